@@ -1,0 +1,1 @@
+"""Axis expressions and the solver that unifies them."""

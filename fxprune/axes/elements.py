@@ -1,0 +1,126 @@
+"""Element by element: the last resort of unification, and what becomes of an axis once masks are known.
+
+Nothing here makes a Python object per channel; everything is an integer or boolean array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, variables
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """``of[v][i]`` is the unit, out of ``count``, that element ``i`` of variable ``v`` belongs to."""
+
+    of: dict[Channels, IndexArray]
+    count: int
+
+
+def has_product(axis: Axis) -> bool:
+    """Whether a product occurs anywhere in the expression."""
+    if isinstance(axis, Product):
+        return True
+    if isinstance(axis, Concat):
+        return any(has_product(p) for p in axis.parts)
+    return isinstance(axis, Gather) and has_product(axis.base)
+
+
+def couple_elements(a: Axis, b: Axis) -> Labels | None:
+    """Tie element i of ``a`` to element i of ``b``. None where a fixed element takes part."""
+    offsets: dict[Channels, int] = {}
+    total = 0
+    for variable in (*variables(a), *variables(b)):
+        if variable not in offsets:
+            offsets[variable] = total
+            total += variable.size
+    left, right = _element_numbers(a, offsets), _element_numbers(b, offsets)
+    if (left < 0).any() or (right < 0).any():
+        return None
+    unit, count = _connected(left, right, total)
+    return Labels({v: unit[o : o + v.size] for v, o in offsets.items()}, count)
+
+
+def _element_numbers(axis: Axis, offsets: Mapping[Channels, int]) -> IndexArray:
+    if isinstance(axis, Channels):
+        return np.arange(axis.size, dtype=np.int64) + offsets[axis]
+    if isinstance(axis, Concat):
+        return np.concatenate([_element_numbers(p, offsets) for p in axis.parts])
+    if isinstance(axis, Gather):
+        return _element_numbers(axis.base, offsets)[axis.index]
+    return np.full(axis.size, -1, dtype=np.int64)
+
+
+def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexArray, int]:
+    """Connected components of ``total`` nodes under edges left[i] - right[i], numbered by their lowest node."""
+    label = np.arange(total, dtype=np.int64)
+    while True:
+        before = label.copy()
+        low = np.minimum(label[left], label[right])
+        np.minimum.at(label, label[left], low)
+        np.minimum.at(label, label[right], low)
+        np.minimum.at(label, left, low)
+        np.minimum.at(label, right, low)
+        label = label[label]
+        if bool((label == before).all()):
+            break
+    _, unit = np.unique(label, return_inverse=True)
+    return unit.astype(np.int64), int(unit.max()) + 1
+
+
+def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
+    """Which elements of a resolved axis stay, given which units of each variable stay (absent: all)."""
+    if isinstance(axis, Channels):
+        return masks[axis] if axis in masks else np.ones(axis.size, dtype=np.bool_)
+    if isinstance(axis, Fixed):
+        return np.ones(axis.size, dtype=np.bool_)
+    if isinstance(axis, Concat):
+        return np.concatenate([kept_mask(p, masks) for p in axis.parts])
+    if isinstance(axis, Gather):
+        return kept_mask(axis.base, masks)[axis.index]
+    mask = np.ones(1, dtype=np.bool_)
+    for factor in axis.factors:
+        mask = np.logical_and.outer(mask, kept_mask(factor, masks)).reshape(-1)
+    return mask
+
+
+def units_of(axis: Axis, variable: Channels) -> IndexArray:
+    """For each element of a resolved axis the unit of ``variable`` it needs, or -1 where it needs none."""
+    if isinstance(axis, Channels):
+        return np.arange(axis.size, dtype=np.int64) if axis is variable else np.full(axis.size, -1, dtype=np.int64)
+    if isinstance(axis, Fixed):
+        return np.full(axis.size, -1, dtype=np.int64)
+    if isinstance(axis, Concat):
+        return np.concatenate([units_of(p, variable) for p in axis.parts])
+    if isinstance(axis, Gather):
+        return units_of(axis.base, variable)[axis.index]
+    units = np.full(1, -1, dtype=np.int64)
+    for factor in axis.factors:
+        units = np.maximum.outer(units, units_of(factor, variable)).reshape(-1)
+    return units
+
+
+def kept_size(axis: Axis, widths: Mapping[Channels, float]) -> float:
+    """The number of elements that stay when each variable keeps ``widths`` of its units (absent: all).
+
+    Exact for products and concatenations; for gathered elements the mean over all choices of that many units.
+    """
+    if isinstance(axis, Channels):
+        return widths.get(axis, axis.size)
+    if isinstance(axis, Fixed):
+        return axis.size
+    if isinstance(axis, Concat):
+        return sum(kept_size(p, widths) for p in axis.parts)
+    if isinstance(axis, Gather):
+        return axis.size * kept_size(axis.base, widths) / axis.base.size
+    size = 1.0
+    for factor in axis.factors:
+        size *= kept_size(factor, widths)
+    return size

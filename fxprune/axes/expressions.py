@@ -1,0 +1,161 @@
+"""Axis expressions: what one dim of one tensor is made of.
+
+    Axis := Channels(n)               n units that may be removed one by one; a union-find variable
+          | Fixed(n)                  a size nobody may change: batch, space, the network's own inputs
+          | Product(a1, ..., ak)      row-major flattening: C*H*W after a flatten, heads*head_dim
+          | Concat(a1, ..., ak)       pieces laid end to end
+          | Gather(a, index)          elements of ``a`` picked by an integer array: stride, flip, coupled elements
+
+Expressions are immutable; only a ``Channels`` variable changes, once, when the solver merges it with another one or
+binds it to the expression that it turned out to be.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IndexArray = NDArray[np.int64]
+_serial = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a variable came into being: a tensor's name and the dim of it."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor} dim {self.dim}"
+
+
+class Channels:
+    """A variable of ``size`` units. ``parent`` and ``binding`` belong to the solver."""
+
+    __slots__ = ("binding", "origin", "parent", "serial", "size")
+
+    def __init__(self, size: int, origin: Origin) -> None:
+        self.size = size
+        self.origin = origin
+        self.serial = next(_serial)
+        self.parent: Channels | None = None
+        self.binding: Axis | None = None
+
+    def __repr__(self) -> str:
+        return f"c{self.serial}:{self.size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A size that stays. ``why`` is the reason given to a variable that is found to be equal to it."""
+
+    size: int
+    why: str = "its size is fixed"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """Row-major flattening of its factors, outermost first. Build it with :func:`product`."""
+
+    factors: tuple[Axis, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Concat:
+    """Its parts laid end to end. Build it with :func:`concat`."""
+
+    parts: tuple[Axis, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gather:
+    """Element ``i`` is element ``index[i]`` of ``base``. Build it with :func:`gather`."""
+
+    base: Axis
+    index: IndexArray
+
+    @property
+    def size(self) -> int:
+        return len(self.index)
+
+
+Axis = Channels | Fixed | Product | Concat | Gather
+ONE = Fixed(1)
+
+
+def product(factors: Iterable[Axis]) -> Axis:
+    """The row-major product: nested products opened, ones dropped, neighbouring fixed sizes merged."""
+    flat: list[Axis] = []
+    for factor in factors:
+        for part in factor.factors if isinstance(factor, Product) else (factor,):
+            if part.size == 1 and isinstance(part, Fixed):
+                continue
+            if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
+                flat[-1] = Fixed(last.size * part.size, last.why)
+            else:
+                flat.append(part)
+    if not flat:
+        return ONE
+    return flat[0] if len(flat) == 1 else Product(tuple(flat), math.prod(f.size for f in flat))
+
+
+def concat(parts: Iterable[Axis]) -> Axis:
+    """The parts end to end: nested concatenations opened, empty parts dropped, neighbouring fixed parts merged."""
+    flat: list[Axis] = []
+    for given in parts:
+        for part in given.parts if isinstance(given, Concat) else (given,):
+            if part.size == 0:
+                continue
+            if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
+                flat[-1] = Fixed(last.size + part.size, last.why)
+            else:
+                flat.append(part)
+    if not flat:
+        return Fixed(0)
+    return flat[0] if len(flat) == 1 else Concat(tuple(flat), sum(p.size for p in flat))
+
+
+def gather(base: Axis, index: IndexArray) -> Axis:
+    """Elements of ``base`` by ``index``; the identity is ``base`` itself and a gather of a gather is one gather."""
+    if isinstance(base, Fixed):
+        return Fixed(len(index), base.why)
+    if isinstance(base, Gather):
+        return gather(base.base, base.index[index])
+    if len(index) == base.size and bool((index == np.arange(base.size)).all()):
+        return base
+    return Gather(base, index)
+
+
+def factors_of(axis: Axis) -> tuple[Axis, ...]:
+    """The factors of a product, else the axis alone (none for a size of one)."""
+    if isinstance(axis, Product):
+        return axis.factors
+    return () if axis.size == 1 else (axis,)
+
+
+def parts_of(axis: Axis) -> tuple[Axis, ...]:
+    """The parts of a concatenation, else the axis alone."""
+    return axis.parts if isinstance(axis, Concat) else (axis,)
+
+
+def variables(axis: Axis) -> Iterator[Channels]:
+    """Every variable written in the expression, in order, repeats included."""
+    stack: list[Axis] = [axis]
+    while stack:
+        top = stack.pop()
+        if isinstance(top, Channels):
+            yield top
+        elif isinstance(top, Product):
+            stack.extend(reversed(top.factors))
+        elif isinstance(top, Concat):
+            stack.extend(reversed(top.parts))
+        elif isinstance(top, Gather):
+            stack.append(top.base)

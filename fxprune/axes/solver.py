@@ -1,0 +1,368 @@
+"""Unification of axes: the solver that turns what ops say about their axes into channel groups.
+
+``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op that
+asked. Every request is written to ``couplings``, from which the channel graph is built afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxprune.axes.elements import couple_elements, has_product
+from fxprune.axes.expressions import (
+    Axis,
+    Channels,
+    Concat,
+    Fixed,
+    Gather,
+    Origin,
+    Product,
+    concat,
+    factors_of,
+    gather,
+    parts_of,
+    product,
+    variables,
+)
+from fxprune.errors import AnalysisError
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why two axes are tied or one is pinned: the graph node's name, the op in words, the source line where known."""
+
+    node: str
+    op: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op} ({self.source})" if self.source else self.op
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """``left`` and ``right`` are the same channels, because of ``cause``."""
+
+    left: Axis
+    right: Axis
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """``axis`` keeps its size, because of ``reason`` at ``cause``."""
+
+    axis: Axis
+    reason: str
+    cause: Cause
+
+
+class Solver:
+    """Holds the couplings and pins of one analysis and keeps the variables solved as they come in."""
+
+    def __init__(self) -> None:
+        self.couplings: list[Coupling] = []
+        self.pins: list[Pin] = []
+        self._cause = Cause("", "")
+        self._inner = Origin("", 0)
+
+    def fresh(self, size: int, origin: Origin) -> Axis:
+        """A new variable of ``size`` units (a size of one has nothing to remove and is fixed)."""
+        return Channels(size, origin) if size != 1 else Fixed(1, "it has a single channel")
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def resolve(self, axis: Axis) -> Axis:
+        """The axis written in unbound representatives only, in normal form."""
+        if isinstance(axis, Channels):
+            root = _representative(axis)
+            if root.binding is None:
+                return root
+            root.binding = self.resolve(root.binding)
+            return root.binding
+        if isinstance(axis, Fixed):
+            return axis
+        if isinstance(axis, Product):
+            factors = [self.resolve(f) for f in axis.factors]
+            return axis if _same(factors, axis.factors) else product(factors)
+        if isinstance(axis, Concat):
+            parts = [self.resolve(p) for p in axis.parts]
+            return axis if _same(parts, axis.parts) else concat(parts)
+        base = self.resolve(axis.base)
+        return axis if base is axis.base else gather(base, axis.index)
+
+    # -- what rules ask for ------------------------------------------------------------------------------------------
+
+    def unify(self, left: Axis, right: Axis, cause: Cause) -> None:
+        """Make the two axes the same channels."""
+        if left is right or (isinstance(left, Fixed) and isinstance(right, Fixed) and left.size == right.size):
+            return
+        if left.size != right.size:
+            raise AnalysisError(f"{cause}: axes of {left.size} and {right.size} elements cannot be the same")
+        self.couplings.append(Coupling(left, right, cause))
+        self._cause = cause
+        self._unify(self.resolve(left), self.resolve(right))
+
+    def pin(self, axis: Axis, reason: str, cause: Cause) -> None:
+        """Keep every unit of the axis."""
+        if isinstance(axis, Fixed):
+            return
+        self.pins.append(Pin(axis, reason, cause))
+        for variable in list(variables(self.resolve(axis))):
+            root = _representative(variable)
+            if root.binding is None:
+                root.binding = Fixed(root.size, reason)
+
+    def split(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
+        """Cut the axis into consecutive parts of the given sizes."""
+        self._cause = cause
+        parts = self._split(self.resolve(axis), sizes)
+        self.couplings.append(Coupling(axis, concat(parts), cause))
+        return parts
+
+    def factor(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
+        """Write the axis as a row-major product of the given sizes."""
+        self._cause = cause
+        factors: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
+        self.unify(axis, product(factors), cause)
+        return factors
+
+    # -- unification ---------------------------------------------------------------------------------------------------
+
+    def _unify(self, a: Axis, b: Axis) -> None:
+        a, b = self.resolve(a), self.resolve(b)
+        if a is b:
+            return
+        if isinstance(b, Channels) and not isinstance(a, Channels):
+            a, b = b, a
+        if isinstance(a, Fixed) or isinstance(b, Fixed):
+            self._fix(a, b)
+        elif isinstance(a, Channels):
+            self._bind(a, b)
+        elif isinstance(a, Gather) or isinstance(b, Gather):
+            self._unify_elements(a, b)
+        elif isinstance(a, Product) and isinstance(b, Product):
+            self._unify_products(a, b)
+        elif isinstance(a, Concat) and isinstance(b, Concat):
+            self._unify_concats(a, b)
+        elif isinstance(a, Product) and isinstance(b, Concat):
+            self._unify_product_concat(a, b)
+        elif isinstance(a, Concat) and isinstance(b, Product):
+            self._unify_product_concat(b, a)
+
+    def _fix(self, a: Axis, b: Axis) -> None:
+        for side, other in ((a, b), (b, a)):
+            if isinstance(other, Fixed):
+                self.pin(side, other.why, self._cause)
+
+    def _bind(self, variable: Channels, value: Axis) -> None:
+        if isinstance(value, Channels):
+            value.parent = variable
+        elif any(v is variable for v in variables(value)):
+            self._unify_elements(variable, value)
+        else:
+            variable.binding = value
+
+    def _unify_products(self, a: Product, b: Product) -> None:
+        for left, right in _segments(a.factors, b.factors, math.prod):
+            if len(left) == 1 or len(right) == 1:
+                self._unify(product(left), product(right))
+            else:
+                self._unify_ragged_products(left, right)
+
+    def _unify_ragged_products(self, left: list[Axis], right: list[Axis]) -> None:
+        strides = sorted({*_strides(left), *_strides(right)})
+        if any(high % low for low, high in itertools.pairwise(strides)):
+            self._cross(*left, *right)
+            return
+        for x, y in zip(self._refine(left, strides), self._refine(right, strides), strict=True):
+            self._unify(x, y)
+
+    def _refine(self, factors: list[Axis], strides: list[int]) -> list[Axis]:
+        """The factors cut at every stride (innermost stride 1 first in ``strides``), outermost factor first."""
+        refined: list[Axis] = []
+        stride = math.prod(f.size for f in factors)
+        for factor in factors:
+            low = stride // factor.size
+            inside = [s for s in strides if low <= s < stride]
+            sizes = [high // lower for lower, high in itertools.pairwise([*inside, stride])][::-1]
+            refined.extend([factor] if len(sizes) == 1 else self._factor(factor, sizes))
+            stride = low
+        return refined
+
+    def _factor(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        factors: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
+        self._unify(axis, product(factors))
+        return factors
+
+    def _unify_concats(self, a: Concat, b: Concat) -> None:
+        for left, right in _segments(a.parts, b.parts, sum):
+            if len(left) == 1 or len(right) == 1:
+                self._unify(concat(left), concat(right))
+                continue
+            ends = sorted({*_ends(left), *_ends(right)})
+            for x, y in zip(self._cut(left, ends), self._cut(right, ends), strict=True):
+                self._unify(x, y)
+
+    def _cut(self, parts: list[Axis], ends: list[int]) -> list[Axis]:
+        """The parts cut at every end offset; a part that is itself found to be a concatenation counts as one piece."""
+        cut: list[Axis] = []
+        start = 0
+        for part in parts:
+            stop = start + part.size
+            inside = [e for e in ends if start < e <= stop]
+            sizes = [high - low for low, high in itertools.pairwise([start, *inside])]
+            cut.extend([part] if len(sizes) == 1 else self._split(self.resolve(part), sizes))
+            start = stop
+        return cut
+
+    def _unify_product_concat(self, a: Product, b: Concat) -> None:
+        """Group the parts into multiples of the inner size; ``outer`` is then the concatenation of the multiples."""
+        for cut in range(1, len(a.factors)):
+            outer, inner = product(a.factors[:cut]), product(a.factors[cut:])
+            if all(part.size % inner.size == 0 for part in b.parts):
+                multiples: list[Axis] = []
+                for part in b.parts:
+                    multiples.append(self.fresh(part.size // inner.size, self._inner))
+                    self._unify(part, product((multiples[-1], inner)))
+                self._unify(outer, concat(multiples))
+                return
+        self._unify_periodic(a, b)
+
+    def _unify_periodic(self, a: Product, b: Concat) -> None:
+        """Parts that cut through the inner factors: right where they repeat at every step of the outer factor."""
+        outer, inner = a.factors[0], product(a.factors[1:])
+        periods = [list(run) for run in _runs(b.parts, inner.size)]
+        if len(periods) != outer.size:
+            self._cross(a, b)
+            return
+        self._pin_crossed(outer, "pieces of other sizes run across it")
+        for run in periods:
+            self._unify(concat(run), inner)
+
+    def _unify_elements(self, a: Axis, b: Axis) -> None:
+        if has_product(a) or has_product(b):
+            self._cross(a, b)
+            return
+        labels = couple_elements(a, b)
+        if labels is None:
+            self._cross(a, b)
+            return
+        units = Channels(labels.count, self._inner)
+        for variable, label in labels.of.items():
+            variable.binding = gather(units, label)
+
+    def _cross(self, *axes: Axis) -> None:
+        sizes = " against ".join(str(a.size) for a in axes)
+        for axis in axes:
+            self._pin_crossed(axis, f"sizes {sizes} cut across one another and cannot be aligned")
+
+    def _pin_crossed(self, axis: Axis, reason: str) -> None:
+        self.pin(axis, reason, self._cause)
+
+    # -- cutting ---------------------------------------------------------------------------------------------------------
+
+    def _split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+        if len(sizes) == 1:
+            return [axis]
+        if isinstance(axis, Fixed):
+            return [Fixed(s, axis.why) for s in sizes]
+        if isinstance(axis, Channels):
+            parts: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
+            axis.binding = concat(parts)
+            return parts
+        if isinstance(axis, Gather):
+            bounds = np.cumsum([0, *sizes])
+            return [gather(axis.base, axis.index[lo:hi]) for lo, hi in itertools.pairwise(bounds.tolist())]
+        if isinstance(axis, Concat):
+            ends = sorted({*_ends(axis.parts), *itertools.accumulate(sizes)})
+            return _regroup(self._cut(list(axis.parts), ends), sizes)
+        return self._split_product(axis, sizes)
+
+    def _split_product(self, axis: Product, sizes: Sequence[int]) -> list[Axis]:
+        for cut in range(1, len(axis.factors)):
+            outer, inner = product(axis.factors[:cut]), product(axis.factors[cut:])
+            if all(s % inner.size == 0 for s in sizes):
+                pieces = self._split(self.resolve(outer), [s // inner.size for s in sizes])
+                return [product((piece, inner)) for piece in pieces]
+        outer, inner = axis.factors[0], product(axis.factors[1:])
+        self._pin_crossed(outer, "a cut inside its inner factors repeats at every step of it")
+        ends = sorted({*(e % inner.size for e in itertools.accumulate(sizes))} - {0}) + [inner.size]
+        steps = [high - low for low, high in itertools.pairwise([0, *ends])]
+        pieces = self._split(self.resolve(inner), steps)
+        return _regroup(pieces * outer.size, sizes)
+
+
+def _representative(variable: Channels) -> Channels:
+    root = variable
+    while root.parent is not None:
+        root = root.parent
+    while variable.parent is not None and variable.parent is not root:
+        variable.parent, variable = root, variable.parent
+    return root
+
+
+def _same(new: list[Axis], old: tuple[Axis, ...]) -> bool:
+    return all(n is o for n, o in zip(new, old, strict=True))
+
+
+def _strides(factors: Sequence[Axis]) -> list[int]:
+    """The stride of every factor, that is the product of the sizes to its right, and the total."""
+    return [*itertools.accumulate([1, *(f.size for f in reversed(factors))], lambda x, y: x * y)]
+
+
+def _ends(parts: Sequence[Axis]) -> list[int]:
+    return [*itertools.accumulate(p.size for p in parts)]
+
+
+def _segments(
+    left: Sequence[Axis], right: Sequence[Axis], total: object
+) -> list[tuple[list[Axis], list[Axis]]]:
+    """The shortest runs of both sides that cover the same elements. ``total`` is ``sum`` or ``math.prod``."""
+    measure = math.prod if total is math.prod else sum
+    segments: list[tuple[list[Axis], list[Axis]]] = []
+    xs, ys = list(left), list(right)
+    while xs or ys:
+        run_x, run_y = [xs.pop()], [ys.pop()]
+        while (size_x := measure(x.size for x in run_x)) != (size_y := measure(y.size for y in run_y)):
+            if size_x < size_y:
+                run_x.append(xs.pop())
+            else:
+                run_y.append(ys.pop())
+        segments.append((run_x[::-1], run_y[::-1]))
+    return segments
+
+
+def _runs(parts: Sequence[Axis], size: int) -> list[list[Axis]]:
+    """Consecutive parts collected to runs of exactly ``size`` elements; no run at all where that is impossible."""
+    runs: list[list[Axis]] = [[]]
+    filled = 0
+    for part in parts:
+        runs[-1].append(part)
+        filled += part.size
+        if filled > size:
+            return []
+        if filled == size:
+            runs.append([])
+            filled = 0
+    return runs[:-1] if not runs[-1] else []
+
+
+def _regroup(pieces: list[Axis], sizes: Sequence[int]) -> list[Axis]:
+    """Pieces collected to concatenations of the given sizes."""
+    supply = iter(pieces)
+    groups: list[Axis] = []
+    for size in sizes:
+        taken: list[Axis] = []
+        while sum(t.size for t in taken) < size:
+            taken.append(next(supply))
+        groups.append(concat(taken))
+    return groups
+
+
+__all__ = ["Cause", "Coupling", "Pin", "Solver", "parts_of", "factors_of"]

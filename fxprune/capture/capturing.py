@@ -1,0 +1,157 @@
+"""``capture``: model and sample in, annotated graph out. No real compute; the caller's model is only read."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture import clone, lowering, sources
+from fxprune.capture.recorder import Recorder
+from fxprune.errors import CaptureError, FxpruneError
+from fxprune.samples import Sample
+
+_LOCK = threading.RLock()
+
+
+@dataclass
+class Captured:
+    """A captured forward.
+
+    Attributes:
+        graph: the FX graph; each node's ``meta`` holds ``val`` (its value on meta), ``source`` and ``module``.
+        shapes: shape of every parameter and buffer by its first state-dict name, and of the constants.
+        aliases: every other state-dict name of a tied tensor, to its first name.
+        constants: tensors made while tracing, by attribute name.
+        sample: the sample that was traced (batch of at least 2 where the model has a free batch).
+    """
+
+    graph: fx.Graph
+    shapes: dict[str, tuple[int, ...]]
+    aliases: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    sample: Sample
+    training: bool = False
+    parameters: set[str] = field(default_factory=set)
+
+    def first_name(self, name: str) -> str:
+        """The name under which a tied tensor is known."""
+        return self.aliases.get(name, name)
+
+    def module(self, model: nn.Module) -> fx.GraphModule:
+        """The captured graph at full width, sharing ``model``'s tensors and submodules."""
+        root: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                root[node.target] = model.get_submodule(node.target)
+            elif node.op == "get_attr":
+                root[node.target] = self.constants.get(node.target)
+                if root[node.target] is None:
+                    root[node.target] = attribute(model, node.target)
+        graph = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        graph.output(graph.graph_copy(self.graph, values))
+        module = fx.GraphModule(root, graph, class_name=type(model).__name__)
+        return module.train(self.training)
+
+
+def attribute(model: nn.Module, name: str) -> Any:
+    """The attribute at a dotted path."""
+    path, _, leaf = name.rpartition(".")
+    return getattr(model.get_submodule(path), leaf)
+
+
+def capture(
+    model: nn.Module,
+    sample: Sample,
+    *,
+    keeps: Callable[[str], bool],
+    is_leaf: Callable[[nn.Module], bool],
+    training: bool = False,
+) -> Captured:
+    """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
+
+    ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call.
+
+    Raises:
+        CaptureError: the forward cannot be traced; names the module and the source line.
+    """
+    with _LOCK, torch.no_grad():
+        copy = clone.meta_clone(model).train(training)
+        tensors = list(copy.named_parameters(remove_duplicate=False)) + list(copy.named_buffers(remove_duplicate=False))
+        recorder = Recorder(keeps, _device_of(sample))
+        recorder.name_tensors(tensors)
+        _run(copy, sample.to_meta(), recorder, is_leaf)
+    first: dict[int, str] = {}
+    aliases = {n: first[id(t)] for n, t in tensors if first.setdefault(id(t), n) != n}
+    shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
+    shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
+    parameters = {n for n, _ in copy.named_parameters()}
+    return Captured(recorder.graph, shapes, aliases, recorder.constants, sample, training, parameters)
+
+
+def _device_of(sample: Sample) -> torch.device:
+    return sample.tensors[0].device if sample.tensors else torch.device("cpu")
+
+
+def _run(copy: nn.Module, sample: Sample, recorder: Recorder, is_leaf: Callable[[nn.Module], bool]) -> None:
+    paths = {id(m): name for name, m in copy.named_modules()}
+
+    def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        path = paths.get(id(module), "")
+        if lowering.is_lowered(module):
+            return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
+        if path and is_leaf(module):
+            return recorder.call_module(path, module, original, args, kwargs)
+        return _inside(recorder, path, original, module, args, kwargs)
+
+    clone.watch(copy, handle)
+    args, kwargs = _placeholders(copy, sample, recorder)
+    try:
+        with recorder:
+            value = copy(*args, **kwargs)
+        recorder.output(value)
+    except FxpruneError as error:
+        raise CaptureError(f"{_where(error, recorder)}: {error}") from error
+    except Exception as error:  # the forward is the user's own code: anything may come out of it
+        raise CaptureError(f"{_where(error, recorder)}: {type(error).__name__}: {error}") from error
+
+
+def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    recorder.module_path.append(path)
+    result = function(module, *args, **kwargs)
+    recorder.module_path.pop()
+    return result
+
+
+def _where(error: BaseException, recorder: Recorder) -> str:
+    path = next((p for p in reversed(recorder.module_path) if p), "") or "the model"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f for f in frames if not f.filename.startswith(sources._HIDDEN)]
+    if not lines:
+        return f"cannot trace {path}"
+    return f"cannot trace {path} at {sources.short_location(lines[-1].filename, lines[-1].lineno or 0)}"
+
+
+def _placeholders(copy: nn.Module, sample: Sample, recorder: Recorder) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One placeholder for every argument that the sample gives, under the name that the forward gives it."""
+    signature = inspect.signature(copy.forward)
+    try:
+        bound = signature.bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        raise CaptureError(f"the sample does not fit forward{signature}: {error}") from error
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            recorder.placeholder(f"*{name}", value)
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            recorder.placeholder(f"**{name}", value)
+        else:
+            recorder.placeholder(name, value)
+    return bound.args, bound.kwargs

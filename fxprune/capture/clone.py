@@ -1,0 +1,60 @@
+"""A private copy of the model on the meta device, whose module calls can be watched.
+
+The copy costs no weight memory, and nothing that its forward does can reach the caller's model. Calls are watched by
+giving each submodule of the copy a subclass of its own class, so nothing in the process is patched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.errors import CaptureError
+
+CallHandler = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+def meta_clone(model: nn.Module) -> nn.Module:
+    """A deep copy of the model in which every tensor lies on the meta device; ties stay tied."""
+    memo: dict[int, Any] = {}
+    for tensor in _tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = _meta(tensor)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+        raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
+
+
+def watch(model: nn.Module, handler: CallHandler) -> None:
+    """Send every call of a submodule of ``model`` (a private copy) through ``handler``."""
+    for module in model.modules():
+        cls = type(module)
+        original = cls.__call__
+
+        def watched(self: nn.Module, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
+            return handler(self, _original, args, kwargs)
+
+        namespace = {"__call__": watched, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        try:
+            module.__class__ = type(cls.__name__, (cls,), namespace)
+        except TypeError as error:
+            raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    for module in model.modules():
+        yield from (p for p in module._parameters.values() if p is not None)
+        yield from (b for b in module._buffers.values() if b is not None)
+        yield from (v for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf)
+
+
+def _meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty

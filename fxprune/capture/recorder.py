@@ -1,0 +1,380 @@
+"""The recorder: a torch function mode that writes every op on watched tensors into an FX graph.
+
+Tensors are plain meta tensors and each knows its node; sizes are numbers that know where they came from. The mode is
+local to its thread, so other threads never notice that a model is being captured.
+"""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune.capture import dtypes, sources
+from fxprune.capture.naming import canonical_name
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
+from fxprune.errors import CaptureError
+
+_NODE = "_fxprune_node"
+_DEVICE = torch.device("meta")
+_REVERSED = {
+    "__rsub__": operator.sub,
+    "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv,
+    "__rpow__": operator.pow,
+    "__rfloordiv__": operator.floordiv,
+    "__rmod__": operator.mod,
+    "__rmatmul__": operator.matmul,
+}
+_OPERATORS = {"add", "sub", "mul", "div", "matmul", "pow", "neg", "remainder"}
+_OPERATOR_OF = {"div": operator.truediv, "remainder": operator.mod}
+_VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
+_QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
+_RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
+_READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
+
+
+class Recorder(TorchFunctionMode):
+    """Records one forward into ``graph``.
+
+    ``keeps(name)`` says which composite functions are written as one node; others are entered and their parts seen.
+    """
+
+    def __init__(self, keeps: Callable[[str], bool], device: torch.device) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.constants: dict[str, torch.Tensor] = {}
+        self.module_path: list[str] = []
+        self._keeps = keeps
+        self._device = device
+        self._names: dict[int, str] = {}
+        self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
+        self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
+        self._dtypes = dtypes.DtypeReads()
+        self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
+        self._attributes: dict[str, fx.Node] = {}
+
+    # -- naming tensors -------------------------------------------------------------------------------------------
+
+    def name_tensors(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Tell the recorder the state-dict names of the clone's tensors."""
+        for name, tensor in named:
+            self._names.setdefault(id(tensor), name)
+
+    def placeholder(self, name: str, value: Any) -> None:
+        """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container."""
+        node = self.graph.placeholder(name)
+        node.meta["val"] = value
+        self._adopt(node, value)
+
+    def _adopt(self, node: fx.Node, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            setattr(value, _NODE, node)
+        elif isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                self._adopt_item(node, i, item)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                self._adopt_item(node, key, item)
+
+    def _adopt_item(self, node: fx.Node, key: Any, item: Any) -> None:
+        if pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), item):
+            child = self._new("call_function", operator.getitem, (node, key), {}, item)
+            self._adopt(child, item)
+
+    # -- the mode ---------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return self._read_attribute(_getter_name(func), func, args)
+        if name in _QUERIES:
+            return self._query(name, func, args, kwargs)
+        if name in _READS_DATA and self._tracks(args, kwargs):
+            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+        if not self._tracks(args, kwargs) and canonical_name(name) not in _RANDOM:
+            return func(*args, **kwargs)
+        if _enterable(func) and not self._keeps(canonical_name(name)):
+            with self:
+                return _entered(func)(*args, **kwargs)
+        return self._record(func, args, kwargs)
+
+    def _tracks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return any(self._is_tracked(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+
+    def _is_tracked(self, leaf: Any) -> bool:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.device == _DEVICE or id(leaf) in self._constant_nodes
+        if isinstance(leaf, slice):
+            return any(isinstance(v, Traced) for v in (leaf.start, leaf.stop, leaf.step))
+        return isinstance(leaf, Traced) or (isinstance(leaf, torch.device) and id(leaf) in self._devices)
+
+    # -- questions about a tensor -----------------------------------------------------------------------------------
+
+    def _read_attribute(self, name: str, func: Any, args: tuple[Any, ...]) -> Any:
+        tensor = args[0]
+        if not self._is_tracked(tensor):
+            return func(*args)
+        if name == "shape":
+            return self._shape(tensor)
+        if name == "device":
+            device = torch.device(str(self._device))
+            self._devices[id(device)] = (device, self.node_of(tensor))
+            return device
+        if name == "is_cuda":
+            return self._device.type == "cuda"
+        if name == "dtype":
+            self._dtypes.read(tensor.dtype, self.node_of(tensor))
+        if name in _VIEW_GETTERS:
+            value = func(*args)
+            node = self._new("call_function", getattr, (self.node_of(tensor), name), {}, value)
+            self._adopt(node, value)
+            return value
+        return func(*args)
+
+    def _shape(self, tensor: torch.Tensor) -> torch.Size:
+        node = self.node_of(tensor)
+        with torch._C.DisableTorchFunction():
+            return torch.Size(tuple(size_of(node, d, n) for d, n in enumerate(tuple(tensor.shape))))
+
+    def _query(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = func(*args, **kwargs)
+        if not self._is_tracked(args[0]):
+            return value
+        if name == "size":
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            shape = self._shape(args[0])
+            return shape if dim is None else shape[int(dim)]
+        if name in ("numel", "nelement"):
+            total: Any = 1
+            for size in self._shape(args[0]):
+                total = total * size
+            return total
+        return value
+
+    # -- recording --------------------------------------------------------------------------------------------------
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._own_constants_before_mutation(func, args)
+        value = self._compute(func, args, kwargs)
+        if not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value) and not _mutates(func):
+            return value
+        op, target, args = _node_form(func, args, kwargs)
+        frame = sources.user_frame()
+        node_args = self._arguments(args, frame)
+        node_kwargs = {k: self._argument(v, frame) for k, v in kwargs.items()}
+        node = self._new(op, target, node_args, node_kwargs, value)
+        self._adopt(node, value)
+        out = kwargs.get("out")
+        if isinstance(out, torch.Tensor):
+            setattr(out, _NODE, node)
+        return value
+
+    def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
+        """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
+        if _mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != _DEVICE:
+            constant = args[0]
+            node = self._new("call_method", "clone", (self._constant(constant),), {}, _to_meta(constant))
+            self._constant_nodes[id(constant)] = (constant, node)
+
+    def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
+        """Record the call of a leaf module."""
+        with torch._C.DisableTorchFunction():
+            value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
+        node_args = tuple(self._argument(a, None) for a in args)
+        node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
+        node = self._new("call_module", path, node_args, node_kwargs, value)
+        self._adopt(node, value)
+        return value
+
+    def output(self, value: Any) -> None:
+        """Close the graph."""
+        self.graph.output(self._argument(value, None))
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = pytree.tree_map(_meta_value, (tuple(args), kwargs))
+        if getattr(func, "__name__", "") in ("cpu", "cuda"):
+            return args[0].view_as(args[0])
+        return func(*args, **kwargs)
+
+    def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta["val"] = value
+        node.meta["source"] = sources.source_line()
+        node.meta["module"] = self.module_path[-1] if self.module_path else ""
+        return node
+
+    # -- arguments ----------------------------------------------------------------------------------------------------
+
+    def node_of(self, tensor: torch.Tensor) -> fx.Node:
+        """The node that made the tensor; a parameter, buffer or constant gets one on first use."""
+        if id(tensor) in self._constant_nodes:
+            return self._constant_nodes[id(tensor)][1]
+        node = getattr(tensor, _NODE, None)
+        if isinstance(node, fx.Node) and node.graph is self.graph:
+            return node
+        name = self._names.get(id(tensor))
+        if name is not None:
+            node = self._attribute(name, tensor)
+            setattr(tensor, _NODE, node)
+            return node
+        if tensor.device == _DEVICE:
+            raise CaptureError(
+                f"a tensor of shape {tuple(tensor.shape)} came out of code that cannot be watched "
+                "(a compiled function, a custom autograd function or a tensor kept from an earlier call)"
+            )
+        return self._constant(tensor)
+
+    def _attribute(self, name: str, value: torch.Tensor) -> fx.Node:
+        if name not in self._attributes:
+            self._attributes[name] = self._new("get_attr", name, (), {}, value)
+        return self._attributes[name]
+
+    def _constant(self, tensor: torch.Tensor) -> fx.Node:
+        if id(tensor) not in self._constant_nodes:
+            name = f"_tensor_constant{len(self.constants)}"
+            self.constants[name] = tensor.detach().clone()
+            node = self._attribute(name, _to_meta(tensor))
+            self._constant_nodes[id(tensor)] = (tensor, node)
+        return self._constant_nodes[id(tensor)][1]
+
+    def _arguments(self, args: tuple[Any, ...], frame: types.FrameType | None) -> tuple[Any, ...]:
+        return tuple(self._argument(a, frame) for a in args)
+
+    def _argument(self, value: Any, frame: types.FrameType | None) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.node_of(value)
+        if isinstance(value, Traced):
+            return self._number(value)
+        if isinstance(value, torch.device):
+            return self._device_argument(value)
+        if isinstance(value, torch.dtype):
+            return self._dtype_argument(value, frame)
+        if isinstance(value, slice):
+            return slice(*(self._argument(v, frame) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, (list, tuple)):
+            return self._sequence(value, frame)
+        if isinstance(value, dict):
+            return self._mapping(value, frame)
+        return value
+
+    def _sequence(self, value: Any, frame: types.FrameType | None) -> Any:
+        items = [self._argument(v, frame) for v in value]
+        if hasattr(value, "_fields"):
+            return self._structure(type(value), tuple(items), {})
+        return items if isinstance(value, list) else tuple(items)
+
+    def _mapping(self, value: dict[Any, Any], frame: types.FrameType | None) -> Any:
+        items = {k: self._argument(v, frame) for k, v in value.items()}
+        return items if type(value) is dict else self._structure(type(value), (), items)
+
+    def _structure(self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if cls.__name__ == "OrderedDict":
+            return self._new("call_function", dict, (), kwargs, None)
+        return self._new("call_function", cls, args, kwargs, None)
+
+    def _number(self, value: TracedInt | TracedFloat) -> fx.Node:
+        if value.node is None or value.node.graph is not self.graph:
+            if value.function is size_of:
+                value.node = self._size(*value.operands)
+            else:
+                operands = self._arguments(value.operands, None)
+                value.node = self._new("call_function", value.function, operands, {}, _plain_number(value))
+        return value.node
+
+    def _size(self, node: fx.Node, dim: int) -> fx.Node:
+        if (node, dim) not in self._sizes:
+            with torch._C.DisableTorchFunction():
+                value = int(node.meta["val"].shape[dim])
+            self._sizes[node, dim] = self._new("call_method", "size", (node, dim), {}, value)
+        return self._sizes[node, dim]
+
+    def _device_argument(self, device: torch.device) -> Any:
+        if id(device) not in self._devices:
+            return device
+        return self._new("call_function", getattr, (self._devices[id(device)][1], "device"), {}, device)
+
+    def _dtype_argument(self, dtype: torch.dtype, frame: types.FrameType | None) -> Any:
+        source = self._dtypes.origin(dtype, frame)
+        return dtype if source is None else self._new("call_function", getattr, (source, "dtype"), {}, dtype)
+
+
+def _plain_number(value: TracedInt | TracedFloat) -> int | float:
+    return int(value) if isinstance(value, TracedInt) else float(value)
+
+
+def _getter_name(func: Any) -> str:
+    descriptor = func.__self__
+    return str(getattr(descriptor, "__name__", None) or getattr(getattr(descriptor, "fget", None), "__name__", ""))
+
+
+def _enterable(func: Any) -> bool:
+    return isinstance(func, types.FunctionType) and getattr(func, "__name__", "") not in _REVERSED
+
+
+def _entered(func: types.FunctionType) -> Callable[..., Any]:
+    """The same function, answering for itself instead of asking the mode again; what it calls is still watched."""
+    namespace = dict(func.__globals__)
+    for name in list(namespace):
+        if name.startswith("has_torch_function"):
+            namespace[name] = _no_torch_function
+    twin = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__)
+    twin.__kwdefaults__ = func.__kwdefaults__
+    return twin
+
+
+def _no_torch_function(*args: Any) -> bool:
+    return False
+
+
+def _mutates(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+
+
+def _node_form(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, Any, tuple[Any, ...]]:
+    """FX op, target and arguments under which an intercepted function is written down."""
+    name = getattr(func, "__name__", "")
+    if name in _REVERSED:
+        return "call_function", _REVERSED[name], args[::-1]
+    if name in _OPERATORS and len(args) == len([a for a in args if not isinstance(a, str)]) and not kwargs:
+        function = _OPERATOR_OF.get(name) or getattr(operator, name, None)
+        if function is not None and _is_method(func):
+            return "call_function", function, args
+    if _is_method(func):
+        if name.startswith("__"):
+            return "call_function", getattr(operator, name.strip("_") if name not in _KEYWORDS else _KEYWORDS[name]), args
+        return "call_method", name, args
+    return "call_function", func, args
+
+
+_KEYWORDS = {"__and__": "and_", "__or__": "or_"}
+
+
+def _is_method(func: Any) -> bool:
+    if isinstance(func, (types.MethodDescriptorType, types.WrapperDescriptorType)):
+        return True
+    return isinstance(func, types.FunctionType) and func.__qualname__.startswith(("Tensor.", "TensorBase."))
+
+
+def _meta_value(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return _DEVICE
+    if isinstance(value, torch.Tensor) and value.device != _DEVICE:
+        return _to_meta(value)
+    return value
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device=_DEVICE, requires_grad=False)

@@ -1,0 +1,31 @@
+"""The line of the user's source that an op comes from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+import torch
+
+_HIDDEN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+
+
+def user_frame() -> types.FrameType | None:
+    """The innermost frame that is neither torch's nor this package's."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_HIDDEN):
+        frame = frame.f_back
+    return frame
+
+
+def source_line() -> str:
+    """``file.py:line`` of that frame: the file's name and its folder, never a machine's path."""
+    frame = user_frame()
+    return "" if frame is None else short_location(frame.f_code.co_filename, frame.f_lineno)
+
+
+def short_location(filename: str, line: int) -> str:
+    """The last two parts of a path with a line number."""
+    parts = filename.replace(os.sep, "/").split("/")
+    return f"{'/'.join(parts[-2:])}:{line}"

@@ -1,0 +1,92 @@
+"""Everything fxprune raises on purpose.
+
+Every exception derives from :class:`FxpruneError`, so one ``except`` catches them all. Where Python has a builtin for
+the kind of mistake (a wrong value, a missing import), the exception derives from that too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "AnalysisError",
+    "ArtefactError",
+    "BudgetError",
+    "CaptureError",
+    "CriterionError",
+    "ExcludeError",
+    "FxpruneError",
+    "MissingDependencyError",
+    "ModelError",
+    "PlanError",
+    "ProofError",
+    "RatioError",
+    "RewriteError",
+    "SampleError",
+]
+
+
+class FxpruneError(Exception):
+    """Base of every error that fxprune raises on purpose."""
+
+
+class ModelError(FxpruneError, ValueError):
+    """The model itself cannot be compiled: NaN weights, lazy or quantised modules, hooks, nothing to prune."""
+
+
+class SampleError(FxpruneError, ValueError):
+    """``sample_input`` holds no tensor, or does not fit the model in shape, dtype or device."""
+
+
+class RatioError(FxpruneError, ValueError):
+    """``ratio`` is not a number with ``0 <= ratio < 1``."""
+
+
+class BudgetError(FxpruneError, ValueError):
+    """The budget is unknown, or the ratio asked for is above the reachable maximum.
+
+    Attributes:
+        reachable: the largest ratio that can be reached, between 0 and 1; None where the budget's name is the mistake.
+        pinned: names of the pinned widths that stand in the way, the most costly first.
+    """
+
+    def __init__(self, message: str, *, reachable: float | None = None, pinned: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reachable = reachable
+        self.pinned = list(pinned)
+
+
+class CriterionError(FxpruneError, ValueError):
+    """The criterion is unknown, lacks the calibration it needs, or returned scores that do not fit the groups."""
+
+
+class ExcludeError(FxpruneError, ValueError):
+    """A pattern of ``exclude`` matches no module and no parameter."""
+
+
+class CaptureError(FxpruneError):
+    """The model cannot be traced; the message names the module and its source line."""
+
+
+class AnalysisError(FxpruneError):
+    """The channel groups of a captured graph cannot be solved."""
+
+
+class PlanError(FxpruneError, ValueError):
+    """A plan is malformed, or was made for another network."""
+
+
+class RewriteError(FxpruneError):
+    """The smaller graph cannot be emitted from the plan."""
+
+
+class ProofError(FxpruneError):
+    """The pruned network does not equal the masked original; no network is returned."""
+
+
+class ArtefactError(FxpruneError, ValueError):
+    """A saved folder is truncated, tampered with or foreign, or a network cannot be written as one."""
+
+
+class MissingDependencyError(FxpruneError, ImportError):
+    """An optional package is needed and not installed; the message says which extra to install."""

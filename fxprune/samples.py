@@ -1,0 +1,126 @@
+"""The sample a model is compiled with: ``sample_input`` turned into positional and keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import SampleError
+
+__all__ = ["Sample"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """The arguments of one call of the model; tensors may be nested in lists, tuples and dicts.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def from_input(cls, sample_input: Any) -> Sample:
+        """Read what a user passes as ``sample_input``.
+
+        A tensor or a list is one positional argument, a tuple is the positional arguments, a dict whose keys are all
+        strings is the keyword arguments, and anything else is wrapped as one positional argument.
+
+        Raises:
+            SampleError: there is no tensor in it, or a tensor is not dense or holds NaN.
+        """
+        if isinstance(sample_input, Sample):
+            return sample_input
+        sample = cls(*_arguments(sample_input))
+        if not sample.tensors:
+            raise SampleError(
+                f"sample_input holds no tensor (got {type(sample_input).__name__}): pass what the model takes, "
+                "for example torch.randn(1, 3, 224, 224), a tuple of arguments, or a dict of keyword arguments"
+            )
+        for name, tensor in sample.named_tensors():
+            _check_tensor(name, tensor)
+        return sample
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor leaf, in the order of the arguments."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
+
+    def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """Every tensor leaf with the path to it, such as ``args[0]`` or ``kwargs['mask']``."""
+        paths_of_args, _ = pytree.tree_flatten_with_path(self.args)
+        paths_of_kwargs, _ = pytree.tree_flatten_with_path(self.kwargs)
+        named = [("args" + pytree.keystr(path), leaf) for path, leaf in paths_of_args]
+        named += [("kwargs" + pytree.keystr(path), leaf) for path, leaf in paths_of_kwargs]
+        return [(name, leaf) for name, leaf in named if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def batch_size(self) -> int | None:
+        """Dim 0 if all tensors with at least one dim agree on it, else None."""
+        sizes = {tensor.shape[0] for tensor in self.tensors if tensor.ndim > 0}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def with_batch(self, batch_size: int) -> Sample:
+        """The same sample with ``batch_size`` rows along dim 0: rows repeat in order, or the first ones are kept.
+
+        Raises:
+            SampleError: the tensors have no common dim 0, there are no rows to repeat, or ``batch_size`` is below 1.
+        """
+        rows = self.batch_size
+        if batch_size < 1:
+            raise SampleError(f"batch size must be at least 1, not {batch_size}")
+        if rows is None:
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in self.named_tensors())
+            raise SampleError(f"the sample has no batch dim: its tensors do not share dim 0 ({shapes})")
+        if rows == 0:
+            raise SampleError("the sample has a batch of 0, so there are no rows to repeat: pass at least one row")
+        return self.map(lambda tensor: _with_rows(tensor, batch_size) if tensor.ndim else tensor)
+
+    def to_meta(self) -> Sample:
+        """The same sample on the meta device: shapes, strides and dtypes without values."""
+        return self.map(lambda tensor: tensor.detach().to("meta"))
+
+    def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        """The sample with ``transform`` applied to every tensor leaf; what is no tensor stays as it is."""
+        args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
+        return Sample(args, kwargs)
+
+    def call(self, function: Callable[..., T]) -> T:
+        """``function(*args, **kwargs)``."""
+        return function(*self.args, **self.kwargs)
+
+
+def _arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(sample_input, dict) and all(isinstance(key, str) for key in sample_input):
+        return (), dict(sample_input)
+    # A named tuple is one structured value, such as a model's own batch type, and no argument list.
+    if isinstance(sample_input, tuple) and not hasattr(sample_input, "_fields"):
+        return tuple(sample_input), {}
+    return (sample_input,), {}
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else f"of layout {tensor.layout}"
+        raise SampleError(f"sample_input {name} is {kind}: only dense tensors are supported")
+    # Infinity is allowed: attention masks are written with it.
+    if tensor.device.type != "meta" and (tensor.is_floating_point() or tensor.is_complex()) and tensor.isnan().any():
+        raise SampleError(f"sample_input {name} holds NaN, so no output could be compared: pass finite values")
+
+
+def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    tensor = tensor.detach()
+    whole, rest = divmod(rows, tensor.shape[0])
+    if whole == 0:
+        return tensor.narrow(0, 0, rest)
+    # cat rather than repeat, because cat keeps the memory format.
+    return torch.cat([tensor] * whole + [tensor.narrow(0, 0, rest)] * (rest > 0))

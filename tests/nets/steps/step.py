@@ -1,0 +1,60 @@
+"""What every step can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol
+
+from tests.nets.coupling import Coupling
+
+
+class Kept(Protocol):
+    """Which indices of each dim of each named value stay."""
+
+    def positions(self, name: str, dim: int) -> tuple[int, ...]:
+        """Return the kept indices, ascending, in the numbering of the original."""
+
+    def size(self, name: str, dim: int) -> int:
+        """Return how many indices are kept."""
+
+
+class Step(ABC):
+    """One statement of ``forward`` over named values.
+
+    ``normalises`` says that removed entries set to zero are not the same as removed ones (a layer norm over channels);
+    ``zero_preserving`` that zero goes to zero, so that zeros may meet a contraction that has no weight;
+    ``contracts_values`` that two activations are multiplied and summed.
+    """
+
+    normalises: ClassVar[bool] = False
+    contracts_values: ClassVar[bool] = False
+    zero_preserving: bool = True
+
+    @abstractmethod
+    def outputs(self) -> tuple[str, ...]:
+        """Return the names of the values this step makes."""
+
+    def init_lines(self) -> tuple[str, ...]:
+        """Return the lines of ``__init__`` that this step needs; steps that share a module return the same lines."""
+        return ()
+
+    @abstractmethod
+    def forward_line(self) -> str:
+        """Return this step as one line of ``forward``."""
+
+    @abstractmethod
+    def couple(self, net: Coupling) -> None:
+        """State how the cells of the inputs, parameters and outputs hang together, and define the outputs."""
+
+    def narrowed(self, kept: Kept) -> Step:
+        """Return this step for the kept sizes; steps that write no size down return themselves."""
+        return self
+
+    def macs(self, net: Coupling) -> int:
+        """Return multiply-accumulates per example, counting convolutions, linear layers and matrix products."""
+        return 0
+
+
+def join(*parts: str) -> str:
+    """Return the arguments of a call, empty ones left out."""
+    return ", ".join(part for part in parts if part)
