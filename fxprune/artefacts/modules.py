@@ -21,13 +21,15 @@ _LAYERS = (
     "Dropout3d ELU Embedding EmbeddingBag FeatureAlphaDropout Flatten Fold GELU GLU GRU GRUCell GroupNorm Hardshrink "
     "Hardsigmoid Hardswish Hardtanh Identity InstanceNorm1d InstanceNorm2d InstanceNorm3d LPPool1d LPPool2d LPPool3d "
     "LSTM LSTMCell LayerNorm LeakyReLU Linear LocalResponseNorm LogSigmoid LogSoftmax MaxPool1d MaxPool2d MaxPool3d "
-    "MaxUnpool1d MaxUnpool2d MaxUnpool3d Mish MultiheadAttention PReLU PairwiseDistance PixelShuffle PixelUnshuffle "
+    "Mish MultiheadAttention PReLU PairwiseDistance PixelShuffle PixelUnshuffle "
     "RMSNorm RNN RNNCell RReLU ReLU ReLU6 ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d "
     "ReplicationPad2d ReplicationPad3d SELU SiLU Sigmoid Softmax Softmax2d Softmin Softplus Softshrink Softsign "
     "SyncBatchNorm Tanh Tanhshrink Threshold Unflatten Unfold Upsample UpsamplingBilinear2d UpsamplingNearest2d "
     "ZeroPad1d ZeroPad2d ZeroPad3d"
 ).split()
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+# A private class that differs from its public one only in how it is quantised.
+_STAND_INS: dict[type[nn.Module], type[nn.Module]] = {nn.modules.linear.NonDynamicallyQuantizableLinear: nn.Linear}
 # Arguments that only set initial values, or that the layer keeps under another name and that are read below.
 _NOT_ATTRIBUTES = {"device", "dtype", "args", "kwargs", "init", "process_group", "min_value", "max_value"}
 
@@ -43,7 +45,7 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     Raises:
         ArtefactError: the layer is not one of ``torch.nn``, or an argument cannot be read back from it.
     """
-    kind = type(module)
+    kind = _STAND_INS.get(type(module), type(module))
     if getattr(nn, kind.__name__, None) is not kind or kind.__name__ not in _LAYERS:
         raise ArtefactError(
             f"cannot save {path!r}: it is a {kind.__module__}.{kind.__qualname__}, and a saved network is built of "
@@ -117,7 +119,7 @@ def _read(path: str, module: nn.Module, parameter: inspect.Parameter) -> Any:
 def _has_bias(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return module.in_proj_bias is not None
-    if isinstance(module, nn.modules.rnn.RNNCellBase) or isinstance(module, nn.RNNBase):
+    if isinstance(module, (nn.modules.rnn.RNNCellBase, nn.RNNBase)):
         return bool(module.bias)
     if getattr(module, "weight", None) is None:
         # Without affine parameters, bias says nothing; keep its default.

@@ -19,14 +19,21 @@ import torchvision
 
 from fxprune.errors import ArtefactError
 
-__all__ = ["check_attribute", "check_identifier", "check_method", "function_name", "resolve_function"]
+__all__ = [
+    "CALLABLE_BUILTINS",
+    "check_attribute",
+    "check_identifier",
+    "check_method",
+    "function_name",
+    "resolve_function",
+]
 
 _OPERATORS = (
     "abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod imul index inv "
     "invert ior ipow irshift is_ is_not isub itruediv ixor le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift "
     "setitem sub truediv truth xor"
 ).split()
-_BUILTINS = "abs bool complex divmod float getattr int len list max min pow range round slice sum tuple".split()
+CALLABLE_BUILTINS = "abs bool complex divmod float getattr int len list max min pow range round slice sum tuple".split()
 _TORCH_EXTRAS = "_assert finfo iinfo is_tensor sym_float sym_int sym_ite sym_max sym_min sym_not Size".split()
 _NOT_TENSOR_MATHS = {"from_file", "from_numpy", "frombuffer"}
 _NOT_FUNCTIONAL = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function"}
@@ -57,15 +64,15 @@ def _public(namespace: Any, names: Iterable[str], refused: Iterable[str] = ()) -
 @cache
 def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
     """Prefix -> the object that holds the functions, and their names; earlier prefixes are preferred when writing."""
-    variable_functions = torch._C._VariableFunctions  # type: ignore[attr-defined]
+    variable_functions = torch._C._VariableFunctions
     functional, native = torch.nn.functional, torch._C._nn
     torch_names = _public(torch, (n for n in dir(variable_functions) if hasattr(torch, n)), _NOT_TENSOR_MATHS)
     torch_names |= {name for name in [*torch.functional.__all__, *_TORCH_EXTRAS] if hasattr(torch, name)}
-    linalg_names = {n.removeprefix("linalg_") for n in dir(torch._C._linalg)}  # type: ignore[attr-defined]
+    linalg_names = (n for n in dir(torch.linalg) if n[0].islower())
     functional_names = {n for n in dir(functional) if n[0].islower() and not n.startswith("has_torch_function")}
     listed: dict[str, tuple[Any, Iterable[str]]] = {
         "operator": (operator, _OPERATORS),
-        "builtins": (builtins, _BUILTINS),
+        "builtins": (builtins, CALLABLE_BUILTINS),
         "math": (math, _public(math, dir(math))),
         "torch": (torch, torch_names),
         "torch.nn.functional": (functional, _public(functional, functional_names, _NOT_FUNCTIONAL)),

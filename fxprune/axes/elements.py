@@ -5,57 +5,74 @@ Nothing here makes a Python object per channel; everything is an integer or bool
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, variables
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, gather, variables
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """``of[v][i]`` is the unit, out of ``count``, that element ``i`` of variable ``v`` belongs to."""
+    """``of[v][i]`` is the unit that element ``i`` of variable ``v`` belongs to; unit ``free`` is the fixed one."""
 
     of: dict[Channels, IndexArray]
-    count: int
+    free: int
 
 
-def has_product(axis: Axis) -> bool:
-    """Whether a product occurs anywhere in the expression."""
+def is_elementwise(axis: Axis) -> bool:
+    """Whether each element needs at most one unit: no product of two factors that may both shrink."""
     if isinstance(axis, Product):
-        return True
+        shrinking = [f for f in axis.factors if not isinstance(f, Fixed)]
+        return len(shrinking) <= 1 and all(is_elementwise(f) for f in shrinking)
     if isinstance(axis, Concat):
-        return any(has_product(p) for p in axis.parts)
-    return isinstance(axis, Gather) and has_product(axis.base)
+        return all(is_elementwise(p) for p in axis.parts)
+    return not isinstance(axis, Gather) or is_elementwise(axis.base)
 
 
-def couple_elements(a: Axis, b: Axis) -> Labels | None:
-    """Tie element i of ``a`` to element i of ``b``. None where a fixed element takes part."""
+def as_gather(axis: Product) -> Axis | None:
+    """A product of one shrinking factor and fixed ones as a gather of that factor, else None."""
+    shrinking = [i for i, f in enumerate(axis.factors) if not isinstance(f, Fixed)]
+    if len(shrinking) != 1:
+        return None
+    at = shrinking[0]
+    outer, inner = (math.prod(f.size for f in fs) for fs in (axis.factors[:at], axis.factors[at + 1 :]))
+    base = axis.factors[at]
+    return gather(base, np.tile(np.repeat(np.arange(base.size, dtype=np.int64), inner), outer))
+
+
+def couple_elements(a: Axis, b: Axis) -> Labels:
+    """Tie element i of ``a`` to element i of ``b``. Units tied to a fixed element come after the ``free`` ones."""
     offsets: dict[Channels, int] = {}
-    total = 0
+    total = 1  # node 0 stands for every fixed element
     for variable in (*variables(a), *variables(b)):
         if variable not in offsets:
             offsets[variable] = total
             total += variable.size
-    left, right = _element_numbers(a, offsets), _element_numbers(b, offsets)
-    if (left < 0).any() or (right < 0).any():
-        return None
-    unit, count = _connected(left, right, total)
-    return Labels({v: unit[o : o + v.size] for v, o in offsets.items()}, count)
+    unit, count = _connected(_element_numbers(a, offsets), _element_numbers(b, offsets), total)
+    # Node 0 is the lowest, so its component is unit 0: make it the last one.
+    unit = (unit - 1) % count
+    return Labels({v: unit[o : o + v.size] for v, o in offsets.items()}, count - 1)
 
 
 def _element_numbers(axis: Axis, offsets: Mapping[Channels, int]) -> IndexArray:
+    """Node number of every element of an elementwise axis; 0 for a fixed one."""
     if isinstance(axis, Channels):
         return np.arange(axis.size, dtype=np.int64) + offsets[axis]
     if isinstance(axis, Concat):
         return np.concatenate([_element_numbers(p, offsets) for p in axis.parts])
     if isinstance(axis, Gather):
         return _element_numbers(axis.base, offsets)[axis.index]
-    return np.full(axis.size, -1, dtype=np.int64)
+    if isinstance(axis, Product):
+        spread = as_gather(axis)
+        assert spread is not None
+        return _element_numbers(spread, offsets)
+    return np.zeros(axis.size, dtype=np.int64)
 
 
 def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexArray, int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.axes.elements import couple_elements, has_product
+from fxprune.axes.elements import as_gather, couple_elements, is_elementwise
 from fxprune.axes.expressions import (
     Axis,
     Channels,
@@ -178,7 +178,7 @@ class Solver:
     def _unify_ragged_products(self, left: list[Axis], right: list[Axis]) -> None:
         strides = sorted({*_strides(left), *_strides(right)})
         if any(high % low for low, high in itertools.pairwise(strides)):
-            self._cross(*left, *right)
+            self._unify_elements(product(left), product(right))
             return
         for x, y in zip(self._refine(left, strides), self._refine(right, strides), strict=True):
             self._unify(x, y)
@@ -238,24 +238,25 @@ class Solver:
         """Parts that cut through the inner factors: right where they repeat at every step of the outer factor."""
         outer, inner = a.factors[0], product(a.factors[1:])
         periods = [list(run) for run in _runs(b.parts, inner.size)]
-        if len(periods) != outer.size:
-            self._cross(a, b)
+        if len(periods) != outer.size or isinstance(inner, Fixed):
+            self._unify_elements(a, b)
             return
         self._pin_crossed(outer, "pieces of other sizes run across it")
         for run in periods:
             self._unify(concat(run), inner)
 
     def _unify_elements(self, a: Axis, b: Axis) -> None:
-        if has_product(a) or has_product(b):
+        """Element by element: exact wherever each element needs one unit at most."""
+        a, b = self.resolve(a), self.resolve(b)
+        if not (is_elementwise(a) and is_elementwise(b)):
             self._cross(a, b)
             return
         labels = couple_elements(a, b)
-        if labels is None:
-            self._cross(a, b)
-            return
-        units = Channels(labels.count, self._inner)
+        units = Channels(labels.free, self._inner) if labels.free else Fixed(0)
+        base = concat((units, Fixed(1, "an element of it is tied to one that stays")))
         for variable, label in labels.of.items():
-            variable.binding = gather(units, label)
+            used = base if bool((label == labels.free).any()) else units
+            variable.binding = gather(used, label) if labels.free else Fixed(variable.size, "it is tied to a fixed one")
 
     def _cross(self, *axes: Axis) -> None:
         sizes = " against ".join(str(a.size) for a in axes)
@@ -290,6 +291,9 @@ class Solver:
             if all(s % inner.size == 0 for s in sizes):
                 pieces = self._split(self.resolve(outer), [s // inner.size for s in sizes])
                 return [product((piece, inner)) for piece in pieces]
+        spread = as_gather(axis)
+        if spread is not None:
+            return self._split(spread, sizes)
         outer, inner = axis.factors[0], product(axis.factors[1:])
         self._pin_crossed(outer, "a cut inside its inner factors repeats at every step of it")
         ends = sorted({*(e % inner.size for e in itertools.accumulate(sizes))} - {0}) + [inner.size]

@@ -61,3 +61,22 @@ class Repeat(Step):
 
     def narrowed(self, kept: Kept) -> Step:
         return replace(self, count=kept.size(f"{self.out}#copies", 0))
+
+
+@dataclass(frozen=True)
+class ExpandBatch(Step):
+    """``x.expand(other.shape[0], -1, ...)``: a class token for every example of the batch."""
+
+    out: str
+    source: str
+    like: str
+    rank: int
+
+    def outputs(self) -> tuple[str, ...]:
+        return (self.out,)
+
+    def forward_line(self) -> str:
+        return f"{self.out} = {self.source}.expand({self.like}.shape[0]{', -1' * (self.rank - 1)})"
+
+    def couple(self, net: Coupling) -> None:
+        net.define(self.out, net.values[self.source])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from tests.nets.coupling import Coupling
 from tests.nets.steps.step import Kept, Step, join
@@ -44,8 +43,6 @@ class BatchNorm(Step):
 class LayerNorm(Step):
     """``nn.LayerNorm`` (or ``nn.RMSNorm``) over the last dims; what is left is normalised by itself."""
 
-    normalises: ClassVar[bool] = True
-
     out: str
     source: str
     module: str
@@ -56,6 +53,10 @@ class LayerNorm(Step):
 
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
+
+    @property
+    def normalises(self) -> bool:
+        return True
 
     def _kinds(self) -> tuple[str, ...]:
         if not self.affine:
@@ -96,8 +97,6 @@ class LayerNorm(Step):
 class GroupNorm(Step):
     """``nn.GroupNorm``: whole groups can go, or the same slice of every group."""
 
-    normalises: ClassVar[bool] = True
-
     out: str
     source: str
     module: str
@@ -106,6 +105,10 @@ class GroupNorm(Step):
 
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
+
+    @property
+    def normalises(self) -> bool:
+        return True
 
     def init_lines(self) -> tuple[str, ...]:
         return (f"self.{self.module} = nn.GroupNorm({self.groups}, {self.channels})",)

@@ -51,7 +51,7 @@ class Pointwise(Step):
         return (self.out,)
 
     @property
-    def zero_preserving(self) -> bool:  # type: ignore[override]
+    def zero_preserving(self) -> bool:
         return FUNCTIONS[self.function].zero_preserving
 
     def init_lines(self) -> tuple[str, ...]:

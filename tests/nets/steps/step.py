@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from tests.nets.coupling import Coupling
 
@@ -19,16 +19,22 @@ class Kept(Protocol):
 
 
 class Step(ABC):
-    """One statement of ``forward`` over named values.
+    """One statement of ``forward`` over named values."""
 
-    ``normalises`` says that removed entries set to zero are not the same as removed ones (a layer norm over channels);
-    ``zero_preserving`` that zero goes to zero, so that zeros may meet a contraction that has no weight;
-    ``contracts_values`` that two activations are multiplied and summed.
-    """
+    @property
+    def normalises(self) -> bool:
+        """Whether entries set to zero are not the same as removed ones (a layer norm over channels)."""
+        return False
 
-    normalises: ClassVar[bool] = False
-    contracts_values: ClassVar[bool] = False
-    zero_preserving: bool = True
+    @property
+    def contracts_values(self) -> bool:
+        """Whether activations are summed over a dim without a weight that could mask them."""
+        return False
+
+    @property
+    def zero_preserving(self) -> bool:
+        """Whether zero goes to zero."""
+        return True
 
     @abstractmethod
     def outputs(self) -> tuple[str, ...]:

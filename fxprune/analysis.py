@@ -1,0 +1,321 @@
+"""The driver: walk a captured graph with the rules, solve the axes, and read off the channel groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx, nn
+
+from fxprune.axes.elements import units_of
+from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
+from fxprune.axes.solver import Cause, Solver
+from fxprune.capture import Captured
+from fxprune.capture.naming import canonical_name
+from fxprune.errors import AnalysisError
+from fxprune.explaining import Explainer
+from fxprune.groups import Group, Member, PinnedWidth, Term, channel_graph
+from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
+from fxprune.rules.registry import ModuleForm, Rule, find_module_form, find_rule
+from fxprune.rules.signatures import bind
+
+
+@dataclass(frozen=True)
+class OpaqueOp:
+    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size."""
+
+    node: str
+    op: str
+    source: str
+    reason: str
+
+
+@dataclass
+class Analyzer:
+    """Axes of every node and tensor of one captured graph."""
+
+    captured: Captured
+    model: nn.Module
+    solver: Solver = field(default_factory=Solver)
+    ledger: Ledger = field(default_factory=Ledger)
+    tensors: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    axes: dict[fx.Node, Any] = field(default_factory=dict)
+    calls: dict[fx.Node, Call] = field(default_factory=dict)
+    opaque: list[OpaqueOp] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Visit every node in order."""
+        for name, shape in self.captured.shapes.items():
+            self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
+        for node in self.captured.graph.nodes:
+            self.axes[node] = self._visit(node)
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return fixed_axes(node.meta["val"], "it is a dim of the network's input")
+        if node.op == "get_attr":
+            return self._tensor(str(node.target))
+        if node.op == "output":
+            self._pin_arguments(node, "it is a dim of the network's output")
+            return None
+        value = node.meta["val"]
+        if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
+            if value is None:
+                self._pin_arguments(node, "it is a dim of the network's output")
+            return None
+        return self._apply_rule(node)
+
+    def _apply_rule(self, node: fx.Node) -> Any:
+        call, rule = self._call(node)
+        if rule is None:
+            return self._refuse(call, "there is no rule for it")
+        try:
+            rule.axes(call)
+            _check_sizes(call)
+        except (AnalysisError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            return self._refuse(call, f"this use of it is not understood ({type(error).__name__}: {error})")
+        self.calls[node] = call
+        return call.result
+
+    def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
+        name, arguments, rule = self._bound(node)
+        cause = Cause(node.name, _op_in_words(node, name), node.meta.get("source", ""))
+        call = Call(node, name, arguments, self.solver, cause, self._axes_of, self._shape_of, self.ledger)
+        return call, rule
+
+    def _bound(self, node: fx.Node) -> tuple[str, dict[str, Any], Rule | None]:
+        if node.op == "call_module":
+            module = self.model.get_submodule(str(node.target))
+            form = find_module_form(module)
+            assert form is not None, node.target
+            rule = find_rule(form.rule)
+            assert rule is not None, form.rule
+            return form.rule, bind(rule.signature, node.args, node.kwargs) | self._module_arguments(node, form), rule
+        name, args = canonical_name(node.target), node.args
+        if node.target is getattr:
+            name, args = canonical_name(str(args[1])), args[:1]
+        rule = find_rule(name)
+        return name, bind(rule.signature, args, node.kwargs) if rule else {}, rule
+
+    def _module_arguments(self, node: fx.Node, form: ModuleForm) -> dict[str, Any]:
+        module = self.model.get_submodule(str(node.target))
+        arguments = form.arguments(module)
+        for name, value in arguments.items():
+            if isinstance(value, str) and value.startswith("."):
+                full = f"{node.target}{value}"
+                arguments[name] = TensorName(self.captured.first_name(full))
+        return arguments
+
+    # -- what calls read ------------------------------------------------------------------------------------------
+
+    def _tensor(self, name: str) -> tuple[Axis, ...]:
+        return self.tensors[self.captured.first_name(name)]
+
+    def _axes_of(self, value: Any) -> Any:
+        if isinstance(value, TensorName):
+            return self.tensors[value.name]
+        if isinstance(value, fx.Node):
+            return self.axes[value]
+        if isinstance(value, (int, float, bool)):
+            return ()
+        raise AnalysisError(f"an argument of type {type(value).__name__} is no tensor")
+
+    def _shape_of(self, value: Any) -> tuple[int, ...]:
+        return tuple(a.size for a in self._axes_of(value))
+
+    # -- refusing -------------------------------------------------------------------------------------------------
+
+    def _refuse(self, call: Call, reason: str) -> Any:
+        self.opaque.append(OpaqueOp(call.node.name, call.cause.op, call.cause.source, reason))
+        self._pin_arguments(call.node, f"{call.cause.op}: {reason}")
+        for value in call.arguments.values():
+            if isinstance(value, TensorName):
+                self.solver_pin(self.tensors[value.name], f"{call.cause.op}: {reason}", call.cause)
+        return fixed_axes(call.value, f"{call.cause.op}: {reason}")
+
+    def _pin_arguments(self, node: fx.Node, reason: str) -> None:
+        cause = Cause(node.name, _op_in_words(node, str(node.op)), node.meta.get("source", ""))
+        for argument in node.all_input_nodes:
+            self.solver_pin(_flat(self.axes[argument]), reason, cause)
+
+    def solver_pin(self, axes: Iterable[Axis], reason: str, cause: Cause) -> None:
+        """Pin several axes."""
+        for axis in axes:
+            self.solver.pin(axis, reason, cause)
+
+
+class ChannelGraph:
+    """The solved network: groups that may shrink, widths that may not, and what they cost.
+
+    Attributes:
+        groups: the groups from which channels may be removed, in the order of the network.
+        pinned: widths of parameters that stay, with reasons.
+        macs, params: cost terms over resolved axes; MACs are for the sample as it was given.
+        tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
+        graph: the networkx graph whose connected components are the groups.
+        opaque: ops that were not understood.
+    """
+
+    def __init__(self, analyzer: Analyzer, batch_scale: float) -> None:
+        self.captured = analyzer.captured
+        self.solver = analyzer.solver
+        self.calls = analyzer.calls
+        self.axes = analyzer.axes
+        self.opaque = tuple(analyzer.opaque)
+        self.shapes: Mapping[str, tuple[int, ...]] = analyzer.captured.shapes
+        resolve = self.solver.resolve
+        self.tensors: Mapping[str, tuple[Axis, ...]] = {
+            n: tuple(resolve(a) for a in axes) for n, axes in analyzer.tensors.items()
+        }
+        self.graph: nx.Graph = channel_graph(self.solver)
+        self._variables = {
+            a.serial: (n, d)
+            for n, axes in analyzer.tensors.items()
+            for d, a in enumerate(axes)
+            if isinstance(a, Channels)
+        }
+        self._explainer = Explainer(self.graph, analyzer.tensors, self._variables)
+        self.groups = self._solve_groups(analyzer.ledger)
+        self.pinned = self._pinned_widths(analyzer.ledger)
+        self.macs = tuple(
+            Term(_owner(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.ledger.macs
+        )
+        self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
+
+    def units(self, group: Group, tensor: str, dim: int) -> IndexArray:
+        """For each index of a tensor's dim the unit of the group it belongs to, or -1."""
+        return units_of(self.tensors[tensor][dim], group.variable)
+
+    def explain(self, first: str, second: str | None = None) -> str:
+        """Why two tensors' channels are tied, or (with one name) why a width is pinned. Names are state-dict names."""
+        return self._explainer.explain(first, second)
+
+    def draw(self, fmt: str = "dot") -> str:
+        """The channel graph as DOT text, one colour a group; pinned parts are boxes."""
+        return self._explainer.draw(fmt)
+
+    def crosses_norm(self, variable_set: Iterable[Channels]) -> bool:
+        """Whether any of these groups' variables runs through a norm, softmax, reduction or product of activations."""
+        wanted = {v.serial for v in variable_set}
+        return any(g.crosses_norm and g.variable.serial in wanted for g in self.groups)
+
+    # -- construction -----------------------------------------------------------------------------------------------
+
+    def _solve_groups(self, ledger: Ledger) -> tuple[Group, ...]:
+        crossed = self._roots(c.axis for c in ledger.crossings)
+        joined = self._roots(ledger.joins)
+        found: dict[int, list[Member]] = {}
+        for component in nx.connected_components(self.graph):
+            root = next(iter(component))[1]
+            places = sorted(self._variables[serial] for serial, _ in component if serial in self._variables)
+            if root is None or not places:
+                continue
+            found.setdefault(root, []).extend(
+                Member(t, d, ledger.roles.get((t, d), "other"), self.tensors[t][d]) for t, d in places
+            )
+        order = {name: i for i, name in enumerate(self.shapes)}
+        groups = [self._group(root, members, order, crossed, joined) for root, members in found.items()]
+        groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, _position(g)))
+        return tuple(_with_unique_names(groups))
+
+    def _group(
+        self, root: int, members: list[Member], order: Mapping[str, int], crossed: set[int], joined: set[int]
+    ) -> Group:
+        members.sort(key=lambda m: (m.role != "out", order[m.tensor], m.dim))
+        first = members[0]
+        variable = next(v for v in variables(first.axis) if v.serial == root)
+        name = first.tensor.removesuffix(".weight")
+        return Group(name, variable, variable.size, tuple(members), root in crossed, root in joined)
+
+    def _roots(self, axes: Iterable[Axis]) -> set[int]:
+        return {v.serial for axis in axes for v in variables(self.solver.resolve(axis))}
+
+    def _pinned_widths(self, ledger: Ledger) -> tuple[PinnedWidth, ...]:
+        pinned = []
+        for (tensor, dim), role in ledger.roles.items():
+            axis = self.tensors[tensor][dim]
+            if isinstance(axis, Fixed) and axis.size > 1 and role in ("out", "in"):
+                reason, cause = self._explainer.pin_of(tensor, dim)
+                pinned.append(PinnedWidth(tensor, dim, axis.size, reason, cause))
+        return tuple(pinned)
+
+
+def analyze_capture(captured: Captured, model: nn.Module, given_batch: int | None) -> ChannelGraph:
+    """Solve the axes of a captured graph. ``given_batch``: the batch of the user's sample, for which MACs are counted."""
+    analyzer = Analyzer(captured, model)
+    analyzer.run()
+    traced = captured.sample.batch_size
+    scale = 1.0 if given_batch is None or traced is None else given_batch / traced
+    return ChannelGraph(analyzer, scale)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
+
+
+def _flat(axes: Any) -> list[Axis]:
+    if axes is None:
+        return []
+    if isinstance(axes, (list, tuple)):
+        return [a for item in axes for a in _flat(item)]
+    if isinstance(axes, dict):
+        return [a for item in axes.values() for a in _flat(item)]
+    return [axes]
+
+
+def _check_sizes(call: Call) -> None:
+    if isinstance(call.value, torch.Tensor):
+        sizes = None if call.result is None else tuple(a.size for a in call.result)
+        if sizes != tuple(call.value.shape):
+            raise AnalysisError(f"axes of sizes {sizes} for a tensor of shape {tuple(call.value.shape)}")
+    elif isinstance(call.value, (list, tuple)) and call.result is not None:
+        for axes, value in zip(call.result, call.value, strict=True):
+            if isinstance(value, torch.Tensor) and tuple(a.size for a in axes) != tuple(value.shape):
+                raise AnalysisError(f"wrong axes for a tensor of shape {tuple(value.shape)}")
+
+
+def _op_in_words(node: fx.Node, name: str) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    path = node.meta.get("module", "")
+    return f"{name} in {path}" if path else name
+
+
+def _owner(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.meta.get("module") or node.name
+
+
+def _position(group: Group) -> int:
+    first = group.members[0]
+    return [v.serial for v in variables(first.axis)].index(group.variable.serial)
+
+
+def _with_unique_names(groups: list[Group]) -> list[Group]:
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group.name] = counts.get(group.name, 0) + 1
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        if counts[group.name] == 1:
+            named.append(group)
+            continue
+        number = seen[group.name] = seen.get(group.name, -1) + 1
+        named.append(
+            Group(
+                f"{group.name}/{number}",
+                group.variable,
+                group.size,
+                group.members,
+                group.crosses_norm,
+                group.crosses_add,
+            )
+        )
+    return named

@@ -1,0 +1,91 @@
+"""``load``: the network back from its folder, without running anything that the folder brings along."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch.fx import GraphModule
+
+from fxprune.artefacts.descriptions import Description, build
+from fxprune.artefacts.folders import read_json, read_manifest
+from fxprune.artefacts.samples import decode_sample
+from fxprune.errors import ArtefactError, PlanError
+from fxprune.planning.plan import Plan
+from fxprune.reporting import Report
+
+__all__ = ["load", "load_report"]
+
+
+def load(path: str | os.PathLike[str]) -> GraphModule:
+    """The network that :func:`fxprune.save` wrote; it trains, and :func:`fxprune.report` tells about it.
+
+    No pickle is read and no code of the folder is run: the graph is built from data, and what it may call is looked up
+    in a fixed list.
+
+    Raises:
+        ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or needs another torch.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    try:
+        return _load(folder, manifest)
+    except ArtefactError as error:
+        raise ArtefactError(f"{folder} cannot be loaded: {error}{_version_hint(manifest)}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, SyntaxError) as error:
+        raise ArtefactError(f"{folder} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
+
+
+def _load(folder: Path, manifest: dict[str, Any]) -> GraphModule:
+    data = read_json(folder / "graph.json")
+    tensors = _read_tensors(folder / "weights.safetensors")
+    if "constants.safetensors" in manifest["files"]:
+        tensors |= _read_tensors(folder / "constants.safetensors")
+    network = build(Description.from_dict(data), tensors)
+    about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
+    if "report.json" in manifest["files"]:
+        about["report"] = _read_report(folder, manifest)
+    network.meta["fxprune"] = about
+    return network
+
+
+def load_report(path: str | os.PathLike[str]) -> Report:
+    """The report of a saved network alone, without building the network.
+
+    Raises:
+        ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or holds no report.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if "report.json" not in manifest["files"]:
+        raise ArtefactError(f"{folder} holds no report: the network was not made by fxprune.compile")
+    return _read_report(folder, manifest)
+
+
+def _read_report(folder: Path, manifest: dict[str, Any]) -> Report:
+    try:
+        plan = Plan.load(folder / "plan.json") if "plan.json" in manifest["files"] else None
+        return Report.from_dict(read_json(folder / "report.json"), plan=plan)
+    except PlanError as error:
+        raise ArtefactError(str(error)) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtefactError(f"report.json is malformed: {error!r:.200}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except FileNotFoundError:
+        raise ArtefactError(f"{file.name} is missing") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ArtefactError(f"{file.name} is no valid safetensors file: {error}") from error
+
+
+def _version_hint(manifest: dict[str, Any]) -> str:
+    versions = manifest.get("versions")
+    saved = versions.get("torch") if isinstance(versions, dict) else None
+    return f" (saved with torch {saved}, this is {torch.__version__})" if saved != str(torch.__version__) else ""

@@ -1,0 +1,63 @@
+"""The shapes and dtypes of the sample that a network was compiled with, as JSON data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fxprune.artefacts.values import decode, encode
+from fxprune.errors import ArtefactError
+from fxprune.samples import Sample
+
+__all__ = ["decode_sample", "encode_sample"]
+
+
+def encode_sample(sample: Sample | None) -> Any:
+    """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
+    if sample is None:
+        return None
+    return {"args": [_encode(value) for value in sample.args], "kwargs": _encode_items(sample.kwargs)}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"tensor": [list(value.shape), encode(value.dtype)]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [_encode(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), _encode(item)] for key, item in value.items()]}
+    return encode(value)
+
+
+def _encode_items(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _encode(value) for key, value in values.items()}
+
+
+def decode_sample(data: Any) -> Sample | None:
+    """The sample that :func:`encode_sample` wrote, its tensors on the meta device."""
+    if data is None:
+        return None
+    return Sample(tuple(_decode(v) for v in data["args"]), {k: _decode(v) for k, v in data["kwargs"].items()})
+
+
+def _decode(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_decode(item) for item in data]
+    if isinstance(data, dict) and len(data) == 1:
+        ((kind, content),) = data.items()
+        if kind == "tensor":
+            return _meta_tensor(*content)
+        if kind == "tuple":
+            return tuple(_decode(item) for item in content)
+        if kind == "dict":
+            return {decode(key, {}): _decode(value) for key, value in content}
+    return decode(data, {})
+
+
+def _meta_tensor(shape: Any, dtype: Any) -> torch.Tensor:
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ArtefactError(f"the sample has a tensor of shape {shape!r:.80}")
+    return torch.empty(shape, dtype=decode(dtype, {}), device="meta")

@@ -1,0 +1,79 @@
+"""``save``: a network to a folder that stands alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch.fx import GraphModule
+
+from fxprune.artefacts.descriptions import describe
+from fxprune.artefacts.folders import replace_folder, write_json
+from fxprune.artefacts.samples import encode_sample
+from fxprune.artefacts.source import model_source
+from fxprune.artefacts.tensors import named_tensors
+from fxprune.errors import ArtefactError
+from fxprune.reporting import Report, versions
+
+__all__ = ["save"]
+
+
+def save(pruned: GraphModule, path: str | os.PathLike[str]) -> None:
+    """Write a pruned network to a folder, whole or not at all; an earlier saved network at ``path`` is replaced.
+
+    The folder holds ``model.py`` (generated code that imports torch alone), ``weights.safetensors`` (its state dict),
+    ``plan.json`` and ``report.json`` (where the network has them), ``graph.json`` and, for buffers outside the state
+    dict, ``constants.safetensors`` (from which :func:`fxprune.load` builds the network), and ``manifest.json``.
+
+    Raises:
+        ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
+        OSError: the disk refuses; what was at ``path`` before is still there.
+    """
+    if not isinstance(pruned, GraphModule):
+        raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
+    about = pruned.meta.get("fxprune", {})
+    description = describe(pruned)
+    tensors = {name: tensor for name, _, tensor in named_tensors(pruned)}
+    constants = {entry.name: tensors[entry.name] for entry in description.tensors if entry.kind == "constant"}
+    report: Report | None = about.get("report")
+    source = model_source(pruned, description, tensors, _headline(description.class_name, report))
+
+    def write(folder: Path) -> None:
+        (folder / "model.py").write_text(source, encoding="utf-8")
+        _write_tensors(folder / "weights.safetensors", pruned.state_dict())
+        if constants:
+            _write_tensors(folder / "constants.safetensors", constants)
+        write_json(folder / "graph.json", {**description.as_dict(), "sample": encode_sample(about.get("sample"))})
+        if report is not None:
+            _write_report(folder, report)
+
+    replace_folder(Path(path), write, {"versions": versions()})
+
+
+def _headline(class_name: str, report: Report | None) -> str:
+    if report is None:
+        return f"{class_name}, saved by fxprune."
+    return f"{class_name}, pruned by fxprune: {report.headline}."
+
+
+def _write_report(folder: Path, report: Report) -> None:
+    write_json(folder / "report.json", report.as_dict())
+    if report.plan is not None:
+        (folder / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    seen: set[int] = set()
+    flat: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        # The format has no ties: every further name gets a copy of its own.
+        flat[name] = values.clone() if values.data_ptr() in seen else values
+        seen.add(values.data_ptr())
+    try:
+        safetensors.torch.save_file(flat, file, metadata={"format": "pt"})
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise ArtefactError(f"the tensors cannot be written as safetensors: {error}") from error

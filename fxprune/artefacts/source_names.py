@@ -1,0 +1,104 @@
+"""Variable names for generated source: few and reused, as a person would, so that tensors are freed early."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import keyword
+import operator
+
+from torch.fx import Graph, Node
+
+from fxprune.artefacts.targets import CALLABLE_BUILTINS
+
+__all__ = ["VariableNames"]
+
+# What the statements themselves may mention; an input keeps its name, which callers may use, unless it is one of these.
+_MENTIONED = {"self", "torch", "torchvision", "math", "nn", "F", *CALLABLE_BUILTINS, *keyword.kwlist}
+_RESERVED = {*_MENTIONED, *dir(builtins)}
+_SIZE_METHODS = {"size", "dim", "numel", "stride", "ndimension", "nelement", "is_contiguous", "is_floating_point"}
+_SIZE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
+
+
+class VariableNames:
+    """Gives each node of a graph the name of the variable that holds its result.
+
+    Tensors take turns on x, y, z, ...; a result takes over the name of an argument that is not used again. Sizes and
+    other small values keep the name that their node has.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._names: dict[Node, str] = {}
+        inputs = {str(node.target).lstrip("*") for node in graph.nodes if node.op == "placeholder"}
+        unusable = _RESERVED | inputs | {node.name for node in graph.nodes}
+        candidates = itertools.chain("xyzw", (f"t{i}" for i in itertools.count(1)))
+        self._fresh = (name for name in candidates if name not in unusable)
+        self._taken = set(_MENTIONED)
+        self._free: list[str] = []
+        self._pooled: set[str] = set()
+        self._last_use = _last_uses(graph)
+        self._small: set[Node] = set()
+
+    def get(self, node: Node) -> str:
+        """The name (or expression) of a node that was declared."""
+        return self._names[node]
+
+    def set(self, node: Node, expression: str) -> None:
+        """Let an expression stand for a node."""
+        self._names[node] = expression
+
+    def is_taken_over(self, argument: Node, node: Node) -> bool:
+        """Whether the variable of an argument is free once ``node`` has read it."""
+        return self._last_use[argument] is node and self._names[argument] in self._pooled
+
+    def declare(self, node: Node, *, may_inherit: bool = True) -> str:
+        """Name the result of a node, after its arguments have been printed.
+
+        ``may_inherit``: whether the name may be that of an argument which is not used again.
+        """
+        released = [self._names[a] for a in dict.fromkeys(node.all_input_nodes) if self.is_taken_over(a, node)]
+        name = self._choose(node, released if may_inherit else [])
+        self._names[node] = name
+        self._free += [other for other in released if other != name]
+        if node not in self._last_use and name in self._pooled:
+            self._free.append(name)
+        return name
+
+    def _choose(self, node: Node, released: list[str]) -> str:
+        if node.op == "placeholder" or self._is_small(node):
+            return self._own_name(node)
+        if released:
+            return released[0]
+        if self._free:
+            self._free.sort()
+            return self._free.pop(0)
+        name = next(self._fresh)
+        self._pooled.add(name)
+        return name
+
+    def _own_name(self, node: Node) -> str:
+        wanted = str(node.target).lstrip("*") if node.op == "placeholder" else node.name
+        name = f"{wanted}_" if wanted in self._taken else wanted
+        self._taken.add(name)
+        if node.op == "placeholder":
+            self._pooled.add(name)
+        else:
+            self._small.add(node)
+        return name
+
+    def _is_small(self, node: Node) -> bool:
+        if node.op == "call_method":
+            return node.target in _SIZE_METHODS
+        if node.target is getattr:
+            return node.args[1] in _SIZE_ATTRIBUTES
+        inputs = node.all_input_nodes
+        from_operator = getattr(node.target, "__module__", "") in (operator.__name__, "_operator", "builtins", "math")
+        return node.op == "call_function" and from_operator and all(argument in self._small for argument in inputs)
+
+
+def _last_uses(graph: Graph) -> dict[Node, Node]:
+    last: dict[Node, Node] = {}
+    for node in graph.nodes:
+        for argument in node.all_input_nodes:
+            last[argument] = node
+    return last

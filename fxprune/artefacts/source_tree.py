@@ -1,0 +1,151 @@
+"""The constructor of a generated ``model.py``: statements that build the module tree and its tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fxprune.artefacts.descriptions import Description, ModuleEntry
+from fxprune.artefacts.modules import build_layer
+from fxprune.artefacts.source_constants import constant_source, literal_source, zeros_source
+from fxprune.artefacts.source_layout import call, is_plain_name
+from fxprune.artefacts.tensors import TensorEntry
+from fxprune.artefacts.values import decode
+
+__all__ = ["HELPER", "ModuleTree"]
+
+HELPER = '''
+def named(**modules: nn.Module) -> nn.Module:
+    """A module that only holds others under the names they have in the original network."""
+    holder = nn.Module()
+    for name, module in modules.items():
+        holder.add_module(name, module)
+    return holder
+'''
+
+
+class ModuleTree:
+    """The modules and tensors of a description, printed as source."""
+
+    def __init__(self, description: Description) -> None:
+        self._description = description
+        self._entries = {entry.path: entry for entry in description.modules}
+        self._children: dict[str, list[str]] = {"": []}
+        for entry in description.modules:
+            parent, _, name = entry.path.rpartition(".")
+            self._children.setdefault(entry.path, [])
+            if entry.shared_with is None and parent in self._children:
+                self._children[parent].append(name)
+        self._lists = self._containers_that_print_as_lists()
+
+    def _containers_that_print_as_lists(self) -> set[str]:
+        """Paths of containers that hold nothing but "0", "1", ... in order."""
+        holding_more = {e.path.rpartition(".")[0] for e in self._description.modules if e.shared_with is not None}
+        holding_more |= {entry.name.rpartition(".")[0] for entry in self._description.tensors}
+        return {
+            path
+            for path, names in self._children.items()
+            if path and names and names == [str(i) for i in range(len(names))] and path not in holding_more
+        }
+
+    def statements(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+        """The body of ``__init__``; constants among ``tensors`` are written out, of the others the shape and dtype."""
+        lines = []
+        for name in self._children[""]:
+            expression = self._module(name, 8)
+            lines.append(f"self.{name} = {expression}" if is_plain_name(name) else self._add("", name, expression))
+        for entry in self._description.modules:
+            if entry.shared_with is not None and entry.path.rpartition(".")[0] in self._children:
+                parent, _, name = entry.path.rpartition(".")
+                lines.append(self._add(parent, name, self.access(entry.shared_with)))
+        for tensor_entry in self._description.tensors:
+            lines += self._tensor(tensor_entry, tensors)
+        return lines + self._frozen()
+
+    def access(self, path: str) -> str:
+        """The expression that reaches a module or tensor from ``self``."""
+        expression, parent = "self", ""
+        for name in path.split(".") if path else []:
+            if parent in self._lists:
+                expression += f"[{name}]"
+            else:
+                expression = f"{expression}.{name}" if is_plain_name(name) else f'getattr({expression}, "{name}")'
+            parent = f"{parent}.{name}" if parent else name
+        return expression
+
+    def _module(self, path: str, indent: int) -> str:
+        entry = self._entries[path]
+        names = self._children[path]
+        if entry.layer is not None:
+            return _layer_source(entry, indent)
+        if not names:
+            return "nn.Module()"
+        if path in self._lists:
+            items = [self._module(f"{path}.{name}", indent + 4) for name in names]
+            return call("nn.ModuleList([", items, indent, "])")
+        plain = [f"{n}={self._module(f'{path}.{n}', indent + 4)}" for n in names if is_plain_name(n)]
+        quoted = [f'"{n}": {self._module(f"{path}.{n}", indent + 8)}' for n in names if not is_plain_name(n)]
+        if quoted:
+            plain.append(call("**{", quoted, indent + 4, "}"))
+        return call("named(", plain, indent)
+
+    def _add(self, parent: str, name: str, expression: str) -> str:
+        return f'{self.access(parent)}.add_module("{name}", {expression})'
+
+    def _tensor(self, entry: TensorEntry, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+        path, _, name = entry.name.rpartition(".")
+        owner = self._entries.get(path, ModuleEntry(""))
+        if entry.tied_to is None and owner.layer is not None and _makes(owner, name):
+            return []
+        if entry.tied_to is not None:
+            value = self.access(entry.tied_to)
+        elif entry.kind == "constant":
+            value = constant_source(tensors[entry.name])
+        else:
+            value = zeros_source(tensors[entry.name])
+        return [self._register(path, name, entry, value)]
+
+    def _register(self, path: str, name: str, entry: TensorEntry, value: str) -> str:
+        owner = self.access(path)
+        if entry.kind == "parameter":
+            if entry.tied_to is None:
+                value = f"nn.Parameter({value}{'' if entry.requires_grad else ', requires_grad=False'})"
+            return (
+                f"{owner}.{name} = {value}" if is_plain_name(name) else f'{owner}.register_parameter("{name}", {value})'
+            )
+        persistent = ", persistent=False" if entry.kind == "constant" else ""
+        return f'{owner}.register_buffer("{name}", {value}{persistent})'
+
+    def _frozen(self) -> list[str]:
+        parameters = [e for e in self._description.tensors if e.kind == "parameter" and e.tied_to is None]
+        frozen = [e for e in parameters if not e.requires_grad]
+        if frozen and len(frozen) == len(parameters):
+            return ["self.requires_grad_(False)"]
+        return [f"{self.access(e.name)}.requires_grad_(False)" for e in frozen if self._made_by_layer(e)]
+
+    def _made_by_layer(self, entry: TensorEntry) -> bool:
+        owner = self._entries.get(entry.name.rpartition(".")[0])
+        return owner is not None and owner.layer is not None
+
+
+def _layer_source(entry: ModuleEntry, indent: int) -> str:
+    layer = entry.layer or {}
+    kind = getattr(nn, layer["class"])
+    required = [
+        name
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if name != "self" and parameter.default is parameter.empty
+    ]
+    rendered = []
+    for name, value in layer["arguments"].items():
+        source = literal_source(decode(value, {}))
+        rendered.append(source if name in required else f"{name}={source}")
+    return call(f"nn.{layer['class']}(", rendered, indent)
+
+
+def _makes(owner: ModuleEntry, name: str) -> bool:
+    layer = build_layer(owner.path, owner.layer or {})
+    return name in layer._parameters or name in layer._buffers

@@ -1,0 +1,55 @@
+"""Criteria by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fxprune.criteria.base import Criterion, Scorer
+from fxprune.criteria.magnitude import Magnitude
+from fxprune.criteria.random import Random
+from fxprune.errors import CriterionError
+
+__all__ = ["criterion_by_name", "known_criteria", "resolve_criterion"]
+
+_CRITERIA: dict[str, Callable[..., Criterion]] = {"magnitude": Magnitude, "random": Random}
+_SEEDED = frozenset({"random"})
+
+
+def known_criteria() -> list[str]:
+    """The names that :func:`criterion_by_name` accepts, sorted."""
+    return sorted(_CRITERIA)
+
+
+def criterion_by_name(name: str, **options: Any) -> Criterion:
+    """Build the criterion of that name with its keyword options.
+
+    Raises:
+        CriterionError: the name is unknown, or the criterion does not take these options.
+    """
+    if name not in _CRITERIA:
+        raise CriterionError(f"unknown criterion {name!r}; choose one of {', '.join(known_criteria())}")
+    try:
+        return _CRITERIA[name](**options)
+    except TypeError as error:
+        raise CriterionError(f"criterion {name!r} cannot be built with {options}: {error}") from error
+
+
+def resolve_criterion(criterion: str | Criterion, *, seed: int = 0) -> Criterion:
+    """What a user passes as ``criterion``: a name, or an object with ``name`` and ``score``.
+
+    Args:
+        criterion: the name or the object; an object is returned as it is.
+        seed: for named criteria that draw random numbers.
+
+    Raises:
+        CriterionError: an unknown name, or an object that is no criterion.
+    """
+    if isinstance(criterion, str):
+        return criterion_by_name(criterion, **({"seed": seed} if criterion in _SEEDED else {}))
+    if isinstance(criterion, type) or not isinstance(criterion, Scorer):
+        raise CriterionError(
+            f"criterion must be a name ({', '.join(known_criteria())}) or an object with a `name` and a method "
+            f"`score(group, tensors, graph)`, not {criterion!r}"
+        )
+    return criterion

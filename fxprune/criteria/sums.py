@@ -1,0 +1,99 @@
+"""Sums of powers over tensor slices, each taken once, and their distribution to the units of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather
+from fxprune.groups import Member
+
+__all__ = ["TensorSums", "fold"]
+
+FloatArray = NDArray[np.float64]
+_CHUNK = 1 << 20  # elements reduced at a time, so that the float64 copy stays small
+
+
+class TensorSums(Mapping[str, Tensor]):
+    """The tensors of a network, with slice sums that are remembered.
+
+    A criterion is asked group by group, but one tensor dim may hold many groups (a concatenation); each dim is reduced
+    once for all of them.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._sums: dict[tuple[str, int, int], dict[Channels, FloatArray]] = {}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> TensorSums:
+        """The mapping itself if it already remembers sums."""
+        return tensors if isinstance(tensors, cls) else cls(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def unit_sums(self, member: Member, variable: Channels, power: int) -> FloatArray:
+        """``sum(abs(w) ** power)`` over everything that each unit of ``variable`` owns of the member's dim."""
+        key = (member.tensor, member.dim, power)
+        if key not in self._sums:
+            self._sums[key] = fold(member.axis, slice_sums(self._tensors[member.tensor], member.dim, power))
+        return self._sums[key][variable]
+
+
+def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
+    """``sum(abs(w) ** power)`` of every slice along ``dim``, in float64; ``power`` is 1 or 2. Shape ``(size of dim,)``.
+
+    The tensor is read in chunks along its first dim: a float64 copy of the whole would double the memory of the pass.
+    """
+    with torch.no_grad():
+        values = tensor.detach()
+        others = [d for d in range(values.ndim) if d != dim]
+        rows = max(1, _CHUNK * len(values) // max(1, values.numel())) if len(values) else 1
+        parts = [_power(chunk, power, others) for chunk in torch.split(values, rows)]
+        total = torch.cat(parts) if dim == 0 else torch.stack(parts).sum(0)
+    sums: FloatArray = total.cpu().numpy()
+    return sums
+
+
+def _power(chunk: Tensor, power: int, dims: list[int]) -> Tensor:
+    powered = chunk.abs().to(torch.float64) if power == 1 else chunk.to(torch.float64).square()
+    return powered.sum(dims) if dims else powered
+
+
+def fold(axis: Axis, values: FloatArray) -> dict[Channels, FloatArray]:
+    """Add up ``values`` (one per element of a resolved axis) by the unit that each element needs.
+
+    An element of a product needs a unit of every factor and counts for each of them. Shape of each result:
+    ``(variable.size,)``.
+    """
+    found: dict[Channels, FloatArray] = {}
+    _fold(axis, values, found)
+    return found
+
+
+def _fold(axis: Axis, values: FloatArray, found: dict[Channels, FloatArray]) -> None:
+    if isinstance(axis, Channels):
+        found[axis] = found[axis] + values if axis in found else values
+    elif isinstance(axis, Concat):
+        bounds = np.cumsum([p.size for p in axis.parts[:-1]])
+        for part, piece in zip(axis.parts, np.split(values, bounds), strict=True):
+            _fold(part, piece, found)
+    elif isinstance(axis, Gather):
+        summed: FloatArray = np.bincount(axis.index, weights=values, minlength=axis.base.size).astype(np.float64)
+        _fold(axis.base, summed, found)
+    elif not isinstance(axis, Fixed):
+        grid = values.reshape([factor.size for factor in axis.factors])
+        for place, factor in enumerate(axis.factors):
+            others = tuple(p for p in range(grid.ndim) if p != place)
+            _fold(factor, grid.sum(axis=others), found)

@@ -1,0 +1,129 @@
+"""Channel groups: sets of channels that can only live or die together, solved as components of a networkx graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import networkx as nx
+
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, variables
+from fxprune.axes.solver import Coupling, Pin, Solver
+
+PINNED = None
+ChannelNode = tuple[int, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One dim of one parameter or buffer that a group cuts.
+
+    ``role``: "out" (rows of the op that makes the channels), "in" (columns of one that reads them), "scale"
+    (per-channel affine parameters and statistics) or "other". ``axis`` is the dim's resolved axis: ``units_of(axis,
+    group.variable)`` says which unit each of its indices belongs to.
+    """
+
+    tensor: str
+    dim: int
+    role: str
+    axis: Axis
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """``size`` units, each of which can be removed by itself.
+
+    ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal equals the same network made
+    narrower, not the masked one. ``crosses_add``: two activations are joined element by element in it (a residual
+    stream or a gate of one).
+    """
+
+    name: str
+    variable: Channels
+    size: int
+    members: tuple[Member, ...]
+    crosses_norm: bool = False
+    crosses_add: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedWidth:
+    """A dim of a parameter that keeps its size, and why. ``cause`` is the op that says so."""
+
+    tensor: str
+    dim: int
+    size: int
+    reason: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``coefficient`` times the product of the kept sizes of ``axes``: the MACs or the elements of ``owner``."""
+
+    owner: str
+    coefficient: float
+    axes: tuple[Axis, ...]
+
+
+def channel_graph(solver: Solver) -> nx.Graph:
+    """The graph whose components are the groups.
+
+    A node is (variable, unit set): a variable as it occurs at a tensor and dim, and the part of it that one group owns
+    (``PINNED`` where no unit may go). Every coupling an op asked for is an edge labelled with its cause.
+    """
+    graph = nx.Graph()
+    for coupling in solver.couplings:
+        _add_coupling(graph, solver, coupling)
+        _note_fixed_sides(graph, solver, coupling)
+    for pin in solver.pins:
+        for variable in variables(pin.axis):
+            for node in _nodes(solver, variable):
+                graph.add_node(node, origin=variable.origin)
+                if node[1] is PINNED:
+                    graph.nodes[node].setdefault("pin", pin)
+    return graph
+
+
+def _add_coupling(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:
+    left, right = _by_unit_set(solver, coupling.left), _by_unit_set(solver, coupling.right)
+    for key in left.keys() & right.keys():
+        hub = left[key][0][0]
+        for node, origin in (*left[key], *right[key]):
+            graph.add_node(node, origin=origin)
+            if node != hub and not graph.has_edge(hub, node):
+                graph.add_edge(hub, node, cause=coupling.cause)
+
+
+def _note_fixed_sides(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:
+    """A side written with a fixed size is what pins the pinned variables of the other side."""
+    for side, other in ((coupling.left, coupling.right), (coupling.right, coupling.left)):
+        fixed = _fixed_part(other)
+        if fixed is None:
+            continue
+        for node, origin in _by_unit_set(solver, side).get(PINNED, ()):
+            graph.add_node(node, origin=origin)
+            graph.nodes[node].setdefault("pin", Pin(side, fixed.why, coupling.cause))
+
+
+def _fixed_part(axis: Axis) -> Fixed | None:
+    if isinstance(axis, Fixed):
+        return axis
+    inner = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Concat) else ()
+    return next((found for a in inner if (found := _fixed_part(a)) is not None), None)
+
+
+def _by_unit_set(solver: Solver, axis: Axis) -> dict[int | None, list[tuple[ChannelNode, Origin]]]:
+    found: dict[int | None, list[tuple[ChannelNode, Origin]]] = defaultdict(list)
+    for variable in variables(axis):
+        for node in _nodes(solver, variable):
+            found[node[1]].append((node, variable.origin))
+    return found
+
+
+def _nodes(solver: Solver, variable: Channels) -> list[ChannelNode]:
+    resolved = solver.resolve(variable)
+    if isinstance(resolved, Channels):
+        return [(variable.serial, resolved.serial)]
+    roots = {v.serial for v in variables(resolved)}
+    return [(variable.serial, r) for r in sorted(roots)] or [(variable.serial, PINNED)]

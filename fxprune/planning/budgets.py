@@ -1,0 +1,84 @@
+"""What ``ratio`` is a fraction of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+from fxprune.axes.expressions import Axis
+from fxprune.cost import CostModel
+from fxprune.errors import BudgetError, RatioError
+from fxprune.groups import Group, PinnedWidth, Term
+
+__all__ = ["BUDGETS", "PlannedGraph", "budget_model", "check_ratio"]
+
+BUDGETS = ("macs", "params", "channels")
+
+
+class PlannedGraph(Protocol):
+    """What planning asks of the channel graph."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups from which something may be removed, in a stable order."""
+        ...
+
+    @property
+    def pinned(self) -> tuple[PinnedWidth, ...]:
+        """The widths that stay, with their reasons."""
+        ...
+
+    @property
+    def macs(self) -> tuple[Term, ...]:
+        """Multiply-accumulates, one term per op, resolved axes."""
+        ...
+
+    @property
+    def params(self) -> tuple[Term, ...]:
+        """Elements of each parameter; the owner is the parameter's name."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, tuple[Axis, ...]]:
+        """The resolved axis of every dim of every parameter and buffer."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The original shape of every parameter and buffer."""
+        ...
+
+
+def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
+    """The cost that ``ratio`` counts: "macs", "params", or "channels" (the widths of the groups, each once).
+
+    Raises:
+        BudgetError: the name is unknown.
+    """
+    if budget == "macs":
+        return CostModel(graph.macs)
+    if budget == "params":
+        return CostModel(graph.params)
+    if budget == "channels":
+        return CostModel(Term(group.name, 1.0, (group.variable,)) for group in graph.groups)
+    raise BudgetError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
+
+
+def check_ratio(ratio: float) -> float:
+    """The ratio as a float.
+
+    Raises:
+        RatioError: it is not a number with ``0 <= ratio < 1``.
+    """
+    if isinstance(ratio, (bool, str, bytes)):
+        raise RatioError(f"ratio must be a number with 0 <= ratio < 1, not {ratio!r}")
+    try:
+        value = float(ratio)
+    except (TypeError, ValueError) as error:
+        raise RatioError(f"ratio must be a number with 0 <= ratio < 1, not {ratio!r}") from error
+    if math.isnan(value) or not 0 <= value < 1:
+        raise RatioError(
+            f"ratio is the fraction of the budget to remove and must satisfy 0 <= ratio < 1; {ratio!r} does not"
+        )
+    return value

@@ -1,0 +1,53 @@
+"""How narrow each group may become, and in which steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.errors import BudgetError
+from fxprune.groups import Group
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on the kept width of a group.
+
+    Args:
+        round_to: a narrowed group's kept width is a multiple of this.
+        min_channels: a narrowed group keeps at least this many units.
+        max_ratio: at most this share of a group's units goes.
+        frozen: groups that keep their width.
+
+    Raises:
+        BudgetError: a value makes no sense.
+    """
+
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: float = 1.0
+    frozen: frozenset[Group] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in ("round_to", "min_channels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if isinstance(self.max_ratio, (bool, str)) or not 0 <= float(self.max_ratio) <= 1:
+            raise BudgetError(f"max_ratio must be a number between 0 and 1, not {self.max_ratio!r}")
+
+    def steps(self, group: Group) -> NDArray[np.int64]:
+        """How many units are gone after 0, 1, 2, ... steps: ascending, the first is 0."""
+        if group in self.frozen:
+            return np.zeros(1, dtype=np.int64)
+        # The small addend: 0.3 * 10 is 2.9999999999999996, and three of ten may go.
+        most = math.floor(self.max_ratio * group.size + 1e-9)
+        fewest = max(self.min_channels, group.size - most, 1)
+        lowest = -(-fewest // self.round_to) * self.round_to
+        kept = np.arange(lowest, group.size, self.round_to, dtype=np.int64)[::-1]
+        return np.concatenate([np.zeros(1, dtype=np.int64), group.size - kept])

@@ -1,0 +1,174 @@
+"""The plan: which indices of each tensor dim stay. It can be reviewed, stored and replayed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.expressions import Axis, Channels
+from fxprune.errors import PlanError
+from fxprune.groups import Group
+from fxprune.planning.budgets import PlannedGraph
+from fxprune.planning.plan_text import PlanParts, read_parts, write_parts
+
+__all__ = ["Plan"]
+
+Keep = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What was decided about one network.
+
+    Attributes:
+        keep: for every parameter and buffer one entry per dim: the kept indices, ascending, int64, or None for all.
+        groups: for every group the units that stay, ascending.
+        shapes: the original shape of every parameter and buffer.
+        settings: how the plan came about (ratio, budget, criterion, ...), JSON values.
+    """
+
+    keep: Mapping[str, Keep]
+    groups: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def from_masks(cls, graph: PlannedGraph, masks: Mapping[Group, Mask], settings: Mapping[str, Any]) -> Plan:
+        """The plan that keeps the units marked in ``masks`` (a group that is absent keeps all).
+
+        Raises:
+            PlanError: a mask of the wrong shape, or one that keeps nothing.
+        """
+        by_variable: dict[Channels, Mask] = {}
+        for group in graph.groups:
+            mask = np.asarray(masks.get(group, np.ones(group.size, dtype=np.bool_)))
+            if mask.shape != (group.size,) or mask.dtype != np.bool_ or not mask.any():
+                raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} units that keeps some")
+            by_variable[group.variable] = mask
+        groups = {g.name: tuple(np.flatnonzero(by_variable[g.variable]).tolist()) for g in graph.groups}
+        shapes = {name: tuple(shape) for name, shape in graph.shapes.items()}
+        return cls(_keep(graph, by_variable), groups, shapes, dict(settings))
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse a network whose parameters and buffers are not those the plan was made for.
+
+        Raises:
+            PlanError: a tensor is missing, unknown or of another shape; the message names it.
+        """
+        for name, shape in self.shapes.items():
+            if name not in shapes:
+                raise PlanError(f"this plan is for another network: it cuts {name!r}, which this network does not have")
+            if tuple(shapes[name]) != shape:
+                raise PlanError(
+                    f"this plan is for another network: {name!r} had shape {shape}, here it has {tuple(shapes[name])}"
+                )
+        unknown = next((name for name in shapes if name not in self.shapes), None)
+        if unknown is not None:
+            raise PlanError(f"this plan is for another network: it does not know {unknown!r}")
+
+    def masks(self, graph: PlannedGraph) -> dict[Channels, Mask]:
+        """The mask of every group's variable, after checking that the plan fits the graph.
+
+        Raises:
+            PlanError: other tensors, other groups, or kept indices that the groups do not explain.
+        """
+        self.check(graph.shapes)
+        names = {group.name for group in graph.groups}
+        if names != self.groups.keys():
+            odd = sorted(names ^ self.groups.keys())[0]
+            raise PlanError(f"this plan is for another network: only one of the two has the channel group {odd!r}")
+        masks = {group.variable: _mask(group, self.groups[group.name]) for group in graph.groups}
+        for name, expected in _keep(graph, masks).items():
+            if not _same(expected, self.keep[name]):
+                raise PlanError(f"the plan contradicts itself: kept indices of {name!r} are not those of its groups")
+        return masks
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Stable text: sorted keys, one tensor a line, index ranges. Equal plans give equal bytes."""
+        return write_parts(PlanParts(self.keep, self.groups, self.shapes, self.settings))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: the text is no plan; the message says where.
+        """
+        parts = read_parts(text)
+        return cls(parts.keep, parts.groups, parts.shapes, parts.settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON text; the file appears whole or not at all."""
+        target = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.write(self.to_json())
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a saved plan.
+
+        Raises:
+            PlanError: the file is no plan.
+            OSError: the file cannot be read.
+        """
+        try:
+            return cls.from_json(Path(path).read_bytes().decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise PlanError(f"{os.fspath(path)}: a plan is UTF-8 text: {error}") from error
+        except PlanError as error:
+            raise PlanError(f"{os.fspath(path)}: {error}") from error
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+
+def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
+    mask = np.zeros(group.size, dtype=np.bool_)
+    if not kept or max(kept) >= group.size:
+        raise PlanError(
+            f"this plan is for another network: channel group {group.name!r} has {group.size} channels here"
+        )
+    mask[list(kept)] = True
+    return mask
+
+
+def _keep(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep]:
+    known: dict[Axis, Tensor | None] = {}
+    keep: dict[str, Keep] = {}
+    for name, axes in graph.tensors.items():
+        for axis in axes:
+            if axis not in known:
+                known[axis] = _indices(kept_mask(axis, masks))
+        keep[name] = tuple(known[axis] for axis in axes)
+    return keep
+
+
+def _indices(mask: Mask) -> Tensor | None:
+    return None if bool(mask.all()) else torch.from_numpy(np.flatnonzero(mask).astype(np.int64))
+
+
+def _same(left: Keep, right: Keep) -> bool:
+    def equal(a: Tensor | None, b: Tensor | None) -> bool:
+        return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+    return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))

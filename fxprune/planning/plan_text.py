@@ -1,0 +1,149 @@
+"""A plan as JSON text, and back from text that nobody vouches for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.errors import PlanError
+from fxprune.planning.ranges import IntArray, parse_ranges, write_ranges
+
+__all__ = ["FORMAT", "PlanParts", "read_parts", "write_parts"]
+
+FORMAT = "fxprune-plan-1"
+_MOST_INDICES = 1 << 26  # all lists together: 512 MB; the largest published networks stay far below
+_LARGEST_DIM = 1 << 31
+
+
+@dataclass(frozen=True, eq=False)
+class PlanParts:
+    """What a plan is made of; see :class:`fxprune.planning.plan.Plan`."""
+
+    keep: Mapping[str, tuple[Tensor | None, ...]]
+    groups: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, Any]
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_parts(parts: PlanParts) -> str:
+    """The text: one group or tensor a line, names sorted, so that two plans can be compared line by line."""
+    groups = {name: write_ranges(np.asarray(kept, dtype=np.int64)) for name, kept in parts.groups.items()}
+    tensors = {
+        name: {"shape": list(shape), "keep": [None if k is None else write_ranges(k.numpy()) for k in parts.keep[name]]}
+        for name, shape in parts.shapes.items()
+    }
+    sections = {"groups": groups, "settings": dict(parts.settings), "tensors": tensors}
+    body = "".join(f',\n"{name}": {{{_lines(entries)}}}' for name, entries in sections.items())
+    return f'{{"format": {_value(FORMAT)}{body}}}\n'
+
+
+def _lines(entries: Mapping[str, Any]) -> str:
+    lines = ",\n".join(f"  {_value(name)}: {_value(entries[name])}" for name in sorted(entries))
+    return f"\n{lines}\n" if lines else ""
+
+
+def _value(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"a plan holds JSON values only, not {value!r}: {error}") from error
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_parts(text: str) -> PlanParts:
+    """Parse and check the text.
+
+    Raises:
+        PlanError: the text is no plan; the message says where.
+    """
+    document = _dict(_parse(text), "the plan")
+    if document.get("format") != FORMAT:
+        raise PlanError(f"the plan: format is {str(document.get('format'))[:40]!r}; this version reads {FORMAT!r}")
+    missing = {"groups", "settings", "tensors"} - document.keys()
+    unknown = document.keys() - {"format", "groups", "settings", "tensors"}
+    if missing or unknown:
+        odd = sorted(missing or unknown)[0]
+        raise PlanError(f"the plan: {'missing' if missing else 'unknown'} entry {odd[:40]!r}")
+    budget = _IndexBudget()
+    groups = {n: _units(kept, n, budget) for n, kept in _dict(document["groups"], "groups").items()}
+    entries = {n: _dict(entry, f"tensor {n!r}") for n, entry in _dict(document["tensors"], "tensors").items()}
+    shapes = {n: _shape(entry.get("shape"), n) for n, entry in entries.items()}
+    keep = {n: _keep(entry.get("keep"), shapes[n], n, budget) for n, entry in entries.items()}
+    return PlanParts(keep, groups, shapes, _dict(document["settings"], "settings"))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise PlanError("the plan: it is nested too deeply") from error
+    except ValueError as error:
+        if isinstance(error, PlanError):
+            raise
+        raise PlanError(f"the plan: not JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise PlanError(f"the plan: {next(n for n in names if names.count(n) > 1)[:80]!r} occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise PlanError(f"the plan: {name} is not a JSON number")
+
+
+def _dict(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise PlanError(f"{where}: must be an object, not {type(value).__name__}")
+    return value
+
+
+class _IndexBudget:
+    """Counts the indices a plan lists, and stops one that would fill the memory."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_INDICES
+
+    def indices(self, text: Any, size: int, where: str) -> IntArray:
+        if not isinstance(text, str):
+            raise PlanError(f'{where}: kept indices are text such as "0-31,40", not {type(text).__name__}')
+        indices = parse_ranges(text, min(size, self._left), where)
+        self._left -= len(indices)
+        return indices
+
+
+def _units(text: Any, name: str, budget: _IndexBudget) -> tuple[int, ...]:
+    return tuple(budget.indices(text, _LARGEST_DIM, f"group {name!r}").tolist())
+
+
+def _shape(shape: Any, name: str) -> tuple[int, ...]:
+    if not isinstance(shape, list) or len(shape) > 64:
+        raise PlanError(f"tensor {name!r}: shape must be a list of sizes")
+    for size in shape:
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _LARGEST_DIM:
+            raise PlanError(f"tensor {name!r}: {str(size)[:40]!r} is not a size")
+    return tuple(shape)
+
+
+def _keep(keep: Any, shape: tuple[int, ...], name: str, budget: _IndexBudget) -> tuple[Tensor | None, ...]:
+    if not isinstance(keep, list) or len(keep) != len(shape):
+        raise PlanError(f"tensor {name!r}: keep must be a list with one entry for each of its {len(shape)} dims")
+    kept: list[Tensor | None] = []
+    for dim, (text, size) in enumerate(zip(keep, shape, strict=True)):
+        indices = None if text is None else budget.indices(text, size, f"tensor {name!r} dim {dim}")
+        kept.append(None if indices is None or len(indices) == size else torch.from_numpy(indices))
+    return tuple(kept)

@@ -1,0 +1,16 @@
+"""What a compilation did, as data and on the terminal."""
+
+from fxprune.reporting.environment import versions
+from fxprune.reporting.printing import as_text, print_report
+from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, PinnedRow, Report
+
+__all__ = [
+    "MACS_MEANING",
+    "GroupRow",
+    "OpaqueRow",
+    "PinnedRow",
+    "Report",
+    "as_text",
+    "print_report",
+    "versions",
+]

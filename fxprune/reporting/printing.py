@@ -1,0 +1,161 @@
+"""A report on the terminal: one screen of 100 columns, more where asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
+from rich.table import Table
+from rich.text import Text
+
+from fxprune.reporting.numbers import percent, quantity, short_seconds
+from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, Report, removed
+
+__all__ = ["as_text", "print_report"]
+
+WIDTH = 100
+_TOP_GROUPS = 10
+_TOP_LISTED = 5
+_PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
+_BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+
+
+def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
+    """Print a report; ``verbose`` shows every group with its members and every pinned width."""
+    (console or Console()).print(_render(report, verbose))
+
+
+def as_text(report: Report, *, verbose: bool = False) -> str:
+    """The report as plain text, at most 100 columns wide."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    print_report(report, console, verbose=verbose)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+
+
+def _render(report: Report, verbose: bool) -> RenderableType:
+    parts: list[RenderableType] = [_title(report), _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
+    if report.groups:
+        parts.append(_groups(report.groups, verbose))
+    if report.pinned:
+        rows = [(f"{row.name} ({row.width})", row.reason, row.where) for row in report.pinned]
+        parts += [Text(""), _listing("pinned width", rows, verbose)]
+    if report.opaque:
+        rows = [(_with_parameters(row), row.reason, row.where) for row in report.opaque]
+        parts += [Text(""), _listing("opaque call", rows, verbose)]
+    return Stack(*parts, *_closing(report))
+
+
+def _with_parameters(row: OpaqueRow) -> str:
+    return f"{row.name} ({quantity(row.parameters)} parameters)" if row.parameters else row.name
+
+
+def _title(report: Report) -> Text:
+    budget = _BUDGETS.get(report.budget, report.budget)
+    title = Text(f"{report.network or 'network'}: ", style="bold")
+    title.append(f"{percent(report.achieved)} of {budget} removed", style="bold green")
+    title.append(f", {percent(report.ratio)} asked", style="bold")
+    return title
+
+
+def _totals(report: Report) -> Table:
+    table = _table("", ["before", "after", "removed"])
+    widths = [(row.before, row.after) for row in report.groups]
+    rows = [
+        ("MACs *", report.macs_before, report.macs_after),
+        ("parameters", report.parameters_before, report.parameters_after),
+        ("channels of groups", sum(before for before, _ in widths), sum(after for _, after in widths)),
+    ]
+    for name, before, after in rows:
+        table.add_row(name, quantity(before), quantity(after), percent(removed(before, after)))
+    return table
+
+
+def _groups(groups: tuple[GroupRow, ...], verbose: bool) -> RenderableType:
+    if verbose:
+        table = _table("group", ["before", "after", "kept"], last="members")
+        for row in groups:
+            table.add_row(*_widths(row), "\n".join(row.members))
+        return table
+    # Most channels removed first; sorting is stable, so equals stay in the network's order.
+    ranked = sorted(groups, key=lambda row: row.after - row.before)
+    table = _table("group", ["before", "after", "kept", "members"])
+    for row in ranked[:_TOP_GROUPS]:
+        table.add_row(*_widths(row), str(len(row.members)))
+    return _with_rest(table, len(groups) - _TOP_GROUPS, "groups")
+
+
+def _widths(row: GroupRow) -> tuple[str, str, str, str]:
+    return row.name, str(row.before), str(row.after), percent(row.after / row.before if row.before else 0.0)
+
+
+def _listing(name: str, rows: list[tuple[str, str, str]], verbose: bool) -> RenderableType:
+    """Rows of (name, reason, where); without ``verbose`` the first few, a line each, without where."""
+    shown = rows if verbose else [(*row[:2], "") for row in rows[:_TOP_LISTED]]
+    table = _table(name, [])
+    columns = ["why", "where"] if any(where for _, _, where in shown) else ["why"]
+    for column in columns:
+        table.add_column(column, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
+    for row in shown:
+        table.add_row(*(Text(cell) for cell in row[: 1 + len(columns)]))
+    return _with_rest(table, len(rows) - len(shown), "")
+
+
+def _table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True, overflow="ellipsis", min_width=18, max_width=46)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    if last is not None:
+        table.add_column(last, overflow="fold")
+    return table
+
+
+def _with_rest(table: Table, rest: int, what: str) -> RenderableType:
+    return Stack(table, Text(f"... {rest} more {what}".rstrip(), style="dim")) if rest > 0 else table
+
+
+def _closing(report: Report) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text(""), _labelled("proof", _proof(report))]
+    if report.seconds:
+        passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
+        lines.append(_labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
+    if report.settings:
+        lines.append(_labelled("settings", ", ".join(_setting(*item) for item in report.settings.items())))
+    return lines
+
+
+def _labelled(label: str, content: str) -> RenderableType:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", width=8)
+    grid.add_column(overflow="fold")
+    grid.add_row(label, Text(content))
+    return grid
+
+
+def _proof(report: Report) -> str:
+    proof = report.proof
+    if proof is None:
+        return f"none ({report.unproven or 'not asked for'})"
+    if proof.method not in _PROVEN:
+        return ". ".join([proof.method, *proof.notes])
+    ran = [f"{', '.join(map(str, values))}" for values in (proof.batch_sizes, proof.resolutions)]
+    where = "".join(f", {name} {values}" for name, values in zip(("batch", "resolution"), ran, strict=True) if values)
+    parts = [
+        f"outputs equal {_PROVEN[proof.method]} to {proof.relative_error:.1e} "
+        f"(tolerance {proof.tolerance:.0e}, {proof.dtype}{where})",
+        f"{proof.tensors_checked} tensors equal bit for bit",
+        *(["VACUOUS: what was removed has no measurable effect"] if proof.vacuous else []),
+        *(note.rstrip(".") for note in proof.notes),
+    ]
+    return "; ".join(parts)
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {item}" for key, item in value.items())
+    return f"{name} {value}"

@@ -1,0 +1,208 @@
+"""One op of the captured graph as its rule sees it: arguments by name, axes of its tensors, and what it notes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.axes.expressions import Axis, Fixed, Origin
+from fxprune.axes.solver import Cause, Solver
+
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """A parameter or buffer of a leaf module, by its first state-dict name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A norm, softmax, reduction or product of activations that runs over ``axis``."""
+
+    axis: Axis
+    cause: Cause
+
+
+@dataclass
+class Ledger:
+    """What the rules of one analysis write down besides the couplings."""
+
+    crossings: list[Crossing] = field(default_factory=list)
+    joins: list[Axis] = field(default_factory=list)
+    macs: list[tuple[fx.Node, float, Axes]] = field(default_factory=list)
+    roles: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+@dataclass
+class Call:
+    """A rule's view of one node.
+
+    ``arguments``: values by name; tensors are FX nodes or :class:`TensorName`. ``result``: set by the rule, a tuple of
+    axes for a tensor, a list of such tuples for several tensors, None for no tensor. ``notes``: what the rule keeps for
+    its repair half.
+    """
+
+    node: fx.Node
+    name: str
+    arguments: dict[str, Any]
+    solver: Solver
+    cause: Cause
+    axes_of: Callable[[Any], Any]
+    shape_of: Callable[[Any], tuple[int, ...]]
+    ledger: Ledger
+    result: Any = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    # -- arguments ----------------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether the argument is a tensor."""
+        return is_tensor(self.arguments.get(name))
+
+    def tensor(self, name: str) -> Axes:
+        """The axes of a tensor argument."""
+        return tuple(self.axes_of(self.arguments[name]))
+
+    def tensors(self, name: str) -> list[Axes]:
+        """The axes of a list of tensors, or of the tensors that one node holds."""
+        value = self.arguments[name]
+        if isinstance(value, fx.Node):
+            return [tuple(a) for a in self.axes_of(value)]
+        return [tuple(self.axes_of(v)) for v in value]
+
+    def number(self, name: str) -> Any:
+        """The value of a number argument, also where it is computed in the graph."""
+        return concrete(self.arguments.get(name))
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """The values of a sequence of integers; a single integer is a sequence of one."""
+        value = concrete(self.arguments.get(name))
+        return tuple(value) if isinstance(value, (list, tuple, torch.Size)) else (value,)
+
+    def dim(self, name: str = "dim", ndim: int | None = None) -> int:
+        """A dim argument counted from the front."""
+        rank = len(self.tensor("input")) if ndim is None else ndim
+        return int(self.number(name)) % max(rank, 1)
+
+    def dims(self, name: str = "dim", ndim: int | None = None) -> tuple[int, ...]:
+        """A dims argument counted from the front; None or an empty one means every dim."""
+        rank = len(self.tensor("input")) if ndim is None else ndim
+        value = self.number(name)
+        if value is None or (isinstance(value, (list, tuple)) and not value):
+            return tuple(range(rank))
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(int(d) % max(rank, 1) for d in values)
+
+    @property
+    def value(self) -> Any:
+        """The node's value on the meta device."""
+        return self.node.meta["val"]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of the node's only tensor."""
+        return tuple(int(s) for s in self.value.shape)
+
+    # -- verbs ----------------------------------------------------------------------------------------------------
+
+    def fresh(self, size: int, dim: int = 0) -> Axis:
+        """A new variable, born in dim ``dim`` of this node's output."""
+        return self.solver.fresh(int(size), Origin(self.node.name, dim))
+
+    def fixed(self, size: int, why: str = "") -> Axis:
+        """A size that stays."""
+        return Fixed(int(size), why or f"{self.cause.op} fixes it")
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """Tie two axes."""
+        self.solver.unify(left, right, self.cause)
+
+    def unify_all(self, left: Sequence[Axis], right: Sequence[Axis]) -> None:
+        """Tie axes pairwise."""
+        for a, b in zip(left, right, strict=True):
+            self.unify(a, b)
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        """Keep every unit of an axis."""
+        self.solver.pin(axis, reason, self.cause)
+
+    def pin_all(self, axes: Iterable[Axis], reason: str) -> None:
+        """Keep every unit of several axes."""
+        for axis in axes:
+            self.pin(axis, reason)
+
+    def crosses(self, axes: Iterable[Axis]) -> None:
+        """Note that values of different channels of these axes are mixed without a weight that belongs to them."""
+        self.ledger.crossings.extend(Crossing(a, self.cause) for a in axes if not isinstance(a, Fixed))
+
+    def joins(self, axes: Iterable[Axis]) -> None:
+        """Note that two activations meet element by element on these axes."""
+        self.ledger.joins.extend(a for a in axes if not isinstance(a, Fixed))
+
+    def macs(self, axes: Iterable[Axis], coefficient: float = 1.0) -> None:
+        """Count ``coefficient`` times the product of the sizes of ``axes`` multiply-accumulates."""
+        self.ledger.macs.append((self.node, coefficient, tuple(axes)))
+
+    def role(self, name: str, *roles: str) -> None:
+        """Say what the dims of a weight argument are to the channels: "out", "in" or "scale"."""
+        tensor = parameter_name(self.arguments.get(name))
+        if tensor is not None:
+            for dim, role in enumerate(roles):
+                self.ledger.roles.setdefault((tensor, dim), role)
+
+    def output_fixed(self, why: str) -> None:
+        """Set output axes that all stay."""
+        self.result = fixed_axes(self.value, why)
+
+
+def fixed_axes(value: Any, why: str) -> Any:
+    """Fixed axes in the structure of a value."""
+    if isinstance(value, torch.Tensor):
+        return tuple(Fixed(int(s), why) for s in value.shape)
+    if isinstance(value, (list, tuple)):
+        return [fixed_axes(v, why) for v in value]
+    if isinstance(value, dict):
+        return {k: fixed_axes(v, why) for k, v in value.items()}
+    return None
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether an argument is one tensor: a node with a tensor value, or a module's parameter."""
+    if isinstance(value, fx.Node):
+        return isinstance(value.meta.get("val"), torch.Tensor)
+    return isinstance(value, TensorName)
+
+
+def parameter_name(value: Any) -> str | None:
+    """The state-dict name of an argument that is a parameter or buffer itself."""
+    if isinstance(value, TensorName):
+        return value.name
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return str(value.target)
+    return None
+
+
+def concrete(value: Any) -> Any:
+    """A literal argument with every node in it replaced by its value."""
+    if isinstance(value, fx.Node):
+        return concrete(value.meta["val"])
+    if isinstance(value, torch.Size):
+        return tuple(int(v) for v in value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(concrete(v) for v in value)
+    if isinstance(value, slice):
+        return slice(concrete(value.start), concrete(value.stop), concrete(value.step))
+    return value
+
+
+def total(axes: Iterable[Axis]) -> int:
+    """The number of elements of axes."""
+    return math.prod(a.size for a in axes)

@@ -1,0 +1,104 @@
+"""Ops that take consecutive parts of a dim: split, chunk, unbind, narrow, select."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+
+from fxprune.axes.expressions import Axis
+from fxprune.rules.call import Axes, Call
+from fxprune.rules.registry import repairs, rule
+from fxprune.rules.repair import Repair
+
+
+def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
+    """The elements ``start`` to ``start + length`` of an axis."""
+    sizes = [start, length, axis.size - start - length]
+    if sizes[0] == 0 and sizes[2] == 0:
+        return axis
+    present = [s for s in sizes if s]
+    pieces = call.solver.split(axis, present, call.cause)
+    return pieces[1 if start else 0]
+
+
+def _parts(call: Call, dim: int, sizes: Sequence[int]) -> None:
+    axes = call.tensor("input")
+    pieces = call.solver.split(axes[dim], sizes, call.cause) if len(sizes) > 1 else [axes[dim]]
+    call.notes.update(dim=dim, pieces=pieces)
+    call.result = [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
+
+
+@rule("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split", "input, split_size_or_sections, dim=0")
+def split(call: Call) -> None:
+    dim = call.dim()
+    _parts(call, dim, [int(v.shape[dim]) for v in call.value])
+
+
+@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split")
+def repair_split(repair: Repair) -> None:
+    """Any form becomes a split into the kept sizes."""
+    pieces = repair.call.notes["pieces"]
+    if any(repair.shrinks(p) for p in pieces):
+        sizes = [repair.size(p) for p in pieces]
+        repair.replacement = repair.emit(torch.split, repair.arguments["input"], sizes, repair.call.notes["dim"])
+
+
+@rule("unbind", "input, dim=0")
+def unbind(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    call.pin(axes[dim], "its elements are taken one by one")
+    rest = (*axes[:dim], *axes[dim + 1 :])
+    call.result = [rest for _ in range(axes[dim].size)]
+
+
+@rule("narrow", "input, dim, start, length")
+def narrow(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    start, length = int(call.number("start")) % max(axes[dim].size, 1), int(call.number("length"))
+    piece = part(call, axes[dim], start, length)
+    call.notes.update(before=part(call, axes[dim], 0, start) if start else None, piece=piece)
+    call.result = (*axes[:dim], piece, *axes[dim + 1 :])
+
+
+@repairs("narrow")
+def repair_narrow(repair: Repair) -> None:
+    before, piece = repair.call.notes["before"], repair.call.notes["piece"]
+    if before is not None and repair.shrinks(before):
+        repair.set("start", repair.size(before))
+    if repair.shrinks(piece):
+        repair.set("length", repair.size(piece))
+
+
+@rule("select", "input, dim, index")
+def select(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    index = int(call.number("index")) % axes[dim].size
+    call.pin(part(call, axes[dim], index, 1), "one element of it is taken by its number")
+    call.notes.update(axis=axes[dim], before=part(call, axes[dim], 0, index) if index else None)
+    call.result = (*axes[:dim], *axes[dim + 1 :])
+
+
+@repairs("select")
+def repair_select(repair: Repair) -> None:
+    if repair.shrinks(repair.call.notes["axis"]):
+        before = repair.call.notes["before"]
+        repair.set("index", 0 if before is None else repair.size(before))
+
+
+@rule("glu", "input, dim=-1")
+def glu(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    half = axes[dim].size // 2
+    left, right = call.solver.split(axes[dim], [half, half], call.cause)
+    call.unify(left, right)
+    call.result = (*axes[:dim], left, *axes[dim + 1 :])
+
+
+def without(axes: Axes, dim: int) -> Axes:
+    """The axes but one."""
+    return (*axes[:dim], *axes[dim + 1 :])
+
+
+_ = operator

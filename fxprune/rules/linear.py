@@ -1,0 +1,155 @@
+"""Contractions: linear layers, matrix products, einsum, attention."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fxprune.axes.expressions import ONE, Axis
+from fxprune.rules.call import Axes, Call
+from fxprune.rules.pointwise import broadcast
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.repair import Repair
+
+
+@rule("linear", "input, weight, bias=None")
+def linear(call: Call) -> None:
+    axes, weight = call.tensor("input"), call.tensor("weight")
+    if len(weight) == 1:
+        call.unify(axes[-1], weight[0])
+        call.role("weight", "in")
+        call.result = axes[:-1]
+        return
+    out, inner = weight
+    call.unify(axes[-1], inner)
+    call.role("weight", "out", "in")
+    if call.has("bias"):
+        _bias(call, call.tensor("bias"), out)
+    call.result = (*axes[:-1], out)
+    call.macs((*axes[:-1], out, inner))
+
+
+def _bias(call: Call, bias: Axes, out: Axis) -> None:
+    if bias[-1].size == out.size:
+        call.unify(bias[-1], out)
+        call.role("bias", "scale")
+
+
+@repairs("linear")
+def repair_linear(repair: Repair) -> None:
+    weight = repair.call.tensor("weight")
+    if len(weight) == 2:
+        repair.attributes.update(out_features=repair.size(weight[0]), in_features=repair.size(weight[1]))
+
+
+module_form(nn.Linear, ModuleForm("linear", lambda m: {"weight": ".weight", "bias": m.bias is not None and ".bias"}))
+
+
+def contract(call: Call, left: Axis, right: Axis) -> None:
+    """Tie the axes that are summed over; between two activations that is a crossing."""
+    call.unify(left, right)
+    call.crosses((left,))
+
+
+def matrix_product(call: Call, left: Axes, right: Axes) -> Axes:
+    """Axes of ``left @ right`` with torch's rules for vectors and batches; counts its MACs."""
+    rows: Axes = left[-2:-1] if len(left) > 1 else ()
+    columns: Axes = right[-1:] if len(right) > 1 else ()
+    contract(call, left[-1], right[-2] if len(right) > 1 else right[0])
+    batch = broadcast(call, [left[:-2], right[:-2]]) if max(len(left), len(right)) > 2 else ()
+    call.macs((*batch, *rows, *columns, left[-1]))
+    return (*batch, *rows, *columns)
+
+
+@rule("matmul mm bmm dot mv", "input, other")
+def matmul(call: Call) -> None:
+    call.result = matrix_product(call, call.tensor("input"), call.tensor("other"))
+
+
+@rule("addmm baddbmm addmv", "input, left, right")
+def addmm(call: Call) -> None:
+    result = matrix_product(call, call.tensor("left"), call.tensor("right"))
+    call.result = broadcast(call, [result, call.tensor("input")])
+
+
+@rule("bilinear", "input1, input2, weight, bias=None")
+def bilinear(call: Call) -> None:
+    first, second, weight = call.tensor("input1"), call.tensor("input2"), call.tensor("weight")
+    call.unify(first[-1], weight[1])
+    call.unify(second[-1], weight[2])
+    call.role("weight", "out", "in", "in")
+    if call.has("bias"):
+        _bias(call, call.tensor("bias"), weight[0])
+    call.result = (*broadcast(call, [first[:-1], second[:-1]]), weight[0])
+    call.macs((*call.result, weight[1], weight[2]))
+
+
+@repairs("bilinear")
+def repair_bilinear(repair: Repair) -> None:
+    out, first, second = (repair.size(a) for a in repair.call.tensor("weight"))
+    repair.attributes.update(out_features=out, in1_features=first, in2_features=second)
+
+
+module_form(
+    nn.Bilinear, ModuleForm("bilinear", lambda m: {"weight": ".weight", "bias": m.bias is not None and ".bias"})
+)
+
+
+@rule("scaled_dot_product_attention", "query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None")
+def attention(call: Call) -> None:
+    query, key, value = call.tensor("query"), call.tensor("key"), call.tensor("value")
+    contract(call, query[-1], key[-1])
+    contract(call, key[-2], value[-2])
+    grouped = bool(call.number("enable_gqa"))
+    batch = broadcast(call, [query[:-2], key[:-2], value[:-2]]) if not grouped else _grouped(call, query, key, value)
+    if call.has("attn_mask"):
+        broadcast(call, [(*batch, query[-2], key[-2]), call.tensor("attn_mask")])
+    call.result = (*batch, query[-2], value[-1])
+    call.macs((*batch, query[-2], key[-2], query[-1]))
+    call.macs((*batch, query[-2], key[-2], value[-1]))
+
+
+def _grouped(call: Call, query: Axes, key: Axes, value: Axes) -> Axes:
+    """Each key head serves a run of query heads: query heads are key heads times the length of the run."""
+    call.unify(key[-3], value[-3])
+    shares = query[-3].size // key[-3].size
+    heads = call.solver.factor(query[-3], [key[-3].size, shares], call.cause) if shares > 1 else [query[-3], ONE]
+    call.unify(heads[0], key[-3])
+    return (*broadcast(call, [query[:-3], key[:-3], value[:-3]]), query[-3])
+
+
+@repairs("scaled_dot_product_attention")
+def repair_attention(repair: Repair) -> None:
+    """The softmax scale keeps the value it had at full width."""
+    width = repair.call.tensor("query")[-1]
+    if repair.arguments.get("scale") is None and repair.shrinks(width):
+        repair.set("scale", width.size**-0.5)
+
+
+@rule("einsum", "equation, *operands")
+def einsum(call: Call) -> None:
+    equation = str(call.arguments["equation"]).replace(" ", "")
+    operands = call.tensors("operands")
+    left, arrow, right = equation.partition("->")
+    if "." in equation or not arrow:
+        for axes in operands:
+            call.pin_all(axes, "this form of einsum is not understood")
+        call.output_fixed("this form of einsum is not understood")
+        return
+    known: dict[str, Axis] = {}
+    counts: dict[str, int] = {}
+    for letters, axes in zip(left.split(","), operands, strict=True):
+        for letter, axis in zip(letters, axes, strict=True):
+            counts[letter] = counts.get(letter, 0) + 1
+            if letter not in known or known[letter].size == 1:
+                known[letter] = axis
+            elif axis.size != 1:
+                call.unify(known[letter], axis)
+    call.crosses(axis for letter, axis in known.items() if letter not in right)
+    call.result = tuple(known[letter] for letter in right)
+    if len(operands) > 1:
+        call.macs(known.values())
+
+
+@rule("outer ger", "input, other")
+def outer(call: Call) -> None:
+    call.result = (*call.tensor("input"), *call.tensor("other"))

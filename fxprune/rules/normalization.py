@@ -1,0 +1,129 @@
+"""Normalisation: per channel (batch norm) it maps, over channels (layer, group, RMS norm) it is a crossing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.axes.expressions import Axis
+from fxprune.rules.call import Call
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.repair import Repair
+
+_STATISTICS = ("running_mean", "running_var", "weight", "bias")
+_BATCH = "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5"
+_INSTANCE = "input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True"
+
+
+def _per_channel(call: Call, channel: Axis) -> None:
+    for name in _STATISTICS:
+        if call.has(name):
+            call.unify(channel, call.tensor(name)[0])
+            call.role(name, "scale")
+    call.notes["channels"] = channel
+
+
+@rule("batch_norm", _BATCH)
+def batch_norm(call: Call) -> None:
+    axes = call.tensor("input")
+    _per_channel(call, axes[1])
+    if call.number("training"):
+        call.crosses(a for i, a in enumerate(axes) if i != 1)
+    call.result = axes
+
+
+@rule("instance_norm", _INSTANCE)
+def instance_norm(call: Call) -> None:
+    axes = call.tensor("input")
+    channel = len(axes) - 1 if len(axes) < 3 else 1
+    _per_channel(call, axes[channel])
+    call.crosses(axes[channel + 1 :])
+    call.result = axes
+
+
+@repairs("batch_norm instance_norm")
+def repair_features(repair: Repair) -> None:
+    repair.attributes["num_features"] = repair.size(repair.call.notes["channels"])
+
+
+@rule("layer_norm rms_norm", "input, normalized_shape, weight=None, bias=None, eps=1e-5")
+def layer_norm(call: Call) -> None:
+    axes = call.tensor("input")
+    count = len(call.numbers("normalized_shape"))
+    for name in ("weight", "bias"):
+        if call.has(name):
+            call.unify_all(axes[-count:], call.tensor(name))
+            call.role(name, *["scale"] * count)
+    call.crosses(axes[-count:])
+    call.notes["normalized"] = axes[-count:]
+    call.result = axes
+
+
+@repairs("layer_norm rms_norm")
+def repair_layer_norm(repair: Repair) -> None:
+    axes = repair.call.notes["normalized"]
+    if any(repair.shrinks(a) for a in axes):
+        repair.set("normalized_shape", tuple(repair.size(a) for a in axes))
+
+
+@rule("group_norm", "input, num_groups, weight=None, bias=None, eps=1e-5")
+def group_norm(call: Call) -> None:
+    axes = call.tensor("input")
+    channel, count = axes[1], call.number("num_groups")
+    for name in ("weight", "bias"):
+        if call.has(name):
+            call.unify(channel, call.tensor(name)[0])
+            call.role(name, "scale")
+    groups, inner = call.solver.factor(channel, [count, channel.size // count], call.cause)
+    call.crosses((inner, *axes[2:]))
+    call.notes.update(groups=groups, channels=channel)
+    call.result = axes
+
+
+@repairs("group_norm")
+def repair_group_norm(repair: Repair) -> None:
+    notes = repair.call.notes
+    if repair.shrinks(notes["groups"]):
+        repair.set("num_groups", repair.size(notes["groups"]))
+    repair.attributes["num_channels"] = repair.size(notes["channels"])
+
+
+@rule("local_response_norm cross_map_lrn2d", "input, size")
+def local_response_norm(call: Call) -> None:
+    axes = call.tensor("input")
+    call.pin(axes[1], "a window slides over neighbouring channels")
+    call.result = axes
+
+
+def _affine(module: Any) -> dict[str, Any]:
+    return {
+        name: f".{name}" if getattr(module, name, None) is not None else None
+        for name in ("weight", "bias", "running_mean", "running_var")
+    }
+
+
+def _normalized(module: Any) -> dict[str, Any]:
+    return {"normalized_shape": module.normalized_shape} | _present(module, ("weight", "bias"))
+
+
+def _present(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {n: f".{n}" for n in names if getattr(module, n, None) is not None}
+
+
+_BATCH_FORM = ModuleForm("batch_norm", lambda m: _affine(m) | {"training": m.training or m.running_mean is None})
+for _cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+    module_form(_cls, _BATCH_FORM)
+for _cls2 in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
+    module_form(_cls2, ModuleForm("instance_norm", _affine))
+module_form(nn.LayerNorm, ModuleForm("layer_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
+module_form(nn.RMSNorm, ModuleForm("rms_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
+module_form(
+    nn.GroupNorm,
+    ModuleForm(
+        "group_norm",
+        lambda m: {"num_groups": m.num_groups} | _present(m, ("weight", "bias")),
+        (("num_groups", "num_groups"),),
+    ),
+)
+module_form(nn.LocalResponseNorm, ModuleForm("local_response_norm", lambda m: {"size": m.size}))

@@ -1,0 +1,155 @@
+"""Element-wise ops with any number of operands, broadcasting included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fxprune.axes.expressions import ONE, Axis
+from fxprune.rules.call import Axes, Call, parameter_name
+from fxprune.rules.registry import ModuleForm, module_form, rule
+
+UNARY = """
+    abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac isfinite
+    isinf isnan lgamma log log10 log1p log2 logit neg negative positive rad2deg real reciprocal relu relu6 round rsqrt
+    sigmoid sign signbit sgn sin sinc sinh sqrt square tan tanh trunc fix bitwise_not logical_not nan_to_num
+    gelu silu mish selu celu elu leaky_relu rrelu hardtanh hardsigmoid hardswish hardshrink softplus softsign
+    softshrink tanhshrink threshold logsigmoid
+    dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout
+    clone contiguous detach requires_grad alias data to type float double half bfloat16 int long bool short byte char
+    cpu cuda type_as positive nan_to_num polygamma i0 bernoulli erfcx stop_gradient
+    uniform normal exponential geometric cauchy log_normal random zero fill masked_fill_scalar
+"""
+SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
+BINARY = """
+    add sub rsub mul div floor_divide floordiv true_divide remainder fmod pow float_power atan2 hypot maximum minimum fmax
+    fmin eq ne gt ge lt le logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign dist_scalar
+    xlogy logaddexp logaddexp2 heaviside nextafter copy
+"""
+
+
+def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
+    """Tie the operands' axes from the last dim on; a size of one broadcasts and ties nothing."""
+    rank = max(len(axes) for axes in operands)
+    result: list[Axis] = []
+    for back in range(rank, 0, -1):
+        column = [axes[-back] for axes in operands if len(axes) >= back]
+        wide = [axis for axis in column if axis.size != 1]
+        for other in wide[1:]:
+            call.unify(wide[0], other)
+        result.append(wide[0] if wide else ONE)
+    return tuple(result)
+
+
+def activations(call: Call, names: Sequence[str]) -> list[Axes]:
+    """The axes of those arguments that are tensors."""
+    return [call.tensor(name) for name in names if call.has(name)]
+
+
+@rule(" ".join(dict.fromkeys(UNARY.split())), "input")
+def unary(call: Call) -> None:
+    call.result = call.tensor("input")
+
+
+@rule(SAME_AS_FIRST, "input")
+def like(call: Call) -> None:
+    call.result = call.tensor("input")
+
+
+def _joined(call: Call, names: Sequence[str]) -> None:
+    operands = activations(call, names)
+    call.result = broadcast(call, operands)
+    if call.name in ("add", "sub") and all(parameter_name(call.arguments[n]) is None for n in names if call.has(n)):
+        shared = [a for a in zip(*(o[::-1] for o in operands), strict=False) if all(axis.size != 1 for axis in a)]
+        call.joins(axes[0] for axes in shared if len(operands) > 1)
+
+
+@rule(BINARY, "input, other")
+def binary(call: Call) -> None:
+    _joined(call, ("input", "other"))
+
+
+@rule("where", "condition, input, other")
+def where(call: Call) -> None:
+    _joined(call, ("condition", "input", "other"))
+
+
+@rule("clamp", "input, min=None, max=None")
+def clamp(call: Call) -> None:
+    _joined(call, ("input", "min", "max"))
+
+
+@rule("clamp_min", "input, min")
+def clamp_min(call: Call) -> None:
+    _joined(call, ("input", "min"))
+
+
+@rule("clamp_max", "input, max")
+def clamp_max(call: Call) -> None:
+    _joined(call, ("input", "max"))
+
+
+@rule("lerp", "input, end, weight")
+def lerp(call: Call) -> None:
+    _joined(call, ("input", "end", "weight"))
+
+
+@rule("addcmul addcdiv", "input, tensor1, tensor2")
+def addcmul(call: Call) -> None:
+    _joined(call, ("input", "tensor1", "tensor2"))
+
+
+@rule("masked_fill", "input, mask, value")
+def masked_fill(call: Call) -> None:
+    _joined(call, ("input", "mask", "value"))
+
+
+@rule("prelu", "input, weight")
+def prelu(call: Call) -> None:
+    axes, (slope,) = call.tensor("input"), call.tensor("weight")
+    if slope.size != 1:
+        call.unify(axes[1] if len(axes) > 1 else axes[0], slope)
+        call.role("weight", "scale")
+    call.result = axes
+
+
+def _no_arguments(module: nn.Module) -> dict[str, object]:
+    return {}
+
+
+for _cls, _name in (
+    (nn.ReLU, "relu"),
+    (nn.ReLU6, "relu6"),
+    (nn.Sigmoid, "sigmoid"),
+    (nn.Tanh, "tanh"),
+    (nn.GELU, "gelu"),
+    (nn.SiLU, "silu"),
+    (nn.Mish, "mish"),
+    (nn.SELU, "selu"),
+    (nn.CELU, "celu"),
+    (nn.ELU, "elu"),
+    (nn.LeakyReLU, "leaky_relu"),
+    (nn.RReLU, "rrelu"),
+    (nn.Hardtanh, "hardtanh"),
+    (nn.Hardsigmoid, "hardsigmoid"),
+    (nn.Hardswish, "hardswish"),
+    (nn.Hardshrink, "hardshrink"),
+    (nn.Softplus, "softplus"),
+    (nn.Softsign, "softsign"),
+    (nn.Softshrink, "softshrink"),
+    (nn.Tanhshrink, "tanhshrink"),
+    (nn.Threshold, "threshold"),
+    (nn.LogSigmoid, "logsigmoid"),
+    (nn.Identity, "clone"),
+    (nn.Dropout, "dropout"),
+    (nn.Dropout1d, "dropout1d"),
+    (nn.Dropout2d, "dropout2d"),
+    (nn.Dropout3d, "dropout3d"),
+    (nn.AlphaDropout, "alpha_dropout"),
+    (nn.FeatureAlphaDropout, "feature_alpha_dropout"),
+):
+    module_form(_cls, ModuleForm(_name, _no_arguments))
+module_form(
+    nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),))
+)

@@ -1,0 +1,88 @@
+"""Recurrent layers: the hidden size of every layer is a width, four (three, one) gates share it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fxprune.axes.expressions import Axis, concat, product
+from fxprune.rules.call import Axes, Call, TensorName
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.repair import Repair
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+_STEPS = "it is the number of time steps"
+
+
+@rule("recurrent", "input, state=None")
+def recurrent(call: Call) -> None:
+    """All layers of a torch module share one ``hidden_size``, so their hidden units are tied."""
+    axes = call.tensor("input")
+    arguments = call.arguments
+    gates, layers, directions = arguments["gates"], arguments["layers"], arguments["directions"]
+    hidden = call.fresh(arguments["hidden_size"])
+    projected = call.fresh(arguments["proj_size"]) if arguments["proj_size"] else hidden
+    features: Axis = axes[-1]
+    for layer in range(layers):
+        for direction in range(directions):
+            _layer(call, f"l{layer}" + "_reverse" * direction, gates, features, hidden, projected)
+        features = concat([projected] * directions)
+    call.notes.update(hidden=hidden, projected=projected, features=axes[-1])
+    _state(call, projected, hidden)
+    output = (*axes[:-1], features)
+    call.result = _results(call, output, projected, hidden)
+
+
+def _layer(call: Call, suffix: str, gates: int, features: Axis, hidden: Axis, projected: Axis) -> None:
+    rows = product((call.fixed(gates, "it numbers the gates"), hidden))
+    columns = {"weight_ih": (rows, features), "weight_hh": (rows, projected), "weight_hr": (projected, hidden)}
+    for name, axes in (*columns.items(), ("bias_ih", (rows,)), ("bias_hh", (rows,))):
+        key = f"{name}_{suffix}"
+        if not isinstance(call.arguments.get(key), TensorName):
+            continue
+        call.unify_all(call.tensor(key), axes)
+        call.role(key, *(("out", "in") if len(axes) == 2 else ("scale",)))
+        if len(axes) == 2:
+            call.macs((*call.tensor("input")[:-1], *call.tensor(key)))
+
+
+def _state(call: Call, projected: Axis, hidden: Axis) -> None:
+    if not call.arguments.get("state"):
+        return
+    given = [call.tensor("state")] if call.has("state") else call.tensors("state")
+    for axes, width in zip(given, (projected, hidden), strict=False):
+        call.unify(axes[-1], width)
+
+
+def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:
+    def state(value: Any, width: Axis) -> Axes:
+        return (*(call.fixed(s, _STEPS) for s in value.shape[:-1]), width)
+
+    sequence, final = call.value
+    if isinstance(final, tuple):
+        return [output, [state(final[0], projected), state(final[1], hidden)]]
+    return [output, state(final, hidden)]
+
+
+@repairs("recurrent")
+def repair_recurrent(repair: Repair) -> None:
+    notes = repair.call.notes
+    repair.attributes["hidden_size"] = repair.size(notes["hidden"])
+    repair.attributes["input_size"] = repair.size(notes["features"])
+    if repair.call.arguments["proj_size"]:
+        repair.attributes["proj_size"] = repair.size(notes["projected"])
+
+
+def _arguments(module: Any) -> dict[str, Any]:
+    return {
+        "gates": _GATES[module.mode],
+        "layers": module.num_layers,
+        "directions": 2 if module.bidirectional else 1,
+        "hidden_size": module.hidden_size,
+        "proj_size": module.proj_size,
+    } | {name: f".{name}" for name in module._flat_weights_names}
+
+
+for _cls in (nn.LSTM, nn.GRU, nn.RNN):
+    module_form(_cls, ModuleForm("recurrent", _arguments))

@@ -1,0 +1,131 @@
+"""Reductions, and ops that run along a dim and keep it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.axes.expressions import ONE, Axis
+from fxprune.rules.call import Axes, Call
+from fxprune.rules.registry import ModuleForm, module_form, rule
+
+
+def _reduced(axes: Axes, dims: tuple[int, ...], keepdim: bool) -> Axes:
+    if keepdim:
+        return tuple(ONE if i in dims else a for i, a in enumerate(axes))
+    return tuple(a for i, a in enumerate(axes) if i not in dims)
+
+
+def _reduce(call: Call, dims: tuple[int, ...]) -> None:
+    axes = call.tensor("input")
+    call.crosses(axes[d] for d in dims)
+    result = _reduced(axes, dims, bool(call.number("keepdim")))
+    call.result = result if isinstance(call.value, torch.Tensor) else [result for _ in call.value]
+
+
+@rule("sum mean amax amin nansum nanmean all any prod logsumexp aminmax", "input, dim=None, keepdim=False")
+def reduce(call: Call) -> None:
+    _reduce(call, call.dims())
+
+
+@rule("var std var_mean std_mean", "input, dim=None, unbiased=True, keepdim=False")
+def spread(call: Call) -> None:
+    dims = call.arguments.get("dim")
+    _reduce(call, tuple(range(len(call.tensor("input")))) if isinstance(dims, bool) else call.dims())
+
+
+@rule("norm", "input, p=fro, dim=None, keepdim=False")
+def norm(call: Call) -> None:
+    _reduce(call, call.dims())
+
+
+@rule("linalg_vector_norm linalg_norm vector_norm", "input, ord=None, dim=None, keepdim=False")
+def vector_norm(call: Call) -> None:
+    _reduce(call, call.dims())
+
+
+@rule("max min median", "input, dim=None, keepdim=False")
+def extreme(call: Call) -> None:
+    """``max(x, dim)`` and its index, ``max(x)``, or ``max(x, y)`` element by element."""
+    if call.has("dim"):
+        from fxprune.rules.pointwise import broadcast
+
+        call.result = broadcast(call, [call.tensor("input"), call.tensor("dim")])
+        return
+    dims = call.dims()
+    if not isinstance(call.value, torch.Tensor):
+        call.pin_all((call.tensor("input")[d] for d in dims), "its elements are numbered in the result")
+    _reduce(call, dims)
+
+
+@rule("argmax argmin", "input, dim=None, keepdim=False")
+def argument(call: Call) -> None:
+    dims = call.dims()
+    axes = call.tensor("input")
+    call.pin_all((axes[d] for d in dims), "its elements are numbered in the result")
+    if call.number("dim") is None:
+        call.result = ()
+    else:
+        call.result = _reduced(axes, dims, bool(call.number("keepdim")))
+
+
+@rule("softmax log_softmax softmin", "input, dim=None")
+def softmax(call: Call) -> None:
+    axes = call.tensor("input")
+    dim = call.number("dim")
+    call.crosses((axes[call.dim()] if dim is not None else axes[1 if len(axes) in (2, 4) else 0],))
+    call.result = axes
+
+
+@rule("normalize", "input, p=2.0, dim=1")
+def normalize(call: Call) -> None:
+    axes = call.tensor("input")
+    call.crosses(axes[d] for d in call.dims())
+    call.result = axes
+
+
+@rule("cosine_similarity", "x1, x2, dim=1")
+def cosine_similarity(call: Call) -> None:
+    from fxprune.rules.pointwise import broadcast
+
+    axes = broadcast(call, [call.tensor("x1"), call.tensor("x2")])
+    dim = int(call.number("dim")) % len(axes)
+    call.crosses((axes[dim],))
+    call.result = tuple(a for i, a in enumerate(axes) if i != dim)
+
+
+@rule("cumsum cumprod logcumsumexp cummax cummin", "input, dim")
+def scan(call: Call) -> None:
+    axes = call.tensor("input")
+    call.pin(axes[call.dim()], "a running total depends on every element before it")
+    call.result = axes if isinstance(call.value, torch.Tensor) else [axes, axes]
+
+
+@rule("sort argsort", "input, dim=-1, descending=False")
+def sort(call: Call) -> None:
+    axes = call.tensor("input")
+    call.pin(axes[call.dim()], "its elements are reordered by value")
+    call.result = axes if isinstance(call.value, torch.Tensor) else [axes, axes]
+
+
+@rule("topk kthvalue", "input, k, dim=-1")
+def topk(call: Call) -> None:
+    axes = list(call.tensor("input"))
+    dim = call.dim()
+    call.pin(axes[dim], "its elements are reordered by value")
+    shape = call.value[0].shape
+    result: list[Axis] = [a for i, a in enumerate(axes) if i != dim]
+    if len(shape) == len(axes):
+        result.insert(dim, call.fixed(shape[dim]))
+    call.result = [tuple(result), tuple(result)]
+
+
+def _dim(module: Any) -> dict[str, Any]:
+    return {"dim": module.dim}
+
+
+module_form(nn.Softmax, ModuleForm("softmax", _dim))
+module_form(nn.LogSoftmax, ModuleForm("log_softmax", _dim))
+module_form(nn.Softmax2d, ModuleForm("softmax", lambda m: {"dim": -3}))

@@ -1,0 +1,122 @@
+"""What a rule's repair half works with: the kept sizes of axes and the arguments of the op being written."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
+from fxprune.axes.solver import Solver
+from fxprune.rules.call import Call
+
+EmitOp = Callable[..., fx.Node]
+
+
+class Repair:
+    """One op being written into the smaller graph.
+
+    ``arguments`` holds the new arguments by name: nodes of the new graph, and literals as the source had them.
+    ``changes`` collects what the rule wants different. ``attributes`` collects module attributes to set.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        arguments: dict[str, Any],
+        masks: Mapping[Channels, Mask],
+        emit: EmitOp,
+        add_constant: Callable[[torch.Tensor], fx.Node],
+    ) -> None:
+        self.call = call
+        self.arguments = arguments
+        self.changes: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {}
+        self.replacement: fx.Node | None = None
+        self.emit = emit
+        self.add_constant = add_constant
+        self._masks = masks
+        self._solver: Solver = call.solver
+
+    # -- axes -----------------------------------------------------------------------------------------------------
+
+    def mask(self, axis: Axis) -> Mask:
+        """Which elements of an axis stay."""
+        return kept_mask(self._solver.resolve(axis), self._masks)
+
+    def size(self, axis: Axis) -> int:
+        """How many elements of an axis stay."""
+        return axis.size if isinstance(axis, Fixed) else int(self.mask(axis).sum())
+
+    def shrinks(self, axis: Axis) -> bool:
+        """Whether any element of an axis goes."""
+        return self.size(axis) != axis.size
+
+    def is_static(self, axis: Axis) -> bool:
+        """Whether the axis consists of channels only, so that its size is the same for every input."""
+        resolved = self._solver.resolve(axis)
+        return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not _has_fixed(resolved)
+
+    # -- arguments ------------------------------------------------------------------------------------------------
+
+    def set(self, name: str, value: Any) -> None:
+        """Change an argument (of a module: the attribute that repeats it)."""
+        self.changes[name] = value
+
+    def resize(self, value: Any, axis: Axis) -> Any:
+        """The size argument ``value`` of an output axis, for the kept size. -1 stays, and dynamic parts stay dynamic."""
+        new, old = self.size(axis), axis.size
+        if new == old or (isinstance(value, int) and value == -1):
+            return value
+        if not isinstance(value, fx.Node) or self.is_static(axis):
+            return new
+        return self.emit(operator.floordiv, self.emit(operator.mul, value, new), old)
+
+    def resize_all(self, name: str, axes: Sequence[Axis]) -> None:
+        """Repair a sequence of sizes, one for each axis, counted from the last."""
+        if not any(self.shrinks(a) for a in axes):
+            return
+        sizes = self.arguments[name]
+        if isinstance(sizes, fx.Node):
+            sizes = tuple(self.emit(operator.getitem, sizes, i) for i in range(len(axes)))
+        sizes = sizes if isinstance(sizes, (list, tuple)) else (sizes,)
+        self.set(name, tuple(self.resize(v, a) for v, a in zip(sizes, axes, strict=True)))
+
+    # -- selections -------------------------------------------------------------------------------------------------
+
+    def positions(self, source: Axis, index: np.ndarray[Any, np.dtype[np.int64]], kept: Mask) -> list[int]:
+        """Where the kept picks ``index[kept]`` of an axis lie among its kept elements."""
+        rank = np.cumsum(self.mask(source)) - 1
+        return [int(i) for i in rank[index[kept]]]
+
+    def select(self, node: fx.Node, dim: int, index: Sequence[int]) -> fx.Node:
+        """``node`` with dim ``dim`` picked by literal positions."""
+        constant = self.add_constant(torch.tensor(list(index), dtype=torch.int64))
+        return self.emit(torch.index_select, node, dim, constant)
+
+    def select_kept(self, node: fx.Node, axes: Sequence[Axis]) -> fx.Node:
+        """A tensor made at full width, cut to the kept elements of every axis."""
+        for dim, axis in enumerate(axes):
+            if self.shrinks(axis):
+                node = self.select(node, dim, np.flatnonzero(self.mask(axis)).tolist())
+        return node
+
+
+def _has_fixed(axis: Axis) -> bool:
+    if isinstance(axis, Fixed):
+        return True
+    if isinstance(axis, Product):
+        return any(_has_fixed(f) for f in axis.factors)
+    if isinstance(axis, Concat):
+        return any(_has_fixed(p) for p in axis.parts)
+    return isinstance(axis, Gather) and _has_fixed(axis.base)
+
+
+def contiguous(index: Sequence[int]) -> bool:
+    """Whether positions follow one another without a gap."""
+    return len(index) == 0 or list(index) == list(range(index[0], index[0] + len(index)))

@@ -1,0 +1,107 @@
+"""Binding of a node's arguments to the names torch's documentation gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+MISSING: Any = object()
+_ALIASES = {
+    "axis": "dim",
+    "axes": "dims",
+    "keepdims": "keepdim",
+    "self": "input",
+    "x": "input",
+    "x1": "input",
+    "x2": "other",
+    "tensor": "input",
+    "mat1": "input",
+    "vec": "other",
+    "sections": "split_size_or_sections",
+    "indices_or_sections": "split_size_or_sections",
+    "split_size": "split_size_or_sections",
+    "arrays": "tensors",
+    "chunks": "split_size_or_sections",
+    "repeat": "repeats",
+    "a_min": "min",
+    "a_max": "max",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A named argument; ``packed`` takes either one sequence or all remaining positional arguments."""
+
+    name: str
+    packed: bool
+    default: Any
+
+
+@lru_cache(maxsize=None)
+def parse(signature: str) -> tuple[Parameter, ...]:
+    """``"input, *size, dim=0"`` as parameters."""
+    parameters = []
+    for text in filter(None, (part.strip() for part in signature.split(","))):
+        name, _, default = text.partition("=")
+        parameters.append(Parameter(name.lstrip("*"), name.startswith("*"), _literal(default)))
+    return tuple(parameters)
+
+
+def _literal(text: str) -> Any:
+    if not text:
+        return MISSING
+    constants = {"None": None, "True": True, "False": False}
+    if text in constants:
+        return constants[text]
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def bind(signature: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Argument values by name; defaults where an argument was not given. What no parameter names is left out."""
+    bound: dict[str, Any] = {}
+    rest = list(args)
+    for parameter in parse(signature):
+        if parameter.packed and rest:
+            bound[parameter.name] = rest[0] if isinstance(rest[0], (list, tuple)) else tuple(rest)
+            rest = rest[1:] if isinstance(rest[0], (list, tuple)) else []
+        elif rest:
+            bound[parameter.name] = rest.pop(0)
+        elif parameter.default is not MISSING:
+            bound[parameter.name] = parameter.default
+    for name, value in kwargs.items():
+        bound[_known(signature, name)] = value
+    return bound
+
+
+def replace(
+    signature: str, args: Sequence[Any], kwargs: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with ``changes`` put where the call gave them before, or as keywords where it did not."""
+    new_args, new_kwargs = list(args), dict(kwargs)
+    pending = dict(changes)
+    for name in kwargs:
+        if (known := _known(signature, name)) in pending:
+            new_kwargs[name] = pending.pop(known)
+    for position, parameter in enumerate(parse(signature)):
+        if parameter.name not in pending or position >= len(args):
+            continue
+        value = pending.pop(parameter.name)
+        if parameter.packed and not isinstance(args[position], (list, tuple)):
+            new_args[position:] = list(value)
+        else:
+            new_args[position] = value
+    new_kwargs.update(pending)
+    return tuple(new_args), new_kwargs
+
+
+def _known(signature: str, name: str) -> str:
+    names = {p.name for p in parse(signature)}
+    return name if name in names or _ALIASES.get(name) not in names else _ALIASES[name]

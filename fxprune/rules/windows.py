@@ -1,0 +1,194 @@
+"""Padding, pooling, resampling and pixel moves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from fxprune.axes.expressions import Axis, concat, product
+from fxprune.rules.call import Axes, Call
+from fxprune.rules.cutting import part
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.repair import Repair
+
+_WINDOW = "a window slides over it"
+_SPACE = "it is resampled"
+
+
+@rule("pad constant_pad_nd", "input, pad, mode=constant, value=None")
+def pad(call: Call) -> None:
+    axes = list(call.tensor("input"))
+    amounts = call.numbers("pad")
+    notes: list[tuple[Axis | None, Axis | None]] = []
+    for i in range(len(amounts) // 2):
+        dim, low, high = len(axes) - 1 - i, amounts[2 * i], amounts[2 * i + 1]
+        axes[dim], pieces = _padded(call, axes[dim], dim, low, high)
+        notes.append(pieces)
+    call.notes["pieces"] = notes
+    call.result = tuple(axes)
+
+
+def _padded(
+    call: Call, axis: Axis, dim: int, low: int, high: int
+) -> tuple[Axis, tuple[Axis | None, Axis | None]]:
+    if not low and not high:
+        return axis, (None, None)
+    if str(call.arguments.get("mode", "constant")) != "constant" or min(low, high) < 0:
+        call.pin(axis, "it is padded from its own elements" if min(low, high) >= 0 else "it is cropped")
+        return call.fixed(axis.size + low + high), (None, None)
+    before = call.fresh(low, dim) if low else None
+    after = call.fresh(high, dim) if high else None
+    return concat(p for p in (before, axis, after) if p is not None), (before, after)
+
+
+@repairs("pad constant_pad_nd")
+def repair_pad(repair: Repair) -> None:
+    pieces = repair.call.notes["pieces"]
+    flat = [p for pair in pieces for p in pair]
+    if any(p is not None and repair.shrinks(p) for p in flat):
+        given = repair.arguments["pad"]
+        new = tuple(v if p is None else repair.resize(v, p) for v, p in zip(given, flat, strict=True))
+        repair.set("pad", new)
+
+
+def _spatial(call: Call, count: int, why: str) -> None:
+    axes = call.tensor("input")
+    shape = call.output_shape if hasattr(call.value, "shape") else tuple(call.value[0].shape)
+    call.pin_all(axes[-count:], why)
+    result = (*axes[:-count], *(call.fixed(s, why) for s in shape[-count:]))
+    call.result = result if hasattr(call.value, "shape") else [result for _ in call.value]
+
+
+def _count(name: str) -> int:
+    return int(next(c for c in name if c in "123"))
+
+
+@rule(
+    " ".join(
+        f"{kind}{n}d"
+        for n in (1, 2, 3)
+        for kind in ("avg_pool", "max_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool")
+    )
+    + " max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+    "input",
+)
+def pooling(call: Call) -> None:
+    _spatial(call, _count(call.name), _WINDOW)
+
+
+@rule("max_unpool1d max_unpool2d max_unpool3d", "input, indices")
+def unpooling(call: Call) -> None:
+    call.unify_all(call.tensor("input"), call.tensor("indices"))
+    _spatial(call, _count(call.name), _WINDOW)
+
+
+@rule("interpolate upsample upsample_nearest upsample_bilinear", "input, size=None, scale_factor=None")
+def interpolate(call: Call) -> None:
+    _spatial(call, len(call.tensor("input")) - 2, _SPACE)
+
+
+@rule("grid_sample", "input, grid")
+def grid_sample(call: Call) -> None:
+    axes, grid = call.tensor("input"), call.tensor("grid")
+    call.pin_all((*axes[2:], *grid[1:]), _SPACE)
+    if axes[0].size == grid[0].size:
+        call.unify(axes[0], grid[0])
+    call.result = (*axes[:2], *(call.fixed(s, _SPACE) for s in call.output_shape[2:]))
+
+
+@rule("unfold", "input, kernel_size, dilation=1, padding=0, stride=1")
+def unfold(call: Call) -> None:
+    """``F.unfold`` of (N, C, H, W): columns are channels times window. ``Tensor.unfold`` shares the name."""
+    axes = call.tensor("input")
+    shape = call.output_shape
+    if len(shape) == len(axes) + 1:
+        dim = int(call.number("kernel_size")) % len(axes)
+        call.pin(axes[dim], _WINDOW)
+        call.result = (*axes[:dim], call.fixed(shape[dim], _WINDOW), *axes[dim + 1 :], call.fixed(shape[-1], _WINDOW))
+        return
+    call.pin_all(axes[-2:], _WINDOW)
+    channels = product((axes[-3], call.fixed(shape[-2] // axes[-3].size, _WINDOW)))
+    call.result = (*axes[:-3], channels, call.fixed(shape[-1], _WINDOW))
+
+
+@rule("fold", "input, output_size, kernel_size")
+def fold(call: Call) -> None:
+    axes = call.tensor("input")
+    shape = call.output_shape
+    taps = axes[-2].size // shape[-3]
+    channels, window = call.solver.factor(axes[-2], [shape[-3], taps], call.cause)
+    call.pin_all((window, axes[-1]), _WINDOW)
+    call.result = (*axes[:-2], channels, call.fixed(shape[-2], _WINDOW), call.fixed(shape[-1], _WINDOW))
+
+
+@rule("pixel_shuffle", "input, upscale_factor")
+def pixel_shuffle(call: Call) -> None:
+    axes, factor = call.tensor("input"), int(call.number("upscale_factor"))
+    channels, block = call.solver.factor(axes[-3], [axes[-3].size // factor**2, factor**2], call.cause)
+    call.pin_all((block, *axes[-2:]), "it becomes space")
+    call.result = (*axes[:-3], channels, *(call.fixed(s, "it is space") for s in call.output_shape[-2:]))
+
+
+@rule("pixel_unshuffle", "input, downscale_factor")
+def pixel_unshuffle(call: Call) -> None:
+    axes, factor = call.tensor("input"), int(call.number("downscale_factor"))
+    call.pin_all(axes[-2:], "it is space")
+    channels = product((axes[-3], call.fixed(factor**2, "it was space")))
+    call.result = (*axes[:-3], channels, *(call.fixed(s, "it is space") for s in call.output_shape[-2:]))
+
+
+@rule("channel_shuffle native_channel_shuffle", "input, groups")
+def channel_shuffle(call: Call) -> None:
+    axes, groups = call.tensor("input"), int(call.number("groups"))
+    outer, inner = call.solver.factor(axes[1], [groups, axes[1].size // groups], call.cause)
+    call.notes["groups"] = outer
+    call.result = (axes[0], product((inner, outer)), *axes[2:])
+
+
+@repairs("channel_shuffle native_channel_shuffle")
+def repair_channel_shuffle(repair: Repair) -> None:
+    groups = repair.call.notes["groups"]
+    if repair.shrinks(groups):
+        repair.set("groups", repair.size(groups))
+
+
+def first_part(call: Call, axis: Axis, length: int) -> Axis:
+    """The first elements of an axis."""
+    return part(call, axis, 0, length)
+
+
+def _no_arguments(module: Any) -> dict[str, Any]:
+    return {}
+
+
+def _pad_mode(module: Any) -> str:
+    return "constant" if isinstance(module, (nn.modules.padding._ConstantPadNd, nn.ZeroPad2d)) else "other"
+
+
+for _n in (1, 2, 3):
+    for _kind, _rule in (
+        ("AvgPool", "avg_pool"),
+        ("MaxPool", "max_pool"),
+        ("LPPool", "lp_pool"),
+        ("AdaptiveAvgPool", "adaptive_avg_pool"),
+        ("AdaptiveMaxPool", "adaptive_max_pool"),
+    ):
+        _cls = getattr(nn, f"{_kind}{_n}d", None)
+        if _cls is not None:
+            module_form(_cls, ModuleForm(f"{_rule}{_n}d", _no_arguments))
+    for _kind in ("ConstantPad", "ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
+        _cls = getattr(nn, f"{_kind}{_n}d", None)
+        if _cls is not None:
+            _form = ModuleForm("pad", lambda m: {"pad": m.padding, "mode": _pad_mode(m)}, (("pad", "padding"),))
+            module_form(_cls, _form)
+for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
+    module_form(_up, ModuleForm("interpolate", _no_arguments))
+module_form(nn.PixelShuffle, ModuleForm("pixel_shuffle", lambda m: {"upscale_factor": m.upscale_factor}))
+module_form(nn.PixelUnshuffle, ModuleForm("pixel_unshuffle", lambda m: {"downscale_factor": m.downscale_factor}))
+module_form(nn.ChannelShuffle, ModuleForm("channel_shuffle", lambda m: {"groups": m.groups}, (("groups", "groups"),)))
+module_form(nn.Unfold, ModuleForm("unfold", lambda m: {"kernel_size": m.kernel_size}))
+module_form(nn.Fold, ModuleForm("fold", lambda m: {"output_size": m.output_size, "kernel_size": m.kernel_size}))
+_ = (math, F, Axes)

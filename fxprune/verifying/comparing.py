@@ -1,0 +1,141 @@
+"""Outputs taken apart into leaves, and leaves compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Difference", "Leaves", "compare", "has_nan", "kept_block", "leaves_of"]
+
+Leaves = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The worst difference between two outputs.
+
+    Attributes:
+        error: relative to the largest absolute value of the reference; infinite where shapes or values cannot agree.
+        path: the leaf, such as ``output['logits'][0]``.
+        detail: what cannot agree, or "".
+    """
+
+    error: float = 0.0
+    path: str = "output"
+    detail: str = ""
+
+    def describe(self, tolerance: float) -> str:
+        """A clause for a message: "output[0] differs by 0.1 (tolerance 1e-09)"."""
+        if self.detail:
+            return f"{self.path} differs ({self.detail})"
+        return f"{self.path} differs by {self.error:.3g} relative (tolerance {tolerance:.0e})"
+
+
+def leaves_of(output: Any, path: str = "output") -> Leaves:
+    """Every leaf of an output by its path; tensors are detached clones.
+
+    Lists, tuples, mappings, dataclasses and plain objects are taken apart.
+    """
+    found: Leaves = {}
+    _collect(output, path, found, depth=16)
+    return found
+
+
+def _collect(value: Any, path: str, found: Leaves, depth: int) -> None:
+    if isinstance(value, Tensor):
+        found[path] = value.detach().clone()
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        found[path] = value
+    elif depth == 0:
+        found[path] = type(value).__name__
+    else:
+        for key, item in _parts(value).items():
+            _collect(item, path + key, found, depth - 1)
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {f"[{key!r}]": item for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return {f"[{number}]": item for number, item in enumerate(value)}
+    if dataclasses.is_dataclass(value):
+        return {f".{field.name}": getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {f".{name}": item for name, item in getattr(value, "__dict__", {}).items()}
+
+
+def compare(reference: Leaves, result: Leaves) -> Difference:
+    """The worst difference over all leaves."""
+    tensors = {path for path, leaf in reference.items() if isinstance(leaf, Tensor)}
+    if tensors != {path for path, leaf in result.items() if isinstance(leaf, Tensor)}:
+        names = ", ".join(sorted(tensors.symmetric_difference(p for p, v in result.items() if isinstance(v, Tensor))))
+        return Difference(math.inf, names, "only one of the two outputs has this tensor")
+    worst = Difference()
+    for path, leaf in reference.items():
+        found = _leaf_difference(path, leaf, result.get(path))
+        if not found.error <= worst.error:
+            worst = found
+    return worst
+
+
+def _leaf_difference(path: str, reference: Any, result: Any) -> Difference:
+    if isinstance(reference, Tensor) and isinstance(result, Tensor):
+        return _tensor_difference(path, reference, result)
+    if isinstance(reference, float) and isinstance(result, float):
+        return _tensor_difference(path, torch.tensor(reference).double(), torch.tensor(result).double())
+    if reference != result:
+        return Difference(math.inf, path, f"{reference!r} became {result!r}")
+    return Difference(0.0, path)
+
+
+def _tensor_difference(path: str, reference: Tensor, result: Tensor) -> Difference:
+    if reference.shape != result.shape:
+        return Difference(math.inf, path, f"shape {tuple(reference.shape)} became {tuple(result.shape)}")
+    if reference.dtype != result.dtype:
+        return Difference(math.inf, path, f"type {reference.dtype} became {result.dtype}")
+    result = result.to(reference.device)
+    if not (reference.is_floating_point() or reference.is_complex()):
+        unequal = int((reference != result).sum())
+        return Difference(math.inf, path, f"{unequal} integers differ") if unequal else Difference(0.0, path)
+    finite = torch.isfinite(reference)
+    if not bool((finite == torch.isfinite(result)).all()) or not _equal_infinities(reference, result, finite):
+        return Difference(math.inf, path, "NaN or infinity at different positions")
+    if not bool(finite.any()):
+        return Difference(0.0, path)
+    scale = float(reference[finite].abs().max()) or 1.0
+    return Difference(float((reference[finite] - result[finite]).abs().max()) / scale, path)
+
+
+def _equal_infinities(reference: Tensor, result: Tensor, finite: Tensor) -> bool:
+    left, right = reference[~finite], result[~finite]
+    return bool(((left == right) | (torch.isnan(left) & torch.isnan(right))).all())
+
+
+def has_nan(leaves: Leaves) -> bool:
+    """Whether any tensor holds NaN."""
+    return any(bool(torch.isnan(leaf).any()) for leaf in leaves.values() if isinstance(leaf, Tensor))
+
+
+def kept_block(leaves: Leaves) -> Leaves:
+    """The leaves without their removed slices: a slice that is NaN throughout, along any dim, goes.
+
+    NaN that fills no whole slice stays, and no network's output will equal it.
+    """
+    return {path: _kept(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    removed = torch.isnan(tensor)
+    if tensor.ndim == 0 or not bool(removed.any()):
+        return tensor
+    for dim in range(tensor.ndim):
+        others = tuple(d for d in range(tensor.ndim) if d != dim)
+        whole = removed.all(dim=others) if others else removed
+        index = (~whole).nonzero().flatten()
+        tensor, removed = tensor.index_select(dim, index), removed.index_select(dim, index)
+    return tensor

@@ -1,0 +1,85 @@
+"""Removed entries overwritten, and parameters randomised, on private copies."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+from .copies import named_tensors
+from .selecting import Keep, removed_entries, select
+
+__all__ = ["hides_its_weights", "overwrite_removed", "randomise", "removes_anything"]
+
+
+@torch.no_grad()
+def overwrite_removed(module: nn.Module, keep: Keep, value: float) -> None:
+    """Write ``value`` over every removed entry of every floating tensor of ``module``, a private copy.
+
+    A running variance is left alone by a ``value`` of 0: a batch norm divides by it.
+    """
+    for name, tensor in named_tensors(module).items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        if value == 0 and name.endswith("running_var"):
+            continue
+        for dim, index in removed_entries(tensor, keep.get(name, ())):
+            tensor.index_fill_(dim, index, value)
+
+
+def removes_anything(module: nn.Module, keep: Keep) -> bool:
+    """Whether the plan removes a single entry."""
+    tensors = named_tensors(module).items()
+    return any(True for name, tensor in tensors for _ in removed_entries(tensor, keep.get(name, ())))
+
+
+def hides_its_weights(module: nn.Module) -> bool:
+    """Whether a scale or a weight is (nearly) zero throughout, as layer scale and zero-initialised branches are.
+
+    What lies behind such a parameter cannot be seen in the outputs.
+    """
+    for name, tensor in module.named_parameters():
+        # A bias of zero hides nothing.
+        if name.endswith("bias") or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if float(tensor.detach().abs().max()) < 1e-3:
+            return True
+    return False
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, pruned: nn.Module, keep: Keep, seed: int) -> None:
+    """Give both private copies new random parameters and running statistics, equal where an entry is kept.
+
+    The values depend on ``seed`` and the name alone. Other buffers hold tables and masks that mean something, so they
+    stay as they are.
+    """
+    full, narrow = named_tensors(module), named_tensors(pruned)
+    done: set[int] = set()
+    for name, tensor in full.items():
+        if not _is_random(name, tensor):
+            continue
+        if id(tensor) not in done:
+            done.add(id(tensor))
+            tensor.copy_(_random_like(tensor, name, seed))
+        if name in narrow:
+            narrow[name].copy_(select(tensor, keep.get(name, ())))
+
+
+def _is_random(name: str, tensor: Tensor) -> bool:
+    statistics = name.endswith(("running_mean", "running_var"))
+    return tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or statistics)
+
+
+def _random_like(tensor: Tensor, name: str, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
+    shape, dtype = tensor.shape, tensor.dtype
+    if name.endswith("running_var") or (tensor.ndim < 2 and bool((tensor >= 0).all())):
+        value = 0.5 + torch.rand(shape, generator=generator, dtype=dtype)
+    elif tensor.ndim < 2:
+        value = 0.5 * torch.randn(shape, generator=generator, dtype=dtype)
+    else:
+        fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
+        value = torch.randn(shape, generator=generator, dtype=dtype) / fan_in**0.5
+    return value.to(tensor.device)

@@ -1,0 +1,5 @@
+"""Evaluation of a network whose removed entries are NaN and travel with the values."""
+
+from .mode import NanCarrying
+
+__all__ = ["NanCarrying"]

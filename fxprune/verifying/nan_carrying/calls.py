@@ -1,0 +1,88 @@
+"""One operator call as the dispatcher hands it over, with its arguments by name, and small helpers on NaN marks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import ProofError
+
+__all__ = ["Call", "Handler", "bury", "carries", "constant_along", "gone", "trailing", "words"]
+
+
+class Call:
+    """An aten operator with its arguments bound to the names of its schema."""
+
+    def __init__(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.func = func
+        self.values: dict[str, Any] = {}
+        for position, argument in enumerate(func._schema.arguments):
+            if position < len(args):
+                self.values[argument.name] = args[position]
+            elif argument.name in kwargs:
+                self.values[argument.name] = kwargs[argument.name]
+            elif argument.has_default_value():
+                self.values[argument.name] = argument.default_value
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument of that name, or ``default`` where the overload has none or it is None."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def run(self, /, **replaced: Any) -> Any:
+        """Run the operator, some arguments replaced by name."""
+        values = {**self.values, **replaced}
+        arguments = self.func._schema.arguments
+        args = [values[a.name] for a in arguments if not a.kwarg_only]
+        kwargs = {a.name: values[a.name] for a in arguments if a.kwarg_only and a.name in values}
+        return self.func(*args, **kwargs)
+
+    def fault(self, reason: str) -> ProofError:
+        """The error for a call that no narrower network can stand for."""
+        return ProofError(f"{self.func}: {reason}")
+
+
+Handler = Callable[[Call], Any]
+
+
+def words(text: str) -> frozenset[str]:
+    """The names in ``text``, for tables of operators."""
+    return frozenset(text.split())
+
+
+def gone(tensor: Tensor) -> Tensor:
+    """True where an entry is removed, shape of ``tensor``; integers and booleans are never removed."""
+    return torch.isnan(tensor)
+
+
+def carries(tensor: Tensor) -> bool:
+    """Whether any entry is removed. One read of the tensor: a NaN survives every sum."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    return bool(torch.isnan(tensor.sum()))
+
+
+def bury(tensor: Tensor, where: Tensor) -> Tensor:
+    """``tensor`` with NaN written where ``where`` is True; anything but floats comes back as it is."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    return tensor.masked_fill(where, float("nan"))
+
+
+def constant_along(mask: Tensor, dims: Sequence[int]) -> bool:
+    """Whether the boolean ``mask`` does not change along ``dims``."""
+    if not dims or mask.numel() == 0:
+        return True
+    chosen = tuple(dims)
+    return bool((mask.any(dim=chosen) == mask.all(dim=chosen)).all())
+
+
+def trailing(tensor: Tensor, count: int) -> tuple[int, ...]:
+    """The last ``count`` dims of ``tensor``."""
+    return tuple(range(tensor.ndim - count, tensor.ndim))

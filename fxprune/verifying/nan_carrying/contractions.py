@@ -1,0 +1,164 @@
+"""Matrix products over the positions that both operands still have.
+
+Which positions are left is read off the NaNs of the operands. Where one operand lost a position that the other kept,
+the narrower network would pair the wrong rows with the wrong columns: a fault, unless the position adds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Call, Handler, bury, gone
+
+__all__ = ["CONTRACTIONS", "is_repeated"]
+
+
+def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
+    """``left @ right`` for shapes [b, n, k] and [b, k, m], removed positions of k left out.
+
+    An output entry is removed where its row of ``left`` or its column of ``right`` is removed as a whole.
+
+    Raises:
+        ProofError: the operands of an output entry that stays differ in the positions they lost.
+    """
+    if left.shape[-1] == 0:
+        return torch.bmm(left, right)
+    left_gone, right_gone = gone(left), gone(right)
+    rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
+    filled_left, filled_right = left.masked_fill(left_gone, 0), right.masked_fill(right_gone, 0)
+    _check_positions(filled_left, filled_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
+    return bury(torch.bmm(filled_left, filled_right), rows | columns)
+
+
+def _check_positions(
+    left: Tensor, right: Tensor, removed: tuple[Tensor, Tensor], dead: tuple[Tensor, Tensor], call: Call
+) -> None:
+    """Raise where a live row and a live column pair a removed position with a kept one that is not zero."""
+    (left_gone, right_gone), (rows, columns) = removed, dead
+    in_all = (left_gone | rows).all(1).all(0) & (right_gone | columns).all(2).all(0)
+    doubtful = (left_gone.any(1).any(0) | right_gone.any(2).any(0)) & ~in_all
+    if not bool(doubtful.any()):
+        return
+    index = doubtful.nonzero().flatten()
+    left_only = _pairs(left_gone[..., index], (right[:, index] != 0) & ~right_gone[:, index])
+    right_only = _pairs((left[..., index] != 0) & ~left_gone[..., index], right_gone[:, index])
+    live = ~(rows | columns)
+    if bool((left_only & live).any()) and not _is_free(right, right_gone, 1):
+        raise call.fault(_mismatch(index, left_gone, right_gone))
+    if bool((right_only & live).any()) and not _is_free(left, left_gone, 2):
+        raise call.fault(_mismatch(index, left_gone, right_gone))
+
+
+def _pairs(left: Tensor, right: Tensor) -> Tensor:
+    return torch.bmm(left.float(), right.float()) > 0
+
+
+def _is_free(kept: Tensor, removed: Tensor, dim: int) -> bool:
+    """Whether the operand that lost nothing holds one value repeated along the contracted dim.
+
+    Which of the repeated positions go makes no difference then, so an expanded size-1 dim can lose any of them.
+    """
+    return not bool(removed.any()) and is_repeated(kept, dim)
+
+
+def is_repeated(tensor: Tensor, dim: int) -> bool:
+    """Whether all slices of ``tensor`` along ``dim`` are equal."""
+    return bool((tensor == tensor.narrow(dim, 0, 1)).all())
+
+
+def _mismatch(index: Tensor, left_gone: Tensor, right_gone: Tensor) -> str:
+    left = int(left_gone.any(1).any(0)[index].sum())
+    right = int(right_gone.any(2).any(0)[index].sum())
+    return (
+        f"its operands lost different positions of the contracted dim (size {left_gone.shape[-1]}): among the first "
+        f"doubtful ones {index[:8].tolist()}, {left} are removed from the left and {right} from the right operand only"
+    )
+
+
+def _mm(call: Call) -> Any:
+    return product(call["self"][None], call["mat2"][None], call)[0]
+
+
+def _bmm(call: Call) -> Any:
+    return product(call["self"], call["mat2"], call)
+
+
+def _mv(call: Call) -> Any:
+    return product(call["self"][None], call["vec"][None, :, None], call)[0, :, 0]
+
+
+def _dot(call: Call) -> Any:
+    left, right = call["self"], call.get("tensor", call.get("other"))
+    if call.func._schema.name == "aten::vdot":
+        left = left.conj()
+    return product(left[None, None], right[None, :, None], call)[0, 0, 0]
+
+
+def _scaled(call: Call, result: Tensor) -> Tensor:
+    """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, NaN and all, as torch does."""
+    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
+    if alpha != 1:
+        result = alpha * result
+    if beta != 0:
+        result = result + (call["self"] if beta == 1 else beta * call["self"])
+    return result
+
+
+def _addmm(call: Call) -> Any:
+    return _scaled(call, product(call["mat1"][None], call["mat2"][None], call)[0])
+
+
+def _addmv(call: Call) -> Any:
+    return _scaled(call, product(call["mat"][None], call["vec"][None, :, None], call)[0, :, 0])
+
+
+def _baddbmm(call: Call) -> Any:
+    return _scaled(call, product(call["batch1"], call["batch2"], call))
+
+
+def _addbmm(call: Call) -> Any:
+    return _scaled(call, product(call["batch1"], call["batch2"], call).sum(0))
+
+
+def _addr(call: Call) -> Any:
+    return _scaled(call, call["vec1"][:, None] * call["vec2"])
+
+
+def _linear(call: Call) -> Any:
+    x, weight, bias = call["input"], call["weight"], call.get("bias")
+    result = product(x.reshape(1, -1, x.shape[-1]), weight.t()[None], call)[0]
+    result = result.reshape(*x.shape[:-1], weight.shape[0])
+    return result if bias is None else result + bias
+
+
+def _trilinear(call: Call) -> Any:
+    """``sum(i1 * i2 * i3)`` as torch writes nn.Bilinear: a product first, then one contraction with the third."""
+    factors = []
+    for number in (1, 2, 3):
+        factor = call[f"i{number}"]
+        for dim in sorted(call[f"expand{number}"]):
+            factor = factor.unsqueeze(dim)
+        factors.append(factor)
+    terms = factors[0] * factors[1] * factors[2]
+    dims = tuple(call["sumdim"])
+    removed = gone(terms)
+    return bury(terms.masked_fill(removed, 0).sum(dims), removed.all(dim=dims)) if dims else terms
+
+
+CONTRACTIONS: dict[str, Handler] = {
+    "mm": _mm,
+    "bmm": _bmm,
+    "mv": _mv,
+    "dot": _dot,
+    "vdot": _dot,
+    "addmm": _addmm,
+    "addmv": _addmv,
+    "baddbmm": _baddbmm,
+    "addbmm": _addbmm,
+    "addr": _addr,
+    "linear": _linear,
+    "_trilinear": _trilinear,
+}

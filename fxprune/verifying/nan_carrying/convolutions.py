@@ -1,0 +1,110 @@
+"""Convolutions over the input channels that both the input and the weight still have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Call, Handler, bury, constant_along, gone
+from .contractions import is_repeated
+
+__all__ = ["CONVOLUTIONS"]
+
+
+def _convolution(call: Call) -> Any:
+    x, weight = call["input"], call["weight"]
+    x_gone, weight_gone = gone(x), gone(weight)
+    bias = call.get("bias")
+    filled = {"input": x.masked_fill(x_gone, 0), "weight": weight.masked_fill(weight_gone, 0), "bias": None}
+    removed = _removed_channels(call, x_gone, weight_gone)
+    if removed is None:
+        removed = _removed_entries(call, filled, x_gone, weight_gone)
+    result = bury(call.run(**filled), removed)
+    return result if bias is None else result + _per_channel(bias, x)
+
+
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _removed_channels(call: Call, x_gone: Tensor, weight_gone: Tensor) -> Tensor | None:
+    """Removed output channels where whole input channels are removed and the weight lost the same ones, else None."""
+    groups = call["groups"]
+    if not constant_along(x_gone, [0, *range(2, x_gone.ndim)]):
+        return None
+    channels = x_gone.transpose(0, 1).flatten(1).any(1).reshape(groups, 1, -1)  # [group, 1, input]
+    taps = _by_group(weight_gone, groups, call["transposed"])  # [group, output, input, taps]
+    if not constant_along(taps, [3]):
+        return None
+    weights = taps.all(3)
+    dead = weights.all(2) | channels.all(2)  # [group, output]
+    if bool(((weights != channels) & ~dead[..., None]).any()):
+        return None
+    return _per_channel(dead.flatten(), x_gone)
+
+
+def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
+    split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return split.transpose(1, 2) if transposed else split
+
+
+def _removed_entries(call: Call, filled: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
+    """Removed output entries, tap by tap: the general and slow way, by convolving masks.
+
+    Raises:
+        ProofError: an output entry that stays would pair a removed position with a kept one that is not zero.
+    """
+
+    def count(x_mask: Tensor, weight_mask: Tensor) -> Tensor:
+        result: Tensor = call.run(input=x_mask.float(), weight=weight_mask.float(), bias=None)
+        return result > 0.5
+
+    every_x, every_weight = torch.ones_like(x_gone), torch.ones_like(weight_gone)
+    # A window that lies in the padding alone holds nothing, removed or kept, so both counts are asked.
+    dead = count(x_gone, every_weight) & ~count(~x_gone, every_weight)
+    dead |= count(every_x, weight_gone) & ~count(every_x, ~weight_gone)
+    rows = _by_group(weight_gone, call["groups"], call["transposed"]).flatten(2).all(2).flatten()
+    dead |= _per_channel(rows, x_gone)
+    x_lost = count(x_gone, (filled["weight"] != 0) & ~weight_gone) & ~dead
+    weight_lost = count((filled["input"] != 0) & ~x_gone, weight_gone) & ~dead
+    if bool(x_lost.any()):
+        raise call.fault("an input position is removed that the weight keeps, or the kernel slides over removed ones")
+    if bool(weight_lost.any()) and not _is_free(filled["input"], x_gone, call["groups"]):
+        raise call.fault("the weight lost input channels that the input keeps")
+    return dead
+
+
+def _is_free(x: Tensor, x_gone: Tensor, groups: int) -> bool:
+    """Whether the input lost nothing and its channels are one channel repeated: then any of them can go."""
+    if bool(x_gone.any()):
+        return False
+    return is_repeated(x.reshape(x.shape[0], groups, x.shape[1] // groups, -1), 2)
+
+
+def _conv_tbc(call: Call) -> Any:
+    """[time, batch, channel] input with a [tap, input, output] weight, as a one-dimensional convolution."""
+    x, weight = call["self"].permute(1, 2, 0), call["weight"].permute(2, 1, 0)
+    one = [1]
+    options = ([1], [call.get("pad", 0)], one, False, [0], 1)
+    inner = Call(torch.ops.aten.convolution.default, (x, weight, call["bias"], *options), {})
+    return _convolution(inner).permute(2, 0, 1)
+
+
+def _deform_conv(call: Call) -> Any:
+    x, weight = call["input"], call["weight"]
+    x_gone, weight_gone = gone(x), gone(weight)
+    call.values["transposed"] = False
+    removed = _removed_channels(call, x_gone, weight_gone)
+    if removed is None:
+        raise call.fault("its input and its weight lost different channels")
+    filled = {"input": x.masked_fill(x_gone, 0), "weight": weight.masked_fill(weight_gone, 0)}
+    return bury(call.run(**filled), removed)
+
+
+CONVOLUTIONS: dict[str, Handler] = {
+    "convolution": _convolution,
+    "conv_tbc": _conv_tbc,
+    "deform_conv2d": _deform_conv,
+}

@@ -1,0 +1,105 @@
+"""The inputs a proof runs: the sample and random values like it, at two batch sizes and two resolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.samples import Sample
+
+from .copies import promoted
+
+__all__ = ["Probe", "batch_sizes", "candidates"]
+
+# How much larger the second resolution is: a multiple of the common total strides.
+_LARGER_BY = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One set of inputs.
+
+    Attributes:
+        label: how messages name it.
+        sample: the arguments.
+        larger: whether the resolution is not the sample's own.
+    """
+
+    label: str
+    sample: Sample
+    larger: bool = False
+
+    @property
+    def batch_size(self) -> int | None:
+        """Dim 0 shared by all tensors, if they share it."""
+        return self.sample.batch_size
+
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """Height x width of each image-like input."""
+        return tuple(f"{t.shape[-2]}x{t.shape[-1]}" for t in self.sample.tensors if _is_image(t))
+
+    def in_dtype(self, dtype: torch.dtype) -> Sample:
+        """Fresh copies of the arguments, floating ones in ``dtype``."""
+        return self.sample.map(lambda tensor: promoted(tensor, dtype))
+
+
+def batch_sizes(given: int) -> tuple[int, int]:
+    """Two sizes of at least 2: the given one and the next, or 2 and 3 where the given one is larger than need be."""
+    return (2, 3) if given < 2 or given > 4 else (given, given + 1)
+
+
+def candidates(sample: Sample, seed: int) -> list[list[Probe]]:
+    """The probes to run; of each inner list the first that the original accepts.
+
+    The sample itself, then random values at another batch size, then random values at a larger resolution.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if sample.batch_size is None or sample.batch_size == 0:
+        first, second = sample, sample
+        slots = [[Probe("the sample", sample)], [_random("random inputs", sample, generator)]]
+    else:
+        given = sample.batch_size
+        first, second = (sample.with_batch(size) for size in batch_sizes(given))
+        slots = [
+            [Probe(f"the sample, batch {first.batch_size}", first), Probe(f"the sample, batch {given}", sample)],
+            [
+                _random(f"random inputs, batch {second.batch_size}", second, generator),
+                Probe(f"the sample, batch {second.batch_size}", second),
+                _random(f"random inputs, batch {given}", sample, generator),
+            ],
+        ]
+    if any(_is_image(tensor) for tensor in sample.tensors):
+        label = f"random inputs, {_LARGER_BY} pixels larger"
+        slots.append([_random(label, first, generator, larger=True)])
+    return slots
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.ndim in (4, 5) and tensor.is_floating_point()
+
+
+def _random(label: str, sample: Sample, generator: torch.Generator, *, larger: bool = False) -> Probe:
+    return Probe(label, sample.map(lambda tensor: _random_like(tensor, generator, larger)), larger)
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator, larger: bool) -> Tensor:
+    """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are."""
+    shape = list(tensor.shape)
+    if larger and _is_image(tensor):
+        shape[-2:] = [size + _LARGER_BY for size in shape[-2:]]
+    if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
+        return tensor
+    if not tensor.is_floating_point():
+        span = int(tensor.min()), int(tensor.max()) + 1
+        return torch.randint(*span, shape, generator=generator).to(tensor)
+    finite = tensor[torch.isfinite(tensor)].double()
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    if low == high:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+    values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    values = values.to(tensor)
+    # Infinity is how masks say no; it stays where it was.
+    return values if values.shape != tensor.shape else torch.where(torch.isfinite(tensor), values, tensor)

@@ -1,0 +1,45 @@
+"""What a proof found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Proof"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The outcome of a translation validation that did not fail.
+
+    Attributes:
+        method: "masked" (outputs equal the original with removed entries set to zero), "nan-carrying" (equal the
+            original evaluated over the kept entries only), or "skipped".
+        relative_error: the worst over all comparisons, relative to the largest absolute value of the reference.
+        tolerance: the largest relative error that would have passed.
+        dtype: the floating type of the comparison, such as "float64".
+        batch_sizes: sizes of dim 0 that were run; empty where the inputs share no batch dim.
+        resolutions: height x width of the image-like inputs that were run.
+        tensors_checked: parameters and buffers compared bit for bit.
+        vacuous: the removed entries had no measurable effect, so equal outputs say little.
+        randomised: parameters were also randomised, to see the effect of all of them.
+        notes: what else a reader should know, a sentence each.
+        seconds: wall-clock time of the proof.
+    """
+
+    method: str
+    relative_error: float
+    tolerance: float
+    dtype: str
+    batch_sizes: tuple[int, ...]
+    resolutions: tuple[str, ...]
+    tensors_checked: int
+    vacuous: bool
+    randomised: bool
+    notes: tuple[str, ...]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        values = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,0 +1,86 @@
+"""The proof: translation validation of the pruned network against the original."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.samples import Sample
+
+from .precision import TOLERANCE, out_of_memory, precision
+from .proof import Proof
+from .running import nothing_left_behind
+from .selecting import Keep, all_names, check_tensors
+from .validation import Case, Outcome, Validation
+
+__all__ = ["prove"]
+
+
+def prove(
+    original: nn.Module,
+    captured: fx.GraphModule,
+    pruned: nn.Module,
+    keep: Keep,
+    sample: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    crosses_norm: bool,
+    seed: int = 0,
+    renumbered: Container[str] = (),
+) -> Proof:
+    """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
+
+    Each kept tensor must equal the original's kept entries bit for bit; the traced network must equal the original;
+    the outputs must equal those of the original with removed entries set to zero or, where zero is the wrong stand-in,
+    evaluated over the kept entries alone. Everything runs on private copies in float64 (float32 where memory forbids),
+    at two batch sizes and two resolutions where the original takes them.
+
+    Args:
+        original: the caller's model; only read.
+        captured: the full-width graph traced from it, with the same parameter names.
+        pruned: the smaller network, to be judged.
+        keep: for every parameter and buffer of ``captured`` one kept-index tensor, or None for all, per dim; a tied
+            tensor may be listed under one of its names.
+        sample: positional and keyword arguments of one call.
+        crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no stand-in.
+        seed: of the random inputs and parameters.
+        renumbered: names of integer index buffers that the rewrite changed on purpose.
+
+    Raises:
+        ProofError: a check failed; the message says which, where, and by how much.
+    """
+    started = time.perf_counter()
+    whole = all_names(captured, keep)
+    with nothing_left_behind(original):
+        checked = check_tensors(original, captured, pruned, whole, renumbered)
+        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, seed)
+        dtype = precision(original, case.sample)
+        try:
+            outcome = Validation(case, dtype).run()
+        except Exception as error:
+            if dtype == torch.float32 or not out_of_memory(error):
+                raise
+            dtype = torch.float32
+            outcome = Validation(case, dtype).run()
+    return _as_proof(outcome, dtype, checked, time.perf_counter() - started)
+
+
+def _as_proof(outcome: Outcome, dtype: torch.dtype, checked: int, seconds: float) -> Proof:
+    sizes = {probe.batch_size for probe in outcome.probes}
+    shapes = dict.fromkeys(name for probe in outcome.probes for name in probe.resolutions)
+    return Proof(
+        method=outcome.method,
+        relative_error=outcome.error,
+        tolerance=TOLERANCE[dtype],
+        dtype=str(dtype).removeprefix("torch."),
+        batch_sizes=tuple(sorted(size for size in sizes if size is not None)),
+        resolutions=tuple(shapes),
+        tensors_checked=checked,
+        vacuous=outcome.vacuous,
+        randomised=outcome.randomised,
+        notes=tuple(dict.fromkeys(outcome.notes)),
+        seconds=seconds,
+    )

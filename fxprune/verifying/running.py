@@ -1,0 +1,108 @@
+"""One evaluation of a private copy, in one floating type, with nothing left behind in the process."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import random
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .comparing import Leaves, leaves_of
+from .nan_carrying import NanCarrying
+from .probes import Probe
+
+__all__ = ["evaluate", "nothing_left_behind", "where"]
+
+_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes in ``dtype`` what the source writes in a narrower type, such as ``x.float()`` or ``torch.zeros(n)``."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+        self._narrow = tuple(narrow for narrow in _NARROW if narrow.itemsize < dtype.itemsize)
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in self._narrow:
+            kwargs["dtype"] = self._dtype
+        result = func(*args, **kwargs)
+        # What an operator writes to, or looks at, must stay the same tensor; only fresh results can be replaced.
+        if func._schema.is_mutable or (func.is_view and func._schema.name != "aten::lift_fresh"):
+            return result
+        return pytree.tree_map_only(Tensor, self._widen, result)
+
+    def _widen(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor
+
+
+def evaluate(module: nn.Module, probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False) -> Leaves:
+    """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``."""
+    sample = probe.in_dtype(dtype)
+    torch.manual_seed(seed)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_Promote(dtype))
+        if carry_nan:
+            stack.enter_context(_decomposed())
+            stack.enter_context(NanCarrying())
+        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+        call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+        return leaves_of(sample.call(call))
+
+
+@contextlib.contextmanager
+def _decomposed() -> Iterator[None]:
+    """Attention, transformer layers and recurrent nets as their parts: fused kernels would swallow the NaNs."""
+    fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+@contextlib.contextmanager
+def nothing_left_behind(module: nn.Module) -> Iterator[None]:
+    """Restore the random number generators of torch, numpy and Python on the way out."""
+    devices = sorted({t.device.index or 0 for t in module.parameters() if t.device.type == "cuda"})
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def where(error: BaseException) -> str:
+    """The line of a GraphModule's generated code that ``error`` came from, as the end of a message, or ""."""
+    line = ""
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if filename.startswith("<eval_with_key>"):
+            line = linecache.getline(filename, traceback.tb_lineno).split(";")[0].strip()
+        traceback = traceback.tb_next
+    return f", at `{line}`" if line else ""

@@ -1,0 +1,124 @@
+"""Kept and removed entries of tensors, and the check that the pruned network holds exactly the kept ones."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import ProofError
+
+from .copies import named_tensors
+
+__all__ = ["Keep", "all_names", "check_tensors", "removed_entries", "select"]
+
+Keep = Mapping[str, tuple[Tensor | None, ...]]
+
+
+def select(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
+    """The kept entries, dim by dim."""
+    for dim, index in enumerate(kept):
+        if index is not None:
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+    return tensor
+
+
+def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator[tuple[int, Tensor]]:
+    """For each dim that lost something, the dim and the removed indices."""
+    for dim, index in enumerate(kept):
+        if index is not None:
+            present = torch.ones(tensor.shape[dim], dtype=torch.bool)
+            present[index.cpu()] = False
+            if bool(present.any()):
+                yield dim, present.nonzero().flatten().to(tensor.device)
+
+
+def all_names(captured: nn.Module, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
+    """``keep`` for every parameter and buffer of ``captured``: a tie listed once counts for all of its names.
+
+    Raises:
+        ProofError: an entry names no tensor, or does not fit the shape of its tensor.
+    """
+    tensors = named_tensors(captured)
+    by_identity = {id(tensors[name]): kept for name, kept in keep.items() if name in tensors}
+    for name, kept in keep.items():
+        if name not in tensors:
+            raise ProofError(f"the plan keeps entries of {name!r}, and the network has no such parameter or buffer")
+        _check_fit(name, tensors[name], kept)
+    whole: tuple[None, ...] = ()
+    return {name: keep.get(name, by_identity.get(id(tensor), whole)) for name, tensor in tensors.items()}
+
+
+def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...]) -> None:
+    if len(kept) != tensor.ndim:
+        raise ProofError(f"the plan has {len(kept)} dims for {name!r}, which has {tensor.ndim}")
+    for dim, index in enumerate(kept):
+        if index is None:
+            continue
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tensor.shape[dim]:
+            raise ProofError(f"the plan keeps indices of {name!r} beyond its dim {dim} of size {tensor.shape[dim]}")
+        if torch.bincount(index.flatten()).count_nonzero() != index.numel():
+            raise ProofError(f"the plan keeps an index of {name!r} twice along dim {dim}")
+
+
+def check_tensors(
+    original: nn.Module, captured: nn.Module, pruned: nn.Module, keep: Keep, renumbered: Container[str]
+) -> int:
+    """Compare every parameter and buffer of ``pruned`` with the kept entries of the original, bit for bit.
+
+    Args:
+        keep: kept indices for every name of ``captured``, as :func:`all_names` returns them.
+        renumbered: names of integer index buffers whose values the rewrite changed on purpose.
+
+    Returns:
+        How many tensors were compared.
+
+    Raises:
+        ProofError: a tensor differs, or a floating one has no counterpart.
+    """
+    full, source = named_tensors(captured), named_tensors(original)
+    for name in sorted(full.keys() & source.keys()):
+        if not _same(full[name], source[name]):
+            raise ProofError(f"kept tensors: the traced network's {name!r} is not the original's")
+    checked = 0
+    for name, tensor in named_tensors(pruned).items():
+        if name in renumbered and not tensor.is_floating_point():
+            continue
+        if name not in full:
+            _check_added(name, tensor)
+            continue
+        _check_kept(name, tensor, select(source.get(name, full[name]).detach(), keep.get(name, ())))
+        checked += 1
+    return checked
+
+
+def _check_added(name: str, tensor: Tensor) -> None:
+    # Index lists are the only tensors a rewrite may add; a value would have no original to be compared with.
+    if tensor.is_floating_point() or tensor.is_complex():
+        raise ProofError(f"kept tensors: {name!r} of the pruned network has no counterpart in the original")
+
+
+def _check_kept(name: str, tensor: Tensor, expected: Tensor) -> None:
+    if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+        raise ProofError(
+            f"kept tensors: {name!r} is {tuple(tensor.shape)} {tensor.dtype} in the pruned network, and the kept "
+            f"entries of the original are {tuple(expected.shape)} {expected.dtype}"
+        )
+    if not _same(tensor, expected):
+        wrong = int((tensor.detach().cpu() != expected.cpu()).sum())
+        raise ProofError(f"kept tensors: {wrong} of {tensor.numel()} entries of {name!r} differ from the original's")
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left is right:
+        return True
+    left, right = left.detach(), right.detach()
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if left.device != right.device:
+        right = right.to(left.device)
+    if torch.equal(left, right):
+        return True
+    # NaN in a parameter is a bad weight, but no difference.
+    return left.is_floating_point() and torch.equal(left.nan_to_num(), right.nan_to_num())

@@ -1,0 +1,1 @@
+"""Blocks a network is drawn from: each takes a draft and a value and returns a value of a known layout."""

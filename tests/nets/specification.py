@@ -1,0 +1,125 @@
+"""A network as data: prints itself as ordinary source, builds itself from it, and states its element-level coupling."""
+
+from __future__ import annotations
+
+import linecache
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from tests.nets.coupling import Coupling
+from tests.nets.steps.step import Kept, Step
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the network: its name, its shape without the batch, and the vocabulary of integer tokens (0: floats)."""
+
+    name: str
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+
+    def sample(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return random values of shape ``(batch, *shape)``."""
+        if self.vocabulary:
+            return torch.randint(self.vocabulary, (batch, *self.shape), generator=generator)
+        return torch.randn((batch, *self.shape), generator=generator)
+
+
+@dataclass(frozen=True, repr=False)
+class Specification:
+    """Inputs, steps and outputs. ``output_style``: ``single``, ``tuple`` or ``dict``. ``seed`` draws the weights."""
+
+    inputs: tuple[Input, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[str, ...]
+    output_style: str = "single"
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        return f"\n{self.source()}"
+
+    def source(self) -> str:
+        """Return Python source that defines ``class Net(nn.Module)``."""
+        init = dict.fromkeys(line for step in self.steps for line in step.init_lines())
+        forward = [line for step in self.steps if (line := step.forward_line())]
+        arguments = ", ".join(entry.name for entry in self.inputs)
+        body = [
+            "class Net(nn.Module):",
+            "    def __init__(self):",
+            *(f"        {line}" for line in ("super().__init__()", *init)),
+            f"    def forward(self, {arguments}):",
+            *(f"        {line}" for line in (*forward, f"return {self._returned()}")),
+        ]
+        shapes = ", ".join(f"{entry.name}: (batch, {', '.join(map(str, entry.shape))})" for entry in self.inputs)
+        return "\n".join([f"# {shapes}; weights drawn from seed {self.seed}", *body, ""])
+
+    def _returned(self) -> str:
+        if self.output_style == "dict":
+            return "{" + ", ".join(f'"{name}": {name}' for name in self.outputs) + "}"
+        return ", ".join(self.outputs) + ("," if self.output_style == "tuple" else "")
+
+    def module(self) -> nn.Module:
+        """Execute the source and return the module, its weights not yet drawn."""
+        source = f"import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n{self.source()}"
+        filename = f"<net {sha256(source.encode()).hexdigest()[:12]}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        namespace: dict[str, type[nn.Module]] = {}
+        exec(compile(source, filename, "exec"), namespace)  # noqa: S102
+        return namespace["Net"]()
+
+    def build(self) -> nn.Module:
+        """Return the module in evaluation mode with weights drawn from ``seed``."""
+        module = self.module().eval()
+        randomise(module, self.seed)
+        return module
+
+    def sample(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return one random tensor for each input."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(entry.sample(batch, generator) for entry in self.inputs)
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The element-level coupling of the whole network, inputs and outputs fixed."""
+        net = Coupling()
+        for entry in self.inputs:
+            net.define(entry.name, tuple(net.fixed(size) for size in (1, *entry.shape)))
+        for step in self.steps:
+            step.couple(net)
+        for name in self.outputs:
+            for axis in net.values[name]:
+                net.fix(axis)
+        return net
+
+    def macs(self) -> int:
+        """Return multiply-accumulates per example."""
+        return sum(step.macs(self.coupling) for step in self.steps)
+
+    def narrowed(self, kept: Kept) -> Specification:
+        """Return the same network with the kept sizes only."""
+        return replace(self, steps=tuple(step.narrowed(kept) for step in self.steps))
+
+    def masking_is_exact(self) -> bool:
+        """Whether zeroed entries are the same as removed ones everywhere: no normalisation over what may go, and no
+        contraction without a weight of values that a function has moved off zero."""
+        moved = any(not step.zero_preserving for step in self.steps)
+        contracted = any(step.contracts_values for step in self.steps)
+        return not any(step.normalises for step in self.steps) and not (moved and contracted)
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw every float parameter and buffer, none of them near zero, so that no branch is silent."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            else:
+                fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * fan_in**-0.5 + 0.1)
