@@ -8,7 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-SLOW_DRAWS = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example)
+SLOW_DRAWS = (
+    HealthCheck.too_slow,
+    HealthCheck.data_too_large,
+    HealthCheck.filter_too_much,
+    HealthCheck.large_base_example,
+)
 settings.register_profile("fast", max_examples=60, deadline=None, suppress_health_check=SLOW_DRAWS, derandomize=True)
 settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=SLOW_DRAWS)
 settings.load_profile("fast")

@@ -90,6 +90,11 @@ def rule_names() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
+def torch_class(module: nn.Module) -> type[nn.Module]:
+    """The torch.nn class whose forward a leaf module runs."""
+    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.") and "forward" in dir(c))
+
+
 def find_module_form(module: nn.Module) -> ModuleForm | None:
     """The form of a module that runs the forward of a known torch.nn class on plain parameters."""
     if hasattr(module, "parametrizations") or module._forward_pre_hooks or module._forward_hooks:

@@ -22,7 +22,8 @@ class Repair:
     """One op being written into the smaller graph.
 
     ``arguments`` holds the new arguments by name: nodes of the new graph, and literals as the source had them.
-    ``changes`` collects what the rule wants different. ``attributes`` collects module attributes to set.
+    ``changes`` collects what the rule wants different, ``attributes`` module attributes to set; ``replacement`` is a node
+    that stands for the op instead. ``mapped`` gives a node of the old graph as the new graph has it.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Repair:
         masks: Mapping[Channels, Mask],
         emit: EmitOp,
         add_constant: Callable[[torch.Tensor], fx.Node],
+        mapped: Callable[[fx.Node], Any],
     ) -> None:
         self.call = call
         self.arguments = arguments
@@ -40,6 +42,8 @@ class Repair:
         self.replacement: fx.Node | None = None
         self.emit = emit
         self.add_constant = add_constant
+        self.mapped = mapped
+        self.full_width: Sequence[Axis] = ()
         self._masks = masks
         self._solver: Solver = call.solver
 
@@ -60,7 +64,7 @@ class Repair:
     def is_static(self, axis: Axis) -> bool:
         """Whether the axis consists of channels only, so that its size is the same for every input."""
         resolved = self._solver.resolve(axis)
-        return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not _has_fixed(resolved)
+        return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not has_fixed(resolved)
 
     # -- arguments ------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,10 @@ class Repair:
         constant = self.add_constant(torch.tensor(list(index), dtype=torch.int64))
         return self.emit(torch.index_select, node, dim, constant)
 
+    def select_result(self, axes: Sequence[Axis]) -> None:
+        """Let the op run at full width and cut its result to the kept elements."""
+        self.full_width = axes
+
     def select_kept(self, node: fx.Node, axes: Sequence[Axis]) -> fx.Node:
         """A tensor made at full width, cut to the kept elements of every axis."""
         for dim, axis in enumerate(axes):
@@ -107,14 +115,14 @@ class Repair:
         return node
 
 
-def _has_fixed(axis: Axis) -> bool:
+def has_fixed(axis: Axis) -> bool:
     if isinstance(axis, Fixed):
         return True
     if isinstance(axis, Product):
-        return any(_has_fixed(f) for f in axis.factors)
+        return any(has_fixed(f) for f in axis.factors)
     if isinstance(axis, Concat):
-        return any(_has_fixed(p) for p in axis.parts)
-    return isinstance(axis, Gather) and _has_fixed(axis.base)
+        return any(has_fixed(p) for p in axis.parts)
+    return isinstance(axis, Gather) and has_fixed(axis.base)
 
 
 def contiguous(index: Sequence[int]) -> bool:

@@ -31,7 +31,7 @@ class SeededChooser:
     """Choices from a seeded generator, for long runs outside hypothesis."""
 
     def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)  # noqa: S311
+        self._random = random.Random(seed)
 
     def integer(self, low: int, high: int) -> int:
         """Return a uniform integer."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tests.nets.coupling import ALIVE, Conjunction, Coupling
+from tests.nets.coupling import ALIVE, Axis, Conjunction, Coupling
 
 Keep = Mapping[str, Sequence[Tensor | Sequence[int] | None]]
 
@@ -58,9 +58,13 @@ class _State:
         self._conjunctions: list[Conjunction] = sorted(net.conjunctions())
         for name, axes in net.parameters.items():
             for dim, axis in enumerate(axes):
-                kept = _indices(keep[name][dim], len(axis)) if name in keep else None
-                for at, cell in enumerate(axis if kept is not None else ()):
-                    self._set(net.root(cell), at in kept, f"{name} dim {dim} index {at}")
+                if name in keep:
+                    self._set_axis(net, axis, keep[name][dim], f"{name} dim {dim}")
+
+    def _set_axis(self, net: Coupling, axis: Axis, chosen: Tensor | Sequence[int] | None, place: str) -> None:
+        kept = _indices(chosen, len(axis))
+        for at, cell in enumerate(axis):
+            self._set(net.root(cell), at in kept, f"{place} index {at}")
 
     def _set(self, cell: int, alive: bool, place: str) -> None:
         known = self.alive.setdefault(cell, alive)

@@ -1,4 +1,4 @@
-"""The test machinery on its own: drawn networks run, and the oracles agree with one another before the pass is asked."""
+"""The test machinery on its own: drawn networks run, and the oracles agree with one another."""
 
 from __future__ import annotations
 
@@ -87,9 +87,11 @@ def test_a_kept_index_that_is_tied_to_a_removed_one_is_refused(specification: Sp
     if entry is None:
         return
     name, dim, index = entry
-    axes = specification.coupling.parameters[name]
     keep = {
-        other: [None if (other, at) != (name, dim) else sorted(set(range(len(axis))) - {index}) for at, axis in enumerate(dims)]
+        other: [
+            None if (other, at) != (name, dim) else sorted(set(range(len(axis))) - {index})
+            for at, axis in enumerate(dims)
+        ]
         for other, dims in specification.coupling.parameters.items()
     }
     with pytest.raises(InconsistentKeep):
@@ -170,7 +172,9 @@ def test_a_channel_shuffle_is_rows_and_columns() -> None:
 
 def test_every_position_of_a_flattened_channel_goes_with_it() -> None:
     flatten = Reshape("b", "a", (PURE_BATCH, Segment(3, (48,))))
-    net = image_net(Convolution("a", "x", "conv", 2, 3, bias=False), flatten, Linear("c", "b", "head", 48, 5), output="c")
+    net = image_net(
+        Convolution("a", "x", "conv", 2, 3, bias=False), flatten, Linear("c", "b", "head", 48, 5), output="c"
+    )
     units = next(group.units for group in brute_force_groups(net) if group.free)
     assert frozenset({("conv.weight", 0, 1), *(("head.weight", 1, at) for at in range(16, 32))}) in units
 

@@ -7,7 +7,7 @@ from tests.nets.steps.contractions import MatMul, ScaledDotProduct, Softmax
 from tests.nets.steps.copies import Expand, Repeat
 from tests.nets.steps.pieces import Select, Unbind
 from tests.nets.steps.pointwise import Scale
-from tests.nets.steps.shapes import PURE_BATCH, Reshape, Segment, Unsqueeze
+from tests.nets.steps.shapes import Reshape, Segment, Unsqueeze
 
 
 def packed_by_reshape(draft: Draft, x: str, heads: int, width: int) -> list[str]:
@@ -99,7 +99,9 @@ def attention(draft: Draft, x: str) -> str:
     """Multi-head self-attention and its output layer, added to its input or not."""
     _, length, channels = draft.sizes(x)
     heads, width = draft.integer(1, 4), draft.integer(2, 4)
-    query, key, value = draft.choice((separate, packed_by_chunk, packed_by_reshape, grouped_keys))(draft, x, heads, width)
+    query, key, value = draft.choice((separate, packed_by_chunk, packed_by_reshape, grouped_keys))(
+        draft, x, heads, width
+    )
     same_width = draft.sizes(query)[-1] == draft.sizes(value)[-1]
     how = draft.choice((fused, explicit, batched_heads, *((across_channels,) if same_width else ())))
     out = draft.permute(how(draft, query, key, value), 0, 2, 1, 3)

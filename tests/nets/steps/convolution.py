@@ -109,4 +109,5 @@ class Convolution(Step):
 
     def macs(self, net: Coupling) -> int:
         positions = net.sizes(self.source if self.transposed else self.out)[2:]
-        return prod(positions) * self.in_channels * self.out_channels // self.groups * self.kernel**self.rank
+        kernel = prod([self.kernel] * self.rank)
+        return prod(positions) * self.in_channels * self.out_channels // self.groups * kernel

@@ -19,7 +19,6 @@ class Segment:
 PURE_BATCH = Segment(1, (1,))
 
 
-
 @dataclass(frozen=True)
 class Reshape(Step):
     """A reshape, segment by segment. The batch is the first factor of dim 0 on both sides and counts as 1 in ``sizes``.

@@ -1,0 +1,202 @@
+"""The rewriter: every node of the captured graph is written again, with the literals that kept sizes ask for."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis import ChannelGraph
+from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.expressions import Axis, Channels
+from fxprune.capture import Captured
+from fxprune.capture.capturing import attribute
+from fxprune.errors import RewriteError
+from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
+from fxprune.rules.call import Call
+from fxprune.rules.registry import find_module_form, find_rule
+from fxprune.rules.repair import Repair, has_fixed
+from fxprune.rules.signatures import replace
+
+
+class Rewriter:
+    """Writes one captured graph at the kept widths."""
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> None:
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+        self.index_constants: list[str] = []
+        self._source = graph
+        self._captured: Captured = graph.captured
+        self._model = model
+        self._masks = masks
+        self._env: dict[fx.Node, Any] = {}
+        self._tensors: dict[int, torch.Tensor] = {}
+        self._current: fx.Node | None = None
+
+    def run(self) -> None:
+        """Write every node."""
+        for node in self._captured.graph.nodes:
+            self._current = node
+            self._env[node] = self._write(node)
+
+    # -- nodes ------------------------------------------------------------------------------------------------------
+
+    def _write(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._note(self.graph.placeholder(str(node.target)))
+        if node.op == "output":
+            return self.graph.output(self._map(node.args[0]))
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if isinstance(node.meta["val"], (int, float)) and not isinstance(node.meta["val"], bool):
+            return self._number(node)
+        call = self._source.calls.get(node)
+        if call is None:
+            if node.op == "call_module":
+                self._module(str(node.target), {})
+            return self._create(node, self._map(node.args), self._map(node.kwargs))
+        return self._repaired(node, call)
+
+    def _repaired(self, node: fx.Node, call: Call) -> fx.Node:
+        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        arguments = {name: self._map(value) for name, value in call.arguments.items()}
+        repair = Repair(call, arguments, self._masks, self.emit, self._add_index, self._mapped)
+        rule = find_rule(call.name)
+        if rule is not None and rule.repair is not None:
+            rule.repair(repair)
+        if repair.replacement is not None:
+            return repair.replacement
+        if node.op == "call_module":
+            args = self._module_call(node, repair, args)
+        elif repair.changes:
+            assert rule is not None
+            offset = 1 if node.target is getattr else None
+            args, kwargs = replace(rule.signature, args[:offset], kwargs, repair.changes)
+        written = self._create(node, args, kwargs)
+        return repair.select_kept(written, repair.full_width)
+
+    def _module_call(self, node: fx.Node, repair: Repair, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        module = self._model.get_submodule(str(node.target))
+        form = find_module_form(module)
+        assert form is not None
+        attribute_of = dict(form.attributes)
+        attributes = dict(repair.attributes)
+        for name, value in repair.changes.items():
+            if name == "input":
+                args = (value, *args[1:])
+            elif name in attribute_of:
+                attributes[attribute_of[name]] = value
+            else:
+                raise RewriteError(f"{node.target}: argument {name!r} of {type(module).__name__} cannot be changed")
+        self._module(str(node.target), attributes)
+        return args
+
+    def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        return self._note(self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs)))
+
+    def _note(self, written: fx.Node) -> fx.Node:
+        if self._current is not None:
+            written.meta["source"] = self._current.meta.get("source", "")
+        return written
+
+    def emit(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+        """Write an extra call before the current node."""
+        return self._note(self.graph.call_function(function, args))
+
+    # -- values -----------------------------------------------------------------------------------------------------
+
+    def _map(self, value: Any) -> Any:
+        return fx.node.map_arg(value, self._mapped)
+
+    def _mapped(self, node: fx.Node) -> Any:
+        return self._env[node]
+
+    def _number(self, node: fx.Node) -> Any:
+        """A number keeps the value it had at full width: as a literal where it depends on channels alone."""
+        if node.op == "call_method" and node.target == "size":
+            return self._size(node)
+        args = self._map(node.args)
+        if not any(isinstance(a, fx.Node) for a in args):
+            return node.meta["val"]
+        return self._create(node, args, {})
+
+    def _size(self, node: fx.Node) -> Any:
+        tensor, dim = node.args
+        assert isinstance(tensor, fx.Node) and isinstance(dim, int)
+        axis: Axis = self._source.axes[tensor][dim]
+        kept = int(kept_mask(self._source.solver.resolve(axis), self._masks).sum())
+        if kept == axis.size:
+            return self._create(node, self._map(node.args), {})
+        if _static(self._source, axis):
+            return node.meta["val"]
+        live = self._create(node, self._map(node.args), {})
+        return self.emit(operator.floordiv, self.emit(operator.mul, live, axis.size), kept)
+
+    # -- tensors ----------------------------------------------------------------------------------------------------
+
+    def _attribute(self, name: str) -> fx.Node:
+        if name not in self.root:
+            self.root[name] = self._tensor(name)
+        return self._note(self.graph.get_attr(name))
+
+    def _original(self, name: str) -> torch.Tensor:
+        constant = self._captured.constants.get(name)
+        value = attribute(self._model, name) if constant is None else constant
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        original = self._original(name)
+        if id(original) not in self._tensors:
+            axes = self._source.tensors[self._captured.first_name(name)]
+            self._tensors[id(original)] = sliced(original, kept_indices(axes, self._masks))
+        return self._tensors[id(original)]
+
+    def _module(self, path: str, attributes: Mapping[str, Any]) -> None:
+        module = self._model.get_submodule(path)
+        for name, _ in (*module.named_parameters(prefix=path), *module.named_buffers(prefix=path)):
+            self._tensor(name)
+        if path not in self.root:
+            self.root[path] = rebuilt(module, self._tensors, attributes)
+
+    def _add_index(self, index: torch.Tensor) -> fx.Node:
+        name = f"_kept_index{len(self.index_constants)}"
+        self.index_constants.append(name)
+        self.root[name] = index.to(_device(self._model))
+        return self._note(self.graph.get_attr(name))
+
+
+def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> fx.GraphModule:
+    """The network at the kept widths: a GraphModule over new tensors, in the train or eval mode of ``model``."""
+    rewriter = Rewriter(graph, model, masks)
+    rewriter.run()
+    rewriter.graph.lint()
+    pruned = fx.GraphModule(rewriter.root, rewriter.graph, class_name=type(model).__name__)
+    _mark_buffers(pruned, model, [*rewriter.index_constants, *graph.captured.constants])
+    return pruned.train(model.training)
+
+
+def _mark_buffers(pruned: fx.GraphModule, model: nn.Module, made_here: list[str]) -> None:
+    """Constants of the graph stay out of the state dict, and so does what the original kept out of it."""
+    pruned._non_persistent_buffers_set.update(n for n in made_here if n in pruned._buffers)
+    for path, module in pruned.named_modules():
+        for name in module._buffers:
+            try:
+                source = model.get_submodule(path)
+            except AttributeError:
+                continue
+            if name in source._non_persistent_buffers_set:
+                module._non_persistent_buffers_set.add(name)
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _static(graph: ChannelGraph, axis: Axis) -> bool:
+    return not has_fixed(graph.solver.resolve(axis))
