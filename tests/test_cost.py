@@ -87,7 +87,9 @@ def test_empty_terms_cost_nothing() -> None:
 
 @st.composite
 def axes(draw: st.DrawFn, pool: list[Channels], depth: int = 2) -> Axis:
-    kind = draw(st.sampled_from(["channels", "fixed", "product", "concat", "gather"] if depth else ["channels", "fixed"]))
+    kind = draw(
+        st.sampled_from(["channels", "fixed", "product", "concat", "gather"] if depth else ["channels", "fixed"])
+    )
     if kind == "channels":
         return draw(st.sampled_from(pool))
     if kind == "fixed":

@@ -121,7 +121,7 @@ class _IndexBudget:
     def indices(self, text: Any, size: int, where: str) -> IntArray:
         if not isinstance(text, str):
             raise PlanError(f'{where}: kept indices are text such as "0-31,40", not {type(text).__name__}')
-        indices = parse_ranges(text, min(size, self._left), where)
+        indices = parse_ranges(text, size, where, most=self._left)
         self._left -= len(indices)
         return indices
 

@@ -25,16 +25,18 @@ def write_ranges(indices: IntArray) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
 
 
-def parse_ranges(text: str, size: int, where: str) -> IntArray:
+def parse_ranges(text: str, size: int, where: str, *, most: int) -> IntArray:
     """The indices that ``text`` lists, each in ``[0, size)``, strictly ascending.
 
-    Bounds are checked before anything is expanded, so that a forged range cannot claim memory.
+    Bounds are checked before anything is expanded, and at most ``most`` indices are, so that a forged range cannot
+    claim memory.
 
     Raises:
-        PlanError: not a list of ranges, out of range, unsorted or repeated; ``where`` says in which part of the plan.
+        PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` says in
+            which part of the plan.
     """
     pieces: list[IntArray] = []
-    following = 0
+    following = listed = 0
     for piece in text.split(","):
         match = _RANGE.fullmatch(piece)
         if match is None:
@@ -44,6 +46,9 @@ def parse_ranges(text: str, size: int, where: str) -> IntArray:
             raise PlanError(f"{where}: index {last} is out of range for {size} channels")
         if first < following or last < first:
             raise PlanError(f"{where}: indices must ascend without repeats; {piece!r} does not follow {following - 1}")
+        listed += last + 1 - first
+        if listed > most:
+            raise PlanError(f"{where}: the plan lists more indices than any network has")
         pieces.append(np.arange(first, last + 1, dtype=np.int64))
         following = last + 1
     return np.concatenate(pieces)

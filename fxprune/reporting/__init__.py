@@ -1,16 +1,20 @@
 """What a compilation did, as data and on the terminal."""
 
 from fxprune.reporting.environment import versions
+from fxprune.reporting.graph_summary import AnalysedGraph, graph_as_dict, print_graph
 from fxprune.reporting.printing import as_text, print_report
 from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, PinnedRow, Report
 
 __all__ = [
     "MACS_MEANING",
+    "AnalysedGraph",
     "GroupRow",
     "OpaqueRow",
     "PinnedRow",
     "Report",
     "as_text",
+    "graph_as_dict",
+    "print_graph",
     "print_report",
     "versions",
 ]

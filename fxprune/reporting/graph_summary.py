@@ -4,21 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
+from rich.text import Text
 
 from fxprune.axes.expressions import variables
-from fxprune.groups import Term
+from fxprune.groups import Group, PinnedWidth, Term
+from fxprune.reporting.numbers import percent
+from fxprune.reporting.report import MACS_MEANING
+from fxprune.reporting.tables import add_row, listing, new_table, with_rest
 
-if TYPE_CHECKING:
-    from fxprune.analysis import ChannelGraph
+__all__ = ["AnalysedGraph", "graph_as_dict", "print_graph"]
 
-__all__ = ["graph_as_dict", "prunable_share"]
+_TOP_GROUPS = 15
 
 
-def graph_as_dict(graph: ChannelGraph) -> dict[str, Any]:
-    """The groups, pins and opaque calls of a channel graph as JSON data."""
+class AnalysedGraph(Protocol):
+    """What a summary asks of the channel graph."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups from which channels may be removed."""
+        ...
+
+    @property
+    def pinned(self) -> tuple[PinnedWidth, ...]:
+        """The widths that stay."""
+        ...
+
+    @property
+    def opaque(self) -> tuple[Any, ...]:
+        """Operations that were not understood, each with ``op``, ``reason`` and ``source``."""
+        ...
+
+    @property
+    def macs(self) -> tuple[Term, ...]:
+        """Multiply-accumulates, one term per op."""
+        ...
+
+    @property
+    def params(self) -> tuple[Term, ...]:
+        """Elements of each parameter."""
+        ...
+
+
+def graph_as_dict(graph: AnalysedGraph) -> dict[str, Any]:
+    """The groups, pins and opaque calls of a channel graph as JSON data; ``prunable`` holds fractions."""
     return {
-        "prunable": {"macs": prunable_share(graph.macs), "params": prunable_share(graph.params)},
+        "prunable": {"macs": _prunable(graph, graph.macs), "params": _prunable(graph, graph.params)},
         "groups": [
             {"name": group.name, "size": group.size, "members": [f"{m.tensor}[{m.dim}]" for m in group.members]}
             for group in graph.groups
@@ -31,11 +66,40 @@ def graph_as_dict(graph: ChannelGraph) -> dict[str, Any]:
     }
 
 
-def prunable_share(terms: Iterable[Term]) -> float:
+def print_graph(graph: AnalysedGraph, console: Console, *, verbose: bool = False) -> None:
+    """Print the summary; ``verbose`` shows every group with its members and every pin."""
+    data = graph_as_dict(graph)
+    prunable, groups = data["prunable"], data["groups"]
+    title = f"{len(groups)} channel groups, {len(data['pinned'])} pinned widths"
+    share = f"{percent(prunable['macs'])} of MACs * and {percent(prunable['params'])} of parameters lie in the groups"
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(share), Text(f"* {MACS_MEANING}", style="dim")]
+    parts += [Text(""), _groups(groups, verbose)]
+    for name, width in (("pinned", "pinned width"), ("opaque", "opaque call")):
+        rows = [(_with_width(row), row["reason"], row["where"]) for row in data[name]]
+        parts += [Text(""), listing(width, rows, verbose)] if rows else []
+    console.print(Stack(*parts))
+
+
+def _groups(groups: list[dict[str, Any]], verbose: bool) -> RenderableType:
+    shown = groups if verbose else groups[:_TOP_GROUPS]
+    table = new_table("group", ["channels"], last="members")
+    for group in shown:
+        members = group["members"]
+        add_row(table, group["name"], str(group["size"]), "\n".join(members) if verbose else str(len(members)))
+    return with_rest(table, len(groups) - len(shown), "groups")
+
+
+def _with_width(row: dict[str, Any]) -> str:
+    return f"{row['name']} ({row['width']})" if "width" in row else str(row["name"])
+
+
+def _prunable(graph: AnalysedGraph, terms: Iterable[Term]) -> float:
     """The fraction of a cost that depends on the size of some group, between 0 and 1."""
+    in_groups = {group.variable for group in graph.groups}
     total = prunable = 0.0
     for term in terms:
         cost = term.coefficient * math.prod(axis.size for axis in term.axes)
         total += cost
-        prunable += cost if any(True for axis in term.axes for _ in variables(axis)) else 0.0
+        if any(variable in in_groups for axis in term.axes for variable in variables(axis)):
+            prunable += cost
     return prunable / total if total else 0.0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.table import Table
@@ -14,12 +12,12 @@ from rich.text import Text
 
 from fxprune.reporting.numbers import percent, quantity, short_seconds
 from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, Report, removed
+from fxprune.reporting.tables import add_row, labelled, listing, new_table, with_rest
 
 __all__ = ["as_text", "print_report"]
 
 WIDTH = 100
 _TOP_GROUPS = 10
-_TOP_LISTED = 5
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 _BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
 
@@ -43,10 +41,10 @@ def _render(report: Report, verbose: bool) -> RenderableType:
         parts.append(_groups(report.groups, verbose))
     if report.pinned:
         rows = [(f"{row.name} ({row.width})", row.reason, row.where) for row in report.pinned]
-        parts += [Text(""), _listing("pinned width", rows, verbose)]
+        parts += [Text(""), listing("pinned width", rows, verbose)]
     if report.opaque:
         rows = [(_with_parameters(row), row.reason, row.where) for row in report.opaque]
-        parts += [Text(""), _listing("opaque call", rows, verbose)]
+        parts += [Text(""), listing("opaque call", rows, verbose)]
     return Stack(*parts, *_closing(report))
 
 
@@ -63,7 +61,7 @@ def _title(report: Report) -> Text:
 
 
 def _totals(report: Report) -> Table:
-    table = _table("", ["before", "after", "removed"])
+    table = new_table("", ["before", "after", "removed"])
     widths = [(row.before, row.after) for row in report.groups]
     rows = [
         ("MACs *", report.macs_before, report.macs_after),
@@ -71,70 +69,36 @@ def _totals(report: Report) -> Table:
         ("channels of groups", sum(before for before, _ in widths), sum(after for _, after in widths)),
     ]
     for name, before, after in rows:
-        table.add_row(name, quantity(before), quantity(after), percent(removed(before, after)))
+        add_row(table, name, quantity(before), quantity(after), percent(removed(before, after)))
     return table
 
 
 def _groups(groups: tuple[GroupRow, ...], verbose: bool) -> RenderableType:
     if verbose:
-        table = _table("group", ["before", "after", "kept"], last="members")
+        table = new_table("group", ["before", "after", "kept"], last="members")
         for row in groups:
-            table.add_row(*_widths(row), "\n".join(row.members))
+            add_row(table, *_widths(row), "\n".join(row.members))
         return table
     # Most channels removed first; sorting is stable, so equals stay in the network's order.
     ranked = sorted(groups, key=lambda row: row.after - row.before)
-    table = _table("group", ["before", "after", "kept", "members"])
+    table = new_table("group", ["before", "after", "kept", "members"])
     for row in ranked[:_TOP_GROUPS]:
-        table.add_row(*_widths(row), str(len(row.members)))
-    return _with_rest(table, len(groups) - _TOP_GROUPS, "groups")
+        add_row(table, *_widths(row), str(len(row.members)))
+    return with_rest(table, len(groups) - _TOP_GROUPS, "groups")
 
 
 def _widths(row: GroupRow) -> tuple[str, str, str, str]:
     return row.name, str(row.before), str(row.after), percent(row.after / row.before if row.before else 0.0)
 
 
-def _listing(name: str, rows: list[tuple[str, str, str]], verbose: bool) -> RenderableType:
-    """Rows of (name, reason, where); without ``verbose`` the first few, a line each, without where."""
-    shown = rows if verbose else [(*row[:2], "") for row in rows[:_TOP_LISTED]]
-    table = _table(name, [])
-    columns = ["why", "where"] if any(where for _, _, where in shown) else ["why"]
-    for column in columns:
-        table.add_column(column, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
-    for row in shown:
-        table.add_row(*(Text(cell) for cell in row[: 1 + len(columns)]))
-    return _with_rest(table, len(rows) - len(shown), "")
-
-
-def _table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True, overflow="ellipsis", min_width=18, max_width=46)
-    for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    if last is not None:
-        table.add_column(last, overflow="fold")
-    return table
-
-
-def _with_rest(table: Table, rest: int, what: str) -> RenderableType:
-    return Stack(table, Text(f"... {rest} more {what}".rstrip(), style="dim")) if rest > 0 else table
-
-
 def _closing(report: Report) -> list[RenderableType]:
-    lines: list[RenderableType] = [Text(""), _labelled("proof", _proof(report))]
+    lines: list[RenderableType] = [Text(""), labelled("proof", _proof(report))]
     if report.seconds:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
-        lines.append(_labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
+        lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
     if report.settings:
-        lines.append(_labelled("settings", ", ".join(_setting(*item) for item in report.settings.items())))
+        lines.append(labelled("settings", ", ".join(_setting(*item) for item in report.settings.items())))
     return lines
-
-
-def _labelled(label: str, content: str) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="bold", width=8)
-    grid.add_column(overflow="fold")
-    grid.add_row(label, Text(content))
-    return grid
 
 
 def _proof(report: Report) -> str:

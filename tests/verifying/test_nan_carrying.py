@@ -197,6 +197,19 @@ MOVES: dict[str, Function] = {
     "permute": lambda x: x.permute(2, 3, 0, 1).contiguous(),
     "cat": lambda x: torch.cat([x, x[:, :, :4]], 2),
     "pad": lambda x: F.pad(x, (1, 2, 0, 1), value=2.0),
+    "pad then pool": lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-9.0), 3, 2),
+    "pad then mean": lambda x: F.pad(x, (0, 1, -1, 2)).mean(1),
+    "pad of the width": lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)),
+    "cat of zeros then mean": lambda x: torch.cat([x, x.new_zeros(2, x.shape[1], 3, 9)], 2).mean(1),
+    "cat of the width": lambda x: torch.cat([x, x.new_zeros(2, 3, 8, 9)], 1),
+    "stack of zeros then mean": lambda x: torch.stack([x, torch.zeros(x.shape, dtype=x.dtype)]).mean(2),
+    "zeros written": lambda x: x.clone().index_fill_(2, torch.tensor([1]), 0.0).mean(1),
+    "copied into": lambda x: torch.empty_like(x).copy_(x).mean(1),
+    "masked away": lambda x: torch.index_put(x, (x[:, :1].expand_as(x) > 0,), torch.tensor(0.5).double()).mean(1),
+    "padded windows": lambda x: F.unfold(x, 3, padding=1).unflatten(1, (x.shape[1], 9)).mean(1),
+    "fold": lambda x: F.fold(F.unfold(x, 2, stride=3), (8, 9), 2, stride=3).mean(1),
+    "unpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2).mean(1),
+    "outside the grid": lambda x: F.grid_sample(x, torch.full((2, 2, 2, 2), 4.0).double()).mean(1),
     "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "flip": lambda x: x.flip(2),
     "roll": lambda x: x.roll(2, 3),
@@ -232,6 +245,7 @@ def test_norms(label: str) -> None:
     check(function, *shapes)
 
 
+@pytest.mark.filterwarnings("ignore:Default grid_sample")
 @pytest.mark.parametrize("table", [REDUCTIONS, ENTRYWISE, MOVES], ids=["reductions", "entrywise", "moves"])
 def test_of_one_image(table: dict[str, Function]) -> None:
     for label, function in table.items():

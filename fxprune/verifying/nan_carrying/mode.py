@@ -15,15 +15,23 @@ from fxprune.errors import ProofError
 from .calls import Call, Handler, carries
 from .contractions import CONTRACTIONS
 from .convolutions import CONVOLUTIONS
+from .joining import JOINING
 from .normalizations import NORMALIZATIONS
 from .pointwise import Shadows, is_pointwise, keeps_nan, marked_again
 from .reductions import REDUCTIONS
-from .structural import is_structural, moved
+from .structural import is_structural, is_unwritten, moved
 from .windows import WINDOWS
 
 __all__ = ["NanCarrying"]
 
-_HANDLERS: dict[str, Handler] = {**CONTRACTIONS, **CONVOLUTIONS, **NORMALIZATIONS, **REDUCTIONS, **WINDOWS}
+_HANDLERS: dict[str, Handler] = {
+    **CONTRACTIONS,
+    **CONVOLUTIONS,
+    **JOINING,
+    **NORMALIZATIONS,
+    **REDUCTIONS,
+    **WINDOWS,
+}
 
 
 class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -48,10 +56,14 @@ class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.aten.empty_like.default:
+            func = torch.ops.aten.zeros_like.default
         if keeps_nan(func):
             return func(*args, **kwargs)
         if is_structural(func):
             return moved(func, args, kwargs, self._shadows)
+        if is_unwritten(func):
+            return func(*args, **kwargs).zero_()
         if is_pointwise(func):
             return marked_again(func, args, kwargs, self._shadows)
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

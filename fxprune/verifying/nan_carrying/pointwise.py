@@ -31,8 +31,8 @@ _KEEP_NAN = words(
 # Entry by entry, though the operator is not tagged so. What takes only its shape from its input carries that input's
 # marks too: ``ones_like(x)`` has the axes of ``x``.
 _UNTAGGED = words(
-    """_prelu_kernel _to_copy masked_fill floor_divide empty_like full_like ones_like rand_like randint_like randn_like
-    zeros_like bernoulli complex"""
+    """_prelu_kernel _to_copy masked_fill floor_divide full_like ones_like rand_like randint_like randn_like zeros_like
+    bernoulli complex"""
 )
 
 

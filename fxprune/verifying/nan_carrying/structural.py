@@ -12,28 +12,28 @@ from torch.utils import _pytree as pytree
 from .calls import words
 from .pointwise import Shadows
 
-__all__ = ["is_structural", "moved"]
+__all__ = ["is_structural", "is_unwritten", "moved"]
 
 _VIEWS = """_reshape_alias _unsafe_view adjoint alias as_strided chunk conj contiguous detach detach_ diagonal expand
     expand_as flatten imag lift_fresh movedim narrow permute pin_memory ravel real reshape resolve_conj resolve_neg
     select slice split split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_ unbind unflatten unfold
     unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ view view_as view_as_complex view_as_real"""
 
-_COPIES = """alias_copy as_strided_copy as_strided_scatter block_diag cat channel_shuffle constant_pad_nd copy copy_
-    detach_copy diag_embed diagonal_copy diagonal_scatter embedding expand_copy fill fill_ flip gather im2col index
-    index_copy index_copy_ index_fill index_fill_ index_put index_put_ index_select _index_put_impl_ lift
-    lift_fresh_copy masked_scatter masked_scatter_ masked_select narrow_copy native_channel_shuffle permute_copy
-    pixel_shuffle pixel_unshuffle put put_ reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave
-    replication_pad1d replication_pad2d replication_pad3d roll rot90 scatter scatter_ select_copy select_scatter set_
-    slice_copy slice_scatter split_copy split_with_sizes_copy squeeze_copy stack t_copy take transpose_copy tril tril_
-    triu triu_ unbind_copy unfold_copy _unsafe_index _unsafe_index_put unsqueeze_copy view_copy zero zero_"""
+_COPIES = """alias_copy as_strided_copy block_diag channel_shuffle detach_copy diag_embed diagonal_copy
+    embedding expand_copy flip gather index index_select lift lift_fresh_copy masked_select narrow_copy
+    native_channel_shuffle permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
+    reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90
+    select_copy set_ slice_copy split_copy split_with_sizes_copy squeeze_copy t_copy take transpose_copy tril tril_
+    triu triu_ unbind_copy unfold_copy _unsafe_index unsqueeze_copy view_copy"""
 
 # Sums of what lands on one entry: a removed summand removes the sum, which no narrower network could avoid.
 _ADDED = "index_add index_add_ scatter_add scatter_add_ _embedding_bag _embedding_bag_forward_only"
 
-_CREATED = """arange bernoulli_ empty empty_permuted empty_strided exponential_ eye full linspace logspace new_empty
-    new_empty_strided new_full new_ones new_zeros normal_ normal ones rand randint randn random_ randperm scalar_tensor
-    tril_indices triu_indices uniform_ zeros resize_"""
+_CREATED = """arange bernoulli_ exponential_ eye full linspace logspace new_full new_ones new_zeros normal_ normal ones
+    rand randint randn random_ randperm scalar_tensor tril_indices triu_indices uniform_ zeros resize_"""
+
+# Memory that was never written to may hold NaN, which is no mark.
+_UNWRITTEN = words("empty empty_permuted empty_strided new_empty new_empty_strided")
 
 # Answers about a tensor that are no values of it.
 _ASKED = """_assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async _has_same_storage_numel
@@ -47,6 +47,12 @@ _STRUCTURAL = _MOVED | words(f"{_ADDED} {_CREATED} {_ASKED}")
 def is_structural(func: torch._ops.OpOverload) -> bool:
     """Whether the operator only moves, copies or creates entries."""
     return _name(func) in _STRUCTURAL or func.is_view
+
+
+@functools.cache
+def is_unwritten(func: torch._ops.OpOverload) -> bool:
+    """Whether the operator hands out memory without writing to it."""
+    return _name(func) in _UNWRITTEN
 
 
 def _name(func: torch._ops.OpOverload) -> str:

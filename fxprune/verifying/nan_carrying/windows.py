@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .calls import Call, Handler, carries, constant_along, gone, trailing
+from .calls import Call, Handler, bury, carries, constant_along, gone, trailing
 
 __all__ = ["WINDOWS"]
 
@@ -50,9 +51,22 @@ def _whole_planes(name: str, rank: int) -> Handler:
         others = [v for k, v in call.values.items() if k != name and isinstance(v, torch.Tensor)]
         if any(carries(other) for other in others):
             raise call.fault("removed positions reach an operand that says where to read")
-        return call.run()
+        result = call.run()
+        # Where nothing is read, zeros appear; those of a removed channel are removed with it.
+        channels = gone(x).transpose(0, 1).flatten(1).all(1)
+        return bury(result, channels.reshape(1, -1, *[1] * (result.ndim - 2)))
 
     return handler
+
+
+def _col2im(call: Call) -> Any:
+    """Windows [batch, channels * taps, windows] added up to planes."""
+    x, taps = call["self"], math.prod(call["kernel_size"])
+    removed = gone(x)
+    removed = removed.reshape(*x.shape[:-2], -1, taps, x.shape[-1])
+    if not constant_along(removed, [removed.ndim - 2, removed.ndim - 1]):
+        raise call.fault("adds removed and kept positions")
+    return bury(call.run(), removed.flatten(-2).all(-1)[..., None, None])
 
 
 _RANKS = (1, 2, 3)
@@ -71,7 +85,7 @@ WINDOWS: dict[str, Handler] = {
     "fractional_max_pool3d": _resample("self", 3),
     "grid_sampler_2d": _whole_planes("input", 2),
     "grid_sampler_3d": _whole_planes("input", 3),
-    "col2im": _whole_planes("self", 1),
+    "col2im": _col2im,
     "max_unpool2d": _whole_planes("self", 2),
     "max_unpool3d": _whole_planes("self", 3),
     "roi_align": _whole_planes("input", 2),

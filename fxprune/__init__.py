@@ -1,0 +1,25 @@
+"""fxprune: a structured-pruning compiler for PyTorch.
+
+``compile(model, sample_input, ratio)`` takes a live network and returns a smaller, standalone ``torch.fx.GraphModule``.
+"""
+
+from fxprune.analysis import ChannelGraph
+from fxprune.artefacts import load, save
+from fxprune.compiling import analyze, apply, compile, plan, report  # noqa: A004  the public name says what it does
+from fxprune.errors import FxpruneError
+from fxprune.planning import Plan
+from fxprune.reporting import Report
+
+__all__ = [
+    "ChannelGraph",
+    "FxpruneError",
+    "Plan",
+    "Report",
+    "analyze",
+    "apply",
+    "compile",
+    "load",
+    "plan",
+    "report",
+    "save",
+]

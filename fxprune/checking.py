@@ -1,0 +1,105 @@
+"""What a model must be before it is compiled. Each refusal says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import parameter
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fxprune.errors import ModelError, SampleError
+from fxprune.samples import Sample
+
+_NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
+_NORM_HOOKS = (WeightNorm, SpectralNorm)
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be compiled.
+
+    Raises:
+        ModelError: no module, lazy or quantised modules, hooks, unknown parametrizations, NaN or infinite weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    for path, module in model.named_modules():
+        _check_module(path or "the model", module)
+    for name, tensor in _floating(model):
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
+
+
+def _check_module(path: str, module: nn.Module) -> None:
+    if any(isinstance(p, parameter.UninitializedTensorMixin) for p in (*_own(module),)):
+        raise ModelError(f"{path} ({type(module).__name__}) is lazy: run the model once so that its shapes are known")
+    if ".quantized." in f"{type(module).__module__}." or any(t.is_quantized for t in _own(module)):
+        raise ModelError(f"{path} ({type(module).__name__}) is quantised: prune the floating-point model, then quantise")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"{path} is a TorchScript module: pass the Python module it was made from")
+    for attribute, words in _HOOKS.items():
+        hooks = [h for h in getattr(module, attribute).values() if not isinstance(h, _NORM_HOOKS)]
+        if hooks:
+            name = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
+            raise ModelError(f"{path} has {words} ({name}): remove it, because what it does would be lost")
+    for name, chain in getattr(module, "parametrizations", {}).items():
+        other = [type(p).__name__ for p in chain if not isinstance(p, _NORMS)]
+        if other:
+            raise ModelError(
+                f"{path}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
+                "bake it in with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+
+
+def _own(module: nn.Module) -> list[torch.Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not isinstance(tensor, parameter.UninitializedTensorMixin):
+            yield name, tensor
+
+
+def check_sample(model: nn.Module, sample: Sample) -> None:
+    """Refuse a sample on another device or of another floating dtype than the model.
+
+    Raises:
+        SampleError: device or dtype differ; says both.
+    """
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    dtypes = {t.dtype for _, t in _floating(model)}
+    for name, tensor in sample.named_tensors():
+        if len(devices) == 1 and tensor.device not in devices and torch.device("meta") not in devices:
+            (device,) = devices
+            raise SampleError(f"sample_input {name} is on {tensor.device}, the model on {device}: put both on one device")
+        if len(dtypes) == 1 and tensor.is_floating_point() and tensor.dtype not in dtypes:
+            (dtype,) = dtypes
+            raise SampleError(f"sample_input {name} has dtype {tensor.dtype}, the model {dtype}: convert one of them")
+
+
+def refuses(model: nn.Module, sample: Sample) -> str | None:
+    """The error a private copy of the model raises on the sample, in one line; None where it runs."""
+    if any(t.is_meta for t in model.parameters()):
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            sample.call(copy.deepcopy(model).eval())
+    except Exception as error:  # the forward is the user's own code: anything may come out of it
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether the model has no values, only shapes."""
+    return any(t.is_meta for t in model.parameters())

@@ -1,0 +1,280 @@
+"""The public passes: ``analyze``, ``plan``, ``apply``, ``compile`` and ``report``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis import ChannelGraph, analyze_capture
+from fxprune.axes.elements import Mask
+from fxprune.axes.expressions import Channels
+from fxprune.capture import Captured, capture
+from fxprune.capture.capturing import attribute
+from fxprune.checking import check_model, check_sample, is_meta, refuses
+from fxprune.cost import CostModel
+from fxprune.criteria import Criterion, resolve_criterion, score_groups
+from fxprune.errors import CaptureError, FxpruneError, ModelError, SampleError
+from fxprune.planning import Plan, allocate, budget_model
+from fxprune.planning.budgets import check_ratio
+from fxprune.progress import Steps
+from fxprune.reporting import GroupRow, OpaqueRow, PinnedRow, Report, versions
+from fxprune.rewriting import rewrite
+from fxprune.rules import has_rule, is_leaf
+from fxprune.samples import Sample
+from fxprune.verifying import Proof, prove
+
+
+@dataclass(frozen=True)
+class Options:
+    """The choices of :func:`compile` that a plan depends on; see there."""
+
+    ratio: float
+    budget: str = "macs"
+    criterion: str | Criterion = "magnitude"
+    exclude: Sequence[str] = field(default=())
+    scope: str = "global"
+    residual: str = "coupled"
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: float = 1.0
+    seed: int = 0
+
+    def settings(self, criterion: Criterion) -> dict[str, Any]:
+        """JSON values that reproduce the plan."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return values | {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
+
+
+def compile(  # noqa: A001  the public name says what it does
+    model: nn.Module,
+    sample_input: Any,
+    ratio: float,
+    *,
+    budget: str = "macs",
+    criterion: str | Criterion = "magnitude",
+    exclude: Sequence[str] = (),
+    scope: str = "global",
+    residual: str = "coupled",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_ratio: float = 1.0,
+    verify: bool = True,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """Prune ``model`` by ``ratio`` of a budget: trace, solve the channel groups, score, plan, rewrite and prove.
+
+    Args:
+        model: any live network; it is only read.
+        sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
+            arguments, a dict with string keys the keyword arguments.
+        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes.
+        budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params" or "channels".
+        criterion: name or object that scores channels; higher scores stay.
+        exclude: fnmatch patterns of module or parameter paths whose output channels stay.
+        scope: "global" ranks all groups together, "uniform" takes the same share of each.
+        residual: "coupled", or "inner" to keep the width of groups that cross an addition.
+        round_to: a narrowed group's width is a multiple of this.
+        min_channels: a narrowed group keeps at least this many channels.
+        max_ratio: at most this share of a group's channels goes.
+        verify: prove the result; a failed proof raises and never returns a network.
+        seed: of everything random.
+        progress: show what is being done; by default only on a terminal.
+
+    Returns:
+        A ``torch.fx.GraphModule`` that shares no storage with ``model``, has its parameter names and mode, and carries a
+        report (:func:`report`).
+
+    Raises:
+        FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
+    """
+    options = Options(ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed)
+    with Steps(progress) as steps:
+        check_ratio(ratio)
+        graph, sample = _analyzed(model, sample_input, steps)
+        chosen = _planned(graph, model, options, steps)
+        return _applied(graph, model, sample, chosen, verify, seed, steps)
+
+
+def analyze(model: nn.Module, sample_input: Any) -> ChannelGraph:
+    """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain(a, b)``, ``.draw()``.
+
+    Raises:
+        FxpruneError: the model or the sample cannot be used; see :func:`compile`.
+    """
+    with Steps(False) as steps:
+        return _analyzed(model, sample_input, steps)[0]
+
+
+def plan(model: nn.Module, sample_input: Any, ratio: float, **options: Any) -> Plan:
+    """The plan :func:`compile` would follow; the same arguments. It can be saved, reviewed and given to :func:`apply`."""
+    options.pop("verify", None)
+    with Steps(options.pop("progress", None)) as steps:
+        check_ratio(ratio)
+        graph, _ = _analyzed(model, sample_input, steps)
+        return _planned(graph, model, Options(ratio, **options), steps)
+
+
+def apply(
+    model: nn.Module, sample_input: Any, plan: Plan, *, verify: bool = True, progress: bool | None = None
+) -> fx.GraphModule:
+    """Cut a network as a plan says: the rewrite and the proof alone.
+
+    Raises:
+        PlanError: the plan was made for another network.
+    """
+    with Steps(progress) as steps:
+        graph, sample = _analyzed(model, sample_input, steps)
+        return _applied(graph, model, sample, plan, verify, int(plan.settings.get("seed", 0)), steps)
+
+
+def report(pruned: nn.Module) -> Report:
+    """What a compilation did: asked and achieved, per group, pins with reasons, the proof, timings and ``.plan``.
+
+    Raises:
+        FxpruneError: the module was not made by fxprune.
+    """
+    about = getattr(pruned, "meta", {}).get("fxprune", {})
+    if "report" not in about:
+        raise FxpruneError("this module carries no report: pass a network that fxprune.compile or fxprune.load returned")
+    found: Report = about["report"]
+    return found
+
+
+# -- the passes ------------------------------------------------------------------------------------------------------
+
+
+def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[ChannelGraph, Sample]:
+    with steps("capture"):
+        sample = Sample.from_input(sample_input)
+        check_model(model)
+        check_sample(model, sample)
+        with torch.random.fork_rng(devices=[]):
+            captured = _captured(model, sample)
+    with steps("analyze"):
+        graph = analyze_capture(captured, model, sample.batch_size)
+    if not graph.groups:
+        reasons = "; ".join(f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3])
+        raise ModelError(f"the model has no prunable channels ({reasons or 'it has no layers with weights'})")
+    return graph, sample
+
+
+def _captured(model: nn.Module, sample: Sample) -> Captured:
+    """Trace with a batch of at least 2, so that no size of one hides what the batch is; a fixed batch stays."""
+    candidates = [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]
+    failure: CaptureError | None = None
+    for candidate in candidates:
+        try:
+            return capture(model, candidate, keeps=has_rule, is_leaf=is_leaf)
+        except CaptureError as error:
+            failure = error
+    assert failure is not None
+    refusal = refuses(model, sample)
+    if refusal is not None:
+        raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
+    raise failure
+
+
+def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
+    criterion = resolve_criterion(options.criterion, seed=options.seed)
+    with steps("score"):
+        tensors = {n: graph.captured.constants.get(n, None) for n in graph.shapes}
+        found = {n: attribute(model, n) if t is None else t for n, t in tensors.items()}
+        with torch.no_grad():
+            scores = score_groups(criterion, graph, found)
+    with steps("plan"):
+        masks = allocate(
+            graph,
+            scores,
+            ratio=options.ratio,
+            budget=options.budget,
+            scope=options.scope,
+            residual=options.residual,
+            exclude=options.exclude,
+            round_to=options.round_to,
+            min_channels=options.min_channels,
+            max_ratio=options.max_ratio,
+        )
+        return Plan.from_masks(graph, masks, options.settings(criterion))
+
+
+def _applied(
+    graph: ChannelGraph, model: nn.Module, sample: Sample, plan: Plan, verify: bool, seed: int, steps: Steps
+) -> fx.GraphModule:
+    with steps("rewrite"):
+        masks = plan.masks(graph)
+        pruned = rewrite(graph, model, masks)
+    proof: Proof | None = None
+    unproven = "structural, unproven" if is_meta(model) else "" if verify else "verify=False"
+    if not unproven:
+        with steps("verify"):
+            proof = _proved(graph, model, pruned, plan, masks, sample, seed)
+    made = _report(graph, model, plan, masks, proof, unproven, steps.seconds)
+    pruned.meta["fxprune"] = {"report": made, "sample": sample.to_meta()}
+    return pruned
+
+
+def _proved(
+    graph: ChannelGraph,
+    model: nn.Module,
+    pruned: fx.GraphModule,
+    plan: Plan,
+    masks: Mapping[Channels, Mask],
+    sample: Sample,
+    seed: int,
+) -> Proof:
+    cut = {variable for variable, mask in masks.items() if not mask.all()}
+    return prove(
+        model,
+        graph.captured.module(model),
+        pruned,
+        plan.keep,
+        (sample.args, sample.kwargs),
+        crosses_norm=graph.crosses_norm(cut),
+        seed=seed,
+    )
+
+
+def _report(
+    graph: ChannelGraph,
+    model: nn.Module,
+    plan: Plan,
+    masks: Mapping[Channels, Mask],
+    proof: Proof | None,
+    unproven: str,
+    seconds: Mapping[str, float],
+) -> Report:
+    settings = dict(plan.settings)
+    budget = str(settings.get("budget", "macs"))
+    models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params), budget: budget_model(graph, budget)}
+    before = {name: cost.exact({}) for name, cost in models.items()}
+    after = {name: cost.exact(masks) for name, cost in models.items()}
+    return Report(
+        ratio=float(settings.get("ratio", math.nan)),
+        budget=budget,
+        budget_before=before[budget],
+        budget_after=after[budget],
+        macs_before=round(before["macs"]),
+        macs_after=round(after["macs"]),
+        parameters_before=round(before["params"]),
+        parameters_after=round(after["params"]),
+        groups=tuple(_group_row(g, masks) for g in graph.groups),
+        pinned=tuple(PinnedRow(f"{p.tensor} dim {p.dim}", p.size, p.reason, p.cause) for p in graph.pinned),
+        opaque=tuple(OpaqueRow(o.op, o.reason, o.source) for o in graph.opaque),
+        proof=proof,
+        unproven=unproven,
+        seconds=dict(seconds),
+        settings=settings,
+        plan=plan,
+        network=type(model).__name__,
+    )
+
+
+def _group_row(group: Any, masks: Mapping[Channels, Mask]) -> GroupRow:
+    members = tuple(dict.fromkeys(m.tensor for m in group.members))
+    return GroupRow(group.name, group.size, int(masks[group.variable].sum()), members)

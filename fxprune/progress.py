@@ -1,0 +1,41 @@
+"""What is being done, on a terminal, and how long each pass took."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.status import Status
+
+
+class Steps:
+    """Names the running pass on standard error (only where that is a terminal) and keeps the seconds of each."""
+
+    def __init__(self, show: bool | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        visible = sys.stderr.isatty() if show is None else show
+        self._status: Status | None = Console(stderr=True).status("") if visible else None
+
+    def __enter__(self) -> Steps:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run a pass under its name."""
+        if self._status is not None:
+            self._status.update(name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

@@ -1,0 +1,57 @@
+"""The tables that reports are made of. Every cell is plain text, so that names cannot be read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["add_row", "labelled", "listing", "new_table", "with_rest"]
+
+_TOP_LISTED = 5
+
+
+def new_table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
+    """A table with a column of names, columns of numbers and perhaps one of long text."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True, overflow="ellipsis", min_width=18, max_width=46)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    if last is not None:
+        table.add_column(last, overflow="fold")
+    return table
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def with_rest(table: Table, rest: int, what: str = "") -> RenderableType:
+    """The table and, if rows were left out, a line that says how many."""
+    return Stack(table, Text(f"... {rest} more {what}".rstrip(), style="dim")) if rest > 0 else table
+
+
+def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> RenderableType:
+    """Rows of (name, reason, where); without ``verbose`` the first few, a line each, without where."""
+    shown = rows if verbose else [(row[0], row[1], "") for row in rows[:_TOP_LISTED]]
+    table = new_table(name, [])
+    columns = ["why", "where"] if any(where for _, _, where in shown) else ["why"]
+    for column in columns:
+        table.add_column(column, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
+    for row in shown:
+        add_row(table, *row[: 1 + len(columns)])
+    return with_rest(table, len(rows) - len(shown))
+
+
+def labelled(label: str, content: str) -> RenderableType:
+    """A paragraph with a label in the margin."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(style="bold", width=8)
+    grid.add_column(overflow="fold")
+    add_row(grid, label, content)
+    return grid
