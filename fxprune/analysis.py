@@ -35,23 +35,31 @@ class OpaqueOp:
 
 @dataclass
 class Analyzer:
-    """Axes of every node and tensor of one captured graph."""
+    """Axes of every node and tensor of the captured graphs of one model: eval, and training where it differs."""
 
     captured: Captured
     model: nn.Module
+    training: Captured | None = None
     solver: Solver = field(default_factory=Solver)
     ledger: Ledger = field(default_factory=Ledger)
     tensors: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
     axes: dict[fx.Node, Any] = field(default_factory=dict)
     calls: dict[fx.Node, Call] = field(default_factory=dict)
     opaque: list[OpaqueOp] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+    macs: list[tuple[fx.Node, float, tuple[Axis, ...]]] = field(default_factory=list)
 
     def run(self) -> None:
         """Visit every node in order."""
-        for name, shape in self.captured.shapes.items():
-            self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
-        for node in self.captured.graph.nodes:
-            self.axes[node] = self._visit(node)
+        captures = [c for c in (self.captured, self.training) if c is not None]
+        for name, shape in ((n, s) for c in captures for n, s in c.shapes.items()):
+            if name not in self.tensors:
+                self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
+        for captured in captures:
+            for node in captured.graph.nodes:
+                self.axes[node] = self._visit(node)
+            if captured is self.captured:
+                self.macs = list(self.ledger.macs)
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -112,10 +120,13 @@ class Analyzer:
     # -- what calls read ------------------------------------------------------------------------------------------
 
     def _tensor(self, name: str) -> tuple[Axis, ...]:
-        return self.tensors[self.captured.first_name(name)]
+        first = self.captured.first_name(name)
+        self.used.add(first)
+        return self.tensors[first]
 
     def _axes_of(self, value: Any) -> Any:
         if isinstance(value, TensorName):
+            self.used.add(value.name)
             return self.tensors[value.name]
         if isinstance(value, fx.Node):
             return self.axes[value]
@@ -157,31 +168,34 @@ class ChannelGraph:
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
         graph: the networkx graph whose connected components are the groups.
         opaque: ops that were not understood.
+        constants: tensors made while tracing, by name.
+        captured, training: the graph in eval mode, and the one in training mode where it is another one.
     """
 
     def __init__(self, analyzer: Analyzer, batch_scale: float) -> None:
         self.captured = analyzer.captured
+        self.training = analyzer.training
         self.solver = analyzer.solver
         self.calls = analyzer.calls
         self.axes = analyzer.axes
         self.opaque = tuple(analyzer.opaque)
-        self.shapes: Mapping[str, tuple[int, ...]] = analyzer.captured.shapes
+        extra = {} if self.training is None else self.training.shapes
+        self.shapes: Mapping[str, tuple[int, ...]] = {**self.captured.shapes, **extra}
+        self.constants = dict(self.captured.constants) | (self.training.constants if self.training else {})
         resolve = self.solver.resolve
         self.tensors: Mapping[str, tuple[Axis, ...]] = {
             n: tuple(resolve(a) for a in axes) for n, axes in analyzer.tensors.items()
         }
-        self.graph: nx.Graph = channel_graph(self.solver)
-        self._variables = {
-            a.serial: (n, d)
-            for n, axes in analyzer.tensors.items()
-            for d, a in enumerate(axes)
-            if isinstance(a, Channels)
+        places = {
+            a: (n, d) for n, axes in analyzer.tensors.items() for d, a in enumerate(axes) if isinstance(a, Channels)
         }
+        self.graph: nx.Graph = channel_graph(self.solver, (a for a, (n, _) in places.items() if n in analyzer.used))
+        self._variables = {a.serial: place for a, place in places.items()}
         self._explainer = Explainer(self.graph, analyzer.tensors, self._variables)
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)
         self.macs = tuple(
-            Term(_owner(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.ledger.macs
+            Term(_owner(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.macs
         )
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
 
@@ -243,9 +257,18 @@ class ChannelGraph:
         return tuple(pinned)
 
 
-def analyze_capture(captured: Captured, model: nn.Module, given_batch: int | None) -> ChannelGraph:
-    """Solve the axes of a captured graph. ``given_batch``: the batch of the user's sample, for which MACs are counted."""
-    analyzer = Analyzer(captured, model)
+def analyze_capture(
+    captured: Captured,
+    model: nn.Module,
+    given_batch: int | None,
+    training: Captured | None = None,
+    untraced: tuple[OpaqueOp, ...] = (),
+) -> ChannelGraph:
+    """Solve the axes of a captured graph, together with the graph of training mode where that is another one.
+
+    ``given_batch``: the batch of the user's sample, for which MACs are counted. ``untraced``: what capture left out.
+    """
+    analyzer = Analyzer(captured, model, training, opaque=list(untraced))
     analyzer.run()
     traced = captured.sample.batch_size
     scale = 1.0 if given_batch is None or traced is None else given_batch / traced

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn import parameter
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -23,6 +24,7 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def check_model(model: nn.Module) -> None:
@@ -34,31 +36,59 @@ def check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     for path, module in model.named_modules():
-        _check_module(path or "the model", module)
+        where = path or "the model"
+        _check_kind(where, module)
+        _check_hooks(where, module)
+        _check_parametrizations(where, module)
     for name, tensor in _floating(model):
-        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        if not tensor.is_meta and not _is_finite(tensor):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
 
 
-def _check_module(path: str, module: nn.Module) -> None:
-    if any(isinstance(p, parameter.UninitializedTensorMixin) for p in (*_own(module),)):
-        raise ModelError(f"{path} ({type(module).__name__}) is lazy: run the model once so that its shapes are known")
-    if ".quantized." in f"{type(module).__module__}." or any(t.is_quantized for t in _own(module)):
-        raise ModelError(f"{path} ({type(module).__name__}) is quantised: prune the floating-point model, then quantise")
+def _check_kind(where: str, module: nn.Module) -> None:
+    cls = type(module)
+    if any(is_lazy(t) for t in _own(module)):
+        raise ModelError(f"{where} ({cls.__name__}) is lazy: run the model once so that its shapes are known")
+    if ".quantized." in f"{cls.__module__}." or any(t.is_quantized for t in _own(module)):
+        raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
+    if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
+        raise ModelError(
+            f"{where} ({cls.__name__}) is prepared for quantisation: prune the floating-point model, then prepare it"
+        )
     if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(f"{path} is a TorchScript module: pass the Python module it was made from")
+        raise ModelError(f"{where} is a TorchScript module: pass the Python module it was made from")
+    if cls.__module__.startswith("torch._dynamo."):  # by name, because importing torch._dynamo takes seconds
+        raise ModelError(f"{where} was wrapped by torch.compile: pass its _orig_mod and compile the pruned network")
+
+
+def _check_hooks(where: str, module: nn.Module) -> None:
     for attribute, words in _HOOKS.items():
         hooks = [h for h in getattr(module, attribute).values() if not isinstance(h, _NORM_HOOKS)]
         if hooks:
             name = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
-            raise ModelError(f"{path} has {words} ({name}): remove it, because what it does would be lost")
+            raise ModelError(f"{where} has {words} ({name}): remove it, because what it does would be lost")
+    for name, parameter in module._parameters.items():
+        if any(getattr(parameter, attribute, None) for attribute in _TENSOR_HOOKS):
+            raise ModelError(
+                f"{where}.{name} has a gradient hook: remove it and register it on the pruned network, "
+                "because it would be lost"
+            )
+
+
+def _check_parametrizations(where: str, module: nn.Module) -> None:
     for name, chain in getattr(module, "parametrizations", {}).items():
         other = [type(p).__name__ for p in chain if not isinstance(p, _NORMS)]
         if other:
             raise ModelError(
-                f"{path}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
+                f"{where}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
                 "bake it in with torch.nn.utils.parametrize.remove_parametrizations"
             )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A finite sum proves finite terms and allocates nothing; only a sum that overflows needs the second look.
+    with torch.no_grad():
+        return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _own(module: nn.Module) -> list[torch.Tensor]:
@@ -67,7 +97,7 @@ def _own(module: nn.Module) -> list[torch.Tensor]:
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not isinstance(tensor, parameter.UninitializedTensorMixin):
+        if tensor.is_floating_point() and not is_lazy(tensor):
             yield name, tensor
 
 
@@ -80,24 +110,33 @@ def check_sample(model: nn.Module, sample: Sample) -> None:
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     dtypes = {t.dtype for _, t in _floating(model)}
     for name, tensor in sample.named_tensors():
+        given = f"sample_input {name}"
         if len(devices) == 1 and tensor.device not in devices and torch.device("meta") not in devices:
             (device,) = devices
-            raise SampleError(f"sample_input {name} is on {tensor.device}, the model on {device}: put both on one device")
+            raise SampleError(f"{given} is on {tensor.device}, the model on {device}: put both on one device")
         if len(dtypes) == 1 and tensor.is_floating_point() and tensor.dtype not in dtypes:
             (dtype,) = dtypes
-            raise SampleError(f"sample_input {name} has dtype {tensor.dtype}, the model {dtype}: convert one of them")
+            raise SampleError(f"{given} has dtype {tensor.dtype}, the model {dtype}: convert one of them")
 
 
 def refuses(model: nn.Module, sample: Sample) -> str | None:
-    """The error a private copy of the model raises on the sample, in one line; None where it runs."""
-    if any(t.is_meta for t in model.parameters()):
+    """The error a private copy of the model raises on the sample, in one line; None where it runs or has no copy."""
+    if is_meta(model):
         return None
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            sample.call(copy.deepcopy(model).eval())
-    except Exception as error:  # the forward is the user's own code: anything may come out of it
+        duplicate = copy.deepcopy(model).eval()
+    except Exception:  # deepcopy runs the user's own code: anything may come out of it
+        return None
+    try:
+        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
+            sample.call(duplicate)
+    except Exception as error:  # so may the forward
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
 
 
 def is_meta(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from fxprune.errors import FxpruneError
 
@@ -83,11 +83,9 @@ def compile_command(
     ratio: Annotated[float, typer.Option(help="Fraction of the budget to remove, at least 0 and below 1.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
     budget: Annotated[str, typer.Option(help="What ratio is a fraction of: macs, params or channels.")] = "macs",
-    criterion: Annotated[str, typer.Option(help="How channels are ranked: magnitude or random.")] = "magnitude",
+    criterion: Annotated[str, typer.Option(help="How channels are ranked, such as magnitude.")] = "magnitude",
     scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
-    residual: Annotated[
-        str, typer.Option(help="coupled, or inner: groups across an add stay.")
-    ] = "coupled",
+    residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
     exclude: Annotated[
         list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
     ] = None,
@@ -137,14 +135,14 @@ def analyze(
 ) -> None:
     """Show the channel groups of a network, what is pinned and why."""
     import fxprune
-    from fxprune.reporting import graph_as_dict, print_graph
+    from fxprune.reporting import graph_as_dict, render_graph
 
     source = _find(model, input_size, weights, 0)
     graph = fxprune.analyze(source.model, source.sample)
     if as_json:
         _print_json(graph_as_dict(graph))
     else:
-        print_graph(graph, _console(), verbose=verbose)
+        _print(render_graph(graph, verbose=verbose))
 
 
 @app.command()
@@ -188,17 +186,21 @@ def _find(model: str, input_size: list[str] | None, weights: Path | None, seed: 
 
 
 def _print_report(result: Any, as_json: bool, verbose: bool) -> None:
-    from fxprune.reporting import print_report
+    from fxprune.reporting import render_report
 
     if as_json:
         _print_json(result.as_dict())
     else:
-        print_report(result, _console(), verbose=verbose)
+        _print(render_report(result, verbose=verbose))
 
 
-def _console() -> Console:
-    # Piped output has no width of its own; the report is made for this one.
-    return Console() if sys.stdout.isatty() else Console(width=100)
+def _print(renderable: RenderableType) -> None:
+    from fxprune.reporting import plain_text
+
+    if sys.stdout.isatty():
+        Console().print(renderable)
+    else:
+        typer.echo(plain_text(renderable))
 
 
 def _print_json(data: dict[str, Any]) -> None:

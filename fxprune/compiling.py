@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import operator
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import ChannelGraph, analyze_capture
+from fxprune.analysis import ChannelGraph, OpaqueOp, analyze_capture
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.capture import Captured, capture
+from fxprune.capture import Captured, capture, capture_training
 from fxprune.capture.capturing import attribute
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.cost import CostModel
 from fxprune.criteria import Criterion, resolve_criterion, score_groups
-from fxprune.errors import CaptureError, FxpruneError, ModelError, SampleError
+from fxprune.errors import CaptureError, FxpruneError, ModelError, OptionError, PlanError, SampleError
+from fxprune.groups import Group
 from fxprune.planning import Plan, allocate, budget_model
 from fxprune.planning.budgets import check_ratio
 from fxprune.progress import Steps
@@ -28,21 +32,34 @@ from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.verifying import Proof, prove
 
+# The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
+_LOCK = threading.RLock()
+
 
 @dataclass(frozen=True)
 class Options:
     """The choices of :func:`compile` that a plan depends on; see there."""
 
     ratio: float
-    budget: str = "macs"
-    criterion: str | Criterion = "magnitude"
-    exclude: Sequence[str] = field(default=())
-    scope: str = "global"
-    residual: str = "coupled"
-    round_to: int = 1
-    min_channels: int = 1
-    max_ratio: float = 1.0
-    seed: int = 0
+    budget: str
+    criterion: str | Criterion
+    exclude: Sequence[str]
+    scope: str
+    residual: str
+    round_to: int
+    min_channels: int
+    max_ratio: float
+    seed: int
+
+    @classmethod
+    def checked(cls, *, ratio: float, exclude: Iterable[str], seed: int, **others: Any) -> Options:
+        """Options in the types they are stored in.
+
+        Raises:
+            RatioError, ExcludeError, OptionError: a value that cannot be meant.
+        """
+        patterns = exclude if isinstance(exclude, str) else tuple(exclude)
+        return cls(ratio=check_ratio(ratio), exclude=patterns, seed=_check_seed(seed), **others)
 
     def settings(self, criterion: Criterion) -> dict[str, Any]:
         """JSON values that reproduce the plan."""
@@ -73,7 +90,7 @@ def compile(  # noqa: A001  the public name says what it does
         model: any live network; it is only read.
         sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
             arguments, a dict with string keys the keyword arguments.
-        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes.
+        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy.
         budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params" or "channels".
         criterion: name or object that scores channels; higher scores stay.
         exclude: fnmatch patterns of module or parameter paths whose output channels stay.
@@ -87,37 +104,78 @@ def compile(  # noqa: A001  the public name says what it does
         progress: show what is being done; by default only on a terminal.
 
     Returns:
-        A ``torch.fx.GraphModule`` that shares no storage with ``model``, has its parameter names and mode, and carries a
-        report (:func:`report`).
+        A ``torch.fx.GraphModule`` that shares no storage with ``model``, has its parameter names and mode, and carries
+        a report (:func:`report`).
 
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
-    options = Options(ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed)
-    with Steps(progress) as steps:
-        check_ratio(ratio)
+    options = Options.checked(
+        ratio=ratio,
+        budget=budget,
+        criterion=criterion,
+        exclude=exclude,
+        scope=scope,
+        residual=residual,
+        round_to=round_to,
+        min_channels=min_channels,
+        max_ratio=max_ratio,
+        seed=seed,
+    )
+    with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps)
         chosen = _planned(graph, model, options, steps)
-        return _applied(graph, model, sample, chosen, verify, seed, steps)
+        return _applied(graph, model, sample, chosen, verify, steps)
 
 
 def analyze(model: nn.Module, sample_input: Any) -> ChannelGraph:
     """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain(a, b)``, ``.draw()``.
 
+    A network in which everything is pinned has no groups; ``.pinned`` says why.
+
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
-    with Steps(False) as steps:
+    with _pass(False) as steps:
         return _analyzed(model, sample_input, steps)[0]
 
 
-def plan(model: nn.Module, sample_input: Any, ratio: float, **options: Any) -> Plan:
-    """The plan :func:`compile` would follow; the same arguments. It can be saved, reviewed and given to :func:`apply`."""
-    options.pop("verify", None)
-    with Steps(options.pop("progress", None)) as steps:
-        check_ratio(ratio)
+def plan(
+    model: nn.Module,
+    sample_input: Any,
+    ratio: float,
+    *,
+    budget: str = "macs",
+    criterion: str | Criterion = "magnitude",
+    exclude: Sequence[str] = (),
+    scope: str = "global",
+    residual: str = "coupled",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_ratio: float = 1.0,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Plan:
+    """The plan :func:`compile` would follow; the same arguments. It can be saved, reviewed and given to :func:`apply`.
+
+    Raises:
+        FxpruneError: see :func:`compile`.
+    """
+    options = Options.checked(
+        ratio=ratio,
+        budget=budget,
+        criterion=criterion,
+        exclude=exclude,
+        scope=scope,
+        residual=residual,
+        round_to=round_to,
+        min_channels=min_channels,
+        max_ratio=max_ratio,
+        seed=seed,
+    )
+    with _pass(progress) as steps:
         graph, _ = _analyzed(model, sample_input, steps)
-        return _planned(graph, model, Options(ratio, **options), steps)
+        return _planned(graph, model, options, steps)
 
 
 def apply(
@@ -126,11 +184,14 @@ def apply(
     """Cut a network as a plan says: the rewrite and the proof alone.
 
     Raises:
-        PlanError: the plan was made for another network.
+        PlanError: it is no plan, or the plan was made for another network.
+        FxpruneError: see :func:`compile`.
     """
-    with Steps(progress) as steps:
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
+    with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps)
-        return _applied(graph, model, sample, plan, verify, int(plan.settings.get("seed", 0)), steps)
+        return _applied(graph, model, sample, plan, verify, steps)
 
 
 def report(pruned: nn.Module) -> Report:
@@ -149,6 +210,29 @@ def report(pruned: nn.Module) -> Report:
 # -- the passes ------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _pass(progress: bool | None) -> Iterator[Steps]:
+    with _LOCK, Steps(progress) as steps:
+        yield steps
+
+
+def _setting(plan: Plan, name: str, default: Any) -> Any:
+    """A setting of a plan, which may come from a file; of the type of ``default``."""
+    value = plan.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+        raise PlanError(f"the plan says {name} = {value!r}, which is no {type(default).__name__}")
+    return value
+
+
+def _check_seed(seed: Any) -> int:
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        return operator.index(seed)
+    except TypeError:
+        raise OptionError(f"seed must be a whole number, not {seed!r}") from None
+
+
 def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
         sample = Sample.from_input(sample_input)
@@ -156,11 +240,9 @@ def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[Channe
         check_sample(model, sample)
         with torch.random.fork_rng(devices=[]):
             captured = _captured(model, sample)
+            training, untraced = _captured_training(model, captured)
     with steps("analyze"):
-        graph = analyze_capture(captured, model, sample.batch_size)
-    if not graph.groups:
-        reasons = "; ".join(f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3])
-        raise ModelError(f"the model has no prunable channels ({reasons or 'it has no layers with weights'})")
+        graph = analyze_capture(captured, model, sample.batch_size, training, untraced)
     return graph, sample
 
 
@@ -180,11 +262,22 @@ def _captured(model: nn.Module, sample: Sample) -> Captured:
     raise failure
 
 
+def _captured_training(model: nn.Module, captured: Captured) -> tuple[Captured | None, tuple[OpaqueOp, ...]]:
+    """The graph of training mode where it is another one; where it cannot be traced, what the report says of it."""
+    try:
+        return capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf), ()
+    except CaptureError as error:
+        reason = f"training mode runs the graph of eval mode: {error}"
+        return None, (OpaqueOp("", "the forward in training mode", "", reason),)
+
+
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
+    if not graph.groups:
+        reasons = "; ".join(f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3])
+        raise ModelError(f"the model has no prunable channels ({reasons or 'it has no layers with weights'})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     with steps("score"):
-        tensors = {n: graph.captured.constants.get(n, None) for n in graph.shapes}
-        found = {n: attribute(model, n) if t is None else t for n, t in tensors.items()}
+        found = {n: graph.constants[n] if n in graph.constants else attribute(model, n) for n in graph.shapes}
         with torch.no_grad():
             scores = score_groups(criterion, graph, found)
     with steps("plan"):
@@ -204,7 +297,7 @@ def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Ste
 
 
 def _applied(
-    graph: ChannelGraph, model: nn.Module, sample: Sample, plan: Plan, verify: bool, seed: int, steps: Steps
+    graph: ChannelGraph, model: nn.Module, sample: Sample, plan: Plan, verify: bool, steps: Steps
 ) -> fx.GraphModule:
     with steps("rewrite"):
         masks = plan.masks(graph)
@@ -213,7 +306,7 @@ def _applied(
     unproven = "structural, unproven" if is_meta(model) else "" if verify else "verify=False"
     if not unproven:
         with steps("verify"):
-            proof = _proved(graph, model, pruned, plan, masks, sample, seed)
+            proof = _proved(graph, model, pruned, plan, masks, sample)
     made = _report(graph, model, plan, masks, proof, unproven, steps.seconds)
     pruned.meta["fxprune"] = {"report": made, "sample": sample.to_meta()}
     return pruned
@@ -226,7 +319,6 @@ def _proved(
     plan: Plan,
     masks: Mapping[Channels, Mask],
     sample: Sample,
-    seed: int,
 ) -> Proof:
     cut = {variable for variable, mask in masks.items() if not mask.all()}
     return prove(
@@ -236,7 +328,7 @@ def _proved(
         plan.keep,
         (sample.args, sample.kwargs),
         crosses_norm=graph.crosses_norm(cut),
-        seed=seed,
+        seed=_setting(plan, "seed", 0),
     )
 
 
@@ -249,13 +341,12 @@ def _report(
     unproven: str,
     seconds: Mapping[str, float],
 ) -> Report:
-    settings = dict(plan.settings)
-    budget = str(settings.get("budget", "macs"))
+    budget = _setting(plan, "budget", "macs")
     models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params), budget: budget_model(graph, budget)}
     before = {name: cost.exact({}) for name, cost in models.items()}
     after = {name: cost.exact(masks) for name, cost in models.items()}
     return Report(
-        ratio=float(settings.get("ratio", math.nan)),
+        ratio=float(_setting(plan, "ratio", math.nan)),
         budget=budget,
         budget_before=before[budget],
         budget_after=after[budget],
@@ -269,12 +360,12 @@ def _report(
         proof=proof,
         unproven=unproven,
         seconds=dict(seconds),
-        settings=settings,
+        settings=dict(plan.settings),
         plan=plan,
         network=type(model).__name__,
     )
 
 
-def _group_row(group: Any, masks: Mapping[Channels, Mask]) -> GroupRow:
+def _group_row(group: Group, masks: Mapping[Channels, Mask]) -> GroupRow:
     members = tuple(dict.fromkeys(m.tensor for m in group.members))
     return GroupRow(group.name, group.size, int(masks[group.variable].sum()), members)

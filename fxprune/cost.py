@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.axes.elements import Mask, kept_mask, kept_size, units_of
+from fxprune.axes.elements import Mask, is_elementwise, kept_mask, kept_size, units_of
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
 from fxprune.groups import Term
 
@@ -218,7 +218,7 @@ class _Builder:
         return 1.0, (~self._known_sums[key],)
 
     def _gathered(self, axis: Gather) -> Monomial:
-        if not _one_variable_each(axis):
+        if not is_elementwise(axis):
             self.leaves.append(GatheredLeaf(axis))
             return 1.0, (len(self.leaves) - 1,)
         free = np.ones(axis.size, dtype=np.bool_)
@@ -240,13 +240,3 @@ class _Builder:
             self._known_leaves[key] = len(self.leaves)
             self.leaves.append(WidthLeaf(variable, weights))
         return self._known_leaves[key]
-
-
-def _one_variable_each(axis: Axis) -> bool:
-    """Whether no element of the axis needs units of two variables (or of one variable twice)."""
-    if isinstance(axis, Product):
-        open_factors = [f for f in axis.factors if any(True for _ in variables(f))]
-        return len(open_factors) <= 1 and all(_one_variable_each(f) for f in open_factors)
-    if isinstance(axis, Concat):
-        return all(_one_variable_each(part) for part in axis.parts)
-    return not isinstance(axis, Gather) or _one_variable_each(axis.base)

@@ -18,6 +18,7 @@ __all__ = [
     "FxpruneError",
     "MissingDependencyError",
     "ModelError",
+    "OptionError",
     "PlanError",
     "ProofError",
     "RatioError",
@@ -54,6 +55,10 @@ class BudgetError(FxpruneError, ValueError):
         super().__init__(message)
         self.reachable = reachable
         self.pinned = list(pinned)
+
+
+class OptionError(FxpruneError, ValueError):
+    """An option that is neither budget, criterion nor pattern has a value it cannot take."""
 
 
 class CriterionError(FxpruneError, ValueError):

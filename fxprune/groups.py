@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -66,13 +67,16 @@ class Term:
     axes: tuple[Axis, ...]
 
 
-def channel_graph(solver: Solver) -> nx.Graph:
+def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
     """The graph whose components are the groups.
 
     A node is (variable, unit set): a variable as it occurs at a tensor and dim, and the part of it that one group owns
-    (``PINNED`` where no unit may go). Every coupling an op asked for is an edge labelled with its cause.
+    (``PINNED`` where no unit may go). Every coupling an op asked for is an edge labelled with its cause. ``used``:
+    variables that are nodes even where no op ties them to another one.
     """
     graph = nx.Graph()
+    for variable in used:
+        graph.add_nodes_from(_nodes(solver, variable), origin=variable.origin)
     for coupling in solver.couplings:
         _add_coupling(graph, solver, coupling)
         _note_fixed_sides(graph, solver, coupling)

@@ -122,7 +122,7 @@ def _torchvision_size(name: str) -> tuple[int, ...]:
     """The size that the model's published weights were evaluated with."""
     import torchvision.models
 
-    size = _DEFAULT_SIZE
+    size: tuple[int, ...] = _DEFAULT_SIZE
     with contextlib.suppress(ValueError, TypeError, AttributeError, IndexError):
         transform = next(iter(torchvision.models.get_model_weights(name))).transforms()
         crop = [int(edge) for edge in transform.crop_size]
@@ -133,7 +133,7 @@ def _torchvision_size(name: str) -> tuple[int, ...]:
 def _video_models() -> list[str]:
     import torchvision.models
 
-    return torchvision.models.list_models(module=torchvision.models.video)
+    return list(torchvision.models.list_models(module=torchvision.models.video))
 
 
 def _from_timm(name: str) -> tuple[nn.Module, Any]:

@@ -15,8 +15,9 @@ from fxprune.artefacts.modules import build_layer, describe_layer, is_container
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry, attach, inventory
 from fxprune.errors import ArtefactError
+from fxprune.rewriting.pruned_module import PrunedGraphModule
 
-__all__ = ["Description", "ModuleEntry", "build", "describe"]
+__all__ = ["Description", "ModuleEntry", "build", "describe", "graphs_of"]
 
 # Names of modules and tensors reach printed source inside quotes, so they must be plain words.
 _PLAIN_NAME = re.compile(r"[\w\-+ ]+")
@@ -63,14 +64,14 @@ class Description:
         training: whether the network is in train mode.
         modules: every path to every module below the root, parents before children.
         tensors: every name of every tensor.
-        nodes: the graph's nodes, in order, as JSON data.
+        graphs: for each mode ("eval", and "training" where it differs) the graph's nodes in order, as JSON data.
     """
 
     class_name: str
     training: bool
     modules: list[ModuleEntry]
     tensors: list[TensorEntry]
-    nodes: list[dict[str, Any]] = field(repr=False)
+    graphs: dict[str, list[dict[str, Any]]] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON data."""
@@ -79,7 +80,7 @@ class Description:
             "training": self.training,
             "modules": [entry.as_dict() for entry in self.modules],
             "tensors": [entry.as_dict() for entry in self.tensors],
-            "nodes": self.nodes,
+            **{f"{mode}_graph": nodes for mode, nodes in self.graphs.items()},
         }
 
     @classmethod
@@ -91,7 +92,8 @@ class Description:
         """
         modules = [ModuleEntry.from_dict(entry) for entry in data["modules"]]
         tensors = [TensorEntry.from_dict(entry) for entry in data["tensors"]]
-        return cls(check_identifier(data["class_name"], "class"), data["training"], modules, tensors, data["nodes"])
+        graphs = {mode: data[f"{mode}_graph"] for mode in ("eval", "training") if f"{mode}_graph" in data}
+        return cls(check_identifier(data["class_name"], "class"), data["training"], modules, tensors, graphs)
 
 
 def describe(network: GraphModule) -> Description:
@@ -115,31 +117,62 @@ def describe(network: GraphModule) -> Description:
     tensors = inventory(network)
     for tensor_entry in tensors:
         _check_name(tensor_entry.name)
-    nodes = encode_graph(network.graph, network)
-    return Description(type(network).__name__, network.training, modules, tensors, nodes)
+    graphs = {mode: encode_graph(graph, network) for mode, graph in graphs_of(network).items()}
+    return Description(type(network).__name__, network.training, modules, tensors, graphs)
 
 
-def build(description: Description, tensors: dict[str, torch.Tensor]) -> GraphModule:
+def graphs_of(network: GraphModule) -> dict[str, Graph]:
+    """The graph of each mode: "eval", and "training" where it is another one."""
+    return network.graphs if isinstance(network, PrunedGraphModule) else {"eval": network.graph}
+
+
+def build(description: Description, tensors: dict[str, torch.Tensor]) -> PrunedGraphModule:
     """The network of a description, with the given tensors by name.
 
     Raises:
         ArtefactError: the description is inconsistent, or a tensor is missing or has the wrong shape.
     """
-    network = GraphModule(nn.Module(), Graph(), class_name=description.class_name)
+    tree = nn.Module()
     for entry in description.modules:
-        _add_module(network, entry)
+        _add_module(tree, entry)
     for tensor_entry in description.tensors:
         _check_name(tensor_entry.name)
         if tensor_entry.name not in tensors and tensor_entry.tied_to is None:
             raise ArtefactError(f"the weights lack {tensor_entry.name!r:.80}")
-        attach(network, tensor_entry, _tensor_of(network, tensor_entry, tensors))
-    _check_complete(network)
-    network.graph = decode_graph(description.nodes, network)
-    network.graph.lint()
+        attach(tree, tensor_entry, _tensor_of(tree, tensor_entry, tensors))
+    _check_complete(tree)
+    network = _assemble(description, tree)
     network.train(description.training)
     for entry in description.modules:
         network.get_submodule(entry.path).training = entry.training
     return network
+
+
+def _assemble(description: Description, tree: nn.Module) -> PrunedGraphModule:
+    graphs = {mode: decode_graph(nodes, tree) for mode, nodes in description.graphs.items()}
+    nodes = [node for graph in graphs.values() for node in graph.nodes]
+    root: dict[str, Any] = {str(n.target): tree.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
+    read = {str(node.target): None for node in nodes if node.op == "get_attr"}
+    root |= {name: getattr(tree.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in read}
+    constants = [e.name for e in description.tensors if e.kind == "constant" and e.name in read]
+    training = graphs.get("training")
+    network = PrunedGraphModule(root, graphs["eval"], training, class_name=description.class_name, kept_out=constants)
+    _arrange(network, tree)
+    return network
+
+
+def _arrange(network: nn.Module, tree: nn.Module) -> None:
+    """Give a module the order of ``tree``, which optimisers go by, and what is in the state dict but in no graph."""
+    for name, module in tree._modules.items():
+        network._modules[name] = held = network._modules.pop(name, module)
+        if held is not None and module is not None and held is not module:
+            _arrange(held, module)
+    for name, parameter in tree._parameters.items():
+        network._parameters[name] = network._parameters.pop(name, parameter)
+    for name, buffer in tree._buffers.items():
+        if name not in network._buffers:
+            network.register_buffer(name, buffer, persistent=name not in tree._non_persistent_buffers_set)
+        network._buffers[name] = network._buffers.pop(name)
 
 
 def _check_name(name: Any) -> None:
@@ -147,7 +180,7 @@ def _check_name(name: Any) -> None:
         raise ArtefactError(f"{name!r:.80} cannot be the name of a module or a tensor")
 
 
-def _add_module(network: GraphModule, entry: ModuleEntry) -> None:
+def _add_module(network: nn.Module, entry: ModuleEntry) -> None:
     _check_name(entry.path)
     parent_path, _, name = entry.path.rpartition(".")
     try:
@@ -161,7 +194,7 @@ def _add_module(network: GraphModule, entry: ModuleEntry) -> None:
         raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: {error}") from error
 
 
-def _tensor_of(network: GraphModule, entry: TensorEntry, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     if entry.tied_to is None:
         return tensors[entry.name]
     path, _, name = entry.tied_to.rpartition(".")
@@ -172,7 +205,7 @@ def _tensor_of(network: GraphModule, entry: TensorEntry, tensors: dict[str, torc
     return tensor
 
 
-def _check_complete(network: GraphModule) -> None:
+def _check_complete(network: nn.Module) -> None:
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_meta:
             raise ArtefactError(f"the network lists no values for {name!r}")

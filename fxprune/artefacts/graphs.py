@@ -14,6 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from fxprune.artefacts.modules import is_container
+from fxprune.artefacts.namedtuples import decode_namedtuple, encode_namedtuple
 from fxprune.artefacts.targets import (
     check_attribute,
     check_identifier,
@@ -33,7 +34,7 @@ def encode_graph(graph: Graph, owner: GraphModule) -> list[dict[str, Any]]:
     Raises:
         ArtefactError: a node calls something that a saved network may not call.
     """
-    if type(graph._codegen) is not CodeGen:
+    if type(graph._codegen) is not CodeGen:  # another one may unpack inputs in its own way
         raise ArtefactError(f"the graph prints itself through {type(graph._codegen).__name__}, which cannot be saved")
     return [_encode_node(node, owner) for node in graph.nodes]
 
@@ -52,9 +53,9 @@ def _encode_node(node: Node, owner: GraphModule) -> dict[str, Any]:
     return data
 
 
-def _encode_target(node: Node, owner: GraphModule) -> str:
+def _encode_target(node: Node, owner: GraphModule) -> Any:
     if node.op == "call_function":
-        return function_name(node.target)
+        return encode_namedtuple(node.target) or function_name(node.target)
     target = str(node.target)
     _check_target(node.op, target, owner)
     return target
@@ -85,7 +86,8 @@ def _decode_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], ow
     kwargs = {check_identifier(k, "keyword"): decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
     target: str | Callable[..., Any]
     if op == "call_function":
-        target = resolve_function(entry["target"])
+        written = entry["target"]
+        target = decode_namedtuple(written) if isinstance(written, dict) else resolve_function(written)
         if target is getattr:
             _check_getattr(args, kwargs)
     else:

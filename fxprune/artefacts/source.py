@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
-from fxprune.artefacts.descriptions import Description
+from fxprune.artefacts.descriptions import Description, graphs_of
+from fxprune.artefacts.namedtuples import is_namedtuple
 from fxprune.artefacts.source_forward import forward_source
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
 
@@ -33,16 +35,29 @@ def model_source(
     """
     tree = ModuleTree(description)
     statements = tree.statements(tensors)
-    forward = forward_source(network.graph, tree.access)
+    graphs = graphs_of(network)
+    forward = forward_source(graphs, tree.access)
     constructor = "\n".join(f"        {line}" for line in ["super().__init__()", *statements])
     body = f"class Model(nn.Module):\n    def __init__(self) -> None:\n{constructor}\n\n{forward}"
     helper = f"\n{HELPER}" if "named(" in constructor else ""
     # The headline may quote names of the user's; it must not end the docstring.
-    safe = headline.replace("\\", "/").replace('"', "'")
-    return f'"""{safe}\n{_USE}"""\n\n{_imports(body)}\n{helper}\n\n{body}'
+    safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
+    tuples = _namedtuples(graphs)
+    return f'"""{safe}\n{_USE}"""\n\n{_imports(body, tuples)}\n{tuples}{helper}\n\n{body}'
 
 
-def _imports(body: str) -> str:
-    lines = [f"import {name}" for name in ("math", "torch", "torchvision") if name == "torch" or f"{name}." in body]
-    lines.append("import torch.nn.functional as F" if "F." in body else "")
-    return "\n".join([*lines, "from torch import nn"]).replace("\n\n", "\n")
+def _imports(body: str, tuples: str) -> str:
+    standard = ["import math"] * ("math." in body) + ["from collections import namedtuple"] * bool(tuples)
+    lines = ["import torch", *["import torch.nn.functional as F"] * ("F." in body)]
+    lines += ["import torchvision"] * ("torchvision." in body)
+    return "\n".join([*standard, *[""] * bool(standard), *lines, "from torch import nn"])
+
+
+def _namedtuples(graphs: Mapping[str, Graph]) -> str:
+    classes = {
+        node.target.__name__: node.target for g in graphs.values() for node in g.nodes if is_namedtuple(node.target)
+    }
+    lines = [
+        f"{name} = namedtuple({name!r}, {list(kind._fields)!r})".replace("'", '"') for name, kind in classes.items()
+    ]
+    return "".join(["\n", *(f"{line}\n" for line in lines)]) if lines else ""

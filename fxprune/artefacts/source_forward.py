@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.fx import Graph, Node
 
+from fxprune.artefacts.namedtuples import is_namedtuple
 from fxprune.artefacts.source_layout import call
 from fxprune.artefacts.source_names import VariableNames
 from fxprune.artefacts.targets import function_name
@@ -50,11 +51,29 @@ _PREFIX: dict[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert
 _SHORT_NAMES = {"torch.nn.functional.": "F.", "builtins.": ""}
 
 
-def forward_source(graph: Graph, access: Callable[[str], str], indent: int = 4) -> str:
-    """The ``forward`` method of a graph; ``access`` gives the expression for a module's or tensor's path."""
-    printer = _Printer(graph, access, indent + 4)
+_INDENT = 8
+
+
+def forward_source(graphs: Mapping[str, Graph], access: Callable[[str], str]) -> str:
+    """The ``forward`` method; where there are two graphs, it calls the one of the present mode.
+
+    ``access`` gives the expression for the path of a module or a tensor.
+    """
+    if set(graphs) == {"eval"}:
+        return _method("forward", graphs["eval"], access)
+    printer = _Printer(graphs["eval"], access, _INDENT)
+    list(printer.lines())
+    names = [parameter.partition("=")[0] for parameter in printer.parameters]
+    choice = "self.forward_training if self.training else self.forward_eval"
+    dispatch = f"        forward = {choice}\n        return forward({', '.join(names)})\n"
+    methods = [_method(f"forward_{mode}", graph, access) for mode, graph in graphs.items()]
+    return "\n".join([f"    def forward({', '.join(['self', *printer.parameters])}):\n{dispatch}", *methods])
+
+
+def _method(name: str, graph: Graph, access: Callable[[str], str]) -> str:
+    printer = _Printer(graph, access, _INDENT)
     body = "\n".join(printer.lines())
-    return f"{' ' * indent}def forward({', '.join(['self', *printer.parameters])}):\n{body}\n"
+    return f"    def {name}({', '.join(['self', *printer.parameters])}):\n{body}\n"
 
 
 class _Printer:
@@ -95,12 +114,12 @@ class _Printer:
         if node.target is operator.setitem:
             holder, index, value = node.args
             line = f"{self._value(holder)}[{self._index(index)}] = {self._value(value)}"
-            self._names.declare(node)
+            self._names.release(node)
             return line
         if node.op == "call_function" and node.target in _IN_PLACE:
             return self._in_place(node)
-        expression = self._expression(node)
-        return f"{self._names.declare(node)} = {expression}"
+        target = f"{self._names.declare(node)} = " if node.users else self._names.release(node)
+        return target + self._expression(node, len(target))
 
     def _in_place(self, node: Node) -> str:
         left, right = node.args
@@ -111,42 +130,47 @@ class _Printer:
         update = f"{name} {symbol} {value}"
         return update if name == source else f"{name} = {source}; {update}"
 
-    def _expression(self, node: Node) -> str:
+    def _expression(self, node: Node, reserve: int) -> str:
         if node.op == "call_module":
-            return self._call(f"{self._access(str(node.target))}(", node.args, node.kwargs)
+            return self._call(f"{self._access(str(node.target))}(", node.args, node.kwargs, reserve)
         if node.op == "call_method":
             owner, *rest = node.args
-            return self._call(f"{self._operand(owner)}.{node.target}(", rest, node.kwargs)
-        return self._function(node)
+            return self._call(f"{self._owner(owner)}.{node.target}(", rest, node.kwargs, reserve)
+        return self._function(node, reserve)
 
-    def _function(self, node: Node) -> str:
+    def _function(self, node: Node, reserve: int) -> str:
         target, args = node.target, node.args
         if target in _INFIX and len(args) == 2:
-            return f"{self._operand(args[0])} {_INFIX[target]} {self._operand(args[1])}"
+            return f"{self._left(args[0])} {_INFIX[target]} {self._value(args[1])}"
         if target in _PREFIX and len(args) == 1:
-            return f"{_PREFIX[target]}{self._operand(args[0])}"
+            return f"{_PREFIX[target]}{self._owner(args[0])}"
         if target is operator.getitem:
-            return f"{self._operand(args[0])}[{self._index(args[1])}]"
+            return f"{self._owner(args[0])}[{self._index(args[1])}]"
         if target is getattr:
-            return f"{self._operand(args[0])}.{args[1]}"
-        name = function_name(target)
+            return f"{self._owner(args[0])}.{args[1]}"
+        name = str(getattr(target, "__name__", "")) if is_namedtuple(target) else function_name(target)
         for prefix, short in _SHORT_NAMES.items():
             if name.startswith(prefix):
                 name = short + name.removeprefix(prefix)
-        return self._call(f"{name}(", args, node.kwargs)
+        return self._call(f"{name}(", args, node.kwargs, reserve)
 
-    def _call(self, head: str, args: Any, kwargs: dict[str, Any]) -> str:
+    def _call(self, head: str, args: Any, kwargs: dict[str, Any], reserve: int) -> str:
         rendered = [self._value(argument) for argument in args]
         rendered += [f"{key}={self._value(value)}" for key, value in kwargs.items()]
-        return call(head, rendered, self._indent, reserve=8)
+        return call(head, rendered, self._indent, reserve=reserve)
 
     def _value(self, value: Any) -> str:
         return to_source(value, self._names.get)
 
-    def _operand(self, value: Any) -> str:
-        """A value as an operand or an owner: literals in parentheses, as ``-1 ** x`` and ``1.real`` would misread."""
+    def _owner(self, value: Any) -> str:
+        """A value before a dot: numbers in parentheses, as ``1.real`` would misread."""
         source = self._value(value)
         return source if isinstance(value, (Node, tuple, list, dict, str)) else f"({source})"
+
+    def _left(self, value: Any) -> str:
+        """A value before an operator: negative numbers in parentheses, as ``-1 ** x`` would misread."""
+        source = self._value(value)
+        return f"({source})" if source.startswith("-") or isinstance(value, complex) else source
 
     def _index(self, index: Any) -> str:
         if isinstance(index, tuple) and index:

@@ -56,13 +56,21 @@ class VariableNames:
 
         ``may_inherit``: whether the name may be that of an argument which is not used again.
         """
-        released = [self._names[a] for a in dict.fromkeys(node.all_input_nodes) if self.is_taken_over(a, node)]
+        released = self._released(node)
         name = self._choose(node, released if may_inherit else [])
         self._names[node] = name
         self._free += [other for other in released if other != name]
         if node not in self._last_use and name in self._pooled:
             self._free.append(name)
         return name
+
+    def release(self, node: Node) -> str:
+        """Free the arguments of a node whose result is not used; the empty string."""
+        self._free += self._released(node)
+        return ""
+
+    def _released(self, node: Node) -> list[str]:
+        return [self._names[a] for a in dict.fromkeys(node.all_input_nodes) if self.is_taken_over(a, node)]
 
     def _choose(self, node: Node, released: list[str]) -> str:
         if node.op == "placeholder" or self._is_small(node):
@@ -77,8 +85,9 @@ class VariableNames:
         return name
 
     def _own_name(self, node: Node) -> str:
-        wanted = str(node.target).lstrip("*") if node.op == "placeholder" else node.name
-        name = f"{wanted}_" if wanted in self._taken else wanted
+        wanted = _wanted(node)
+        candidates = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
+        name = next(name for name in candidates if name not in self._taken)
         self._taken.add(name)
         if node.op == "placeholder":
             self._pooled.add(name)
@@ -94,6 +103,12 @@ class VariableNames:
         inputs = node.all_input_nodes
         from_operator = getattr(node.target, "__module__", "") in (operator.__name__, "_operator", "builtins", "math")
         return node.op == "call_function" and from_operator and all(argument in self._small for argument in inputs)
+
+
+def _wanted(node: Node) -> str:
+    if node.op == "placeholder":
+        return str(node.target).lstrip("*")
+    return str(node.args[1]) if node.target is getattr else node.name
 
 
 def _last_uses(graph: Graph) -> dict[Node, Node]:

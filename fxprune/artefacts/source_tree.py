@@ -39,6 +39,7 @@ class ModuleTree:
             self._children.setdefault(entry.path, [])
             if entry.shared_with is None and parent in self._children:
                 self._children[parent].append(name)
+        self._made: dict[str, set[str]] = {}
         self._lists = self._containers_that_print_as_lists()
 
     def _containers_that_print_as_lists(self) -> set[str]:
@@ -48,15 +49,15 @@ class ModuleTree:
         return {
             path
             for path, names in self._children.items()
-            if path and names and names == [str(i) for i in range(len(names))] and path not in holding_more
+            if path and names and set(names) == {str(i) for i in range(len(names))} and path not in holding_more
         }
 
     def statements(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         """The body of ``__init__``; constants among ``tensors`` are written out, of the others the shape and dtype."""
         lines = []
         for name in self._children[""]:
-            expression = self._module(name, 8)
-            lines.append(f"self.{name} = {expression}" if is_plain_name(name) else self._add("", name, expression))
+            start = f"self.{name} = " if is_plain_name(name) else f'self.add_module("{name}", '
+            lines.append(start + self._module(name, 8, len(start) + 1) + ("" if is_plain_name(name) else ")"))
         for entry in self._description.modules:
             if entry.shared_with is not None and entry.path.rpartition(".")[0] in self._children:
                 parent, _, name = entry.path.rpartition(".")
@@ -76,21 +77,23 @@ class ModuleTree:
             parent = f"{parent}.{name}" if parent else name
         return expression
 
-    def _module(self, path: str, indent: int) -> str:
+    def _module(self, path: str, indent: int, reserve: int) -> str:
+        """The expression that makes a module; ``reserve`` is what else stands on its first line."""
         entry = self._entries[path]
         names = self._children[path]
         if entry.layer is not None:
-            return _layer_source(entry, indent)
+            return _layer_source(entry, indent, reserve)
         if not names:
             return "nn.Module()"
         if path in self._lists:
-            items = [self._module(f"{path}.{name}", indent + 4) for name in names]
-            return call("nn.ModuleList([", items, indent, "])")
-        plain = [f"{n}={self._module(f'{path}.{n}', indent + 4)}" for n in names if is_plain_name(n)]
-        quoted = [f'"{n}": {self._module(f"{path}.{n}", indent + 8)}' for n in names if not is_plain_name(n)]
+            items = [self._module(f"{path}.{i}", indent + 4, 1) for i in range(len(names))]
+            return call("nn.ModuleList([", items, indent, "])", reserve)
+        plain = [f"{n}={self._module(f'{path}.{n}', indent + 4, len(n) + 2)}" for n in names if is_plain_name(n)]
+        odd = [n for n in names if not is_plain_name(n)]
+        quoted = [f'"{n}": {self._module(f"{path}.{n}", indent + 8, len(n) + 5)}' for n in odd]
         if quoted:
             plain.append(call("**{", quoted, indent + 4, "}"))
-        return call("named(", plain, indent)
+        return call("named(", plain, indent, reserve=reserve)
 
     def _add(self, parent: str, name: str, expression: str) -> str:
         return f'{self.access(parent)}.add_module("{name}", {expression})'
@@ -98,7 +101,7 @@ class ModuleTree:
     def _tensor(self, entry: TensorEntry, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         path, _, name = entry.name.rpartition(".")
         owner = self._entries.get(path, ModuleEntry(""))
-        if entry.tied_to is None and owner.layer is not None and _makes(owner, name):
+        if entry.tied_to is None and name in self._made_by(owner):
             return []
         if entry.tied_to is not None:
             value = self.access(entry.tied_to)
@@ -108,16 +111,21 @@ class ModuleTree:
             value = zeros_source(tensors[entry.name])
         return [self._register(path, name, entry, value)]
 
+    def _made_by(self, owner: ModuleEntry) -> set[str]:
+        """Names of the tensors that a layer's constructor makes."""
+        if owner.path not in self._made:
+            layer = build_layer(owner.path, owner.layer) if owner.layer is not None else nn.Module()
+            self._made[owner.path] = {*layer._parameters, *layer._buffers}
+        return self._made[owner.path]
+
     def _register(self, path: str, name: str, entry: TensorEntry, value: str) -> str:
         owner = self.access(path)
         if entry.kind == "parameter":
             if entry.tied_to is None:
                 value = f"nn.Parameter({value}{'' if entry.requires_grad else ', requires_grad=False'})"
-            return (
-                f"{owner}.{name} = {value}" if is_plain_name(name) else f'{owner}.register_parameter("{name}", {value})'
-            )
-        persistent = ", persistent=False" if entry.kind == "constant" else ""
-        return f'{owner}.register_buffer("{name}", {value}{persistent})'
+            return call(f"{owner}.register_parameter(", [f'"{name}"', value], 8)
+        persistent = ["persistent=False"] if entry.kind == "constant" else []
+        return call(f"{owner}.register_buffer(", [f'"{name}"', value, *persistent], 8)
 
     def _frozen(self) -> list[str]:
         parameters = [e for e in self._description.tensors if e.kind == "parameter" and e.tied_to is None]
@@ -131,7 +139,7 @@ class ModuleTree:
         return owner is not None and owner.layer is not None
 
 
-def _layer_source(entry: ModuleEntry, indent: int) -> str:
+def _layer_source(entry: ModuleEntry, indent: int, reserve: int) -> str:
     layer = entry.layer or {}
     kind = getattr(nn, layer["class"])
     required = [
@@ -143,9 +151,4 @@ def _layer_source(entry: ModuleEntry, indent: int) -> str:
     for name, value in layer["arguments"].items():
         source = literal_source(decode(value, {}))
         rendered.append(source if name in required else f"{name}={source}")
-    return call(f"nn.{layer['class']}(", rendered, indent)
-
-
-def _makes(owner: ModuleEntry, name: str) -> bool:
-    layer = build_layer(owner.path, owner.layer or {})
-    return name in layer._parameters or name in layer._buffers
+    return call(f"nn.{layer['class']}(", rendered, indent, reserve=reserve)

@@ -33,7 +33,9 @@ _OPERATORS = (
     "invert ior ipow irshift is_ is_not isub itruediv ixor le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift "
     "setitem sub truediv truth xor"
 ).split()
-CALLABLE_BUILTINS = "abs bool complex divmod float getattr int len list max min pow range round slice sum tuple".split()
+CALLABLE_BUILTINS = (
+    "abs bool complex dict divmod float getattr int len list max min pow range round slice sum tuple".split()
+)
 _TORCH_EXTRAS = "_assert finfo iinfo is_tensor sym_float sym_int sym_ite sym_max sym_min sym_not Size".split()
 _NOT_TENSOR_MATHS = {"from_file", "from_numpy", "frombuffer"}
 _NOT_FUNCTIONAL = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph_module import _assign_attr
 
 from fxprune.capture import clone, lowering, sources
 from fxprune.capture.recorder import Recorder
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.samples import Sample
-
-_LOCK = threading.RLock()
 
 
 @dataclass
@@ -30,6 +28,9 @@ class Captured:
         aliases: every other state-dict name of a tied tensor, to its first name.
         constants: tensors made while tracing, by attribute name.
         sample: the sample that was traced (batch of at least 2 where the model has a free batch).
+        training: the mode that was traced.
+        parameters: first names of the parameters.
+        reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
     """
 
     graph: fx.Graph
@@ -39,13 +40,14 @@ class Captured:
     sample: Sample
     training: bool = False
     parameters: set[str] = field(default_factory=set)
+    reads_training: bool = False
 
     def first_name(self, name: str) -> str:
         """The name under which a tied tensor is known."""
         return self.aliases.get(name, name)
 
     def module(self, model: nn.Module) -> fx.GraphModule:
-        """The captured graph at full width, sharing ``model``'s tensors and submodules."""
+        """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules."""
         root: dict[str, Any] = {}
         for node in self.graph.nodes:
             if node.op == "call_module":
@@ -58,7 +60,19 @@ class Captured:
         values: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(self.graph, values))
         module = fx.GraphModule(root, graph, class_name=type(model).__name__)
-        return module.train(self.training)
+        for name in (*self.shapes, *self.aliases):
+            if name not in self.constants:
+                _hold(module, name, attribute(model, name))
+        # Not module.train(): that would switch the submodules too, and they are the caller's.
+        module.training = self.training
+        return module
+
+
+def _hold(module: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
+    try:
+        attribute(module, name)
+    except AttributeError:
+        _assign_attr(tensor, module, name)
 
 
 def attribute(model: nn.Module, name: str) -> Any:
@@ -82,10 +96,11 @@ def capture(
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    with _LOCK, torch.no_grad():
+    with torch.no_grad():
         copy = clone.meta_clone(model).train(training)
         tensors = list(copy.named_parameters(remove_duplicate=False)) + list(copy.named_buffers(remove_duplicate=False))
-        recorder = Recorder(keeps, _device_of(sample))
+        prefix = "_training_constant" if training else "_tensor_constant"
+        recorder = Recorder(keeps, _device_of(sample), prefix)
         recorder.name_tensors(tensors)
         _run(copy, sample.to_meta(), recorder, is_leaf)
     first: dict[int, str] = {}
@@ -93,7 +108,23 @@ def capture(
     shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
     shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
     parameters = {n for n, _ in copy.named_parameters()}
-    return Captured(recorder.graph, shapes, aliases, recorder.constants, sample, training, parameters)
+    reads = recorder.reads_training
+    return Captured(recorder.graph, shapes, aliases, recorder.constants, sample, training, parameters, reads)
+
+
+def capture_training(
+    model: nn.Module, captured: Captured, *, keeps: Callable[[str], bool], is_leaf: Callable[[nn.Module], bool]
+) -> Captured | None:
+    """The forward in training mode, or None where it is the graph of ``captured`` (in eval mode) again.
+
+    Raises:
+        CaptureError: the forward cannot be traced in training mode.
+    """
+    if not captured.reads_training:
+        return None
+    training = capture(model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True)
+    same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
+    return None if same else training
 
 
 def _device_of(sample: Sample) -> torch.device:
@@ -111,7 +142,7 @@ def _run(copy: nn.Module, sample: Sample, recorder: Recorder, is_leaf: Callable[
             return recorder.call_module(path, module, original, args, kwargs)
         return _inside(recorder, path, original, module, args, kwargs)
 
-    clone.watch(copy, handle)
+    clone.watch(copy, handle, recorder.mode_is_read)
     args, kwargs = _placeholders(copy, sample, recorder)
     try:
         with recorder:

@@ -30,8 +30,17 @@ def meta_clone(model: nn.Module) -> nn.Module:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def watch(model: nn.Module, handler: CallHandler) -> None:
-    """Send every call of a submodule of ``model`` (a private copy) through ``handler``."""
+def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[], None]) -> None:
+    """Send every call of a submodule of ``model`` (a private copy) through ``handler``.
+
+    ``mode_is_read`` is called whenever code asks a submodule for its ``training`` flag.
+    """
+
+    def training(self: nn.Module) -> bool:
+        mode_is_read()
+        return bool(vars(self)["training"])
+
+    flag = property(training, lambda self, mode: vars(self).__setitem__("training", mode))
     for module in model.modules():
         cls = type(module)
         original = cls.__call__
@@ -39,7 +48,8 @@ def watch(model: nn.Module, handler: CallHandler) -> None:
         def watched(self: nn.Module, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
             return handler(self, _original, args, kwargs)
 
-        namespace = {"__call__": watched, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        namespace = {"__call__": watched, "training": flag}
+        namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
         try:
             module.__class__ = type(cls.__name__, (cls,), namespace)
         except TypeError as error:

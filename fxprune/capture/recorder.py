@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import dtypes, sources
+from fxprune.capture import dtypes, recurrence, sources
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
 from fxprune.errors import CaptureError
@@ -46,12 +46,15 @@ class Recorder(TorchFunctionMode):
     ``keeps(name)`` says which composite functions are written as one node; others are entered and their parts seen.
     """
 
-    def __init__(self, keeps: Callable[[str], bool], device: torch.device) -> None:
+    def __init__(self, keeps: Callable[[str], bool], device: torch.device, constant_prefix: str) -> None:
         super().__init__()
+        self.reads_training = False
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
         self.module_path: list[str] = []
         self._keeps = keeps
+        self._constant_prefix = constant_prefix
+        self._in_leaf = False
         self._device = device
         self._names: dict[int, str] = {}
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
@@ -188,13 +191,22 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
+        self._in_leaf = True
         with torch._C.DisableTorchFunction():
-            value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
+            if recurrence.has_shape_formula(module, args):
+                value: Any = recurrence.shapes_of(module, args[0])
+            else:
+                value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
+        self._in_leaf = False
         node_args = tuple(self._argument(a, None) for a in args)
         node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
         node = self._new("call_module", path, node_args, node_kwargs, value)
         self._adopt(node, value)
         return value
+
+    def mode_is_read(self) -> None:
+        """Note that the forward depends on the training flag (leaf modules carry theirs with them)."""
+        self.reads_training = self.reads_training or not self._in_leaf
 
     def output(self, value: Any) -> None:
         """Close the graph."""
@@ -204,7 +216,8 @@ class Recorder(TorchFunctionMode):
         args, kwargs = pytree.tree_map(_meta_value, (tuple(args), kwargs))
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])
-        return func(*args, **kwargs)
+        # A factory without a device makes its tensor on the default one.
+        return pytree.tree_map(_meta_value, func(*args, **kwargs))
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs)
@@ -241,7 +254,7 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) not in self._constant_nodes:
-            name = f"_tensor_constant{len(self.constants)}"
+            name = f"{self._constant_prefix}{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
             node = self._attribute(name, _to_meta(tensor))
             self._constant_nodes[id(tensor)] = (tensor, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -15,7 +16,7 @@ from fxprune.groups import Member
 __all__ = ["TensorSums", "fold"]
 
 FloatArray = NDArray[np.float64]
-_CHUNK = 1 << 20  # elements reduced at a time, so that the float64 copy stays small
+_CHUNK = 1 << 17  # elements reduced at a time: measured fastest, a temporary of half a megabyte
 
 
 class TensorSums(Mapping[str, Tensor]):
@@ -52,23 +53,39 @@ class TensorSums(Mapping[str, Tensor]):
 
 
 def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
-    """``sum(abs(w) ** power)`` of every slice along ``dim``, in float64; ``power`` is 1 or 2. Shape ``(size of dim,)``.
+    """``sum(abs(w) ** power)`` of every slice along ``dim``; ``power`` is 1 or 2. Shape ``(size of dim,)``.
 
-    The tensor is read in chunks along its first dim: a float64 copy of the whole would double the memory of the pass.
+    Added up in the tensor's own precision within a chunk (half precisions in float32), in float64 across chunks. The
+    tensor is read chunk by chunk along its first dim: temporaries stay in cache and add nothing to the peak memory.
     """
     with torch.no_grad():
         values = tensor.detach()
-        others = [d for d in range(values.ndim) if d != dim]
-        rows = max(1, _CHUNK * len(values) // max(1, values.numel())) if len(values) else 1
-        parts = [_power(chunk, power, others) for chunk in torch.split(values, rows)]
-        total = torch.cat(parts) if dim == 0 else torch.stack(parts).sum(0)
-    sums: FloatArray = total.cpu().numpy()
+        rows = max(1, _CHUNK * len(values) // max(1, values.numel()))
+        chunks = (_matrix(chunk) for chunk in torch.split(values, rows))
+        if dim == 0:
+            total = torch.cat([_row_sums(chunk, power) for chunk in chunks])
+        else:
+            columns = sum((_column_sums(chunk, power) for chunk in chunks), torch.zeros((), dtype=torch.float64))
+            grid = columns.reshape(values.shape[1:])
+            others = [d for d in range(grid.ndim) if d != dim - 1]
+            total = grid.sum(others) if others else grid
+        sums: FloatArray = total.cpu().numpy()
     return sums
 
 
-def _power(chunk: Tensor, power: int, dims: list[int]) -> Tensor:
-    powered = chunk.abs().to(torch.float64) if power == 1 else chunk.to(torch.float64).square()
-    return powered.sum(dims) if dims else powered
+def _matrix(chunk: Tensor) -> Tensor:
+    flat = chunk.reshape(len(chunk), math.prod(chunk.shape[1:]))
+    return flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
+
+
+def _row_sums(chunk: Tensor, power: int) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(chunk, power, dim=1).to(torch.float64)
+    return norms if power == 1 else norms.square()
+
+
+def _column_sums(chunk: Tensor, power: int) -> Tensor:
+    powered = chunk.abs() if power == 1 else chunk.square()
+    return powered.sum(0).to(torch.float64)
 
 
 def fold(axis: Axis, values: FloatArray) -> dict[Channels, FloatArray]:

@@ -15,6 +15,7 @@ from fxprune.planning.budgets import PlannedGraph, budget_model, check_ratio
 from fxprune.planning.descending import descend
 from fxprune.planning.excluding import excluded_groups
 from fxprune.planning.limits import Limits
+from fxprune.planning.protecting import protected_units
 from fxprune.planning.shortfall import out_of_reach
 from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
@@ -104,13 +105,27 @@ def _staircase(
     graph: PlannedGraph, scores: Sequence[FloatArray], limits: Limits, scope: str
 ) -> tuple[Staircase, list[FloatArray]]:
     """The staircase, and per group the key of each step; steps are taken in ascending order of keys."""
-    orders = [removal_order(s) for s in scores]
-    steps = [limits.steps(group) for group in graph.groups]
+    protected = _protected(graph, scores)
+    orders = [_last(removal_order(s), mask) for s, mask in zip(scores, protected, strict=True)]
+    steps = [limits.steps(g, int(mask.sum())) for g, mask in zip(graph.groups, protected, strict=True)]
     if scope == "uniform":
         keys = [s[:-1] / group.size for s, group in zip(steps, graph.groups, strict=True)]
     else:
         keys = [_block_means(s[o], b) for s, o, b in zip(scores, orders, steps, strict=True)]
     return Staircase(graph.groups, orders, steps), keys
+
+
+def _protected(graph: PlannedGraph, scores: Sequence[FloatArray]) -> list[Mask]:
+    """Per group the units that keep some tensor dim or contracted dim from becoming empty."""
+    axes = (axis for dims in (*graph.tensors.values(), *(term.axes for term in graph.macs)) for axis in dims)
+    by_variable = {group.variable: s for group, s in zip(graph.groups, scores, strict=True)}
+    protected = protected_units(axes, by_variable)
+    return [protected[group.variable] for group in graph.groups]
+
+
+def _last(order: IntArray, protected: Mask) -> IntArray:
+    """The order with the protected units moved to its end."""
+    return np.concatenate([order[~protected[order]], order[protected[order]]])
 
 
 def _block_means(ascending: FloatArray, steps: IntArray) -> FloatArray:

@@ -41,13 +41,13 @@ class Limits:
         if isinstance(self.max_ratio, (bool, str)) or not 0 <= float(self.max_ratio) <= 1:
             raise BudgetError(f"max_ratio must be a number between 0 and 1, not {self.max_ratio!r}")
 
-    def steps(self, group: Group) -> NDArray[np.int64]:
-        """How many units are gone after 0, 1, 2, ... steps: ascending, the first is 0."""
+    def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
+        """How many units are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` units must stay."""
         if group in self.frozen:
             return np.zeros(1, dtype=np.int64)
         # The small addend: 0.3 * 10 is 2.9999999999999996, and three of ten may go.
         most = math.floor(self.max_ratio * group.size + 1e-9)
-        fewest = max(self.min_channels, group.size - most, 1)
+        fewest = max(self.min_channels, group.size - most, protected, 1)
         lowest = -(-fewest // self.round_to) * self.round_to
         kept = np.arange(lowest, group.size, self.round_to, dtype=np.int64)[::-1]
         return np.concatenate([np.zeros(1, dtype=np.int64), group.size - kept])

@@ -46,7 +46,7 @@ class Plan:
         """The plan that keeps the units marked in ``masks`` (a group that is absent keeps all).
 
         Raises:
-            PlanError: a mask of the wrong shape, or one that keeps nothing.
+            PlanError: a mask of the wrong shape, or one that keeps nothing of a group or of a tensor's dim.
         """
         by_variable: dict[Channels, Mask] = {}
         for group in graph.groups:
@@ -54,9 +54,13 @@ class Plan:
             if mask.shape != (group.size,) or mask.dtype != np.bool_ or not mask.any():
                 raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} units that keeps some")
             by_variable[group.variable] = mask
+        keep = _keep(graph, by_variable)
+        empty = next((n for n, dims in keep.items() if any(k is not None and not len(k) for k in dims)), None)
+        if empty is not None:
+            raise PlanError(f"these masks leave a dim of {empty!r} empty; keep at least one unit of each of its dims")
         groups = {g.name: tuple(np.flatnonzero(by_variable[g.variable]).tolist()) for g in graph.groups}
         shapes = {name: tuple(shape) for name, shape in graph.shapes.items()}
-        return cls(_keep(graph, by_variable), groups, shapes, dict(settings))
+        return cls(keep, groups, shapes, dict(settings))
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse a network whose parameters and buffers are not those the plan was made for.

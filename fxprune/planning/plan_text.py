@@ -37,13 +37,19 @@ class PlanParts:
 def write_parts(parts: PlanParts) -> str:
     """The text: one group or tensor a line, names sorted, so that two plans can be compared line by line."""
     groups = {name: write_ranges(np.asarray(kept, dtype=np.int64)) for name, kept in parts.groups.items()}
-    tensors = {
-        name: {"shape": list(shape), "keep": [None if k is None else write_ranges(k.numpy()) for k in parts.keep[name]]}
-        for name, shape in parts.shapes.items()
-    }
+    # One tensor of indices serves every dim that a group cuts alike; it is written out once.
+    written: dict[int, str] = {}
+    tensors = {n: {"shape": list(s), "keep": _texts(parts.keep[n], written)} for n, s in parts.shapes.items()}
     sections = {"groups": groups, "settings": dict(parts.settings), "tensors": tensors}
     body = "".join(f',\n"{name}": {{{_lines(entries)}}}' for name, entries in sections.items())
     return f'{{"format": {_value(FORMAT)}{body}}}\n'
+
+
+def _texts(keep: tuple[Tensor | None, ...], written: dict[int, str]) -> list[str | None]:
+    for kept in keep:
+        if kept is not None and id(kept) not in written:
+            written[id(kept)] = write_ranges(kept.numpy())
+    return [None if kept is None else written[id(kept)] for kept in keep]
 
 
 def _lines(entries: Mapping[str, Any]) -> str:
@@ -75,11 +81,11 @@ def read_parts(text: str) -> PlanParts:
     if missing or unknown:
         odd = sorted(missing or unknown)[0]
         raise PlanError(f"the plan: {'missing' if missing else 'unknown'} entry {odd[:40]!r}")
-    budget = _IndexBudget()
-    groups = {n: _units(kept, n, budget) for n, kept in _dict(document["groups"], "groups").items()}
+    lists = _IndexLists()
+    groups = {n: _units(kept, n, lists) for n, kept in _dict(document["groups"], "groups").items()}
     entries = {n: _dict(entry, f"tensor {n!r}") for n, entry in _dict(document["tensors"], "tensors").items()}
     shapes = {n: _shape(entry.get("shape"), n) for n, entry in entries.items()}
-    keep = {n: _keep(entry.get("keep"), shapes[n], n, budget) for n, entry in entries.items()}
+    keep = {n: _keep(entry.get("keep"), shapes[n], n, lists) for n, entry in entries.items()}
     return PlanParts(keep, groups, shapes, _dict(document["settings"], "settings"))
 
 
@@ -112,22 +118,24 @@ def _dict(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-class _IndexBudget:
-    """Counts the indices a plan lists, and stops one that would fill the memory."""
+class _IndexLists:
+    """Reads index lists, equal texts once, and stops a plan whose lists would fill the memory."""
 
     def __init__(self) -> None:
         self._left = _MOST_INDICES
+        self._known: dict[tuple[str, int], IntArray] = {}
 
     def indices(self, text: Any, size: int, where: str) -> IntArray:
         if not isinstance(text, str):
             raise PlanError(f'{where}: kept indices are text such as "0-31,40", not {type(text).__name__}')
-        indices = parse_ranges(text, size, where, most=self._left)
-        self._left -= len(indices)
-        return indices
+        if (text, size) not in self._known:
+            self._known[text, size] = parse_ranges(text, size, where, most=self._left)
+            self._left -= len(self._known[text, size])
+        return self._known[text, size]
 
 
-def _units(text: Any, name: str, budget: _IndexBudget) -> tuple[int, ...]:
-    return tuple(budget.indices(text, _LARGEST_DIM, f"group {name!r}").tolist())
+def _units(text: Any, name: str, lists: _IndexLists) -> tuple[int, ...]:
+    return tuple(lists.indices(text, _LARGEST_DIM, f"group {name!r}").tolist())
 
 
 def _shape(shape: Any, name: str) -> tuple[int, ...]:
@@ -139,11 +147,11 @@ def _shape(shape: Any, name: str) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _keep(keep: Any, shape: tuple[int, ...], name: str, budget: _IndexBudget) -> tuple[Tensor | None, ...]:
+def _keep(keep: Any, shape: tuple[int, ...], name: str, lists: _IndexLists) -> tuple[Tensor | None, ...]:
     if not isinstance(keep, list) or len(keep) != len(shape):
         raise PlanError(f"tensor {name!r}: keep must be a list with one entry for each of its {len(shape)} dims")
     kept: list[Tensor | None] = []
     for dim, (text, size) in enumerate(zip(keep, shape, strict=True)):
-        indices = None if text is None else budget.indices(text, size, f"tensor {name!r} dim {dim}")
+        indices = None if text is None else lists.indices(text, size, f"tensor {name!r} dim {dim}")
         kept.append(None if indices is None or len(indices) == size else torch.from_numpy(indices))
     return tuple(kept)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from rich.console import Console, RenderableType
 from rich.console import Group as Stack
+from rich.console import RenderableType
 from rich.text import Text
 
 from fxprune.axes.expressions import variables
@@ -16,7 +16,7 @@ from fxprune.reporting.numbers import percent
 from fxprune.reporting.report import MACS_MEANING
 from fxprune.reporting.tables import add_row, listing, new_table, with_rest
 
-__all__ = ["AnalysedGraph", "graph_as_dict", "print_graph"]
+__all__ = ["AnalysedGraph", "graph_as_dict", "render_graph"]
 
 _TOP_GROUPS = 15
 
@@ -55,19 +55,19 @@ def graph_as_dict(graph: AnalysedGraph) -> dict[str, Any]:
     return {
         "prunable": {"macs": _prunable(graph, graph.macs), "params": _prunable(graph, graph.params)},
         "groups": [
-            {"name": group.name, "size": group.size, "members": [f"{m.tensor}[{m.dim}]" for m in group.members]}
+            {"name": group.name, "size": group.size, "members": [f"{m.tensor} dim {m.dim}" for m in group.members]}
             for group in graph.groups
         ],
         "pinned": [
-            {"name": f"{pin.tensor}[{pin.dim}]", "width": pin.size, "reason": pin.reason, "where": pin.cause}
+            {"name": f"{pin.tensor} dim {pin.dim}", "width": pin.size, "reason": pin.reason, "where": pin.cause}
             for pin in graph.pinned
         ],
         "opaque": [{"name": op.op, "reason": op.reason, "where": op.source} for op in graph.opaque],
     }
 
 
-def print_graph(graph: AnalysedGraph, console: Console, *, verbose: bool = False) -> None:
-    """Print the summary; ``verbose`` shows every group with its members and every pin."""
+def render_graph(graph: AnalysedGraph, *, verbose: bool = False) -> RenderableType:
+    """The summary as something that a rich console prints; ``verbose`` shows every group, member and pin."""
     data = graph_as_dict(graph)
     prunable, groups = data["prunable"], data["groups"]
     title = f"{len(groups)} channel groups, {len(data['pinned'])} pinned widths"
@@ -77,7 +77,7 @@ def print_graph(graph: AnalysedGraph, console: Console, *, verbose: bool = False
     for name, width in (("pinned", "pinned width"), ("opaque", "opaque call")):
         rows = [(_with_width(row), row["reason"], row["where"]) for row in data[name]]
         parts += [Text(""), listing(width, rows, verbose)] if rows else []
-    console.print(Stack(*parts))
+    return Stack(*parts)
 
 
 def _groups(groups: list[dict[str, Any]], verbose: bool) -> RenderableType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -12,11 +11,10 @@ from rich.text import Text
 
 from fxprune.reporting.numbers import percent, quantity, short_seconds
 from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, Report, removed
-from fxprune.reporting.tables import add_row, labelled, listing, new_table, with_rest
+from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
-__all__ = ["as_text", "print_report"]
+__all__ = ["as_text", "print_report", "render_report"]
 
-WIDTH = 100
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 _BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
@@ -24,18 +22,16 @@ _BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
 
 def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
     """Print a report; ``verbose`` shows every group with its members and every pinned width."""
-    (console or Console()).print(_render(report, verbose))
+    (console or Console()).print(render_report(report, verbose=verbose))
 
 
 def as_text(report: Report, *, verbose: bool = False) -> str:
     """The report as plain text, at most 100 columns wide."""
-    stream = io.StringIO()
-    console = Console(file=stream, width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-    print_report(report, console, verbose=verbose)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
+    return plain_text(render_report(report, verbose=verbose))
 
 
-def _render(report: Report, verbose: bool) -> RenderableType:
+def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
+    """The report as something that a rich console prints."""
     parts: list[RenderableType] = [_title(report), _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
     if report.groups:
         parts.append(_groups(report.groups, verbose))
@@ -97,7 +93,9 @@ def _closing(report: Report) -> list[RenderableType]:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
     if report.settings:
-        lines.append(labelled("settings", ", ".join(_setting(*item) for item in report.settings.items())))
+        # The title says the ratio and the budget.
+        settings = [_setting(k, v) for k, v in report.settings.items() if k not in ("ratio", "budget") and v != []]
+        lines.append(labelled("settings", ", ".join(settings)))
     return lines
 
 

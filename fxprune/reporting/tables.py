@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
 from rich.console import Group as Stack
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["add_row", "labelled", "listing", "new_table", "with_rest"]
+__all__ = ["add_row", "labelled", "listing", "new_table", "plain_text", "with_rest"]
 
 _TOP_LISTED = 5
+_WIDTH = 100
 
 
 def new_table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
@@ -46,6 +48,14 @@ def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> R
     for row in shown:
         add_row(table, *row[: 1 + len(columns)])
     return with_rest(table, len(rows) - len(shown))
+
+
+def plain_text(renderable: RenderableType) -> str:
+    """What a console of 100 columns would show, without colours and without blanks at the ends of lines."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
 def labelled(label: str, content: str) -> RenderableType:

@@ -15,6 +15,7 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.capture import Captured
 from fxprune.capture.capturing import attribute
 from fxprune.errors import RewriteError
+from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
@@ -23,7 +24,7 @@ from fxprune.rules.signatures import replace
 
 
 class Rewriter:
-    """Writes one captured graph at the kept widths."""
+    """Writes captured graphs at the kept widths, over one set of new tensors and modules."""
 
     def __init__(self, graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> None:
         self.graph = fx.Graph()
@@ -31,17 +32,26 @@ class Rewriter:
         self.index_constants: list[str] = []
         self._source = graph
         self._captured: Captured = graph.captured
+        self._constants = graph.constants
         self._model = model
         self._masks = masks
         self._env: dict[fx.Node, Any] = {}
         self._tensors: dict[int, torch.Tensor] = {}
         self._current: fx.Node | None = None
 
-    def run(self) -> None:
-        """Write every node."""
-        for node in self._captured.graph.nodes:
+    def run(self, captured: Captured) -> fx.Graph:
+        """Write every node of one graph."""
+        self.graph = fx.Graph()
+        for node in captured.graph.nodes:
             self._current = node
             self._env[node] = self._write(node)
+        self.graph.lint()
+        return self.graph
+
+    @property
+    def made_here(self) -> list[str]:
+        """Names of the constants that no state dict of the original holds."""
+        return [*self.index_constants, *(n for n in self._constants if n in self.root)]
 
     # -- nodes ------------------------------------------------------------------------------------------------------
 
@@ -144,7 +154,7 @@ class Rewriter:
         return self._note(self.graph.get_attr(name))
 
     def _original(self, name: str) -> torch.Tensor:
-        constant = self._captured.constants.get(name)
+        constant = self._constants.get(name)
         value = attribute(self._model, name) if constant is None else constant
         assert isinstance(value, torch.Tensor)
         return value
@@ -170,27 +180,19 @@ class Rewriter:
         return self._note(self.graph.get_attr(name))
 
 
-def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> fx.GraphModule:
+def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> PrunedGraphModule:
     """The network at the kept widths: a GraphModule over new tensors, in the train or eval mode of ``model``."""
     rewriter = Rewriter(graph, model, masks)
-    rewriter.run()
-    rewriter.graph.lint()
-    pruned = fx.GraphModule(rewriter.root, rewriter.graph, class_name=type(model).__name__)
-    _mark_buffers(pruned, model, [*rewriter.index_constants, *graph.captured.constants])
+    graphs = [rewriter.run(c) for c in (graph.captured, graph.training) if c is not None]
+    kept_out = [*rewriter.made_here, *_kept_out(model, rewriter.root)]
+    pruned = PrunedGraphModule(rewriter.root, *graphs, class_name=type(model).__name__, kept_out=kept_out)
     return pruned.train(model.training)
 
 
-def _mark_buffers(pruned: fx.GraphModule, model: nn.Module, made_here: list[str]) -> None:
-    """Constants of the graph stay out of the state dict, and so does what the original kept out of it."""
-    pruned._non_persistent_buffers_set.update(n for n in made_here if n in pruned._buffers)
-    for path, module in pruned.named_modules():
-        for name in module._buffers:
-            try:
-                source = model.get_submodule(path)
-            except AttributeError:
-                continue
-            if name in source._non_persistent_buffers_set:
-                module._non_persistent_buffers_set.add(name)
+def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
+    """Buffers that the original keeps out of its state dict and the new network holds by themselves."""
+    names = (f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set)
+    return [name for name in names if name in root]
 
 
 def _device(model: nn.Module) -> torch.device:

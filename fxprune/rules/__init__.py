@@ -3,6 +3,7 @@
 from fxprune.rules import (
     convolution,
     cutting,
+    einsum,
     embedding,
     factories,
     indexing,
@@ -22,6 +23,7 @@ from fxprune.rules.registry import find_module_form, find_rule, has_rule, is_lea
 __all__ = [
     "convolution",
     "cutting",
+    "einsum",
     "embedding",
     "factories",
     "find_module_form",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,14 @@ class Call:
     def output_shape(self) -> tuple[int, ...]:
         """The shape of the node's only tensor."""
         return tuple(int(s) for s in self.value.shape)
+
+    def is_read(self, item: int) -> bool:
+        """Whether anything reads item ``item`` of an op that gives several tensors."""
+        for user in self.node.users:
+            takes_one = user.target is operator.getitem and user.args[0] is self.node
+            if not takes_one or (user.args[1] == item and user.users):
+                return True
+        return False
 
     # -- verbs ----------------------------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ def transposed(call: Call) -> None:
 def repair_convolution(repair: Repair) -> None:
     notes = repair.call.notes
     if repair.shrinks(notes["groups"]):
-        repair.set("groups", repair.size(notes["groups"]))
+        repair.set("groups", repair.resize(repair.arguments["groups"], notes["groups"]))
     repair.attributes.update(in_channels=repair.size(notes["channels"]), out_channels=repair.size(notes["out"]))
 
 

@@ -1,4 +1,4 @@
-"""Contractions: linear layers, matrix products, einsum, attention."""
+"""Contractions: linear layers, matrix products, attention."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def matrix_product(call: Call, left: Axes, right: Axes) -> Axes:
     return (*batch, *rows, *columns)
 
 
-@rule("matmul mm bmm dot mv", "input, other")
+@rule("matmul mm bmm dot vdot mv", "input, other")
 def matmul(call: Call) -> None:
     call.result = matrix_product(call, call.tensor("input"), call.tensor("other"))
 
@@ -125,31 +125,22 @@ def repair_attention(repair: Repair) -> None:
         repair.set("scale", width.size**-0.5)
 
 
-@rule("einsum", "equation, *operands")
-def einsum(call: Call) -> None:
-    equation = str(call.arguments["equation"]).replace(" ", "")
-    operands = call.tensors("operands")
-    left, arrow, right = equation.partition("->")
-    if "." in equation or not arrow:
-        for axes in operands:
-            call.pin_all(axes, "this form of einsum is not understood")
-        call.output_fixed("this form of einsum is not understood")
-        return
-    known: dict[str, Axis] = {}
-    counts: dict[str, int] = {}
-    for letters, axes in zip(left.split(","), operands, strict=True):
-        for letter, axis in zip(letters, axes, strict=True):
-            counts[letter] = counts.get(letter, 0) + 1
-            if letter not in known or known[letter].size == 1:
-                known[letter] = axis
-            elif axis.size != 1:
-                call.unify(known[letter], axis)
-    call.crosses(axis for letter, axis in known.items() if letter not in right)
-    call.result = tuple(known[letter] for letter in right)
-    if len(operands) > 1:
-        call.macs(known.values())
-
-
 @rule("outer ger", "input, other")
 def outer(call: Call) -> None:
     call.result = (*call.tensor("input"), *call.tensor("other"))
+
+
+@rule("inner", "input, other")
+def inner(call: Call) -> None:
+    left, right = call.tensor("input"), call.tensor("other")
+    contract(call, left[-1], right[-1])
+    call.result = (*left[:-1], *right[:-1])
+    call.macs((*call.result, left[-1]))
+
+
+@rule("linalg_multi_dot chain_matmul", "*tensors")
+def multi_dot(call: Call) -> None:
+    product, *rest = call.tensors("tensors")
+    for factor in rest:
+        product = matrix_product(call, product, factor)
+    call.result = product

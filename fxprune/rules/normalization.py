@@ -62,9 +62,7 @@ def layer_norm(call: Call) -> None:
 
 @repairs("layer_norm rms_norm")
 def repair_layer_norm(repair: Repair) -> None:
-    axes = repair.call.notes["normalized"]
-    if any(repair.shrinks(a) for a in axes):
-        repair.set("normalized_shape", tuple(repair.size(a) for a in axes))
+    repair.resize_all("normalized_shape", repair.call.notes["normalized"])
 
 
 @rule("group_norm", "input, num_groups, weight=None, bias=None, eps=1e-5")
@@ -85,7 +83,7 @@ def group_norm(call: Call) -> None:
 def repair_group_norm(repair: Repair) -> None:
     notes = repair.call.notes
     if repair.shrinks(notes["groups"]):
-        repair.set("num_groups", repair.size(notes["groups"]))
+        repair.set("num_groups", repair.resize(repair.arguments["num_groups"], notes["groups"]))
     repair.attributes["num_channels"] = repair.size(notes["channels"])
 
 

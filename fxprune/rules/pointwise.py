@@ -15,16 +15,16 @@ UNARY = """
     isinf isnan lgamma log log10 log1p log2 logit neg negative positive rad2deg real reciprocal relu relu6 round rsqrt
     sigmoid sign signbit sgn sin sinc sinh sqrt square tan tanh trunc fix bitwise_not logical_not nan_to_num
     gelu silu mish selu celu elu leaky_relu rrelu hardtanh hardsigmoid hardswish hardshrink softplus softsign
-    softshrink tanhshrink threshold logsigmoid
+    softshrink tanhshrink threshold logsigmoid log_sigmoid
     dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout
     clone contiguous detach requires_grad alias data to type float double half bfloat16 int long bool short byte char
-    cpu cuda type_as positive nan_to_num polygamma i0 bernoulli erfcx stop_gradient
-    uniform normal exponential geometric cauchy log_normal random zero fill masked_fill_scalar
+    cpu cuda type_as i0 bernoulli erfcx
+    uniform normal exponential geometric cauchy log_normal random zero fill
 """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
     add sub rsub mul div floor_divide floordiv true_divide remainder fmod pow float_power atan2 hypot maximum minimum fmax
-    fmin eq ne gt ge lt le logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign dist_scalar
+    fmin eq ne gt ge lt le logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign
     xlogy logaddexp logaddexp2 heaviside nextafter copy
 """
 
@@ -50,6 +50,11 @@ def activations(call: Call, names: Sequence[str]) -> list[Axes]:
 @rule(" ".join(dict.fromkeys(UNARY.split())), "input")
 def unary(call: Call) -> None:
     call.result = call.tensor("input")
+
+
+@rule("polygamma", "n, input")
+def polygamma(call: Call) -> None:
+    call.result = call.tensor("input" if call.has("input") else "n")  # the method has the tensor first
 
 
 @rule(SAME_AS_FIRST, "input")

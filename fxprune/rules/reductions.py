@@ -9,7 +9,10 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
 from fxprune.rules.call import Axes, Call
+from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import ModuleForm, module_form, rule
+
+_NUMBERED = "its elements are numbered in the result"
 
 
 def _reduced(axes: Axes, dims: tuple[int, ...], keepdim: bool) -> Axes:
@@ -25,9 +28,17 @@ def _reduce(call: Call, dims: tuple[int, ...]) -> None:
     call.result = result if isinstance(call.value, torch.Tensor) else [result for _ in call.value]
 
 
-@rule("sum mean amax amin nansum nanmean all any prod logsumexp aminmax", "input, dim=None, keepdim=False")
+@rule("sum mean amax amin nansum nanmean all any prod logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False")
 def reduce(call: Call) -> None:
     _reduce(call, call.dims())
+
+
+@rule("quantile nanquantile", "input, q, dim=None, keepdim=False")
+def quantile(call: Call) -> None:
+    dims = call.dims()
+    _reduce(call, dims)
+    several = len(call.output_shape) - len(call.result)
+    call.result = (*(call.fixed(s, "it numbers the quantiles") for s in call.output_shape[:several]), *call.result)
 
 
 @rule("var std var_mean std_mean", "input, dim=None, unbiased=True, keepdim=False")
@@ -46,17 +57,15 @@ def vector_norm(call: Call) -> None:
     _reduce(call, call.dims())
 
 
-@rule("max min median", "input, dim=None, keepdim=False")
+@rule("max min median nanmedian mode", "input, dim=None, keepdim=False")
 def extreme(call: Call) -> None:
     """``max(x, dim)`` and its index, ``max(x)``, or ``max(x, y)`` element by element."""
     if call.has("dim"):
-        from fxprune.rules.pointwise import broadcast
-
         call.result = broadcast(call, [call.tensor("input"), call.tensor("dim")])
         return
-    dims = call.dims()
-    if not isinstance(call.value, torch.Tensor):
-        call.pin_all((call.tensor("input")[d] for d in dims), "its elements are numbered in the result")
+    dims = (call.dim(),) if call.name == "mode" and call.number("dim") is None else call.dims()
+    if not isinstance(call.value, torch.Tensor) and call.is_read(1):
+        call.pin_all((call.tensor("input")[d] for d in dims), _NUMBERED)
     _reduce(call, dims)
 
 
@@ -64,7 +73,7 @@ def extreme(call: Call) -> None:
 def argument(call: Call) -> None:
     dims = call.dims()
     axes = call.tensor("input")
-    call.pin_all((axes[d] for d in dims), "its elements are numbered in the result")
+    call.pin_all((axes[d] for d in dims), _NUMBERED)
     if call.number("dim") is None:
         call.result = ()
     else:
@@ -88,19 +97,45 @@ def normalize(call: Call) -> None:
 
 @rule("cosine_similarity", "x1, x2, dim=1")
 def cosine_similarity(call: Call) -> None:
-    from fxprune.rules.pointwise import broadcast
-
     axes = broadcast(call, [call.tensor("x1"), call.tensor("x2")])
     dim = int(call.number("dim")) % len(axes)
     call.crosses((axes[dim],))
     call.result = tuple(a for i, a in enumerate(axes) if i != dim)
 
 
+@rule("pairwise_distance", "x1, x2, p=2.0, eps=1e-6, keepdim=False")
+def pairwise_distance(call: Call) -> None:
+    axes = broadcast(call, [call.tensor("x1"), call.tensor("x2")])
+    call.crosses(axes[-1:])
+    call.result = (*axes[:-1], ONE) if call.number("keepdim") else axes[:-1]
+
+
+@rule("cdist", "x1, x2, p=2.0")
+def distances(call: Call) -> None:
+    left, right = call.tensor("x1"), call.tensor("x2")
+    call.unify(left[-1], right[-1])
+    call.crosses(left[-1:])
+    call.result = (*broadcast(call, [left[:-2], right[:-2]]), left[-2], right[-2])
+
+
+@rule("dist", "input, other")
+def distance(call: Call) -> None:
+    call.crosses(broadcast(call, [call.tensor("input"), call.tensor("other")]))
+    call.result = ()
+
+
 @rule("cumsum cumprod logcumsumexp cummax cummin", "input, dim")
 def scan(call: Call) -> None:
+    """Each element depends on those before it, in the order that narrowing keeps."""
     axes = call.tensor("input")
-    call.pin(axes[call.dim()], "a running total depends on every element before it")
-    call.result = axes if isinstance(call.value, torch.Tensor) else [axes, axes]
+    along = axes[call.dim()]
+    call.crosses((along,))
+    if isinstance(call.value, torch.Tensor):
+        call.result = axes
+        return
+    if call.is_read(1):
+        call.pin(along, _NUMBERED)
+    call.result = [axes, axes]
 
 
 @rule("sort argsort", "input, dim=-1, descending=False")

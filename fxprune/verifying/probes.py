@@ -1,4 +1,4 @@
-"""The inputs a proof runs: the sample and random values like it, at two batch sizes and two resolutions."""
+"""The inputs a proof runs: the sample, and random values like it at another batch size and resolution."""
 
 from __future__ import annotations
 
@@ -52,29 +52,25 @@ def batch_sizes(given: int) -> tuple[int, int]:
 
 
 def candidates(sample: Sample, seed: int) -> list[list[Probe]]:
-    """The probes to run; of each inner list the first that the original accepts.
+    """The probes to run; of each inner list the first that fits the network.
 
-    The sample itself, then random values at another batch size, then random values at a larger resolution.
+    First the sample itself, then random values at another batch size and a larger resolution, or as near to that as
+    the network takes.
     """
     generator = torch.Generator().manual_seed(seed)
-    if sample.batch_size is None or sample.batch_size == 0:
-        first, second = sample, sample
-        slots = [[Probe("the sample", sample)], [_random("random inputs", sample, generator)]]
-    else:
-        given = sample.batch_size
-        first, second = (sample.with_batch(size) for size in batch_sizes(given))
-        slots = [
-            [Probe(f"the sample, batch {first.batch_size}", first), Probe(f"the sample, batch {given}", sample)],
-            [
-                _random(f"random inputs, batch {second.batch_size}", second, generator),
-                Probe(f"the sample, batch {second.batch_size}", second),
-                _random(f"random inputs, batch {given}", sample, generator),
-            ],
-        ]
-    if any(_is_image(tensor) for tensor in sample.tensors):
-        label = f"random inputs, {_LARGER_BY} pixels larger"
-        slots.append([_random(label, first, generator, larger=True)])
-    return slots
+    sizes = batch_sizes(sample.batch_size) if sample.batch_size else ()
+    asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
+    given = ("" if not sizes else f", batch {sample.batch_size}", sample)
+    first, second = [*asked[:1], given], [*asked[1:], given]
+    larger = any(_is_image(tensor) for tensor in sample.tensors)
+    others: list[Probe] = []
+    for suffix, values in second:
+        if larger:
+            label = f"random inputs{suffix}, {_LARGER_BY} pixels larger"
+            others.append(_random(label, values, generator, larger=True))
+        others.append(_random(f"random inputs{suffix}", values, generator))
+        others.append(Probe(f"the sample{suffix}", values))
+    return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
 
 def _is_image(tensor: Tensor) -> bool:

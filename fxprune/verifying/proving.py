@@ -53,7 +53,7 @@ def prove(
         ProofError: a check failed; the message says which, where, and by how much.
     """
     started = time.perf_counter()
-    whole = all_names(captured, keep)
+    whole = all_names(original, captured, keep)
     with nothing_left_behind(original):
         checked = check_tensors(original, captured, pruned, whole, renumbered)
         case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, seed)

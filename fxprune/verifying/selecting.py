@@ -34,13 +34,14 @@ def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator
                 yield dim, present.nonzero().flatten().to(tensor.device)
 
 
-def all_names(captured: nn.Module, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
-    """``keep`` for every parameter and buffer of ``captured``: a tie listed once counts for all of its names.
+def all_names(original: nn.Module, captured: nn.Module, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
+    """``keep`` for every parameter and buffer of both networks: a tie listed once counts for all of its names.
 
     Raises:
         ProofError: an entry names no tensor, or does not fit the shape of its tensor.
     """
-    tensors = named_tensors(captured)
+    # The trace leaves out what the network holds and does not run, and holds constants that were made while tracing.
+    tensors = {**named_tensors(captured), **named_tensors(original)}
     by_identity = {id(tensors[name]): kept for name, kept in keep.items() if name in tensors}
     for name, kept in keep.items():
         if name not in tensors:
@@ -68,7 +69,7 @@ def check_tensors(
     """Compare every parameter and buffer of ``pruned`` with the kept entries of the original, bit for bit.
 
     Args:
-        keep: kept indices for every name of ``captured``, as :func:`all_names` returns them.
+        keep: kept indices for every name, as :func:`all_names` returns them.
         renumbered: names of integer index buffers whose values the rewrite changed on purpose.
 
     Returns:
@@ -77,10 +78,11 @@ def check_tensors(
     Raises:
         ProofError: a tensor differs, or a floating one has no counterpart.
     """
-    full, source = named_tensors(captured), named_tensors(original)
-    for name in sorted(full.keys() & source.keys()):
-        if not _same(full[name], source[name]):
+    traced, source = named_tensors(captured), named_tensors(original)
+    for name in sorted(traced.keys() & source.keys()):
+        if not _same(traced[name], source[name]):
             raise ProofError(f"kept tensors: the traced network's {name!r} is not the original's")
+    full = {**traced, **source}
     checked = 0
     for name, tensor in named_tensors(pruned).items():
         if name in renumbered and not tensor.is_floating_point():
@@ -88,7 +90,7 @@ def check_tensors(
         if name not in full:
             _check_added(name, tensor)
             continue
-        _check_kept(name, tensor, select(source.get(name, full[name]).detach(), keep.get(name, ())))
+        _check_kept(name, tensor, select(full[name].detach(), keep.get(name, ())))
         checked += 1
     return checked
 

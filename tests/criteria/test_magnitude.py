@@ -110,7 +110,8 @@ def test_slice_sums_in_chunks(dtype: torch.dtype, power: int, monkeypatch: pytes
     tensor = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     for dim in range(3):
         expected = (tensor.double().abs() ** power).sum([d for d in range(3) if d != dim])
-        np.testing.assert_allclose(slice_sums(tensor, dim, power), expected.numpy(), rtol=1e-12)
+        rtol = 1e-12 if dtype == torch.float64 else 1e-6
+        np.testing.assert_allclose(slice_sums(tensor, dim, power), expected.numpy(), rtol=rtol)
 
 
 def test_slice_sums_of_odd_shapes() -> None:

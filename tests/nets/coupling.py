@@ -1,7 +1,7 @@
 """The element-level ledger: which single channel elements must live and die together.
 
-Every index of every dim of every tensor is a *cell*, true while that index is kept. An operator writes down what must hold
-between cells, in one of three forms:
+Every index of every dim of every tensor is a *cell*, true while that index is kept. An operator writes down what must
+hold between cells, in one of three forms:
 
 - ``tie``: two cells are equal (an addition, the output row of a weight and the channel it makes);
 - ``product``: a flattened dim and its factors, ``flat[i * m + j] == outer[i] and inner[j]``, because a tensor stays
@@ -31,12 +31,15 @@ class Coupling:
         self._parent = [ALIVE]
         self.values: dict[str, Axes] = {}
         self.parameters: dict[str, Axes] = {}
+        self.pieces: dict[str, Axes] = {}
         self._conjunctions: list[Conjunction] = []
 
     def new(self, size: int) -> Axis:
         """Return an axis of ``size`` cells of its own; a single one can never go, so it is fixed."""
-        if size == 1:
-            return (ALIVE,)
+        return (ALIVE,) if size == 1 else self.cells(size)
+
+    def cells(self, size: int) -> Axis:
+        """Return ``size`` new cells that are no whole dim, so that a single one may go."""
         start = len(self._parent)
         self._parent.extend(range(start, start + size))
         return tuple(range(start, start + size))
@@ -104,9 +107,14 @@ class Coupling:
         return known
 
     def note(self, name: str, axis: Axis) -> Axis:
-        """Name an axis that no tensor carries by itself (the groups of a convolution, a piece that a pad adds)."""
-        self.values.setdefault(f"{name}", (axis,))
+        """Name a dim that no tensor carries by itself, such as the groups of a convolution; a second use ties both."""
+        self.values.setdefault(name, (axis,))
         self.tie(self.values[name][0], axis)
+        return axis
+
+    def piece(self, name: str, axis: Axis) -> Axis:
+        """Name a part of a dim that may become empty: the zeros of a pad, what a slice leaves out."""
+        self.pieces[name] = (axis,)
         return axis
 
     def conjunctions(self) -> set[Conjunction]:
@@ -116,8 +124,8 @@ class Coupling:
         }
 
     def slots(self) -> dict[Slot, Axis]:
-        """Return every named dim as representatives of its cells, parameters and values alike."""
-        named = {**self.values, **self.parameters}
+        """Return every named dim and piece as representatives of its cells."""
+        named = {**self.values, **self.parameters, **self.pieces}
         return {
             (name, dim): tuple(self.root(cell) for cell in axis)
             for name, axes in named.items()

@@ -12,7 +12,7 @@ from tests.nets.coupling import ALIVE, Axis, Conjunction, Coupling
 Keep = Mapping[str, Sequence[Tensor | Sequence[int] | None]]
 
 
-class InconsistentKeep(ValueError):
+class InconsistentKeepError(ValueError):
     """Kept indices that no narrower version of the network can have."""
 
 
@@ -21,12 +21,12 @@ class KeptIndices:
 
     def __init__(self, net: Coupling, dead: Iterable[int]) -> None:
         self._net = net
-        self._dead = frozenset(dead)
+        self.dead = frozenset(dead)
 
     def positions(self, name: str, dim: int) -> tuple[int, ...]:
         """Return the kept indices of a dim, ascending."""
-        axes = self._net.parameters.get(name) or self._net.values[name]
-        return tuple(at for at, cell in enumerate(axes[dim]) if self._net.root(cell) not in self._dead)
+        axes = self._net.parameters.get(name) or self._net.pieces.get(name) or self._net.values[name]
+        return tuple(at for at, cell in enumerate(axes[dim]) if self._net.root(cell) not in self.dead)
 
     def size(self, name: str, dim: int) -> int:
         """Return how many indices of a dim are kept."""
@@ -41,9 +41,9 @@ class KeptIndices:
 def kept_indices(net: Coupling, keep: Keep) -> KeptIndices:
     """Spread kept indices of parameters over the whole network.
 
-    ``keep[name]`` has one entry for each dim: indices, or None for all of them. A name that is left out (the second name of
-    a tied parameter) follows from what it is tied to.
-    Raises InconsistentKeep where two tied entries disagree, or a relation between flattened and factored dims breaks.
+    ``keep[name]`` has one entry for each dim: indices, or None for all of them. A name that is left out (the second
+    name of a tied parameter) follows from what it is tied to.
+    Raises InconsistentKeepError where tied entries disagree or a relation between flat and factored dims breaks.
     """
     state = _State(net, keep)
     state.solve()
@@ -69,7 +69,7 @@ class _State:
     def _set(self, cell: int, alive: bool, place: str) -> None:
         known = self.alive.setdefault(cell, alive)
         if known != alive:
-            raise InconsistentKeep(f"{place} is {'kept' if alive else 'removed'}, what it is tied to is not")
+            raise InconsistentKeepError(f"{place} is {'kept' if alive else 'removed'}, what it is tied to is not")
 
     def solve(self) -> None:
         """Derive what follows; then let factors whose every entry is dead be dead, and the rest live."""

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fxprune.analysis import ChannelGraph
+from torch import nn
+
+import fxprune
+from fxprune import ChannelGraph
+from fxprune.errors import ModelError
+from tests.nets.kept import InconsistentKeepError, kept_indices
 from tests.nets.oracles import EntryGroup, brute_force_groups
 from tests.nets.removal import Entry
 from tests.nets.specification import Specification
 
+EntrySet = frozenset[Entry]
+
 
 def reported_groups(graph: ChannelGraph) -> list[EntryGroup]:
     """Return each group of an analysis as the entries of parameters and buffers that go with each of its units."""
-    return [group for group in (_entries(graph, number) for number in range(len(graph.groups))) if group.units]
+    return [_entries(graph, number) for number in range(len(graph.groups))]
 
 
 def _entries(graph: ChannelGraph, number: int) -> EntryGroup:
@@ -30,32 +38,62 @@ def _entries(graph: ChannelGraph, number: int) -> EntryGroup:
 class Comparison:
     """Units of the brute force and of an analysis.
 
-    ``unsound``: units of the analysis that are no union of minimal removals. ``missed``: minimal removals of groups that
-    the brute force finds free, which no unit of the analysis is.
+    ``unsound``: units of the analysis whose removal breaks a coupling. ``missed``: groups that the brute force finds
+    free and of which no unit of the analysis is a part. ``free``: how many groups it finds free.
     """
 
-    unsound: frozenset[frozenset[Entry]]
-    missed: frozenset[frozenset[Entry]]
+    unsound: tuple[EntrySet, ...]
+    missed: tuple[EntryGroup, ...]
+    free: int
 
     @property
     def equal(self) -> bool:
-        """Whether both agree on every unit."""
+        """Whether both agree."""
         return not self.unsound and not self.missed
 
 
-def compare(specification: Specification, graph: ChannelGraph) -> Comparison:
-    """Compare the units of an analysis with the minimal removals; second names of tied parameters are left out."""
-    groups = [_with_names(group, graph) for group in brute_force_groups(specification)]
-    minimal = {unit for group in groups for unit in group.units}
-    reported = {unit for group in reported_groups(graph) for unit in group.units}
-    unsound = frozenset(unit for unit in reported if not _is_union(unit, minimal))
-    free = {unit for group in groups if group.free for unit in group.units}
-    return Comparison(unsound, frozenset(free - reported))
+def analyzed(specification: Specification, model: nn.Module) -> ChannelGraph | None:
+    """Return the analysis of a network, or None where it says that nothing can be pruned."""
+    try:
+        return fxprune.analyze(model, specification.sample(2))
+    except ModelError:
+        return None
 
 
-def _with_names(group: EntryGroup, graph: ChannelGraph) -> EntryGroup:
+def compare(specification: Specification, graph: ChannelGraph | None) -> Comparison:
+    """Compare the units of an analysis with the minimal removals; second names of tied parameters are left out.
+
+    A group of one unit never shrinks, so those of the analysis are not looked at.
+    """
+    if graph is None:
+        free = tuple(group for group in brute_force_groups(specification) if group.free)
+        return Comparison((), free, len(free))
+    reported = {unit for group in reported_groups(graph) if group.free for unit in group.units}
+    free = tuple(_first_names(group, graph) for group in brute_force_groups(specification) if group.free)
+    missed = tuple(group for group in free if not reported.issuperset(group.units))
+    unsound = tuple(unit for unit in reported if not _can_go(specification, graph, unit))
+    return Comparison(unsound, missed, len(free))
+
+
+def _first_names(group: EntryGroup, graph: ChannelGraph) -> EntryGroup:
     return EntryGroup(tuple(frozenset(entry for entry in unit if entry[0] in graph.shapes) for unit in group.units))
 
 
-def _is_union(unit: frozenset[Entry], minimal: set[frozenset[Entry]]) -> bool:
-    return unit == frozenset[Entry]().union(*(inner for inner in minimal if inner <= unit))
+def _can_go(specification: Specification, graph: ChannelGraph, unit: EntrySet) -> bool:
+    """Whether the coupling lets exactly these entries go."""
+    axes = specification.coupling.parameters
+    keep = {
+        name: [_without(unit, name, dim, size) for dim, size in enumerate(map(len, axes[name]))]
+        for name in axes
+        if name in graph.shapes
+    }
+    try:
+        kept_indices(specification.coupling, keep)
+    except InconsistentKeepError:
+        return False
+    return True
+
+
+def _without(unit: Iterable[Entry], name: str, dim: int, size: int) -> list[int]:
+    removed = {index for other, at, index in unit if (other, at) == (name, dim)}
+    return [index for index in range(size) if index not in removed]

@@ -1,7 +1,7 @@
 """What a pruned network has to compute, worked out without the pass.
 
-- ``narrow_twin``: the specification written down again with the kept sizes, holding the kept slices of the weights. Always
-  right; softmax scales and other numbers stay those of the original.
+- ``narrow_twin``: the specification written down again with the kept sizes, holding the kept slices of the weights.
+  Always right; softmax scales and other numbers stay those of the original.
 - ``masked``: the original with every removed entry set to zero. Right where ``Specification.masking_is_exact`` says so.
 - ``brute_force_groups`` and ``maximum_ratio``: what could be removed at all.
 """
@@ -45,7 +45,7 @@ def brute_force_groups(specification: Specification) -> list[EntryGroup]:
 def narrow_twin(specification: Specification, original: nn.Module, keep: Keep) -> nn.Module:
     """Return the narrow network with the kept slices of ``original``'s tensors, in its dtype, in evaluation mode.
 
-    Raises InconsistentKeep where ``keep`` fits no narrower version of the network.
+    Raises InconsistentKeepError where ``keep`` fits no narrower version of the network.
     """
     kept = kept_indices(specification.coupling, keep)
     twin = specification.narrowed(kept).module().eval()
@@ -84,3 +84,33 @@ def narrowest(specification: Specification) -> KeptIndices:
 def maximum_ratio(specification: Specification) -> float:
     """Return the largest fraction of multiply-accumulates that goes when every free group is cut to one unit."""
     return 1 - specification.narrowed(narrowest(specification)).macs() / max(1, specification.macs())
+
+
+def achieved_ratio(specification: Specification, keep: Keep) -> float:
+    """Return the fraction of multiply-accumulates that a plan removes, counted on the narrowed specification."""
+    narrow = specification.narrowed(kept_indices(specification.coupling, keep))
+    return 1 - narrow.macs() / max(1, specification.macs())
+
+
+def ratios_with_one_unit_back(specification: Specification, keep: Keep) -> list[float]:
+    """Return, for each group that lost units, the fraction removed when one of them had stayed.
+
+    Groups whose unit saves nothing by itself are left out.
+    """
+    removal = Removal(specification.coupling)
+    dead = kept_indices(specification.coupling, keep).dead
+    groups = [[unit for unit in group.units if unit <= dead] for group in removal.groups()]
+    ratios = []
+    for gone in groups:
+        others = [unit for units in groups for unit in units if unit is not gone[0]] if gone else []
+        fewer = KeptIndices(specification.coupling, frozenset[int]().union(*others))
+        ratios.append(1 - specification.narrowed(fewer).macs() / specification.macs())
+    full = achieved_ratio(specification, keep)
+    return [ratio for ratio, gone in zip(ratios, groups, strict=True) if gone and ratio < full]
+
+
+def groups_that_lost(specification: Specification, keep: Keep) -> tuple[int, int]:
+    """Return how many free groups lost a unit, and how many free groups there are."""
+    dead = kept_indices(specification.coupling, keep).dead
+    free = [group for group in Removal(specification.coupling).groups() if group.free]
+    return sum(any(unit <= dead for unit in group.units) for group in free), len(free)

@@ -1,11 +1,11 @@
 """What can be removed from a network, by closure over its element-level coupling.
 
-A *removal* is a set of cell classes that can be dead together while everything else lives: every product relation still
-holds (a dead entry of a flattened dim has a dead factor, a dead factor kills its whole slab), nothing fixed is dead, and no
-named dim is left empty. A *unit* is a minimal removal: no smaller removal lies inside it. For a product, the units are the
-rows and the columns (one head; the same position of every head), because a single entry forces one or the other.
-A *group* is the set of units that look alike: they touch exactly the same dims of the same values and parameters.
-A group of one unit cannot shrink; a group of two or more is free.
+A *removal* is a set of cell classes that can be dead together while everything else lives: every product relation
+still holds (a dead entry of a flattened dim has a dead factor, a dead factor kills its whole slab), nothing fixed is
+dead, and no dim is left empty. A *unit* is a minimal removal: no smaller removal lies inside it. For a product, the
+units are the rows and the columns (one head; the same position of every head), because a single entry forces one or
+the other. A *group* is the set of units that look alike: they touch exactly the same dims of the same values and
+parameters and the same pieces of a cut dim. A group of one unit cannot shrink; one of two or more is free.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Removal:
     def __init__(self, net: Coupling) -> None:
         self.slots = net.slots()
         self.parameters = frozenset(net.parameters)
+        self._pieces = frozenset(net.pieces)
         self._cells = {slot: frozenset(axis) for slot, axis in self.slots.items()}
         self._touching: dict[int, set[Slot]] = defaultdict(set)
         for slot, cells in self._cells.items():
@@ -103,8 +104,9 @@ class Removal:
         )
 
     def leaves_something(self, dead: frozenset[int]) -> bool:
-        """Whether every dim that loses an index keeps another."""
-        return not any(self._cells[slot] <= dead for slot in self.slots_of(dead))
+        """Whether every dim that loses an index keeps another; a mere piece of a dim may go as a whole."""
+        touched = self.slots_of(dead)
+        return not any(self._cells[slot] <= dead for slot in touched if slot[0] not in self._pieces)
 
     def _never_removable(self) -> frozenset[int]:
         """Return cells whose removal is forbidden on its own, or for which every explanation is."""
@@ -142,7 +144,10 @@ class Removal:
                 yield open_factors[0]
 
     def _unexplained(self, dead: frozenset[int]) -> list[int] | None:
-        """Return the factors one of which has to die for a dead entry that has none, fewest first; None if there is none."""
+        """Return the factors one of which has to die for a dead entry that has none; the entry with fewest comes first.
+
+        None where every dead entry has a dead factor.
+        """
         choices = [
             [factor for factor in factors if factor not in self._forbidden]
             for cell in sorted(dead)

@@ -6,6 +6,7 @@ import linecache
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 from tests.nets.coupling import Coupling
 from tests.nets.steps.step import Kept, Step
 
+IMPORTS = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.nets.narrow_attention import NarrowAttention
+"""
+
 
 @dataclass(frozen=True)
 class Input:
-    """An input of the network: its name, its shape without the batch, and the vocabulary of integer tokens (0: floats)."""
+    """An input: its name, its shape without the batch, and the vocabulary of integer tokens (0: floats)."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,6 +51,10 @@ class Specification:
     def __repr__(self) -> str:
         return f"\n{self.source()}"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print as source in hypothesis's reports too, which would otherwise spell the fields out."""
+        printer.text(repr(self))
+
     def source(self) -> str:
         """Return Python source that defines ``class Net(nn.Module)``."""
         init = dict.fromkeys(line for step in self.steps for line in step.init_lines())
@@ -64,7 +77,7 @@ class Specification:
 
     def module(self) -> nn.Module:
         """Execute the source and return the module, its weights not yet drawn."""
-        source = f"import torch\nfrom torch import nn\nimport torch.nn.functional as F\n\n{self.source()}"
+        source = f"{IMPORTS}\n{self.source()}"
         filename = f"<net {sha256(source.encode()).hexdigest()[:12]}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
         namespace: dict[str, type[nn.Module]] = {}

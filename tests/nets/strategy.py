@@ -82,8 +82,7 @@ def _heads(draft: Draft, x: str, values: list[str]) -> tuple[tuple[str, ...], st
     style = draft.choice(("single", "single", "tuple", "dict"))
     outputs = [_head(draft, x)]
     if style != "single":
-        for _ in range(draft.integer(0, 2)):
-            outputs.append(_head(draft, draft.choice(values[::-1])))
+        outputs += [_head(draft, draft.choice(values[::-1])) for _ in range(draft.integer(0, 2))]
     return tuple(dict.fromkeys(outputs)), style
 
 
@@ -116,6 +115,18 @@ class _DrawnChooser:
 def specifications(draw: st.DrawFn) -> Specification:
     """Strategy of arbitrary networks; a failing one prints as the source of an ``nn.Module``."""
     return write(_DrawnChooser(draw))
+
+
+def single_block(rank: int, block: Block, seed: int) -> Specification:
+    """Return a network of one block between a stem and a head; ``rank`` is that of the values the block takes."""
+    draft = Draft(SeededChooser(seed))
+    if rank == 4:
+        x = draft.conv(draft.input((2, 4, 4)), draft.width(), 3)
+    else:
+        x = draft.linear(draft.input((4, 3) if rank == 3 else (3,)), draft.width())
+    x = block(draft, x)
+    out = draft.conv(x, 3) if rank == 4 else draft.linear(x, 3)
+    return Specification(tuple(draft.inputs), tuple(draft.steps), (out,), seed=seed)
 
 
 def random_specification(seed: int) -> Specification:

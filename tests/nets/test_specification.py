@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.nets.kept import InconsistentKeep, KeptIndices, kept_indices
+from tests.nets.kept import InconsistentKeepError, KeptIndices, kept_indices
 from tests.nets.oracles import brute_force_groups, masked, maximum_ratio, narrow_twin
 from tests.nets.removal import Removal
 from tests.nets.specification import Input, Specification
@@ -94,7 +94,7 @@ def test_a_kept_index_that_is_tied_to_a_removed_one_is_refused(specification: Sp
         ]
         for other, dims in specification.coupling.parameters.items()
     }
-    with pytest.raises(InconsistentKeep):
+    with pytest.raises(InconsistentKeepError):
         kept_indices(specification.coupling, keep)
 
 

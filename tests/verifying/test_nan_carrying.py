@@ -208,7 +208,7 @@ MOVES: dict[str, Function] = {
     "masked away": lambda x: torch.index_put(x, (x[:, :1].expand_as(x) > 0,), torch.tensor(0.5).double()).mean(1),
     "padded windows": lambda x: F.unfold(x, 3, padding=1).unflatten(1, (x.shape[1], 9)).mean(1),
     "fold": lambda x: F.fold(F.unfold(x, 2, stride=3), (8, 9), 2, stride=3).mean(1),
-    "unpool": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2).mean(1),
+    "unpool": lambda x: F.max_unpool2d(*F.max_pool2d(x[..., :8], 2, return_indices=True), 2).mean(1),
     "outside the grid": lambda x: F.grid_sample(x, torch.full((2, 2, 2, 2), 4.0).double()).mean(1),
     "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
     "flip": lambda x: x.flip(2),

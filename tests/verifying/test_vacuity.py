@@ -23,7 +23,7 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.full((1, 6), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.scale * self.down(torch.relu(self.up(x)))
+        return x + self.scale * self.down(torch.tanh(self.up(x)))
 
 
 def scaled(scale: float, columns: Tensor | None = None) -> Twin:

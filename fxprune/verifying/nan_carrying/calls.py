@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fxprune.errors import ProofError
 
-__all__ = ["Call", "Handler", "bury", "carries", "constant_along", "gone", "trailing", "words"]
+__all__ = ["Call", "Handler", "bury", "carries", "constant_along", "filled", "gone", "trailing", "unexpanded", "words"]
 
 
 class Call:
@@ -65,7 +66,24 @@ def carries(tensor: Tensor) -> bool:
     """Whether any entry is removed. One read of the tensor: a NaN survives every sum."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return False
-    return bool(torch.isnan(tensor.sum()))
+    return bool(torch.isnan(unexpanded(tensor).sum()))
+
+
+def unexpanded(tensor: Tensor) -> Tensor:
+    """``tensor`` with size 1 along every dim that repeats one slice without a copy; it broadcasts to the same."""
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dim] > 1:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
+def filled(tensor: Tensor) -> Tensor:
+    """``tensor`` with 0 for every removed entry; infinity stays."""
+    if not carries(tensor):
+        return tensor
+    if tensor.is_complex():
+        return tensor.masked_fill(gone(tensor), 0)
+    return torch.nan_to_num(tensor, nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
 def bury(tensor: Tensor, where: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call, Handler, bury, gone
+from .calls import Call, Handler, bury, filled, gone
 
 __all__ = ["CONTRACTIONS", "is_repeated"]
 
@@ -26,11 +26,17 @@ def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
     """
     if left.shape[-1] == 0:
         return torch.bmm(left, right)
+    if len(right) > 1 and right.stride(0) == 0:
+        # One matrix for the whole batch: an expanded view must not be written out once per row.
+        return product(left.flatten(0, 1)[None], right[:1], call).reshape(*left.shape[:2], right.shape[-1])
+    if len(left) > 1 and left.stride(0) == 0:
+        return product(right.mT, left.mT, call).mT
     left_gone, right_gone = gone(left), gone(right)
     rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
-    filled_left, filled_right = left.masked_fill(left_gone, 0), right.masked_fill(right_gone, 0)
-    _check_positions(filled_left, filled_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
-    return bury(torch.bmm(filled_left, filled_right), rows | columns)
+    kept_left, kept_right = filled(left), filled(right)
+    _check_positions(kept_left, kept_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
+    result = torch.mm(kept_left[0], kept_right[0])[None] if len(left) == 1 else torch.bmm(kept_left, kept_right)
+    return bury(result, rows | columns)
 
 
 def _check_positions(

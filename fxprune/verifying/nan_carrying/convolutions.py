@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call, Handler, bury, constant_along, gone
+from .calls import Call, Handler, bury, constant_along, filled, gone
 from .contractions import is_repeated
 
 __all__ = ["CONVOLUTIONS"]
@@ -17,11 +17,11 @@ def _convolution(call: Call) -> Any:
     x, weight = call["input"], call["weight"]
     x_gone, weight_gone = gone(x), gone(weight)
     bias = call.get("bias")
-    filled = {"input": x.masked_fill(x_gone, 0), "weight": weight.masked_fill(weight_gone, 0), "bias": None}
+    kept = {"input": filled(x), "weight": filled(weight), "bias": None}
     removed = _removed_channels(call, x_gone, weight_gone)
     if removed is None:
-        removed = _removed_entries(call, filled, x_gone, weight_gone)
-    result = bury(call.run(**filled), removed)
+        removed = _removed_entries(call, kept, x_gone, weight_gone)
+    result = bury(call.run(**kept), removed)
     return result if bias is None else result + _per_channel(bias, x)
 
 
@@ -50,7 +50,7 @@ def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     return split.transpose(1, 2) if transposed else split
 
 
-def _removed_entries(call: Call, filled: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
+def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
     """Removed output entries, tap by tap: the general and slow way, by convolving masks.
 
     Raises:
@@ -67,11 +67,11 @@ def _removed_entries(call: Call, filled: dict[str, Any], x_gone: Tensor, weight_
     dead |= count(every_x, weight_gone) & ~count(every_x, ~weight_gone)
     rows = _by_group(weight_gone, call["groups"], call["transposed"]).flatten(2).all(2).flatten()
     dead |= _per_channel(rows, x_gone)
-    x_lost = count(x_gone, (filled["weight"] != 0) & ~weight_gone) & ~dead
-    weight_lost = count((filled["input"] != 0) & ~x_gone, weight_gone) & ~dead
+    x_lost = count(x_gone, (kept["weight"] != 0) & ~weight_gone) & ~dead
+    weight_lost = count((kept["input"] != 0) & ~x_gone, weight_gone) & ~dead
     if bool(x_lost.any()):
         raise call.fault("an input position is removed that the weight keeps, or the kernel slides over removed ones")
-    if bool(weight_lost.any()) and not _is_free(filled["input"], x_gone, call["groups"]):
+    if bool(weight_lost.any()) and not _is_free(kept["input"], x_gone, call["groups"]):
         raise call.fault("the weight lost input channels that the input keeps")
     return dead
 
@@ -99,8 +99,7 @@ def _deform_conv(call: Call) -> Any:
     removed = _removed_channels(call, x_gone, weight_gone)
     if removed is None:
         raise call.fault("its input and its weight lost different channels")
-    filled = {"input": x.masked_fill(x_gone, 0), "weight": weight.masked_fill(weight_gone, 0)}
-    return bury(call.run(**filled), removed)
+    return bury(call.run(input=filled(x), weight=filled(weight)), removed)
 
 
 CONVOLUTIONS: dict[str, Handler] = {

@@ -69,7 +69,7 @@ def _im2col(call: Call) -> Any:
 
 
 _WRITES = """copy fill zero diagonal_scatter index_copy index_fill index_put _index_put_impl masked_scatter put scatter
-    select_scatter slice_scatter as_strided_scatter _unsafe_index_put"""
+    select_scatter slice_scatter as_strided_scatter tril triu _unsafe_index_put"""
 
 JOINING: dict[str, Handler] = {
     "cat": _cat,

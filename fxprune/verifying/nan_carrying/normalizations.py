@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .calls import Call, Handler, bury, constant_along, gone, trailing, words
+from .calls import Call, Handler, bury, constant_along, filled, gone, trailing, words
 
 __all__ = ["NORMALIZATIONS"]
 
@@ -16,9 +16,9 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over ``dims``, kept as size 1, of the entries that are left."""
     removed = gone(x)
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
-    filled = x.masked_fill(removed, 0)
-    mean = filled.sum(dim=dims, keepdim=True) / kept
-    variance = (filled - mean).masked_fill(removed, 0).square().sum(dim=dims, keepdim=True) / kept
+    values = filled(x)
+    mean = values.sum(dim=dims, keepdim=True) / kept
+    variance = (values - mean).masked_fill(removed, 0).square().sum(dim=dims, keepdim=True) / kept
     return mean, variance
 
 
@@ -34,7 +34,7 @@ def _rms_norm(call: Call) -> Any:
     removed = gone(x)
     dims = trailing(x, len(call["normalized_shape"]))
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
-    square = x.masked_fill(removed, 0).square().sum(dim=dims, keepdim=True) / kept
+    square = filled(x).square().sum(dim=dims, keepdim=True) / kept
     scale = torch.rsqrt(square + call.get("eps", torch.finfo(x.dtype).eps))
     return _affine(x * scale, call.get("weight"), None), scale
 
@@ -68,7 +68,7 @@ def _weight_norm(call: Call) -> Any:
     v, g, dim = call["v"], call["g"], call.get("dim", 0)
     removed = gone(v)
     dims = tuple(d for d in range(v.ndim) if d != dim % v.ndim)
-    length = torch.linalg.vector_norm(v.masked_fill(removed, 0), 2, dim=dims, keepdim=True)
+    length = torch.linalg.vector_norm(filled(v), 2, dim=dims, keepdim=True)
     return v * (g / length), bury(length, removed.all(dim=dims, keepdim=True))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .calls import bury, gone, words
+from .calls import bury, gone, unexpanded, words
 
 __all__ = ["Shadows", "is_pointwise", "keeps_nan", "marked_again"]
 
@@ -57,7 +57,7 @@ class Shadows:
     def of(self, tensor: Tensor) -> Tensor | None:
         """The removed positions of ``tensor``, or None if there are none."""
         if tensor.is_floating_point() or tensor.is_complex():
-            mask = gone(tensor)
+            mask = gone(unexpanded(tensor))
             return mask if bool(mask.any()) else None
         return self.get(tensor)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .calls import Call, Handler, bury, constant_along, gone, words
+from .calls import Call, Handler, bury, constant_along, filled, gone, words
 
 __all__ = ["REDUCTIONS"]
 
@@ -51,7 +51,7 @@ def _count(call: Call, removed: Tensor) -> Tensor:
 def _mean(call: Call) -> Any:
     x = call["self"] if call.get("dtype") is None else call["self"].to(call["dtype"])
     removed = gone(x)
-    total = x.masked_fill(removed, 0).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
+    total = filled(x).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
     return bury(total / _count(call, removed), _all_gone(call, removed))
 
 
@@ -59,10 +59,10 @@ def _moments(call: Call) -> tuple[Tensor, Tensor]:
     """Variance and mean over the entries that are left."""
     x, dims, keep = call["self"], _dims(call), bool(call.get("keepdim", False))
     removed = gone(x)
-    filled = x.masked_fill(removed, 0)
+    values = filled(x)
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
-    mean = filled.sum(dim=dims, keepdim=True) / kept
-    spread = (filled - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
+    mean = values.sum(dim=dims, keepdim=True) / kept
+    spread = (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
     correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
     divisor = _count(call, removed) - correction
     dead = _all_gone(call, removed)
@@ -123,7 +123,7 @@ def _cdist(call: Call) -> Any:
     left, right = call["x1"], call["x2"]
     difference = left.unsqueeze(-2) - right.unsqueeze(-3)
     removed = gone(difference)
-    distance = torch.linalg.vector_norm(difference.masked_fill(removed, 0), call.get("p", 2), dim=-1)
+    distance = torch.linalg.vector_norm(filled(difference), call.get("p", 2), dim=-1)
     return bury(distance, removed.all(-1))
 
 

@@ -14,17 +14,17 @@ from .pointwise import Shadows
 
 __all__ = ["is_structural", "is_unwritten", "moved"]
 
-_VIEWS = """_reshape_alias _unsafe_view adjoint alias as_strided chunk conj contiguous detach detach_ diagonal expand
-    expand_as flatten imag lift_fresh movedim narrow permute pin_memory ravel real reshape resolve_conj resolve_neg
-    select slice split split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_ unbind unflatten unfold
+_VIEWS = """_reshape_alias _unsafe_view adjoint alias as_strided as_strided_ chunk conj contiguous detach detach_
+    diagonal expand expand_as flatten imag lift_fresh movedim narrow permute pin_memory ravel real reshape resolve_conj
+    resolve_neg select slice split split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_ unbind unflatten unfold
     unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ view view_as view_as_complex view_as_real"""
 
 _COPIES = """alias_copy as_strided_copy block_diag channel_shuffle detach_copy diag_embed diagonal_copy
     embedding expand_copy flip gather index index_select lift lift_fresh_copy masked_select narrow_copy
     native_channel_shuffle permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
     reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90
-    select_copy set_ slice_copy split_copy split_with_sizes_copy squeeze_copy t_copy take transpose_copy tril tril_
-    triu triu_ unbind_copy unfold_copy _unsafe_index unsqueeze_copy view_copy"""
+    select_copy set_ slice_copy split_copy split_with_sizes_copy squeeze_copy t_copy take transpose_copy
+    unbind_copy unfold_copy _unsafe_index unsqueeze_copy view_copy"""
 
 # Sums of what lands on one entry: a removed summand removes the sum, which no narrower network could avoid.
 _ADDED = "index_add index_add_ scatter_add scatter_add_ _embedding_bag _embedding_bag_forward_only"

@@ -12,6 +12,7 @@ from tests.nets.steps.copies import Expand, Repeat
 from tests.nets.steps.norms import LayerNorm
 from tests.nets.steps.pieces import Concat, Pad, Reindex, Stack
 from tests.nets.steps.pointwise import Binary
+from tests.nets.steps.shapes import Reshape, Segment
 from tests.nets.steps.spatial import GLU, ChannelShuffle, Interpolate, Pool, Reduce
 
 Block = Callable[[Draft, str], str]
@@ -161,7 +162,7 @@ def selective_kernel(draft: Draft, x: str) -> str:
 
 
 def regrouped(draft: Draft, x: str) -> str:
-    """Two views of one dim with different factors, swapped in between, so that their boundaries have to be reconciled."""
+    """Views of one dim with different factors, swapped in between, so that boundaries have to be reconciled."""
     height, width = draft.sizes(x)[2:]
     first, second, third = (draft.integer(1, 3) for _ in range(3))
     channels = 2 * first * second * third
@@ -172,6 +173,23 @@ def regrouped(draft: Draft, x: str) -> str:
             merged = draft.permute(split, 0, 2, 1, 3, 4) if draft.flag() else draft.function(split, "tanh")
             y = draft.reshape(merged, (2, (channels,)), (1, (height,)), (1, (width,)))
     return y
+
+
+def windowed(draft: Draft, x: str) -> str:
+    """Windows of 2 x 2 positions moved into the batch, a linear layer over their tokens, and back."""
+    channels, height, width = draft.sizes(x)[1:]
+    if height % 2 or width % 2:
+        return branch(draft, x)
+    rows, columns = height // 2, width // 2
+    y = draft.reshape(draft.permute(x, 0, 2, 3, 1), (1, (rows, 2)), (1, (columns, 2)), (1, (channels,)))
+    y = draft.permute(y, 0, 1, 3, 2, 4, 5)
+    merged = (Segment(3, (rows * columns,)), Segment(2, (4,)), Segment(1, (channels,)))
+    y = draft.linear(draft.add(Reshape(draft.name(), y, merged)), draft.width())
+    channels = draft.sizes(y)[2]
+    parted = (Segment(1, (1, rows, columns)), Segment(1, (2, 2)), Segment(1, (channels,)))
+    y = draft.permute(draft.add(Reshape(draft.name(), y, parted)), 0, 1, 3, 2, 4, 5)
+    y = draft.reshape(y, (2, (height,)), (2, (width,)), (1, (channels,)))
+    return draft.permute(y, 0, 3, 1, 2)
 
 
 COMPOSITE: tuple[Block, ...] = (
@@ -190,4 +208,5 @@ COMPOSITE: tuple[Block, ...] = (
     selective_kernel,
     softmax_gate,
     regrouped,
+    windowed,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.nets.blocks.attention import attention
 from tests.nets.blocks.composite import Block
 from tests.nets.draft import Draft
+from tests.nets.steps.attention_module import MultiheadAttention
 from tests.nets.steps.copies import ExpandBatch
 from tests.nets.steps.linear import Linear, Tie
 from tests.nets.steps.norms import LayerNorm
@@ -28,6 +29,14 @@ def perceptron(draft: Draft, x: str) -> str:
 def single_linear(draft: Draft, x: str) -> str:
     """One linear layer to another width."""
     return draft.linear(x, draft.width())
+
+
+def attention_module(draft: Draft, x: str) -> str:
+    """``nn.MultiheadAttention``, added to its input or not."""
+    channels = draft.sizes(x)[2]
+    heads, name = draft.divisor(channels), draft.name("attention")
+    y = draft.add(MultiheadAttention(draft.name(), x, name, channels, heads, draft.flag()))
+    return draft.binary(x, y) if draft.flag() else y
 
 
 def gated(draft: Draft, x: str) -> str:
@@ -103,6 +112,7 @@ TOKENS: tuple[Block, ...] = (
     norm,
     attention,
     attention,
+    attention_module,
     gated,
     token_mixing,
     table,

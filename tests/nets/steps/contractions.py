@@ -12,7 +12,7 @@ from tests.nets.steps.step import Kept, Step, join
 
 @dataclass(frozen=True)
 class MatMul(Step):
-    """``left @ right`` over the last two dims; ``transpose_right`` multiplies by the transpose, ``einsum`` spells it so."""
+    """``left @ right`` over the last two dims, or times the transpose of ``right``; ``einsum`` spells it so."""
 
     out: str
     left: str
@@ -69,7 +69,7 @@ class Softmax(Step):
 
 @dataclass(frozen=True)
 class ScaledDotProduct(Step):
-    """``F.scaled_dot_product_attention`` of ``(batch, heads, length, width)``; the scale is that of the original width."""
+    """Fused attention of ``(batch, heads, length, width)``; the scale is that of the original width."""
 
     out: str
     query: str

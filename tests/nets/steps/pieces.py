@@ -65,7 +65,7 @@ class Stack(Step):
 
 @dataclass(frozen=True)
 class Split(Step):
-    """Cut a dim into consecutive pieces. ``style``: ``split``, ``chunk`` (the sizes have to be what torch makes) or ``slices``."""
+    """Cut a dim into consecutive pieces, spelled as ``split``, ``slices`` or ``chunk`` (for the sizes torch makes)."""
 
     outs: tuple[str, ...]
     source: str
@@ -122,10 +122,17 @@ class Reindex(Step):
 
     def couple(self, net: Coupling) -> None:
         axes = net.values[self.source]
-        unused = tuple(cell for at, cell in enumerate(axes[self.dim]) if at not in self.positions)
-        if unused:
-            net.note(f"{self.out}#unused", unused)
+        for number, run in enumerate(self._unused(len(axes[self.dim]))):
+            net.piece(f"{self.out}#unused{number}", tuple(axes[self.dim][at] for at in run))
         net.define(self.out, with_axis(axes, self.dim, tuple(axes[self.dim][at] for at in self.positions)))
+
+    def _unused(self, size: int) -> list[list[int]]:
+        """What is left out: before and after a plain slice are two pieces, all that others leave out is one."""
+        unused = [at for at in range(size) if at not in self.positions]
+        low, high = min(self.positions), max(self.positions)
+        plain = self.positions == tuple(range(low, high + 1))
+        runs = [[at for at in unused if at < low], [at for at in unused if at > high]] if plain else [unused]
+        return [run for run in runs if run]
 
     def narrowed(self, kept: Kept) -> Step:
         new = {old: at for at, old in enumerate(kept.positions(self.source, self.dim))}
@@ -201,10 +208,10 @@ class Pad(Step):
 
     def couple(self, net: Coupling) -> None:
         axes = net.values[self.source]
-        before, after = (net.new(size) for size in (self.before, self.after))
+        before, after = (net.cells(size) for size in (self.before, self.after))
         for name, zeros in (("before", before), ("after", after)):
             if zeros:
-                net.note(f"{self.out}#{name}", zeros)
+                net.piece(f"{self.out}#{name}", zeros)
         net.define(self.out, with_axis(axes, self.dim, (*before, *axes[self.dim], *after)))
 
     def narrowed(self, kept: Kept) -> Step:

@@ -10,7 +10,7 @@ from tests.nets.steps.step import Kept, Step
 
 @dataclass(frozen=True)
 class Segment:
-    """``inputs`` consecutive dims of the source that become dims of ``sizes``, both flattening row-major to the same."""
+    """``inputs`` dims of the source that become dims of ``sizes``; both flatten row-major to the same elements."""
 
     inputs: int
     sizes: tuple[int, ...]
@@ -54,7 +54,7 @@ class Reshape(Step):
         sizes, at = [], 0
         for segment in self.segments:
             whole = " * ".join(f"{self.source}.shape[{dim}]" for dim in range(at, at + segment.inputs))
-            *leading, last = segment.sizes
+            leading = segment.sizes[:-1]
             divisor = " // ".join(str(size) for size in leading)
             sizes += [*(str(size) for size in leading), f"{whole} // {divisor}" if leading else whole]
             at += segment.inputs

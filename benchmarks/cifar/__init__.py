@@ -1,0 +1,1 @@
+"""CIFAR networks and images for the measurements with trained weights."""

@@ -1,0 +1,1 @@
+"""What the sweep over whole libraries asks of each network."""

@@ -1,0 +1,1 @@
+"""What every measurement shares: processes with limits, resumable tables, a progress bar."""

@@ -1,0 +1,1 @@
+"""Other pruning libraries, used as their own documentation says."""

@@ -1,0 +1,1 @@
+"""Tasks that measure the time and the memory of the pass."""

@@ -1,0 +1,149 @@
+"""Arbitrary networks through the public face: right, within budget, and not refused."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from hypothesis import given, note
+from hypothesis import strategies as st
+from torch import fx, nn
+
+import fxprune
+from fxprune.errors import FxpruneError, ProofError
+from tests.nets.kept import Keep, kept_tensor
+from tests.nets.oracles import (
+    achieved_ratio,
+    groups_that_lost,
+    masked,
+    maximum_ratio,
+    narrow_twin,
+    ratios_with_one_unit_back,
+)
+from tests.nets.snapshots import changes, snapshot
+from tests.nets.specification import Specification
+from tests.nets.strategy import specifications
+from tests.nets.tally import Tally
+from tests.nets.values import flat, in_double, relative_error
+
+LEAST_RATE = 0.95
+TOLERANCE = 1e-9
+SMALL_UNIT = 0.005
+SHARES = st.integers(1, 19).map(lambda twentieths: twentieths / 20)
+
+
+def compiled(
+    specification: Specification, model: nn.Module, ratio: float, tally: Tally, **options: str | bool
+) -> fx.GraphModule | None:
+    """Compile, or count why not. A network that is made and then not proven is a failure, no refusal."""
+    try:
+        pruned = fxprune.compile(model, specification.sample(2), ratio, progress=False, **options)  # type: ignore[arg-type]
+    except ProofError:
+        raise
+    except FxpruneError as error:
+        note(f"refused: {error}")
+        tally.add(0, reason=f"{type(error).__name__}: {error}"[:150])
+        return None
+    tally.add(1)
+    return pruned
+
+
+def kept(pruned: fx.GraphModule) -> Keep:
+    """Return the plan's kept indices."""
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    return plan.keep
+
+
+def assert_equals_oracles(specification: Specification, model: nn.Module, pruned: fx.GraphModule) -> None:
+    """Outputs at two batch sizes, and the gradients of kept parameters, are those of the narrow twin and masked one."""
+    model, pruned, keep = model.double(), pruned.double(), kept(pruned)
+    oracles = [narrow_twin(specification, model, keep)]
+    oracles += [masked(model, keep)] if specification.masking_is_exact() else []
+    for batch in (2, 3):
+        sample = in_double(specification.sample(batch, seed=batch))
+        for oracle in oracles:
+            assert relative_error(pruned(*sample), oracle(*sample)) < TOLERANCE
+    ours = gradients(pruned, sample)
+    assert_equal_gradients(ours, gradients(oracles[0], sample))
+    for oracle in oracles[1:]:
+        theirs = gradients(oracle, sample)
+        assert_equal_gradients(ours, {name: kept_tensor(theirs[name], keep[name]) for name in theirs})
+
+
+def assert_equal_gradients(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same names and values, relative to the largest of all: some are zero but for rounding (a key's bias)."""
+    assert ours.keys() == expected.keys()
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in ours.items():
+        assert (gradient - expected[name]).abs().max().item() <= TOLERANCE * scale, name
+
+
+def gradients(network: nn.Module, sample: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """Return the gradient of the sum of squared outputs for every parameter that has one, by name."""
+    network.zero_grad()
+    torch.autograd.backward([(output**2).sum() for output in flat(network(*sample))])
+    return {name: p.grad.clone() for name, p in sorted(network.named_parameters()) if p.grad is not None}
+
+
+def assert_within_budget(specification: Specification, pruned: fx.GraphModule, ratio: float) -> None:
+    """At least the ratio is gone, and no unit could have stayed, except small ones."""
+    keep = kept(pruned)
+    achieved = achieved_ratio(specification, keep)
+    assert achieved >= ratio - TOLERANCE
+    report = fxprune.report(pruned)
+    assert abs(1 - report.macs_after / report.macs_before - achieved) < TOLERANCE
+    if achieved > ratio + SMALL_UNIT:
+        assert all(less < ratio + TOLERANCE for less in ratios_with_one_unit_back(specification, keep))
+
+
+def assert_trains(specification: Specification, pruned: fx.GraphModule) -> None:
+    """One optimiser step in training mode runs, reaches parameters and leaves everything finite."""
+    pruned.train()
+    optimiser = torch.optim.SGD(pruned.parameters(), lr=1e-3)
+    gradients(pruned, specification.sample(4))
+    optimiser.step()
+    assert all(parameter.isfinite().all() for parameter in pruned.parameters())
+    assert any(parameter.grad is not None for parameter in pruned.parameters())
+
+
+def test_arbitrary_networks_compile_and_equal_their_oracles() -> None:
+    tally = Tally("networks compiled at a ratio within their brute-force maximum")
+
+    @given(specifications(), SHARES)
+    def check(specification: Specification, share: float) -> None:
+        ratio = share * maximum_ratio(specification)
+        if ratio == 0:
+            return
+        model = specification.build()
+        before = snapshot(model)
+        pruned = compiled(specification, model, ratio, tally)
+        assert not changes(before, snapshot(model))
+        if pruned is not None:
+            assert_within_budget(specification, pruned, ratio)
+            assert_trains(specification, deepcopy(pruned))
+            assert_equals_oracles(specification, model, pruned)
+
+    check()
+    print(f"\n{tally}")
+    assert tally.rate >= LEAST_RATE
+
+
+def test_a_uniform_run_takes_something_from_every_free_group() -> None:
+    refused, groups = Tally("networks compiled uniformly"), Tally("free groups that lost a channel")
+
+    @given(specifications())
+    def check(specification: Specification) -> None:
+        maximum = maximum_ratio(specification)
+        if maximum == 0:
+            return
+        pruned = compiled(specification, specification.build(), 0.9 * maximum, refused, scope="uniform", verify=False)
+        if pruned is not None:
+            lost, free = groups_that_lost(specification, kept(pruned))
+            note(f"{lost} of {free} groups lost a channel")
+            groups.add(lost, free)
+
+    check()
+    print(f"\n{refused}\n{groups}")
+    assert refused.rate >= LEAST_RATE
+    assert groups.rate >= LEAST_RATE
