@@ -20,7 +20,16 @@ from benchmarks.harness.tables import Cells, markdown_table, write_page
 from fxprune.model_sources import load_weights
 from fxprune.verifying import Proof
 
-_COLUMNS = ("asked", "achieved MACs", "parameters removed", "accuracy before", "after", "proof error", "proof", "streams")
+_COLUMNS = (
+    "asked",
+    "achieved MACs",
+    "parameters removed",
+    "accuracy before",
+    "after",
+    "proof error",
+    "proof",
+    "streams",
+)
 # The first convolution that writes to each of the three residual streams.
 _STREAMS = ("conv1.weight", "layer2.0.conv2.weight", "layer3.0.conv2.weight")
 # All that a CIFAR ResNet has to keep: the colours it reads and the classes it names.
@@ -88,10 +97,14 @@ def check_only_ends_are_pinned(report: fxprune.Report) -> None:
 
 
 def main(
-    data: Annotated[Path | None, typer.Option(help="Folder or zip file of test images, .../test/CLASS/NAME.jpg.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or zip file of test images, .../test/CLASS/NAME.jpg.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights, .safetensors.")] = None,
     model: Annotated[str, typer.Option(help="cifar_resnetDEPTH.")] = "cifar_resnet20",
-    images: Annotated[int | None, typer.Option(help="How many test images, spread over the classes; all by default.")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="How many test images, spread over the classes; all by default.")
+    ] = None,
     ratio: Annotated[list[float] | None, typer.Option(help="Fraction of MACs to remove; may be repeated.")] = None,
     scope: Annotated[str, typer.Option(help='"global" or "uniform".')] = "global",
     out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,

@@ -17,14 +17,26 @@ from benchmarks.networks import model_names
 
 _RESULTS = Path("benchmarks/results")
 _RIVAL = "torch-pruning"
-_SHOWN = ("model", "pruned", "equal", "asked", "macs_removed", "parameters_removed", "share_left", "pinned", "opaque")
+_SHOWN = (
+    "model",
+    "pruned",
+    "equal",
+    "asked",
+    "macs_removed",
+    "parameters_removed",
+    "share_left",
+    "share_left_all",
+    "pinned",
+    "opaque",
+)
 _SHOWN += ("other_batch", "parameters_trained", "compile_s", "proof_s", "peak_mib", "in_the_way", "failure")
 
 _NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
 `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
 cannot be reached, `in_the_way` names the pinned widths and the network is pruned as far as one can get. `equal`: the
 proof passed. `share_left`: the share of layer weights that stays when {channels:.0%} of every group that is not pinned
-goes; 0.36 where nothing is pinned. `opaque`: operations not seen into. `other_batch`: outputs of the original's shapes at
+goes, 0.36 where nothing is pinned; layers at the network's input and output, which must keep a width, are left out there
+and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the original's shapes at
 another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD. `peak_mib`: largest
 resident size of the process, proof included."""
 _THEIR_NOTE = """torch-pruning by the recipe of its documentation, {channels:.0%} of the channels of every layer; its result
@@ -35,8 +47,12 @@ def main(
     library: Annotated[str, typer.Option(help="torchvision, timm or transformers.")] = "torchvision",
     against: Annotated[str, typer.Option(help=f'"{_RIVAL}" measures that library, too.')] = "",
     models: Annotated[str, typer.Option(help="Names, separated by commas; the whole library by default.")] = "",
-    families: Annotated[bool, typer.Option("--families", help="The smallest model of each family only (timm).")] = False,
-    meta: Annotated[bool, typer.Option("--meta", help="On the meta device: by structure, without weights or proof.")] = False,
+    families: Annotated[
+        bool, typer.Option("--families", help="The smallest model of each family only (timm).")
+    ] = False,
+    meta: Annotated[
+        bool, typer.Option("--meta", help="On the meta device: by structure, without weights or proof.")
+    ] = False,
     ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
     limit_seconds: Annotated[float, typer.Option(help="Time that a network may take.")] = 120,
     memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = None,

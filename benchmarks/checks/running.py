@@ -40,17 +40,18 @@ def _enlarged(tensor: torch.Tensor) -> torch.Tensor:
 def _compare(original: nn.Module, pruned: nn.Module, make: Callable[[], Sample]) -> str:
     sample = make()
     try:
-        expected = _shapes(original, sample)
+        expected = output_shapes(original, sample)
     except Exception:  # whatever the original raises is its refusal
         return "fixed"
     try:
-        found = _shapes(pruned, sample)
+        found = output_shapes(pruned, sample)
     except Exception as error:
         return f"no: {failure_text(error)}"
     return "yes" if found == expected else f"no: output shapes {found} instead of {expected}"
 
 
 @torch.no_grad()
-def _shapes(model: nn.Module, sample: Sample) -> list[tuple[int, ...]]:
+def output_shapes(model: nn.Module, sample: Sample) -> list[tuple[int, ...]]:
+    """The shapes of the tensors in the answer of ``model``."""
     leaves = pytree.tree_leaves(sample.call(model))
     return [tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -9,15 +9,15 @@ from torch import fx
 
 import fxprune
 from benchmarks.checks import follows_batch, train_one_step
-from benchmarks.covering.shares import share_left_by_uniform_plan
+from benchmarks.covering.shares import shares_left_by_uniform_plan
 from benchmarks.harness.failures import failure_text
 from benchmarks.harness.processes import Outcome, Record
 from benchmarks.harness.reports import REPORT_COLUMNS, report_fields
 from benchmarks.networks import Network, find_network
 from fxprune.errors import BudgetError, ProofError
 
-COLUMNS = ("model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "in_the_way", "other_batch", "parameters_trained")
-COLUMNS += ("seconds", "peak_mib", "failure")
+COLUMNS = ("model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "share_left_all", "in_the_way", "other_batch")
+COLUMNS += ("parameters_trained", "seconds", "peak_mib", "failure")
 
 
 def cover(record: Record, library: str, model: str, ratio: float, meta: bool) -> None:
@@ -26,7 +26,7 @@ def cover(record: Record, library: str, model: str, ratio: float, meta: bool) ->
     record(asked=ratio)
     pruned = _compiled(record, network, ratio)
     record(pruned=True)
-    record(share_left=share_left_by_uniform_plan(network.model, network.sample))
+    record(**shares_left_by_uniform_plan(network.model, network.sample))
     if not meta:
         record(other_batch=follows_batch(network.model, pruned, network.sample))
         record(parameters_trained=train_one_step(pruned, network.sample))

@@ -14,6 +14,8 @@ import fxprune
 CHANNEL_RATIO = 0.4
 """Removing this share of every group leaves 0.6 * 0.6 = 0.36 of a layer whose inputs and outputs are both free."""
 
+_ENDS = ("the network's input", "the network's output")
+
 Keep = Mapping[str, tuple[torch.Tensor | None, ...]]
 
 
@@ -23,6 +25,12 @@ def layer_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
     names |= {pinned.tensor for pinned in graph.pinned}
     parameters = graph.captured.parameters
     return {name: graph.shapes[name] for name in names & parameters if len(graph.shapes[name]) >= 2}
+
+
+def inner_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
+    """The same without the layers that read the network's input or write its output, which must keep a width."""
+    ends = {pinned.tensor for pinned in graph.pinned if pinned.reason.endswith(_ENDS)}
+    return {name: shape for name, shape in layer_weights(graph).items() if name not in ends}
 
 
 def share_left(weights: Mapping[str, tuple[int, ...]], keep: Keep) -> float:
@@ -35,7 +43,13 @@ def _sizes(shape: tuple[int, ...], kept: tuple[torch.Tensor | None, ...]) -> lis
     return [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
 
 
-def share_left_by_uniform_plan(model: nn.Module, sample: Any) -> float:
-    """The share of layer weights that stays when ``CHANNEL_RATIO`` of every group that is not pinned goes."""
+def shares_left(graph: fxprune.ChannelGraph, keep: Keep) -> dict[str, float]:
+    """``share_left`` of the inner layers, and ``share_left_all`` of all."""
+    inner, whole = inner_weights(graph), layer_weights(graph)
+    return {"share_left": share_left(inner or whole, keep), "share_left_all": share_left(whole, keep)}
+
+
+def shares_left_by_uniform_plan(model: nn.Module, sample: Any) -> dict[str, float]:
+    """What stays when ``CHANNEL_RATIO`` of every group that is not pinned goes."""
     plan = fxprune.plan(model, sample, CHANNEL_RATIO, budget="channels", scope="uniform")
-    return share_left(layer_weights(fxprune.analyze(model, sample)), plan.keep)
+    return shares_left(fxprune.analyze(model, sample), plan.keep)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from benchmarks.covering.shares import CHANNEL_RATIO, layer_weights, share_left
+from benchmarks.checks.running import output_shapes
+from benchmarks.covering.shares import CHANNEL_RATIO, shares_left
 from benchmarks.harness.failures import failure_text
 from benchmarks.harness.processes import Outcome, Record
 from benchmarks.networks import Network, find_network
@@ -19,7 +20,8 @@ from benchmarks.speed.clock import Clock
 from fxprune.samples import Sample
 from fxprune.verifying import prove
 
-COLUMNS = ("model", "pruned", "runs", "equal", "macs_removed", "share_left", "prune_s", "seconds", "peak_mib", "failure")
+COLUMNS = ("model", "pruned", "runs", "equal", "macs_removed", "share_left", "share_left_all", "prune_s")
+COLUMNS += ("seconds", "peak_mib", "failure")
 
 
 def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds: float) -> None:
@@ -32,10 +34,14 @@ def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds:
     if clock.failure:
         return
     sample = Sample.from_input(network.sample)
-    with torch.no_grad():
-        sample.call(cut)
-    record(runs=True, macs_removed=1 - _macs(cut, sample) / _macs(network.model, sample))
+    record(runs=_runs(network.model, cut, sample))
+    record(macs_removed=1 - _macs(cut, sample) / _macs(network.model, sample))
     _judge(record, network, sample)
+
+
+def _runs(original: nn.Module, cut: nn.Module, sample: Sample) -> str:
+    """ "yes", or "outputs cut" where it runs, but the network's own outputs are narrower."""
+    return "yes" if output_shapes(cut, sample) == output_shapes(original, sample) else "outputs cut"
 
 
 def _macs(model: nn.Module, sample: Sample) -> float:
@@ -55,7 +61,7 @@ def _judge(record: Record, network: Network, sample: Sample) -> None:
     prune(cut, _example(sample), CHANNEL_RATIO)
     shapes = {name: tuple(t.shape) for name, t in (*original.named_parameters(), *original.named_buffers())}
     keep = kept_entries(cut, shapes)
-    record(share_left=share_left(layer_weights(graph), keep))
+    record(**shares_left(graph, keep))
     record(equal=_verdict(graph, original, cut, keep, sample))
 
 

@@ -30,7 +30,7 @@ class Random:
         """The registered name."""
         return "random"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:  # noqa: ARG002
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         stream = np.random.default_rng([self.seed % (1 << 64), zlib.crc32(group.name.encode())])
         return stream.random(group.size)

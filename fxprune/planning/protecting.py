@@ -12,27 +12,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.axes.elements import Mask, is_elementwise, units_of
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, variables
 
 __all__ = ["protected_units"]
 
 FloatArray = NDArray[np.float64]
 
 
-def protected_units(axes: Iterable[Axis], scores: Mapping[Channels, FloatArray]) -> dict[Channels, Mask]:
-    """For every variable with scores a mask of units to keep: with them, each axis has an element that stays.
+def protected_units(axes: Iterable[Axis], preference: Mapping[Channels, FloatArray]) -> dict[Channels, Mask]:
+    """For every variable a mask of units to keep: with them, each axis has an element that stays.
 
-    In each axis at risk the element whose weakest unit scores highest is kept (the first among equals), unless one is
-    safe already. Variables without scores are never cut.
+    Few are chosen: the unit that serves most axes at risk first, among equals the one of highest preference (and lowest
+    index), until every axis is served. ``preference`` has one number per unit of each variable that may be cut.
     """
-    protected = {variable: np.zeros(variable.size, dtype=np.bool_) for variable in scores}
-    seen: set[int] = set()
-    for axis in axes:
-        for risky in _at_risk(axis):
-            if id(risky) not in seen:
-                seen.add(id(risky))
-                _protect_one(risky, scores, protected)
-    return protected
+    units = _Units(preference)
+    open_sets = {ids.tobytes(): ids for axis in _distinct(axes) for ids in units.saviours(axis)}
+    pending = list(open_sets.values())
+    while pending:
+        serves = np.bincount(np.concatenate(pending), minlength=len(units.preference))
+        best = int(np.lexsort((-np.arange(len(serves)), units.preference, serves))[-1])
+        units.chosen[best] = True
+        pending = [ids for ids in pending if not units.chosen[ids].any()]
+    return units.masks()
+
+
+class _Units:
+    """The units of all variables in one row, so that sets of them are arrays of numbers."""
+
+    def __init__(self, preference: Mapping[Channels, FloatArray]) -> None:
+        self._starts: dict[Channels, int] = {}
+        total = 0
+        for variable in preference:
+            self._starts[variable] = total
+            total += variable.size
+        self.preference = np.concatenate([*preference.values(), np.zeros(0)])
+        self.chosen = np.zeros(total, dtype=np.bool_)
+
+    def masks(self) -> dict[Channels, Mask]:
+        return {v: self.chosen[start : start + v.size] for v, start in self._starts.items()}
+
+    def saviours(self, axis: Axis) -> list[IndexArray]:
+        """The units any one of which keeps the axis from becoming empty; no set at all where nothing can empty it.
+
+        Where elements need units of several variables, the element whose weakest unit is preferred most is picked, and
+        each of its units is a set of its own.
+        """
+        cut = [v for v in dict.fromkeys(variables(axis)) if v in self._starts]
+        needs = [np.where((unit := units_of(axis, v)) >= 0, unit + self._starts[v], -1) for v in cut]
+        if not needs or bool((np.max(needs, axis=0) < 0).any()):
+            return []
+        if is_elementwise(axis):
+            return [np.unique(np.max(needs, axis=0))]
+        weakest = np.min([np.where(ids >= 0, self.preference[ids], np.inf) for ids in needs], axis=0)
+        chosen = int(weakest.argmax())
+        return [ids[[chosen]] for ids in needs if ids[chosen] >= 0]
+
+
+def _distinct(axes: Iterable[Axis]) -> list[Axis]:
+    """The parts at risk of all the axes, each once."""
+    return list({id(part): part for axis in axes for part in _at_risk(axis)}.values())
 
 
 def _at_risk(axis: Axis) -> Iterator[Axis]:
@@ -60,20 +98,3 @@ def _gathers_a_whole(axis: Gather) -> bool:
         return False
     units = ((v, units_of(axis, v)) for v in dict.fromkeys(variables(axis)))
     return any(len(np.unique(u[u >= 0])) == v.size for v, u in units)
-
-
-def _protect_one(axis: Axis, scores: Mapping[Channels, FloatArray], protected: dict[Channels, Mask]) -> None:
-    cut = [v for v in dict.fromkeys(variables(axis)) if v in scores]
-    units = {v: units_of(axis, v) for v in cut}
-    safe = np.ones(axis.size, dtype=np.bool_)
-    weakest = np.full(axis.size, np.inf)
-    for variable, unit in units.items():
-        needed = unit >= 0
-        safe[needed] &= protected[variable][unit[needed]]
-        weakest[needed] = np.minimum(weakest[needed], scores[variable][unit[needed]])
-    if safe.any():
-        return
-    chosen = int(weakest.argmax())
-    for variable, unit in units.items():
-        if unit[chosen] >= 0:
-            protected[variable][unit[chosen]] = True

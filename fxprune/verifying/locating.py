@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .comparing import kept_block, leaves_of
-from .nan_carrying import NanCarrying
 from .probes import Probe
+from .running import modes
 
 __all__ = ["first_difference"]
 
@@ -23,12 +23,11 @@ def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: 
     if not (isinstance(masked, fx.GraphModule) and isinstance(pruned, fx.GraphModule)):
         return ""
     try:
-        with torch.no_grad():
-            recorder = _Recorder(pruned)
+        recorder = _Recorder(pruned)
+        with modes(dtype, carry_nan=False):
             recorder.call(probe, dtype)
-            checker = _Checker(masked, recorder.seen)
-            with NanCarrying():
-                checker.call(probe, dtype)
+        with modes(dtype, carry_nan=True):
+            _Checker(masked, recorder.seen).call(probe, dtype)
     except _FoundError as found:
         return str(found)
     except Exception:  # a hint for the message is not worth a second error

@@ -21,7 +21,7 @@ from .comparing import Leaves, leaves_of
 from .nan_carrying import NanCarrying
 from .probes import Probe
 
-__all__ = ["evaluate", "nothing_left_behind", "where"]
+__all__ = ["evaluate", "modes", "nothing_left_behind", "where"]
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -58,15 +58,22 @@ def evaluate(module: nn.Module, probe: Probe, dtype: torch.dtype, *, seed: int =
     """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``."""
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)
+    with modes(dtype, carry_nan=carry_nan):
+        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+        call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+        return leaves_of(sample.call(call))
+
+
+@contextlib.contextmanager
+def modes(dtype: torch.dtype, *, carry_nan: bool) -> Iterator[None]:
+    """Evaluation in ``dtype`` without gradients, over NaN-carrying values if asked."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_Promote(dtype))
         if carry_nan:
             stack.enter_context(_decomposed())
             stack.enter_context(NanCarrying())
-        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
-        call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
-        return leaves_of(sample.call(call))
+        yield
 
 
 @contextlib.contextmanager

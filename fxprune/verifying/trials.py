@@ -1,4 +1,4 @@
-"""The probes that fit the network, with the original's answers, and the check that the traced network gives the same."""
+"""The probes that fit the network, with the original's answers, which the traced network must give too."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Trial:
 
 @dataclass(eq=False)
 class Trials:
-    """Chooses the probes.
+    """Chooses the probes, running private copies of the original and of the traced network.
 
     Attributes:
         found: the trials on which the traced network equals the original.
         error: the worst relative error between the two.
-        notes: which probes the original refuses.
+        notes: which probes do not fit, and why.
     """
 
     original: nn.Module
@@ -45,17 +45,69 @@ class Trials:
     error: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def run(self, sample: Sample) -> None:
+    def run(self, sample: Sample) -> Trials:
         """Find a trial for the sample itself and one for random inputs.
 
         Raises:
             ProofError: the original refuses the sample, or the traced network differs from the original.
         """
-        original, captured = private_copy(self.original, self.dtype), private_copy(self.captured, self.dtype)
         for slot in candidates(sample, self.seed):
-            reasons = [self._refusal(original, captured, probe) for probe in _until_accepted(slot, self.found)]
-            if all(reasons):
-                if not self.found:
-                    raise ProofError(f"the original cannot be run on {slot[-1].label}: {reasons[-1]}")
-            if reasons[0]:
-                self.notes.append(f"not run on {slot[0].label}: {reasons[0]}")
+            reasons: list[str] = []
+            for probe in slot:
+                reason = self._try(probe)
+                if not reason:
+                    break
+                reasons.append(f"{probe.label}: {reason}")
+            if not self.found:
+                raise ProofError(f"the original cannot be run on {reasons[-1]}")
+            self.notes += [f"not run on {reason}" for reason in reasons[:1]]
+        return self
+
+    def __post_init__(self) -> None:
+        self._original = private_copy(self.original, self.dtype)
+        self._captured = private_copy(self.captured, self.dtype)
+
+    def _try(self, probe: Probe) -> str:
+        """Add a trial, or say why the probe does not fit."""
+        try:
+            expected = evaluate(self._original, probe, self.dtype, seed=self.seed)
+        except Exception as error:  # whatever it raises, the original refuses the probe
+            if out_of_memory(error):
+                raise
+            return f"the original refuses it ({_described(error)})"
+        if has_nan(expected):
+            return "the original answers NaN"
+        trial = Trial(probe, expected)
+        failure, error_found = self._difference(trial)
+        # A trace may be specialised to the sample's resolution, so there a difference is no fault of anybody's.
+        if failure and probe.larger:
+            return "the traced network fits the sample's resolution only"
+        if failure:
+            raise ProofError(f"traced network: {failure}{self._randomness(trial)}")
+        self.found.append(trial)
+        self.error = max(self.error, error_found)
+        return ""
+
+    def _difference(self, trial: Trial) -> tuple[str, float]:
+        """How the traced network differs from the original, or "", and the relative error."""
+        try:
+            leaves = evaluate(self._captured, trial.probe, self.dtype, seed=self.seed)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            return f"it refuses {trial.probe.label} ({_described(error)}){where(error)}", 0.0
+        found = compare(trial.expected, leaves)
+        if found.error <= TOLERANCE[self.dtype]:
+            return "", found.error
+        return f"{found.describe(TOLERANCE[self.dtype])} from the original on {trial.probe.label}", found.error
+
+    def _randomness(self, trial: Trial) -> str:
+        again = evaluate(self._original, trial.probe, self.dtype, seed=self.seed + 1)
+        if compare(trial.expected, again).error > TOLERANCE[self.dtype]:
+            return "; the original draws random numbers in eval mode, so its answers cannot be compared"
+        return ""
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ from .precision import TOLERANCE, out_of_memory
 from .probes import Probe
 from .running import evaluate, where
 from .selecting import Keep
-from .trials import Trial, accepted, check_capture
+from .trials import Trial, Trials
 
 __all__ = ["Case", "Outcome", "Validation"]
 
@@ -62,7 +63,7 @@ class Validation:
         self._case = case
         self._dtype = dtype
         self._tolerance = TOLERANCE[dtype]
-        self._outcome = Outcome()
+        self._outcome = Outcome(_CARRYING if case.crosses_norm else _MASKED)
 
     def run(self) -> Outcome:
         """All numeric checks.
@@ -70,23 +71,23 @@ class Validation:
         Raises:
             ProofError: one of them failed.
         """
+        case = self._case
         trials = self._trials()
-        answers = self._answers(private_copy(self._case.pruned, self._dtype), trials)
-        change = self._check_outputs(trials, answers)
-        if not removes_anything(self._case.captured, self._case.keep):
+        answers = self._answers(private_copy(case.pruned, self._dtype), trials)
+        change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
+        if not removes_anything(case.captured, case.keep):
             self._outcome.notes.append("the plan removes nothing")
-        elif change < _VISIBLE * self._tolerance or hides_its_weights(self._case.captured):
+        elif change < _VISIBLE * self._tolerance or hides_its_weights(case.captured):
             self._check_randomised(trials, change)
         return self._outcome
 
     def _trials(self) -> list[Trial]:
         case, outcome = self._case, self._outcome
-        trials, notes = accepted(case.original, case.sample, self._dtype, case.seed)
-        trials, error, more = check_capture(case.original, case.captured, trials, self._dtype, case.seed)
-        outcome.error = max(outcome.error, error)
-        outcome.notes += notes + more
-        outcome.probes = [trial.probe for trial in trials]
-        return trials
+        trials = Trials(case.original, case.captured, self._dtype, case.seed).run(case.sample)
+        outcome.error = max(outcome.error, trials.error)
+        outcome.notes += trials.notes
+        outcome.probes = [trial.probe for trial in trials.found]
+        return trials.found
 
     def _answers(self, pruned: nn.Module, trials: list[Trial]) -> list[Leaves]:
         """The outputs of a private copy of the pruned network."""
@@ -101,19 +102,21 @@ class Validation:
                 f"({type(error).__name__}: {error}){where(error)}"
             ) from error
 
-    def _check_outputs(self, trials: list[Trial], answers: list[Leaves]) -> float:
-        """Compare with the masked original; how far removing changes the original's outputs comes back."""
-        if not self._case.crosses_norm:
-            masked = private_copy(self._case.captured, self._dtype)
-            change, failure = self._compare(masked, trials, answers, _MASKED)
+    def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
+        """Compare with the masked original, made from what ``full`` returns.
+
+        Returns:
+            How far removing changes the outputs of the original.
+        """
+        if self._outcome.method == _MASKED:
+            change, failure = self._compare(full(), trials, answers, _MASKED)
             if not failure:
                 return change
             self._outcome.notes.append(
                 f"with removed entries of the original set to zero, {failure}: what is removed does not stay zero "
                 "until it is read, or the outputs themselves are narrower; compared over the kept entries alone"
             )
-        masked = private_copy(self._case.captured, self._dtype)
-        change, failure = self._compare(masked, trials, answers, _CARRYING)
+        change, failure = self._compare(full(), trials, answers, _CARRYING)
         if failure:
             raise ProofError(failure)
         self._outcome.method = _CARRYING
@@ -159,16 +162,25 @@ class Validation:
 
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
         """Repeat one trial with random parameters, in which no removed entry is without effect."""
-        full, pruned = private_copy(self._case.captured, self._dtype), private_copy(self._case.pruned, self._dtype)
-        randomise(full, pruned, self._case.keep, self._case.seed)
-        probe = trials[min(1, len(trials) - 1)].probe
+        pruned = private_copy(self._case.pruned, self._dtype)
+        full = self._randomised(pruned)
+        probe = trials[-1].probe
         trial = Trial(probe, evaluate(full, probe, self._dtype, seed=self._case.seed))
+        del full
         seen = 0.0
         if not has_nan(trial.expected):
-            seen, failure = self._compare(full, [trial], self._answers(pruned, [trial]), self._outcome.method)
+            answers = self._answers(pruned, [trial])
+            try:
+                seen = self._check_outputs(lambda: self._randomised(pruned), [trial], answers)
+            except ProofError as error:
+                raise ProofError(f"with random parameters, {error}") from error
             self._outcome.randomised = True
-            if failure:
-                raise ProofError(f"with random parameters, {failure}")
         self._outcome.vacuous = max(change, seen) < _VISIBLE * self._tolerance
         if self._outcome.vacuous:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
+
+    def _randomised(self, pruned: nn.Module) -> fx.GraphModule:
+        """A copy of the full-width network with random parameters, and the kept ones of them in ``pruned``."""
+        full = private_copy(self._case.captured, self._dtype)
+        randomise(full, pruned, self._case.keep, self._case.seed)
+        return full

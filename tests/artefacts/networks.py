@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 from torch.fx import Graph, GraphModule, symbolic_trace
+
+from fxprune.rewriting.pruned_module import PrunedGraphModule
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    auxiliary: torch.Tensor
 
 
 class Residual(nn.Module):
@@ -147,6 +155,34 @@ def odd_names() -> nn.Module:
     return net
 
 
+class Auxiliary(nn.Module):
+    """In training mode another graph with a head of its own, and a named tuple as output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(8, 3)
+        self.auxiliary = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, scale: float = 2.0) -> Any:
+        x = F.dropout(self.body(x), 0.25, self.training)
+        if self.training:
+            return Outputs(self.head(x), self.auxiliary(x) * scale)
+        return self.head(x)
+
+
+def two_modes() -> PrunedGraphModule:
+    net = Auxiliary()
+    graphs = []
+    for mode in (False, True):
+        trace = fx.Tracer()
+        trace.root = net
+        graphs.append(trace.trace(net.train(mode), concrete_args={"scale": 2.0}))
+    targets = {str(n.target) for graph in graphs for n in graph.nodes if n.op == "call_module"}
+    root = {target: net.get_submodule(target) for target in sorted(targets)}
+    return PrunedGraphModule(root, *graphs, class_name="Auxiliary")
+
+
 class Shadowing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -169,6 +205,7 @@ CASES: dict[str, Case] = {
     "in-place": (in_place, lambda: (torch.randn(2, 3), torch.randn(2, 3))),
     "half": (Half, lambda: (torch.randn(2, 4),)),
     "odd-names": (odd_names, lambda: (torch.randn(2, 4),)),
+    "two-modes": (two_modes, lambda: (torch.randn(2, 4),)),
     "shadowing": (Shadowing, lambda: (torch.randn(2, 4), torch.randn(2, 4))),
 }
 

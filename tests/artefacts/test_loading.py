@@ -243,6 +243,25 @@ def test_names_cannot_carry_code(folder: Path, edit: Edit, monkeypatch: pytest.M
     assert not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"namedtuple": []},
+        {"namedtuple": ["A", INJECTION]},
+        {"namedtuple": [INJECTION]},
+        {"namedtuple": ["A", "a", "a"]},
+        {"namedtuple": ["A", "_a"]},
+        {"namedtuple": "A"},
+        {"class": ["A"]},
+        {},
+    ],
+)
+def test_named_tuples_are_only_names(folder: Path, target: Any) -> None:
+    edit_graph(folder, lambda data: node(data, "call_function").update(target=target, args=[]))
+    with pytest.raises(ArtefactError):
+        load(folder)
+
+
 def test_strings_are_data(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     edit_graph(folder, lambda data: node(data, "output").update(args=[{"dict": [[INJECTION, INJECTION]]}]))

@@ -15,9 +15,10 @@ from .pointwise import Shadows
 __all__ = ["is_structural", "is_unwritten", "moved"]
 
 _VIEWS = """_reshape_alias _unsafe_view adjoint alias as_strided as_strided_ chunk conj contiguous detach detach_
-    diagonal expand expand_as flatten imag lift_fresh movedim narrow permute pin_memory ravel real reshape resolve_conj
-    resolve_neg select slice split split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_ unbind unflatten unfold
-    unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ view view_as view_as_complex view_as_real"""
+    diagonal expand expand_as flatten imag lift_fresh movedim narrow permute pin_memory ravel real reshape
+    resolve_conj resolve_neg select slice split split_with_sizes squeeze squeeze_ swapaxes t t_ transpose transpose_
+    unbind unflatten unfold unsafe_chunk unsafe_split unsafe_split_with_sizes unsqueeze unsqueeze_ view view_as
+    view_as_complex view_as_real"""
 
 _COPIES = """alias_copy as_strided_copy block_diag channel_shuffle detach_copy diag_embed diagonal_copy
     embedding expand_copy flip gather index index_select lift lift_fresh_copy masked_select narrow_copy

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from tests.rules.corpus import attention, convolution, einsum, linear, norms, pointwise, reductions
-
-CASES = (
-    *pointwise.CASES,
-    *linear.CASES,
-    *einsum.CASES,
-    *attention.CASES,
-    *convolution.CASES,
-    *norms.CASES,
-    *reductions.CASES,
+from tests.rules.corpus import (
+    attention,
+    convolution,
+    cutting,
+    einsum,
+    indexing,
+    linear,
+    norms,
+    pointwise,
+    reductions,
+    repeating,
+    reshaping,
 )
+
+_FAMILIES = (
+    pointwise,
+    linear,
+    einsum,
+    attention,
+    convolution,
+    norms,
+    reductions,
+    reshaping,
+    repeating,
+    cutting,
+    indexing,
+)
+CASES = tuple(case for family in _FAMILIES for case in family.CASES)

@@ -1,0 +1,60 @@
+"""Single units given back where those of a group do not cost the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxprune.axes.elements import Mask
+from fxprune.axes.expressions import Channels, variables
+from fxprune.cost import CostModel, GatheredLeaf
+from fxprune.groups import Group
+
+__all__ = ["give_back_units"]
+
+FloatArray = NDArray[np.float64]
+
+
+def give_back_units(
+    model: CostModel, masks: Mapping[Group, Mask], scores: Mapping[Group, FloatArray], need: float
+) -> dict[Group, Mask]:
+    """The masks with every unit back that the budget does not need gone.
+
+    Where gathers hold some units of a group more often than others, its last step may overshoot by more than an
+    earlier, cheaper one saved. Units come back in descending score; one that fails stands for all of its cost.
+    """
+    returned = {group: mask.copy() for group, mask in masks.items()}
+    by_variable = {group.variable: mask for group, mask in returned.items()}
+    for group, mask in returned.items():
+        kinds = _kinds(model, group)
+        if kinds is None:
+            continue
+        refused: set[int] = set()
+        gone = np.flatnonzero(~mask)
+        for unit in gone[np.lexsort((gone, -scores[group][gone]))].tolist():
+            if int(kinds[unit]) not in refused:
+                mask[unit] = True
+                if model.full - model.exact(by_variable) < need:
+                    mask[unit] = False
+                    refused.add(int(kinds[unit]))
+    return returned
+
+
+def _kinds(model: CostModel, group: Group) -> NDArray[np.intp] | None:
+    """Numbers that are equal for units of equal cost; None where all cost the same."""
+    if any(isinstance(leaf, GatheredLeaf) and _holds(leaf, group.variable) for leaf in model.leaves):
+        return np.arange(group.size)
+    weights = [
+        leaf.weights
+        for leaf in model.leaves
+        if not isinstance(leaf, GatheredLeaf) and leaf.variable is group.variable and leaf.weights is not None
+    ]
+    if not weights:
+        return None
+    return np.unique(np.stack(weights), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def _holds(leaf: GatheredLeaf, variable: Channels) -> bool:
+    return any(v is variable for v in variables(leaf.axis))

@@ -1,0 +1,321 @@
+"""The command line as a user meets it: what it prints, what it saves, how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import fxprune
+from fxprune import cli, model_sources
+from fxprune.errors import FxpruneError, ModelError, SampleError
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.block = nn.Sequential(nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((x + self.block(x)).mean((2, 3)))
+
+def with_sample():
+    return Net(), torch.randn(1, 3, 8, 8)
+
+def broken():
+    raise ValueError("no such file")
+
+def not_a_model():
+    return 3
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.middle = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, tokens):
+        return self.head(self.middle(self.embed(tokens)).relu())
+
+constant = 3
+"""
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> str:
+    (tmp_path / "nets.py").write_text(NETS)
+    return str(tmp_path / "nets.py")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def run_cli(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fxprune", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run_cli
+
+
+def test_compile_reports_and_saves(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    result = run("compile", f"{nets}:with_sample", "--ratio", 0.5, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert "Net: 5" in result.out
+    assert "multiply-accumulates of convolution, linear and matmul" in result.out
+    assert "outputs equal" in result.out
+    assert f"saved to {tmp_path / 'out'}" in result.out
+    assert all(line == line.rstrip() and len(line) <= 100 for line in result.out.splitlines() if "saved to" not in line)
+    pruned = fxprune.load(tmp_path / "out")
+    assert fxprune.report(pruned).achieved >= 0.5
+    assert pruned(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_compile_takes_its_options(run: Callable[..., Result], nets: str) -> None:
+    result = run(
+        *("compile", f"{nets}:Net", "--input-size", "1,3,8,8", "--ratio", 0.3, "--budget", "params", "--no-verify"),
+        *("--scope", "uniform", "--exclude", "head*", "--round-to", 4, "--seed", 3, "--criterion", "random", "--json"),
+    )
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert report["budget"] == "params"
+    assert report["unproven"] == "verify=False"
+    settings = report["settings"]
+    assert (settings["scope"], settings["exclude"], settings["round_to"], settings["seed"]) == (
+        "uniform",
+        ["block*"],
+        4,
+        3,
+    )
+    assert all(row["after"] % 4 == 0 for row in report["groups"])
+
+
+def test_without_output_nothing_is_saved(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    result = run("compile", f"{nets}:with_sample", "--ratio", 0.2, "--no-verify")
+    assert "not saved: give a folder with -o" in result.out
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"nets.py"}
+
+
+def test_a_saved_folder_can_be_compiled_again(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    run("compile", f"{nets}:with_sample", "--ratio", 0.3, "--no-verify", "-o", tmp_path / "once")
+    result = run("compile", tmp_path / "once", "--ratio", 0.3, "-o", tmp_path / "twice")
+    assert result.code == 0, result.err
+    once, twice = (fxprune.report(fxprune.load(tmp_path / name)) for name in ("once", "twice"))
+    assert twice.macs_before == once.macs_after
+
+
+def test_report_prints_what_was_saved(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    compiled = run("compile", f"{nets}:with_sample", "--ratio", 0.3, "--no-verify", "-o", tmp_path / "out")
+    assert run("report", tmp_path / "out").out.strip() == compiled.out.rpartition("saved to")[0].strip()
+    assert json.loads(run("report", tmp_path / "out", "--json").out)["ratio"] == 0.3
+    assert "block.1.bias" in run("report", tmp_path / "out", "--verbose").out
+
+
+def test_analyze(run: Callable[..., Result], nets: str) -> None:
+    result = run("analyze", f"{nets}:with_sample")
+    assert result.code == 0, result.err
+    assert "1 channel groups, 2 pinned widths" in result.out
+    assert "it is a dim of the network's output" in result.out
+    data = json.loads(run("analyze", f"{nets}:with_sample", "--json").out)
+    assert [(group["name"], group["size"]) for group in data["groups"]] == [("conv", 16)]
+    assert 0 < data["prunable"]["params"] <= data["prunable"]["macs"] <= 1
+    assert "block.1.weight dim 0" in run("analyze", f"{nets}:with_sample", "-v").out
+
+
+def test_explain(run: Callable[..., Result], nets: str) -> None:
+    assert "by add" in run("explain", f"{nets}:with_sample", "conv", "block.1").out
+    assert "output" in json.loads(run("explain", f"{nets}:with_sample", "head", "--json").out)["answer"]
+
+
+def test_weights_are_loaded(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    model = model_sources.find_model(f"{nets}:Net", [], seed=5).model
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
+    for name in ("w.safetensors", "w.pt", "checkpoint.pt"):
+        result = run(
+            *("compile", f"{nets}:Net", "--input-size", "1,3,8,8", "--ratio", 0, "--no-verify"),
+            *("--weights", tmp_path / name, "-o", tmp_path / "out"),
+        )
+        assert result.code == 0, result.err
+        assert torch.equal(fxprune.load(tmp_path / "out").state_dict()["conv.weight"], model.conv.weight)
+
+
+def test_integer_inputs(run: Callable[..., Result], nets: str) -> None:
+    result = run("compile", f"{nets}:Tokens", "--input-size", "2,5:int64", "--ratio", 0.3)
+    assert result.code == 0, result.err
+
+
+def test_torchvision_by_name() -> None:
+    source = model_sources.find_model("torchvision:mobilenet_v3_small", ["1,3,64,64"], seed=0)
+    assert not source.model.training
+    assert source.sample[0].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("inception_v3", (1, 3, 299, 299)), ("r3d_18", (1, 3, 16, 112, 112)), ("resnet18", (1, 3, 224, 224))],
+)
+def test_torchvision_sizes(name: str, size: tuple[int, ...]) -> None:
+    assert model_sources._torchvision_size(name) == size
+
+
+def test_timm_by_name() -> None:
+    pytest.importorskip("timm")
+    source = model_sources.find_model("timm:resnet10t", [], seed=0)
+    assert source.sample.shape == (1, 3, 176, 176)
+
+
+def test_seeds_give_weights(nets: str) -> None:
+    first, again, other = (model_sources.find_model(f"{nets}:Net", [], seed).model for seed in (1, 1, 2))
+    assert torch.equal(first.conv.weight, again.conv.weight)
+    assert not torch.equal(first.conv.weight, other.conv.weight)
+
+
+# -- refusing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["analyze", "resnet18"], "cannot tell what network 'resnet18' is: write torchvision:NAME"),
+        (["analyze", "torchvision:resnet19"], "torchvision has no model 'resnet19'; did you mean"),
+        (["analyze", "NETS:missing"], "has no function or class 'missing'"),
+        (["analyze", "NETS:constant"], "has no function or class 'constant'"),
+        (["analyze", "NETS:broken"], "nets.py:broken raised ValueError: no such file"),
+        (["analyze", "NETS:not_a_model"], "gave a int, not a torch.nn.Module"),
+        (["analyze", "nowhere.py:Net"], "there is no file nowhere.py"),
+        (["analyze", "BAD:Net"], "bad.py cannot be imported: SyntaxError"),
+        (["analyze", "NETS:Net", "--input-size", "1,x"], "cannot read the input size '1,x'"),
+        (["analyze", "NETS:Net", "--input-size", "1,3,8,8:colour"], "cannot read the input size"),
+        (["analyze", "NETS:Net", "--input-size", "1,3,0,8"], "cannot read the input size"),
+        (["analyze", "NETS:Net", "--input-size", "1,4,8,8"], "sample"),
+        (["analyze", "."], "not a folder saved by fxprune"),
+        (["report", "nowhere"], "not a folder saved by fxprune"),
+        (["explain", "NETS:with_sample", "colour"], "colour"),
+        (["compile", "NETS:with_sample", "--ratio", "1.5"], "ratio"),
+        (["compile", "NETS:with_sample", "--ratio", "nan"], "ratio"),
+        (["compile", "NETS:with_sample", "--ratio", "0.99999"], "reach"),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--budget", "colours"], "unknown budget 'colours'"),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--criterion", "taste"], "unknown criterion 'taste'"),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--scope", "town"], "town"),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--exclude", "tail*"], "tail*"),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--weights", "no.pt"], "no weights file no.pt"),
+        (
+            ["compile", "NETS:with_sample", "--ratio", "0.5", "--weights", "NETS"],
+            "not a state dict that can be read safely",
+        ),
+        (
+            ["compile", "NETS:with_sample", "--ratio", "0.5", "--weights", "PICKLE"],
+            "cannot be read safely|can be read safely",
+        ),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--weights", "OTHER"], "do not fit the network"),
+        (["compile", "NETS:with_sample", "--ratio", "0.2", "--no-verify", "-o", "NETS"], "is a file"),
+    ],
+)
+def test_user_errors_are_one_line(
+    run: Callable[..., Result],
+    nets: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text("def Net(:")
+    torch.save(os.getcwd, tmp_path / "pickle.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    places = {"NETS": nets, "BAD": "bad.py", "PICKLE": "pickle.pt", "OTHER": "other.pt"}
+    for short, place in places.items():
+        arguments = [argument.replace(short, place) for argument in arguments]
+    result = run(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert any(part in result.err for part in message.split("|"))
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("arguments", [["compile"], ["compile", "x"], ["fly"], ["compile", "x", "--ratio", "much"]])
+def test_wrong_usage_exits_with_2(run: Callable[..., Result], arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+
+
+def test_a_full_disk_is_a_user_error(
+    run: Callable[..., Result], nets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fxprune, "save", full)
+    result = run("compile", f"{nets}:with_sample", "--ratio", 0.2, "--no-verify", "-o", tmp_path / "out")
+    assert (result.code, result.err) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_a_bug_is_not_hidden(run: Callable[..., Result], nets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fxprune, "analyze", bug)
+    with pytest.raises(ZeroDivisionError):
+        run("analyze", f"{nets}:with_sample")
+
+
+def test_names_in_errors_are_not_markup(run: Callable[..., Result]) -> None:
+    assert "'[red]x'" in run("analyze", "[red]x").err
+
+
+def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(FxpruneError, match=r"pip install 'fxprune\[timm\]'"):
+        model_sources.find_model("timm:resnet18", [], 0)
+
+
+def test_python_callers_get_the_same_errors() -> None:
+    with pytest.raises(ModelError):
+        model_sources.find_model("nonsense", [], 0)
+    with pytest.raises(SampleError):
+        model_sources.sample_from_sizes([""])
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version(run: Callable[..., Result]) -> None:
+    assert all(name in run("--help").out for name in ("compile", "analyze", "explain", "report"))
+    assert "--round-to" in run("compile", "-h").out
+    assert "torch" in run("--version").out
+
+
+def test_the_module_runs_too() -> None:
+    result = subprocess.run([sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=True)
+    assert "compile" in result.stdout
