@@ -17,16 +17,16 @@ from benchmarks.speed import memory, timing
 
 _RESULTS = Path("benchmarks/results")
 _SPEED = """Seconds of the whole pass (`fxprune.compile(..., verify=False)` at a ratio of MACs) and of torch-pruning
-(building its dependency graph plus one step at the same ratio of channels, by the recipe of its documentation): medians
-of rounds in which the two take turns in one process, a process for each network. Copies that torch-pruning cuts in place
-are made outside the clock; both have run once on a tiny network before. `nodes` are those of the pruned graph, `capture`
-to `rewrite` the parts of `fxprune_s`. The proof, `proof_s`, is timed once, apart. The sample is one input at the size of
-the published weights; weights are random."""
+(building its dependency graph plus one step at the same ratio of channels, by the recipe of its documentation):
+medians of rounds in which the two take turns in one process, a process for each network. Copies that torch-pruning
+cuts in place are made outside the clock; both have run once on a tiny network before. `nodes` are those of the pruned
+graph, `capture` to `rewrite` the parts of `fxprune_s`. The proof, `proof_s`, is timed once, apart. The sample is one
+input at the size of the published weights; weights are random."""
 _DEPTHS = "The same for CIFAR ResNets of growing depth. Where cost grows linearly, `ms_per_node` is constant."
-_MEMORY = """Memory of the pass without proof, beyond the model itself and including the pruned network. `process`: growth of
-the resident size to its peak, in a fresh process after a tiny network was compiled, from the high-water mark that the
-kernel keeps. `tensors`: the most that tensors allocated meanwhile hold at a time, from torch's memory profiler. Shares
-are of the bytes of the model's own parameters and buffers."""
+_MEMORY = """Memory of the pass without proof, beyond the model itself and including the pruned network. `process`:
+growth of the resident size to its peak, in a fresh process after a tiny network was compiled, from the high-water mark
+that the kernel keeps. `tensors`: the most that tensors allocated meanwhile hold at a time, from torch's memory
+profiler. Shares are of the bytes of the model's own parameters and buffers."""
 
 
 @dataclass(frozen=True)

@@ -17,30 +17,20 @@ from benchmarks.networks import model_names
 
 _RESULTS = Path("benchmarks/results")
 _RIVAL = "torch-pruning"
-_SHOWN = (
-    "model",
-    "pruned",
-    "equal",
-    "asked",
-    "macs_removed",
-    "parameters_removed",
-    "share_left",
-    "share_left_all",
-    "pinned",
-    "opaque",
-)
-_SHOWN += ("other_batch", "parameters_trained", "compile_s", "proof_s", "peak_mib", "in_the_way", "failure")
+_HIDDEN = ("macs_g", "parameters_m", "proof", "proof_error", "vacuous", "batches", "resolutions", "seconds")
+_SHOWN = [name for name in ours.COLUMNS if name not in _HIDDEN]
 
 _NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
 `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
 cannot be reached, `in_the_way` names the pinned widths and the network is pruned as far as one can get. `equal`: the
 proof passed. `share_left`: the share of layer weights that stays when {channels:.0%} of every group that is not pinned
-goes, 0.36 where nothing is pinned; layers at the network's input and output, which must keep a width, are left out there
-and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the original's shapes at
-another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD. `peak_mib`: largest
-resident size of the process, proof included."""
-_THEIR_NOTE = """torch-pruning by the recipe of its documentation, {channels:.0%} of the channels of every layer; its result
-judged by the same proof: the kept entries of every tensor, then outputs against the original without the others."""
+goes, 0.36 where nothing is pinned; layers at the network's input and output, which must keep a width, are left out
+there and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the original's
+shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD. `peak_mib`:
+largest resident size of the process, proof included."""
+_THEIR_NOTE = """torch-pruning by the recipe of its documentation, {channels:.0%} of the channels of every layer; its
+result judged by the same proof: the kept entries of every tensor, then outputs against the original without the others.
+`runs` is "outputs cut" where the network's own outputs, such as classes, were pruned."""
 
 
 def main(

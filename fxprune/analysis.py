@@ -14,6 +14,7 @@ from fxprune.axes.elements import units_of
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
+from fxprune.capture.capturing import attribute
 from fxprune.capture.naming import canonical_name
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
@@ -39,7 +40,6 @@ class Analyzer:
 
     captured: Captured
     model: nn.Module
-    training: Captured | None = None
     solver: Solver = field(default_factory=Solver)
     ledger: Ledger = field(default_factory=Ledger)
     tensors: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
@@ -51,15 +51,23 @@ class Analyzer:
 
     def run(self) -> None:
         """Visit every node in order."""
-        captures = [c for c in (self.captured, self.training) if c is not None]
+        captures = list(self.captured.everything())
         for name, shape in ((n, s) for c in captures for n, s in c.shapes.items()):
-            if name not in self.tensors:
+            if self.captured.first_name(name) not in self.tensors:
                 self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
         for captured in captures:
+            self.ledger.macs = []
             for node in captured.graph.nodes:
                 self.axes[node] = self._visit(node)
-            if captured is self.captured:
-                self.macs = list(self.ledger.macs)
+            if not captured.training:
+                self.macs.extend((n, c * captured.calls, axes) for n, c, axes in self.ledger.macs)
+        for path, reason in self.captured.opaque.items():
+            self._note_opaque(path, reason)
+
+    def _note_opaque(self, path: str, reason: str) -> None:
+        inside = [i.prefix.removesuffix(".") for i in self.captured.islands if i.prefix.startswith(f"{path}.".lstrip("."))]
+        pruned = f"; pruned inside it: {', '.join(inside)}" if inside else ""
+        self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}"))
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -91,14 +99,16 @@ class Analyzer:
     def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
         name, arguments, rule = self._bound(node)
         cause = Cause(node.name, _op_in_words(node, name), node.meta.get("source", ""))
-        call = Call(node, name, arguments, self.solver, cause, self._axes_of, self._shape_of, self.ledger)
+        read = (self._axes_of, self._shape_of, self.ledger, self._attribute_of)
+        call = Call(node, name, arguments, self.solver, cause, *read)
         return call, rule
 
     def _bound(self, node: fx.Node) -> tuple[str, dict[str, Any], Rule | None]:
         if node.op == "call_module":
             module = self.model.get_submodule(str(node.target))
             form = find_module_form(module)
-            assert form is not None, node.target
+            if form is None or str(node.target) in self.captured.opaque:
+                return str(node.target), {}, None
             rule = find_rule(form.rule)
             assert rule is not None, form.rule
             return form.rule, bind(rule.signature, node.args, node.kwargs) | self._module_arguments(node, form), rule
@@ -124,6 +134,13 @@ class Analyzer:
         self.used.add(first)
         return self.tensors[first]
 
+    def _attribute_of(self, name: str) -> torch.Tensor:
+        captures = self.captured.everything()
+        constant = next((c.constants[name] for c in captures if name in c.constants), None)
+        value = attribute(self.model, name) if constant is None else constant
+        assert isinstance(value, torch.Tensor)
+        return value
+
     def _axes_of(self, value: Any) -> Any:
         if isinstance(value, TensorName):
             self.used.add(value.name)
@@ -140,7 +157,10 @@ class Analyzer:
     # -- refusing -------------------------------------------------------------------------------------------------
 
     def _refuse(self, call: Call, reason: str) -> Any:
-        self.opaque.append(OpaqueOp(call.node.name, call.cause.op, call.cause.source, reason))
+        if call.node.target in self.captured.opaque:
+            reason = "it is opaque"
+        else:
+            self.opaque.append(OpaqueOp(call.node.name, call.cause.op, call.cause.source, reason))
         self._pin_arguments(call.node, f"{call.cause.op}: {reason}")
         for value in call.arguments.values():
             if isinstance(value, TensorName):
@@ -169,19 +189,17 @@ class ChannelGraph:
         graph: the networkx graph whose connected components are the groups.
         opaque: ops that were not understood.
         constants: tensors made while tracing, by name.
-        captured, training: the graph in eval mode, and the one in training mode where it is another one.
+        captured: what was captured.
     """
 
     def __init__(self, analyzer: Analyzer, batch_scale: float) -> None:
         self.captured = analyzer.captured
-        self.training = analyzer.training
         self.solver = analyzer.solver
         self.calls = analyzer.calls
         self.axes = analyzer.axes
         self.opaque = tuple(analyzer.opaque)
-        extra = {} if self.training is None else self.training.shapes
-        self.shapes: Mapping[str, tuple[int, ...]] = {**self.captured.shapes, **extra}
-        self.constants = dict(self.captured.constants) | (self.training.constants if self.training else {})
+        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(a.size for a in t) for n, t in analyzer.tensors.items()}
+        self.constants = {n: t for c in self.captured.everything() for n, t in c.constants.items()}
         resolve = self.solver.resolve
         self.tensors: Mapping[str, tuple[Axis, ...]] = {
             n: tuple(resolve(a) for a in axes) for n, axes in analyzer.tensors.items()
@@ -261,14 +279,13 @@ def analyze_capture(
     captured: Captured,
     model: nn.Module,
     given_batch: int | None,
-    training: Captured | None = None,
     untraced: tuple[OpaqueOp, ...] = (),
 ) -> ChannelGraph:
-    """Solve the axes of a captured graph, together with the graph of training mode where that is another one.
+    """Solve the axes of a captured model.
 
     ``given_batch``: the batch of the user's sample, for which MACs are counted. ``untraced``: what capture left out.
     """
-    analyzer = Analyzer(captured, model, training, opaque=list(untraced))
+    analyzer = Analyzer(captured, model, opaque=list(untraced))
     analyzer.run()
     traced = captured.sample.batch_size
     scale = 1.0 if given_batch is None or traced is None else given_batch / traced

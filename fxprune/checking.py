@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import keyword
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
@@ -35,6 +36,7 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    _check_names(model)
     for path, module in model.named_modules():
         where = path or "the model"
         _check_kind(where, module)
@@ -43,6 +45,17 @@ def check_model(model: nn.Module) -> None:
     for name, tensor in _floating(model):
         if not tensor.is_meta and not _is_finite(tensor):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
+
+
+def _check_names(model: nn.Module) -> None:
+    """Refuse names that the generated code cannot write, or that a GraphModule has for something else."""
+    names = [n for n, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
+    for name in names:
+        first, *_ = parts = name.split(".")
+        if any(keyword.iskeyword(part) for part in parts):
+            raise ModelError(f"{name!r} contains a word of Python's own, which generated code cannot write: rename it")
+        if first == "meta" or (first and hasattr(fx.GraphModule, first)):
+            raise ModelError(f"{first!r} is a name that torch.fx.GraphModule has for something else: rename it")
 
 
 def _check_kind(where: str, module: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxprune.analysis import ChannelGraph, OpaqueOp, analyze_capture
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.capture import Captured, capture, capture_training
+from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.capture.capturing import attribute
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.cost import CostModel
@@ -105,7 +105,8 @@ def compile(  # noqa: A001  the public name says what it does
 
     Returns:
         A ``torch.fx.GraphModule`` that shares no storage with ``model``, has its parameter names and mode, and carries
-        a report (:func:`report`).
+        a report (:func:`report`). Where the model's own forward cannot be traced (detectors), a copy of the model with
+        pruned GraphModules inside, in which the report lists what is opaque.
 
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
@@ -212,7 +213,8 @@ def report(pruned: nn.Module) -> Report:
 
 @contextmanager
 def _pass(progress: bool | None) -> Iterator[Steps]:
-    with _LOCK, Steps(progress) as steps:
+    # Tensors made in inference mode could not be trained.
+    with _LOCK, torch.inference_mode(False), Steps(progress) as steps:
         yield steps
 
 
@@ -235,14 +237,14 @@ def _check_seed(seed: Any) -> int:
 
 def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
-        sample = Sample.from_input(sample_input)
+        sample = Sample.from_input(sample_input).map(torch.Tensor.detach)
         check_model(model)
         check_sample(model, sample)
         with torch.random.fork_rng(devices=[]):
             captured = _captured(model, sample)
-            training, untraced = _captured_training(model, captured)
+            untraced = _add_training(model, captured)
     with steps("analyze"):
-        graph = analyze_capture(captured, model, sample.batch_size, training, untraced)
+        graph = analyze_capture(captured, model, sample.batch_size, untraced)
     return graph, sample
 
 
@@ -259,20 +261,21 @@ def _captured(model: nn.Module, sample: Sample) -> Captured:
     refusal = refuses(model, sample)
     if refusal is not None:
         raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
-    raise failure
+    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf)
 
 
-def _captured_training(model: nn.Module, captured: Captured) -> tuple[Captured | None, tuple[OpaqueOp, ...]]:
-    """The graph of training mode where it is another one; where it cannot be traced, what the report says of it."""
+def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
+    """Capture the graph of training mode where it is another one; else say what the report should know."""
     try:
-        return capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf), ()
+        captured.training_twin = capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf)
     except CaptureError as error:
         reason = f"training mode runs the graph of eval mode: {error}"
-        return None, (OpaqueOp("", "the forward in training mode", "", reason),)
+        return (OpaqueOp("", "the forward in training mode", "", reason),)
+    return ()
 
 
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
-    if not graph.groups:
+    if not graph.groups and options.ratio > 0:
         reasons = "; ".join(f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3])
         raise ModelError(f"the model has no prunable channels ({reasons or 'it has no layers with weights'})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
@@ -308,8 +311,9 @@ def _applied(
         with steps("verify"):
             proof = _proved(graph, model, pruned, plan, masks, sample)
     made = _report(graph, model, plan, masks, proof, unproven, steps.seconds)
-    pruned.meta["fxprune"] = {"report": made, "sample": sample.to_meta()}
-    return pruned
+    about = {"report": made, "sample": sample.to_meta()}
+    pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
+    return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says
 
 
 def _proved(

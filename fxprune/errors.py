@@ -70,7 +70,15 @@ class ExcludeError(FxpruneError, ValueError):
 
 
 class CaptureError(FxpruneError):
-    """The model cannot be traced; the message names the module and its source line."""
+    """The model cannot be traced; the message names the module and its source line.
+
+    Attributes:
+        path: the innermost module whose forward failed; empty for the model itself.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class AnalysisError(FxpruneError):

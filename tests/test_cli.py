@@ -109,7 +109,7 @@ def test_compile_takes_its_options(run: Callable[..., Result], nets: str) -> Non
     settings = report["settings"]
     assert (settings["scope"], settings["exclude"], settings["round_to"], settings["seed"]) == (
         "uniform",
-        ["block*"],
+        ["head*"],
         4,
         3,
     )

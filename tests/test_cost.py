@@ -117,7 +117,7 @@ def test_equal_expressions_are_shared_and_evaluation_is_fast() -> None:
     model = CostModel(graph.macs)
     assert len(model.leaves) == len(graph.groups)
     values = np.array([leaf.exact({}) for leaf in model.leaves])
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         model.evaluate(values)
-    assert (time.perf_counter() - start) / 100 < 2e-3
+    assert (time.process_time() - start) / 100 < 2e-3

@@ -17,7 +17,7 @@ _MORE_PIXELS = 32
 
 
 def follows_batch(original: nn.Module, pruned: nn.Module, sample_input: Any) -> str:
-    """ "yes" if both give outputs of equal shapes at a larger batch, "fixed" if the original refuses it, else why not."""
+    """ "yes" if both give outputs of equal shapes at a larger batch, "fixed" if the original refuses it, or why not."""
     sample = Sample.from_input(sample_input)
     rows = sample.batch_size
     return "fixed" if rows is None else _compare(original, pruned, lambda: sample.with_batch(rows + _MORE_ROWS))

@@ -30,7 +30,7 @@ def train_one_step(model: nn.Module, sample_input: Any) -> int:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     loss = torch.stack([leaf.float().pow(2).mean() for leaf in _differentiable(sample.call(model))]).sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     touched = {name: p for name, p in model.named_parameters() if p.grad is not None}
     if not touched:
         raise TrainingStepError("no parameter has a gradient")

@@ -10,7 +10,7 @@ _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared"
 
 
 def shared_folder() -> Path:
-    """The folder of ``data/`` and ``weights/``: the environment variable FXPRUNE_SHARED, or one beside the repository."""
+    """The folder of ``data/`` and ``weights/``: what FXPRUNE_SHARED says, or ``shared`` beside the repository."""
     return Path(os.environ.get(_VARIABLE) or _BESIDE_THE_REPOSITORY)
 
 

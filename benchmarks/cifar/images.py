@@ -59,7 +59,8 @@ def _spread(names: list[str], limit: int | None) -> list[str]:
 
 
 def _decode(data: bytes) -> torch.Tensor:
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    pixels: torch.Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    return pixels
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:

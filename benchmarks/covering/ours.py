@@ -16,8 +16,8 @@ from benchmarks.harness.reports import REPORT_COLUMNS, report_fields
 from benchmarks.networks import Network, find_network
 from fxprune.errors import BudgetError, ProofError
 
-COLUMNS = ("model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "share_left_all", "in_the_way", "other_batch")
-COLUMNS += ("parameters_trained", "seconds", "peak_mib", "failure")
+COLUMNS = ["model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "share_left_all", "in_the_way", "other_batch"]
+COLUMNS += ["parameters_trained", "seconds", "peak_mib", "failure"]
 
 
 def cover(record: Record, library: str, model: str, ratio: float, meta: bool) -> None:

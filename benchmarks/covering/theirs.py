@@ -20,8 +20,9 @@ from benchmarks.speed.clock import Clock
 from fxprune.samples import Sample
 from fxprune.verifying import prove
 
-COLUMNS = ("model", "pruned", "runs", "equal", "macs_removed", "share_left", "share_left_all", "prune_s")
-COLUMNS += ("seconds", "peak_mib", "failure")
+COLUMNS = """
+    model pruned runs equal macs_removed share_left share_left_all prune_s seconds peak_mib failure
+""".split()
 
 
 def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds: float) -> None:
@@ -48,7 +49,7 @@ def _macs(model: nn.Module, sample: Sample) -> float:
     """Multiply-accumulates of one call, counted on the meta device, where fused attention is counted, too."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         sample.to_meta().call(copy.deepcopy(model).to("meta"))
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def _judge(record: Record, network: Network, sample: Sample) -> None:

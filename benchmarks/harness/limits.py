@@ -9,8 +9,8 @@ from types import FrameType
 from typing import NoReturn
 
 
-class TimeLimitReached(BaseException):  # noqa: N818  like KeyboardInterrupt, it is no error of the code it stops
-    """A call took longer than it was allowed to. Code that catches every ``Exception`` does not catch it."""
+class TimeLimitReached(BaseException):
+    """A call took longer than it was allowed to; as with KeyboardInterrupt, ``except Exception`` lets it pass."""
 
 
 @contextmanager

@@ -6,26 +6,14 @@ from typing import Any
 
 from fxprune import Report
 
-REPORT_COLUMNS = (
-    "macs_g",
-    "parameters_m",
-    "asked",
-    "macs_removed",
-    "parameters_removed",
-    "proof",
-    "proof_error",
-    "vacuous",
-    "batches",
-    "resolutions",
-    "pinned",
-    "opaque",
-    "compile_s",
-    "proof_s",
-)
+REPORT_COLUMNS = """
+    macs_g parameters_m asked macs_removed parameters_removed proof proof_error vacuous batches resolutions pinned
+    opaque compile_s proof_s
+""".split()
 
 
 def report_fields(report: Report) -> dict[str, Any]:
-    """One value for each of ``REPORT_COLUMNS``: sizes of the original, fractions removed, the proof, counts, seconds."""
+    """A value for each of ``REPORT_COLUMNS``: sizes of the original, fractions removed, the proof, counts, seconds."""
     proof = report.proof
     seconds = dict(report.seconds)
     proof_seconds = seconds.pop("verify", None)

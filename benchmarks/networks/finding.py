@@ -47,6 +47,8 @@ def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) 
         ValueError: there is no such library or model.
     """
     torch.manual_seed(seed)
+    model: nn.Module
+    sample: Any
     with torch.device("meta" if meta else "cpu"):
         if library == "transformers":
             model, sample = transformers_networks.build(name)

@@ -23,10 +23,10 @@ def prune(model: nn.Module, sample: Any, channel_ratio: float) -> None:
     Raises:
         ImportError: torch-pruning is not installed.
     """
-    import torch_pruning
+    import torch_pruning  # type: ignore[import-not-found, unused-ignore]
 
     attention = dict(_attention_layers(model))
-    heads = {layer: module.num_heads for layer, module in attention.items()}
+    heads: dict[nn.Module, int] = {layer: module.num_heads for layer, module in attention.items()}
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
         sample,
@@ -66,7 +66,7 @@ def _repair_hidden_width(model: nn.Module) -> None:
     """A vision transformer reads the width of its patch embedding from an attribute."""
     embedding = getattr(model, "conv_proj", None)
     if isinstance(embedding, nn.Conv2d) and hasattr(model, "hidden_dim"):
-        model.hidden_dim = embedding.out_channels
+        setattr(model, "hidden_dim", embedding.out_channels)  # noqa: B010  typed as a tensor or module otherwise
 
 
 # -- what it kept ----------------------------------------------------------------------------------------------------

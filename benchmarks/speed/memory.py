@@ -55,7 +55,9 @@ def tensor_peak(call: Callable[[], object]) -> int:
     del result
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    changes: list[tuple[int, int]] = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
     return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 

@@ -17,8 +17,8 @@ from benchmarks.speed.clock import Clock
 from benchmarks.speed.warming import warm_up
 
 PASSES = ("capture", "analyze", "score", "plan", "rewrite")
-COLUMNS = ("model", "nodes", "channel_ratio", "fxprune_s", "torch_pruning_s", "times_faster", "ms_per_node", *PASSES)
-COLUMNS += ("proof_s", "torch_pruning_failure", "failure")
+COLUMNS = ["model", "nodes", "channel_ratio", "fxprune_s", "torch_pruning_s", "times_faster", "ms_per_node", *PASSES]
+COLUMNS += ["proof_s", "torch_pruning_failure", "failure"]
 
 
 def measure_speed(

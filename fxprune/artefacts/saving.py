@@ -73,7 +73,11 @@ def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         # The format has no ties: every further name gets a copy of its own.
         flat[name] = values.clone() if values.data_ptr() in seen else values
         seen.add(values.data_ptr())
+    # The writer would leave a file that only its owner can read.
+    file.touch()
+    mode = file.stat().st_mode
     try:
         safetensors.torch.save_file(flat, file, metadata={"format": "pt"})
+        file.chmod(mode)
     except (KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ArtefactError(f"the tensors cannot be written as safetensors: {error}") from error

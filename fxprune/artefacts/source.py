@@ -47,7 +47,8 @@ def model_source(
 
 
 def _imports(body: str, tuples: str) -> str:
-    standard = ["import math"] * ("math." in body) + ["from collections import namedtuple"] * bool(tuples)
+    standard = ["import collections"] * ("collections." in body) + ["import math"] * ("math." in body)
+    standard += ["from collections import namedtuple"] * bool(tuples)
     lines = ["import torch", *["import torch.nn.functional as F"] * ("F." in body)]
     lines += ["import torchvision"] * ("torchvision." in body)
     return "\n".join([*standard, *[""] * bool(standard), *lines, "from torch import nn"])

@@ -14,7 +14,7 @@ from fxprune.artefacts.targets import CALLABLE_BUILTINS
 __all__ = ["VariableNames"]
 
 # What the statements themselves may mention; an input keeps its name, which callers may use, unless it is one of these.
-_MENTIONED = {"self", "torch", "torchvision", "math", "nn", "F", *CALLABLE_BUILTINS, *keyword.kwlist}
+_MENTIONED = {"self", "torch", "torchvision", "math", "collections", "nn", "F", *CALLABLE_BUILTINS, *keyword.kwlist}
 _RESERVED = {*_MENTIONED, *dir(builtins)}
 _SIZE_METHODS = {"size", "dim", "numel", "stride", "ndimension", "nelement", "is_contiguous", "is_floating_point"}
 _SIZE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}

@@ -7,6 +7,7 @@ computes on tensors and numbers; what reads files, takes callables or reaches in
 from __future__ import annotations
 
 import builtins
+import collections
 import keyword
 import math
 import operator
@@ -76,6 +77,7 @@ def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
         "operator": (operator, _OPERATORS),
         "builtins": (builtins, CALLABLE_BUILTINS),
         "math": (math, _public(math, dir(math))),
+        "collections": (collections, ["OrderedDict"]),
         "torch": (torch, torch_names),
         "torch.nn.functional": (functional, _public(functional, functional_names, _NOT_FUNCTIONAL)),
         "torch.special": (torch.special, _public(torch.special, torch.special.__all__)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,14 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
-from fxprune.capture import clone, lowering, sources
+from fxprune.capture import builtin_calls, clone, lowering, sources
 from fxprune.capture.recorder import Recorder
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.samples import Sample
+
+
+# Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
+OpaqueCalls = tuple[str, list[Any]]
 
 
 @dataclass
@@ -30,6 +34,12 @@ class Captured:
         sample: the sample that was traced (batch of at least 2 where the model has a free batch).
         training: the mode that was traced.
         parameters: first names of the parameters.
+        prefix: what stands before every name in the graph; that of an island is its path and a dot.
+        opaque: reasons by path of the modules that are kept as one call; the path of the whole model is empty, and then
+            there is no graph.
+        islands: parts inside opaque modules that are captured by themselves.
+        calls: how often an island is called in one run.
+        training_twin: the graph of training mode where it is another one.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
     """
 
@@ -41,13 +51,30 @@ class Captured:
     training: bool = False
     parameters: set[str] = field(default_factory=set)
     reads_training: bool = False
+    prefix: str = ""
+    opaque: dict[str, str] = field(default_factory=dict)
+    islands: tuple[Captured, ...] = ()
+    calls: int = 1
+    training_twin: Captured | None = None
+
+    def everything(self) -> Iterator[Captured]:
+        """This graph, the one of training mode, and the same for every island."""
+        for captured in (self, *self.islands):
+            yield captured
+            if captured.training_twin is not None:
+                yield captured.training_twin
 
     def first_name(self, name: str) -> str:
         """The name under which a tied tensor is known."""
         return self.aliases.get(name, name)
 
-    def module(self, model: nn.Module) -> fx.GraphModule:
-        """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules."""
+    def module(self, model: nn.Module) -> nn.Module:
+        """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
+
+        Where the model's own forward is opaque there is no graph, and the model itself is given back.
+        """
+        if "" in self.opaque:
+            return model
         root: dict[str, Any] = {}
         for node in self.graph.nodes:
             if node.op == "call_module":
@@ -88,28 +115,52 @@ def capture(
     keeps: Callable[[str], bool],
     is_leaf: Callable[[nn.Module], bool],
     training: bool = False,
+    prefix: str = "",
+    opaque: Mapping[str, OpaqueCalls] | None = None,
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
-    ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call.
+    ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
+    stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
+    are not looked into.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
     with torch.no_grad():
         copy = clone.meta_clone(model).train(training)
-        tensors = list(copy.named_parameters(remove_duplicate=False)) + list(copy.named_buffers(remove_duplicate=False))
-        prefix = "_training_constant" if training else "_tensor_constant"
-        recorder = Recorder(keeps, _device_of(sample), prefix)
-        recorder.name_tensors(tensors)
-        _run(copy, sample.to_meta(), recorder, is_leaf)
+        constant_prefix = f"{prefix}_training_constant" if training else f"{prefix}_tensor_constant"
+        recorder = Recorder(keeps, _device_of(sample), constant_prefix)
+        recorder.name_tensors(_named_tensors(copy, prefix))
+        _run(copy, sample.to_meta(), recorder, is_leaf, prefix, opaque or {})
+    shapes, aliases, parameters = names_of(copy, prefix)
+    shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
+    return Captured(
+        recorder.graph,
+        shapes,
+        aliases,
+        recorder.constants,
+        sample,
+        training,
+        parameters,
+        recorder.reads_training,
+        prefix,
+        {path: reason for path, (reason, _) in (opaque or {}).items()},
+    )
+
+
+def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
+    """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
+    tensors = _named_tensors(model, prefix)
     first: dict[int, str] = {}
     aliases = {n: first[id(t)] for n, t in tensors if first.setdefault(id(t), n) != n}
     shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
-    shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
-    parameters = {n for n, _ in copy.named_parameters()}
-    reads = recorder.reads_training
-    return Captured(recorder.graph, shapes, aliases, recorder.constants, sample, training, parameters, reads)
+    return shapes, aliases, {prefix + n for n, _ in model.named_parameters()}
+
+
+def _named_tensors(model: nn.Module, prefix: str) -> list[tuple[str, torch.Tensor]]:
+    both = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return [(prefix + name, tensor) for name, tensor in both]
 
 
 def capture_training(
@@ -122,7 +173,9 @@ def capture_training(
     """
     if not captured.reads_training:
         return None
-    training = capture(model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True)
+    training = capture(
+        model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True, prefix=captured.prefix
+    )
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training
 
@@ -131,27 +184,38 @@ def _device_of(sample: Sample) -> torch.device:
     return sample.tensors[0].device if sample.tensors else torch.device("cpu")
 
 
-def _run(copy: nn.Module, sample: Sample, recorder: Recorder, is_leaf: Callable[[nn.Module], bool]) -> None:
-    paths = {id(m): name for name, m in copy.named_modules()}
+def _run(
+    copy: nn.Module,
+    sample: Sample,
+    recorder: Recorder,
+    is_leaf: Callable[[nn.Module], bool],
+    prefix: str,
+    opaque: Mapping[str, OpaqueCalls],
+) -> None:
+    paths = {id(m): (prefix + name).removesuffix(".") for name, m in copy.named_modules()}
+    supply = {path: iter(results) for path, (_, results) in opaque.items()}
 
     def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         path = paths.get(id(module), "")
+        if path in opaque:
+            return recorder.call_opaque(path, next(supply[path]), args, kwargs)
         if lowering.is_lowered(module):
             return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
-        if path and is_leaf(module):
+        if module is not copy and is_leaf(module):
             return recorder.call_module(path, module, original, args, kwargs)
         return _inside(recorder, path, original, module, args, kwargs)
 
     clone.watch(copy, handle, recorder.mode_is_read)
     args, kwargs = _placeholders(copy, sample, recorder)
     try:
-        with recorder:
+        with builtin_calls.remembering(copy), recorder:
             value = copy(*args, **kwargs)
         recorder.output(value)
     except FxpruneError as error:
-        raise CaptureError(f"{_where(error, recorder)}: {error}") from error
+        raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
     except Exception as error:  # the forward is the user's own code: anything may come out of it
-        raise CaptureError(f"{_where(error, recorder)}: {type(error).__name__}: {error}") from error
+        message = f"{_where(error, recorder)}: {type(error).__name__}: {error}"
+        raise CaptureError(message, path=recorder.innermost) from error
 
 
 def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:

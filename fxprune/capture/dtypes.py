@@ -1,7 +1,7 @@
 """Which dtype arguments were read from a tensor, and which are literals of the source.
 
 A dtype object cannot carry its origin, so the reads are noted, and a dtype that is passed on counts as read unless the
-line that passes it also spells it out.
+statement that passes it spells it out just before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import fx
 
+# Instructions that end a statement.
+_ENDS = ("STORE_", "POP_TOP", "DELETE_", "RETURN_", "RAISE_")
 _SPELLINGS: dict[torch.dtype, set[str]] = {}
 for _name in dir(torch):
     if isinstance(_dtype := getattr(torch, _name), torch.dtype):
@@ -33,20 +35,30 @@ class DtypeReads:
         """The node whose dtype an argument is, or None for a literal."""
         if dtype not in self._reads or frame is None:
             return None
-        spelled = _names_on_line(frame.f_code, frame.f_lineno) & _SPELLINGS[dtype]
-        return None if spelled else self._reads[dtype]
+        return None if _is_spelled_out(dtype, frame) else self._reads[dtype]
+
+
+def _is_spelled_out(dtype: torch.dtype, frame: types.FrameType) -> bool:
+    """Whether the last name of a dtype that the running statement loaded is that of a literal."""
+    for name in _names_before(frame.f_code, frame.f_lasti):
+        if name in _SPELLINGS[dtype]:
+            return True
+        if name == "dtype" or frame.f_locals.get(name) is dtype:
+            return False
+    return False
 
 
 @lru_cache(maxsize=4096)
-def _names_on_line(code: types.CodeType, line: int) -> frozenset[str]:
-    names: set[str] = set()
-    current = code.co_firstlineno
+def _names_before(code: types.CodeType, offset: int) -> tuple[str, ...]:
+    """The names that a statement has loaded when it runs the instruction at ``offset``, the last one first."""
+    names: list[str] = []
     for instruction in dis.get_instructions(code):
-        starts = instruction.starts_line
-        if isinstance(starts, int) and not isinstance(starts, bool):
-            current = starts
-        elif starts is True:
-            current = getattr(instruction, "line_number", None) or current
-        if current == line and isinstance(instruction.argval, str):
-            names.add(instruction.argval)
-    return frozenset(names)
+        if instruction.offset > offset:
+            break
+        if instruction.opname.startswith(_ENDS) or "JUMP" in instruction.opname:
+            names.clear()
+        elif isinstance(instruction.argval, str):
+            names.append(instruction.argval)
+        elif instruction.opname.startswith("LOAD_FAST"):  # two at once, in Python 3.13
+            names.extend(instruction.argval)
+    return tuple(reversed(names))

@@ -95,7 +95,9 @@ def _install() -> None:
         for name, function in (("abs", abs), ("ceil", math.ceil), ("floor", math.floor)):
             setattr(cls, f"__{name}__", _unary(function))
         setattr(cls, "__round__", _round)  # noqa: B010
-        setattr(cls, "__deepcopy__", lambda self, memo: _plain(self))  # noqa: B010
+        setattr(cls, "__divmod__", lambda self, other: (self // other, self % other))  # noqa: B010
+        setattr(cls, "__rdivmod__", lambda self, other: (other // self, other % self))  # noqa: B010
+        setattr(cls, "__deepcopy__", lambda self, _: _plain(self))  # noqa: B010
 
 
 _install()

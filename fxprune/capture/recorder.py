@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import dtypes, recurrence, sources
+from fxprune.capture import dtypes, recording, recurrence, sources, structures
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
 from fxprune.errors import CaptureError
@@ -37,6 +37,7 @@ _OPERATOR_OF = {"div": operator.truediv, "remainder": operator.mod}
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
+_RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
 
 
@@ -104,12 +105,19 @@ class Recorder(TorchFunctionMode):
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
             raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        if not self._tracks(args, kwargs) and canonical_name(name) not in _RANDOM:
+        if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
             return func(*args, **kwargs)
         if _enterable(func) and not self._keeps(canonical_name(name)):
             with self:
                 return _entered(func)(*args, **kwargs)
         return self._record(func, args, kwargs)
+
+    def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
+        """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
+        if canonical_name(name) in _RANDOM:
+            return True
+        dtype = kwargs.get("dtype")
+        return isinstance(dtype, torch.dtype) and self._dtypes.origin(dtype, sources.user_frame()) is not None
 
     def _tracks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return any(self._is_tracked(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
@@ -168,6 +176,7 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._own_constants_before_mutation(func, args)
+        self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
         if not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value) and not _mutates(func):
             return value
@@ -189,6 +198,13 @@ class Recorder(TorchFunctionMode):
             node = self._new("call_method", "clone", (self._constant(constant),), {}, _to_meta(constant))
             self._constant_nodes[id(constant)] = (constant, node)
 
+    def _keep_shape_before_reshaping(self, func: Any, args: tuple[Any, ...]) -> None:
+        """A tensor that is given another shape in place must not change what its earlier node says of it."""
+        if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
+            node = self.node_of(args[0])
+            with torch._C.DisableTorchFunction():
+                node.meta["val"] = node.meta["val"].detach()
+
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
         self._in_leaf = True
@@ -203,6 +219,22 @@ class Recorder(TorchFunctionMode):
         node = self._new("call_module", path, node_args, node_kwargs, value)
         self._adopt(node, value)
         return value
+
+    def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:
+        """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
+        if not recording.is_plain(result):
+            raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
+        value = pytree.tree_map_only(torch.Tensor, torch.empty_like, result)
+        node_args = tuple(self._argument(a, None) for a in args)
+        node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
+        node = self._new("call_module", path, node_args, node_kwargs, value)
+        self._adopt(node, value)
+        return value
+
+    @property
+    def innermost(self) -> str:
+        """Path of the module whose forward is running."""
+        return next((p for p in reversed(self.module_path) if p), "")
 
     def mode_is_read(self) -> None:
         """Note that the forward depends on the training flag (leaf modules carry theirs with them)."""
@@ -274,26 +306,19 @@ class Recorder(TorchFunctionMode):
             return self._dtype_argument(value, frame)
         if isinstance(value, slice):
             return slice(*(self._argument(v, frame) for v in (value.start, value.stop, value.step)))
-        if isinstance(value, (list, tuple)):
-            return self._sequence(value, frame)
+        return self._container(value, frame)
+
+    def _container(self, value: Any, frame: types.FrameType | None) -> Any:
+        made = structures.construction(value, lambda item: self._argument(item, frame))
+        if made is not None:
+            return self._new("call_function", *made, None)
+        if isinstance(value, list):
+            return [self._argument(v, frame) for v in value]
+        if isinstance(value, tuple):
+            return tuple(self._argument(v, frame) for v in value)
         if isinstance(value, dict):
-            return self._mapping(value, frame)
+            return {k: self._argument(v, frame) for k, v in value.items()}
         return value
-
-    def _sequence(self, value: Any, frame: types.FrameType | None) -> Any:
-        items = [self._argument(v, frame) for v in value]
-        if hasattr(value, "_fields"):
-            return self._structure(type(value), tuple(items), {})
-        return items if isinstance(value, list) else tuple(items)
-
-    def _mapping(self, value: dict[Any, Any], frame: types.FrameType | None) -> Any:
-        items = {k: self._argument(v, frame) for k, v in value.items()}
-        return items if type(value) is dict else self._structure(type(value), (), items)
-
-    def _structure(self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if cls.__name__ == "OrderedDict":
-            return self._new("call_function", dict, (), kwargs, None)
-        return self._new("call_function", cls, args, kwargs, None)
 
     def _number(self, value: TracedInt | TracedFloat) -> fx.Node:
         if value.node is None or value.node.graph is not self.graph:

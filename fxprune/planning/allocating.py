@@ -41,7 +41,8 @@ def allocate(
 ) -> dict[Group, Mask]:
     """Choose the units that stay.
 
-    At least ``ratio`` of the budget is removed, and the overshoot is less than the cheapest step that could go.
+    At least ``ratio`` of the budget is removed, and the overshoot is less than the cheapest step that could go (a
+    uniform run does not make a group whole again for that).
     Equal inputs give equal masks: ties between groups go by their order, ties in a group to the lowest index.
 
     Args:
@@ -79,9 +80,9 @@ def allocate(
     if ratio > 0 and not 0 < _reach(model, stairs) >= need:
         raise out_of_reach(graph, model, stairs.masks(stairs.heights), limits, asked=ratio, budget=budget)
     sequence = step_sequence(stairs, values, uniform=uniform)
-    levels = descend(stairs, StaircaseCost(model, stairs), sequence, need=need, idle=uniform)
+    levels = descend(stairs, StaircaseCost(model, stairs), sequence, need=need, uniform=uniform)
     masks = stairs.masks(levels)
-    return masks if round_to > 1 else give_back_units(model, masks, values, need)
+    return masks if round_to > 1 else give_back_units(model, masks, values, need=need, uniform=uniform)
 
 
 def _reach(model: CostModel, stairs: Staircase) -> float:

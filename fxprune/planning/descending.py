@@ -10,32 +10,34 @@ from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 __all__ = ["descend"]
 
 
-def descend(stairs: Staircase, cost: StaircaseCost, sequence: IntArray, *, need: float, idle: bool) -> IntArray:
+def descend(stairs: Staircase, cost: StaircaseCost, sequence: IntArray, *, need: float, uniform: bool) -> IntArray:
     """Levels at which at least ``need`` is saved, overshooting by less than the cheapest step that could go.
 
     Steps are taken in the order of ``sequence`` until one would meet the budget. If it overshoots, its group is left
     where it is and cheaper steps further on fill the gap; the cheapest of those that remain closes it. Last, steps
-    that the final overshoot pays for are taken back, the latest first.
+    that the final overshoot pays for are given back, the latest first.
 
     Args:
         stairs: the staircase.
         cost: its cost.
         sequence: group numbers; the n-th mention of a group is its n-th step.
         need: how much of the cost must go; within reach.
-        idle: whether groups that save nothing follow the sequence (else they stay whole).
+        uniform: whether all groups are to lose a share: groups that save nothing follow the sequence instead of staying
+            whole, and what is given back never makes a group whole again.
     """
-    return _Descent(stairs, cost, sequence, need, idle).run()
+    return _Descent(stairs, cost, sequence, need, uniform).run()
 
 
 class _Descent:
-    def __init__(self, stairs: Staircase, cost: StaircaseCost, sequence: IntArray, need: float, idle: bool) -> None:
+    def __init__(self, stairs: Staircase, cost: StaircaseCost, sequence: IntArray, need: float, uniform: bool) -> None:
         self.stairs = stairs
         self.cost = cost
         self.need = need
         self.levels: IntArray = np.zeros(len(stairs.groups), dtype=np.int64)
         self.full = cost.at(self.levels)
         self.pays = self._paying()
-        self.sequence = sequence if idle else sequence[self.pays[sequence]]
+        self.least = 1 if uniform else 0
+        self.sequence = sequence if uniform else sequence[self.pays[sequence]]
         self.number = _occurrences(self.sequence, len(stairs.groups))
 
     def run(self) -> IntArray:
@@ -105,7 +107,7 @@ class _Descent:
 
     def _returnable(self, group: int) -> int:
         low, high = 0, 1
-        most = int(self.levels[group])
+        most = int(self.levels[group]) - self.least
         while high <= most and self.saved(self._moved(group, -high)) >= self.need:
             low, high = high, 2 * high
         high = min(high, most + 1)

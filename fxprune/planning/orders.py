@@ -35,7 +35,7 @@ def frugal_staircase(
     """As :func:`score_staircase`, but the units that stay to the end are those that cost least.
 
     Units of one group cost the same unless gathers hold some of them more often than others. For those this reaches
-    ratios that the order of scores alone would not.
+    ratios that the order of scores alone would not (greedily: the least cost is that of a set cover).
     """
     costs = _unit_costs(graph, model)
     protected = _protected(graph, {group: -cost for group, cost in costs.items()}, limits)
@@ -60,6 +60,8 @@ def _protected(graph: PlannedGraph, preference: Mapping[Group, FloatArray], limi
 
 
 def _axes(graph: PlannedGraph) -> Iterator[Axis]:
+    """Every axis that must keep an element; a graph that knows those of its activations offers ``activations``."""
+    yield from getattr(graph, "activations", ())
     for axes in graph.tensors.values():
         yield from axes
     for term in graph.macs:

@@ -18,12 +18,18 @@ FloatArray = NDArray[np.float64]
 
 
 def give_back_units(
-    model: CostModel, masks: Mapping[Group, Mask], scores: Mapping[Group, FloatArray], need: float
+    model: CostModel,
+    masks: Mapping[Group, Mask],
+    scores: Mapping[Group, FloatArray],
+    *,
+    need: float,
+    uniform: bool,
 ) -> dict[Group, Mask]:
     """The masks with every unit back that the budget does not need gone.
 
     Where gathers hold some units of a group more often than others, its last step may overshoot by more than an
-    earlier, cheaper one saved. Units come back in descending score; one that fails stands for all of its cost.
+    earlier, cheaper one saved. Units come back in descending score; one that fails stands for all of its cost. A
+    ``uniform`` run makes no group whole again.
     """
     returned = {group: mask.copy() for group, mask in masks.items()}
     by_variable = {group.variable: mask for group, mask in returned.items()}
@@ -32,14 +38,22 @@ def give_back_units(
         if kinds is None:
             continue
         refused: set[int] = set()
-        gone = np.flatnonzero(~mask)
-        for unit in gone[np.lexsort((gone, -scores[group][gone]))].tolist():
-            if int(kinds[unit]) not in refused:
-                mask[unit] = True
-                if model.full - model.exact(by_variable) < need:
-                    mask[unit] = False
-                    refused.add(int(kinds[unit]))
+        for unit in _best_first(mask, scores[group]):
+            last = uniform and np.count_nonzero(~mask) == 1
+            if last or int(kinds[unit]) in refused:
+                continue
+            mask[unit] = True
+            if model.full - model.exact(by_variable) < need:
+                mask[unit] = False
+                refused.add(int(kinds[unit]))
     return returned
+
+
+def _best_first(mask: Mask, scores: FloatArray) -> list[int]:
+    """The units that are gone, the highest score (and then the lowest index) first."""
+    gone = np.flatnonzero(~mask)
+    order: list[int] = gone[np.lexsort((gone, -scores[gone]))].tolist()
+    return order
 
 
 def _kinds(model: CostModel, group: Group) -> NDArray[np.intp] | None:

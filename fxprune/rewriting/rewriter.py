@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,17 +37,48 @@ class Rewriter:
         self._model = model
         self._masks = masks
         self._env: dict[fx.Node, Any] = {}
-        self._tensors: dict[int, torch.Tensor] = {}
+        # By id of the original: its new tensor, and for the parts of opaque modules the new part.
+        self._tensors: dict[int, Any] = {}
         self._current: fx.Node | None = None
+        self._prefix = ""
 
     def run(self, captured: Captured) -> fx.Graph:
         """Write every node of one graph."""
         self.graph = fx.Graph()
+        self._prefix = captured.prefix
         for node in captured.graph.nodes:
             self._current = node
             self._env[node] = self._write(node)
         self.graph.lint()
         return self.graph
+
+    def assembled(self, captured: Captured) -> PrunedGraphModule:
+        """A module over the graphs of one capture; names lose its prefix."""
+        graphs = [self.run(c) for c in (captured, captured.training_twin) if c is not None]
+        cut = len(captured.prefix)
+        for node in (n for g in graphs for n in g.nodes if n.op in ("call_module", "get_attr")):
+            node.target = str(node.target)[cut:]
+        part = self._model.get_submodule(captured.prefix.removesuffix("."))
+        root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
+        made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
+        kept_out = [*made_here, *_kept_out(part, root)]
+        return PrunedGraphModule(root, *graphs, class_name=type(part).__name__, kept_out=kept_out)
+
+    def add_island(self, captured: Captured) -> None:
+        """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
+        original = self._model.get_submodule(captured.prefix.removesuffix("."))
+        island = self.assembled(captured).train(original.training)
+        for name, value in vars(original).items():
+            if not name.startswith("_") and name not in vars(island) and not isinstance(value, torch.Tensor):
+                setattr(island, name, copy.deepcopy(value))
+        self._tensors[id(original)] = island
+
+    def opaque(self, path: str) -> nn.Module:
+        """A copy of an opaque module over new tensors, with its islands in place."""
+        module = self._model.get_submodule(path)
+        for name, _ in (*module.named_parameters(prefix=path), *module.named_buffers(prefix=path)):
+            self._tensor(name)
+        return copy.deepcopy(module, dict(self._tensors))
 
     @property
     def made_here(self) -> list[str]:
@@ -67,7 +99,7 @@ class Rewriter:
         call = self._source.calls.get(node)
         if call is None:
             if node.op == "call_module":
-                self._module(str(node.target), {})
+                self.root.setdefault(str(node.target), self.opaque(str(node.target)))
             return self._create(node, self._map(node.args), self._map(node.kwargs))
         return self._repaired(node, call)
 
@@ -174,19 +206,23 @@ class Rewriter:
             self.root[path] = rebuilt(module, self._tensors, attributes)
 
     def _add_index(self, index: torch.Tensor) -> fx.Node:
-        name = f"_kept_index{len(self.index_constants)}"
+        name = f"{self._prefix}_kept_index{len(self.index_constants)}"
         self.index_constants.append(name)
         self.root[name] = index.to(_device(self._model))
         return self._note(self.graph.get_attr(name))
 
 
-def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> PrunedGraphModule:
-    """The network at the kept widths: a GraphModule over new tensors, in the train or eval mode of ``model``."""
+def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> nn.Module:
+    """The network at the kept widths, over new tensors, in the train or eval mode of ``model``.
+
+    A GraphModule; where the model's own forward is opaque, its own class with GraphModules inside.
+    """
     rewriter = Rewriter(graph, model, masks)
-    graphs = [rewriter.run(c) for c in (graph.captured, graph.training) if c is not None]
-    kept_out = [*rewriter.made_here, *_kept_out(model, rewriter.root)]
-    pruned = PrunedGraphModule(rewriter.root, *graphs, class_name=type(model).__name__, kept_out=kept_out)
-    return pruned.train(model.training)
+    for island in graph.captured.islands:
+        rewriter.add_island(island)
+    if "" in graph.captured.opaque:
+        return rewriter.opaque("").train(model.training)
+    return rewriter.assembled(graph.captured).train(model.training)
 
 
 def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:

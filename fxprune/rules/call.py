@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, Origin
 from fxprune.axes.solver import Cause, Solver
+from fxprune.rules.mutation import is_written
 
 Axes = tuple[Axis, ...]
 
@@ -59,6 +61,7 @@ class Call:
     axes_of: Callable[[Any], Any]
     shape_of: Callable[[Any], tuple[int, ...]]
     ledger: Ledger
+    attribute_of: Callable[[str], torch.Tensor]
     result: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -112,6 +115,14 @@ class Call:
         """The shape of the node's only tensor."""
         return tuple(int(s) for s in self.value.shape)
 
+    def stored(self, value: Any) -> NDArray[Any] | None:
+        """The values of an argument that is a buffer or a constant itself, where nothing in the graph writes to it."""
+        name = parameter_name(value)
+        if name is None or (isinstance(value, fx.Node) and is_written(value)):
+            return None
+        tensor = self.attribute_of(name)
+        return None if tensor.is_meta or isinstance(tensor, torch.nn.Parameter) else tensor.detach().cpu().numpy()
+
     def is_read(self, item: int) -> bool:
         """Whether anything reads item ``item`` of an op that gives several tensors."""
         for user in self.node.users:
@@ -147,6 +158,13 @@ class Call:
         """Keep every unit of several axes."""
         for axis in axes:
             self.pin(axis, reason)
+
+    def pin_inputs(self, reason: str) -> None:
+        """Keep every unit of everything the op reads."""
+        for node in self.node.all_input_nodes:
+            axes = self.axes_of(node)
+            for given in [axes] if isinstance(axes, tuple) else axes or []:
+                self.pin_all(given, reason)
 
     def crosses(self, axes: Iterable[Axis]) -> None:
         """Note that values of different channels of these axes are mixed without a weight that belongs to them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +35,15 @@ def split(call: Call) -> None:
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
 
 
-@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split")
+@rule("hsplit vsplit dsplit", "input, split_size_or_sections")
+def split_by_name(call: Call) -> None:
+    """Splits on a dim that the name says."""
+    dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}[call.name]
+    dim = min(dim, len(call.tensor("input")) - 1)
+    _parts(call, dim, [int(v.shape[dim]) for v in call.value])
+
+
+@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit vsplit dsplit")
 def repair_split(repair: Repair) -> None:
     """Any form becomes a split into the kept sizes."""
     pieces = repair.call.notes["pieces"]
@@ -94,11 +101,3 @@ def glu(call: Call) -> None:
     left, right = call.solver.split(axes[dim], [half, half], call.cause)
     call.unify(left, right)
     call.result = (*axes[:dim], left, *axes[dim + 1 :])
-
-
-def without(axes: Axes, dim: int) -> Axes:
-    """The axes but one."""
-    return (*axes[:dim], *axes[dim + 1 :])
-
-
-_ = operator

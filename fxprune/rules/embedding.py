@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from fxprune.rules.call import Call
+from fxprune.rules.call import Call, fixed_axes
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -17,7 +18,21 @@ def embedding(call: Call) -> None:
     call.result = (*call.tensor("input"), channels)
 
 
-@repairs("embedding")
+@rule("embedding_bag", "input, weight")
+def embedding_bag(call: Call) -> None:
+    """Rows summed, averaged or maximised over bags; the C++ form also gives three tensors of positions."""
+    rows, channels = call.tensor("weight")
+    call.pin(rows, "its rows are looked up by number")
+    call.role("weight", "in", "out")
+    value = call.value if isinstance(call.value, torch.Tensor) else call.value[0]
+    bags = (call.fixed(value.shape[0], "it numbers the bags"), channels)
+    if isinstance(call.value, torch.Tensor):
+        call.result = bags
+    else:
+        call.result = [bags, *fixed_axes(call.value[1:], "it holds positions")]
+
+
+@repairs("embedding embedding_bag")
 def repair_embedding(repair: Repair) -> None:
     repair.attributes["embedding_dim"] = repair.size(repair.call.tensor("weight")[1])
 
@@ -28,3 +43,4 @@ def one_hot(call: Call) -> None:
 
 
 module_form(nn.Embedding, ModuleForm("embedding", lambda m: {"weight": ".weight"}))
+module_form(nn.EmbeddingBag, ModuleForm("embedding_bag", lambda m: {"weight": ".weight"}))

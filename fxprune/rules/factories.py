@@ -11,12 +11,12 @@ def _fresh_axes(call: Call) -> Axes:
     return tuple(call.fresh(s, d) for d, s in enumerate(call.output_shape))
 
 
-@rule("zeros ones empty rand randn new_zeros_size", "*size")
+@rule("zeros ones empty rand randn", "*size")
 def sized(call: Call) -> None:
     call.result = _fresh_axes(call)
 
 
-@repairs("zeros ones empty rand randn new_zeros_size")
+@repairs("zeros ones empty rand randn")
 def repair_sized(repair: Repair) -> None:
     repair.resize_all("size", repair.call.result)
 
@@ -46,12 +46,12 @@ def repair_full(repair: Repair) -> None:
     repair.resize_all("size", repair.call.result)
 
 
-@rule("arange linspace logspace eye randperm tensor as_tensor scalar_tensor hann_window new_tensor from_numpy", "start")
+@rule("arange linspace logspace eye randint randperm tensor as_tensor scalar_tensor hann_window new_tensor", "start")
 def numbered(call: Call) -> None:
     call.result = _fresh_axes(call)
 
 
-@repairs("arange linspace logspace eye randperm tensor as_tensor scalar_tensor hann_window new_tensor from_numpy")
+@repairs("arange linspace logspace eye randint randperm tensor as_tensor scalar_tensor hann_window new_tensor")
 def repair_numbered(repair: Repair) -> None:
     """Made at full width with the numbers it had, then cut to what is kept."""
     axes = repair.call.result

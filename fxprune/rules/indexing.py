@@ -1,303 +1,246 @@
-"""Indexing: ``x[...]`` with slices, numbers, None, ellipsis, index tensors; index_select, roll, flip, gather."""
+"""Reading and writing ``x[...]``: slices, numbers, None, ellipsis, index lists and tensors."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Axis, Channels, Fixed, gather
+from fxprune.axes.expressions import Axis, Fixed, IndexArray, gather
 from fxprune.rules.call import Axes, Call, concrete, is_tensor
 from fxprune.rules.cutting import part
+from fxprune.rules.mutation import is_written
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair, contiguous
 
-_NUMBERED = "it is indexed by number"
+NUMBERED = "it is indexed by number"
+ALL = slice(None)
 
 
-def picked(call: Call, axis: Axis, index: np.ndarray[Any, np.dtype[np.int64]]) -> Axis:
-    """Elements of an axis by a literal index."""
+@dataclass(frozen=True)
+class Taken:
+    """What one item of an index takes: ``axis`` of the source (None for a new dim), as ``piece`` of the result.
+
+    ``positions``: the elements taken, where they are known; ``piece`` is None for a number, which leaves no dim.
+    """
+
+    item: Any
+    axis: Axis | None = None
+    piece: Axis | None = None
+    positions: IndexArray | None = None
+
+    @property
+    def is_array(self) -> bool:
+        """Whether the item is a list or a tensor of positions."""
+        return _is_array(self.item)
+
+
+def picked(call: Call, axis: Axis, positions: IndexArray) -> Axis:
+    """Elements of an axis by known positions."""
     if isinstance(call.solver.resolve(axis), Fixed):
-        return Fixed(len(index), _NUMBERED)
-    if len(index) and contiguous(index.tolist()):
-        return part(call, axis, int(index[0]), len(index))
-    return gather(axis, index)
+        return Fixed(len(positions), NUMBERED)
+    if len(positions) and contiguous(positions.tolist()):
+        return part(call, axis, int(positions[0]), len(positions))
+    return gather(axis, positions)
 
 
-def _sliced(call: Call, axis: Axis, item: slice) -> Axis:
-    index = np.arange(axis.size, dtype=np.int64)[concrete(item)]
-    return axis if len(index) == axis.size else picked(call, axis, index)
+def known_positions(call: Call, item: Any, size: int) -> IndexArray | None:
+    """The positions that a list or a stored index tensor of one dim takes from ``size`` elements, else None."""
+    values = call.stored(item) if isinstance(item, fx.Node) else np.asarray(concrete(item))
+    if values is None or values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
+        return None
+    return values.astype(np.int64) % max(size, 1)
 
 
-def _expand_ellipsis(items: Sequence[Any], rank: int) -> list[Any]:
-    consumed = sum(_consumes(i) for i in items if i is not Ellipsis)
-    missing = [slice(None)] * (rank - consumed)
-    if not any(i is Ellipsis for i in items):
-        return [*items, *missing]
-    at = next(n for n, i in enumerate(items) if i is Ellipsis)
-    return [*items[:at], *missing, *items[at + 1 :]]
-
-
-def _consumes(item: Any) -> int:
-    if item is None or isinstance(item, bool):
-        return 0
-    value = item.meta.get("val") if isinstance(item, fx.Node) else None
-    return value.dim() if isinstance(value, torch.Tensor) and value.dtype == torch.bool else 1
-
-
-def _is_index_array(item: Any) -> bool:
+def _is_array(item: Any) -> bool:
     return is_tensor(item) or isinstance(item, (list, tuple))
+
+
+def _is_mask(item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return getattr(item.meta["val"], "dtype", None) == torch.bool
+    return isinstance(item, bool) or (isinstance(item, (list, tuple)) and any(isinstance(i, bool) for i in item))
+
+
+def _items(index: Any, rank: int) -> list[Any]:
+    """One item for every dim of the source and every new dim."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    at = next((n for n, i in enumerate(items) if i is Ellipsis), len(items))
+    rest = items[at + 1 :]
+    consumed = sum(1 for i in (*items[:at], *rest) if i is not None)
+    return [*items[:at], *[ALL] * (rank - consumed), *rest]
 
 
 @rule("getitem", "input, index")
 def getitem(call: Call) -> None:
     source = call.arguments["input"]
-    if not is_tensor(source):
-        call.result = _member(call, source)
+    if is_tensor(source):
+        taken_by_index(call)
         return
-    indexed(call, call.arguments["index"])
-
-
-def _member(call: Call, source: Any) -> Any:
     held = call.axes_of(source)
-    return None if held is None else held[concrete(call.arguments["index"])]
+    call.result = None if held is None else held[concrete(call.arguments["index"])]
 
 
-def indexed(call: Call, index: Any) -> None:
+def taken_by_index(call: Call) -> None:
     """Set the axes of ``input[index]`` and note what each item took."""
     axes = list(call.tensor("input"))
-    items = _expand_ellipsis(list(index) if isinstance(index, tuple) else [index], len(axes))
-    if any(isinstance(concrete(i), bool) or _consumes(i) > 1 for i in items) or _has_mask(items):
+    items = _items(call.arguments["index"], len(axes))
+    if any(_is_mask(i) for i in items):
         call.pin_all(axes, "it is indexed by a mask")
         call.output_fixed("it is indexed by a mask")
         return
-    if any(_is_index_array(i) for i in items):
-        _advanced(call, axes, items)
-        return
-    result: list[Axis] = []
-    taken: list[tuple[Any, Axis | None, Axis | None]] = []
-    for item in items:
-        axis = None if item is None else axes.pop(0)
-        piece = _basic(call, axis, item)
-        if piece is not None:
-            result.append(piece)
-        taken.append((item, axis, piece))
+    arrays = [n for n, i in enumerate(items) if _is_array(i)]
+    if not arrays or (len(arrays) == 1 and all(i is None or isinstance(i, slice) or _is_array(i) for i in items)):
+        taken = [_take(call, None if item is None else axes.pop(0), item) for item in items]
+        result = [axis for t in taken for axis in _result_of(call, t)]
+    else:
+        taken = [_take_with_arrays(call, None if item is None else axes.pop(0), item) for item in items]
+        result = _around_arrays(call, taken)
     call.notes["taken"] = taken
     call.result = tuple(result)
 
 
-def _has_mask(items: Sequence[Any]) -> bool:
-    return any(isinstance(i, fx.Node) and getattr(i.meta.get("val"), "dtype", None) == torch.bool for i in items)
-
-
-def _basic(call: Call, axis: Axis | None, item: Any) -> Axis | None:
-    """The output axis of one slice, number or None (no output axis for a number)."""
+def _take(call: Call, axis: Axis | None, item: Any) -> Taken:
+    """One item of an index with one array at most."""
     if axis is None:
-        return call.fixed(1)
+        return Taken(item, piece=call.fixed(1))
     if isinstance(item, slice):
-        return _sliced(call, axis, item)
+        return _slice(call, axis, item)
+    if _is_array(item):
+        return _array(call, axis, item)
     number = int(concrete(item)) % axis.size
     call.pin(part(call, axis, number, 1), "one element of it is taken by its number")
-    return None
+    return Taken(item, axis, None, np.array([number]))
 
 
-def _advanced(call: Call, axes: list[Axis], items: list[Any]) -> None:
-    """Index tensors: the dims they index keep their numbering; the index tensors' own axes come out."""
-    arrays = [(n, i) for n, i in enumerate(items) if _is_index_array(i) or isinstance(concrete(i), int)]
-    result: list[Axis] = []
-    index_axes: list[Axes] = []
-    for item in items:
-        axis = None if item is None else axes.pop(0)
-        if axis is not None and not isinstance(item, slice):
-            call.pin(axis, _NUMBERED)
-            if is_tensor(item):
-                index_axes.append(tuple(call.axes_of(item)))
-            elif isinstance(item, (list, tuple)):
-                index_axes.append((call.fixed(len(item)),))
-        elif axis is None:
-            result.append(call.fixed(1))
+def _slice(call: Call, axis: Axis, item: slice) -> Taken:
+    positions = np.arange(axis.size, dtype=np.int64)[concrete(item)]
+    if len(positions) == axis.size:
+        return Taken(item, axis, axis, positions)
+    if not contiguous(positions.tolist()) and is_written(call.node):
+        call.pin(axis, "a slice with a step is written in place")
+    return Taken(item, axis, picked(call, axis, positions), positions)
+
+
+def _array(call: Call, axis: Axis, item: Any) -> Taken:
+    positions = known_positions(call, item, axis.size)
+    own: Axes = tuple(call.axes_of(item)) if is_tensor(item) else (call.fixed(len(item)),)
+    if positions is None:
+        call.pin(axis, NUMBERED)
+        return Taken(item, axis)
+    call.pin_all(own, "its values are positions")
+    return Taken(item, axis, picked(call, axis, positions), positions)
+
+
+def _result_of(call: Call, taken: Taken) -> Axes:
+    if taken.piece is None and taken.is_array:
+        return tuple(call.axes_of(taken.item))
+    return () if taken.piece is None else (taken.piece,)
+
+
+def _take_with_arrays(call: Call, axis: Axis | None, item: Any) -> Taken:
+    """One item of an index with several arrays, or an array and numbers: what they index keeps its numbering."""
+    if axis is None or isinstance(item, slice):
+        return _take(call, axis, item)
+    call.pin(axis, NUMBERED)
+    return Taken(item, axis)
+
+
+def _around_arrays(call: Call, taken: Sequence[Taken]) -> list[Axis]:
+    """Arrays and numbers broadcast; they come out where they stood, or first where they do not stand together."""
+    places = [n for n, t in enumerate(taken) if t.piece is None]
+    arrays = [t.item for t in taken if t.is_array]
+    shared = broadcast(call, [tuple(call.axes_of(a)) if is_tensor(a) else (call.fixed(len(a)),) for a in arrays])
+    together = places == list(range(places[0], places[0] + len(places)))
+    at = places[0] if together else 0
+    before = [t.piece for t in taken[:at] if t.piece is not None]
+    after = [t.piece for t in taken[at:] if t.piece is not None]
+    return [*before, *shared, *after]
+
+
+# -- repair ------------------------------------------------------------------------------------------------------------
+
+
+def _positions(repair: Repair, taken: Taken) -> list[int]:
+    """Where the kept picks of an item lie among the kept elements of its axis."""
+    assert taken.axis is not None
+    assert taken.positions is not None
+    kept = np.ones(1, dtype=np.bool_) if taken.piece is None else repair.mask(taken.piece)
+    return repair.positions(taken.axis, taken.positions, kept)
+
+
+def _shrinks(repair: Repair, taken: Taken) -> bool:
+    return taken.axis is not None and repair.shrinks(taken.axis)
+
+
+def _items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], dict[int, list[int]]]:
+    """New index items, and by their place the picks that are no run of neighbours."""
+    items: list[Any] = []
+    picks: dict[int, list[int]] = {}
+    for place, entry in enumerate(taken):
+        if not _shrinks(repair, entry) or entry.item == ALL:
+            items.append(fx.node.map_arg(entry.item, repair.mapped))
+            continue
+        positions = _positions(repair, entry)
+        if entry.piece is None:
+            items.append(positions[0])
+        elif contiguous(positions) and not entry.is_array:
+            first = positions[0] if positions else 0
+            items.append(slice(first, first + len(positions)))
         else:
-            if item != slice(None):
-                call.pin(axis, _NUMBERED)
-            result.append(axis if item == slice(None) else call.fixed(len(range(axis.size)[concrete(item)])))
-    numbers = [n for n, _ in arrays]
-    together = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-    at = sum(1 for i in items[: numbers[0]] if not _is_index_array(i)) if together else 0
-    result[at:at] = broadcast(call, index_axes)
-    call.result = tuple(result)
+            items.append(ALL)
+            picks[place] = positions
+    return items, picks
 
 
 @repairs("getitem")
 def repair_getitem(repair: Repair) -> None:
-    repair_index(repair, "index")
-
-
-def repair_index(repair: Repair, name: str) -> None:
-    """Rewrite literal bounds and numbers; a slice whose kept picks are not one run becomes an index_select."""
-    taken = repair.call.notes.get("taken")
-    if taken is None or not any(axis is not None and repair.shrinks(axis) for _, axis, _ in taken):
+    """Bounds and numbers change; picks that are no run of neighbours become an index_select before the rest."""
+    taken = repair.call.notes.get("taken", ())
+    if not any(_shrinks(repair, t) for t in taken):
         return
-    items: list[Any] = []
-    selections: list[tuple[int, list[int]]] = []
-    for dim, (item, axis, piece) in enumerate(taken):
-        if axis is None or not repair.shrinks(axis) or item == slice(None):
-            items.append(_new_item(repair, name, item))
-            continue
-        index = np.atleast_1d(np.arange(axis.size, dtype=np.int64)[concrete(item)])
-        kept: Mask = repair.mask(piece) if piece is not None else np.ones(1, dtype=np.bool_)
-        positions = repair.positions(axis, index, kept)
-        if piece is None:
-            items.append(positions[0])
-        elif contiguous(positions):
-            first = positions[0] if positions else 0
-            items.append(slice(first, first + len(positions)))
-        else:
-            items.append(slice(None))
-            selections.append((dim - sum(1 for i, *_ in taken[:dim] if i is None), positions))
-    if selections:
-        source = repair.arguments["input"]
-        for dim, positions in selections:
-            source = repair.select(source, dim, positions)
-        repair.set("input", source)
-    repair.set(name, tuple(items))
-
-
-def _new_item(repair: Repair, name: str, item: Any) -> Any:
-    """The item with the new graph's nodes in it."""
-    return fx.node.map_arg(item, repair.mapped)
+    items, picks = _items_and_picks(repair, taken)
+    source = repair.arguments["input"]
+    for place, positions in picks.items():
+        source = repair.select(source, sum(1 for t in taken[:place] if t.axis is not None), positions)
+    if picks and all(item == ALL for item in items):
+        repair.replacement = source
+        return
+    repair.set("input", source)
+    repair.set("index", tuple(items))
 
 
 @rule("setitem", "input, index, value")
 def setitem(call: Call) -> None:
     axes = call.tensor("input")
-    indexed(call, call.arguments["index"])
+    taken_by_index(call)
+    taken: Sequence[Taken] = call.notes.get("taken", ())
+    gathered = [t for t in taken if t.positions is not None and not contiguous(t.positions.tolist())]
+    if len(gathered) > 1 or (gathered and any(not isinstance(t.item, slice) and t not in gathered for t in taken)):
+        call.pin_all((t.axis for t in gathered if t.axis is not None), "it is written by several lists of positions")
     if call.has("value") and call.result is not None:
         target, value = call.result, call.tensor("value")
-        if len(value) > len(target):
-            call.pin_all((*axes, *value), "a tensor of more dims is written into it")
-        else:
-            broadcast(call, [target, value])
+        extra = len(value) - len(target)
+        call.pin_all(value[: max(extra, 0)], "it is written without it")
+        broadcast(call, [target, value[max(extra, 0) :]])
     call.result = None
 
 
 @repairs("setitem")
 def repair_setitem(repair: Repair) -> None:
-    repair_index(repair, "index")
-
-
-@rule("index_select", "input, dim, index")
-def index_select(call: Call) -> None:
-    axes, dim = call.tensor("input"), call.dim()
-    (index,) = call.tensor("index") or (call.fixed(1),)
-    call.pin(axes[dim], _NUMBERED)
-    call.result = (*axes[:dim], index, *axes[dim + 1 :])
-
-
-@rule("roll", "input, *shifts, dims=None")
-def roll(call: Call) -> None:
-    axes = list(call.tensor("input"))
-    dims = call.arguments.get("dims")
-    if dims is None:
-        call.pin_all(axes, "it is rolled as one flat vector")
-        call.result = tuple(axes)
+    """As for reading, but through a view: the written positions stay an index of the write itself."""
+    taken = repair.call.notes.get("taken", ())
+    if not any(_shrinks(repair, t) for t in taken):
         return
-    moved = []
-    for dim, shift in zip(call.dims("dims"), call.numbers("shifts"), strict=True):
-        size = axes[dim].size
-        if shift % size:
-            tail, head = (part(call, axes[dim], size - shift % size, shift % size), None)
-            head = part(call, axes[dim], 0, size - shift % size)
-            moved.append((dim, tail))
-            from fxprune.axes.expressions import concat
-
-            axes[dim] = concat((tail, head))
-        else:
-            moved.append((dim, None))
-    call.notes["moved"] = moved
-    call.result = tuple(axes)
-
-
-@repairs("roll")
-def repair_roll(repair: Repair) -> None:
-    moved = repair.call.notes.get("moved", [])
-    if any(tail is not None and repair.shrinks(tail) or _axis_shrinks(repair, dim) for dim, tail in moved):
-        old = repair.arguments["shifts"]
-        old = old if isinstance(old, (list, tuple)) else (old,)
-        shifts = tuple(
-            repair.size(tail) if tail is not None and _axis_shrinks(repair, dim) else given
-            for (dim, tail), given in zip(moved, old, strict=True)
-        )
-        repair.set("shifts", shifts)
-        repair.set("dims", tuple(dim for dim, _ in moved))
-
-
-def _axis_shrinks(repair: Repair, dim: int) -> bool:
-    return repair.shrinks(repair.call.tensor("input")[dim])
-
-
-@rule("flip", "input, *dims")
-def flip(call: Call) -> None:
-    axes = list(call.tensor("input"))
-    for dim in call.dims("dims"):
-        axes[dim] = _reversed(call, axes[dim])
-    call.result = tuple(axes)
-
-
-@rule("fliplr flipud", "input")
-def flip_one(call: Call) -> None:
-    axes = list(call.tensor("input"))
-    dim = 1 if call.name == "fliplr" else 0
-    axes[dim] = _reversed(call, axes[dim])
-    call.result = tuple(axes)
-
-
-def _reversed(call: Call, axis: Axis) -> Axis:
-    if isinstance(call.solver.resolve(axis), (Fixed,)):
-        return axis
-    return gather(axis, np.arange(axis.size - 1, -1, -1, dtype=np.int64))
-
-
-@rule("gather take_along_dim", "input, dim, index")
-def gather_op(call: Call) -> None:
-    axes, index = call.tensor("input"), call.tensor("index")
-    dim = call.dim()
-    call.pin(axes[dim], _NUMBERED)
-    for i, (source, target) in enumerate(zip(axes, index, strict=True)):
-        if i == dim:
-            continue
-        if source.size == target.size:
-            call.unify(source, target)
-        else:
-            call.pin(source, _NUMBERED)
-            call.pin(target, _NUMBERED)
-    call.result = index
-
-
-@rule("scatter scatter_add index_add index_copy index_fill masked_scatter masked_select nonzero unique", "input")
-def by_number(call: Call) -> None:
-    for name in call.arguments:
-        if call.has(name):
-            call.pin_all(call.tensor(name), _NUMBERED)
-    call.output_fixed(_NUMBERED)
-
-
-@rule("tril triu", "input, diagonal=0")
-def triangle(call: Call) -> None:
-    axes = call.tensor("input")
-    call.pin_all(axes[-2:], "rows and columns are compared by number")
-    call.result = axes
-
-
-@rule("diagonal diag_embed diag trace", "input")
-def diagonal(call: Call) -> None:
-    call.pin_all(call.tensor("input"), "rows and columns are compared by number")
-    call.output_fixed("rows and columns are compared by number")
-
-
-_ = (operator, Channels)
+    items, picks = _items_and_picks(repair, taken)
+    if picks:
+        if any(item != ALL for item in items):
+            repair.set("input", repair.emit(operator.getitem, repair.arguments["input"], tuple(items)))
+        items = [repair.constant(picks[place]) if place in picks else ALL for place in range(len(items))]
+    repair.set("index", tuple(items))

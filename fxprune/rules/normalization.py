@@ -87,7 +87,7 @@ def repair_group_norm(repair: Repair) -> None:
     repair.attributes["num_channels"] = repair.size(notes["channels"])
 
 
-@rule("local_response_norm cross_map_lrn2d", "input, size")
+@rule("local_response_norm", "input, size")
 def local_response_norm(call: Call) -> None:
     axes = call.tensor("input")
     call.pin(axes[1], "a window slides over neighbouring channels")

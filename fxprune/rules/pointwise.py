@@ -17,13 +17,13 @@ UNARY = """
     gelu silu mish selu celu elu leaky_relu rrelu hardtanh hardsigmoid hardswish hardshrink softplus softsign
     softshrink tanhshrink threshold logsigmoid log_sigmoid
     dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout
-    clone contiguous detach requires_grad alias data to type float double half bfloat16 int long bool short byte char
-    cpu cuda type_as i0 bernoulli erfcx
+    clone contiguous detach requires_grad data to type float double half bfloat16 int long bool short byte char
+    cpu cuda type_as i0 bernoulli
     uniform normal exponential geometric cauchy log_normal random zero fill
 """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
-    add sub rsub mul div floor_divide floordiv true_divide remainder fmod pow float_power atan2 hypot maximum minimum fmax
+    add sub rsub mul div floor_divide floordiv remainder fmod pow float_power atan2 hypot maximum minimum fmax
     fmin eq ne gt ge lt le logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign
     xlogy logaddexp logaddexp2 heaviside nextafter copy
 """

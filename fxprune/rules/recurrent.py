@@ -84,5 +84,44 @@ def _arguments(module: Any) -> dict[str, Any]:
     } | {name: f".{name}" for name in module._flat_weights_names}
 
 
+_CELL_GATES = {"lstm_cell": 4, "gru_cell": 3, "rnn_tanh_cell": 1, "rnn_relu_cell": 1}
+
+
+@rule(" ".join(_CELL_GATES), "input, hx=None, w_ih, w_hh, b_ih=None, b_hh=None")
+def cell(call: Call) -> None:
+    """One step: ``w_ih`` is (gates * hidden, features), ``w_hh`` (gates * hidden, hidden)."""
+    axes, hidden = call.tensor("input"), call.tensor("w_hh")[1]
+    rows = product((call.fixed(_CELL_GATES[call.name], "it numbers the gates"), hidden))
+    call.unify_all(call.tensor("w_ih"), (rows, axes[-1]))
+    call.unify(call.tensor("w_hh")[0], rows)
+    for name in ("b_ih", "b_hh"):
+        if call.has(name):
+            call.unify(call.tensor(name)[0], rows)
+            call.role(name, "scale")
+    for name in ("w_ih", "w_hh"):
+        call.role(name, "out", "in")
+        call.macs((*axes[:-1], *call.tensor(name)))
+    given = call.arguments.get("hx")
+    for state in [] if given is None else [call.tensor("hx")] if call.has("hx") else call.tensors("hx"):
+        call.unify(state[-1], hidden)
+    result = (*axes[:-1], hidden)
+    call.result = [result, result] if call.name == "lstm_cell" else result
+    call.notes.update(hidden=hidden, features=axes[-1])
+
+
+@repairs(" ".join(_CELL_GATES))
+def repair_cell(repair: Repair) -> None:
+    notes = repair.call.notes
+    repair.attributes.update(hidden_size=repair.size(notes["hidden"]), input_size=repair.size(notes["features"]))
+
+
+def _cell_arguments(module: Any) -> dict[str, Any]:
+    biases = {"b_ih": ".bias_ih", "b_hh": ".bias_hh"} if module.bias else {}
+    return {"w_ih": ".weight_ih", "w_hh": ".weight_hh"} | biases
+
+
+module_form(nn.LSTMCell, ModuleForm("lstm_cell", _cell_arguments))
+module_form(nn.GRUCell, ModuleForm("gru_cell", _cell_arguments))
+module_form(nn.RNNCell, ModuleForm("rnn_tanh_cell", _cell_arguments))
 for _cls in (nn.LSTM, nn.GRU, nn.RNN):
     module_form(_cls, ModuleForm("recurrent", _arguments))

@@ -52,7 +52,7 @@ def norm(call: Call) -> None:
     _reduce(call, call.dims())
 
 
-@rule("linalg_vector_norm linalg_norm vector_norm", "input, ord=None, dim=None, keepdim=False")
+@rule("linalg_vector_norm linalg_norm", "input, ord=None, dim=None, keepdim=False")
 def vector_norm(call: Call) -> None:
     _reduce(call, call.dims())
 

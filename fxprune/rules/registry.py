@@ -45,6 +45,7 @@ class ModuleForm:
 
 _RULES: dict[str, Rule] = {}
 _MODULES: dict[Callable[..., Any], ModuleForm] = {}
+_MODULE_CLASSES: list[type[nn.Module]] = []
 
 
 def rule(names: str, signature: str) -> Callable[[AxesHalf], AxesHalf]:
@@ -73,6 +74,12 @@ def repairs(names: str) -> Callable[[RepairHalf], RepairHalf]:
 def module_form(cls: type[nn.Module], form: ModuleForm) -> None:
     """Say which rule a module class follows."""
     _MODULES[cls.forward] = form
+    _MODULE_CLASSES.append(cls)
+
+
+def module_forms() -> tuple[type[nn.Module], ...]:
+    """Every module class with a form; classes that inherit such a forward follow it too."""
+    return tuple(_MODULE_CLASSES)
 
 
 def find_rule(name: str) -> Rule | None:

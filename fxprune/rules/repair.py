@@ -100,8 +100,11 @@ class Repair:
 
     def select(self, node: fx.Node, dim: int, index: Sequence[int]) -> fx.Node:
         """``node`` with dim ``dim`` picked by literal positions."""
-        constant = self.add_constant(torch.tensor(list(index), dtype=torch.int64))
-        return self.emit(torch.index_select, node, dim, constant)
+        return self.emit(torch.index_select, node, dim, self.constant(index))
+
+    def constant(self, index: Sequence[int]) -> fx.Node:
+        """Positions as a tensor that lives in the new graph."""
+        return self.add_constant(torch.tensor(list(index), dtype=torch.int64))
 
     def select_result(self, axes: Sequence[Axis]) -> None:
         """Let the op run at full width and cut its result to the kept elements."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fxprune.axes.expressions import Axis, product
 from fxprune.rules.call import Axes, Call
+from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -25,6 +26,13 @@ def expand(call: Call) -> None:
 @repairs("expand broadcast_to")
 def repair_expand(repair: Repair) -> None:
     repair.resize_all("size", repair.call.result)
+
+
+@rule("broadcast_tensors", "*tensors")
+def broadcast_tensors(call: Call) -> None:
+    operands = call.tensors("tensors")
+    shared = broadcast(call, operands)
+    call.result = [shared] * len(operands)
 
 
 @rule("expand_as", "input, other")
@@ -69,7 +77,7 @@ def repair_repeat(repair: Repair) -> None:
 def repeat_interleave(call: Call) -> None:
     axes = call.tensor("input")
     if call.has("repeats") or call.number("dim") is None:
-        call.pin_all(axes, "the number of repeats differs from element to element")
+        call.pin_inputs("the number of repeats differs from element to element")
         call.output_fixed("the number of repeats differs from element to element")
         return
     dim, count = call.dim(), int(call.number("repeats"))
@@ -88,6 +96,5 @@ def repair_repeat_interleave(repair: Repair) -> None:
 
 @rule("meshgrid", "*tensors")
 def meshgrid(call: Call) -> None:
-    for axes in call.tensors("tensors"):
-        call.pin_all(axes, "a coordinate grid is made of it")
+    call.pin_inputs("a coordinate grid is made of it")
     call.output_fixed("it is a coordinate grid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 MISSING: Any = object()
@@ -19,6 +19,7 @@ _ALIASES = {
     "tensor": "input",
     "mat1": "input",
     "vec": "other",
+    "indices": "split_size_or_sections",
     "sections": "split_size_or_sections",
     "indices_or_sections": "split_size_or_sections",
     "split_size": "split_size_or_sections",
@@ -39,7 +40,7 @@ class Parameter:
     default: Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(signature: str) -> tuple[Parameter, ...]:
     """``"input, *size, dim=0"`` as parameters."""
     parameters = []

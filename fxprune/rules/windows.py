@@ -1,57 +1,18 @@
-"""Padding, pooling, resampling and pixel moves."""
+"""Pooling, resampling and moves between channels and space."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
-from torch.nn import functional as F
 
-from fxprune.axes.expressions import Axis, concat, product
-from fxprune.rules.call import Axes, Call
-from fxprune.rules.cutting import part
+from fxprune.axes.expressions import product
+from fxprune.rules.call import Call
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 _WINDOW = "a window slides over it"
 _SPACE = "it is resampled"
-
-
-@rule("pad constant_pad_nd", "input, pad, mode=constant, value=None")
-def pad(call: Call) -> None:
-    axes = list(call.tensor("input"))
-    amounts = call.numbers("pad")
-    notes: list[tuple[Axis | None, Axis | None]] = []
-    for i in range(len(amounts) // 2):
-        dim, low, high = len(axes) - 1 - i, amounts[2 * i], amounts[2 * i + 1]
-        axes[dim], pieces = _padded(call, axes[dim], dim, low, high)
-        notes.append(pieces)
-    call.notes["pieces"] = notes
-    call.result = tuple(axes)
-
-
-def _padded(
-    call: Call, axis: Axis, dim: int, low: int, high: int
-) -> tuple[Axis, tuple[Axis | None, Axis | None]]:
-    if not low and not high:
-        return axis, (None, None)
-    if str(call.arguments.get("mode", "constant")) != "constant" or min(low, high) < 0:
-        call.pin(axis, "it is padded from its own elements" if min(low, high) >= 0 else "it is cropped")
-        return call.fixed(axis.size + low + high), (None, None)
-    before = call.fresh(low, dim) if low else None
-    after = call.fresh(high, dim) if high else None
-    return concat(p for p in (before, axis, after) if p is not None), (before, after)
-
-
-@repairs("pad constant_pad_nd")
-def repair_pad(repair: Repair) -> None:
-    pieces = repair.call.notes["pieces"]
-    flat = [p for pair in pieces for p in pair]
-    if any(p is not None and repair.shrinks(p) for p in flat):
-        given = repair.arguments["pad"]
-        new = tuple(v if p is None else repair.resize(v, p) for v, p in zip(given, flat, strict=True))
-        repair.set("pad", new)
 
 
 def _spatial(call: Call, count: int, why: str) -> None:
@@ -70,13 +31,16 @@ def _count(name: str) -> int:
     " ".join(
         f"{kind}{n}d"
         for n in (1, 2, 3)
-        for kind in ("avg_pool", "max_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool", "fractional_max_pool")
+        for kind in ("avg_pool", "max_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
     )
-    + " max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
+    + " fractional_max_pool2d fractional_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
     "input",
 )
 def pooling(call: Call) -> None:
-    _spatial(call, _count(call.name), _WINDOW)
+    rank = _count(call.name)
+    if call.has("_random_samples"):
+        call.unify(call.tensor("input")[-rank - 1], call.tensor("_random_samples")[1])
+    _spatial(call, rank, _WINDOW)
 
 
 @rule("max_unpool1d max_unpool2d max_unpool3d", "input, indices")
@@ -85,7 +49,7 @@ def unpooling(call: Call) -> None:
     _spatial(call, _count(call.name), _WINDOW)
 
 
-@rule("interpolate upsample upsample_nearest upsample_bilinear", "input, size=None, scale_factor=None")
+@rule("interpolate", "input, size=None, scale_factor=None")
 def interpolate(call: Call) -> None:
     _spatial(call, len(call.tensor("input")) - 2, _SPACE)
 
@@ -152,20 +116,11 @@ def channel_shuffle(call: Call) -> None:
 def repair_channel_shuffle(repair: Repair) -> None:
     groups = repair.call.notes["groups"]
     if repair.shrinks(groups):
-        repair.set("groups", repair.size(groups))
-
-
-def first_part(call: Call, axis: Axis, length: int) -> Axis:
-    """The first elements of an axis."""
-    return part(call, axis, 0, length)
+        repair.set("groups", repair.resize(repair.arguments["groups"], groups))
 
 
 def _no_arguments(module: Any) -> dict[str, Any]:
     return {}
-
-
-def _pad_mode(module: Any) -> str:
-    return "constant" if isinstance(module, (nn.modules.padding._ConstantPadNd, nn.ZeroPad2d)) else "other"
 
 
 for _n in (1, 2, 3):
@@ -179,11 +134,6 @@ for _n in (1, 2, 3):
         _cls = getattr(nn, f"{_kind}{_n}d", None)
         if _cls is not None:
             module_form(_cls, ModuleForm(f"{_rule}{_n}d", _no_arguments))
-    for _kind in ("ConstantPad", "ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
-        _cls = getattr(nn, f"{_kind}{_n}d", None)
-        if _cls is not None:
-            _form = ModuleForm("pad", lambda m: {"pad": m.padding, "mode": _pad_mode(m)}, (("pad", "padding"),))
-            module_form(_cls, _form)
 for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
     module_form(_up, ModuleForm("interpolate", _no_arguments))
 module_form(nn.PixelShuffle, ModuleForm("pixel_shuffle", lambda m: {"upscale_factor": m.upscale_factor}))
@@ -191,4 +141,3 @@ module_form(nn.PixelUnshuffle, ModuleForm("pixel_unshuffle", lambda m: {"downsca
 module_form(nn.ChannelShuffle, ModuleForm("channel_shuffle", lambda m: {"groups": m.groups}, (("groups", "groups"),)))
 module_form(nn.Unfold, ModuleForm("unfold", lambda m: {"kernel_size": m.kernel_size}))
 module_form(nn.Fold, ModuleForm("fold", lambda m: {"output_size": m.output_size, "kernel_size": m.kernel_size}))
-_ = (math, F, Axes)

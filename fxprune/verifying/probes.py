@@ -11,10 +11,11 @@ from fxprune.samples import Sample
 
 from .copies import promoted
 
-__all__ = ["Probe", "batch_sizes", "candidates"]
+__all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
 
-# How much larger the second resolution is: a multiple of the common total strides.
-_LARGER_BY = 32
+# The second resolution is smaller by this many pixels where that leaves enough, else larger: a multiple of the common
+# total strides.
+_PIXELS, _ENOUGH = 32, 96
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +25,12 @@ class Probe:
     Attributes:
         label: how messages name it.
         sample: the arguments.
-        larger: whether the resolution is not the sample's own.
+        resized: whether the resolution is not the sample's own.
     """
 
     label: str
     sample: Sample
-    larger: bool = False
+    resized: bool = False
 
     @property
     def batch_size(self) -> int | None:
@@ -46,28 +47,40 @@ class Probe:
         return self.sample.map(lambda tensor: promoted(tensor, dtype))
 
 
-def batch_sizes(given: int) -> tuple[int, int]:
-    """Two sizes of at least 2: the given one and the next, or 2 and 3 where the given one is larger than need be."""
-    return (2, 3) if given < 2 or given > 4 else (given, given + 1)
+# Rows of a sample with few values, so that no unit stays silent on all of them.
+_FEW_VALUES, _MORE_ROWS = 1024, 12
+
+
+def batch_sizes(sample: Sample) -> tuple[int, ...]:
+    """Two sizes of at least 2: the given one and the next, or 2 and 3 where the given one is larger than need be.
+
+    The second is larger for small inputs; there are none where the inputs share no batch dim.
+    """
+    given = sample.batch_size
+    if not given:
+        return ()
+    first = 2 if given < 2 or given > 4 else given
+    values = sum(tensor.numel() for tensor in sample.tensors if tensor.is_floating_point()) // given
+    return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else first + 1
 
 
 def candidates(sample: Sample, seed: int) -> list[list[Probe]]:
     """The probes to run; of each inner list the first that fits the network.
 
-    First the sample itself, then random values at another batch size and a larger resolution, or as near to that as
-    the network takes.
+    First the sample itself, then random values at another batch size and resolution, or as near to that as the network
+    takes.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = batch_sizes(sample.batch_size) if sample.batch_size else ()
+    sizes = batch_sizes(sample)
     asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
     given = ("" if not sizes else f", batch {sample.batch_size}", sample)
     first, second = [*asked[:1], given], [*asked[1:], given]
-    larger = any(_is_image(tensor) for tensor in sample.tensors)
+    has_images = any(_is_image(tensor) for tensor in sample.tensors)
     others: list[Probe] = []
     for suffix, values in second:
-        if larger:
-            label = f"random inputs{suffix}, {_LARGER_BY} pixels larger"
-            others.append(_random(label, values, generator, larger=True))
+        if has_images:
+            label = f"random inputs{suffix}, another resolution"
+            others.append(_random(label, values, generator, resized=True))
         others.append(_random(f"random inputs{suffix}", values, generator))
         others.append(Probe(f"the sample{suffix}", values))
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
@@ -77,15 +90,21 @@ def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim in (4, 5) and tensor.is_floating_point()
 
 
-def _random(label: str, sample: Sample, generator: torch.Generator, *, larger: bool = False) -> Probe:
-    return Probe(label, sample.map(lambda tensor: _random_like(tensor, generator, larger)), larger)
+def randomised(probe: Probe, seed: int) -> Probe:
+    """Random values like those of ``probe``, in its shapes."""
+    return _random(f"random inputs like {probe.label}", probe.sample, torch.Generator().manual_seed(seed))
 
 
-def _random_like(tensor: Tensor, generator: torch.Generator, larger: bool) -> Tensor:
+def _random(label: str, sample: Sample, generator: torch.Generator, *, resized: bool = False) -> Probe:
+    return Probe(label, sample.map(lambda tensor: _random_like(tensor, generator, resized)), resized)
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> Tensor:
     """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are."""
     shape = list(tensor.shape)
-    if larger and _is_image(tensor):
-        shape[-2:] = [size + _LARGER_BY for size in shape[-2:]]
+    if resized and _is_image(tensor):
+        change = -_PIXELS if min(shape[-2:]) >= _ENOUGH else _PIXELS
+        shape[-2:] = [size + change for size in shape[-2:]]
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
         return tensor
     if not tensor.is_floating_point():

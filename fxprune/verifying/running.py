@@ -26,8 +26,16 @@ __all__ = ["evaluate", "modes", "nothing_left_behind", "where"]
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 
+# Their results are exact in every type, and what is written into them must not be rounded.
+_CONSTANT = frozenset(f"aten::{prefix}{name}" for name in ("empty", "zeros", "ones", "full") for prefix in ("", "new_"))
+
+
 class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes in ``dtype`` what the source writes in a narrower type, such as ``x.float()`` or ``torch.zeros(n)``."""
+    """Computes in ``dtype`` what the source writes in a narrower type, such as ``x.float()``.
+
+    Values that come from no input and no parameter (``torch.arange(n).cos()``) are computed in the type the source
+    gives them, because a trace may hold them as constants; they widen where they meet wider ones.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,13 +50,17 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in self._narrow:
-            kwargs["dtype"] = self._dtype
+        found = {leaf.dtype for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        if self._dtype in found:
+            if kwargs.get("dtype") in self._narrow:
+                kwargs["dtype"] = self._dtype
+            if len(found) > 1:
+                # What an in-place operator writes to must stay the same tensor.
+                fixed = args[:1] if func._schema.is_mutable else ()
+                args, kwargs = pytree.tree_map_only(Tensor, self._widen, (args[len(fixed) :], kwargs))
+                args = fixed + args
         result = func(*args, **kwargs)
-        # What an operator writes to, or looks at, must stay the same tensor; only fresh results can be replaced.
-        if func._schema.is_mutable or (func.is_view and func._schema.name != "aten::lift_fresh"):
-            return result
-        return pytree.tree_map_only(Tensor, self._widen, result)
+        return self._widen(result) if func._schema.name in _CONSTANT else result
 
     def _widen(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor

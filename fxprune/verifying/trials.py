@@ -80,7 +80,7 @@ class Trials:
         trial = Trial(probe, expected)
         failure, error_found = self._difference(trial)
         # A trace may be specialised to the sample's resolution, so there a difference is no fault of anybody's.
-        if failure and probe.larger:
+        if failure and probe.resized:
             return "the traced network fits the sample's resolution only"
         if failure:
             raise ProofError(f"traced network: {failure}{self._randomness(trial)}")

@@ -17,7 +17,7 @@ from .copies import private_copy
 from .locating import first_difference
 from .masking import hides_its_weights, overwrite_removed, randomise, removes_anything
 from .precision import TOLERANCE, out_of_memory
-from .probes import Probe
+from .probes import Probe, randomised
 from .running import evaluate, where
 from .selecting import Keep
 from .trials import Trial, Trials
@@ -108,17 +108,24 @@ class Validation:
         Returns:
             How far removing changes the outputs of the original.
         """
+        before = ""
+        cause: ProofError | None = None
         if self._outcome.method == _MASKED:
             change, failure = self._compare(full(), trials, answers, _MASKED)
             if not failure:
                 return change
-            self._outcome.notes.append(
-                f"with removed entries of the original set to zero, {failure}: what is removed does not stay zero "
-                "until it is read, or the outputs themselves are narrower; compared over the kept entries alone"
-            )
-        change, failure = self._compare(full(), trials, answers, _CARRYING)
+            before = f"with removed entries of the original set to zero, {failure}"
+        try:
+            change, failure = self._compare(full(), trials, answers, _CARRYING)
+        except ProofError as error:
+            failure, cause = str(error), error
         if failure:
-            raise ProofError(failure)
+            raise ProofError(f"{before}; {failure}" if before else failure) from cause
+        if before:
+            self._outcome.notes.append(
+                f"{before}: what is removed does not stay zero until it is read, or the outputs themselves are "
+                "narrower; compared over the kept entries alone"
+            )
         self._outcome.method = _CARRYING
         return change
 
@@ -161,12 +168,10 @@ class Validation:
         return f"{text}; they part at {place}" if place else text
 
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
-        """Repeat one trial with random parameters, in which no removed entry is without effect."""
+        """Repeat with random parameters, in which no removed entry is without effect."""
         pruned = private_copy(self._case.pruned, self._dtype)
-        full = self._randomised(pruned)
-        probe = trials[-1].probe
-        trial = Trial(probe, evaluate(full, probe, self._dtype, seed=self._case.seed))
-        del full
+        probe = randomised(trials[0].probe, self._case.seed)
+        trial = Trial(probe, evaluate(self._randomised(pruned), probe, self._dtype, seed=self._case.seed))
         seen = 0.0
         if not has_nan(trial.expected):
             answers = self._answers(pruned, [trial])

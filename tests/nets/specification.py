@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.nets.coupling import Coupling
+from tests.nets.coupling import ALIVE, Coupling
 from tests.nets.steps.step import Kept, Step
 
 IMPORTS = """\
@@ -119,9 +119,11 @@ class Specification:
     def masking_is_exact(self) -> bool:
         """Whether zeroed entries are the same as removed ones everywhere: no normalisation over what may go, and no
         contraction without a weight of values that a function has moved off zero."""
+        net = self.coupling
         moved = any(not step.zero_preserving for step in self.steps)
-        contracted = any(step.contracts_values for step in self.steps)
-        return not any(step.normalises for step in self.steps) and not (moved and contracted)
+        cells = [cell for step in self.steps for cell in step.normalised(net)]
+        cells += [cell for step in self.steps if moved for cell in step.contracted(net)]
+        return all(net.root(cell) == ALIVE for cell in cells)
 
 
 def randomise(module: nn.Module, seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,18 +41,22 @@ def _random_mask(generator: np.random.Generator, size: int) -> np.ndarray[Any, n
 
 
 class Kept:
-    """Kept indices by tensor name and dim; every index where nothing goes."""
+    """Kept indices by tensor name and dim; every index where nothing goes.
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    ``first_name`` gives the name under which a tied tensor is planned.
+    """
+
+    def __init__(self, plan: Plan, first_name: Callable[[str], str] = str) -> None:
+        self._plan, self._first_name = plan, first_name
 
     def __call__(self, name: str, dim: int = 0) -> Tensor:
+        name = self._first_name(name)
         index = self._plan.keep[name][dim]
         return torch.arange(self._plan.shapes[name][dim]) if index is None else index
 
     def shrinks(self, name: str, dim: int = 0) -> bool:
         """Whether any index of the dim goes."""
-        return self._plan.keep[name][dim] is not None
+        return self._plan.keep[self._first_name(name)][dim] is not None
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """The kept entries of a tensor under its name."""

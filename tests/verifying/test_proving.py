@@ -48,7 +48,7 @@ def test_crossing_a_norm_is_noticed_when_the_caller_does_not_say_so() -> None:
 
 def test_batch_sizes_and_resolutions() -> None:
     proof = run(twins.conv_chain())
-    assert proof.batch_sizes == (2, 3)
+    assert proof.batch_sizes == (2, 12)
     assert proof.resolutions == ("8x8", "40x40")
 
 
@@ -212,7 +212,7 @@ def test_a_baked_batch_size_is_refused() -> None:
         if node.target == "flatten":
             node.target, node.args = "reshape", (node.args[0], 2, 5, -1)
     case.pruned.recompile()
-    with pytest.raises(ProofError, match="refuses random inputs, batch 3"):
+    with pytest.raises(ProofError, match="refuses random inputs, batch 12"):
         run(case)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.nets.coupling import Coupling
+from tests.nets.coupling import Axis, Coupling
 from tests.nets.steps.step import Kept, Step, join
 
 
@@ -23,9 +23,11 @@ class MultiheadAttention(Step):
     bias: bool = True
     narrow: tuple[int, int, int, int, int] | None = None
 
-    @property
-    def contracts_values(self) -> bool:
-        return True
+    def normalised(self, net: Coupling) -> Axis:
+        return net.values[self.source][1]
+
+    def contracted(self, net: Coupling) -> Axis:
+        return (*net.values[self.source][1], *net.values[f"{self.module}#width"][0])
 
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
@@ -48,7 +50,6 @@ class MultiheadAttention(Step):
 
     def couple(self, net: Coupling) -> None:
         batch, length, channels = net.values[self.source]
-        net.fix(length)
         _, heads_size, width_size, value_size, out_size = self._sizes()
         heads = net.note(f"{self.module}#heads", net.new(heads_size))
         width = net.note(f"{self.module}#width", net.new(width_size))

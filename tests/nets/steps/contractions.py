@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from tests.nets.coupling import Coupling
+from tests.nets.coupling import Axis, Coupling
 from tests.nets.steps.pointwise import broadcast
 from tests.nets.steps.step import Kept, Step, join
 
@@ -23,9 +23,8 @@ class MatMul(Step):
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
 
-    @property
-    def contracts_values(self) -> bool:
-        return True
+    def contracted(self, net: Coupling) -> Axis:
+        return net.values[self.left][-1]
 
     def forward_line(self) -> str:
         if self.einsum:
@@ -53,9 +52,8 @@ class Softmax(Step):
     source: str
     dim: int
 
-    @property
-    def normalises(self) -> bool:
-        return True
+    def normalised(self, net: Coupling) -> Axis:
+        return net.values[self.source][self.dim]
 
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
@@ -81,9 +79,11 @@ class ScaledDotProduct(Step):
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
 
-    @property
-    def contracts_values(self) -> bool:
-        return True
+    def normalised(self, net: Coupling) -> Axis:
+        return net.values[self.key][-2]
+
+    def contracted(self, net: Coupling) -> Axis:
+        return (*net.values[self.key][-1], *net.values[self.key][-2])
 
     def forward_line(self) -> str:
         scale = f"scale={self.width**-0.5!r}" if self.explicit_scale else ""
@@ -93,7 +93,6 @@ class ScaledDotProduct(Step):
     def couple(self, net: Coupling) -> None:
         (*heads, rows, inner), key, value = (net.values[name] for name in (self.query, self.key, self.value))
         net.tie(inner, key[-1])
-        net.fix(key[-2])
         net.tie(key[-2], value[-2])
         shared = broadcast(net, broadcast(net, tuple(heads), key[:-2]), value[:-2])
         net.define(self.out, (*shared, rows, value[-1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.nets.coupling import Coupling
+from tests.nets.coupling import Axis, Coupling
 from tests.nets.steps.step import Kept, Step, join
 
 
@@ -54,9 +54,8 @@ class LayerNorm(Step):
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
 
-    @property
-    def normalises(self) -> bool:
-        return True
+    def normalised(self, net: Coupling) -> Axis:
+        return tuple(cell for axis in net.values[self.source][-len(self.shape) :] for cell in axis)
 
     def _kinds(self) -> tuple[str, ...]:
         if not self.affine:
@@ -106,9 +105,8 @@ class GroupNorm(Step):
     def outputs(self) -> tuple[str, ...]:
         return (self.out,)
 
-    @property
-    def normalises(self) -> bool:
-        return True
+    def normalised(self, net: Coupling) -> Axis:
+        return net.values[f"{self.module}#width"][0]
 
     def init_lines(self) -> tuple[str, ...]:
         return (f"self.{self.module} = nn.GroupNorm({self.groups}, {self.channels})",)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.nets.coupling import ALIVE, Coupling
+from tests.nets.coupling import ALIVE, Axis, Coupling
 from tests.nets.steps.step import Kept, Step
 
 POOLS: dict[str, str] = {
@@ -119,13 +119,11 @@ class Reduce(Step):
         keepdim = ", keepdim=True" if self.keepdim else ""
         return f"{self.out} = {self.source}.{self.function}(dim={self.dims}{keepdim})"
 
-    @property
-    def normalises(self) -> bool:
-        return self.function != "sum"
+    def normalised(self, net: Coupling) -> Axis:
+        return () if self.function == "sum" else self.contracted(net)
 
-    @property
-    def contracts_values(self) -> bool:
-        return True
+    def contracted(self, net: Coupling) -> Axis:
+        return tuple(cell for dim in self.dims for cell in net.values[self.source][dim])
 
     def couple(self, net: Coupling) -> None:
         made = []

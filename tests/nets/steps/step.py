@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from tests.nets.coupling import Coupling
+from tests.nets.coupling import Axis, Coupling
 
 
 class Kept(Protocol):
@@ -21,15 +21,13 @@ class Kept(Protocol):
 class Step(ABC):
     """One statement of ``forward`` over named values."""
 
-    @property
-    def normalises(self) -> bool:
-        """Whether entries set to zero are not the same as removed ones (a layer norm over channels)."""
-        return False
+    def normalised(self, net: Coupling) -> Axis:
+        """Return the cells over which entries set to zero are not the same as removed ones (a layer norm's)."""
+        return ()
 
-    @property
-    def contracts_values(self) -> bool:
-        """Whether activations are summed over a dim without a weight that could mask them."""
-        return False
+    def contracted(self, net: Coupling) -> Axis:
+        """Return the cells over which activations are summed without a weight that could mask them."""
+        return ()
 
     @property
     def zero_preserving(self) -> bool:

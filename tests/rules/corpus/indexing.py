@@ -128,7 +128,7 @@ CASES = [
     module_case("index/position bias", TOKENS, BiasTable, fixed_size=True, free=("first.weight", "middle.table:1")),
     module_case("index/position bias by two dims", TOKENS, DirectTable, fixed_size=True, free=("first.weight", "middle.table:1")),
     *everywhere("index/flipped channels", IMAGE, lambda: lambda h: h.flip(1)),
-    *everywhere("index/rolled channels", IMAGE, lambda: lambda h: h.roll(3, 1)),
+    *everywhere("index/rolled channels", IMAGE, lambda: lambda h: h.roll(2, 1)),
     *everywhere("index/permuted channels", IMAGE, lambda: Buffered(_BUFFERS["indexing"])),
     *everywhere("index/interleaved", TOKENS, lambda: lambda h: torch.stack((-h[..., 1::2], h[..., ::2]), -1).flatten(-2)),
 ]

@@ -116,7 +116,7 @@ _VECTORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] 
     "dot with a vector": (lambda h, w: (h @ w).unsqueeze(-1) + h, (8,)),
     "linear to one": (lambda h, w: F.linear(h, w).unsqueeze(-1) + h, (8,)),
     "multi_dot": (lambda h, w: torch.linalg.multi_dot([h, w, w.t()]), (8, 6)),
-    "chain_matmul": (lambda h, w: torch.linalg.multi_dot((h, w)), (8, 6)),
+    "chain_matmul": (lambda h, w: torch.chain_matmul(h, w, w.t()), (8, 6)),
 }
 
 
@@ -161,6 +161,7 @@ CASES = [
     module_case("linear/baddbmm", TOKENS, lambda: Biased(_baddbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
     module_case("linear/addmv", VECTOR, lambda: Biased(_addmv, (1, 8), 8)),
     op_case("linear/outer", VECTOR, _outer),
+    op_case("linear/ger", VECTOR, lambda h: torch.ger(h.sum(1), h.new_ones(h.shape[1])) + h),
     op_case("linear/bmm of activations", TOKENS, _gram),
     _two("product of activations", lambda a, b: a.transpose(1, 2) @ b, 8, free=("second.weight",), pinned=("first.weight",)),
     _two("product over channels", lambda a, b: (a @ b.transpose(1, 2)) @ b, 8),

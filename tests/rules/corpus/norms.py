@@ -139,6 +139,7 @@ _MODULES: list[tuple[str, Any, Callable[[], nn.Module]]] = [
     ("BatchNorm2d without affine", IMAGE, lambda: nn.BatchNorm2d(8, affine=False)),
     ("BatchNorm2d without statistics", IMAGE, lambda: nn.BatchNorm2d(8, track_running_stats=False)),
     ("BatchNorm3d", VOLUME, lambda: nn.BatchNorm3d(8)),
+    ("SyncBatchNorm", IMAGE, lambda: nn.SyncBatchNorm(8)),
     ("InstanceNorm1d", SERIES, lambda: nn.InstanceNorm1d(8)),
     ("InstanceNorm2d", IMAGE, lambda: nn.InstanceNorm2d(8)),
     ("InstanceNorm2d, affine", IMAGE, lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, Op, everywhere, module_case, op_case
+from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Case, Op, everywhere, module_case, op_case
 
 # Names of torch functions that take values between 0 and 1 to finite ones.
 _ON_UNIT = """
@@ -163,6 +163,16 @@ _OPERATORS: dict[str, Op] = {
     "bernoulli": lambda h: h * torch.bernoulli(torch.ones_like(h)),
     "dropout2d": lambda h: F.dropout2d(h, training=False),
     "acosh": lambda h: torch.acosh(1.1 + h.abs()),
+    "polygamma method": lambda h: (1.1 + h.abs()).polygamma(1),
+    "random fill of other kinds": lambda h: h + 0 * torch.empty_like(h).exponential_() + 0 * torch.empty_like(h).log_normal_(),
+    "discrete random fill": lambda h: h + 0 * torch.empty_like(h).geometric_(0.5) + 0 * torch.empty_like(h).random_(3),
+    "cauchy": lambda h: h + 0 * torch.empty_like(h).cauchy_(),
+    "data": lambda h: h.data.requires_grad_(False),
+    "small integers": lambda h: h + h.short().char().byte().to(h.dtype),
+    "dropout1d": lambda h: F.dropout1d(h.flatten(2), training=False).view_as(h),
+    "dropout3d": lambda h: F.dropout3d(h[..., None], training=False)[..., 0],
+    "feature_dropout": lambda h: torch.feature_dropout(h, 0.5, False),
+    "bucketize": lambda h: h + torch.bucketize(h, torch.tensor([-0.5, 0.0, 0.5], dtype=h.dtype)),
     "polygamma": lambda h: torch.polygamma(1, 1.1 + h.abs()),
 }
 
@@ -186,7 +196,7 @@ CASES = [
     *(module_case(f"module/{n}", IMAGE, _module(n)) for n in _MODULES.split()),
     module_case("module/PReLU per channel", IMAGE, lambda: nn.PReLU(8)),
     module_case("module/Threshold", IMAGE, lambda: nn.Threshold(0.1, 0.2)),
-    module_case("module/Dropout2d", IMAGE, lambda: nn.Dropout2d()),
+    *(module_case(f"module/{n}", layout, _module(n)) for n, layout in (("Dropout1d", SERIES), ("Dropout2d", IMAGE), ("Dropout3d", VOLUME))),
     *(op_case(f"binary/{n}", IMAGE, _with_itself(op)) for n, op in _BINARY.items()),
     *(op_case(f"comparison/{n}", VECTOR, _compared(n)) for n in _COMPARISONS.split()),
     *(op_case(f"bits/{n}", VECTOR, _bits(n)) for n in ("bitwise_and", "bitwise_or", "bitwise_xor")),

@@ -50,6 +50,8 @@ _OVER_CHANNELS: dict[str, Op] = {
     "mode": lambda h: torch.mode(h.round(), 1, keepdim=True).values,
     "count_nonzero": lambda h: torch.count_nonzero(h > 0, 1).unsqueeze(1).to(h.dtype),
     "quantile": lambda h: torch.quantile(h, 0.3, dim=1, keepdim=True),
+    "nanquantile": lambda h: torch.nanquantile(h, h.new_tensor([0.3, 0.5]), dim=1).mean(0).unsqueeze(1),
+    "dist": lambda h: torch.dist(h, h.tanh()),
     "nanmedian": lambda h: torch.nanmedian(h, 1, keepdim=True).values,
     "sum of everything": lambda h: h.sum(),
     "mean of everything": lambda h: h.mean(),
@@ -85,6 +87,8 @@ _ALONG_CHANNELS: dict[str, Op] = {
     "logcumsumexp": lambda h: torch.logcumsumexp(h, 1),
     "cumprod": lambda h: torch.cumprod(h, dim=1),
     "cummax": lambda h: torch.cummax(h, 1)[0],
+    "cummin": lambda h: h.cummin(1).values,
+    "cdist": lambda h: h * torch.cdist(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).tanh()).mean(-1).unsqueeze(1),
     "cosine_similarity": lambda h: h * F.cosine_similarity(h, h.flip(-1), dim=1).unsqueeze(1),
     "pairwise_distance": lambda h: h * F.pairwise_distance(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).flip(1)).unsqueeze(1),
 }

@@ -50,7 +50,6 @@ _WIDENED: dict[str, Op] = {
     "repeat of a tuple": lambda g: g.repeat((1, 8, 1, 1)),
     "tile": lambda g: torch.tile(g, (8, 1, 1)),
     "repeat_interleave": lambda g: g.repeat_interleave(8, dim=1),
-    "cat": lambda g: torch.cat([g] * 8, 1),
 }
 _REPEATED: dict[str, tuple[Layout, Op]] = {
     "repeat of channels": (IMAGE, lambda h: h.repeat(1, 3, 1, 1)),

@@ -59,7 +59,7 @@ _SAME_SHAPE: dict[str, tuple[Layout, Op]] = {
     "channel shuffle by views": (IMAGE, _shuffled),
     "channel shuffle of four": (IMAGE, lambda h: _shuffled(h, 4)),
     "windows": (IMAGE, _windows),
-    "in place": (TOKENS, lambda h: h.clone().unsqueeze_(1).squeeze_(1).transpose_(1, 2).t_() if h.dim() == 2 else h.clone().transpose_(1, 2).transpose_(1, 2)),
+    "in place": (TOKENS, lambda h: h.clone().unsqueeze_(1).squeeze_(1).transpose_(1, 2).swapaxes_(1, 2)),
 }
 _OTHER_SHAPE: dict[str, tuple[Layout, Op]] = {
     "flatten": (IMAGE, lambda h: torch.flatten(h, 1)),
@@ -73,8 +73,9 @@ _OTHER_SHAPE: dict[str, tuple[Layout, Op]] = {
     "folded halves": (VECTOR, lambda h: h.view(-1, 2, 4).sum(1)),
     "three factors": (VECTOR, lambda h: h.view(-1, 2, 2, 2).permute(0, 3, 1, 2).reshape(-1, 8)),
     "cut across": (VECTOR, lambda h: h.view(-1, 4, 2).tanh().view(-1, 2, 4).transpose(1, 2).flatten(1)),
+    "complex numbers": (VECTOR, lambda h: torch.view_as_real(torch.view_as_complex(h.view(-1, 4, 2)) * 2).flatten(1)),
+    "view_copy": (VECTOR, lambda h: torch.view_copy(h, (h.shape[0], 2, 4)).sum(1)),
     "ravel": (VECTOR, lambda h: h.ravel().view(-1, 8)),
-    "as many as": (IMAGE, lambda h: h.view(h.numel() // (h.shape[0] * h.shape[1]), -1).view_as(h)),
     "halved width": (IMAGE, lambda h: h.reshape(h.shape[0], -1, h.shape[2], h.shape[3] // 2)),
 }
 

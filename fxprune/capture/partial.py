@@ -1,0 +1,115 @@
+"""Partial capture: what cannot be traced becomes an opaque leaf, and what lies inside it is traced by itself.
+
+The smallest module whose forward fails is kept as one call. Its submodules that are called with tensors are captured one
+by one, as islands: their inputs and outputs keep their sizes, everything between is pruned as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.capturing import Captured, capture, capture_training, names_of
+from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
+from fxprune.errors import CaptureError
+from fxprune.samples import Sample
+
+_ATTEMPTS = 100
+
+
+def capture_parts(
+    model: nn.Module,
+    sample: Sample,
+    failure: CaptureError,
+    *,
+    keeps: Callable[[str], bool],
+    is_leaf: Callable[[nn.Module], bool],
+) -> Captured:
+    """Capture what can be captured, after ``failure`` of the whole.
+
+    Raises:
+        CaptureError: ``failure`` again where nothing inside can be traced either.
+    """
+    if any(t.is_meta for t in model.parameters()):
+        raise failure
+    try:
+        recorded = record_calls(model, sample)
+    except Exception:  # the user's own code: anything may come out of it
+        raise failure from None
+    forms = {"keeps": keeps, "is_leaf": is_leaf}
+    main = _main(model, sample, failure, recorded, forms)
+    main.islands = tuple(i for path in main.opaque for i in _islands(model, path, recorded, forms))
+    if not main.islands and "" in main.opaque:
+        raise failure
+    return main
+
+
+def _main(
+    model: nn.Module, sample: Sample, failure: CaptureError, recorded: Mapping[str, Calls], forms: dict[str, Any]
+) -> Captured:
+    opaque: dict[str, str] = {}
+    # A list of tensors may have another length at the next call, which a graph would not follow.
+    path = "" if _holds_list(sample) else failure.path
+    for _ in range(_ATTEMPTS):
+        opaque = {p: reason for p, reason in opaque.items() if path and not p.startswith(f"{path}.")}
+        opaque[path] = str(failure)
+        if not path:
+            break
+        try:
+            return capture(model, sample, opaque={p: (r, recorded[p].results) for p, r in opaque.items()}, **forms)
+        except CaptureError as error:
+            failure, path = error, error.path if error.path not in opaque else parent(error.path)
+    shapes, aliases, parameters = names_of(model)
+    return Captured(fx.Graph(), shapes, aliases, {}, sample, parameters=parameters, opaque={"": str(failure)})
+
+
+def parent(path: str) -> str:
+    """The path of the enclosing module."""
+    return path.rpartition(".")[0]
+
+
+def _holds_list(sample: Sample) -> bool:
+    return any(isinstance(v, list) for v in (*sample.args, *sample.kwargs.values()))
+
+
+def _islands(
+    model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]
+) -> Iterator[Captured]:
+    for name, child in model.get_submodule(path).named_children():
+        inner = f"{path}.{name}".lstrip(".")
+        if not any(True for _ in child.parameters()) or (inner in recorded and forms["is_leaf"](child)):
+            continue
+        island = _island(child, inner, recorded, forms)
+        if island is not None:
+            yield island
+        else:
+            yield from _islands(model, inner, recorded, forms)
+
+
+def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]) -> Captured | None:
+    calls = recorded.get(path)
+    if calls is None or not only_called_inside(recorded, path):
+        return None
+    if not is_plain((calls.sample.args, calls.sample.kwargs)) or not all(map(is_plain, calls.results)):
+        return None
+    try:
+        captured = capture(child, _with_rows(calls.sample), prefix=f"{path}.", **forms)
+        captured.training_twin = capture_training(child, captured, **forms)
+    except CaptureError:
+        return None
+    captured.calls = len(calls.results)
+    return captured
+
+
+def _with_rows(sample: Sample) -> Sample:
+    """A sample that was recorded with a batch of none gets two rows, so that sizes can be told apart."""
+    if sample.batch_size != 0:
+        return sample
+    args, kwargs = pytree.tree_map_only(
+        torch.Tensor, lambda t: t.new_empty(2, *t.shape[1:]), (sample.args, sample.kwargs)
+    )
+    return Sample(args, kwargs)

@@ -1,0 +1,45 @@
+"""Whether what an op gives is written to later on, which matters where a view would become a copy."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxprune.capture.naming import canonical_name
+
+_VIEWS = frozenset(
+    """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
+    split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
+)
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether a later op writes to the node's tensor in place, directly or through a view."""
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user.op not in ("call_function", "call_method") or not user.args or user.args[0] not in seen:
+                continue
+            if _writes(user) and not _is_put_back(user, node):
+                return True
+            if canonical_name(user.target) in _VIEWS and user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _writes(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
+    return in_place or name in _OPERATORS or node.kwargs.get("inplace") is True
+
+
+def _is_put_back(write: fx.Node, read: fx.Node) -> bool:
+    """Whether it is the middle of ``x[i] += y``: read, change, and write to the same place."""
+    return any(
+        canonical_name(user.target) == "setitem" and user.args[0] is read.args[0] and user.args[2] is write
+        for user in write.users
+        if user.op == "call_function"
+    )
+
+
+_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())

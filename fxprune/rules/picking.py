@@ -1,0 +1,123 @@
+"""Elements taken or written by index tensors: index_select, gather, scatter and their kin."""
+
+from __future__ import annotations
+
+from fxprune.axes.expressions import Axis
+from fxprune.rules.call import Axes, Call
+from fxprune.rules.indexing import NUMBERED, known_positions, picked
+from fxprune.rules.registry import repairs, rule
+from fxprune.rules.repair import Repair
+
+
+@rule("index_select", "input, dim, index")
+def index_select(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    (own,) = call.tensor("index") or (call.fixed(1),)
+    positions = known_positions(call, call.arguments["index"], axes[dim].size)
+    piece = own
+    if positions is None:
+        call.pin(axes[dim], NUMBERED)
+    else:
+        call.pin(own, "its values are positions")
+        piece = picked(call, axes[dim], positions)
+    call.notes.update(axis=axes[dim], piece=piece, positions=positions, dim=dim)
+    call.result = (*axes[:dim], piece, *axes[dim + 1 :])
+
+
+@repairs("index_select")
+def repair_index_select(repair: Repair) -> None:
+    notes = repair.call.notes
+    if repair.shrinks(notes["axis"]):
+        positions = repair.positions(notes["axis"], notes["positions"], repair.mask(notes["piece"]))
+        repair.replacement = repair.select(repair.arguments["input"], notes["dim"], positions)
+
+
+def _alongside(call: Call, dim: int, *operands: Axes) -> None:
+    """Tie operands on every dim but ``dim``, where each keeps its numbering; a shorter one reads only a part."""
+    for axes in operands:
+        call.pin(axes[dim], NUMBERED)
+    first = operands[0]
+    for axes in operands[1:]:
+        for i, (ours, theirs) in enumerate(zip(first, axes, strict=True)):
+            if i != dim:
+                _tie(call, ours, theirs)
+
+
+def _tie(call: Call, ours: Axis, theirs: Axis) -> None:
+    if ours.size == theirs.size:
+        call.unify(ours, theirs)
+    elif theirs.size != 1:
+        call.pin_all((ours, theirs), NUMBERED)
+
+
+@rule("gather", "input, dim, index, sparse_grad=False")
+def gather(call: Call) -> None:
+    _alongside(call, call.dim(), call.tensor("input"), call.tensor("index"))
+    call.result = call.tensor("index")
+
+
+@rule("take_along_dim", "input, indices, dim=None")
+def take_along_dim(call: Call) -> None:
+    axes, indices = call.tensor("input"), call.tensor("indices")
+    if call.number("dim") is None:
+        call.pin_all((*axes, *indices), NUMBERED)
+        call.output_fixed(NUMBERED)
+        return
+    dim = call.dim()
+    _alongside(call, dim, axes, indices)
+    call.result = tuple(i if d == dim or i.size != 1 else a for d, (a, i) in enumerate(zip(axes, indices, strict=True)))
+
+
+@rule("scatter scatter_add scatter_reduce", "input, dim, index, src")
+def scatter(call: Call) -> None:
+    operands = [call.tensor(name) for name in ("input", "index", "src") if call.has(name)]
+    _alongside(call, call.dim(), *operands)
+    call.result = call.tensor("input")
+
+
+@rule("index_add index_copy index_reduce", "input, dim, index, source")
+def index_write(call: Call) -> None:
+    call.pin_all(call.tensor("index"), NUMBERED)
+    _alongside(call, call.dim(), call.tensor("input"), call.tensor("source"))
+    call.result = call.tensor("input")
+
+
+@rule("index_fill", "input, dim, index, value")
+def index_fill(call: Call) -> None:
+    axes = call.tensor("input")
+    call.pin_all((axes[call.dim()], *call.tensor("index")), NUMBERED)
+    call.result = axes
+
+
+@rule("bucketize", "input, boundaries")
+def bucketize(call: Call) -> None:
+    call.pin_all(call.tensor("boundaries"), NUMBERED)
+    call.result = call.tensor("input")
+
+
+@rule("masked_scatter take put index_put searchsorted", "input")
+def by_number(call: Call) -> None:
+    call.pin_inputs(NUMBERED)
+    call.output_fixed(NUMBERED)
+
+
+@rule("tril triu", "input, diagonal=0")
+def triangle(call: Call) -> None:
+    axes = call.tensor("input")
+    call.pin_all(axes[-2:], "rows and columns are compared by number")
+    call.result = axes
+
+
+@rule("diagonal", "input, offset=0, dim1=0, dim2=1")
+def diagonal(call: Call) -> None:
+    axes = call.tensor("input")
+    first, second = call.dim("dim1"), call.dim("dim2")
+    call.pin_all((axes[first], axes[second]), "rows and columns are compared by number")
+    rest = (a for d, a in enumerate(axes) if d not in (first, second))
+    call.result = (*rest, call.fixed(call.output_shape[-1], "it is a diagonal"))
+
+
+@rule("diag_embed diag trace", "input")
+def diagonals(call: Call) -> None:
+    call.pin_inputs("rows and columns are compared by number")
+    call.output_fixed("rows and columns are compared by number")

@@ -1,0 +1,154 @@
+"""Every kind of output structure comes back as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict, namedtuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .compiled import assert_equal_copy, pruned, vector
+
+
+class Trunk(nn.Module):
+    """A trunk with two heads; subclasses say how the outputs are wrapped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = self.trunk(x).relu()
+        return self.first(hidden), self.second(hidden)
+
+
+class InTuple(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.heads(x)
+
+
+class InList(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        return list(self.heads(x))
+
+
+class InDict(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        return {"out": first, "aux": second, "none": None, "number": 3, "name": "trunk"}
+
+
+class InNested(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        return {"pair": (first, [second, first]), "deep": {"x": second}}
+
+
+class InOrderedDict(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        return OrderedDict([("out", first), ("aux", second)])
+
+
+class Made(NamedTuple):
+    out: torch.Tensor
+    aux: torch.Tensor | None = None
+
+
+Old = namedtuple("Old", "out aux")
+
+
+class InNamedTuple(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        return Made(*self.heads(x))
+
+
+class InOldNamedTuple(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        return Old(aux=second, out=first)
+
+
+@dataclasses.dataclass
+class Output:
+    out: torch.Tensor
+    aux: torch.Tensor | None = None
+    size: int = 0
+
+
+class InDataclass(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        return Output(out=first, aux=second, size=3)
+
+
+def test_tuples_and_lists() -> None:
+    assert type(pruned(InTuple(), vector())(vector())) is tuple
+    assert type(pruned(InList(), vector())(vector())) is list
+
+
+def test_dicts_with_more_than_tensors() -> None:
+    out = pruned(InDict(), vector())(vector(5))
+    assert list(out) == ["out", "aux", "none", "number", "name"]
+    assert (out["none"], out["number"], out["name"]) == (None, 3, "trunk")
+
+
+def test_nested_outputs() -> None:
+    pruned(InNested(), vector())
+    assert_equal_copy(InNested(), vector(), vector(5))
+
+
+def test_ordered_dicts() -> None:
+    out = pruned(InOrderedDict(), vector())(vector(5))
+    assert isinstance(out, OrderedDict)
+    assert list(out) == ["out", "aux"]
+
+
+def test_named_tuples() -> None:
+    assert type(pruned(InNamedTuple(), vector())(vector(5))) is Made
+    out = pruned(InOldNamedTuple(), vector())(vector(5))
+    assert type(out) is Old
+    assert (out.out.shape, out.aux.shape) == ((5, 3), (5, 4))
+
+
+def test_dataclasses() -> None:
+    out = pruned(InDataclass(), vector())(vector(5))
+    assert type(out) is Output
+    assert (out.out.shape, out.size) == ((5, 3), 3)
+    assert out.aux is not None
+    assert out.aux.shape == (5, 4)
+
+
+def test_an_output_given_twice_and_an_input_handed_back() -> None:
+    class Echo(Trunk):
+        def forward(self, x: torch.Tensor) -> Any:
+            first, _ = self.heads(x)
+            return first, first, x
+
+    result = pruned(Echo(), vector())
+    x = vector(3)
+    first, again, same = result(x)
+    assert first is again
+    assert same is x
+
+
+def test_a_size_among_the_outputs() -> None:
+    class Sized(Trunk):
+        def forward(self, x: torch.Tensor) -> Any:
+            first, _ = self.heads(x)
+            return first, x.shape[0]
+
+    result = pruned(Sized(), vector())
+    assert result(vector(5))[1] == 5
+
+
+def test_a_parameter_among_the_outputs_keeps_its_width() -> None:
+    class Shown(Trunk):
+        def forward(self, x: torch.Tensor) -> Any:
+            first, second = self.heads(x)
+            return first, second, self.first.weight
+
+    result = pruned(Shown(), vector(), ratio=0.0)
+    assert result(vector())[2].shape == (3, 16)

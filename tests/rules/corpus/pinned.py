@@ -1,0 +1,113 @@
+"""Ops that number, order or slide over channels: those stay, with a reason, and all others still shrink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, Layout, Op
+
+
+class Through(nn.Module):
+    """first (pinned by the op), inner (free), last."""
+
+    def __init__(self, layout: Layout, middle: Op, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.middle = layout.first(width), middle
+        with torch.no_grad():
+            result = middle(self.first(*layout.sample(2)))
+        rank = result.dim()
+        self.inner, self.last = layout.last(rank, result.shape[layout.dim]), layout.last(rank, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(self.middle(self.first(x))).relu())
+
+
+def _efficient_attention(h: Tensor) -> Tensor:
+    """A kernel that slides over the channels' means."""
+    kernel = torch.tensor([[[0.3, 0.5, 0.2]]], dtype=h.dtype)
+    scale = F.conv1d(h.mean((2, 3)).unsqueeze(1), kernel, padding=1).squeeze(1)
+    return h * scale.sigmoid()[..., None, None]
+
+
+def _step_written(h: Tensor) -> Tensor:
+    h = h * 1.0
+    h[:, ::2].mul_(3.0)
+    return h
+
+
+def _two_lists_written(h: Tensor) -> Tensor:
+    h = h * 1.0
+    h[:, [1, 4], [0, 2]] = 0.5
+    return h
+
+
+def _put(h: Tensor) -> Tensor:
+    return h.index_put((torch.tensor([0, 1]), torch.tensor([3, 5])), torch.tensor([1.0, 2.0], dtype=h.dtype))
+
+
+_ORDERED: dict[str, tuple[Layout, Op]] = {
+    "sort": (VECTOR, lambda h: h.sort(1)[0]),
+    "argsort": (VECTOR, lambda h: h.argsort(-1).to(h.dtype) + h),
+    "topk": (VECTOR, lambda h: h.topk(5, 1).values),
+    "kthvalue": (VECTOR, lambda h: h + h.kthvalue(2, 1, keepdim=True)[0]),
+    "argmax": (VECTOR, lambda h: h + h.argmax(1, keepdim=True)),
+    "argmin": (VECTOR, lambda h: h + torch.argmin(h, 1)[:, None]),
+    "argmax of everything": (TOKENS, lambda h: h + h.argmax()),
+    "index of the maximum": (VECTOR, lambda h: h + h.max(1, keepdim=True)[1]),
+    "index of the median": (VECTOR, lambda h: h + torch.median(h, 1, keepdim=True).indices),
+    "index of a running maximum": (VECTOR, lambda h: h + torch.cummax(h, 1)[1]),
+    "index of a running minimum": (VECTOR, lambda h: h + torch.cummin(h, 1).indices),
+    "gather": (VECTOR, lambda h: h.gather(1, h.argsort(1))),
+    "take_along_dim": (VECTOR, lambda h: torch.take_along_dim(h, h.argsort(1), 1)),
+    "take": (VECTOR, lambda h: h + torch.take(h, torch.tensor([0, 3]))[0]),
+    "put": (VECTOR, lambda h: h.put(torch.tensor([1, 5]), torch.tensor([1.0, 2.0], dtype=h.dtype))),
+    "scatter": (VECTOR, lambda h: torch.zeros_like(h).scatter(1, h.argsort(1), h)),
+    "scatter_reduce": (VECTOR, lambda h: h.scatter_reduce(1, h.argsort(1), h, "sum")),
+    "index_add": (VECTOR, lambda h: h.index_add(1, torch.tensor([0, 3]), h[:, :2])),
+    "index_reduce": (VECTOR, lambda h: h.index_reduce(1, torch.tensor([0, 3]), h[:, :2], "prod")),
+    "index_put": (VECTOR, _put),
+    "masked_scatter": (VECTOR, lambda h: h.masked_scatter(h > 0, h.abs())),
+    "searchsorted": (VECTOR, lambda h: h + torch.searchsorted(h.sort(1)[0], h)),
+    "computed index": (VECTOR, lambda h: h[:, h.argsort(1)[0]]),
+    "two lists": (TOKENS, lambda h: h[:, [0, 2, 4], [1, 3, 5]].unsqueeze(1).expand(-1, 2, -1)),
+    "list and number": (TOKENS, lambda h: h[:, 0, [1, 3, 5]]),
+    "iteration": (VECTOR, lambda h: torch.stack([c * i for i, c in enumerate(h.unbind(1))], 1)),
+    "rolled flat": (VECTOR, lambda h: torch.roll(h, 3)),
+    "tril": (TOKENS, lambda h: torch.tril(h)),
+    "diagonal": (TOKENS, lambda h: h + torch.diagonal(h.mT @ h, dim1=1, dim2=2).unsqueeze(1)),
+    "diag_embed": (VECTOR, lambda h: torch.diag_embed(h).flatten(1)),
+    "diag": (VECTOR, lambda h: h + torch.diag(h.t() @ h)),
+    "trace": (VECTOR, lambda h: h + torch.trace(h.t() @ h)),
+    "tensor of repeats": (VECTOR, lambda h: h.repeat_interleave(torch.arange(1, 9), 1, output_size=36)),
+    "meshgrid": (VECTOR, lambda h: h + torch.meshgrid(h[0], torch.arange(3.0, dtype=h.dtype), indexing="ij")[0].T[0]),
+    "two lists written": (IMAGE, _two_lists_written),
+    "step written in place": (IMAGE, _step_written),
+}
+_SLID: dict[str, tuple[Layout, Op]] = {
+    "convolution": (IMAGE, _efficient_attention),
+    "pooling": (TOKENS, lambda h: F.max_pool1d(h, 2)),
+    "adaptive pooling": (TOKENS, lambda h: F.adaptive_avg_pool1d(h, 3)),
+    "interpolation": (TOKENS, lambda h: F.interpolate(h, scale_factor=2)),
+    "local response norm": (IMAGE, lambda h: F.local_response_norm(h, 3)),
+    "windows": (VECTOR, lambda h: h.unfold(1, 2, 2).flatten(1)),
+    "reflected padding": (TOKENS, lambda h: F.pad(h, (1, 1), mode="reflect")),
+}
+_MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
+    "LocalResponseNorm": (IMAGE, lambda: nn.LocalResponseNorm(3)),
+    "ReflectionPad1d": (TOKENS, lambda: nn.ReflectionPad1d(1)),
+    "AvgPool1d": (TOKENS, lambda: nn.AvgPool1d(2)),
+}
+
+
+def _case(name: str, layout: Layout, middle: Callable[[], Op]) -> Case:
+    return Case(f"pinned/{name}", lambda: Through(layout, middle()), layout.sample, ("inner.weight",), pinned=("first.weight",))
+
+
+CASES = [
+    *(_case(n, layout, lambda op=op: op) for n, (layout, op) in (_ORDERED | _SLID).items()),
+    *(_case(n, layout, make) for n, (layout, make) in _MODULES.items()),
+]
