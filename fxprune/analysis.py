@@ -10,7 +10,7 @@ import networkx as nx
 import torch
 from torch import fx, nn
 
-from fxprune.axes.elements import units_of
+from fxprune.axes.elements import has_gather, units_of
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
@@ -188,6 +188,8 @@ class ChannelGraph:
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
         graph: the networkx graph whose connected components are the groups.
         opaque: ops that were not understood.
+        activations: the distinct axes of activations that gather elements of others, so that they might lose all
+            elements while every group keeps some; none may.
         constants: tensors made while tracing, by name.
         captured: what was captured.
     """
@@ -210,6 +212,7 @@ class ChannelGraph:
         self.graph: nx.Graph = channel_graph(self.solver, (a for a, (n, _) in places.items() if n in analyzer.used))
         self._variables = {a.serial: place for a, place in places.items()}
         self._explainer = Explainer(self.graph, analyzer.tensors, self._variables)
+        self.activations = self._activation_axes()
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)
         self.macs = tuple(
@@ -250,6 +253,7 @@ class ChannelGraph:
             )
         order = {name: i for i, name in enumerate(self.shapes)}
         groups = [self._group(root, members, order, crossed, joined) for root, members in found.items()]
+        groups = _provable(groups)
         groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, _position(g)))
         return tuple(_with_unique_names(groups))
 
@@ -261,6 +265,13 @@ class ChannelGraph:
         variable = next(v for v in variables(first.axis) if v.serial == root)
         name = first.tensor.removesuffix(".weight")
         return Group(name, variable, variable.size, tuple(members), root in crossed, root in joined)
+
+    def _activation_axes(self) -> tuple[Axis, ...]:
+        found: dict[int, Axis] = {}
+        for node, axes in self.axes.items():
+            if isinstance(node.meta.get("val"), torch.Tensor):
+                found.update((id(r), r) for r in map(self.solver.resolve, axes) if has_gather(r))
+        return tuple(found.values())
 
     def _roots(self, axes: Iterable[Axis]) -> set[int]:
         return {v.serial for axis in axes for v in variables(self.solver.resolve(axis))}
@@ -335,6 +346,14 @@ def _owner(node: fx.Node) -> str:
 def _position(group: Group) -> int:
     first = group.members[0]
     return [v.serial for v in variables(first.axis)].index(group.variable.serial)
+
+
+def _provable(groups: list[Group]) -> list[Group]:
+    """Leave out channels that no parameter makes (zeros of a pad, copies of an expand) where they cross a norm.
+
+    There the proof follows removed entries from the parameters that make them, and these have none.
+    """
+    return [g for g in groups if not g.crosses_norm or any(m.role != "in" for m in g.members)]
 
 
 def _with_unique_names(groups: list[Group]) -> list[Group]:

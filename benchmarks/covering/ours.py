@@ -29,7 +29,7 @@ def cover(record: Record, library: str, model: str, ratio: float, meta: bool) ->
     record(**shares_left_by_uniform_plan(network.model, network.sample))
     if not meta:
         record(other_batch=follows_batch(network.model, pruned, network.sample))
-        record(parameters_trained=train_one_step(pruned, network.sample))
+        record(parameters_trained=train_one_step(pruned, network.training_sample))
 
 
 def _compiled(record: Record, network: Network, ratio: float) -> fx.GraphModule:

@@ -28,7 +28,12 @@ def layer_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
 
 
 def inner_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
-    """The same without the layers that read the network's input or write its output, which must keep a width."""
+    """The same without the layers that read the network's input or write its output, which must keep a width.
+
+    Where a part of the network is opaque, its borders are such ends for what lies inside, so there all layers count.
+    """
+    if graph.opaque:
+        return layer_weights(graph)
     ends = {pinned.tensor for pinned in graph.pinned if pinned.reason.endswith(_ENDS)}
     return {name: shape for name, shape in layer_weights(graph).items() if name not in ends}
 

@@ -17,10 +17,11 @@ LIBRARIES = ("torchvision", "timm", "transformers", "cifar")
 
 @dataclass(frozen=True)
 class Network:
-    """A network with random weights in eval mode, and a ``sample_input`` for it."""
+    """A network with random weights in eval mode, a ``sample_input`` for it, and one for it in train mode."""
 
     model: nn.Module
     sample: Any
+    training_sample: Any
 
 
 def model_names(library: str, *, families: bool = False) -> list[str]:
@@ -46,6 +47,8 @@ def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) 
     Raises:
         ValueError: there is no such library or model.
     """
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library {library!r}: choose one of {', '.join(LIBRARIES)}")
     torch.manual_seed(seed)
     model: nn.Module
     sample: Any
@@ -54,11 +57,14 @@ def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) 
             model, sample = transformers_networks.build(name)
         elif library == "cifar":
             model, sample = cifar_model(name), torch.randn(1, 3, 32, 32)
-        elif library in LIBRARIES:
-            found = find_model(f"{library}:{name}", [], seed)
-            model, sample = found.model, found.sample
-            if library == "torchvision":
-                sample = torchvision_networks.sample_of(name, sample)
         else:
-            raise ValueError(f"unknown library {library!r}: choose one of {', '.join(LIBRARIES)}")
-    return Network(model.eval(), sample)
+            return _published(library, name, seed)
+    return Network(model.eval(), sample, sample)
+
+
+def _published(library: str, name: str, seed: int) -> Network:
+    found = find_model(f"{library}:{name}", [], seed)
+    if library != "torchvision":
+        return Network(found.model, found.sample, found.sample)
+    sample = torchvision_networks.sample_of(name, found.sample)
+    return Network(found.model, sample, torchvision_networks.training_sample_of(name, sample))

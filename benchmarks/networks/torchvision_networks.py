@@ -16,6 +16,8 @@ COMMON = """
 """One network of each kind: classification, segmentation and video."""
 
 _DETECTOR_SIZE = 320
+_BOXES = [[20.0, 20.0, 140.0, 160.0], [60.0, 80.0, 300.0, 280.0]]
+_KEYPOINTS = 17
 # The smallest that optical flow networks take: their coarsest correlation has 1/64 of the pixels in each direction.
 _FLOW_SIZE = 128
 
@@ -27,8 +29,29 @@ def names() -> list[str]:
 
 def sample_of(name: str, image: torch.Tensor) -> Any:
     """What the network takes: a list of two images for detectors, two batches for optical flow, or ``image``."""
-    if name in torchvision.models.list_models(module=torchvision.models.detection):
+    if name in _detectors():
         return [torch.rand(3, _DETECTOR_SIZE, _DETECTOR_SIZE) for _ in range(2)]
     if name in torchvision.models.list_models(module=torchvision.models.optical_flow):
         return torch.rand(1, 3, _FLOW_SIZE, _FLOW_SIZE), torch.rand(1, 3, _FLOW_SIZE, _FLOW_SIZE)
     return image
+
+
+def training_sample_of(name: str, sample: Any) -> Any:
+    """What the network takes in train mode: detectors want targets as well."""
+    return (sample, [_target() for _ in sample]) if name in _detectors() else sample
+
+
+def _target() -> dict[str, torch.Tensor]:
+    boxes = torch.tensor(_BOXES)
+    corners = boxes[:, :2]
+    points = torch.cat([corners, torch.ones(len(boxes), 1)], 1)
+    return {
+        "boxes": boxes,
+        "labels": torch.ones(len(boxes), dtype=torch.int64),
+        "masks": torch.ones(len(boxes), _DETECTOR_SIZE, _DETECTOR_SIZE, dtype=torch.uint8),
+        "keypoints": points[:, None].repeat(1, _KEYPOINTS, 1),
+    }
+
+
+def _detectors() -> list[str]:
+    return list(torchvision.models.list_models(module=torchvision.models.detection))

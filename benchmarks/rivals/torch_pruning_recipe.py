@@ -1,7 +1,8 @@
 """torch-pruning (Fang et al. 2023, "DepGraph", arXiv:2301.12900) through the recipe of its documentation.
 
 Magnitude importance of whole groups, the same channel ratio in every layer, the classifier's output left alone; and for
-transformers what its examples add: head counts of attention layers, and a width the forward reads repaired afterwards.
+transformers what its examples add: head counts of attention layers, no fused attention, and widths that a forward reads
+set right afterwards.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ def prune(model: nn.Module, sample: Any, channel_ratio: float) -> None:
     import torch_pruning  # type: ignore[import-not-found, unused-ignore]
 
     attention = dict(_attention_layers(model))
+    for module in attention.values():
+        # Fused attention would take its scale from the new width.
+        module.fused_attn = False
     heads: dict[nn.Module, int] = {layer: module.num_heads for layer, module in attention.items()}
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
@@ -38,8 +42,7 @@ def prune(model: nn.Module, sample: Any, channel_ratio: float) -> None:
     )
     pruner.step()
     for layer, module in attention.items():
-        module.num_heads = pruner.num_heads[layer]
-        module.head_dim = layer.out_features // (3 * module.num_heads)
+        _repair_attention(module, layer, pruner.num_heads[layer])
     _repair_hidden_width(model)
 
 
@@ -54,6 +57,14 @@ def _attention_layers(model: nn.Module) -> Iterator[tuple[nn.Linear, Any]]:
         layer = getattr(module, "qkv", None)
         if isinstance(layer, nn.Linear) and isinstance(getattr(module, "num_heads", None), int):
             yield layer, module
+
+
+def _repair_attention(module: Any, layer: nn.Linear, num_heads: int) -> None:
+    module.num_heads = num_heads
+    module.head_dim = layer.out_features // (3 * num_heads)
+    # A name that newer releases of the same attention layers read.
+    if hasattr(module, "attn_dim"):
+        module.attn_dim = layer.out_features // 3
 
 
 def _common_heads(model: nn.Module) -> int | None:

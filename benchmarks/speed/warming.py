@@ -14,4 +14,4 @@ def warm_up() -> Network:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     sample = torch.randn(1, 3, 8, 8)
     fxprune.compile(model, sample, 0.2, verify=False)
-    return Network(model, sample)
+    return Network(model, sample, sample)

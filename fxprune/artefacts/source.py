@@ -43,15 +43,24 @@ def model_source(
     # The headline may quote names of the user's; it must not end the docstring.
     safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
     tuples = _namedtuples(graphs)
-    return f'"""{safe}\n{_USE}"""\n\n{_imports(body, tuples)}\n{tuples}{helper}\n\n{body}'
+    constants = tree.constants.definitions()
+    return f'"""{safe}\n{_USE}"""\n\n{_imports(body, tuples, constants)}\n{tuples}{helper}\n\n{body}{constants}'
 
 
-def _imports(body: str, tuples: str) -> str:
-    standard = ["import collections"] * ("collections." in body) + ["import math"] * ("math." in body)
-    standard += ["from collections import namedtuple"] * bool(tuples)
-    lines = ["import torch", *["import torch.nn.functional as F"] * ("F." in body)]
-    lines += ["import torchvision"] * ("torchvision." in body)
-    return "\n".join([*standard, *[""] * bool(standard), *lines, "from torch import nn"])
+def _imports(body: str, tuples: str, constants: str) -> str:
+    wanted = {
+        "import base64": bool(constants),
+        "import collections": "collections." in body,
+        "import math": "math." in body,
+        "import zlib": bool(constants),
+        "from collections import namedtuple": bool(tuples),
+        "": True,
+        "import torch": True,
+        "import torch.nn.functional as F": "F." in body,
+        "import torchvision": "torchvision." in body,
+        "from torch import nn": True,
+    }
+    return "\n".join(line for line, needed in wanted.items() if needed).lstrip("\n")
 
 
 def _namedtuples(graphs: Mapping[str, Graph]) -> str:

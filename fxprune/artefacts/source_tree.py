@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.artefacts.descriptions import Description, ModuleEntry
 from fxprune.artefacts.modules import build_layer
-from fxprune.artefacts.source_constants import constant_source, literal_source, zeros_source
+from fxprune.artefacts.source_constants import ConstantTable, literal_source, zeros_source
 from fxprune.artefacts.source_layout import call, is_plain_name
 from fxprune.artefacts.tensors import TensorEntry
 from fxprune.artefacts.values import decode
@@ -32,6 +32,7 @@ class ModuleTree:
 
     def __init__(self, description: Description) -> None:
         self._description = description
+        self.constants = ConstantTable()
         self._entries = {entry.path: entry for entry in description.modules}
         self._children: dict[str, list[str]] = {"": []}
         for entry in description.modules:
@@ -106,7 +107,7 @@ class ModuleTree:
         if entry.tied_to is not None:
             value = self.access(entry.tied_to)
         elif entry.kind == "constant":
-            value = constant_source(tensors[entry.name])
+            value = self.constants.expression(tensors[entry.name])
         else:
             value = zeros_source(tensors[entry.name])
         return [self._register(path, name, entry, value)]

@@ -35,6 +35,13 @@ def is_elementwise(axis: Axis) -> bool:
     return not isinstance(axis, Gather) or is_elementwise(axis.base)
 
 
+def has_gather(axis: Axis) -> bool:
+    """Whether elements are picked by an index anywhere in the expression."""
+    if isinstance(axis, Product):
+        return any(has_gather(f) for f in axis.factors)
+    return isinstance(axis, Gather) or (isinstance(axis, Concat) and any(has_gather(p) for p in axis.parts))
+
+
 def as_gather(axis: Product) -> Axis | None:
     """A product of one shrinking factor and fixed ones as a gather of that factor, else None."""
     shrinking = [i for i, f in enumerate(axis.factors) if not isinstance(f, Fixed)]

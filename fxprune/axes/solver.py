@@ -31,6 +31,9 @@ from fxprune.axes.expressions import (
 )
 from fxprune.errors import AnalysisError
 
+# A gather of more runs than this stays a gather: each run would become a variable of its own.
+_MOST_RUNS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
@@ -113,10 +116,19 @@ class Solver:
         if isinstance(axis, Fixed):
             return
         self.pins.append(Pin(axis, reason, cause))
-        for variable in list(variables(self.resolve(axis))):
-            root = _representative(variable)
-            if root.binding is None:
-                root.binding = Fixed(root.size, reason)
+        self._pin(axis, reason)
+
+    def _pin(self, axis: Axis, reason: str) -> None:
+        axis = self.resolve(axis)
+        if isinstance(axis, Channels):
+            axis.binding = Fixed(axis.size, reason)
+        elif isinstance(axis, (Product, Concat)):
+            for inner in axis.factors if isinstance(axis, Product) else axis.parts:
+                self._pin(inner, reason)
+        elif isinstance(axis, Gather) and is_elementwise(axis) and len(np.unique(axis.index)) < axis.base.size:
+            self._unify_elements(axis, Fixed(axis.size, reason))
+        elif isinstance(axis, Gather):
+            self._pin(axis.base, reason)
 
     def split(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
         """Cut the axis into consecutive parts of the given sizes."""
@@ -178,10 +190,19 @@ class Solver:
     def _unify_ragged_products(self, left: list[Axis], right: list[Axis]) -> None:
         strides = sorted({*_strides(left), *_strides(right)})
         if any(high % low for low, high in itertools.pairwise(strides)):
-            self._unify_elements(product(left), product(right))
+            self._unify_without_common_outer(left, right)
             return
         for x, y in zip(self._refine(left, strides), self._refine(right, strides), strict=True):
             self._unify(x, y)
+
+    def _unify_without_common_outer(self, left: list[Axis], right: list[Axis]) -> None:
+        """Strides that cross: what divides both outermost factors is set apart, the rest goes element by element."""
+        common = math.gcd(left[0].size, right[0].size)
+        if common > 1 and left[0].size != common != right[0].size:
+            (outer, rest), (other, other_rest) = (self._factor(x, [common, x.size // common]) for x in (left[0], right[0]))
+            self._unify(outer, other)
+            left, right = [rest, *left[1:]], [other_rest, *right[1:]]
+        self._unify_elements(product(left), product(right))
 
     def _refine(self, factors: list[Axis], strides: list[int]) -> list[Axis]:
         """The factors cut at every stride (innermost stride 1 first in ``strides``), outermost factor first."""
@@ -237,26 +258,46 @@ class Solver:
     def _unify_periodic(self, a: Product, b: Concat) -> None:
         """Parts that cut through the inner factors: right where they repeat at every step of the outer factor."""
         outer, inner = a.factors[0], product(a.factors[1:])
-        periods = [list(run) for run in _runs(b.parts, inner.size)]
-        if len(periods) != outer.size or isinstance(inner, Fixed):
+        if isinstance(inner, Fixed):
             self._unify_elements(a, b)
             return
+        steps = range(inner.size, a.size + 1, inner.size)
+        periods = _regroup(self._cut(list(b.parts), sorted({*_ends(b.parts), *steps})), [inner.size] * outer.size)
         self._pin_crossed(outer, "pieces of other sizes run across it")
-        for run in periods:
-            self._unify(concat(run), inner)
+        for period in periods:
+            self._unify(period, inner)
 
     def _unify_elements(self, a: Axis, b: Axis) -> None:
         """Element by element: exact wherever each element needs one unit at most."""
         a, b = self.resolve(a), self.resolve(b)
         if not (is_elementwise(a) and is_elementwise(b)):
-            self._cross(a, b)
+            pieces = [self._in_runs(side) for side in (a, b)]
+            if pieces[0] is a and pieces[1] is b:
+                self._cross(a, b)
+            else:
+                self._unify(*pieces)
             return
         labels = couple_elements(a, b)
-        units = Channels(labels.free, self._inner) if labels.free else Fixed(0)
+        units = self.fresh(labels.free, self._inner) if labels.free else Fixed(0)
         base = concat((units, Fixed(1, "an element of it is tied to one that stays")))
         for variable, label in labels.of.items():
             used = base if bool((label == labels.free).any()) else units
-            variable.binding = gather(used, label) if labels.free else Fixed(variable.size, "it is tied to a fixed one")
+            variable.binding = gather(used, label)
+
+    def _in_runs(self, axis: Axis) -> Axis:
+        """A gather of a few runs of neighbours as the concatenation of those runs; any other axis as it is."""
+        if not isinstance(axis, Gather):
+            return axis
+        starts = [0, *(np.flatnonzero(np.diff(axis.index) != 1) + 1).tolist(), len(axis.index)]
+        runs = [(int(axis.index[low]), high - low) for low, high in itertools.pairwise(starts)]
+        ends = sorted({axis.base.size, *(s for s, _ in runs), *(s + n for s, n in runs)} - {0})
+        if len(runs) > _MOST_RUNS or len({s for s, _ in runs}) != len(runs) or any(
+            start < end < start + size for start, size in runs for end in ends
+        ):
+            return axis
+        sizes = [high - low for low, high in itertools.pairwise([0, *ends])]
+        parts = dict(zip([0, *ends], self._split(self.resolve(axis.base), sizes), strict=False))
+        return concat(parts[start] for start, _ in runs)
 
     def _cross(self, *axes: Axis) -> None:
         sizes = " against ".join(str(a.size) for a in axes)
@@ -340,21 +381,6 @@ def _segments(
                 run_y.append(ys.pop())
         segments.append((run_x[::-1], run_y[::-1]))
     return segments
-
-
-def _runs(parts: Sequence[Axis], size: int) -> list[list[Axis]]:
-    """Consecutive parts collected to runs of exactly ``size`` elements; no run at all where that is impossible."""
-    runs: list[list[Axis]] = [[]]
-    filled = 0
-    for part in parts:
-        runs[-1].append(part)
-        filled += part.size
-        if filled > size:
-            return []
-        if filled == size:
-            runs.append([])
-            filled = 0
-    return runs[:-1] if not runs[-1] else []
 
 
 def _regroup(pieces: list[Axis], sizes: Sequence[int]) -> list[Axis]:

@@ -45,6 +45,11 @@ class PlannedGraph(Protocol):
         ...
 
     @property
+    def activations(self) -> tuple[Axis, ...]:
+        """Axes of activations that might lose all elements while every group keeps some."""
+        ...
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The original shape of every parameter and buffer."""
         ...

@@ -60,8 +60,8 @@ def _protected(graph: PlannedGraph, preference: Mapping[Group, FloatArray], limi
 
 
 def _axes(graph: PlannedGraph) -> Iterator[Axis]:
-    """Every axis that must keep an element; a graph that knows those of its activations offers ``activations``."""
-    yield from getattr(graph, "activations", ())
+    """Every axis that must keep an element."""
+    yield from graph.activations
     for axes in graph.tensors.values():
         yield from axes
     for term in graph.macs:

@@ -6,6 +6,7 @@ from fxprune.rules import (
     einsum,
     embedding,
     factories,
+    fourier,
     indexing,
     joining,
     linear,
@@ -19,6 +20,7 @@ from fxprune.rules import (
     repeating,
     reshaping,
     rolling,
+    vision,
     windows,
 )
 from fxprune.rules.registry import find_module_form, find_rule, has_rule, is_leaf, rule_names
@@ -32,6 +34,7 @@ __all__ = [
     "find_module_form",
     "find_rule",
     "has_rule",
+    "fourier",
     "indexing",
     "is_leaf",
     "joining",
@@ -47,5 +50,6 @@ __all__ = [
     "reshaping",
     "rolling",
     "rule_names",
+    "vision",
     "windows",
 ]

@@ -16,13 +16,14 @@ _CONV = "input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1"
 _TRANSPOSED = "input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1"
 
 
-def _grouped(call: Call, channels: Axis, inner: Axis, groups: int) -> Axis:
-    """Write the input channels as groups times ``inner``; gives the groups axis."""
+def grouped(call: Call, channels: Axis, out: Axis, inner: Axis, groups: int) -> Axis:
+    """Input channels are groups times ``inner``, output channels groups times a share; gives the groups axis."""
     if groups == 1:
         call.unify(channels, inner)
         return ONE
     axis = call.fresh(groups)
     call.unify(channels, product((axis, inner)))
+    call.unify(out, product((axis, call.fresh(out.size // groups))))
     return axis
 
 
@@ -58,10 +59,8 @@ def convolution(call: Call) -> None:
     axes, weight = call.tensor("input"), call.tensor("weight")
     kernel = weight[2:]
     channel = len(axes) - len(kernel) - 1
-    groups = _grouped(call, axes[channel], weight[1], call.number("groups"))
     out = weight[0]
-    if groups.size != 1:
-        call.unify(out, product((groups, call.fresh(out.size // groups.size))))
+    groups = grouped(call, axes[channel], out, weight[1], int(call.number("groups")))
     call.role("weight", "out", "in")
     _bias(call, out)
     space = _space(call, axes[channel + 1 :], kernel)

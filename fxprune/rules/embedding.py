@@ -12,10 +12,13 @@ from fxprune.rules.repair import Repair
 
 @rule("embedding", "input, weight")
 def embedding(call: Call) -> None:
-    rows, channels = call.tensor("weight")
+    # torch.embedding has the two the other way round.
+    table, numbers = ("input", "weight") if call.node.target is torch.embedding else ("weight", "input")
+    rows, channels = call.tensor(table)
     call.pin(rows, "its rows are looked up by number")
-    call.role("weight", "in", "out")
-    call.result = (*call.tensor("input"), channels)
+    call.role(table, "in", "out")
+    call.notes["channels"] = channels
+    call.result = (*call.tensor(numbers), channels)
 
 
 @rule("embedding_bag", "input, weight")
@@ -24,6 +27,7 @@ def embedding_bag(call: Call) -> None:
     rows, channels = call.tensor("weight")
     call.pin(rows, "its rows are looked up by number")
     call.role("weight", "in", "out")
+    call.notes["channels"] = channels
     value = call.value if isinstance(call.value, torch.Tensor) else call.value[0]
     bags = (call.fixed(value.shape[0], "it numbers the bags"), channels)
     if isinstance(call.value, torch.Tensor):
@@ -34,7 +38,7 @@ def embedding_bag(call: Call) -> None:
 
 @repairs("embedding embedding_bag")
 def repair_embedding(repair: Repair) -> None:
-    repair.attributes["embedding_dim"] = repair.size(repair.call.tensor("weight")[1])
+    repair.attributes["embedding_dim"] = repair.size(repair.call.notes["channels"])
 
 
 @rule("one_hot", "input, num_classes=-1")

@@ -130,17 +130,22 @@ def _slice(call: Call, axis: Axis, item: slice) -> Taken:
 
 def _array(call: Call, axis: Axis, item: Any) -> Taken:
     positions = known_positions(call, item, axis.size)
-    own: Axes = tuple(call.axes_of(item)) if is_tensor(item) else (call.fixed(len(item)),)
     if positions is None:
         call.pin(axis, NUMBERED)
         return Taken(item, axis)
-    call.pin_all(own, "its values are positions")
+    call.pin_all(_own_axes(call, item), "its values are positions")
     return Taken(item, axis, picked(call, axis, positions), positions)
+
+
+def _own_axes(call: Call, array: Any) -> Axes:
+    if is_tensor(array):
+        return tuple(call.axes_of(array))
+    return tuple(call.fixed(s, NUMBERED) for s in np.shape(concrete(array)))
 
 
 def _result_of(call: Call, taken: Taken) -> Axes:
     if taken.piece is None and taken.is_array:
-        return tuple(call.axes_of(taken.item))
+        return _own_axes(call, taken.item)
     return () if taken.piece is None else (taken.piece,)
 
 
@@ -156,7 +161,7 @@ def _around_arrays(call: Call, taken: Sequence[Taken]) -> list[Axis]:
     """Arrays and numbers broadcast; they come out where they stood, or first where they do not stand together."""
     places = [n for n, t in enumerate(taken) if t.piece is None]
     arrays = [t.item for t in taken if t.is_array]
-    shared = broadcast(call, [tuple(call.axes_of(a)) if is_tensor(a) else (call.fixed(len(a)),) for a in arrays])
+    shared = broadcast(call, [_own_axes(call, a) for a in arrays])
     together = places == list(range(places[0], places[0] + len(places)))
     at = places[0] if together else 0
     before = [t.piece for t in taken[:at] if t.piece is not None]

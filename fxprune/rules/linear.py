@@ -65,10 +65,23 @@ def matmul(call: Call) -> None:
     call.result = matrix_product(call, call.tensor("input"), call.tensor("other"))
 
 
-@rule("addmm baddbmm addmv", "input, left, right")
+@rule("addmm baddbmm addmv", "input, mat1, mat2")
 def addmm(call: Call) -> None:
-    result = matrix_product(call, call.tensor("left"), call.tensor("right"))
+    result = matrix_product(call, call.tensor("mat1"), call.tensor("mat2"))
     call.result = broadcast(call, [result, call.tensor("input")])
+
+
+@rule("addbmm", "input, mat1, mat2")
+def addbmm(call: Call) -> None:
+    batch, *product = matrix_product(call, call.tensor("mat1"), call.tensor("mat2"))
+    call.crosses((batch,))
+    call.result = broadcast(call, [tuple(product), call.tensor("input")])
+
+
+@rule("addr", "input, vec1, vec2")
+def addr(call: Call) -> None:
+    product = (*call.tensor("vec1"), *call.tensor("vec2"))
+    call.result = broadcast(call, [product, call.tensor("input")])
 
 
 @rule("bilinear", "input1, input2, weight, bias=None")

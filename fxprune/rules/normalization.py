@@ -13,7 +13,7 @@ from fxprune.rules.repair import Repair
 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
 _BATCH = "input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5"
-_INSTANCE = "input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True"
+_INSTANCE = "input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, unbatched=-1"
 
 
 def _per_channel(call: Call, channel: Axis) -> None:
@@ -36,7 +36,7 @@ def batch_norm(call: Call) -> None:
 @rule("instance_norm", _INSTANCE)
 def instance_norm(call: Call) -> None:
     axes = call.tensor("input")
-    channel = len(axes) - 1 if len(axes) < 3 else 1
+    channel = 0 if len(axes) == call.arguments["unbatched"] else 1
     _per_channel(call, axes[channel])
     call.crosses(axes[channel + 1 :])
     call.result = axes
@@ -113,7 +113,7 @@ _BATCH_FORM = ModuleForm("batch_norm", lambda m: _affine(m) | {"training": m.tra
 for _cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
     module_form(_cls, _BATCH_FORM)
 for _cls2 in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
-    module_form(_cls2, ModuleForm("instance_norm", _affine))
+    module_form(_cls2, ModuleForm("instance_norm", lambda m: _affine(m) | {"unbatched": m._get_no_batch_dim()}))
 module_form(nn.LayerNorm, ModuleForm("layer_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
 module_form(nn.RMSNorm, ModuleForm("rms_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
 module_form(

@@ -49,12 +49,8 @@ def _padded(call: Call, axis: Axis, dim: int, low: int, high: int) -> tuple[Axis
     before = call.fresh(low, dim) if low > 0 else part(call, axis, 0, -low) if low else None
     after = call.fresh(high, dim) if high > 0 else part(call, axis, size + high, -high) if high else None
     middle = part(call, axis, max(-low, 0), size - max(-low, 0) - max(-high, 0))
-    added = [p for p, amount in ((before, low), (after, high)) if amount > 0]
-    if low > 0 and high > 0:
-        return concat((added[0], middle, added[1])), before, after
-    if low > 0:
-        return concat((added[0], middle)), before, after
-    return concat((middle, *added)), before, after
+    pieces = (before if low > 0 else None, middle, after if high > 0 else None)
+    return concat(p for p in pieces if p is not None), before, after
 
 
 @repairs("pad constant_pad_nd")

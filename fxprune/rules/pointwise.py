@@ -11,21 +11,26 @@ from fxprune.rules.call import Axes, Call, parameter_name
 from fxprune.rules.registry import ModuleForm, module_form, rule
 
 UNARY = """
-    abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac isfinite
-    isinf isnan lgamma log log10 log1p log2 logit neg negative positive rad2deg real reciprocal relu relu6 round rsqrt
-    sigmoid sign signbit sgn sin sinc sinh sqrt square tan tanh trunc fix bitwise_not logical_not nan_to_num
-    gelu silu mish selu celu elu leaky_relu rrelu hardtanh hardsigmoid hardswish hardshrink softplus softsign
-    softshrink tanhshrink threshold logsigmoid log_sigmoid
-    dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d feature_alpha_dropout
-    clone contiguous detach requires_grad data to type float double half bfloat16 int long bool short byte char
-    cpu cuda type_as i0 bernoulli
-    uniform normal exponential geometric cauchy log_normal random zero fill
+    abs acos acosh angle arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not ceil conj
+    conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 imag isfinite isinf isnan
+    isneginf isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive rad2deg real
+    reciprocal resolve_conj round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc
+    special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
+    special_expm1 special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
+    special_logit special_ndtr special_ndtri special_psi special_round special_sinc
+    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish relu relu6 rrelu selu
+    silu softplus softshrink softsign tanhshrink threshold
+    alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout
+    bfloat16 bool byte char clone contiguous cpu cuda data detach double float half int long requires_grad short to type
+    type_as
+    bernoulli cauchy exponential fill geometric log_normal normal random uniform zero
 """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
-    add sub rsub mul div floor_divide floordiv remainder fmod pow float_power atan2 hypot maximum minimum fmax
-    fmin eq ne gt ge lt le logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor copysign
-    xlogy logaddexp logaddexp2 heaviside nextafter copy
+    add arctan2 atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy copysign div
+    eq float_power floor_divide floordiv fmax fmin fmod ge gt heaviside hypot isclose ldexp le logaddexp logaddexp2
+    logical_and logical_or logical_xor lshift lt maximum minimum mul ne nextafter polar pow remainder rshift rsub
+    special_xlog1py special_xlogy sub xlogy
 """
 
 
@@ -47,7 +52,7 @@ def activations(call: Call, names: Sequence[str]) -> list[Axes]:
     return [call.tensor(name) for name in names if call.has(name)]
 
 
-@rule(" ".join(dict.fromkeys(UNARY.split())), "input")
+@rule(UNARY, "input")
 def unary(call: Call) -> None:
     call.result = call.tensor("input")
 

@@ -36,6 +36,7 @@ def reduce(call: Call) -> None:
 @rule("quantile nanquantile", "input, q, dim=None, keepdim=False")
 def quantile(call: Call) -> None:
     dims = call.dims()
+    call.pin_all((call.tensor("input")[d] for d in dims), "its elements are ordered by value")
     _reduce(call, dims)
     several = len(call.output_shape) - len(call.result)
     call.result = (*(call.fixed(s, "it numbers the quantiles") for s in call.output_shape[:several]), *call.result)
@@ -60,8 +61,9 @@ def vector_norm(call: Call) -> None:
 @rule("max min median nanmedian mode", "input, dim=None, keepdim=False")
 def extreme(call: Call) -> None:
     """``max(x, dim)`` and its index, ``max(x)``, or ``max(x, y)`` element by element."""
-    if call.has("dim"):
-        call.result = broadcast(call, [call.tensor("input"), call.tensor("dim")])
+    second = "other" if call.has("other") else "dim"
+    if call.has(second):
+        call.result = broadcast(call, [call.tensor("input"), call.tensor(second)])
         return
     dims = (call.dim(),) if call.name == "mode" and call.number("dim") is None else call.dims()
     if not isinstance(call.value, torch.Tensor) and call.is_read(1):
@@ -80,11 +82,11 @@ def argument(call: Call) -> None:
         call.result = _reduced(axes, dims, bool(call.number("keepdim")))
 
 
-@rule("softmax log_softmax softmin", "input, dim=None")
+@rule("softmax log_softmax softmin special_softmax special_log_softmax", "input, dim=None")
 def softmax(call: Call) -> None:
     axes = call.tensor("input")
-    dim = call.number("dim")
-    call.crosses((axes[call.dim()] if dim is not None else axes[1 if len(axes) in (2, 4) else 0],))
+    implicit = 0 if len(axes) in (1, 3) else 1
+    call.crosses((axes[implicit if call.number("dim") is None else call.dim()],))
     call.result = axes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxprune.axes.expressions import Axis, product
+from fxprune.axes.expressions import ONE, Axis, product
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
@@ -50,27 +50,16 @@ def repeat(call: Call) -> None:
     axes = call.tensor("input")
     counts = call.numbers("repeats")
     counts = (1,) * (len(axes) - len(counts)) + counts
-    padded = (None,) * (len(counts) - len(axes)) + axes
-    result: list[Axis] = []
-    for dim, (axis, count) in enumerate(zip(padded, counts, strict=True)):
-        if count == 1:
-            result.append(axis if axis is not None else call.fixed(1))
-        elif axis is None or axis.size == 1:
-            result.append(call.fresh(count, dim))
-        else:
-            result.append(product((call.fixed(count, "the number of repeats is fixed"), axis)))
-    call.notes["counts"] = tuple(
-        axis if count != 1 and (old is None or old.size == 1) else call.fixed(count)
-        for axis, old, count in zip(result, padded, counts, strict=True)
-    )
-    call.result = tuple(result)
+    copies = tuple(call.fresh(count, dim) for dim, count in enumerate(counts))
+    repeated = (ONE,) * (len(counts) - len(axes)) + axes
+    call.notes["copies"] = copies
+    call.result = tuple(product(pair) for pair in zip(copies, repeated, strict=True))
 
 
 @repairs("repeat tile")
 def repair_repeat(repair: Repair) -> None:
-    counts = repair.call.notes["counts"]
     given = len(repair.call.numbers("repeats"))
-    repair.resize_all("repeats", counts[-given:])
+    repair.resize_all("repeats", repair.call.notes["copies"][-given:])
 
 
 @rule("repeat_interleave", "input, repeats, dim=None")
@@ -81,17 +70,16 @@ def repeat_interleave(call: Call) -> None:
         call.output_fixed("the number of repeats differs from element to element")
         return
     dim, count = call.dim(), int(call.number("repeats"))
-    axis = axes[dim]
-    wide = call.fresh(count, dim) if axis.size == 1 else product((axis, call.fixed(count, "the repeats are fixed")))
-    call.notes["count"] = wide if axis.size == 1 else None
-    call.result = (*axes[:dim], wide, *axes[dim + 1 :])
+    copies = call.fresh(count, dim)
+    call.notes["copies"] = copies
+    call.result = (*axes[:dim], product((axes[dim], copies)), *axes[dim + 1 :])
 
 
 @repairs("repeat_interleave")
 def repair_repeat_interleave(repair: Repair) -> None:
-    count = repair.call.notes.get("count")
-    if count is not None and repair.shrinks(count):
-        repair.set("repeats", repair.resize(repair.arguments["repeats"], count))
+    copies = repair.call.notes.get("copies")
+    if copies is not None and repair.shrinks(copies):
+        repair.set("repeats", repair.resize(repair.arguments["repeats"], copies))
 
 
 @rule("meshgrid", "*tensors")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, Fixed, product
 from fxprune.rules.call import Axes, Call
@@ -50,7 +51,9 @@ def view(call: Call) -> None:
 
 @repairs("view reshape view_copy")
 def repair_view(repair: Repair) -> None:
-    repair.resize_all("size", repair.call.result)
+    """A view may also be of a dtype, which has no sizes."""
+    if not any(isinstance(size, torch.dtype) for size in repair.arguments["size"]):
+        repair.resize_all("size", repair.call.result)
 
 
 @rule("view_as reshape_as", "input, other")
@@ -151,4 +154,3 @@ module_form(
         "unflatten", lambda m: {"dim": m.dim, "sizes": tuple(m.unflattened_size)}, (("sizes", "unflattened_size"),)
     ),
 )
-_ = fx

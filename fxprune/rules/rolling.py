@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fxprune.axes.expressions import Axis, Fixed, concat, gather
+from fxprune.axes.expressions import Axis, Fixed, gather
 from fxprune.rules.call import Call
-from fxprune.rules.cutting import part
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -19,14 +18,12 @@ def roll(call: Call) -> None:
         call.pin_all(axes, "it is rolled as one flat vector")
         call.result = tuple(axes)
         return
-    tails: list[tuple[Axis, Axis | None]] = []
+    tails: list[tuple[Axis, int]] = []
     for dim, shift in zip(call.dims("dims"), call.numbers("shifts"), strict=True):
         axis = axes[dim]
         moved = shift % axis.size
-        tail = part(call, axis, axis.size - moved, moved) if moved else None
-        tails.append((axis, tail))
-        if tail is not None:
-            axes[dim] = concat((tail, part(call, axis, 0, axis.size - moved)))
+        tails.append((axis, moved))
+        axes[dim] = gather(axis, np.roll(np.arange(axis.size, dtype=np.int64), moved))
     call.notes["tails"] = tails
     call.result = tuple(axes)
 
@@ -40,8 +37,8 @@ def repair_roll(repair: Repair) -> None:
     given = repair.arguments["shifts"]
     given = given if isinstance(given, (list, tuple)) else (given,)
     shifts = [
-        old if not repair.shrinks(axis) else 0 if tail is None else repair.size(tail)
-        for old, (axis, tail) in zip(given, tails, strict=True)
+        int(repair.mask(axis)[axis.size - moved :].sum()) if repair.shrinks(axis) else old
+        for old, (axis, moved) in zip(given, tails, strict=True)
     ]
     repair.set("shifts", tuple(shifts))
     repair.set("dims", repair.call.dims("dims"))

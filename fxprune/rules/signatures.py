@@ -8,26 +8,38 @@ from functools import cache
 from typing import Any
 
 MISSING: Any = object()
-_ALIASES = {
-    "axis": "dim",
-    "axes": "dims",
-    "keepdims": "keepdim",
-    "self": "input",
-    "x": "input",
-    "x1": "input",
-    "x2": "other",
-    "tensor": "input",
-    "mat1": "input",
-    "vec": "other",
-    "indices": "split_size_or_sections",
-    "sections": "split_size_or_sections",
-    "indices_or_sections": "split_size_or_sections",
-    "split_size": "split_size_or_sections",
-    "arrays": "tensors",
-    "chunks": "split_size_or_sections",
-    "repeat": "repeats",
-    "a_min": "min",
-    "a_max": "max",
+# What torch calls an argument elsewhere: the first of these names that the signature has.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "a_max": ("max",),
+    "a_min": ("min",),
+    "arrays": ("tensors",),
+    "axes": ("dims",),
+    "axis": ("dim",),
+    "axis0": ("dim0",),
+    "axis1": ("dim1",),
+    "batch1": ("mat1",),
+    "batch2": ("mat2",),
+    "chunks": ("split_size_or_sections",),
+    "dims": ("repeats",),
+    "exponent": ("other",),
+    "indices": ("split_size_or_sections",),
+    "indices_or_sections": ("split_size_or_sections",),
+    "keepdims": ("keepdim",),
+    "mat": ("mat1",),
+    "mat1": ("input",),
+    "mat2": ("other",),
+    "repeat": ("repeats",),
+    "sections": ("split_size_or_sections",),
+    "self": ("input",),
+    "shape": ("size",),
+    "split_size": ("split_size_or_sections",),
+    "split_sizes": ("split_size_or_sections",),
+    "tensor": ("other",),
+    "vec": ("other", "mat2"),
+    "vec2": ("other",),
+    "x": ("input",),
+    "x1": ("input",),
+    "x2": ("other",),
 }
 
 
@@ -105,4 +117,4 @@ def replace(
 
 def _known(signature: str, name: str) -> str:
     names = {p.name for p in parse(signature)}
-    return name if name in names or _ALIASES.get(name) not in names else _ALIASES[name]
+    return name if name in names else next((n for n in _ALIASES.get(name, ()) if n in names), name)

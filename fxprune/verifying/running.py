@@ -66,7 +66,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor
 
 
-def evaluate(module: nn.Module, probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False) -> Leaves:
+def evaluate(module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False) -> Leaves:
     """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``."""
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)

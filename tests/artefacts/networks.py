@@ -64,12 +64,16 @@ class Buffers(nn.Module):
         self.register_buffer("steps", torch.arange(20), persistent=False)
         self.register_buffer("odd", torch.tensor([1.0, float("inf"), float("nan")]), persistent=False)
         self.register_buffer("flags", torch.rand(13, 3) > 0.5, persistent=False)
+        self.register_buffer("zeros", torch.tensor([0.0, -0.0] * 20), persistent=False)
+        self.register_buffer("table", torch.randint(-9, 900, (9, 9)), persistent=False)
+        self.register_buffer("same_table", self.table.clone(), persistent=False)
         self.register_buffer("nothing", torch.zeros(0, 3), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.cat([x[:, self.index], self.mask, self.ones.to(x.dtype), self.nothing])
         x = torch.where(self.flags, x, torch.nan_to_num(x * self.odd))
-        return x.sum() * torch.take(x, self.steps)
+        x = x.sum() * torch.take(x, self.steps) + torch.sum(torch.mul(self.table, x.size(0)))
+        return x.sum() + torch.div(torch.ones_like(x).sum(), self.zeros) - torch.mul(self.same_table, x.size(0)).sum()
 
 
 class Attention(nn.Module):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, product, variables
 from fxprune.axes.solver import Solver
 
-from .brute_force import Classes, assignments, holds, needs
+from .brute_force import Classes, Unit, assignments, holds, needs
 from .expressions import Draw, compositions, expressions, factorisations, linear
 from .solved import CAUSE, channels, kept, partition, random_masks, roots, solve
 
@@ -50,6 +50,14 @@ def sound(solver: Solver, pairs: Pairs) -> None:
         assert all(holds(left, right, units) for left, right in pairs)
 
 
+def without_last(
+    free: set[frozenset[Unit]], always: frozenset[Unit], names: list[Channels]
+) -> tuple[set[frozenset[Unit]], frozenset[Unit]]:
+    """A class that holds all units of some variable stays, because no variable may lose its last unit."""
+    emptying = {c for c in free if any(all((v, i) in c for i in range(v.size)) for v in names)}
+    return free - emptying, always.union(*emptying)
+
+
 @given(systems(of_units=False))
 def test_whatever_is_chosen_the_axes_stay_equal(pairs: Pairs) -> None:
     sound(solve(*pairs), pairs)
@@ -65,7 +73,7 @@ def test_where_elements_need_one_unit_each_the_answer_is_exact(pairs: Pairs) -> 
         classes.tie(left, right)
     solver = solve(*pairs, solver=NoSingles())
     sound(solver, pairs)
-    assert partition(solver, names) == classes.partition(names)
+    assert without_last(*partition(solver, names), names) == without_last(*classes.partition(names), names)
 
 
 @given(systems(of_units=False))

@@ -31,6 +31,7 @@ class HandGraph:
     params: tuple[Term, ...]
     tensors: Mapping[str, tuple[Axis, ...]]
     shapes: Mapping[str, tuple[int, ...]]
+    activations: tuple[Axis, ...]
 
     def group(self, name: str) -> Group:
         """The group of that name."""
@@ -81,7 +82,7 @@ class Builder:
         )
         params = tuple(Term(n, 1.0, axes) for n, axes in self.tensors.items() if n not in self.buffers)
         shapes = {n: tuple(a.size for a in axes) for n, axes in self.tensors.items()}
-        return HandGraph(groups, pinned, tuple(self.macs), params, self.tensors, shapes)
+        return HandGraph(groups, pinned, tuple(self.macs), params, self.tensors, shapes, ())
 
     def _group(self, name: str, variable: Channels, joined: bool) -> Group:
         members = tuple(

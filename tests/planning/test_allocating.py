@@ -238,7 +238,7 @@ def test_out_of_reach_names_the_limits() -> None:
 
 
 def test_nothing_to_count() -> None:
-    graph = graphs.HandGraph((), (), (), (), {}, {})
+    graph = graphs.HandGraph((), (), (), (), {}, {}, ())
     assert allocate(graph, {}, ratio=0) == {}
     with pytest.raises(BudgetError, match="nothing to remove"):
         allocate(graph, {}, ratio=0.5)

@@ -308,6 +308,20 @@ def test_an_expanded_dim_may_lose_any_of_its_copies() -> None:
     torch.testing.assert_close(got, F.conv2d(gray.repeat(1, len(KEPT), 1, 1), kernel[:, KEPT]))
 
 
+def test_copies_within_a_flattened_dim_may_be_lost() -> None:
+    """``[2, 3] x 6 copies``, flattened: each of the three keeps the copies that are left."""
+    x = tensor(0, 2, 3, 1)
+    weight = removed(tensor(1, 4, 3, C), (4, 3, C))
+    got = carried(lambda w: F.linear(x.expand(2, 3, WIDTH).flatten(1), w.flatten(1)), weight)
+    expected = F.linear(x.expand(2, 3, len(KEPT)).flatten(1), weight[..., KEPT].flatten(1))
+    torch.testing.assert_close(got, expected)
+
+
+def test_one_matrix_for_a_whole_batch_is_not_written_out() -> None:
+    check(lambda a, b: a @ b.expand(a.shape[0], *b.shape), (3, 5, C), (C, 4))
+    check(lambda a, b: torch.bmm(b.expand(a.shape[0], *b.shape), a), (3, C, 5), (4, C))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1, 3, 8, 17, 64])
 def test_operators_trusted_to_keep_nan_do_so(dtype: torch.dtype, size: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .calls import Call, Handler, bury, filled, gone
 
-__all__ = ["CONTRACTIONS", "is_repeated"]
+__all__ = ["CONTRACTIONS", "has_copies"]
 
 
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
@@ -52,9 +52,9 @@ def _check_positions(
     left_only = _pairs(left_gone[..., index], (right[:, index] != 0) & ~right_gone[:, index])
     right_only = _pairs((left[..., index] != 0) & ~left_gone[..., index], right_gone[:, index])
     live = ~(rows | columns)
-    if bool((left_only & live).any()) and not _is_free(right, right_gone, 1):
+    if bool((left_only & live).any()) and not _is_free(right, right_gone, 1, left_gone.any(1).any(0)):
         raise call.fault(_mismatch(index, left_gone, right_gone))
-    if bool((right_only & live).any()) and not _is_free(left, left_gone, 2):
+    if bool((right_only & live).any()) and not _is_free(left, left_gone, 2, right_gone.any(2).any(0)):
         raise call.fault(_mismatch(index, left_gone, right_gone))
 
 
@@ -62,17 +62,19 @@ def _pairs(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.float(), right.float()) > 0
 
 
-def _is_free(kept: Tensor, removed: Tensor, dim: int) -> bool:
-    """Whether the operand that lost nothing holds one value repeated along the contracted dim.
+def _is_free(tensor: Tensor, removed: Tensor, dim: int, lost: Tensor) -> bool:
+    """Whether the operand ``tensor`` lost nothing, and its slices at the other's ``lost`` positions are only copies."""
+    return not bool(removed.any()) and has_copies(tensor, dim, lost)
 
-    Which of the repeated positions go makes no difference then, so an expanded size-1 dim can lose any of them.
+
+def has_copies(tensor: Tensor, dim: int, lost: Tensor) -> bool:
+    """Whether every slice along ``dim`` at a ``lost`` position equals one that is left.
+
+    Which of several copies go makes no difference, so an expanded size-1 dim can lose any of them.
     """
-    return not bool(removed.any()) and is_repeated(kept, dim)
-
-
-def is_repeated(tensor: Tensor, dim: int) -> bool:
-    """Whether all slices of ``tensor`` along ``dim`` are equal."""
-    return bool((tensor == tensor.narrow(dim, 0, 1)).all())
+    slices = tensor.movedim(dim, 0).flatten(1)
+    every, left = slices.unique(dim=0), slices[~lost].unique(dim=0)  # type: ignore[no-untyped-call]
+    return len(every) == len(left)
 
 
 def _mismatch(index: Tensor, left_gone: Tensor, right_gone: Tensor) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .calls import Call, Handler, bury, constant_along, filled, gone
-from .contractions import is_repeated
+from .contractions import has_copies
 
 __all__ = ["CONVOLUTIONS"]
 
@@ -71,16 +71,20 @@ def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_go
     weight_lost = count((kept["input"] != 0) & ~x_gone, weight_gone) & ~dead
     if bool(x_lost.any()):
         raise call.fault("an input position is removed that the weight keeps, or the kernel slides over removed ones")
-    if bool(weight_lost.any()) and not _is_free(kept["input"], x_gone, call["groups"]):
+    if bool(weight_lost.any()) and not _is_free(kept["input"], x_gone, weight_gone, call):
         raise call.fault("the weight lost input channels that the input keeps")
     return dead
 
 
-def _is_free(x: Tensor, x_gone: Tensor, groups: int) -> bool:
-    """Whether the input lost nothing and its channels are one channel repeated: then any of them can go."""
+def _is_free(x: Tensor, x_gone: Tensor, weight_gone: Tensor, call: Call) -> bool:
+    """Whether the input lost nothing, and in each group the channels that the weight lost are only copies."""
     if bool(x_gone.any()):
         return False
-    return is_repeated(x.reshape(x.shape[0], groups, x.shape[1] // groups, -1), 2)
+    taps = _by_group(weight_gone, call["groups"], call["transposed"])
+    rows = taps.flatten(2).all(2)[..., None, None]
+    lost = (taps & ~rows).any(3).any(1)  # [group, input]
+    grouped = x.reshape(x.shape[0], *lost.shape, -1)
+    return all(has_copies(grouped[:, group], 1, lost[group]) for group in range(len(lost)))
 
 
 def _conv_tbc(call: Call) -> Any:

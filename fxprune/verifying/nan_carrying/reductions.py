@@ -107,9 +107,26 @@ def _scan(fill: float) -> Handler:
 
     def handler(call: Call) -> Any:
         removed = gone(call["self"])
-        return bury(call.run(self=call["self"].masked_fill(removed, fill)), removed)
+        result = call.run(self=call["self"].masked_fill(removed, fill))
+        return pytree.tree_map_only(Tensor, lambda out: bury(out, removed), result)
 
     return handler
+
+
+def _found(call: Call) -> Any:
+    """A value found among the entries that are left, where these are the same ones at every other position."""
+    x, dims = call["self"], _dims(call)
+    removed = gone(x)
+    if constant_along(removed, dims):
+        return call.run()
+    if len(dims) != 1:
+        return call.run(self=x[~removed])
+    others = tuple(d for d in range(x.ndim) if d != dims[0])
+    left = ~(removed.all(dim=others) if others else removed)
+    narrow = x.index_select(dims[0], left.nonzero().flatten())
+    if not constant_along(gone(narrow), dims):
+        raise call.fault("searches along a dim that has lost different positions at different places")
+    return call.run(self=narrow)
 
 
 def _whole(call: Call) -> Any:
@@ -127,6 +144,13 @@ def _cdist(call: Call) -> Any:
     return bury(distance, removed.all(-1))
 
 
+def _dist(call: Call) -> Any:
+    difference = call["self"] - call["other"]
+    order = call.get("p", 2)
+    distance = torch.linalg.vector_norm(filled(difference), order)
+    return bury(distance, gone(difference).all())
+
+
 REDUCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("sum", "nansum"), _with_fill(0.0)),
     **dict.fromkeys(("prod",), _with_fill(1.0)),
@@ -135,11 +159,14 @@ REDUCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
     **dict.fromkeys(("aminmax", "_aminmax"), _aminmax),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"), _scan(-math.inf)),
+    **dict.fromkeys(("median", "mode", "nanmedian"), _found),
+    **dict.fromkeys(("cummax",), _scan(-math.inf)),
+    **dict.fromkeys(("cummin",), _scan(math.inf)),
     **dict.fromkeys(("cumsum",), _scan(0.0)),
     **dict.fromkeys(("cumprod",), _scan(1.0)),
     **dict.fromkeys(
         words(
-            """argmax argmin argsort cummax cummin kthvalue median mode nanmedian renorm sort topk linalg_cross
+            """argmax argmin argsort kthvalue renorm sort topk linalg_cross
             _fft_c2c _fft_c2r _fft_r2c"""
         ),
         _whole,
@@ -149,6 +176,7 @@ REDUCTIONS: dict[str, Handler] = {
     "std": _std,
     "var_mean": _var_mean,
     "std_mean": _std_mean,
+    "dist": _dist,
     "_cdist_forward": _cdist,
     "_euclidean_dist": _cdist,
 }

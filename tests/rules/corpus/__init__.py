@@ -18,6 +18,7 @@ from tests.rules.corpus import (
     repeating,
     reshaping,
     sequences,
+    vision,
     windows,
     writing,
 )
@@ -38,6 +39,7 @@ _FAMILIES = (
     repeating,
     reshaping,
     sequences,
+    vision,
     windows,
     writing,
 )

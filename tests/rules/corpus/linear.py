@@ -136,6 +136,14 @@ def _baddbmm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias, h, weight.expand(h.shape[0], -1, -1))
 
 
+def _addbmm(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addbmm(bias, batch1=h, batch2=weight.expand(h.shape[0], -1, -1))
+
+
+def _addr(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addr(h, h[:, 0], vec2=bias) + h @ weight
+
+
 def _addmv(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return h + torch.addmv(h[:, 0], h, bias).unsqueeze(-1) @ weight
 
@@ -159,6 +167,9 @@ CASES = [
     module_case("linear/functional with bias", TOKENS, lambda: Biased(F.linear, (6, 8), 6), free=("first.weight", "middle.weight")),
     module_case("linear/addmm", VECTOR, lambda: Biased(_addmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
     module_case("linear/baddbmm", TOKENS, lambda: Biased(_baddbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
+    module_case("linear/addmm, keywords", VECTOR, lambda: Biased(lambda h, w, b: torch.addmm(b, mat1=h, mat2=w), (8, 6), 6), free=("first.weight", "middle.weight:1")),
+    module_case("linear/addbmm", TOKENS, lambda: Biased(_addbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
+    module_case("linear/addr", VECTOR, lambda: Biased(_addr, (8, 8), 8)),
     module_case("linear/addmv", VECTOR, lambda: Biased(_addmv, (1, 8), 8)),
     op_case("linear/outer", VECTOR, _outer),
     op_case("linear/ger", VECTOR, lambda h: torch.ger(h.sum(1), h.new_ones(h.shape[1])) + h),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Case, everywhere, module_case, op_case
+from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Case, Layout, everywhere, module_case, op_case
 from tests.rules.narrow import around, same_op
 from tests.rules.oracles import Kept
 
@@ -132,6 +132,7 @@ _PER_CHANNEL: dict[str, Callable[..., Tensor]] = {
     "instance_norm": lambda h, w, b, m, v: F.instance_norm(h, weight=w, bias=b),
     "frozen": lambda h, w, b, m, v: h * (w / (v + 1e-5).sqrt())[:, None, None] + (b - m * w)[:, None, None],
 }
+UNBATCHED = Layout(lambda n: (torch.randn(3, 12),), lambda width: nn.Conv1d(3, width, 3), lambda rank, width: nn.Conv1d(width, 4, 1), 0)
 _MODULES: list[tuple[str, Any, Callable[[], nn.Module]]] = [
     ("BatchNorm1d", SERIES, lambda: nn.BatchNorm1d(8)),
     ("BatchNorm1d of vectors", VECTOR, lambda: nn.BatchNorm1d(8)),
@@ -141,6 +142,7 @@ _MODULES: list[tuple[str, Any, Callable[[], nn.Module]]] = [
     ("BatchNorm3d", VOLUME, lambda: nn.BatchNorm3d(8)),
     ("SyncBatchNorm", IMAGE, lambda: nn.SyncBatchNorm(8)),
     ("InstanceNorm1d", SERIES, lambda: nn.InstanceNorm1d(8)),
+    ("InstanceNorm1d, unbatched", UNBATCHED, lambda: nn.InstanceNorm1d(8, affine=True)),
     ("InstanceNorm2d", IMAGE, lambda: nn.InstanceNorm2d(8)),
     ("InstanceNorm2d, affine", IMAGE, lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
     ("InstanceNorm3d", VOLUME, lambda: nn.InstanceNorm3d(8, affine=True)),

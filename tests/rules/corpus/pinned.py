@@ -61,6 +61,8 @@ _ORDERED: dict[str, tuple[Layout, Op]] = {
     "index of the median": (VECTOR, lambda h: h + torch.median(h, 1, keepdim=True).indices),
     "index of a running maximum": (VECTOR, lambda h: h + torch.cummax(h, 1)[1]),
     "index of a running minimum": (VECTOR, lambda h: h + torch.cummin(h, 1).indices),
+    "quantile": (VECTOR, lambda h: h + torch.quantile(h, 0.3, dim=1, keepdim=True)),
+    "nanquantile": (VECTOR, lambda h: h + torch.nanquantile(h, h.new_tensor([0.3, 0.5]), dim=1)[0][:, None]),
     "gather": (VECTOR, lambda h: h.gather(1, h.argsort(1))),
     "take_along_dim": (VECTOR, lambda h: torch.take_along_dim(h, h.argsort(1), 1)),
     "take": (VECTOR, lambda h: h + torch.take(h, torch.tensor([0, 3]))[0]),

@@ -16,7 +16,12 @@ _ON_UNIT = """
     log10 log1p log2 logit neg negative positive rad2deg reciprocal relu round rsqrt sigmoid sign sgn sin sinc sinh sqrt
     square tan tanh trunc fix nan_to_num i0 clone detach selu
 """
-_QUESTIONS = "isfinite isinf isnan signbit logical_not"
+_ON_UNIT += " arccos arcsin arcsinh arctan arctanh angle conj conj_physical resolve_conj"
+_SPECIAL = """
+    digamma entr erf erfc erfcx erfinv exp2 expit expm1 gammaln i0 i0e i1 i1e log1p log_ndtr logit ndtr ndtri psi round
+    sinc
+"""
+_QUESTIONS = "isfinite isinf isnan isneginf isposinf signbit logical_not"
 _ACTIVATIONS = """
     relu relu6 gelu silu mish selu celu elu leaky_relu rrelu hardtanh hardsigmoid hardswish hardshrink softplus softsign
     softshrink tanhshrink logsigmoid sigmoid tanh dropout alpha_dropout
@@ -72,6 +77,15 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logaddexp2": torch.logaddexp2,
     "heaviside": torch.heaviside,
     "nextafter": torch.nextafter,
+    "arctan2": torch.arctan2,
+    "ldexp": torch.ldexp,
+    "complex": lambda a, b: torch.complex(a, b).real,
+    "polar": lambda a, b: torch.polar(a, b).imag,
+    "isclose": lambda a, b: a * torch.isclose(a, b, rtol=0.5),
+    "special_xlogy": torch.special.xlogy,
+    "special_xlog1py": torch.special.xlog1py,
+    "maximum, keyword": lambda a, b: torch.max(a, other=b),
+    "pow, keyword": lambda a, b: torch.pow(a, exponent=b),
     "max": torch.max,
     "min": torch.min,
 }
@@ -172,6 +186,9 @@ _OPERATORS: dict[str, Op] = {
     "dropout1d": lambda h: F.dropout1d(h.flatten(2), training=False).view_as(h),
     "dropout3d": lambda h: F.dropout3d(h[..., None], training=False)[..., 0],
     "feature_dropout": lambda h: torch.feature_dropout(h, 0.5, False),
+    "shifts": lambda h: h + (((h > 0).int() << 2) >> (h > 1).int()).to(h.dtype),
+    "bit shifts": lambda h: h + torch.bitwise_right_shift(torch.bitwise_left_shift((h > 0).int(), 2), 1).to(h.dtype),
+    "arccosh": lambda h: torch.arccosh(1.1 + h.abs()),
     "bucketize": lambda h: h + torch.bucketize(h, torch.tensor([-0.5, 0.0, 0.5], dtype=h.dtype)),
     "polygamma": lambda h: torch.polygamma(1, 1.1 + h.abs()),
 }
@@ -190,6 +207,7 @@ _LEARNT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 CASES = [
     *(op_case(f"unary/{n}", IMAGE, _unit(_named(torch, n))) for n in _ON_UNIT.split()),
+    *(op_case(f"special/{n}", IMAGE, _unit(_named(torch.special, n))) for n in _SPECIAL.split()),
     *(op_case(f"question/{n}", IMAGE, _asked(n)) for n in _QUESTIONS.split()),
     *(op_case(f"functional/{n}", TOKENS, _named(F, n)) for n in _ACTIVATIONS.split() if n not in ("dropout", "alpha_dropout")),
     *(op_case(f"method/{n}", TOKENS, _method(n)) for n in _METHODS.split()),

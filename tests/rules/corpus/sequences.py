@@ -165,6 +165,7 @@ CASES = [
     Case("embedding/module", lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
     Case("embedding/module with padding", lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8, padding_idx=0)), _words, ("table.weight:1", "norm.weight")),
     Case("embedding/function", lambda: Looked(lambda t, w: F.embedding(w, t.weight), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
+    Case("embedding/torch function", lambda: Looked(lambda t, w: torch.embedding(t.weight, w), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
     Case("embedding/indexing", lambda: Looked(lambda t, w: t.weight[w], lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
     Case("embedding/one hot", lambda: Looked(lambda t, w: F.one_hot(w, 11).to(t.weight.dtype) @ t.weight, lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
     Case("embedding/positions", lambda: Looked(lambda t, w: t(w) + t(torch.arange(w.shape[1])), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),

@@ -1,0 +1,75 @@
+"""Removal of values that no parameter makes: padding, expanded dims, constants of the graph.
+
+Nothing carries a NaN into them, so which of their slices go is the plan's word alone, as it is for parameters. It is
+taken only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of its
+own is removed by its parameters or not at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .nan_carrying.calls import bury, gone
+from .nan_carrying.contractions import has_copies
+
+__all__ = ["MarkedRun", "NodeKeep"]
+
+NodeKeep = Mapping[str, tuple[Tensor | None, ...]]
+
+
+class MarkedRun:
+    """Calls a GraphModule node by node and marks the slices that ``node_keep`` removes and no parameter can.
+
+    Args:
+        module: a private copy; its parameters' removed entries are NaN already.
+        node_keep: for nodes of its graph by name, one kept-index tensor, or None for all, per dim.
+    """
+
+    def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:
+        self._module = module
+        self._node_keep = node_keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(self._module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        interpreter = _Marking(self._module, self._node_keep)
+        return interpreter.run(*bound.arguments.values())
+
+
+class _Marking(fx.Interpreter):
+    def __init__(self, module: nn.Module, node_keep: NodeKeep) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self._node_keep = node_keep
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        kept = self._node_keep.get(n.name, ())
+        if isinstance(result, Tensor) and result.is_floating_point() and len(kept) == result.ndim:
+            for dim, index in enumerate(kept):
+                if index is not None and result.numel():
+                    result = _marked(result, dim, index)
+        return result
+
+
+def _marked(value: Tensor, dim: int, index: Tensor) -> Tensor:
+    lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
+    lost[index.to(value.device)] = False
+    slices = value.movedim(dim, 0).flatten(1)
+    missing = lost & ~gone(slices).any(1)
+    if not bool(missing.any()) or not _is_free(slices, missing):
+        return value
+    shape = [1] * value.ndim
+    shape[dim] = -1
+    return bury(value, missing.reshape(shape))
+
+
+def _is_free(slices: Tensor, missing: Tensor) -> bool:
+    """Whether each missing row is one repeated number, or a copy of a row that stays."""
+    rows = slices[missing]
+    return bool((rows == rows[:, :1]).all()) or has_copies(slices, 0, missing)
