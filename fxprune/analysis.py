@@ -65,7 +65,8 @@ class Analyzer:
             self._note_opaque(path, reason)
 
     def _note_opaque(self, path: str, reason: str) -> None:
-        inside = [i.prefix.removesuffix(".") for i in self.captured.islands if i.prefix.startswith(f"{path}.".lstrip("."))]
+        islands = (i.prefix.removesuffix(".") for i in self.captured.islands)
+        inside = [island for island in islands if island.startswith(f"{path}.".lstrip("."))]
         pruned = f"; pruned inside it: {', '.join(inside)}" if inside else ""
         self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}"))
 

@@ -130,7 +130,7 @@ def compile(  # noqa: A001  the public name says what it does
 
 
 def analyze(model: nn.Module, sample_input: Any) -> ChannelGraph:
-    """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain(a, b)``, ``.draw()``.
+    """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain()``, ``.draw()``.
 
     A network in which everything is pinned has no groups; ``.pinned`` says why.
 
@@ -203,7 +203,9 @@ def report(pruned: nn.Module) -> Report:
     """
     about = getattr(pruned, "meta", {}).get("fxprune", {})
     if "report" not in about:
-        raise FxpruneError("this module carries no report: pass a network that fxprune.compile or fxprune.load returned")
+        raise FxpruneError(
+            "this module carries no report: pass a network that fxprune.compile or fxprune.load returned"
+        )
     found: Report = about["report"]
     return found
 
@@ -319,7 +321,7 @@ def _applied(
 def _proved(
     graph: ChannelGraph,
     model: nn.Module,
-    pruned: fx.GraphModule,
+    pruned: nn.Module,
     plan: Plan,
     masks: Mapping[Channels, Mask],
     sample: Sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,10 +35,13 @@ class Explainer:
         goals = self._nodes(second)
         for start in starts:
             for goal in goals:
-                if start[1] is not None and start in self._graph and goal in self._graph:
-                    if nx.has_path(self._graph, start, goal):
-                        return self._steps(nx.shortest_path(self._graph, start, goal))
+                if start[1] is not None and self._tied(start, goal):
+                    return self._steps(nx.shortest_path(self._graph, start, goal))
         return f"{first} and {second} share no channel group"
+
+    def _tied(self, start: ChannelNode, goal: ChannelNode) -> bool:
+        known = start in self._graph and goal in self._graph
+        return known and bool(nx.has_path(self._graph, start, goal))
 
     def pin_of(self, tensor: str, dim: int) -> tuple[str, str]:
         """Reason and cause of the pin nearest to a fixed dim."""
@@ -73,11 +77,7 @@ class Explainer:
         if found is None:
             raise AnalysisError(f"no parameter or module named {tensor!r} in the network")
         dims = [int(dim)] if dim else range(len(self._tensors[found]))
-        serials = {
-            axis.serial: None
-            for axis in (self._tensors[found][d] for d in dims)
-            if isinstance(axis, Channels)
-        }
+        serials = {axis.serial: None for axis in (self._tensors[found][d] for d in dims) if isinstance(axis, Channels)}
         return [node for serial in serials for node in self._by_serial().get(serial, [])]
 
     def _by_serial(self) -> dict[int, list[ChannelNode]]:
@@ -110,7 +110,7 @@ class Explainer:
 
     def _steps(self, path: Sequence[ChannelNode]) -> str:
         lines = [self._label(path[0])]
-        for a, b in zip(path, path[1:], strict=False):
+        for a, b in itertools.pairwise(path):
             lines.append(f"  = {self._label(b)}, by {self._graph.edges[a, b]['cause']}")
         return "\n".join(lines)
 

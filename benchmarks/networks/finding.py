@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.networks import timm_networks, torchvision_networks, transformers_networks
 from fxprune.model_sources import find_model
+from fxprune.samples import Sample
 
 LIBRARIES = ("torchvision", "timm", "transformers", "cifar")
 
@@ -42,7 +43,7 @@ def model_names(library: str, *, families: bool = False) -> list[str]:
 
 
 def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) -> Network:
-    """Build a network; nothing is downloaded. On ``meta``, neither weights nor sample take memory.
+    """Build a network; nothing is downloaded. On ``meta``, neither weights nor sample have values.
 
     Raises:
         ValueError: there is no such library or model.
@@ -50,16 +51,28 @@ def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) 
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}: choose one of {', '.join(LIBRARIES)}")
     torch.manual_seed(seed)
-    model: nn.Module
-    sample: Any
-    with torch.device("meta" if meta else "cpu"):
-        if library == "transformers":
-            model, sample = transformers_networks.build(name)
-        elif library == "cifar":
-            model, sample = cifar_model(name), torch.randn(1, 3, 32, 32)
-        else:
-            return _published(library, name, seed)
-    return Network(model.eval(), sample, sample)
+    return _on_meta(library, name, seed) if meta else _built(library, name, seed)
+
+
+def _on_meta(library: str, name: str, seed: int) -> Network:
+    try:
+        with torch.device("meta"):
+            return _built(library, name, seed)
+    except (NotImplementedError, RuntimeError):
+        # Some constructors compute with tensors, which takes values; those models are emptied afterwards.
+        network = _built(library, name, seed)
+        sample, training_sample = (Sample.from_input(s).to_meta() for s in (network.sample, network.training_sample))
+        return Network(network.model.to("meta"), sample, training_sample)
+
+
+def _built(library: str, name: str, seed: int) -> Network:
+    if library == "transformers":
+        model, sample = transformers_networks.build(name)
+        return Network(model.eval(), sample, sample)
+    if library == "cifar":
+        image = torch.randn(1, 3, 32, 32)
+        return Network(cifar_model(name).eval(), image, image)
+    return _published(library, name, seed)
 
 
 def _published(library: str, name: str, seed: int) -> Network:

@@ -1,7 +1,7 @@
 """Unification of axes: the solver that turns what ops say about their axes into channel groups.
 
-``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op that
-asked. Every request is written to ``couplings``, from which the channel graph is built afterwards.
+``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op
+that asked. Every request is written to ``couplings``, from which the channel graph is built afterwards.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from fxprune.axes.expressions import (
     Origin,
     Product,
     concat,
-    factors_of,
     gather,
-    parts_of,
     product,
     variables,
 )
@@ -199,7 +197,8 @@ class Solver:
         """Strides that cross: what divides both outermost factors is set apart, the rest goes element by element."""
         common = math.gcd(left[0].size, right[0].size)
         if common > 1 and left[0].size != common != right[0].size:
-            (outer, rest), (other, other_rest) = (self._factor(x, [common, x.size // common]) for x in (left[0], right[0]))
+            firsts = (left[0], right[0])
+            (outer, rest), (other, other_rest) = (self._factor(x, [common, x.size // common]) for x in firsts)
             self._unify(outer, other)
             left, right = [rest, *left[1:]], [other_rest, *right[1:]]
         self._unify_elements(product(left), product(right))
@@ -291,8 +290,10 @@ class Solver:
         starts = [0, *(np.flatnonzero(np.diff(axis.index) != 1) + 1).tolist(), len(axis.index)]
         runs = [(int(axis.index[low]), high - low) for low, high in itertools.pairwise(starts)]
         ends = sorted({axis.base.size, *(s for s, _ in runs), *(s + n for s, n in runs)} - {0})
-        if len(runs) > _MOST_RUNS or len({s for s, _ in runs}) != len(runs) or any(
-            start < end < start + size for start, size in runs for end in ends
+        if (
+            len(runs) > _MOST_RUNS
+            or len({s for s, _ in runs}) != len(runs)
+            or any(start < end < start + size for start, size in runs for end in ends)
         ):
             return axis
         sizes = [high - low for low, high in itertools.pairwise([0, *ends])]
@@ -307,7 +308,7 @@ class Solver:
     def _pin_crossed(self, axis: Axis, reason: str) -> None:
         self.pin(axis, reason, self._cause)
 
-    # -- cutting ---------------------------------------------------------------------------------------------------------
+    # -- cutting -------------------------------------------------------------------------------------------------------
 
     def _split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         if len(sizes) == 1:
@@ -365,9 +366,7 @@ def _ends(parts: Sequence[Axis]) -> list[int]:
     return [*itertools.accumulate(p.size for p in parts)]
 
 
-def _segments(
-    left: Sequence[Axis], right: Sequence[Axis], total: object
-) -> list[tuple[list[Axis], list[Axis]]]:
+def _segments(left: Sequence[Axis], right: Sequence[Axis], total: object) -> list[tuple[list[Axis], list[Axis]]]:
     """The shortest runs of both sides that cover the same elements. ``total`` is ``sum`` or ``math.prod``."""
     measure = math.prod if total is math.prod else sum
     segments: list[tuple[list[Axis], list[Axis]]] = []
@@ -395,4 +394,4 @@ def _regroup(pieces: list[Axis], sizes: Sequence[int]) -> list[Axis]:
     return groups
 
 
-__all__ = ["Cause", "Coupling", "Pin", "Solver", "parts_of", "factors_of"]
+__all__ = ["Cause", "Coupling", "Pin", "Solver"]

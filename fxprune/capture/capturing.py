@@ -17,7 +17,6 @@ from fxprune.capture.recorder import Recorder
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.samples import Sample
 
-
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]
 
@@ -173,9 +172,7 @@ def capture_training(
     """
     if not captured.reads_training:
         return None
-    training = capture(
-        model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True, prefix=captured.prefix
-    )
+    training = capture(model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True, prefix=captured.prefix)
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training
 

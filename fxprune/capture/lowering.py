@@ -35,8 +35,9 @@ def multi_head_attention(
         query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     q, k, v = _projections(module, query, key, value)
     heads = module.num_heads
-    q, k, v = (_split_heads(t, heads) for t in (q, k, v))
     mask = _merged_mask(attn_mask, key_padding_mask, query, heads)
+    k, v, mask = _extended(module, k, v, mask)
+    q, k, v = (_split_heads(t, heads) for t in (q, k, v))
     dropout = module.dropout if module.training else 0.0
     weights: torch.Tensor | None = None
     if need_weights:
@@ -54,8 +55,6 @@ def multi_head_attention(
 
 
 def _projections(module: nn.MultiheadAttention, *inputs: torch.Tensor) -> list[torch.Tensor]:
-    if module.bias_k is not None or module.bias_v is not None or module.add_zero_attn:
-        raise ValueError("nn.MultiheadAttention with bias_k, bias_v or add_zero_attn is not supported")
     if module._qkv_same_embed_dim:
         if all(t is inputs[0] for t in inputs):
             return list(F.linear(inputs[0], module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1))
@@ -66,8 +65,24 @@ def _projections(module: nn.MultiheadAttention, *inputs: torch.Tensor) -> list[t
     return [F.linear(t, w, b) for t, w, b in zip(inputs, weights, biases, strict=True)]
 
 
+def _extended(
+    module: nn.MultiheadAttention, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Keys and values with the learnt one and the zero one that the module may add; every query may see them."""
+    added = 0
+    if module.bias_k is not None and module.bias_v is not None:
+        k, v = (
+            torch.cat((t, b.expand(t.shape[0], -1, -1)), dim=1) for t, b in ((k, module.bias_k), (v, module.bias_v))
+        )
+        added += 1
+    if module.add_zero_attn:
+        k, v = (torch.cat((t, torch.zeros_like(t[:, :1])), dim=1) for t in (k, v))
+        added += 1
+    return k, v, F.pad(mask, (0, added)) if mask is not None and added else mask
+
+
 def _split_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    return tensor.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return torch.unflatten(tensor, -1, (heads, -1)).transpose(1, 2)
 
 
 def _merged_mask(
@@ -75,7 +90,7 @@ def _merged_mask(
 ) -> torch.Tensor | None:
     mask = None if attn_mask is None else _additive(attn_mask, query)
     if mask is not None and mask.dim() == 3:
-        mask = mask.unflatten(0, (-1, heads))
+        mask = torch.unflatten(mask, 0, (-1, heads))
     if padding is not None:
         extra = _additive(padding, query)[:, None, None, :]
         mask = extra if mask is None else mask + extra

@@ -1,7 +1,7 @@
 """Partial capture: what cannot be traced becomes an opaque leaf, and what lies inside it is traced by itself.
 
-The smallest module whose forward fails is kept as one call. Its submodules that are called with tensors are captured one
-by one, as islands: their inputs and outputs keep their sizes, everything between is pruned as ever.
+The smallest module whose forward fails is kept as one call. Its submodules that are called with tensors are captured
+one by one, as islands: their inputs and outputs keep their sizes, everything between is pruned as ever.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def _holds_list(sample: Sample) -> bool:
     return any(isinstance(v, list) for v in (*sample.args, *sample.kwargs.values()))
 
 
-def _islands(
-    model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]
-) -> Iterator[Captured]:
+def _islands(model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]) -> Iterator[Captured]:
     for name, child in model.get_submodule(path).named_children():
         inner = f"{path}.{name}".lstrip(".")
         if not any(True for _ in child.parameters()) or (inner in recorded and forms["is_leaf"](child)):

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, recording, recurrence, sources, structures
+from fxprune.capture.folding import known_value
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
 from fxprune.errors import CaptureError
@@ -104,7 +105,10 @@ class Recorder(TorchFunctionMode):
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
-            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+            known = known_value(self.node_of(args[0]), self.constants) if isinstance(args[0], torch.Tensor) else None
+            if known is None:
+                raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+            return func(known, *args[1:], **kwargs)
         if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
             return func(*args, **kwargs)
         if _enterable(func) and not self._keeps(canonical_name(name)):
@@ -379,9 +383,7 @@ def _mutates(func: Any) -> bool:
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
-def _node_form(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[str, Any, tuple[Any, ...]]:
+def _node_form(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...]]:
     """FX op, target and arguments under which an intercepted function is written down."""
     name = getattr(func, "__name__", "")
     if name in _REVERSED:
@@ -392,7 +394,7 @@ def _node_form(
             return "call_function", function, args
     if _is_method(func):
         if name.startswith("__"):
-            return "call_function", getattr(operator, name.strip("_") if name not in _KEYWORDS else _KEYWORDS[name]), args
+            return "call_function", getattr(operator, _KEYWORDS.get(name, name.strip("_"))), args
         return "call_method", name, args
     return "call_function", func, args
 

@@ -17,7 +17,7 @@ _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.de
 
 @dataclass
 class Calls:
-    """Calls of one submodule: arguments of the first, results of all, and whether every caller was inside ``parents``."""
+    """Calls of one submodule: arguments of the first, results of all, and the modules that were running at each."""
 
     sample: Sample
     results: list[Any] = field(default_factory=list)

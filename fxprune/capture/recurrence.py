@@ -10,11 +10,14 @@ from torch import nn
 
 def has_shape_formula(module: nn.Module, args: tuple[Any, ...]) -> bool:
     """Whether :func:`shapes_of` knows the module and the form of its input."""
-    return isinstance(module, nn.RNNBase) and bool(args) and isinstance(args[0], torch.Tensor) and args[0].dim() in (2, 3)
+    return (
+        isinstance(module, nn.RNNBase) and isinstance(next(iter(args), None), torch.Tensor) and args[0].dim() in (2, 3)
+    )
 
 
-def shapes_of(module: nn.RNNBase, sequence: torch.Tensor) -> tuple[Any, ...]:
+def shapes_of(module: nn.Module, sequence: torch.Tensor) -> tuple[Any, ...]:
     """What the module returns for a sequence (T, N, F), (N, T, F) or (T, F), on the meta device."""
+    assert isinstance(module, nn.RNNBase)
     directions = 2 if module.bidirectional else 1
     width = module.proj_size or module.hidden_size
     output = sequence.new_empty(*sequence.shape[:-1], directions * width)

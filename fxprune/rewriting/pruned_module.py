@@ -10,6 +10,8 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
+from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
+
 
 class PrunedGraphModule(fx.GraphModule):
     """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ.
@@ -61,15 +63,14 @@ class PrunedGraphModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         root = {t: _get(self, t) for t in self._all_targets()}
-        graphs = [None if g is None else fx.GraphModule(root, _copied(g)) for g in self._both()]
-        state = {"class_name": self._class_name, "kept_out": self._kept_out, "training": self.training}
-        return _unpickled, (root, graphs, state, self.meta)
+        graphs = [None if g is None else graph_as_data(g) for g in self._both()]
+        return _unpickled, (root, graphs, self._class_name, self._kept_out, self.training, self.meta, _order(self))
 
     def _twin(self, root: dict[str, Any], graph: fx.Graph, training: fx.Graph | None, meta: Any) -> PrunedGraphModule:
-        graphs = [None if g is None else _copied(g) for g in (graph, training)]
-        assert graphs[0] is not None
-        twin = PrunedGraphModule(root, *graphs, class_name=self._class_name, kept_out=self._kept_out)
+        second = None if training is None else _copied(training)
+        twin = PrunedGraphModule(root, _copied(graph), second, class_name=self._class_name, kept_out=self._kept_out)
         _set_mode(twin, self.training)
+        arrange(twin, self)
         twin.meta = meta
         return twin
 
@@ -80,12 +81,36 @@ class PrunedGraphModule(fx.GraphModule):
         return list(dict.fromkeys(t for g in self._both() if g is not None for t in _targets(g)))
 
 
-def _unpickled(root: dict[str, Any], graphs: list[Any], state: dict[str, Any], meta: Any) -> PrunedGraphModule:
-    both = [None if g is None else g.graph for g in graphs]
-    module = PrunedGraphModule(root, *both, class_name=state["class_name"], kept_out=state["kept_out"])
-    _set_mode(module, state["training"])
+def _unpickled(
+    root: dict[str, Any],
+    graphs: list[Any],
+    class_name: str,
+    kept_out: tuple[str, ...],
+    training: bool,
+    meta: dict[str, Any],
+    order: list[str],
+) -> PrunedGraphModule:
+    second = None if graphs[1] is None else graph_from_data(graphs[1])
+    module = PrunedGraphModule(root, graph_from_data(graphs[0]), second, class_name=class_name, kept_out=kept_out)
+    _set_mode(module, training)
+    for name in order:
+        _move_last(module, name)
     module.meta = meta
     return module
+
+
+def _order(module: nn.Module) -> list[str]:
+    """Names of all submodules, parameters and buffers in the order they are held."""
+    modules = module.named_modules()
+    return [f"{p}.{n}".lstrip(".") for p, m in modules for n in (*m._modules, *m._parameters, *m._buffers)]
+
+
+def _move_last(module: nn.Module, name: str) -> None:
+    path, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(path)
+    for held in (parent._modules, parent._parameters, parent._buffers):
+        if leaf in held:
+            held[leaf] = held.pop(leaf)  # type: ignore[assignment]
 
 
 def _set_mode(module: PrunedGraphModule, mode: bool) -> None:
@@ -103,6 +128,22 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 def _targets(graph: fx.Graph) -> list[str]:
     return [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
+
+
+def arrange(module: nn.Module, like: nn.Module) -> None:
+    """Put submodules, parameters and buffers in the order that ``like`` has them, as optimiser state goes by order."""
+    for held, order in (
+        (module._modules, like._modules),
+        (module._parameters, like._parameters),
+        (module._buffers, like._buffers),
+    ):
+        ranks = {name: rank for rank, name in enumerate(order)}
+        for name in sorted(held, key=lambda n: ranks.get(n, len(ranks))):
+            held[name] = held.pop(name)  # type: ignore[assignment]
+    for name, child in module._modules.items():
+        twin = like._modules.get(name)
+        if child is not None and twin is not None:
+            arrange(child, twin)
 
 
 def _get(module: nn.Module, target: str) -> Any:

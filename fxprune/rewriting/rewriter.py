@@ -16,7 +16,7 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.capture import Captured
 from fxprune.capture.capturing import attribute
 from fxprune.errors import RewriteError
-from fxprune.rewriting.pruned_module import PrunedGraphModule
+from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
@@ -62,7 +62,9 @@ class Rewriter:
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
-        return PrunedGraphModule(root, *graphs, class_name=type(part).__name__, kept_out=kept_out)
+        pruned = PrunedGraphModule(root, *graphs, class_name=type(part).__name__, kept_out=kept_out)
+        arrange(pruned, part)
+        return pruned
 
     def add_island(self, captured: Captured) -> None:
         """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
@@ -168,7 +170,8 @@ class Rewriter:
 
     def _size(self, node: fx.Node) -> Any:
         tensor, dim = node.args
-        assert isinstance(tensor, fx.Node) and isinstance(dim, int)
+        assert isinstance(tensor, fx.Node)
+        assert isinstance(dim, int)
         axis: Axis = self._source.axes[tensor][dim]
         kept = int(kept_mask(self._source.solver.resolve(axis), self._masks).sum())
         if kept == axis.size:
@@ -196,7 +199,8 @@ class Rewriter:
         if id(original) not in self._tensors:
             axes = self._source.tensors[self._captured.first_name(name)]
             self._tensors[id(original)] = sliced(original, kept_indices(axes, self._masks))
-        return self._tensors[id(original)]
+        new: torch.Tensor = self._tensors[id(original)]
+        return new
 
     def _module(self, path: str, attributes: Mapping[str, Any]) -> None:
         module = self._model.get_submodule(path)
@@ -227,7 +231,8 @@ def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask
 
 def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
     """Buffers that the original keeps out of its state dict and the new network holds by themselves."""
-    names = (f"{path}.{name}".lstrip(".") for path, m in model.named_modules() for name in m._non_persistent_buffers_set)
+    modules = model.named_modules()
+    names = (f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set)
     return [name for name in names if name in root]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fxprune.axes.expressions import Axis
-from fxprune.rules.call import Axes, Call
+from fxprune.rules.call import Call
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair
 

@@ -1,8 +1,7 @@
-"""Reading and writing ``x[...]``: slices, numbers, None, ellipsis, index lists and tensors."""
+"""Reading ``x[...]``: slices, numbers, None, ellipsis, index lists and tensors."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,16 +179,16 @@ def _positions(repair: Repair, taken: Taken) -> list[int]:
     return repair.positions(taken.axis, taken.positions, kept)
 
 
-def _shrinks(repair: Repair, taken: Taken) -> bool:
+def item_shrinks(repair: Repair, taken: Taken) -> bool:
     return taken.axis is not None and repair.shrinks(taken.axis)
 
 
-def _items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], dict[int, list[int]]]:
+def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], dict[int, list[int]]]:
     """New index items, and by their place the picks that are no run of neighbours."""
     items: list[Any] = []
     picks: dict[int, list[int]] = {}
     for place, entry in enumerate(taken):
-        if not _shrinks(repair, entry) or entry.item == ALL:
+        if not item_shrinks(repair, entry) or entry.item == ALL:
             items.append(fx.node.map_arg(entry.item, repair.mapped))
             continue
         positions = _positions(repair, entry)
@@ -208,9 +207,9 @@ def _items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any],
 def repair_getitem(repair: Repair) -> None:
     """Bounds and numbers change; picks that are no run of neighbours become an index_select before the rest."""
     taken = repair.call.notes.get("taken", ())
-    if not any(_shrinks(repair, t) for t in taken):
+    if not any(item_shrinks(repair, t) for t in taken):
         return
-    items, picks = _items_and_picks(repair, taken)
+    items, picks = items_and_picks(repair, taken)
     source = repair.arguments["input"]
     for place, positions in picks.items():
         source = repair.select(source, sum(1 for t in taken[:place] if t.axis is not None), positions)
@@ -218,34 +217,4 @@ def repair_getitem(repair: Repair) -> None:
         repair.replacement = source
         return
     repair.set("input", source)
-    repair.set("index", tuple(items))
-
-
-@rule("setitem", "input, index, value")
-def setitem(call: Call) -> None:
-    axes = call.tensor("input")
-    taken_by_index(call)
-    taken: Sequence[Taken] = call.notes.get("taken", ())
-    gathered = [t for t in taken if t.positions is not None and not contiguous(t.positions.tolist())]
-    if len(gathered) > 1 or (gathered and any(not isinstance(t.item, slice) and t not in gathered for t in taken)):
-        call.pin_all((t.axis for t in gathered if t.axis is not None), "it is written by several lists of positions")
-    if call.has("value") and call.result is not None:
-        target, value = call.result, call.tensor("value")
-        extra = len(value) - len(target)
-        call.pin_all(value[: max(extra, 0)], "it is written without it")
-        broadcast(call, [target, value[max(extra, 0) :]])
-    call.result = None
-
-
-@repairs("setitem")
-def repair_setitem(repair: Repair) -> None:
-    """As for reading, but through a view: the written positions stay an index of the write itself."""
-    taken = repair.call.notes.get("taken", ())
-    if not any(_shrinks(repair, t) for t in taken):
-        return
-    items, picks = _items_and_picks(repair, taken)
-    if picks:
-        if any(item != ALL for item in items):
-            repair.set("input", repair.emit(operator.getitem, repair.arguments["input"], tuple(items)))
-        items = [repair.constant(picks[place]) if place in picks else ALL for place in range(len(items))]
     repair.set("index", tuple(items))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxprune.capture.naming import canonical_name
+from fxprune.capture.naming import canonical_name, writes_in_place
 
 _VIEWS = frozenset(
     """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
@@ -19,18 +19,12 @@ def is_written(node: fx.Node) -> bool:
         for user in pending.pop().users:
             if user.op not in ("call_function", "call_method") or not user.args or user.args[0] not in seen:
                 continue
-            if _writes(user) and not _is_put_back(user, node):
+            if writes_in_place(user) and not _is_put_back(user, node):
                 return True
             if canonical_name(user.target) in _VIEWS and user not in seen:
                 seen.add(user)
                 pending.append(user)
     return False
-
-
-def _writes(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or name == "setitem"
-    return in_place or name in _OPERATORS or node.kwargs.get("inplace") is True
 
 
 def _is_put_back(write: fx.Node, read: fx.Node) -> bool:
@@ -40,6 +34,3 @@ def _is_put_back(write: fx.Node, read: fx.Node) -> bool:
         for user in write.users
         if user.op == "call_function"
     )
-
-
-_OPERATORS = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())

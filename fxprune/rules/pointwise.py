@@ -21,14 +21,14 @@ UNARY = """
     celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish relu relu6 rrelu selu
     silu softplus softshrink softsign tanhshrink threshold
     alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout
-    bfloat16 bool byte char clone contiguous cpu cuda data detach double float half int long requires_grad short to type
-    type_as
+    bfloat16 bool byte char clone contiguous cpu cuda data detach double float half int long requires_grad short to
+    type type_as
     bernoulli cauchy exponential fill geometric log_normal normal random uniform zero
 """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
-    add arctan2 atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy copysign div
-    eq float_power floor_divide floordiv fmax fmin fmod ge gt heaviside hypot isclose ldexp le logaddexp logaddexp2
+    add arctan2 atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy copysign
+    div eq float_power floor_divide floordiv fmax fmin fmod ge gt heaviside hypot isclose ldexp le logaddexp logaddexp2
     logical_and logical_or logical_xor lshift lt maximum minimum mul ne nextafter polar pow remainder rshift rsub
     special_xlog1py special_xlogy sub xlogy
 """
@@ -160,6 +160,4 @@ for _cls, _name in (
     (nn.FeatureAlphaDropout, "feature_alpha_dropout"),
 ):
     module_form(_cls, ModuleForm(_name, _no_arguments))
-module_form(
-    nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),))
-)
+module_form(nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),)))

@@ -59,7 +59,7 @@ def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:
     def state(value: Any, width: Axis) -> Axes:
         return (*(call.fixed(s, _STEPS) for s in value.shape[:-1]), width)
 
-    sequence, final = call.value
+    _, final = call.value
     if isinstance(final, tuple):
         return [output, [state(final[0], projected), state(final[1], hidden)]]
     return [output, state(final, hidden)]

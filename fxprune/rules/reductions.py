@@ -28,7 +28,9 @@ def _reduce(call: Call, dims: tuple[int, ...]) -> None:
     call.result = result if isinstance(call.value, torch.Tensor) else [result for _ in call.value]
 
 
-@rule("sum mean amax amin nansum nanmean all any prod logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False")
+@rule(
+    "sum mean amax amin nansum nanmean all any prod logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False"
+)
 def reduce(call: Call) -> None:
     _reduce(call, call.dims())
 

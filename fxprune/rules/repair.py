@@ -22,8 +22,8 @@ class Repair:
     """One op being written into the smaller graph.
 
     ``arguments`` holds the new arguments by name: nodes of the new graph, and literals as the source had them.
-    ``changes`` collects what the rule wants different, ``attributes`` module attributes to set; ``replacement`` is a node
-    that stands for the op instead. ``mapped`` gives a node of the old graph as the new graph has it.
+    ``changes`` collects what the rule wants different, ``attributes`` module attributes to set; ``replacement`` is a
+    node that stands for the op instead. ``mapped`` gives a node of the old graph as the new graph has it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Repair:
         self.changes[name] = value
 
     def resize(self, value: Any, axis: Axis) -> Any:
-        """The size argument ``value`` of an output axis, for the kept size. -1 stays, and dynamic parts stay dynamic."""
+        """The size argument ``value`` of an axis, for the kept size. -1 stays, and dynamic parts stay dynamic."""
         new, old = self.size(axis), axis.size
         if new == old or (isinstance(value, int) and value == -1):
             return value

@@ -18,4 +18,3 @@ def weight_norm(call: Call) -> None:
             call.unify(axis, length[i])
     call.role("v", "out", *["in"] * (len(direction) - 1))
     call.result = direction
-

@@ -27,15 +27,14 @@ def _count(name: str) -> int:
     return int(next(c for c in name if c in "123"))
 
 
-@rule(
-    " ".join(
-        f"{kind}{n}d"
-        for n in (1, 2, 3)
-        for kind in ("avg_pool", "max_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool")
-    )
-    + " fractional_max_pool2d fractional_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices",
-    "input",
-)
+_POOLINGS = """
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+    adaptive_max_pool3d avg_pool1d avg_pool2d avg_pool3d fractional_max_pool2d fractional_max_pool3d lp_pool1d lp_pool2d
+    lp_pool3d max_pool1d max_pool1d_with_indices max_pool2d max_pool2d_with_indices max_pool3d max_pool3d_with_indices
+"""
+
+
+@rule(_POOLINGS, "input")
 def pooling(call: Call) -> None:
     rank = _count(call.name)
     if call.has("_random_samples"):

@@ -44,6 +44,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
+        self.extra_traceback = False
         self.seen: dict[str, _Fingerprint] = {}
 
     def call(self, probe: Probe, dtype: torch.dtype) -> None:

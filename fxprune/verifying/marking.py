@@ -1,8 +1,8 @@
 """Removal of values that no parameter makes: padding, expanded dims, constants of the graph.
 
 Nothing carries a NaN into them, so which of their slices go is the plan's word alone, as it is for parameters. It is
-taken only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of its
-own is removed by its parameters or not at all.
+taken only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of
+its own is removed by its parameters or not at all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .nan_carrying.calls import bury, gone
 from .nan_carrying.contractions import has_copies
@@ -51,16 +52,17 @@ class _Marking(fx.Interpreter):
         result = super().run_node(n)
         kept = self._node_keep.get(n.name, ())
         if isinstance(result, Tensor) and result.is_floating_point() and len(kept) == result.ndim:
-            for dim, index in enumerate(kept):
-                if index is not None and result.numel():
-                    result = _marked(result, dim, index)
+            with _disable_current_modes():
+                for dim, index in enumerate(kept):
+                    if index is not None and result.numel():
+                        result = _marked(result, dim, index)
         return result
 
 
 def _marked(value: Tensor, dim: int, index: Tensor) -> Tensor:
     lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
     lost[index.to(value.device)] = False
-    slices = value.movedim(dim, 0).flatten(1)
+    slices = value.movedim(dim, 0).reshape(value.shape[dim], -1)
     missing = lost & ~gone(slices).any(1)
     if not bool(missing.any()) or not _is_free(slices, missing):
         return value
@@ -71,5 +73,5 @@ def _marked(value: Tensor, dim: int, index: Tensor) -> Tensor:
 
 def _is_free(slices: Tensor, missing: Tensor) -> bool:
     """Whether each missing row is one repeated number, or a copy of a row that stays."""
-    rows = slices[missing]
-    return bool((rows == rows[:, :1]).all()) or has_copies(slices, 0, missing)
+    varied = missing & ~(slices == slices[:, :1]).all(1)
+    return not bool(varied.any()) or has_copies(slices, 0, varied)

@@ -7,10 +7,11 @@ from collections.abc import Container
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune.samples import Sample
 
+from .marking import NodeKeep
 from .precision import TOLERANCE, out_of_memory, precision
 from .proof import Proof
 from .running import nothing_left_behind
@@ -22,7 +23,7 @@ __all__ = ["prove"]
 
 def prove(
     original: nn.Module,
-    captured: fx.GraphModule,
+    captured: nn.Module,
     pruned: nn.Module,
     keep: Keep,
     sample: tuple[tuple[Any, ...], dict[str, Any]],
@@ -30,6 +31,7 @@ def prove(
     crosses_norm: bool,
     seed: int = 0,
     renumbered: Container[str] = (),
+    node_keep: NodeKeep | None = None,
 ) -> Proof:
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
 
@@ -48,6 +50,9 @@ def prove(
         crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no stand-in.
         seed: of the random inputs and parameters.
         renumbered: names of integer index buffers that the rewrite changed on purpose.
+        node_keep: for nodes of ``captured``'s graph by name, one kept-index tensor, or None for all, per dim. It is
+            asked only where the outputs differ without it, and believed only for slices that are constant or copies
+            of others: padding, expanded dims and constants, into which no parameter carries a NaN.
 
     Raises:
         ProofError: a check failed; the message says which, where, and by how much.
@@ -56,7 +61,7 @@ def prove(
     whole = all_names(original, captured, keep)
     with nothing_left_behind(original):
         checked = check_tensors(original, captured, pruned, whole, renumbered)
-        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, seed)
+        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed)
         dtype = precision(original, case.sample)
         try:
             outcome = Validation(case, dtype).run()

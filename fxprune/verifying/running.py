@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import linecache
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -66,7 +66,9 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor
 
 
-def evaluate(module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False) -> Leaves:
+def evaluate(
+    module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False
+) -> Leaves:
     """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``."""
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from fxprune.errors import ProofError
 from fxprune.samples import Sample
@@ -38,7 +38,7 @@ class Trials:
     """
 
     original: nn.Module
-    captured: fx.GraphModule
+    captured: nn.Module
     dtype: torch.dtype
     seed: int
     found: list[Trial] = field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,9 +13,10 @@ from torch import fx, nn
 from fxprune.errors import ProofError
 from fxprune.samples import Sample
 
-from .comparing import Difference, Leaves, compare, has_nan, kept_block
+from .comparing import Leaves, compare, has_nan, kept_block
 from .copies import private_copy
 from .locating import first_difference
+from .marking import MarkedRun, NodeKeep
 from .masking import hides_its_weights, overwrite_removed, randomise, removes_anything
 from .precision import TOLERANCE, out_of_memory
 from .probes import Probe, randomised
@@ -27,8 +29,33 @@ __all__ = ["Case", "Outcome", "Validation"]
 # A change below this many tolerances cannot tell a removed entry from a kept one.
 _VISIBLE = 100
 
-_MASKED, _CARRYING = "masked", "nan-carrying"
-_STAND_IN = {_MASKED: 0.0, _CARRYING: math.nan}
+
+@dataclass(frozen=True)
+class Way:
+    """How the original is evaluated without its removed entries.
+
+    Attributes:
+        method: its name in a proof.
+        note: what a reader should know where it was not the first choice.
+        stand_in: what is written over removed entries of parameters.
+        carries: whether removed entries travel as NaN.
+        marks: whether values that no parameter makes lose what the plan says they lose.
+    """
+
+    method: str
+    note: str = ""
+    stand_in: float = math.nan
+    carries: bool = True
+    marks: bool = False
+
+
+_ZEROS = Way("masked", stand_in=0.0, carries=False)
+_NANS = Way("nan-carrying", "compared over the kept entries alone")
+_MARKS = Way(
+    "nan-carrying",
+    "compared over the kept entries alone, those of padding, expanded dims and constants as the plan says",
+    marks=True,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +63,12 @@ class Case:
     """What is to be proven; ``keep`` has an entry for every parameter and buffer of ``captured``."""
 
     original: nn.Module
-    captured: fx.GraphModule
+    captured: nn.Module
     pruned: nn.Module
     keep: Keep
     sample: Sample
     crosses_norm: bool
+    node_keep: NodeKeep
     seed: int
 
 
@@ -48,12 +76,20 @@ class Case:
 class Outcome:
     """What has been found so far."""
 
-    method: str = _MASKED
+    method: str = ""
     error: float = 0.0
     vacuous: bool = False
     randomised: bool = False
     probes: list[Probe] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """What failed, and on which trial."""
+
+    text: str
+    trial: Trial
 
 
 class Validation:
@@ -63,7 +99,9 @@ class Validation:
         self._case = case
         self._dtype = dtype
         self._tolerance = TOLERANCE[dtype]
-        self._outcome = Outcome(_CARRYING if case.crosses_norm else _MASKED)
+        self._outcome = Outcome()
+        self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
+        self._ways += [_MARKS] if case.node_keep else []
 
     def run(self) -> Outcome:
         """All numeric checks.
@@ -103,69 +141,70 @@ class Validation:
             ) from error
 
     def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
-        """Compare with the masked original, made from what ``full`` returns.
+        """Compare with the masked original, made from what ``full`` returns, in one of the ways that fit.
+
+        Zero as the stand-in comes first, NaN where zero will not do; the plan's word on values that no parameter
+        makes is asked last.
 
         Returns:
             How far removing changes the outputs of the original.
         """
-        before = ""
-        cause: ProofError | None = None
-        if self._outcome.method == _MASKED:
-            change, failure = self._compare(full(), trials, answers, _MASKED)
-            if not failure:
+        failures: list[_Failure] = []
+        for way in self._ways:
+            change, failure = self._compare(full(), trials, answers, way)
+            if failure is None:
+                self._outcome.method = way.method
+                self._outcome.notes += [f"{failures[0].text}; {way.note}"] if failures else []
+                self._ways = self._ways[self._ways.index(way) :]
                 return change
-            before = f"with removed entries of the original set to zero, {failure}"
-        try:
-            change, failure = self._compare(full(), trials, answers, _CARRYING)
-        except ProofError as error:
-            failure, cause = str(error), error
-        if failure:
-            raise ProofError(f"{before}; {failure}" if before else failure) from cause
-        if before:
-            self._outcome.notes.append(
-                f"{before}: what is removed does not stay zero until it is read, or the outputs themselves are "
-                "narrower; compared over the kept entries alone"
-            )
-        self._outcome.method = _CARRYING
-        return change
+            failures.append(failure)
+        text = "; ".join(failure.text for failure in failures[:2])
+        raise ProofError(text + self._place(full(), failures[-1]))
 
-    def _compare(self, module: nn.Module, trials: list[Trial], answers: list[Leaves], method: str) -> tuple[float, str]:
-        """Turn the full-width ``module``, a private copy, into the masked original and compare on all trials.
+    def _compare(
+        self, full: nn.Module, trials: list[Trial], answers: list[Leaves], way: Way
+    ) -> tuple[float, _Failure | None]:
+        """Turn ``full``, a private copy, into the masked original and compare on all trials.
 
         Returns:
-            The largest change that masking makes to the outputs, and what failed, or "".
+            The largest change that masking makes to the outputs, and what failed.
         """
-        overwrite_removed(module, self._case.keep, _STAND_IN[method])
-        change = 0.0
-        worst = 0.0
+        overwrite_removed(full, self._case.keep, way.stand_in)
+        change = worst = 0.0
         for trial, answer in zip(trials, answers, strict=True):
-            masked = self._masked(module, trial, method)
-            found = compare(kept_block(masked) if method == _CARRYING else masked, answer)
+            try:
+                masked = self._masked(full, trial, way)
+            except ProofError as error:
+                return change, _Failure(str(error), trial)
+            found = compare(kept_block(masked) if way.carries else masked, answer)
             if not found.error <= self._tolerance:
-                return change, self._failure(module, trial, found, method)
+                text = f"{found.describe(self._tolerance)} from the masked original on {trial.probe.label}"
+                return change, _Failure(f"outputs ({way.method}): {text}", trial)
             worst = max(worst, found.error)
             change = max(change, compare(trial.expected, masked).error)
         self._outcome.error = max(self._outcome.error, worst)
-        return change, ""
+        return change, None
 
-    def _masked(self, module: nn.Module, trial: Trial, method: str) -> Leaves:
-        carrying = method == _CARRYING
+    def _masked(self, full: nn.Module, trial: Trial, way: Way) -> Leaves:
+        module: Callable[..., Any] = full
+        if way.marks and isinstance(full, fx.GraphModule):
+            module = MarkedRun(full, self._case.node_keep)
         try:
-            return evaluate(module, trial.probe, self._dtype, seed=self._case.seed, carry_nan=carrying)
+            return evaluate(module, trial.probe, self._dtype, seed=self._case.seed, carry_nan=way.carries)
         except Exception as error:
             if out_of_memory(error):
                 raise
             text = str(error) if isinstance(error, ProofError) else f"{type(error).__name__}: {error}"
             raise ProofError(
-                f"outputs ({method}): the original, over its kept entries: {text}{where(error)}"
+                f"outputs ({way.method}): the original, over its kept entries: {text}{where(error)}"
             ) from error
 
-    def _failure(self, module: nn.Module, trial: Trial, found: Difference, method: str) -> str:
-        if method == _MASKED:
-            return found.describe(self._tolerance)
-        place = first_difference(module, private_copy(self._case.pruned, self._dtype), trial.probe, self._dtype)
-        text = f"outputs ({method}): {found.describe(self._tolerance)} from the masked original on {trial.probe.label}"
-        return f"{text}; they part at {place}" if place else text
+    def _place(self, full: nn.Module, failure: _Failure) -> str:
+        """Where the two networks part, as the end of a message, if it can be found."""
+        overwrite_removed(full, self._case.keep, math.nan)
+        pruned = private_copy(self._case.pruned, self._dtype)
+        place = first_difference(full, pruned, failure.trial.probe, self._dtype)
+        return f"; they part at {place}" if place else ""
 
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
         """Repeat with random parameters, in which no removed entry is without effect."""
@@ -184,7 +223,7 @@ class Validation:
         if self._outcome.vacuous:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
 
-    def _randomised(self, pruned: nn.Module) -> fx.GraphModule:
+    def _randomised(self, pruned: nn.Module) -> nn.Module:
         """A copy of the full-width network with random parameters, and the kept ones of them in ``pruned``."""
         full = private_copy(self._case.captured, self._dtype)
         randomise(full, pruned, self._case.keep, self._case.seed)

@@ -158,9 +158,7 @@ def module_case(
     return Case(name, lambda: chain(layout, middle, width), layout.sample, resized=resized, **about)
 
 
-def op_case(
-    name: str, layout: Layout, op: Op, width: int = 8, *, fixed_size: bool = False, **about: Any
-) -> Case:
+def op_case(name: str, layout: Layout, op: Op, width: int = 8, *, fixed_size: bool = False, **about: Any) -> Case:
     """A case around a function of one tensor."""
     return module_case(name, layout, lambda: op, width, fixed_size=fixed_size, **about)
 
@@ -168,7 +166,7 @@ def op_case(
 def everywhere(
     name: str, layout: Layout, middle: Callable[[], Op], width: int = 8, *, fixed_size: bool = False, **about: Any
 ) -> list[Case]:
-    """An op that keeps its input's shape: alone, on a residual branch, before a concatenation, beside another reader."""
+    """An op that keeps its input's shape: alone, on a residual branch, before a concatenation, with a second reader."""
     resized = None if fixed_size else layout.resized
     shapes = {"": Between, "+residual": Residual, "+concat": Joined, "+reader": Shared}
 

@@ -1,4 +1,4 @@
-"""Expected outputs by hand where a norm, softmax or mean runs over pruned channels and zeros would be the wrong stand-in."""
+"""Expected outputs by hand, for ops that run over pruned channels and for which zeros are the wrong stand-in."""
 
 from __future__ import annotations
 

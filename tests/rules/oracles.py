@@ -68,7 +68,10 @@ class Kept:
 def masked(net: nn.Module, plan: Plan) -> nn.Module:
     """A copy with every removed entry of every float parameter and buffer zero; running variances are left alone."""
     twin = copy.deepcopy(net)
-    tensors = {**dict(twin.named_parameters(remove_duplicate=False)), **dict(twin.named_buffers(remove_duplicate=False))}
+    tensors = {
+        **dict(twin.named_parameters(remove_duplicate=False)),
+        **dict(twin.named_buffers(remove_duplicate=False)),
+    }
     with torch.no_grad():
         for name, tensor in tensors.items():
             if not tensor.is_floating_point() or name.endswith("running_var"):

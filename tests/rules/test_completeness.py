@@ -15,7 +15,7 @@ from fxprune.rules import rule_names
 from fxprune.rules.registry import module_forms
 from tests.rules.cases import Case
 from tests.rules.corpus import CASES
-from tests.rules.test_corpus import by_name, built, sampled
+from tests.rules.test_corpus import built, by_name, sampled
 
 # They need a device or a channel dim that a small network on the CPU does not have.
 NOT_REACHED = {"cuda"}

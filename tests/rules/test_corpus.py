@@ -31,7 +31,7 @@ def built(case: Case) -> nn.Module:
     net = case.build().double().eval()
     with torch.no_grad():
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-            if name.endswith(("running_mean", "running_var")) or tensor.dim() == 1 and tensor.is_floating_point():
+            if name.endswith(("running_mean", "running_var")) or (tensor.dim() == 1 and tensor.is_floating_point()):
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
     return net
 

@@ -66,7 +66,9 @@ def _padded(module: Any, h: Tensor, other: Tensor) -> Tensor:
 class Heads(nn.Module):
     """Separate query, key and value projections and an attention function."""
 
-    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], groups: int = HEADS, heads: int = HEADS) -> None:
+    def __init__(
+        self, attend: Callable[[Tensor, Tensor, Tensor], Tensor], groups: int = HEADS, heads: int = HEADS
+    ) -> None:
         super().__init__()
         self.attend, self.heads, self.groups = attend, heads, groups
         self.query, self.key, self.value = nn.Linear(5, heads * 4), nn.Linear(5, groups * 4), nn.Linear(5, groups * 6)
@@ -110,7 +112,9 @@ class Chunked(Packed):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, width = x.shape[0], x.shape[1], 8
-        q, k, v = (t.view(batch, length, HEADS, width // HEADS).transpose(1, 2) for t in self.qkv(self.first(x)).chunk(3, -1))
+        q, k, v = (
+            t.view(batch, length, HEADS, width // HEADS).transpose(1, 2) for t in self.qkv(self.first(x)).chunk(3, -1)
+        )
         scores = q @ k.transpose(-1, -2) / math.sqrt(width // HEADS)
         return self.last((F.softmax(scores, -1) @ v).transpose(1, 2).contiguous().view(batch, length, width))
 
@@ -151,8 +155,8 @@ class Encoder(nn.Module):
 class Flat(nn.LayerNorm):
     """Stands where a norm was and does nothing."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return input
+    def forward(self, h: Tensor) -> Tensor:  # type: ignore[override]
+        return h
 
 
 class EncoderWithoutNorm(Encoder):
@@ -163,7 +167,9 @@ class EncoderWithoutNorm(Encoder):
         self.layer.norm1, self.layer.norm2 = Flat(9), Flat(9)
 
 
-def _attention(name: str, call: Any, sample: Sample = TOKENS.sample, free: str = "first.weight", **options: Any) -> Case:
+def _attention(
+    name: str, call: Any, sample: Sample = TOKENS.sample, free: str = "first.weight", **options: Any
+) -> Case:
     names = tuple(free.split())
     return Case(f"attention/{name}", lambda: Attention(call, **options), sample, names)
 
@@ -192,17 +198,88 @@ CASES = [
     _attention("module with weights of each head", _weights, free=_UNMASKED, batch_first=True),
     _attention("module, sequence first", _self, _sequence_first, free=_UNMASKED),
     _attention("module, unbatched", _self, lambda n: (torch.randn(7, 5),), free=_UNMASKED),
-    _attention("module across two inputs", _cross, free="first.weight other.weight attention.in_proj_weight", batch_first=True),
-    _attention("module with kdim and vdim", _cross, free="first.weight other.weight attention.q_proj_weight attention.k_proj_weight attention.v_proj_weight", batch_first=True, kdim=6, vdim=6),
+    _attention(
+        "module across two inputs", _cross, free="first.weight other.weight attention.in_proj_weight", batch_first=True
+    ),
+    _attention(
+        "module with kdim and vdim",
+        _cross,
+        free="first.weight other.weight attention.q_proj_weight attention.k_proj_weight attention.v_proj_weight",
+        batch_first=True,
+        kdim=6,
+        vdim=6,
+    ),
+    _attention("module with learnt keys", _masked, free=_UNMASKED, batch_first=True, add_bias_kv=True),
+    _attention("module with zero keys", _padded, free=_UNMASKED, batch_first=True, add_zero_attn=True),
+    _attention("module with both", _unweighted, free=_UNMASKED, batch_first=True, add_zero_attn=True, add_bias_kv=True),
     _attention("module with a causal mask", _masked, free=_UNMASKED, batch_first=True),
     _attention("module with a float mask", _float_masked, free=_UNMASKED, batch_first=True),
     _attention("module with padding", _padded, free=_UNMASKED, batch_first=True),
-    *(Case(f"attention/{n}", lambda op=op: Heads(op), TOKENS.sample, ("query.weight", "key.weight", "value.weight"), resized=TOKENS.resized) for n, op in _MIXED.items()),
-    Case("attention/grouped queries", lambda: Heads(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), 2, 6), TOKENS.sample, ("query.weight", "key.weight", "value.weight")),
-    Case("attention/grouped queries repeated", lambda: Heads(lambda q, k, v: F.scaled_dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, dim=1)), 2, 6), TOKENS.sample, ("query.weight", "key.weight", "value.weight")),
-    Case("attention/grouped queries expanded", lambda: Heads(lambda q, k, v: F.scaled_dot_product_attention(q, *(t[:, :, None].expand(-1, -1, 3, -1, -1).flatten(1, 2) for t in (k, v))), 2, 6), TOKENS.sample, ("query.weight", "key.weight", "value.weight")),
-    *(Case(f"attention/{cls.__name__.lower()}", cls, TOKENS.sample, ("first.weight", "qkv.weight"), resized=TOKENS.resized) for cls in (Packed, Indexed, Chunked)),
-    Case("attention/between channels", BetweenChannels, TOKENS.sample, ("first.weight", "value.weight"), _between_channels),
-    Case("attention/encoder layer wiring", EncoderWithoutNorm, TOKENS.sample, ("first.weight", "layer.linear1.weight", "layer.self_attn.in_proj_weight")),
-    Case("attention/encoder layer wiring, gelu", lambda: EncoderWithoutNorm(activation="gelu", norm_first=True), TOKENS.sample, ("first.weight", "layer.linear1.weight", "layer.self_attn.in_proj_weight")),
+    *(
+        Case(
+            f"attention/{n}",
+            lambda op=op: Heads(op),
+            TOKENS.sample,
+            ("query.weight", "key.weight", "value.weight"),
+            resized=TOKENS.resized,
+        )
+        for n, op in _MIXED.items()
+    ),
+    Case(
+        "attention/grouped queries",
+        lambda: Heads(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), 2, 6),
+        TOKENS.sample,
+        ("query.weight", "key.weight", "value.weight"),
+    ),
+    Case(
+        "attention/grouped queries repeated",
+        lambda: Heads(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, dim=1)),
+            2,
+            6,
+        ),
+        TOKENS.sample,
+        ("query.weight", "key.weight", "value.weight"),
+    ),
+    Case(
+        "attention/grouped queries expanded",
+        lambda: Heads(
+            lambda q, k, v: F.scaled_dot_product_attention(
+                q, *(t[:, :, None].expand(-1, -1, 3, -1, -1).flatten(1, 2) for t in (k, v))
+            ),
+            2,
+            6,
+        ),
+        TOKENS.sample,
+        ("query.weight", "key.weight", "value.weight"),
+    ),
+    *(
+        Case(
+            f"attention/{cls.__name__.lower()}",
+            cls,
+            TOKENS.sample,
+            ("first.weight", "qkv.weight"),
+            resized=TOKENS.resized,
+        )
+        for cls in (Packed, Indexed, Chunked)
+    ),
+    Case(
+        "attention/between channels",
+        BetweenChannels,
+        TOKENS.sample,
+        ("first.weight", "value.weight"),
+        _between_channels,
+    ),
+    Case(
+        "attention/encoder layer wiring",
+        EncoderWithoutNorm,
+        TOKENS.sample,
+        ("first.weight", "layer.linear1.weight", "layer.self_attn.in_proj_weight"),
+    ),
+    Case(
+        "attention/encoder layer wiring, gelu",
+        lambda: EncoderWithoutNorm(activation="gelu", norm_first=True),
+        TOKENS.sample,
+        ("first.weight", "layer.linear1.weight", "layer.self_attn.in_proj_weight"),
+    ),
 ]

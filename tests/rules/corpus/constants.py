@@ -100,8 +100,16 @@ _MADE: dict[str, tuple[Layout, Op]] = {
     "as_tensor": (VECTOR, lambda h: h * torch.as_tensor(h.shape[1], dtype=h.dtype)),
     "scalar_tensor": (VECTOR, lambda h: h * torch.scalar_tensor(h.shape[1], dtype=h.dtype)),
     "mask of channels": (VECTOR, lambda h: h * (torch.arange(h.shape[1]) % 2 == 0).to(h.dtype)),
-    "coordinates": (IMAGE, lambda h: torch.cat((h, torch.linspace(-1, 1, h.shape[3], dtype=h.dtype).expand(h.shape[0], 1, h.shape[2], h.shape[3])), 1)),
-    "padding made by cat": (IMAGE, lambda h: torch.cat((torch.zeros(h.shape[0], 2, h.shape[2], h.shape[3], dtype=h.dtype), h), 1)),
+    "coordinates": (
+        IMAGE,
+        lambda h: torch.cat(
+            (h, torch.linspace(-1, 1, h.shape[3], dtype=h.dtype).expand(h.shape[0], 1, h.shape[2], h.shape[3])), 1
+        ),
+    ),
+    "padding made by cat": (
+        IMAGE,
+        lambda h: torch.cat((torch.zeros(h.shape[0], 2, h.shape[2], h.shape[3], dtype=h.dtype), h), 1),
+    ),
 }
 # Numbers computed from a width keep the value they had at full width.
 _NUMBERS: dict[str, tuple[Layout, Op]] = {
@@ -131,10 +139,17 @@ CASES = [
     module_case("buffer/per channel", VECTOR, lambda: Buffered(torch.mul, torch.rand(8))),
     module_case("buffer/outside the state dict", VECTOR, lambda: Buffered(torch.mul, torch.rand(8), persistent=False)),
     module_case("buffer/of images", IMAGE, lambda: Buffered(torch.add, torch.rand(1, 8, 1, 1))),
-    module_case("buffer/divisor", VECTOR, lambda: Buffered(torch.div, torch.rand(8) + 0.5), narrow=around(VECTOR, _unbuffered)),
+    module_case(
+        "buffer/divisor", VECTOR, lambda: Buffered(torch.div, torch.rand(8) + 0.5), narrow=around(VECTOR, _unbuffered)
+    ),
     module_case("buffer/mask", VECTOR, lambda: Buffered(lambda h, m: h.masked_fill(m, 0.5), torch.arange(8) % 3 == 0)),
     module_case("buffer/integers", VECTOR, lambda: Buffered(torch.mul, torch.arange(8))),
-    module_case("buffer/matrix", VECTOR, lambda: Buffered(torch.matmul, torch.randn(8, 6)), free=("first.weight", "middle.value:1")),
+    module_case(
+        "buffer/matrix",
+        VECTOR,
+        lambda: Buffered(torch.matmul, torch.randn(8, 6)),
+        free=("first.weight", "middle.value:1"),
+    ),
     module_case("buffer/plain attribute", VECTOR, Plain),
     module_case("buffer/blur", IMAGE, Blur),
     module_case("buffer/repeated blur", IMAGE, RepeatedBlur),

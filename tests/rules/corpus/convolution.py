@@ -18,7 +18,9 @@ TRANSPOSED = ("first.weight", "middle.weight", "middle.weight:1")
 class Functional(nn.Module):
     """A functional convolution on bare parameters."""
 
-    def __init__(self, function: Callable[..., Tensor], weight: tuple[int, ...], bias: int | None, **options: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], weight: tuple[int, ...], bias: int | None, **options: Any
+    ) -> None:
         super().__init__()
         self.function, self.options = function, options
         self.weight = nn.Parameter(torch.randn(weight))
@@ -38,8 +40,8 @@ class Positional(Functional):
 class Standardised(nn.Conv2d):
     """A user's subclass that changes its weight before use."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight * 2.0, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, h: Tensor) -> Tensor:  # type: ignore[override]
+        return F.conv2d(h, self.weight * 2.0, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Inherited(nn.Conv2d):
@@ -66,7 +68,11 @@ class Pyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 6, 3, padding=1)
-        self.expand, self.depth, self.project = nn.Conv2d(6, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 6, 1)
+        self.expand, self.depth, self.project = (
+            nn.Conv2d(6, 12, 1),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+            nn.Conv2d(12, 6, 1),
+        )
         self.last = nn.Conv2d(6, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +91,12 @@ def _forms(layout: Layout, plain: type[nn.Module], transposed: type[nn.Module], 
         module_case(f"conv{rank}/depthwise with a multiplier", layout, lambda: plain(4, 12, 3, groups=4), 4, free=free),
         module_case(f"conv{rank}/transposed", layout, lambda: transposed(8, 6, 2, stride=2), free=TRANSPOSED),
         module_case(f"conv{rank}/transposed, grouped", layout, lambda: transposed(8, 12, 2, groups=4), free=TRANSPOSED),
-        module_case(f"conv{rank}/transposed, depthwise", layout, lambda: transposed(8, 8, 3, groups=8, output_padding=1, stride=2), free=BOTH),
+        module_case(
+            f"conv{rank}/transposed, depthwise",
+            layout,
+            lambda: transposed(8, 8, 3, groups=8, output_padding=1, stride=2),
+            free=BOTH,
+        ),
     ]
 
 
@@ -107,14 +118,35 @@ CASES = [
     _image("functional, grouped", lambda: Functional(F.conv2d, (6, 4, 3, 3), None, padding="same", groups=2)),
     _image("functional, positional arguments", lambda: Positional(F.conv2d, (8, 1, 3, 3), 8, groups=8)),
     _image("functional torch.conv2d", lambda: Functional(torch.conv2d, (12, 2, 1, 1), 12, groups=4)),
-    _image("functional, transposed", lambda: Functional(F.conv_transpose2d, (8, 6, 2, 2), 6, stride=2), free=TRANSPOSED),
-    _image("functional, transposed, grouped", lambda: Functional(F.conv_transpose2d, (8, 3, 2, 2), 12, stride=2, groups=4), free=TRANSPOSED),
+    _image(
+        "functional, transposed", lambda: Functional(F.conv_transpose2d, (8, 6, 2, 2), 6, stride=2), free=TRANSPOSED
+    ),
+    _image(
+        "functional, transposed, grouped",
+        lambda: Functional(F.conv_transpose2d, (8, 3, 2, 2), 12, stride=2, groups=4),
+        free=TRANSPOSED,
+    ),
     module_case("conv1d/functional", SERIES, lambda: Functional(F.conv1d, (6, 8, 3), 6), free=BOTH),
-    module_case("conv1d/functional, transposed", SERIES, lambda: Functional(F.conv_transpose1d, (8, 6, 3), 6), free=TRANSPOSED),
+    module_case(
+        "conv1d/functional, transposed", SERIES, lambda: Functional(F.conv_transpose1d, (8, 6, 3), 6), free=TRANSPOSED
+    ),
     module_case("conv3d/functional", VOLUME, lambda: Functional(F.conv3d, (6, 8, 1, 1, 1), 6), free=BOTH),
-    module_case("conv3d/functional, transposed", VOLUME, lambda: Functional(F.conv_transpose3d, (8, 6, 1, 1, 1), 6), free=TRANSPOSED),
+    module_case(
+        "conv3d/functional, transposed",
+        VOLUME,
+        lambda: Functional(F.conv_transpose3d, (8, 6, 1, 1, 1), 6),
+        free=TRANSPOSED,
+    ),
     _image("subclass with its own forward", lambda: Standardised(8, 6, 3, groups=2)),
     _image("subclass with the parent's forward", lambda: Inherited(8, 6, 3, groups=2)),
-    Case("conv2d/kernels from the input", Dynamic, IMAGE.sample, ("first.weight", "kernel.weight"), resized=IMAGE.resized),
-    Case("conv2d/inverted residual", Pyramid, IMAGE.sample, ("first.weight", "expand.weight", "depth.weight", "project.weight"), resized=IMAGE.resized),
+    Case(
+        "conv2d/kernels from the input", Dynamic, IMAGE.sample, ("first.weight", "kernel.weight"), resized=IMAGE.resized
+    ),
+    Case(
+        "conv2d/inverted residual",
+        Pyramid,
+        IMAGE.sample,
+        ("first.weight", "expand.weight", "depth.weight", "project.weight"),
+        resized=IMAGE.resized,
+    ),
 ]

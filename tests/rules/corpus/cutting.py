@@ -39,7 +39,11 @@ class Dense(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.third = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(10, 4, 3, padding=1)
+        self.first, self.second, self.third = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 4, 3, padding=1),
+            nn.Conv2d(10, 4, 3, padding=1),
+        )
         self.norm, self.last = nn.BatchNorm2d(14), nn.Conv2d(14, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +103,9 @@ _PARTS: dict[str, Callable[[Tensor], object]] = {
 _OPS: dict[str, Op] = {
     "unbind after a view": lambda h: sum(h.unflatten(1, (2, 4)).unbind(1)),  # type: ignore[dict-item,return-value]
     "unbind of space": lambda h: torch.stack(h.unbind(-1), -1),
-    "iteration over a view": lambda h: torch.cat([p * 2 for p in h.view(h.shape[0], 4, 2, *h.shape[2:]).transpose(0, 1)], 1),
+    "iteration over a view": lambda h: torch.cat(
+        [p * 2 for p in h.view(h.shape[0], 4, 2, *h.shape[2:]).transpose(0, 1)], 1
+    ),
     "select": lambda h: h.select(2, 0) + torch.select(h, -2, -1),
     "select a channel": lambda h: h * h.select(1, 3).unsqueeze(1) + h[:, 0:1],
     "stack": lambda h: torch.stack([h, h.tanh()], 1).flatten(1, 2),
@@ -131,6 +137,12 @@ CASES = [
     *everywhere("cut/changed part", IMAGE, lambda: _swapped(lambda h: h.split((4, 4), 1))),
     Case("cut/branches", Branches, IMAGE.sample, ("first.weight", "inner.weight"), resized=IMAGE.resized),
     Case("cut/dense", Dense, IMAGE.sample, ("first.weight", "second.weight", "third.weight"), resized=IMAGE.resized),
-    Case("cut/split attention", Stacked, IMAGE.sample, ("first.weight", "second.weight", "gate.weight"), resized=IMAGE.resized),
+    Case(
+        "cut/split attention",
+        Stacked,
+        IMAGE.sample,
+        ("first.weight", "second.weight", "gate.weight"),
+        resized=IMAGE.resized,
+    ),
     Case("cut/other cuts than joins", Recombined, VECTOR.sample, ("first.weight", "second.weight")),
 ]

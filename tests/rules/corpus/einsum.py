@@ -62,7 +62,9 @@ _FORMS = {
 
 CASES = [
     *(module_case(f"einsum/{n}", TOKENS, lambda e=e, s=s: Contracted(e, *s)) for n, (e, s) in _FORMS.items()),
-    module_case("einsum/image", IMAGE, lambda: Contracted("bchw,oc->bohw", 6, 8), free=("first.weight", "middle.weight")),
+    module_case(
+        "einsum/image", IMAGE, lambda: Contracted("bchw,oc->bohw", 6, 8), free=("first.weight", "middle.weight")
+    ),
     op_case("einsum/gram", TOKENS, lambda h: torch.einsum("btc,buc->btu", h, h) @ h),
     op_case("einsum/one operand", TOKENS, lambda h: torch.einsum("btc->bct", h).transpose(1, 2)),
     op_case("einsum/summed", TOKENS, lambda h: torch.einsum("btc->bc", h)),

@@ -120,15 +120,22 @@ _BUFFERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 CASES = [
-    *(op_case(f"index/{n}", layout, op, fixed_size=n.startswith("list of")) for n, (layout, op) in (_BASIC | _ARRAYS).items()),
+    *(
+        op_case(f"index/{n}", layout, op, fixed_size=n.startswith("list of"))
+        for n, (layout, op) in (_BASIC | _ARRAYS).items()
+    ),
     *(module_case(f"index/buffer, {n}", IMAGE, lambda op=op: Buffered(op)) for n, op in _BUFFERS.items()),
     module_case("index/buffer outside the state dict", IMAGE, lambda: NotStored(_BUFFERS["indexing"])),
     module_case("index/buffer used twice", IMAGE, lambda: Buffered(lambda h, i: h[:, i][:, i])),
     module_case("index/permuted parameter", VECTOR, lambda: Buffered(lambda h, i: h * torch.linspace(1, 2, 8)[i])),
     module_case("index/position bias", TOKENS, BiasTable, fixed_size=True, free=("first.weight", "middle.table:1")),
-    module_case("index/position bias by two dims", TOKENS, DirectTable, fixed_size=True, free=("first.weight", "middle.table:1")),
+    module_case(
+        "index/position bias by two dims", TOKENS, DirectTable, fixed_size=True, free=("first.weight", "middle.table:1")
+    ),
     *everywhere("index/flipped channels", IMAGE, lambda: lambda h: h.flip(1)),
     *everywhere("index/rolled channels", IMAGE, lambda: lambda h: h.roll(2, 1)),
     *everywhere("index/permuted channels", IMAGE, lambda: Buffered(_BUFFERS["indexing"])),
-    *everywhere("index/interleaved", TOKENS, lambda: lambda h: torch.stack((-h[..., 1::2], h[..., ::2]), -1).flatten(-2)),
+    *everywhere(
+        "index/interleaved", TOKENS, lambda: lambda h: torch.stack((-h[..., 1::2], h[..., ::2]), -1).flatten(-2)
+    ),
 ]

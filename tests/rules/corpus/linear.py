@@ -164,17 +164,35 @@ CASES = [
         module_case(f"linear/{n}", VECTOR, lambda op=op, shape=shape: Weighted(op, *shape))
         for n, (op, shape) in _VECTORS.items()
     ),
-    module_case("linear/functional with bias", TOKENS, lambda: Biased(F.linear, (6, 8), 6), free=("first.weight", "middle.weight")),
+    module_case(
+        "linear/functional with bias",
+        TOKENS,
+        lambda: Biased(F.linear, (6, 8), 6),
+        free=("first.weight", "middle.weight"),
+    ),
     module_case("linear/addmm", VECTOR, lambda: Biased(_addmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
-    module_case("linear/baddbmm", TOKENS, lambda: Biased(_baddbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
-    module_case("linear/addmm, keywords", VECTOR, lambda: Biased(lambda h, w, b: torch.addmm(b, mat1=h, mat2=w), (8, 6), 6), free=("first.weight", "middle.weight:1")),
+    module_case(
+        "linear/baddbmm", TOKENS, lambda: Biased(_baddbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")
+    ),
+    module_case(
+        "linear/addmm, keywords",
+        VECTOR,
+        lambda: Biased(lambda h, w, b: torch.addmm(b, mat1=h, mat2=w), (8, 6), 6),
+        free=("first.weight", "middle.weight:1"),
+    ),
     module_case("linear/addbmm", TOKENS, lambda: Biased(_addbmm, (8, 6), 6), free=("first.weight", "middle.weight:1")),
     module_case("linear/addr", VECTOR, lambda: Biased(_addr, (8, 8), 8)),
     module_case("linear/addmv", VECTOR, lambda: Biased(_addmv, (1, 8), 8)),
     op_case("linear/outer", VECTOR, _outer),
     op_case("linear/ger", VECTOR, lambda h: torch.ger(h.sum(1), h.new_ones(h.shape[1])) + h),
     op_case("linear/bmm of activations", TOKENS, _gram),
-    _two("product of activations", lambda a, b: a.transpose(1, 2) @ b, 8, free=("second.weight",), pinned=("first.weight",)),
+    _two(
+        "product of activations",
+        lambda a, b: a.transpose(1, 2) @ b,
+        8,
+        free=("second.weight",),
+        pinned=("first.weight",),
+    ),
     _two("product over channels", lambda a, b: (a @ b.transpose(1, 2)) @ b, 8),
     _two("outer product by broadcasting", lambda a, b: (a.unsqueeze(-1) * b.unsqueeze(-2)).flatten(2), 48, 6),
     Case("linear/bilinear", Bilinear, TOKENS.sample, ("first.weight", "second.weight", "middle.weight")),

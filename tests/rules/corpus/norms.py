@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Case, Layout, everywhere, module_case, op_case
+from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Layout, everywhere, module_case, op_case
 from tests.rules.narrow import around, same_op
 from tests.rules.oracles import Kept
 
@@ -128,11 +128,15 @@ def _functional_layer_of_weight(h: Tensor, weight: Tensor, bias: Tensor, *_: Ten
 _PER_CHANNEL: dict[str, Callable[..., Tensor]] = {
     "batch_norm": lambda h, w, b, m, v: F.batch_norm(h, m, v, w, b),
     "batch_norm without affine": lambda h, w, b, m, v: F.batch_norm(h, m, v),
-    "batch_norm, keywords": lambda h, w, b, m, v: F.batch_norm(h, running_mean=m, running_var=v, weight=w, bias=b, training=False),
+    "batch_norm, keywords": lambda h, w, b, m, v: F.batch_norm(
+        h, running_mean=m, running_var=v, weight=w, bias=b, training=False
+    ),
     "instance_norm": lambda h, w, b, m, v: F.instance_norm(h, weight=w, bias=b),
     "frozen": lambda h, w, b, m, v: h * (w / (v + 1e-5).sqrt())[:, None, None] + (b - m * w)[:, None, None],
 }
-UNBATCHED = Layout(lambda n: (torch.randn(3, 12),), lambda width: nn.Conv1d(3, width, 3), lambda rank, width: nn.Conv1d(width, 4, 1), 0)
+UNBATCHED = Layout(
+    lambda n: (torch.randn(3, 12),), lambda width: nn.Conv1d(3, width, 3), lambda rank, width: nn.Conv1d(width, 4, 1), 0
+)
 _MODULES: list[tuple[str, Any, Callable[[], nn.Module]]] = [
     ("BatchNorm1d", SERIES, lambda: nn.BatchNorm1d(8)),
     ("BatchNorm1d of vectors", VECTOR, lambda: nn.BatchNorm1d(8)),
@@ -155,16 +159,52 @@ CASES = [
     *everywhere("norm/BatchNorm2d in place", IMAGE, lambda: nn.BatchNorm2d(8), free=_WITH_NORM)[1:],
     *(module_case(f"norm/functional {n}", IMAGE, lambda op=op: Affine(op)) for n, op in _PER_CHANNEL.items()),
     *everywhere("norm/LayerNorm", TOKENS, lambda: nn.LayerNorm(8), free=_WITH_NORM, narrow=around(TOKENS, _layer)),
-    module_case("norm/LayerNorm without bias", TOKENS, lambda: nn.LayerNorm(8, bias=False), free=_WITH_NORM, narrow=around(TOKENS, _layer)),
-    module_case("norm/LayerNorm without affine", TOKENS, lambda: nn.LayerNorm(8, elementwise_affine=False), narrow=same_op(TOKENS, lambda h: F.layer_norm(h, h.shape[-1:]))),
+    module_case(
+        "norm/LayerNorm without bias",
+        TOKENS,
+        lambda: nn.LayerNorm(8, bias=False),
+        free=_WITH_NORM,
+        narrow=around(TOKENS, _layer),
+    ),
+    module_case(
+        "norm/LayerNorm without affine",
+        TOKENS,
+        lambda: nn.LayerNorm(8, elementwise_affine=False),
+        narrow=same_op(TOKENS, lambda h: F.layer_norm(h, h.shape[-1:])),
+    ),
     module_case("norm/LayerNorm of an image", IMAGE, ChannelsFirst, narrow=around(IMAGE, _layer)),
     module_case("norm/layer norm by hand", IMAGE, ByHand, free=_WITH_NORM, narrow=around(IMAGE, _by_hand)),
     module_case("norm/RMSNorm", TOKENS, lambda: nn.RMSNorm(8), free=_WITH_NORM, narrow=around(TOKENS, _root)),
-    module_case("norm/response norm", TOKENS, Response, free=("first.weight", "middle.weight:2"), narrow=around(TOKENS, _response)),
-    *everywhere("norm/GroupNorm", IMAGE, lambda: nn.GroupNorm(4, 12), 12, free=_WITH_NORM, narrow=around(IMAGE, _grouped)),
-    module_case("norm/functional group_norm", IMAGE, lambda: Affine(_functional_group, 12), 12, free=_WITH_NORM, narrow=around(IMAGE, _grouped)),
-    *(module_case(f"norm/{op.__name__[1:]}", TOKENS, lambda op=op: Affine(op), free=_WITH_NORM, narrow=around(TOKENS, _layer)) for op in (_functional_layer, _functional_layer_of_shape, _functional_layer_of_weight)),
-    op_case("norm/functional rms_norm", TOKENS, lambda h: F.rms_norm(h, (8,)), narrow=same_op(TOKENS, lambda h: F.rms_norm(h, h.shape[-1:]))),
+    module_case(
+        "norm/response norm",
+        TOKENS,
+        Response,
+        free=("first.weight", "middle.weight:2"),
+        narrow=around(TOKENS, _response),
+    ),
+    *everywhere(
+        "norm/GroupNorm", IMAGE, lambda: nn.GroupNorm(4, 12), 12, free=_WITH_NORM, narrow=around(IMAGE, _grouped)
+    ),
+    module_case(
+        "norm/functional group_norm",
+        IMAGE,
+        lambda: Affine(_functional_group, 12),
+        12,
+        free=_WITH_NORM,
+        narrow=around(IMAGE, _grouped),
+    ),
+    *(
+        module_case(
+            f"norm/{op.__name__[1:]}", TOKENS, lambda op=op: Affine(op), free=_WITH_NORM, narrow=around(TOKENS, _layer)
+        )
+        for op in (_functional_layer, _functional_layer_of_shape, _functional_layer_of_weight)
+    ),
+    op_case(
+        "norm/functional rms_norm",
+        TOKENS,
+        lambda h: F.rms_norm(h, (8,)),
+        narrow=same_op(TOKENS, lambda h: F.rms_norm(h, h.shape[-1:])),
+    ),
     op_case("norm/functional layer_norm of an image", IMAGE, _over_image, narrow=same_op(IMAGE, _over_image)),
     op_case("norm/standardised by var_mean", IMAGE, _standardised, narrow=same_op(IMAGE, _standardised)),
 ]

@@ -106,7 +106,9 @@ _MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
 
 
 def _case(name: str, layout: Layout, middle: Callable[[], Op]) -> Case:
-    return Case(f"pinned/{name}", lambda: Through(layout, middle()), layout.sample, ("inner.weight",), pinned=("first.weight",))
+    return Case(
+        f"pinned/{name}", lambda: Through(layout, middle()), layout.sample, ("inner.weight",), pinned=("first.weight",)
+    )
 
 
 CASES = [

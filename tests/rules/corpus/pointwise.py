@@ -178,7 +178,9 @@ _OPERATORS: dict[str, Op] = {
     "dropout2d": lambda h: F.dropout2d(h, training=False),
     "acosh": lambda h: torch.acosh(1.1 + h.abs()),
     "polygamma method": lambda h: (1.1 + h.abs()).polygamma(1),
-    "random fill of other kinds": lambda h: h + 0 * torch.empty_like(h).exponential_() + 0 * torch.empty_like(h).log_normal_(),
+    "random fill of other kinds": lambda h: (
+        h + 0 * torch.empty_like(h).exponential_() + 0 * torch.empty_like(h).log_normal_()
+    ),
     "discrete random fill": lambda h: h + 0 * torch.empty_like(h).geometric_(0.5) + 0 * torch.empty_like(h).random_(3),
     "cauchy": lambda h: h + 0 * torch.empty_like(h).cauchy_(),
     "data": lambda h: h.data.requires_grad_(False),
@@ -209,12 +211,19 @@ CASES = [
     *(op_case(f"unary/{n}", IMAGE, _unit(_named(torch, n))) for n in _ON_UNIT.split()),
     *(op_case(f"special/{n}", IMAGE, _unit(_named(torch.special, n))) for n in _SPECIAL.split()),
     *(op_case(f"question/{n}", IMAGE, _asked(n)) for n in _QUESTIONS.split()),
-    *(op_case(f"functional/{n}", TOKENS, _named(F, n)) for n in _ACTIVATIONS.split() if n not in ("dropout", "alpha_dropout")),
+    *(
+        op_case(f"functional/{n}", TOKENS, _named(F, n))
+        for n in _ACTIVATIONS.split()
+        if n not in ("dropout", "alpha_dropout")
+    ),
     *(op_case(f"method/{n}", TOKENS, _method(n)) for n in _METHODS.split()),
     *(module_case(f"module/{n}", IMAGE, _module(n)) for n in _MODULES.split()),
     module_case("module/PReLU per channel", IMAGE, lambda: nn.PReLU(8)),
     module_case("module/Threshold", IMAGE, lambda: nn.Threshold(0.1, 0.2)),
-    *(module_case(f"module/{n}", layout, _module(n)) for n, layout in (("Dropout1d", SERIES), ("Dropout2d", IMAGE), ("Dropout3d", VOLUME))),
+    *(
+        module_case(f"module/{n}", layout, _module(n))
+        for n, layout in (("Dropout1d", SERIES), ("Dropout2d", IMAGE), ("Dropout3d", VOLUME))
+    ),
     *(op_case(f"binary/{n}", IMAGE, _with_itself(op)) for n, op in _BINARY.items()),
     *(op_case(f"comparison/{n}", VECTOR, _compared(n)) for n in _COMPARISONS.split()),
     *(op_case(f"bits/{n}", VECTOR, _bits(n)) for n in ("bitwise_and", "bitwise_or", "bitwise_xor")),
@@ -222,7 +231,15 @@ CASES = [
     *(module_case(f"bare parameter/{n}", IMAGE, lambda op=op: Scaled(op)) for n, op in _LEARNT.items()),
     module_case("bare parameter/of rank four", IMAGE, lambda: Scaled(torch.mul, (1, 8, 1, 1))),
     module_case("bare parameter/one for all", IMAGE, lambda: Scaled(torch.mul, (1,))),
-    *(_two(n, op) for n, op in (("add", torch.add), ("mul", torch.mul), ("max", torch.maximum), ("lerp", lambda a, b: torch.lerp(a, b, 0.3)))),
+    *(
+        _two(n, op)
+        for n, op in (
+            ("add", torch.add),
+            ("mul", torch.mul),
+            ("max", torch.maximum),
+            ("lerp", lambda a, b: torch.lerp(a, b, 0.3)),
+        )
+    ),
     *everywhere("relu", IMAGE, lambda: torch.relu),
     *everywhere("relu in place", IMAGE, lambda: lambda h: h.clone().relu_()),
     *everywhere("gelu", TOKENS, lambda: F.gelu),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, Op, everywhere, module_case, op_case
+from tests.rules.cases import IMAGE, TOKENS, VECTOR, Op, everywhere, module_case, op_case
 from tests.rules.narrow import around, same_op
 
 
@@ -90,7 +90,9 @@ _ALONG_CHANNELS: dict[str, Op] = {
     "cummin": lambda h: h.cummin(1).values,
     "cdist": lambda h: h * torch.cdist(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).tanh()).mean(-1).unsqueeze(1),
     "cosine_similarity": lambda h: h * F.cosine_similarity(h, h.flip(-1), dim=1).unsqueeze(1),
-    "pairwise_distance": lambda h: h * F.pairwise_distance(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).flip(1)).unsqueeze(1),
+    "pairwise_distance": lambda h: (
+        h * F.pairwise_distance(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).flip(1)).unsqueeze(1)
+    ),
 }
 _MODULES: dict[str, Callable[[], nn.Module]] = {
     "Softmax": lambda: nn.Softmax(1),
@@ -127,14 +129,27 @@ class Spatial(nn.Module):
 _EXCITED = ("first.weight", "middle.squeeze.weight", "middle.excite.weight")
 
 CASES = [
-    *(op_case(f"over channels/{n}", IMAGE, _gate(op), narrow=same_op(IMAGE, _gate(op))) for n, op in _OVER_CHANNELS.items()),
+    *(
+        op_case(f"over channels/{n}", IMAGE, _gate(op), narrow=same_op(IMAGE, _gate(op)))
+        for n, op in _OVER_CHANNELS.items()
+    ),
     *(op_case(f"over space/{n}", IMAGE, op) for n, op in _OVER_SPACE.items()),
     *(op_case(f"along channels/{n}", IMAGE, op, narrow=same_op(IMAGE, op)) for n, op in _ALONG_CHANNELS.items()),
-    *(module_case(f"along channels/{n}", IMAGE, op, narrow=around(IMAGE, lambda net, kept, h: net.middle(h))) for n, op in _MODULES.items()),
-    op_case("along channels/implicit softmax dim", VECTOR, lambda h: F.softmax(h), narrow=same_op(VECTOR, lambda h: h.softmax(1))),
+    *(
+        module_case(f"along channels/{n}", IMAGE, op, narrow=around(IMAGE, lambda net, kept, h: net.middle(h)))
+        for n, op in _MODULES.items()
+    ),
+    op_case(
+        "along channels/implicit softmax dim",
+        VECTOR,
+        lambda h: F.softmax(h),
+        narrow=same_op(VECTOR, lambda h: h.softmax(1)),
+    ),
     op_case("over tokens/softmax", TOKENS, lambda h: h.softmax(1) * h),
     op_case("over tokens/mean", TOKENS, lambda h: h.mean(1)),
     op_case("over tokens/attention pooling", TOKENS, lambda h: (h * h[..., :1].softmax(1)).sum(1)),
     *everywhere("reduction/squeeze and excite", IMAGE, Excited, free=_EXCITED),
-    module_case("reduction/spatial attention", IMAGE, Spatial, narrow=around(IMAGE, lambda net, kept, h: net.middle(h))),
+    module_case(
+        "reduction/spatial attention", IMAGE, Spatial, narrow=around(IMAGE, lambda net, kept, h: net.middle(h))
+    ),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
@@ -91,17 +90,40 @@ _NEW_VECTORS = "inner.parametrizations.weight.0._u", "inner.parametrizations.wei
 
 def _case(name: str, change: Any, narrow: Any, weight: str, layout: Layout = TOKENS) -> Case:
     convolution = layout is IMAGE
-    return Case(f"reparametrised/{name}", lambda: Computed(change, convolution), layout.sample, ("first.weight", weight), narrow, layout.resized)
+    return Case(
+        f"reparametrised/{name}",
+        lambda: Computed(change, convolution),
+        layout.sample,
+        ("first.weight", weight),
+        narrow,
+        layout.resized,
+    )
 
 
 CASES = [
     _case("weight norm", parametrizations.weight_norm, _weight_normed(_NEW_V, _NEW_G), _NEW_V),
     _case("weight norm of a convolution", parametrizations.weight_norm, _weight_normed(_NEW_V, _NEW_G), _NEW_V, IMAGE),
-    _case("weight norm of the whole", lambda m: parametrizations.weight_norm(m, dim=None), _weight_normed(_NEW_V, _NEW_G), _NEW_V),
+    _case(
+        "weight norm of the whole",
+        lambda m: parametrizations.weight_norm(m, dim=None),
+        _weight_normed(_NEW_V, _NEW_G),
+        _NEW_V,
+    ),
     _case("weight norm by a hook", weight_norm, _weight_normed(_OLD_V, _OLD_G), _OLD_V),
     _case("weight norm of a convolution by a hook", weight_norm, _weight_normed(_OLD_V, _OLD_G), _OLD_V, IMAGE),
     _case("spectral norm", parametrizations.spectral_norm, _spectral(_NEW_W, *_NEW_VECTORS), _NEW_W),
-    _case("spectral norm of a convolution", parametrizations.spectral_norm, _spectral(_NEW_W, *_NEW_VECTORS), _NEW_W, IMAGE),
-    _case("spectral norm by a hook", spectral_norm, _spectral("inner.weight_orig", "inner.weight_u", "inner.weight_v"), "inner.weight_orig"),
+    _case(
+        "spectral norm of a convolution",
+        parametrizations.spectral_norm,
+        _spectral(_NEW_W, *_NEW_VECTORS),
+        _NEW_W,
+        IMAGE,
+    ),
+    _case(
+        "spectral norm by a hook",
+        spectral_norm,
+        _spectral("inner.weight_orig", "inner.weight_u", "inner.weight_v"),
+        "inner.weight_orig",
+    ),
     Case("reparametrised/standardised", Standardised, TOKENS.sample, ("first.weight", "inner.weight"), _standardised),
 ]

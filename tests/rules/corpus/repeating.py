@@ -65,12 +65,18 @@ _REPEATED: dict[str, tuple[Layout, Op]] = {
     "expand of size": (IMAGE, lambda h: h.mean((2, 3), keepdim=True).expand(h.size()) + h),
     "broadcast_tensors": (IMAGE, lambda h: torch.broadcast_tensors(h, h.mean((2, 3), keepdim=True))[1] + h),
     "stacked and flattened": (VECTOR, lambda h: torch.stack((h, h.tanh()), 2).flatten(1)),
-    "meshgrid": (IMAGE, lambda h: h + torch.meshgrid(torch.arange(h.shape[2]), torch.arange(h.shape[3]), indexing="ij")[0]),
+    "meshgrid": (
+        IMAGE,
+        lambda h: h + torch.meshgrid(torch.arange(h.shape[2]), torch.arange(h.shape[3]), indexing="ij")[0],
+    ),
 }
 
 CASES = [
     *(op_case(f"repeat/{n}", layout, op) for n, (layout, op) in _REPEATED.items()),
-    *(Case(f"repeat/one channel by {n}", lambda op=op: Broadcast(op), IMAGE.sample, resized=IMAGE.resized) for n, op in _WIDENED.items()),
+    *(
+        Case(f"repeat/one channel by {n}", lambda op=op: Broadcast(op), IMAGE.sample, resized=IMAGE.resized)
+        for n, op in _WIDENED.items()
+    ),
     Case("repeat/class token", Token, TOKENS.sample, ("first.weight", "token:2", "table:2")),
     Case("repeat/repeated class token", RepeatedToken, TOKENS.sample, ("first.weight", "token:2", "table:2")),
 ]

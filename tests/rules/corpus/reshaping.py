@@ -38,9 +38,15 @@ _SAME_SHAPE: dict[str, tuple[Layout, Op]] = {
     "view of a tuple": (IMAGE, lambda h: h.view((h.size(0), h.size(1), -1)).view(h.size())),
     "view of literals": (VECTOR, lambda h: h.view(-1, 2, 4).reshape(-1, 8)),
     "view of dynamic sizes": (IMAGE, lambda h: h.view(*h.shape[:2], h.shape[2] * h.shape[3]).view_as(h)),
-    "view of computed sizes": (IMAGE, lambda h: h.reshape(h.shape[0], h.shape[1] // 4, 4, *h.shape[2:]).reshape(h.shape)),
+    "view of computed sizes": (
+        IMAGE,
+        lambda h: h.reshape(h.shape[0], h.shape[1] // 4, 4, *h.shape[2:]).reshape(h.shape),
+    ),
     "view with the batch in it": (IMAGE, lambda h: h.view(h.shape[0] * h.shape[1], *h.shape[2:]).view_as(h)),
-    "view to batches of groups": (IMAGE, lambda h: h.view(h.shape[0] * 2, h.shape[1] // 2, h.shape[2], -1).reshape_as(h)),
+    "view to batches of groups": (
+        IMAGE,
+        lambda h: h.view(h.shape[0] * 2, h.shape[1] // 2, h.shape[2], -1).reshape_as(h),
+    ),
     "reshape method": (IMAGE, lambda h: torch.reshape(h, (h.shape[0], -1)).reshape(h.shape)),
     "flatten and unflatten": (IMAGE, lambda h: h.flatten(2).unflatten(2, h.shape[2:])),
     "unflatten channels": (IMAGE, lambda h: torch.unflatten(h, 1, (2, -1)).flatten(1, 2)),

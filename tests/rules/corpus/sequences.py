@@ -131,9 +131,23 @@ def _steps_first(batch: int) -> tuple[Tensor]:
     return (torch.randn(7, batch, 5),)
 
 
-def _layer(name: str, cls: type[nn.Module], call: Any, width: int = 8, sample: Sample = TOKENS.sample, hidden: str = "cell.weight_hh_l0:1", **options: Any) -> Case:
+def _layer(
+    name: str,
+    cls: type[nn.Module],
+    call: Any,
+    width: int = 8,
+    sample: Sample = TOKENS.sample,
+    hidden: str = "cell.weight_hh_l0:1",
+    **options: Any,
+) -> Case:
     resized = TOKENS.resized if options.get("batch_first") else None
-    return Case(f"recurrent/{cls.__name__}, {name}", lambda: Recurrent(cls, width, call, **options), sample, (*WEIGHTS, *hidden.split()), resized=resized)
+    return Case(
+        f"recurrent/{cls.__name__}, {name}",
+        lambda: Recurrent(cls, width, call, **options),
+        sample,
+        (*WEIGHTS, *hidden.split()),
+        resized=resized,
+    )
 
 
 _EACH = (nn.LSTM, nn.GRU, nn.RNN)
@@ -143,7 +157,12 @@ _FORMS: list[tuple[str, Any, int, dict[str, Any]]] = [
     ("final state", _final, 8, {"batch_first": True}),
     ("stacked", _sequence, 8, {"batch_first": True, "num_layers": 2}),
     ("bidirectional", _sequence, 16, {"batch_first": True, "bidirectional": True}),
-    ("stacked and bidirectional", _sequence, 16, {"batch_first": True, "num_layers": 3, "bidirectional": True, "dropout": 0.1}),
+    (
+        "stacked and bidirectional",
+        _sequence,
+        16,
+        {"batch_first": True, "num_layers": 3, "bidirectional": True, "dropout": 0.1},
+    ),
     ("without bias", _sequence, 8, {"batch_first": True, "bias": False}),
     ("continued", _continued, 8, {"batch_first": True}),
 ]
@@ -155,22 +174,95 @@ CASES = [
     *(_layer("given state", cls, _with_state, batch_first=True, num_layers=2) for cls in (nn.GRU, nn.RNN)),
     _layer("given state", nn.LSTM, _with_states, batch_first=True, num_layers=2),
     _layer("cell state", nn.LSTM, _final_cell, batch_first=True),
-    _layer("projected", nn.LSTM, _sequence, 3, batch_first=True, proj_size=3, hidden="cell.weight_hr_l0 cell.weight_hr_l0:1"),
-    _layer("projected, stacked and bidirectional", nn.LSTM, _sequence, 6, batch_first=True, proj_size=3, num_layers=2, bidirectional=True, hidden="cell.weight_hr_l0 cell.weight_hr_l1_reverse:1"),
+    _layer(
+        "projected",
+        nn.LSTM,
+        _sequence,
+        3,
+        batch_first=True,
+        proj_size=3,
+        hidden="cell.weight_hr_l0 cell.weight_hr_l0:1",
+    ),
+    _layer(
+        "projected, stacked and bidirectional",
+        nn.LSTM,
+        _sequence,
+        6,
+        batch_first=True,
+        proj_size=3,
+        num_layers=2,
+        bidirectional=True,
+        hidden="cell.weight_hr_l0 cell.weight_hr_l1_reverse:1",
+    ),
     _layer("relu", nn.RNN, _sequence, batch_first=True, nonlinearity="relu"),
     _layer("both final states", nn.GRU, _both_ends, 16, batch_first=True, bidirectional=True),
-    *(Case(f"recurrent/{cls.__name__}", lambda cls=cls: Cell(cls), TOKENS.sample, ("first.weight", "cell.weight_hh:1")) for cls in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)),
-    Case("recurrent/RNNCell, relu", lambda: Cell(nn.RNNCell, nonlinearity="relu", bias=False), TOKENS.sample, ("first.weight", "cell.weight_hh:1")),
+    *(
+        Case(
+            f"recurrent/{cls.__name__}", lambda cls=cls: Cell(cls), TOKENS.sample, ("first.weight", "cell.weight_hh:1")
+        )
+        for cls in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+    ),
+    Case(
+        "recurrent/RNNCell, relu",
+        lambda: Cell(nn.RNNCell, nonlinearity="relu", bias=False),
+        TOKENS.sample,
+        ("first.weight", "cell.weight_hh:1"),
+    ),
     Case("recurrent/functional cell", Functional, VECTOR.sample, ("first.weight", "inner", "hidden:1")),
-    Case("embedding/module", lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/module with padding", lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8, padding_idx=0)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/function", lambda: Looked(lambda t, w: F.embedding(w, t.weight), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/torch function", lambda: Looked(lambda t, w: torch.embedding(t.weight, w), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/indexing", lambda: Looked(lambda t, w: t.weight[w], lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/one hot", lambda: Looked(lambda t, w: F.one_hot(w, 11).to(t.weight.dtype) @ t.weight, lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/positions", lambda: Looked(lambda t, w: t(w) + t(torch.arange(w.shape[1])), lambda: nn.Embedding(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/bag", lambda: Looked(lambda t, w: t(w), lambda: nn.EmbeddingBag(11, 8)), _words, ("table.weight:1", "norm.weight")),
-    Case("embedding/bag of sums", lambda: Looked(lambda t, w: F.embedding_bag(w, t.weight, mode="sum"), lambda: nn.EmbeddingBag(11, 8)), _words, ("table.weight:1", "norm.weight")),
+    Case(
+        "embedding/module",
+        lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/module with padding",
+        lambda: Looked(lambda t, w: t(w), lambda: nn.Embedding(11, 8, padding_idx=0)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/function",
+        lambda: Looked(lambda t, w: F.embedding(w, t.weight), lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/torch function",
+        lambda: Looked(lambda t, w: torch.embedding(t.weight, w), lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/indexing",
+        lambda: Looked(lambda t, w: t.weight[w], lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/one hot",
+        lambda: Looked(lambda t, w: F.one_hot(w, 11).to(t.weight.dtype) @ t.weight, lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/positions",
+        lambda: Looked(lambda t, w: t(w) + t(torch.arange(w.shape[1])), lambda: nn.Embedding(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/bag",
+        lambda: Looked(lambda t, w: t(w), lambda: nn.EmbeddingBag(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
+    Case(
+        "embedding/bag of sums",
+        lambda: Looked(lambda t, w: F.embedding_bag(w, t.weight, mode="sum"), lambda: nn.EmbeddingBag(11, 8)),
+        _words,
+        ("table.weight:1", "norm.weight"),
+    ),
     Case("embedding/tied", TiedEmbedding, _words, ("table.weight:1", "inner.weight")),
     Case("embedding/tied by hand", TiedByHand, _words, ("table.weight:1", "inner.weight")),
 ]

@@ -55,16 +55,40 @@ _TRANSFORMS: dict[str, tuple[Layout, Op]] = {
 
 CASES = [
     *(op_case(f"fourier/{n}", layout, op) for n, (layout, op) in _TRANSFORMS.items()),
-    Case("vision/deformable", lambda: Deformed(False), IMAGE.sample, ("first.weight", "deformed.weight"), resized=IMAGE.resized),
-    Case("vision/modulated", lambda: Deformed(True), IMAGE.sample, ("first.weight", "deformed.weight"), resized=IMAGE.resized),
+    Case(
+        "vision/deformable",
+        lambda: Deformed(False),
+        IMAGE.sample,
+        ("first.weight", "deformed.weight"),
+        resized=IMAGE.resized,
+    ),
+    Case(
+        "vision/modulated",
+        lambda: Deformed(True),
+        IMAGE.sample,
+        ("first.weight", "deformed.weight"),
+        resized=IMAGE.resized,
+    ),
     Case("vision/deformable in groups", lambda: Deformed(False, 4), IMAGE.sample, ("first.weight", "deformed.weight")),
     Case("vision/roi_align", lambda: Regions(ops.roi_align), _with_regions),
     Case("vision/roi_pool", lambda: Regions(ops.roi_pool), _with_regions),
-    *everywhere("vision/squeeze and excite", IMAGE, lambda: ops.SqueezeExcitation(8, 3), free=("first.weight", "middle.fc1.weight")),
+    *everywhere(
+        "vision/squeeze and excite",
+        IMAGE,
+        lambda: ops.SqueezeExcitation(8, 3),
+        free=("first.weight", "middle.fc1.weight"),
+    ),
     module_case("vision/frozen batch norm", IMAGE, lambda: ops.FrozenBatchNorm2d(8)),
-    module_case("vision/convolution block", IMAGE, lambda: ops.Conv2dNormActivation(8, 6), free=("first.weight", "middle.0.weight")),
+    module_case(
+        "vision/convolution block",
+        IMAGE,
+        lambda: ops.Conv2dNormActivation(8, 6),
+        free=("first.weight", "middle.0.weight"),
+    ),
     module_case("vision/stochastic depth", IMAGE, lambda: ops.StochasticDepth(0.5, "row")),
     module_case("vision/drop block", IMAGE, lambda: ops.DropBlock2d(0.5, 3)),
-    module_case("vision/permute", IMAGE, lambda: nn.Sequential(ops.Permute([0, 2, 3, 1]), nn.GELU(), ops.Permute([0, 3, 1, 2]))),
+    module_case(
+        "vision/permute", IMAGE, lambda: nn.Sequential(ops.Permute([0, 2, 3, 1]), nn.GELU(), ops.Permute([0, 3, 1, 2]))
+    ),
     module_case("vision/perceptron", VECTOR, lambda: ops.MLP(8, [7, 6]), free=("first.weight", "middle.0.weight")),
 ]

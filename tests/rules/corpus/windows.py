@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +110,10 @@ def _functions(rank: int) -> dict[str, Op]:
 _PADS: dict[str, tuple[Layout, Op]] = {
     "space": (IMAGE, lambda h: F.pad(h, (1, 1, 2, 0))),
     "reflected space": (IMAGE, lambda h: F.pad(h, (1, 1, 1, 1), mode="reflect")),
-    "replicated space": (IMAGE, lambda h: F.pad(h, [1, 1], mode="replicate") if h.dim() == 3 else F.pad(h, (1, 0, 1, 0), "replicate")),
+    "replicated space": (
+        IMAGE,
+        lambda h: F.pad(h, [1, 1], mode="replicate") if h.dim() == 3 else F.pad(h, (1, 0, 1, 0), "replicate"),
+    ),
     "circular space": (IMAGE, lambda h: F.pad(h, (1, 1, 1, 1), mode="circular")),
     "cropped space": (IMAGE, lambda h: F.pad(h, (-1, -1, 0, -1))),
     "channels": (IMAGE, lambda h: F.pad(h, (0, 0, 0, 0, 2, 3))),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, Layout, Op, everywhere, op_case
+from tests.rules.cases import IMAGE, TOKENS, Case, Layout, Op, everywhere, op_case
 
 
 def _side_by_side(h: Tensor) -> Tensor:
