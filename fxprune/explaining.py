@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import networkx as nx
 
@@ -25,100 +25,120 @@ class Explainer:
         self._graph = graph
         self._tensors = tensors
         self._places = places
-        self._nearest_pins: dict[ChannelNode, list[ChannelNode]] | None = None
+        self._towards_pin: dict[ChannelNode, ChannelNode] | None = None
 
     def explain(self, first: str, second: str | None) -> str:
         """See :meth:`fxprune.analysis.ChannelGraph.explain`."""
         starts = self._nodes(first)
         if second is None:
-            return self._explain_pin(first, starts)
+            return self._explain_pins(first, starts)
         goals = self._nodes(second)
-        for start in starts:
-            for goal in goals:
-                if start[1] is not None and self._tied(start, goal):
-                    return self._steps(nx.shortest_path(self._graph, start, goal))
-        return f"{first} and {second} share no channel group"
-
-    def _tied(self, start: ChannelNode, goal: ChannelNode) -> bool:
-        known = start in self._graph and goal in self._graph
-        return known and bool(nx.has_path(self._graph, start, goal))
+        tied = ((a, b) for a in starts for b in goals if nx.has_path(self._graph, a, b))
+        path = next((nx.shortest_path(self._graph, a, b) for a, b in tied), None)
+        if path is None:
+            return f"{first} and {second} share no channel group"
+        note = f"\n{self._explain_pin(path[0])}" if path[0][1] is None else ""
+        return self._steps(path) + note
 
     def pin_of(self, tensor: str, dim: int) -> tuple[str, str]:
         """Reason and cause of the pin nearest to a fixed dim."""
         axis = self._tensors[tensor][dim]
         if not isinstance(axis, Channels):
             return getattr(axis, "why", "its size is fixed"), ""
-        path = self._pins().get((axis.serial, None))
+        path = self._path_to_pin((axis.serial, None))
         if not path:
             return "its size is fixed", ""
-        pin = self._graph.nodes[path[0]]["pin"]
+        pin = self._graph.nodes[path[-1]]["pin"]
         return pin.reason, str(pin.cause)
 
     def draw(self, fmt: str) -> str:
         """DOT text of the graph."""
         if fmt != "dot":
             raise AnalysisError(f"unknown format {fmt!r}: the channel graph is drawn as 'dot'")
+        numbers = {node: number for number, node in enumerate(self._graph.nodes)}
         lines = ["graph channels {", "  node [style=filled, fontname=monospace];"]
-        for number, component in enumerate(nx.connected_components(self._graph)):
-            colour = f"{(number * 0.618) % 1:.3f} 0.3 0.95"
-            for node in sorted(component, key=str):
+        for position, component in enumerate(nx.connected_components(self._graph)):
+            colour = f"{position * 0.618 % 1:.3f} 0.3 0.95"
+            for node in sorted(component, key=numbers.__getitem__):
                 shape = "box" if node[1] is None else "ellipse"
-                lines.append(f'  "{_key(node)}" [label="{self._label(node)}", shape={shape}, fillcolor="{colour}"];')
+                label = _quoted(self._label(node))
+                lines.append(f'  n{numbers[node]} [label={label}, shape={shape}, fillcolor="{colour}"];')
         for a, b, data in self._graph.edges(data=True):
-            lines.append(f'  "{_key(a)}" -- "{_key(b)}" [label="{data["cause"].op}"];')
+            label = _quoted(", ".join(dict.fromkeys(cause.op for cause in data["causes"])))
+            lines.append(f"  n{numbers[a]} -- n{numbers[b]} [label={label}];")
         return "\n".join([*lines, "}"])
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _nodes(self, name: str) -> list[ChannelNode]:
+        """The graph's nodes for the dims of a tensor, or the one dim in ``tensor:dim``."""
+        found, dims = self._place(name)
+        axes = (self._tensors[found][d] for d in dims)
+        serials = dict.fromkeys(axis.serial for axis in axes if isinstance(axis, Channels))
+        return [node for node in self._graph.nodes if node[0] in serials]
+
+    def _place(self, name: str) -> tuple[str, Sequence[int]]:
         tensor, _, dim = name.partition(":")
-        candidates = [tensor, f"{tensor}.weight"]
-        found = next((c for c in candidates if c in self._tensors), None)
+        found = next((c for c in (tensor, f"{tensor}.weight") if c in self._tensors), None)
         if found is None:
-            raise AnalysisError(f"no parameter or module named {tensor!r} in the network")
-        dims = [int(dim)] if dim else range(len(self._tensors[found]))
-        serials = {axis.serial: None for axis in (self._tensors[found][d] for d in dims) if isinstance(axis, Channels)}
-        return [node for serial in serials for node in self._by_serial().get(serial, [])]
+            raise AnalysisError(f"no parameter, buffer or module with a weight is named {tensor!r}")
+        count = len(self._tensors[found])
+        if not dim:
+            return found, range(count)
+        if not dim.isdecimal() or int(dim) >= count:
+            raise AnalysisError(f"{name!r}: write a dim of {found} from 0 to {count - 1} after the colon")
+        return found, [int(dim)]
 
-    def _by_serial(self) -> dict[int, list[ChannelNode]]:
-        nodes: dict[int, list[ChannelNode]] = {}
-        for node in self._graph.nodes:
-            nodes.setdefault(node[0], []).append(node)
-        return nodes
+    def _path_to_pin(self, node: ChannelNode) -> list[ChannelNode]:
+        """From a node to the nearest one that an op pins; empty where there is none."""
+        if self._towards_pin is None:
+            self._towards_pin = _next_steps(self._graph)
+        if node not in self._towards_pin:
+            return []
+        path = [node]
+        while (following := self._towards_pin[path[-1]]) != path[-1]:
+            path.append(following)
+        return path
 
-    def _pins(self) -> dict[ChannelNode, list[ChannelNode]]:
-        if self._nearest_pins is None:
-            pinned = {n for n, data in self._graph.nodes(data=True) if "pin" in data and n[1] is None}
-            paths = nx.multi_source_dijkstra_path(self._graph, pinned, weight=None) if pinned else {}
-            self._nearest_pins = dict(paths)
-        return self._nearest_pins
+    def _explain_pins(self, name: str, nodes: Sequence[ChannelNode]) -> str:
+        return "\n".join(dict.fromkeys(map(self._explain_pin, nodes))) or f"{name} takes part in no coupling"
 
-    def _explain_pin(self, name: str, starts: list[ChannelNode]) -> str:
-        lines = []
-        for start in starts:
-            if start[1] is not None:
-                lines.append(f"{self._label(start)} is not pinned")
-                continue
-            path = self._pins().get(start)
-            if not path:
-                continue
-            pin = self._graph.nodes[path[0]]["pin"]
-            lines.append(f"{self._label(start)} is pinned: {pin.reason}, at {pin.cause}")
-            if len(path) > 1:
-                lines.append(self._steps(path[::-1]))
-        return "\n".join(lines) or f"{name} takes part in no coupling"
+    def _explain_pin(self, node: ChannelNode) -> str:
+        if node[1] is not None:
+            return f"{self._label(node)} is not pinned"
+        path = self._path_to_pin(node)
+        if not path:
+            return f"{self._label(node)} is pinned: its size is fixed"
+        pin = self._graph.nodes[path[-1]]["pin"]
+        line = f"{self._label(node)} is pinned: {pin.reason}, at {pin.cause}"
+        return "\n".join([line, *self._ties(path)])
 
     def _steps(self, path: Sequence[ChannelNode]) -> str:
-        lines = [self._label(path[0])]
-        for a, b in itertools.pairwise(path):
-            lines.append(f"  = {self._label(b)}, by {self._graph.edges[a, b]['cause']}")
-        return "\n".join(lines)
+        return "\n".join([self._label(path[0]), *self._ties(path)])
+
+    def _ties(self, path: Sequence[ChannelNode]) -> Iterator[str]:
+        for a, b in pairwise(path):
+            yield f"  = {self._label(b)}, by {self._graph.edges[a, b]['cause']}"
 
     def _label(self, node: ChannelNode) -> str:
-        data: Mapping[str, Any] = self._graph.nodes[node]
         place = self._places.get(node[0])
-        return f"{place[0]} dim {place[1]}" if place else str(data.get("origin", node[0]))
+        return f"{place[0]} dim {place[1]}" if place else str(self._graph.nodes[node].get("origin", node[0]))
 
 
-def _key(node: ChannelNode) -> str:
-    return f"{node[0]}.{node[1]}"
+def _next_steps(graph: nx.Graph) -> dict[ChannelNode, ChannelNode]:
+    """For every node with a way to a pin, the next node on a shortest way; for the pinned ones themselves."""
+    pinned = [node for node, data in graph.nodes(data=True) if "pin" in data and node[1] is None]
+    steps = {node: node for node in pinned}
+    queue = deque(pinned)
+    while queue:
+        node = queue.popleft()
+        for neighbour in graph.adj[node]:
+            if neighbour not in steps:
+                steps[neighbour] = node
+                queue.append(neighbour)
+    return steps
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

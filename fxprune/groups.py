@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, variables
-from fxprune.axes.solver import Coupling, Pin, Solver
+from fxprune.axes.solver import Cause, Coupling, Pin, Solver
 
 PINNED = None
 ChannelNode = tuple[int, int | None]
@@ -95,8 +95,16 @@ def _add_coupling(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:
         hub = left[key][0][0]
         for node, origin in (*left[key], *right[key]):
             graph.add_node(node, origin=origin)
-            if node != hub and not graph.has_edge(hub, node):
-                graph.add_edge(hub, node, cause=coupling.cause)
+            if node != hub:
+                _add_cause(graph, hub, node, coupling.cause)
+
+
+def _add_cause(graph: nx.Graph, left: ChannelNode, right: ChannelNode, cause: Cause) -> None:
+    """The edge keeps every cause, because it stands until the last of them is gone; ``cause`` is the first."""
+    if not graph.has_edge(left, right):
+        graph.add_edge(left, right, cause=cause, causes=[cause])
+    elif cause not in (causes := graph.edges[left, right]["causes"]):
+        causes.append(cause)
 
 
 def _note_fixed_sides(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:

@@ -27,3 +27,8 @@ def _one_thread_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Tensors and containers are named by their argument: their values would differ between worker processes."""
+    return None if val is None or isinstance(val, (str, int, float, bool, type)) or callable(val) else argname

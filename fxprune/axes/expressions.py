@@ -21,18 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 IndexArray = NDArray[np.int64]
+PART = -1
 _serial = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a variable came into being: a tensor's name and the dim of it."""
+    """Where a variable came into being: a tensor's name and the dim of it, or ``PART`` for a part of one."""
 
     tensor: str
     dim: int
 
     def __str__(self) -> str:
-        return f"{self.tensor} dim {self.dim}"
+        return f"a part at {self.tensor}" if self.dim == PART else f"{self.tensor} dim {self.dim}"
 
 
 class Channels:

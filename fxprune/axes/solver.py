@@ -15,6 +15,7 @@ import numpy as np
 
 from fxprune.axes.elements import as_gather, couple_elements, is_elementwise
 from fxprune.axes.expressions import (
+    PART,
     Axis,
     Channels,
     Concat,
@@ -70,7 +71,7 @@ class Solver:
         self.couplings: list[Coupling] = []
         self.pins: list[Pin] = []
         self._cause = Cause("", "")
-        self._inner = Origin("", 0)
+        self._inner = Origin("", PART)
 
     def fresh(self, size: int, origin: Origin) -> Axis:
         """A new variable of ``size`` units (a size of one has nothing to remove and is fixed)."""
@@ -106,7 +107,7 @@ class Solver:
         if left.size != right.size:
             raise AnalysisError(f"{cause}: axes of {left.size} and {right.size} elements cannot be the same")
         self.couplings.append(Coupling(left, right, cause))
-        self._cause = cause
+        self._blame(cause)
         self._unify(self.resolve(left), self.resolve(right))
 
     def pin(self, axis: Axis, reason: str, cause: Cause) -> None:
@@ -114,6 +115,7 @@ class Solver:
         if isinstance(axis, Fixed):
             return
         self.pins.append(Pin(axis, reason, cause))
+        self._blame(cause)
         self._pin(axis, reason)
 
     def _pin(self, axis: Axis, reason: str) -> None:
@@ -130,17 +132,22 @@ class Solver:
 
     def split(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
         """Cut the axis into consecutive parts of the given sizes."""
-        self._cause = cause
+        self._blame(cause)
         parts = self._split(self.resolve(axis), sizes)
         self.couplings.append(Coupling(axis, concat(parts), cause))
         return parts
 
     def factor(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
         """Write the axis as a row-major product of the given sizes."""
-        self._cause = cause
+        self._blame(cause)
         factors: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
         self.unify(axis, product(factors), cause)
         return factors
+
+    def _blame(self, cause: Cause) -> None:
+        """What is pinned or made from now on is due to ``cause``."""
+        self._cause = cause
+        self._inner = Origin(cause.node, PART)
 
     # -- unification ---------------------------------------------------------------------------------------------------
 
@@ -217,8 +224,13 @@ class Solver:
 
     def _factor(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         factors: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
-        self._unify(axis, product(factors))
+        self._unify_parts(axis, product(factors))
         return factors
+
+    def _unify_parts(self, axis: Axis, made_here: Axis) -> None:
+        """Unify with an axis of the solver's own variables, which the channel graph would not see otherwise."""
+        self.couplings.append(Coupling(axis, made_here, self._cause))
+        self._unify(axis, made_here)
 
     def _unify_concats(self, a: Concat, b: Concat) -> None:
         for left, right in _segments(a.parts, b.parts, sum):
@@ -249,7 +261,7 @@ class Solver:
                 multiples: list[Axis] = []
                 for part in b.parts:
                     multiples.append(self.fresh(part.size // inner.size, self._inner))
-                    self._unify(part, product((multiples[-1], inner)))
+                    self._unify_parts(part, product((multiples[-1], inner)))
                 self._unify(outer, concat(multiples))
                 return
         self._unify_periodic(a, b)
@@ -282,6 +294,7 @@ class Solver:
         for variable, label in labels.of.items():
             used = base if bool((label == labels.free).any()) else units
             variable.binding = gather(used, label)
+            self.couplings.append(Coupling(variable, variable.binding, self._cause))
 
     def _in_runs(self, axis: Axis) -> Axis:
         """A gather of a few runs of neighbours as the concatenation of those runs; any other axis as it is."""
@@ -318,6 +331,7 @@ class Solver:
         if isinstance(axis, Channels):
             parts: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
             axis.binding = concat(parts)
+            self.couplings.append(Coupling(axis, axis.binding, self._cause))
             return parts
         if isinstance(axis, Gather):
             bounds = np.cumsum([0, *sizes])

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.capture.naming import canonical_name, writes_in_place
+from fxprune.capture.mutation import is_written, writes_in_place
+from fxprune.capture.naming import canonical_name
 
 _CHANGES = frozenset(
     "bernoulli empty empty_like normal rand rand_like randint randint_like randn randn_like randperm".split()
@@ -47,15 +48,11 @@ class _Evaluator:
             return given
         if isinstance(given, torch.device):
             return _CPU
-        if node.op == "get_attr" and node.target in self._constants and not any(map(writes_in_place, node.users)):
-            return self._constants[str(node.target)].cpu()
-        if (
-            node.op not in ("call_function", "call_method")
-            or writes_in_place(node)
-            or any(map(writes_in_place, node.users))
-        ):
+        if writes_in_place(node) or is_written(node):
             raise _UnknownError
-        if canonical_name(node.target) in _CHANGES:
+        if node.op == "get_attr" and node.target in self._constants:
+            return self._constants[str(node.target)].cpu()
+        if node.op not in ("call_function", "call_method") or canonical_name(node.target) in _CHANGES:
             raise _UnknownError
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self.value)
         kwargs = {name: _CPU if isinstance(v, torch.device) else v for name, v in kwargs.items()}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import fx
-
-_IN_PLACE = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())
 _SYNONYMS = {
     "iadd": "add",
     "isub": "sub",
     "imul": "mul",
     "itruediv": "div",
+    "idiv": "div",
+    "ifloordiv": "floor_divide",
+    "floordiv": "floor_divide",
+    "imod": "remainder",
+    "ipow": "pow",
+    "iand": "bitwise_and",
+    "ior": "bitwise_or",
+    "ixor": "bitwise_xor",
     "truediv": "div",
     "true_divide": "div",
     "divide": "div",
@@ -30,7 +35,11 @@ _SYNONYMS = {
     "xor": "bitwise_xor",
     "mod": "remainder",
     "greater": "gt",
+    "greater_equal": "ge",
     "less": "lt",
+    "less_equal": "le",
+    "not_equal": "ne",
+    "linalg_matmul": "matmul",
     "clip": "clamp",
     "T": "t",
     "H": "t",
@@ -44,10 +53,3 @@ def canonical_name(target: Any) -> str:
     name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
     name = name.strip("_") if name.startswith("__") or not name.startswith("_") else name
     return _SYNONYMS.get(name, name)
-
-
-def writes_in_place(node: fx.Node) -> bool:
-    """Whether an op writes to its first argument or to one that is passed for it."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-    return in_place or "out" in node.kwargs or node.kwargs.get("inplace") is True

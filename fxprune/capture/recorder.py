@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import dtypes, recording, recurrence, sources, structures
+from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.folding import known_value
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
@@ -213,9 +213,8 @@ class Recorder(TorchFunctionMode):
         """Record the call of a leaf module."""
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
-            if recurrence.has_shape_formula(module, args):
-                value: Any = recurrence.shapes_of(module, args[0])
-            else:
+            value: Any = known_shapes.known_result(module, args, kwargs)
+            if value is None:
                 value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
         self._in_leaf = False
         node_args = tuple(self._argument(a, None) for a in args)
@@ -249,6 +248,9 @@ class Recorder(TorchFunctionMode):
         self.graph.output(self._argument(value, None))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        known = known_shapes.known_function_result(getattr(func, "__name__", ""), args, kwargs)
+        if known is not None:
+            return known
         args, kwargs = pytree.tree_map(_meta_value, (tuple(args), kwargs))
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])

@@ -10,6 +10,7 @@ from fxprune.rules import (  # noqa: F401  importing them is what registers thei
     indexing,
     joining,
     linear,
+    losses,
     normalization,
     padding,
     picking,

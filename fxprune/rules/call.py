@@ -14,7 +14,7 @@ from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, Origin
 from fxprune.axes.solver import Cause, Solver
-from fxprune.rules.mutation import is_written
+from fxprune.capture.mutation import is_written
 
 Axes = tuple[Axis, ...]
 

@@ -29,7 +29,7 @@ def _parts(call: Call, dim: int, sizes: Sequence[int]) -> None:
     call.result = [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
 
 
-@rule("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split", "input, split_size_or_sections, dim=0")
+@rule("split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split", "input, split_size_or_sections, dim=0")
 def split(call: Call) -> None:
     dim = call.dim()
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
@@ -43,7 +43,7 @@ def split_by_name(call: Call) -> None:
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
 
 
-@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split tensor_split hsplit vsplit dsplit")
+@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit")
 def repair_split(repair: Repair) -> None:
     """Any form becomes a split into the kept sizes."""
     pieces = repair.call.notes["pieces"]
@@ -60,7 +60,7 @@ def unbind(call: Call) -> None:
     call.result = [rest for _ in range(axes[dim].size)]
 
 
-@rule("narrow", "input, dim, start, length")
+@rule("narrow narrow_copy", "input, dim, start, length")
 def narrow(call: Call) -> None:
     axes, dim = call.tensor("input"), call.dim()
     start, length = int(call.number("start")) % max(axes[dim].size, 1), int(call.number("length"))
@@ -69,7 +69,7 @@ def narrow(call: Call) -> None:
     call.result = (*axes[:dim], piece, *axes[dim + 1 :])
 
 
-@repairs("narrow")
+@repairs("narrow narrow_copy")
 def repair_narrow(repair: Repair) -> None:
     before, piece = repair.call.notes["before"], repair.call.notes["piece"]
     if before is not None and repair.shrinks(before):

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, IndexArray, gather
+from fxprune.capture.mutation import is_written
 from fxprune.rules.call import Axes, Call, concrete, is_tensor
 from fxprune.rules.cutting import part
-from fxprune.rules.mutation import is_written
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair, contiguous

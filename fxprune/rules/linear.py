@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fxprune.axes.expressions import ONE, Axis
+from fxprune.axes.expressions import ONE, Axis, product
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
@@ -73,15 +73,15 @@ def addmm(call: Call) -> None:
 
 @rule("addbmm", "input, mat1, mat2")
 def addbmm(call: Call) -> None:
-    batch, *product = matrix_product(call, call.tensor("mat1"), call.tensor("mat2"))
+    batch, *rest = matrix_product(call, call.tensor("mat1"), call.tensor("mat2"))
     call.crosses((batch,))
-    call.result = broadcast(call, [tuple(product), call.tensor("input")])
+    call.result = broadcast(call, [tuple(rest), call.tensor("input")])
 
 
 @rule("addr", "input, vec1, vec2")
 def addr(call: Call) -> None:
-    product = (*call.tensor("vec1"), *call.tensor("vec2"))
-    call.result = broadcast(call, [product, call.tensor("input")])
+    outer_product = (*call.tensor("vec1"), *call.tensor("vec2"))
+    call.result = broadcast(call, [outer_product, call.tensor("input")])
 
 
 @rule("bilinear", "input1, input2, weight, bias=None")
@@ -151,9 +151,25 @@ def inner(call: Call) -> None:
     call.macs((*call.result, left[-1]))
 
 
+@rule("linalg_vecdot", "input, other, dim=-1")
+def vecdot(call: Call) -> None:
+    axes = broadcast(call, [call.tensor("input"), call.tensor("other")])
+    dim = call.dim(ndim=len(axes))
+    call.crosses((axes[dim],))
+    call.result = (*axes[:dim], *axes[dim + 1 :])
+
+
+@rule("kron", "input, other")
+def kron(call: Call) -> None:
+    left, right = call.tensor("input"), call.tensor("other")
+    rank = max(len(left), len(right))
+    left, right = ((ONE,) * (rank - len(axes)) + axes for axes in (left, right))
+    call.result = tuple(product(pair) for pair in zip(left, right, strict=True))
+
+
 @rule("linalg_multi_dot chain_matmul", "*tensors")
 def multi_dot(call: Call) -> None:
-    product, *rest = call.tensors("tensors")
+    result, *rest = call.tensors("tensors")
     for factor in rest:
-        product = matrix_product(call, product, factor)
-    call.result = product
+        result = matrix_product(call, result, factor)
+    call.result = result

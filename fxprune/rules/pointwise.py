@@ -13,8 +13,8 @@ from fxprune.rules.registry import ModuleForm, module_form, rule
 UNARY = """
     abs acos acosh angle arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not ceil conj
     conj_physical cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 fix floor frac i0 imag isfinite isinf isnan
-    isneginf isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive rad2deg real
-    reciprocal resolve_conj round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc
+    isneginf isposinf isreal lgamma log log10 log1p log2 logical_not logit nan_to_num neg negative positive rad2deg real
+    reciprocal resolve_conj resolve_neg round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc
     special_digamma special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
     special_expm1 special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
     special_logit special_ndtr special_ndtri special_psi special_round special_sinc
@@ -28,7 +28,7 @@ UNARY = """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
     add arctan2 atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy copysign
-    div eq float_power floor_divide floordiv fmax fmin fmod ge gt heaviside hypot isclose ldexp le logaddexp logaddexp2
+    div eq float_power floor_divide fmax fmin fmod ge gt gcd heaviside hypot igamma igammac isclose lcm ldexp le logaddexp logaddexp2
     logical_and logical_or logical_xor lshift lt maximum minimum mul ne nextafter polar pow remainder rshift rsub
     special_xlog1py special_xlogy sub xlogy
 """

@@ -29,7 +29,7 @@ def _reduce(call: Call, dims: tuple[int, ...]) -> None:
 
 
 @rule(
-    "sum mean amax amin nansum nanmean all any prod logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False"
+    "sum mean amax amin nansum nanmean all any prod logsumexp special_logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False"
 )
 def reduce(call: Call) -> None:
     _reduce(call, call.dims())
@@ -140,6 +140,27 @@ def scan(call: Call) -> None:
     if call.is_read(1):
         call.pin(along, _NUMBERED)
     call.result = [axes, axes]
+
+
+@rule("diff", "input, n=1, dim=-1, prepend=None, append=None")
+def difference(call: Call) -> None:
+    axes, dim = list(call.tensor("input")), call.dim()
+    call.pin_all([operand[dim] for operand in _operands(call)], "each of its elements meets its neighbour")
+    for operand in _operands(call)[1:]:
+        call.unify_all(axes[:dim] + axes[dim + 1 :], (*operand[:dim], *operand[dim + 1 :]))
+    axes[dim] = call.fixed(call.output_shape[dim])
+    call.result = tuple(axes)
+
+
+def _operands(call: Call) -> list[Axes]:
+    return [call.tensor(name) for name in ("input", "prepend", "append") if call.has(name)]
+
+
+@rule("linalg_cross cross", "input, other, dim=-1")
+def cross(call: Call) -> None:
+    axes = broadcast(call, [call.tensor("input"), call.tensor("other")])
+    call.pin(axes[call.dim(ndim=len(axes))], "it numbers the three coordinates")
+    call.result = axes
 
 
 @rule("sort argsort", "input, dim=-1, descending=False")

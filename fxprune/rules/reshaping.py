@@ -90,6 +90,22 @@ def squeeze(call: Call) -> None:
     call.result = tuple(a for i, a in enumerate(axes) if not (i in dims and a.size == 1))
 
 
+@rule("atleast_1d atleast_2d atleast_3d", "*tensors")
+def at_least(call: Call) -> None:
+    """Dims of one for what has fewer: in front, and for three dims one behind."""
+    rank = int(call.name[-2])
+    raised = [_raised(axes, rank) for axes in call.tensors("tensors")]
+    call.result = raised[0] if isinstance(call.value, torch.Tensor) else raised
+
+
+def _raised(axes: Axes, rank: int) -> Axes:
+    if len(axes) == 0:
+        return (ONE,) * rank
+    if len(axes) == 1:
+        return ((ONE,) if rank > 1 else ()) + axes + ((ONE,) if rank > 2 else ())
+    return (*axes, ONE) if len(axes) == 2 and rank == 3 else axes
+
+
 @rule("unsqueeze", "input, dim")
 def unsqueeze(call: Call) -> None:
     axes = list(call.tensor("input"))

@@ -13,8 +13,8 @@ from .copies import promoted
 
 __all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
 
-# The second resolution is smaller by this many pixels where that leaves enough, else larger: a multiple of the common
-# total strides.
+# The second resolution is smaller by this many pixels, a multiple of the common total strides, where that leaves
+# enough; else larger, by no more than twice, because attention is quadratic in pixels.
 _PIXELS, _ENOUGH = 32, 96
 
 
@@ -64,7 +64,7 @@ def batch_sizes(sample: Sample) -> tuple[int, ...]:
     return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else first + 1
 
 
-def candidates(sample: Sample, seed: int) -> list[list[Probe]]:
+def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[Probe]]:
     """The probes to run; of each inner list the first that fits the network.
 
     First the sample itself, then random values at another batch size and resolution, or as near to that as the network
@@ -75,10 +75,10 @@ def candidates(sample: Sample, seed: int) -> list[list[Probe]]:
     asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
     given = ("" if not sizes else f", batch {sample.batch_size}", sample)
     first, second = [*asked[:1], given], [*asked[1:], given]
-    has_images = any(_is_image(tensor) for tensor in sample.tensors)
+    resize = resize and any(_is_image(tensor) for tensor in sample.tensors)
     others: list[Probe] = []
     for suffix, values in second:
-        if has_images:
+        if resize:
             label = f"random inputs{suffix}, another resolution"
             others.append(_random(label, values, generator, resized=True))
         others.append(_random(f"random inputs{suffix}", values, generator))
@@ -103,7 +103,8 @@ def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> T
     """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are."""
     shape = list(tensor.shape)
     if resized and _is_image(tensor):
-        change = -_PIXELS if min(shape[-2:]) >= _ENOUGH else _PIXELS
+        smallest = min(shape[-2:])
+        change = -_PIXELS if smallest >= _ENOUGH else min(_PIXELS, smallest)
         shape[-2:] = [size + change for size in shape[-2:]]
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
         return tensor

@@ -45,13 +45,13 @@ class Trials:
     error: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def run(self, sample: Sample) -> Trials:
-        """Find a trial for the sample itself and one for random inputs.
+    def run(self, sample: Sample, *, resize: bool = True) -> Trials:
+        """Find a trial for the sample itself and one for random inputs, at another resolution if ``resize``.
 
         Raises:
             ProofError: the original refuses the sample, or the traced network differs from the original.
         """
-        for slot in candidates(sample, self.seed):
+        for slot in candidates(sample, self.seed, resize=resize):
             reasons: list[str] = []
             for probe in slot:
                 reason = self._try(probe)

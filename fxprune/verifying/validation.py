@@ -100,8 +100,7 @@ class Validation:
         self._dtype = dtype
         self._tolerance = TOLERANCE[dtype]
         self._outcome = Outcome()
-        self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
-        self._ways += [_MARKS] if case.node_keep else []
+        self._ways: list[Way] = []
 
     def run(self) -> Outcome:
         """All numeric checks.
@@ -109,8 +108,21 @@ class Validation:
         Raises:
             ProofError: one of them failed.
         """
+        try:
+            return self._attempt(resize=True)
+        except ProofError:
+            if self._plan_fits_all(self._outcome.probes):
+                raise
+        outcome = self._attempt(resize=False)
+        outcome.notes.append("not proven at another resolution: what the plan removes are no whole channels there")
+        return outcome
+
+    def _attempt(self, *, resize: bool) -> Outcome:
         case = self._case
-        trials = self._trials()
+        self._outcome = Outcome()
+        self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
+        self._ways += [_MARKS] if case.node_keep else []
+        trials = self._trials(resize)
         answers = self._answers(private_copy(case.pruned, self._dtype), trials)
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
         if not removes_anything(case.captured, case.keep):
@@ -119,13 +131,29 @@ class Validation:
             self._check_randomised(trials, change)
         return self._outcome
 
-    def _trials(self) -> list[Trial]:
+    def _trials(self, resize: bool) -> list[Trial]:
         case, outcome = self._case, self._outcome
-        trials = Trials(case.original, case.captured, self._dtype, case.seed).run(case.sample)
+        trials = Trials(case.original, case.captured, self._dtype, case.seed).run(case.sample, resize=resize)
         outcome.error = max(outcome.error, trials.error)
         outcome.notes += trials.notes
         outcome.probes = [trial.probe for trial in trials.found]
         return trials.found
+
+    def _plan_fits_all(self, probes: list[Probe]) -> bool:
+        """Whether what the plan removes can be removed at another resolution too.
+
+        A reshape to literal sizes may take other pixels for channels there: then no narrower network exists.
+        """
+        full = private_copy(self._case.captured, self._dtype)
+        overwrite_removed(full, self._case.keep, math.nan)
+        for probe in probes:
+            if probe.resized:
+                try:
+                    if has_nan(evaluate(full, probe, self._dtype, seed=self._case.seed, carry_nan=True)):
+                        return False
+                except ProofError:
+                    return False
+        return True
 
     def _answers(self, pruned: nn.Module, trials: list[Trial]) -> list[Leaves]:
         """The outputs of a private copy of the pruned network."""

@@ -258,7 +258,7 @@ class Specialised(nn.Module):
 
     @staticmethod
     def factor(width: int) -> float:
-        return 1.0 if not isinstance(width, int) or width < 20 else 2.0
+        return 1.0 if not isinstance(width, int) or width < 10 else 2.0
 
 
 def test_a_trace_that_fits_one_resolution_is_proven_there_only() -> None:

@@ -49,7 +49,7 @@ def test_crossing_a_norm_is_noticed_when_the_caller_does_not_say_so() -> None:
 def test_batch_sizes_and_resolutions() -> None:
     proof = run(twins.conv_chain())
     assert proof.batch_sizes == (2, 12)
-    assert proof.resolutions == ("8x8", "40x40")
+    assert proof.resolutions == ("8x8", "16x16")
 
 
 def test_proof_is_plain_data() -> None:
@@ -226,3 +226,54 @@ def test_a_malformed_plan_is_refused() -> None:
         run(case, keep={**case.keep, "query.bias": (twins.index(0, 8),)})
     with pytest.raises(ProofError, match="twice"):
         run(case, keep={**case.keep, "query.bias": (twins.index(0, 0),)})
+
+
+class Reshaping(nn.Module):
+    """Takes 4 x 4 pixels literally: at another resolution, pixels are taken for channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(3, 8, 1)
+        self.down = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.up(x))
+        y = y.reshape(y.shape[0], -1, 8, 4, 4).transpose(1, 2).flatten(1, 2)
+        return self.down(y.reshape(y.shape[0], 8, 4, -1))
+
+
+def reshaping(repaired: int) -> Twin:
+    kept = twins.index(0, 2, 3, 7)
+    keep: twins.Kept = {
+        "up.weight": (kept, None, None, None),
+        "up.bias": (kept,),
+        "down.weight": (None, kept, None, None),
+    }
+
+    def repair(pruned: fx.GraphModule) -> None:
+        for node in pruned.graph.nodes:
+            if node.target == "reshape":
+                node.args = tuple(repaired if a == 8 else a for a in node.args)
+        pruned.recompile()
+
+    return twins.twin(Reshaping(), keep, torch.randn(2, 3, 4, 4), repair=repair)
+
+
+def test_a_resolution_at_which_the_plan_removes_no_channels_is_left_out() -> None:
+    proof = run(reshaping(4))
+    assert proof.resolutions == ("4x4",)
+    assert len(proof.batch_sizes) == 2
+    assert any("no whole channels" in note for note in proof.notes)
+    with pytest.raises(ProofError):
+        run(reshaping(2))
+
+
+def test_a_baked_resolution_is_refused() -> None:
+    case = twins.conv_chain()
+    for node in case.pruned.graph.nodes:
+        if node.target == "mean":
+            with case.pruned.graph.inserting_before(node):
+                node.args = (case.pruned.graph.call_method("reshape", (node.args[0], -1, 3, 8, 8)), node.args[1])
+    case.pruned.recompile()
+    with pytest.raises(ProofError, match="another resolution"):
+        run(case)

@@ -97,6 +97,8 @@ _PARTS: dict[str, Callable[[Tensor], object]] = {
     "narrow, from the end": lambda h: (torch.narrow(h, 1, -2, 2), torch.narrow(h, dim=-3, start=0, length=6)),
     "slices": lambda h: (h[:, :3], h[:, 3:]),
     "unsafe_split": lambda h: torch.unsafe_split(h, 4, 1),
+    "narrow_copy": lambda h: (torch.narrow_copy(h, 1, 2, 3), torch.narrow_copy(h, 1, 0, 2)),
+    "unsafe_split_with_sizes": lambda h: torch.unsafe_split_with_sizes(h, (5, 3), 1),
     "unsafe_chunk": lambda h: torch.unsafe_chunk(h, 2, 1),
     "split of nothing": lambda h: h.split(8, 1),
 }

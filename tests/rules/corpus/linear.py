@@ -108,9 +108,13 @@ _BARE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
     "batched weight": (lambda h, w: torch.matmul(h.unsqueeze(1), w).sum(1), (3, 8, 6)),
     "tensordot": (lambda h, w: torch.tensordot(h, w, dims=([2], [0])), (8, 6)),
     "tensordot count": (lambda h, w: torch.tensordot(h, w, dims=1), (8, 6)),
+    "linalg matmul": (torch.linalg.matmul, (8, 6)),
     "inner": (lambda h, w: torch.inner(h, w), (6, 8)),
 }
 _VECTORS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
+    "vecdot": (lambda h, w: h * torch.linalg.vecdot(h, w)[:, None], (8,)),
+    "kron": (lambda h, w: torch.kron(h, w), (1, 3)),
+    "kron of ranks": (lambda h, w: torch.kron(w, h), (2,)),
     "mm": (torch.mm, (8, 6)),
     "mv": (lambda h, w: torch.mv(h, w).unsqueeze(-1) * w, (8,)),
     "dot with a vector": (lambda h, w: (h @ w).unsqueeze(-1) + h, (8,)),

@@ -33,6 +33,12 @@ def _efficient_attention(h: Tensor) -> Tensor:
     return h * scale.sigmoid()[..., None, None]
 
 
+def _spatial_transformer(h: Tensor) -> Tensor:
+    """The map is made of the channels' means, all six of which it needs."""
+    grid = F.affine_grid(h.mean((2, 3)).view(-1, 2, 3), [h.shape[0], 1, 4, 4], align_corners=False)
+    return F.grid_sample(h, grid, align_corners=False)
+
+
 def _step_written(h: Tensor) -> Tensor:
     h = h * 1.0
     h[:, ::2].mul_(3.0)
@@ -85,6 +91,7 @@ _ORDERED: dict[str, tuple[Layout, Op]] = {
     "diag": (VECTOR, lambda h: h + torch.diag(h.t() @ h)),
     "trace": (VECTOR, lambda h: h + torch.trace(h.t() @ h)),
     "tensor of repeats": (VECTOR, lambda h: h.repeat_interleave(torch.arange(1, 9), 1, output_size=36)),
+    "diff": (VECTOR, lambda h: torch.diff(h, dim=1)),
     "meshgrid": (VECTOR, lambda h: h + torch.meshgrid(h[0], torch.arange(3.0, dtype=h.dtype), indexing="ij")[0].T[0]),
     "two lists written": (IMAGE, _two_lists_written),
     "step written in place": (IMAGE, _step_written),
@@ -98,6 +105,39 @@ _SLID: dict[str, tuple[Layout, Op]] = {
     "windows": (VECTOR, lambda h: h.unfold(1, 2, 2).flatten(1)),
     "reflected padding": (TOKENS, lambda h: F.pad(h, (1, 1), mode="reflect")),
 }
+_COMPARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "binary_cross_entropy": lambda a, b: F.binary_cross_entropy(a.sigmoid(), b.sigmoid()),
+    "binary_cross_entropy_with_logits": lambda a, b: F.binary_cross_entropy_with_logits(a, b.sigmoid()),
+    "cosine_embedding_loss": lambda a, b: F.cosine_embedding_loss(a, b, torch.ones(a.shape[0], dtype=a.dtype)),
+    "cross_entropy": lambda a, b: F.cross_entropy(a, b.softmax(1)),
+    "gaussian_nll_loss": lambda a, b: F.gaussian_nll_loss(a, b, b.exp()),
+    "hinge_embedding_loss": lambda a, b: F.hinge_embedding_loss(a, b.sign()),
+    "huber_loss": F.huber_loss,
+    "kl_div": lambda a, b: F.kl_div(a.log_softmax(1), b.softmax(1), reduction="batchmean"),
+    "l1_loss": F.l1_loss,
+    "margin_ranking_loss": lambda a, b: F.margin_ranking_loss(a, b, b.sign()),
+    "mse_loss": F.mse_loss,
+    "multi_margin_loss": lambda a, b: F.multi_margin_loss(a, b.argmax(1)),
+    "multilabel_margin_loss": lambda a, b: F.multilabel_margin_loss(a, b.argsort(1)),
+    "multilabel_soft_margin_loss": lambda a, b: F.multilabel_soft_margin_loss(a, b.sigmoid()),
+    "nll_loss": lambda a, b: F.nll_loss(a.log_softmax(1), b.argmax(1)),
+    "poisson_nll_loss": F.poisson_nll_loss,
+    "smooth_l1_loss": F.smooth_l1_loss,
+    "soft_margin_loss": lambda a, b: F.soft_margin_loss(a, b.sign()),
+    "triplet_margin_loss": lambda a, b: F.triplet_margin_loss(a, b, a + b),
+    "ctc_loss": lambda a, b: F.ctc_loss(
+        a.log_softmax(1)[:, None].expand(-1, 2, -1),
+        torch.ones(2, 1, dtype=torch.long),
+        torch.full((2,), a.shape[0]),
+        torch.ones(2, dtype=torch.long),
+    ),
+}
+
+
+def _compared(loss: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    return lambda h: h + loss(h, 0.5 * h.flip(0))
+
+
 _MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
     "LocalResponseNorm": (IMAGE, lambda: nn.LocalResponseNorm(3)),
     "ReflectionPad1d": (TOKENS, lambda: nn.ReflectionPad1d(1)),
@@ -105,13 +145,15 @@ _MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
 }
 
 
-def _case(name: str, layout: Layout, middle: Callable[[], Op]) -> Case:
+def _case(name: str, layout: Layout, middle: Callable[[], Op], width: int = 8) -> Case:
     return Case(
-        f"pinned/{name}", lambda: Through(layout, middle()), layout.sample, ("inner.weight",), pinned=("first.weight",)
+        f"pinned/{name}", lambda: Through(layout, middle(), width), layout.sample, ("inner.weight",), pinned=("first.weight",)
     )
 
 
 CASES = [
+    _case("affine map", IMAGE, lambda: _spatial_transformer, 6),
     *(_case(n, layout, lambda op=op: op) for n, (layout, op) in (_ORDERED | _SLID).items()),
     *(_case(n, layout, make) for n, (layout, make) in _MODULES.items()),
+    *(_case(f"loss/{n}", VECTOR, lambda loss=loss: _compared(loss)) for n, loss in _COMPARED.items()),
 ]

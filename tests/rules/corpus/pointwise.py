@@ -79,6 +79,9 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "nextafter": torch.nextafter,
     "arctan2": torch.arctan2,
     "ldexp": torch.ldexp,
+    "igamma": torch.special.gammainc,
+    "igammac": torch.igammac,
+    "igamma by its own name": torch.igamma,
     "complex": lambda a, b: torch.complex(a, b).real,
     "polar": lambda a, b: torch.polar(a, b).imag,
     "isclose": lambda a, b: a * torch.isclose(a, b, rtol=0.5),
@@ -89,7 +92,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.max,
     "min": torch.min,
 }
-_COMPARISONS = "eq ne gt ge lt le logical_and logical_or logical_xor"
+_COMPARISONS = "greater_equal less_equal not_equal eq ne gt ge lt le logical_and logical_or logical_xor"
 
 
 def _with_itself(op: Callable[[Tensor, Tensor], Tensor]) -> Op:
@@ -134,6 +137,18 @@ def _two(name: str, op: Callable[[Tensor, Tensor], Tensor]) -> Case:
     return Case(f"two producers/{name}", lambda: TwoProducers(op), IMAGE.sample, free, resized=IMAGE.resized)
 
 
+def _more_in_place(h: Tensor) -> Tensor:
+    h = h.sigmoid() + 0.5
+    h **= 2
+    h //= 0.1
+    h %= 7.0
+    mask = h > 1
+    mask &= h < 5
+    mask |= h > 6
+    mask ^= h > 5.5
+    return h * mask
+
+
 def _chain_of_in_place(h: Tensor) -> Tensor:
     h += 1.0
     h *= 0.5
@@ -148,6 +163,10 @@ _OPERATORS: dict[str, Op] = {
     "comparison operators": lambda h: h * (h > 0) + h * (h <= 0.1) * ~(h == 0.0),
     "bit operators": lambda h: h * (((h > 0) & (h < 1)) | (h < -1) ^ (h > 2)),
     "in-place operators": _chain_of_in_place,
+    "more in-place operators": _more_in_place,
+    "reversed operators": lambda h: 2 * h + (1 + h) + (3 // (1 + h * h)) + (7 % (1 + h * h)) + (True ^ (h > 0)),
+    "resolve_neg": lambda h: torch.resolve_neg(h) + torch.isreal(h),
+    "gcd": lambda h: h + torch.gcd((9 * h).int(), (7 * h).int()) + torch.lcm((3 * h).int(), (4 * h).int()),
     "clamp": lambda h: h.clamp(-0.5, 0.5),
     "clamp tensors": lambda h: torch.clamp(h, min=h.flip(-1) - 1, max=h.flip(-1) + 1),
     "clip": lambda h: torch.clip(h, min=-0.5),

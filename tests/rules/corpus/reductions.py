@@ -36,6 +36,7 @@ _OVER_CHANNELS: dict[str, Op] = {
     "nanmean": lambda h: torch.nanmean(h, 1, keepdim=True),
     "prod": lambda h: h.prod(1, keepdim=True),
     "logsumexp": lambda h: torch.logsumexp(h, 1, keepdim=True),
+    "special logsumexp": lambda h: torch.special.logsumexp(h, 1, keepdim=True),
     "any": lambda h: (h > 1).any(1, keepdim=True).to(h.dtype),
     "all": lambda h: torch.all(h > -1, 1, keepdim=True).to(h.dtype),
     "var": lambda h: h.var(1, keepdim=True),
@@ -73,6 +74,10 @@ _OVER_SPACE: dict[str, Op] = {
     "topk": lambda h: h.flatten(2).topk(3, -1)[0],
     "argmax": lambda h: h.flatten(2).argmax(-1).to(h.dtype) * h.mean((2, 3)),
     "kthvalue": lambda h: h.flatten(2).kthvalue(2, -1)[0],
+    "diff": lambda h: torch.diff(h, dim=2),
+    "diff of more": lambda h: h.diff(1, -1, prepend=h[..., :1], append=h[..., :1]),
+    "cross": lambda h: torch.cross(h[..., :3], h[..., 1:4], dim=-1),
+    "linalg cross": lambda h: torch.linalg.cross(h[:, :, :3], h[:, :, 1:4], dim=2),
     "argsort": lambda h: h + h.argsort(-1).to(h.dtype),
 }
 _ALONG_CHANNELS: dict[str, Op] = {

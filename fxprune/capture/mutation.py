@@ -1,15 +1,23 @@
-"""Whether what an op gives is written to later on, which matters where a view would become a copy."""
+"""Writing in place: which ops do it, and whether it reaches what an op gives."""
 
 from __future__ import annotations
 
 from torch import fx
 
-from fxprune.capture.naming import canonical_name, writes_in_place
+from fxprune.capture.naming import canonical_name
 
+_IN_PLACE = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())
 _VIEWS = frozenset(
     """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
     split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
 )
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether an op writes to its first argument or to one that is passed for it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return in_place or "out" in node.kwargs or node.kwargs.get("inplace") is True
 
 
 def is_written(node: fx.Node) -> bool:

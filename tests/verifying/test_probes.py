@@ -1,0 +1,58 @@
+"""Inputs a proof runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fxprune.samples import Sample
+from fxprune.verifying.probes import batch_sizes, candidates
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((1, 3, 32, 32), (2, 3)),
+        ((2, 3, 32, 32), (2, 3)),
+        ((4, 3, 32, 32), (4, 5)),
+        ((64, 3, 32, 32), (2, 3)),
+        ((2, 10), (2, 12)),
+    ],
+)
+def test_batch_sizes(shape: tuple[int, ...], sizes: tuple[int, int]) -> None:
+    assert batch_sizes(Sample((torch.randn(shape),), {})) == sizes
+
+
+def test_inputs_without_a_common_batch_keep_their_shapes() -> None:
+    sample = Sample((torch.randn(3, 4), torch.randn(5, 4)), {})
+    assert batch_sizes(sample) == ()
+    first, others = candidates(sample, seed=0)
+    assert [len(first), len(others)] == [1, 2]
+    assert [t.shape for t in others[0].sample.tensors] == [(3, 4), (5, 4)]
+
+
+@pytest.mark.parametrize(("size", "other"), [(224, 192), (96, 64), (32, 64), (8, 16), (2, 4)])
+def test_the_second_resolution(size: int, other: int) -> None:
+    _, others = candidates(Sample((torch.randn(1, 3, size, size),), {}), seed=0)
+    assert others[0].resolutions == (f"{other}x{other}",)
+    assert others[0].resized
+    assert others[1].resolutions == (f"{size}x{size}",)
+
+
+def test_random_values_stay_in_the_range_of_the_sample() -> None:
+    tokens = torch.tensor([[3, 9, 4], [5, 5, 3]])
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    bias = torch.tensor([[0.0, -torch.inf, 1.0], [0.5, 0.0, 0.0]])
+    _, others = candidates(Sample((tokens, torch.zeros(2, 3)), {"mask": mask, "bias": bias}), seed=0)
+    drawn, zeros = others[0].sample.args
+    assert drawn.dtype == tokens.dtype
+    assert 3 <= int(drawn.min()) <= int(drawn.max()) <= 9
+    assert zeros.abs().sum() > 0
+    assert torch.equal(others[0].sample.kwargs["mask"][:2], mask)
+    assert torch.equal(torch.isinf(others[0].sample.kwargs["bias"][:2]), torch.isinf(bias))
+
+
+def test_the_same_seed_draws_the_same_values() -> None:
+    sample = Sample((torch.randn(2, 3, 8, 8),), {})
+    one, two = (candidates(sample, seed=3)[1][0].sample.args[0] for _ in range(2))
+    assert torch.equal(one, two)
