@@ -278,8 +278,7 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
 
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
     if not graph.groups and options.ratio > 0:
-        reasons = "; ".join(f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3])
-        raise ModelError(f"the model has no prunable channels ({reasons or 'it has no layers with weights'})")
+        raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     with steps("score"):
         found = {n: graph.constants[n] if n in graph.constants else attribute(model, n) for n in graph.shapes}
@@ -299,6 +298,12 @@ def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Ste
             max_ratio=options.max_ratio,
         )
         return Plan.from_masks(graph, masks, options.settings(criterion))
+
+
+def _why_none(graph: ChannelGraph) -> str:
+    opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
+    pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
+    return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
 
 
 def _applied(

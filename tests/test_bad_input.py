@@ -50,7 +50,7 @@ def refused(
     return caught.value
 
 
-# -- the ratio -----------------------------------------------------------------------------------------------------------
+# -- the ratio --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.0, 1.5, float("nan"), float("inf"), "0.5", None, True, 1 + 2j, [0.5]])
@@ -63,7 +63,7 @@ def test_other_spellings_of_a_good_ratio_are_taken(ratio: Any) -> None:
     assert fxprune.report(fxprune.compile(small_net(), image(), ratio, verify=False)).ratio == float(ratio)
 
 
-# -- the budget and its limits -------------------------------------------------------------------------------------------
+# -- the budget and its limits ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", ["macs", "params"])
@@ -125,7 +125,7 @@ def test_an_unknown_option_is_a_type_error_as_everywhere_in_python(function: Cal
         function(small_net(), image(), 0.3, rato=0.5)
 
 
-# -- the sample ----------------------------------------------------------------------------------------------------------
+# -- the sample -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,6 @@ def test_an_unknown_option_is_a_type_error_as_everywhere_in_python(function: Cal
         ({}, "holds no tensor"),
         ("image", "holds no tensor .got str"),
     ],
-    ids=str,
 )
 def test_a_sample_that_does_not_fit(sample: Any, words: str) -> None:
     refused(errors.SampleError, words, small_net(), sample)
@@ -167,10 +166,10 @@ def test_the_wrong_argument_of_several_is_named() -> None:
     refused(errors.SampleError, r"kwargs\['right'\] has dtype torch.float64", TwoInputs(), sample)
 
 
-# -- the model -----------------------------------------------------------------------------------------------------------
+# -- the model --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None, "resnet18"], ids=str)
+@pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None, "resnet18"], ids=["function", "class", "None", "name"])
 def test_what_is_no_module(model: Any) -> None:
     with pytest.raises(errors.ModelError, match="must be a torch.nn.Module, not"):
         fxprune.compile(model, image(), 0.3)
@@ -220,7 +219,7 @@ def test_modules_prepared_for_quantisation() -> None:
     refused(errors.ModelError, r"0 \(Linear\) is prepared for quantisation", mlp(aware), vector())
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("convert", [torch.jit.script, lambda m: torch.jit.trace(m, image())], ids=["script", "trace"])
 def test_torchscript(convert: Callable[[nn.Module], nn.Module]) -> None:
     with pytest.raises(errors.ModelError, match="TorchScript module: pass the Python module"):
@@ -232,7 +231,7 @@ def test_a_compiled_module_names_the_way_back() -> None:
     refused(errors.ModelError, "torch.compile.*_orig_mod", compiled, image())
 
 
-# -- hooks and parametrizations ------------------------------------------------------------------------------------------
+# -- hooks and parametrizations ---------------------------------------------------------------------------------------
 
 
 def do_nothing(*_: Any) -> None:
@@ -329,7 +328,7 @@ def test_weight_norm_and_spectral_norm_are_pruned(style: str, training: bool) ->
     assert set(pruned.state_dict()) <= set(model.state_dict())
 
 
-# -- what cannot be traced -----------------------------------------------------------------------------------------------
+# -- what cannot be traced --------------------------------------------------------------------------------------------
 
 
 class Halving(nn.Module):
@@ -402,7 +401,7 @@ def test_a_model_that_cannot_be_copied() -> None:
     refused(errors.CaptureError, "the model cannot be copied .TypeError.*generator", Uncopyable(), vector())
 
 
-# -- plans ---------------------------------------------------------------------------------------------------------------
+# -- plans ------------------------------------------------------------------------------------------------------------
 
 
 def wider() -> nn.Module:
@@ -441,7 +440,7 @@ def test_what_is_no_plan(plan: Any) -> None:
         fxprune.apply(small_net(), image(), plan)
 
 
-# -- the other entrances -------------------------------------------------------------------------------------------------
+# -- the other entrances ----------------------------------------------------------------------------------------------
 
 
 def test_analyze_plan_and_apply_refuse_like_compile() -> None:

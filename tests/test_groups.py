@@ -77,7 +77,7 @@ def networks() -> list[fxprune.ChannelGraph]:
     return graphs
 
 
-# -- the graph -----------------------------------------------------------------------------------------------------------
+# -- the graph --------------------------------------------------------------------------------------------------------
 
 
 def test_every_coupling_is_labelled_with_the_op_that_asked_for_it() -> None:
@@ -150,7 +150,7 @@ def test_pinned_widths_have_a_reason_and_a_place(residual: fxprune.ChannelGraph)
     assert pinned["head.weight 0"].reason == "it is a dim of the network's output"
 
 
-# -- deleting an edge ----------------------------------------------------------------------------------------------------
+# -- deleting an edge -------------------------------------------------------------------------------------------------
 
 
 def edges_of(graph: fxprune.ChannelGraph, op: str) -> list[tuple[object, object]]:
@@ -209,7 +209,7 @@ def test_two_couplings_of_one_pair_are_both_remembered() -> None:
     assert ["add", "sub", "mul"] in causes or ["add", "sub"] in causes
 
 
-# -- explaining ----------------------------------------------------------------------------------------------------------
+# -- explaining -------------------------------------------------------------------------------------------------------
 
 
 def test_why_two_are_tied(residual: fxprune.ChannelGraph) -> None:
@@ -292,7 +292,7 @@ def test_a_network_in_which_everything_is_pinned_can_be_asked_why() -> None:
         fxprune.compile(model, torch.randn(2, 8), 0.3)
 
 
-# -- drawing -------------------------------------------------------------------------------------------------------------
+# -- drawing ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_drawing_is_dot_with_one_colour_a_group(residual: fxprune.ChannelGraph) -> None:

@@ -68,7 +68,7 @@ def unchanged(model: nn.Module, action: Callable[[], Any]) -> Any:
         assert {k for k in around | here if around.get(k) != here.get(k)} == set()
 
 
-# -- success -------------------------------------------------------------------------------------------------------------
+# -- success ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
@@ -132,7 +132,7 @@ def test_the_result_has_the_mode_of_the_model(training: bool) -> None:
     assert all(module.training is training for module in pruned.modules())
 
 
-# -- failure -------------------------------------------------------------------------------------------------------------
+# -- failure ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_forward_that_raises_in_any_of_its_calls(error: BaseException, calls: 
     unchanged(model, lambda: fxprune.compile(model, sample, 0.4))
 
 
-# -- forwards with side effects ------------------------------------------------------------------------------------------
+# -- forwards with side effects ---------------------------------------------------------------------------------------
 
 
 class Busy(nn.Module):
@@ -229,7 +229,7 @@ def test_a_model_with_last_activations_can_still_be_compiled() -> None:
     unchanged(model, lambda: fxprune.compile(model, sample, 0.3))
 
 
-# -- several threads -----------------------------------------------------------------------------------------------------
+# -- several threads --------------------------------------------------------------------------------------------------
 
 
 def run_all(*actions: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ _SAME_SHAPE = (
     *(nn.Dropout, nn.Dropout2d, nn.Identity),
 )
 _FORWARDS = {cls.forward for cls in _SAME_SHAPE}
+_RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 _SAME_SHAPE_FUNCTIONS = frozenset({"add", "sub", "mul", "relu", "gelu", "silu", "sigmoid", "hardswish"})
 
 
@@ -52,10 +53,11 @@ def _fits(module: nn.Module, tensor: torch.Tensor) -> bool:
     """Whether the kernel would accept the input: a wrong one must fail where it always failed."""
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
+    if type(module).__name__[-2:] not in _RANKS:
+        return False
     if module.training or module.running_mean is None or tensor.dtype != module.running_mean.dtype:
         return False
-    module._check_input_dim(tensor)
-    return tensor.shape[1] == module.num_features
+    return tensor.dim() in _RANKS[type(module).__name__[-2:]] and tensor.shape[1] == module.num_features
 
 
 def _recurrent(module: nn.RNNBase, sequence: torch.Tensor) -> tuple[Any, ...] | None:

@@ -29,7 +29,10 @@ def _parts(call: Call, dim: int, sizes: Sequence[int]) -> None:
     call.result = [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
 
 
-@rule("split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split", "input, split_size_or_sections, dim=0")
+@rule(
+    "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split",
+    "input, split_size_or_sections, dim=0",
+)
 def split(call: Call) -> None:
     dim = call.dim()
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
@@ -43,7 +46,9 @@ def split_by_name(call: Call) -> None:
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
 
 
-@repairs("split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit")
+@repairs(
+    "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit"
+)
 def repair_split(repair: Repair) -> None:
     """Any form becomes a split into the kept sizes."""
     pieces = repair.call.notes["pieces"]

@@ -8,7 +8,8 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
 from fxprune.rules.call import Axes, Call, parameter_name
-from fxprune.rules.registry import ModuleForm, module_form, rule
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.repair import Repair
 
 UNARY = """
     abs acos acosh angle arccos arccosh arcsin arcsinh arctan arctanh asin asinh atan atanh bitwise_not ceil conj
@@ -23,14 +24,14 @@ UNARY = """
     alpha_dropout dropout dropout1d dropout2d dropout3d feature_alpha_dropout feature_dropout
     bfloat16 bool byte char clone contiguous cpu cuda data detach double float half int long requires_grad short to
     type type_as
-    bernoulli cauchy exponential fill geometric log_normal normal random uniform zero
+    cauchy exponential fill geometric log_normal random uniform zero
 """
 SAME_AS_FIRST = "zeros_like ones_like full_like empty_like rand_like randn_like randint_like"
 BINARY = """
     add arctan2 atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor complex copy copysign
-    div eq float_power floor_divide fmax fmin fmod ge gt gcd heaviside hypot igamma igammac isclose lcm ldexp le logaddexp logaddexp2
-    logical_and logical_or logical_xor lshift lt maximum minimum mul ne nextafter polar pow remainder rshift rsub
-    special_xlog1py special_xlogy sub xlogy
+    div eq float_power floor_divide fmax fmin fmod ge gt gcd heaviside hypot igamma igammac isclose lcm ldexp le
+    logaddexp logaddexp2 logical_and logical_or logical_xor lshift lt maximum minimum mul ne nextafter polar pow
+    remainder rshift rsub special_gammainc special_gammaincc special_xlog1py special_xlogy special_zeta sub xlogy
 """
 
 
@@ -80,6 +81,17 @@ def binary(call: Call) -> None:
     _joined(call, ("input", "other"))
 
 
+@rule("normal", "input, std=1.0, mean=0.0")
+def normal(call: Call) -> None:
+    """The function takes tensors of means and deviations; the method overwrites its tensor."""
+    _joined(call, ("input", "mean", "std"))
+
+
+@rule("bernoulli", "input, p=None")
+def bernoulli(call: Call) -> None:
+    _joined(call, ("input", "p"))
+
+
 @rule("where", "condition, input, other")
 def where(call: Call) -> None:
     _joined(call, ("condition", "input", "other"))
@@ -122,6 +134,11 @@ def prelu(call: Call) -> None:
         call.unify(axes[1] if len(axes) > 1 else axes[0], slope)
         call.role("weight", "scale")
     call.result = axes
+
+
+@repairs("prelu")
+def repair_prelu(repair: Repair) -> None:
+    repair.attributes["num_parameters"] = repair.size(repair.call.tensor("weight")[0])
 
 
 def _no_arguments(module: nn.Module) -> dict[str, object]:

@@ -29,7 +29,8 @@ def _reduce(call: Call, dims: tuple[int, ...]) -> None:
 
 
 @rule(
-    "sum mean amax amin nansum nanmean all any prod logsumexp special_logsumexp aminmax count_nonzero", "input, dim=None, keepdim=False"
+    "sum mean amax amin nansum nanmean all any prod logsumexp special_logsumexp aminmax count_nonzero",
+    "input, dim=None, keepdim=False",
 )
 def reduce(call: Call) -> None:
     _reduce(call, call.dims())

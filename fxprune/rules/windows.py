@@ -53,7 +53,7 @@ def interpolate(call: Call) -> None:
     _spatial(call, len(call.tensor("input")) - 2, _SPACE)
 
 
-@rule("affine_grid affine_grid_generator", "theta")
+@rule("affine_grid", "theta")
 def affine_grid(call: Call) -> None:
     call.pin_inputs("it is an affine map")
     call.output_fixed("it is a grid of coordinates")

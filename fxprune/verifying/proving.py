@@ -16,6 +16,7 @@ from .precision import TOLERANCE, out_of_memory, precision
 from .proof import Proof
 from .running import nothing_left_behind
 from .selecting import Keep, all_names, check_tensors
+from .trials import RefusedError
 from .validation import Case, Outcome, Validation
 
 __all__ = ["prove"]
@@ -66,7 +67,8 @@ def prove(
         try:
             outcome = Validation(case, dtype).run()
         except Exception as error:
-            if dtype == torch.float32 or not out_of_memory(error):
+            # Some forwards make float32 tensors of their own and so refuse every other dtype.
+            if dtype == torch.float32 or not (out_of_memory(error) or isinstance(error, RefusedError)):
                 raise
             dtype = torch.float32
             outcome = Validation(case, dtype).run()

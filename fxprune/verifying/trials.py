@@ -27,6 +27,10 @@ class Trial:
     expected: Leaves
 
 
+class RefusedError(ProofError):
+    """The original does not run on the sample in the dtype of the proof."""
+
+
 @dataclass(eq=False)
 class Trials:
     """Chooses the probes, running private copies of the original and of the traced network.
@@ -59,7 +63,7 @@ class Trials:
                     break
                 reasons.append(f"{probe.label}: {reason}")
             if not self.found:
-                raise ProofError(f"the original cannot be run on {reasons[-1]}")
+                raise RefusedError(f"the original cannot be run on {reasons[-1]}")
             self.notes += [f"not run on {reason}" for reason in reasons[:1]]
         return self
 

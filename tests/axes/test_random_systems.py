@@ -104,7 +104,7 @@ def test_factoring_keeps_what_was_there(case: tuple[Axis, list[int]]) -> None:
     sound(solver, [(axis, product(factors))])
 
 
-# -- recovering a hidden structure ---------------------------------------------------------------------------------------
+# -- recovering a hidden structure ------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -183,7 +183,7 @@ def test_parts_with_factors_of_their_own(
     assert sorted(v.size for v in roots(solver, [whole])) == sorted(expected)
 
 
-# -- nothing that could go is lost in small aligned systems --------------------------------------------------------------
+# -- nothing that could go is lost in small aligned systems -----------------------------------------------------------
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,38 +10,19 @@ import torch
 from torch import nn
 
 from fxprune.analysis import ChannelGraph
-from fxprune.compiling import analyze
 from fxprune.planning import Plan
 from fxprune.rewriting import rewrite
+from fxprune.rules import rule_names
+from fxprune.rules.registry import module_forms
 from tests.rules.cases import Case
 from tests.rules.corpus import CASES
+from tests.rules.declared import contradictions
 from tests.rules.oracles import TOLERANCE, Kept, difference, masked, random_plan, state_of
+from tests.rules.prepared import BATCHES, analysed, by_name, sampled
 
-SEEDS = (0, 1, 2)
-BATCHES = (2, 5)
-
-
-def by_name(case: Case) -> str:
-    return case.name
-
-
-def built(case: Case) -> nn.Module:
-    """The network of a case in float64 and evaluation mode, with parameters that hide nothing."""
-    torch.manual_seed(1)
-    net = case.build().double().eval()
-    with torch.no_grad():
-        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-            if name.endswith(("running_mean", "running_var")) or (tensor.dim() == 1 and tensor.is_floating_point()):
-                tensor.copy_(torch.rand_like(tensor) + 0.5)
-    return net
-
-
-def sampled(case: Case, batch: int, resized: bool = False) -> tuple[Any, ...]:
-    """Arguments in float64."""
-    torch.manual_seed(100 + batch)
-    make = case.resized if resized else case.sample
-    assert make is not None
-    return tuple(a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in make(batch))
+SEEDS = (0, 1)
+# It needs a device that a test cannot count on.
+NOT_REACHED = {"cuda"}
 
 
 def oracle(case: Case, net: nn.Module, plan: Plan) -> Callable[..., Any]:
@@ -79,19 +60,41 @@ def check_widths(case: Case, graph: ChannelGraph, plan: Plan) -> None:
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 def test_random_prunes_equal_the_oracle(case: Case) -> None:
     """At two batch sizes and, where the network takes one, at another resolution."""
-    net = built(case)
+    net, graph = analysed(case)
     before = state_of(net)
     samples = [sampled(case, b) for b in BATCHES] + ([sampled(case, 3, True)] if case.resized else [])
-    graph = analyze(net, samples[0])
     visible = False
     for seed in SEEDS:
         plan = random_plan(graph, seed)
         check_widths(case, graph, plan)
         pruned, expected = rewrite(graph, net, plan.masks(graph)), oracle(case, net, plan)
         check_tensors(graph, net, pruned, plan)
+        assert contradictions(pruned) == []
         with torch.no_grad():
             for args in samples:
                 assert difference(expected(*args), pruned(*args)) < TOLERANCE
             visible |= difference(net(*samples[0]), pruned(*samples[0])) > 100 * TOLERANCE
     assert visible, "the removed channels cannot be seen in the outputs"
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_every_rule_is_reached() -> None:
+    reached = {call.name for case in CASES for call in analysed(case)[1].calls.values()}
+    assert set(rule_names()) - reached == NOT_REACHED
+
+
+def test_every_module_form_is_reached() -> None:
+    reached = {cls.forward for case in CASES for cls in leaf_classes(*analysed(case))}
+    assert [cls.__name__ for cls in module_forms() if cls.forward not in reached] == []
+
+
+def leaf_classes(net: nn.Module, graph: ChannelGraph) -> Iterator[type[nn.Module]]:
+    """The classes of the modules that stay one call."""
+    for node in graph.calls:
+        if node.op == "call_module":
+            yield type(net.get_submodule(str(node.target)))
+
+
+def test_there_are_enough_cases_and_each_has_its_own_name() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names)) > 100

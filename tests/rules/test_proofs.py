@@ -1,14 +1,17 @@
-"""The pass's own proof agrees with what the oracles found: it accepts every case (a part of them by default)."""
+"""The pass's own proof agrees with what the oracles found, and no case depends on what anything is called."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from torch import nn
 
 from fxprune.compiling import analyze, apply, report
 from tests.rules.cases import Case
 from tests.rules.corpus import CASES
 from tests.rules.oracles import random_plan
-from tests.rules.test_corpus import built, by_name, sampled
+from tests.rules.prepared import analysed, by_name, sampled
 
 # Right by the oracles, but the evaluation with NaN cannot follow them.
 NOT_FOLLOWED = {"made/eye", "over channels/all"}
@@ -16,9 +19,8 @@ PROVABLE = [case for case in CASES if case.name not in NOT_FOLLOWED]
 
 
 def check_proof(case: Case) -> None:
-    net, args = built(case), sampled(case, 2)
-    plan = random_plan(analyze(net, args), 0)
-    proof = report(apply(net, args, plan)).proof
+    net, graph = analysed(case)
+    proof = report(apply(net, sampled(case, 2), random_plan(graph, 0))).proof
     assert proof is not None
     assert proof.relative_error <= proof.tolerance
 
@@ -32,3 +34,21 @@ def test_some_cases_are_proven(case: Case) -> None:
 @pytest.mark.parametrize("case", PROVABLE, ids=by_name)
 def test_all_cases_are_proven(case: Case) -> None:
     check_proof(case)
+
+
+class Elsewhere(nn.Module):
+    """The network under a path of other names."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.zz = nn.ModuleDict({"0": net})
+
+    def forward(self, *args: Any) -> Any:
+        return self.zz["0"](*args)
+
+
+@pytest.mark.parametrize("case", CASES[::11], ids=by_name)
+def test_groups_do_not_depend_on_names(case: Case) -> None:
+    net, graph = analysed(case)
+    other = analyze(Elsewhere(net), sampled(case, 2))
+    assert [(g.size, len(g.members)) for g in graph.groups] == [(g.size, len(g.members)) for g in other.groups]
