@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from fxprune.axes.expressions import Axis
 from fxprune.rules.call import Call
-from fxprune.rules.registry import repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -106,3 +107,6 @@ def glu(call: Call) -> None:
     left, right = call.solver.split(axes[dim], [half, half], call.cause)
     call.unify(left, right)
     call.result = (*axes[:dim], left, *axes[dim + 1 :])
+
+
+module_form(nn.GLU, ModuleForm("glu", lambda m: {"dim": m.dim}))

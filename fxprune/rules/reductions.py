@@ -189,4 +189,7 @@ def _dim(module: Any) -> dict[str, Any]:
 
 module_form(nn.Softmax, ModuleForm("softmax", _dim))
 module_form(nn.LogSoftmax, ModuleForm("log_softmax", _dim))
+module_form(nn.Softmin, ModuleForm("softmin", _dim))
+module_form(nn.CosineSimilarity, ModuleForm("cosine_similarity", _dim))
+module_form(nn.PairwiseDistance, ModuleForm("pairwise_distance", lambda m: {"keepdim": m.keepdim}))
 module_form(nn.Softmax2d, ModuleForm("softmax", lambda m: {"dim": -3}))

@@ -139,6 +139,7 @@ for _n in (1, 2, 3):
         _cls = getattr(nn, f"{_kind}{_n}d", None)
         if _cls is not None:
             module_form(_cls, ModuleForm(f"{_rule}{_n}d", _no_arguments))
+    module_form(getattr(nn, f"MaxUnpool{_n}d"), ModuleForm(f"max_unpool{_n}d", _no_arguments))
 for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
     module_form(_up, ModuleForm("interpolate", _no_arguments))
 module_form(nn.PixelShuffle, ModuleForm("pixel_shuffle", lambda m: {"upscale_factor": m.upscale_factor}))

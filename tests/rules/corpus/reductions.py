@@ -107,6 +107,18 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Compared(nn.Module):
+    """Channels times a measure of two tensors, channels last."""
+
+    def __init__(self, measure: nn.Module) -> None:
+        super().__init__()
+        self.measure = measure
+
+    def forward(self, h: Tensor) -> Tensor:
+        distance = self.measure(h, h.tanh())
+        return h * (distance if distance.dim() == h.dim() else distance.unsqueeze(-1))
+
+
 class Excited(nn.Module):
     """Squeeze and excite: channels gated by what two layers make of their means over space."""
 
@@ -131,9 +143,23 @@ class Spatial(nn.Module):
         return h * self.conv(pooled).sigmoid()
 
 
+_MEASURES: dict[str, Callable[[], nn.Module]] = {
+    "CosineSimilarity": lambda: nn.CosineSimilarity(dim=-1),
+    "PairwiseDistance": lambda: nn.PairwiseDistance(),
+    "PairwiseDistance, keepdim": lambda: nn.PairwiseDistance(1.0, keepdim=True),
+}
 _EXCITED = ("first.weight", "middle.squeeze.weight", "middle.excite.weight")
 
 CASES = [
+    *(
+        module_case(
+            f"along channels/{n}",
+            TOKENS,
+            lambda make=make: Compared(make()),
+            narrow=around(TOKENS, lambda net, kept, h: net.middle(h)),
+        )
+        for n, make in _MEASURES.items()
+    ),
     *(
         op_case(f"over channels/{n}", IMAGE, _gate(op), narrow=same_op(IMAGE, _gate(op)))
         for n, op in _OVER_CHANNELS.items()
