@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,52 +16,20 @@ from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.capture.capturing import attribute
 from fxprune.checking import check_model, check_sample, is_meta, refuses
-from fxprune.cost import CostModel
 from fxprune.criteria import Criterion, resolve_criterion, score_groups
-from fxprune.errors import CaptureError, FxpruneError, ModelError, OptionError, PlanError, SampleError
-from fxprune.groups import Group
-from fxprune.planning import Plan, allocate, budget_model
-from fxprune.planning.budgets import check_ratio
+from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
+from fxprune.options import Options, setting
+from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
-from fxprune.reporting import GroupRow, OpaqueRow, PinnedRow, Report, versions
+from fxprune.reporting import Report
 from fxprune.rewriting import rewrite
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
+from fxprune.summarising import summarise
 from fxprune.verifying import Proof, prove
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Options:
-    """The choices of :func:`compile` that a plan depends on; see there."""
-
-    ratio: float
-    budget: str
-    criterion: str | Criterion
-    exclude: Sequence[str]
-    scope: str
-    residual: str
-    round_to: int
-    min_channels: int
-    max_ratio: float
-    seed: int
-
-    @classmethod
-    def checked(cls, *, ratio: float, exclude: Iterable[str], seed: int, **others: Any) -> Options:
-        """Options in the types they are stored in.
-
-        Raises:
-            RatioError, ExcludeError, OptionError: a value that cannot be meant.
-        """
-        patterns = exclude if isinstance(exclude, str) else tuple(exclude)
-        return cls(ratio=check_ratio(ratio), exclude=patterns, seed=_check_seed(seed), **others)
-
-    def settings(self, criterion: Criterion) -> dict[str, Any]:
-        """JSON values that reproduce the plan."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
 
 
 def compile(  # noqa: A001  the public name says what it does
@@ -112,16 +77,7 @@ def compile(  # noqa: A001  the public name says what it does
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
     options = Options.checked(
-        ratio=ratio,
-        budget=budget,
-        criterion=criterion,
-        exclude=exclude,
-        scope=scope,
-        residual=residual,
-        round_to=round_to,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
-        seed=seed,
+        ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed
     )
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps)
@@ -163,16 +119,7 @@ def plan(
         FxpruneError: see :func:`compile`.
     """
     options = Options.checked(
-        ratio=ratio,
-        budget=budget,
-        criterion=criterion,
-        exclude=exclude,
-        scope=scope,
-        residual=residual,
-        round_to=round_to,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
-        seed=seed,
+        ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed
     )
     with _pass(progress) as steps:
         graph, _ = _analyzed(model, sample_input, steps)
@@ -215,26 +162,15 @@ def report(pruned: nn.Module) -> Report:
 
 @contextmanager
 def _pass(progress: bool | None) -> Iterator[Steps]:
-    # Tensors made in inference mode could not be trained.
-    with _LOCK, torch.inference_mode(False), Steps(progress) as steps:
+    with ExitStack() as around:
+        around.enter_context(_LOCK)
+        # Tensors made in inference mode could not be trained, and autocast would round what is proven.
+        around.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                around.enter_context(torch.autocast(device, enabled=False))
+        steps = around.enter_context(Steps(progress))
         yield steps
-
-
-def _setting(plan: Plan, name: str, default: Any) -> Any:
-    """A setting of a plan, which may come from a file; of the type of ``default``."""
-    value = plan.settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-        raise PlanError(f"the plan says {name} = {value!r}, which is no {type(default).__name__}")
-    return value
-
-
-def _check_seed(seed: Any) -> int:
-    try:
-        if isinstance(seed, bool):
-            raise TypeError
-        return operator.index(seed)
-    except TypeError:
-        raise OptionError(f"seed must be a whole number, not {seed!r}") from None
 
 
 def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[ChannelGraph, Sample]:
@@ -317,7 +253,7 @@ def _applied(
     if not unproven:
         with steps("verify"):
             proof = _proved(graph, model, pruned, plan, masks, sample)
-    made = _report(graph, model, plan, masks, proof, unproven, steps.seconds)
+    made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds)
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says
@@ -339,44 +275,5 @@ def _proved(
         plan.keep,
         (sample.args, sample.kwargs),
         crosses_norm=graph.crosses_norm(cut),
-        seed=_setting(plan, "seed", 0),
+        seed=setting(plan, "seed", 0),
     )
-
-
-def _report(
-    graph: ChannelGraph,
-    model: nn.Module,
-    plan: Plan,
-    masks: Mapping[Channels, Mask],
-    proof: Proof | None,
-    unproven: str,
-    seconds: Mapping[str, float],
-) -> Report:
-    budget = _setting(plan, "budget", "macs")
-    models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params), budget: budget_model(graph, budget)}
-    before = {name: cost.exact({}) for name, cost in models.items()}
-    after = {name: cost.exact(masks) for name, cost in models.items()}
-    return Report(
-        ratio=float(_setting(plan, "ratio", math.nan)),
-        budget=budget,
-        budget_before=before[budget],
-        budget_after=after[budget],
-        macs_before=round(before["macs"]),
-        macs_after=round(after["macs"]),
-        parameters_before=round(before["params"]),
-        parameters_after=round(after["params"]),
-        groups=tuple(_group_row(g, masks) for g in graph.groups),
-        pinned=tuple(PinnedRow(f"{p.tensor} dim {p.dim}", p.size, p.reason, p.cause) for p in graph.pinned),
-        opaque=tuple(OpaqueRow(o.op, o.reason, o.source) for o in graph.opaque),
-        proof=proof,
-        unproven=unproven,
-        seconds=dict(seconds),
-        settings=dict(plan.settings),
-        plan=plan,
-        network=type(model).__name__,
-    )
-
-
-def _group_row(group: Group, masks: Mapping[Channels, Mask]) -> GroupRow:
-    members = tuple(dict.fromkeys(m.tensor for m in group.members))
-    return GroupRow(group.name, group.size, int(masks[group.variable].sum()), members)

@@ -106,7 +106,7 @@ def test_groups_are_the_connected_components() -> None:
         assert {group.variable.serial for group in graph.groups} <= components.keys()
         for group in graph.groups:
             (component,) = components[group.variable.serial]
-            serials = {serial for serial, _ in component}  # type: ignore[misc]
+            serials = {serial for serial, _ in component}
             members = {(m.tensor, m.dim) for m in group.members}
             assert members == {place for serial, place in graph._variables.items() if serial in serials}
 
@@ -175,7 +175,7 @@ def test_without_the_addition_the_network_has_the_groups_that_the_cut_gives(resi
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.norm(self.stem(x)).relu()
             self.a(x)
-            return self.head(x.mean((2, 3))), self.b(self.a(x).relu()).mean((1, 2, 3))  # type: ignore[return-value]
+            return self.head(x.mean((2, 3))), self.b(self.a(x).relu()).mean((1, 2, 3))
 
     (edge,) = edges_of(residual, "add")
     cut = residual.graph.copy()

@@ -56,7 +56,7 @@ def pruned(model: nn.Module) -> fx.GraphModule:
     return fxprune.compile(model.eval(), image(), 0.5)
 
 
-# -- entrances -----------------------------------------------------------------------------------------------------------
+# -- entrances --------------------------------------------------------------------------------------------------------
 
 
 def test_everything_public_is_listed_typed_and_documented() -> None:
@@ -117,7 +117,7 @@ def test_a_plan_says_for_every_tensor_what_stays(model: nn.Module, pruned: fx.Gr
         assert torch.equal(tensor, expected), name
 
 
-# -- options -------------------------------------------------------------------------------------------------------------
+# -- options ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", ["macs", "params", "channels"])
@@ -151,7 +151,7 @@ def test_excluded_outputs_stay_and_their_inputs_follow(model: nn.Module) -> None
 
 
 def test_patterns_may_come_from_a_generator(model: nn.Module) -> None:
-    pruned = fxprune.compile(model, image(), 0.3, exclude=(name for name in ["expand", "head"]))  # type: ignore[arg-type]
+    pruned = fxprune.compile(model, image(), 0.3, exclude=(name for name in ["expand", "head"]))
     assert pruned.expand.weight.shape[0] == 32
     assert fxprune.report(pruned).settings["exclude"] == ["expand", "head"]
 
@@ -186,7 +186,7 @@ def test_a_criterion_of_ones_own(model: nn.Module) -> None:
     class LastStay:
         name = "last"
 
-        def score(self, group: Any, tensors: Any, graph: Any) -> np.ndarray:  # type: ignore[type-arg]
+        def score(self, group: Any, tensors: Any, graph: Any) -> np.ndarray:
             return np.arange(group.size, dtype=np.float64)
 
     plan = fxprune.plan(model, image(), 0.4, criterion=LastStay(), scope="uniform")
@@ -205,7 +205,7 @@ def test_progress_goes_to_standard_error_and_only_when_asked(
     assert capfd.readouterr() == ("", "")
 
 
-# -- the report ----------------------------------------------------------------------------------------------------------
+# -- the report -------------------------------------------------------------------------------------------------------
 
 
 def test_the_report_says_what_was_done(pruned: fx.GraphModule) -> None:
@@ -230,7 +230,7 @@ def test_without_a_proof_the_report_says_so(model: nn.Module) -> None:
     assert "verify" not in report.seconds
 
 
-# -- the result ----------------------------------------------------------------------------------------------------------
+# -- the result -------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_types_are_those_of_the_original(model: nn.Module, pruned: fx.GraphModule) -> None:
@@ -346,7 +346,7 @@ def test_torch_export(pruned: fx.GraphModule) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_it_can_be_scripted_by_tracing(pruned: fx.GraphModule) -> None:
     x = image(2)
-    assert torch.allclose(torch.jit.trace(pruned, x)(x), pruned(x), atol=1e-6)  # type: ignore[no-untyped-call]
+    assert torch.allclose(torch.jit.trace(pruned, x)(x), pruned(x), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

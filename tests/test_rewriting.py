@@ -34,7 +34,7 @@ def image(size: int = 8) -> torch.Tensor:
     return torch.randn(2, 3, size, size)
 
 
-# -- tensors -------------------------------------------------------------------------------------------------------------
+# -- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def test_kept_indices_are_none_where_all_stay() -> None:
@@ -73,7 +73,7 @@ def test_channels_last_stays_channels_last() -> None:
     assert not new.is_contiguous()
 
 
-# -- modules -------------------------------------------------------------------------------------------------------------
+# -- modules ----------------------------------------------------------------------------------------------------------
 
 
 class Plain(nn.Linear):
@@ -145,7 +145,9 @@ def test_attributes_of_the_original_stay() -> None:
 
 
 def test_modules_keep_what_is_not_a_width() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=2, dilation=2, padding_mode="reflect"), nn.Conv2d(16, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=2, dilation=2, padding_mode="reflect"), nn.Conv2d(16, 4, 1)
+    )
     model.add_module("norm", nn.BatchNorm2d(4, eps=0.5, momentum=0.25))
     new = narrowed(model, image(16))
     conv, norm = new.get_submodule("0"), new.get_submodule("norm")
@@ -153,7 +155,7 @@ def test_modules_keep_what_is_not_a_width() -> None:
     assert (norm.eps, norm.momentum) == (0.5, 0.25)
 
 
-# -- literals ------------------------------------------------------------------------------------------------------------
+# -- literals ---------------------------------------------------------------------------------------------------------
 
 
 class Literals(nn.Module):
@@ -178,7 +180,7 @@ def test_literals_follow_and_values_stay() -> None:
     model = Literals()
     new = narrowed(model, torch.randn(2, 8))
     assert new(torch.randn(5, 8)).shape == (5, 4)
-    assert "16 ** -0.5" in new.code or str(16**-0.5) in new.code or "** -0.5" in new.code  # type: ignore[operator]
+    assert "16 ** -0.5" in new.code or str(16**-0.5) in new.code or "** -0.5" in new.code
     pruned = fxprune.compile(model, torch.randn(2, 8), 0.3)
     assert fxprune.report(pruned).proof is not None
 
@@ -202,7 +204,7 @@ def test_index_lists_that_the_rewriter_adds_are_no_state() -> None:
     assert new(torch.randn(3, 8)).shape == (3, 4)
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------------
+# -- the whole --------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_shared_and_nothing_is_left_over() -> None:

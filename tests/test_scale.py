@@ -63,7 +63,7 @@ def chain(depth: int) -> nn.Module:
 
 
 def finishes(model: nn.Module, groups: int, ratio: float = 0.3, **options: bool) -> fxprune.Report:
-    pruned = fxprune.compile(model.eval(), vector(), ratio, **options)  # type: ignore[arg-type]
+    pruned = fxprune.compile(model.eval(), vector(), ratio, **options)
     report = fxprune.report(pruned)
     assert len(report.groups) == groups
     assert report.achieved >= ratio

@@ -139,7 +139,7 @@ def test_the_result_has_the_mode_of_the_model(training: bool) -> None:
     "error", [RuntimeError("half way"), KeyboardInterrupt(), MemoryError(), SystemExit(3)], ids=repr
 )
 @pytest.mark.parametrize(
-    "step", ["capture", "analyze_capture", "score_groups", "allocate", "rewrite", "prove", "_report"]
+    "step", ["capture", "analyze_capture", "score_groups", "allocate", "rewrite", "prove", "summarise"]
 )
 def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:

@@ -28,6 +28,7 @@ from fxprune.axes.expressions import (
     product,
     variables,
 )
+from fxprune.axes.segments import between, ends_of, regroup, runs_of_factors, runs_of_parts, strides_of
 from fxprune.errors import AnalysisError
 
 # A gather of more runs than this stays a gather: each run would become a variable of its own.
@@ -186,14 +187,14 @@ class Solver:
             variable.binding = value
 
     def _unify_products(self, a: Product, b: Product) -> None:
-        for left, right in _segments(a.factors, b.factors, math.prod):
+        for left, right in runs_of_factors(a.factors, b.factors):
             if len(left) == 1 or len(right) == 1:
                 self._unify(product(left), product(right))
             else:
                 self._unify_ragged_products(left, right)
 
     def _unify_ragged_products(self, left: list[Axis], right: list[Axis]) -> None:
-        strides = sorted({*_strides(left), *_strides(right)})
+        strides = sorted({*strides_of(left), *strides_of(right)})
         if any(high % low for low, high in itertools.pairwise(strides)):
             self._unify_without_common_outer(left, right)
             return
@@ -233,22 +234,21 @@ class Solver:
         self._unify(axis, made_here)
 
     def _unify_concats(self, a: Concat, b: Concat) -> None:
-        for left, right in _segments(a.parts, b.parts, sum):
+        for left, right in runs_of_parts(a.parts, b.parts):
             if len(left) == 1 or len(right) == 1:
                 self._unify(concat(left), concat(right))
                 continue
-            ends = sorted({*_ends(left), *_ends(right)})
+            ends = sorted({*ends_of(left), *ends_of(right)})
             for x, y in zip(self._cut(left, ends), self._cut(right, ends), strict=True):
                 self._unify(x, y)
 
-    def _cut(self, parts: list[Axis], ends: list[int]) -> list[Axis]:
-        """The parts cut at every end offset; a part that is itself found to be a concatenation counts as one piece."""
+    def _cut(self, parts: list[Axis], offsets: list[int]) -> list[Axis]:
+        """The parts cut at every one of the sorted ``offsets``; a part found to be a concatenation is one piece."""
         cut: list[Axis] = []
         start = 0
         for part in parts:
             stop = start + part.size
-            inside = [e for e in ends if start < e <= stop]
-            sizes = [high - low for low, high in itertools.pairwise([start, *inside])]
+            sizes = between(offsets, start, stop)
             cut.extend([part] if len(sizes) == 1 else self._split(self.resolve(part), sizes))
             start = stop
         return cut
@@ -273,7 +273,7 @@ class Solver:
             self._unify_elements(a, b)
             return
         steps = range(inner.size, a.size + 1, inner.size)
-        periods = _regroup(self._cut(list(b.parts), sorted({*_ends(b.parts), *steps})), [inner.size] * outer.size)
+        periods = regroup(self._cut(list(b.parts), sorted({*ends_of(b.parts), *steps})), [inner.size] * outer.size)
         self._pin_crossed(outer, "pieces of other sizes run across it")
         for period in periods:
             self._unify(period, inner)
@@ -337,8 +337,8 @@ class Solver:
             bounds = np.cumsum([0, *sizes])
             return [gather(axis.base, axis.index[lo:hi]) for lo, hi in itertools.pairwise(bounds.tolist())]
         if isinstance(axis, Concat):
-            ends = sorted({*_ends(axis.parts), *itertools.accumulate(sizes)})
-            return _regroup(self._cut(list(axis.parts), ends), sizes)
+            ends = sorted({*ends_of(axis.parts), *itertools.accumulate(sizes)})
+            return regroup(self._cut(list(axis.parts), ends), sizes)
         return self._split_product(axis, sizes)
 
     def _split_product(self, axis: Product, sizes: Sequence[int]) -> list[Axis]:
@@ -355,7 +355,7 @@ class Solver:
         ends = sorted({*(e % inner.size for e in itertools.accumulate(sizes))} - {0}) + [inner.size]
         steps = [high - low for low, high in itertools.pairwise([0, *ends])]
         pieces = self._split(self.resolve(inner), steps)
-        return _regroup(pieces * outer.size, sizes)
+        return regroup(pieces * outer.size, sizes)
 
 
 def _representative(variable: Channels) -> Channels:
@@ -369,43 +369,6 @@ def _representative(variable: Channels) -> Channels:
 
 def _same(new: list[Axis], old: tuple[Axis, ...]) -> bool:
     return all(n is o for n, o in zip(new, old, strict=True))
-
-
-def _strides(factors: Sequence[Axis]) -> list[int]:
-    """The stride of every factor, that is the product of the sizes to its right, and the total."""
-    return [*itertools.accumulate([1, *(f.size for f in reversed(factors))], lambda x, y: x * y)]
-
-
-def _ends(parts: Sequence[Axis]) -> list[int]:
-    return [*itertools.accumulate(p.size for p in parts)]
-
-
-def _segments(left: Sequence[Axis], right: Sequence[Axis], total: object) -> list[tuple[list[Axis], list[Axis]]]:
-    """The shortest runs of both sides that cover the same elements. ``total`` is ``sum`` or ``math.prod``."""
-    measure = math.prod if total is math.prod else sum
-    segments: list[tuple[list[Axis], list[Axis]]] = []
-    xs, ys = list(left), list(right)
-    while xs or ys:
-        run_x, run_y = [xs.pop()], [ys.pop()]
-        while (size_x := measure(x.size for x in run_x)) != (size_y := measure(y.size for y in run_y)):
-            if size_x < size_y:
-                run_x.append(xs.pop())
-            else:
-                run_y.append(ys.pop())
-        segments.append((run_x[::-1], run_y[::-1]))
-    return segments
-
-
-def _regroup(pieces: list[Axis], sizes: Sequence[int]) -> list[Axis]:
-    """Pieces collected to concatenations of the given sizes."""
-    supply = iter(pieces)
-    groups: list[Axis] = []
-    for size in sizes:
-        taken: list[Axis] = []
-        while sum(t.size for t in taken) < size:
-            taken.append(next(supply))
-        groups.append(concat(taken))
-    return groups
 
 
 __all__ = ["Cause", "Coupling", "Pin", "Solver"]

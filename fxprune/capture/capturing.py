@@ -126,7 +126,8 @@ def capture(
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    with torch.no_grad():
+    # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor asks for one.
+    with torch.enable_grad():
         copy = clone.meta_clone(model).train(training)
         constant_prefix = f"{prefix}_training_constant" if training else f"{prefix}_tensor_constant"
         recorder = Recorder(keeps, _device_of(sample), constant_prefix)

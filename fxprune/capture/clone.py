@@ -66,5 +66,5 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_like(tensor, device="meta", requires_grad=False)
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        return nn.Parameter(empty, requires_grad=False)
     return empty

@@ -55,7 +55,7 @@ def _fits(module: nn.Module, tensor: torch.Tensor) -> bool:
         return True
     if type(module).__name__[-2:] not in _RANKS:
         return False
-    if module.training or module.running_mean is None or tensor.dtype != module.running_mean.dtype:
+    if module.running_mean is None or tensor.dtype != module.running_mean.dtype:
         return False
     return tensor.dim() in _RANKS[type(module).__name__[-2:]] and tensor.shape[1] == module.num_features
 

@@ -18,23 +18,13 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.folding import known_value
+from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
 _DEVICE = torch.device("meta")
-_REVERSED = {
-    "__rsub__": operator.sub,
-    "__rdiv__": operator.truediv,
-    "__rtruediv__": operator.truediv,
-    "__rpow__": operator.pow,
-    "__rfloordiv__": operator.floordiv,
-    "__rmod__": operator.mod,
-    "__rmatmul__": operator.matmul,
-}
-_OPERATORS = {"add", "sub", "mul", "div", "matmul", "pow", "neg", "remainder"}
-_OPERATOR_OF = {"div": operator.truediv, "remainder": operator.mod}
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
@@ -80,13 +70,19 @@ class Recorder(TorchFunctionMode):
 
     def _adopt(self, node: fx.Node, value: Any) -> None:
         if isinstance(value, torch.Tensor):
-            setattr(value, _NODE, node)
+            setattr(value, _NODE, self._without_gradient(node, value))
         elif isinstance(value, (list, tuple)):
             for i, item in enumerate(value):
                 self._adopt_item(node, i, item)
         elif isinstance(value, dict):
             for key, item in value.items():
                 self._adopt_item(node, key, item)
+
+    def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
+        """Where the forward switches gradients off, the graph detaches what is computed."""
+        if torch.is_grad_enabled() or not value.is_floating_point() or not node.all_input_nodes:
+            return node
+        return self._new("call_method", "detach", (node,), {}, value)
 
     def _adopt_item(self, node: fx.Node, key: Any, item: Any) -> None:
         if pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), item):
@@ -101,7 +97,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "__get__":
-            return self._read_attribute(_getter_name(func), func, args)
+            return self._read_attribute(getter_name(func), func, args)
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
@@ -111,9 +107,9 @@ class Recorder(TorchFunctionMode):
             return func(known, *args[1:], **kwargs)
         if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
             return func(*args, **kwargs)
-        if _enterable(func) and not self._keeps(canonical_name(name)):
+        if enterable(func) and not self._keeps(canonical_name(name)):
             with self:
-                return _entered(func)(*args, **kwargs)
+                return entered(func)(*args, **kwargs)
         return self._record(func, args, kwargs)
 
     def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
@@ -179,12 +175,13 @@ class Recorder(TorchFunctionMode):
     # -- recording --------------------------------------------------------------------------------------------------
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _refuse_autocast()
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
-        if not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value) and not _mutates(func):
+        if not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value) and not mutates(func):
             return value
-        op, target, args = _node_form(func, args, kwargs)
+        op, target, args = node_form(func, args, kwargs)
         frame = sources.user_frame()
         node_args = self._arguments(args, frame)
         node_kwargs = {k: self._argument(v, frame) for k, v in kwargs.items()}
@@ -197,7 +194,7 @@ class Recorder(TorchFunctionMode):
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
-        if _mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != _DEVICE:
+        if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != _DEVICE:
             constant = args[0]
             node = self._new("call_method", "clone", (self._constant(constant),), {}, _to_meta(constant))
             self._constant_nodes[id(constant)] = (constant, node)
@@ -211,6 +208,7 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
+        _refuse_autocast()
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
             value: Any = known_shapes.known_result(module, args, kwargs)
@@ -352,62 +350,13 @@ class Recorder(TorchFunctionMode):
         return dtype if source is None else self._new("call_function", getattr, (source, "dtype"), {}, dtype)
 
 
+def _refuse_autocast() -> None:
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
+
+
 def _plain_number(value: TracedInt | TracedFloat) -> int | float:
     return int(value) if isinstance(value, TracedInt) else float(value)
-
-
-def _getter_name(func: Any) -> str:
-    descriptor = func.__self__
-    return str(getattr(descriptor, "__name__", None) or getattr(getattr(descriptor, "fget", None), "__name__", ""))
-
-
-def _enterable(func: Any) -> bool:
-    return isinstance(func, types.FunctionType) and getattr(func, "__name__", "") not in _REVERSED
-
-
-def _entered(func: types.FunctionType) -> Callable[..., Any]:
-    """The same function, answering for itself instead of asking the mode again; what it calls is still watched."""
-    namespace = dict(func.__globals__)
-    for name in list(namespace):
-        if name.startswith("has_torch_function"):
-            namespace[name] = _no_torch_function
-    twin = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__)
-    twin.__kwdefaults__ = func.__kwdefaults__
-    return twin
-
-
-def _no_torch_function(*args: Any) -> bool:
-    return False
-
-
-def _mutates(func: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-
-
-def _node_form(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...]]:
-    """FX op, target and arguments under which an intercepted function is written down."""
-    name = getattr(func, "__name__", "")
-    if name in _REVERSED:
-        return "call_function", _REVERSED[name], args[::-1]
-    if name in _OPERATORS and len(args) == len([a for a in args if not isinstance(a, str)]) and not kwargs:
-        function = _OPERATOR_OF.get(name) or getattr(operator, name, None)
-        if function is not None and _is_method(func):
-            return "call_function", function, args
-    if _is_method(func):
-        if name.startswith("__"):
-            return "call_function", getattr(operator, _KEYWORDS.get(name, name.strip("_"))), args
-        return "call_method", name, args
-    return "call_function", func, args
-
-
-_KEYWORDS = {"__and__": "and_", "__or__": "or_"}
-
-
-def _is_method(func: Any) -> bool:
-    if isinstance(func, (types.MethodDescriptorType, types.WrapperDescriptorType)):
-        return True
-    return isinstance(func, types.FunctionType) and func.__qualname__.startswith(("Tensor.", "TensorBase."))
 
 
 def _meta_value(value: Any) -> Any:

@@ -36,7 +36,7 @@ def construction(value: Any, convert: Convert) -> Construction | None:
 
 
 def _refuse_hidden_tensors(value: Any) -> None:
-    if isinstance(value, type) or isinstance(value, torch.nn.Module):
+    if isinstance(value, (type, torch.nn.Module)):
         return
     if pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), getattr(value, "__dict__", None)):
         raise CaptureError(

@@ -42,10 +42,20 @@ def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: 
 
     A user's subclass that only inherits the forward becomes the torch.nn class itself.
     """
-    twin = copy.deepcopy(module, dict(tensors))
-    if not type(twin).__module__.startswith("torch.nn."):
-        twin.__class__ = torch_class(module)
+    cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
+    twin = cls.__new__(cls)
+    memo = dict(tensors)
+    vars(twin).update((name, _copied(value, memo)) for name, value in vars(module).items())
     for name, value in attributes.items():
         if hasattr(twin, name):
             setattr(twin, name, value)
     return twin
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    # Most attributes are literals or empty tables of hooks; copying those by hand is many times faster.
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict) and all(v is None or id(v) in memo for v in value.values()):
+        return type(value)((name, None if v is None else memo[id(v)]) for name, v in value.items())
+    return copy.deepcopy(value, memo)

@@ -106,6 +106,8 @@ def find_module_form(module: nn.Module) -> ModuleForm | None:
     """The form of a module that runs the forward of a known torch.nn class on plain parameters."""
     if hasattr(module, "parametrizations") or module._forward_pre_hooks or module._forward_hooks:
         return None
+    if "forward" in vars(module):  # a forward of its own, put on the instance
+        return None
     return _MODULES.get(type(module).forward)
 
 

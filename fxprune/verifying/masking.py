@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from .copies import named_tensors
 from .selecting import Keep, removed_entries, select
 
-__all__ = ["hides_its_weights", "overwrite_removed", "randomise", "removes_anything"]
+__all__ = ["may_hide_faults", "overwrite_removed", "randomise", "removes_anything"]
+
+# Parameters of a network that is small enough for another evaluation at no cost worth naming.
+_SMALL = 1_000_000
 
 
 @torch.no_grad()
@@ -34,18 +37,18 @@ def removes_anything(module: nn.Module, keep: Keep) -> bool:
     return any(True for name, tensor in tensors for _ in removed_entries(tensor, keep.get(name, ())))
 
 
-def hides_its_weights(module: nn.Module) -> bool:
-    """Whether a scale or a weight is (nearly) zero throughout, as layer scale and zero-initialised branches are.
+def may_hide_faults(module: nn.Module) -> bool:
+    """Whether outputs at the given parameters may not show a fault that other parameters would show.
 
-    What lies behind such a parameter cannot be seen in the outputs.
+    So it is where a scale or a weight is (nearly) zero throughout, as layer scale and zero-initialised branches are.
+    In a small network a single silent unit is enough, and another look costs little.
     """
-    for name, tensor in module.named_parameters():
-        # A bias of zero hides nothing.
-        if name.endswith("bias") or not tensor.is_floating_point() or not tensor.numel():
-            continue
-        if float(tensor.detach().abs().max()) < 1e-3:
-            return True
-    return False
+    parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.numel()}
+    if sum(p.numel() for p in parameters.values()) <= _SMALL:
+        return True
+    # A bias of zero hides nothing.
+    weights = [p for name, p in parameters.items() if not name.endswith("bias")]
+    return any(float(p.detach().abs().max()) < 1e-3 for p in weights)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from .comparing import Leaves, compare, has_nan, kept_block
 from .copies import private_copy
 from .locating import first_difference
 from .marking import MarkedRun, NodeKeep
-from .masking import hides_its_weights, overwrite_removed, randomise, removes_anything
+from .masking import may_hide_faults, overwrite_removed, randomise, removes_anything
 from .precision import TOLERANCE, out_of_memory
 from .probes import Probe, randomised
 from .running import evaluate, where
@@ -127,7 +127,7 @@ class Validation:
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
         if not removes_anything(case.captured, case.keep):
             self._outcome.notes.append("the plan removes nothing")
-        elif change < _VISIBLE * self._tolerance or hides_its_weights(case.captured):
+        elif change < _VISIBLE * self._tolerance or may_hide_faults(case.captured):
             self._check_randomised(trials, change)
         return self._outcome
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,7 +132,7 @@ def views_of_a_concatenation(draw: Draw) -> tuple[list[int], list[list[int]]]:
 
 def _merged(fine: list[int], shown: set[int], total: Callable[[list[int]], int]) -> list[int]:
     ends = [0, *sorted(shown), len(fine)]
-    return [total(fine[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [total(fine[a:b]) for a, b in pairwise(ends)]
 
 
 @given(views_of_a_product())
@@ -143,7 +144,7 @@ def test_factors_are_refined_to_all_boundaries_that_were_shown(case: tuple[list[
     sound(solver, pairs)
     strides = {math.prod(view[i:]) for view in views for i in range(len(view) + 1)}
     ordered = sorted(strides)
-    expected = [high // low for low, high in zip(ordered, ordered[1:], strict=False)]
+    expected = [high // low for low, high in pairwise(ordered)]
     assert sorted(v.size for v in roots(solver, [whole])) == sorted(expected)
 
 
@@ -158,7 +159,7 @@ def test_parts_are_cut_at_all_boundaries_that_were_shown(case: tuple[list[int], 
         solver.unify(*pairs[-1], CAUSE)
     sound(solver, pairs)
     ends = sorted({sum(view[:i]) for view in views for i in range(len(view) + 1)})
-    expected = [high - low for low, high in zip(ends, ends[1:], strict=False) if high - low > 1]
+    expected = [high - low for low, high in pairwise(ends) if high - low > 1]
     assert sorted(v.size for v in roots(solver, [whole])) == sorted(expected)
 
 
@@ -179,7 +180,7 @@ def test_parts_with_factors_of_their_own(
     expected: list[int] = []
     for _, views in (first, second):
         strides = sorted({math.prod(view[i:]) for view in views for i in range(len(view) + 1)})
-        expected += [high // low for low, high in zip(strides, strides[1:], strict=False)]
+        expected += [high // low for low, high in pairwise(strides)]
     assert sorted(v.size for v in roots(solver, [whole])) == sorted(expected)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -228,7 +230,7 @@ def test_two_orders_of_one_shuffle() -> None:
     check((x, gather(y, index)), (y, gather(x, index)), free=[len(np.unique(_orbit(index)))])
 
 
-def _orbit(index: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _orbit(index: np.ndarray) -> np.ndarray:
     """The lowest element that each element reaches when the permutation is applied twice, again and again."""
     twice = index[index]
     label = np.arange(len(index))
@@ -338,7 +340,7 @@ def test_a_long_chain_of_variables_needs_no_deep_recursion() -> None:
 def test_a_long_chain_built_backwards() -> None:
     names = [channels(8) for _ in range(5000)]
     solver = Solver()
-    for left, right in reversed(list(zip(names, names[1:], strict=False))):
+    for left, right in reversed(list(pairwise(names))):
         solver.unify(left, right, CAUSE)
     assert len({id(solver.resolve(v)) for v in names}) == 1
 

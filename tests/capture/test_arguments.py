@@ -67,7 +67,8 @@ def test_python_arguments_are_those_of_the_sample(power: int, double: bool) -> N
     model = Two().eval()
     left, right = vector(), vector()
     result = assert_equal_copy(model, {"left": left, "right": right, "power": power, "double": double})
-    assert torch.allclose(result(left, right, power=power, double=double), model(left, right, None, power, double=double))
+    expected = model(left, right, None, power, double=double)
+    assert torch.allclose(result(left, right, power=power, double=double), expected)
 
 
 class Nested(nn.Module):
@@ -146,7 +147,7 @@ def test_starred_positional_arguments() -> None:
 def test_starred_keyword_arguments() -> None:
     sample = {"a": vector(), "b": vector(), "scale": 0.5}
     result = pruned(Starred(), sample)
-    assert result(**{"a": vector(3), "b": vector(3), "scale": 0.5}).shape == (3, 4)
+    assert result(a=vector(3), b=vector(3), scale=0.5).shape == (3, 4)
 
 
 class Wrapper(nn.Module):

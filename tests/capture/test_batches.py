@@ -33,7 +33,7 @@ def test_any_batch_gives_a_net_for_every_batch(batch: int) -> None:
 def test_macs_are_those_of_the_sample() -> None:
     one, three = (fxprune.report(fxprune.compile(Net(), image(b), 0.3, verify=False)) for b in (1, 3))
     assert three.macs_before == 3 * one.macs_before
-    assert three.plan.keep.keys() == one.plan.keep.keys()  # type: ignore[union-attr]
+    assert three.plan.keep.keys() == one.plan.keep.keys()
 
 
 def test_the_plan_does_not_depend_on_the_batch() -> None:

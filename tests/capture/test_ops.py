@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
@@ -215,16 +216,69 @@ def test_stochastic_depth_survives() -> None:
 
 
 class Detached(Mlp):
+    """The first layer gets no gradient."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            mean = self.a(x).mean(0)
-        with torch.autocast("cpu", enabled=False):
-            hidden = self.a(x) - mean.detach()
-        return self.b(hidden)
+            hidden = self.a(x).relu_()
+            hidden = hidden + 1
+        with torch.autocast("cpu", enabled=False), torch.enable_grad():
+            return self.b(hidden * 2)
 
 
-def test_grad_switches_and_autocast_regions() -> None:
-    pruned(Detached(), vector())
+@torch.no_grad()
+def frozen(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return layer(x)
+
+
+class Decorated(Mlp):
+    """The second layer gets no gradient, by a decorator; the first gets one on another way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(x)
+        return frozen(self.b, hidden) + hidden.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [Detached, Decorated])
+def test_where_the_forward_switches_gradients_off_there_are_none(kind: type[Mlp]) -> None:
+    model = kind()
+    result = pruned(model, vector())
+    for network in (model, result):
+        network(vector()).sum().backward()
+    expected = {name: p.grad is not None for name, p in model.named_parameters()}
+    assert {name: p.grad is not None for name, p in result.named_parameters()} == expected
+    assert list(expected.values()).count(False) == 2
+
+
+def test_the_caller_may_have_gradients_off() -> None:
+    with torch.no_grad():
+        result = fxprune.compile(Detached().eval(), vector(), 0.3)
+    assert "detach" in result.code
+    with torch.no_grad():
+        result = fxprune.compile(Indirect().eval(), vector(), 0.3)
+    assert "detach" not in result.code
+
+
+class Autocast(Mlp):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.a(x)
+        return self.b(hidden.float())
+
+
+def test_autocast_inside_the_forward_is_refused_with_its_place() -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"test_ops.py:\d+: .*autocast"):
+        fxprune.compile(Autocast().eval(), vector(), 0.3)
+
+
+def test_autocast_around_the_compilation_changes_nothing() -> None:
+    model, sample = Dropped().eval(), vector()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = fxprune.compile(model, sample, 0.3)
+        assert torch.is_autocast_enabled("cpu")
+    outside = fxprune.compile(model, sample, 0.3)
+    assert inside.code == outside.code
+    assert fxprune.report(inside).plan == fxprune.report(outside).plan
 
 
 def test_checkpointed_blocks() -> None:
@@ -235,22 +289,35 @@ def test_checkpointed_blocks() -> None:
     pruned(Checkpointed(), vector())
 
 
+class Indirect(Mlp):
+    """Closures, bound methods and lambdas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = lambda x: x * torch.sigmoid(x)
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.a(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = [self.body, self.b]
+        for step in steps:
+            x = step(x)
+        return x
+
+
 def test_closures_methods_and_lambdas() -> None:
-    class Indirect(Mlp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.act = lambda x: x * torch.sigmoid(x)
-
-        def body(self, x: torch.Tensor) -> torch.Tensor:
-            return self.act(self.a(x))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            steps = [self.body, self.b]
-            for step in steps:
-                x = step(x)
-            return x
-
     pruned(Indirect(), vector())
+
+
+def test_a_forward_put_on_an_instance() -> None:
+    def turned(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias).flip(1) * 2
+
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
+    model[2].forward = types.MethodType(turned, model[2])
+    result = pruned(model, vector())
+    assert "flip" in result.code
 
 
 def test_calling_forward_directly() -> None:
@@ -288,11 +355,8 @@ def test_custom_autograd_functions_are_refused_with_their_place() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.b(Identity.apply(self.a(x)))
 
-    try:
-        pruned(Custom(), vector())
-    except fxprune.FxpruneError as error:
-        assert "cannot be watched" in str(error)
-        assert "test_ops.py" in str(error)
+    with pytest.raises(fxprune.FxpruneError, match=r"test_ops.py:\d+: .*cannot be watched"):
+        fxprune.compile(Custom().eval(), vector(), 0.3)
 
 
 def test_images_through_a_larger_net() -> None:

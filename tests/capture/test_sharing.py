@@ -178,4 +178,3 @@ def test_names_that_no_graph_module_can_hold(name: str) -> None:
     model.add_module(name, nn.Linear(16, 4))
     with pytest.raises(ModelError, match=f"'{name}'.*rename it"):
         fxprune.compile(model, vector(), 0.3)
-

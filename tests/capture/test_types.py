@@ -63,7 +63,8 @@ def test_a_dtype_that_the_source_writes_stays_written() -> None:
 class Conv(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.norm, self.b, self.last = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 12, 3), nn.Linear(12, 4)
+        self.a, self.norm = nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12)
+        self.b, self.last = nn.Conv2d(12, 12, 3), nn.Linear(12, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(F.adaptive_avg_pool2d(self.b(self.norm(self.a(x)).relu()), 1).flatten(1))

@@ -48,8 +48,30 @@ def test_a_fault_in_a_hidden_branch_is_refused(scale: float, crosses_norm: bool)
         run(case, crosses_norm=crosses_norm)
 
 
-def test_visible_branches_need_no_random_parameters() -> None:
+def test_small_networks_are_always_checked_on_random_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(scaled(1.0)).randomised
+    monkeypatch.setattr("fxprune.verifying.masking._SMALL", 0)
     assert not run(scaled(1.0)).randomised
+    assert run(scaled(1e-6)).randomised
+
+
+class Silent(Scaled):
+    """Rectified units."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.down(torch.relu(self.up(x)))
+
+
+def test_a_fault_behind_a_silent_unit_is_refused() -> None:
+    """The bias keeps the wrongly joined unit at zero for every input."""
+    kept = twins.index(0, 2, 3, 7)
+    keep: Kept = {"up.weight": (kept, None), "up.bias": (kept,), "down.weight": (None, twins.index(0, 2, 3, 6))}
+    case = twins.twin(Silent(1.0), keep, torch.randn(2, 6))
+    with torch.no_grad():
+        case.original.up.bias[[6, 7]] = -100.0
+        case.pruned.get_parameter("up.bias")[3] = -100.0
+    with pytest.raises(ProofError, match="with random parameters"):
+        run(case)
 
 
 class Unused(nn.Module):

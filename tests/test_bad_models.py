@@ -1,0 +1,251 @@
+"""Models that cannot be compiled, refused one by one and left bit-equal; and weight norms, which can be compiled."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import fxprune
+from fxprune import errors
+
+from .refusing import image, mlp, refused, small_net, vector
+from .snapshots import snapshot
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None, "resnet18"], ids=["function", "class", "None", "name"])
+def test_what_is_no_module(model: Any) -> None:
+    with pytest.raises(errors.ModelError, match="must be a torch.nn.Module, not"):
+        fxprune.compile(model, image(), 0.3)
+
+
+def test_no_layers_at_all() -> None:
+    refused(errors.ModelError, "no prunable channels .it has no layers with weights", nn.ReLU(), image())
+
+
+def test_only_layers_between_input_and_output() -> None:
+    error = refused(errors.ModelError, "no prunable channels", nn.Linear(8, 8), vector())
+    assert "weight dim 0: it is a dim of the network's output" in str(error)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_weights_that_are_no_numbers(name: str, value: float) -> None:
+    model = small_net()
+    model.state_dict()[name].view(-1)[1] = value
+    refused(errors.ModelError, f"{name} holds NaN or infinite values", model, image())
+
+
+def test_large_but_finite_weights_are_no_error() -> None:
+    model = small_net()
+    with torch.no_grad():
+        model[0].weight.fill_(torch.finfo(torch.float32).max / 2)
+    fxprune.analyze(model, image())
+
+
+def test_lazy_modules() -> None:
+    refused(errors.ModelError, r"0 \(LazyLinear\) is lazy: run the model once", mlp(nn.LazyLinear(8)), vector())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_quantised_modules() -> None:
+    dynamic = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear})
+    refused(errors.ModelError, r"0 \(Linear\) is quantised: prune the floating-point model", dynamic, vector())
+    static = mlp(torch.ao.nn.quantized.Linear(8, 8))
+    refused(errors.ModelError, r"0 \(Linear\) is quantised", static, vector())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_modules_prepared_for_quantisation() -> None:
+    aware = torch.ao.nn.qat.Linear(8, 8, qconfig=torch.ao.quantization.get_default_qat_qconfig())
+    refused(errors.ModelError, r"0 \(Linear\) is prepared for quantisation", mlp(aware), vector())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("convert", [torch.jit.script, lambda m: torch.jit.trace(m, image())], ids=["script", "trace"])
+def test_torchscript(convert: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(errors.ModelError, match="TorchScript module: pass the Python module"):
+        fxprune.compile(convert(small_net()), image(), 0.3)
+
+
+def test_a_compiled_module_names_the_way_back() -> None:
+    compiled = torch.compile(small_net(), backend="eager")
+    refused(errors.ModelError, "torch.compile.*_orig_mod", compiled, image())
+
+
+# -- hooks and parametrizations ---------------------------------------------------------------------------------------
+
+
+def do_nothing(*_: Any) -> None:
+    """A hook."""
+
+
+@pytest.mark.parametrize(
+    ("register", "words"),
+    [
+        ("register_forward_hook", "0 has a forward hook .do_nothing"),
+        ("register_forward_pre_hook", "0 has a forward pre-hook .do_nothing"),
+        ("register_full_backward_hook", "0 has a backward hook .do_nothing"),
+        ("register_full_backward_pre_hook", "0 has a backward pre-hook .do_nothing"),
+    ],
+)
+def test_hooks_of_modules(register: str, words: str) -> None:
+    model = small_net()
+    getattr(model[0], register)(do_nothing)
+    refused(errors.ModelError, words, model, image())
+
+
+def test_hooks_of_parameters() -> None:
+    model = small_net()
+    model[0].weight.register_hook(lambda grad: grad)
+    refused(errors.ModelError, "0.weight has a gradient hook", model, image())
+
+
+def test_hooks_after_accumulation() -> None:
+    model = small_net()
+    model[0].weight.register_post_accumulate_grad_hook(do_nothing)
+    refused(errors.ModelError, "0.weight has a gradient hook", model, image())
+
+
+class Doubled(nn.Module):
+    """An unknown parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def test_unknown_parametrizations_are_named() -> None:
+    model = mlp()
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    refused(errors.ModelError, "0.weight has the parametrization Doubled.*remove_parametrizations", model, vector())
+
+
+def test_known_parametrizations_of_torch_are_named_too() -> None:
+    model = mlp(parametrizations.orthogonal(nn.Linear(8, 8)))
+    refused(errors.ModelError, "0.weight has the parametrization _Orthogonal", model, vector())
+
+
+def test_an_unknown_one_behind_a_known_one_is_found() -> None:
+    model = mlp(parametrizations.weight_norm(nn.Linear(8, 8)))
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    refused(errors.ModelError, "Doubled", model, vector())
+
+
+def test_masks_of_torch_prune_are_hooks_and_named() -> None:
+    model = mlp()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    refused(errors.ModelError, "L1Unstructured", model, vector())
+
+
+def normalised(style: str) -> nn.Module:
+    wrap = {
+        "weight norm, old": torch.nn.utils.weight_norm,
+        "weight norm, new": parametrizations.weight_norm,
+        "spectral norm, old": torch.nn.utils.spectral_norm,
+        "spectral norm, new": parametrizations.spectral_norm,
+    }[style]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.Sequential(wrap(nn.Linear(8, 16)), nn.ReLU(), wrap(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 4))
+
+
+STYLES = ["weight norm, old", "weight norm, new", "spectral norm, old", "spectral norm, new"]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("style", STYLES)
+def test_weight_norm_and_spectral_norm_are_pruned(style: str, training: bool) -> None:
+    model = normalised(style)
+    if "spectral" in style:
+        model.train()(vector())
+    model.train(training)
+    before = snapshot(model)
+    pruned = fxprune.compile(model, vector(), 0.4)
+    assert snapshot(model) == before
+    report = fxprune.report(pruned)
+    assert report.proof is not None
+    assert {group.before for group in report.groups} == {16}
+    assert len(report.groups) == 2
+    assert report.macs_after <= 0.6 * report.macs_before
+    assert set(pruned.state_dict()) <= set(model.state_dict())
+
+
+# -- what cannot be traced --------------------------------------------------------------------------------------------
+
+
+class Halving(nn.Module):
+    """Loops until its values are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while x.abs().max() > 1:
+            x = self.linear(x) / 2
+        return x
+
+
+class Scaled(nn.Module):
+    """Reads one value as a Python number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * int(x[0, 0].item())
+
+
+def line_of(function: Callable[..., Any], text: str) -> int:
+    lines, first = inspect.getsourcelines(function)
+    return first + next(i for i, line in enumerate(lines) if text in line)
+
+
+def test_a_loop_over_values_names_module_and_line() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"loop": Halving()})["loop"], nn.Linear(8, 4))
+    line = line_of(Halving.forward, "while")
+    refused(errors.CaptureError, rf"cannot trace 1 at tests/test_bad_models.py:{line}: .*values", model, vector())
+
+
+def test_a_value_read_as_a_number_names_module_and_line() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Scaled(), nn.Linear(8, 4))
+    line = line_of(Scaled.forward, "item")
+    refused(errors.CaptureError, rf"cannot trace 1 at tests/test_bad_models.py:{line}: .*item", model, vector())
+
+
+class Broken(nn.Module):
+    """Fails by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("missing")
+
+
+def test_a_forward_that_fails_by_itself_is_told_apart() -> None:
+    refused(errors.SampleError, "the model itself refuses the sample: KeyError: 'missing'", Broken(), vector())
+
+
+class Uncopyable(nn.Module):
+    """Holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.generator = (number for number in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    refused(errors.CaptureError, "the model cannot be copied .TypeError.*generator", Uncopyable(), vector())
