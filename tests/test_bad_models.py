@@ -211,13 +211,21 @@ def line_of(function: Callable[..., Any], text: str) -> int:
 def test_a_loop_over_values_names_module_and_line() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ModuleDict({"loop": Halving()})["loop"], nn.Linear(8, 4))
     line = line_of(Halving.forward, "while")
-    refused(errors.CaptureError, rf"cannot trace 1 at tests/test_bad_models.py:{line}: .*values", model, vector())
+    refused(
+        errors.ModelError,
+        rf"no prunable .*cannot trace 1 at tests/test_bad_models.py:{line}: .*values",
+        model,
+        vector(),
+    )
+    refused(errors.CaptureError, rf"cannot trace the model at tests/test_bad_models.py:{line}: ", Halving(), vector())
 
 
 def test_a_value_read_as_a_number_names_module_and_line() -> None:
     model = nn.Sequential(nn.Linear(8, 8), Scaled(), nn.Linear(8, 4))
     line = line_of(Scaled.forward, "item")
-    refused(errors.CaptureError, rf"cannot trace 1 at tests/test_bad_models.py:{line}: .*item", model, vector())
+    refused(
+        errors.ModelError, rf"no prunable .*cannot trace 1 at tests/test_bad_models.py:{line}: .*item", model, vector()
+    )
 
 
 class Broken(nn.Module):

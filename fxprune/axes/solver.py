@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.axes.elements import as_gather, couple_elements, is_elementwise
+from fxprune.axes.elements import as_gather, couple_elements, has_gather, is_elementwise
 from fxprune.axes.expressions import (
     PART,
     Axis,
@@ -194,6 +194,10 @@ class Solver:
                 self._unify_ragged_products(left, right)
 
     def _unify_ragged_products(self, left: list[Axis], right: list[Axis]) -> None:
+        whole = product(left), product(right)
+        if any(map(has_gather, whole)) and all(map(is_elementwise, whole)):
+            self._unify_elements(*whole)  # a gather has no factors
+            return
         strides = sorted({*strides_of(left), *strides_of(right)})
         if any(high % low for low, high in itertools.pairwise(strides)):
             self._unify_without_common_outer(left, right)

@@ -176,6 +176,8 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _refuse_autocast()
+        if sources.in_custom_function():
+            raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
@@ -225,7 +227,8 @@ class Recorder(TorchFunctionMode):
         """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
         if not recording.is_plain(result):
             raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
-        value = pytree.tree_map_only(torch.Tensor, torch.empty_like, result)
+        with torch._C.DisableTorchFunction():
+            value = pytree.tree_map_only(torch.Tensor, torch.empty_like, result)
         node_args = tuple(self._argument(a, None) for a in args)
         node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
         node = self._new("call_module", path, node_args, node_kwargs, value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -17,6 +19,20 @@ def user_frame() -> types.FrameType | None:
     while frame is not None and frame.f_code.co_filename.startswith(_HIDDEN):
         frame = frame.f_back
     return frame
+
+
+def in_custom_function() -> bool:
+    """Whether the forward of a ``torch.autograd.Function`` is running, whose backward no graph would keep."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        # Its context, of a class that autograd derives for each function, is the first argument.
+        if code.co_name == "forward" and code.co_argcount:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, torch.autograd.function.FunctionCtx):
+                return True
+        frame = frame.f_back
+    return False
 
 
 def source_line() -> str:

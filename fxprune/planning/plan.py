@@ -94,6 +94,8 @@ class Plan:
         for name, expected in _keep(graph, masks).items():
             if not _same(expected, self.keep[name]):
                 raise PlanError(f"the plan contradicts itself: kept indices of {name!r} are not those of its groups")
+        if not all(kept_mask(axis, masks).any() for axis in graph.activations):
+            raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
         return masks
 
     # -- text --------------------------------------------------------------------------------------------------------

@@ -64,13 +64,15 @@ class PrunedGraphModule(fx.GraphModule):
     def __reduce__(self) -> Any:
         root = {t: _get(self, t) for t in self._all_targets()}
         graphs = [None if g is None else graph_as_data(g) for g in self._both()]
-        return _unpickled, (root, graphs, self._class_name, self._kept_out, self.training, self.meta, _order(self))
+        about = (self._class_name, self._kept_out, self.training, self.meta, _order(self), _extras(self))
+        return _unpickled, (root, graphs, *about)
 
     def _twin(self, root: dict[str, Any], graph: fx.Graph, training: fx.Graph | None, meta: Any) -> PrunedGraphModule:
         second = None if training is None else _copied(training)
         twin = PrunedGraphModule(root, _copied(graph), second, class_name=self._class_name, kept_out=self._kept_out)
         _set_mode(twin, self.training)
         arrange(twin, self)
+        carry(self, twin)
         twin.meta = meta
         return twin
 
@@ -89,6 +91,7 @@ def _unpickled(
     training: bool,
     meta: dict[str, Any],
     order: list[str],
+    extras: dict[str, Any],
 ) -> PrunedGraphModule:
     second = None if graphs[1] is None else graph_from_data(graphs[1])
     module = PrunedGraphModule(root, graph_from_data(graphs[0]), second, class_name=class_name, kept_out=kept_out)
@@ -96,7 +99,22 @@ def _unpickled(
     for name in order:
         _move_last(module, name)
     module.meta = meta
+    for name, value in extras.items():
+        setattr(module, name, value)
     return module
+
+
+def carry(source: nn.Module, target: nn.Module) -> None:
+    """Copy what code around a module may ask it for beside a call, such as a number of output channels."""
+    for name, value in _extras(source).items():
+        if name not in vars(target):
+            setattr(target, name, copy.deepcopy(value))
+
+
+def _extras(module: nn.Module) -> dict[str, Any]:
+    own = {"training", "meta", "_kept_out"}
+    plain = {n: v for n, v in vars(module).items() if not n.startswith("_") and n not in own}
+    return {n: v for n, v in plain.items() if not isinstance(v, (torch.Tensor, nn.Module, fx.Graph))}
 
 
 def _order(module: nn.Module) -> list[str]:

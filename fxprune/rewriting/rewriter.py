@@ -16,7 +16,7 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.capture import Captured
 from fxprune.capture.capturing import attribute
 from fxprune.errors import RewriteError
-from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange
+from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
@@ -70,9 +70,7 @@ class Rewriter:
         """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
         original = self._model.get_submodule(captured.prefix.removesuffix("."))
         island = self.assembled(captured).train(original.training)
-        for name, value in vars(original).items():
-            if not name.startswith("_") and name not in vars(island) and not isinstance(value, torch.Tensor):
-                setattr(island, name, copy.deepcopy(value))
+        carry(original, island)
         self._tensors[id(original)] = island
 
     def opaque(self, path: str) -> nn.Module:

@@ -81,7 +81,7 @@ def _random_like(tensor: Tensor, name: str, seed: int) -> Tensor:
     if name.endswith("running_var") or (tensor.ndim < 2 and bool((tensor >= 0).all())):
         value = 0.5 + torch.rand(shape, generator=generator, dtype=dtype)
     elif tensor.ndim < 2:
-        value = 0.5 * torch.randn(shape, generator=generator, dtype=dtype)
+        value = 0.1 * torch.randn(shape, generator=generator, dtype=dtype)
     else:
         fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
         value = torch.randn(shape, generator=generator, dtype=dtype) / fan_in**0.5

@@ -100,7 +100,10 @@ def _random(label: str, sample: Sample, generator: torch.Generator, *, resized: 
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> Tensor:
-    """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are."""
+    """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are.
+
+    Positive inputs stay positive, because a network may take their root or logarithm.
+    """
     shape = list(tensor.shape)
     if resized and _is_image(tensor):
         smallest = min(shape[-2:])
@@ -113,6 +116,9 @@ def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> T
         return torch.randint(*span, shape, generator=generator).to(tensor)
     finite = tensor[torch.isfinite(tensor)].double()
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    if low < 0 < high:
+        # Around zero, units of either sign speak up.
+        low, high = -max(-low, high), max(-low, high)
     if low == high:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
     values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -237,7 +237,7 @@ class Validation:
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
         """Repeat with random parameters, in which no removed entry is without effect."""
         pruned = private_copy(self._case.pruned, self._dtype)
-        probe = randomised(trials[0].probe, self._case.seed)
+        probe = randomised(trials[-1].probe, self._case.seed)
         trial = Trial(probe, evaluate(self._randomised(pruned), probe, self._dtype, seed=self._case.seed))
         seen = 0.0
         if not has_nan(trial.expected):

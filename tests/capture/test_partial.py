@@ -1,0 +1,85 @@
+"""Forwards that cannot be traced as a whole: opaque modules, and what is pruned inside them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import fxprune
+
+
+def block(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, width, 1))
+
+
+class Gate(nn.Module):
+    """Chooses by value, which no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = block(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        return y if bool(y.mean() > 100) else x + y
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 10, 3), nn.ReLU(), nn.Conv2d(10, 6, 3))
+        self.gate = Gate()
+        self.head = nn.Sequential(nn.Conv2d(6, 9, 1), nn.ReLU(), nn.Conv2d(9, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gate(self.stem(x)))
+
+
+class Pictures(nn.Module):
+    """Takes a list of pictures of any number and size, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = block(3)
+        self.backbone.out_channels = 3
+        self.factor = nn.Parameter(torch.full((3, 1, 1), 0.5))
+
+    def forward(self, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        assert self.backbone.out_channels == 3
+        features = [self.backbone(p[None])[0] * self.factor for p in pictures]
+        return [{"above": f[f > f.mean()]} for f in features]
+
+
+def test_the_smallest_failing_module_becomes_opaque_and_its_parts_are_pruned() -> None:
+    model = Net().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 12, 12), 0.4)
+    report = fxprune.report(pruned)
+    assert [row.name for row in report.opaque] == ["gate"]
+    assert "test_partial.py" in report.opaque[0].reason
+    assert report.proof is not None
+    shrunk = {row.name for row in report.groups if row.after < row.before}
+    assert {"stem.0", "gate.inner.0", "head.0"} <= shrunk
+    assert pruned.get_parameter("stem.2.weight").shape[0] == 6, "what enters an opaque module keeps its size"
+    assert pruned.state_dict().keys() == model.state_dict().keys()
+
+
+def test_an_opaque_forward_of_the_whole_model_keeps_its_interface() -> None:
+    model = Pictures().eval()
+    pruned = fxprune.compile(model, [torch.randn(3, 8, 8), torch.randn(3, 9, 7)], 0.5)
+    report = fxprune.report(pruned)
+    assert isinstance(pruned, Pictures)
+    assert report.achieved >= 0.5
+    assert "pruned inside it: backbone" in report.opaque[0].reason
+    assert len(pruned([torch.randn(3, 5, 5)] * 3)) == 3
+    assert [n for n, _ in pruned.named_parameters()] == [n for n, _ in model.named_parameters()]
+    pruned.train()
+    pruned([torch.randn(3, 5, 5)])[0]["above"].sum().backward()
+
+
+def test_the_original_is_left_alone() -> None:
+    model = Pictures().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pruned = fxprune.compile(model, [torch.randn(3, 8, 8)], 0.5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    storages = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
+    assert storages.isdisjoint(t.untyped_storage().data_ptr() for t in pruned.state_dict().values())
