@@ -176,7 +176,7 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _refuse_autocast()
-        if sources.in_custom_function():
+        if not torch.is_grad_enabled() and sources.in_custom_function():  # autograd runs its forward without gradients
             raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 

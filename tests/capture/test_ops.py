@@ -358,7 +358,7 @@ def test_a_backward_of_ones_own_is_not_lost_in_silence() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.b(StraightThrough.apply(self.a(x)))
 
-    with pytest.raises(fxprune.FxpruneError, match=r"test_ops.py:\d+: StraightThrough has a backward of its own"):
+    with pytest.raises(fxprune.FxpruneError, match=r"test_ops.py:\d+: .*its backward would be lost"):
         fxprune.compile(Rounded().eval(), vector(), 0.3)
 
 
@@ -372,7 +372,7 @@ def test_a_backward_of_ones_own_in_a_corner_stays_there() -> None:
     result = pruned(model, vector())
     result(vector()).sum().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in result.parameters())
-    assert any("StraightThrough" in row.reason for row in fxprune.report(result).opaque)
+    assert any("its backward would be lost" in row.reason for row in fxprune.report(result).opaque)
 
 
 def test_images_through_a_larger_net() -> None:
