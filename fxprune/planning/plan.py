@@ -46,7 +46,7 @@ class Plan:
         """The plan that keeps the units marked in ``masks`` (a group that is absent keeps all).
 
         Raises:
-            PlanError: a mask of the wrong shape, or one that keeps nothing of a group or of a tensor's dim.
+            PlanError: a mask of the wrong shape, or one that keeps nothing of a group, a tensor's dim or an activation.
         """
         by_variable: dict[Channels, Mask] = {}
         for group in graph.groups:
@@ -58,6 +58,7 @@ class Plan:
         empty = next((n for n, dims in keep.items() if any(k is not None and not len(k) for k in dims)), None)
         if empty is not None:
             raise PlanError(f"these masks leave a dim of {empty!r} empty; keep at least one unit of each of its dims")
+        _check_activations(graph, by_variable)
         groups = {g.name: tuple(np.flatnonzero(by_variable[g.variable]).tolist()) for g in graph.groups}
         shapes = {name: tuple(shape) for name, shape in graph.shapes.items()}
         return cls(keep, groups, shapes, dict(settings))
@@ -94,8 +95,7 @@ class Plan:
         for name, expected in _keep(graph, masks).items():
             if not _same(expected, self.keep[name]):
                 raise PlanError(f"the plan contradicts itself: kept indices of {name!r} are not those of its groups")
-        if not all(kept_mask(axis, masks).any() for axis in graph.activations):
-            raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
+        _check_activations(graph, masks)
         return masks
 
     # -- text --------------------------------------------------------------------------------------------------------
@@ -167,6 +167,11 @@ def _keep(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep
                 known[axis] = _indices(kept_mask(axis, masks))
         keep[name] = tuple(known[axis] for axis in axes)
     return keep
+
+
+def _check_activations(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> None:
+    if not all(kept_mask(axis, masks).any() for axis in graph.activations):
+        raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
 
 
 def _indices(mask: Mask) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Difference", "Leaves", "compare", "has_nan", "kept_block", "leaves_of"]
+__all__ = ["Difference", "Leaves", "all_finite", "compare", "has_nan", "kept_block", "leaves_of"]
 
 Leaves = dict[str, Any]
 
@@ -119,6 +119,11 @@ def _equal_infinities(reference: Tensor, result: Tensor, finite: Tensor) -> bool
 def has_nan(leaves: Leaves) -> bool:
     """Whether any tensor holds NaN."""
     return any(bool(torch.isnan(leaf).any()) for leaf in leaves.values() if isinstance(leaf, Tensor))
+
+
+def all_finite(leaves: Leaves) -> bool:
+    """Whether no tensor holds NaN or infinity."""
+    return all(bool(torch.isfinite(leaf).all()) for leaf in leaves.values() if isinstance(leaf, Tensor))
 
 
 def kept_block(leaves: Leaves) -> Leaves:

@@ -10,10 +10,7 @@ from torch import Tensor, nn
 from .copies import named_tensors
 from .selecting import Keep, removed_entries, select
 
-__all__ = ["may_hide_faults", "overwrite_removed", "randomise", "removes_anything"]
-
-# Parameters of a network that is small enough for another evaluation at no cost worth naming.
-_SMALL = 1_000_000
+__all__ = ["overwrite_removed", "randomise", "removes_anything"]
 
 
 @torch.no_grad()
@@ -35,20 +32,6 @@ def removes_anything(module: nn.Module, keep: Keep) -> bool:
     """Whether the plan removes a single entry."""
     tensors = named_tensors(module).items()
     return any(True for name, tensor in tensors for _ in removed_entries(tensor, keep.get(name, ())))
-
-
-def may_hide_faults(module: nn.Module) -> bool:
-    """Whether outputs at the given parameters may not show a fault that other parameters would show.
-
-    So it is where a scale or a weight is (nearly) zero throughout, as layer scale and zero-initialised branches are.
-    In a small network a single silent unit is enough, and another look costs little.
-    """
-    parameters = {name: p for name, p in module.named_parameters() if p.is_floating_point() and p.numel()}
-    if sum(p.numel() for p in parameters.values()) <= _SMALL:
-        return True
-    # A bias of zero hides nothing.
-    weights = [p for name, p in parameters.items() if not name.endswith("bias")]
-    return any(float(p.detach().abs().max()) < 1e-3 for p in weights)
 
 
 @torch.no_grad()
@@ -84,5 +67,6 @@ def _random_like(tensor: Tensor, name: str, seed: int) -> Tensor:
         value = 0.1 * torch.randn(shape, generator=generator, dtype=dtype)
     else:
         fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
-        value = torch.randn(shape, generator=generator, dtype=dtype) / fan_in**0.5
+        # The gain of a rectified layer (He et al. 2015, eq. 10): deep layers stay visible in the outputs.
+        value = torch.randn(shape, generator=generator, dtype=dtype) * (2 / fan_in) ** 0.5
     return value.to(tensor.device)

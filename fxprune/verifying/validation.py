@@ -13,11 +13,12 @@ from torch import fx, nn
 from fxprune.errors import ProofError
 from fxprune.samples import Sample
 
-from .comparing import Leaves, compare, has_nan, kept_block
+from .comparing import Leaves, all_finite, compare, has_nan, kept_block
 from .copies import private_copy
 from .locating import first_difference
 from .marking import MarkedRun, NodeKeep
-from .masking import may_hide_faults, overwrite_removed, randomise, removes_anything
+from .masking import overwrite_removed, randomise, removes_anything
+from .nan_carrying import PositionError
 from .precision import TOLERANCE, out_of_memory
 from .probes import Probe, randomised
 from .running import evaluate, where
@@ -127,8 +128,10 @@ class Validation:
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
         if not removes_anything(case.captured, case.keep):
             self._outcome.notes.append("the plan removes nothing")
-        elif change < _VISIBLE * self._tolerance or may_hide_faults(case.captured):
-            self._check_randomised(trials, change)
+            return self._outcome
+        if not self._ways[0].carries:
+            self._check_positions(trials[0].probe)
+        self._check_randomised(trials, change)
         return self._outcome
 
     def _trials(self, resize: bool) -> list[Trial]:
@@ -234,19 +237,41 @@ class Validation:
         place = first_difference(full, pruned, failure.trial.probe, self._dtype)
         return f"; they part at {place}" if place else ""
 
+    def _check_positions(self, probe: Probe) -> None:
+        """Whether every contraction pairs what is left of one operand with what is left of the other.
+
+        Outputs cannot say so alone: a deep layer of a fresh network may change them by less than rounding does. An
+        operator that NaN-carrying cannot evaluate ends the search and is no fault, because zeros did agree.
+        """
+        full = private_copy(self._case.captured, self._dtype)
+        overwrite_removed(full, self._case.keep, math.nan)
+        trial = Trial(probe, {})
+        for way in (way for way in (_NANS, _MARKS) if not way.marks or self._case.node_keep):
+            try:
+                self._masked(full, trial, way)
+                return
+            except ProofError as error:
+                if not isinstance(error.__cause__, PositionError):
+                    self._outcome.notes.append(f"positions not checked throughout: {error}")
+                    return
+                failure = error
+        raise failure
+
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
-        """Repeat with random parameters, in which no removed entry is without effect."""
+        """Repeat with random parameters, which let every layer reach the outputs."""
         pruned = private_copy(self._case.pruned, self._dtype)
         probe = randomised(trials[-1].probe, self._case.seed)
         trial = Trial(probe, evaluate(self._randomised(pruned), probe, self._dtype, seed=self._case.seed))
         seen = 0.0
-        if not has_nan(trial.expected):
+        if all_finite(trial.expected):
             answers = self._answers(pruned, [trial])
             try:
                 seen = self._check_outputs(lambda: self._randomised(pruned), [trial], answers)
             except ProofError as error:
                 raise ProofError(f"with random parameters, {error}") from error
             self._outcome.randomised = True
+        else:
+            self._outcome.notes.append("not run on random parameters: they overflow")
         self._outcome.vacuous = max(change, seen) < _VISIBLE * self._tolerance
         if self._outcome.vacuous:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")

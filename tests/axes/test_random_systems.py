@@ -52,10 +52,12 @@ def sound(solver: Solver, pairs: Pairs) -> None:
 
 
 def without_last(
-    free: set[frozenset[Unit]], always: frozenset[Unit], names: list[Channels]
+    free: set[frozenset[Unit]], always: frozenset[Unit], pairs: Pairs
 ) -> tuple[set[frozenset[Unit]], frozenset[Unit]]:
-    """A class that holds all units of some variable stays, because no variable may lose its last unit."""
-    emptying = {c for c in free if any(all((v, i) in c for i in range(v.size)) for v in names)}
+    """A class that all elements of some axis or variable need stays, because none of them may become empty."""
+    axes: list[Axis] = [*written(pairs), *(axis for pair in pairs for axis in pair)]
+    elements = [needs(axis) for axis in axes]
+    emptying = {c for c in free if any(all(element & c for element in whole) for whole in elements)}
     return free - emptying, always.union(*emptying)
 
 
@@ -74,7 +76,7 @@ def test_where_elements_need_one_unit_each_the_answer_is_exact(pairs: Pairs) -> 
         classes.tie(left, right)
     solver = solve(*pairs, solver=NoSingles())
     sound(solver, pairs)
-    assert without_last(*partition(solver, names), names) == without_last(*classes.partition(names), names)
+    assert without_last(*partition(solver, names), pairs) == without_last(*classes.partition(names), pairs)
 
 
 @given(systems(of_units=False))

@@ -48,11 +48,38 @@ def test_a_fault_in_a_hidden_branch_is_refused(scale: float, crosses_norm: bool)
         run(case, crosses_norm=crosses_norm)
 
 
-def test_small_networks_are_always_checked_on_random_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_proof_looks_at_random_parameters_too() -> None:
     assert run(scaled(1.0)).randomised
-    monkeypatch.setattr("fxprune.verifying.masking._SMALL", 0)
-    assert not run(scaled(1.0)).randomised
-    assert run(scaled(1e-6)).randomised
+
+
+class Fading(nn.Module):
+    """A deep branch beside a visible one: together they are far from vacuous, alone the deep one is below rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(6, 8)
+        self.down = nn.Linear(8, 6)
+        self.deep_up = nn.Linear(6, 8)
+        self.deep_down = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x))) + self.deep_down(torch.tanh(self.deep_up(x)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"), [((0, 2, 3, 6), "lost different positions"), ((2, 0, 3, 7), "with random parameters")]
+)
+def test_a_fault_below_rounding_is_refused_beside_a_visible_change(columns: tuple[int, ...], message: str) -> None:
+    kept = twins.index(0, 2, 3, 7)
+    keep: Kept = {}
+    for name, read in (("", kept), ("deep_", twins.index(*columns))):
+        keep |= {f"{name}up.weight": (kept, None), f"{name}up.bias": (kept,), f"{name}down.weight": (None, read)}
+    case = twins.twin(Fading(), keep, torch.randn(2, 6))
+    with torch.no_grad():
+        for net in (case.original, case.pruned):
+            net.get_parameter("deep_down.weight").mul_(1e-14)
+    with pytest.raises(ProofError, match=message):
+        run(case)
 
 
 class Silent(Scaled):
@@ -70,7 +97,7 @@ def test_a_fault_behind_a_silent_unit_is_refused() -> None:
     with torch.no_grad():
         case.original.up.bias[[6, 7]] = -100.0
         case.pruned.get_parameter("up.bias")[3] = -100.0
-    with pytest.raises(ProofError, match="with random parameters"):
+    with pytest.raises(ProofError, match="lost different positions|with random parameters"):
         run(case)
 
 

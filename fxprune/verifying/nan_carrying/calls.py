@@ -11,7 +11,19 @@ from torch import Tensor
 
 from fxprune.errors import ProofError
 
-__all__ = ["Call", "Handler", "bury", "carries", "constant_along", "filled", "gone", "trailing", "unexpanded", "words"]
+__all__ = [
+    "Call",
+    "Handler",
+    "PositionError",
+    "bury",
+    "carries",
+    "constant_along",
+    "filled",
+    "gone",
+    "trailing",
+    "unexpanded",
+    "words",
+]
 
 
 class Call:
@@ -47,6 +59,14 @@ class Call:
     def fault(self, reason: str) -> ProofError:
         """The error for a call that no narrower network can stand for."""
         return ProofError(f"{self.func}: {reason}")
+
+    def mismatch(self, reason: str) -> ProofError:
+        """The error for operands that lost different positions."""
+        return PositionError(f"{self.func}: {reason}")
+
+
+class PositionError(ProofError):
+    """Operands of a contraction lost different positions: no narrower network pairs them as the original does."""
 
 
 Handler = Callable[[Call], Any]

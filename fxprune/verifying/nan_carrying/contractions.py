@@ -53,9 +53,9 @@ def _check_positions(
     right_only = _pairs((left[..., index] != 0) & ~left_gone[..., index], right_gone[:, index])
     live = ~(rows | columns)
     if bool((left_only & live).any()) and not _is_free(right, right_gone, 1, left_gone.any(1).any(0)):
-        raise call.fault(_mismatch(index, left_gone, right_gone))
+        raise call.mismatch(_mismatch(index, left_gone, right_gone))
     if bool((right_only & live).any()) and not _is_free(left, left_gone, 2, right_gone.any(2).any(0)):
-        raise call.fault(_mismatch(index, left_gone, right_gone))
+        raise call.mismatch(_mismatch(index, left_gone, right_gone))
 
 
 def _pairs(left: Tensor, right: Tensor) -> Tensor:

@@ -70,9 +70,11 @@ def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_go
     x_lost = count(x_gone, (kept["weight"] != 0) & ~weight_gone) & ~dead
     weight_lost = count((kept["input"] != 0) & ~x_gone, weight_gone) & ~dead
     if bool(x_lost.any()):
-        raise call.fault("an input position is removed that the weight keeps, or the kernel slides over removed ones")
+        raise call.mismatch(
+            "an input position is removed that the weight keeps, or the kernel slides over removed ones"
+        )
     if bool(weight_lost.any()) and not _is_free(kept["input"], x_gone, weight_gone, call):
-        raise call.fault("the weight lost input channels that the input keeps")
+        raise call.mismatch("the weight lost input channels that the input keeps")
     return dead
 
 
@@ -102,7 +104,7 @@ def _deform_conv(call: Call) -> Any:
     call.values["transposed"] = False
     removed = _removed_channels(call, x_gone, weight_gone)
     if removed is None:
-        raise call.fault("its input and its weight lost different channels")
+        raise call.mismatch("its input and its weight lost different channels")
     return bury(call.run(input=filled(x), weight=filled(weight)), removed)
 
 
