@@ -64,7 +64,7 @@ def remembering(model: nn.Module) -> Iterator[None]:
     changed: list[tuple[dict[str, Any], str]] = []
     with _LOCK:
         try:
-            for namespace in _namespaces(model):
+            for namespace in namespaces(model):
                 for name, variant in names.items():
                     if name not in namespace:
                         namespace[name] = variant
@@ -75,7 +75,7 @@ def remembering(model: nn.Module) -> Iterator[None]:
                 del namespace[name]
 
 
-def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
+def namespaces(model: nn.Module) -> list[dict[str, Any]]:
     packages = {cls.__module__.partition(".")[0] for m in model.modules() for cls in type(m).__mro__}
     packages -= {"torch", "builtins", __name__.partition(".")[0]}
     loaded = [(name, module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]

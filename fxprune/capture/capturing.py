@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
-from fxprune.capture import builtin_calls, clone, lowering, sources
+from fxprune.capture import builtin_calls, clone, guards, lowering, sources
 from fxprune.capture.recorder import Recorder
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.samples import Sample
@@ -121,32 +121,68 @@ def capture(
 
     ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
     stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
-    are not looked into.
+    are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor asks for one.
-    with torch.enable_grad():
-        copy = clone.meta_clone(model).train(training)
-        constant_prefix = f"{prefix}_training_constant" if training else f"{prefix}_tensor_constant"
-        recorder = Recorder(keeps, _device_of(sample), constant_prefix)
-        recorder.name_tensors(_named_tensors(copy, prefix))
-        _run(copy, sample.to_meta(), recorder, is_leaf, prefix, opaque or {})
-    shapes, aliases, parameters = names_of(copy, prefix)
-    shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
-    return Captured(
-        recorder.graph,
-        shapes,
-        aliases,
-        recorder.constants,
-        sample,
-        training,
-        parameters,
-        recorder.reads_training,
-        prefix,
-        {path: reason for path, (reason, _) in (opaque or {}).items()},
-    )
+    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {})
+    try:
+        return task.run()
+    except CaptureError as error:
+        failure = error
+    answered = {next(iter(guards.GUARDS))}
+    while True:
+        with guards.answering(answered, builtin_calls.namespaces(model)) as asked:
+            try:
+                return task.run()
+            except CaptureError as error:
+                failure = error if asked else failure
+                guard = guards.next_guard(asked, answered)
+        if guard is None:
+            raise failure
+        answered.add(guard)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of :func:`capture`."""
+
+    model: nn.Module
+    sample: Sample
+    keeps: Callable[[str], bool]
+    is_leaf: Callable[[nn.Module], bool]
+    training: bool
+    prefix: str
+    opaque: Mapping[str, OpaqueCalls]
+
+    def run(self) -> Captured:
+        # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor asks for one.
+        with torch.enable_grad():
+            copy = clone.meta_clone(self.model).train(self.training)
+            name = "training_constant" if self.training else "tensor_constant"
+            recorder = Recorder(self.keeps, _device_of(self.sample), f"{self.prefix}_{name}", self._buffer)
+            recorder.name_tensors(_named_tensors(copy, self.prefix))
+            _run(copy, self.sample.to_meta(), recorder, self.is_leaf, self.prefix, self.opaque)
+        shapes, aliases, parameters = names_of(copy, self.prefix)
+        shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
+        return Captured(
+            recorder.graph,
+            shapes,
+            aliases,
+            recorder.constants,
+            self.sample,
+            self.training,
+            parameters,
+            recorder.reads_training,
+            self.prefix,
+            {path: reason for path, (reason, _) in self.opaque.items()},
+        )
+
+    def _buffer(self, name: str) -> torch.Tensor | None:
+        """The values of a buffer of the caller's model; None for a parameter, which training changes."""
+        value = attribute(self.model, name.removeprefix(self.prefix))
+        return None if isinstance(value, nn.Parameter) or value.is_meta else value.detach()
 
 
 def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:

@@ -1,8 +1,12 @@
-"""Values that no data enters: tensors made from sizes, literals and constants, for control flow that asks for them."""
+"""Values that no data enters: tensors made from sizes, literals, constants and buffers, for control flow that asks.
+
+Inputs are data, whatever their type, and so is everything computed from them; parameters change in training; a tensor
+that the forward writes to changes from call to call. None of these is ever answered.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +18,7 @@ from fxprune.capture.naming import canonical_name
 _CHANGES = frozenset(
     "bernoulli empty empty_like normal rand rand_like randint randint_like randn randn_like randperm".split()
 )
+Stored = Callable[[str], torch.Tensor | None]
 _CPU = torch.device("cpu")
 
 
@@ -21,10 +26,13 @@ class _UnknownError(Exception):
     """Data, chance or a write in place enters."""
 
 
-def known_value(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-    """The real value of a node's tensor on the CPU, or None where it depends on more than shapes."""
+def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
+    """The real value of a node's tensor on the CPU, or None where it depends on data.
+
+    ``stored(name)``: the values of a constant or a buffer; None where there are none, or training changes them.
+    """
     try:
-        value = _Evaluator(constants).value(node)
+        value = _Evaluator(stored).value(node)
     except _UnknownError:
         return None
     return value if isinstance(value, torch.Tensor) else None
@@ -33,8 +41,8 @@ def known_value(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> torch.T
 class _Evaluator:
     """Evaluates what a node needs, each node once."""
 
-    def __init__(self, constants: Mapping[str, torch.Tensor]) -> None:
-        self._constants = constants
+    def __init__(self, stored: Stored) -> None:
+        self._stored = stored
         self._known: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
@@ -50,8 +58,11 @@ class _Evaluator:
             return _CPU
         if writes_in_place(node) or is_written(node):
             raise _UnknownError
-        if node.op == "get_attr" and node.target in self._constants:
-            return self._constants[str(node.target)].cpu()
+        if node.op == "get_attr":
+            stored = self._stored(str(node.target))
+            if stored is None:
+                raise _UnknownError
+            return stored.cpu()
         if node.op not in ("call_function", "call_method") or canonical_name(node.target) in _CHANGES:
             raise _UnknownError
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self.value)

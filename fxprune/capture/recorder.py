@@ -36,9 +36,16 @@ class Recorder(TorchFunctionMode):
     """Records one forward into ``graph``.
 
     ``keeps(name)`` says which composite functions are written as one node; others are entered and their parts seen.
+    ``buffer(name)`` gives the values of a buffer, where there are any, for control flow that reads them.
     """
 
-    def __init__(self, keeps: Callable[[str], bool], device: torch.device, constant_prefix: str) -> None:
+    def __init__(
+        self,
+        keeps: Callable[[str], bool],
+        device: torch.device,
+        constant_prefix: str,
+        buffer: Callable[[str], torch.Tensor | None],
+    ) -> None:
         super().__init__()
         self.reads_training = False
         self.graph = fx.Graph()
@@ -46,6 +53,7 @@ class Recorder(TorchFunctionMode):
         self.module_path: list[str] = []
         self._keeps = keeps
         self._constant_prefix = constant_prefix
+        self._buffer = buffer
         self._in_leaf = False
         self._device = device
         self._names: dict[int, str] = {}
@@ -101,7 +109,7 @@ class Recorder(TorchFunctionMode):
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
-            known = known_value(self.node_of(args[0]), self.constants) if isinstance(args[0], torch.Tensor) else None
+            known = known_value(self.node_of(args[0]), self._stored) if isinstance(args[0], torch.Tensor) else None
             if known is None:
                 raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
             return func(known, *args[1:], **kwargs)
@@ -285,6 +293,10 @@ class Recorder(TorchFunctionMode):
                 "(a compiled function, a custom autograd function or a tensor kept from an earlier call)"
             )
         return self._constant(tensor)
+
+    def _stored(self, name: str) -> torch.Tensor | None:
+        """The values of a constant or a buffer; None for a parameter, and where there are none."""
+        return self.constants[name] if name in self.constants else self._buffer(name)
 
     def _attribute(self, name: str, value: torch.Tensor) -> fx.Node:
         if name not in self._attributes:

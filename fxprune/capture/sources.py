@@ -14,9 +14,14 @@ _HIDDEN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dir
 def user_frame() -> types.FrameType | None:
     """The innermost frame that is neither torch's nor this package's."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_HIDDEN):
+    while frame is not None and is_hidden(frame):
         frame = frame.f_back
     return frame
+
+
+def is_hidden(frame: types.FrameType) -> bool:
+    """Whether a frame is torch's or this package's."""
+    return frame.f_code.co_filename.startswith(_HIDDEN)
 
 
 def in_custom_function() -> bool:
