@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch.fx.node import _get_qualified_name
+
+from fxprune.capture.objects import CopiedObject
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class NodeName:
 
 @dataclass(frozen=True)
 class NodeData:
-    """One node; the function of a ``call_function`` is written as its dotted name."""
+    """One node; the function of a ``call_function`` is written as its dotted name, unless it is data itself."""
 
     name: str
     op: str
-    target: str
+    target: Any
     args: Any
     kwargs: Any
 
@@ -47,11 +48,15 @@ def graph_from_data(nodes: list[NodeData]) -> fx.Graph:
     return graph
 
 
-def _target_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else _get_qualified_name(node.target)
+def _target_name(node: fx.Node) -> Any:
+    if isinstance(node.target, (str, CopiedObject)):
+        return node.target
+    return _get_qualified_name(node.target)
 
 
-def _function(name: str) -> Callable[..., Any]:
+def _function(name: Any) -> Any:
+    if isinstance(name, CopiedObject):
+        return name
     path = name if "." in name else f"builtins.{name}"
     parts: list[str] = []
     while True:
@@ -63,8 +68,7 @@ def _function(name: str) -> Callable[..., Any]:
             continue
         for part in parts:
             found = getattr(found, part)
-        function: Callable[..., Any] = found
-        return function
+        return found
 
 
 def _without_nodes(value: Any) -> Any:

@@ -1,0 +1,70 @@
+"""Objects of a class of their own that hold tensors, such as caches: a graph makes them again by copying."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fxprune.capture.numbers import Traced
+from fxprune.errors import CaptureError
+
+_DEPTH = 16
+
+
+class Slot:
+    """Stands for a tensor or number of the graph in the object that is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+        return self
+
+
+class CopiedObject:
+    """Makes an object again: a deep copy of ``skeleton`` with values in the places of ``slots``. A graph calls it."""
+
+    def __init__(self, skeleton: Any, slots: tuple[Slot, ...]) -> None:
+        self._skeleton = skeleton
+        self._slots = slots
+        self.__name__ = type(skeleton).__name__
+        self.__module__ = type(skeleton).__module__
+
+    def __call__(self, *values: Any) -> Any:
+        memo: dict[int, Any] = {id(slot): value for slot, value in zip(self._slots, values, strict=True)}
+        return copy.deepcopy(self._skeleton, memo)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiedObject:
+        return self  # never changed, and shared like any function
+
+
+def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
+    """What makes ``value`` again, and the tensors and numbers that it takes; None where the object holds no tensor.
+
+    Raises:
+        CaptureError: the object cannot be copied.
+    """
+    held = {id(leaf): leaf for leaf in _leaves(value, _DEPTH)}
+    if not any(isinstance(leaf, torch.Tensor) for leaf in held.values()):
+        return None
+    slots = {key: Slot() for key in held}
+    try:
+        skeleton = copy.deepcopy(value, dict(slots))
+    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+        raise CaptureError(
+            f"an object of class {type(value).__qualname__} holds tensors and cannot be copied ({error}): "
+            "give tensors in tuples, lists, dicts, named tuples or dataclasses"
+        ) from error
+    return CopiedObject(skeleton, tuple(slots.values())), tuple(held.values())
+
+
+def _leaves(value: Any, depth: int) -> Iterator[Any]:
+    """The tensors and traced numbers that an object holds, directly or through containers and other objects."""
+    if isinstance(value, (torch.Tensor, *Traced)):
+        yield value
+    elif depth and not isinstance(value, (type, types.FunctionType, types.ModuleType, torch.nn.Module, str)):
+        parts = list(value.values()) if isinstance(value, dict) else []
+        parts += list(value) if isinstance(value, (list, tuple, set, frozenset)) else []
+        for part in (*parts, *getattr(value, "__dict__", {}).values()):
+            yield from _leaves(part, depth - 1)
