@@ -160,3 +160,14 @@ def variables(axis: Axis) -> Iterator[Channels]:
             stack.extend(reversed(top.parts))
         elif isinstance(top, Gather):
             stack.append(top.base)
+
+
+def has_fixed(axis: Axis) -> bool:
+    """Whether any part of an axis is a size that stays."""
+    if isinstance(axis, Fixed):
+        return True
+    if isinstance(axis, Product):
+        return any(has_fixed(f) for f in axis.factors)
+    if isinstance(axis, Concat):
+        return any(has_fixed(p) for p in axis.parts)
+    return isinstance(axis, Gather) and has_fixed(axis.base)

@@ -157,7 +157,7 @@ class _Task:
     opaque: Mapping[str, OpaqueCalls]
 
     def run(self) -> Captured:
-        # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor asks for one.
+        # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with torch.enable_grad():
             copy = clone.meta_clone(self.model).train(self.training)
             name = "training_constant" if self.training else "tensor_constant"

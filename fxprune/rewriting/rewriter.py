@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxprune.analysis import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels
+from fxprune.axes.expressions import Axis, Channels, has_fixed
 from fxprune.capture import Captured
 from fxprune.capture.capturing import attribute
 from fxprune.errors import RewriteError
@@ -20,7 +20,7 @@ from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
-from fxprune.rules.repair import Repair, has_fixed
+from fxprune.rules.repair import Repair
 from fxprune.rules.signatures import replace
 
 

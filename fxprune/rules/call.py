@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.axes.expressions import Axis, Fixed, Origin
+from fxprune.axes.expressions import Axis, Fixed, Origin, has_fixed
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture.mutation import is_written
 
@@ -90,6 +90,17 @@ class Call:
         """The values of a sequence of integers; a single integer is a sequence of one."""
         value = concrete(self.arguments.get(name))
         return tuple(value) if isinstance(value, (list, tuple, torch.Size)) else (value,)
+
+    def varies(self, value: Any) -> bool:
+        """Whether a number is computed from a size of the input, so that another input gives another number."""
+        if isinstance(value, slice):
+            return any(map(self.varies, (value.start, value.stop, value.step)))
+        if not isinstance(value, fx.Node) or is_tensor(value):
+            return False
+        if value.op == "call_method" and value.target == "size":
+            tensor, dim = value.args
+            return isinstance(dim, int) and has_fixed(self.solver.resolve(self.axes_of(tensor)[dim]))
+        return any(map(self.varies, value.all_input_nodes))
 
     def dim(self, name: str = "dim", ndim: int | None = None) -> int:
         """A dim argument counted from the front."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from fxprune.axes.expressions import Axis
 from fxprune.rules.call import Call
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
+
+OTHERS = "an input of another size takes other elements of it"
 
 
 def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
@@ -23,8 +26,19 @@ def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
     return pieces[1 if start else 0]
 
 
+def pin_taken(call: Call, axis: Axis, number: int, written: Any) -> None:
+    """Keep the element that is taken by its number; every element, where the number is ``written`` as a size."""
+    if call.varies(written):
+        call.pin(axis, OTHERS)
+    else:
+        call.pin(part(call, axis, number, 1), "one element of it is taken by its number")
+
+
 def _parts(call: Call, dim: int, sizes: Sequence[int]) -> None:
     axes = call.tensor("input")
+    written = call.arguments["split_size_or_sections"]
+    if any(map(call.varies, written if isinstance(written, (list, tuple)) else [written])):
+        call.pin(axes[dim], OTHERS)
     pieces = call.solver.split(axes[dim], sizes, call.cause) if len(sizes) > 1 else [axes[dim]]
     call.notes.update(dim=dim, pieces=pieces)
     call.result = [(*axes[:dim], piece, *axes[dim + 1 :]) for piece in pieces]
@@ -70,6 +84,8 @@ def unbind(call: Call) -> None:
 def narrow(call: Call) -> None:
     axes, dim = call.tensor("input"), call.dim()
     start, length = int(call.number("start")) % max(axes[dim].size, 1), int(call.number("length"))
+    if call.varies(call.arguments["start"]) or call.varies(call.arguments["length"]):
+        call.pin(axes[dim], OTHERS)
     piece = part(call, axes[dim], start, length)
     call.notes.update(before=part(call, axes[dim], 0, start) if start else None, piece=piece)
     call.result = (*axes[:dim], piece, *axes[dim + 1 :])
@@ -88,7 +104,7 @@ def repair_narrow(repair: Repair) -> None:
 def select(call: Call) -> None:
     axes, dim = call.tensor("input"), call.dim()
     index = int(call.number("index")) % axes[dim].size
-    call.pin(part(call, axes[dim], index, 1), "one element of it is taken by its number")
+    pin_taken(call, axes[dim], index, call.arguments["index"])
     call.notes.update(axis=axes[dim], before=part(call, axes[dim], 0, index) if index else None)
     call.result = (*axes[:dim], *axes[dim + 1 :])
 

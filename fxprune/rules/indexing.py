@@ -13,7 +13,7 @@ from torch import fx
 from fxprune.axes.expressions import Axis, Fixed, IndexArray, gather
 from fxprune.capture.mutation import is_written
 from fxprune.rules.call import Axes, Call, concrete, is_tensor
-from fxprune.rules.cutting import part
+from fxprune.rules.cutting import OTHERS, part, pin_taken
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair, contiguous
@@ -114,12 +114,14 @@ def _take(call: Call, axis: Axis | None, item: Any) -> Taken:
     if _is_array(item):
         return _array(call, axis, item)
     number = int(concrete(item)) % axis.size
-    call.pin(part(call, axis, number, 1), "one element of it is taken by its number")
+    pin_taken(call, axis, number, item)
     return Taken(item, axis, None, np.array([number]))
 
 
 def _slice(call: Call, axis: Axis, item: slice) -> Taken:
     positions = np.arange(axis.size, dtype=np.int64)[concrete(item)]
+    if call.varies(item):
+        call.pin(axis, OTHERS)
     if len(positions) == axis.size:
         return Taken(item, axis, axis, positions)
     if not contiguous(positions.tolist()) and is_written(call.node):

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
+from fxprune.axes.expressions import Axis, Channels, Fixed, has_fixed, variables
 from fxprune.axes.solver import Solver
 from fxprune.rules.call import Call
 
@@ -116,16 +116,6 @@ class Repair:
             if self.shrinks(axis):
                 node = self.select(node, dim, np.flatnonzero(self.mask(axis)).tolist())
         return node
-
-
-def has_fixed(axis: Axis) -> bool:
-    if isinstance(axis, Fixed):
-        return True
-    if isinstance(axis, Product):
-        return any(has_fixed(f) for f in axis.factors)
-    if isinstance(axis, Concat):
-        return any(has_fixed(p) for p in axis.parts)
-    return isinstance(axis, Gather) and has_fixed(axis.base)
 
 
 def contiguous(index: Sequence[int]) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from collections import OrderedDict, namedtuple
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+import fxprune
 
 from .compiled import assert_equal_copy, pruned, vector
 
@@ -152,3 +156,46 @@ def test_a_parameter_among_the_outputs_keeps_its_width() -> None:
 
     result = pruned(Shown(), vector(), ratio=0.0)
     assert result(vector())[2].shape == (3, 16)
+
+
+class Cache:
+    """An object of a class of its own, with tensors in objects in a list, and a number that follows the input."""
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self.kind = torch.float32
+        self.length = 0
+
+
+class Layer:
+    def __init__(self, keys: torch.Tensor) -> None:
+        self.keys = keys
+        self.shared = [keys]
+
+
+class InObject(Trunk):
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.heads(x)
+        cache = Cache()
+        cache.layers += [Layer(first), Layer(second)]
+        cache.length = x.shape[0]
+        return {"out": first, "cache": cache}
+
+
+def test_objects_that_hold_tensors_are_made_again() -> None:
+    result = fxprune.compile(InObject(), vector(), 0.3)
+    copies = (result, copy.deepcopy(result), pickle.loads(pickle.dumps(result)))
+    for batch in (2, 5):
+        found = [module(vector(batch)) for module in copies]
+        for output in found:
+            cache = output["cache"]
+            assert type(cache) is Cache
+            assert (cache.kind, cache.length) == (torch.float32, batch)
+            assert [layer.keys.shape for layer in cache.layers] == [(batch, 3), (batch, 4)]
+            assert cache.layers[0].keys is output["out"]
+            assert cache.layers[0].shared[0] is output["out"]
+        assert len({id(output["cache"]) for output in found}) == len(found)
+    x = vector()
+    full, copied = InObject(), None
+    copied = fxprune.compile(full, x, 0.0)
+    assert torch.equal(copied(x)["cache"].layers[1].keys, full(x)["cache"].layers[1].keys)
