@@ -12,6 +12,7 @@ __all__ = [
     "AnalysisError",
     "ArtefactError",
     "BudgetError",
+    "CalibrationError",
     "CaptureError",
     "CriterionError",
     "ExcludeError",
@@ -63,6 +64,10 @@ class OptionError(FxpruneError, ValueError):
 
 class CriterionError(FxpruneError, ValueError):
     """The criterion is unknown, lacks the calibration it needs, or returned scores that do not fit the groups."""
+
+
+class CalibrationError(FxpruneError, ValueError):
+    """``calibration`` is missing, holds no batch, or a batch or target that does not fit the model or the loss."""
 
 
 class ExcludeError(FxpruneError, ValueError):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
+from rich.progress_bar import ProgressBar
 from rich.status import Status
+from rich.table import Table
+
+T = TypeVar("T")
 
 
 class Steps:
@@ -39,3 +44,13 @@ class Steps:
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def counted(self, name: str, items: Iterable[T], total: int | None) -> Iterator[T]:
+        """The items one by one, with a bar (a count, where the total is not known) on a terminal."""
+        for done, item in enumerate(items):
+            if self._status is not None:
+                row = Table.grid(padding=(0, 1))
+                count = f"{done} of {total}" if total else str(done)
+                row.add_row(name, ProgressBar(total, done, width=30) if total else "", count)
+                self._status.update(row)
+            yield item

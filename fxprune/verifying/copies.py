@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from fxprune.copying import deep_copy
 from fxprune.errors import ProofError
 
 __all__ = ["named_tensors", "private_copy", "promoted"]
@@ -22,13 +21,8 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
     Raises:
         ProofError: the module cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for owner in module.modules():
-        for tensor in _tensors(vars(owner), depth=4):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _fresh(tensor, dtype)
     try:
-        duplicate = copy.deepcopy(module, memo)
+        duplicate = deep_copy(module, lambda tensor: _fresh(tensor, dtype))
     except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
         raise ProofError(
             f"{type(module).__name__} cannot be copied, so nothing can be proven on a copy "
@@ -60,15 +54,3 @@ def _fresh(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor.detach().clone()
     data = promoted(tensor, dtype)
     return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-
-
-def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
-    """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item, depth - 1)
-    elif depth and isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from _tensors(item, depth - 1)

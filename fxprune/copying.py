@@ -1,0 +1,41 @@
+"""Private copies of networks: what runs on one can change nothing of the caller's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+__all__ = ["deep_copy"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
+    """A deep copy over the tensors that ``fresh`` gives for each of the original's; ties stay tied.
+
+    Tensors with a history, which Python's deep copy refuses, are found in the attributes of modules too.
+
+    Raises:
+        Exception: whatever the user's own code raises while it is copied.
+    """
+    memo: dict[int, Any] = {}
+    for owner in module.modules():
+        for tensor in _tensors(vars(owner), depth=4):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = fresh(tensor)
+    return copy.deepcopy(module, memo)
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _tensors(item, depth - 1)

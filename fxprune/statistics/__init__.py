@@ -1,0 +1,22 @@
+"""Statistics of activations and gradients, streamed in one pass over calibration data on a private copy."""
+
+from fxprune.statistics.calibration import Batch, Calibration
+from fxprune.statistics.collecting import Collector, Observation
+from fxprune.statistics.places import Parameter, Seen, Tap
+from fxprune.statistics.statistic import Mean, Statistic, Sums
+from fxprune.statistics.taps import TAP_RULES, TapFinder
+
+__all__ = [
+    "TAP_RULES",
+    "Batch",
+    "Calibration",
+    "Collector",
+    "Mean",
+    "Observation",
+    "Parameter",
+    "Seen",
+    "Statistic",
+    "Sums",
+    "Tap",
+    "TapFinder",
+]

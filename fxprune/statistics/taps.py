@@ -1,0 +1,154 @@
+"""Where a group's feature maps are read: one rule, with a switch.
+
+- A group whose activations meet (the sum of a residual stream, a gate, the products of attention) is read where they
+  meet, at every such place.
+- Any other group is read at the output of each op that makes its channels, after the norm that follows directly and
+  before the activation. A concatenation changes no value, so reading before it is reading after it.
+
+The switch moves these places: "activated" on to the output of the activation function that follows directly,
+"producer" back to the bare outputs of the ops that make the channels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import fx
+
+from fxprune.analysis import ChannelGraph
+from fxprune.axes.expressions import Axis, variables
+from fxprune.capture import Captured
+from fxprune.errors import CriterionError
+from fxprune.groups import Group
+from fxprune.rules.call import Call, parameter_name
+from fxprune.statistics.places import Tap, channel_tap
+
+__all__ = ["ACTIVATIONS", "NORMS", "TAP_RULES", "TapFinder", "check_tap_rule"]
+
+TAP_RULES = ("normalised", "activated", "producer")
+NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
+ACTIVATIONS = frozenset(
+    """
+    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish prelu relu relu6
+    rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold clamp clamp_min
+    """.split()
+)
+
+
+def check_tap_rule(rule: str) -> None:
+    """Refuse an unknown tap rule.
+
+    Raises:
+        CriterionError: it is none of :data:`TAP_RULES`.
+    """
+    if rule not in TAP_RULES:
+        raise CriterionError(f"tap must be one of {', '.join(map(repr, TAP_RULES))}, not {rule!r}")
+
+
+class TapFinder:
+    """Finds the taps of groups in the captured graphs (that of eval mode, and those inside opaque modules)."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
+        self._axes: dict[fx.Node, tuple[Axis, ...]] = {}
+        self._batch: dict[fx.Node, int | None] = {}
+        self._holders: Mapping[int, list[fx.Node]] = defaultdict(list)
+        self._makers: Mapping[str, list[fx.Node]] = defaultdict(list)
+        for captured in (graph.captured, *graph.captured.islands):
+            self._visit(captured)
+
+    def taps(self, group: Group, rule: str = "normalised") -> list[Tap]:
+        """The taps of a group by a rule of :data:`TAP_RULES`; none where no activation holds its channels apart."""
+        check_tap_rule(rule)
+        nodes = self._meeting(group) if rule != "producer" else []
+        if not nodes:
+            nodes = self._producers(group)
+            if rule != "producer":
+                nodes = [self._followed(node, group, NORMS) for node in nodes]
+        if rule == "activated":
+            nodes = [self._followed(node, group, ACTIVATIONS) for node in nodes]
+        found = self._readable(nodes, group)
+        # Where the places of the rule are not readable channel by channel, the first one that is.
+        return found or self._readable(self._holders[group.variable.serial], group)[:1]
+
+    def consumers(self, group: Group) -> list[tuple[Call, Tap, str]]:
+        """Ops with weights that read a group: the call, the tap at its input, and the name of its weight."""
+        found = []
+        wanted = {m.tensor for m in group.members if m.role == "in"}
+        for name in sorted(wanted):
+            for node in self._makers[name]:
+                call = self._graph.calls[node]
+                source = call.arguments.get("input")
+                if parameter_name(call.arguments.get("weight")) == name and isinstance(source, fx.Node):
+                    taps = self._readable([source], group)
+                    found += [(call, tap, name) for tap in taps]
+        return found
+
+    def raw(self, node: fx.Node) -> Tap:
+        """A tap that passes on the node's whole tensor."""
+        return Tap(node)
+
+    # -- the graphs -------------------------------------------------------------------------------------------------
+
+    def _visit(self, captured: Captured) -> None:
+        """Note which nodes depend on the input and hold which variables, and which ops read which parameters."""
+        dependent: set[fx.Node] = set()
+        for node in captured.graph.nodes:
+            if node.op != "placeholder" and not dependent.intersection(node.all_input_nodes):
+                continue
+            dependent.add(node)
+            call = self._graph.calls.get(node)
+            for name in _parameters(call) if call is not None else ():
+                self._makers[captured.first_name(name)].append(node)
+            value = node.meta.get("val")
+            axes = self._graph.axes.get(node)
+            if isinstance(value, torch.Tensor) and isinstance(axes, tuple) and call is not None:
+                self._hold(node, tuple(map(self._graph.solver.resolve, axes)), captured.sample.batch_size)
+
+    def _hold(self, node: fx.Node, axes: tuple[Axis, ...], batch: int | None) -> None:
+        self._axes[node] = axes
+        self._batch[node] = batch
+        for serial in {v.serial for axis in axes for v in variables(axis)}:
+            self._holders[serial].append(node)
+
+    def _holds(self, node: fx.Node, group: Group) -> bool:
+        return any(v is group.variable for axis in self._axes.get(node, ()) for v in variables(axis))
+
+    # -- the rule ---------------------------------------------------------------------------------------------------
+
+    def _meeting(self, group: Group) -> list[fx.Node]:
+        return [
+            node
+            for node in self._holders[group.variable.serial]
+            if sum(self._holds(argument, group) for argument in node.all_input_nodes) >= 2
+        ]
+
+    def _producers(self, group: Group) -> list[fx.Node]:
+        made = {m.tensor for m in group.members if m.role == "out"}
+        makers = {node for name in made for node in self._makers[name]}
+        return [node for node in self._holders[group.variable.serial] if node in makers]
+
+    def _followed(self, node: fx.Node, group: Group, names: frozenset[str]) -> fx.Node:
+        """The user of a node that runs one of these ops on the group, else the node itself."""
+        for user in node.users:
+            call = self._graph.calls.get(user)
+            if call is not None and call.name in names and self._holds(user, group):
+                return user
+        return node
+
+    def _readable(self, nodes: Iterable[fx.Node], group: Group) -> list[Tap]:
+        found = (
+            channel_tap(n, self._axes[n], group.variable, self._batch[n])
+            for n in dict.fromkeys(nodes)
+            if n in self._axes
+        )
+        return [tap for tap in found if tap is not None]
+
+
+def _parameters(call: Call) -> Iterator[str]:
+    for value in call.arguments.values():
+        name = parameter_name(value)
+        if name is not None:
+            yield name
