@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import safetensors.torch
 import torch
 from torch.fx import GraphModule
 
-from fxprune.artefacts.descriptions import Description, build
+from fxprune.artefacts.building import build
+from fxprune.artefacts.entries import Description
 from fxprune.artefacts.folders import read_json, read_manifest
+from fxprune.artefacts.imports import resolve_imports
 from fxprune.artefacts.samples import decode_sample
 from fxprune.errors import ArtefactError, PlanError
 from fxprune.planning.plan import Plan
@@ -21,36 +24,47 @@ from fxprune.reporting import Report
 __all__ = ["load", "load_report"]
 
 
-def load(path: str | os.PathLike[str]) -> GraphModule:
+def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphModule:
     """The network that :func:`fxprune.save` wrote; it trains, and :func:`fxprune.report` tells about it.
 
     No pickle is read and no code of the folder is run: the graph is built from data, and what it may call is looked up
-    in a fixed list.
+    in a fixed list. A network with opaque modules needs their classes, which are imported only where named.
+
+    Args:
+        path: the folder.
+        allow: import paths (``"package.module:Class"``) of classes and functions from outside torch that may be
+            imported, or these themselves.
+
+    Returns:
+        The network; a ``torch.fx.GraphModule``, or of its own class where the original's forward is opaque.
 
     Raises:
-        ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or needs another torch.
+        ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
+            a class that ``allow`` does not name; the message lists them.
     """
     folder = Path(path)
     manifest = read_manifest(folder)
     try:
-        return _load(folder, manifest)
+        return _load(folder, manifest, allow)
     except ArtefactError as error:
         raise ArtefactError(f"{folder} cannot be loaded: {error}{_version_hint(manifest)}") from error
     except Exception as error:  # what torch.fx does with data of the wrong form has no end of kinds
         raise ArtefactError(f"{folder} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
 
 
-def _load(folder: Path, manifest: dict[str, Any]) -> GraphModule:
+def _load(folder: Path, manifest: dict[str, Any], allow: Iterable[Any]) -> GraphModule:
     data = read_json(folder / "graph.json")
+    description = Description.from_dict(data)
+    found = resolve_imports(description.imports, allow)
     tensors = _read_tensors(folder / "weights.safetensors")
     if "constants.safetensors" in manifest["files"]:
         tensors |= _read_tensors(folder / "constants.safetensors")
-    network = build(Description.from_dict(data), tensors)
+    network = build(description, tensors, found)
     about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
     if "report.json" in manifest["files"]:
         about["report"] = _read_report(folder, manifest)
-    network.meta["fxprune"] = about
-    return network
+    network.meta = {"fxprune": about}  # type: ignore[assignment]  # what is no GraphModule has no such attribute yet
+    return network  # type: ignore[return-value]  # as the docstring says
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:

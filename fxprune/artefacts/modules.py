@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.artefacts.values import decode, encode
 from fxprune.errors import ArtefactError
 
-__all__ = ["build_layer", "describe_layer", "is_container"]
+__all__ = ["build_layer", "describe_layer", "is_container", "is_layer"]
 
 _LAYERS = (
     "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
@@ -39,14 +39,24 @@ def is_container(module: nn.Module) -> bool:
     return type(module) in _CONTAINERS or isinstance(module, torch.fx.GraphModule)
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is of a class of ``torch.nn`` itself that a saved network may hold."""
+    kind = _public_class(module)
+    return getattr(nn, kind.__name__, None) is kind and kind.__name__ in _LAYERS
+
+
+def _public_class(module: nn.Module) -> type[nn.Module]:
+    return _STAND_INS.get(type(module), type(module))
+
+
 def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     """The class and the constructor arguments of a layer, as JSON data; arguments equal to their default are left out.
 
     Raises:
         ArtefactError: the layer is not one of ``torch.nn``, or an argument cannot be read back from it.
     """
-    kind = _STAND_INS.get(type(module), type(module))
-    if getattr(nn, kind.__name__, None) is not kind or kind.__name__ not in _LAYERS:
+    kind = _public_class(module)
+    if not is_layer(module):
         raise ArtefactError(
             f"cannot save {path!r}: it is a {kind.__module__}.{kind.__qualname__}, and a saved network is built of "
             "torch.nn layers alone"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.artefacts.descriptions import describe
@@ -21,25 +22,29 @@ from fxprune.reporting import Report, versions
 __all__ = ["save"]
 
 
-def save(pruned: GraphModule, path: str | os.PathLike[str]) -> None:
+def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned network to a folder, whole or not at all; an earlier saved network at ``path`` is replaced.
 
     The folder holds ``model.py`` (generated code that imports torch alone), ``weights.safetensors`` (its state dict),
     ``plan.json`` and ``report.json`` (where the network has them), ``graph.json`` and, for buffers outside the state
     dict, ``constants.safetensors`` (from which :func:`fxprune.load` builds the network), and ``manifest.json``.
+    Where the network has opaque modules, the classes of these are imported too, and ``graph.json`` lists them.
 
     Raises:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
         OSError: the disk refuses; what was at ``path`` before is still there.
     """
-    if not isinstance(pruned, GraphModule):
+    about = getattr(pruned, "meta", {}).get("fxprune", {})
+    if not isinstance(pruned, GraphModule) and not about:
         raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
-    about = pruned.meta.get("fxprune", {})
     description = describe(pruned)
     tensors = {name: tensor for name, _, tensor in named_tensors(pruned)}
     constants = {entry.name: tensors[entry.name] for entry in description.tensors if entry.kind == "constant"}
+    constants |= description.state_tensors
     report: Report | None = about.get("report")
-    source = model_source(pruned, description, tensors, _headline(description.class_name, report))
+    source = model_source(
+        pruned, description, tensors | description.state_tensors, _headline(description.class_name, report)
+    )
 
     def write(folder: Path) -> None:
         (folder / "model.py").write_text(source, encoding="utf-8")

@@ -6,11 +6,14 @@ import textwrap
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxprune.artefacts.descriptions import Description, graphs_of
+from fxprune.artefacts.descriptions import graphs_of
+from fxprune.artefacts.entries import Description
 from fxprune.artefacts.namedtuples import is_namedtuple
 from fxprune.artefacts.source_forward import forward_source
+from fxprune.artefacts.source_states import RESTORED, RESTORED_OBJECT
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
 
 __all__ = ["model_source"]
@@ -26,32 +29,56 @@ Load its weights with
 
 
 def model_source(
-    network: GraphModule, description: Description, tensors: Mapping[str, torch.Tensor], headline: str
+    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], headline: str
 ) -> str:
     """Source of a module that defines ``Model``, a class without constructor arguments.
 
     ``tensors`` holds every tensor by name, of which only constants are written out; ``headline`` is the docstring's
     first line.
     """
-    tree = ModuleTree(description)
-    statements = tree.statements(tensors)
-    graphs = graphs_of(network)
-    forward = forward_source(graphs, tree.access)
-    constructor = "\n".join(f"        {line}" for line in ["super().__init__()", *statements])
-    body = f"class Model(nn.Module):\n    def __init__(self) -> None:\n{constructor}\n\n{forward}"
-    helper = f"\n{HELPER}" if "named(" in constructor else ""
+    tree = ModuleTree(description, tensors)
+    root = description.foreign_root
+    base = "nn.Module" if root is None else tree.states.name(root["kind"])
+    start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
+    constructor = "\n".join(f"        {line}" for line in [start, *tree.statements()])
+    graphs = _graphs(network, tree)
+    own = f"\n{forward_source(graphs[''], tree.access)}" if "" in graphs else ""
+    islands = "".join(_island_source(graphs[path], path, name, tree) for path, name in tree.islands.items())
+    body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
+    helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
+    helpers += [RESTORED_OBJECT] * ("restored_object(" in constructor)
+    helper = "".join(f"\n{text}" for text in helpers)
     # The headline may quote names of the user's; it must not end the docstring.
     safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
     tuples = _namedtuples(graphs)
     constants = tree.constants.definitions()
-    return f'"""{safe}\n{_USE}"""\n\n{_imports(body, tuples, constants)}\n{tuples}{helper}\n\n{body}{constants}'
+    imports = "\n".join([_imports(islands + body, tuples, constants), *_foreign_imports(tree)])
+    return f'"""{safe}\n{_USE}"""\n\n{imports}\n{tuples}{helper}\n\n{islands}{body}{constants}'
+
+
+def _graphs(network: nn.Module, tree: ModuleTree) -> dict[str, Mapping[str, Graph]]:
+    """The graphs of the network itself, under "", and of the GraphModules inside its opaque modules."""
+    modules = {path: network.get_submodule(path) for path in ("", *tree.islands)}
+    return {path: graphs_of(module) for path, module in modules.items() if isinstance(module, GraphModule)}
+
+
+def _island_source(graphs: Mapping[str, Graph], path: str, name: str, tree: ModuleTree) -> str:
+    forward = forward_source(graphs, lambda target: tree.access(target, path))
+    return f"class {name}(nn.Module):\n{forward}\n\n"
+
+
+def _foreign_imports(tree: ModuleTree) -> list[str]:
+    lines = tree.states.imports()
+    return ["", *lines] if lines else []
 
 
 def _imports(body: str, tuples: str, constants: str) -> str:
     wanted = {
         "import base64": bool(constants),
         "import collections": "collections." in body,
+        "import functools": "functools." in body,
         "import math": "math." in body,
+        "import operator": "operator." in body,
         "import zlib": bool(constants),
         "from collections import namedtuple": bool(tuples),
         "": True,
@@ -63,10 +90,9 @@ def _imports(body: str, tuples: str, constants: str) -> str:
     return "\n".join(line for line, needed in wanted.items() if needed).lstrip("\n")
 
 
-def _namedtuples(graphs: Mapping[str, Graph]) -> str:
-    classes = {
-        node.target.__name__: node.target for g in graphs.values() for node in g.nodes if is_namedtuple(node.target)
-    }
+def _namedtuples(graphs: Mapping[str, Mapping[str, Graph]]) -> str:
+    nodes = [node for modes in graphs.values() for graph in modes.values() for node in graph.nodes]
+    classes = {node.target.__name__: node.target for node in nodes if is_namedtuple(node.target)}
     lines = [
         f"{name} = namedtuple({name!r}, {list(kind._fields)!r})".replace("'", '"') for name, kind in classes.items()
     ]

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fxprune.artefacts.descriptions import Description, ModuleEntry
+from fxprune.artefacts.entries import Description, ModuleEntry
 from fxprune.artefacts.modules import build_layer
 from fxprune.artefacts.source_constants import ConstantTable, literal_source, zeros_source
 from fxprune.artefacts.source_layout import call, is_plain_name
+from fxprune.artefacts.source_states import StateSource
 from fxprune.artefacts.tensors import TensorEntry
 from fxprune.artefacts.values import decode
 
@@ -28,14 +29,17 @@ def named(**modules: nn.Module) -> nn.Module:
 
 
 class ModuleTree:
-    """The modules and tensors of a description, printed as source."""
+    """The modules and tensors of a description, printed as source; ``tensors`` holds all values by name."""
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: Description, tensors: Mapping[str, torch.Tensor]) -> None:
         self._description = description
+        self._tensors = tensors
         self.constants = ConstantTable()
+        self.states = StateSource(self.access, tensors, self.constants)
+        self.islands: dict[str, str] = {}
         self._entries = {entry.path: entry for entry in description.modules}
         self._children: dict[str, list[str]] = {"": []}
-        for entry in description.modules:
+        for entry in (e for e in description.modules if e.path):
             parent, _, name = entry.path.rpartition(".")
             self._children.setdefault(entry.path, [])
             if entry.shared_with is None and parent in self._children:
@@ -47,14 +51,15 @@ class ModuleTree:
         """Paths of containers that hold nothing but "0", "1", ... in order."""
         holding_more = {e.path.rpartition(".")[0] for e in self._description.modules if e.shared_with is not None}
         holding_more |= {entry.name.rpartition(".")[0] for entry in self._description.tensors}
+        holding_more |= {e.path for e in self._description.modules if e.foreign is not None}
         return {
             path
             for path, names in self._children.items()
             if path and names and set(names) == {str(i) for i in range(len(names))} and path not in holding_more
         }
 
-    def statements(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """The body of ``__init__``; constants among ``tensors`` are written out, of the others the shape and dtype."""
+    def statements(self) -> list[str]:
+        """The body of ``__init__``; constants are written out, of the other tensors the shape and dtype."""
         lines = []
         for name in self._children[""]:
             start = f"self.{name} = " if is_plain_name(name) else f'self.add_module("{name}", '
@@ -64,12 +69,12 @@ class ModuleTree:
                 parent, _, name = entry.path.rpartition(".")
                 lines.append(self._add(parent, name, self.access(entry.shared_with)))
         for tensor_entry in self._description.tensors:
-            lines += self._tensor(tensor_entry, tensors)
-        return lines + self._frozen()
+            lines += self._tensor(tensor_entry, self._tensors)
+        return lines + self._attributes() + self._frozen()
 
-    def access(self, path: str) -> str:
-        """The expression that reaches a module or tensor from ``self``."""
-        expression, parent = "self", ""
+    def access(self, path: str, below: str = "") -> str:
+        """The expression that reaches what lies at ``path`` below the module ``below``, which is ``self``."""
+        expression, parent = "self", below
         for name in path.split(".") if path else []:
             if parent in self._lists:
                 expression += f"[{name}]"
@@ -84,17 +89,45 @@ class ModuleTree:
         names = self._children[path]
         if entry.layer is not None:
             return _layer_source(entry, indent, reserve)
+        if entry.foreign is not None:
+            return self._holding("restored(", [self._kind(entry)], path, indent, reserve)
         if not names:
             return "nn.Module()"
         if path in self._lists:
             items = [self._module(f"{path}.{i}", indent + 4, 1) for i in range(len(names))]
             return call("nn.ModuleList([", items, indent, "])", reserve)
+        return self._holding("named(", [], path, indent, reserve)
+
+    def _kind(self, entry: ModuleEntry) -> str:
+        """The name of a foreign module's class, or of the class that is written for a graph inside one."""
+        foreign = entry.foreign or {}
+        if entry.graphs is None:
+            return self.states.name(foreign["kind"])
+        taken = set(self.islands.values())
+        wanted = f"Traced{foreign['name']}"
+        names = [wanted, *(f"{wanted}_{i}" for i in range(2, len(taken) + 3))]
+        return self.islands.setdefault(entry.path, next(name for name in names if name not in taken))
+
+    def _holding(self, head: str, first: list[str], path: str, indent: int, reserve: int) -> str:
+        """A call that takes the modules below a path as keywords."""
+        names = self._children[path]
         plain = [f"{n}={self._module(f'{path}.{n}', indent + 4, len(n) + 2)}" for n in names if is_plain_name(n)]
         odd = [n for n in names if not is_plain_name(n)]
         quoted = [f'"{n}": {self._module(f"{path}.{n}", indent + 8, len(n) + 5)}' for n in odd]
         if quoted:
             plain.append(call("**{", quoted, indent + 4, "}"))
-        return call("named(", plain, indent, reserve=reserve)
+        return call(head, [*first, *plain], indent, reserve=reserve)
+
+    def _attributes(self) -> list[str]:
+        """Statements that give foreign modules what they hold beside modules and tensors."""
+        lines = []
+        for entry in (e for e in self._description.modules if e.foreign is not None):
+            foreign, owner = entry.foreign or {}, self.access(entry.path)
+            for slot, names in foreign.get("absent", {}).items():
+                lines += [f'{owner}.{slot}["{name}"] = None' for name in names]
+            if state := foreign.get("state"):
+                lines.append(call(f"vars({owner}).update({{", self.states.items(state), 8, "})"))
+        return lines
 
     def _add(self, parent: str, name: str, expression: str) -> str:
         return f'{self.access(parent)}.add_module("{name}", {expression})'
@@ -121,9 +154,12 @@ class ModuleTree:
 
     def _register(self, path: str, name: str, entry: TensorEntry, value: str) -> str:
         owner = self.access(path)
+        foreign = (known := self._entries.get(path)) is not None and known.foreign is not None
         if entry.kind == "parameter":
             if entry.tied_to is None:
                 value = f"nn.Parameter({value}{'' if entry.requires_grad else ', requires_grad=False'})"
+            if foreign:
+                return f'{owner}._parameters["{name}"] = {value}'
             return call(f"{owner}.register_parameter(", [f'"{name}"', value], 8)
         persistent = ["persistent=False"] if entry.kind == "constant" else []
         return call(f"{owner}.register_buffer(", [f'"{name}"', value, *persistent], 8)

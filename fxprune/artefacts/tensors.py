@@ -93,8 +93,10 @@ def _check_own_storage(name: str, tensor: torch.Tensor, owner: dict[int, str]) -
     owner[storage] = name
 
 
-def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor) -> None:
+def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor, *, foreign: bool = False) -> None:
     """Put a tensor (or the parameter it is tied to) at its name in the network, in the place its layer keeps for it.
+
+    ``foreign``: the module is of a class from outside torch, which has no places yet.
 
     Raises:
         ArtefactError: the layer has no such tensor, or one of another shape.
@@ -102,6 +104,9 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor) -> None:
     path, _, name = entry.name.rpartition(".")
     module = model.get_submodule(path)
     slots: dict[str, Any] = module._parameters if entry.kind == "parameter" else module._buffers
+    if foreign:
+        _attach_foreign(module, entry, tensor)
+        return
     expected = slots.get(name)
     if expected is not None and expected.shape != tensor.shape:
         raise ArtefactError(
@@ -111,7 +116,22 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor) -> None:
     if turned_off or (name not in slots and hasattr(module, name)):
         raise ArtefactError(f"{entry.name!r} has no place in its layer {module}")
     if entry.kind == "parameter":
-        parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, entry.requires_grad)
-        module.register_parameter(name, parameter)
+        module.register_parameter(name, _parameter(tensor, entry))
     else:
         module.register_buffer(name, tensor, persistent=entry.kind == "buffer")
+
+
+def _parameter(tensor: torch.Tensor, entry: TensorEntry) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, entry.requires_grad)
+
+
+def _attach_foreign(module: nn.Module, entry: TensorEntry, tensor: torch.Tensor) -> None:
+    # Not by the methods of the class, which may be its own.
+    name = entry.name.rpartition(".")[2]
+    if entry.kind == "parameter":
+        module._parameters[name] = _parameter(tensor, entry)
+    elif entry.kind == "buffer":
+        module._buffers[name] = tensor
+    else:
+        module._buffers[name] = tensor
+        module._non_persistent_buffers_set.add(name)

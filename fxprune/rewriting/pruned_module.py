@@ -70,7 +70,7 @@ class PrunedGraphModule(fx.GraphModule):
     def _twin(self, root: dict[str, Any], graph: fx.Graph, training: fx.Graph | None, meta: Any) -> PrunedGraphModule:
         second = None if training is None else _copied(training)
         twin = PrunedGraphModule(root, _copied(graph), second, class_name=self._class_name, kept_out=self._kept_out)
-        _set_mode(twin, self.training)
+        set_mode(twin, self.training)
         arrange(twin, self)
         carry(self, twin)
         twin.meta = meta
@@ -95,7 +95,7 @@ def _unpickled(
 ) -> PrunedGraphModule:
     second = None if graphs[1] is None else graph_from_data(graphs[1])
     module = PrunedGraphModule(root, graph_from_data(graphs[0]), second, class_name=class_name, kept_out=kept_out)
-    _set_mode(module, training)
+    set_mode(module, training)
     for name in order:
         _move_last(module, name)
     module.meta = meta
@@ -131,7 +131,7 @@ def _move_last(module: nn.Module, name: str) -> None:
             held[leaf] = held.pop(leaf)  # type: ignore[assignment]
 
 
-def _set_mode(module: PrunedGraphModule, mode: bool) -> None:
+def set_mode(module: PrunedGraphModule, mode: bool) -> None:
     # Not train(): submodules have been copied with their own modes.
     if mode and module._training_graph is not None:
         module.graph = module._training_graph

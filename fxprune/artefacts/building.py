@@ -1,0 +1,160 @@
+"""The network of a description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.artefacts.entries import Description, ModuleEntry, check_name
+from fxprune.artefacts.foreign import build_foreign, fill
+from fxprune.artefacts.graphs import decode_graph
+from fxprune.artefacts.modules import build_layer
+from fxprune.artefacts.states import StateReader
+from fxprune.artefacts.targets import check_identifier
+from fxprune.artefacts.tensors import TensorEntry, attach
+from fxprune.errors import ArtefactError
+from fxprune.rewriting.pruned_module import PrunedGraphModule, set_mode
+
+__all__ = ["build"]
+
+Graphs = Mapping[str, list[dict[str, Any]]]
+
+
+def build(description: Description, tensors: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> nn.Module:
+    """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to.
+
+    Raises:
+        ArtefactError: the description is inconsistent, or a tensor is missing or has the wrong shape.
+    """
+    root = description.foreign_root
+    tree = nn.Module() if root is None else build_foreign(root, found)
+    below = [entry for entry in description.modules if entry.path]
+    for entry in below:
+        _add_module(tree, entry, found)
+    _attach_all(tree, description, tensors)
+    # From the inside out, so that each graph finds what it calls.
+    islands = [entry for entry in below if entry.graphs is not None]
+    for entry in reversed(islands):
+        _replace(tree, entry.path, _island(tree, entry, description))
+    network = tree if root is not None else _assemble(description.class_name, description.graphs, tree, description, "")
+    _fill_all(network, description, tensors, found)
+    _set_modes(network, description)
+    return network
+
+
+# -- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _add_module(network: nn.Module, entry: ModuleEntry, found: Mapping[str, Any]) -> None:
+    check_name(entry.path)
+    parent_path, _, name = entry.path.rpartition(".")
+    try:
+        parent = network.get_submodule(parent_path)
+        parent._modules[name] = _made(network, entry, found)
+    except (AttributeError, KeyError) as error:
+        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: {error}") from error
+
+
+def _made(network: nn.Module, entry: ModuleEntry, found: Mapping[str, Any]) -> nn.Module:
+    if entry.shared_with is not None:
+        return network.get_submodule(entry.shared_with)
+    if entry.layer is not None:
+        return build_layer(entry.path, entry.layer)
+    if entry.foreign is not None and entry.graphs is None:
+        return build_foreign(entry.foreign, found)
+    return nn.Module()
+
+
+def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of another, under every path that leads to it."""
+    old = network.get_submodule(path)
+    for holder in list(network.modules()):
+        for name, held in holder._modules.items():
+            if held is old:
+                holder._modules[name] = new
+
+
+def _fill_all(
+    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], found: Mapping[str, Any]
+) -> None:
+    reader = StateReader(network, tensors, found)
+    for entry in description.modules:
+        if entry.foreign is not None:
+            fill(network.get_submodule(entry.path), entry.foreign.get("state", {}), reader)
+
+
+def _set_modes(network: nn.Module, description: Description) -> None:
+    # Not by train(), which a class of the user's may have of its own.
+    modes = {"": description.training} | {entry.path: entry.training for entry in description.modules}
+    for path, mode in modes.items():
+        module = network.get_submodule(path)
+        if isinstance(module, PrunedGraphModule):
+            set_mode(module, mode)
+        module.training = mode
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _attach_all(tree: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor]) -> None:
+    foreign = {entry.path for entry in description.modules if entry.foreign is not None}
+    for entry in description.tensors:
+        check_name(entry.name)
+        if entry.name not in tensors and entry.tied_to is None:
+            raise ArtefactError(f"the weights lack {entry.name!r:.80}")
+        tensor = _tensor_of(tree, entry, tensors)
+        attach(tree, entry, tensor, foreign=entry.name.rpartition(".")[0] in foreign)
+    for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]:
+        if tensor.is_meta:
+            raise ArtefactError(f"the network lists no values for {name!r}")
+
+
+def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    if entry.tied_to is None:
+        return tensors[entry.name]
+    path, _, name = entry.tied_to.rpartition(".")
+    holder = network.get_submodule(path)
+    tensor = holder._parameters.get(name) if entry.kind == "parameter" else holder._buffers.get(name)
+    if tensor is None:
+        raise ArtefactError(f"{entry.name!r:.80} is tied to {entry.tied_to!r:.80}, which the network does not hold")
+    return tensor
+
+
+# -- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _island(network: nn.Module, entry: ModuleEntry, description: Description) -> PrunedGraphModule:
+    name = check_identifier((entry.foreign or {}).get("name"), "class")
+    return _assemble(name, entry.graphs or {}, network.get_submodule(entry.path), description, f"{entry.path}.")
+
+
+def _assemble(
+    class_name: str, encoded: Graphs, tree: nn.Module, description: Description, prefix: str
+) -> PrunedGraphModule:
+    graphs = {mode: decode_graph(nodes, tree) for mode, nodes in encoded.items()}
+    nodes = [node for graph in graphs.values() for node in graph.nodes]
+    root: dict[str, Any] = {str(n.target): tree.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
+    read = {str(node.target): None for node in nodes if node.op == "get_attr"}
+    root |= {name: getattr(tree.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in read}
+    constants = [e.name for e in description.tensors if e.kind == "constant" and e.name.startswith(prefix)]
+    kept_out = [name[len(prefix) :] for name in constants if name[len(prefix) :] in read]
+    network = PrunedGraphModule(root, graphs["eval"], graphs.get("training"), class_name=class_name, kept_out=kept_out)
+    _arrange(network, tree)
+    return network
+
+
+def _arrange(network: nn.Module, tree: nn.Module) -> None:
+    """Give a module the order of ``tree``, which optimisers go by, and what is in the state dict but in no graph."""
+    for name, module in tree._modules.items():
+        network._modules[name] = held = network._modules.pop(name, module)
+        if held is not None and module is not None and held is not module:
+            _arrange(held, module)
+    for name, parameter in tree._parameters.items():
+        network._parameters[name] = network._parameters.pop(name, parameter)
+    for name, buffer in tree._buffers.items():
+        if name not in network._buffers:
+            network.register_buffer(name, buffer, persistent=name not in tree._non_persistent_buffers_set)
+        network._buffers[name] = network._buffers.pop(name)
