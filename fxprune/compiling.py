@@ -22,7 +22,7 @@ from fxprune.options import Options, setting
 from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
 from fxprune.reporting import Report
-from fxprune.rewriting import rewrite
+from fxprune.rewriting import node_keep, rewrite
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.summarising import summarise
@@ -276,4 +276,5 @@ def _proved(
         (sample.args, sample.kwargs),
         crosses_norm=graph.crosses_norm(cut),
         seed=setting(plan, "seed", 0),
+        node_keep=node_keep(graph, masks),
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness.worker import run_request
 
 __all__ = ["Outcome", "Record", "Task", "run_in_process"]
 
@@ -51,8 +54,7 @@ def run_in_process(
     with tempfile.TemporaryDirectory(prefix="fxprune-benchmark-") as folder:
         records, errors = Path(folder) / "records", Path(folder) / "errors"
         request = {"task": _import_path(task), "arguments": dict(arguments), "records": str(records), "gib": memory_gib}
-        with errors.open("wb") as sink:
-            failure = _run(request, sink, limit_seconds)
+        failure = _run(request, errors, limit_seconds)
         if failure is None:
             failure = _last_line(errors)
         fields, peak = _collected(records)
@@ -60,25 +62,30 @@ def run_in_process(
     return Outcome(fields, failure, time.perf_counter() - started, peak / 2**20)
 
 
-def _run(request: Mapping[str, Any], sink: Any, limit_seconds: float) -> str | None:
+@cache
+def _context() -> ForkServerContext:
+    """Processes forked from one that has imported the heavy libraries, which take longer than many a measurement.
+
+    It has not imported fxprune, and it holds no threads and no caches of an earlier task.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "timm", "networkx"])  # those not installed are left out
+    return context
+
+
+def _run(request: Mapping[str, Any], errors: Path, limit_seconds: float) -> str | None:
     """Why the process was stopped, "" if it ended well, None if it failed by itself."""
-    command = [sys.executable, "-m", "benchmarks.harness.worker", json.dumps(request)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sink, start_new_session=True)
-    try:
-        code = process.wait(limit_seconds)
-    except subprocess.TimeoutExpired:
+    process = _context().Process(target=run_request, args=(dict(request), str(errors)))
+    process.start()
+    process.join(limit_seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
         return f"more than {limit_seconds:g} s"
-    finally:
-        _stop(process)
+    code = process.exitcode or 0
     if code < 0:
         return f"stopped by signal {signal.Signals(-code).name}"
     return None if code else ""
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _import_path(task: Task) -> str:

@@ -1,11 +1,12 @@
-"""The process that runs one task: ``python -m benchmarks.harness.worker REQUEST``; see ``processes.py``."""
+"""What runs in a process of its own; see ``processes.py``."""
 
 from __future__ import annotations
 
 import importlib
 import json
-import sys
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from benchmarks.harness.limits import TimeLimitReached
 from benchmarks.harness.memory import limit_memory, peak_memory
 
 
-def main(request_text: str) -> None:
-    """Run the task of a request and write what it records, a JSON line each time."""
-    request = json.loads(request_text)
+def run_request(request: Mapping[str, Any], errors: str) -> None:
+    """Run the task of a request and write what it records, a JSON line each time; what it prints goes to ``errors``."""
+    _redirect_output(errors)
     if request["gib"]:
         limit_memory(int(request["gib"] * 2**30))
     warnings.simplefilter("ignore")
@@ -34,5 +35,9 @@ def main(request_text: str) -> None:
         record()
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+def _redirect_output(errors: str) -> None:
+    sink = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # Libraries in C write to the descriptors themselves.
+    for descriptor in (1, 2):
+        os.dup2(sink, descriptor)
+    os.close(sink)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
 from fxprune.rules.repair import Repair
 from fxprune.rules.signatures import replace
+from fxprune.rules.sizes import size_map
 
 
 class Rewriter:
@@ -170,14 +170,12 @@ class Rewriter:
         tensor, dim = node.args
         assert isinstance(tensor, fx.Node)
         assert isinstance(dim, int)
-        axis: Axis = self._source.axes[tensor][dim]
-        kept = int(kept_mask(self._source.solver.resolve(axis), self._masks).sum())
-        if kept == axis.size:
-            return self._create(node, self._map(node.args), {})
-        if _static(self._source, axis):
+        axis: Axis = self._source.solver.resolve(self._source.axes[tensor][dim])
+        kept = int(kept_mask(axis, self._masks).sum())
+        if kept != axis.size and not has_fixed(axis):
             return node.meta["val"]
         live = self._create(node, self._map(node.args), {})
-        return self.emit(operator.floordiv, self.emit(operator.mul, live, axis.size), kept)
+        return live if kept == axis.size else size_map(axis, self._masks).full(live, self.emit)
 
     # -- tensors ----------------------------------------------------------------------------------------------------
 
@@ -227,6 +225,17 @@ def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask
     return rewriter.assembled(graph.captured).train(model.training)
 
 
+def node_keep(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> dict[str, tuple[torch.Tensor | None, ...]]:
+    """For each node of the captured graph by name whose value loses something, the kept indices of every dim."""
+    found = {}
+    for node in graph.captured.graph.nodes:
+        if node.op.startswith("call_") and isinstance(node.meta.get("val"), torch.Tensor) and node in graph.axes:
+            indices = kept_indices(map(graph.solver.resolve, graph.axes[node]), masks)
+            if any(index is not None for index in indices):
+                found[node.name] = indices
+    return found
+
+
 def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
     """Buffers that the original keeps out of its state dict and the new network holds by themselves."""
     modules = model.named_modules()
@@ -237,7 +246,3 @@ def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
 def _device(model: nn.Module) -> torch.device:
     tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _static(graph: ChannelGraph, axis: Axis) -> bool:
-    return not has_fixed(graph.solver.resolve(axis))

@@ -14,6 +14,7 @@ from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, has_fixed, variables
 from fxprune.axes.solver import Solver
 from fxprune.rules.call import Call
+from fxprune.rules.sizes import size_map
 
 EmitOp = Callable[..., fx.Node]
 
@@ -79,7 +80,7 @@ class Repair:
             return value
         if not isinstance(value, fx.Node) or self.is_static(axis):
             return new
-        return self.emit(operator.floordiv, self.emit(operator.mul, value, new), old)
+        return size_map(self._solver.resolve(axis), self._masks).kept(value, self.emit)
 
     def resize_all(self, name: str, axes: Sequence[Axis]) -> None:
         """Repair a sequence of sizes, one for each axis, counted from the last."""

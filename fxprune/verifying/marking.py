@@ -1,8 +1,9 @@
 """Removal of values that no parameter makes: padding, expanded dims, constants of the graph.
 
 Nothing carries a NaN into them, so which of their slices go is the plan's word alone, as it is for parameters. It is
-taken only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of
-its own is removed by its parameters or not at all.
+taken for what depends on neither inputs nor parameters, such as a table of positions that the forward computes, and
+else only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of its
+own is removed by its parameters or not at all.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .nan_carrying.calls import bury, gone
 from .nan_carrying.contractions import has_copies
 
 __all__ = ["MarkedRun", "NodeKeep"]
+
+_ABOUT = ("size", "dim", "numel", "shape", "dtype", "device", "ndim")
 
 NodeKeep = Mapping[str, tuple[Tensor | None, ...]]
 
@@ -43,10 +46,11 @@ class MarkedRun:
 
 
 class _Marking(fx.Interpreter):
-    def __init__(self, module: nn.Module, node_keep: NodeKeep) -> None:
+    def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:
         super().__init__(module)
         self.extra_traceback = False
         self._node_keep = node_keep
+        self._tables = _tables(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -55,16 +59,36 @@ class _Marking(fx.Interpreter):
             with _disable_current_modes():
                 for dim, index in enumerate(kept):
                     if index is not None and result.numel():
-                        result = _marked(result, dim, index)
+                        result = _marked(result, dim, index, anything=n in self._tables)
         return result
 
 
-def _marked(value: Tensor, dim: int, index: Tensor) -> Tensor:
+def _tables(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _reads_about(node: fx.Node) -> bool:
+    """Whether a node reads something about a tensor, and not its values."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _ABOUT
+    return node.op == "call_method" and node.target in _ABOUT
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method")
+
+
+def _marked(value: Tensor, dim: int, index: Tensor, *, anything: bool) -> Tensor:
     lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
     lost[index.to(value.device)] = False
     slices = value.movedim(dim, 0).reshape(value.shape[dim], -1)
     missing = lost & ~gone(slices).any(1)
-    if not bool(missing.any()) or not _is_free(slices, missing):
+    if not bool(missing.any()) or not (anything or _is_free(slices, missing)):
         return value
     shape = [1] * value.ndim
     shape[dim] = -1

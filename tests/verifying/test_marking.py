@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxprune
 from fxprune.errors import ProofError
 from fxprune.verifying import Proof, prove
 
@@ -113,3 +114,26 @@ def test_constants_of_the_graph() -> None:
     pruned = twins.cut(captured, keep, repair)
     sample = ((torch.randn(2, 2),), {})
     assert prove(model, captured, pruned, {**keep, str(table.target): (kept,)}, sample, crosses_norm=False)
+
+
+class ComputedTable(nn.Module):
+    """A table that the forward computes from sizes: no parameter and no copy tells which of its columns go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Linear(8, 6)
+        self.stem = nn.Linear(4, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(x.shape[1], device=x.device)[:, None] * torch.arange(1, 9, device=x.device)
+        return self.head((self.stem(x) + self.table(torch.sin(steps.to(x.dtype)))).softmax(-1))
+
+
+def test_a_table_that_the_forward_computes_loses_what_the_plan_says() -> None:
+    sample = torch.randn(2, 5, 4)
+    pruned = fxprune.compile(ComputedTable(), sample, 0.5, budget="channels", scope="uniform")
+    assert pruned.get_parameter("table.weight").shape[1] < 8
+    proof = fxprune.report(pruned).proof
+    assert proof is not None
+    assert any("as the plan says" in note for note in proof.notes)

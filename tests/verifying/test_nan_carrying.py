@@ -162,6 +162,7 @@ NORMS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
         (IMAGE, (C,), (C,), (C,), (C,)),
     ),
     "batch_norm of the batch": (lambda x: F.batch_norm(x, None, None, training=True), (IMAGE,)),
+    "batch_norm over the width": (lambda x, w: F.batch_norm(x, None, None, w, training=True), ((2, 5, C), (5,))),
     "weight_norm rows": (lambda v, g: torch._weight_norm(v, g, 0), ((C, 4), (C, 1))),
     "weight_norm columns": (lambda v, g: torch._weight_norm(v, g, 0), ((4, C), (4, 1))),
 }
@@ -266,7 +267,10 @@ FAULTS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "interpolation over removed positions": (lambda x: F.interpolate(x, 4, mode="linear"), (TOKENS,)),
     "sort": (lambda x: x.sort(-1), (TOKENS,)),
     "argmax": (lambda x: x.argmax(-1), (TOKENS,)),
-    "batch statistics": (lambda x: F.batch_norm(x, None, None, training=True), ((2, 5, C),)),
+    "running statistics": (
+        lambda x: F.batch_norm(x, torch.zeros(5).double(), torch.ones(5).double(), training=True),
+        ((2, 5, C),),
+    ),
     "unknown operator": (torch.linalg.det, ((C, C),)),
     "unknown count": (lambda x: x.count_nonzero(), (TOKENS,)),
     "grid": (lambda x, g: F.grid_sample(x, g[..., :2]), ((2, 3, 5, 5), (2, 3, C, 4))),

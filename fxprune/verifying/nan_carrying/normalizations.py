@@ -55,12 +55,22 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _batch_norm(call: Call) -> Any:
-    """Per channel, hence right by itself, except where batch statistics are taken over removed positions."""
+    """Per channel, hence right by itself, except where statistics of what it is given run over removed positions.
+
+    That is how weights are standardised: each row of a weight is a channel, with its inputs as positions.
+    """
     x = call["input"]
     by_batch = bool(call.get("training", False)) or call.get("running_mean") is None
-    if by_batch and not constant_along(gone(x), [0, *range(2, x.ndim)]):
-        raise call.fault("takes batch statistics over a dim that has removed positions")
-    return call.run()
+    dims = (0, *range(2, x.ndim))
+    if not by_batch or constant_along(gone(x), dims):
+        return call.run()
+    if call.get("running_mean") is not None:
+        raise call.fault("would put statistics over removed positions into the running ones")
+    mean, variance = _moments(x, dims)
+    scale = torch.rsqrt(variance + call.get("eps", call.get("epsilon")))
+    weight, bias = (None if v is None else v.reshape(mean.shape) for v in (call.get("weight"), call.get("bias")))
+    more = [x.new_empty(0)] * (len(call.func._schema.returns) - 3)
+    return _affine((x - mean) * scale, weight, bias), mean.flatten(), scale.flatten(), *more
 
 
 def _weight_norm(call: Call) -> Any:
