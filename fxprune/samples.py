@@ -65,9 +65,26 @@ class Sample:
 
     @property
     def batch_size(self) -> int | None:
-        """Dim 0 if all tensors with at least one dim agree on it, else None."""
+        """Dim 0 if all tensors with at least one dim agree on it, else None; a list of images has no such dim."""
+        if self.image_lists:
+            return None
         sizes = {tensor.shape[0] for tensor in self.tensors if tensor.ndim > 0}
         return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def image_lists(self) -> list[list[torch.Tensor]]:
+        """The arguments that are lists of colour images, as detectors take them: any number, of any sizes."""
+        arguments = (*self.args, *self.kwargs.values())
+        return [value for value in arguments if isinstance(value, list) and value and all(map(_is_image, value))]
+
+    def with_another_image(self) -> Sample:
+        """The same sample with the first image once more, and the first entry of every list of the same length."""
+        count = len(self.image_lists[0])
+
+        def longer(value: Any) -> Any:
+            return [*value, value[0]] if isinstance(value, list) and len(value) == count else value
+
+        return Sample(tuple(map(longer, self.args)), {name: longer(value) for name, value in self.kwargs.items()})
 
     def with_batch(self, batch_size: int) -> Sample:
         """The same sample with ``batch_size`` rows along dim 0: rows repeat in order, or the first ones are kept.
@@ -115,6 +132,13 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     # Infinity is allowed: attention masks are written with it.
     if tensor.device.type != "meta" and (tensor.is_floating_point() or tensor.is_complex()) and tensor.isnan().any():
         raise SampleError(f"sample_input {name} holds NaN, so no output could be compared: pass finite values")
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a value is colours x height x width, with three colours or four."""
+    return (
+        isinstance(value, torch.Tensor) and value.is_floating_point() and value.ndim == 3 and value.shape[0] in (3, 4)
+    )
 
 
 def _with_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -21,14 +21,14 @@ COLUMNS += ["parameters_trained", "seconds", "peak_mib", "failure"]
 
 
 def cover(record: Record, library: str, model: str, ratio: float, meta: bool) -> None:
-    """One row: pruned at ``ratio`` of MACs (or as far as one can get), proven, tried out unless on ``meta``."""
+    """One row: pruned at ``ratio`` of MACs (or as far as one can get), proven and trained a step unless on ``meta``."""
     network = find_network(library, model, meta=meta)
     record(asked=ratio)
     pruned = _compiled(record, network, ratio)
     record(pruned=True)
-    record(**shares_left_by_uniform_plan(network.model, network.sample))
+    record(other_batch=follows_batch(network.model, pruned, network.sample))
     if not meta:
-        record(other_batch=follows_batch(network.model, pruned, network.sample))
+        record(**shares_left_by_uniform_plan(network.model, network.sample))
         record(parameters_trained=train_one_step(pruned, network.training_sample))
 
 

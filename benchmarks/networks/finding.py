@@ -79,5 +79,6 @@ def _published(library: str, name: str, seed: int) -> Network:
     found = find_model(f"{library}:{name}", [], seed)
     if library != "torchvision":
         return Network(found.model, found.sample, found.sample)
+    torchvision_networks.shrink_images(found.model)
     sample = torchvision_networks.sample_of(name, found.sample)
     return Network(found.model, sample, torchvision_networks.training_sample_of(name, sample))

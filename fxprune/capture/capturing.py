@@ -14,6 +14,7 @@ from torch.fx.graph_module import _assign_attr
 
 from fxprune.capture import builtin_calls, clone, guards, lowering, sources
 from fxprune.capture.recorder import Recorder
+from fxprune.capture.recording import record_calls
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.samples import Sample
 
@@ -209,9 +210,22 @@ def capture_training(
     """
     if not captured.reads_training:
         return None
-    training = capture(model, captured.sample, keeps=keeps, is_leaf=is_leaf, training=True, prefix=captured.prefix)
+    options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
+    training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training
+
+
+def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, OpaqueCalls]:
+    """What each opaque module gives in training mode, which may be something else than in eval mode."""
+    if not captured.opaque:
+        return {}
+    try:
+        recorded = record_calls(model, captured.sample, training=True)
+    except Exception as error:  # the user's own code: anything may come out of it
+        message = f"an opaque module cannot be run in training mode: {type(error).__name__}: {error}"
+        raise CaptureError(message) from error
+    return {path: (reason, recorded[path].results) for path, reason in captured.opaque.items() if path in recorded}
 
 
 def _device_of(sample: Sample) -> torch.device:

@@ -24,13 +24,13 @@ class Calls:
     stacks: list[tuple[str, ...]] = field(default_factory=list)
 
 
-def record_calls(model: nn.Module, sample: Sample) -> dict[str, Calls]:
-    """Run a private copy in eval mode on real values and note every submodule's calls by path.
+def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) -> dict[str, Calls]:
+    """Run a private copy on real values and note every submodule's calls by path.
 
     Raises:
         Exception: whatever the model raises on its sample.
     """
-    twin = copy.deepcopy(model).eval()
+    twin = copy.deepcopy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
     for path, module in twin.named_modules():

@@ -16,6 +16,7 @@ __all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
 # The second resolution is smaller by this many pixels, a multiple of the common total strides, where that leaves
 # enough; else larger, by no more than twice, because attention is quadratic in pixels.
 _PIXELS, _ENOUGH = 32, 96
+_IMAGE_DIMS = (4, 5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ class Probe:
     @property
     def resolutions(self) -> tuple[str, ...]:
         """Height x width of each image-like input."""
-        return tuple(f"{t.shape[-2]}x{t.shape[-1]}" for t in self.sample.tensors if _is_image(t))
+        images = self.sample.image_lists
+        tensors = images[0][:1] if images else [t for t in self.sample.tensors if _is_image(t)]
+        return tuple(f"{t.shape[-2]}x{t.shape[-1]}" for t in tensors)
 
     def in_dtype(self, dtype: torch.dtype) -> Sample:
         """Fresh copies of the arguments, floating ones in ``dtype``."""
@@ -75,8 +78,12 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
     asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
     given = ("" if not sizes else f", batch {sample.batch_size}", sample)
     first, second = [*asked[:1], given], [*asked[1:], given]
-    resize = resize and any(_is_image(tensor) for tensor in sample.tensors)
     others: list[Probe] = []
+    if resize and sample.image_lists:
+        label = "random images, one more, of another size"
+        others.append(_random(label, sample.with_another_image(), generator, resized=True))
+        resize = False
+    resize = resize and any(_is_image(tensor) for tensor in sample.tensors)
     for suffix, values in second:
         if resize:
             label = f"random inputs{suffix}, another resolution"
@@ -87,7 +94,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
 
 
 def _is_image(tensor: Tensor) -> bool:
-    return tensor.ndim in (4, 5) and tensor.is_floating_point()
+    return tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
 
 
 def randomised(probe: Probe, seed: int) -> Probe:
@@ -96,7 +103,8 @@ def randomised(probe: Probe, seed: int) -> Probe:
 
 
 def _random(label: str, sample: Sample, generator: torch.Generator, *, resized: bool = False) -> Probe:
-    return Probe(label, sample.map(lambda tensor: _random_like(tensor, generator, resized)), resized)
+    images = (3, 4, 5) if sample.image_lists else _IMAGE_DIMS
+    return Probe(label, sample.map(lambda t: _random_like(t, generator, resized and t.ndim in images)), resized)
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> Tensor:
@@ -105,7 +113,7 @@ def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> T
     Positive inputs stay positive, because a network may take their root or logarithm.
     """
     shape = list(tensor.shape)
-    if resized and _is_image(tensor):
+    if resized and tensor.is_floating_point():
         smallest = min(shape[-2:])
         change = -_PIXELS if smallest >= _ENOUGH else min(_PIXELS, smallest)
         shape[-2:] = [size + change for size in shape[-2:]]

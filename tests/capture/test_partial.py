@@ -83,3 +83,26 @@ def test_the_original_is_left_alone() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     storages = {t.untyped_storage().data_ptr() for t in model.state_dict().values()}
     assert storages.isdisjoint(t.untyped_storage().data_ptr() for t in pruned.state_dict().values())
+
+
+class Fickle(Net):
+    """Behaves otherwise in training, beside a module that no trace can follow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.nn.functional.dropout(self.stem(x), 0.5, self.training)
+        if self.training:
+            h = h + torch.rand(h.shape[0], 1, 1, 1, device=h.device)
+        return self.head(self.gate(h))
+
+
+def test_training_has_its_own_graph_beside_opaque_modules() -> None:
+    model, x = Fickle(), torch.randn(2, 3, 12, 12)
+    copy = fxprune.compile(model, x, 0.0)
+    assert [row.name for row in fxprune.report(copy).opaque] == ["gate"]
+    for mode in (True, False):
+        torch.manual_seed(3)
+        expected = model.train(mode)(x)
+        torch.manual_seed(3)
+        assert torch.equal(copy.train(mode)(x), expected)
+    pruned = fxprune.compile(model, x, 0.4).train()
+    assert not torch.equal(pruned(x), pruned(x)), "dropout is drawn anew at every call"
