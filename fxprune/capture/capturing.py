@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
 from fxprune.capture import builtin_calls, clone, guards, lowering, sources
+from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
 from fxprune.errors import CaptureError, FxpruneError
@@ -165,6 +166,7 @@ class _Task:
             recorder = Recorder(self.keeps, _device_of(self.sample), f"{self.prefix}_{name}", self._buffer)
             recorder.name_tensors(_named_tensors(copy, self.prefix))
             _run(copy, self.sample.to_meta(), recorder, self.is_leaf, self.prefix, self.opaque)
+        drop_unread(recorder.graph)
         shapes, aliases, parameters = names_of(copy, self.prefix)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
         return Captured(

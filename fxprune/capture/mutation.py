@@ -1,4 +1,4 @@
-"""Writing in place: which ops do it, and whether it reaches what an op gives."""
+"""Which ops write in place, whether that reaches what an op gives, and which ops have no effect at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,34 @@ _VIEWS = frozenset(
     """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
     split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
 )
+
+# Parts of names: what draws random numbers moves the generator on, even where nothing reads the result.
+_DRAWS = (
+    "rand",
+    "dropout",
+    "bernoulli",
+    "normal",
+    "multinomial",
+    "poisson",
+    "rrelu",
+    "gumbel",
+    "fractional",
+    "scaled_dot",
+)
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Remove the ops that nothing reads and that change nothing."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and _is_pure(node):
+            graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method") or node.meta.get("val") is None or writes_in_place(node):
+        return False
+    name = canonical_name(node.target)
+    return not any(part in name for part in _DRAWS)
 
 
 def writes_in_place(node: fx.Node) -> bool:

@@ -388,3 +388,22 @@ def test_images_through_a_larger_net() -> None:
 
     result = pruned(Unet(), image())
     assert result(image(3, 16)).shape == (3, 5, 16, 16)
+
+
+class Weighted(nn.Module):
+    """Attention as it comes, whose averaged weights nobody reads; a dropout that nobody reads draws all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention, self.last = nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        F.dropout(h, 0.5, training=True)
+        return self.last(h + self.attention(h, h, h)[0])
+
+
+def test_what_nobody_reads_and_changes_nothing_is_left_out() -> None:
+    nodes = list(captured(Weighted().eval(), torch.randn(5, 2, 8)).graph.nodes)
+    assert [n.name for n in nodes if not n.users] == ["dropout", "output"]
+    assert not [n for n in nodes if "mean" in n.name]
