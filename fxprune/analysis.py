@@ -202,6 +202,7 @@ class ChannelGraph:
         self.axes = analyzer.axes
         self.opaque = tuple(analyzer.opaque)
         self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(a.size for a in t) for n, t in analyzer.tensors.items()}
+        self._selections = {n: f"inputs of {p}" for c in self.captured.everything() for n, p in c.selections.items()}
         self.constants = {n: t for c in self.captured.everything() for n, t in c.constants.items()}
         resolve = self.solver.resolve
         self.tensors: Mapping[str, tuple[Axis, ...]] = {
@@ -261,10 +262,10 @@ class ChannelGraph:
     def _group(
         self, root: int, members: list[Member], order: Mapping[str, int], crossed: set[int], joined: set[int]
     ) -> Group:
-        members.sort(key=lambda m: (m.role != "out", order[m.tensor], m.dim))
+        members.sort(key=lambda m: (m.role not in ("out", "selection"), order[m.tensor], m.dim))
         first = members[0]
         variable = next(v for v in variables(first.axis) if v.serial == root)
-        name = first.tensor.removesuffix(".weight")
+        name = self._selections.get(first.tensor, first.tensor.removesuffix(".weight"))
         return Group(name, variable, variable.size, tuple(members), root in crossed, root in joined)
 
     def _activation_axes(self) -> tuple[Axis, ...]:

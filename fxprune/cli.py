@@ -86,6 +86,7 @@ def compile_command(
     criterion: Annotated[str, typer.Option(help="How channels are ranked, such as magnitude.")] = "magnitude",
     scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
     residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
+    couplings: Annotated[str, typer.Option(help="keep, or drop: readers of a stream select their inputs.")] = "keep",
     exclude: Annotated[
         list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
     ] = None,
@@ -111,6 +112,7 @@ def compile_command(
         criterion=criterion,
         scope=scope,
         residual=residual,
+        couplings=couplings,
         exclude=exclude or (),
         round_to=round_to,
         min_channels=min_channels,

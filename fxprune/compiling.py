@@ -26,6 +26,7 @@ from fxprune.rewriting import node_keep, rewrite
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.summarising import summarise
+from fxprune.uncoupling import check_couplings, drop_couplings
 from fxprune.verifying import Proof, prove
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
@@ -42,6 +43,7 @@ def compile(  # noqa: A001  the public name says what it does
     exclude: Sequence[str] = (),
     scope: str = "global",
     residual: str = "coupled",
+    couplings: str = "keep",
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
@@ -61,6 +63,9 @@ def compile(  # noqa: A001  the public name says what it does
         exclude: fnmatch patterns of module or parameter paths whose output channels stay.
         scope: "global" ranks all groups together, "uniform" takes the same share of each.
         residual: "coupled", or "inner" to keep the width of groups that cross an addition.
+        couplings: "keep", or "drop" to let every convolution and linear layer that reads a residual stream or a
+            concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
+            its width.
         round_to: a narrowed group's width is a multiple of this.
         min_channels: a narrowed group keeps at least this many channels.
         max_ratio: at most this share of a group's channels goes.
@@ -77,24 +82,24 @@ def compile(  # noqa: A001  the public name says what it does
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
     options = Options.checked(
-        ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed
+        ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     with _pass(progress) as steps:
-        graph, sample = _analyzed(model, sample_input, steps)
+        graph, sample = _analyzed(model, sample_input, steps, options.couplings)
         chosen = _planned(graph, model, options, steps)
         return _applied(graph, model, sample, chosen, verify, steps)
 
 
-def analyze(model: nn.Module, sample_input: Any) -> ChannelGraph:
+def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> ChannelGraph:
     """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain()``, ``.draw()``.
 
-    A network in which everything is pinned has no groups; ``.pinned`` says why.
+    A network in which everything is pinned has no groups; ``.pinned`` says why. ``couplings``: as for :func:`compile`.
 
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
     with _pass(False) as steps:
-        return _analyzed(model, sample_input, steps)[0]
+        return _analyzed(model, sample_input, steps, check_couplings(couplings))[0]
 
 
 def plan(
@@ -107,6 +112,7 @@ def plan(
     exclude: Sequence[str] = (),
     scope: str = "global",
     residual: str = "coupled",
+    couplings: str = "keep",
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
@@ -119,10 +125,10 @@ def plan(
         FxpruneError: see :func:`compile`.
     """
     options = Options.checked(
-        ratio, budget, criterion, exclude, scope, residual, round_to, min_channels, max_ratio, seed
+        ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     with _pass(progress) as steps:
-        graph, _ = _analyzed(model, sample_input, steps)
+        graph, _ = _analyzed(model, sample_input, steps, options.couplings)
         return _planned(graph, model, options, steps)
 
 
@@ -138,7 +144,8 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
     with _pass(progress) as steps:
-        graph, sample = _analyzed(model, sample_input, steps)
+        couplings = check_couplings(setting(plan, "couplings", "keep"))
+        graph, sample = _analyzed(model, sample_input, steps, couplings)
         return _applied(graph, model, sample, plan, verify, steps)
 
 
@@ -173,7 +180,7 @@ def _pass(progress: bool | None) -> Iterator[Steps]:
         yield steps
 
 
-def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[ChannelGraph, Sample]:
+def _analyzed(model: nn.Module, sample_input: Any, steps: Steps, couplings: str) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
         sample = Sample.from_input(sample_input).map(torch.Tensor.detach)
         check_model(model)
@@ -182,6 +189,8 @@ def _analyzed(model: nn.Module, sample_input: Any, steps: Steps) -> tuple[Channe
             captured = _captured(model, sample)
             untraced = _add_training(model, captured)
     with steps("analyze"):
+        if couplings == "drop":
+            drop_couplings(captured, model)
         graph = analyze_capture(captured, model, sample.batch_size, untraced)
     return graph, sample
 

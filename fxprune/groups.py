@@ -20,7 +20,8 @@ class Member:
     """One dim of one parameter or buffer that a group cuts.
 
     ``role``: "out" (rows of the op that makes the channels), "in" (columns of one that reads them), "scale"
-    (per-channel affine parameters and statistics) or "other". ``axis`` is the dim's resolved axis: ``units_of(axis,
+    (per-channel affine parameters and statistics), "selection" (the gate in front of a consumer that selects its own
+    channels) or "other". ``axis`` is the dim's resolved axis: ``units_of(axis,
     group.variable)`` says which unit each of its indices belongs to.
     """
 

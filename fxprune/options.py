@@ -12,6 +12,7 @@ from fxprune.errors import OptionError, PlanError
 from fxprune.planning import Plan
 from fxprune.planning.budgets import check_ratio
 from fxprune.reporting import versions
+from fxprune.uncoupling import check_couplings
 
 __all__ = ["Options", "setting"]
 
@@ -26,6 +27,7 @@ class Options:
     exclude: Sequence[str]
     scope: str
     residual: str
+    couplings: str
     round_to: int
     min_channels: int
     max_ratio: float
@@ -40,7 +42,13 @@ class Options:
         """
         given = cls(*fields)
         patterns = given.exclude if isinstance(given.exclude, str) else tuple(given.exclude)
-        return replace(given, ratio=check_ratio(given.ratio), exclude=patterns, seed=_whole_number(given.seed))
+        return replace(
+            given,
+            ratio=check_ratio(given.ratio),
+            exclude=patterns,
+            couplings=check_couplings(given.couplings),
+            seed=_whole_number(given.seed),
+        )
 
     def settings(self, criterion: Criterion) -> dict[str, Any]:
         """JSON values that reproduce the plan."""

@@ -77,3 +77,28 @@ def test_one_graph_serves_both_modes_where_they_are_equal() -> None:
     pruned = fxprune.compile(model, torch.randn(1, 3, 8, 8), 0.3)
     graph = pruned.train().graph
     assert pruned.eval().graph is graph
+
+
+class ConstantInTraining(nn.Module):
+    """A constant that only the graph of training mode has, on a width that can be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if self.training:
+            x = x * torch.linspace(0.5, 1.0, 16).reshape(16, 1, 1)
+        return self.last(F.relu(x))
+
+
+def test_a_constant_of_training_mode_alone_is_cut_with_its_channels() -> None:
+    model = ConstantInTraining()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.5)
+    keep = fxprune.report(pruned).plan.keep["first.weight"][0]
+    with torch.no_grad():
+        model.last.weight[:, [i for i in range(16) if i not in keep.tolist()]] = 0
+    x = torch.randn(3, 3, 8, 8)
+    for mode in (True, False):
+        torch.testing.assert_close(pruned.train(mode)(x), model.train(mode)(x))

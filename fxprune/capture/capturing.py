@@ -41,6 +41,7 @@ class Captured:
         islands: parts inside opaque modules that are captured by themselves.
         calls: how often an island is called in one run.
         training_twin: the graph of training mode where it is another one.
+        selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
     """
 
@@ -57,6 +58,7 @@ class Captured:
     islands: tuple[Captured, ...] = ()
     calls: int = 1
     training_twin: Captured | None = None
+    selections: dict[str, str] = field(default_factory=dict)
 
     def everything(self) -> Iterator[Captured]:
         """This graph, the one of training mode, and the same for every island."""
@@ -71,6 +73,8 @@ class Captured:
 
     def module(self, model: nn.Module) -> nn.Module:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
+
+        It also holds the constants of training mode, so that every tensor that a plan names is one of its own.
 
         Where the model's own forward is opaque there is no graph, and the model itself is given back.
         """
@@ -91,6 +95,8 @@ class Captured:
         for name in (*self.shapes, *self.aliases):
             if name not in self.constants:
                 _hold(module, name, attribute(model, name))
+        for name, constant in self.training_twin.constants.items() if self.training_twin is not None else ():
+            _hold(module, name, constant)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
         module.training = self.training
         return module

@@ -34,6 +34,7 @@ class Rewriter:
         self._source = graph
         self._captured: Captured = graph.captured
         self._constants = graph.constants
+        self._selections = {name for c in self._captured.everything() for name in c.selections}
         self._model = model
         self._masks = masks
         self._env: dict[fx.Node, Any] = {}
@@ -93,7 +94,8 @@ class Rewriter:
         if node.op == "output":
             return self.graph.output(self._map(node.args[0]))
         if node.op == "get_attr":
-            return self._attribute(str(node.target))
+            # The gate of a selection is only a handle for its width; the selection is written without it.
+            return None if node.target in self._selections else self._attribute(str(node.target))
         if isinstance(node.meta["val"], (int, float)) and not isinstance(node.meta["val"], bool):
             return self._number(node)
         call = self._source.calls.get(node)

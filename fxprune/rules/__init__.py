@@ -21,6 +21,7 @@ from fxprune.rules import (  # noqa: F401  importing them is what registers thei
     repeating,
     reshaping,
     rolling,
+    selecting,
     vision,
     windows,
     writing,
