@@ -28,7 +28,8 @@ COUPLINGS = ("keep", "drop")
 _CONSUMERS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 # What these give is memory of their own, so that a later write in place does not reach what they read.
 _FRESH = frozenset(
-    "batch_norm relu relu6 gelu silu hardswish leaky_relu elu sigmoid tanh avg_pool2d max_pool2d adaptive_avg_pool2d".split()
+    """batch_norm relu relu6 gelu silu hardswish leaky_relu elu sigmoid tanh avg_pool2d max_pool2d
+    adaptive_avg_pool2d""".split()
 )
 
 

@@ -125,8 +125,9 @@ def test_nothing_dropped_leaves_no_trace() -> None:
 
 def test_where_no_stream_is_shared_nothing_changes() -> None:
     model = networks.randomised(networks.SqueezeExcite())
-    graph, as_ever = fxprune.analyze(model, torch.randn(IMAGE), couplings="drop"), fxprune.analyze(
-        model, torch.randn(IMAGE)
+    graph, as_ever = (
+        fxprune.analyze(model, torch.randn(IMAGE), couplings="drop"),
+        fxprune.analyze(model, torch.randn(IMAGE)),
     )
     assert [g.name for g in graph.groups] == [g.name for g in as_ever.groups]
 
