@@ -1,7 +1,8 @@
 """Partial capture: what cannot be traced becomes an opaque leaf, and what lies inside it is traced by itself.
 
 The smallest module whose forward fails is kept as one call. Its submodules that are called with tensors are captured
-one by one, as islands: their inputs and outputs keep their sizes, everything between is pruned as ever.
+one by one, as islands: their inputs and outputs keep their sizes, everything between is pruned as ever. A submodule
+that the code around it may ask for more than a call keeps its class, and its own submodules are the candidates.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.capturing import Captured, capture, capture_training, names_of
+from fxprune.capture.methods import is_only_called, names_used
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
 from fxprune.errors import CaptureError
 from fxprune.samples import Sample
@@ -42,7 +44,7 @@ def capture_parts(
         raise failure from None
     forms = {"keeps": keeps, "is_leaf": is_leaf}
     main = _main(model, sample, failure, recorded, forms)
-    main.islands = tuple(i for path in main.opaque for i in _islands(model, path, recorded, forms))
+    main.islands = tuple(i for path in main.opaque for i in _islands(model, path, recorded, forms, frozenset()))
     if not main.islands and "" in main.opaque:
         raise failure
     return main
@@ -76,16 +78,21 @@ def _holds_list(sample: Sample) -> bool:
     return any(isinstance(v, list) for v in (*sample.args, *sample.kwargs.values()))
 
 
-def _islands(model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]) -> Iterator[Captured]:
-    for name, child in model.get_submodule(path).named_children():
+def _islands(
+    model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any], names: frozenset[str]
+) -> Iterator[Captured]:
+    """The parts of the module at ``path``; ``names`` is what the code of the modules around it uses."""
+    module = model.get_submodule(path)
+    names |= names_used(module)
+    for name, child in module.named_children():
         inner = f"{path}.{name}".lstrip(".")
         if not any(True for _ in child.parameters()) or (inner in recorded and forms["is_leaf"](child)):
             continue
-        island = _island(child, inner, recorded, forms)
+        island = _island(child, inner, recorded, forms) if is_only_called(child, names) else None
         if island is not None:
             yield island
         else:
-            yield from _islands(model, inner, recorded, forms)
+            yield from _islands(model, inner, recorded, forms, names)
 
 
 def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]) -> Captured | None:

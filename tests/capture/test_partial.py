@@ -106,3 +106,39 @@ def test_training_has_its_own_graph_beside_opaque_modules() -> None:
         assert torch.equal(copy.train(mode)(x), expected)
     pruned = fxprune.compile(model, x, 0.4).train()
     assert not torch.equal(pruned(x), pruned(x)), "dropout is drawn anew at every call"
+
+
+class Head(nn.Module):
+    """Computes its own loss, as the heads of detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.tower(x))
+
+    def loss(self, y: torch.Tensor) -> torch.Tensor:
+        return y.square().mean()
+
+
+class Trained(Pictures):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Head()
+
+    def forward(self, pictures: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        found = [self.head(self.backbone(p[None])) for p in pictures]
+        if self.training:
+            return torch.stack([self.head.loss(y) for y in found]).sum()
+        return [y[y > y.mean()] for y in found]
+
+
+def test_parts_that_are_asked_for_more_than_a_call_keep_their_class() -> None:
+    pruned = fxprune.compile(Trained().eval(), [torch.randn(3, 8, 8), torch.randn(3, 9, 7)], 0.4)
+    assert isinstance(pruned.get_submodule("head"), Head)
+    assert pruned.get_parameter("head.tower.0.weight").shape[0] < 8
+    assert isinstance(pruned.get_submodule("backbone"), torch.fx.GraphModule)
+    pruned.train()([torch.randn(3, 5, 5)]).backward()
+    assert all(p.grad is not None for name, p in pruned.named_parameters() if name != "factor")
