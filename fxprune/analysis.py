@@ -14,11 +14,11 @@ from fxprune.axes.elements import has_gather, units_of
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
-from fxprune.capture.capturing import attribute
 from fxprune.capture.naming import canonical_name
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
 from fxprune.groups import Group, Member, PinnedWidth, Term, channel_graph
+from fxprune.model_paths import ModelPaths
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
 from fxprune.rules.registry import ModuleForm, Rule, find_module_form, find_rule
 from fxprune.rules.signatures import bind
@@ -48,6 +48,9 @@ class Analyzer:
     opaque: list[OpaqueOp] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     macs: list[tuple[fx.Node, float, tuple[Axis, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.paths = ModelPaths(self.model)
 
     def run(self) -> None:
         """Visit every node in order."""
@@ -106,7 +109,7 @@ class Analyzer:
 
     def _bound(self, node: fx.Node) -> tuple[str, dict[str, Any], Rule | None]:
         if node.op == "call_module":
-            module = self.model.get_submodule(str(node.target))
+            module = self.paths.module(str(node.target))
             form = find_module_form(module)
             if form is None or str(node.target) in self.captured.opaque:
                 return str(node.target), {}, None
@@ -120,7 +123,7 @@ class Analyzer:
         return name, bind(rule.signature, args, node.kwargs) if rule else {}, rule
 
     def _module_arguments(self, node: fx.Node, form: ModuleForm) -> dict[str, Any]:
-        module = self.model.get_submodule(str(node.target))
+        module = self.paths.module(str(node.target))
         arguments = form.arguments(module)
         for name, value in arguments.items():
             if isinstance(value, str) and value.startswith("."):
@@ -138,7 +141,7 @@ class Analyzer:
     def _attribute_of(self, name: str) -> torch.Tensor:
         captures = self.captured.everything()
         constant = next((c.constants[name] for c in captures if name in c.constants), None)
-        value = attribute(self.model, name) if constant is None else constant
+        value = self.paths.attribute(name) if constant is None else constant
         assert isinstance(value, torch.Tensor)
         return value
 

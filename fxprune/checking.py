@@ -36,12 +36,12 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    _check_names(model)
     for path, module in model.named_modules():
         where = path or "the model"
         _check_kind(where, module)
         _check_hooks(where, module)
         _check_parametrizations(where, module)
+    _check_names(model)
     for name, tensor in _floating(model):
         if not tensor.is_meta and not _is_finite(tensor):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
@@ -49,12 +49,15 @@ def check_model(model: nn.Module) -> None:
 
 def _check_names(model: nn.Module) -> None:
     """Refuse names that the generated code cannot write, or that a GraphModule has for something else."""
-    names = [n for n, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
-    for name in names:
-        first, *_ = parts = name.split(".")
-        if any(keyword.iskeyword(part) for part in parts):
-            raise ModelError(f"{name!r} contains a word of Python's own, which generated code cannot write: rename it")
-        if first == "meta" or (first and hasattr(fx.GraphModule, first)):
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if keyword.iskeyword(name):
+                where = f"{path}.{name}".lstrip(".")
+                raise ModelError(
+                    f"{where!r} contains a word of Python's own, which generated code cannot write: rename it"
+                )
+    for first in (*model._modules, *model._parameters, *model._buffers):
+        if first == "meta" or hasattr(fx.GraphModule, first):
             raise ModelError(f"{first!r} is a name that torch.fx.GraphModule has for something else: rename it")
 
 
@@ -120,8 +123,9 @@ def check_sample(model: nn.Module, sample: Sample) -> None:
     Raises:
         SampleError: device or dtype differ; says both.
     """
-    devices = {t.device for t in (*model.parameters(), *model.buffers())}
-    dtypes = {t.dtype for _, t in _floating(model)}
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {t.device for t in tensors}
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
     for name, tensor in sample.named_tensors():
         given = f"sample_input {name}"
         if len(devices) == 1 and tensor.device not in devices and torch.device("meta") not in devices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,10 +15,10 @@ from fxprune.analysis import ChannelGraph, OpaqueOp, analyze_capture
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured, capture, capture_parts, capture_training
-from fxprune.capture.capturing import attribute
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.criteria import Criterion, resolve_criterion, score_groups
 from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
+from fxprune.model_paths import ModelPaths
 from fxprune.options import Options, setting
 from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
@@ -180,6 +181,19 @@ def _pass(progress: bool | None) -> Iterator[Steps]:
         yield steps
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without automatic garbage collection: next to nothing of what a pass makes is garbage before it ends."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def _analyzed(model: nn.Module, sample_input: Any, steps: Steps, couplings: str) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
         sample = Sample.from_input(sample_input).map(torch.Tensor.detach)
@@ -221,12 +235,14 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
     return ()
 
 
+@_uncollected()
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
     if not graph.groups and options.ratio > 0:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     with steps("score"):
-        found = {n: graph.constants[n] if n in graph.constants else attribute(model, n) for n in graph.shapes}
+        paths = ModelPaths(model)
+        found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
         with torch.no_grad():
             scores = score_groups(criterion, graph, found)
     with steps("plan"):
@@ -254,7 +270,7 @@ def _why_none(graph: ChannelGraph) -> str:
 def _applied(
     graph: ChannelGraph, model: nn.Module, sample: Sample, plan: Plan, verify: bool, steps: Steps
 ) -> fx.GraphModule:
-    with steps("rewrite"):
+    with steps("rewrite"), _uncollected():
         masks = plan.masks(graph)
         pruned = rewrite(graph, model, masks)
     proof: Proof | None = None

@@ -17,7 +17,10 @@ from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
 from fxprune.errors import CaptureError, FxpruneError
+from fxprune.model_paths import ModelPaths, attribute
 from fxprune.samples import Sample
+
+NamedTensors = list[tuple[str, torch.Tensor]]
 
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]
@@ -81,20 +84,21 @@ class Captured:
         if "" in self.opaque:
             return model
         root: dict[str, Any] = {}
+        paths = ModelPaths(model)
         for node in self.graph.nodes:
             if node.op == "call_module":
-                root[node.target] = model.get_submodule(node.target)
+                root[node.target] = paths.module(node.target)
             elif node.op == "get_attr":
                 root[node.target] = self.constants.get(node.target)
                 if root[node.target] is None:
-                    root[node.target] = attribute(model, node.target)
+                    root[node.target] = paths.attribute(node.target)
         graph = fx.Graph()
         values: dict[fx.Node, fx.Node] = {}
         graph.output(graph.graph_copy(self.graph, values))
         module = fx.GraphModule(root, graph, class_name=type(model).__name__)
         for name in (*self.shapes, *self.aliases):
             if name not in self.constants:
-                _hold(module, name, attribute(model, name))
+                _hold(module, name, paths.attribute(name))
         for name, constant in self.training_twin.constants.items() if self.training_twin is not None else ():
             _hold(module, name, constant)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
@@ -107,12 +111,6 @@ def _hold(module: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
         attribute(module, name)
     except AttributeError:
         _assign_attr(tensor, module, name)
-
-
-def attribute(model: nn.Module, name: str) -> Any:
-    """The attribute at a dotted path."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
 
 
 def capture(
@@ -170,10 +168,11 @@ class _Task:
             copy = clone.meta_clone(self.model).train(self.training)
             name = "training_constant" if self.training else "tensor_constant"
             recorder = Recorder(self.keeps, _device_of(self.sample), f"{self.prefix}_{name}", self._buffer)
-            recorder.name_tensors(_named_tensors(copy, self.prefix))
+            tensors = _named_tensors(copy, self.prefix)
+            recorder.name_tensors(tensors)
             _run(copy, self.sample.to_meta(), recorder, self.is_leaf, self.prefix, self.opaque)
         drop_unread(recorder.graph)
-        shapes, aliases, parameters = names_of(copy, self.prefix)
+        shapes, aliases, parameters = _names(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
         return Captured(
             recorder.graph,
@@ -196,16 +195,26 @@ class _Task:
 
 def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
     """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
-    tensors = _named_tensors(model, prefix)
+    return _names(_named_tensors(model, prefix))
+
+
+def _names(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
     first: dict[int, str] = {}
     aliases = {n: first[id(t)] for n, t in tensors if first.setdefault(id(t), n) != n}
     shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
-    return shapes, aliases, {prefix + n for n, _ in model.named_parameters()}
+    return shapes, aliases, {n for n, t in tensors if isinstance(t, nn.Parameter) and n not in aliases}
 
 
-def _named_tensors(model: nn.Module, prefix: str) -> list[tuple[str, torch.Tensor]]:
-    both = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return [(prefix + name, tensor) for name, tensor in both]
+def _named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
+    """Parameters by every name that they have, then buffers."""
+    modules = list(model.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False))
+    held = (*((path, m._parameters) for path, m in modules), *((path, m._buffers) for path, m in modules))
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, tensors in held
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
 
 
 def capture_training(

@@ -6,14 +6,15 @@ giving each submodule of the copy a subclass of its own class, so nothing in the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxprune.capture.meta import meta_like
 from fxprune.errors import CaptureError
+from fxprune.module_copies import copy_module
 
 CallHandler = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -25,8 +26,8 @@ def meta_clone(model: nn.Module) -> nn.Module:
         if id(tensor) not in memo:
             memo[id(tensor)] = _meta(tensor)
     try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+        return copy_module(model, memo)
+    except Exception as error:  # copying runs the user's own code: anything may come out of it
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
 
 
@@ -64,7 +65,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
-    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    empty = meta_like(tensor)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=False)
     return empty

@@ -19,12 +19,13 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.folding import known_value
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
+from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
+from fxprune.capture.meta import META, meta_like
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
-_DEVICE = torch.device("meta")
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
@@ -93,7 +94,7 @@ class Recorder(TorchFunctionMode):
         return self._new("call_method", "detach", (node,), {}, value)
 
     def _adopt_item(self, node: fx.Node, key: Any, item: Any) -> None:
-        if pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), item):
+        if holds_tensor(item):
             child = self._new("call_function", operator.getitem, (node, key), {}, item)
             self._adopt(child, item)
 
@@ -128,11 +129,11 @@ class Recorder(TorchFunctionMode):
         return isinstance(dtype, torch.dtype) and self._dtypes.origin(dtype, sources.user_frame()) is not None
 
     def _tracks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return any(self._is_tracked(leaf) for leaf in pytree.tree_leaves((args, kwargs)))
+        return any(self._is_tracked(leaf) for leaf in leaves((args, kwargs)))
 
     def _is_tracked(self, leaf: Any) -> bool:
         if isinstance(leaf, torch.Tensor):
-            return leaf.device == _DEVICE or id(leaf) in self._constant_nodes
+            return leaf.device == META or id(leaf) in self._constant_nodes
         if isinstance(leaf, slice):
             return any(isinstance(v, Traced) for v in (leaf.start, leaf.stop, leaf.step))
         return isinstance(leaf, Traced) or (isinstance(leaf, torch.device) and id(leaf) in self._devices)
@@ -189,7 +190,7 @@ class Recorder(TorchFunctionMode):
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
-        if not pytree.tree_any(lambda leaf: isinstance(leaf, torch.Tensor), value) and not mutates(func):
+        if not holds_tensor(value) and not mutates(func):
             return value
         op, target, args = node_form(func, args, kwargs)
         frame = sources.user_frame()
@@ -204,9 +205,9 @@ class Recorder(TorchFunctionMode):
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
-        if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != _DEVICE:
+        if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != META:
             constant = args[0]
-            node = self._new("call_method", "clone", (self._constant(constant),), {}, _to_meta(constant))
+            node = self._new("call_method", "clone", (self._constant(constant),), {}, meta_like(constant))
             self._constant_nodes[id(constant)] = (constant, node)
 
     def _keep_shape_before_reshaping(self, func: Any, args: tuple[Any, ...]) -> None:
@@ -236,7 +237,7 @@ class Recorder(TorchFunctionMode):
         if not recording.is_plain(result):
             raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
         with torch._C.DisableTorchFunction():
-            value = pytree.tree_map_only(torch.Tensor, torch.empty_like, result)
+            value = pytree.tree_map_only(torch.Tensor, meta_like, result)
         node_args = tuple(self._argument(a, None) for a in args)
         node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
         node = self._new("call_module", path, node_args, node_kwargs, value)
@@ -260,11 +261,11 @@ class Recorder(TorchFunctionMode):
         known = known_shapes.known_function_result(getattr(func, "__name__", ""), args, kwargs)
         if known is not None:
             return known
-        args, kwargs = pytree.tree_map(_meta_value, (tuple(args), kwargs))
+        args, kwargs = map_leaves(_meta_value, (tuple(args), kwargs))
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])
         # A factory without a device makes its tensor on the default one.
-        return pytree.tree_map(_meta_value, func(*args, **kwargs))
+        return map_leaves(_meta_value, func(*args, **kwargs))
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         node = self.graph.create_node(op, target, args, kwargs)
@@ -287,7 +288,7 @@ class Recorder(TorchFunctionMode):
             node = self._attribute(name, tensor)
             setattr(tensor, _NODE, node)
             return node
-        if tensor.device == _DEVICE:
+        if tensor.device == META:
             raise CaptureError(
                 f"a tensor of shape {tuple(tensor.shape)} came out of code that cannot be watched "
                 "(a compiled function, a custom autograd function or a tensor kept from an earlier call)"
@@ -307,7 +308,7 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self._constant_nodes:
             name = f"{self._constant_prefix}{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
-            node = self._attribute(name, _to_meta(tensor))
+            node = self._attribute(name, meta_like(tensor))
             self._constant_nodes[id(tensor)] = (tensor, node)
         return self._constant_nodes[id(tensor)][1]
 
@@ -376,11 +377,7 @@ def _plain_number(value: TracedInt | TracedFloat) -> int | float:
 
 def _meta_value(value: Any) -> Any:
     if isinstance(value, torch.device):
-        return _DEVICE
-    if isinstance(value, torch.Tensor) and value.device != _DEVICE:
-        return _to_meta(value)
+        return META
+    if isinstance(value, torch.Tensor) and value.device != META:
+        return meta_like(value)
     return value
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, device=_DEVICE, requires_grad=False)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.meta import meta_like
 from fxprune.samples import Sample
 
 _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)
@@ -63,4 +64,4 @@ def only_called_inside(recorded: dict[str, Calls], path: str) -> bool:
 
 
 def _meta(value: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda t: torch.empty_like(t, device="meta"), value)
+    return pytree.tree_map_only(torch.Tensor, meta_like, value)

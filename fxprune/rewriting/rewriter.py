@@ -13,8 +13,8 @@ from fxprune.analysis import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, has_fixed
 from fxprune.capture import Captured
-from fxprune.capture.capturing import attribute
 from fxprune.errors import RewriteError
+from fxprune.model_paths import ModelPaths
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
@@ -36,6 +36,7 @@ class Rewriter:
         self._constants = graph.constants
         self._selections = {name for c in self._captured.everything() for name in c.selections}
         self._model = model
+        self._paths = ModelPaths(model)
         self._masks = masks
         self._env: dict[fx.Node, Any] = {}
         # By id of the original: its new tensor, and for the parts of opaque modules the new part.
@@ -59,7 +60,7 @@ class Rewriter:
         cut = len(captured.prefix)
         for node in (n for g in graphs for n in g.nodes if n.op in ("call_module", "get_attr")):
             node.target = str(node.target)[cut:]
-        part = self._model.get_submodule(captured.prefix.removesuffix("."))
+        part = self._paths.module(captured.prefix.removesuffix("."))
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
@@ -69,16 +70,15 @@ class Rewriter:
 
     def add_island(self, captured: Captured) -> None:
         """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
-        original = self._model.get_submodule(captured.prefix.removesuffix("."))
+        original = self._paths.module(captured.prefix.removesuffix("."))
         island = self.assembled(captured).train(original.training)
         carry(original, island)
         self._tensors[id(original)] = island
 
     def opaque(self, path: str) -> nn.Module:
         """A copy of an opaque module over new tensors, with its islands in place."""
-        module = self._model.get_submodule(path)
-        for name, _ in (*module.named_parameters(prefix=path), *module.named_buffers(prefix=path)):
-            self._tensor(name)
+        module = self._paths.module(path)
+        self._tensors_of(module, path)
         return copy.deepcopy(module, dict(self._tensors))
 
     @property
@@ -124,7 +124,7 @@ class Rewriter:
         return repair.select_kept(written, repair.full_width)
 
     def _module_call(self, node: fx.Node, repair: Repair, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        module = self._model.get_submodule(str(node.target))
+        module = self._paths.module(str(node.target))
         form = find_module_form(module)
         assert form is not None
         attribute_of = dict(form.attributes)
@@ -140,7 +140,7 @@ class Rewriter:
         return args
 
     def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-        return self._note(self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs)))
+        return self._note(self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs), node.name))
 
     def _note(self, written: fx.Node) -> fx.Node:
         if self._current is not None:
@@ -188,7 +188,7 @@ class Rewriter:
 
     def _original(self, name: str) -> torch.Tensor:
         constant = self._constants.get(name)
-        value = attribute(self._model, name) if constant is None else constant
+        value = self._paths.attribute(name) if constant is None else constant
         assert isinstance(value, torch.Tensor)
         return value
 
@@ -200,12 +200,19 @@ class Rewriter:
         new: torch.Tensor = self._tensors[id(original)]
         return new
 
+    def _tensors_of(self, module: nn.Module, path: str) -> None:
+        """Make the new tensors of a module."""
+        for where, part in module.named_modules(prefix=path) if module._modules else ((path, module),):
+            for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+                if tensor is not None:
+                    self._tensor(f"{where}.{name}".lstrip("."))
+
     def _module(self, path: str, attributes: Mapping[str, Any]) -> None:
-        module = self._model.get_submodule(path)
-        for name, _ in (*module.named_parameters(prefix=path), *module.named_buffers(prefix=path)):
-            self._tensor(name)
-        if path not in self.root:
-            self.root[path] = rebuilt(module, self._tensors, attributes)
+        if path in self.root:
+            return
+        module = self._paths.module(path)
+        self._tensors_of(module, path)
+        self.root[path] = rebuilt(module, self._tensors, attributes)
 
     def _add_index(self, index: torch.Tensor) -> fx.Node:
         name = f"{self._prefix}_kept_index{len(self.index_constants)}"

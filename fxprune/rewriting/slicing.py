@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
+from fxprune.module_copies import copied_attributes
 from fxprune.rules.registry import torch_class
 
 
@@ -44,18 +44,8 @@ def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: 
     """
     cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
     twin = cls.__new__(cls)
-    memo = dict(tensors)
-    vars(twin).update((name, _copied(value, memo)) for name, value in vars(module).items())
+    vars(twin).update(copied_attributes(vars(module), dict(tensors)))
     for name, value in attributes.items():
         if hasattr(twin, name):
             setattr(twin, name, value)
     return twin
-
-
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    # Most attributes are literals or empty tables of hooks; copying those by hand is many times faster.
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, dict) and all(v is None or id(v) in memo for v in value.values()):
-        return type(value)((name, None if v is None else memo[id(v)]) for name, v in value.items())
-    return copy.deepcopy(value, memo)

@@ -1,0 +1,88 @@
+"""Copies made by hand are those of ``copy.deepcopy``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from fxprune.module_copies import copy_module
+
+
+class Odd(nn.Module):
+    """Attributes of many kinds, some of them shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.again = self.layer
+        self.table = {"layer": self.layer, 1: [self.layer, (2, 3), {"deep": [4]}]}
+        self.twice = [self.table["layer"], self.table]
+        self.names = {"a", "b"}
+        self.function: Callable[..., Any] = torch.relu
+        self.array = torch.arange(3).numpy()
+        self.register_buffer("steps", torch.zeros(2), persistent=False)
+        self.layer.weight.requires_grad_(False)
+
+
+class Special(nn.Linear):
+    """Says itself how it is copied."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Special:
+        twin = Special(self.in_features, self.out_features)
+        twin.copied = True
+        return twin
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "odd": Odd,
+    "recurrent": lambda: nn.LSTM(3, 4, 2),
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+    "parametrised": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
+    "inside": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), Special(2, 3), nn.BatchNorm2d(2)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_copy_is_that_of_deepcopy(name: str) -> None:
+    net = NETS[name]()
+    by_hand, usual = copy_module(net, {}), copy.deepcopy(net)
+    assert repr(by_hand) == repr(usual)
+    assert vars(by_hand).keys() == vars(usual).keys()
+    for (path, tensor), (other_path, other) in zip(named(by_hand), named(usual), strict=True):
+        assert path == other_path
+        assert tensor.requires_grad == other.requires_grad
+        assert type(tensor) is type(other)
+    assert not {t.data_ptr() for _, t in named(by_hand)} & {t.data_ptr() for _, t in named(net)}
+
+
+def named(net: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+
+
+def test_what_is_shared_stays_shared() -> None:
+    net = Odd()
+    twin = copy_module(net, {})
+    assert isinstance(twin, Odd)
+    assert twin.layer is twin.again
+    assert twin.table["layer"] is twin.layer
+    assert twin.twice[1] is twin.table
+    assert twin.table is not net.table
+    assert twin.names == net.names
+    assert twin.names is not net.names
+    assert twin.array is not net.array
+
+
+def test_what_takes_the_place_of_tensors_is_used() -> None:
+    net = nn.Linear(2, 3)
+    other = nn.Parameter(torch.zeros(5))
+    assert copy_module(net, {id(net.weight): other}).weight is other
+
+
+def test_a_class_that_says_how_it_is_copied_is_asked() -> None:
+    assert copy_module(nn.Sequential(Special(2, 2)), {})[0].copied  # type: ignore[operator, index]
