@@ -57,9 +57,8 @@ class _Marking(fx.Interpreter):
         kept = self._node_keep.get(n.name, ())
         if isinstance(result, Tensor) and result.is_floating_point() and len(kept) == result.ndim:
             with _disable_current_modes():
-                for dim, index in enumerate(kept):
-                    if index is not None and result.numel():
-                        result = _marked(result, dim, index, anything=n in self._tables)
+                lost = _lost(result, kept, anything=n in self._tables)
+                return result if lost is None else bury(result, lost)
         return result
 
 
@@ -83,16 +82,20 @@ def _computes(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method")
 
 
-def _marked(value: Tensor, dim: int, index: Tensor, *, anything: bool) -> Tensor:
-    lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
-    lost[index.to(value.device)] = False
-    slices = value.movedim(dim, 0).reshape(value.shape[dim], -1)
-    missing = lost & ~gone(slices).any(1)
-    if not bool(missing.any()) or not (anything or _is_free(slices, missing)):
-        return value
-    shape = [1] * value.ndim
-    shape[dim] = -1
-    return bury(value, missing.reshape(shape))
+def _lost(value: Tensor, kept: tuple[Tensor | None, ...], *, anything: bool) -> Tensor | None:
+    """Which entries go with slices that no parameter removes; broadcasts to ``value``, None where there are none."""
+    found: Tensor | None = None
+    for dim, index in enumerate(kept):
+        if index is None or not value.numel():
+            continue
+        lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
+        lost[index.to(value.device)] = False
+        slices = value.movedim(dim, 0).reshape(value.shape[dim], -1)
+        missing = lost & ~gone(slices).any(1)
+        if bool(missing.any()) and (anything or _is_free(slices, missing)):
+            missing = missing.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+            found = missing if found is None else found | missing
+    return found
 
 
 def _is_free(slices: Tensor, missing: Tensor) -> bool:

@@ -15,6 +15,7 @@ from fxprune.errors import ProofError
 from .calls import Call, Handler, carries
 from .contractions import CONTRACTIONS
 from .convolutions import CONVOLUTIONS
+from .counting import counted, is_counting
 from .joining import JOINING
 from .normalizations import NORMALIZATIONS
 from .pointwise import Shadows, is_pointwise, keeps_nan, marked_again
@@ -62,6 +63,8 @@ class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if is_structural(func):
             return moved(func, args, kwargs, self._shadows)
+        if is_counting(func, args):
+            return counted(func, args, kwargs, self._shadows)
         if is_unwritten(func):
             return func(*args, **kwargs).zero_()
         if is_pointwise(func):

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from .calls import Call, Handler, bury, constant_along, filled, gone, words
 
-__all__ = ["REDUCTIONS"]
+__all__ = ["REDUCTIONS", "all_gone"]
 
 
 def _dims(call: Call) -> tuple[int, ...]:
@@ -28,7 +28,8 @@ def _dims(call: Call) -> tuple[int, ...]:
     return tuple(d % max(x.ndim, 1) for d in listed)
 
 
-def _all_gone(call: Call, removed: Tensor) -> Tensor:
+def all_gone(call: Call, removed: Tensor) -> Tensor:
+    """Where a result is over nothing but removed entries."""
     dims = _dims(call)
     return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
 
@@ -37,7 +38,7 @@ def _with_fill(fill: float) -> Handler:
     def handler(call: Call) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
-        dead = _all_gone(call, removed)
+        dead = all_gone(call, removed)
         return pytree.tree_map_only(Tensor, lambda out: bury(out, dead), result)
 
     return handler
@@ -52,7 +53,7 @@ def _mean(call: Call) -> Any:
     x = call["self"] if call.get("dtype") is None else call["self"].to(call["dtype"])
     removed = gone(x)
     total = filled(x).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
-    return bury(total / _count(call, removed), _all_gone(call, removed))
+    return bury(total / _count(call, removed), all_gone(call, removed))
 
 
 def _moments(call: Call) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,7 @@ def _moments(call: Call) -> tuple[Tensor, Tensor]:
     spread = (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
     correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
     divisor = _count(call, removed) - correction
-    dead = _all_gone(call, removed)
+    dead = all_gone(call, removed)
     mean = mean if keep else mean.reshape(spread.shape)
     return bury(spread / divisor.clamp_min(0), dead), bury(mean, dead)
 
@@ -98,7 +99,7 @@ def _aminmax(call: Call) -> Any:
     dims = _dims(call)
     low = x.masked_fill(removed, math.inf).amin(dim=dims, keepdim=keep)
     high = x.masked_fill(removed, -math.inf).amax(dim=dims, keepdim=keep)
-    dead = _all_gone(call, removed)
+    dead = all_gone(call, removed)
     return bury(low, dead), bury(high, dead)
 
 

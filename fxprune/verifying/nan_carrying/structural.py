@@ -38,7 +38,7 @@ _UNWRITTEN = words("empty empty_permuted empty_strided new_empty new_empty_strid
 
 # Answers about a tensor that are no values of it.
 _ASKED = """_assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async _has_same_storage_numel
-    any all is_same_size isnan isinf isfinite"""
+    is_same_size isnan isinf isfinite"""
 
 _MOVED = words(f"{_VIEWS} {_COPIES}")
 _STRUCTURAL = _MOVED | words(f"{_ADDED} {_CREATED} {_ASKED}")
