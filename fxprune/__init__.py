@@ -7,17 +7,20 @@ from fxprune.analysis import ChannelGraph
 from fxprune.artefacts import load, save
 from fxprune.compiling import analyze, apply, compile, plan, report  # noqa: A004  the public name says what it does
 from fxprune.errors import FxpruneError
+from fxprune.exporting import Exported, export
 from fxprune.planning import Plan
 from fxprune.reporting import Report
 
 __all__ = [
     "ChannelGraph",
+    "Exported",
     "FxpruneError",
     "Plan",
     "Report",
     "analyze",
     "apply",
     "compile",
+    "export",
     "load",
     "plan",
     "report",

@@ -16,6 +16,7 @@ __all__ = [
     "CaptureError",
     "CriterionError",
     "ExcludeError",
+    "ExportError",
     "FxpruneError",
     "MissingDependencyError",
     "ModelError",
@@ -104,6 +105,10 @@ class ProofError(FxpruneError):
 
 class ArtefactError(FxpruneError, ValueError):
     """A saved folder is truncated, tampered with or foreign, or a network cannot be written as one."""
+
+
+class ExportError(FxpruneError):
+    """A network cannot be exported to a format, or the exported file does not equal it."""
 
 
 class MissingDependencyError(FxpruneError, ImportError):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import FxpruneError, MissingDependencyError, ModelError, SampleError
-from fxprune.samples import Sample
+from fxprune.samples import Sample, random_values
 
 __all__ = ["Source", "find_model", "load_weights", "sample_from_sizes"]
 
@@ -74,7 +74,7 @@ def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
     Raises:
         SampleError: a size is not of this form.
     """
-    return tuple(_random_tensor(*_parse_size(text)) for text in sizes)
+    return tuple(random_values(*_parse_size(text)) for text in sizes)
 
 
 def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -89,10 +89,6 @@ def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
     return shape, dtype
 
 
-def _random_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.randint(0, 2, shape).to(dtype)
-
-
 def _from_folder(path: str) -> tuple[nn.Module, Any]:
     from fxprune.artefacts import load
 
@@ -100,7 +96,7 @@ def _from_folder(path: str) -> tuple[nn.Module, Any]:
     sample: Sample | None = model.meta["fxprune"].get("sample")
     if sample is None:
         return model, torch.randn(_DEFAULT_SIZE)
-    return model, sample.map(lambda tensor: _random_tensor(tuple(tensor.shape), tensor.dtype))
+    return model, sample.map(lambda tensor: random_values(tensor.shape, tensor.dtype))
 
 
 def _from_torchvision(name: str) -> tuple[nn.Module, Any]:

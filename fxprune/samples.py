@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import SampleError
 
-__all__ = ["Sample"]
+__all__ = ["Sample", "random_values"]
 
 T = TypeVar("T")
 
@@ -106,6 +106,11 @@ class Sample:
         """The same sample on the meta device: shapes, strides and dtypes without values."""
         return self.map(lambda tensor: tensor.detach().to("meta"))
 
+    def with_values(self, seed: int = 0) -> Sample:
+        """The same sample with random values in the place of tensors on the meta device."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.map(lambda t: random_values(t.shape, t.dtype, generator) if t.is_meta else t)
+
     def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         """The sample with ``transform`` applied to every tensor leaf; what is no tensor stays as it is."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
@@ -114,6 +119,13 @@ class Sample:
     def call(self, function: Callable[..., T]) -> T:
         """``function(*args, **kwargs)``."""
         return function(*self.args, **self.kwargs)
+
+
+def random_values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Normal values, or zeros and ones where the dtype is no float's, as these fit every table."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(tuple(shape), generator=generator).to(dtype)
+    return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
 def _arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

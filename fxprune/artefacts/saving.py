@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxprune.artefacts.descriptions import describe
+from fxprune.artefacts.entries import Description
 from fxprune.artefacts.folders import replace_folder, write_json
 from fxprune.artefacts.samples import encode_sample
 from fxprune.artefacts.source import model_source
@@ -19,7 +21,7 @@ from fxprune.artefacts.tensors import named_tensors
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
 
-__all__ = ["save"]
+__all__ = ["save", "write_source"]
 
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -34,17 +36,12 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
         OSError: the disk refuses; what was at ``path`` before is still there.
     """
-    about = getattr(pruned, "meta", {}).get("fxprune", {})
-    if not isinstance(pruned, GraphModule) and not about:
-        raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
-    description = describe(pruned)
-    tensors = {name: tensor for name, _, tensor in named_tensors(pruned)}
+    about = _about(pruned)
+    description, tensors = _described(pruned)
     constants = {entry.name: tensors[entry.name] for entry in description.tensors if entry.kind == "constant"}
     constants |= description.state_tensors
     report: Report | None = about.get("report")
-    source = model_source(
-        pruned, description, tensors | description.state_tensors, _headline(description.class_name, report)
-    )
+    source = model_source(pruned, description, tensors, _headline(description.class_name, report))
 
     def write(folder: Path) -> None:
         (folder / "model.py").write_text(source, encoding="utf-8")
@@ -56,6 +53,32 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
             _write_report(folder, report)
 
     replace_folder(Path(path), write, {"versions": versions()})
+
+
+def write_source(pruned: nn.Module, folder: Path) -> None:
+    """Write ``model.py`` and ``weights.safetensors`` alone into a folder.
+
+    Raises:
+        ArtefactError: see :func:`save`.
+    """
+    about = _about(pruned)
+    description, tensors = _described(pruned)
+    source = model_source(pruned, description, tensors, _headline(description.class_name, about.get("report")))
+    (folder / "model.py").write_text(source, encoding="utf-8")
+    _write_tensors(folder / "weights.safetensors", pruned.state_dict())
+
+
+def _about(pruned: nn.Module) -> dict[str, Any]:
+    about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
+    if not isinstance(pruned, GraphModule) and not about:
+        raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
+    return about
+
+
+def _described(pruned: nn.Module) -> tuple[Description, dict[str, torch.Tensor]]:
+    """The description of a network, and every tensor by name."""
+    description = describe(pruned)
+    return description, {name: tensor for name, _, tensor in named_tensors(pruned)} | description.state_tensors
 
 
 def _headline(class_name: str, report: Report | None) -> str:

@@ -11,7 +11,7 @@ from fxprune.samples import Sample
 
 from .copies import promoted
 
-__all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
+__all__ = ["Probe", "batch_sizes", "candidates", "is_image", "randomised"]
 
 # The second resolution is smaller by this many pixels, a multiple of the common total strides, where that leaves
 # enough; else larger, by no more than twice, because attention is quadratic in pixels.
@@ -42,7 +42,7 @@ class Probe:
     def resolutions(self) -> tuple[str, ...]:
         """Height x width of each image-like input."""
         images = self.sample.image_lists
-        tensors = images[0][:1] if images else [t for t in self.sample.tensors if _is_image(t)]
+        tensors = images[0][:1] if images else [t for t in self.sample.tensors if is_image(t)]
         return tuple(f"{t.shape[-2]}x{t.shape[-1]}" for t in tensors)
 
     def in_dtype(self, dtype: torch.dtype) -> Sample:
@@ -83,7 +83,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
         label = "random images, one more, of another size"
         others.append(_random(label, sample.with_another_image(), generator, resized=True))
         resize = False
-    resize = resize and any(_is_image(tensor) for tensor in sample.tensors)
+    resize = resize and any(is_image(tensor) for tensor in sample.tensors)
     for suffix, values in second:
         if resize:
             label = f"random inputs{suffix}, another resolution"
@@ -93,7 +93,8 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
 
-def _is_image(tensor: Tensor) -> bool:
+def is_image(tensor: Tensor) -> bool:
+    """Whether the last two dims are a resolution."""
     return tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
 
 

@@ -1,0 +1,120 @@
+"""The formats: each writes a file and opens it again as something that can be run."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.artefacts.saving import write_source
+from fxprune.errors import MissingDependencyError
+from fxprune.exporting.checking import tensors_of
+from fxprune.exporting.programs import exported_program
+from fxprune.samples import Sample
+from fxprune.verifying.comparing import Leaves
+
+__all__ = ["FORMATS", "Format"]
+
+Run = Callable[[Sample], Leaves]
+# A file of this format cannot hold more than 2 GiB; beyond that the weights lie in a second file beside it.
+_LARGEST_ONNX = 1 << 30
+
+
+class Format(Protocol):
+    """One format."""
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where a library is missing."""
+
+    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+        """Write the network, in which the sizes that ``free`` names may change, to a file (or to a new folder)."""
+
+    def open(self, file: Path) -> Run:
+        """Read the file again, without the network."""
+
+
+class Pt2:
+    """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
+
+    def check(self) -> None:
+        """Torch alone is needed."""
+
+    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+        """See :class:`Format`."""
+        torch.export.save(exported_program(network, sample, free), file)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        module = torch.export.load(file).module()
+        return lambda sample: tensors_of(sample.call(module))
+
+
+class Onnx:
+    """ONNX through torch's current exporter, run by onnxruntime."""
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where a library is missing."""
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise MissingDependencyError(
+                f"the onnx format needs {', '.join(missing)}, not installed here: pip install 'fxprune[onnx]'"
+            )
+
+    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+        """See :class:`Format`."""
+        program = exported_program(network.cpu(), sample.map(torch.Tensor.cpu), free)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
+        assert onnx_program is not None
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        onnx_program.save(file, external_data=size > _LARGEST_ONNX)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # a refusal is raised; it need not be printed too
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        names = [argument.name for argument in session.get_inputs()]
+
+        def run(sample: Sample) -> Leaves:
+            leaves = pytree.tree_leaves((sample.args, sample.kwargs))
+            tensors = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            results = session.run(None, dict(zip(names, tensors, strict=True)))
+            return tensors_of([torch.from_numpy(result) for result in results])
+
+        return run
+
+
+class Source:
+    """A folder with readable code and the weights, which needs torch and safetensors alone."""
+
+    def check(self) -> None:
+        """Torch alone is needed."""
+
+    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+        """See :class:`Format`."""
+        file.mkdir()
+        write_source(network, file)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        # The code was printed a moment ago and has been in nobody else's hands.
+        namespace: dict[str, Any] = {"__name__": "exported"}
+        exec(compile((file / "model.py").read_text(encoding="utf-8"), str(file / "model.py"), "exec"), namespace)
+        weights = safetensors.torch.load_file(file / "weights.safetensors")
+        model: nn.Module = namespace["Model"]().eval()
+        model.load_state_dict(weights, assign=True)
+        return lambda sample: tensors_of(sample.call(model))
+
+
+FORMATS: Mapping[str, Format] = {"pt2": Pt2(), "onnx": Onnx(), "source": Source()}

@@ -1,0 +1,215 @@
+"""Exported files stand alone, equal the network they were made from, and are not announced where they do not."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import ExportError, MissingDependencyError, OptionError, SampleError
+from fxprune.exporting import formats
+from fxprune.exporting.formats import FORMATS
+
+FILES = {"pt2": "net.pt2", "onnx": "net.onnx", "source": "net"}
+
+
+class Image(nn.Module):
+    """Takes any batch and any resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.tail = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU())
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.tail(self.body(x))
+        return {"logits": self.head(x.mean((2, 3))), "peak": x.amax((2, 3))}
+
+
+class Flat(nn.Module):
+    """Takes any batch and one resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 6 * 6, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class Tokens(nn.Module):
+    """Takes integers and a keyword, one batch of a fixed size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 8)
+        self.mix = nn.Linear(8, 12)
+        self.out = nn.Linear(12, 3)
+        self.position = nn.Parameter(torch.randn(2, 5, 8))
+
+    def forward(self, tokens: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.mix(self.embed(tokens) + self.position))) * scale
+
+
+def pruned(build: Callable[[], nn.Module], sample: Any) -> Any:
+    torch.manual_seed(0)
+    return fxprune.compile(build().eval(), sample, 0.3, verify=False)
+
+
+def image() -> Any:
+    return pruned(Image, torch.randn(1, 3, 32, 32))
+
+
+def need(format_: str) -> None:
+    if format_ == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(name)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_file_equals_the_network_at_other_sizes(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    network = image()
+    before = copy.deepcopy(network.state_dict())
+    result = fxprune.export(network, tmp_path / FILES[format_], format_)
+    assert result.dynamic == ("batch", "resolution")
+    assert result.batch_sizes == (2, 3)
+    assert result.resolutions == ("32x32", "64x64")
+    assert result.relative_error <= result.tolerance == 1e-4
+    assert FILES[format_] in str(result)
+    assert [file.name for file in tmp_path.iterdir()] == [FILES[format_]]
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    run = FORMATS[format_].open(tmp_path / FILES[format_])
+    for shape in ((1, 3, 32, 32), (5, 3, 40, 24)):
+        x = torch.randn(shape)
+        answer = run(fxprune.exporting.checking.Sample.from_input(x))
+        expected = network(x)
+        torch.testing.assert_close(answer["output 0"], expected["logits"])
+        torch.testing.assert_close(answer["output 1"], expected["peak"])
+
+
+def test_pt2_keeps_the_structure_of_the_output(tmp_path: Path) -> None:
+    network = image()
+    fxprune.export(network, tmp_path / "net.pt2")
+    x = torch.randn(2, 3, 32, 32)
+    assert set(torch.export.load(tmp_path / "net.pt2").module()(x)) == {"logits", "peak"}
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_resolution_that_cannot_change(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    result = fxprune.export(pruned(Flat, torch.randn(2, 3, 8, 8)), tmp_path / "net", format_)
+    assert result.dynamic == ("batch",)
+    assert len(result.batch_sizes) == 2
+    assert result.resolutions == ("8x8",)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_integers_keywords_and_a_fixed_batch(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    sample = {"tokens": torch.randint(0, 9, (2, 5)), "scale": torch.tensor(2.0)}
+    result = fxprune.export(pruned(Tokens, sample), tmp_path / "net", format_)
+    assert result.dynamic == ()
+    assert result.batch_sizes == (2,)
+    assert "every size is fixed" in str(result)
+
+
+def test_source_needs_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = image()
+    fxprune.export(network, tmp_path / "net", "source")
+    fxprune.export(network, tmp_path / "net", "source")
+    assert {file.name for file in (tmp_path / "net").iterdir()} == {
+        "model.py",
+        "weights.safetensors",
+        "manifest.json",
+    }
+    assert "import fxprune" not in (tmp_path / "net" / "model.py").read_text()
+
+
+def test_the_eval_graph_is_exported(tmp_path: Path) -> None:
+    network = image().train()
+    fxprune.export(network, tmp_path / "net.pt2")
+    assert network.training
+    module = torch.export.load(tmp_path / "net.pt2").module()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(module(x)["logits"], module(x)["logits"])
+
+
+def test_a_loaded_network_carries_its_sample(tmp_path: Path) -> None:
+    fxprune.save(image(), tmp_path / "net")
+    result = fxprune.export(fxprune.load(tmp_path / "net"), tmp_path / "net.pt2")
+    assert result.resolutions[0] == "32x32"
+
+
+def test_any_module_with_a_sample(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="pass sample_input"):
+        fxprune.export(nn.Linear(3, 4), tmp_path / "net.pt2")
+    result = fxprune.export(nn.Linear(3, 4), tmp_path / "net.pt2", sample_input=torch.randn(2, 3))
+    assert result.dynamic == ("batch",)
+
+
+@pytest.mark.parametrize("format_", ["pt2", "source"])
+def test_a_file_that_differs_is_not_announced(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(format_)
+    (tmp_path / "net.pt2").write_text("old")
+    kept, opened = FORMATS[format_], FORMATS[format_].open
+
+    def wrong(file: Path) -> Any:
+        run = opened(file)
+        return lambda sample: {name: value + 1 for name, value in run(sample).items()}
+
+    monkeypatch.setattr(kept, "open", wrong)
+    network = pruned(Flat, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ExportError, match="differs"):
+        fxprune.export(network, tmp_path / "net.pt2", format_)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
+    assert (tmp_path / "net.pt2").read_text() == "old"
+
+
+class Chooses(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if bool(x.mean() > 0) else -x
+
+
+def test_what_torch_cannot_export_says_so(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 3), Chooses())
+    with pytest.raises(ExportError, match="cannot be exported to pt2"):
+        fxprune.export(network, tmp_path / "net.pt2", sample_input=torch.randn(2, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="unknown format 'tflite': choose one of pt2, onnx, source"):
+        fxprune.export(image(), tmp_path / "net", "tflite")
+    with pytest.raises(ExportError, match="cannot be run on its sample"):
+        fxprune.export(image(), tmp_path / "net", sample_input=torch.randn(2, 5))
+    monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"fxprune\[onnx\]"):
+        fxprune.export(image(), tmp_path / "net", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_compile_takes_the_result() -> None:
+    network = image()
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for batch in (2, 3):
+        x = torch.randn(batch, 3, 32, 32)
+        torch.testing.assert_close(compiled(x)["logits"], network(x)["logits"])
+    network.train()
+    compiled(torch.randn(2, 3, 32, 32))["logits"].sum().backward()
+    assert network.get_parameter("body.0.weight").grad is not None
+
+
+@pytest.mark.deep
+def test_torch_compile_by_its_default_backend() -> None:
+    network = image()
+    compiled = torch.compile(network)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(compiled(x)["logits"], network(x)["logits"])
