@@ -1,18 +1,68 @@
-"""Criteria: what says which channels matter. A scorer gives one number per unit of each group; higher stays."""
+"""Criteria: what says which channels matter.
 
-from fxprune.criteria.base import Criterion, ScoredGraph, Scorer, score_groups
+A scorer gives one number per unit of each group, from weights or from what it observes on calibration data; higher
+stays. A selector chooses the units that stay, with one knob that planning turns until the budget is met.
+"""
+
+from fxprune.criteria.base import Criterion, ObservingScorer, ScoredGraph, Scorer, Selector, Study
+from fxprune.criteria.combining import Combination, Minimum, Product, RankAverage, WeightedSum
+from fxprune.criteria.entropy import FeatureEntropy
+from fxprune.criteria.feature_distance import FeatureDistance
+from fxprune.criteria.features import APoZ, FeatureCriterion, MeanActivation
+from fxprune.criteria.filter_similarity import FilterSimilarity
+from fxprune.criteria.fpgm import FPGM
+from fxprune.criteria.hessian import Hessian
+from fxprune.criteria.information_fusion import InformationFusion, fused_filters, temperature_at
+from fxprune.criteria.judging import judge, score_groups
+from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.magnitude import Magnitude
+from fxprune.criteria.multi_source import MultiSource
+from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.random import Random
 from fxprune.criteria.registry import criterion_by_name, known_criteria, resolve_criterion
+from fxprune.criteria.selecting import Selection
+from fxprune.criteria.slimming import Slimming
+from fxprune.criteria.spectra import CHIP, HRank
+from fxprune.criteria.taylor import Taylor
+from fxprune.criteria.thinet import ThiNet
 
 __all__ = [
+    "CHIP",
+    "FPGM",
+    "APoZ",
+    "Combination",
     "Criterion",
+    "FeatureCriterion",
+    "FeatureDistance",
+    "FeatureEntropy",
+    "FilterSimilarity",
+    "HRank",
+    "Hessian",
+    "InformationFusion",
+    "Lamp",
     "Magnitude",
+    "MeanActivation",
+    "Minimum",
+    "MultiSource",
+    "ObservingScorer",
+    "Parallel",
+    "Product",
     "Random",
+    "RankAverage",
     "ScoredGraph",
     "Scorer",
+    "Selection",
+    "Selector",
+    "Slimming",
+    "Study",
+    "Taylor",
+    "ThiNet",
+    "WeightedSum",
     "criterion_by_name",
+    "fused_filters",
+    "judge",
     "known_criteria",
     "resolve_criterion",
     "score_groups",
+    "temperature_at",
 ]

@@ -1,21 +1,22 @@
-"""What a criterion is, and the one place that runs it and checks what it returned."""
+"""What a criterion is: a scorer (of weights, or of what it observes on calibration data) or a selector."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.criteria.sums import TensorSums
-from fxprune.errors import CriterionError
+from fxprune.criteria.selecting import Selection
 from fxprune.groups import Group, Term
+from fxprune.statistics import Collector, TapFinder
 
-__all__ = ["Criterion", "FloatArray", "ScoredGraph", "Scorer", "score_groups"]
+__all__ = ["Criterion", "FloatArray", "ObservingScorer", "ScoredGraph", "Scorer", "Scores", "Selector", "Study"]
 
 FloatArray = NDArray[np.float64]
+Scores = Mapping[Group, FloatArray]
 
 
 class ScoredGraph(Protocol):
@@ -41,8 +42,8 @@ class Scorer(Protocol):
         """The name it is chosen by, and that the plan records."""
         ...
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
-        """Scores of shape ``(group.size,)``, finite, higher = keep.
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray | None:
+        """Scores of shape ``(group.size,)``, finite, higher = keep; None where it cannot judge the group.
 
         Args:
             group: the group; its members name the tensor dims that its units cut.
@@ -52,36 +53,75 @@ class Scorer(Protocol):
         ...
 
 
-# A selector (cost model and limits in, keep set out) is the other kind of criterion; it joins this union.
-Criterion = Scorer
+@runtime_checkable
+class ObservingScorer(Protocol):
+    """A scorer that looks at activations or gradients of calibration data."""
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by, and that the plan records."""
+        ...
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """What to look at: any nesting of lists, tuples and dicts with :class:`~fxprune.statistics.Observation` inside.
+
+        All groups are observed in one pass.
+        """
+        ...
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+    ) -> FloatArray | None:
+        """As :meth:`Scorer.score`; ``observed`` is what :meth:`observe` gave, with statistics for observations."""
+        ...
 
 
-def score_groups(
-    criterion: Criterion, graph: ScoredGraph, tensors: Mapping[str, Tensor]
-) -> dict[Group, FloatArray] | None:
-    """Score every group, or return None where the weights are on the meta device and there is nothing to score by.
+@runtime_checkable
+class Selector(Protocol):
+    """Chooses which units stay, with one knob that planning turns until the budget is met."""
 
-    Raises:
-        CriterionError: scores of the wrong shape, or not finite.
-    """
-    if any(tensors[m.tensor].is_meta for group in graph.groups for m in group.members if m.tensor in tensors):
-        return None
-    sums = TensorSums(tensors)
-    return {group: _checked(criterion, group, criterion.score(group, sums, graph)) for group in graph.groups}
+    @property
+    def name(self) -> str:
+        """The name it is chosen by, and that the plan records."""
+        ...
+
+    def select(self, study: Study) -> Selection:
+        """The settings of the knob, from which planning chooses."""
+        ...
 
 
-def _checked(criterion: Criterion, group: Group, scores: FloatArray) -> FloatArray:
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.shape != (group.size,):
-        raise CriterionError(
-            f"criterion {criterion.name!r} gave scores of shape {scores.shape} for group {group.name!r}; "
-            f"it has {group.size} channels and needs shape ({group.size},)"
-        )
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        raise CriterionError(
-            f"criterion {criterion.name!r} gave {scores[bad[0]]} for channel {int(bad[0])} of group {group.name!r} "
-            f"({len(bad)} of {group.size} scores are not finite); look for NaN or infinite values in "
-            f"{', '.join(dict.fromkeys(m.tensor for m in group.members[:3])) or 'its inputs'}"
-        )
-    return scores
+Criterion = Scorer | ObservingScorer | Selector
+
+
+class Study(Protocol):
+    """What a selector has to go by."""
+
+    @property
+    def graph(self) -> ScoredGraph:
+        """The channel graph."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every parameter and buffer by its first state-dict name."""
+        ...
+
+    def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
+        """The scores that another criterion gives every group, after its pass over the calibration data.
+
+        Raises:
+            CriterionError, CalibrationError: see :func:`~fxprune.criteria.judging.judge`.
+        """
+        ...
+
+    def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
+        """What another criterion observes of every group."""
+        ...
+
+    def collector(self, name: str) -> Collector:
+        """What runs over the calibration data once more, for the criterion of that name.
+
+        Raises:
+            CalibrationError: there is no calibration.
+        """
+        ...

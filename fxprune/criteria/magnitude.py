@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.normalising import normaliser_by_name
+from fxprune.criteria.rows import parameter_members, producers
 from fxprune.criteria.sums import TensorSums
 from fxprune.errors import CriterionError
 from fxprune.groups import Group, Member
@@ -62,11 +63,4 @@ class Magnitude:
         return normaliser_by_name(self.normalise)(norm)
 
     def _members(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
-        parameters = {term.owner for term in graph.params}
-        members = [m for m in group.members if m.tensor in parameters]
-        if self.scope == "group":
-            return members
-        producers = [m for m in members if m.role == "out"]
-        # The published norm is that of the kernel; a bias is a row of it only where there is nothing else.
-        kernels = [m for m in producers if tensors[m.tensor].ndim > 1]
-        return kernels or producers or members
+        return parameter_members(group, graph) if self.scope == "group" else producers(group, tensors, graph)

@@ -42,6 +42,15 @@ def _zscore(scores: FloatArray) -> FloatArray:
     return _divided(scores - scores.mean(), float(scores.std()))
 
 
+def _l2(scores: FloatArray) -> FloatArray:
+    return _divided(scores, float(np.sqrt(np.square(scores).sum())))
+
+
+def _variance(scores: FloatArray) -> FloatArray:
+    """Centred and divided by the population variance, not its root (as feature entropies are in published code)."""
+    return _divided(scores - scores.mean(), float(scores.var()))
+
+
 def _lamp(scores: FloatArray) -> FloatArray:
     """``s_u^2 / sum of s_v^2 over v >= u`` in ascending order (Lee et al., 2021, arXiv 2010.07611, equation 2)."""
     order = removal_order(scores)
@@ -60,6 +69,8 @@ NORMALISERS: dict[str, Normaliser] = {
     "sum": _sum,
     "minmax": _minmax,
     "zscore": _zscore,
+    "l2": _l2,
+    "variance": _variance,
     "lamp": _lamp,
 }
 

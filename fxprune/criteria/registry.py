@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fxprune.criteria.base import Criterion, Scorer
+from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selector
+from fxprune.criteria.entropy import FeatureEntropy
+from fxprune.criteria.feature_distance import FeatureDistance
+from fxprune.criteria.features import APoZ, MeanActivation
+from fxprune.criteria.filter_similarity import FilterSimilarity
+from fxprune.criteria.fpgm import FPGM
+from fxprune.criteria.hessian import Hessian
+from fxprune.criteria.information_fusion import InformationFusion
+from fxprune.criteria.lamp import Lamp
 from fxprune.criteria.magnitude import Magnitude
+from fxprune.criteria.multi_source import MultiSource
+from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.random import Random
+from fxprune.criteria.slimming import Slimming
+from fxprune.criteria.spectra import CHIP, HRank
+from fxprune.criteria.taylor import Taylor
+from fxprune.criteria.thinet import ThiNet
 from fxprune.errors import CriterionError
 
 __all__ = ["criterion_by_name", "known_criteria", "resolve_criterion"]
 
-_CRITERIA: dict[str, Callable[..., Criterion]] = {"magnitude": Magnitude, "random": Random}
-_SEEDED = frozenset({"random"})
+_CRITERIA: dict[str, Callable[..., Criterion]] = {
+    "apoz": APoZ,
+    "chip": CHIP,
+    "feature_distance": FeatureDistance,
+    "feature_entropy": FeatureEntropy,
+    "filter_similarity": FilterSimilarity,
+    "fpgm": FPGM,
+    "hessian": Hessian,
+    "hrank": HRank,
+    "information_fusion": InformationFusion,
+    "lamp": Lamp,
+    "magnitude": Magnitude,
+    "mean_activation": MeanActivation,
+    "multi_source": MultiSource,
+    "parallel": Parallel,
+    "random": Random,
+    "slimming": Slimming,
+    "taylor": Taylor,
+    "taylor_activations": partial(Taylor, of="activations"),
+    "thinet": ThiNet,
+}
+_SEEDED = frozenset({"random", "thinet"})
 
 
 def known_criteria() -> list[str]:
@@ -36,7 +71,7 @@ def criterion_by_name(name: str, **options: Any) -> Criterion:
 
 
 def resolve_criterion(criterion: str | Criterion, *, seed: int = 0) -> Criterion:
-    """What a user passes as ``criterion``: a name, or an object with ``name`` and ``score``.
+    """What a user passes as ``criterion``: a name, or an object that is a scorer or a selector.
 
     Args:
         criterion: the name or the object; an object is returned as it is.
@@ -47,9 +82,9 @@ def resolve_criterion(criterion: str | Criterion, *, seed: int = 0) -> Criterion
     """
     if isinstance(criterion, str):
         return criterion_by_name(criterion, **({"seed": seed} if criterion in _SEEDED else {}))
-    if isinstance(criterion, type) or not isinstance(criterion, Scorer):
+    if isinstance(criterion, type) or not isinstance(criterion, (Scorer, ObservingScorer, Selector)):
         raise CriterionError(
             f"criterion must be a name ({', '.join(known_criteria())}) or an object with a `name` and a method "
-            f"`score(group, tensors, graph)`, not {criterion!r}"
+            f"`score(group, tensors, graph)`, `observe` and `score_observed`, or `select`, not {criterion!r}"
         )
     return criterion

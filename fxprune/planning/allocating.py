@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fxprune.axes.elements import Mask
 from fxprune.cost import CostModel
+from fxprune.criteria.selecting import Selection
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.groups import Group
 from fxprune.planning.budgets import PlannedGraph, budget_model, check_ratio
@@ -17,6 +18,7 @@ from fxprune.planning.excluding import excluded_groups
 from fxprune.planning.limits import Limits
 from fxprune.planning.orders import frugal_staircase, score_staircase
 from fxprune.planning.returning import give_back_units
+from fxprune.planning.selecting import selection_scores
 from fxprune.planning.sequence import step_sequence
 from fxprune.planning.shortfall import out_of_reach
 from fxprune.planning.staircase import Staircase, StaircaseCost
@@ -28,7 +30,7 @@ FloatArray = NDArray[np.float64]
 
 def allocate(
     graph: PlannedGraph,
-    scores: Mapping[Group, FloatArray] | None,
+    scores: Mapping[Group, FloatArray] | Selection | None,
     *,
     ratio: float,
     budget: str = "macs",
@@ -47,8 +49,8 @@ def allocate(
 
     Args:
         graph: the channel graph.
-        scores: per group one number per unit, higher = keep; None without weights (then shares are uniform and the
-            lowest indices stay).
+        scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the budget; None
+            without weights (then shares are uniform and the lowest indices stay).
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``.
         budget: "macs", "params" or "channels".
         scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded
@@ -72,8 +74,10 @@ def allocate(
     model = budget_model(graph, budget)
     limits = Limits(round_to, min_channels, max_ratio, _frozen(graph, residual, exclude))
     uniform = _is_uniform(scope) or scores is None
-    values = _values(graph, scores)
     need = ratio * model.full
+    if scores is not None and not isinstance(scores, Mapping):
+        scores = selection_scores(scores, graph, model, limits, need)
+    values = _values(graph, scores)
     stairs = score_staircase(graph, values, limits)
     if _reach(model, stairs) < need:
         stairs = frugal_staircase(graph, values, limits, model)

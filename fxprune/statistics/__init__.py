@@ -1,7 +1,8 @@
 """Statistics of activations and gradients, streamed in one pass over calibration data on a private copy."""
 
 from fxprune.statistics.calibration import Batch, Calibration
-from fxprune.statistics.collecting import Collector, Observation
+from fxprune.statistics.collecting import Collector
+from fxprune.statistics.observing import Observation
 from fxprune.statistics.places import Parameter, Seen, Tap
 from fxprune.statistics.statistic import Mean, Statistic, Sums
 from fxprune.statistics.taps import TAP_RULES, TapFinder

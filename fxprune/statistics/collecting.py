@@ -15,20 +15,13 @@ from fxprune.errors import CalibrationError, FxpruneError
 from fxprune.progress import Steps
 from fxprune.statistics.calibration import Batch, Calibration
 from fxprune.statistics.losses import Loss, default_loss
-from fxprune.statistics.places import Parameter, Place, Seen, Tap
+from fxprune.statistics.observing import Observation
+from fxprune.statistics.places import Parameter, Seen, Tap
 from fxprune.statistics.reducing import add_over_ranks
 from fxprune.statistics.statistic import Statistic
 from fxprune.statistics.watching import PrivateNetwork, Watcher
 
-__all__ = ["Collector", "Observation"]
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """A statistic and the place it is taken at."""
-
-    place: Place
-    statistic: Statistic
+__all__ = ["Collector"]
 
 
 @dataclass(eq=False)

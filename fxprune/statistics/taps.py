@@ -12,7 +12,7 @@ The switch moves these places: "activated" on to the output of the activation fu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import fx
@@ -23,7 +23,9 @@ from fxprune.capture import Captured
 from fxprune.errors import CriterionError
 from fxprune.groups import Group
 from fxprune.rules.call import Call, parameter_name
-from fxprune.statistics.places import Tap, channel_tap
+from fxprune.statistics.observing import Observation
+from fxprune.statistics.places import Parameter, Tap, channel_tap
+from fxprune.statistics.statistic import Statistic
 
 __all__ = ["ACTIVATIONS", "NORMS", "TAP_RULES", "TapFinder", "check_tap_rule"]
 
@@ -56,6 +58,7 @@ class TapFinder:
         self._batch: dict[fx.Node, int | None] = {}
         self._holders: Mapping[int, list[fx.Node]] = defaultdict(list)
         self._makers: Mapping[str, list[fx.Node]] = defaultdict(list)
+        self._shared: dict[tuple[str, Callable[..., Statistic]], Observation] = {}
         for captured in (graph.captured, *graph.captured.islands):
             self._visit(captured)
 
@@ -85,6 +88,24 @@ class TapFinder:
                     taps = self._readable([source], group)
                     found += [(call, tap, name) for tap in taps]
         return found
+
+    def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
+        """An observation of every parameter of a group, by name; groups that cut one parameter share its observation.
+
+        Args:
+            group: the group.
+            make: from the parameter's shape to the statistic.
+        """
+        known = self._graph.captured.parameters
+        for name in (m.tensor for m in group.members if m.tensor in known):
+            if (name, make) not in self._shared:
+                self._shared[name, make] = Observation(Parameter(name), make(self._graph.shapes[name]))
+        return {m.tensor: self._shared[m.tensor, make] for m in group.members if m.tensor in known}
+
+    def start(self) -> TapFinder:
+        """The finder for another pass over the data: observations made so far are not handed out again."""
+        self._shared = {}
+        return self
 
     def raw(self, node: fx.Node) -> Tap:
         """A tap that passes on the node's whole tensor."""

@@ -62,6 +62,7 @@ class PrivateNetwork:
             setattr(copied.get_submodule(path), name, self._opened(island, copied))
         self.module = copied if "" in graph.captured.opaque else self._opened(graph.captured, copied)
         self.parameters: dict[str, Tensor] = dict(copied.named_parameters())
+        self.buffers: dict[str, Tensor] = dict(copied.named_buffers())
 
     def run(self, sample: Sample) -> Any:
         """The output of one call."""

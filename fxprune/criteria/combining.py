@@ -1,0 +1,133 @@
+"""Criteria made of criteria: weighted sums, products, mean ranks and minima."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxprune.criteria.base import FloatArray, ObservingScorer, ScoredGraph, Scorer
+from fxprune.criteria.judging import observations_of, score_one
+from fxprune.criteria.normalising import normaliser_by_name
+from fxprune.criteria.ordering import removal_order
+from fxprune.errors import CriterionError
+from fxprune.groups import Group
+from fxprune.statistics import TapFinder
+
+__all__ = ["Combination", "Minimum", "Product", "RankAverage", "WeightedSum"]
+
+Part = Scorer | ObservingScorer
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Several criteria as one: each is normalised in the group, then combined; all observe in one pass.
+
+    A criterion that cannot judge a group leaves it to the others.
+
+    Args:
+        parts: the criteria, by object.
+        normalise: scales each part's scores in a group, see :class:`~fxprune.criteria.magnitude.Magnitude`.
+
+    Raises:
+        CriterionError: no parts, one that is no scorer, or an unknown normaliser.
+    """
+
+    parts: tuple[Part, ...]
+    normalise: str = "minmax"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        wrong = [p for p in self.parts if isinstance(p, type) or not isinstance(p, (Scorer, ObservingScorer))]
+        if not self.parts or wrong:
+            raise CriterionError(
+                f"{type(self).__name__} combines scorers, objects with a `name` and scores, not {wrong}"
+            )
+        normaliser_by_name(self.normalise)
+
+    @property
+    def name(self) -> str:
+        """The name that plans record."""
+        return f"{type(self).__name__}({', '.join(part.name for part in self.parts)})"
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """What the parts observe."""
+        return [observations_of(part, group, finder, tensors) for part in self.parts]
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+    ) -> FloatArray | None:
+        """Scores of shape ``(group.size,)``; None where no part can judge the group."""
+        found = [score_one(part, group, seen, tensors, graph) for part, seen in zip(self.parts, observed, strict=True)]
+        known = [(number, self.prepared(scores)) for number, scores in enumerate(found) if scores is not None]
+        return self.combined([n for n, _ in known], np.stack([s for _, s in known])) if known else None
+
+    def prepared(self, scores: FloatArray) -> FloatArray:
+        """One part's scores, made comparable with those of the others."""
+        return normaliser_by_name(self.normalise)(scores)
+
+    def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
+        """Prepared scores (parts, channels) of the parts that could judge as one score a channel."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WeightedSum(Combination):
+    """The sum of the parts' scores, each times its weight.
+
+    Args:
+        weights: one for each part; equal by default.
+    """
+
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "weights", tuple(self.weights) or (1.0 / len(self.parts),) * len(self.parts))
+        if len(self.weights) != len(self.parts):
+            raise CriterionError(f"{len(self.parts)} criteria need as many weights, not {len(self.weights)}")
+
+    def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
+        """The weighted sum."""
+        weights = np.array([self.weights[part] for part in parts])
+        total: FloatArray = weights @ scores
+        return total
+
+
+@dataclass(frozen=True)
+class Product(Combination):
+    """The product of the parts' scores."""
+
+    def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
+        """The product."""
+        total: FloatArray = scores.prod(axis=0)
+        return total
+
+
+@dataclass(frozen=True)
+class RankAverage(Combination):
+    """The mean of the parts' ranks in the group, between 0 (first to go) and 1; scales play no role."""
+
+    def prepared(self, scores: FloatArray) -> FloatArray:
+        """Ranks between 0 and 1."""
+        ranks = np.empty(len(scores))
+        ranks[removal_order(scores)] = np.arange(len(scores))
+        return ranks / max(len(scores) - 1, 1)
+
+    def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
+        """The mean rank."""
+        mean: FloatArray = scores.mean(axis=0)
+        return mean
+
+
+@dataclass(frozen=True)
+class Minimum(Combination):
+    """The lowest of the parts' scores: a channel stays only if every part would keep it."""
+
+    def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
+        """The minimum."""
+        lowest: FloatArray = scores.min(axis=0)
+        return lowest

@@ -1,0 +1,159 @@
+"""FOAD: a covering of channels by channels with near feature maps (Shi et al., "Feature-Oriented and Decoupled")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fxprune.axes.elements import Mask
+from fxprune.criteria.base import FloatArray, ScoredGraph, Study
+from fxprune.criteria.features import flat
+from fxprune.criteria.rows import distances
+from fxprune.criteria.selecting import Ladder, Problem, Selection
+from fxprune.errors import CriterionError
+from fxprune.groups import Group
+from fxprune.statistics import Observation, Seen, Sums, TapFinder
+from fxprune.statistics.taps import check_tap_rule
+
+__all__ = ["FeatureDistance", "FeatureSimilarity", "covering"]
+
+_THRESHOLDS = 256
+
+
+@dataclass(frozen=True)
+class FeatureDistance:
+    """Channels whose maps lie near those of a kept channel go; widths emerge from the data.
+
+    Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as the released code does it:
+    the similarity of two channels is the mean over samples of ``1 / (1 + |F_i - F_j|)``; in order of index, a channel
+    that is left stays and takes the ``t`` most similar ones with a similarity of at least ``s`` with it. Which (t, s)
+    gave the published rows is not settled by the paper's text; here the knob is ``s`` for t = 1, then for t = 2, and so
+    on, and the first ``t`` that reaches the budget is taken with the largest ``s`` that does. For coupled channels
+    similarities are averaged over the places where they are tapped.
+
+    Args:
+        kept_block_slots: whether a kept neighbour takes up one of the ``t`` slots, as in the released code (which so
+            leaves most of a set of equal channels); False looks at undecided channels alone.
+        tap: where maps are read; after the activation, as in the released code.
+
+    Raises:
+        CriterionError: an unknown tap rule.
+    """
+
+    kept_block_slots: bool = True
+    tap: str = "activated"
+
+    def __post_init__(self) -> None:
+        check_tap_rule(self.tap)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "feature_distance"
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """Mean similarities at every tap."""
+        return [Observation(tap, FeatureSimilarity(tap.units)) for tap in finder.taps(group, self.tap)]
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+    ) -> FloatArray | None:
+        """Minus the similarity to the nearest other channel, shape ``(group.size,)``; None where nothing was seen."""
+        return _distinctness(np.mean([s.result() for s in observed], axis=0)) if observed else None
+
+    def select(self, study: Study) -> Selection:
+        """The coverings by (t, s)."""
+        observed = study.observed(self)
+        similar = {g: np.mean([s.result() for s in seen], axis=0) for g, seen in observed.items() if seen}
+        if not similar:
+            raise CriterionError("feature_distance finds no activation that holds the channels of a group")
+        preference = {g: _distinctness(similar[g]) if g in similar else np.zeros(g.size) for g in observed}
+        return _CoveringSelection(preference, similar, self.kept_block_slots)
+
+
+class FeatureSimilarity(Sums):
+    """The mean over samples of ``1 / (1 + distance)`` between the maps of two channels."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(total=(units, units), samples=())
+
+    def update(self, seen: Seen) -> None:
+        """Take in one batch, sample by sample: distances come from Gram matrices."""
+        for sample in flat(seen.value):
+            self.add("total", 1 / (1 + distances(sample)))
+        self.add("samples", float(seen.value.shape[0]))
+
+    def result(self) -> FloatArray:
+        """Shape ``(units, units)``; symmetric, ones on the diagonal."""
+        mean = self.array("total") / max(float(self.held["samples"]), 1.0)
+        return np.round(mean, 12)
+
+
+def covering(similar: FloatArray, t: int, s: float, kept_block_slots: bool = True) -> list[int]:
+    """The channels that stay.
+
+    Args:
+        similar: ``(channels, channels)``.
+        t: how many channels each kept one may remove.
+        s: the least similarity of a removed channel to the kept one that removes it.
+        kept_block_slots: see :class:`FeatureDistance`.
+    """
+    count = len(similar)
+    removed = np.zeros(count, dtype=np.bool_)
+    kept = np.zeros(count, dtype=np.bool_)
+    for i in range(count):
+        if removed[i]:
+            continue
+        kept[i] = True
+        candidates = np.where(removed if kept_block_slots else removed | kept, -1.0, similar[i])
+        candidates[i] = -1.0
+        nearest = np.argsort(-candidates, kind="stable")[:t]
+        removed[nearest[(candidates[nearest] >= s) & (candidates[nearest] >= 0) & ~kept[nearest]]] = True
+    stays: list[int] = np.flatnonzero(kept).tolist()
+    return stays
+
+
+def _distinctness(similar: FloatArray) -> FloatArray:
+    others = similar - 2 * np.eye(len(similar))
+    return -others.max(axis=1) if len(similar) > 1 else np.zeros(len(similar))
+
+
+@dataclass(frozen=True)
+class _CoveringSelection:
+    preference: Mapping[Group, FloatArray]
+    similar: Mapping[Group, FloatArray]
+    kept_block_slots: bool
+
+    def ladders(self, problem: Problem) -> Iterable[Ladder]:
+        similar = {g: self.similar[g] for g in problem.groups if g in self.similar}
+        widest = max((g.size for g in similar), default=1)
+        t = 1
+        while t < widest:
+            yield _Coverings(similar, t, self.kept_block_slots)
+            t = t + 1 if t < 16 else 2 * t
+
+
+class _Coverings:
+    """Coverings at one ``t`` by falling ``s``, at quantiles of all similarities; the last takes any similarity."""
+
+    def __init__(self, similar: Mapping[Group, FloatArray], t: int, kept_block_slots: bool) -> None:
+        self._similar = similar
+        self._t = t
+        self._kept_block_slots = kept_block_slots
+        values = np.concatenate([m[np.triu_indices(len(m), 1)] for m in similar.values()] or [np.zeros(0)])
+        shares = np.linspace(1, 0, _THRESHOLDS)
+        self._thresholds = [2.0, *(np.quantile(values, shares).tolist() if len(values) else []), 0.0]
+
+    def __len__(self) -> int:
+        return len(self._thresholds)
+
+    def keep(self, rung: int) -> Mapping[Group, Mask]:
+        masks: dict[Group, Mask] = {}
+        for group, similar in self._similar.items():
+            masks[group] = np.zeros(group.size, dtype=np.bool_)
+            masks[group][covering(similar, self._t, self._thresholds[rung], self._kept_block_slots)] = True
+        return masks

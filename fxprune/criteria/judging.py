@@ -1,0 +1,143 @@
+"""The one place that runs criteria, and checks what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis import ChannelGraph
+from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, ScoredGraph, Scorer, Selector
+from fxprune.criteria.selecting import Selection
+from fxprune.criteria.sums import TensorSums
+from fxprune.errors import CalibrationError, CriterionError
+from fxprune.groups import Group
+from fxprune.statistics import Collector, Observation, TapFinder
+
+__all__ = ["judge", "observations_of", "score_groups", "score_one"]
+
+
+def judge(
+    criterion: Criterion,
+    graph: ScoredGraph,
+    tensors: Mapping[str, Tensor],
+    collector: Collector | None = None,
+) -> dict[Group, FloatArray] | Selection | None:
+    """What a criterion says of a network; None where the weights are on the meta device.
+
+    Args:
+        criterion: the criterion.
+        graph: the channel graph.
+        tensors: every parameter and buffer by name.
+        collector: runs over the calibration data; None where there are none.
+
+    Raises:
+        CriterionError: scores of the wrong shape or not finite, or nothing that the criterion can judge.
+        CalibrationError: the criterion needs calibration and there is none, or the data do not fit.
+    """
+    if any(tensors[m.tensor].is_meta for group in graph.groups for m in group.members if m.tensor in tensors):
+        return None
+    study = _Study(graph, TensorSums(tensors), collector)
+    if isinstance(criterion, Selector):
+        return criterion.select(study)
+    return study.scores(criterion)
+
+
+def score_groups(
+    criterion: Scorer | ObservingScorer, graph: ScoredGraph, tensors: Mapping[str, Tensor]
+) -> dict[Group, FloatArray] | None:
+    """The scores of a criterion that needs no calibration; see :func:`judge`."""
+    found = judge(criterion, graph, tensors)
+    assert found is None or isinstance(found, dict)
+    return found
+
+
+def observations_of(
+    criterion: Scorer | ObservingScorer, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]
+) -> Any:
+    """What a criterion wants to observe of a group; nothing if it looks at weights alone."""
+    return criterion.observe(group, finder, tensors) if isinstance(criterion, ObservingScorer) else ()
+
+
+def score_one(
+    criterion: Scorer | ObservingScorer,
+    group: Group,
+    observed: Any,
+    tensors: Mapping[str, Tensor],
+    graph: ScoredGraph,
+) -> FloatArray | None:
+    """The scores of one group, after observing."""
+    if isinstance(criterion, ObservingScorer):
+        scores = criterion.score_observed(group, observed, tensors, graph)
+    else:
+        scores = criterion.score(group, tensors, graph)
+    return None if scores is None else _checked(criterion, group, scores)
+
+
+class _Study:
+    def __init__(self, graph: ScoredGraph, tensors: Mapping[str, Tensor], collector: Collector | None) -> None:
+        self.graph = graph
+        self.tensors = tensors
+        self._collector = collector
+        self._finder: TapFinder | None = None
+
+    def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
+        observed = self.observed(criterion) if isinstance(criterion, ObservingScorer) else {}
+        found = {g: score_one(criterion, g, observed.get(g, ()), self.tensors, self.graph) for g in self.graph.groups}
+        return _filled(criterion.name, found)
+
+    def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
+        finder = self._taps(criterion).start()
+        trees = {group: criterion.observe(group, finder, self.tensors) for group in self.graph.groups}
+        leaves = (leaf for tree in trees.values() for leaf in pytree.tree_leaves(tree))
+        wanted = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Observation)))
+        if wanted:
+            self.collector(criterion.name).collect(wanted)
+        return {group: pytree.tree_map_only(Observation, lambda o: o.statistic, tree) for group, tree in trees.items()}
+
+    def collector(self, name: str) -> Collector:
+        if self._collector is None:
+            raise CalibrationError(
+                f"criterion {name!r} looks at activations or gradients: pass calibration=, a re-iterable of batches "
+                "(what the model takes, or pairs of that and the target), such as a DataLoader or a list"
+            )
+        return self._collector
+
+    def _taps(self, criterion: ObservingScorer) -> TapFinder:
+        graph = self._collector.graph if self._collector is not None else self.graph
+        if not isinstance(graph, ChannelGraph):
+            raise CriterionError(f"criterion {criterion.name!r} needs the graph of a captured network")
+        if self._finder is None:
+            self._finder = TapFinder(graph)
+        return self._finder
+
+
+def _filled(name: str, found: Mapping[Group, FloatArray | None]) -> dict[Group, FloatArray]:
+    """Groups that the criterion cannot judge are cut last: they score as high as the highest."""
+    known = [scores.max() for scores in found.values() if scores is not None]
+    if found and not known:
+        raise CriterionError(
+            f"criterion {name!r} finds nothing to judge by in this network (batch norms for slimming, for example): "
+            "choose another criterion"
+        )
+    return {g: np.full(g.size, max(known)) if scores is None else scores for g, scores in found.items()}
+
+
+def _checked(criterion: Scorer | ObservingScorer, group: Group, scores: FloatArray) -> FloatArray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (group.size,):
+        raise CriterionError(
+            f"criterion {criterion.name!r} gave scores of shape {scores.shape} for group {group.name!r}; "
+            f"it has {group.size} channels and needs shape ({group.size},)"
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise CriterionError(
+            f"criterion {criterion.name!r} gave {scores[bad[0]]} for channel {int(bad[0])} of group {group.name!r} "
+            f"({len(bad)} of {group.size} scores are not finite); look for NaN or infinite values in "
+            f"{', '.join(dict.fromkeys(m.tensor for m in group.members[:3])) or 'its inputs'}"
+        )
+    return scores

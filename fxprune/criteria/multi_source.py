@@ -1,0 +1,211 @@
+"""Multi-source information (Xiu et al. 2022, "Global filter pruning based on multi-source information")."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxprune.criteria.base import FloatArray, ScoredGraph, Study
+from fxprune.criteria.features import flat
+from fxprune.criteria.ordering import removal_order
+from fxprune.criteria.rows import producers, settled, unit_rows
+from fxprune.criteria.selecting import Problem, QueueSelection, Selection
+from fxprune.errors import CriterionError
+from fxprune.groups import Group
+from fxprune.statistics import Observation, Seen, Sums, TapFinder
+from fxprune.statistics.effects import output_changes
+from fxprune.statistics.taps import check_tap_rule
+
+__all__ = ["Correlation", "MultiSource", "uniqueness", "weight_entropy"]
+
+Order = Mapping[Group, NDArray[np.int64]]
+_GRID = 9
+
+
+@dataclass(frozen=True)
+class MultiSource:
+    """Correlation of feature maps and entropy of weights in a layer; sets of filters judged by the model's output.
+
+    Xiu et al., Microelectronics & Computer 39(9):1-10, doi 10.19304/J.ISSN1000-7180.2022.0163. Of the paper only the
+    abstract's outline is settled: relative importance from the correlation between features, absolute importance from
+    the entropy of weights, sets of filters of one layer at several ratios judged by their effect on the whole model.
+    Chosen here: Pearson correlation of maps over positions, its magnitude averaged over samples; the histogram entropy
+    of a filter's weights over the range of its layer; both scaled to [0, 1] and fused; sets at ratios 0.1 to 0.9, their
+    effect the divergence of the output, and greedily the next set with the least effect for what it saves. For coupled
+    layers, scores are averaged.
+
+    ``global_mode="sets"`` takes a second pass over the calibration data, with nine masked runs a group and batch;
+    "rank" sorts all fused scores together instead.
+
+    Args:
+        alpha: share of the feature score in the fusion.
+        fusion: "sum" (``alpha R + (1 - alpha) A``) or "product".
+        bins: of the weights' histogram.
+        global_mode: "sets" or "rank".
+        tap: where maps are read, see :mod:`fxprune.statistics.taps`.
+
+    Raises:
+        CriterionError: an argument is none of these.
+    """
+
+    alpha: float = 0.5
+    fusion: str = "sum"
+    bins: int = 10
+    global_mode: str = "sets"
+    tap: str = "normalised"
+
+    def __post_init__(self) -> None:
+        check_tap_rule(self.tap)
+        if not 0 <= self.alpha <= 1:
+            raise CriterionError(f"alpha must be between 0 and 1, not {self.alpha!r}")
+        if self.fusion not in ("sum", "product"):
+            raise CriterionError(f'fusion must be "sum" or "product", not {self.fusion!r}')
+        if self.global_mode not in ("sets", "rank"):
+            raise CriterionError(f'global_mode must be "sets" or "rank", not {self.global_mode!r}')
+        if not isinstance(self.bins, int) or self.bins < 2:
+            raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "multi_source"
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """Mean correlations at every tap."""
+        return [Observation(tap, Correlation(tap.units)) for tap in finder.taps(group, self.tap)]
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+    ) -> FloatArray | None:
+        """The fused scores, shape ``(group.size,)``; None where nothing was seen."""
+        if not observed:
+            return None
+        relative = np.mean([uniqueness(s.result()) for s in observed], axis=0)
+        members = producers(group, tensors, graph)
+        rows = [unit_rows(tensors[m.tensor], m, group.variable).cpu() for m in members]
+        absolute = np.mean([weight_entropy(r, self.bins) for r in rows], axis=0)
+        return self.fused(relative, absolute)
+
+    def fused(self, relative: FloatArray, absolute: FloatArray) -> FloatArray:
+        """Both scores scaled to [0, 1] in the layer (0.5 where all are equal) and fused."""
+        relative, absolute = _unit_range(relative), _unit_range(absolute)
+        if self.fusion == "product":
+            return relative * absolute
+        return self.alpha * relative + (1 - self.alpha) * absolute
+
+    def select(self, study: Study) -> Selection:
+        """The queue of sets, or of single filters in rank mode."""
+        scores = study.scores(self)
+        if self.global_mode == "rank":
+            return QueueSelection(scores, lambda problem: _by_rank(problem, scores))
+        order = {group: removal_order(values) for group, values in scores.items()}
+        sets = [(g, order[g][: _gone(g, step)]) for g in order for step in range(1, _GRID + 1)]
+        changes = output_changes(study.collector(self.name), sets).reshape(len(order), _GRID)
+        effects = dict(zip(order, changes, strict=True))
+        return QueueSelection(scores, lambda problem: _by_sets(problem, order, effects))
+
+
+class Correlation(Sums):
+    """The mean over samples of the magnitude of Pearson correlation between the maps of two channels."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(total=(units, units), samples=())
+
+    def update(self, seen: Seen) -> None:
+        """Take in one batch. A map without variance correlates with all."""
+        for sample in flat(seen.value).to(torch.float64):
+            centred = sample - sample.mean(1, keepdim=True)
+            norms = centred.norm(dim=1)
+            still = norms <= 1e-12 * sample.norm(dim=1)
+            unit = centred / torch.where(still, 1.0, norms).unsqueeze(1)
+            found = (unit @ unit.T).abs()
+            found[still] = 1.0
+            found[:, still] = 1.0
+            self.add("total", found)
+        self.add("samples", float(seen.value.shape[0]))
+
+    def result(self) -> FloatArray:
+        """Shape ``(units, units)``."""
+        return np.round(self.array("total") / max(float(self.held["samples"]), 1.0), 12)
+
+
+def uniqueness(correlation: FloatArray) -> FloatArray:
+    """One minus the mean correlation with the other channels: 1 = not replaceable. A single channel scores 1."""
+    count = len(correlation)
+    if count == 1:
+        return np.ones(1)
+    others = correlation.sum(axis=1) - np.diag(correlation)
+    return settled(1 - others / (count - 1))
+
+
+def weight_entropy(rows: Tensor, bins: int = 10) -> FloatArray:
+    """Entropy of each filter's weights in equal bins over the range of all filters: (filters, weights) to (filters,).
+
+    Natural logarithm, so between 0 and ``ln bins``; 0 where all weights are equal.
+    """
+    values = rows.to(torch.float64).numpy()
+    low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(len(values))
+    # A weight on the edge of two bins belongs to the upper one, however its quotient is rounded.
+    place = np.minimum(np.floor((values - low) / (high - low) * bins + 1e-6), bins - 1).astype(np.int64)
+    counts = np.stack([np.bincount(row, minlength=bins) for row in place])
+    shares = counts / values.shape[1]
+    entropy: FloatArray = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1)
+    return entropy + 0.0
+
+
+def _unit_range(values: FloatArray) -> FloatArray:
+    values = settled(values)
+    low, high = values.min(), values.max()
+    return np.full(len(values), 0.5) if low == high else (values - low) / (high - low)
+
+
+def _gone(group: Group, step: int) -> int:
+    return group.size * step // (_GRID + 1)
+
+
+def _by_rank(problem: Problem, scores: Mapping[Group, FloatArray]) -> Sequence[tuple[Group, int]]:
+    units = [(float(scores[g][u]), n, -int(u)) for n, g in enumerate(problem.groups) for u in range(g.size)]
+    return [(problem.groups[n], -u) for _, n, u in sorted(units)]
+
+
+def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]) -> Sequence[tuple[Group, int]]:
+    """Steps of the grid one by one: the next of the group whose step changes the output least for what it saves."""
+    queue: list[tuple[Group, int]] = []
+    steps = {g: _steps(problem, g, order[g], effects[g]) for g in problem.groups}
+    heap = [(steps[g][0][0], n, 0) for n, g in enumerate(problem.groups) if steps[g]]
+    heapq.heapify(heap)
+    while heap:
+        _, number, step = heapq.heappop(heap)
+        group = problem.groups[number]
+        queue.extend((group, int(unit)) for unit in steps[group][step][1])
+        if step + 1 < len(steps[group]):
+            heapq.heappush(heap, (steps[group][step + 1][0], number, step + 1))
+    return queue
+
+
+def _steps(
+    problem: Problem, group: Group, order: NDArray[np.int64], effects: FloatArray
+) -> list[tuple[float, NDArray[np.int64]]]:
+    """Per step of the grid the change of the output for each unit of cost that it saves, and the units that go."""
+    found: list[tuple[float, NDArray[np.int64]]] = []
+    gone, saved, effect = 0, 0.0, 0.0
+    for step in range(1, _GRID + 1):
+        until = min(_gone(group, step), group.size - problem.fewest(group))
+        if until <= gone:
+            continue
+        mask = np.ones(group.size, dtype=np.bool_)
+        mask[order[:until]] = False
+        total = problem.saved({group: mask})
+        price = (effects[step - 1] - effect) / (total - saved) if total > saved else np.inf
+        found.append((float(price), order[gone:until]))
+        gone, saved, effect = until, total, float(effects[step - 1])
+    return found

@@ -1,0 +1,87 @@
+"""Weights as one row per channel, and distances between rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fxprune.axes.elements import units_of
+from fxprune.axes.expressions import Channels
+from fxprune.criteria.base import FloatArray, ScoredGraph
+from fxprune.criteria.sums import fold
+from fxprune.groups import Group, Member
+
+__all__ = ["distances", "parameter_members", "producer_rows", "producers", "settled", "unit_rows", "unit_totals"]
+
+
+def parameter_members(group: Group, graph: ScoredGraph) -> list[Member]:
+    """The group's members that are parameters."""
+    parameters = {term.owner for term in graph.params}
+    return [m for m in group.members if m.tensor in parameters]
+
+
+def producers(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
+    """The members whose rows make the group's channels.
+
+    A filter is a kernel; a bias is a row of it only where there is nothing else.
+    """
+    members = parameter_members(group, graph)
+    made = [m for m in members if m.role == "out"]
+    kernels = [m for m in made if tensors[m.tensor].ndim > 1]
+    return kernels or made or members
+
+
+def unit_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
+    """What each unit owns of a tensor dim, flattened: float64, shape ``(units, features)``.
+
+    Units that own fewer elements than others are filled up with zeros.
+    """
+    rows = tensor.detach().movedim(member.dim, 0)
+    rows = rows.reshape(rows.shape[0], -1).to(torch.float64)
+    labels = units_of(member.axis, variable)
+    order = np.argsort(labels, kind="stable")
+    order = order[int((labels < 0).sum()) :]
+    counts = np.bincount(labels[order], minlength=variable.size)
+    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = rows.new_zeros((variable.size, int(counts.max()), rows.shape[1]))
+    units = torch.from_numpy(labels[order]).to(rows.device)
+    held[units, torch.from_numpy(place).to(rows.device)] = rows[torch.from_numpy(order).to(rows.device)]
+    return held.reshape(variable.size, -1)
+
+
+def producer_rows(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> Tensor:
+    """The filters of a group, those of coupled producers side by side: float64, shape ``(units, features)``."""
+    members = producers(group, tensors, graph)
+    return torch.cat([unit_rows(tensors[m.tensor], m, group.variable).cpu() for m in members], dim=1)
+
+
+def unit_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatArray:
+    """The sum of everything that each unit owns of a tensor dim. Shape ``(units,)``."""
+    others = [d for d in range(tensor.ndim) if d != member.dim]
+    sums = tensor.detach().to(torch.float64)
+    sums = sums.sum(others) if others else sums
+    return fold(member.axis, sums.cpu().numpy())[variable]
+
+
+def distances(rows: Tensor) -> Tensor:
+    """Euclidean distances between the rows of ``(..., units, features)``, from Gram matrices in float64.
+
+    Rows that differ by less than a millionth of their norms are equal, because a Gram matrix tells no more.
+    """
+    rows = rows.to(torch.float64)
+    rows = rows - rows.mean(dim=-2, keepdim=True)
+    gram = rows @ rows.mT
+    energy = gram.diagonal(dim1=-2, dim2=-1)
+    pair = energy.unsqueeze(-1) + energy.unsqueeze(-2)
+    squared = pair - 2 * gram
+    return torch.where(squared > 1e-12 * pair, squared, 0.0).sqrt()
+
+
+def settled(values: NDArray[np.float64]) -> FloatArray:
+    """The values without the last few digits, so that equal channels have equal scores whatever their place."""
+    scale = float(np.abs(values).max()) if len(values) else 0.0
+    return values if scale == 0 else np.round(values / scale, 11) * scale
