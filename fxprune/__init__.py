@@ -6,6 +6,7 @@
 from fxprune.analysis import ChannelGraph
 from fxprune.artefacts import load, save
 from fxprune.compiling import analyze, apply, compile, plan, report  # noqa: A004  the public name says what it does
+from fxprune.criteria import known_criteria
 from fxprune.errors import FxpruneError
 from fxprune.exporting import Exported, export
 from fxprune.planning import Plan
@@ -21,6 +22,7 @@ __all__ = [
     "apply",
     "compile",
     "export",
+    "known_criteria",
     "load",
     "plan",
     "report",

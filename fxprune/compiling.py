@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,16 +16,17 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.checking import check_model, check_sample, is_meta, refuses
-from fxprune.criteria import Criterion, resolve_criterion, score_groups
+from fxprune.criteria import Criterion, judge, resolve_criterion
 from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
 from fxprune.model_paths import ModelPaths
-from fxprune.options import Options, setting
+from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
 from fxprune.reporting import Report
 from fxprune.rewriting import node_keep, rewrite
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
+from fxprune.statistics import Loss
 from fxprune.summarising import summarise
 from fxprune.uncoupling import check_couplings, drop_couplings
 from fxprune.verifying import Proof, prove
@@ -41,6 +42,8 @@ def compile(  # noqa: A001  the public name says what it does
     *,
     budget: str = "macs",
     criterion: str | Criterion = "magnitude",
+    calibration: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     exclude: Sequence[str] = (),
     scope: str = "global",
     residual: str = "coupled",
@@ -60,7 +63,12 @@ def compile(  # noqa: A001  the public name says what it does
             arguments, a dict with string keys the keyword arguments.
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy.
         budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params" or "channels".
-        criterion: name or object that scores channels; higher scores stay.
+        criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
+        calibration: for criteria that look at activations or gradients: batches that can be iterated again, each what
+            the model takes, or ``(input, target)``, or ``((a, b), target)``. Where ``torch.distributed`` is initialised
+            every rank passes its own shard, and all get the plan of one process with all data.
+        loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
+            cross-entropy where outputs are logits and targets are classes.
         exclude: fnmatch patterns of module or parameter paths whose output channels stay.
         scope: "global" ranks all groups together, "uniform" takes the same share of each.
         residual: "coupled", or "inner" to keep the width of groups that cross an addition.
@@ -87,7 +95,7 @@ def compile(  # noqa: A001  the public name says what it does
     )
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
-        chosen = _planned(graph, model, options, steps)
+        chosen = _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
         return _applied(graph, model, sample, chosen, verify, steps)
 
 
@@ -110,6 +118,8 @@ def plan(
     *,
     budget: str = "macs",
     criterion: str | Criterion = "magnitude",
+    calibration: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     exclude: Sequence[str] = (),
     scope: str = "global",
     residual: str = "coupled",
@@ -129,8 +139,8 @@ def plan(
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     with _pass(progress) as steps:
-        graph, _ = _analyzed(model, sample_input, steps, options.couplings)
-        return _planned(graph, model, options, steps)
+        graph, sample = _analyzed(model, sample_input, steps, options.couplings)
+        return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
 
 
 def apply(
@@ -235,8 +245,13 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
     return ()
 
 
-@_uncollected()
-def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Steps) -> Plan:
+def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> Plan:
+    # A pass over data makes garbage with every batch.
+    with _uncollected() if feed.calibration is None else nullcontext():
+        return _chosen(graph, model, options, feed, steps)
+
+
+def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> Plan:
     if not graph.groups and options.ratio > 0:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
@@ -244,7 +259,7 @@ def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Ste
         paths = ModelPaths(model)
         found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
         with torch.no_grad():
-            scores = score_groups(criterion, graph, found)
+            scores = judge(criterion, graph, found, feed.collector(graph, model, steps, options.seed))
     with steps("plan"):
         masks = allocate(
             graph,
@@ -258,7 +273,7 @@ def _planned(graph: ChannelGraph, model: nn.Module, options: Options, steps: Ste
             min_channels=options.min_channels,
             max_ratio=options.max_ratio,
         )
-        return Plan.from_masks(graph, masks, options.settings(criterion))
+        return Plan.from_masks(graph, masks, options.settings(criterion, feed))
 
 
 def _why_none(graph: ChannelGraph) -> str:

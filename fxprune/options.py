@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
+from fxprune.analysis import ChannelGraph
 from fxprune.criteria import Criterion
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning import Plan
 from fxprune.planning.budgets import check_ratio
+from fxprune.progress import Steps
 from fxprune.reporting import versions
+from fxprune.samples import Sample
+from fxprune.statistics import Calibration, Collector, Loss
 from fxprune.uncoupling import check_couplings
 
 __all__ = ["Options", "setting"]
@@ -50,10 +56,47 @@ class Options:
             seed=_whole_number(given.seed),
         )
 
-    def settings(self, criterion: Criterion) -> dict[str, Any]:
+    def settings(self, criterion: Criterion, feed: Feed) -> dict[str, Any]:
         """JSON values that reproduce the plan."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return values | {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
+        values |= {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
+        return values | ({"calibration": f"{feed.seen} samples"} if feed.seen else {})
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What criteria may look at besides weights.
+
+    Attributes:
+        calibration: the data; None where there are none.
+        loss: whose gradients are read; None for the default.
+    """
+
+    calibration: Calibration | None = None
+    loss: Loss | None = None
+
+    @classmethod
+    def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
+        """What a user passes as ``calibration`` and ``loss``.
+
+        Raises:
+            CalibrationError: the data are no iterable of batches.
+            OptionError: the loss is no function.
+        """
+        if loss is not None and not callable(loss):
+            raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
+        return cls(None if calibration is None else Calibration(calibration, sample), loss)
+
+    @property
+    def seen(self) -> int:
+        """How many samples the last pass has seen, on all ranks together."""
+        return 0 if self.calibration is None else self.calibration.seen
+
+    def collector(self, graph: ChannelGraph, model: nn.Module, steps: Steps, seed: int) -> Collector | None:
+        """What runs over the data; None where there are none."""
+        if self.calibration is None:
+            return None
+        return Collector(graph, model, self.calibration, self.loss, steps, seed)
 
 
 def _whole_number(seed: Any) -> int:

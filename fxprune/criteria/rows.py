@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -84,4 +85,6 @@ def distances(rows: Tensor) -> Tensor:
 def settled(values: NDArray[np.float64]) -> FloatArray:
     """The values without the last few digits, so that equal channels have equal scores whatever their place."""
     scale = float(np.abs(values).max()) if len(values) else 0.0
-    return values if scale == 0 else np.round(values / scale, 11) * scale
+    if not 1e-250 < scale < 1e250:
+        return values
+    return np.round(values, 11 - math.floor(math.log10(scale)))

@@ -92,5 +92,9 @@ def nuclear_norm_changes(rows: Tensor) -> Tensor:
 
 
 def _nuclear_norm(grams: Tensor) -> Tensor:
+    if grams.shape[-1] == 0:
+        return grams.new_zeros(len(grams))
     energies: Tensor = torch.linalg.eigvalsh(grams)
-    return energies.clamp(min=0).sqrt().sum(-1)
+    # What is below the rounding of the largest is zero; its root would not look like it.
+    floor = 1e-13 * energies.amax(-1, keepdim=True)
+    return torch.where(energies > floor, energies, 0.0).sqrt().sum(-1)

@@ -2,6 +2,7 @@
 
 from fxprune.statistics.calibration import Batch, Calibration
 from fxprune.statistics.collecting import Collector
+from fxprune.statistics.losses import Loss
 from fxprune.statistics.observing import Observation
 from fxprune.statistics.places import Parameter, Seen, Tap
 from fxprune.statistics.statistic import Mean, Statistic, Sums
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "Collector",
+    "Loss",
     "Mean",
     "Observation",
     "Parameter",

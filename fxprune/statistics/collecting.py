@@ -77,6 +77,9 @@ class Collector:
         with torch.random.fork_rng(devices=_cuda_devices(self.model)):
             torch.manual_seed(self.seed)
             yield from enumerate(self.steps.counted("calibrate", self.calibration, self.calibration.length))
+        seen = torch.tensor([self.calibration.seen], dtype=torch.float64)
+        add_over_ranks([seen])
+        self.calibration.seen = int(seen)
 
     def _run_back(self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]]) -> None:
         """Forward and backward; gradients are of the loss summed over the samples."""

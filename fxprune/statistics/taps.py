@@ -67,7 +67,7 @@ class TapFinder:
         check_tap_rule(rule)
         nodes = self._meeting(group) if rule != "producer" else []
         if not nodes:
-            nodes = self._producers(group)
+            nodes = self._producers(group) or self._holders[group.variable.serial][:1]
             if rule != "producer":
                 nodes = [self._followed(node, group, NORMS) for node in nodes]
         if rule == "activated":

@@ -19,6 +19,8 @@ from fxprune.errors import CriterionError
         ("sum", [0.125, 0.375, 0.5]),
         ("minmax", [0.0, 2 / 3, 1.0]),
         ("zscore", [-1.336306, 0.267261, 1.069045]),
+        ("l2", [0.196116, 0.588348, 0.784465]),
+        ("variance", [-1.071429, 0.214286, 0.857143]),
         ("lamp", [1 / 26, 9 / 25, 1.0]),
     ],
 )
@@ -51,4 +53,4 @@ def test_ties_lose_the_highest_index() -> None:
 
 def test_unknown() -> None:
     with pytest.raises(CriterionError, match="choose one of none, mean"):
-        normaliser_by_name("l2")
+        normaliser_by_name("l3")
