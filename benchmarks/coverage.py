@@ -44,6 +44,7 @@ def main(
         bool, typer.Option("--meta", help="On the meta device: by structure, without weights or proof.")
     ] = False,
     ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
+    image_size: Annotated[int, typer.Option(help="Smaller images, where a network takes them; 0: its own.")] = 0,
     limit_seconds: Annotated[float, typer.Option(help="Time that a network may take.")] = 120,
     memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = None,
     again: Annotated[bool, typer.Option(help="Repeat those that failed.")] = False,
@@ -55,7 +56,7 @@ def main(
     names = models.split(",") if models else model_names(library, families=families)
     stem = f"coverage_{library}" + "_families" * families + "_meta" * meta
     table = ResumableTable(out / f"{stem}.csv", ours.COLUMNS)
-    arguments = {"library": library, "ratio": ratio, "meta": meta}
+    arguments = {"library": library, "ratio": ratio, "meta": meta, "image_size": image_size}
     Sweep(ours.cover, ours.cover_row, limit_seconds, arguments, memory_gib).run(names, table, again=again)
     their_table = ResumableTable(out / f"{stem}_torch_pruning.csv", theirs.COLUMNS) if against else None
     if their_table is not None:

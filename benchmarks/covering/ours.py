@@ -13,16 +13,18 @@ from benchmarks.covering.shares import shares_left_by_uniform_plan
 from benchmarks.harness.failures import failure_text
 from benchmarks.harness.processes import Outcome, Record
 from benchmarks.harness.reports import REPORT_COLUMNS, report_fields
-from benchmarks.networks import Network, find_network
+from benchmarks.networks import Network, find_network, with_images_of
 from fxprune.errors import BudgetError, ProofError
 
 COLUMNS = ["model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "share_left_all", "in_the_way", "other_batch"]
 COLUMNS += ["parameters_trained", "seconds", "peak_mib", "failure"]
 
 
-def cover(record: Record, library: str, model: str, ratio: float, meta: bool) -> None:
+def cover(record: Record, library: str, model: str, ratio: float, meta: bool, image_size: int) -> None:
     """One row: pruned at ``ratio`` of MACs (or as far as one can get), proven and trained a step unless on ``meta``."""
     network = find_network(library, model, meta=meta)
+    if image_size:
+        network = with_images_of(network, image_size)
     record(asked=ratio)
     pruned = _compiled(record, network, ratio)
     record(pruned=True)

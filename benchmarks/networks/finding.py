@@ -16,6 +16,9 @@ from fxprune.samples import Sample
 LIBRARIES = ("torchvision", "timm", "transformers", "cifar")
 
 
+_IMAGE_DIMS = (4, 5)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network with random weights in eval mode, a ``sample_input`` for it, and one for it in train mode."""
@@ -40,6 +43,22 @@ def model_names(library: str, *, families: bool = False) -> list[str]:
     if library == "transformers":
         return transformers_networks.names()
     raise ValueError(f"unknown library {library!r}: choose torchvision, timm or transformers")
+
+
+def with_images_of(network: Network, size: int) -> Network:
+    """The same with images of ``size`` x ``size`` pixels, if the network takes them; one step is tried to find out."""
+
+    def scaled(tensor: torch.Tensor) -> torch.Tensor:
+        is_image = tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
+        return torch.randn(*tensor.shape[:-2], size, size) if is_image else tensor
+
+    sample = Sample.from_input(network.sample).map(scaled)
+    try:
+        with torch.no_grad():
+            sample.call(network.model)
+    except Exception:  # whatever the network raises is its refusal
+        return network
+    return Network(network.model, sample, Sample.from_input(network.training_sample).map(scaled))
 
 
 def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) -> Network:
