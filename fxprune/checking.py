@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
@@ -25,6 +26,8 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
+# Ordinary functions as modules, which floating-point models hold where a later quantisation wants to observe.
+_FLOAT_FORMS = (FloatFunctional, FXFloatFunctional)
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -65,7 +68,8 @@ def _check_kind(where: str, module: nn.Module) -> None:
     cls = type(module)
     if any(is_lazy(t) for t in _own(module)):
         raise ModelError(f"{where} ({cls.__name__}) is lazy: run the model once so that its shapes are known")
-    if ".quantized." in f"{cls.__module__}." or any(t.is_quantized for t in _own(module)):
+    quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
+    if quantised or any(t.is_quantized for t in _own(module)):
         raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
     if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
         raise ModelError(

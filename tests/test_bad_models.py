@@ -257,3 +257,24 @@ class Uncopyable(nn.Module):
 
 def test_a_model_that_cannot_be_copied() -> None:
     refused(errors.CaptureError, "the model cannot be copied .TypeError.*generator", Uncopyable(), vector())
+
+
+class Observable(nn.Module):
+    """The floating-point form of a network that is to be quantised: sums and joins are modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(16, 3)
+        self.add, self.join = torch.ao.nn.quantized.FloatFunctional(), torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(self.enter(x))
+        return self.leave(self.last(self.join.cat([h, self.add.add_relu(h, self.second(h))], 1)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_floating_point_forms_of_quantised_networks_are_pruned() -> None:
+    pruned = fxprune.compile(Observable(), torch.randn(4, 6), 0.4)
+    assert fxprune.report(pruned).achieved >= 0.4
+    assert pruned.get_parameter("last.weight").shape[1] < 16
