@@ -26,12 +26,17 @@ from fxprune.rules.signatures import bind
 
 @dataclass(frozen=True)
 class OpaqueOp:
-    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size."""
+    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size.
+
+    ``macs`` and ``parameters`` are those of a module that is kept as one call, without those of its traced parts.
+    """
 
     node: str
     op: str
     source: str
     reason: str
+    macs: float = 0.0
+    parameters: int = 0
 
 
 @dataclass
@@ -71,7 +76,11 @@ class Analyzer:
         islands = (i.prefix.removesuffix(".") for i in self.captured.islands)
         inside = [island for island in islands if island.startswith(f"{path}.".lstrip("."))]
         pruned = f"; pruned inside it: {', '.join(inside)}" if inside else ""
-        self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}"))
+        traced = tuple(f"{island}." for island in inside)
+        own = self.model.get_submodule(path).named_parameters(prefix=path)
+        size = sum(parameter.numel() for name, parameter in own if not name.startswith(traced))
+        macs = self.captured.opaque_macs.get(path, 0.0)
+        self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}", macs, size))
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

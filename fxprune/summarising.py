@@ -45,7 +45,7 @@ def summarise(
         parameters_after=round(after["params"]),
         groups=tuple(_group_row(g, masks) for g in graph.groups),
         pinned=tuple(PinnedRow(f"{p.tensor} dim {p.dim}", p.size, p.reason, p.cause) for p in graph.pinned),
-        opaque=tuple(OpaqueRow(o.op, o.reason, o.source) for o in graph.opaque),
+        opaque=tuple(OpaqueRow(o.op, o.reason, o.source, o.parameters, round(o.macs)) for o in graph.opaque),
         proof=proof,
         unproven=unproven,
         seconds=dict(seconds),

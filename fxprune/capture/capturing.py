@@ -41,6 +41,7 @@ class Captured:
         prefix: what stands before every name in the graph; that of an island is its path and a dot.
         opaque: reasons by path of the modules that are kept as one call; the path of the whole model is empty, and then
             there is no graph.
+        opaque_macs: multiply-accumulates of the opaque modules, for the sample, without those of their islands.
         islands: parts inside opaque modules that are captured by themselves.
         calls: how often an island is called in one run.
         training_twin: the graph of training mode where it is another one.
@@ -58,6 +59,7 @@ class Captured:
     reads_training: bool = False
     prefix: str = ""
     opaque: dict[str, str] = field(default_factory=dict)
+    opaque_macs: dict[str, float] = field(default_factory=dict)
     islands: tuple[Captured, ...] = ()
     calls: int = 1
     training_twin: Captured | None = None

@@ -47,7 +47,19 @@ def capture_parts(
     main.islands = tuple(i for path in main.opaque for i in _islands(model, path, recorded, forms, frozenset()))
     if not main.islands and "" in main.opaque:
         raise failure
+    main.opaque_macs = {path: _own_macs(main, path, recorded) for path in main.opaque}
     return main
+
+
+def _own_macs(main: Captured, path: str, recorded: Mapping[str, Calls]) -> float:
+    """Multiply-accumulates of an opaque module that its islands do not account for."""
+    inside = [name for name in map(island_path, main.islands) if name.startswith(f"{path}.".lstrip("."))]
+    return recorded[path].macs - sum(recorded[name].macs for name in inside)
+
+
+def island_path(island: Captured) -> str:
+    """Where the part lies in the model."""
+    return island.prefix.removesuffix(".")
 
 
 def _main(

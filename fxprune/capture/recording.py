@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.meta import meta_like
 from fxprune.samples import Sample
@@ -18,9 +19,13 @@ _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.de
 
 @dataclass
 class Calls:
-    """Calls of one submodule: arguments of the first, results of all, and the modules that were running at each."""
+    """Calls of one submodule: arguments of the first, results of all, and the modules that were running at each.
+
+    ``macs``: multiply-accumulates of all calls together.
+    """
 
     sample: Sample
+    macs: float = 0.0
     results: list[Any] = field(default_factory=list)
     stacks: list[tuple[str, ...]] = field(default_factory=list)
 
@@ -34,20 +39,23 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
     twin = copy.deepcopy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
+    counter = FlopCounterMode(display=False)
     for path, module in twin.named_modules():
 
         def before(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
             calls = found.setdefault(path, Calls(Sample(*_meta((args, kwargs)))))
             calls.stacks.append(tuple(stack))
+            calls.macs -= counter.get_total_flops() / 2
             stack.append(path)
 
         def after(_: nn.Module, __: Any, result: Any, path: str = path) -> None:
             stack.pop()
             found[path].results.append(_meta(result))
+            found[path].macs += counter.get_total_flops() / 2
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
         sample.call(twin)
     return found
 

@@ -39,13 +39,16 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
         rows = [(f"{row.name} ({row.width})", row.reason, row.where) for row in report.pinned]
         parts += [Text(""), listing("pinned width", rows, verbose)]
     if report.opaque:
-        rows = [(_with_parameters(row), row.reason, row.where) for row in report.opaque]
+        rows = [(_with_cost(row), row.reason, row.where) for row in report.opaque]
         parts += [Text(""), listing("opaque call", rows, verbose)]
     return Stack(*parts, *_closing(report))
 
 
-def _with_parameters(row: OpaqueRow) -> str:
-    return f"{row.name} ({quantity(row.parameters)} parameters)" if row.parameters else row.name
+def _with_cost(row: OpaqueRow) -> str:
+    """The name, with what a module holds and computes by itself."""
+    found = [(row.macs, "MACs"), (row.parameters, "parameters")]
+    cost = ", ".join(f"{quantity(count)} {unit}" for count, unit in found if count)
+    return f"{row.name} ({cost})" if cost else row.name
 
 
 def _title(report: Report) -> Text:

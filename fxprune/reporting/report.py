@@ -57,12 +57,14 @@ class OpaqueRow:
         reason: why it is opaque.
         where: its place in the model's source.
         parameters: number of elements of its own parameters, which stay as they are.
+        macs: its own multiply-accumulates for the sample, which no budget covers.
     """
 
     name: str
     reason: str
     where: str = ""
     parameters: int = 0
+    macs: int = 0
 
 
 @dataclass(frozen=True)

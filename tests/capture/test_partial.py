@@ -76,6 +76,32 @@ def test_an_opaque_forward_of_the_whole_model_keeps_its_interface() -> None:
     pruned([torch.randn(3, 5, 5)])[0]["above"].sum().backward()
 
 
+class Searching(nn.Module):
+    """A convolution of its own beside a traced part, in a forward that no trace can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = block(6)
+        self.own = nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        while bool(x.mean() > 100):
+            x = x / 2
+        return self.own(self.inner(x))
+
+
+def test_the_cost_of_an_opaque_module_is_shown_apart() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Searching(), nn.Conv2d(6, 4, 1)).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.3)
+    report = fxprune.report(pruned)
+    (row,) = report.opaque
+    assert row.macs == 2 * 8 * 8 * 6 * 6 * 9
+    assert row.parameters == 6 * 6 * 9 + 6
+    covered = 2 * 8 * 8 * (3 * 6 + 3 * 3 * 6 * 12 + 12 * 6 + 6 * 4)
+    assert report.macs_before == covered, "the budget covers what is traced, and the rest is apart"
+    assert "MACs" in str(report)
+
+
 def test_the_original_is_left_alone() -> None:
     model = Pictures().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
