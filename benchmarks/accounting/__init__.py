@@ -1,0 +1,1 @@
+"""Published pruning results counted again: the papers' networks, counting rules and rows."""
