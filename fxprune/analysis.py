@@ -267,7 +267,6 @@ class ChannelGraph:
             )
         order = {name: i for i, name in enumerate(self.shapes)}
         groups = [self._group(root, members, order, crossed, joined) for root, members in found.items()]
-        groups = _provable(groups)
         groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, _position(g)))
         return tuple(_with_unique_names(groups))
 
@@ -360,14 +359,6 @@ def _owner(node: fx.Node) -> str:
 def _position(group: Group) -> int:
     first = group.members[0]
     return [v.serial for v in variables(first.axis)].index(group.variable.serial)
-
-
-def _provable(groups: list[Group]) -> list[Group]:
-    """Leave out channels that no parameter makes (zeros of a pad, copies of an expand) where they cross a norm.
-
-    There the proof follows removed entries from the parameters that make them, and these have none.
-    """
-    return [g for g in groups if not g.crosses_norm or any(m.role != "in" for m in g.members)]
 
 
 def _with_unique_names(groups: list[Group]) -> list[Group]:
