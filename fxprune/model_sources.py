@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ class Source:
     sample: Any
 
 
-def find_model(text: str, sizes: list[str], seed: int) -> Source:
+def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> Source:
     """The network that ``text`` names, in eval mode, with a sample.
 
     ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's
-    own input size is used. Random weights and samples follow ``seed``.
+    own input size is used. Random weights and samples follow ``seed``. ``allow`` names the classes that a saved folder
+    may import.
 
     Raises:
         ModelError: there is no such network.
@@ -50,7 +51,7 @@ def find_model(text: str, sizes: list[str], seed: int) -> Source:
     torch.manual_seed(seed)
     kind, _, name = text.partition(":")
     if Path(text).is_dir():
-        found, sample = _from_folder(text)
+        found, sample = _from_folder(text, allow)
     elif kind == "torchvision" and name:
         found, sample = _from_torchvision(name)
     elif kind == "timm" and name:
@@ -89,10 +90,10 @@ def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
     return shape, dtype
 
 
-def _from_folder(path: str) -> tuple[nn.Module, Any]:
+def _from_folder(path: str, allow: Iterable[str]) -> tuple[nn.Module, Any]:
     from fxprune.artefacts import load
 
-    model = load(path)
+    model = load(path, allow=allow)
     sample: Sample | None = model.meta["fxprune"].get("sample")
     if sample is None:
         return model, torch.randn(_DEFAULT_SIZE)

@@ -198,6 +198,107 @@ def test_seeds_give_weights(nets: str) -> None:
     assert not torch.equal(first.conv.weight, other.conv.weight)
 
 
+# -- plans, exports, timings -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(run: Callable[..., Result], nets: str, tmp_path: Path) -> Path:
+    for ratio in (0.3, 0.5):
+        folder = tmp_path / f"net{ratio}"
+        assert run("compile", f"{nets}:with_sample", "--ratio", ratio, "--no-verify", "-o", folder).code == 0
+    return tmp_path / "net0.5"
+
+
+def test_diff(run: Callable[..., Result], saved: Path, tmp_path: Path) -> None:
+    same = run("diff", saved, saved / "plan.json")
+    assert (same.code, same.out) == (0, "the plans are equal; channel groups: 1\n")
+    other = run("diff", tmp_path / "net0.3", saved)
+    assert other.code == 1
+    assert "ratio" in other.out
+    assert "groups keep other units" in other.out
+    data = json.loads(run("diff", tmp_path / "net0.3", saved, "--json").out)
+    assert not data["equal"]
+    assert data["settings"] == {"ratio": [0.3, 0.5]}
+    first, second = (fxprune.Plan.load(place / "plan.json") for place in (tmp_path / "net0.3", saved))
+    for row in data["groups"]:
+        gone = set(first.groups[row["name"]]) - set(second.groups[row["name"]])
+        assert row["kept"] == [len(first.groups[row["name"]]), len(second.groups[row["name"]])]
+        assert bool(row["only_first"]) == bool(gone)
+
+
+def test_diff_of_plans_for_different_networks(run: Callable[..., Result], saved: Path, nets: str) -> None:
+    other = saved.parent / "tokens"
+    assert (
+        run("compile", f"{nets}:Tokens", "--ratio", 0.3, "--input-size", "2,5:int64", "--no-verify", "-o", other).code
+        == 0
+    )
+    result = run("diff", saved, other)
+    assert result.code == 1
+    assert "for different networks" in result.out
+
+
+def test_export(run: Callable[..., Result], saved: Path, tmp_path: Path) -> None:
+    result = run("export", saved, "-o", tmp_path / "net.pt2")
+    assert result.code == 0, result.err
+    assert "equals the pruned network to" in result.out
+    assert torch.export.load(tmp_path / "net.pt2").module()(torch.randn(3, 3, 8, 8)).shape == (3, 5)
+    data = json.loads(run("export", saved, "-o", tmp_path / "net", "-f", "source", "--json").out)
+    assert data["format"] == "source"
+
+
+def test_benchmark(run: Callable[..., Result], saved: Path) -> None:
+    result = run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01, "--threads", 1)
+    assert result.code == 0, result.err
+    assert "1 thread;" in result.out
+    assert [line.split()[:2] for line in result.out.splitlines() if line.startswith("eager")] == [
+        ["eager", "1"],
+        ["eager", "8"],
+    ]
+    data = json.loads(run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01, "--batch", 2, "--json").out)
+    assert [(row["runtime"], row["batch"]) for row in data["latency"]] == [("eager", 2)]
+    assert data["latency"][0]["gain"] == data["latency"][0]["original"] / data["latency"][0]["pruned"]
+
+
+def test_criteria(run: Callable[..., Result]) -> None:
+    data = json.loads(run("criteria", "--json").out)
+    assert list(data) == fxprune.criteria.known_criteria()
+    assert all(data.values())
+    assert "magnitude" in run("criteria").out
+
+
+def test_an_interruption_leaves_nothing(
+    run: Callable[..., Result], nets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fxprune.artefacts import saving
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saving, "_write_report", stop)
+    result = run("compile", f"{nets}:with_sample", "--ratio", 0.2, "--no-verify", "-o", tmp_path / "out")
+    assert result.code == 130
+    assert result.err == "error: interrupted; nothing was left half written\n"
+    assert {path.name for path in tmp_path.iterdir()} <= {"nets.py", "__pycache__"}
+
+
+def test_calibration_files(tmp_path: Path) -> None:
+    from fxprune.calibration_files import BatchFolder
+
+    safetensors.torch.save_file({"input": torch.ones(2), "target": torch.zeros(2)}, tmp_path / "a.safetensors")
+    safetensors.torch.save_file({"input": torch.ones(3)}, tmp_path / "b.safetensors")
+    torch.save((torch.ones(4), torch.zeros(1)), tmp_path / "c.pt")
+    batches = BatchFolder(tmp_path)
+    for _ in range(2):
+        first, second, third = batches
+        assert torch.equal(first[1], torch.zeros(2))
+        assert torch.equal(second, torch.ones(3))
+        assert torch.equal(third[0], torch.ones(4))
+    assert len(batches) == 3
+    torch.save(os.getcwd, tmp_path / "d.pt")
+    with pytest.raises(SampleError, match="no batch that can be read safely"):
+        list(batches.__class__(tmp_path))
+
+
 # -- refusing ----------------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +319,15 @@ def test_seeds_give_weights(nets: str) -> None:
         (["analyze", "NETS:Net", "--input-size", "1,4,8,8"], "sample"),
         (["analyze", "."], "not a folder saved by fxprune"),
         (["report", "nowhere"], "not a folder saved by fxprune"),
+        (["export", "nowhere", "-o", "x.pt2"], "not a folder saved by fxprune"),
+        (["benchmark", "nowhere"], "not a folder saved by fxprune"),
+        (["diff", "nowhere", "NETS"], "there is no plan at nowhere"),
+        (["diff", "NETS", "NETS"], "nets.py: the plan: not JSON"),
+        (
+            ["compile", "NETS:with_sample", "--ratio", "0.5", "--calibration", "no"],
+            "there is no folder no of calibration",
+        ),
+        (["compile", "NETS:with_sample", "--ratio", "0.5", "--calibration", "EMPTY"], "holds no batches"),
         (["explain", "NETS:with_sample", "colour"], "colour"),
         (["compile", "NETS:with_sample", "--ratio", "1.5"], "ratio"),
         (["compile", "NETS:with_sample", "--ratio", "nan"], "ratio"),
@@ -251,7 +361,8 @@ def test_user_errors_are_one_line(
     (tmp_path / "bad.py").write_text("def Net(:")
     torch.save(os.getcwd, tmp_path / "pickle.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
-    places = {"NETS": nets, "BAD": "bad.py", "PICKLE": "pickle.pt", "OTHER": "other.pt"}
+    (tmp_path / "empty").mkdir()
+    places = {"EMPTY": "empty", "NETS": nets, "BAD": "bad.py", "PICKLE": "pickle.pt", "OTHER": "other.pt"}
     for short, place in places.items():
         arguments = [argument.replace(short, place) for argument in arguments]
     result = run(*arguments)
@@ -311,11 +422,26 @@ def test_python_callers_get_the_same_errors() -> None:
 
 
 def test_help_and_version(run: Callable[..., Result]) -> None:
-    assert all(name in run("--help").out for name in ("compile", "analyze", "explain", "report"))
+    names = ("compile", "analyze", "explain", "report", "export", "benchmark", "criteria", "diff", "Exit codes")
+    assert all(name in run("--help").out for name in names)
+    assert all(run(name, "--help").out for name in names[:-1])
     assert "--round-to" in run("compile", "-h").out
     assert "torch" in run("--version").out
 
 
 def test_the_module_runs_too() -> None:
     result = subprocess.run([sys.executable, "-m", "fxprune", "--help"], capture_output=True, text=True, check=True)
+    assert "compile" in result.stdout
+
+
+def test_every_command_speaks_json(run: Callable[..., Result]) -> None:
+    for command in cli.app.registered_commands:
+        assert "--json" in run(command.name, "--help").out
+
+
+def test_shells_can_complete(run: Callable[..., Result]) -> None:
+    assert "--install-completion" in run("--help").out
+    environment = os.environ | {"_FXPRUNE_COMPLETE": "complete_bash", "COMP_WORDS": "fxprune com", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv[0] = 'fxprune'; from fxprune.cli import app; app(prog_name='fxprune')"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "compile" in result.stdout

@@ -20,7 +20,7 @@ from fxprune.exporting.programs import exported_program
 from fxprune.samples import Sample
 from fxprune.verifying.comparing import Leaves
 
-__all__ = ["FORMATS", "Format"]
+__all__ = ["FORMATS", "Format", "onnx_session"]
 
 Run = Callable[[Sample], Leaves]
 # A file of this format cannot hold more than 2 GiB; beyond that the weights lie in a second file beside it.
@@ -79,11 +79,7 @@ class Onnx:
 
     def open(self, file: Path) -> Run:
         """See :class:`Format`."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # a refusal is raised; it need not be printed too
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = onnx_session(file)
         names = [argument.name for argument in session.get_inputs()]
 
         def run(sample: Sample) -> Leaves:
@@ -93,6 +89,16 @@ class Onnx:
             return tensors_of([torch.from_numpy(result) for result in results])
 
         return run
+
+
+def onnx_session(file: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU; ``threads`` of 0 lets it choose."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # a refusal is raised; it need not be printed too
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 class Source:

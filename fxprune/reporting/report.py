@@ -89,6 +89,7 @@ class Report:
         settings: criterion, scope, seed, versions and whatever else the result depends on.
         plan: the plan that was applied.
         network: class name of the original network.
+        source: where the command line found the original network; empty otherwise.
     """
 
     ratio: float
@@ -108,6 +109,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     plan: Plan | None = field(default=None, repr=False)
     network: str = ""
+    source: str = ""
 
     @property
     def achieved(self) -> float:

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from fxprune.cli.application import app, main
+
+__all__ = ["app", "main"]

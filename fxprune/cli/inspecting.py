@@ -1,0 +1,101 @@
+"""Commands that look: ``fxprune analyze``, ``explain``, ``report``, ``criteria`` and ``diff``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxprune.cli.options import Allow, AsJson, Folder, InputSize, Model, Verbose, Weights, find
+from fxprune.cli.output import show, show_json
+
+__all__ = ["analyze", "criteria", "diff", "explain", "report"]
+
+DIFFERENT = 1
+PlanPlace = Annotated[Path, typer.Argument(help="A plan.json, or the folder of a saved network.")]
+
+
+def analyze(
+    model: Model,
+    input_size: InputSize = None,
+    weights: Weights = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the channel groups of a network, what is pinned and why, and how much of it can shrink."""
+    import fxprune
+    from fxprune.reporting import graph_as_dict, render_graph
+
+    source = find(model, input_size, weights, 0, allow)
+    graph = fxprune.analyze(source.model, source.sample)
+    if as_json:
+        show_json(graph_as_dict(graph))
+    else:
+        show(render_graph(graph, verbose=verbose))
+
+
+def explain(
+    model: Model,
+    first: Annotated[str, typer.Argument(metavar="A", help="Module or parameter; add :DIM for one dim.")],
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="Another: why are the two tied?")] = None,
+    input_size: InputSize = None,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why two widths are tied or, with one name, why a width is pinned."""
+    import fxprune
+
+    source = find(model, input_size, None, 0, allow)
+    answer = fxprune.analyze(source.model, source.sample).explain(first, second)
+    if as_json:
+        show_json({"first": first, "second": second, "answer": answer})
+    else:
+        typer.echo(answer)
+
+
+def report(
+    folder: Folder,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Print the report of a saved network."""
+    from fxprune.artefacts import load_report
+    from fxprune.reporting import render_report
+
+    found = load_report(folder)
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        show(render_report(found, verbose=verbose))
+
+
+def criteria(as_json: AsJson = False) -> None:
+    """List the criteria that rank channels."""
+    from fxprune.criteria import criterion_by_name, known_criteria
+    from fxprune.reporting.tables import add_row, new_table
+
+    about = {name: (type(criterion_by_name(name)).__doc__ or "").partition("\n\n")[0] for name in known_criteria()}
+    lines = {name: " ".join(text.split()) for name, text in about.items()}
+    if as_json:
+        show_json(lines)
+        return
+    table = new_table("criterion", [], last="what it ranks by")
+    for name, line in lines.items():
+        add_row(table, name, line)
+    show(table)
+
+
+def diff(a: PlanPlace, b: PlanPlace, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Tell two plans apart; exit code 1 where they differ."""
+    from fxprune.planning.differences import difference, read_plan
+    from fxprune.reporting.plan_differences import render_difference
+
+    found = difference(read_plan(a), read_plan(b))
+    if as_json:
+        show_json(found.as_dict())
+    else:
+        show(render_difference(found, verbose=verbose))
+    if found:
+        raise typer.Exit(DIFFERENT)

@@ -1,0 +1,109 @@
+"""``fxprune compile``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune.cli.options import Allow, AsJson, InputSize, Model, Seed, Verbose, Weights, find
+from fxprune.cli.output import show, show_json
+from fxprune.errors import OptionError
+
+__all__ = ["compile_command"]
+
+
+def _criteria() -> list[str]:
+    from fxprune.criteria import known_criteria
+
+    return known_criteria()
+
+
+Criterion = Annotated[
+    str, typer.Option(help="How channels are ranked; `fxprune criteria` lists them.", autocompletion=_criteria)
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of batches (.safetensors, .pt) for criteria and recovery that read data."),
+]
+Recover = Annotated[list[str] | None, typer.Option(help="Recovery after pruning, such as batchnorm; may be repeated.")]
+
+
+def compile_command(
+    model: Model,
+    ratio: Annotated[float, typer.Option(help="Fraction of the budget to remove, at least 0 and below 1.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
+    budget: Annotated[str, typer.Option(help="What ratio is a fraction of: macs, params or channels.")] = "macs",
+    criterion: Criterion = "magnitude",
+    calibration: Calibration = None,
+    recover: Recover = None,
+    scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
+    residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
+    couplings: Annotated[str, typer.Option(help="keep, or drop: readers of a stream select channels.")] = "keep",
+    exclude: Exclude = None,
+    round_to: Annotated[int, typer.Option(help="Keep widths a multiple of this.")] = 1,
+    min_channels: Annotated[int, typer.Option(help="Least channels left in a group.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="Largest share removed from one group.")] = 1.0,
+    input_size: InputSize = None,
+    weights: Weights = None,
+    allow: Allow = None,
+    seed: Seed = 0,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result.")] = True,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prune a network, prove the result, print a report and save it."""
+    import fxprune
+    from fxprune.reporting import render_report
+
+    source = find(model, input_size, weights, seed, allow)
+    pruned = fxprune.compile(
+        source.model,
+        source.sample,
+        ratio,
+        budget=budget,
+        criterion=criterion,
+        scope=scope,
+        residual=residual,
+        couplings=couplings,
+        exclude=exclude or (),
+        round_to=round_to,
+        min_channels=min_channels,
+        max_ratio=max_ratio,
+        verify=verify,
+        seed=seed,
+        **_with_data(calibration, recover),
+    )
+    # The folder tells where the original came from, so that it can be made again and timed against.
+    report = dataclasses.replace(fxprune.report(pruned), source=model)
+    pruned.meta["fxprune"]["report"] = report
+    if output is not None:
+        fxprune.save(pruned, output)
+    if as_json:
+        show_json(report.as_dict())
+        return
+    show(render_report(report, verbose=verbose))
+    typer.echo(f"saved to {output}" if output is not None else "not saved: give a folder with -o")
+
+
+def _with_data(calibration: Path | None, recover: list[str] | None) -> dict[str, Any]:
+    """The options of criteria and recovery that read data, where they were given."""
+    import fxprune
+    from fxprune.calibration_files import BatchFolder
+
+    given: dict[str, Any] = {}
+    if calibration is not None:
+        given["calibration"] = BatchFolder(calibration)
+    if recover:
+        given["recover"] = recover[0] if len(recover) == 1 else recover
+    known = inspect.signature(fxprune.compile).parameters
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise OptionError(f"this version of fxprune has no option --{unknown}")
+    return given

@@ -1,0 +1,94 @@
+"""Commands for saved networks: ``fxprune export`` and ``benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fxprune.cli.options import Allow, AsJson, Folder, find
+from fxprune.cli.output import show, show_json
+
+__all__ = ["benchmark", "export"]
+
+
+def _formats() -> list[str]:
+    from fxprune.exporting import FORMATS
+
+    return list(FORMATS)
+
+
+Format = Annotated[
+    str, typer.Option("--format", "-f", help="pt2 (torch.export), onnx or source.", autocompletion=_formats)
+]
+
+
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; for source a folder.")],
+    format: Format = "pt2",  # noqa: A002  as in Python
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a saved network to a file of another format, and compare what it answers before saying so."""
+    import fxprune
+
+    result = fxprune.export(fxprune.load(folder, allow=allow or ()), output, format)
+    if as_json:
+        show_json(result.as_dict())
+    else:
+        typer.echo(str(result))
+
+
+def benchmark(
+    folder: Folder,
+    original: Annotated[str | None, typer.Option(metavar="MODEL", help="The network it was made from.")] = None,
+    runtime: Annotated[list[str] | None, typer.Option(help="eager, compile or onnxruntime; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated; 1 and 8 by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads inside a call; as torch has them.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long each pair is timed.")] = 1.0,
+    allow: Allow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time a saved network beside the one it was made from."""
+    import torch
+
+    import fxprune
+    from fxprune.errors import OptionError
+    from fxprune.reporting.latencies import render_latencies
+    from fxprune.timing import RUNTIMES, measure_latency
+
+    pruned = fxprune.load(folder, allow=allow or ()).eval()
+    report = fxprune.report(pruned)
+    if not (place := original or report.source):
+        raise OptionError("the folder does not say what it was made from: name it with --original MODEL")
+    source = find(place, None, None, 0, allow)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sample = pruned.meta["fxprune"]["sample"] or source.sample
+    measured = [
+        *_shown(
+            measure_latency(
+                source.model,
+                pruned,
+                sample,
+                runtimes=runtime or list(RUNTIMES),
+                batches=batch or (1, 8),
+                seconds=seconds,
+            )
+        )
+    ]
+    if as_json:
+        macs = {"before": report.macs_before, "after": report.macs_after}
+        show_json({"original": place, "macs": macs, "latency": [latency.as_dict() for latency in measured]})
+    else:
+        show(render_latencies(measured, report))
+
+
+def _shown(results: Any) -> Any:
+    """The results one by one, with a line about progress on a terminal."""
+    from fxprune.progress import Steps
+
+    with Steps() as steps:
+        yield from steps.counted("timing", results, None)
