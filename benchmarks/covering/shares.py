@@ -40,11 +40,12 @@ def inner_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
 
 def share_left(weights: Mapping[str, tuple[int, ...]], keep: Keep) -> float:
     """The share of the elements of ``weights`` that ``keep`` leaves."""
-    left = sum(math.prod(_sizes(shape, keep[name])) for name, shape in weights.items())
+    left = sum(math.prod(sizes_left(shape, keep[name])) for name, shape in weights.items())
     return left / sum(math.prod(shape) for shape in weights.values())
 
 
-def _sizes(shape: tuple[int, ...], kept: tuple[torch.Tensor | None, ...]) -> list[int]:
+def sizes_left(shape: tuple[int, ...], kept: tuple[torch.Tensor | None, ...]) -> list[int]:
+    """What is left of each dim."""
     return [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
 
 
