@@ -1,4 +1,4 @@
-"""What holds networks back: the pinned widths of the weights that lose too little when 40 % of every free group goes."""
+"""What holds networks back: the pinned widths of weights that lose little when 40 % of every free group goes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fxprune.groups import PinnedWidth
 _IDEAL = (1 - CHANNEL_RATIO) ** 2
 _COLUMNS = ("model", "share_left", "share_left_all", "weights", "shape", "above", "pinned dims", "why")
 
-_NOTE = """The pinned widths that cost the most when {ratio:.0%} of every group that is not pinned goes. `share_left_all`
-is the share of all layer weights that stays, `share_left` the same without the layers at the network's input and
-output. `above`: by how much the named weights raise `share_left_all` above {ideal:.2f}. Weights of one shape with the
-same pins are one row."""
+_NOTE = """The pinned widths that cost the most when {ratio:.0%} of every group that is not pinned goes.
+`share_left_all` is the share of all layer weights that stays, `share_left` the same without the layers at the network's
+input and output. `above`: by how much the named weights raise `share_left_all` above {ideal:.2f}. Weights of one shape
+with the same pins are one row."""
 
 
 def main(
