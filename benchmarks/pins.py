@@ -38,7 +38,7 @@ def main(
 
 def _rows(name: str, count: int) -> Iterator[Cells]:
     library, _, model = name.partition(":")
-    network = find_network(library, model, meta=True)
+    network = find_network(library, model, meta=library == "timm")
     plan = fxprune.plan(network.model, network.sample, CHANNEL_RATIO, budget="channels", scope="uniform")
     graph = fxprune.analyze(network.model, network.sample)
     shapes = layer_weights(graph)

@@ -46,11 +46,16 @@ def model_names(library: str, *, families: bool = False) -> list[str]:
 
 
 def with_images_of(network: Network, size: int) -> Network:
-    """The same with images of ``size`` x ``size`` pixels, if the network takes them; one step is tried to find out."""
+    """The same with images of ``size`` x ``size`` pixels, if the network takes them; one call is tried to find out.
+
+    Clips, which have many frames, get half of that.
+    """
 
     def scaled(tensor: torch.Tensor) -> torch.Tensor:
-        is_image = tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
-        return torch.randn(*tensor.shape[:-2], size, size) if is_image else tensor
+        if tensor.ndim not in _IMAGE_DIMS or not tensor.is_floating_point():
+            return tensor
+        edge = size if tensor.ndim == min(_IMAGE_DIMS) else size // 2
+        return torch.randn(*tensor.shape[:-2], edge, edge)
 
     sample = Sample.from_input(network.sample).map(scaled)
     try:
