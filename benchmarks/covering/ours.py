@@ -28,9 +28,10 @@ def cover(record: Record, library: str, model: str, ratio: float, meta: bool, im
     record(asked=ratio)
     pruned = _compiled(record, network, ratio)
     record(pruned=True)
+    if not meta:  # before the original runs, which may leave hooks on itself
+        record(**shares_left_by_uniform_plan(network.model, network.sample))
     record(other_batch=follows_batch(network.model, pruned, network.sample))
     if not meta:
-        record(**shares_left_by_uniform_plan(network.model, network.sample))
         record(parameters_trained=train_one_step(pruned, network.training_sample))
 
 

@@ -78,8 +78,13 @@ def repeat_interleave(call: Call) -> None:
 @repairs("repeat_interleave")
 def repair_repeat_interleave(repair: Repair) -> None:
     copies = repair.call.notes.get("copies")
-    if copies is not None and repair.shrinks(copies):
+    if copies is None:
+        return
+    if repair.shrinks(copies):
         repair.set("repeats", repair.resize(repair.arguments["repeats"], copies))
+    if repair.arguments.get("output_size") is not None:
+        size = repair.resize(repair.arguments["output_size"], repair.call.result[repair.call.dim()])
+        repair.set("output_size", size)
 
 
 @rule("meshgrid", "*tensors")

@@ -57,6 +57,7 @@ _REPEATED: dict[str, tuple[Layout, Op]] = {
     "repeat with a new dim": (VECTOR, lambda h: h.repeat(3, 1, 1).mean(0)),
     "tile of channels": (VECTOR, lambda h: h.tile(2)),
     "repeat_interleave of channels": (IMAGE, lambda h: torch.repeat_interleave(h, 2, dim=1)),
+    "repeat_interleave to a size": (IMAGE, lambda h: h.repeat_interleave(2, dim=1, output_size=16)),
     "repeat_interleave of space": (IMAGE, lambda h: h.repeat_interleave(2, -1).repeat_interleave(2, dim=2)),
     "expand of a new dim": (VECTOR, lambda h: h.unsqueeze(1).expand(-1, 3, -1).flatten(1)),
     "expand of a last dim": (VECTOR, lambda h: h.unsqueeze(-1).expand(-1, -1, 3).flatten(1)),
