@@ -1,4 +1,4 @@
-"""The inputs a proof runs: the sample, and random values like it at another batch size and resolution."""
+"""The inputs a proof runs: the sample, and random values like it at another batch size and resolution or length."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ __all__ = ["Probe", "batch_sizes", "candidates", "is_image", "randomised"]
 # enough; else larger, by no more than twice, because attention is quadratic in pixels.
 _PIXELS, _ENOUGH = 32, 96
 _IMAGE_DIMS = (4, 5)
+# Of this many steps one goes.
+_FEW_STEPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +28,14 @@ class Probe:
     Attributes:
         label: how messages name it.
         sample: the arguments.
-        resized: whether the resolution is not the sample's own.
+        resized: whether the resolution or the number of steps is not the sample's own.
+        guessed: whether it is no more than a guess that the network takes such sizes.
     """
 
     label: str
     sample: Sample
     resized: bool = False
+    guessed: bool = False
 
     @property
     def batch_size(self) -> int | None:
@@ -81,14 +85,18 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
     others: list[Probe] = []
     if resize and sample.image_lists:
         label = "random images, one more, of another size"
-        others.append(_random(label, sample.with_another_image(), generator, resized=True))
+        others.append(_random(label, sample.with_another_image(), None, generator, resized=True))
         resize = False
-    resize = resize and any(is_image(tensor) for tensor in sample.tensors)
+    images = any(is_image(tensor) for tensor in sample.tensors)
+    resize, lengths = resize and images, resize and not images
     for suffix, values in second:
         if resize:
             label = f"random inputs{suffix}, another resolution"
-            others.append(_random(label, values, generator, resized=True))
-        others.append(_random(f"random inputs{suffix}", values, generator))
+            others.append(_random(label, values, None, generator, resized=True))
+        elif lengths:
+            label = f"random inputs{suffix}, another length"
+            others += [_random(label, *shorter, generator) for shorter in _shortened(values)]
+        others.append(_random(f"random inputs{suffix}", values, None, generator))
         others.append(Probe(f"the sample{suffix}", values))
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
@@ -98,14 +106,38 @@ def is_image(tensor: Tensor) -> bool:
     return tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
 
 
+def _shortened(sample: Sample) -> list[tuple[Sample, bool]]:
+    """The sample with fewer steps (tables of positions have an end), and whether it is a guess that these are steps.
+
+    Steps are dim 1 of numbered tokens (batch, steps) and of all that is as long; of a series of floats alone, the last
+    dim (batch, channels, steps) or dim 1 (batch, steps, features).
+    """
+    tokens = {t.shape[1] for t in sample.tensors if t.ndim == 2 and not t.is_floating_point()}
+    lengths = tokens or {t.shape[1] for t in sample.tensors if t.ndim == 3}
+    found = [sample.map(lambda t: _fewer(t, 1) if t.ndim > 1 and t.shape[1] in lengths else t)]
+    if not tokens:
+        found.insert(0, sample.map(lambda t: _fewer(t, -1) if t.ndim == 3 else t))
+    given = [t.shape for t in sample.tensors]
+    return [(other, not tokens) for other in found if [t.shape for t in other.tensors] != given]
+
+
+def _fewer(tensor: Tensor, dim: int) -> Tensor:
+    size = tensor.shape[dim]
+    return tensor if size < _FEW_STEPS else tensor.narrow(dim, 0, size - size // _FEW_STEPS)
+
+
 def randomised(probe: Probe, seed: int) -> Probe:
     """Random values like those of ``probe``, in its shapes."""
-    return _random(f"random inputs like {probe.label}", probe.sample, torch.Generator().manual_seed(seed))
+    return _random(f"random inputs like {probe.label}", probe.sample, None, torch.Generator().manual_seed(seed))
 
 
-def _random(label: str, sample: Sample, generator: torch.Generator, *, resized: bool = False) -> Probe:
+def _random(
+    label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, *, resized: bool = False
+) -> Probe:
+    """Random values; ``guessed`` is None where the sample has its own sizes."""
     images = (3, 4, 5) if sample.image_lists else _IMAGE_DIMS
-    return Probe(label, sample.map(lambda t: _random_like(t, generator, resized and t.ndim in images)), resized)
+    drawn = sample.map(lambda t: _random_like(t, generator, resized and t.ndim in images))
+    return Probe(label, drawn, resized or guessed is not None, bool(guessed))
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> Tensor:

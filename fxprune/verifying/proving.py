@@ -39,7 +39,7 @@ def prove(
     Each kept tensor must equal the original's kept entries bit for bit; the traced network must equal the original;
     the outputs must equal those of the original with removed entries set to zero or, where zero is the wrong stand-in,
     evaluated over the kept entries alone. Everything runs on private copies in float64 (float32 where memory forbids),
-    at two batch sizes and two resolutions where the original takes them.
+    at two batch sizes and two resolutions (lengths, of tokens and series) where the original takes them.
 
     Args:
         original: the caller's model; only read.

@@ -19,6 +19,9 @@ from .running import evaluate, where
 __all__ = ["Trial", "Trials"]
 
 
+_SPECIALISED = "the traced network fits the sample's own sizes only"
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """A probe that the original accepts, and the original's answer."""
@@ -61,7 +64,8 @@ class Trials:
                 reason = self._try(probe)
                 if not reason:
                     break
-                reasons.append(f"{probe.label}: {reason}")
+                if not probe.guessed or reason == _SPECIALISED:
+                    reasons.append(f"{probe.label}: {reason}")
             if not self.found:
                 raise RefusedError(f"the original cannot be run on {reasons[-1]}")
             self.notes += [f"not run on {reason}" for reason in reasons[:1]]
@@ -85,7 +89,7 @@ class Trials:
         failure, error_found = self._difference(trial)
         # A trace may be specialised to the sample's resolution, so there a difference is no fault of anybody's.
         if failure and probe.resized:
-            return "the traced network fits the sample's resolution only"
+            return _SPECIALISED
         if failure:
             raise ProofError(f"traced network: {failure}{self._randomness(trial)}")
         self.found.append(trial)

@@ -274,7 +274,7 @@ def test_a_trace_that_fits_one_resolution_is_proven_there_only() -> None:
     proof = prove(model, captured, twins.cut(captured, keep), keep, sample, crosses_norm=False)
     assert proof.resolutions == ("8x8",)
     assert proof.batch_sizes == (2, 12)
-    assert any("fits the sample's resolution only" in note for note in proof.notes)
+    assert any("fits the sample's own sizes only" in note for note in proof.notes)
 
 
 def test_narrower_outputs_are_compared_at_the_kept_positions() -> None:

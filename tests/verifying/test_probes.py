@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fxprune
 from fxprune.samples import Sample
 from fxprune.verifying.probes import batch_sizes, candidates
 
@@ -56,3 +57,36 @@ def test_the_same_seed_draws_the_same_values() -> None:
     sample = Sample((torch.randn(2, 3, 8, 8),), {})
     one, two = (candidates(sample, seed=3)[1][0].sample.args[0] for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_tokens_of_another_length() -> None:
+    tokens, mask, other = torch.randint(0, 9, (2, 12)), torch.ones(2, 12), torch.randint(0, 9, (2, 6))
+    _, probes = candidates(Sample((tokens, mask, other, torch.randn(2, 5)), {}), seed=0)
+    assert [t.shape[1] for t in probes[0].sample.tensors] == [9, 9, 5, 5]
+    assert probes[0].resized
+    assert not probes[0].guessed
+    assert not probes[1].resized
+
+
+def test_a_series_may_have_its_steps_last_or_in_the_middle() -> None:
+    _, probes = candidates(Sample((torch.randn(2, 8, 12),), {}), seed=0)
+    assert [tuple(p.sample.tensors[0].shape[1:]) for p in probes[:3]] == [(8, 9), (6, 12), (8, 12)]
+    assert [p.guessed for p in probes[:3]] == [True, True, False]
+
+
+class Summed(torch.nn.Module):
+    """Tokens whose number is written down in the trace, as a loop over them is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.stack([self.table(t) for t in tokens.unbind(1)]).sum(0))
+
+
+def test_a_trace_that_fits_one_length_is_noted() -> None:
+    tokens = torch.randint(0, 9, (2, 8))
+    proof = fxprune.report(fxprune.compile(Summed(), tokens, 0.3)).proof
+    assert proof is not None
+    assert any("another length: the traced network fits the sample's own sizes only" in note for note in proof.notes)
