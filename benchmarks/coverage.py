@@ -60,7 +60,7 @@ def main(
     Sweep(ours.cover, ours.cover_row, limit_seconds, arguments, memory_gib).run(names, table, again=again)
     their_table = ResumableTable(out / f"{stem}_torch_pruning.csv", theirs.COLUMNS) if against else None
     if their_table is not None:
-        call = {"library": library, "limit_seconds": limit_seconds}
+        call = {"library": library, "limit_seconds": limit_seconds, "image_size": image_size}
         # Judging takes about as long as pruning may.
         sweep = Sweep(theirs.cover_torch_pruning, theirs.their_row, 3 * limit_seconds, call, memory_gib)
         sweep.run(names, their_table, again=again)

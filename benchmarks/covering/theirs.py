@@ -14,7 +14,7 @@ from benchmarks.checks.running import output_shapes
 from benchmarks.covering.shares import CHANNEL_RATIO, shares_left
 from benchmarks.harness.failures import failure_text
 from benchmarks.harness.processes import Outcome, Record
-from benchmarks.networks import Network, find_network
+from benchmarks.networks import Network, find_network, with_images_of
 from benchmarks.rivals.torch_pruning_recipe import Keep, kept_entries, number_entries, prune
 from benchmarks.speed.clock import Clock
 from fxprune.samples import Sample
@@ -25,9 +25,11 @@ COLUMNS = """
 """.split()
 
 
-def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds: float) -> None:
+def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds: float, image_size: int) -> None:
     """One row: ``CHANNEL_RATIO`` of the channels of every layer removed by the recipe of torch-pruning."""
     network = find_network(library, model)
+    if image_size:
+        network = with_images_of(network, image_size)
     cut = copy.deepcopy(network.model)
     clock = Clock(limit_seconds)
     clock.run(lambda: prune(cut, network.sample, CHANNEL_RATIO))
