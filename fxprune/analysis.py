@@ -15,6 +15,7 @@ from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, 
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
 from fxprune.capture.naming import canonical_name
+from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
 from fxprune.groups import Group, Member, PinnedWidth, Term, channel_graph
@@ -243,8 +244,16 @@ class ChannelGraph:
         return self._explainer.explain(first, second)
 
     def draw(self, fmt: str = "dot") -> str:
-        """The channel graph as DOT text, one colour a group; pinned parts are boxes."""
-        return self._explainer.draw(fmt)
+        """A picture with one colour a group.
+
+        Args:
+            fmt: "dot" gives the channel graph (every width, and what ties it) as DOT text, pinned parts as boxes; "svg"
+                the network's operations in order as SVG text, those with pinned widths marked.
+
+        Raises:
+            AnalysisError: another format.
+        """
+        return as_svg(draw_network(self)) if fmt == "svg" else self._explainer.draw(fmt)
 
     def crosses_norm(self, variable_set: Iterable[Channels]) -> bool:
         """Whether any of these groups' variables runs through a norm, softmax, reduction or product of activations."""

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.analysis import ChannelGraph, OpaqueOp, analyze_capture
@@ -18,6 +20,7 @@ from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.criteria import Criterion, judge, resolve_criterion
 from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
+from fxprune.groups import Group
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
@@ -33,6 +36,8 @@ from fxprune.verifying import Proof, prove
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
+
+Scores = Mapping[Group, NDArray[np.float64]] | None
 
 
 def compile(  # noqa: A001  the public name says what it does
@@ -95,8 +100,8 @@ def compile(  # noqa: A001  the public name says what it does
     )
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
-        chosen = _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
-        return _applied(graph, model, sample, chosen, verify, steps)
+        chosen, scores = _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
+        return _applied(graph, model, sample, chosen, verify, steps, scores)
 
 
 def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> ChannelGraph:
@@ -140,7 +145,7 @@ def plan(
     )
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
-        return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
+        return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
 
 
 def apply(
@@ -245,13 +250,13 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
     return ()
 
 
-def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> Plan:
+def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
     # A pass over data makes garbage with every batch.
     with _uncollected() if feed.calibration is None else nullcontext():
         return _chosen(graph, model, options, feed, steps)
 
 
-def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> Plan:
+def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
     if not graph.groups and options.ratio > 0:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
@@ -273,7 +278,8 @@ def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed,
             min_channels=options.min_channels,
             max_ratio=options.max_ratio,
         )
-        return Plan.from_masks(graph, masks, options.settings(criterion, feed))
+        plan = Plan.from_masks(graph, masks, options.settings(criterion, feed))
+    return plan, scores if isinstance(scores, dict) else None
 
 
 def _why_none(graph: ChannelGraph) -> str:
@@ -283,7 +289,13 @@ def _why_none(graph: ChannelGraph) -> str:
 
 
 def _applied(
-    graph: ChannelGraph, model: nn.Module, sample: Sample, plan: Plan, verify: bool, steps: Steps
+    graph: ChannelGraph,
+    model: nn.Module,
+    sample: Sample,
+    plan: Plan,
+    verify: bool,
+    steps: Steps,
+    scores: Scores = None,
 ) -> fx.GraphModule:
     with steps("rewrite"), _uncollected():
         masks = plan.masks(graph)
@@ -293,7 +305,7 @@ def _applied(
     if not unproven:
         with steps("verify"):
             proof = _proved(graph, model, pruned, plan, masks, sample)
-    made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds)
+    made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says

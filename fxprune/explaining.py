@@ -54,7 +54,7 @@ class Explainer:
     def draw(self, fmt: str) -> str:
         """DOT text of the graph."""
         if fmt != "dot":
-            raise AnalysisError(f"unknown format {fmt!r}: the channel graph is drawn as 'dot'")
+            raise AnalysisError(f"unknown format {fmt!r}: choose 'dot' or 'svg'")
         numbers = {node: number for number, node in enumerate(self._graph.nodes)}
         lines = ["graph channels {", "  node [style=filled, fontname=monospace];"]
         for position, component in enumerate(nx.connected_components(self._graph)):

@@ -5,19 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from fxprune.analysis import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.cost import CostModel
+from fxprune.drawing import draw_network
 from fxprune.groups import Group
 from fxprune.options import setting
 from fxprune.planning import Plan, budget_model
-from fxprune.reporting import GroupRow, OpaqueRow, PinnedRow, Report
+from fxprune.reporting import CostRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow, machine
 from fxprune.verifying import Proof
 
 __all__ = ["summarise"]
+
+FloatArray = NDArray[np.float64]
+_INTERVALS = 24
 
 
 def summarise(
@@ -28,6 +34,7 @@ def summarise(
     proof: Proof | None,
     unproven: str,
     seconds: Mapping[str, float],
+    scores: Mapping[Group, FloatArray] | None = None,
 ) -> Report:
     """Costs before and after, a row for each group, pin and opaque call, the proof, and the plan itself."""
     budget = setting(plan, "budget", "macs")
@@ -52,9 +59,30 @@ def summarise(
         settings=dict(plan.settings),
         plan=plan,
         network=type(model).__name__,
+        costs=_cost_rows(models["macs"], models["params"], masks),
+        scores=tuple(_score_row(g, values, masks[g.variable]) for g, values in (scores or {}).items()),
+        drawing=draw_network(graph),
+        environment=machine(),
     )
 
 
 def _group_row(group: Group, masks: Mapping[Channels, Mask]) -> GroupRow:
     members = tuple(dict.fromkeys(m.tensor for m in group.members))
     return GroupRow(group.name, group.size, int(masks[group.variable].sum()), members)
+
+
+def _cost_rows(macs: CostModel, params: CostModel, masks: Mapping[Channels, Mask]) -> tuple[CostRow, ...]:
+    rows: dict[str, list[int]] = {}
+    for first, (cost, kept) in enumerate((cost, kept) for cost in (macs, params) for kept in ({}, masks)):
+        for owner, value in cost.by_owner(kept).items():
+            # A parameter's elements belong to the layer that holds it.
+            name = owner if cost is macs else owner.rpartition(".")[0] or owner
+            row = rows.setdefault(name, [0, 0, 0, 0])
+            row[first] += round(value)
+    return tuple(CostRow(name, (row[0], row[1]), (row[2], row[3])) for name, row in rows.items())
+
+
+def _score_row(group: Group, scores: FloatArray, kept: Mask) -> ScoreRow:
+    low, high = float(scores.min()), float(scores.max())
+    counts = (np.histogram(scores[part], _INTERVALS, (low, high))[0] for part in (kept, ~kept))
+    return ScoreRow(group.name, low, high, *(tuple(count.tolist()) for count in counts))

@@ -27,7 +27,12 @@ def test_the_python_example_runs(
     printed = capsys.readouterr().out
     assert "outputs equal the masked original's" in printed
     assert "by add" in printed
-    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "resnet18-pruned", "resnet18-pruned.pt2"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plan.json",
+        "report.html",
+        "resnet18-pruned",
+        "resnet18-pruned.pt2",
+    }
 
 
 def test_commands_are_one_line_that_starts_from_nothing() -> None:

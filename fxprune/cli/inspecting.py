@@ -21,15 +21,19 @@ def analyze(
     input_size: InputSize = None,
     weights: Weights = None,
     allow: Allow = None,
+    draw: Annotated[Path | None, typer.Option(help="Write a picture too: FILE.svg or FILE.dot.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Show the channel groups of a network, what is pinned and why, and how much of it can shrink."""
     import fxprune
     from fxprune.reporting import graph_as_dict, render_graph
+    from fxprune.writing import write_text
 
     source = find(model, input_size, weights, 0, allow)
     graph = fxprune.analyze(source.model, source.sample)
+    if draw is not None:
+        write_text(draw, graph.draw(draw.suffix.removeprefix(".")))
     if as_json:
         show_json(graph_as_dict(graph))
     else:
@@ -57,6 +61,7 @@ def explain(
 
 def report(
     folder: Folder,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML file instead; it needs no network.")] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -65,8 +70,12 @@ def report(
     from fxprune.reporting import render_report
 
     found = load_report(folder)
+    if html is not None:
+        found.save_html(html)
     if as_json:
         show_json(found.as_dict())
+    elif html is not None:
+        typer.echo(f"written to {html}")
     else:
         show(render_report(found, verbose=verbose))
 

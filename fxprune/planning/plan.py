@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fxprune.errors import PlanError
 from fxprune.groups import Group
 from fxprune.planning.budgets import PlannedGraph
 from fxprune.planning.plan_text import PlanParts, read_parts, write_parts
+from fxprune.writing import write_text
 
 __all__ = ["Plan"]
 
@@ -116,15 +116,7 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON text; the file appears whole or not at all."""
-        target = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(self.to_json())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

@@ -13,11 +13,11 @@ from fxprune.reporting.numbers import percent, quantity, short_seconds
 from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, Report, removed
 from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
-__all__ = ["as_text", "print_report", "render_report"]
+__all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "render_report"]
 
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
-_BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
 
 
 def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
@@ -52,7 +52,7 @@ def _with_cost(row: OpaqueRow) -> str:
 
 
 def _title(report: Report) -> Text:
-    budget = _BUDGETS.get(report.budget, report.budget)
+    budget = BUDGETS.get(report.budget, report.budget)
     title = Text(f"{report.network or 'network'}: ", style="bold")
     title.append(f"{percent(report.achieved)} of {budget} removed", style="bold green")
     title.append(f", {percent(report.ratio)} asked", style="bold")
@@ -91,7 +91,7 @@ def _widths(row: GroupRow) -> tuple[str, str, str, str]:
 
 
 def _closing(report: Report) -> list[RenderableType]:
-    lines: list[RenderableType] = [Text(""), labelled("proof", _proof(report))]
+    lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
     if report.seconds:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
@@ -102,7 +102,8 @@ def _closing(report: Report) -> list[RenderableType]:
     return lines
 
 
-def _proof(report: Report) -> str:
+def proof_in_words(report: Report) -> str:
+    """What was proven and how closely, or why nothing was."""
     proof = report.proof
     if proof is None:
         return f"none ({report.unproven or 'not asked for'})"

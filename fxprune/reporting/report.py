@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fxprune.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.verifying.proof import Proof
 
-__all__ = ["MACS_MEANING", "GroupRow", "OpaqueRow", "PinnedRow", "Report"]
+__all__ = ["MACS_MEANING", "CostRow", "GroupRow", "OpaqueRow", "PinnedRow", "Report", "ScoreRow"]
 
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
@@ -68,6 +71,40 @@ class OpaqueRow:
 
 
 @dataclass(frozen=True)
+class CostRow:
+    """What one operation or one tensor's owner costs.
+
+    Attributes:
+        name: path of the module, or name of the operation.
+        macs: multiply-accumulates before and after.
+        parameters: elements of its parameters before and after.
+    """
+
+    name: str
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """How the scores of a group's channels are spread.
+
+    Attributes:
+        name: the group's name.
+        low: the lowest score.
+        high: the highest score.
+        kept: numbers of channels that stay, in intervals of equal width from ``low`` to ``high``.
+        removed: the same of channels that go.
+    """
+
+    name: str
+    low: float
+    high: float
+    kept: tuple[int, ...]
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one compilation, as plain data.
 
@@ -90,6 +127,10 @@ class Report:
         plan: the plan that was applied.
         network: class name of the original network.
         source: where the command line found the original network; empty otherwise.
+        costs: one row for each operation and each layer with parameters.
+        scores: one row for each group, where the criterion gives scores.
+        drawing: the operations of the network, with their groups and pins.
+        environment: the machine that the compilation ran on.
     """
 
     ratio: float
@@ -110,6 +151,10 @@ class Report:
     plan: Plan | None = field(default=None, repr=False)
     network: str = ""
     source: str = ""
+    costs: tuple[CostRow, ...] = field(default=(), repr=False)
+    scores: tuple[ScoreRow, ...] = field(default=(), repr=False)
+    drawing: tuple[DrawnNode, ...] = field(default=(), repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def achieved(self) -> float:
@@ -126,8 +171,10 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` reads; the plan is left out, as it has a file format of its own."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "proof")}
-        for name in ("groups", "pinned", "opaque"):
+        for name in ("groups", "pinned", "opaque", "costs", "scores"):
             data[name] = [asdict(row) for row in data[name]]
+        data["drawing"] = [node.as_list() for node in self.drawing]
+        data["environment"] = dict(self.environment)
         data["seconds"], data["settings"] = dict(self.seconds), dict(self.settings)
         data["proof"] = None if self.proof is None else self.proof.as_dict()
         return data
@@ -143,8 +190,18 @@ class Report:
         fields["groups"] = tuple(GroupRow(**{**row, "members": tuple(row["members"])}) for row in data["groups"])
         fields["pinned"] = tuple(PinnedRow(**row) for row in data["pinned"])
         fields["opaque"] = tuple(OpaqueRow(**row) for row in data["opaque"])
+        fields["costs"] = tuple(CostRow(**_tuples(row)) for row in data.get("costs", ()))
+        fields["scores"] = tuple(ScoreRow(**_tuples(row)) for row in data.get("scores", ()))
+        fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
         return cls(**fields, plan=plan)
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one HTML file that needs no network; the file appears whole or not at all."""
+        from fxprune.reporting.html import as_html
+        from fxprune.writing import write_text
+
+        write_text(Path(path), as_html(self))
 
     def __str__(self) -> str:
         from fxprune.reporting.printing import as_text
@@ -153,8 +210,11 @@ class Report:
 
 
 def _proof(data: Mapping[str, Any]) -> Proof:
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-    return Proof(**values)
+    return Proof(**_tuples(data))
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
 
 
 def removed(before: float, after: float) -> float:

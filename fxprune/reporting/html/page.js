@@ -1,0 +1,60 @@
+(function () {
+  "use strict";
+  var frame = document.getElementById("graph");
+  if (!frame) return;
+  var svg = frame.querySelector("svg");
+  var whole = svg.viewBox.baseVal;
+  var all = { x: whole.x, y: whole.y, width: whole.width, height: whole.height };
+  svg.removeAttribute("width");
+  svg.removeAttribute("height");
+  svg.setAttribute("preserveAspectRatio", "xMidYMin meet");
+
+  function show(box) {
+    svg.setAttribute("viewBox", [box.x, box.y, box.width, box.height].join(" "));
+  }
+  function current() {
+    var box = svg.viewBox.baseVal;
+    return { x: box.x, y: box.y, width: box.width, height: box.height };
+  }
+  function zoom(factor, u, v) {
+    var box = current();
+    var width = Math.min(Math.max(box.width * factor, 60), 4 * all.width);
+    var height = box.height * (width / box.width);
+    show({ x: box.x + (box.width - width) * u, y: box.y + (box.height - height) * v, width: width, height: height });
+  }
+  function begin() {
+    // The beginning of the network at a readable size.
+    var width = Math.min(all.width, Math.max(420, frame.clientWidth));
+    show({ x: all.x + (all.width - width) / 2, y: all.y, width: width, height: width * frame.clientHeight / frame.clientWidth });
+  }
+  frame.addEventListener("wheel", function (event) {
+    event.preventDefault();
+    var r = frame.getBoundingClientRect();
+    zoom(event.deltaY < 0 ? 0.85 : 1.18, (event.clientX - r.left) / r.width, (event.clientY - r.top) / r.height);
+  }, { passive: false });
+  var held = null;
+  frame.addEventListener("pointerdown", function (event) {
+    held = { x: event.clientX, y: event.clientY, box: current() };
+    frame.setPointerCapture(event.pointerId);
+  });
+  frame.addEventListener("pointermove", function (event) {
+    if (!held) return;
+    var scale = Math.max(held.box.width / frame.clientWidth, held.box.height / frame.clientHeight);
+    show({ x: held.box.x - (event.clientX - held.x) * scale, y: held.box.y - (event.clientY - held.y) * scale,
+      width: held.box.width, height: held.box.height });
+  });
+  frame.addEventListener("pointerup", function () { held = null; });
+  frame.addEventListener("pointercancel", function () { held = null; });
+  document.getElementById("closer").addEventListener("click", function () { zoom(0.7, 0.5, 0.5); });
+  document.getElementById("farther").addEventListener("click", function () { zoom(1.43, 0.5, 0.5); });
+  document.getElementById("whole").addEventListener("click", function () { show(all); });
+  document.getElementById("start").addEventListener("click", begin);
+  document.getElementById("find").addEventListener("input", function (event) {
+    var wanted = event.target.value.toLowerCase();
+    svg.querySelectorAll("g").forEach(function (node) {
+      var title = node.querySelector("title").textContent.toLowerCase();
+      node.classList.toggle("dim", wanted !== "" && title.indexOf(wanted) < 0);
+    });
+  });
+  begin();
+})();

@@ -1,0 +1,110 @@
+"""What the page shows of a report, computed from it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from fxprune.reporting.report import CostRow, Report, ScoreRow
+
+__all__ = ["Layer", "Stage", "histogram", "layers", "reproduction", "stages"]
+
+_MOST_STAGES, _FEWEST_STAGES = 16, 2
+_DEFAULTS = {
+    "budget": "macs",
+    "scope": "global",
+    "residual": "coupled",
+    "couplings": "keep",
+    "round_to": 1,
+    "min_channels": 1,
+    "max_ratio": 1.0,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight's number of output channels before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the network: multiply-accumulates and parameters, each before and after."""
+
+    name: str
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+def layers(report: Report) -> list[Layer]:
+    """Every weight of at least two dims, in the network's order as far as the plan tells it."""
+    if report.plan is None:
+        return []
+    order = {name: position for position, name in enumerate(row.name for row in report.costs)}
+    found = []
+    for name, shape in report.plan.shapes.items():
+        if len(shape) >= 2 and shape[0] > 1:
+            kept = report.plan.keep[name][0]
+            found.append(Layer(name.removesuffix(".weight"), shape[0], shape[0] if kept is None else len(kept)))
+    return sorted(found, key=lambda layer: order.get(layer.name, len(order)))
+
+
+def stages(report: Report) -> list[Stage]:
+    """The costs added up by the first names of their paths, as many of these as give a readable number of stages."""
+    found: dict[str, list[CostRow]] = {}
+    for depth in (1, 2, 3):
+        wider = _by_prefix(report.costs, depth)
+        if not found or len(wider) <= _MOST_STAGES:
+            found = wider
+        if len(found) > _FEWEST_STAGES:
+            break
+    return [
+        Stage(name, _added(r.macs for r in rows), _added(r.parameters for r in rows)) for name, rows in found.items()
+    ]
+
+
+def _by_prefix(rows: tuple[CostRow, ...], depth: int) -> dict[str, list[CostRow]]:
+    found: dict[str, list[CostRow]] = {}
+    for row in rows:
+        found.setdefault(".".join(row.name.split(".")[:depth]), []).append(row)
+    return found
+
+
+def _added(pairs: Any) -> tuple[int, int]:
+    before, after = 0, 0
+    for first, second in pairs:
+        before, after = before + first, after + second
+    return before, after
+
+
+def histogram(row: ScoreRow) -> Markup:
+    """A small bar chart: channels that stay stand on those that go."""
+    most = max((k + r for k, r in zip(row.kept, row.removed, strict=True)), default=1) or 1
+    bars = []
+    for place, (kept, gone) in enumerate(zip(row.kept, row.removed, strict=True)):
+        low, high = 40 * gone / most, 40 * kept / most
+        bars.append(f'<rect class="gone" x="{place * 5}" y="{40 - low:g}" width="4" height="{low:g}"/>')
+        bars.append(f'<rect class="kept" x="{place * 5}" y="{40 - low - high:g}" width="4" height="{high:g}"/>')
+    return Markup(f'<svg viewBox="0 0 {5 * len(row.kept)} 40" preserveAspectRatio="none">{"".join(bars)}</svg>')
+
+
+def reproduction(report: Report) -> str:
+    """The command, or where the network came from Python the call, that makes the same result again."""
+    settings = dict(report.settings)
+    changed = {name: settings[name] for name, usual in _DEFAULTS.items() if settings.get(name, usual) != usual}
+    excluded = settings.get("exclude") or []
+    if report.source:
+        words = ["fxprune", "compile", report.source, "--ratio", str(report.ratio)]
+        words += [word for k, v in changed.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+        return shlex.join([*words, *(word for pattern in excluded for word in ("--exclude", pattern))])
+    options = [f"{name}={json.dumps(value)}" for name, value in changed.items()]
+    options += [f"exclude={json.dumps(excluded)}"] if excluded else []
+    return f"fxprune.compile({', '.join(['model', 'sample_input', str(report.ratio), *options])})"
