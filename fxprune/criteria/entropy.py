@@ -22,7 +22,7 @@ from fxprune.statistics.taps import check_tap_rule
 
 __all__ = ["FeatureEntropy", "histogram_entropy", "normalised_entropies", "spatial_entropy"]
 
-_ELEMENTS = 1 << 18  # of the maps handled at a time: temporaries stay in the cache
+_ELEMENTS = 1 << 16  # of the maps handled at a time: temporaries stay in the cache
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class FeatureEntropy:
         else:
             one = partial(spatial_entropy, squared=self.transform == "sqdev")
         values = flat(maps)
-        rows = max(1, _ELEMENTS // max(1, values[0].numel())) if len(values) else 1
-        return torch.cat([one(part) for part in torch.split(values, rows)])
+        rows = torch.split(values.flatten(0, 1), max(1, _ELEMENTS // max(1, values.shape[2])))
+        return torch.cat([one(part) for part in rows]).reshape(values.shape[:2])
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """The mean entropy at every tap."""
@@ -97,11 +97,12 @@ def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:
     From (..., positions) to (...), in nats, between 0 and the logarithm of the number of positions.
     """
     energy = (maps - maps.mean(-1, keepdim=True)).square_() if squared else maps
-    shifted = energy - energy.amax(-1, keepdim=True)
+    # Below -80 a weight adds nothing, and further down are the numbers that processors are slow with.
+    shifted = (energy - energy.amax(-1, keepdim=True)).clamp_(min=-80)
     weights = shifted.exp()
     total = weights.sum(-1)
-    # With Z = sum(exp u), H = log Z - sum(u exp u) / Z; u = -inf has weight 0.
-    return total.log() - (weights.mul_(shifted.clamp_(min=-1e4))).sum(-1) / total
+    # With Z = sum(exp u), H = log Z - sum(u exp u) / Z.
+    return total.log() - weights.mul_(shifted).sum(-1) / total
 
 
 def histogram_entropy(maps: Tensor, bins: int = 32) -> Tensor:

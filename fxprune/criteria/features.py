@@ -103,5 +103,6 @@ class APoZ(FeatureCriterion):
 
     def measure(self, maps: Tensor) -> Tensor:
         """The share of positions of each map that are above zero."""
-        values = maps.reshape(*maps.shape[:2], -1)
-        return (values > 0).sum(2) / values.shape[2]
+        values = flat(maps)
+        # Ones and zeros in the maps' own type add up faster than truth values do.
+        return torch.gt(values, 0, out=torch.empty_like(values)).sum(2) / values.shape[2]
