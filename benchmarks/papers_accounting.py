@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +73,7 @@ def _measured(row: PublishedRow, seed: int) -> dict[str, object]:
         subject = subject_of(row, seed=seed)
         criterion = criterion_for(row.criterion, row.network)
         met, note = _met(row, subject, criterion)
-        cells |= {"criterion": repr(criterion), "weights": subject.weights, "images": subject.data, "note": note}
+        cells |= {"criterion": _described(criterion), "weights": subject.weights, "images": subject.data, "note": note}
         cells |= _found(row, met)
     except FxpruneError as error:
         cells["note"] = f"{type(error).__name__}: {error}"
@@ -94,6 +95,14 @@ def _found(row: PublishedRow, met: Met) -> dict[str, object]:
         "within half a point": abs(met.misses(row)) <= HALF_A_POINT,
         "proof error": f"{met.proof_error:.0e}",
     }
+
+
+def _described(criterion: Any) -> str:
+    """The name, and the options that are not the default ones."""
+    chosen = [(f.name, getattr(criterion, f.name), f.default) for f in fields(criterion)]
+    told = [f"{name}={value}" for name, value, default in chosen if default is not MISSING and value != default]
+    parts = [f"({_described(value)})" for _, value, default in chosen if default is MISSING]
+    return " ".join([criterion.name, *told, *parts])
 
 
 def _baseline(row: PublishedRow) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,12 +76,18 @@ def meet_widths(row: PublishedRow, subject: Subject, criterion: Any, widths: Seq
 
 
 def _compiled(row: PublishedRow, subject: Subject, criterion: Any, ratio: float, *, verify: bool) -> fx.GraphModule:
-    options: dict[str, Any] = {"residual": row.residual, "couplings": row.couplings, "verify": verify}
-    if "calibration" in inspect.signature(fxprune.compile).parameters:
-        options["calibration"] = [subject.images]
     budget = "macs" if row.flops_removed is not None else "params"
     return fxprune.compile(
-        subject.model, subject.images[:1], ratio, budget=budget, criterion=criterion, progress=False, **options
+        subject.model,
+        subject.images[:1],
+        ratio,
+        budget=budget,
+        criterion=criterion,
+        calibration=[subject.images],
+        residual=row.residual,
+        couplings=row.couplings,
+        verify=verify,
+        progress=False,
     )
 
 

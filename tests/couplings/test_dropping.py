@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from fxprune.criteria import known_criteria
 from fxprune.errors import OptionError
 from tests.couplings import networks
 from tests.nets.oracles import masked
@@ -228,3 +229,23 @@ def test_structure_alone_on_the_meta_device() -> None:
         model = networks.Bottlenecks()
     pruned = dropped(model, torch.randn(IMAGE, device="meta"))
     assert fxprune.report(pruned).achieved >= 0.4
+
+
+@pytest.mark.parametrize("criterion", known_criteria())
+def test_every_criterion_scores_selections(criterion: str) -> None:
+    model, images = networks.randomised(networks.Dense()), torch.randn(6, 3, 8, 8)
+    batches = [(images, torch.arange(6) % 5)]
+    pruned = dropped(model, images[:2], criterion=criterion, calibration=batches)
+    assert fxprune.report(pruned).proof is not None
+    assert pruned.get_parameter("convs.3.weight").shape[0] == 6
+
+
+def test_slimming_takes_the_scales_in_front_of_each_reader() -> None:
+    model = networks.randomised(networks.Dense())
+    pruned = dropped(model, torch.randn(IMAGE), criterion="slimming")
+    keep = keep_of(pruned)
+    for i in range(5):
+        kept, scales = keep[f"norms.{i}.weight"][0], model.norms[i].weight.abs()
+        if kept is not None:
+            gone = torch.ones(len(scales), dtype=torch.bool).index_fill(0, kept, False)
+            assert scales[gone].max() <= scales[kept].min()
