@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.accounting import segmentation
 from benchmarks.accounting.meeting import HALF_A_POINT, Met, meet, meet_widths
 from benchmarks.accounting.methods import criterion_for
 from benchmarks.accounting.rates import given_widths
@@ -43,6 +44,10 @@ _NOTE = (
     "the two rows of VGG-16 whose published per-layer rates are the input. Weights are random apart from the trained "
     "ResNet-56 for CIFAR-10, so accuracies are the papers' and nothing is said about them here."
 )
+_SEGMENTATION = (
+    "Of Xiu et al. 2022 no numeric row could be read. Their segmentation networks at half of their MACs, with their "
+    "criterion (sets of filters judged by the output) and couplings kept:"
+)
 
 
 def main(
@@ -59,7 +64,13 @@ def main(
     for number, row in enumerate(rows, 1):
         print(f"{number}/{len(rows)} {row.name}", flush=True)
         table.add(_measured(row, seed))
-    write_page(out.with_suffix(".md"), "Published reductions, met", _NOTE, table.markdown(_SHOWN))
+    others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), segmentation.COLUMNS)
+    for name in segmentation.NETWORKS:
+        if only in name and (again or name not in others.rows):
+            print(name, flush=True)
+            others.add(segmentation.segmentation_row(name, seed=seed))
+    sections = [table.markdown(_SHOWN), _SEGMENTATION, others.markdown()]
+    write_page(out.with_suffix(".md"), "Published reductions, met", _NOTE, *sections)
 
 
 def _measured(row: PublishedRow, seed: int) -> dict[str, object]:

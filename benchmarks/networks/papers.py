@@ -43,9 +43,9 @@ PAPER_NETWORKS = {
     "DenseNet-40": PaperNetwork(lambda classes: CifarDenseNet(40, 12, classes), _IMAGE),
     "ResNet-50": PaperNetwork(lambda classes: models.resnet50(num_classes=classes), (3, 224, 224)),
     "MobileFaceNet": PaperNetwork(MobileFaceNet, (3, 112, 112)),
-    "U-Net": PaperNetwork(UNet, (3, 128, 128)),
+    "U-Net": PaperNetwork(UNet, (3, 64, 64)),
     "DABNet": PaperNetwork(DABNet, (3, 128, 256)),
-    "DeepLabV3": PaperNetwork(_deeplab, (3, 129, 129)),
+    "DeepLabV3": PaperNetwork(_deeplab, (3, 65, 65)),
 }
 
 
