@@ -8,6 +8,7 @@ after the selection and is cut with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -173,12 +174,14 @@ class _Uncoupler:
     def _gate(self, captured: Captured, place: _Place) -> str:
         weight = parameter_name(place.consumer.arguments["weight"])
         assert weight is not None
-        name = self._gates.setdefault(weight, f"{captured.prefix}_selection{len(self._gates)}")
+        consumer = weight.removesuffix(".weight")
+        readable = re.sub(r"\W", "_", consumer.removeprefix(captured.prefix))
+        name = self._gates.setdefault(weight, f"{captured.prefix}_selection{len(self._gates)}_{readable}")
         value = place.stream.meta["val"]
         device = next((t.device for t in captured.sample.tensors), torch.device("cpu"))
         captured.constants[name] = torch.ones(value.shape[place.dim], dtype=value.dtype, device=device)
         captured.shapes[name] = (value.shape[place.dim],)
-        captured.selections[name] = weight.removesuffix(".weight")
+        captured.selections[name] = consumer
         return name
 
 

@@ -393,7 +393,7 @@ def test_a_full_disk_is_a_user_error(
 
 
 def test_a_bug_is_not_hidden(run: Callable[..., Result], nets: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(fxprune, "analyze", bug)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.options import Allow, AsJson, Folder, InputSize, Model, Verbose, Weights, find
+from fxprune.cli.options import Allow, AsJson, Couplings, Folder, InputSize, Model, Verbose, Weights, find
 from fxprune.cli.output import show, show_json
 
 __all__ = ["analyze", "criteria", "diff", "explain", "report"]
@@ -22,6 +22,7 @@ def analyze(
     weights: Weights = None,
     allow: Allow = None,
     draw: Annotated[Path | None, typer.Option(help="Write a picture too: FILE.svg or FILE.dot.")] = None,
+    couplings: Couplings = "keep",
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -31,7 +32,7 @@ def analyze(
     from fxprune.writing import write_text
 
     source = find(model, input_size, weights, 0, allow)
-    graph = fxprune.analyze(source.model, source.sample)
+    graph = fxprune.analyze(source.model, source.sample, couplings=couplings)
     if draw is not None:
         write_text(draw, graph.draw(draw.suffix.removeprefix(".")))
     if as_json:
@@ -46,13 +47,14 @@ def explain(
     second: Annotated[str | None, typer.Argument(metavar="[B]", help="Another: why are the two tied?")] = None,
     input_size: InputSize = None,
     allow: Allow = None,
+    couplings: Couplings = "keep",
     as_json: AsJson = False,
 ) -> None:
     """Say why two widths are tied or, with one name, why a width is pinned."""
     import fxprune
 
     source = find(model, input_size, None, 0, allow)
-    answer = fxprune.analyze(source.model, source.sample).explain(first, second)
+    answer = fxprune.analyze(source.model, source.sample, couplings=couplings).explain(first, second)
     if as_json:
         show_json({"first": first, "second": second, "answer": answer})
     else:

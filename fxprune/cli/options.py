@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from fxprune.model_sources import Source
 
-__all__ = ["Allow", "AsJson", "Folder", "InputSize", "Model", "Seed", "Verbose", "Weights", "find"]
+__all__ = ["Allow", "AsJson", "Couplings", "Folder", "InputSize", "Model", "Seed", "Verbose", "Weights", "find"]
 
 Model = Annotated[
     str,
@@ -29,6 +29,7 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(help="Import path of a class that a saved network with opaque modules needs; may be repeated."),
 ]
+Couplings = Annotated[str, typer.Option(help="keep, or drop: readers of a stream select their own inputs.")]
 Seed = Annotated[int, typer.Option(help="Of random weights, the sample and the criterion.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every group and every pinned width.")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.options import Allow, AsJson, InputSize, Model, Seed, Verbose, Weights, find
+from fxprune.cli.options import Allow, AsJson, Couplings, InputSize, Model, Seed, Verbose, Weights, find
 from fxprune.cli.output import show, show_json
 from fxprune.errors import OptionError
 
@@ -45,7 +45,7 @@ def compile_command(
     recover: Recover = None,
     scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
     residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
-    couplings: Annotated[str, typer.Option(help="keep, or drop: readers of a stream select channels.")] = "keep",
+    couplings: Couplings = "keep",
     exclude: Exclude = None,
     round_to: Annotated[int, typer.Option(help="Keep widths a multiple of this.")] = 1,
     min_channels: Annotated[int, typer.Option(help="Least channels left in a group.")] = 1,

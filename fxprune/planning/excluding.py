@@ -16,8 +16,9 @@ def excluded_groups(graph: PlannedGraph, patterns: Sequence[str]) -> frozenset[G
     """The groups that contain output channels of what the patterns match.
 
     A pattern (``fnmatch`` syntax, case-sensitive, ``*`` crosses dots) matches module and parameter paths; a matched
-    module covers everything below it. Output channels are the dims of role "out", and those of bare parameters (role
-    "other"). A pattern that finds neither, because it names only norms, keeps the widths they normalise.
+    module covers everything below it. Output channels are the dims of role "out", those of bare parameters (role
+    "other") and those of selections. A pattern that finds neither, because it names only norms, keeps the widths they
+    normalise.
 
     Raises:
         ExcludeError: a pattern matches no module with parameters or buffers, and no parameter.
@@ -27,7 +28,7 @@ def excluded_groups(graph: PlannedGraph, patterns: Sequence[str]) -> frozenset[G
     excluded: set[Group] = set()
     for pattern in patterns:
         tensors = _matched(graph.shapes, pattern)
-        outputs = set(_groups(graph, tensors, ("out", "other")))
+        outputs = set(_groups(graph, tensors, ("out", "other", "selection")))
         excluded |= outputs or set(_groups(graph, tensors, ("scale",)))
     return frozenset(excluded)
 

@@ -158,6 +158,7 @@ def test_groups_report_and_explanations_name_the_selection() -> None:
     assert ("fc.weight", 1, "in") in [(m.tensor, m.dim, m.role) for m in members]
     assert members[0].role == "selection"
     assert "share no channel group" in graph.explain("blocks.0.bn1", "blocks.1.bn1")
+    assert "= inputs of blocks.0.conv1 dim 0" in graph.explain("blocks.0.bn1.weight", "blocks.0.conv1.weight:1")
     assert "selects its own" in graph.explain("stem.weight:0")
     assert "inputs of fc" in str(fxprune.report(dropped(model, torch.randn(IMAGE), 0.5)))
 
@@ -222,6 +223,14 @@ def test_an_unknown_choice_is_refused() -> None:
         fxprune.compile(networks.Dense(), torch.randn(IMAGE), 0.4, couplings="loosen")
     with pytest.raises(OptionError, match="couplings must be"):
         fxprune.analyze(networks.Dense(), torch.randn(IMAGE), couplings="loosen")
+
+
+def test_selections_can_be_excluded() -> None:
+    model, sample = networks.randomised(networks.Bottlenecks()), torch.randn(IMAGE)
+    keep = keep_of(dropped(model, sample, exclude=["_selection*_blocks_1_conv1", "bn"]))
+    assert keep["blocks.1.conv1.weight"][1] is None
+    assert keep["fc.weight"][1] is None
+    assert keep["blocks.0.conv1.weight"][1] is not None
 
 
 def test_structure_alone_on_the_meta_device() -> None:
