@@ -17,17 +17,18 @@ from benchmarks.networks import model_names
 
 _RESULTS = Path("benchmarks/results")
 _RIVAL = "torch-pruning"
-_HIDDEN = ("macs_g", "parameters_m", "proof", "proof_error", "vacuous", "batches", "resolutions", "seconds")
+_HIDDEN = ("macs_g", "parameters_m", "proof", "vacuous", "batches", "seconds")
 _SHOWN = [name for name in ours.COLUMNS if name not in _HIDDEN]
 
 _NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
 `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
 cannot be reached, `in_the_way` names the pinned widths and the network is pruned as far as one can get. `equal`: the
-proof passed. `share_left`: the share of layer weights that stays when {channels:.0%} of every group that is not pinned
-goes, 0.36 where nothing is pinned; layers at the network's input and output, which must keep a width, are left out
-there and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the original's
-shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD. `peak_mib`:
-largest resident size of the process, proof included."""
+proof passed; `proof_error`: its largest relative error, at `resolutions`. `share_left`: the share of layer weights that
+stays when {channels:.0%} of every group that is not pinned goes, 0.36 where nothing is pinned, and less where a width is
+a product of two groups, such as heads and head_dim; layers at the network's input and output, which must keep a width,
+are left out there and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the
+original's shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD.
+`peak_mib`: largest resident size of the process, proof included."""
 _THEIR_NOTE = """torch-pruning by the recipe of its documentation, {channels:.0%} of the channels of every layer; its
 result judged by the same proof: the kept entries of every tensor, then outputs against the original without the others.
 `runs` is "outputs cut" where the network's own outputs, such as classes, were pruned."""
@@ -64,8 +65,13 @@ def main(
         # Judging takes about as long as pruning may.
         sweep = Sweep(theirs.cover_torch_pruning, theirs.their_row, 3 * limit_seconds, call, memory_gib)
         sweep.run(names, their_table, again=again)
-    note = _NOTE.format(limit=limit_seconds, channels=CHANNEL_RATIO, where=" on the meta device" if meta else "")
+    note = _NOTE.format(limit=limit_seconds, channels=CHANNEL_RATIO, where=_where(meta, image_size))
     write_page(out / f"{stem}.md", f"Coverage of {library}", note, *_sections(table, their_table))
+
+
+def _where(meta: bool, image_size: int) -> str:
+    pixels = f", on images of {image_size} pixels where it takes them (clips of half of that)" if image_size else ""
+    return " on the meta device" * meta + pixels
 
 
 def _sections(table: ResumableTable, their_table: ResumableTable | None) -> list[str]:
