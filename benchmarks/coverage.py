@@ -23,8 +23,8 @@ _SHOWN = [name for name in ours.COLUMNS if name not in _HIDDEN]
 _NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
 `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
 cannot be reached, `in_the_way` names the pinned widths and the network is pruned as far as one can get. `equal`: the
-proof passed; `proof_error`: its largest relative error, at `resolutions`. `share_left`: the share of layer weights that
-stays when {channels:.0%} of every group that is not pinned goes, 0.36 where nothing is pinned, and less where a width is
+proof passed; `proof_error`: its largest relative error, at `resolutions`. `share_left`: the share of weights that
+stays when {channels:.0%} of every group that is not pinned goes, 0.36 where nothing is pinned, less where a width is
 a product of two groups, such as heads and head_dim; layers at the network's input and output, which must keep a width,
 are left out there and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the
 original's shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD.
