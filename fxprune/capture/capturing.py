@@ -281,7 +281,7 @@ def _run(
     except FxpruneError as error:
         raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
     except Exception as error:  # the forward is the user's own code: anything may come out of it
-        message = f"{_where(error, recorder)}: {type(error).__name__}: {error}"
+        message = f"{_where(error, recorder)}: {_in_words(error)}"
         raise CaptureError(message, path=recorder.innermost) from error
 
 
@@ -290,6 +290,14 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
     result = function(module, *args, **kwargs)
     recorder.module_path.pop()
     return result
+
+
+def _in_words(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if "data-independent" not in text:
+        return text
+    # torch tells its own developers how a kernel that needs data might be registered.
+    return "the size of a result depends on values (indexing with a mask, nonzero, unique or the like)"
 
 
 def _where(error: BaseException, recorder: Recorder) -> str:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from .copies import named_tensors
 from .selecting import Keep, removed_entries, select
 
-__all__ = ["overwrite_removed", "randomise", "removes_anything"]
+__all__ = ["GAINS", "overwrite_removed", "randomise", "removes_anything"]
+
+GAINS = (2.0, 1.0, 0.25)
+"""Variances of random weights times their number of inputs, to be tried in turn.
+
+The first is that of a rectified layer (He et al. 2015, eq. 10), which keeps deep layers visible in the outputs; some
+networks magnify values or rounding too much with it.
+"""
 
 
 @torch.no_grad()
@@ -35,11 +42,11 @@ def removes_anything(module: nn.Module, keep: Keep) -> bool:
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, pruned: nn.Module, keep: Keep, seed: int) -> None:
+def randomise(module: nn.Module, pruned: nn.Module, keep: Keep, seed: int, gain: float = GAINS[0]) -> None:
     """Give both private copies new random parameters and running statistics, equal where an entry is kept.
 
-    The values depend on ``seed`` and the name alone. Other buffers hold tables and masks that mean something, so they
-    stay as they are.
+    The values depend on ``seed``, ``gain`` (one of ``GAINS``) and the name alone. Other buffers hold tables and masks
+    that mean something, so they stay as they are.
     """
     full, narrow = named_tensors(module), named_tensors(pruned)
     done: set[int] = set()
@@ -48,7 +55,7 @@ def randomise(module: nn.Module, pruned: nn.Module, keep: Keep, seed: int) -> No
             continue
         if id(tensor) not in done:
             done.add(id(tensor))
-            tensor.copy_(_random_like(tensor, name, seed))
+            tensor.copy_(_random_like(tensor, name, seed, gain))
         if name in narrow:
             narrow[name].copy_(select(tensor, keep.get(name, ())))
 
@@ -58,7 +65,7 @@ def _is_random(name: str, tensor: Tensor) -> bool:
     return tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or statistics)
 
 
-def _random_like(tensor: Tensor, name: str, seed: int) -> Tensor:
+def _random_like(tensor: Tensor, name: str, seed: int, gain: float) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
     shape, dtype = tensor.shape, tensor.dtype
     if name.endswith("running_var") or (tensor.ndim < 2 and bool((tensor >= 0).all())):
@@ -67,6 +74,5 @@ def _random_like(tensor: Tensor, name: str, seed: int) -> Tensor:
         value = 0.1 * torch.randn(shape, generator=generator, dtype=dtype)
     else:
         fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
-        # The gain of a rectified layer (He et al. 2015, eq. 10): deep layers stay visible in the outputs.
-        value = torch.randn(shape, generator=generator, dtype=dtype) * (2 / fan_in) ** 0.5
+        value = torch.randn(shape, generator=generator, dtype=dtype) * (gain / fan_in) ** 0.5
     return value.to(tensor.device)

@@ -14,10 +14,11 @@ from fxprune.errors import ProofError
 from fxprune.samples import Sample
 
 from .comparing import Leaves, all_finite, compare, has_nan, kept_block
+from .conditioning import is_steady
 from .copies import private_copy
 from .locating import first_difference
 from .marking import MarkedRun, NodeKeep
-from .masking import overwrite_removed, randomise, removes_anything
+from .masking import GAINS, overwrite_removed, randomise, removes_anything
 from .nan_carrying import PositionError
 from .precision import TOLERANCE, out_of_memory
 from .probes import Probe, randomised
@@ -261,23 +262,37 @@ class Validation:
         """Repeat with random parameters, which let every layer reach the outputs."""
         pruned = private_copy(self._case.pruned, self._dtype)
         probe = randomised(trials[-1].probe, self._case.seed)
-        trial = Trial(probe, evaluate(self._randomised(pruned), probe, self._dtype, seed=self._case.seed))
-        seen = 0.0
-        if all_finite(trial.expected):
+        seen, reason = 0.0, ""
+        for gain in GAINS:
+            trial = Trial(probe, self._expected(self._randomised(pruned, gain), probe))
+            if not all_finite(trial.expected):
+                reason = "they overflow"
+                continue
             answers = self._answers(pruned, [trial])
-            try:
-                seen = self._check_outputs(lambda: self._randomised(pruned), [trial], answers)
-            except ProofError as error:
-                raise ProofError(f"with random parameters, {error}") from error
-            self._outcome.randomised = True
-        else:
-            self._outcome.notes.append("not run on random parameters: they overflow")
+            if not is_steady(pruned, probe, answers[0], self._dtype, self._tolerance, seed=self._case.seed):
+                reason = "they magnify rounding"
+                continue
+            seen = self._check_on_random(pruned, gain, trial, answers)
+            break
+        if not self._outcome.randomised:
+            self._outcome.notes.append(f"not run on random parameters: {reason}")
         self._outcome.vacuous = max(change, seen) < _VISIBLE * self._tolerance
         if self._outcome.vacuous:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
 
-    def _randomised(self, pruned: nn.Module) -> nn.Module:
+    def _expected(self, full: nn.Module, probe: Probe) -> Leaves:
+        return evaluate(full, probe, self._dtype, seed=self._case.seed)
+
+    def _check_on_random(self, pruned: nn.Module, gain: float, trial: Trial, answers: list[Leaves]) -> float:
+        try:
+            seen = self._check_outputs(lambda: self._randomised(pruned, gain), [trial], answers)
+        except ProofError as error:
+            raise ProofError(f"with random parameters, {error}") from error
+        self._outcome.randomised = True
+        return seen
+
+    def _randomised(self, pruned: nn.Module, gain: float) -> nn.Module:
         """A copy of the full-width network with random parameters, and the kept ones of them in ``pruned``."""
         full = private_copy(self._case.captured, self._dtype)
-        randomise(full, pruned, self._case.keep, self._case.seed)
+        randomise(full, pruned, self._case.keep, self._case.seed, gain)
         return full

@@ -1,0 +1,38 @@
+"""How much a network magnifies rounding: one that does so too much cannot be compared to a small tolerance.
+
+A chain of random layers may be chaotic: two orders of summation, equal in exact arithmetic, then differ visibly in the
+outputs. Relative changes of all parameters stand for what rounding does in every layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .comparing import Leaves, compare
+from .probes import Probe
+from .running import evaluate
+
+__all__ = ["is_steady"]
+
+# Rounding errors of a layer's sums are this many units in the last place, or fewer.
+_UNITS = 30
+
+
+@torch.no_grad()
+def is_steady(
+    module: nn.Module, probe: Probe, answer: Leaves, dtype: torch.dtype, tolerance: float, *, seed: int
+) -> bool:
+    """Whether rounding in ``module``, a private copy, stays below ``tolerance`` in its outputs on ``probe``.
+
+    ``answer`` is what the module gives there. Its parameters are changed by the square root of the unit roundoff.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unit: float = torch.finfo(dtype).eps
+    change = unit**0.5
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter.mul_(1 + change * noise.to(parameter.device))
+    amplification = compare(answer, evaluate(module, probe, dtype, seed=seed)).error / change
+    return bool(amplification * unit * _UNITS < tolerance)
