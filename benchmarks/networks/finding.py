@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.networks import timm_networks, torchvision_networks, transformers_networks
@@ -57,13 +58,14 @@ def with_images_of(network: Network, size: int) -> Network:
         edge = size if tensor.ndim == min(_IMAGE_DIMS) else size // 2
         return torch.randn(*tensor.shape[:-2], edge, edge)
 
-    sample = Sample.from_input(network.sample).map(scaled)
+    samples = (network.sample, network.training_sample)
+    sample, training_sample = pytree.tree_map_only(torch.Tensor, scaled, samples)
     try:
         with torch.no_grad():
-            sample.call(network.model)
+            Sample.from_input(sample).call(network.model)
     except Exception:  # whatever the network raises is its refusal
         return network
-    return Network(network.model, sample, Sample.from_input(network.training_sample).map(scaled))
+    return Network(network.model, sample, training_sample)
 
 
 def find_network(library: str, name: str, *, meta: bool = False, seed: int = 0) -> Network:
