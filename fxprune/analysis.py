@@ -18,26 +18,11 @@ from fxprune.capture.naming import canonical_name
 from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
-from fxprune.groups import Group, Member, PinnedWidth, Term, channel_graph
+from fxprune.groups import Group, Member, OpaqueOp, PinnedWidth, Term, channel_graph
 from fxprune.model_paths import ModelPaths
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
 from fxprune.rules.registry import ModuleForm, Rule, find_module_form, find_rule
 from fxprune.rules.signatures import bind
-
-
-@dataclass(frozen=True)
-class OpaqueOp:
-    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size.
-
-    ``macs`` and ``parameters`` are those of a module that is kept as one call, without those of its traced parts.
-    """
-
-    node: str
-    op: str
-    source: str
-    reason: str
-    macs: float = 0.0
-    parameters: int = 0
 
 
 @dataclass
@@ -57,6 +42,7 @@ class Analyzer:
 
     def __post_init__(self) -> None:
         self.paths = ModelPaths(self.model)
+        self._part = ""
 
     def run(self) -> None:
         """Visit every node in order."""
@@ -66,6 +52,7 @@ class Analyzer:
                 self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
         for captured in captures:
             self.ledger.macs = []
+            self._part = captured.prefix.removesuffix(".")
             for node in captured.graph.nodes:
                 self.axes[node] = self._visit(node)
             if not captured.training:
@@ -85,18 +72,23 @@ class Analyzer:
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return fixed_axes(node.meta["val"], "it is a dim of the network's input")
+            return fixed_axes(node.meta["val"], self._border("input"))
         if node.op == "get_attr":
             return self._tensor(str(node.target))
         if node.op == "output":
-            self._pin_arguments(node, "it is a dim of the network's output")
+            self._pin_arguments(node, self._border("output"))
             return None
         value = node.meta["val"]
         if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
             if value is None:
-                self._pin_arguments(node, "it is a dim of the network's output")
+                self._pin_arguments(node, self._border("output"))
             return None
         return self._apply_rule(node)
+
+    def _border(self, side: str) -> str:
+        if self._part:
+            return f"it is a dim of the {side} of {self._part}, which an opaque module calls"
+        return f"it is a dim of the network's {side}"
 
     def _apply_rule(self, node: fx.Node) -> Any:
         call, rule = self._call(node)

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxprune.analysis import ChannelGraph, OpaqueOp, analyze_capture
+from fxprune.analysis import ChannelGraph, analyze_capture
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.criteria import Criterion, judge, resolve_criterion
 from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
-from fxprune.groups import Group
+from fxprune.groups import Group, OpaqueOp
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate

@@ -70,6 +70,8 @@ def test_an_opaque_forward_of_the_whole_model_keeps_its_interface() -> None:
     assert isinstance(pruned, Pictures)
     assert report.achieved >= 0.5
     assert "pruned inside it: backbone" in report.opaque[0].reason
+    reasons = {row.reason for row in report.pinned}
+    assert reasons == {f"it is a dim of the {s} of backbone, which an opaque module calls" for s in ("input", "output")}
     assert len(pruned([torch.randn(3, 5, 5)] * 3)) == 3
     assert [n for n, _ in pruned.named_parameters()] == [n for n, _ in model.named_parameters()]
     pruned.train()
