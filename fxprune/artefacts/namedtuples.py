@@ -6,6 +6,8 @@ from collections import namedtuple
 from functools import cache
 from typing import Any
 
+from torch.nn.utils.rnn import PackedSequence
+
 from fxprune.artefacts.targets import check_identifier
 from fxprune.errors import ArtefactError
 
@@ -13,7 +15,9 @@ __all__ = ["decode_namedtuple", "encode_namedtuple", "is_namedtuple"]
 
 
 def is_namedtuple(target: Any) -> bool:
-    """Whether a call target is a class made by ``collections.namedtuple`` or ``typing.NamedTuple``."""
+    """Whether a call target is a class made by ``collections.namedtuple`` or ``typing.NamedTuple``, not torch's own."""
+    if target is PackedSequence:  # layers know it by its class
+        return False
     return isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields")
 
 

@@ -37,7 +37,10 @@ _OPERATORS = (
 CALLABLE_BUILTINS = (
     "abs bool complex dict divmod float getattr int len list max min pow range round slice sum tuple".split()
 )
-_TORCH_EXTRAS = "_assert finfo iinfo is_tensor sym_float sym_int sym_ite sym_max sym_min sym_not Size".split()
+_TORCH_EXTRAS = (
+    "_assert _pack_padded_sequence _pad_packed_sequence finfo iinfo is_tensor sym_float sym_int sym_ite sym_max sym_min "
+    "sym_not Size"
+).split()
 _NOT_TENSOR_MATHS = {"from_file", "from_numpy", "frombuffer"}
 _NOT_FUNCTIONAL = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function"}
 _REFUSED_METHODS = set(
@@ -80,6 +83,7 @@ def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
         "collections": (collections, ["OrderedDict"]),
         "torch": (torch, torch_names),
         "torch.nn.functional": (functional, _public(functional, functional_names, _NOT_FUNCTIONAL)),
+        "torch.nn.utils.rnn": (torch.nn.utils.rnn, ["PackedSequence"]),
         "torch.special": (torch.special, _public(torch.special, torch.special.__all__)),
         "torch.fft": (torch.fft, _public(torch.fft, torch.fft.__all__)),
         "torch.linalg": (torch.linalg, _public(torch.linalg, linalg_names)),

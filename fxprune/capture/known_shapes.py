@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+from fxprune.capture import packing
 from fxprune.capture.meta import meta_like
 
 __all__ = ["known_function_result", "known_result"]
@@ -28,6 +30,8 @@ _POINTWISE = frozenset(
 
 def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a leaf module returns, on the meta device, or None where its kernel has to say."""
+    if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
+        return _recurrent_of_packed(module, args[0])
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None
     if isinstance(module, nn.RNNBase):
@@ -40,6 +44,8 @@ def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, A
     """The same for a function by its name."""
     if not args:
         return None
+    if name in (packing.PACK, packing.PAD):
+        return packing.known(name, args)
     if name == "linear" and not kwargs and len(args) in (2, 3):
         return _linear_of(*args[:2])
     if name == "cat" and not kwargs:
@@ -130,6 +136,17 @@ def _recurrent(module: nn.RNNBase, sequence: Tensor) -> tuple[Any, ...] | None:
         return output, final
     cell = sequence.new_empty(directions * module.num_layers, *batch, module.hidden_size)
     return output, (final, cell)
+
+
+def _recurrent_of_packed(module: nn.RNNBase, sequence: PackedSequence) -> tuple[Any, ...] | None:
+    """The same for a packed sequence; the output is packed in the same way."""
+    batch = packing.batch_of(sequence)
+    sizes = (batch, -1) if module.batch_first else (-1, batch)
+    result = _recurrent(module, sequence.data.unflatten(0, sizes))
+    if result is None:
+        return None
+    data = sequence.data.new_empty(sequence.data.shape[0], result[0].shape[-1])
+    return packing.like(sequence, data), result[1]
 
 
 _MODULES: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor | None]] = {

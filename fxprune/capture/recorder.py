@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -331,7 +332,8 @@ class Recorder(TorchFunctionMode):
     def _container(self, value: Any, frame: types.FrameType | None) -> Any:
         made = structures.construction(value, lambda item: self._argument(item, frame))
         if made is not None:
-            return self._new("call_function", *made, None)
+            # A packed sequence is an argument of layers; other containers of a class of their own are outputs.
+            return self._new("call_function", *made, value if isinstance(value, PackedSequence) else None)
         if isinstance(value, list):
             return [self._argument(v, frame) for v in value]
         if isinstance(value, tuple):

@@ -12,6 +12,7 @@ from fxprune.rules import (  # noqa: F401  importing them is what registers thei
     linear,
     losses,
     normalization,
+    packing,
     padding,
     picking,
     pointwise,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.axes.expressions import Axis, concat, product
 from fxprune.rules.call import Axes, Call, TensorName
+from fxprune.rules.packing import packed_axes
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -18,7 +20,7 @@ _STEPS = "it is the number of time steps"
 @rule("recurrent", "input, state=None")
 def recurrent(call: Call) -> None:
     """All layers of a torch module share one ``hidden_size``, so their hidden units are tied."""
-    axes = call.tensor("input")
+    axes = _input_axes(call)
     arguments = call.arguments
     gates, layers, directions = arguments["gates"], arguments["layers"], arguments["directions"]
     hidden = call.fresh(arguments["hidden_size"])
@@ -34,6 +36,11 @@ def recurrent(call: Call) -> None:
     call.result = _results(call, output, projected, hidden)
 
 
+def _input_axes(call: Call) -> Axes:
+    """Of a padded tensor, or of the data of a packed sequence."""
+    return call.tensor("input") if call.has("input") else tuple(call.axes_of(call.arguments["input"])[0])
+
+
 def _layer(call: Call, suffix: str, gates: int, features: Axis, hidden: Axis, projected: Axis) -> None:
     rows = product((call.fixed(gates, "it numbers the gates"), hidden))
     columns = {"weight_ih": (rows, features), "weight_hh": (rows, projected), "weight_hr": (projected, hidden)}
@@ -44,7 +51,7 @@ def _layer(call: Call, suffix: str, gates: int, features: Axis, hidden: Axis, pr
         call.unify_all(call.tensor(key), axes)
         call.role(key, *(("out", "in") if len(axes) == 2 else ("scale",)))
         if len(axes) == 2:
-            call.macs((*call.tensor("input")[:-1], *call.tensor(key)))
+            call.macs((*_input_axes(call)[:-1], *call.tensor(key)))
 
 
 def _state(call: Call, projected: Axis, hidden: Axis) -> None:
@@ -59,10 +66,11 @@ def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:
     def state(value: Any, width: Axis) -> Axes:
         return (*(call.fixed(s, _STEPS) for s in value.shape[:-1]), width)
 
-    _, final = call.value
+    given, final = call.value
+    outputs: Any = output if isinstance(given, torch.Tensor) else packed_axes(call, output)
     if isinstance(final, tuple):
-        return [output, [state(final[0], projected), state(final[1], hidden)]]
-    return [output, state(final, hidden)]
+        return [outputs, [state(final[0], projected), state(final[1], hidden)]]
+    return [outputs, state(final, hidden)]
 
 
 @repairs("recurrent")

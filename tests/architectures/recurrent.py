@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
 
 from tests.architectures.architecture import Architecture
 
@@ -116,6 +117,23 @@ class ImageToText(nn.Module):
         return self.head(self.second(h)[0]).log_softmax(-1)
 
 
+class Packed(nn.Module):
+    """Sentences of several lengths: packed, read in both directions, the last states make the answer."""
+
+    def __init__(self, embedded: int, hidden: int, mixed: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(_WORDS, embedded)
+        self.layers = nn.LSTM(embedded, hidden, num_layers=2, bidirectional=True, batch_first=True)
+        self.mix, self.head = nn.Linear(2 * hidden, mixed), nn.Linear(mixed + 2 * hidden, 5)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        packed = rnn.pack_padded_sequence(self.table(words), lengths, batch_first=True, enforce_sorted=False)
+        outputs, (state, _) = self.layers(packed)
+        padded, _ = rnn.pad_packed_sequence(outputs, batch_first=True, total_length=words.shape[1])
+        last = torch.cat([state[-2], state[-1]], -1)
+        return self.head(torch.cat([self.mix(padded.amax(1)).relu(), last], -1))
+
+
 _TAGGER = {"embedded": 8, "mixed": 10, "hidden": 6}
 _TAGGER_GROUPS = {"embedded": "table", "mixed": "mix", "hidden": "layers.weight_ih_l0"}
 NETWORKS = [
@@ -160,6 +178,14 @@ NETWORKS = [
         {"embedded": 8, "first": 10, "second": 6},
         {"embedded": "enter", "first": "first.weight_ih", "second": "second.weight_ih"},
         lambda n: torch.randn(n, 5, 6),
+    ),
+    Architecture(
+        "packed",
+        Packed,
+        {"embedded": 8, "hidden": 6, "mixed": 10},
+        {"embedded": "table", "hidden": "layers.weight_ih_l0", "mixed": "mix"},
+        lambda n: (_words(n), torch.arange(n) % 6 + 2),
+        lambda n: (_more_words(n), torch.arange(n) % 9 + 3),
     ),
     Architecture(
         "lines of text",

@@ -25,7 +25,7 @@ _COPIES = """alias_copy as_strided_copy block_diag channel_shuffle detach_copy d
     native_channel_shuffle permute_copy pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
     reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll rot90
     select_copy set_ slice_copy split_copy split_with_sizes_copy squeeze_copy t_copy take transpose_copy
-    unbind_copy unfold_copy _unsafe_index unsqueeze_copy view_copy"""
+    unbind_copy unfold_copy _pack_padded_sequence _unsafe_index unsqueeze_copy view_copy"""
 
 # Sums of what lands on one entry: a removed summand removes the sum, which no narrower network could avoid.
 _ADDED = "index_add index_add_ scatter_add scatter_add_ _embedding_bag _embedding_bag_forward_only"

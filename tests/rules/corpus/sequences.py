@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import rnn
 
 from tests.rules.cases import TOKENS, VECTOR, Case, Sample
 
@@ -76,6 +77,31 @@ class Cell(nn.Module):
         for step in range(3):
             state = self.cell(h[:, step], state)
         return self.last(state[0] if isinstance(state, tuple) else state)
+
+
+class Packed(nn.Module):
+    """Sequences of several lengths, packed for two layers and padded again."""
+
+    def __init__(self, cls: Any, batch_first: bool, enforce_sorted: bool, **options: Any) -> None:
+        super().__init__()
+        self.first, self.cell = nn.Linear(5, 8), cls(8, 6, batch_first=batch_first, **options)
+        self.last = nn.Linear(6 * (2 if self.cell.bidirectional else 1), 4)
+        self.batch_first, self.enforce_sorted = batch_first, enforce_sorted
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        h = self.first(x if self.batch_first else x.transpose(0, 1))
+        h = rnn.pack_padded_sequence(h, lengths, self.batch_first, self.enforce_sorted)
+        h, _ = self.cell(h)
+        return self.last(rnn.pad_packed_sequence(h, self.batch_first)[0])
+
+
+def _packed(name: str, cls: Any, batch_first: bool = True, enforce_sorted: bool = False, **options: Any) -> Case:
+    return Case(
+        f"recurrent/packed {name}",
+        lambda: Packed(cls, batch_first, enforce_sorted, **options),
+        lambda n: (torch.randn(n, 7, 5), torch.tensor([7 - i if enforce_sorted else 3 + i for i in range(n)])),
+        ("first.weight", "cell.weight_hh_l0:1"),
+    )
 
 
 class Functional(nn.Module):
@@ -202,6 +228,9 @@ CASES = [
         )
         for cls in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
     ),
+    _packed("LSTM", nn.LSTM, num_layers=2),
+    _packed("GRU", nn.GRU, bidirectional=True),
+    _packed("RNN, steps first", nn.RNN, batch_first=False, enforce_sorted=True),
     Case(
         "recurrent/RNNCell, relu",
         lambda: Cell(nn.RNNCell, nonlinearity="relu", bias=False),
