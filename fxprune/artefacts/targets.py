@@ -38,8 +38,8 @@ CALLABLE_BUILTINS = (
     "abs bool complex dict divmod float getattr int len list max min pow range round slice sum tuple".split()
 )
 _TORCH_EXTRAS = (
-    "_assert _pack_padded_sequence _pad_packed_sequence finfo iinfo is_tensor sym_float sym_int sym_ite sym_max sym_min "
-    "sym_not Size"
+    "_assert _pack_padded_sequence _pad_packed_sequence finfo iinfo is_tensor sym_float sym_int sym_ite sym_max "
+    "sym_min sym_not Size"
 ).split()
 _NOT_TENSOR_MATHS = {"from_file", "from_numpy", "frombuffer"}
 _NOT_FUNCTIONAL = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function"}
