@@ -142,7 +142,7 @@ def _recurrent_of_packed(module: nn.RNNBase, sequence: PackedSequence) -> tuple[
     """The same for a packed sequence; the output is packed in the same way."""
     batch = packing.batch_of(sequence)
     sizes = (batch, -1) if module.batch_first else (-1, batch)
-    result = _recurrent(module, sequence.data.unflatten(0, sizes))
+    result = _recurrent(module, sequence.data.reshape(*sizes, sequence.data.shape[-1]))
     if result is None:
         return None
     data = sequence.data.new_empty(sequence.data.shape[0], result[0].shape[-1])
