@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx as nx
@@ -19,6 +19,7 @@ from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
 from fxprune.groups import Group, Member, OpaqueOp, PinnedWidth, Term, channel_graph
+from fxprune.memory import MemoryModel, live_terms
 from fxprune.model_paths import ModelPaths
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
 from fxprune.rules.registry import ModuleForm, Rule, find_module_form, find_rule
@@ -227,6 +228,14 @@ class ChannelGraph:
             Term(_owner(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.macs
         )
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
+        self._batch_scale = batch_scale
+        self._bytes = {name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()}
+
+    def memory(self) -> MemoryModel:
+        """The bytes of the parameters and of the activations alive at the worst moment, for the sample as given."""
+        weights = (Term(t.owner, self._bytes.get(t.owner, 4) * t.coefficient, t.axes) for t in self.params)
+        graphs = (captured.graph for captured in (self.captured, *self.captured.islands))
+        return MemoryModel(weights, live_terms(graphs, self.axes, self.solver.resolve, self._batch_scale))
 
     def units(self, group: Group, tensor: str, dim: int) -> IndexArray:
         """For each index of a tensor's dim the unit of the group it belongs to, or -1."""
@@ -374,14 +383,5 @@ def _with_unique_names(groups: list[Group]) -> list[Group]:
             named.append(group)
             continue
         number = seen[group.name] = seen.get(group.name, -1) + 1
-        named.append(
-            Group(
-                f"{group.name}/{number}",
-                group.variable,
-                group.size,
-                group.members,
-                group.crosses_norm,
-                group.crosses_add,
-            )
-        )
+        named.append(replace(group, name=f"{group.name}/{number}"))
     return named

@@ -67,7 +67,8 @@ def compile(  # noqa: A001  the public name says what it does
         sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
             arguments, a dict with string keys the keyword arguments.
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy.
-        budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params" or "channels".
+        budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", or "memory"
+            (bytes of the parameters and of the activations alive at the worst moment, for the sample).
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
         calibration: for criteria that look at activations or gradients: batches that can be iterated again, each what
             the model takes, or ``(input, target)``, or ``((a, b), target)``. Where ``torch.distributed`` is initialised

@@ -52,7 +52,7 @@ def allocate(
         scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the budget; None
             without weights (then shares are uniform and the lowest indices stay).
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``.
-        budget: "macs", "params" or "channels".
+        budget: "macs", "params", "channels" or "memory".
         scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded
             up, until the budget holds.
         residual: "inner" keeps the width of every group that crosses an addition.

@@ -13,7 +13,7 @@ from fxprune.groups import Group, PinnedWidth, Term
 
 __all__ = ["BUDGETS", "PlannedGraph", "budget_model", "check_ratio"]
 
-BUDGETS = ("macs", "params", "channels")
+BUDGETS = ("macs", "params", "channels", "memory")
 
 
 class PlannedGraph(Protocol):
@@ -39,6 +39,10 @@ class PlannedGraph(Protocol):
         """Elements of each parameter; the owner is the parameter's name."""
         ...
 
+    def memory(self) -> CostModel:
+        """The bytes of parameters and live activations."""
+        ...
+
     @property
     def tensors(self) -> Mapping[str, tuple[Axis, ...]]:
         """The resolved axis of every dim of every parameter and buffer."""
@@ -56,7 +60,10 @@ class PlannedGraph(Protocol):
 
 
 def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
-    """The cost that ``ratio`` counts: "macs", "params", or "channels" (the widths of the groups, each once).
+    """The cost that ``ratio`` counts.
+
+    "macs", "params", "channels" (the widths of the groups, each once), or "memory" (the bytes of all parameters and of
+    the activations that are alive at the worst moment, for the sample).
 
     Raises:
         BudgetError: the name is unknown.
@@ -67,6 +74,8 @@ def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
         return CostModel(graph.params)
     if budget == "channels":
         return CostModel(Term(group.name, 1.0, (group.variable,)) for group in graph.groups)
+    if budget == "memory":
+        return graph.memory()
     raise BudgetError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
 
 

@@ -17,7 +17,7 @@ __all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "render_repor
 
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
-BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels"}
+BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory"}
 
 
 def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:

@@ -110,7 +110,7 @@ class Report:
 
     Attributes:
         ratio: the fraction of the budget asked to be removed, 0 <= ratio < 1.
-        budget: what ``ratio`` is a fraction of: "macs", "params" or "channels".
+        budget: what ``ratio`` is a fraction of: "macs", "params", "channels" or "memory" (bytes).
         budget_before: the budget's total in the original network, in its own unit.
         budget_after: the same in the pruned network.
         macs_before: multiply-accumulates of convolution, linear and matmul for one call with the sample, before.

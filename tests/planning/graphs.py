@@ -11,6 +11,7 @@ import numpy as np
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, gather, product, variables
 from fxprune.groups import Group, Member, PinnedWidth, Term
+from fxprune.memory import LiveTerm, MemoryModel
 
 IN = Fixed(3, "it is a dim of the network's input")
 OUT = Fixed(10, "it is a dim of the network's output")
@@ -32,6 +33,12 @@ class HandGraph:
     tensors: Mapping[str, tuple[Axis, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     activations: tuple[Axis, ...]
+
+    def memory(self) -> MemoryModel:
+        """Four bytes an element; each op's result has eight positions and is read by the next op alone."""
+        outputs = [(term.owner, term.axes[0]) for term in self.macs if term.axes]
+        live = [LiveTerm(Term(name, 32.0, (axis,)), step, step + 1) for step, (name, axis) in enumerate(outputs)]
+        return MemoryModel((Term(t.owner, 4 * t.coefficient, t.axes) for t in self.params), live)
 
     def group(self, name: str) -> Group:
         """The group of that name."""
