@@ -76,7 +76,12 @@ def divergence_importance(logs: Tensor) -> Tensor:
 
 
 def fused_filters(
-    filters: Tensor, kept: Sequence[int] | Tensor, temperature: float = 1.0, beta: float = 1.0, fusion: str = "proxy"
+    filters: Tensor,
+    kept: Sequence[int] | Tensor,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    fusion: str = "proxy",
+    compared: Tensor | None = None,
 ) -> Tensor:
     """The kept filters with what is similar in the others mixed in.
 
@@ -90,6 +95,8 @@ def fused_filters(
         beta: proportion of what is mixed in.
         fusion: "proxy", ``(1 - beta) w_i + beta sum_j P_ij w_j``, or "residual", ``w_i + beta sum_j P_ij w_j`` over the
             removed filters j alone.
+        compared: ``(filters, features)``, by which filters are compared: those of all coupled layers side by side where
+            each is fused by the same shares; by default ``filters`` themselves.
 
     Returns:
         ``(kept, ...)``, in the order of ``kept`` and the type of ``filters``.
@@ -101,7 +108,8 @@ def fused_filters(
         raise CriterionError(f'fusion must be "proxy" or "residual", not {fusion!r}')
     index = torch.as_tensor(kept, dtype=torch.long, device=filters.device)
     rows = filters.detach().reshape(len(filters), -1).to(torch.float64)
-    shares = log_similarity_distributions(rows, temperature).exp()[index]
+    similar = log_similarity_distributions(rows if compared is None else compared, temperature)
+    shares = similar.exp().to(rows.device)[index]
     if fusion == "residual":
         shares[:, index] = 0
         fused = rows[index] + beta * shares @ rows

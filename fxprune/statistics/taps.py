@@ -125,7 +125,8 @@ class TapFinder:
                 self._makers[captured.first_name(name)].append(node)
             value = node.meta.get("val")
             axes = self._graph.axes.get(node)
-            if isinstance(value, torch.Tensor) and isinstance(axes, tuple) and call is not None:
+            readable = isinstance(value, torch.Tensor) and value.is_floating_point()
+            if readable and isinstance(axes, tuple) and call is not None:
                 self._hold(node, tuple(map(self._graph.solver.resolve, axes)), captured.sample.batch_size)
 
     def _hold(self, node: fx.Node, axes: tuple[Axis, ...], batch: int | None) -> None:

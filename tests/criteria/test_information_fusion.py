@@ -71,6 +71,12 @@ def test_fused_filters_at_the_ends() -> None:
     gone = [0, 2, 3, 5]
     expected = weight[1].double() + 0.5 * (shares[1, gone] @ weight.double().flatten(1)[gone]).reshape(3, 2, 2)
     torch.testing.assert_close(residual[0].double(), expected, atol=1e-6, rtol=1e-6)
+    coupled = torch.cat([weight.flatten(1), torch.randn(6, 5)], 1)
+    by_both = fused_filters(weight, [1, 4], compared=coupled)
+    shares = log_similarity_distributions(coupled.double()).exp()
+    torch.testing.assert_close(
+        by_both.flatten(1).double(), (shares @ weight.double().flatten(1))[[1, 4]], atol=1e-6, rtol=1e-6
+    )
 
 
 def test_temperatures() -> None:
