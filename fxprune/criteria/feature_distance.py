@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.axes.elements import Mask
@@ -22,6 +23,8 @@ from fxprune.statistics.taps import check_tap_rule
 __all__ = ["FeatureDistance", "FeatureSimilarity", "covering"]
 
 _THRESHOLDS = 256
+_SAMPLED = 1 << 16  # similarities of one layer that quantiles are taken of
+_NEAR = 64
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,42 @@ def covering(similar: FloatArray, t: int, s: float, kept_block_slots: bool = Tru
         s: the least similarity of a removed channel to the kept one that removes it.
         kept_block_slots: see :class:`FeatureDistance`.
     """
-    count = len(similar)
-    removed = np.zeros(count, dtype=np.bool_)
-    kept = np.zeros(count, dtype=np.bool_)
-    for i in range(count):
-        if removed[i]:
-            continue
-        kept[i] = True
-        candidates = np.where(removed if kept_block_slots else removed | kept, -1.0, similar[i])
-        candidates[i] = -1.0
-        nearest = np.argsort(-candidates, kind="stable")[:t]
-        removed[nearest[(candidates[nearest] >= s) & (candidates[nearest] >= 0) & ~kept[nearest]]] = True
-    stays: list[int] = np.flatnonzero(kept).tolist()
-    return stays
+    return Neighbours(similar).covering(t, s, kept_block_slots)
+
+
+class Neighbours:
+    """The channels of a layer, with the nearest of each looked up once for many coverings."""
+
+    def __init__(self, similar: FloatArray) -> None:
+        self._similar = similar
+        self._near = np.empty((len(similar), min(len(similar), _NEAR)), dtype=np.int64)
+        for i in range(len(similar)):
+            self._near[i] = self._sorted(i)[: self._near.shape[1]]
+
+    def _sorted(self, i: int) -> NDArray[np.int64]:
+        """All channels by falling similarity to ``i``, the lower index first among equals."""
+        return np.argsort(-self._similar[i], kind="stable").astype(np.int64)
+
+    def covering(self, t: int, s: float, kept_block_slots: bool) -> list[int]:
+        """See :func:`covering`."""
+        count = len(self._similar)
+        removed = np.zeros(count, dtype=np.bool_)
+        kept = np.zeros(count, dtype=np.bool_)
+        for i in range(count):
+            if removed[i]:
+                continue
+            kept[i] = True
+            # The channel itself is no candidate.
+            taken = removed.copy() if kept_block_slots else removed | kept
+            taken[i] = True
+            nearest = self._near[i][~taken[self._near[i]]]
+            if len(nearest) < t and self._near.shape[1] < count:
+                nearest = self._sorted(i)
+                nearest = nearest[~taken[nearest]]
+            nearest = nearest[:t]
+            removed[nearest[(self._similar[i, nearest] >= s) & ~kept[nearest]]] = True
+        stays: list[int] = np.flatnonzero(kept).tolist()
+        return stays
 
 
 def _distinctness(similar: FloatArray) -> FloatArray:
@@ -131,29 +157,41 @@ class _CoveringSelection:
     def ladders(self, problem: Problem) -> Iterable[Ladder]:
         similar = {g: self.similar[g] for g in problem.groups if g in self.similar}
         widest = max((g.size for g in similar), default=1)
+        neighbours = {g: Neighbours(values) for g, values in similar.items()}
+        thresholds = _thresholds(similar.values())
         t = 1
         while t < widest:
-            yield _Coverings(similar, t, self.kept_block_slots)
+            yield _Coverings(neighbours, thresholds, t, self.kept_block_slots)
             t = t + 1 if t < 16 else 2 * t
 
 
 class _Coverings:
-    """Coverings at one ``t`` by falling ``s``, at quantiles of all similarities; the last takes any similarity."""
+    """Coverings at one ``t`` by falling ``s``."""
 
-    def __init__(self, similar: Mapping[Group, FloatArray], t: int, kept_block_slots: bool) -> None:
-        self._similar = similar
+    def __init__(
+        self, neighbours: Mapping[Group, Neighbours], thresholds: Sequence[float], t: int, kept_block_slots: bool
+    ) -> None:
+        self._neighbours = neighbours
+        self._thresholds = thresholds
         self._t = t
         self._kept_block_slots = kept_block_slots
-        values = np.concatenate([m[np.triu_indices(len(m), 1)] for m in similar.values()] or [np.zeros(0)])
-        shares = np.linspace(1, 0, _THRESHOLDS)
-        self._thresholds = [2.0, *(np.quantile(values, shares).tolist() if len(values) else []), 0.0]
 
     def __len__(self) -> int:
         return len(self._thresholds)
 
     def keep(self, rung: int) -> Mapping[Group, Mask]:
         masks: dict[Group, Mask] = {}
-        for group, similar in self._similar.items():
+        for group, neighbours in self._neighbours.items():
             masks[group] = np.zeros(group.size, dtype=np.bool_)
-            masks[group][covering(similar, self._t, self._thresholds[rung], self._kept_block_slots)] = True
+            masks[group][neighbours.covering(self._t, self._thresholds[rung], self._kept_block_slots)] = True
         return masks
+
+
+def _thresholds(similar: Iterable[FloatArray]) -> list[float]:
+    """Values of ``s`` from one that nothing reaches down to 0, by quantiles of all similarities."""
+    values = [np.zeros(0)]
+    for matrix in similar:
+        pairs = matrix.reshape(-1)[1:]
+        values.append(pairs[:: max(1, len(pairs) // _SAMPLED)])
+    flat = np.concatenate(values)
+    return [2.0, *(np.quantile(flat, np.linspace(1, 0, _THRESHOLDS)).tolist() if len(flat) else []), 0.0]

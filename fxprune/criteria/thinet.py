@@ -76,12 +76,12 @@ class ThiNet:
         # Where the units are not the weight's columns one by one, linear layers may hold several columns a unit.
         draw = np.random.default_rng([self.seed % (1 << 64), zlib.crc32(key.encode())])
         outputs = torch.from_numpy(draw.integers(weight.shape[0], size=self.entries))
+        places = draw.random((self.entries, 2))
         if call.name == "linear" and member.dim == 1 and weight.shape[1] % group.size == 0:
             if member.axis is not group.variable and not _is_flattened(member, group):
                 return None
-            return lambda maps: _linear_parts(maps, weight[outputs.to(weight.device)])
+            return lambda maps: _linear_parts(maps, weight[outputs.to(weight.device)], places)
         if call.name == "conv2d" and member.axis is group.variable and call.number("groups") == 1:
-            places = draw.random((self.entries, 2))
             return lambda maps: _convolution_parts(maps, weight[outputs.to(weight.device)], places, _geometry(call))
         return None
 
@@ -135,14 +135,13 @@ def _is_flattened(member: Member, group: Group) -> bool:
     return isinstance(member.axis, Product) and member.axis.factors[0] is group.variable
 
 
-def _linear_parts(maps: Tensor, rows: Tensor) -> Tensor:
-    """Contributions (samples x positions x entries, channels); ``rows`` is (entries, channels x elements)."""
+def _linear_parts(maps: Tensor, rows: Tensor, places: FloatArray) -> Tensor:
+    """Contributions (samples x entries, channels) at sampled positions; ``rows`` is (entries, channels x elements)."""
     units = maps.shape[1]
     elements = rows.shape[1] // units
-    values = maps.reshape(*maps.shape[:2], elements, -1) if elements > 1 else maps.reshape(*maps.shape[:2], 1, -1)
-    step = max(1, values.shape[3] // 16)
-    values = values[..., ::step]
-    found = torch.einsum("ncmp,ecm->npec", values, rows.reshape(len(rows), units, elements))
+    values = maps.reshape(*maps.shape[:2], elements, -1)
+    positions = torch.from_numpy((places[:, 0] * values.shape[3]).astype(np.int64)).to(values.device)
+    found = torch.einsum("ncme,ecm->nec", values[..., positions], rows.reshape(len(rows), units, elements))
     return found.reshape(-1, units)
 
 
