@@ -5,7 +5,14 @@
 
 from fxprune.analysis import ChannelGraph
 from fxprune.artefacts import load, save
-from fxprune.compiling import analyze, apply, compile, plan, report  # noqa: A004  the public name says what it does
+from fxprune.compiling import (
+    analyze,
+    apply,
+    compile,  # noqa: A004  the public name says what it does
+    plan,
+    recover,
+    report,
+)
 from fxprune.criteria import known_criteria
 from fxprune.errors import FxpruneError
 from fxprune.exporting import Exported, export
@@ -25,6 +32,7 @@ __all__ = [
     "known_criteria",
     "load",
     "plan",
+    "recover",
     "report",
     "save",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,16 @@ from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured, capture, capture_parts, capture_training
 from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.criteria import Criterion, judge, resolve_criterion
-from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, SampleError
+from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, RecoveryError, SampleError
 from fxprune.groups import Group, OpaqueOp
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
+from fxprune.recovery import Recovery, Work, resolve_recoveries, run_recoveries
 from fxprune.reporting import Report
 from fxprune.rewriting import node_keep, rewrite
+from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
@@ -56,6 +60,7 @@ def compile(  # noqa: A001  the public name says what it does
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
+    recover: str | Recovery | Sequence[str | Recovery] | None = None,
     verify: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -70,9 +75,10 @@ def compile(  # noqa: A001  the public name says what it does
         budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", or "memory"
             (bytes of the parameters and of the activations alive at the worst moment, for the sample).
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
-        calibration: for criteria that look at activations or gradients: batches that can be iterated again, each what
-            the model takes, or ``(input, target)``, or ``((a, b), target)``. Where ``torch.distributed`` is initialised
-            every rank passes its own shard, and all get the plan of one process with all data.
+        calibration: for recovery, and for criteria that look at activations or gradients: batches that can be iterated
+            again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
+            ``torch.distributed`` is initialised every rank passes its own shard, and all get the plan of one process
+            with all data.
         loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
             cross-entropy where outputs are logits and targets are classes.
         exclude: fnmatch patterns of module or parameter paths whose output channels stay.
@@ -84,6 +90,8 @@ def compile(  # noqa: A001  the public name says what it does
         round_to: a narrowed group's width is a multiple of this.
         min_channels: a narrowed group keeps at least this many channels.
         max_ratio: at most this share of a group's channels goes.
+        recover: what is done, after the proof, to keep accuracy without labels or training: "reconstruct", "batchnorm",
+            "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order.
         verify: prove the result; a failed proof raises and never returns a network.
         seed: of everything random.
         progress: show what is being done; by default only on a terminal.
@@ -99,10 +107,13 @@ def compile(  # noqa: A001  the public name says what it does
     options = Options.checked(
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
+    recoveries = resolve_recoveries(recover)
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
-        chosen, scores = _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)
-        return _applied(graph, model, sample, chosen, verify, steps, scores)
+        feed = Feed.checked(calibration, loss, sample)
+        chosen, scores = _planned(graph, model, options, feed, steps)
+        pruned = _applied(graph, model, sample, chosen, verify, steps, scores)
+        return _recovered(graph, model, pruned, recoveries, feed, steps)
 
 
 def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> ChannelGraph:
@@ -164,6 +175,43 @@ def apply(
         couplings = check_couplings(setting(plan, "couplings", "keep"))
         graph, sample = _analyzed(model, sample_input, steps, couplings)
         return _applied(graph, model, sample, plan, verify, steps)
+
+
+def recover(
+    pruned: nn.Module,
+    model: nn.Module,
+    how: str | Recovery | Sequence[str | Recovery] = "reconstruct",
+    *,
+    calibration: Iterable[Any] | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """A copy of a pruned network whose kept values make up for what was cut, without labels or training.
+
+    Args:
+        pruned: what :func:`compile`, :func:`apply` or :func:`load` returned, also after training.
+        model: the network it was cut from; it is only read.
+        how: as ``recover`` of :func:`compile`.
+        calibration: as for :func:`compile`; targets are not looked at.
+        seed: of everything random.
+        progress: as for :func:`compile`.
+
+    Raises:
+        RecoveryError: an unknown recovery, one that lacks calibration, or a network that cannot be recovered.
+        PlanError: ``pruned`` was not cut from this model.
+        FxpruneError: see :func:`compile`.
+    """
+    recoveries = resolve_recoveries(how)
+    plan = report(pruned).plan
+    sample = pruned.meta["fxprune"].get("sample")  # type: ignore[union-attr, index]
+    if plan is None or sample is None:
+        raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    with _pass(progress) as steps:
+        sample = sample.with_values(seed).map(lambda tensor: tensor.to(device))
+        graph, sample = _analyzed(model, sample, steps, check_couplings(setting(plan, "couplings", "keep")))
+        feed = Feed.checked(calibration, None, sample)
+        return _recovered(graph, model, copy.deepcopy(pruned), recoveries, feed, steps, seed)  # type: ignore[arg-type]
 
 
 def report(pruned: nn.Module) -> Report:
@@ -310,6 +358,33 @@ def _applied(
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says
+
+
+def _recovered(
+    graph: ChannelGraph,
+    model: nn.Module,
+    pruned: fx.GraphModule,
+    recoveries: Sequence[Recovery],
+    feed: Feed,
+    steps: Steps,
+    seed: int | None = None,
+) -> fx.GraphModule:
+    """The network after recovery, which changes it in place; what the proof proved is the network before."""
+    if not recoveries:
+        return pruned
+    about = pruned.meta["fxprune"]
+    if is_meta(model) or not isinstance(pruned, PrunedGraphModule):
+        why = (
+            "its weights are on the meta device" if is_meta(model) else "its own forward is opaque, so it has no graph"
+        )
+        raise RecoveryError(f"{type(model).__name__} cannot be recovered: {why}")
+    plan = about["report"].plan
+    seed = setting(plan, "seed", 0) if seed is None else seed
+    with steps("recover"):
+        rows = run_recoveries(recoveries, Work(graph, model, pruned, plan, feed.calibration, steps, seed))
+    made = replace(about["report"], recovery=(*about["report"].recovery, *rows), seconds=dict(steps.seconds))
+    pruned.meta["fxprune"] = {**about, "report": made}
+    return pruned
 
 
 def _proved(

@@ -24,6 +24,7 @@ __all__ = [
     "PlanError",
     "ProofError",
     "RatioError",
+    "RecoveryError",
     "RewriteError",
     "SampleError",
 ]
@@ -93,6 +94,10 @@ class AnalysisError(FxpruneError):
 
 class PlanError(FxpruneError, ValueError):
     """A plan is malformed, or was made for another network."""
+
+
+class RecoveryError(FxpruneError, ValueError):
+    """The recovery is unknown, has a setting that makes no sense, or lacks what it needs."""
 
 
 class RewriteError(FxpruneError):

@@ -3,7 +3,16 @@
 from fxprune.reporting.environment import machine, versions
 from fxprune.reporting.graph_summary import AnalysedGraph, graph_as_dict, render_graph
 from fxprune.reporting.printing import as_text, print_report, render_report
-from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
+from fxprune.reporting.report import (
+    MACS_MEANING,
+    CostRow,
+    GroupRow,
+    OpaqueRow,
+    PinnedRow,
+    RecoveryRow,
+    Report,
+    ScoreRow,
+)
 from fxprune.reporting.tables import plain_text
 
 __all__ = [
@@ -13,6 +22,7 @@ __all__ = [
     "GroupRow",
     "OpaqueRow",
     "PinnedRow",
+    "RecoveryRow",
     "Report",
     "ScoreRow",
     "as_text",

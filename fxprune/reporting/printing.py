@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, Report, removed
+from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, RecoveryRow, Report, removed
 from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
 __all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "render_report"]
@@ -92,6 +92,7 @@ def _widths(row: GroupRow) -> tuple[str, str, str, str]:
 
 def _closing(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
+    lines += [labelled("recovery", _recovery(row)) for row in report.recovery]
     if report.seconds:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
@@ -119,6 +120,15 @@ def proof_in_words(report: Report) -> str:
         *(note.rstrip(".") for note in proof.notes),
     ]
     return "; ".join(parts)
+
+
+def _recovery(row: RecoveryRow) -> str:
+    parts = [f"{row.method}, after the proof: {len(row.changed)} changed"]
+    if row.samples:
+        parts.append(f"{row.samples} samples")
+    if row.error_before is not None and row.error_after is not None:
+        parts.append(f"mean error of the layers' outputs {percent(row.error_before)} to {percent(row.error_after)}")
+    return "; ".join([*parts, *(f"left {name}: {reason}" for name, reason in row.left.items())])
 
 
 def _setting(name: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from fxprune.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.verifying.proof import Proof
 
-__all__ = ["MACS_MEANING", "CostRow", "GroupRow", "OpaqueRow", "PinnedRow", "Report", "ScoreRow"]
+__all__ = ["MACS_MEANING", "CostRow", "GroupRow", "OpaqueRow", "PinnedRow", "RecoveryRow", "Report", "ScoreRow"]
 
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
@@ -105,6 +105,28 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class RecoveryRow:
+    """What a recovery did after the proof.
+
+    Attributes:
+        method: the recovery's name.
+        changed: the weights or modules whose values it changed.
+        left: what it could not help, with the reason.
+        samples: how many calibration samples it saw; 0 where it needs none.
+        error_before: mean over the layers of the squared error of their outputs, as a share of the outputs' variance,
+            on the calibration data, before; None where it is not measured.
+        error_after: the same after.
+    """
+
+    method: str
+    changed: tuple[str, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    samples: int = 0
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one compilation, as plain data.
 
@@ -121,6 +143,7 @@ class Report:
         pinned: one row for each pinned width.
         opaque: one row for each call that is not seen into.
         proof: the proof, or None where there was none; ``unproven`` then says why.
+        recovery: one row for each recovery, in order; they change kept values after the proof.
         unproven: why there is no proof, such as "verify=False" or "structural, unproven".
         seconds: wall-clock time of each pass, in order.
         settings: criterion, scope, seed, versions and whatever else the result depends on.
@@ -155,6 +178,7 @@ class Report:
     scores: tuple[ScoreRow, ...] = field(default=(), repr=False)
     drawing: tuple[DrawnNode, ...] = field(default=(), repr=False)
     environment: Mapping[str, str] = field(default_factory=dict)
+    recovery: tuple[RecoveryRow, ...] = ()
 
     @property
     def achieved(self) -> float:
@@ -171,7 +195,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` reads; the plan is left out, as it has a file format of its own."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "proof")}
-        for name in ("groups", "pinned", "opaque", "costs", "scores"):
+        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery"):
             data[name] = [asdict(row) for row in data[name]]
         data["drawing"] = [node.as_list() for node in self.drawing]
         data["environment"] = dict(self.environment)
@@ -193,6 +217,8 @@ class Report:
         fields["costs"] = tuple(CostRow(**_tuples(row)) for row in data.get("costs", ()))
         fields["scores"] = tuple(ScoreRow(**_tuples(row)) for row in data.get("scores", ()))
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
+        rows = data.get("recovery", ())
+        fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
         return cls(**fields, plan=plan)
 

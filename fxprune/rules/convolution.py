@@ -103,6 +103,7 @@ def _arguments(module: Any) -> dict[str, Any]:
         "bias": module.bias is not None and ".bias",
         "stride": module.stride,
         "padding": padding,
+        "dilation": module.dilation,
         "groups": module.groups,
     }
 

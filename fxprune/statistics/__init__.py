@@ -2,6 +2,7 @@
 
 from fxprune.statistics.calibration import Batch, Calibration
 from fxprune.statistics.collecting import Collector
+from fxprune.statistics.layer_rows import LayerRows
 from fxprune.statistics.losses import Loss
 from fxprune.statistics.observing import Observation
 from fxprune.statistics.places import Parameter, Seen, Tap
@@ -13,6 +14,7 @@ __all__ = [
     "Batch",
     "Calibration",
     "Collector",
+    "LayerRows",
     "Loss",
     "Mean",
     "Observation",

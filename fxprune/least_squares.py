@@ -1,0 +1,121 @@
+"""Linear least squares in closed form, from second moments that are streamed batch by batch.
+
+Planning asks what a channel's removal costs at the best linear reconstruction, recovery asks for the reconstruction
+itself; both need nothing but the moments of features ``x`` and targets ``y``, never the rows themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "Solution", "inverse", "solve"]
+
+
+class Moments:
+    """Sums of products of rows of features, one for the intercept among them, and of targets, for ``groups`` problems.
+
+    Attributes:
+        xx: ``(groups, features + 1, features + 1)``; the last feature is the one.
+        xy: ``(groups, features + 1, targets)``.
+        yy: ``(groups, targets)``, sums of squares.
+    """
+
+    def __init__(self, groups: int, features: int, targets: int, device: torch.device | None = None) -> None:
+        kind = {"dtype": torch.float64, "device": device}
+        self.xx = torch.zeros(groups, features + 1, features + 1, **kind)  # type: ignore[arg-type]
+        self.xy = torch.zeros(groups, features + 1, targets, **kind)  # type: ignore[arg-type]
+        self.yy = torch.zeros(groups, targets, **kind)  # type: ignore[arg-type]
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Take in rows: ``(groups, rows, features)`` and ``(groups, rows, targets)``."""
+        x, y = features.to(torch.float64), targets.to(torch.float64)
+        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
+        self.xx += x.mT @ x
+        self.xy += x.mT @ y
+        self.yy += y.square().sum(1)
+
+    def sums(self) -> Iterable[Tensor]:
+        """The accumulators; they add up over batches and over ranks."""
+        return [self.xx, self.xy, self.yy]
+
+    @property
+    def rows(self) -> float:
+        """How many rows have been taken in."""
+        return float(self.xx[0, -1, -1])
+
+    def centred(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``xx`` (groups, features, features), ``xy`` and ``yy`` about the means: an intercept is solved for."""
+        count = max(self.rows, 1.0)
+        x, y = self.xx[:, :-1, -1], self.xy[:, -1]
+        xx = self.xx[:, :-1, :-1] - x.unsqueeze(2) * x.unsqueeze(1) / count
+        xy = self.xy[:, :-1] - x.unsqueeze(2) * y.unsqueeze(1) / count
+        return xx, xy, (self.yy - y.square() / count).clamp_min(0)
+
+    def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
+        """Sum of squared residuals of ``x @ weight.mT + intercept``, shape ``(groups, targets)``.
+
+        Args:
+            weight: ``(groups, targets, features)``.
+            intercept: ``(groups, targets)``.
+        """
+        whole = torch.cat([weight, intercept.unsqueeze(2)], dim=2).to(torch.float64)
+        return (self.yy - 2 * (whole.mT * self.xy).sum(1) + ((whole @ self.xx) * whole).sum(2)).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best linear map: ``weight`` (groups, targets, features) and ``intercept`` (groups, targets)."""
+
+    weight: Tensor
+    intercept: Tensor
+
+
+def solve(
+    moments: Moments, weight: Tensor, intercept: Tensor, *, ridge: float, free_weight: bool, free_intercept: bool
+) -> Solution:
+    """Minimise ``|y - x w' - b|^2 + r |w - weight|^2``: what the data do not tell stays as it was.
+
+    Args:
+        moments: of features and targets.
+        weight: where the weights start, ``(groups, targets, features)``.
+        intercept: where the intercepts start, ``(groups, targets)``.
+        ridge: r is this times the mean square of the features (about their means where the intercept is free), summed
+            over rows.
+        free_weight: whether the weights may change.
+        free_intercept: whether the intercepts may change.
+    """
+    weight, intercept = weight.to(torch.float64), intercept.to(torch.float64)
+    xx, xy = moments.xx[:, :-1, :-1], moments.xy[:, :-1]
+    means_x, means_y = (m / max(moments.rows, 1.0) for m in (moments.xx[:, :-1, -1], moments.xy[:, -1]))
+    if free_intercept:
+        xx, xy, _ = moments.centred()
+    else:
+        xy = xy - moments.xx[:, :-1, -1:] * intercept.unsqueeze(1)
+    if free_weight:
+        weight = weight + (inverse(xx, ridge) @ (xy - xx @ weight.mT)).mT
+    if free_intercept:
+        intercept = means_y - (weight @ means_x.unsqueeze(2)).squeeze(2)
+    return Solution(weight, intercept)
+
+
+def inverse(xx: Tensor, ridge: float) -> Tensor:
+    """The inverse of symmetric ``(..., n, n)`` matrices with ``ridge`` times their mean diagonal added to it.
+
+    Where a matrix stays singular it is the pseudo-inverse, which gives the solution of least change.
+    """
+    size = xx.shape[-1]
+    scale = xx.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    eye = torch.eye(size, dtype=xx.dtype, device=xx.device)
+    raised = xx + ridge * scale * eye
+    factor, failed = torch.linalg.cholesky_ex(raised)
+    diagonal = factor.diagonal(dim1=-2, dim2=-1)
+    # Rounding lets a singular matrix pass with tiny pivots.
+    weak = diagonal.amin(-1) < 1e-7 * diagonal.amax(-1)
+    if bool(failed.any()) or bool(weak.any()):
+        pseudo: Tensor = torch.linalg.pinv(raised, rtol=1e-12, hermitian=True)
+        return pseudo
+    return torch.cholesky_inverse(factor)

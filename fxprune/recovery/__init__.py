@@ -1,0 +1,19 @@
+"""Recovery: kept values are changed so that the smaller network does again what the original does, without training."""
+
+from fxprune.recovery.base import Recovery, Work
+from fxprune.recovery.batchnorm import BatchNorm
+from fxprune.recovery.fuse import Fuse
+from fxprune.recovery.reconstruct import FoldBias, Reconstruct
+from fxprune.recovery.running import known_recoveries, resolve_recoveries, run_recoveries
+
+__all__ = [
+    "BatchNorm",
+    "FoldBias",
+    "Fuse",
+    "Reconstruct",
+    "Recovery",
+    "Work",
+    "known_recoveries",
+    "resolve_recoveries",
+    "run_recoveries",
+]

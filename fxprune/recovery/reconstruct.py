@@ -1,0 +1,205 @@
+"""Least-squares reconstruction, layer by layer, and the folding of means into biases, which is its smallest case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import RecoveryError
+from fxprune.least_squares import Moments, Solution, solve
+from fxprune.recovery.base import Work
+from fxprune.recovery.layers import Layer, find_layers
+from fxprune.recovery.walking import Walk
+from fxprune.reporting import RecoveryRow
+from fxprune.statistics.reducing import add_over_ranks
+from fxprune.statistics.watching import PrivateNetwork
+
+__all__ = ["FoldBias", "Reconstruct"]
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Rewrites the weights of every layer behind a cut so that its outputs match the original's (ridge least squares).
+
+    Layers are taken in the order of the network, each on the inputs that the pruned network, recovered up to there,
+    really gives it. A layer that adds to a stream aims at the original's sum less the stream as it has become, so that
+    errors do not pile up. Each layer's problem is solved in closed form from second moments of its features and targets
+    (He et al., 2017, arXiv 1707.06168, section 3, without the choice of channels). Weights are drawn to what they were,
+    not to zero.
+
+    Values that later layers read are held for all batches: memory grows with the calibration data.
+
+    Args:
+        ridge: strength of the pull to the old weights, in mean squares of the layer's features.
+        positions: at most so many output positions of each sample are rows of the problem; drawn anew for every batch.
+        most_features: layers with more features (input channels of a group x kernel) are left as they are.
+
+    Raises:
+        RecoveryError: a value makes no sense.
+    """
+
+    ridge: float = 1e-3
+    positions: int = 64
+    most_features: int = 8192
+
+    def __post_init__(self) -> None:
+        if not self.ridge >= 0:
+            raise RecoveryError(f"ridge must be at least 0, not {self.ridge!r}")
+        _check_positive(positions=self.positions, most_features=self.most_features)
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+        return "reconstruct"
+
+    def recover(self, work: Work) -> RecoveryRow:
+        """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm behind it."""
+        return _Pass(work, self.name, self.positions, self.ridge, self.most_features).run()
+
+
+@dataclass(frozen=True)
+class FoldBias:
+    """Moves the mean of what was removed into the bias of each layer that read it; weights stay as they are.
+
+    Exact where every removed channel is a constant. It is measured, like :class:`Reconstruct`, on the inputs that the
+    pruned network really gives the layer, so that means drift nowhere.
+
+    Args:
+        positions: see :class:`Reconstruct`.
+
+    Raises:
+        RecoveryError: a value makes no sense.
+    """
+
+    positions: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_positive(positions=self.positions)
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+        return "bias"
+
+    def recover(self, work: Work) -> RecoveryRow:
+        """Rewrite biases and, where a layer has none, the running mean of the batch norm behind it."""
+        return _Pass(work, self.name, self.positions, 0.0, None).run()
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise RecoveryError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+class _Pass:
+    """One walk through original and pruned network side by side. ``most_features`` is None where weights stay."""
+
+    def __init__(self, work: Work, name: str, positions: int, ridge: float, most_features: int | None) -> None:
+        self.work = work
+        self.name = name
+        self.positions = positions
+        self.ridge = ridge
+        self.free_weight = most_features is not None
+        self.generator = work.generator()
+        found, self.left = find_layers(work.graph, work.pruned, work.masks, work.plan.keep)
+        self.layers = [layer for layer in found if self._takes(layer, most_features)]
+
+    def _takes(self, layer: Layer, most_features: int | None) -> bool:
+        features = layer.weight[0].numel()
+        if most_features is not None and features > most_features:
+            self.left[layer.name] = f"{features} features are more than most_features={most_features}"
+        elif most_features is None and layer.bias is None and layer.norm is None:
+            self.left[layer.name] = "it has no bias and no batch norm that alone reads it"
+        return layer.name not in self.left
+
+    def run(self) -> RecoveryRow:
+        batches = self.work.batches(self.name)
+        network = PrivateNetwork(self.work.graph, self.work.model)
+        targets = {layer.target for layer in self.layers}
+        original = Walk(network.module, self.work.graph.captured.graph, batches, targets)
+        pruned = Walk(self.work.pruned, self.work.pruned.graphs["eval"], batches)
+        errors = []
+        for layer in self.work.steps.counted(self.name, self.layers, len(self.layers)):
+            moments = self._moments(layer, original, pruned)
+            add_over_ranks(moments.sums())
+            errors.append(self._rewrite(layer, moments))
+        before, after = (sum(e) / max(len(errors), 1) for e in zip(*errors, strict=True)) if errors else (0.0, 0.0)
+        changed = tuple(layer.name for layer in self.layers)
+        return RecoveryRow(self.name, changed, self.left, self.work.samples, before, after)
+
+    def _moments(self, layer: Layer, original: Walk, pruned: Walk) -> Moments:
+        groups = _groups(layer, pruned)
+        shape = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1).shape
+        moments = Moments(groups, shape[2], shape[1], layer.weight.device)
+        for batch in range(len(pruned)):
+            wanted = _wanted(layer, original, pruned, batch)
+            places = layer.rows.draw(wanted, self.positions, self.generator)
+            features = layer.rows.features(pruned.before(batch, layer.node)[layer.input], groups, places)
+            moments.add(features, layer.rows.targets(wanted, groups, places))
+        return moments
+
+    def _rewrite(self, layer: Layer, moments: Moments) -> tuple[float, float]:
+        """Put the solution into the pruned network; gives the relative squared error before and after."""
+        weight = layer.weight.detach().reshape(*moments.yy.shape, -1).to(torch.float64)
+        rows = torch.zeros_like(moments.yy) if layer.bias is None else layer.bias.detach().reshape(moments.yy.shape)
+        start = Solution(weight, rows.to(torch.float64))
+        free = layer.bias is not None or layer.norm is not None
+        found = solve(
+            moments,
+            start.weight,
+            start.intercept,
+            ridge=self.ridge,
+            free_weight=self.free_weight,
+            free_intercept=free,
+        )
+        apart = _unreadable(layer).reshape(moments.yy.shape)
+        found = Solution(
+            torch.where(apart.unsqueeze(2), start.weight, found.weight),
+            torch.where(apart, start.intercept, found.intercept),
+        )
+        energy = float(moments.centred()[2][~apart].sum()) or 1.0
+        errors = [float(moments.error(s.weight, s.intercept)[~apart].sum()) / energy for s in (start, found)]
+        _write(layer, found)
+        return errors[0], errors[1]
+
+
+def _groups(layer: Layer, pruned: Walk) -> int:
+    if layer.rows.is_linear:
+        return 1
+    value: Tensor = pruned.before(0, layer.node)[layer.input]
+    return value.shape[layer.rows.channel_dim] // layer.weight.shape[1]
+
+
+def _wanted(layer: Layer, original: Walk, pruned: Walk, batch: int) -> Tensor:
+    """What the layer is to give, (samples, ...) in the shape of its output."""
+    wanted = original.held(batch, layer.target)
+    if layer.kept is not None:
+        wanted = wanted.index_select(wanted.ndim + layer.rows.channel_dim, layer.kept.to(wanted.device))
+    if layer.other is None:
+        return wanted
+    pruned.before(batch, layer.node)
+    wanted = wanted.double() - pruned.peek(batch, layer.other).double()
+    if layer.norm is not None:
+        scale = torch.where(_unreadable(layer), 1.0, layer.norm.scale)
+        wanted = (wanted - layer.rows.channels(layer.norm.shift)) / layer.rows.channels(scale)
+    return wanted
+
+
+def _unreadable(layer: Layer) -> Tensor:
+    """Output channels of which a batch norm leaves next to nothing, so that no target can be told behind it."""
+    if layer.other is None or layer.norm is None:
+        return torch.zeros(layer.weight.shape[0], dtype=torch.bool, device=layer.weight.device)
+    scale = layer.norm.scale.abs()
+    return scale < 1e-4 * scale.max().clamp_min(1e-30)
+
+
+def _write(layer: Layer, found: Solution) -> None:
+    layer.weight.copy_(found.weight.reshape(layer.weight.shape))
+    intercept = found.intercept.reshape(-1)
+    if layer.bias is not None:
+        layer.bias.copy_(intercept)
+    elif layer.norm is not None:
+        layer.norm.mean.sub_(intercept)

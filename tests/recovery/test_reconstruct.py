@@ -1,0 +1,173 @@
+"""Least-squares reconstruction against networks in which it is exact, and against torch's own least squares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import RecoveryError
+from fxprune.recovery import FoldBias, Reconstruct
+
+
+class Lines(nn.Module):
+    """Two linear layers with nothing between them; channels 4 to 7 are combinations of channels 0 to 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.double()
+        with torch.no_grad():
+            mixing = torch.randn(4, 4, dtype=torch.float64)
+            self.first.weight[4:] = mixing @ self.first.weight[:4]
+            self.first.bias[4:] = mixing @ self.first.bias[:4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class Keeps:
+    """Keeps the units in the order of their index."""
+
+    name = "keeps"
+
+    def score(self, group: object, tensors: object, graph: object) -> object:
+        import numpy as np
+
+        return -np.arange(group.size, dtype=np.float64)  # type: ignore[attr-defined]
+
+
+def half(model: nn.Module, x: Tensor, **options: object) -> nn.Module:
+    return fxprune.compile(model, x[:2], 0.5, budget="channels", criterion=Keeps(), scope="uniform", **options)
+
+
+def test_exact_combinations_are_reconstructed_exactly() -> None:
+    model = Lines()
+    x = torch.randn(64, 5, dtype=torch.float64)
+    cut = half(model, x)
+    back = half(model, x, calibration=[x[:40], x[40:]], recover=Reconstruct(ridge=0.0))
+    assert cut.first.out_features == 4
+    assert (cut(x) - model(x)).abs().max() > 0.1
+    torch.testing.assert_close(back(x), model(x), rtol=0, atol=1e-9)
+
+
+class Convolutions(nn.Module):
+    """A strided, dilated and padded convolution behind a cut, and a linear layer behind a flatten."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, **options)
+        self.head = nn.Linear(4, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(F.relu(self.first(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"stride": 2, "padding": (0, 2)}, {"dilation": 2}, {"padding": "same"}, {"bias": False}]
+)
+def test_equals_lstsq_on_materialised_features(options: dict[str, object]) -> None:
+    model = Convolutions(**options)
+    x = torch.randn(20, 3, 7, 7, dtype=torch.float64)
+    exclude = ["second", "head"]
+    back = half(model, x, exclude=exclude, calibration=[x], recover=Reconstruct(ridge=0.0, positions=1000))
+    pad = {"same": 1}.get(options.get("padding"), options.get("padding", 0))  # type: ignore[call-overload]
+    features = F.relu(back.first(x)).detach()
+    geometry = {"padding": pad, "stride": options.get("stride", 1), "dilation": options.get("dilation", 1)}
+    rows = F.unfold(features, 3, **geometry).transpose(1, 2).reshape(-1, features.shape[1] * 9)
+    wanted = model.second(F.relu(model.first(x))).detach().flatten(2).transpose(1, 2).reshape(-1, 4)
+    if model.second.bias is not None:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    expected = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(
+        back.second.weight.detach().flatten(1),
+        expected[:, : rows.shape[1] - (model.second.bias is not None)],
+        rtol=1e-6,
+        atol=1e-8,
+    )
+    if model.second.bias is not None:
+        torch.testing.assert_close(back.second.bias.detach(), expected[:, -1], rtol=1e-6, atol=1e-8)
+
+
+class Block(nn.Module):
+    """A residual stream, a grouped and a depthwise convolution, batch norm, attention heads and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.conv2, self.bn2 = nn.Conv2d(12, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, groups=2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+        for norm in (self.bn1, self.bn2):
+            nn.init.normal_(norm.running_mean, 0, 0.2)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.depthwise(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = x + self.bn2(self.conv2(y))
+        x = self.grouped(F.relu_(x)).flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(x.mean(1))
+
+
+@pytest.mark.parametrize("method", ["reconstruct", "bias", "batchnorm"])
+def test_every_kind_of_consumer_comes_closer(method: str) -> None:
+    model = Block()
+    x = torch.randn(48, 3, 6, 6, dtype=torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cut = fxprune.compile(model, x[:2], 0.4)
+    back = fxprune.recover(cut, model, method, calibration=[x[:30], x[30:]])
+    (row,) = fxprune.report(back).recovery
+    assert row.samples == 48
+    if method == "reconstruct":
+        expected = {"depthwise.weight", "conv2.weight", "attention.in_proj_weight", "attention.out_proj.weight"}
+        assert expected | {"grouped.weight", "head.weight"} <= set(row.changed)
+        assert row.error_after < row.error_before
+    if method != "batchnorm":
+        assert (back(x) - model(x)).square().mean() < (cut(x) - model(x)).square().mean()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fxprune.report(cut).recovery == ()
+    assert list(back.state_dict()) == list(cut.state_dict())
+
+
+class Constant(nn.Module):
+    """Channels 3 to 5 are constants."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 4, 3, bias=bias)
+        self.norm = nn.BatchNorm2d(4)
+        with torch.no_grad():
+            self.first.weight[3:] = 0
+            self.norm.running_mean.normal_()
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.second(F.relu(self.first(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_constant_folds_exactly(bias: bool) -> None:
+    model = Constant(bias)
+    with torch.no_grad():
+        model.first.bias[3:] = torch.tensor([0.5, 2.0, -1.0])
+    x = torch.randn(10, 2, 5, 5, dtype=torch.float64)
+    back = half(model, x, exclude=["second"], calibration=[x], recover=FoldBias())
+    other = torch.randn(7, 2, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(back(other), model(other), rtol=0, atol=1e-12)
+
+
+def test_without_calibration_it_says_so() -> None:
+    with pytest.raises(RecoveryError, match="calibration"):
+        half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="reconstruct")
+    with pytest.raises(RecoveryError, match="batchnorm, bias, fuse, reconstruct"):
+        half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="magic")
