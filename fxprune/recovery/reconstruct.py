@@ -73,7 +73,7 @@ class FoldBias:
         RecoveryError: a value makes no sense.
     """
 
-    positions: int = 1024
+    positions: int = 64
 
     def __post_init__(self) -> None:
         _check_positive(positions=self.positions)
