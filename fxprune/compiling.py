@@ -7,7 +7,6 @@ import gc
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,10 @@ from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
 from fxprune.progress import Steps
-from fxprune.recovery import Recovery, Work, resolve_recoveries, run_recoveries
+from fxprune.recovering import recovered
+from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
 from fxprune.rewriting import node_keep, rewrite
-from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
@@ -113,7 +112,7 @@ def compile(  # noqa: A001  the public name says what it does
         feed = Feed.checked(calibration, loss, sample)
         chosen, scores = _planned(graph, model, options, feed, steps)
         pruned = _applied(graph, model, sample, chosen, verify, steps, scores)
-        return _recovered(graph, model, pruned, recoveries, feed, steps)
+        return recovered(graph, model, pruned, recoveries, feed, steps)
 
 
 def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> ChannelGraph:
@@ -211,7 +210,7 @@ def recover(
         sample = sample.with_values(seed).map(lambda tensor: tensor.to(device))
         graph, sample = _analyzed(model, sample, steps, check_couplings(setting(plan, "couplings", "keep")))
         feed = Feed.checked(calibration, None, sample)
-        return _recovered(graph, model, copy.deepcopy(pruned), recoveries, feed, steps, seed)  # type: ignore[arg-type]
+        return recovered(graph, model, copy.deepcopy(pruned), recoveries, feed, steps, seed)  # type: ignore[arg-type]
 
 
 def report(pruned: nn.Module) -> Report:
@@ -358,33 +357,6 @@ def _applied(
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says
-
-
-def _recovered(
-    graph: ChannelGraph,
-    model: nn.Module,
-    pruned: fx.GraphModule,
-    recoveries: Sequence[Recovery],
-    feed: Feed,
-    steps: Steps,
-    seed: int | None = None,
-) -> fx.GraphModule:
-    """The network after recovery, which changes it in place; what the proof proved is the network before."""
-    if not recoveries:
-        return pruned
-    about = pruned.meta["fxprune"]
-    if is_meta(model) or not isinstance(pruned, PrunedGraphModule):
-        why = (
-            "its weights are on the meta device" if is_meta(model) else "its own forward is opaque, so it has no graph"
-        )
-        raise RecoveryError(f"{type(model).__name__} cannot be recovered: {why}")
-    plan = about["report"].plan
-    seed = setting(plan, "seed", 0) if seed is None else seed
-    with steps("recover"):
-        rows = run_recoveries(recoveries, Work(graph, model, pruned, plan, feed.calibration, steps, seed))
-    made = replace(about["report"], recovery=(*about["report"].recovery, *rows), seconds=dict(steps.seconds))
-    pruned.meta["fxprune"] = {**about, "report": made}
-    return pruned
 
 
 def _proved(
