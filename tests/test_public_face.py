@@ -63,15 +63,23 @@ def test_everything_public_is_listed_typed_and_documented() -> None:
     for name in fxprune.__all__:
         thing = getattr(fxprune, name)
         assert inspect.getdoc(thing), name
-    for function in (fxprune.compile, fxprune.analyze, fxprune.plan, fxprune.apply, fxprune.report):
+    for function in (
+        fxprune.compile,
+        fxprune.analyze,
+        fxprune.plan,
+        fxprune.apply,
+        fxprune.recover,
+        fxprune.report,
+    ):
         signature = inspect.signature(function)
         assert signature.return_annotation is not inspect.Signature.empty
         assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
 
 
-def test_plan_takes_what_compile_takes_apart_from_the_proof() -> None:
+def test_plan_takes_what_compile_takes_apart_from_the_proof_and_recovery() -> None:
     taken = {f: dict(inspect.signature(f).parameters) for f in (fxprune.compile, fxprune.plan)}
     del taken[fxprune.compile]["verify"]
+    del taken[fxprune.compile]["recover"]
     assert {n: (p.kind, p.default) for n, p in taken[fxprune.compile].items()} == {
         n: (p.kind, p.default) for n, p in taken[fxprune.plan].items()
     }
