@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,9 @@ def give_back_units(
     """
     returned = {group: mask.copy() for group, mask in masks.items()}
     by_variable = {group.variable: mask for group, mask in returned.items()}
+    gathered, weighted = _uneven(model)
     for group, mask in returned.items():
-        kinds = _kinds(model, group)
+        kinds = np.arange(group.size) if group.variable in gathered else _kinds(weighted.get(group.variable, ()))
         if kinds is None:
             continue
         refused: set[int] = set()
@@ -56,19 +57,18 @@ def _best_first(mask: Mask, scores: FloatArray) -> list[int]:
     return order
 
 
-def _kinds(model: CostModel, group: Group) -> NDArray[np.intp] | None:
+def _uneven(model: CostModel) -> tuple[set[Channels], dict[Channels, list[FloatArray]]]:
+    """The variables that gathers hold, and the weights that units of others have in each width."""
+    gathered: set[Channels] = set()
+    weighted: dict[Channels, list[FloatArray]] = {}
+    for leaf in model.leaves:
+        if isinstance(leaf, GatheredLeaf):
+            gathered.update(variables(leaf.axis))
+        elif leaf.weights is not None:
+            weighted.setdefault(leaf.variable, []).append(leaf.weights)
+    return gathered, weighted
+
+
+def _kinds(weights: Sequence[FloatArray]) -> NDArray[np.intp] | None:
     """Numbers that are equal for units of equal cost; None where all cost the same."""
-    if any(isinstance(leaf, GatheredLeaf) and _holds(leaf, group.variable) for leaf in model.leaves):
-        return np.arange(group.size)
-    weights = [
-        leaf.weights
-        for leaf in model.leaves
-        if not isinstance(leaf, GatheredLeaf) and leaf.variable is group.variable and leaf.weights is not None
-    ]
-    if not weights:
-        return None
-    return np.unique(np.stack(weights), axis=1, return_inverse=True)[1].reshape(-1)
-
-
-def _holds(leaf: GatheredLeaf, variable: Channels) -> bool:
-    return any(v is variable for v in variables(leaf.axis))
+    return np.unique(np.stack(weights), axis=1, return_inverse=True)[1].reshape(-1) if weights else None
