@@ -28,6 +28,7 @@ _HOOKS = {
 }
 # Ordinary functions as modules, which floating-point models hold where a later quantisation wants to observe.
 _FLOAT_FORMS = (FloatFunctional, FXFloatFunctional)
+_STATISTICS = ("running_mean", "running_var")
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -45,8 +46,9 @@ def check_model(model: nn.Module) -> None:
         _check_hooks(where, module)
         _check_parametrizations(where, module)
     _check_names(model)
+    weights = {name for name, _ in model.named_parameters()}
     for name, tensor in _floating(model):
-        if not tensor.is_meta and not _is_finite(tensor):
+        if not tensor.is_meta and not _is_usable(tensor, name in weights or name.endswith(_STATISTICS)):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
 
 
@@ -103,6 +105,11 @@ def _check_parametrizations(where: str, module: nn.Module) -> None:
                 f"{where}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
                 "bake it in with torch.nn.utils.parametrize.remove_parametrizations"
             )
+
+
+def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:
+    """Infinity is what masks and open bounds are written with; no weight and no statistic can be infinite."""
+    return _is_finite(tensor) or not (is_weight or bool(tensor.isnan().any()))
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -44,6 +44,28 @@ def test_weights_that_are_no_numbers(name: str, value: float) -> None:
     refused(errors.ModelError, f"{name} holds NaN or infinite values", model, image())
 
 
+class Bounded(nn.Module):
+    """Open bounds and a mask are buffers, and infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("least", torch.tensor(-torch.inf))
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x.clamp(min=self.least))
+        return self.last((h @ h.transpose(-2, -1) + self.mask).softmax(-1) @ h)
+
+
+def test_infinite_buffers_are_no_error() -> None:
+    pruned = fxprune.compile(Bounded(), torch.randn(2, 4, 6), 0.3)
+    assert fxprune.report(pruned).proof is not None
+    model = Bounded()
+    model.get_buffer("least").fill_(torch.nan)
+    refused(errors.ModelError, "least holds NaN", model, torch.randn(2, 4, 6))
+
+
 def test_large_but_finite_weights_are_no_error() -> None:
     model = small_net()
     with torch.no_grad():
