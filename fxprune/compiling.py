@@ -25,6 +25,7 @@ from fxprune.groups import Group, OpaqueOp
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
+from fxprune.planning.widths import width_scores
 from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
@@ -81,7 +82,9 @@ def compile(  # noqa: A001  the public name says what it does
         loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
             cross-entropy where outputs are logits and targets are classes.
         exclude: fnmatch patterns of module or parameter paths whose output channels stay.
-        scope: "global" ranks all groups together, "uniform" takes the same share of each.
+        scope: "global" ranks all groups together, "uniform" takes the same share of each; "reconstruction" chooses the
+            widths by the error that a least-squares fit of the next layers leaves for what each channel saves (it needs
+            calibration), while the criterion says which channels of a group go first.
         residual: "coupled", or "inner" to keep the width of groups that cross an addition.
         couplings: "keep", or "drop" to let every convolution and linear layer that reads a residual stream or a
             concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
@@ -312,14 +315,17 @@ def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed,
         paths = ModelPaths(model)
         found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
         with torch.no_grad():
-            scores = judge(criterion, graph, found, feed.collector(graph, model, steps, options.seed))
+            collector = feed.collector(graph, model, steps, options.seed)
+            scores = judge(criterion, graph, found, collector)
+            if options.scope == "reconstruction":
+                scores = width_scores(graph, scores, found, collector, options.budget)
     with steps("plan"):
         masks = allocate(
             graph,
             scores,
             ratio=options.ratio,
             budget=options.budget,
-            scope=options.scope,
+            scope="global" if options.scope == "reconstruction" else options.scope,
             residual=options.residual,
             exclude=options.exclude,
             round_to=options.round_to,

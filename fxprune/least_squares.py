@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "Solution", "inverse", "solve"]
+__all__ = ["Elimination", "Moments", "Solution", "inverse", "solve"]
 
 
 class Moments:
@@ -119,3 +119,47 @@ def inverse(xx: Tensor, ridge: float) -> Tensor:
         pseudo: Tensor = torch.linalg.pinv(raised, rtol=1e-12, hermitian=True)
         return pseudo
     return torch.cholesky_inverse(factor)
+
+
+class Elimination:
+    """What the removal of features costs a linear map when those that stay are fitted anew, one removal at a time.
+
+    The error is the least one over all maps of the features left (LeCun et al., 1989; Hassibi et al., 1993, "optimal
+    brain surgeon", for blocks of features): ``w_u (H_uu)^-1 w_u'`` summed over the targets, with H the inverse of the
+    features' second moments, both brought up to date after every removal.
+
+    Args:
+        xx: second moments of the features about their means, ``(features, features)``.
+        weight: the map, ``(targets, features)``; targets whose errors count more are scaled up.
+        blocks: the features of each unit, ``(units, features of a unit)``.
+        ridge: see :func:`inverse`.
+    """
+
+    def __init__(self, xx: Tensor, weight: Tensor, blocks: Tensor, ridge: float = 1e-3) -> None:
+        self._inverse = inverse(xx.to(torch.float64), ridge)
+        self._weight = weight.to(torch.float64).clone()
+        self._blocks = blocks
+
+    def costs(self) -> Tensor:
+        """The error that the removal of each unit adds now, ``(units,)``."""
+        corners = self._inverse[self._blocks.unsqueeze(2), self._blocks.unsqueeze(1)]
+        weights = self._weight[:, self._blocks].movedim(0, 2)
+        return (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
+
+    def cost(self, unit: int) -> float:
+        """The error that the removal of one unit adds now."""
+        block = self._blocks[unit]
+        weights = self._weight[:, block].T
+        return float((weights * torch.linalg.solve(self._inverse[block][:, block], weights)).sum())
+
+    def remove(self, unit: int) -> None:
+        """Take a unit's features away and fit the others anew."""
+        block = self._blocks[unit]
+        share = torch.linalg.solve(self._inverse[block][:, block], self._inverse[block])
+        self._weight -= self._weight[:, block] @ share
+        self._inverse -= self._inverse[:, block] @ share
+        # Their own rows are zero but for rounding: a one keeps the corners regular.
+        self._weight[:, block] = 0
+        self._inverse[block] = 0
+        self._inverse[:, block] = 0
+        self._inverse[block, block] = 1

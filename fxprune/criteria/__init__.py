@@ -19,6 +19,7 @@ from fxprune.criteria.magnitude import Magnitude
 from fxprune.criteria.multi_source import MultiSource
 from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.random import Random
+from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.criteria.registry import criterion_by_name, known_criteria, resolve_criterion
 from fxprune.criteria.selecting import Selection
 from fxprune.criteria.slimming import Slimming
@@ -49,6 +50,7 @@ __all__ = [
     "Product",
     "Random",
     "RankAverage",
+    "Reconstruction",
     "ScoredGraph",
     "Scorer",
     "Selection",

@@ -19,6 +19,7 @@ from fxprune.criteria.magnitude import Magnitude
 from fxprune.criteria.multi_source import MultiSource
 from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.random import Random
+from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.criteria.slimming import Slimming
 from fxprune.criteria.spectra import CHIP, HRank
 from fxprune.criteria.taylor import Taylor
@@ -43,6 +44,7 @@ _CRITERIA: dict[str, Callable[..., Criterion]] = {
     "multi_source": MultiSource,
     "parallel": Parallel,
     "random": Random,
+    "reconstruction": Reconstruction,
     "slimming": Slimming,
     "taylor": Taylor,
     "taylor_activations": partial(Taylor, of="activations"),

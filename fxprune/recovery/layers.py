@@ -12,11 +12,12 @@ from fxprune.analysis import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.model_paths import attribute
-from fxprune.recovery.following import norm_after, sum_after
+from fxprune.recovery.following import sum_after
 from fxprune.rewriting import node_keep
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules.call import Call, parameter_name
 from fxprune.statistics import LayerRows
+from fxprune.statistics.following import norm_after
 
 __all__ = ["Layer", "Norm", "find_layers"]
 

@@ -60,6 +60,19 @@ class LayerRows:
             return torch.arange(count)
         return torch.randperm(count, generator=generator)[:limit].sort().values
 
+    def draw_of_input(self, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+        """As :meth:`draw`, for the output that the layer makes of an input."""
+        if self.is_linear:
+            return self.draw(value, limit, generator)
+        space = value.shape[-len(self.kernel) :]
+        sizes = [
+            (extent + sum(sides) - (taps - 1) * spread - 1) // step + 1
+            for extent, sides, taps, spread, step in zip(
+                space, self.padding, self.kernel, self.dilation, self.stride, strict=True
+            )
+        ]
+        return self.draw(value.new_empty(0).expand(1, 0, *sizes), limit, generator)
+
     def features(self, value: Tensor, groups: int, places: Tensor) -> Tensor:
         """What the positions read of an input: ``(groups, rows, channels of a group x kernel)``."""
         places = places.to(value.device)

@@ -102,6 +102,11 @@ class TapFinder:
                 self._shared[name, make] = Observation(Parameter(name), make(self._graph.shapes[name]))
         return {m.tensor: self._shared[m.tensor, make] for m in group.members if m.tensor in known}
 
+    @property
+    def calls(self) -> Mapping[fx.Node, Call]:
+        """Every call of the captured graphs."""
+        return self._graph.calls
+
     def start(self) -> TapFinder:
         """The finder for another pass over the data: observations made so far are not handed out again."""
         self._shared = {}

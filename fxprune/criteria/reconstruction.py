@@ -1,0 +1,180 @@
+"""Channels by the error that stays when the next layers are fitted anew without them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.axes.elements import is_elementwise, units_of
+from fxprune.criteria.base import FloatArray, ScoredGraph
+from fxprune.criteria.ordering import removal_order
+from fxprune.errors import CriterionError
+from fxprune.groups import Group, Member
+from fxprune.least_squares import Elimination
+from fxprune.rules.call import Call, parameter_name
+from fxprune.statistics import LayerRows, Observation, Seen, Sums, TapFinder
+from fxprune.statistics.following import addition_after, norm_after
+
+__all__ = ["Reconstruction"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The error that a channel's removal adds to the outputs of the layers that read it, each fitted anew by least
+    squares on the channels left: a share of the variance of what the layer's output goes into (the sum, where it is
+    added to a stream), added up over the layers.
+
+    Channels go one by one, the one that adds least first; or in a given order. What a layer can recompute from other
+    channels costs nothing, so that widths follow from what can be recovered.
+
+    Args:
+        order: per group the scores whose order is followed; empty to take the channel that adds least.
+        positions: output positions of each sample that are looked at.
+        ridge: see :func:`fxprune.least_squares.inverse`.
+        most_features: layers with more features are not looked at.
+
+    Raises:
+        CriterionError: a value makes no sense.
+    """
+
+    order: Mapping[Group, FloatArray] = field(default_factory=dict, repr=False)
+    positions: int = 16
+    ridge: float = 1e-3
+    most_features: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.positions < 1 or self.most_features < 1 or not self.ridge >= 0:
+            raise CriterionError("positions and most_features must be at least 1, ridge at least 0")
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "reconstruction"
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """Second moments of the features of every layer that reads the group, and the variance of its readout."""
+        found = []
+        for call, tap, name in finder.consumers(group):
+            member = next(m for m in group.members if m.tensor == name and m.role == "in")
+            rows, weight = LayerRows.of(call), tensors[name]
+            features = weight[0].numel()
+            plain = is_elementwise(member.axis) and member.dim == 1 and call.shape_of(call.arguments["weight"])
+            dense = call.name == "linear" or call.number("groups") == 1
+            if rows is None or not plain or not dense or features > self.most_features:
+                continue
+            moments = _Moments(features, rows, self.positions, zlib.crc32(name.encode()), weight.device)
+            readout, scale = _readout(call, finder.calls, tensors)
+            variance = _Variance(rows.channel_dim, weight.shape[0])
+            places = Observation(finder.raw(tap.node), moments), Observation(finder.raw(readout), variance)
+            found.append((*places, scale, member, weight.detach()))
+        return found
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+    ) -> FloatArray | None:
+        """Scores of shape ``(group.size,)``; None without a layer that is understood."""
+        parts = [self._elimination(group, *part) for part in observed]
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        given = self.order.get(group)
+        return _scores(known, group.size, None if given is None else removal_order(given))
+
+    def _elimination(
+        self, group: Group, moments: _Moments, variance: _Variance, scale: Tensor, member: Member, weight: Tensor
+    ) -> Elimination | None:
+        units = units_of(member.axis, group.variable)
+        counts = np.bincount(units[units >= 0], minlength=group.size)
+        total = variance.mean()
+        if counts.min() < 1 or counts.min() != counts.max() or not total > 0:
+            return None
+        columns = np.argsort(units, kind="stable")[int((units < 0).sum()) :].reshape(group.size, -1)
+        area = weight[0, 0].numel() if weight.ndim > 2 else 1
+        blocks = (columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1)
+        rows = weight.double().flatten(1).cpu() * scale.reshape(-1, 1).double().cpu() / total**0.5
+        return Elimination(moments.centred(), rows, torch.from_numpy(blocks), self.ridge)
+
+
+def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:
+    """The error that each unit adds when its turn comes, ascending in the order in which they go."""
+    left = np.ones(units, dtype=np.bool_)
+    scores = np.zeros(units)
+    highest = 0.0
+    for step in range(units):
+        if order is None:
+            costs = torch.stack([part.costs() for part in parts]).sum(0).numpy()
+            # Among equals the highest index goes first.
+            chosen = units - 1 - int(np.argmin(np.where(left, costs, np.inf)[::-1]))
+            cost = float(costs[chosen])
+        else:
+            chosen = int(order[step])
+            cost = sum(part.cost(chosen) for part in parts)
+        # The order has to stay, so a step costs at least what the one before did.
+        highest = max(highest, cost) * (1 + 1e-9) + 1e-15
+        scores[chosen] = highest
+        left[chosen] = False
+        for part in parts:
+            part.remove(chosen)
+    return scores
+
+
+class _Moments(Sums):
+    """Second moments of the features of one layer; the last is the one."""
+
+    def __init__(self, features: int, rows: LayerRows, positions: int, seed: int, device: torch.device) -> None:
+        super().__init__(xx=(features + 1, features + 1))
+        self._rows = rows
+        self._positions = positions
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def update(self, seen: Seen) -> None:
+        """Take in one batch of the layer's input."""
+        places = self._rows.draw_of_input(seen.value, self._positions, self._generator)
+        rows = self._rows.features(seen.value, 1, places)[0].double()
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+        self.add("xx", rows.T @ rows)
+
+    def centred(self) -> Tensor:
+        """About the means, for one row."""
+        xx = self.held["xx"].cpu() / self.held["xx"][-1, -1].clamp_min(1).cpu()
+        return xx[:-1, :-1] - torch.outer(xx[:-1, -1], xx[:-1, -1])
+
+
+class _Variance(Sums):
+    """The variance of a layer's readout, added up over its channels."""
+
+    def __init__(self, channel_dim: int, channels: int) -> None:
+        super().__init__(total=(channels,), squares=(channels,), count=())
+        self._channel_dim = channel_dim
+
+    def update(self, seen: Seen) -> None:
+        """Take in one batch."""
+        rows = seen.value.movedim(self._channel_dim, 0).flatten(1).double()
+        self.add("total", rows.sum(1))
+        self.add("squares", rows.square().sum(1))
+        self.add("count", float(rows.shape[1]))
+
+    def mean(self) -> float:
+        """Summed over channels."""
+        count = max(float(self.held["count"]), 1.0)
+        return float((self.held["squares"] / count - (self.held["total"] / count).square()).clamp_min(0).sum())
+
+
+def _readout(call: Call, calls: Mapping[fx.Node, Call], tensors: Mapping[str, Tensor]) -> tuple[fx.Node, Tensor]:
+    """Where a layer's output goes by itself: through a batch norm, into a sum; and the scale of each channel there."""
+    node, scale = call.node, tensors[str(parameter_name(call.arguments["weight"]))].new_ones(())
+    norm = norm_after(node, calls)
+    if norm is not None:
+        names = {n: parameter_name(calls[norm].arguments.get(n)) for n in ("running_var", "weight")}
+        if names["running_var"] is not None and names["weight"] is not None:
+            node = norm
+            variance = tensors[names["running_var"]].detach().double()
+            scale = tensors[names["weight"]].detach().double() * (variance + 1e-5).rsqrt()
+    after = addition_after(node, calls)
+    return (node if after is None else after[0]), scale
