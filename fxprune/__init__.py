@@ -16,6 +16,7 @@ from fxprune.compiling import (
 from fxprune.criteria import known_criteria
 from fxprune.errors import FxpruneError
 from fxprune.exporting import Exported, export
+from fxprune.migrating import migrate
 from fxprune.planning import Plan
 from fxprune.reporting import Report
 
@@ -31,6 +32,7 @@ __all__ = [
     "export",
     "known_criteria",
     "load",
+    "migrate",
     "plan",
     "recover",
     "report",

@@ -144,7 +144,8 @@ class Elimination:
         """The error that the removal of each unit adds now, ``(units,)``."""
         corners = self._inverse[self._blocks.unsqueeze(2), self._blocks.unsqueeze(1)]
         weights = self._weight[:, self._blocks].movedim(0, 2)
-        return (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
+        found: Tensor = (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
+        return found
 
     def cost(self, unit: int) -> float:
         """The error that the removal of one unit adds now."""

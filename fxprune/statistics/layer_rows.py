@@ -53,25 +53,19 @@ class LayerRows:
     def draw(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Indices of at most ``limit`` output positions of a sample, ascending."""
         if self.is_linear:
-            count = math.prod(output.shape[1:-1]) if output.ndim > 1 else 1
-        else:
-            count = math.prod(output.shape[-len(self.kernel) :])
-        if count <= limit:
-            return torch.arange(count)
-        return torch.randperm(count, generator=generator)[:limit].sort().values
+            return _drawn(output.shape[1:-1] if output.ndim > 1 else (), limit, generator)
+        return _drawn(output.shape[-len(self.kernel) :], limit, generator)
 
     def draw_of_input(self, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """As :meth:`draw`, for the output that the layer makes of an input."""
         if self.is_linear:
             return self.draw(value, limit, generator)
-        space = value.shape[-len(self.kernel) :]
+        geometry = (value.shape[-len(self.kernel) :], self.padding, self.kernel, self.dilation, self.stride)
         sizes = [
             (extent + sum(sides) - (taps - 1) * spread - 1) // step + 1
-            for extent, sides, taps, spread, step in zip(
-                space, self.padding, self.kernel, self.dilation, self.stride, strict=True
-            )
+            for extent, sides, taps, spread, step in zip(*geometry, strict=True)
         ]
-        return self.draw(value.new_empty(0).expand(1, 0, *sizes), limit, generator)
+        return _drawn(sizes, limit, generator)
 
     def features(self, value: Tensor, groups: int, places: Tensor) -> Tensor:
         """What the positions read of an input: ``(groups, rows, channels of a group x kernel)``."""
@@ -107,6 +101,13 @@ class LayerRows:
 
     def _batched(self, value: Tensor) -> Tensor:
         return value.unsqueeze(0) if value.ndim == len(self.kernel) + 1 else value
+
+
+def _drawn(sizes: Sequence[int], limit: int, generator: torch.Generator) -> Tensor:
+    count = math.prod(sizes)
+    if count <= limit:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator)[:limit].sort().values
 
 
 def _grid(value: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.criteria import Reconstruction
 from fxprune.least_squares import Elimination
+from tests.criteria.calibrated import Small, batches, images, scores
 from tests.recovery.test_reconstruct import Lines
 
 
@@ -63,3 +65,15 @@ def test_the_criterion_finds_the_redundant_channels() -> None:
     )
     error = (pruned(x) - model(x)).square().mean() / model(x).var()
     assert error < 1e-6
+
+
+def test_streams_convolutions_and_flattened_maps_are_judged() -> None:
+    model = Small()
+    found = scores(Reconstruction(), model)
+    assert all(np.ptp(values) > 0 for values in found.values())
+    x, _ = images(12)
+    pruned = fxprune.compile(model, x[:2], 0.4, scope="reconstruction", calibration=batches(), recover="reconstruct")
+    report = fxprune.report(pruned)
+    assert report.achieved >= 0.4
+    assert report.proof is not None
+    assert report.recovery[0].left == {}
