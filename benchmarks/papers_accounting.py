@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.accounting import segmentation
+from benchmarks.accounting import ranges, segmentation
 from benchmarks.accounting.meeting import HALF_A_POINT, Met, meet, meet_widths
 from benchmarks.accounting.methods import criterion_for
 from benchmarks.accounting.rates import given_widths
@@ -44,6 +44,10 @@ _NOTE = (
     "the two rows of VGG-16 whose published per-layer rates are the input. Weights are random apart from the trained "
     "ResNet-56 for CIFAR-10, so accuracies are the papers' and nothing is said about them here."
 )
+_RANGES = (
+    "The same reductions of FLOPs with channels taken from one end of the network only: so many parameters can go with "
+    "them, depending on where channels are taken."
+)
 _SEGMENTATION = (
     "Of Xiu et al. 2022 no numeric row could be read. Their segmentation networks at half of their MACs, with their "
     "criterion (sets of filters judged by the output) and couplings kept:"
@@ -64,12 +68,17 @@ def main(
     for number, row in enumerate(rows, 1):
         print(f"{number}/{len(rows)} {row.name}", flush=True)
         table.add(_measured(row, seed))
+    between = ResumableTable(out.with_name(f"{out.stem}_ranges.csv"), ranges.COLUMNS)
+    for row in (r for r in published_rows() if r.flops_removed and only in r.name):
+        if again or row.name not in between.rows:
+            print(f"ranges of {row.name}", flush=True)
+            between.add(ranges.range_row(row))
     others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), segmentation.COLUMNS)
     for name in segmentation.NETWORKS:
         if only in name and (again or name not in others.rows):
             print(name, flush=True)
             others.add(segmentation.segmentation_row(name, seed=seed))
-    sections = [table.markdown(_SHOWN), _SEGMENTATION, others.markdown()]
+    sections = [table.markdown(_SHOWN), _RANGES, between.markdown(), _SEGMENTATION, others.markdown()]
     write_page(out.with_suffix(".md"), "Published reductions, met", _NOTE, *sections)
 
 

@@ -37,7 +37,7 @@ class Met:
         return self.params_removed - row.params_removed
 
 
-def meet(row: PublishedRow, subject: Subject, criterion: Any) -> Met:
+def meet(row: PublishedRow, subject: Subject, criterion: Any, *, verify: bool = True) -> Met:
     """Compile at ratios of MACs (or parameters) until the paper's own count is met, and prove the last network.
 
     A ratio counts multiply-accumulates; a paper may count batch norms too. So the ratio is corrected by what the count
@@ -56,7 +56,7 @@ def meet(row: PublishedRow, subject: Subject, criterion: Any) -> Met:
         if 0 <= missed <= HALF_A_POINT:
             break
         ratio = min(ratio - missed + 1e-4 * (missed < 0), 0.999)
-    return _measured(_compiled(row, subject, criterion, ratio, verify=True), row, shape, before)
+    return _measured(_compiled(row, subject, criterion, ratio, verify=verify), row, shape, before)
 
 
 def meet_widths(row: PublishedRow, subject: Subject, criterion: Any, widths: Sequence[int]) -> Met:

@@ -7,6 +7,8 @@ import torch
 
 from benchmarks.accounting.meeting import HALF_A_POINT, meet, meet_widths
 from benchmarks.accounting.methods import criterion_for
+from benchmarks.accounting.ranges import COLUMNS as RANGE_COLUMNS
+from benchmarks.accounting.ranges import range_row
 from benchmarks.accounting.rates import given_widths
 from benchmarks.accounting.rows import published_rows
 from benchmarks.accounting.settling import Subject, settle
@@ -59,3 +61,9 @@ def test_published_rates_remove_the_published_share() -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(CriterionError, match="no paper prunes by"):
         criterion_for("guessing", "VGG-16")
+
+
+def test_parameters_depend_on_where_channels_are_taken() -> None:
+    found = range_row(ROWS["Wu 2023 / ResNet-56 / CIFAR-10 / similarity"])
+    early, late = (float(str(found[name]).rstrip("%")) for name in RANGE_COLUMNS[1:])
+    assert early < 58.3 < late
