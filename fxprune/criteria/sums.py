@@ -75,6 +75,7 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
 
 def _matrix(chunk: Tensor) -> Tensor:
     flat = chunk.reshape(len(chunk), math.prod(chunk.shape[1:]))
+    flat = flat.abs() if flat.is_complex() else flat
     return flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
 
 

@@ -155,6 +155,8 @@ def _take_with_arrays(call: Call, axis: Axis | None, item: Any) -> Taken:
     if axis is None or isinstance(item, slice):
         return _take(call, axis, item)
     call.pin(axis, NUMBERED)
+    if _is_array(item):
+        call.pin_all(_own_axes(call, item), "its values are positions")
     return Taken(item, axis)
 
 

@@ -60,6 +60,7 @@ def _state(call: Call, projected: Axis, hidden: Axis) -> None:
     given = [call.tensor("state")] if call.has("state") else call.tensors("state")
     for axes, width in zip(given, (projected, hidden), strict=False):
         call.unify(axes[-1], width)
+        call.pin_all(axes[:-1], "it numbers the layers, or the batch")
 
 
 def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:

@@ -55,11 +55,15 @@ class _Marking(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         kept = self._node_keep.get(n.name, ())
-        if isinstance(result, Tensor) and result.is_floating_point() and len(kept) == result.ndim:
+        if isinstance(result, Tensor) and _holds_nan(result) and len(kept) == result.ndim:
             with _disable_current_modes():
                 lost = _lost(result, kept, anything=n in self._tables)
                 return result if lost is None else bury(result, lost)
         return result
+
+
+def _holds_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _tables(graph: fx.Graph) -> set[fx.Node]:

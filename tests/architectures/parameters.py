@@ -133,6 +133,41 @@ class Spectral(nn.Module):
         return self.last(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
+class Interactions(nn.Module):
+    """Products of all pairs of features, picked by two tensors of positions that are no buffers."""
+
+    def __init__(self, hidden: int, embedded: int, top: int) -> None:
+        super().__init__()
+        self.dense = nn.Sequential(nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, embedded))
+        self.tables = nn.ModuleList([nn.Embedding(7, embedded) for _ in range(3)])
+        self.top = nn.Sequential(nn.Linear(embedded + 6, top), nn.ReLU(), nn.Linear(top, 1))
+        self.rows, self.columns = torch.tril_indices(4, 4, -1)
+
+    def forward(self, dense: Tensor, categories: Tensor) -> Tensor:
+        dense = self.dense(dense)
+        looked = [table(categories[:, i]) for i, table in enumerate(self.tables)]
+        features = torch.stack([dense, *looked], dim=1)
+        pairs = torch.bmm(features, features.transpose(1, 2))[:, self.rows, self.columns]
+        return self.top(torch.cat([dense, pairs], dim=1)).sigmoid()
+
+
+class Fourier(nn.Module):
+    """Complex weights on the lowest frequencies, the others zero (neural operators)."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.second, self.first = second, nn.Conv2d(3, first, 1)
+        self.weight = nn.Parameter(torch.randn(first, second, 3, 3, dtype=torch.cdouble))
+        self.around, self.last = nn.Conv2d(first, second, 1), nn.Conv2d(second, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        found = torch.fft.rfft2(h)
+        kept = torch.zeros(h.shape[0], self.second, *found.shape[-2:], dtype=found.dtype, device=h.device)
+        kept[:, :, :3, :3] = torch.einsum("bixy,ioxy->boxy", found[:, :, :3, :3], self.weight)
+        return self.last(F.gelu(torch.fft.irfft2(kept, s=h.shape[-2:]) + self.around(h)))
+
+
 _DIRECTION = "parametrizations.weight.original1"
 NETWORKS = [
     Architecture(
@@ -172,6 +207,16 @@ NETWORKS = [
         {"first": "first", "groups": "second/0", "per_group": "second/1"},
         _image,
         _larger,
+    ),
+    Architecture(
+        "interactions",
+        Interactions,
+        {"hidden": 12, "embedded": 8, "top": 10},
+        {"hidden": "dense.0", "embedded": "dense.2", "top": "top.0"},
+        lambda n: (torch.randn(n, 5), torch.randint(0, 7, (n, 3))),
+    ),
+    Architecture(
+        "fourier", Fourier, {"first": 8, "second": 10}, {"first": "first", "second": "around"}, _image, _larger
     ),
     Architecture(
         "modulated",

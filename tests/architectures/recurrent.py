@@ -79,6 +79,19 @@ class Translator(nn.Module):
         return self.head(torch.tanh(self.mix(torch.cat([h, weights @ memory], -1))))
 
 
+class LearnedState(nn.Module):
+    """The first state of each layer is a parameter: its dim 0 numbers the layers and is no width."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.h, self.c = nn.Parameter(torch.randn(2, 1, hidden)), nn.Parameter(torch.randn(2, 1, hidden))
+        self.layers, self.head = nn.LSTM(6, hidden, num_layers=2, batch_first=True), nn.Linear(hidden, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.h.expand(-1, x.shape[0], -1).contiguous(), self.c.repeat(1, x.shape[0], 1)
+        return self.head(self.layers(x, state)[0])
+
+
 class Cells(nn.Module):
     """Two different cells step over time by hand; the states start as zeros."""
 
@@ -171,6 +184,14 @@ NETWORKS = [
         {"source": "source", "target": "target", "hidden": "encoder.weight_ih_l0", "mixed": "mix"},
         lambda n: (_words(n), _more_words(n)),
         lambda n: (_more_words(n), _words(n)),
+    ),
+    Architecture(
+        "learned state",
+        LearnedState,
+        {"hidden": 8},
+        {"hidden": "layers.weight_ih_l0"},
+        lambda n: torch.randn(n, 5, 6),
+        lambda n: torch.randn(n, 9, 6),
     ),
     Architecture(
         "cells",

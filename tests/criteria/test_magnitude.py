@@ -146,3 +146,9 @@ def test_sums_are_a_mapping() -> None:
 def test_unknown_arguments(arguments: dict[str, Any]) -> None:
     with pytest.raises(CriterionError, match=str(next(iter(arguments.values())))):
         Magnitude(**arguments)
+
+
+def test_complex_weights_count_by_their_absolute_values() -> None:
+    weight = torch.tensor([[3 + 4j, 0], [0, 5 - 12j]])
+    assert slice_sums(weight, 0, 1).tolist() == [5.0, 13.0]
+    assert slice_sums(weight, 1, 2).tolist() == pytest.approx([25.0, 169.0])
