@@ -62,6 +62,7 @@ CRITERIA: dict[str, Criterion] = {
     "taylor": Taylor(),
     "taylor, mean-scaled": Taylor(normalise="mean"),
     "taylor_activations": Taylor("activations"),
+    "taylor_activations, each sample": Taylor("activations", each=True),
     "hessian": Hessian(),
     "apoz": APoZ(),
     "mean_activation": MeanActivation(),

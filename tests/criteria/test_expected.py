@@ -134,6 +134,9 @@ def test_taylor_of_activations() -> None:
     expected = (z.grad * z).mean((0, 2, 3)).abs().detach()
     found = scores(Taylor("activations"), model)["conv1"]
     np.testing.assert_allclose(found, (expected / expected.norm()).numpy(), rtol=1e-7)
+    each = (z.grad * z).mean((2, 3)).abs().mean(0).detach()
+    found = scores(Taylor("activations", each=True, normalise="none"), model)["conv1"]
+    np.testing.assert_allclose(found, each.numpy(), rtol=1e-7)
 
 
 def test_hessian() -> None:
