@@ -87,7 +87,7 @@ def _load(narrow: nn.Module, pruned: nn.Module) -> None:
     found = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
     with torch.no_grad():
         for name, tensor in (*narrow.named_parameters(), *narrow.named_buffers()):
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 assert tensor.shape == found[name].shape, name
                 tensor.copy_(found[name])
 
