@@ -13,7 +13,7 @@ from fxprune.reporting.numbers import percent, quantity, short_seconds
 from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, RecoveryRow, Report, removed
 from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
-__all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "render_report"]
+__all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "recovery_in_words", "render_report"]
 
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
@@ -92,7 +92,7 @@ def _widths(row: GroupRow) -> tuple[str, str, str, str]:
 
 def _closing(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
-    lines += [labelled("recovery", _recovery(row)) for row in report.recovery]
+    lines += [labelled("recovery", recovery_in_words(row)) for row in report.recovery]
     if report.seconds:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
@@ -122,7 +122,8 @@ def proof_in_words(report: Report) -> str:
     return "; ".join(parts)
 
 
-def _recovery(row: RecoveryRow) -> str:
+def recovery_in_words(row: RecoveryRow) -> str:
+    """What one recovery did."""
     parts = [f"{row.method}, after the proof: {len(row.changed)} changed"]
     if row.samples:
         parts.append(f"{row.samples} samples")
