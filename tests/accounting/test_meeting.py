@@ -37,7 +37,11 @@ def test_rows_are_distinct_and_consistent() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Shao 2021 / ResNet-56 / CIFAR-10 / P (2)", "Shi (FOAD) / MobileFaceNet / faces / FOAD"]
+    "name",
+    [
+        "Shao 2021 / ResNet-56 / CIFAR-10 / P (2)",
+        pytest.param("Shi (FOAD) / MobileFaceNet / faces / FOAD", marks=pytest.mark.deep),
+    ],
 )
 def test_a_reduction_of_flops_is_met(name: str) -> None:
     met = meet(ROWS[name], subject(name), Magnitude())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, note
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -45,6 +45,7 @@ def test_arbitrary_networks_equal_the_masked_original() -> None:
 def test_any_selection_is_proven() -> None:
     selected: list[int] = []
 
+    @settings(max_examples=max(1, settings.default.max_examples // 2))
     @given(specifications(), st.integers(0, 2**16))
     def check(specification: Specification, seed: int) -> None:
         model, sample, draw = specification.build(), specification.sample(2), np.random.default_rng(seed)
