@@ -29,6 +29,7 @@ class CopiedObject:
         self._skeleton = skeleton
         self._slots = slots
         self.__name__ = type(skeleton).__name__
+        self.__qualname__ = type(skeleton).__qualname__
         self.__module__ = type(skeleton).__module__
 
     def __call__(self, *values: Any) -> Any:
