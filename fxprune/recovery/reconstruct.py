@@ -41,7 +41,7 @@ class Reconstruct:
     """
 
     ridge: float = 1e-3
-    positions: int = 64
+    positions: int = 32
     most_features: int = 8192
 
     def __post_init__(self) -> None:
