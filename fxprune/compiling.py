@@ -318,7 +318,7 @@ def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed,
             collector = feed.collector(graph, model, steps, options.seed)
             scores = judge(criterion, graph, found, collector)
             if options.scope == "reconstruction":
-                scores = width_scores(graph, scores, found, collector, options.budget)
+                scores = width_scores(graph, criterion, scores, found, collector, options.budget)
     with steps("plan"):
         masks = allocate(
             graph,

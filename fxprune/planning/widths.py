@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis import ChannelGraph
-from fxprune.criteria import Reconstruction, judge
+from fxprune.criteria import Criterion, Reconstruction, judge
 from fxprune.criteria.selecting import Selection
 from fxprune.errors import CriterionError
 from fxprune.groups import Group
@@ -23,6 +23,7 @@ Scores = Mapping[Group, NDArray[np.float64]]
 
 def width_scores(
     graph: ChannelGraph,
+    criterion: Criterion,
     scores: Scores | Selection | None,
     tensors: Mapping[str, Tensor],
     collector: Collector | None,
@@ -35,7 +36,8 @@ def width_scores(
 
     Args:
         graph: the channel graph.
-        scores: per group one number per unit, higher = keep; None without weights.
+        criterion: the criterion.
+        scores: what it says: per group one number per unit, higher = keep; None without weights.
         tensors: every parameter and buffer by name.
         collector: runs over the calibration data.
         budget: what is to be saved.
@@ -48,8 +50,9 @@ def width_scores(
         return None
     if not isinstance(scores, Mapping):
         raise CriterionError('scope="reconstruction" needs a criterion that scores channels, not one that selects them')
-    errors = judge(Reconstruction(order=scores), graph, tensors, collector)
-    assert isinstance(errors, dict)
+    known = isinstance(criterion, Reconstruction)
+    errors = scores if known else judge(Reconstruction(order=scores), graph, tensors, collector)
+    assert isinstance(errors, Mapping)
     model = budget_model(graph, budget)
     saved = {group: max(model.marginal(group.variable, {}), 0.0) for group in errors}
     least = min((s for s in saved.values() if s > 0), default=1.0)
