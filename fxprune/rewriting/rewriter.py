@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -215,7 +216,9 @@ class Rewriter:
         self.root[path] = rebuilt(module, self._tensors, attributes)
 
     def _add_index(self, index: torch.Tensor) -> fx.Node:
-        name = f"{self._prefix}_kept_index{len(self.index_constants)}"
+        # A network that was pruned before has index tensors of its own; theirs are names of the original's.
+        names = (f"{self._prefix}_kept_index{number}" for number in itertools.count(len(self.index_constants)))
+        name = next(n for n in names if n not in self._source.shapes and n not in self.root)
         self.index_constants.append(name)
         self.root[name] = index.to(_device(self._model))
         return self._note(self.graph.get_attr(name))

@@ -202,6 +202,15 @@ def test_both_modes_agree_on_the_selection() -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_a_pruned_network_is_pruned_again() -> None:
+    model = networks.randomised(networks.Dense())
+    once = dropped(model, torch.randn(IMAGE), 0.3)
+    twice = dropped(once, torch.randn(IMAGE), 0.3)
+    assert fxprune.report(twice).proof is not None
+    assert fxprune.report(twice).macs_after <= 0.7 * fxprune.report(once).macs_after
+    assert_is_the_masked_original(once, twice)
+
+
 def test_half_precision_and_training() -> None:
     pruned = dropped(networks.randomised(networks.Bottlenecks()).bfloat16(), torch.randn(IMAGE).bfloat16())
     assert pruned(torch.randn(IMAGE).bfloat16()).dtype == torch.bfloat16
