@@ -68,6 +68,9 @@ def _cut(prepared: CifarResNet, name: str, channel_ratio: float, sample: Tensor)
     import torch_pruning  # type: ignore[import-not-found, unused-ignore]
 
     copied = copy.deepcopy(prepared)
+    for parameter, original in zip(copied.parameters(), prepared.parameters(), strict=True):
+        # A deep copy leaves gradients behind.
+        parameter.grad = None if original.grad is None else original.grad.clone()
     pruner = torch_pruning.pruner.MetaPruner(
         copied,
         sample[:1],
