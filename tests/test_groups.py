@@ -326,5 +326,5 @@ def test_names_with_quotes_are_escaped() -> None:
 
 
 def test_another_format(residual: fxprune.ChannelGraph) -> None:
-    with pytest.raises(AnalysisError, match="unknown format 'svg'"):
-        residual.draw("svg")
+    with pytest.raises(AnalysisError, match="unknown format 'bmp'"):
+        residual.draw("bmp")
