@@ -25,7 +25,7 @@ from tests.planning import graphs
 
 NAMES = """
     apoz chip feature_distance feature_entropy filter_similarity fpgm hessian hrank information_fusion lamp magnitude
-    mean_activation multi_source parallel random slimming taylor taylor_activations thinet
+    mean_activation multi_source parallel random reconstruction slimming taylor taylor_activations thinet
 """.split()
 
 
