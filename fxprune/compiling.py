@@ -59,7 +59,7 @@ def compile(  # noqa: A001  the public name says what it does
     couplings: str = "keep",
     round_to: int = 1,
     min_channels: int = 1,
-    max_ratio: float = 1.0,
+    max_ratio: float | Mapping[str, float] = 1.0,
     recover: str | Recovery | Sequence[str | Recovery] | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -91,7 +91,7 @@ def compile(  # noqa: A001  the public name says what it does
             its width.
         round_to: a narrowed group's width is a multiple of this.
         min_channels: a narrowed group keeps at least this many channels.
-        max_ratio: at most this share of a group's channels goes.
+        max_ratio: at most this share of a group's channels goes; a mapping gives it by the groups' names.
         recover: what is done, after the proof, to keep accuracy without labels or training: "reconstruct", "batchnorm",
             "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order.
         verify: prove the result; a failed proof raises and never returns a network.
@@ -145,7 +145,7 @@ def plan(
     couplings: str = "keep",
     round_to: int = 1,
     min_channels: int = 1,
-    max_ratio: float = 1.0,
+    max_ratio: float | Mapping[str, float] = 1.0,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Options:
     couplings: str
     round_to: int
     min_channels: int
-    max_ratio: float
+    max_ratio: float | Mapping[str, float]
     seed: int
 
     @classmethod
@@ -53,6 +53,7 @@ class Options:
             ratio=check_ratio(given.ratio),
             exclude=patterns,
             couplings=check_couplings(given.couplings),
+            max_ratio=dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio,
             seed=_whole_number(given.seed),
         )
 

@@ -39,7 +39,7 @@ def allocate(
     exclude: Sequence[str] = (),
     round_to: int = 1,
     min_channels: int = 1,
-    max_ratio: float = 1.0,
+    max_ratio: float | Mapping[str, float] = 1.0,
 ) -> dict[Group, Mask]:
     """Choose the units that stay.
 
@@ -59,7 +59,7 @@ def allocate(
         exclude: patterns of module and parameter paths whose output channels stay.
         round_to: a narrowed group's width is a multiple of this.
         min_channels: a narrowed group keeps at least this many units.
-        max_ratio: at most this share of a group's units goes.
+        max_ratio: at most this share of a group's units goes; a mapping gives it by the names of groups.
 
     Returns:
         For every group of the graph a boolean mask of shape ``(group.size,)``; True stays.
@@ -72,7 +72,7 @@ def allocate(
     """
     ratio = check_ratio(ratio)
     model = budget_model(graph, budget)
-    limits = Limits(round_to, min_channels, max_ratio, _frozen(graph, residual, exclude))
+    limits = Limits(round_to, min_channels, _known(max_ratio, graph), _frozen(graph, residual, exclude))
     uniform = _is_uniform(scope) or scores is None
     need = ratio * model.full
     if scores is not None and not isinstance(scores, Mapping):
@@ -98,6 +98,16 @@ def _frozen(graph: PlannedGraph, residual: str, exclude: Sequence[str]) -> froze
         raise BudgetError(f'residual must be "coupled" or "inner", not {residual!r}')
     inner = (group for group in graph.groups if residual == "inner" and group.crosses_add)
     return excluded_groups(graph, exclude) | frozenset(inner)
+
+
+def _known(max_ratio: float | Mapping[str, float], graph: PlannedGraph) -> float | Mapping[str, float]:
+    names = {group.name for group in graph.groups}
+    unknown = next((n for n in max_ratio if n not in names), None) if isinstance(max_ratio, Mapping) else None
+    if unknown is not None:
+        raise BudgetError(
+            f"max_ratio names {unknown!r}, which is no channel group: it takes {', '.join(sorted(names))}"
+        )
+    return max_ratio
 
 
 def _is_uniform(scope: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ class Limits:
     Args:
         round_to: a narrowed group's kept width is a multiple of this.
         min_channels: a narrowed group keeps at least this many units.
-        max_ratio: at most this share of a group's units goes.
+        max_ratio: at most this share of a group's units goes; a mapping gives it by the names of groups, and those
+            that it does not name may go down to the other limits.
         frozen: groups that keep their width.
 
     Raises:
@@ -30,7 +32,7 @@ class Limits:
 
     round_to: int = 1
     min_channels: int = 1
-    max_ratio: float = 1.0
+    max_ratio: float | Mapping[str, float] = 1.0
     frozen: frozenset[Group] = frozenset()
 
     def __post_init__(self) -> None:
@@ -38,15 +40,18 @@ class Limits:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if isinstance(self.max_ratio, (bool, str)) or not 0 <= float(self.max_ratio) <= 1:
-            raise BudgetError(f"max_ratio must be a number between 0 and 1, not {self.max_ratio!r}")
+        given = self.max_ratio
+        for share in given.values() if isinstance(given, Mapping) else (given,):
+            if isinstance(share, (bool, str)) or not 0 <= float(share) <= 1:
+                raise BudgetError(f"max_ratio must be a number between 0 and 1, not {share!r}")
 
     def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
         """How many units are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` units must stay."""
         if group in self.frozen:
             return np.zeros(1, dtype=np.int64)
         # The small addend: 0.3 * 10 is 2.9999999999999996, and three of ten may go.
-        most = math.floor(self.max_ratio * group.size + 1e-9)
+        share = self.max_ratio.get(group.name, 1.0) if isinstance(self.max_ratio, Mapping) else self.max_ratio
+        most = math.floor(share * group.size + 1e-9)
         fewest = max(self.min_channels, group.size - most, protected, 1)
         lowest = -(-fewest // self.round_to) * self.round_to
         kept = np.arange(lowest, group.size, self.round_to, dtype=np.int64)[::-1]

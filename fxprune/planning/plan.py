@@ -93,7 +93,7 @@ class Plan:
             raise PlanError(f"this plan is for another network: only one of the two has the channel group {odd!r}")
         masks = {group.variable: _mask(group, self.groups[group.name]) for group in graph.groups}
         for name, expected in _keep(graph, masks).items():
-            if not _same(expected, self.keep[name]):
+            if not same_indices(expected, self.keep[name]):
                 raise PlanError(f"the plan contradicts itself: kept indices of {name!r} are not those of its groups")
         _check_activations(graph, masks)
         return masks
@@ -170,7 +170,9 @@ def _indices(mask: Mask) -> Tensor | None:
     return None if bool(mask.all()) else torch.from_numpy(np.flatnonzero(mask).astype(np.int64))
 
 
-def _same(left: Keep, right: Keep) -> bool:
+def same_indices(left: Keep, right: Keep) -> bool:
+    """Whether two tensors keep the same, dim by dim."""
+
     def equal(a: Tensor | None, b: Tensor | None) -> bool:
         return a is b or (a is not None and b is not None and torch.equal(a, b))
 

@@ -74,6 +74,8 @@ def _limit_note(graph: PlannedGraph, limits: Limits) -> str:
         notes.append(f"round_to={limits.round_to}")
     if limits.min_channels > 1:
         notes.append(f"min_channels={limits.min_channels}")
-    if limits.max_ratio < 1:
+    if isinstance(limits.max_ratio, Mapping):
+        notes.append(f"max_ratio for {len(limits.max_ratio)} groups")
+    elif limits.max_ratio < 1:
         notes.append(f"max_ratio={limits.max_ratio:g}")
     return f" Limits in force: {', '.join(notes)}." if notes else ""

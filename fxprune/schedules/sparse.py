@@ -1,4 +1,4 @@
-"""Schedules for the user's own training loop."""
+"""Sparse training for slimming: an L1 penalty on the batch norm scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.errors import OptionError
+from fxprune.schedules.scales import at_least_zero, batch_norm_scales
 
 __all__ = ["SparseTraining"]
 
@@ -21,7 +21,7 @@ class SparseTraining:
     same, after gradients have been averaged.
 
     Args:
-        model: the network that is trained.
+        model: the network that is trained; only its gradients are changed.
         strength: published values lie between 1e-5 and 1e-4.
 
     Raises:
@@ -29,15 +29,8 @@ class SparseTraining:
     """
 
     def __init__(self, model: nn.Module, strength: float = 1e-4) -> None:
-        if not strength >= 0:
-            raise OptionError(f"strength must be at least 0, not {strength!r}")
-        norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        self._scales = [norm.weight for norm in norms if norm.weight is not None]
-        if not self._scales:
-            raise OptionError(
-                f"{type(model).__name__} has no batch norm with scales, and there is nothing to drive to zero"
-            )
-        self.strength = float(strength)
+        self.strength = at_least_zero("strength", strength)
+        self._scales = batch_norm_scales(model)
         self.steps = 0
 
     @torch.no_grad()

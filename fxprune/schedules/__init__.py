@@ -1,0 +1,12 @@
+"""Schedules: pruning as a part of training, each a few lines in the user's own loop.
+
+One-shot pruning is :func:`fxprune.compile` itself, followed by training.
+"""
+
+from fxprune.schedules.iterative import IterativePruning
+from fxprune.schedules.polarization import Polarization
+from fxprune.schedules.ratios import ratio_at
+from fxprune.schedules.soft import SoftPruning
+from fxprune.schedules.sparse import SparseTraining
+
+__all__ = ["IterativePruning", "Polarization", "SoftPruning", "SparseTraining", "ratio_at"]

@@ -1,0 +1,208 @@
+"""Pruning in several steps, with training in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+from torch.optim import Optimizer
+
+import fxprune.compiling as passes
+from fxprune.errors import OptionError, PlanError
+from fxprune.migrating import migrate
+from fxprune.planning import Plan, budget_model
+from fxprune.planning.composing import composed, kept_shapes
+from fxprune.planning.limits import Limits
+from fxprune.recovery import Recovery, resolve_recoveries
+from fxprune.samples import Sample
+from fxprune.schedules.agreeing import agreed
+from fxprune.schedules.options import PlanOptions, unwrapped
+from fxprune.schedules.ratios import ratio_at
+from fxprune.summarising import summarise
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["IterativePruning"]
+
+
+class IterativePruning:
+    """Pruning to a ratio in several steps, each of which scores the present network anew and makes it smaller.
+
+    Between the steps you train::
+
+        schedule = IterativePruning(model, images, 0.5, steps=5, criterion="filter_similarity")
+        while not schedule.finished:
+            network, optimizer = schedule.step(network, optimizer)
+            ...  # train the network for a while
+
+    Ratios and limits are those of the original network, however many steps lead there. The report and the plan of what
+    :meth:`step` returns are for the original too, so that :func:`fxprune.apply`, :func:`fxprune.recover` and
+    :func:`fxprune.save` work with it; the proof in the report is that of the last step, against the network before it.
+    No network that is passed in is changed.
+
+    To go on after an interruption, make the schedule anew from the original, load its state, and load the weights into
+    ``fxprune.apply(model, sample_input, schedule.plan)``. Under DistributedDataParallel pass ``model.module`` on every
+    rank, all get the first rank's plan, and wrap what comes back anew.
+
+    Args:
+        model: the original; it is only read.
+        sample_input, options: as for :func:`fxprune.plan`.
+        ratio: fraction of the original budget that is gone after the last step.
+        steps: how many steps there are.
+        shape: how the ratio grows: "linear" (the same share of the original each time), "cubic" (more at first; Zhu and
+            Gupta, 2017, arXiv 1710.01878) or "geometric" (the same share of what is left each time).
+        recover: as for :func:`fxprune.compile`, after each step.
+        verify: prove each step.
+
+    Raises:
+        BudgetError: the ratio is out of reach; the message says how far one can get.
+        OptionError: an unknown shape, no number of steps, or dropped couplings.
+        FxpruneError: see :func:`fxprune.compile`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sample_input: Any,
+        ratio: float,
+        *,
+        steps: int = 5,
+        shape: str = "linear",
+        recover: str | Recovery | Sequence[str | Recovery] | None = None,
+        verify: bool = True,
+        **options: Unpack[PlanOptions],
+    ) -> None:
+        self.ratio, self.steps, self.shape = ratio_at(steps, steps, ratio, shape), steps, shape
+        self.done = 0
+        self._sample, self._network = Sample.from_input(sample_input), type(unwrapped(model)).__name__
+        self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
+        if options.get("couplings", "keep") != "keep":
+            raise OptionError(
+                'iterative pruning takes couplings="keep" alone: a network whose layers select their channels already '
+                "has no second selection that would read as one plan for the original"
+            )
+        self._graph = passes.analyze(model, self._sample)
+        self._cost = budget_model(self._graph, options.get("budget", "macs"))
+        self._plan = Plan.from_masks(self._graph, {}, {})
+        self._floors = self._fewest()
+        self._check_reach(model)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done."""
+        return self.done >= self.steps
+
+    @property
+    def plan(self) -> Plan:
+        """What is kept of the original after the steps so far."""
+        return self._plan
+
+    def step(self, network: nn.Module, optimizer: Optimizer | None = None) -> tuple[fx.GraphModule, Optimizer | None]:
+        """Cut once more.
+
+        Args:
+            network: the present one: at first the original, then what the last step returned, trained.
+            optimizer: of its parameters.
+
+        Returns:
+            The smaller network, and an optimiser of it with the state of what is kept (:func:`fxprune.migrate`).
+
+        Raises:
+            OptionError: all steps are done.
+            PlanError: ``network`` is not the one that the last step returned.
+            FxpruneError: see :func:`fxprune.compile`.
+        """
+        if self.finished:
+            raise OptionError(f"all {self.steps} steps of this schedule are done")
+        self._check_present(network)
+        target = ratio_at(self.done + 1, self.steps, self.ratio, self.shape)
+        options: Any = {**self._options, "max_ratio": self._shares()}
+        cut = agreed(passes.plan(network, self._sample, self._of_present(target), **options))
+        pruned = passes.apply(network, self._sample, cut, verify=self._verify)
+        moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
+        if self._recover:
+            calibration = self._options.get("calibration")
+            pruned = passes.recover(pruned, network, self._recover, calibration=calibration)
+            moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
+        self._plan, self.done = composed(self._graph, self._plan, cut, self._settings(cut, target)), self.done + 1
+        self._report(pruned)
+        return pruned, moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` reads to go on: numbers and text."""
+        return {"steps": self.steps, "ratio": self.ratio, "shape": self.shape, "done": self.done} | {
+            "plan": self._plan.to_json()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another schedule of the same network stood.
+
+        Raises:
+            OptionError: it had another ratio, shape or number of steps.
+            PlanError: it was for another network.
+        """
+        for name in ("steps", "ratio", "shape"):
+            if state[name] != getattr(self, name):
+                raise OptionError(
+                    f"the state is of a schedule with {name}={state[name]!r}, not {getattr(self, name)!r}"
+                )
+        plan = Plan.from_json(state["plan"])
+        plan.masks(self._graph)
+        self._plan, self.done = plan, int(state["done"])
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _of_present(self, target: float) -> float:
+        """The fraction of the present budget to remove, so that ``target`` of the original is gone."""
+        present = self._cost.exact(self._plan.masks(self._graph))
+        need = present - (1 - target) * self._cost.full
+        if need <= 0:
+            return 0.0
+        ratio = need / present
+        # Rounded up by one digit, a ratio would ask for one channel more than the original's ratio does.
+        while ratio * present > need:
+            ratio = math.nextafter(ratio, 0.0)
+        return ratio
+
+    def _fewest(self) -> dict[str, int]:
+        """How many units of each group ``max_ratio`` leaves."""
+        limits = Limits(max_ratio=self._options.get("max_ratio", 1.0))
+        return {group.name: group.size - int(limits.steps(group)[-1]) for group in self._graph.groups}
+
+    def _shares(self) -> dict[str, float]:
+        """``max_ratio`` of the present widths."""
+        widths = {name: len(kept) for name, kept in self._plan.groups.items()}
+        return {name: (width - self._floors[name]) / width for name, width in widths.items() if self._floors[name] > 1}
+
+    def _check_reach(self, model: nn.Module) -> None:
+        """Ask for the whole ratio by structure alone, which raises where it is out of reach."""
+        options: Any = {**self._options, "criterion": "random", "scope": "global", "calibration": None, "loss": None}
+        passes.plan(model, self._sample, self.ratio, **options)
+
+    def _check_present(self, network: nn.Module) -> None:
+        expected = kept_shapes(self._plan)
+        found = {n: tuple(t.shape) for n, t in (*unwrapped(network).named_parameters(), *network.named_buffers())}
+        odd = next((n for n, shape in found.items() if expected.get(n, shape) != shape), None)
+        if odd is not None:
+            raise PlanError(
+                f"this is not the network that step {self.done} returned: {odd!r} has shape {found[odd]} and there it "
+                f"had {expected[odd]}"
+            )
+
+    def _settings(self, cut: Plan, target: float) -> dict[str, Any]:
+        given = self._options.get("max_ratio", 1.0)
+        limits = {"max_ratio": dict(given) if isinstance(given, Mapping) else given}
+        about = f"iterative: step {self.done + 1} of {self.steps}, {self.shape} to {self.ratio:g}"
+        return {**cut.settings, **limits, "ratio": target, "schedule": about}
+
+    def _report(self, pruned: fx.GraphModule) -> None:
+        """Put a report about the original in the place of that about the present network."""
+        about: Any = pruned.meta["fxprune"]
+        step = about["report"]
+        masks = self._plan.masks(self._graph)
+        made = summarise(self._graph, pruned, self._plan, masks, step.proof, step.unproven, step.seconds)
+        pruned.meta["fxprune"] = {**about, "report": replace(made, network=self._network, recovery=step.recovery)}

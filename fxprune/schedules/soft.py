@@ -1,0 +1,145 @@
+"""Soft pruning: every epoch the channels that would go are chosen anew and silenced, and may come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, fx, nn
+
+import fxprune.compiling as passes
+from fxprune.analysis import ChannelGraph
+from fxprune.errors import ModelError, OptionError
+from fxprune.planning import Plan
+from fxprune.planning.budgets import check_ratio
+from fxprune.samples import Sample
+from fxprune.schedules.agreeing import agreed
+from fxprune.schedules.options import PlanOptions, exclusions, unwrapped
+from fxprune.schedules.silencing import put_back, silence
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["SoftPruning"]
+
+
+class SoftPruning:
+    """Training in which the channels of a plan are silent, while the plan is made anew every epoch.
+
+    He et al., "Soft Filter Pruning", 2018, arXiv 1808.06866, with batch norm included, so that a silenced network equals
+    the compacted one::
+
+        schedule = SoftPruning(model, images, 0.5, criterion="fpgm")
+        for epoch in range(epochs):
+            schedule.wake()
+            ...  # train the model for an epoch
+            schedule.step()  # here the model is as good as it will be when it is compacted
+        pruned = schedule.compact()
+
+    **It changes the model that it is given, in place**: :meth:`step` sets to zero every entry of its parameters and
+    buffers that the plan removes (filters, their batch norm, the columns that read them; no running variance). A
+    channel whose scale, shift and filter are all zero gets no gradient through ReLU and could never come back, so
+    :meth:`wake` gives everything but the filters its values again, and training goes on from filters of zero, as the
+    paper does.
+
+    Groups over which a norm, softmax or mean of channels runs keep their widths, because a silent channel is not a
+    removed one there; ``kept_whole`` lists them. Under DistributedDataParallel pass ``model.module`` on every rank; all
+    get the first rank's plan.
+
+    Args:
+        model: the network that is trained.
+        sample_input, options: as for :func:`fxprune.plan`; couplings stay.
+        ratio: fraction of the budget that is silent after every step.
+
+    Raises:
+        BudgetError: the ratio is out of reach (by the first :meth:`step`).
+        ModelError: there is no group that may be silenced.
+        OptionError: dropped couplings.
+        FxpruneError: see :func:`fxprune.compile`.
+    """
+
+    def __init__(self, model: nn.Module, sample_input: Any, ratio: float, **options: Unpack[PlanOptions]) -> None:
+        self.ratio, self.epoch = check_ratio(ratio), 0
+        self._model, self._sample = unwrapped(model), Sample.from_input(sample_input)
+        if options.get("couplings", "keep") != "keep":
+            raise OptionError('soft pruning takes couplings="keep" alone: no selection of a model could be silent')
+        self._graph = graph = passes.analyze(model, self._sample)
+        self.kept_whole = tuple(group.name for group in graph.groups if group.crosses_norm)
+        if len(self.kept_whole) == len(graph.groups):
+            raise ModelError(f"{type(model).__name__} has no channels that can be silenced without running over a norm")
+        self._options: Any = {**options, "exclude": _with(options.get("exclude", ()), graph)}
+        self._filters = _filters(graph)
+        self._plan: Plan | None = None
+        self._held: dict[str, Tensor] = {}
+        self._silent = False
+
+    @property
+    def plan(self) -> Plan:
+        """What stays after the last step.
+
+        Raises:
+            OptionError: there was no step yet.
+        """
+        if self._plan is None:
+            raise OptionError("nothing is chosen yet: call step() first")
+        return self._plan
+
+    def step(self) -> Plan:
+        """Choose the channels anew, at the end of an epoch, and silence them; see the class.
+
+        Returns:
+            The plan, which :meth:`compact` would follow.
+
+        Raises:
+            FxpruneError: see :func:`fxprune.compile`.
+        """
+        self.wake()
+        self._plan = agreed(passes.plan(self._model, self._sample, self.ratio, **self._options))
+        self._held = silence(self._model, self._plan)
+        self._silent = True
+        self.epoch += 1
+        return self._plan
+
+    def wake(self) -> None:
+        """Before an epoch: give the silenced channels everything but their filters back, where any is silent."""
+        if self._silent:
+            put_back(self._model, self.plan, self._held, self._filters)
+        self._held, self._silent = {}, False
+
+    def compact(self, *, verify: bool = True) -> fx.GraphModule:
+        """The network without its silent channels; where they were woken, they are chosen and silenced once more.
+
+        Raises:
+            FxpruneError: see :func:`fxprune.apply`.
+        """
+        if not self._silent:
+            self.step()
+        return passes.apply(self._model, self._sample, self.plan, verify=verify)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` reads to go on: numbers, text, and the values that :meth:`wake` gives back."""
+        plan = "" if self._plan is None else self._plan.to_json()
+        return {"epoch": self.epoch, "plan": plan, "silent": self._silent, "held": dict(self._held)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another schedule stood, with the weights that its model had then.
+
+        Raises:
+            PlanError: it was for another network.
+        """
+        plan = Plan.from_json(state["plan"]) if state["plan"] else None
+        if plan is not None:
+            plan.masks(self._graph)
+        self._plan, self.epoch, self._silent = plan, int(state["epoch"]), bool(state["silent"])
+        self._held = {name: value.clone() for name, value in state["held"].items()}
+
+
+def _with(exclude: Any, graph: ChannelGraph) -> tuple[str, ...]:
+    given = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    return (*given, *exclusions(group for group in graph.groups if group.crosses_norm))
+
+
+def _filters(graph: ChannelGraph) -> dict[str, int]:
+    """The tensors whose rows make channels, and the dim of those rows."""
+    members = (member for group in graph.groups for member in group.members)
+    return {m.tensor: m.dim for m in members if m.role == "out" and len(graph.shapes[m.tensor]) > 1}
