@@ -26,8 +26,8 @@ __all__ = ["SoftPruning"]
 class SoftPruning:
     """Training in which the channels of a plan are silent, while the plan is made anew every epoch.
 
-    He et al., "Soft Filter Pruning", 2018, arXiv 1808.06866, with batch norm included, so that a silenced network equals
-    the compacted one::
+    He et al., "Soft Filter Pruning", 2018, arXiv 1808.06866, with batch norm included, so that a silenced network
+    equals the compacted one::
 
         schedule = SoftPruning(model, images, 0.5, criterion="fpgm")
         for epoch in range(epochs):
