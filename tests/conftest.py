@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.nets.reach import Reach
 
 SLOW_DRAWS = (
     HealthCheck.too_slow,
@@ -15,8 +19,24 @@ SLOW_DRAWS = (
     HealthCheck.large_base_example,
 )
 settings.register_profile("fast", max_examples=60, deadline=None, suppress_health_check=SLOW_DRAWS, derandomize=True)
-settings.register_profile("deep", max_examples=2000, deadline=None, suppress_health_check=SLOW_DRAWS)
+# How many networks a test of the deep profile draws, and where to write which rules they reached.
+EXAMPLES = int(os.environ.get("FXPRUNE_EXAMPLES", "2000"))
+REACH_FILE = os.environ.get("FXPRUNE_REACH", "")
+settings.register_profile("deep", max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW_DRAWS)
 settings.load_profile("fast")
+_reach = Reach()
+
+
+def pytest_configure() -> None:
+    """Count rules from the start where that is asked for."""
+    if REACH_FILE:
+        _reach.install()
+
+
+def pytest_sessionfinish() -> None:
+    """Write the counts down."""
+    if REACH_FILE:
+        _reach.save(Path(REACH_FILE))
 
 
 @pytest.fixture(autouse=True)
