@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Of float64 numbers about one: what is smaller than this is zero but for rounding.
+ROUNDING = 1e-15
+
 
 def flat(output: Any) -> list[Tensor]:
     """Return the tensors of an output: a tensor, a tuple or a dict of tensors."""
@@ -26,6 +29,6 @@ def relative_error(left: Any, right: Any) -> float:
     for ours, theirs in zip(flat(left), flat(right), strict=True):
         assert ours.shape == theirs.shape, f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"
         assert torch.isfinite(ours).all(), "an output is not finite"
-        scale = max(1e-30, theirs.abs().max().item())
+        scale = max(ROUNDING, theirs.abs().max().item())
         errors.append((ours - theirs).abs().max().item() / scale)
     return max(errors)
