@@ -12,7 +12,7 @@ from fxprune.artefacts.entries import Description, ModuleEntry, check_name
 from fxprune.artefacts.foreign import build_foreign, fill
 from fxprune.artefacts.graphs import decode_graph
 from fxprune.artefacts.modules import build_layer
-from fxprune.artefacts.states import StateReader
+from fxprune.artefacts.states import STATE_TENSOR, StateReader
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry, attach
 from fxprune.errors import ArtefactError
@@ -30,6 +30,7 @@ def build(description: Description, tensors: Mapping[str, torch.Tensor], found: 
         ArtefactError: the description is inconsistent, or a tensor is missing or has the wrong shape.
     """
     root = description.foreign_root
+    _check_names(description)
     tree = nn.Module() if root is None else build_foreign(root, found)
     below = [entry for entry in description.modules if entry.path]
     for entry in below:
@@ -42,7 +43,30 @@ def build(description: Description, tensors: Mapping[str, torch.Tensor], found: 
     network = tree if root is not None else _assemble(description.class_name, description.graphs, tree, description, "")
     _fill_all(network, description, tensors, found)
     _set_modes(network, description)
+    _check_tensors(network, description, tensors)
     return network
+
+
+def _check_names(description: Description) -> None:
+    """Refuse two entries of one name, and a module inside itself."""
+    paths = [entry.path for entry in description.modules]
+    names = [entry.name for entry in description.tensors]
+    for kind, listed in (("modules", paths), ("tensors", names)):
+        if len(set(listed)) != len(listed):
+            twice = next(name for name in listed if listed.count(name) > 1)
+            raise ArtefactError(f"two {kind} are called {twice!r:.80}")
+    for entry in description.modules:
+        if entry.shared_with is not None and f"{entry.path}.".startswith(f"{entry.shared_with}.".lstrip(".")):
+            raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hold itself")
+
+
+def _check_tensors(network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that nothing asks for. A shared module's are in a file under each of its paths."""
+    held = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    known = {name for name, _ in held} | {entry.name for entry in description.tensors}
+    unknown = sorted(name for name in set(tensors) - known if not name.startswith(STATE_TENSOR))
+    if unknown:
+        raise ArtefactError(f"the weights hold {unknown[0]!r:.80}, which the network does not have")
 
 
 # -- modules ---------------------------------------------------------------------------------------------------------

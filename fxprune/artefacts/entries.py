@@ -58,7 +58,7 @@ class ModuleEntry:
         names = ("kind", "name", "state", "absent")
         foreign = {name: data[name] for name in names if name in data} if "kind" in data else None
         graphs = graphs_from_dict(data) or None
-        return cls(data["path"], layer, data.get("shared_with"), data.get("training", False), foreign, graphs)
+        return cls(data["path"], layer, data.get("shared_with"), _mode(data.get("training", False)), foreign, graphs)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Description:
         modules = [ModuleEntry.from_dict(entry) for entry in data["modules"]]
         tensors = [TensorEntry.from_dict(entry) for entry in data["tensors"]]
         name, imports = check_identifier(data["class_name"], "class"), list(data.get("imports", []))
-        return cls(name, data["training"], modules, tensors, graphs_from_dict(data), imports)
+        return cls(name, _mode(data["training"]), modules, tensors, graphs_from_dict(data), imports)
 
 
 def graphs_as_dict(graphs: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +122,12 @@ def graphs_as_dict(graphs: dict[str, Any]) -> dict[str, Any]:
 def graphs_from_dict(data: dict[str, Any]) -> dict[str, Any]:
     """The reverse of :func:`graphs_as_dict`."""
     return {mode: data[name] for name, mode in _GRAPHS.items() if name in data}
+
+
+def _mode(training: Any) -> bool:
+    if not isinstance(training, bool):
+        raise ArtefactError(f"{training!r:.80} is no mode: train mode is true or false")
+    return training
 
 
 def check_name(name: Any) -> None:

@@ -119,7 +119,7 @@ def read_manifest(path: Path, *, verify: bool = True) -> dict[str, Any]:
         raise ArtefactError(f"{path / MANIFEST} is not a manifest of fxprune")
     if manifest.get("version") != FORMAT_VERSION:
         raise ArtefactError(
-            f"{path} has format version {manifest.get('version')!r}, this fxprune reads {FORMAT_VERSION}: "
+            f"{path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
             "load it with the version of fxprune that saved it"
         )
     for name, expected in manifest["files"].items() if verify else ():
@@ -128,10 +128,17 @@ def read_manifest(path: Path, *, verify: bool = True) -> dict[str, Any]:
 
 
 def _check_file(path: Path, name: str, expected: Any) -> None:
-    if name in (".", "..") or "/" in name or "\\" in name or not (path / name).is_file():
+    if name in (".", "..") or "/" in name or "\\" in name or not _is_file(path / name):
         raise ArtefactError(f"{path} is incomplete: {name!r:.80} is missing")
     if _fingerprint(path / name) != expected:
         raise ArtefactError(f"{path / name} was changed or cut short after it was saved: save the network again")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def write_json(file: Path, data: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ __all__ = ["build_foreign", "describe_foreign", "fill", "is_plain_layer"]
 # What every module has; beside modules and tensors it holds hooks and the mode, and none of it may come from a file.
 _OWN = frozenset(vars(nn.Module()))
 _SLOTS = ("_parameters", "_buffers", "_modules")
+_METHODS = frozenset(name for name in dir(nn.Module) if callable(getattr(nn.Module, name)))
 
 
 def is_plain_layer(path: str, module: nn.Module) -> bool:
@@ -40,7 +41,9 @@ def describe_foreign(path: str, module: nn.Module, writer: StateWriter) -> dict[
         raise ArtefactError(f"cannot save {name}: it has hooks, which are code and not data: remove them first")
     kind = writer.need(type(module), f"the class of {name}")
     data: dict[str, Any] = {"kind": kind}
-    if attributes := writer.attributes(plain_attributes(module), name):
+    values = plain_attributes(module)
+    _check_methods(values, f"cannot save {name}")
+    if attributes := writer.attributes(values, name):
         data["state"] = attributes
     absent = {slot: [k for k, v in vars(module)[slot].items() if v is None] for slot in _SLOTS}
     if any(absent.values()):
@@ -84,4 +87,12 @@ def fill(module: nn.Module, state: Mapping[str, Any], reader: StateReader) -> No
     """
     if own := sorted(_OWN & set(state)):
         raise ArtefactError(f"an attribute called {own[0]!r} cannot be given to a module")
-    vars(module).update(read_attributes(state, reader))
+    values = read_attributes(state, reader)
+    _check_methods(values, "an attribute is malformed")
+    vars(module).update(values)
+
+
+def _check_methods(values: Mapping[str, Any], trouble: str) -> None:
+    """What a module does is its class's affair: no attribute may stand in for a method."""
+    if replaced := sorted(name for name, value in values.items() if name in _METHODS and callable(value)):
+        raise ArtefactError(f"{trouble}: its method {replaced[0]!r} is replaced by an attribute")

@@ -5,7 +5,7 @@ torch.fx prints a graph as Python source and runs that source, so every name tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.fx.graph import CodeGen
 from fxprune.artefacts.modules import is_container
 from fxprune.artefacts.namedtuples import decode_namedtuple, encode_namedtuple
 from fxprune.artefacts.targets import (
-    check_attribute,
+    check_arguments,
     check_identifier,
     check_method,
     function_name,
@@ -41,8 +41,7 @@ def encode_graph(graph: Graph, owner: GraphModule) -> list[dict[str, Any]]:
 
 def _encode_node(node: Node, owner: GraphModule) -> dict[str, Any]:
     data: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node, owner)}
-    if node.target is getattr:
-        _check_getattr(node.args, node.kwargs)
+    check_arguments(node.target, node.args, node.kwargs)
     try:
         if node.args:
             data["args"] = [encode(argument) for argument in node.args]
@@ -88,19 +87,11 @@ def _decode_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], ow
     if op == "call_function":
         written = entry["target"]
         target = decode_namedtuple(written) if isinstance(written, dict) else resolve_function(written)
-        if target is getattr:
-            _check_getattr(args, kwargs)
+        check_arguments(target, args, kwargs)
     else:
         target = entry["target"]
         _check_target(op, target, owner)
     return graph.create_node(op, target, args, kwargs, name)
-
-
-def _check_getattr(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    # The name has to be written down: a computed one could reach any attribute.
-    if len(args) != 2 or kwargs:
-        raise ArtefactError("the graph calls getattr with something else than an object and a name")
-    check_attribute(args[1])
 
 
 def _check_target(op: str, target: Any, owner: nn.Module) -> None:

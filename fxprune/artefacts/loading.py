@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from fxprune.artefacts.building import build
 from fxprune.artefacts.entries import Description
-from fxprune.artefacts.folders import read_json, read_manifest
+from fxprune.artefacts.folders import MANIFEST, read_json, read_manifest
 from fxprune.artefacts.imports import resolve_imports
 from fxprune.artefacts.samples import decode_sample
 from fxprune.errors import ArtefactError, PlanError
@@ -44,10 +44,13 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    for name in ("graph.json", "weights.safetensors"):
+        if name not in manifest["files"]:
+            raise ArtefactError(f"{folder} is incomplete: its {MANIFEST} does not list {name}")
     try:
         return _load(folder, manifest, allow)
     except ArtefactError as error:
-        raise ArtefactError(f"{folder} cannot be loaded: {error}{_version_hint(manifest)}") from error
+        raise ArtefactError(f"{folder} cannot be loaded: {error!s:.2000}{_version_hint(manifest)}") from error
     except Exception as error:  # what torch.fx does with data of the wrong form has no end of kinds
         raise ArtefactError(f"{folder} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
 

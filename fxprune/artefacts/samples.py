@@ -12,6 +12,8 @@ from fxprune.samples import Sample
 
 __all__ = ["decode_sample", "encode_sample"]
 
+_MOST_DIMS = 64
+
 
 def encode_sample(sample: Sample | None) -> Any:
     """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
@@ -58,6 +60,7 @@ def _decode(data: Any) -> Any:
 
 
 def _meta_tensor(shape: Any, dtype: Any) -> torch.Tensor:
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+    sizes = shape if isinstance(shape, list) and len(shape) <= _MOST_DIMS else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
         raise ArtefactError(f"the sample has a tensor of shape {shape!r:.80}")
     return torch.empty(shape, dtype=decode(dtype, {}), device="meta")

@@ -107,7 +107,7 @@ class StateWriter:
 
     def _callable(self, value: Any, place: str) -> dict[str, Any]:
         try:
-            return {"function": function_name(value)}
+            return {"function": function_name(_harmless(value))}
         except (ArtefactError, TypeError):
             return {"import": self.need(value, place)}
 
@@ -140,7 +140,7 @@ class StateReader:
             "partial": lambda parts: self._partial(*map(self.read, parts)),
             "module": network.get_submodule,
             "tensor": lambda name: self._tensors[name],
-            "function": resolve_function,
+            "function": _function,
             "import": self.named,
             "object": lambda parts: self._object(*parts),
         }
@@ -175,9 +175,24 @@ class StateReader:
         return functools.partial(function, *args, **kwargs)
 
     def _object(self, path: str, attributes: dict[str, Any]) -> Any:
-        made = object.__new__(self.named(path))
+        kind = self.named(path)
+        if not isinstance(kind, type) or issubclass(kind, (nn.Module, torch.Tensor)):
+            raise ArtefactError(f"{path} is no class of plain objects")
+        made = object.__new__(kind)
         vars(made).update(read_attributes(attributes, self))
         return made
+
+
+def _function(name: Any) -> Callable[..., Any]:
+    found: Callable[..., Any] = _harmless(resolve_function(name))
+    return found
+
+
+def _harmless(function: Any) -> Any:
+    """The function, unless what it does depends on who calls it with what: a graph's own calls are looked at."""
+    if function is getattr:
+        raise ArtefactError("an attribute holds getattr, with which data could reach anything")
+    return function
 
 
 def read_attributes(data: Mapping[str, Any], reader: StateReader) -> dict[str, Any]:

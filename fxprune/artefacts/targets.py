@@ -11,7 +11,7 @@ import collections
 import keyword
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,6 +22,7 @@ from fxprune.errors import ArtefactError
 
 __all__ = [
     "CALLABLE_BUILTINS",
+    "check_arguments",
     "check_attribute",
     "check_identifier",
     "check_method",
@@ -42,7 +43,13 @@ _TORCH_EXTRAS = (
     "sym_min sym_not Size"
 ).split()
 _NOT_TENSOR_MATHS = {"from_file", "from_numpy", "frombuffer"}
-_NOT_FUNCTIONAL = {"assert_int_or_pair", "boolean_dispatch", "handle_torch_function"}
+# The last one takes a function and calls it.
+_NOT_FUNCTIONAL = {
+    "assert_int_or_pair",
+    "boolean_dispatch",
+    "handle_torch_function",
+    "triplet_margin_with_distance_loss",
+}
 _REFUSED_METHODS = set(
     "apply_ as_subclass backward const_data_ptr data_ptr map2_ map_ module_load numpy record_stream register_hook "
     "register_post_accumulate_grad_hook set_ share_memory_ storage storage_type untyped_storage".split()
@@ -145,6 +152,17 @@ def check_method(name: Any) -> str:
     if not known:
         raise ArtefactError(f"the graph calls the method {name!r:.80}, which a saved network may not call")
     return str(name)
+
+
+def check_arguments(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise ArtefactError where a call of an allowed function could reach or call something that is not listed."""
+    if function is getattr:
+        # The name has to be written down: a computed one could reach any attribute.
+        if len(args) != 2 or kwargs:
+            raise ArtefactError("the graph calls getattr with something else than an object and a name")
+        check_attribute(args[1])
+    if function in (min, max) and "key" in kwargs:
+        raise ArtefactError("the graph gives min or max a function to call, which a saved network may not")
 
 
 def check_attribute(name: Any) -> str:

@@ -112,6 +112,8 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor, *, foreig
         raise ArtefactError(
             f"{entry.name!r} has shape {tuple(tensor.shape)}, but its layer {module} wants {tuple(expected.shape)}"
         )
+    if expected is not None and _kind_of(expected) != _kind_of(tensor):
+        raise ArtefactError(f"{entry.name!r} holds {tensor.dtype}, but its layer {module} wants {expected.dtype}")
     turned_off = name in slots and expected is None
     if turned_off or (name not in slots and hasattr(module, name)):
         raise ArtefactError(f"{entry.name!r} has no place in its layer {module}")
@@ -121,7 +123,16 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor, *, foreig
         module.register_buffer(name, tensor, persistent=entry.kind == "buffer")
 
 
+def _kind_of(tensor: torch.Tensor) -> str:
+    """What arithmetic a tensor takes part in; precision is the owner's choice."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return "float"
+    return "bool" if tensor.dtype is torch.bool else "integer"
+
+
 def _parameter(tensor: torch.Tensor, entry: TensorEntry) -> nn.Parameter:
+    if entry.requires_grad and _kind_of(tensor) != "float":
+        raise ArtefactError(f"{entry.name!r} holds {tensor.dtype}, and only floating-point numbers can be trained")
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, entry.requires_grad)
 
 

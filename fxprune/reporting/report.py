@@ -10,6 +10,7 @@ from typing import Any
 
 from fxprune.drawing import DrawnNode
 from fxprune.planning.plan import Plan
+from fxprune.reporting.reading import check_types
 from fxprune.verifying.proof import Proof
 
 __all__ = ["MACS_MEANING", "CostRow", "GroupRow", "OpaqueRow", "PinnedRow", "RecoveryRow", "Report", "ScoreRow"]
@@ -220,7 +221,10 @@ class Report:
         rows = data.get("recovery", ())
         fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
-        return cls(**fields, plan=plan)
+        report = cls(**fields, plan=plan)
+        rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery)
+        check_types([report, *(row for part in rows for row in part), *([report.proof] if report.proof else [])])
+        return report
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file that needs no network; the file appears whole or not at all."""
