@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -18,6 +19,8 @@ __all__ = ["MANIFEST", "read_json", "read_manifest", "replace_folder", "write_js
 MANIFEST = "manifest.json"
 FORMAT = "fxprune"
 FORMAT_VERSION = 1
+# Arguments of renameat2: paths are relative to the working folder, and the two change places.
+_HERE, _EXCHANGE = -100, 2
 
 
 def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
@@ -63,10 +66,12 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _swap(scratch: Path, path: Path) -> None:
-    """Put ``scratch`` at ``path``, setting an older folder aside first and back again if that fails."""
+    """Put ``scratch`` at ``path``: in one step where the system can, else setting an older folder aside first."""
     if not path.exists():
         scratch.rename(path)
         return
+    if _exchanged(scratch, path):
+        return  # the older folder is the scratch now
     aside = scratch.with_name(scratch.name.replace(".saving-", ".old-"))
     path.rename(aside)
     try:
@@ -75,6 +80,15 @@ def _swap(scratch: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(left: Path, right: Path) -> bool:
+    """Let two folders change places at once, so that a killed process leaves one of them (Linux's ``renameat2``)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # another system, or a C library without it
+        return False
+    return bool(rename(_HERE, os.fsencode(left), _HERE, os.fsencode(right), _EXCHANGE) == 0)
 
 
 def _flush(path: Path) -> None:

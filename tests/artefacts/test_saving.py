@@ -330,6 +330,7 @@ def test_a_failure_leaves_the_old_folder(step: str, tmp_path: Path, monkeypatch:
 
 
 def test_an_interrupted_swap_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
     save(make("residual")[0], tmp_path / "net")
     rename = Path.rename
 
