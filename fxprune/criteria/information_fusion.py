@@ -17,8 +17,10 @@ from fxprune.groups import Group
 
 __all__ = [
     "InformationFusion",
+    "check_fusion",
     "divergence_importance",
     "fused_filters",
+    "fusion_shares",
     "log_similarity_distributions",
     "temperature_at",
 ]
@@ -102,20 +104,44 @@ def fused_filters(
         ``(kept, ...)``, in the order of ``kept`` and the type of ``filters``.
 
     Raises:
-        CriterionError: an unknown fusion.
+        CriterionError: an unknown fusion, or no proportion.
+    """
+    index = torch.as_tensor(kept, dtype=torch.long)
+    rows = filters.detach().reshape(len(filters), -1).to(torch.float64)
+    shares = fusion_shares(rows if compared is None else compared, index, temperature, beta, fusion)
+    return (shares.to(rows.device) @ rows).reshape(len(index), *filters.shape[1:]).to(filters.dtype)
+
+
+def fusion_shares(
+    compared: Tensor, kept: Sequence[int] | Tensor, temperature: float = 1.0, beta: float = 1.0, fusion: str = "proxy"
+) -> Tensor:
+    """How much of every filter goes into each kept one: float64, ``(kept, filters)``; see :func:`fused_filters`.
+
+    Raises:
+        CriterionError: an unknown fusion, or no proportion.
+    """
+    beta, fusion = check_fusion(beta, fusion)
+    similar = log_similarity_distributions(compared, temperature).exp()
+    index = torch.as_tensor(kept, dtype=torch.long, device=similar.device)
+    chosen = torch.eye(len(similar), dtype=similar.dtype, device=similar.device)[index]
+    shares = similar[index]
+    if fusion == "residual":
+        shares[:, index] = 0
+        return chosen + beta * shares
+    return (1 - beta) * chosen + beta * shares
+
+
+def check_fusion(beta: float, fusion: str) -> tuple[float, str]:
+    """The proportion and the form of a fusion.
+
+    Raises:
+        CriterionError: an unknown form, or a proportion that is not between 0 and 1.
     """
     if fusion not in ("proxy", "residual"):
         raise CriterionError(f'fusion must be "proxy" or "residual", not {fusion!r}')
-    index = torch.as_tensor(kept, dtype=torch.long, device=filters.device)
-    rows = filters.detach().reshape(len(filters), -1).to(torch.float64)
-    similar = log_similarity_distributions(rows if compared is None else compared, temperature)
-    shares = similar.exp().to(rows.device)[index]
-    if fusion == "residual":
-        shares[:, index] = 0
-        fused = rows[index] + beta * shares @ rows
-    else:
-        fused = (1 - beta) * rows[index] + beta * shares @ rows
-    return fused.reshape(len(index), *filters.shape[1:]).to(filters.dtype)
+    if isinstance(beta, (bool, str)) or not 0 <= beta <= 1:
+        raise CriterionError(f"beta must be a number between 0 and 1, not {beta!r}")
+    return float(beta), fusion
 
 
 def temperature_at(epoch: int, epochs: int, *, start: float = 1.0, end: float = 10000.0, kappa: float = 1.0) -> float:
