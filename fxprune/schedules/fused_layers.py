@@ -85,14 +85,16 @@ class FusedGroup:
     def refresh(self, network: nn.Module, temperature: float, beta: float, fusion: str) -> None:
         """New shares for the filters as they are now, in place."""
         found = [_parametrisation(network, name) for name in (*self.kernels, *self.biases)]
-        rows = self.choose([p.original for p in found[: len(self.kernels)]], temperature)
+        rows = self.choose([filters for filters, _ in found[: len(self.kernels)]], temperature)
         shares = fusion_shares(rows, self.kept, temperature, beta, fusion)
-        for held in found:
-            held[0].shares.copy_(shares)
+        for _, layer in found:
+            layer.shares.copy_(shares)
 
 
-def _parametrisation(network: nn.Module, name: str) -> parametrize.ParametrizationList:
+def _parametrisation(network: nn.Module, name: str) -> tuple[Tensor, FusedRows]:
+    """All rows of a parameter, and what makes it from them."""
     path, _, leaf = name.rpartition(".")
-    found = network.get_submodule(path).parametrizations[leaf]  # type: ignore[union-attr, index]
-    assert isinstance(found, parametrize.ParametrizationList)
-    return found
+    held = attribute(network, f"{path}.parametrizations".lstrip("."))[leaf]
+    layer, rows = held[0], held.original
+    assert isinstance(layer, FusedRows)
+    return rows, layer
