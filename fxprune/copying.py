@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
+
+from .module_copies import copy_module
 
 __all__ = ["deep_copy"]
 
@@ -26,7 +27,7 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
         for tensor in _tensors(vars(owner), depth=4):
             if id(tensor) not in memo:
                 memo[id(tensor)] = fresh(tensor)
-    return copy.deepcopy(module, memo)
+    return cast(Module, copy_module(module, memo))
 
 
 def _tensors(value: Any, depth: int) -> Iterator[Tensor]:

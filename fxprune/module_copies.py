@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 __all__ = ["copied_attributes", "copy_module"]
 
@@ -29,6 +29,10 @@ def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
         return cast(nn.Module, memo[id(module)])
     cls: Any = type(module)
     if not _is_ordinary(cls):
+        if isinstance(module, fx.GraphModule):
+            # Its own way of copying asks the memo about each submodule.
+            for child in module.children():
+                copy_module(child, memo)
         return copy.deepcopy(module, memo)
     twin: Any = cls.__new__(cls)
     memo[id(module)] = twin

@@ -27,12 +27,13 @@ def is_steady(
 
     ``answer`` is what the module gives there. Its parameters are changed by the square root of the unit roundoff.
     """
-    generator = torch.Generator().manual_seed(seed)
     unit: float = torch.finfo(dtype).eps
     change = unit**0.5
-    for parameter in module.parameters():
+    bound = 3**0.5 * change  # uniform values of this standard deviation
+    for number, parameter in enumerate(module.parameters()):
         if parameter.is_floating_point():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
-            parameter.mul_(1 + change * noise.to(parameter.device))
+            generator = torch.Generator(parameter.device).manual_seed(seed + number)
+            noise = torch.empty_like(parameter).uniform_(1 - bound, 1 + bound, generator=generator)
+            parameter.mul_(noise)
     amplification = compare(answer, evaluate(module, probe, dtype, seed=seed)).error / change
     return bool(amplification * unit * _UNITS < tolerance)

@@ -35,11 +35,11 @@ def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy without history, in ``dtype`` where ``tensor`` is floating, in the matching complex type where
     it is complex, else in its own type."""
     tensor = tensor.detach()
-    if tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-    elif tensor.is_complex():
-        tensor = tensor.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
-    return tensor.clone(memory_format=torch.contiguous_format)
+    if tensor.is_complex():
+        dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+    elif not tensor.is_floating_point():
+        dtype = tensor.dtype
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

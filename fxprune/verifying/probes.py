@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,9 @@ from .copies import promoted
 
 __all__ = ["Probe", "batch_sizes", "candidates", "is_image", "randomised"]
 
-# The second resolution is smaller by this many pixels, a multiple of the common total strides, where that leaves
-# enough; else larger, by no more than twice, because attention is quadratic in pixels.
-_PIXELS, _ENOUGH = 32, 96
+# The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
+# leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
+_SHARES, _PIXELS, _ENOUGH = (0.43, 0.0), 32, 96
 _IMAGE_DIMS = (4, 5)
 # Of this many steps one goes.
 _FEW_STEPS = 4
@@ -85,14 +86,14 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
     others: list[Probe] = []
     if resize and sample.image_lists:
         label = "random images, one more, of another size"
-        others.append(_random(label, sample.with_another_image(), None, generator, resized=True))
+        others.append(_random(label, sample.with_another_image(), None, generator, _SHARES[-1]))
         resize = False
     images = any(is_image(tensor) for tensor in sample.tensors)
     resize, lengths = resize and images, resize and not images
     for suffix, values in second:
         if resize:
             label = f"random inputs{suffix}, another resolution"
-            others.append(_random(label, values, None, generator, resized=True))
+            others += [_random(label, values, None, generator, share) for share in _shares(values)]
         elif lengths:
             label = f"random inputs{suffix}, another length"
             others += [_random(label, *shorter, generator) for shorter in _shortened(values)]
@@ -132,24 +133,36 @@ def randomised(probe: Probe, seed: int) -> Probe:
 
 
 def _random(
-    label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, *, resized: bool = False
+    label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, share: float | None = None
 ) -> Probe:
-    """Random values; ``guessed`` is None where the sample has its own sizes."""
+    """Random values; ``guessed`` is None where the sample has its own sizes, ``share`` where its own resolution."""
     images = (3, 4, 5) if sample.image_lists else _IMAGE_DIMS
-    drawn = sample.map(lambda t: _random_like(t, generator, resized and t.ndim in images))
-    return Probe(label, drawn, resized or guessed is not None, bool(guessed))
+    drawn = sample.map(lambda t: _random_like(t, generator, share if t.ndim in images else None))
+    return Probe(label, drawn, share is not None or guessed is not None, bool(guessed))
 
 
-def _random_like(tensor: Tensor, generator: torch.Generator, resized: bool) -> Tensor:
+def _shares(sample: Sample) -> list[float]:
+    """Those of ``_SHARES`` that give different resolutions."""
+    images = [tuple(tensor.shape[-2:]) for tensor in sample.tensors if is_image(tensor)]
+    found = {tuple(_resized(image, share) for image in images): share for share in reversed(_SHARES)}
+    return list(reversed(found.values()))
+
+
+def _resized(resolution: Sequence[int], share: float) -> tuple[int, ...]:
+    smallest = min(resolution)
+    fewer = max(int(share * smallest / _PIXELS), 1) * _PIXELS
+    change = -fewer if smallest >= _ENOUGH else min(_PIXELS, smallest)
+    return tuple(size + change for size in resolution)
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None) -> Tensor:
     """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are.
 
     Positive inputs stay positive, because a network may take their root or logarithm.
     """
     shape = list(tensor.shape)
-    if resized and tensor.is_floating_point():
-        smallest = min(shape[-2:])
-        change = -_PIXELS if smallest >= _ENOUGH else min(_PIXELS, smallest)
-        shape[-2:] = [size + change for size in shape[-2:]]
+    if share is not None and tensor.is_floating_point():
+        shape[-2:] = _resized(shape[-2:], share)
     if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
         return tensor
     if not tensor.is_floating_point():

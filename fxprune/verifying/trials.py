@@ -24,7 +24,7 @@ _SPECIALISED = "the traced network fits the sample's own sizes only"
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A probe that the original accepts, and the original's answer."""
+    """A probe that the original accepts, and the original's answer; empty where it was not asked."""
 
     probe: Probe
     expected: Leaves
