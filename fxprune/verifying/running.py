@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .comparing import Leaves, leaves_of
 from .nan_carrying import NanCarrying
+from .nan_carrying.calls import tensors_among
 from .probes import Probe
 
 __all__ = ["evaluate", "modes", "nothing_left_behind", "where"]
@@ -50,7 +51,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
-        found = {leaf.dtype for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        found = {tensor.dtype for tensor in tensors_among(args, kwargs)}
         if self._dtype in found:
             if kwargs.get("dtype") in self._narrow:
                 kwargs["dtype"] = self._dtype

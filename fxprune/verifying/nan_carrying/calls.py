@@ -20,6 +20,7 @@ __all__ = [
     "constant_along",
     "filled",
     "gone",
+    "tensors_among",
     "trailing",
     "unexpanded",
     "words",
@@ -75,6 +76,17 @@ Handler = Callable[[Call], Any]
 def words(text: str) -> frozenset[str]:
     """The names in ``text``, for tables of operators."""
     return frozenset(text.split())
+
+
+def tensors_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operator is called with; its arguments nest no deeper than lists of tensors."""
+    found: list[Tensor] = []
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += [item for item in value if isinstance(item, Tensor)]
+    return found
 
 
 def gone(tensor: Tensor) -> Tensor:

@@ -6,13 +6,11 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import ProofError
 
-from .calls import Call, Handler, carries
+from .calls import Call, Handler, carries, tensors_among
 from .contractions import CONTRACTIONS
 from .convolutions import CONVOLUTIONS
 from .counting import counted, is_counting
@@ -69,8 +67,7 @@ class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs).zero_()
         if is_pointwise(func):
             return marked_again(func, args, kwargs, self._shadows)
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if not any(carries(tensor) for tensor in tensors):
+        if not any(carries(tensor) for tensor in tensors_among(args, kwargs)):
             return func(*args, **kwargs)
         return _handled(func, args, kwargs)
 

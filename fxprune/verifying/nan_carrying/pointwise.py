@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .calls import bury, gone, unexpanded, words
+from .calls import bury, gone, tensors_among, unexpanded, words
 
 __all__ = ["Shadows", "is_pointwise", "keeps_nan", "marked_again"]
 
@@ -63,6 +63,8 @@ class Shadows:
 
     def get(self, tensor: Tensor) -> Tensor | None:
         """The mask kept beside ``tensor``, if it has one."""
+        if not self._masks or tensor.is_floating_point():
+            return None
         mask: Tensor | None = self._masks.get(tensor)  # type: ignore[no-untyped-call]
         return mask
 
@@ -73,8 +75,7 @@ class Shadows:
 
 def marked_again(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], shadows: Shadows) -> Any:
     """Run a pointwise operator and mark its output wherever an input entry was removed."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    masks = [mask for mask in map(shadows.of, tensors) if mask is not None]
+    masks = [mask for mask in map(shadows.of, tensors_among(args, kwargs)) if mask is not None]
     result = func(*args, **kwargs)
     if not masks:
         return result

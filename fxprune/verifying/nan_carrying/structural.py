@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .calls import words
+from .calls import tensors_among, words
 from .pointwise import Shadows
 
 __all__ = ["is_structural", "is_unwritten", "moved"]
@@ -65,11 +65,12 @@ def moved(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, 
     result = func(*args, **kwargs)
     if _name(func) not in _MOVED or func._schema.is_mutable:
         return result
+    if all(shadows.get(tensor) is None for tensor in tensors_among(args, kwargs)):
+        return result
     flat, spec = pytree.tree_flatten((args, kwargs))
     masks = [shadows.get(leaf) if isinstance(leaf, Tensor) else None for leaf in flat]
-    if any(mask is not None for mask in masks):
-        shadowed = [leaf if mask is None else mask for leaf, mask in zip(flat, masks, strict=True)]
-        _keep_masks(func, result, pytree.tree_unflatten(shadowed, spec), shadows)
+    shadowed = [leaf if mask is None else mask for leaf, mask in zip(flat, masks, strict=True)]
+    _keep_masks(func, result, pytree.tree_unflatten(shadowed, spec), shadows)
     return result
 
 
