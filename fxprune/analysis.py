@@ -14,6 +14,7 @@ from fxprune.axes.elements import has_gather, units_of
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
+from fxprune.capture.decisions import is_check
 from fxprune.capture.naming import canonical_name
 from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
@@ -78,6 +79,8 @@ class Analyzer:
             return self._tensor(str(node.target))
         if node.op == "output":
             self._pin_arguments(node, self._border("output"))
+            return None
+        if is_check(node):
             return None
         value = node.meta["val"]
         if not _holds_tensor(value) and canonical_name(node.target) != "setitem":

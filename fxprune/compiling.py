@@ -281,9 +281,12 @@ def _captured(model: nn.Module, sample: Sample) -> Captured:
     failure: CaptureError | None = None
     for candidate in candidates:
         try:
-            return capture(model, candidate, keeps=has_rule, is_leaf=is_leaf)
+            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf)
         except CaptureError as error:
             failure = error
+            continue
+        if candidate is sample or captured.takes(model, sample):
+            return captured
     assert failure is not None
     refusal = refuses(model, sample)
     if refusal is not None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
-from fxprune.capture import builtin_calls, clone, guards, lowering, sources
+from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, sources
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
@@ -75,6 +76,20 @@ class Captured:
     def first_name(self, name: str) -> str:
         """The name under which a tied tensor is known."""
         return self.aliases.get(name, name)
+
+    def takes(self, model: nn.Module, sample: Sample) -> bool:
+        """Whether the way that was traced is that of a sample of another batch size, too."""
+        traced, wanted = self.sample.batch_size, sample.batch_size
+        if traced is None or wanted is None or decisions.hold_at_batch(self.graph, traced, wanted):
+            return True
+        constants = {name: tensor.to("meta") for name, tensor in self.constants.items()}
+        module = replace(self, constants=constants).module(clone.meta_clone(model))
+        try:
+            with torch.no_grad():
+                sample.to_meta().call(functools.partial(nn.Module.__call__, module))
+        except AssertionError as error:
+            return not decisions.refuses_sizes(error)
+        return True
 
     def module(self, model: nn.Module) -> nn.Module:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
@@ -140,12 +155,14 @@ def capture(
     except CaptureError as error:
         failure = error
     answered = {next(iter(guards.GUARDS))}
+    if builtin_calls.is_mistaken(failure.__cause__ or failure):
+        task, answered = replace(task, types_stay=True), set()
     while True:
         with guards.answering(answered, builtin_calls.namespaces(model)) as asked:
             try:
                 return task.run()
             except CaptureError as error:
-                failure = error if asked else failure
+                failure = error if asked or not answered else failure
                 guard = guards.next_guard(asked, answered)
         if guard is None:
             raise failure
@@ -163,6 +180,7 @@ class _Task:
     training: bool
     prefix: str
     opaque: Mapping[str, OpaqueCalls]
+    types_stay: bool = False
 
     def run(self) -> Captured:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
@@ -172,7 +190,7 @@ class _Task:
             recorder = Recorder(self.keeps, _device_of(self.sample), f"{self.prefix}_{name}", self._buffer)
             tensors = _named_tensors(copy, self.prefix)
             recorder.name_tensors(tensors)
-            _run(copy, self.sample.to_meta(), recorder, self.is_leaf, self.prefix, self.opaque)
+            self._forward(copy, recorder)
         drop_unread(recorder.graph)
         shapes, aliases, parameters = _names(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
@@ -188,6 +206,37 @@ class _Task:
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
         )
+
+    def _forward(self, copy: nn.Module, recorder: Recorder) -> None:
+        """Run the copy on the meta device while the recorder watches."""
+        clone.watch(copy, self._handler(copy, recorder), recorder.mode_is_read)
+        args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
+        try:
+            with builtin_calls.remembering(copy, types_stay=self.types_stay), recorder:
+                value = copy(*args, **kwargs)
+            recorder.output(value)
+        except FxpruneError as error:
+            raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
+        except Exception as error:  # the forward is the user's own code: anything may come out of it
+            message = f"{_where(error, recorder)}: {_in_words(error)}"
+            raise CaptureError(message, path=recorder.innermost) from error
+
+    def _handler(self, copy: nn.Module, recorder: Recorder) -> clone.CallHandler:
+        """What a call of a submodule becomes."""
+        paths = {id(m): (self.prefix + name).removesuffix(".") for name, m in copy.named_modules()}
+        supply = {path: iter(results) for path, (_, results) in self.opaque.items()}
+
+        def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            path = paths.get(id(module), "")
+            if path in self.opaque:
+                return recorder.call_opaque(path, next(supply[path]), args, kwargs)
+            if lowering.is_lowered(module):
+                return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
+            if module is not copy and self.is_leaf(module):
+                return recorder.call_module(path, module, original, args, kwargs)
+            return _inside(recorder, path, original, module, args, kwargs)
+
+        return handle
 
     def _buffer(self, name: str) -> torch.Tensor | None:
         """The values of a buffer of the caller's model; None for a parameter, which training changes."""
@@ -249,40 +298,6 @@ def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, Opaqu
 
 def _device_of(sample: Sample) -> torch.device:
     return sample.tensors[0].device if sample.tensors else torch.device("cpu")
-
-
-def _run(
-    copy: nn.Module,
-    sample: Sample,
-    recorder: Recorder,
-    is_leaf: Callable[[nn.Module], bool],
-    prefix: str,
-    opaque: Mapping[str, OpaqueCalls],
-) -> None:
-    paths = {id(m): (prefix + name).removesuffix(".") for name, m in copy.named_modules()}
-    supply = {path: iter(results) for path, (_, results) in opaque.items()}
-
-    def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        path = paths.get(id(module), "")
-        if path in opaque:
-            return recorder.call_opaque(path, next(supply[path]), args, kwargs)
-        if lowering.is_lowered(module):
-            return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
-        if module is not copy and is_leaf(module):
-            return recorder.call_module(path, module, original, args, kwargs)
-        return _inside(recorder, path, original, module, args, kwargs)
-
-    clone.watch(copy, handle, recorder.mode_is_read)
-    args, kwargs = _placeholders(copy, sample, recorder)
-    try:
-        with builtin_calls.remembering(copy), recorder:
-            value = copy(*args, **kwargs)
-        recorder.output(value)
-    except FxpruneError as error:
-        raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
-    except Exception as error:  # the forward is the user's own code: anything may come out of it
-        message = f"{_where(error, recorder)}: {_in_words(error)}"
-        raise CaptureError(message, path=recorder.innermost) from error
 
 
 def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """Integers and floats that remember which sizes they were computed from.
 
 They are real ``int`` and ``float`` objects, so control flow, indexing, ``range`` and every C++ argument parser accept
-them; arithmetic on them is remembered and becomes graph nodes only if the graph uses the result.
+them; arithmetic on them is remembered and becomes graph nodes only if the graph uses the result. What a comparison
+answers decides which way the forward goes, so whoever watches it is told of the answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch.fx import Node
+import torch
+from torch.fx import Graph, Node
 
 Operands = tuple[Any, ...]
 
@@ -57,7 +59,39 @@ def size_of(node: Node, dim: int, value: int) -> TracedInt:
     return number
 
 
-def _plain(value: Any) -> Any:
+def decided(function: Callable[..., Any], operands: Operands) -> None:
+    """Tell the mode that watches this thread's forward that its way hangs on ``function(*operands)`` being true.
+
+    Nobody watches what torch's own layers and functions ask themselves: they ask it again at every call.
+    """
+    mode = _watching()
+    if mode is not None:
+        mode.decided(function, operands)
+
+
+def _watching() -> Any:
+    if torch._C._is_torch_function_enabled():
+        for level in range(torch._C._len_torch_function_stack()):
+            mode = torch._C._get_function_stack_at(level)
+            if hasattr(mode, "decided"):
+                return mode
+    return None
+
+
+def graph_of(value: Any) -> Graph | None:
+    """The graph that a number's sizes belong to."""
+    pending = [value]
+    while pending:
+        top = pending.pop()
+        if isinstance(top, Traced):
+            pending.extend(top.operands)
+        elif isinstance(top, Node):
+            return top.graph
+    return None
+
+
+def plain(value: Any) -> Any:
+    """The same number without its origin."""
     if isinstance(value, TracedInt):
         return int.__int__(value)
     return float.__float__(value) if isinstance(value, TracedFloat) else value
@@ -66,23 +100,64 @@ def _plain(value: Any) -> Any:
 def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)) or isinstance(other, bool):
+            if isinstance(other, (list, tuple, str)):  # as many copies as the number says
+                decided(operator.eq, (self, plain(self)))
             return NotImplemented
         operands = (other, self) if swapped else (self, other)
-        return traced(function(*map(_plain, operands)), function, operands)
+        return traced(function(*map(plain, operands)), function, operands)
 
     return method
 
 
 def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
     def method(self: Any) -> Any:
-        return traced(function(_plain(self)), function, (self,))
+        return traced(function(plain(self)), function, (self,))
 
     return method
 
 
+def _comparison(function: Callable[..., Any], inverse: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        mode = _watching()
+        if mode is None:
+            return function(plain(self), plain(other))
+        # What a cache of Python's keeps from an earlier trace is equal to nothing, so that it is computed anew.
+        if any(isinstance(v, Traced) and graph_of(v) is not mode.graph for v in (self, other)):
+            return function is operator.ne
+        answer = function(plain(self), plain(other))
+        mode.decided(function if answer else inverse, (self, other))
+        return answer
+
+    return method
+
+
+def _truth(self: Any) -> bool:
+    answer = bool(plain(self))
+    decided(operator.ne if answer else operator.eq, (self, 0))
+    return answer
+
+
+def _as_float(self: Any) -> float:
+    """For C code that forgets where the number came from."""
+    decided(operator.eq, (self, plain(self)))
+    return float(plain(self))
+
+
 def _round(self: Any, digits: int | None = None) -> Any:
     operands = (self,) if digits is None else (self, digits)
-    return traced(round(*map(_plain, operands)), round, operands)
+    return traced(round(*map(plain, operands)), round, operands)
+
+
+_INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
+    operator.eq: operator.ne,
+    operator.ne: operator.eq,
+    operator.lt: operator.ge,
+    operator.ge: operator.lt,
+    operator.gt: operator.le,
+    operator.le: operator.gt,
+}
 
 
 def _install() -> None:
@@ -97,7 +172,11 @@ def _install() -> None:
         setattr(cls, "__round__", _round)  # noqa: B010
         setattr(cls, "__divmod__", lambda self, other: (self // other, self % other))  # noqa: B010
         setattr(cls, "__rdivmod__", lambda self, other: (other // self, other % self))  # noqa: B010
-        setattr(cls, "__deepcopy__", lambda self, _: _plain(self))  # noqa: B010
+        for function, inverse in _INVERSES.items():
+            setattr(cls, f"__{function.__name__}__", _comparison(function, inverse))
+        setattr(cls, "__bool__", _truth)  # noqa: B010
+        setattr(cls, "__float__", _as_float)  # noqa: B010
+        setattr(cls, "__deepcopy__", lambda self, _: plain(self))  # noqa: B010
 
 
 _install()

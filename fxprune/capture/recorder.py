@@ -18,12 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
+from fxprune.capture.decisions import Decisions
 from fxprune.capture.folding import known_value
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
 from fxprune.capture.meta import META, meta_like
 from fxprune.capture.naming import canonical_name
-from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, size_of
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, size_of
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
@@ -31,6 +32,7 @@ _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
+_CUTS = {"unbind", "split", "chunk"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
 
 
@@ -64,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self._dtypes = dtypes.DtypeReads()
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
+        self._decisions = Decisions(self.graph, self._new, self._size)
 
     # -- naming tensors -------------------------------------------------------------------------------------------
 
@@ -77,6 +80,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.placeholder(name)
         node.meta["val"] = value
         self._adopt(node, value)
+        self._decisions.add_literal(node, value)
 
     def _adopt(self, node: fx.Node, value: Any) -> None:
         if isinstance(value, torch.Tensor):
@@ -193,6 +197,8 @@ class Recorder(TorchFunctionMode):
         value = self._compute(func, args, kwargs)
         if not holds_tensor(value) and not mutates(func):
             return value
+        if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
+            self._decide_pieces(func.__name__, args, kwargs, len(value))
         op, target, args = node_form(func, args, kwargs)
         frame = sources.user_frame()
         node_args = self._arguments(args, frame)
@@ -203,6 +209,14 @@ class Recorder(TorchFunctionMode):
         if isinstance(out, torch.Tensor):
             setattr(out, _NODE, node)
         return value
+
+    def _decide_pieces(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> None:
+        """The forward may well take all pieces, so another number of them is another way."""
+        number = 1 if name == "unbind" else 2
+        dim = kwargs.get("dim", args[number] if len(args) > number else 0)
+        named = (kwargs[key] for key in ("split_size", "split_size_or_sections", "chunks") if key in kwargs)
+        argument = args[1] if number == 2 and len(args) > 1 else next(named, None)
+        self._decisions.add_pieces(name, self.node_of(args[0]), argument, dim % args[0].dim(), count)
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
@@ -253,6 +267,10 @@ class Recorder(TorchFunctionMode):
     def mode_is_read(self) -> None:
         """Note that the forward depends on the training flag (leaf modules carry theirs with them)."""
         self.reads_training = self.reads_training or not self._in_leaf
+
+    def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
+        """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true."""
+        self._decisions.add(function, operands)
 
     def output(self, value: Any) -> None:
         """Close the graph."""
@@ -348,7 +366,7 @@ class Recorder(TorchFunctionMode):
                 value.node = self._size(*value.operands)
             else:
                 operands = self._arguments(value.operands, None)
-                value.node = self._new("call_function", value.function, operands, {}, _plain_number(value))
+                value.node = self._new("call_function", value.function, operands, {}, plain(value))
         return value.node
 
     def _size(self, node: fx.Node, dim: int) -> fx.Node:
@@ -371,10 +389,6 @@ class Recorder(TorchFunctionMode):
 def _refuse_autocast() -> None:
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
-
-
-def _plain_number(value: TracedInt | TracedFloat) -> int | float:
-    return int(value) if isinstance(value, TracedInt) else float(value)
 
 
 def _meta_value(value: Any) -> Any:

@@ -14,8 +14,10 @@ from fxprune.analysis import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, has_fixed
 from fxprune.capture import Captured
+from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
 from fxprune.model_paths import ModelPaths
+from fxprune.rewriting.decisions import idle_nodes
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
@@ -49,9 +51,11 @@ class Rewriter:
         """Write every node of one graph."""
         self.graph = fx.Graph()
         self._prefix = captured.prefix
+        idle = idle_nodes(self._source, captured.graph)
         for node in captured.graph.nodes:
-            self._current = node
-            self._env[node] = self._write(node)
+            if node not in idle:
+                self._current = node
+                self._env[node] = self._write(node)
         self.graph.lint()
         return self.graph
 
@@ -97,9 +101,11 @@ class Rewriter:
         if node.op == "get_attr":
             # The gate of a selection is only a handle for its width; the selection is written without it.
             return None if node.target in self._selections else self._attribute(str(node.target))
-        if isinstance(node.meta["val"], (int, float)) and not isinstance(node.meta["val"], bool):
+        if isinstance(node.meta["val"], (int, float)):
             return self._number(node)
         call = self._source.calls.get(node)
+        if is_check(node) and not isinstance(self._mapped(*node.all_input_nodes), fx.Node):
+            return None  # what it checks is a literal at these widths
         if call is None:
             if node.op == "call_module":
                 self.root.setdefault(str(node.target), self.opaque(str(node.target)))

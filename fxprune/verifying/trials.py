@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fxprune.capture.decisions import refuses_sizes
 from fxprune.errors import ProofError
 from fxprune.samples import Sample
 
@@ -88,7 +89,7 @@ class Trials:
         trial = Trial(probe, expected)
         failure, error_found = self._difference(trial)
         # A trace may be specialised to the sample's resolution, so there a difference is no fault of anybody's.
-        if failure and probe.resized:
+        if failure == _SPECIALISED or (failure and probe.resized):
             return _SPECIALISED
         if failure:
             raise ProofError(f"traced network: {failure}{self._randomness(trial)}")
@@ -103,6 +104,8 @@ class Trials:
         except Exception as error:
             if out_of_memory(error):
                 raise
+            if refuses_sizes(error):
+                return _SPECIALISED, 0.0
             return f"it refuses {trial.probe.label} ({_described(error)}){where(error)}", 0.0
         found = compare(trial.expected, leaves)
         if found.error <= TOLERANCE[self.dtype]:

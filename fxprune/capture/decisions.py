@@ -1,0 +1,144 @@
+"""Decisions that a forward takes in Python on sizes: the trace goes one way, so the graph checks that others would too.
+
+``if height % 7:`` or ``range(length)`` is answered for the sample's sizes and leaves no op behind. Each answer becomes
+a check in front of what it decided, so that an input of sizes with another answer is refused, never computed wrongly.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.capture import sources
+from fxprune.capture.leaves import holds_tensor
+from fxprune.capture.naming import canonical_name
+from fxprune.capture.numbers import Traced, plain, size_of
+
+__all__ = ["Decisions", "hold_at_batch", "is_check", "refuses_sizes"]
+
+_REFUSAL = "this network was made for "
+_SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_SYMBOLS |= {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
+# Ops that give their input's shape back, whatever it is.
+_SAME_SHAPE = frozenset(
+    """clone contiguous detach dropout float gelu half layer_norm leaky_relu log_softmax relu requires_grad sigmoid silu
+    softmax tanh to""".split()
+)
+
+NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
+
+
+def is_check(node: fx.Node) -> bool:
+    """Whether a node checks a decision."""
+    return node.op == "call_function" and node.target is torch._assert
+
+
+def refuses_sizes(error: BaseException) -> bool:
+    """Whether an error came from such a check."""
+    return isinstance(error, AssertionError) and _REFUSAL in str(error)
+
+
+def hold_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
+    """Whether all decisions hold if first dims, where they are multiples of the batch, are those of another batch."""
+
+    def value(given: Any) -> Any:
+        if not isinstance(given, fx.Node):
+            return given
+        known = given.meta["val"]
+        if given.target == "size":
+            return known // traced * wanted if given.args[1] == 0 and known % traced == 0 else known
+        return given.target(*map(value, given.args)) if callable(given.target) else known
+
+    return all(value(node.args[0]) for node in graph.nodes if is_check(node))
+
+
+class Decisions:
+    """Writes the checks into a graph, each once. ``new`` makes a node, ``size`` that of a tensor's size."""
+
+    def __init__(self, graph: fx.Graph, new: NewNode, size: Callable[[fx.Node, int], fx.Node]) -> None:
+        self._graph = graph
+        self._new = new
+        self._size = size
+        self._numbers: dict[tuple[Any, ...], fx.Node] = {}
+
+    def add(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
+        """Check that ``function(*operands)`` is true, unless it holds whatever the sizes are."""
+        args = tuple(map(self._operand, operands))
+        nodes = [a for a in args if isinstance(a, fx.Node)]
+        if not nodes or (len(args) == len(nodes) and len(set(nodes)) == 1):
+            return
+        if (function, args) not in self._numbers:
+            condition = self._number(function, args, True)
+            needs = f"the way that {sources.source_line()} took for the sample needs {_described(function, operands)}"
+            self._new(
+                "call_function", torch._assert, (condition, f"{_REFUSAL}inputs of other sizes: {needs}"), {}, None
+            )
+
+    def add_literal(self, node: fx.Node, value: Any) -> None:
+        """Check that an argument that is no tensor is the one of the sample: the forward's ways hang on it."""
+        if isinstance(value, (list, tuple, dict)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if not holds_tensor(item):
+                    self.add_literal(self._new("call_function", operator.getitem, (node, key), {}, item), item)
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            function = operator.is_ if value is None else operator.eq
+            condition = self._new("call_function", function, (node, value), {}, True)
+            text = f"{_REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
+            self._new("call_function", torch._assert, (condition, text), {}, None)
+
+    def add_pieces(self, name: str, node: fx.Node, argument: Any, dim: int, count: int) -> None:
+        """Check that a cut along a dim, as ``name`` says, gives ``count`` pieces again."""
+        size = size_of(node, dim, int(node.meta["val"].shape[dim]))
+        if name == "unbind":
+            self.add(operator.eq, (size, count))
+        elif isinstance(argument, int):
+            step = argument if name == "split" else -(-size // argument)
+            self.add(operator.eq, (-(-size // step), count))
+
+    def _operand(self, value: Any) -> Any:
+        if not isinstance(value, Traced):
+            return value
+        if value.function is size_of:
+            node, dim = value.operands
+            return self._size(_origin(node), dim) if node.graph is self._graph else plain(value)
+        args = tuple(map(self._operand, value.operands))
+        return self._number(value.function, args, plain(value)) if _has_node(args) else plain(value)
+
+    def _number(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any) -> fx.Node:
+        if (function, args) not in self._numbers:
+            self._numbers[function, args] = self._new("call_function", function, args, {}, value)
+        return self._numbers[function, args]
+
+
+def _has_node(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(a, fx.Node) for a in args)
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """The earliest tensor of the same shape, so that layers that ask the same are seen to do so."""
+    while node.op in ("call_function", "call_method") and canonical_name(node.target) in _SAME_SHAPE:
+        given = node.args[0] if node.args else None
+        if not isinstance(given, fx.Node) or not isinstance(given.meta.get("val"), torch.Tensor):
+            break
+        node = given
+    return node
+
+
+def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:
+    """The condition in words, with the sample's sizes."""
+    symbol = _SYMBOLS.get(function.__name__)
+    words = [_in_words(o) for o in operands]
+    return f" {symbol} ".join(words) if symbol and len(words) == 2 else f"{function.__name__}({', '.join(words)})"
+
+
+def _in_words(value: Any) -> str:
+    if not isinstance(value, Traced):
+        return str(value)
+    if value.function is size_of:
+        node, dim = value.operands
+        return f"dim {dim} of {node.name} ({plain(value)} in the sample)"
+    return f"({_described(value.function, value.operands)})"
