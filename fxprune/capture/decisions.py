@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -90,9 +90,24 @@ class Decisions:
             text = f"{_REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
-    def add_pieces(self, name: str, node: fx.Node, argument: Any, dim: int, count: int) -> None:
-        """Check that a cut along a dim, as ``name`` says, gives ``count`` pieces again."""
+    def add_value(self, node: fx.Node) -> None:
+        """Check the sizes that a tensor's values, which the forward reads, are computed from."""
+        pending, seen = [node], {node}
+        while pending:
+            top = pending.pop()
+            if top.target == "size":
+                tensor, dim = cast(Any, top.args)
+                self.add(operator.eq, (size_of(tensor, dim, top.meta["val"]), top.meta["val"]))
+            pending.extend(n for n in top.all_input_nodes if n not in seen and top.target != "size")
+            seen.update(top.all_input_nodes)
+
+    def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
+        """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""
+        position = 1 if name == "unbind" else 2
+        dim = kwargs.get("dim", args[position] if len(args) > position else 0) % args[0].dim()
         size = size_of(node, dim, int(node.meta["val"].shape[dim]))
+        named = (kwargs[key] for key in ("split_size", "split_size_or_sections", "chunks") if key in kwargs)
+        argument = args[1] if len(args) > 1 else next(named, None)
         if name == "unbind":
             self.add(operator.eq, (size, count))
         elif isinstance(argument, int):
@@ -104,7 +119,8 @@ class Decisions:
             return value
         if value.function is size_of:
             node, dim = value.operands
-            return self._size(_origin(node), dim) if node.graph is self._graph else plain(value)
+            varies = node.graph is self._graph and node.op != "get_attr" and not _is_written_down(node, dim)
+            return self._size(_origin(node), dim) if varies else plain(value)
         args = tuple(map(self._operand, value.operands))
         return self._number(value.function, args, plain(value)) if _has_node(args) else plain(value)
 
@@ -126,6 +142,19 @@ def _origin(node: fx.Node) -> fx.Node:
             break
         node = given
     return node
+
+
+def _is_written_down(node: fx.Node, dim: int) -> bool:
+    """Whether the source says a size as a number, as in ``x.reshape(batch, tokens, 3, -1).permute(2, 0, 1, 3)``."""
+    while node.op in ("call_function", "call_method"):
+        name, numbers = canonical_name(node.target), cast(Any, node.args[1:])
+        numbers = numbers[0] if len(numbers) == 1 and isinstance(numbers[0], (list, tuple)) else numbers
+        if name in ("reshape", "view"):
+            return dim < len(numbers) and isinstance(numbers[dim], int) and numbers[dim] != -1
+        if name != "permute" or len(numbers) <= dim or not isinstance(numbers[dim], int):
+            return False
+        node, dim = cast(fx.Node, node.args[0]), numbers[dim] % len(numbers)
+    return False
 
 
 def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:

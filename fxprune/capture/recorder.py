@@ -115,16 +115,21 @@ class Recorder(TorchFunctionMode):
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
-            known = known_value(self.node_of(args[0]), self._stored) if isinstance(args[0], torch.Tensor) else None
-            if known is None:
-                raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-            return func(known, *args[1:], **kwargs)
+            return func(self._known(name, args[0]), *args[1:], **kwargs)
         if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
             return func(*args, **kwargs)
         if enterable(func) and not self._keeps(canonical_name(name)):
             with self:
                 return entered(func)(*args, **kwargs)
         return self._record(func, args, kwargs)
+
+    def _known(self, name: str, tensor: Any) -> torch.Tensor:
+        """The values of a tensor that no data enters."""
+        known = known_value(self.node_of(tensor), self._stored) if isinstance(tensor, torch.Tensor) else None
+        if known is None:
+            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+        self._decisions.add_value(self.node_of(tensor))
+        return known
 
     def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
@@ -198,7 +203,7 @@ class Recorder(TorchFunctionMode):
         if not holds_tensor(value) and not mutates(func):
             return value
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
-            self._decide_pieces(func.__name__, args, kwargs, len(value))
+            self._decisions.add_pieces(func.__name__, self.node_of(args[0]), args, kwargs, len(value))
         op, target, args = node_form(func, args, kwargs)
         frame = sources.user_frame()
         node_args = self._arguments(args, frame)
@@ -209,14 +214,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(out, torch.Tensor):
             setattr(out, _NODE, node)
         return value
-
-    def _decide_pieces(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> None:
-        """The forward may well take all pieces, so another number of them is another way."""
-        number = 1 if name == "unbind" else 2
-        dim = kwargs.get("dim", args[number] if len(args) > number else 0)
-        named = (kwargs[key] for key in ("split_size", "split_size_or_sections", "chunks") if key in kwargs)
-        argument = args[1] if number == 2 and len(args) > 1 else next(named, None)
-        self._decisions.add_pieces(name, self.node_of(args[0]), argument, dim % args[0].dim(), count)
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""

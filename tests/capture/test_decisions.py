@@ -94,6 +94,10 @@ def cached(x: torch.Tensor) -> torch.Tensor:
     return x * _halves(x.shape[2], x.shape[3])[0]
 
 
+def valued(x: torch.Tensor) -> torch.Tensor:
+    return x * 2 if torch.arange(x.shape[2]).sum() > 20 else x
+
+
 # Name: what is between, resolutions that go the way of 8x8, and resolutions that do not.
 CASES: dict[str, tuple[Forward, list[tuple[int, int]], list[tuple[int, int]]]] = {
     "pad if not a multiple": (padded, [(12, 12), (16, 8)], [(10, 10), (8, 9)]),
@@ -106,6 +110,7 @@ CASES: dict[str, tuple[Forward, list[tuple[int, int]], list[tuple[int, int]]]] =
     "a list as often": (by_list, [(9, 8)], [(12, 8)]),
     "a fraction": (fractional, [(10, 10), (6, 7)], [(11, 8)]),
     "the shape": (shaped, [], [(9, 8), (8, 9)]),
+    "a value of the size": (valued, [(8, 9)], [(3, 8)]),
     "a cache": (cached, [(10, 8), (8, 10), (12, 12)], []),
 }
 
