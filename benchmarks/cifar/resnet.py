@@ -84,7 +84,7 @@ def cifar_resnet(depth: int, num_classes: int = 10) -> CifarResNet:
     return CifarResNet(blocks, num_classes)
 
 
-def cifar_model(name: str) -> CifarResNet:
+def cifar_model(name: str, num_classes: int = 10) -> CifarResNet:
     """``cifar_resnetDEPTH`` to the network.
 
     Raises:
@@ -93,4 +93,4 @@ def cifar_model(name: str) -> CifarResNet:
     depth = name.removeprefix(_PREFIX)
     if depth == name or not depth.isdecimal():
         raise ValueError(f"unknown model {name!r}: write {_PREFIX}20, {_PREFIX}56, ...")
-    return cifar_resnet(int(depth))
+    return cifar_resnet(int(depth), num_classes)

@@ -1,0 +1,109 @@
+"""The papers' whole methods, each with its published recipe, or with a short budget of updates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+import fxprune
+from benchmarks.cifar.files import shared_file
+from benchmarks.cifar.resnet import cifar_model
+from benchmarks.harness.tables import ResumableTable, write_page
+from benchmarks.recipes.data import SmallImages
+from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
+from benchmarks.recipes.published import RATIOS
+from benchmarks.recipes.training import Trainer
+from fxprune.model_sources import load_weights
+from fxprune.progress import Steps
+
+_RESULTS = Path(__file__).parent / "results" / "papers.csv"
+_COLUMNS = (
+    "run",
+    "paper",
+    "network",
+    "updates",
+    "images",
+    "batch",
+    "rate",
+    "MACs removed",
+    "parameters removed",
+    "accuracy before",
+    "after the (last) cut",
+    "at the end",
+    "CPU seconds of training",
+)
+_NOTE = (
+    "`python -m benchmarks.papers PAPER --model M`, a row for each run. *updates*: of the whole method together, on so "
+    "many training *images*; *published* is the full recipe of `benchmarks/recipes/published.py`. *batch* and *rate* are "
+    "given where they were not the published ones. Methods without *accuracy before* start from random weights, the "
+    "others from a trained network. All cut inside residual blocks only. **A few hundred updates are no training**: such "
+    "rows say that a method runs from end to end and how far it comes with so little, not how good its paper's is. "
+    "`train_then_prune` stands beside `apbm`: as many updates, half of them at full width."
+)
+
+
+def main(
+    paper: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
+    model: Annotated[str, typer.Option(help="cifar_resnetDEPTH.")] = "cifar_resnet20",
+    data: Annotated[Path | None, typer.Option(help="Folder or zip file of images, .../SPLIT/CLASS/NAME.jpg.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Trained weights; by default those that are at hand.")] = None,
+    scratch: Annotated[bool, typer.Option(help="Start from random weights, as most papers do.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Updates in all, in the place of the published epochs.")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Fraction of MACs to remove; by default the published one.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(help="Images in a step, in the place of the published number.")] = None,
+    rate: Annotated[float | None, typer.Option(help="First learning rate, in the place of the published one.")] = None,
+    train: Annotated[int | None, typer.Option(help="How many training images.")] = None,
+    tests: Annotated[int | None, typer.Option(help="How many test images.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    table: Annotated[Path, typer.Option(help="CSV file to add to; a page is written beside it.")] = _RESULTS,
+) -> None:
+    """Run one paper's method and add a row to the table of results."""
+    if paper not in METHODS:
+        raise typer.BadParameter(f"choose one of {', '.join(METHODS)}", param_hint="PAPER")
+    images = SmallImages(data or shared_file("data", "cifar10.zip"), train, tests)
+    trained = not scratch and paper not in FROM_SCRATCH
+    network = _network(model, images.classes, trained, weights, seed)
+    before = images.accuracy(network) if trained else None
+    with Steps() as progress:
+        trainer = Trainer(images, steps, batch, rate, state, seed, progress=progress)
+        run = Run(network, trainer, RATIOS[paper] if ratio is None else ratio)
+        pruned = METHODS[paper](run)
+    report = fxprune.report(pruned)
+    row = {
+        "run": " ".join(map(str, (paper, model, steps or "published", f"{run.ratio:g}", seed))),
+        "paper": paper,
+        "network": model,
+        "updates": steps or "published",
+        "images": images.length(),
+        "batch": batch,
+        "rate": rate,
+        "MACs removed": f"{1 - report.macs_after / report.macs_before:.1%}",
+        "parameters removed": f"{1 - report.parameters_after / report.parameters_before:.1%}",
+        "accuracy before": None if before is None else f"{before:.2%}",
+        "after the (last) cut": f"{run.cut['cut']:.2%}" if run.cut else None,
+        "at the end": f"{images.accuracy(pruned):.2%}",
+        "CPU seconds of training": round(sum(trainer.seconds.values())),
+    }
+    rows = ResumableTable(table, _COLUMNS)
+    rows.add(row)
+    write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
+    print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None))
+
+
+def _network(model: str, classes: int, trained: bool, weights: Path | None, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    network = cifar_model(model, classes)
+    if trained:
+        load_weights(network, weights or shared_file("weights", f"{model}.safetensors"))
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The papers' whole methods: criterion, schedule, recovery, with their published recipes."""

@@ -1,0 +1,137 @@
+"""Each paper's method from a network to the finished smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+import fxprune
+from benchmarks.accounting.methods import criterion_for
+from benchmarks.recipes import published
+from benchmarks.recipes.hooks import Fused, Hooks, Polarised, Soft, Sparse
+from benchmarks.recipes.training import Trainer
+from fxprune.schedules import FusedTraining, IterativePruning, Polarization, SoftPruning, SparseTraining
+
+
+@dataclass
+class Run:
+    """One method on one network.
+
+    Attributes:
+        network: at full width; trained, or freshly initialised where a method trains from scratch.
+        trainer: with the data.
+        ratio: fraction of the MACs that goes.
+        cut: accuracy right after the channels went, by stage.
+    """
+
+    network: nn.Module
+    trainer: Trainer
+    ratio: float
+    cut: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sample(self) -> Tensor:
+        """An input."""
+        return self.trainer.images.sample
+
+    def compile(self, network: nn.Module, criterion: Any) -> nn.Module:
+        """One-shot pruning on 128 training images, inside the residual blocks, as all of the papers do."""
+        calibration = self.trainer.images.calibration(128)
+        pruned = fxprune.compile(
+            network, self.sample, self.ratio, criterion=criterion, calibration=calibration, residual="inner"
+        )
+        return self.note(pruned)
+
+    def note(self, pruned: nn.Module) -> nn.Module:
+        """Keep the accuracy of a network that has just been cut."""
+        self.cut["cut"] = self.trainer.images.accuracy(pruned)
+        return pruned
+
+
+def sparse_then(run: Run, criterion: Any) -> nn.Module:
+    """Sparse training of the scales, one cut, fine-tuning (entropy, parallel, slimming)."""
+    hooks = Sparse(SparseTraining(run.network, published.SPARSE_STRENGTH))
+    return _regularised(run, hooks, criterion)
+
+
+def polarization(run: Run) -> nn.Module:
+    """Polarised scales, one cut by them, fine-tuning."""
+    regulariser = Polarization(run.network, published.POLAR_STRENGTH, published.POLAR_PULL)
+    return _regularised(run, Polarised(regulariser), "slimming")
+
+
+def _regularised(run: Run, hooks: Hooks, criterion: Any) -> nn.Module:
+    run.trainer.fit("sparse", run.network, published.SPARSE, 0.5, hooks=hooks)
+    pruned = run.compile(run.network, criterion)
+    run.trainer.fit("fine-tune", pruned, published.SHAO_FINE, 0.5)
+    return pruned
+
+
+def filter_similarity_hard(run: Run) -> nn.Module:
+    """Five cuts, each with the similarities of the present filters, and training after each."""
+    schedule = IterativePruning(
+        run.network,
+        run.sample,
+        run.ratio,
+        steps=published.ITERATIONS,
+        criterion=criterion_for("filter_similarity", ""),
+        residual="inner",
+    )
+    network, optimizer = run.network, None
+    while not schedule.finished:
+        network, optimizer = schedule.step(network, optimizer)  # type: ignore[assignment]
+        run.note(network)
+        last = schedule.finished
+        name, recipe = ("fine-tune", published.WU_FINE) if last else (f"step {schedule.done}", published.BETWEEN)
+        optimizer = run.trainer.fit(name, network, recipe, 0.6 if last else 0.1, optimizer=optimizer)
+    return network
+
+
+def filter_similarity_soft(run: Run) -> nn.Module:
+    """The same channels silenced after every epoch, compacted at the end."""
+    criterion = criterion_for("filter_similarity", "")
+    schedule = SoftPruning(run.network, run.sample, run.ratio, criterion=criterion, residual="inner")
+    run.trainer.fit("soft", run.network, published.SOFT, hooks=Soft(schedule))
+    return run.note(schedule.compact())
+
+
+def foad(run: Run) -> nn.Module:
+    """One cut by distances between feature maps, then fine-tuning."""
+    pruned = run.compile(run.network, criterion_for("feature_distance", ""))
+    run.trainer.fit("fine-tune", pruned, published.FOAD_FINE)
+    return pruned
+
+
+def apbm(run: Run) -> nn.Module:
+    """From scratch at compact width, with kernels fused from all filters."""
+    epochs, _ = run.trainer.epochs(published.FUSED, 1.0)
+    schedule = FusedTraining(run.network, run.sample, epochs=epochs, rates={"layer*.conv1": published.FUSED_RATE})
+    run.trainer.fit("fused", schedule.network, published.FUSED, hooks=Fused(schedule))
+    return schedule.compact()
+
+
+def train_then_prune(run: Run) -> nn.Module:
+    """What fused training is compared with: half of the training wide, one cut to the same widths, half narrow."""
+    run.trainer.fit("wide", run.network, published.FUSED, 0.5)
+    widths = FusedTraining(run.network, run.sample, epochs=1, rates={"layer*.conv1": published.FUSED_RATE})
+    pruned = run.note(fxprune.apply(run.network, run.sample, widths.plan))
+    run.trainer.fit("narrow", pruned, published.FUSED, 0.5)
+    return pruned
+
+
+METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
+    "entropy": lambda run: sparse_then(run, criterion_for("entropy", "ResNet-56")),
+    "parallel": lambda run: sparse_then(run, criterion_for("parallel", "ResNet-56")),
+    "filter_similarity_hard": filter_similarity_hard,
+    "filter_similarity_soft": filter_similarity_soft,
+    "foad": foad,
+    "apbm": apbm,
+    "train_then_prune": train_then_prune,
+    "slimming": lambda run: sparse_then(run, "slimming"),
+    "polarization": polarization,
+}
+
+FROM_SCRATCH = ("apbm", "train_then_prune")

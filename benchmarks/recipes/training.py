@@ -1,0 +1,131 @@
+"""Training in stages, each of which goes on where it was stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from benchmarks.recipes.data import Images
+from benchmarks.recipes.hooks import Hooks
+from benchmarks.recipes.published import Recipe, changed
+from fxprune.progress import Steps
+
+_LEAST_STEPS_OF_AN_EPOCH = 25
+
+
+@dataclass
+class Trainer:
+    """Runs the stages of one method.
+
+    Attributes:
+        images: what is trained on.
+        steps: how many updates all stages have together; None runs every stage as published.
+        batch, rate: in the place of the published ones.
+        state: folder in which each stage keeps its state after every epoch; None keeps none.
+        seed: of the order and the augmentation.
+        half: bfloat16 where autocast allows it.
+    """
+
+    images: Images
+    steps: int | None = None
+    batch: int | None = None
+    rate: float | None = None
+    state: Path | None = None
+    seed: int = 0
+    half: bool = True
+    progress: Steps = field(default_factory=Steps)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def epochs(self, recipe: Recipe, share: float) -> tuple[int, int]:
+        """How many epochs, and how many updates in each.
+
+        Args:
+            recipe: as published.
+            share: of the updates, where there are fewer than published.
+        """
+        if self.steps is None:
+            return recipe.epochs, max(1, self.images.length() // changed(recipe, self.batch, None).batch)
+        steps = max(1, round(self.steps * share))
+        epochs = min(recipe.epochs, max(1, steps // _LEAST_STEPS_OF_AN_EPOCH))
+        return epochs, math.ceil(steps / epochs)
+
+    def fit(
+        self,
+        stage: str,
+        network: nn.Module,
+        recipe: Recipe,
+        share: float = 1.0,
+        *,
+        hooks: Hooks | None = None,
+        optimizer: SGD | None = None,
+    ) -> SGD:
+        """Train in place; the optimiser comes back."""
+        recipe, hooks = changed(recipe, self.batch, self.rate), hooks or Hooks()
+        epochs, steps = self.epochs(recipe, share)
+        optimizer = optimizer or SGD(network.parameters(), recipe.rate, momentum=0.9, weight_decay=recipe.decay)
+        first = self._load(stage, network, optimizer, hooks)
+        network.train()
+        for epoch in range(first, epochs):
+            started = time.process_time()
+            hooks.before_epoch()
+            for step, (images, labels) in enumerate(self._epoch(stage, epoch, epochs, steps, recipe.batch)):
+                set_rate(optimizer, recipe.rate_at((epoch + step / steps) / epochs))
+                self._update(network, optimizer, hooks, images, labels)
+            hooks.after_epoch()
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
+            self._save(stage, epoch + 1, network, optimizer, hooks)
+        network.eval()
+        return optimizer
+
+    def _epoch(self, stage: str, epoch: int, epochs: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = zlib.crc32(f"{self.seed} {stage} {epoch}".encode())
+        name = f"{stage}, epoch {epoch + 1} of {epochs}"
+        return self.progress.counted(name, islice(self.images.batches(batch, seed), steps), steps)
+
+    def _update(self, network: nn.Module, optimizer: SGD, hooks: Hooks, images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        hooks.before_update()
+        optimizer.step()
+        hooks.after_update()
+
+    # -- going on ------------------------------------------------------------------------------------------------------
+
+    def _load(self, stage: str, network: nn.Module, optimizer: SGD, hooks: Hooks) -> int:
+        path = None if self.state is None else self.state / f"{stage}.pt"
+        if path is None or not path.exists():
+            return 0
+        held: dict[str, Any] = torch.load(path, weights_only=True)
+        network.load_state_dict(held["network"])
+        optimizer.load_state_dict(held["optimizer"])
+        hooks.load_state_dict(held["hooks"])
+        self.seconds[stage] = held["seconds"]
+        return int(held["epoch"])
+
+    def _save(self, stage: str, epoch: int, network: nn.Module, optimizer: SGD, hooks: Hooks) -> None:
+        if self.state is None:
+            return
+        self.state.mkdir(parents=True, exist_ok=True)
+        states = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "hooks": hooks.state_dict()}
+        part = self.state / f"{stage}.part"
+        torch.save({**states, "epoch": epoch, "seconds": self.seconds[stage]}, part)
+        part.replace(self.state / f"{stage}.pt")
+
+
+def set_rate(optimizer: SGD, rate: float) -> None:
+    """Give every group of parameters a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
