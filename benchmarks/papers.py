@@ -38,11 +38,11 @@ _COLUMNS = (
 )
 _NOTE = (
     "`python -m benchmarks.papers PAPER --model M`, a row for each run. *updates*: of the whole method together, on so "
-    "many training *images*; *published* is the full recipe of `benchmarks/recipes/published.py`. *batch* and *rate* are "
-    "given where they were not the published ones. Methods without *accuracy before* start from random weights, the "
-    "others from a trained network. All cut inside residual blocks only. **A few hundred updates are no training**: such "
-    "rows say that a method runs from end to end and how far it comes with so little, not how good its paper's is. "
-    "`train_then_prune` stands beside `apbm`: as many updates, half of them at full width."
+    "many training *images*; *published* is the full recipe of `benchmarks/recipes/published.py`. *batch* and *rate* "
+    "are given where they were not the published ones. Methods without *accuracy before* start from random weights, "
+    "the others from a trained network. All cut inside residual blocks only. **A few hundred updates are no "
+    "training**: such rows say that a method runs from end to end and how far it comes with so little, not how good "
+    "its paper's is. `train_then_prune` stands beside `apbm`: as many updates, half of them at full width."
 )
 
 
