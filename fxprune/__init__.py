@@ -14,6 +14,7 @@ from fxprune.compiling import (
     report,
 )
 from fxprune.criteria import known_criteria
+from fxprune.distillation import Distilled, distill
 from fxprune.errors import FxpruneError
 from fxprune.exporting import Exported, export
 from fxprune.migrating import migrate
@@ -22,6 +23,7 @@ from fxprune.reporting import Report
 
 __all__ = [
     "ChannelGraph",
+    "Distilled",
     "Exported",
     "FxpruneError",
     "Plan",
@@ -29,6 +31,7 @@ __all__ = [
     "analyze",
     "apply",
     "compile",
+    "distill",
     "export",
     "known_criteria",
     "load",

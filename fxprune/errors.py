@@ -15,6 +15,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "CriterionError",
+    "DistillationError",
     "ExcludeError",
     "ExportError",
     "FxpruneError",
@@ -98,6 +99,10 @@ class PlanError(FxpruneError, ValueError):
 
 class RecoveryError(FxpruneError, ValueError):
     """The recovery is unknown, has a setting that makes no sense, or lacks what it needs."""
+
+
+class DistillationError(FxpruneError, ValueError):
+    """Networks, loader, loss and hints do not fit each other, training diverges, or a checkpoint is not its own."""
 
 
 class RewriteError(FxpruneError):

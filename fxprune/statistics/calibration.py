@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,35 +10,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import CalibrationError
 from fxprune.samples import Sample
+from fxprune.statistics.batches import Batch, batch_size, describe_arguments, describe_value, read_batch
 
 __all__ = ["Batch", "Calibration"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One batch.
-
-    Attributes:
-        sample: what the model is called with.
-        target: what came with it; None if nothing did.
-        size: how many samples it holds (1 where the tensors share no first dim).
-    """
-
-    sample: Sample
-    target: Any
-    size: int
-
-    def singles(self) -> Iterator[Batch]:
-        """The batch sample by sample; what has no first dim in common stays whole."""
-        if self.sample.batch_size is None or self.size == 1 or _lists(self.sample):
-            yield self
-            return
-        for i in range(self.size):
-
-            def row(tensor: torch.Tensor, i: int = i) -> torch.Tensor:
-                return tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == self.size else tensor
-
-            yield Batch(self.sample.map(row), pytree.tree_map_only(torch.Tensor, row, self.target), 1)
 
 
 class Calibration:
@@ -95,74 +68,15 @@ class Calibration:
             raise CalibrationError("calibration holds no samples: pass at least one batch")
 
     def _read(self, given: Any, number: int) -> Batch:
-        found = next((s for s in _candidates(given) if _fits(s, self._sample)), None)
-        target: Any = None
-        if found is None and isinstance(given, (tuple, list)) and len(given) == 2:
-            found = next((s for s in _candidates(given[0]) if _fits(s, self._sample)), None)
-            target = given[1]
+        found = read_batch(given, self._sample)
         if found is None:
             raise CalibrationError(
-                f"batch {number} of calibration does not fit the model: it is {_kind(given)}; expected what the model "
-                f"takes, {_arguments(self._sample)}, or a pair of that and the target"
+                f"batch {number} of calibration does not fit the model: it is {describe_value(given)}; expected what "
+                f"the model takes, {describe_arguments(self._sample)}, or a pair of that and the target"
             )
-        sample = found.map(self._placed)
-        return Batch(sample, pytree.tree_map_only(torch.Tensor, self._placed, target), _size(sample))
+        sample = found[0].map(self._placed)
+        return Batch(sample, pytree.tree_map_only(torch.Tensor, self._placed, found[1]), batch_size(sample))
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         # A network may write to its input, and the data is the caller's.
         return tensor.detach().to(self._device, copy=True)
-
-
-def _candidates(given: Any) -> Iterator[Sample]:
-    """The ways to read a value as arguments. A data loader makes lists of tuples."""
-    yield Sample(*_split(given))
-    if isinstance(given, list):
-        yield Sample(tuple(given), {})
-
-
-def _split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
-        return (), dict(given)
-    if isinstance(given, tuple) and not hasattr(given, "_fields"):
-        return tuple(given), {}
-    return (given,), {}
-
-
-def _fits(given: Sample, sample: Sample) -> bool:
-    if given.kwargs.keys() != sample.kwargs.keys() or len(given.args) != len(sample.args):
-        return False
-    pairs = [*zip(given.args, sample.args, strict=True), *((given.kwargs[k], v) for k, v in sample.kwargs.items())]
-    return all(_alike(a, b) for a, b in pairs)
-
-
-def _alike(given: Any, expected: Any) -> bool:
-    if isinstance(expected, torch.Tensor) or isinstance(given, torch.Tensor):
-        both = isinstance(expected, torch.Tensor) and isinstance(given, torch.Tensor)
-        return both and given.ndim == expected.ndim and given.is_floating_point() == expected.is_floating_point()
-    if isinstance(expected, (list, tuple)):
-        # Lists of tensors may have any length (detectors take as many images as there are).
-        return isinstance(given, (list, tuple)) and all(_alike(g, expected[0]) for g in given if len(expected))
-    return True
-
-
-def _size(sample: Sample) -> int:
-    lists = _lists(sample)
-    return len(lists[0]) if lists else sample.batch_size or 1
-
-
-def _lists(sample: Sample) -> list[list[Any]]:
-    """Arguments that are lists: one tensor for each sample, as detectors take them."""
-    return [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, list)]
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {', '.join(_kind(v) for v in value[:4])}"
-    return f"a {type(value).__name__}"
-
-
-def _arguments(sample: Sample) -> str:
-    named = [_kind(v) for v in sample.args] + [f"{k}: {_kind(v)}" for k, v in sample.kwargs.items()]
-    return "(" + "; ".join(named) + ")"

@@ -1,0 +1,8 @@
+"""Distillation: a pruned network is trained towards the outputs of the network that it was cut from."""
+
+from fxprune.distillation.distilling import distill
+from fxprune.distillation.hints import Hint
+from fxprune.distillation.losses import SoftTargets
+from fxprune.distillation.result import Distilled
+
+__all__ = ["Distilled", "Hint", "SoftTargets", "distill"]

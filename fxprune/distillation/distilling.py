@@ -1,0 +1,159 @@
+"""``fxprune.distill``: train a pruned network towards its teacher."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.distillation.checkpoints import Folder
+from fxprune.distillation.engine import engine as started
+from fxprune.distillation.feeding import Feed
+from fxprune.distillation.hints import Hint, resolve_hints
+from fxprune.distillation.losses import DistillationLoss, SoftTargets
+from fxprune.distillation.options import MakeOptimizer, Training
+from fxprune.distillation.pairing import Pair
+from fxprune.distillation.result import Distilled
+from fxprune.distillation.seeding import keep_random_state, seed_everything
+from fxprune.distillation.training import Trainer
+from fxprune.errors import DistillationError, OptionError
+from fxprune.progress import Steps
+
+__all__ = ["distill"]
+
+
+def distill(
+    pruned: nn.Module,
+    teacher: nn.Module,
+    loader: Iterable[Any],
+    *,
+    steps: int | None = None,
+    epochs: int | None = None,
+    loss: DistillationLoss | None = None,
+    hints: str | Hint | Sequence[str | Hint] = (),
+    optimizer: str | MakeOptimizer = "sgd",
+    learning_rate: float | None = None,
+    weight_decay: float = 1e-4,
+    schedule: str = "cosine",
+    warmup: int = 0,
+    accumulate: int = 1,
+    clip: float | None = None,
+    precision: str = "no",
+    evaluate: Callable[[nn.Module], float] | None = None,
+    evaluate_every: int | None = None,
+    keep: str = "last",
+    folder: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 100,
+    log_every: int = 10,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Distilled:
+    """Train a copy of a pruned network to give what its teacher gives; labels are optional.
+
+    Runs on the CPU, on a GPU, or on many under ``torchrun`` or ``accelerate launch``: each process then takes its share
+    of the batches, gradients are averaged, and the first process writes. A run that was killed and is called again with
+    the same arguments goes on from its last checkpoint and ends with the weights that it would have had.
+
+    Args:
+        pruned: what :func:`fxprune.compile` returned, or any network with the teacher's outputs; it is not changed.
+        teacher: the network that was pruned; it runs in eval mode, as a copy.
+        loader: batches of what the network takes, or ``(input, target)``; a DataLoader, or an iterable that can be read
+            again. Where the network carries no sample of ``compile``, a pair is an input and a target.
+        steps: how many steps the optimiser takes; either this or ``epochs``.
+        epochs: how many times the loader is read.
+        loss: of the network's output, the teacher's and the target (None where there is none); returns the mean over
+            the batch, or a dict of summands. :class:`~fxprune.distillation.SoftTargets` by default.
+        hints: where features are compared too: module paths, or :class:`~fxprune.distillation.Hint` objects.
+        optimizer: "sgd" (momentum 0.9), "adamw", or a function of a list of parameters that returns an optimiser.
+        learning_rate: of an optimiser chosen by name; 0.01 for "sgd", 0.001 for "adamw".
+        weight_decay: of an optimiser chosen by name.
+        schedule: "cosine" to zero, "step" (a tenth after a half and after three quarters), or "constant".
+        warmup: steps over which the learning rate rises to its full value first.
+        accumulate: batches whose gradients make one step.
+        clip: the largest norm of a step's gradient.
+        precision: "no", "bf16" or "fp16": what autocast computes in; weights stay as they are.
+        evaluate: gives the network's score, higher is better; called in eval mode, on every process. After the last
+            step, and every ``evaluate_every`` steps.
+        evaluate_every: see ``evaluate``.
+        keep: "last" returns the network of the last step, "best" the one with the best score.
+        folder: for ``checkpoint.pt`` and ``metrics.jsonl``; a run that finds its checkpoint there goes on from it.
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between rows of the history and the log.
+        seed: of the order of batches, augmentation, dropout and projections.
+        progress: show a bar; on a terminal by default.
+
+    Raises:
+        MissingDependencyError: accelerate is not installed.
+        OptionError: an option makes no sense.
+        DistillationError: networks, loader, loss and hints do not fit each other, the loss is no longer finite, or a
+            checkpoint belongs to another training.
+    """
+    options = Training(
+        steps, epochs, optimizer, learning_rate, weight_decay, schedule, warmup, accumulate, clip, precision,
+        evaluate_every, keep, checkpoint_every, log_every, seed,
+    )  # fmt: skip
+    _check(pruned, teacher, loss, evaluate, keep)
+    places = resolve_hints(hints, pruned, teacher)
+    begun = time.perf_counter()
+    with keep_random_state(), torch.inference_mode(False), torch.enable_grad(), started(precision) as engine:
+        pair = Pair(pruned, teacher, places, loss or SoftTargets(), engine.device)
+        try:
+            feed = Feed(loader, engine.process_index, engine.num_processes, seed)
+            _prepare_projections(pair, feed, seed)
+            trainer = Trainer(pair, feed, options, engine, _folder(folder, options, engine, places), evaluate)
+            with Steps(progress if engine.is_main_process else False) as bar:
+                trainer.run(bar)
+        finally:
+            pair.close()
+    return _result(pruned, trainer, time.perf_counter() - begun)
+
+
+def _check(pruned: Any, teacher: Any, loss: Any, evaluate: Any, keep: str) -> None:
+    for name, network in (("pruned", pruned), ("teacher", teacher)):
+        if not isinstance(network, nn.Module):
+            raise DistillationError(f"{name} must be a torch.nn.Module, not {type(network).__name__}")
+        if isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            raise DistillationError(f"{name} is wrapped in {type(network).__name__}: pass the network itself, .module")
+        if any(t.is_meta for t in (*network.parameters(), *network.buffers())):
+            raise DistillationError(f"{name} has weights on the meta device, which hold no values")
+    for name, function in (("loss", loss), ("evaluate", evaluate)):
+        if function is not None and not callable(function):
+            raise OptionError(f"{name} must be a function, not {type(function).__name__}")
+    if keep == "best" and evaluate is None:
+        raise OptionError('keep="best" needs evaluate=, a function of the network that returns its score')
+
+
+def _prepare_projections(pair: Pair, feed: Feed, seed: int) -> None:
+    if pair.has_projections:
+        sample, _ = pair.read(feed.peek(), 0)
+        seed_everything(seed, "projections")
+        pair.prepare_projections(sample)
+
+
+def _folder(
+    path: str | os.PathLike[str] | None, options: Training, engine: Any, hints: Sequence[Hint]
+) -> Folder | None:
+    if path is None:
+        return None
+    settings = {**options.settings(), "processes": engine.num_processes, "hints": [repr(hint) for hint in hints]}
+    return Folder(path, settings)
+
+
+def _result(pruned: nn.Module, trainer: Trainer, seconds: float) -> Distilled:
+    network = trainer.pair.network
+    best = trainer.options.keep == "best" and trainer.best_weights is not None
+    if best:
+        network.load_state_dict(trainer.best_weights or {})
+    tensors = (*pruned.parameters(), *pruned.buffers())
+    network.to(next((t.device for t in tensors), torch.device("cpu")))
+    network.zero_grad()
+    network.train(pruned.training)
+    modes = {name: part.training for name, part in pruned.named_modules()}
+    for name, part in network.named_modules():
+        part.training = modes[name]
+    score = trainer.best if best else trainer.score
+    return Distilled(network, trainer.step, trainer.history, score, trainer.best_step, seconds, trainer.resumed)

@@ -1,0 +1,167 @@
+"""Batches of the user's loader: each rank's share, in an order that depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from fxprune.distillation.seeding import seed_everything
+from fxprune.errors import DistillationError
+
+__all__ = ["Feed"]
+
+T = TypeVar("T")
+
+
+class Feed:
+    """Endless batches, epoch after epoch.
+
+    Before an epoch begins and before each batch, random numbers are seeded by their place. So the order of a shuffling
+    loader, and augmentations, are the same in a run that goes on from a checkpoint.
+
+    Args:
+        loader: a DataLoader, or any iterable of batches that can be read again.
+        rank: of this process.
+        world: how many processes share the batches: each takes every world-th one. A loader with a DistributedSampler
+            gives shares already.
+        seed: of everything random.
+
+    Raises:
+        DistillationError: it is no iterable of batches.
+    """
+
+    def __init__(self, loader: Iterable[Any], rank: int = 0, world: int = 1, seed: int = 0) -> None:
+        if isinstance(loader, (torch.Tensor, Mapping, str, bytes)) or not isinstance(loader, Iterable):
+            kind = type(loader).__name__
+            raise DistillationError(f"loader must be an iterable of batches, not a {kind}; [batch] holds one batch")
+        self._given = loader
+        self._loader = _shared(loader, rank, world)
+        self._rank = rank
+        self._seed = seed
+        self._batches: Iterator[Any] | None = None
+        self._before: list[torch.Tensor] = []
+        self.epoch = 0
+        self.place = 0
+
+    @property
+    def length(self) -> int | None:
+        """How many batches of an epoch are this process's, where the loader knows."""
+        try:
+            return len(self._loader)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def take(self) -> Any:
+        """The next batch.
+
+        Raises:
+            DistillationError: the loader gives no batch.
+        """
+        for _ in range(2):
+            if self._batches is None:
+                self._begin()
+            try:
+                return self._next()
+            except StopIteration:
+                if self.place == 0:
+                    break
+            self.epoch, self.place, self._batches = self.epoch + 1, 0, None
+        raise self._empty()
+
+    def peek(self) -> Any:
+        """The first batch, of which the feed knows nothing afterwards."""
+        batch = self.take()
+        self.go_to({"epoch": 0, "place": 0, "generators": list(self._before)})
+        return batch
+
+    def state(self) -> dict[str, Any]:
+        """Where the feed stands, for a checkpoint: numbers, and the states of the loader's own generators."""
+        return {"epoch": self.epoch, "place": self.place, "generators": list(self._before)}
+
+    def go_to(self, state: Mapping[str, Any]) -> None:
+        """Stand where another feed stood; the batches of that epoch so far are read again."""
+        self._batches = None
+        self.epoch, self.place = int(state["epoch"]), 0
+        for generator, before in zip(_generators(self._given), state["generators"], strict=False):
+            generator.set_state(before)
+        if state["place"]:
+            self._begin()
+            for _ in range(state["place"]):
+                self._next()
+
+    def _begin(self) -> None:
+        self._before = [generator.get_state() for generator in _generators(self._given)]
+        sampler = getattr(self._given, "sampler", None)
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(self.epoch)
+        # Without the rank: all ranks have to shuffle alike.
+        seed_everything(self._seed, "epoch", self.epoch)
+        self._batches = iter(self._loader)
+
+    def _next(self) -> Any:
+        assert self._batches is not None
+        seed_everything(self._seed, "batch", self.epoch, self.place, self._rank)
+        batch = next(self._batches)
+        self.place += 1
+        return batch
+
+    def _empty(self) -> DistillationError:
+        if self.epoch > 0 and isinstance(self._given, Iterator):
+            return DistillationError(
+                "loader is an iterator, which is empty after one pass: pass something that can be iterated again, such "
+                "as a DataLoader or a list of batches"
+            )
+        return DistillationError("loader gives no batch, or fewer batches than there are processes")
+
+
+class _Strided:
+    """Every world-th item, begun at the rank; what is left over when not every rank gets one is dropped."""
+
+    def __init__(self, items: Iterable[Any], rank: int, world: int) -> None:
+        self._items, self._rank, self._world = items, rank, world
+
+    def __iter__(self) -> Iterator[Any]:
+        group: list[Any] = []
+        for item in self._items:
+            group.append(item)
+            if len(group) == self._world:
+                yield group[self._rank]
+                group = []
+
+    def __len__(self) -> int:
+        return len(self._items) // self._world  # type: ignore[arg-type]
+
+
+def _shared(loader: Iterable[Any], rank: int, world: int) -> Iterable[Any]:
+    if world == 1 or isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        return loader
+    plain = isinstance(loader, DataLoader) and loader.batch_sampler is not None
+    if not plain or isinstance(loader.dataset, IterableDataset):  # type: ignore[attr-defined]
+        return _Strided(loader, rank, world)
+    assert isinstance(loader, DataLoader)
+    # Only what this rank takes is loaded.
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_Strided(loader.batch_sampler, rank, world),  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The loader's own sources of random numbers, each once."""
+    sampler = getattr(loader, "sampler", None)
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    held = (getattr(owner, "generator", None) for owner in (loader, sampler, inner))
+    return list({id(g): g for g in held if isinstance(g, torch.Generator)}.values())

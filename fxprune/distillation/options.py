@@ -1,0 +1,132 @@
+"""How long, how fast and in which precision a pruned network is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fxprune.errors import OptionError
+
+__all__ = ["MakeOptimizer", "Training"]
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+_RATES = {"sgd": 0.01, "adamw": 1e-3}
+_SCHEDULES = ("cosine", "step", "constant")
+_PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Checked settings of a training; see :func:`fxprune.distill` for what each means.
+
+    Raises:
+        OptionError: a value makes no sense; the message says which and what it may be.
+    """
+
+    steps: int | None
+    epochs: int | None
+    optimizer: str | MakeOptimizer
+    learning_rate: float | None
+    weight_decay: float
+    schedule: str
+    warmup: int
+    accumulate: int
+    clip: float | None
+    precision: str
+    evaluate_every: int | None
+    keep: str
+    checkpoint_every: int
+    log_every: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise OptionError("say how long to train: either steps= (of the optimiser) or epochs= (over the loader)")
+        for name in ("accumulate", "checkpoint_every", "log_every", "steps", "epochs", "evaluate_every"):
+            _check_count(name, getattr(self, name), 1)
+        _check_count("warmup", self.warmup, 0)
+        _check_count("seed", self.seed, None)
+        _check_choice("schedule", self.schedule, _SCHEDULES)
+        _check_choice("precision", self.precision, _PRECISIONS)
+        _check_choice("keep", self.keep, ("last", "best"))
+        self._check_optimizer()
+        for name, value, least in (("weight_decay", self.weight_decay, 0), ("clip", self.clip, None)):
+            if value is not None and not (_is_number(value) and value >= 0 and (least is not None or value > 0)):
+                raise OptionError(f"{name} must be a number {'of at least' if least is not None else 'above'} 0")
+
+    def _check_optimizer(self) -> None:
+        if callable(self.optimizer):
+            if self.learning_rate is not None:
+                raise OptionError("learning_rate goes to an optimiser chosen by name; give yours its rate when made")
+            return
+        _check_choice("optimizer", self.optimizer, tuple(_RATES))
+        if self.learning_rate is not None and not (_is_number(self.learning_rate) and self.learning_rate > 0):
+            raise OptionError(f"learning_rate must be a number above 0, not {self.learning_rate!r}")
+
+    def total(self, batches: int | None) -> int:
+        """How many steps there are, for a loader of so many batches.
+
+        Raises:
+            OptionError: epochs are asked for, and the loader does not know its length.
+        """
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        if not batches:
+            raise OptionError("epochs= needs a loader that knows how many batches it has: pass steps= instead")
+        return max(1, self.epochs * batches // self.accumulate)
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """The optimiser over the parameters.
+
+        Raises:
+            OptionError: the user's function gave something else.
+        """
+        if callable(self.optimizer):
+            made = self.optimizer(parameters)
+            if not isinstance(made, Optimizer):
+                raise OptionError(f"optimizer must return a torch.optim.Optimizer, not {type(made).__name__}")
+            return made
+        rate = _RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
+
+    def factor(self, step: int, total: int) -> float:
+        """What the learning rate is multiplied by at a step, the first being 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        done = (step - self.warmup) / max(1, total - self.warmup)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if self.schedule == "step":
+            return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+        return 1.0
+
+    def settings(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on: JSON values."""
+        kind = "a function" if callable(self.optimizer) else self.optimizer
+        names = ("learning_rate", "weight_decay", "schedule", "warmup", "accumulate", "clip", "precision", "seed")
+        return {"optimizer": kind, **{name: getattr(self, name) for name in names}}
+
+
+def _check_count(name: str, value: Any, least: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise OptionError(f"{name} must be a whole number{f' of at least {least}' if least is not None else ''}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

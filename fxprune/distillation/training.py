@@ -1,0 +1,197 @@
+"""The loop: batches, steps of the optimiser, evaluation, log and checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.distillation.checkpoints import Folder
+from fxprune.distillation.feeding import Feed
+from fxprune.distillation.options import Training
+from fxprune.distillation.pairing import Pair
+from fxprune.distillation.seeding import seed_everything
+from fxprune.errors import DistillationError
+from fxprune.progress import Steps
+
+__all__ = ["Trainer"]
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class Trainer:
+    """One training of a pair of networks, on this process.
+
+    Args:
+        pair: the networks.
+        feed: the batches.
+        options: checked settings.
+        engine: an ``accelerate.Accelerator``.
+        folder: where checkpoints and the log go; None keeps neither.
+        evaluate: gives a network's score, higher is better.
+    """
+
+    def __init__(
+        self, pair: Pair, feed: Feed, options: Training, engine: Any, folder: Folder | None, evaluate: Evaluate | None
+    ) -> None:
+        self.pair, self.feed, self.options, self.engine = pair, feed, options, engine
+        self.folder, self.evaluate = folder, evaluate
+        self.total = options.total(feed.length)
+        self.model, self.optimizer = engine.prepare(pair.student, options.make_optimizer(pair.trainable()))
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.step = 0
+        self.resumed = 0
+        self.score: float | None = None
+        self.best: float | None = None
+        self.best_step: int | None = None
+        self.best_weights: dict[str, Tensor] | None = None
+        self.history: list[dict[str, Any]] = []
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def run(self, steps: Steps) -> None:
+        """Train to the end, from the folder's checkpoint where there is one."""
+        start = self.resumed = self._resume()
+        self.pair.student.train()
+        for _ in steps.counted("distill", range(start, self.total), self.total - start):
+            row = self._step()
+            self.step += 1
+            last = self.step == self.total
+            if self.evaluate is not None and (last or self._due(self.options.evaluate_every)):
+                row["score"] = self._evaluate()
+            if last or self._due(self.options.log_every) or self.step == 1 or "score" in row:
+                self._log(row)
+            if self.folder is not None and (last or self._due(self.options.checkpoint_every)):
+                self._save()
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.step % every == 0
+
+    def _step(self) -> dict[str, Any]:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.options.factor(self.step, self.total)
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        for part in range(self.options.accumulate):
+            last = part == self.options.accumulate - 1
+            with nullcontext() if last else self.engine.no_sync(self.model):
+                for name, value in self._backward(part).items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value / self.options.accumulate
+        row: dict[str, Any] = {"losses": sums}
+        if self.options.clip is not None:
+            row["gradient_norm"] = self.engine.clip_grad_norm_(self.pair.trainable(), self.options.clip)
+        self.optimizer.step()
+        row["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        return row
+
+    def _backward(self, part: int) -> dict[str, Tensor]:
+        """Forward and backward of one batch; gives the summands of its loss."""
+        number = self.step * self.options.accumulate + part
+        sample, target = self.pair.read(self.feed.take(), number)
+        seed_everything(self.options.seed, "step", number, self.engine.process_index)
+        with self.engine.autocast():
+            wanted = self.pair.teach(sample)
+        parts = self.pair.losses(self.model, sample, target, wanted)
+        self.engine.backward(sum(parts.values(), torch.zeros((), device=self.engine.device)) / self.options.accumulate)
+        return {name: value.detach() for name, value in parts.items()}
+
+    # -- what is written down ----------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> float:
+        """The score of the network as it is, which the first process decides on."""
+        network = self.pair.network.eval()
+        with torch.no_grad():
+            assert self.evaluate is not None
+            found = self.evaluate(network)
+        self.pair.student.train()
+        value = torch.tensor(_as_score(found), dtype=torch.float64, device=self.engine.device)
+        if self.engine.num_processes > 1:
+            torch.distributed.broadcast(value, 0)
+        self.score = float(value)
+        if self.best is None or self.score > self.best:
+            self.best, self.best_step = self.score, self.step
+            if self.options.keep == "best":
+                self.best_weights = _on_cpu(network.state_dict())
+        return self.score
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Keep a row of numbers, means over the ranks.
+
+        Raises:
+            DistillationError: the loss is no longer finite.
+        """
+        losses = {n: float(self.engine.reduce(v.float(), "mean")) for n, v in row.pop("losses").items()}
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            raise DistillationError(
+                f"the loss is {total} after step {self.step}: lower learning_rate, add warmup or clip, or use "
+                'precision="bf16" instead of "fp16"'
+            )
+        parts = losses if len(losses) > 1 else {}
+        plain = {name: float(value) for name, value in row.items()}
+        self.history.append({"step": self.step, "loss": total, **parts, **plain})
+        if self.folder is not None and self.engine.is_main_process:
+            self.folder.log({**self.history[-1], "time": round(time.time(), 3)})
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        self.engine.wait_for_everyone()
+        if self.engine.is_main_process:
+            scaler = getattr(self.engine, "scaler", None)
+            self.folder.save(
+                {
+                    "step": self.step,
+                    "student": _on_cpu(self.pair.student.state_dict()),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                    "feed": self.feed.state(),
+                    "scores": [self.score, self.best, self.best_step],
+                    "best": self.best_weights,
+                }
+            )
+        self.engine.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Stand where the folder's checkpoint stood; gives the step to go on from."""
+        state = self.folder.load() if self.folder is not None else None
+        if self.folder is None or state is None:
+            if self.folder is not None and self.engine.is_main_process:
+                self.folder.rewind(0)
+            return 0
+        self.pair.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None and getattr(self.engine, "scaler", None) is not None:
+            self.engine.scaler.load_state_dict(state["scaler"])
+        self.feed.go_to(state["feed"])
+        self.step = int(state["step"])
+        self.score, self.best, self.best_step = state["scores"]
+        self.best_weights = state["best"]
+        self.engine.wait_for_everyone()
+        if self.engine.is_main_process:
+            rows = self.folder.rewind(self.step)
+            self.history = [{n: v for n, v in row.items() if n != "time"} for row in rows]
+        return self.step
+
+
+def _as_score(found: Any) -> float:
+    """What a user's evaluation returned.
+
+    Raises:
+        DistillationError: it is no number.
+    """
+    if isinstance(found, Tensor) and found.numel() == 1:
+        found = found.item()
+    if not isinstance(found, (int, float)) or math.isnan(found):
+        raise DistillationError(f"evaluate must return a number, higher is better, not {found!r}")
+    return float(found)
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    copied: dict[str, Any] = pytree.tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), dict(state))
+    return copied
