@@ -1,4 +1,4 @@
-"""Accuracy without training: what is left after the cut, after new batch norm statistics, after reconstruction."""
+"""Accuracy at several budgets: without training, and after the same short training, beside torch-pruning."""
 
 from __future__ import annotations
 
@@ -6,90 +6,56 @@ import importlib.util
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from torch import nn
 
-import fxprune
-from benchmarks.cifar.accuracy import accuracy
+from benchmarks.accuracies.comparing import Comparison, Setting
+from benchmarks.accuracies.tabulating import COLUMNS, page_of
 from benchmarks.cifar.files import shared_file
-from benchmarks.cifar.images import load_images
+from benchmarks.cifar.fine_tuning import Budget
 from benchmarks.cifar.resnet import cifar_model
-from benchmarks.harness.tables import Cells, markdown_table, write_page
-from benchmarks.rivals.inner_pruning import multiply_accumulates, pruned_inside, recalibrate
+from benchmarks.harness.tables import ResumableTable, write_page
 from fxprune.model_sources import load_weights
-
-_COLUMNS = ("method", "MACs removed", "cut only", "batch norm recalibrated", "reconstructed")
-_OURS = (("reconstruction", "reconstruction", "inner"), ("magnitude", "uniform", "inner"))
-_RIVALS = (("magnitude", False), ("magnitude", True), ("fpgm", False), ("fpgm", True))
-
-
-class Setting:
-    """A trained network, test images, and calibration images without their labels."""
-
-    def __init__(self, network: nn.Module, data: Path, tests: int, samples: int) -> None:
-        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.images, self.labels = load_images(data, "test", tests)
-        self.images = self.images.contiguous(memory_format=torch.channels_last)
-        given = load_images(data, "train", samples)[0].contiguous(memory_format=torch.channels_last)
-        self.calibration = list(given.split(256))
-        self.sample = given[:2]
-
-    def shown(self, network: nn.Module) -> str:
-        """The accuracy of a network."""
-        return f"{accuracy(network, self.images, self.labels):.2%}"
-
-    def ours(self, ratio: float, criterion: str, scope: str, residual: str) -> Cells:
-        """A row of the table."""
-        options = {"criterion": criterion, "scope": scope, "residual": residual, "calibration": self.calibration}
-        cut = fxprune.compile(self.network, self.sample, ratio, **options)  # type: ignore[arg-type]
-        report = fxprune.report(cut)
-        found = [
-            fxprune.recover(cut, self.network, how, calibration=self.calibration)
-            for how in ("batchnorm", "reconstruct")
-        ]
-        name = f"fxprune, {criterion}, {scope} widths, residual {residual}"
-        return [name, f"{report.achieved:.2%}", *(self.shown(network) for network in (cut, *found))]
-
-    def theirs(self, ratio: float, importance: str, everywhere: bool) -> Cells:
-        """A row of the table for torch-pruning."""
-        cut = pruned_inside(self.network, self.sample, ratio, importance, everywhere)
-        removed = 1 - multiply_accumulates(cut, self.sample) / multiply_accumulates(self.network, self.sample)
-        name = f"torch-pruning, {importance}, {'global' if everywhere else 'uniform'}, inside blocks"
-        new = recalibrate(cut, self.calibration)
-        return [name, f"{removed:.2%}", self.shown(cut), self.shown(new), "has none"]
 
 
 def main(
     data: Annotated[Path | None, typer.Option(help="Folder or zip file of images, .../SPLIT/CLASS/NAME.jpg.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights, .safetensors.")] = None,
     model: Annotated[str, typer.Option(help="cifar_resnetDEPTH.")] = "cifar_resnet20",
-    ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
+    ratio: Annotated[list[float] | None, typer.Option(help="Fraction of MACs to remove; may be repeated.")] = None,
     tests: Annotated[int, typer.Option(help="How many test images.")] = 2000,
     samples: Annotated[int, typer.Option(help="How many calibration images, of the training split.")] = 1024,
-    variants: Annotated[int, typer.Option(help="How many ways of choosing channels and widths.")] = 2,
-    rivals: Annotated[int, typer.Option(help="How many variants of torch-pruning, where it is installed.")] = 4,
+    training: Annotated[int, typer.Option(help="How many training images.")] = 10000,
+    steps: Annotated[int, typer.Option(help="Steps of each training; 0 trains nothing.")] = 150,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
+    rate: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.01,
+    seeds: Annotated[int, typer.Option(help="How many trainings of each kind.")] = 3,
+    table: Annotated[Path | None, typer.Option(help="CSV file, taken up again where it stopped.")] = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
-    """Prune a trained CIFAR ResNet and print its accuracy after each recovery that needs no training."""
+    """Prune a trained CIFAR ResNet, train it for a few steps, print accuracies; torch-pruning's stand beside them."""
     network = cifar_model(model)
     load_weights(network, weights or shared_file("weights", f"{model}.safetensors"))
-    setting = Setting(network, data or shared_file("data", "cifar10.zip"), tests, samples)
-    rows: list[Cells] = [["original", "0.00%", setting.shown(setting.network), "", ""]]
-    for variant in _OURS[:variants]:
-        rows.append(setting.ours(ratio, *variant))
-        print(rows[-1], flush=True)
-    if importlib.util.find_spec("torch_pruning") is not None:
-        rows += [setting.theirs(ratio, *rival) for rival in _RIVALS[:rivals]]
-    table = markdown_table(_COLUMNS, rows)
-    print(table)
+    budget = Budget(steps, batch, rate)
+    setting = Setting(network, data or shared_file("data", "cifar10.zip"), tests, samples, training, budget)
+    rows = ResumableTable(table or Path(f"accuracy_{model}.csv"), COLUMNS)
+    ratios = ratio or [0.5, 0.3, 0.7]
+    comparison = Comparison(setting, rows, rivals=importlib.util.find_spec("torch_pruning") is not None)
+    comparison.cut(ratios)
+    if steps:
+        comparison.train(ratios, seeds)
+    text = page_of(list(rows.rows.values()))
+    print(text)
     if out is not None:
         note = (
             f"`{model}` with trained weights, {tests} test images, {samples} calibration images of the training split "
-            "without their labels, no training. MACs are the multiply-accumulates of convolution and linear. Left to "
-            "prune the residual streams too, torch-pruning turns this option-A network into one that does not run."
+            f"without their labels. Trainings: {steps} steps of {batch} images out of {training}, shifted and "
+            f"mirrored, SGD with momentum 0.9, learning rate {rate:g} falling to zero along a cosine, the same for "
+            "all. fxprune starts from the reconstructed network, torch-pruning from the one with batch norm "
+            "recalibrated; of its criteria the one that is best there is trained. Distillation: temperature 4, labels "
+            "weighted 0.1. MACs are those of convolution and linear. torch-pruning keeps the residual streams' widths: "
+            "left to prune them, it turns this option-A network into one that does not run."
         )
-        write_page(out, f"{model}: accuracy without training", note, table)
+        write_page(out, f"{model}: accuracy without training and after a short one", note, text)
 
 
 if __name__ == "__main__":

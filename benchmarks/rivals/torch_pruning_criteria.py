@@ -1,8 +1,8 @@
 """torch-pruning's criteria on a CIFAR ResNet, at a given fraction of MACs.
 
 The widths of its residual streams stay, because a cut through the zero-padded shortcuts leaves torch-pruning 1.6.1 with
-a network that does not run. All other layers are ranked together. The library takes a ratio of channels, so the one
-that removes the wanted MACs is found by bisection.
+a network that does not run. The library takes a ratio of channels, so the one that removes the wanted MACs is found by
+bisection.
 """
 
 from __future__ import annotations
@@ -32,9 +32,20 @@ def macs(model: nn.Module, sample: Tensor) -> float:
 
 
 def pruned(
-    model: CifarResNet, name: str, ratio: float, batches: Sequence[tuple[Tensor, Tensor]]
+    model: CifarResNet,
+    name: str,
+    ratio: float,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    everywhere: bool = True,
 ) -> tuple[nn.Module, float]:
     """A copy of the model with at least ``ratio`` of its MACs removed, as little more as can be, and what was removed.
+
+    Args:
+        model: the network.
+        name: one of ``CRITERIA``.
+        ratio: what is to go.
+        batches: images and labels, for gradients.
+        everywhere: rank all layers together instead of taking the same share of each.
 
     Raises:
         ImportError: torch-pruning is not installed.
@@ -46,7 +57,7 @@ def pruned(
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        found = _cut(prepared, name, middle, sample)
+        found = _cut(prepared, name, middle, sample, everywhere)
         removed = 1 - macs(found, sample) / full
         if removed >= ratio:
             best, high = (found, removed), middle
@@ -64,7 +75,7 @@ def _prepared(model: CifarResNet, name: str, batches: Sequence[tuple[Tensor, Ten
     return copied
 
 
-def _cut(prepared: CifarResNet, name: str, channel_ratio: float, sample: Tensor) -> nn.Module:
+def _cut(prepared: CifarResNet, name: str, channel_ratio: float, sample: Tensor, everywhere: bool) -> nn.Module:
     import torch_pruning  # type: ignore[import-not-found, unused-ignore]
 
     copied = copy.deepcopy(prepared)
@@ -75,7 +86,7 @@ def _cut(prepared: CifarResNet, name: str, channel_ratio: float, sample: Tensor)
         copied,
         sample[:1],
         importance=_importance(torch_pruning, name),
-        global_pruning=True,
+        global_pruning=everywhere,
         pruning_ratio=channel_ratio,
         max_pruning_ratio=0.999,
         ignored_layers=_streams(copied),

@@ -1,0 +1,1 @@
+"""Accuracy of pruned networks, measured case by case."""
