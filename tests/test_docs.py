@@ -28,11 +28,15 @@ def examples(page: Path) -> str:
     return "\n".join(lines)
 
 
+# What a page needs beside fxprune's own dependencies.
+NEEDS = {"distilling": ("accelerate",)}
 WITH_EXAMPLES = [page for page in PAGES if examples(page).strip()]
 
 
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.stem)
 def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in NEEDS.get(page.stem, ()):
+        pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # An example may register a rule, which is for it alone.

@@ -87,14 +87,17 @@ class Folder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Take lines of later steps out of the log; gives those that stay."""
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """The log's rows up to a step."""
         if not self.metrics.exists():
             return []
         rows = [_parsed(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
-        kept = [row for row in rows if row is not None and row["step"] <= step]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
-        return kept
+        return [row for row in rows if row is not None and row["step"] <= step]
+
+    def rewind(self, step: int) -> None:
+        """Take rows of later steps out of the log."""
+        if self.metrics.exists():
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows(step)))
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         for name, value in self._settings.items():

@@ -97,6 +97,11 @@ def distill(
         evaluate_every, keep, checkpoint_every, log_every, seed,
     )  # fmt: skip
     _check(pruned, teacher, loss, evaluate, keep)
+    if folder is not None and getattr(loader, "persistent_workers", False):
+        raise OptionError(
+            "a run with folder= can be resumed, and workers that outlive an epoch hold random numbers that no "
+            "checkpoint knows: make the loader with persistent_workers=False"
+        )
     places = resolve_hints(hints, pruned, teacher)
     begun = time.perf_counter()
     with keep_random_state(), torch.inference_mode(False), torch.enable_grad(), started(precision) as engine:

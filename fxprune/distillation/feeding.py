@@ -98,13 +98,14 @@ class Feed:
         set_epoch = getattr(sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(self.epoch)
-        # Without the rank: all ranks have to shuffle alike.
         seed_everything(self._seed, "epoch", self.epoch)
         self._batches = iter(self._loader)
 
     def _next(self) -> Any:
         assert self._batches is not None
-        seed_everything(self._seed, "batch", self.epoch, self.place, self._rank)
+        # All ranks have to shuffle alike, which samplers do when the first batch is asked for.
+        rank = self._rank if self.place else 0
+        seed_everything(self._seed, "batch", self.epoch, self.place, rank)
         batch = next(self._batches)
         self.place += 1
         return batch

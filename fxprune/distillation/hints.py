@@ -22,7 +22,8 @@ Kept = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Hint:
-    """One place at which features are compared: mean squared difference over the mean square of the teacher's.
+    """One place at which features are compared: mean squared difference over the mean square of the teacher's,
+    sample by sample.
 
     Args:
         student: path of a module of the pruned network, one that its graph calls (``fxprune.compile`` enters modules
@@ -129,7 +130,7 @@ def hint_loss(
         else:
             wanted = _sliced(wanted, kept.get(hint.student, ()))
         _check_alike(hint, found, wanted)
-        losses.append(hint.weight * (found - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12))
+        losses.append(hint.weight * _distance(found, wanted))
     return torch.stack(losses).sum()
 
 
@@ -191,6 +192,14 @@ def _sliced(features: Tensor, kept: Kept) -> Tensor:
         if index is not None:
             features = features.index_select(dim, index.to(features.device))
     return features
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Sample by sample, so that the mean over a batch is that of its parts, which other processes may hold."""
+    apart, whole = ((t.square().flatten(1) if t.ndim > 1 else t.square()) for t in (found - wanted, wanted))
+    if apart.ndim > 1:
+        apart, whole = apart.mean(1), whole.mean(1)
+    return (apart / whole.clamp_min(1e-6)).mean()
 
 
 def _check_alike(hint: Hint, found: Tensor, wanted: Tensor) -> None:

@@ -159,11 +159,19 @@ class Trainer:
 
     def _resume(self) -> int:
         """Stand where the folder's checkpoint stood; gives the step to go on from."""
-        state = self.folder.load() if self.folder is not None else None
-        if self.folder is None or state is None:
-            if self.folder is not None and self.engine.is_main_process:
-                self.folder.rewind(0)
+        if self.folder is None:
             return 0
+        state = self.folder.load()
+        if state is not None:
+            self._take_over(state)
+        rows = self.folder.rows(self.step)
+        self.history = [{n: v for n, v in row.items() if n != "time"} for row in rows]
+        self.engine.wait_for_everyone()
+        if self.engine.is_main_process:
+            self.folder.rewind(self.step)
+        return self.step
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.pair.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and getattr(self.engine, "scaler", None) is not None:
@@ -172,11 +180,6 @@ class Trainer:
         self.step = int(state["step"])
         self.score, self.best, self.best_step = state["scores"]
         self.best_weights = state["best"]
-        self.engine.wait_for_everyone()
-        if self.engine.is_main_process:
-            rows = self.folder.rewind(self.step)
-            self.history = [{n: v for n, v in row.items() if n != "time"} for row in rows]
-        return self.step
 
 
 def _as_score(found: Any) -> float:
