@@ -16,6 +16,7 @@ from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.capture.naming import canonical_name
+from fxprune.cost import CostModel
 from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
@@ -201,6 +202,8 @@ class ChannelGraph:
         activations: the distinct axes of activations that gather elements of others, so that they might lose all
             elements while every group keeps some; none may.
         constants: tensors made while tracing, by name.
+        mac_terms: by node the terms of ``macs`` that are its own.
+        latency: the seconds of a call, once they were measured; None before.
         captured: what was captured.
     """
 
@@ -228,9 +231,13 @@ class ChannelGraph:
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)
         self.macs = tuple(
-            Term(_owner(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.macs
+            Term(owner_of(node), c * batch_scale, tuple(resolve(a) for a in axes)) for node, c, axes in analyzer.macs
         )
+        self.mac_terms: Mapping[fx.Node, list[Term]] = {}
+        for (node, _, _), term in zip(analyzer.macs, self.macs, strict=True):
+            self.mac_terms.setdefault(node, []).append(term)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
+        self.latency: CostModel | None = None
         self._batch_scale = batch_scale
         self._bytes = {name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()}
 
@@ -366,7 +373,8 @@ def _op_in_words(node: fx.Node, name: str) -> str:
     return f"{name} in {path}" if path else name
 
 
-def _owner(node: fx.Node) -> str:
+def owner_of(node: fx.Node) -> str:
+    """The layer that a node belongs to, or its own name."""
     return str(node.target) if node.op == "call_module" else node.meta.get("module") or node.name
 
 

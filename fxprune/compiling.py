@@ -7,6 +7,7 @@ import gc
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fxprune.checking import check_model, check_sample, is_meta, refuses
 from fxprune.criteria import Criterion, judge, resolve_criterion
 from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, RecoveryError, SampleError
 from fxprune.groups import Group, OpaqueOp
+from fxprune.latency import compared, measured_latency
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
 from fxprune.planning import Plan, allocate
@@ -72,8 +74,10 @@ def compile(  # noqa: A001  the public name says what it does
         sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
             arguments, a dict with string keys the keyword arguments.
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy.
-        budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", or "memory"
-            (bytes of the parameters and of the activations alive at the worst moment, for the sample).
+        budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", "memory" (bytes
+            of the parameters and of the activations alive at the worst moment, for the sample), or "latency" (seconds
+            of one call with the sample in eval mode, added up from a table of single operations that is measured on
+            this machine once and kept in the user's cache directory; the report shows predicted beside measured).
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
         calibration: for recovery, and for criteria that look at activations or gradients: batches that can be iterated
             again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
@@ -113,6 +117,7 @@ def compile(  # noqa: A001  the public name says what it does
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
         feed = Feed.checked(calibration, loss, sample)
+        _time_operations(graph, model, sample, options.budget, steps)
         chosen, scores = _planned(graph, model, options, feed, steps)
         pruned = _applied(graph, model, sample, chosen, verify, steps, scores)
         return recovered(graph, model, pruned, recoveries, feed, steps)
@@ -159,6 +164,7 @@ def plan(
     )
     with _pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
+        _time_operations(graph, model, sample, options.budget, steps)
         return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
 
 
@@ -176,6 +182,7 @@ def apply(
     with _pass(progress) as steps:
         couplings = check_couplings(setting(plan, "couplings", "keep"))
         graph, sample = _analyzed(model, sample_input, steps, couplings)
+        _time_operations(graph, model, sample, setting(plan, "budget", "macs"), steps)
         return _applied(graph, model, sample, plan, verify, steps)
 
 
@@ -304,6 +311,12 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
     return ()
 
 
+def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budget: str, steps: Steps) -> None:
+    if budget == "latency":
+        with steps("time"):
+            graph.latency = measured_latency(graph, model, sample, steps.counted)
+
+
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
     # A pass over data makes garbage with every batch.
     with _uncollected() if feed.calibration is None else nullcontext():
@@ -363,6 +376,10 @@ def _applied(
         with steps("verify"):
             proof = _proved(graph, model, pruned, plan, masks, sample)
     made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
+    if made.budget == "latency":
+        with steps("time"):
+            predicted = (made.budget_before, made.budget_after)
+            made = replace(made, latency=compared(predicted, model, pruned, sample), seconds=dict(steps.seconds))
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says

@@ -71,6 +71,7 @@ class CostModel:
     Attributes:
         full: the total with every channel kept.
         leaves: the quantities the polynomial is made of, in the order :meth:`evaluate` takes their values.
+        vectors: the multiple to which a kernel rounds up a variable's width, where it does.
     """
 
     def __init__(self, terms: Iterable[Term]) -> None:
@@ -82,6 +83,7 @@ class CostModel:
         self._stages, slots = _stages(builder)
         self._terms = _Block.of(monomials, slots)
         self._slots = 1 + len(builder.leaves) + len(builder.sums)
+        self.vectors: dict[Channels, int] = {}
         self.full = self.total({})
 
     def total(self, widths: Mapping[Channels, float]) -> float:

@@ -15,7 +15,7 @@ from fxprune.axes.expressions import Axis
 from fxprune.cost import CostModel
 from fxprune.groups import Term
 
-__all__ = ["LiveTerm", "MemoryModel", "live_terms"]
+__all__ = ["LiveTerm", "MemoryModel", "live_terms", "paired_axes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +89,19 @@ def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
 def _tensors(node: fx.Node, axes: Mapping[fx.Node, Any]) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
     if node.op in ("get_attr", "output"):
         return
-    yield from _paired(node.meta.get("val"), axes.get(node))
+    yield from paired_axes(node.meta.get("val"), axes.get(node))
 
 
-def _paired(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
+def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
+    """Every tensor of a node's value with its axes."""
     if isinstance(value, torch.Tensor) and axes is not None:
         yield value, axes
     elif isinstance(value, (list, tuple)) and axes is not None:
         for item, item_axes in zip(value, axes, strict=True):
-            yield from _paired(item, item_axes)
+            yield from paired_axes(item, item_axes)
     elif isinstance(value, dict) and axes is not None:
         for key, item in value.items():
-            yield from _paired(item, axes[key])
+            yield from paired_axes(item, axes[key])
 
 
 def _leaves(value: Any) -> Iterator[torch.Tensor]:

@@ -49,6 +49,14 @@ def _one_thread_and_seed() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FXPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Tensors and containers are named by their argument: their values would differ between worker processes."""
     return None if val is None or isinstance(val, (str, int, float, bool, type)) or callable(val) else argname

@@ -40,7 +40,7 @@ def compile_command(
     ratio: Annotated[float, typer.Option(help="Fraction of the budget to remove, at least 0 and below 1.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
     budget: Annotated[
-        str, typer.Option(help="What ratio is a fraction of: macs, params, channels or memory.")
+        str, typer.Option(help="What ratio is a fraction of: macs, params, channels, memory or latency.")
     ] = "macs",
     criterion: Criterion = "magnitude",
     calibration: Calibration = None,

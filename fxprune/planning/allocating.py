@@ -44,7 +44,8 @@ def allocate(
     """Choose the units that stay.
 
     At least ``ratio`` of the budget is removed, and the overshoot is less than the cheapest step that could go (a
-    uniform run does not make a group whole again for that).
+    uniform run does not make a group whole again for that). With "latency" steps are as large as the multiple that
+    kernels round widths up to.
     Equal inputs give equal masks: ties between groups go by their order, ties in a group to the lowest index.
 
     Args:
@@ -52,7 +53,7 @@ def allocate(
         scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the budget; None
             without weights (then shares are uniform and the lowest indices stay).
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``.
-        budget: "macs", "params", "channels" or "memory".
+        budget: "macs", "params", "channels", "memory" or "latency".
         scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded
             up, until the budget holds.
         residual: "inner" keeps the width of every group that crosses an addition.
@@ -72,7 +73,8 @@ def allocate(
     """
     ratio = check_ratio(ratio)
     model = budget_model(graph, budget)
-    limits = Limits(round_to, min_channels, _known(max_ratio, graph), _frozen(graph, residual, exclude))
+    vectors = {g: model.vectors[g.variable] for g in graph.groups if g.variable in model.vectors}
+    limits = Limits(round_to, min_channels, _known(max_ratio, graph), _frozen(graph, residual, exclude), vectors)
     uniform = _is_uniform(scope) or scores is None
     need = ratio * model.full
     if scores is not None and not isinstance(scores, Mapping):
@@ -86,7 +88,7 @@ def allocate(
     sequence = step_sequence(stairs, values, uniform=uniform)
     levels = descend(stairs, StaircaseCost(model, stairs), sequence, need=need, uniform=uniform)
     masks = stairs.masks(levels)
-    return masks if round_to > 1 else give_back_units(model, masks, values, need=need, uniform=uniform)
+    return masks if round_to > 1 or vectors else give_back_units(model, masks, values, need=need, uniform=uniform)
 
 
 def _reach(model: CostModel, stairs: Staircase) -> float:

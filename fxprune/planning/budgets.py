@@ -13,7 +13,7 @@ from fxprune.groups import Group, PinnedWidth, Term
 
 __all__ = ["BUDGETS", "PlannedGraph", "budget_model", "check_ratio"]
 
-BUDGETS = ("macs", "params", "channels", "memory")
+BUDGETS = ("macs", "params", "channels", "memory", "latency")
 
 
 class PlannedGraph(Protocol):
@@ -44,6 +44,11 @@ class PlannedGraph(Protocol):
         ...
 
     @property
+    def latency(self) -> CostModel | None:
+        """The seconds of one call, where they were measured."""
+        ...
+
+    @property
     def tensors(self) -> Mapping[str, tuple[Axis, ...]]:
         """The resolved axis of every dim of every parameter and buffer."""
         ...
@@ -62,11 +67,11 @@ class PlannedGraph(Protocol):
 def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
     """The cost that ``ratio`` counts.
 
-    "macs", "params", "channels" (the widths of the groups, each once), or "memory" (the bytes of all parameters and of
-    the activations that are alive at the worst moment, for the sample).
+    "macs", "params", "channels" (the widths of the groups, each once), "memory" (the bytes of all parameters and of the
+    activations that are alive at the worst moment, for the sample), or "latency" (seconds of one call).
 
     Raises:
-        BudgetError: the name is unknown.
+        BudgetError: the name is unknown, or the latency was not measured.
     """
     if budget == "macs":
         return CostModel(graph.macs)
@@ -76,6 +81,10 @@ def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
         return CostModel(Term(group.name, 1.0, (group.variable,)) for group in graph.groups)
     if budget == "memory":
         return graph.memory()
+    if budget == "latency":
+        if graph.latency is None:
+            raise BudgetError("the latency of this network's operations has not been measured")
+        return graph.latency
     raise BudgetError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
 
 

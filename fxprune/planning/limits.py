@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ class Limits:
         max_ratio: at most this share of a group's units goes; a mapping gives it by the names of groups, and those
             that it does not name may go down to the other limits.
         frozen: groups that keep their width.
+        vectors: for groups whose kernels round widths up, the multiple to which; a narrowed group's width is one, or
+            narrower than one.
 
     Raises:
         BudgetError: a value makes no sense.
@@ -34,6 +36,7 @@ class Limits:
     min_channels: int = 1
     max_ratio: float | Mapping[str, float] = 1.0
     frozen: frozenset[Group] = frozenset()
+    vectors: Mapping[Group, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("round_to", "min_channels"):
@@ -55,4 +58,6 @@ class Limits:
         fewest = max(self.min_channels, group.size - most, protected, 1)
         lowest = -(-fewest // self.round_to) * self.round_to
         kept = np.arange(lowest, group.size, self.round_to, dtype=np.int64)[::-1]
+        vector = self.vectors.get(group, 1)
+        kept = kept[(kept % vector == 0) | (kept < vector)]
         return np.concatenate([np.zeros(1, dtype=np.int64), group.size - kept])

@@ -10,14 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.report import MACS_MEANING, GroupRow, OpaqueRow, RecoveryRow, Report, removed
+from fxprune.reporting.report import MACS_MEANING, GroupRow, LatencyRow, OpaqueRow, RecoveryRow, Report, removed
 from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
-__all__ = ["BUDGETS", "as_text", "print_report", "proof_in_words", "recovery_in_words", "render_report"]
+__all__ = [
+    "BUDGETS",
+    "as_text",
+    "latency_in_words",
+    "print_report",
+    "proof_in_words",
+    "recovery_in_words",
+    "render_report",
+]
 
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
-BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory"}
+BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}
 
 
 def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
@@ -93,6 +101,8 @@ def _widths(row: GroupRow) -> tuple[str, str, str, str]:
 def _closing(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
     lines += [labelled("recovery", recovery_in_words(row)) for row in report.recovery]
+    if report.latency is not None:
+        lines.append(labelled("latency", latency_in_words(report.latency)))
     if report.seconds:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
@@ -120,6 +130,14 @@ def proof_in_words(report: Report) -> str:
         *(note.rstrip(".") for note in proof.notes),
     ]
     return "; ".join(parts)
+
+
+def latency_in_words(row: LatencyRow) -> str:
+    """What was predicted, and beside it what was measured."""
+    pairs = [("predicted", row.predicted), ("measured", row.measured)]
+    known = [(name, pair) for name, pair in pairs if pair is not None]
+    words = [f"{name} {1e3 * a:.3g} to {1e3 * b:.3g} ms ({a / b:.2f} times faster)" for name, (a, b) in known]
+    return "; ".join([*words, row.conditions])
 
 
 def recovery_in_words(row: RecoveryRow) -> str:

@@ -13,7 +13,17 @@ from fxprune.planning.plan import Plan
 from fxprune.reporting.reading import check_types
 from fxprune.verifying.proof import Proof
 
-__all__ = ["MACS_MEANING", "CostRow", "GroupRow", "OpaqueRow", "PinnedRow", "RecoveryRow", "Report", "ScoreRow"]
+__all__ = [
+    "MACS_MEANING",
+    "CostRow",
+    "GroupRow",
+    "LatencyRow",
+    "OpaqueRow",
+    "PinnedRow",
+    "RecoveryRow",
+    "Report",
+    "ScoreRow",
+]
 
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
@@ -128,12 +138,27 @@ class RecoveryRow:
 
 
 @dataclass(frozen=True)
+class LatencyRow:
+    """How long a call takes, where the budget was latency.
+
+    Attributes:
+        predicted: seconds of the original and of the pruned network, added up from the table of operations.
+        measured: median seconds of the whole networks, timed in turns; None where that failed.
+        conditions: what was timed and on what, or why it failed.
+    """
+
+    predicted: tuple[float, float]
+    measured: tuple[float, float] | None
+    conditions: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of one compilation, as plain data.
 
     Attributes:
         ratio: the fraction of the budget asked to be removed, 0 <= ratio < 1.
-        budget: what ``ratio`` is a fraction of: "macs", "params", "channels" or "memory" (bytes).
+        budget: what ``ratio`` is a fraction of: "macs", "params", "channels", "memory" (bytes) or "latency" (seconds).
         budget_before: the budget's total in the original network, in its own unit.
         budget_after: the same in the pruned network.
         macs_before: multiply-accumulates of convolution, linear and matmul for one call with the sample, before.
@@ -155,6 +180,7 @@ class Report:
         scores: one row for each group, where the criterion gives scores.
         drawing: the operations of the network, with their groups and pins.
         environment: the machine that the compilation ran on.
+        latency: what was predicted and measured, where the budget was latency; else None.
     """
 
     ratio: float
@@ -180,6 +206,7 @@ class Report:
     drawing: tuple[DrawnNode, ...] = field(default=(), repr=False)
     environment: Mapping[str, str] = field(default_factory=dict)
     recovery: tuple[RecoveryRow, ...] = ()
+    latency: LatencyRow | None = None
 
     @property
     def achieved(self) -> float:
@@ -202,6 +229,7 @@ class Report:
         data["environment"] = dict(self.environment)
         data["seconds"], data["settings"] = dict(self.seconds), dict(self.settings)
         data["proof"] = None if self.proof is None else self.proof.as_dict()
+        data["latency"] = None if self.latency is None else asdict(self.latency)
         return data
 
     @classmethod
@@ -221,9 +249,12 @@ class Report:
         rows = data.get("recovery", ())
         fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
+        latency = data.get("latency")
+        fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
         rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery)
-        check_types([report, *(row for part in rows for row in part), *([report.proof] if report.proof else [])])
+        single = [row for row in (report.proof, report.latency) if row is not None]
+        check_types([report, *(row for part in rows for row in part), *single])
         return report
 
     def save_html(self, path: str | os.PathLike[str]) -> None:

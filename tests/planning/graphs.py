@@ -11,6 +11,9 @@ import numpy as np
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, gather, product, variables
 from fxprune.groups import Group, Member, PinnedWidth, Term
+from fxprune.latency import LatencyModel
+from fxprune.latency.model import ShapedOp
+from fxprune.latency.surfaces import measured_surface
 from fxprune.memory import LiveTerm, MemoryModel
 
 IN = Fixed(3, "it is a dim of the network's input")
@@ -39,6 +42,17 @@ class HandGraph:
         outputs = [(term.owner, term.axes[0]) for term in self.macs if term.axes]
         live = [LiveTerm(Term(name, 32.0, (axis,)), step, step + 1) for step, (name, axis) in enumerate(outputs)]
         return MemoryModel((Term(t.owner, 4 * t.coefficient, t.axes) for t in self.params), live)
+
+    @property
+    def latency(self) -> LatencyModel:
+        """A second for each multiply-accumulate, looked up on a grid of the op's widths."""
+        shaped = []
+        for term in self.macs:
+            axes = tuple(axis for axis in term.axes if not isinstance(axis, Fixed))
+            fixed = term.coefficient * math.prod(axis.size for axis in term.axes if isinstance(axis, Fixed))
+            surface = measured_surface(tuple(a.size for a in axes), lambda widths, c=fixed: c * math.prod(widths))
+            shaped.append(ShapedOp(term.owner, axes, surface))
+        return LatencyModel((), shaped)
 
     def group(self, name: str) -> Group:
         """The group of that name."""

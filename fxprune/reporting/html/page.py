@@ -11,7 +11,7 @@ from fxprune.drawing import as_svg
 from fxprune.drawing.svg import colours
 from fxprune.reporting.html.views import histogram, layers, reproduction, stages
 from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.printing import BUDGETS, proof_in_words, recovery_in_words
+from fxprune.reporting.printing import BUDGETS, latency_in_words, proof_in_words, recovery_in_words
 from fxprune.reporting.report import MACS_MEANING, Report, removed
 
 __all__ = ["as_html"]
@@ -33,6 +33,7 @@ def as_html(report: Report) -> str:
         drawing=Markup(as_svg(report.drawing)) if report.drawing else None,
         colours=colours(report.drawing),
         proof=proof_in_words(report),
+        latency=None if report.latency is None else latency_in_words(report.latency),
         recoveries=[recovery_in_words(row) for row in report.recovery],
         reproduction=reproduction(report),
         style=Markup(_read("page.css")),
