@@ -73,6 +73,8 @@ def _check_kind(where: str, module: nn.Module) -> None:
     quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
     if quantised or any(t.is_quantized for t in _own(module)):
         raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
+    if narrow := [t.dtype for t in _own(module) if t.is_floating_point() and t.dtype.itemsize == 1]:
+        raise ModelError(f"{where} ({cls.__name__}) holds {narrow[0]}, in which torch computes little: widen it first")
     if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
         raise ModelError(
             f"{where} ({cls.__name__}) is prepared for quantisation: prune the floating-point model, then prepare it"
@@ -124,7 +126,7 @@ def _own(module: nn.Module) -> list[torch.Tensor]:
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not is_lazy(tensor):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not is_lazy(tensor):
             yield name, tensor
 
 

@@ -48,6 +48,8 @@ class Sample:
             )
         for name, tensor in sample.named_tensors():
             _check_tensor(name, tensor)
+        if sample.batch_size == 0:
+            raise SampleError("sample_input has a batch of 0: pass at least one row")
         return sample
 
     @property

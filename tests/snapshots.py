@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ def _tensor_facts(tensor: torch.Tensor) -> tuple[Any, ...]:
         tuple(tensor.shape),
         tensor.stride(),
         tensor.requires_grad,
-        tensor._version,
+        None if tensor.is_inference() else tensor._version,
         repr(tensor._backward_hooks),
         _values(tensor),
         None if tensor.grad is None else (id(tensor.grad), _values(tensor.grad)),
@@ -64,6 +66,11 @@ def process() -> Facts:
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "threads": torch.get_num_threads(),
+        "garbage collection": gc.isenabled(),
+        "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        "warnings": warnings.filters[:],
+        "function modes": torch._C._len_torch_function_stack(),
+        "dispatch modes": torch._C._len_torch_dispatch_stack(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "attention fast path": torch.backends.mha.get_fastpath_enabled(),
         "onednn": torch.backends.mkldnn.enabled,

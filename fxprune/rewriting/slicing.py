@@ -14,6 +14,8 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.module_copies import copied_attributes
 from fxprune.rules.registry import torch_class
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def kept_indices(axes: Iterable[Axis], masks: Mapping[Channels, Mask]) -> tuple[torch.Tensor | None, ...]:
     """Kept indices of every dim of a tensor, None where all stay."""
@@ -32,8 +34,9 @@ def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torc
             value = value.index_select(dim, index.to(value.device))
     if value.data_ptr() == tensor.data_ptr():
         value = value.clone()
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        value = value.contiguous(memory_format=torch.channels_last)
+    layout = _CHANNELS_LAST.get(tensor.dim())
+    if layout is not None and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
+        value = value.contiguous(memory_format=layout)
     return nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
