@@ -8,12 +8,14 @@ from typing import Annotated
 import torch
 import typer
 from torch import nn
+from torchvision.models import get_model
 
 import fxprune
 from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.harness.tables import ResumableTable, write_page
 from benchmarks.recipes.data import SmallImages
+from benchmarks.recipes.folder import FolderImages
 from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
 from benchmarks.recipes.published import RATIOS
 from benchmarks.recipes.training import Trainer
@@ -48,7 +50,7 @@ _NOTE = (
 
 def main(
     paper: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
-    model: Annotated[str, typer.Option(help="cifar_resnetDEPTH.")] = "cifar_resnet20",
+    model: Annotated[str, typer.Option(help="cifar_resnetDEPTH or a network of torchvision.")] = "cifar_resnet20",
     data: Annotated[Path | None, typer.Option(help="Folder or zip file of images, .../SPLIT/CLASS/NAME.jpg.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights; by default those that are at hand.")] = None,
     scratch: Annotated[bool, typer.Option(help="Start from random weights, as most papers do.")] = False,
@@ -61,13 +63,15 @@ def main(
     train: Annotated[int | None, typer.Option(help="How many training images.")] = None,
     tests: Annotated[int | None, typer.Option(help="How many test images.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on.")] = None,
+    size: Annotated[int | None, typer.Option(help="Read a folder of larger images, cut to so many pixels.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     table: Annotated[Path, typer.Option(help="CSV file to add to; a page is written beside it.")] = _RESULTS,
 ) -> None:
     """Run one paper's method and add a row to the table of results."""
     if paper not in METHODS:
         raise typer.BadParameter(f"choose one of {', '.join(METHODS)}", param_hint="PAPER")
-    images = SmallImages(data or shared_file("data", "cifar10.zip"), train, tests)
+    where = data or shared_file("data", "cifar10.zip")
+    images = SmallImages(where, train, tests) if size is None else FolderImages(where, size, train, tests)
     trained = not scratch and paper not in FROM_SCRATCH
     network = _network(model, images.classes, trained, weights, seed)
     before = images.accuracy(network) if trained else None
@@ -99,7 +103,8 @@ def main(
 
 def _network(model: str, classes: int, trained: bool, weights: Path | None, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = cifar_model(model, classes)
+    small = model.startswith("cifar_")
+    network = cifar_model(model, classes) if small else get_model(model, weights=None, num_classes=classes)
     if trained:
         load_weights(network, weights or shared_file("weights", f"{model}.safetensors"))
     return network.eval().to(memory_format=torch.channels_last)

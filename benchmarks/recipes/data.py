@@ -58,7 +58,7 @@ class SmallImages:
         order = torch.randperm(len(self._labels), generator=generator)
         for index in order.split(size):
             if len(index) == size:
-                yield _augmented(self._images[index], generator), self._labels[index]
+                yield augmented(self._images[index], generator), self._labels[index]
 
     def calibration(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """See Images: spread over the classes."""
@@ -74,7 +74,8 @@ class SmallImages:
         return found
 
 
-def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W), each padded by four pixels, cropped to its size again, and one in two mirrored."""
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (_PAD,) * 4)
     top, left = torch.randint(0, 2 * _PAD + 1, (2, count, 1), generator=generator)

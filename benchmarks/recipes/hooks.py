@@ -35,32 +35,65 @@ class Sparse(Hooks):
     """Scales of batch norms pushed to zero."""
 
     def __init__(self, schedule: SparseTraining) -> None:
-        self.before_update = schedule.step  # type: ignore[method-assign]
+        self._schedule = schedule
+
+    def before_update(self) -> None:
+        """Add the subgradient."""
+        self._schedule.step()
 
 
 class Polarised(Hooks):
     """Scales of batch norms parted."""
 
     def __init__(self, schedule: Polarization) -> None:
-        self.before_update, self.after_update = schedule.step, schedule.clamp  # type: ignore[method-assign]
+        self._schedule = schedule
+
+    def before_update(self) -> None:
+        """Add the subgradient."""
+        self._schedule.step()
+
+    def after_update(self) -> None:
+        """Keep the scales in their bounds."""
+        self._schedule.clamp()
 
 
 class Soft(Hooks):
     """Channels silenced after every epoch."""
 
     def __init__(self, schedule: SoftPruning) -> None:
-        self.before_epoch, self.state_dict = schedule.wake, schedule.state_dict  # type: ignore[method-assign]
-        self.load_state_dict = schedule.load_state_dict  # type: ignore[method-assign]
         self._schedule = schedule
+
+    def before_epoch(self) -> None:
+        """Let silent channels grow again."""
+        self._schedule.wake()
 
     def after_epoch(self) -> None:
         """Choose anew, and silence."""
         self._schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's."""
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on."""
+        self._schedule.load_state_dict(state)
 
 
 class Fused(Hooks):
     """Kernels fused anew at the start of every epoch."""
 
     def __init__(self, schedule: FusedTraining) -> None:
-        self.before_epoch, self.state_dict = schedule.step, schedule.state_dict  # type: ignore[method-assign]
-        self.load_state_dict = schedule.load_state_dict  # type: ignore[method-assign]
+        self._schedule = schedule
+
+    def before_epoch(self) -> None:
+        """Another temperature, and other shares."""
+        self._schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule's."""
+        return self._schedule.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on."""
+        self._schedule.load_state_dict(state)

@@ -1,0 +1,114 @@
+"""Stages that go on where they were stopped, and the augmentation of images, against what is written out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.recipes.data import SmallImages, augmented
+from benchmarks.recipes.folder import FolderImages
+from benchmarks.recipes.hooks import Soft
+from benchmarks.recipes.published import Recipe
+from benchmarks.recipes.training import Trainer
+from fxprune.schedules import SoftPruning
+from tests.criteria.calibrated import Small, images
+
+RECIPE = Recipe(4, 6, 0.05, 1e-4)
+
+
+class Few:
+    """Twelve images, in an order that the seed gives."""
+
+    classes, sample = 5, images(2)[0]
+
+    def length(self) -> int:
+        return 12
+
+    def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = images(12)
+        for index in torch.randperm(12, generator=torch.Generator().manual_seed(seed)).split(size):
+            yield x[index], y[index]
+
+    def calibration(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        return [images(count)]
+
+    def accuracy(self, network: nn.Module) -> float:
+        return 0.0
+
+
+class Stopped(Soft):
+    """Ends the process, so to speak, in the third epoch."""
+
+    def before_epoch(self) -> None:
+        if self._schedule.epoch == 2:
+            raise KeyboardInterrupt
+        super().before_epoch()
+
+
+def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    networks = [Small(), Small(), Small()]
+    schedules = [SoftPruning(network, Few.sample, 0.4) for network in networks]
+    for network, schedule, hooks, state in zip(
+        networks, schedules, (Soft, Stopped, Soft), (None, tmp_path, tmp_path), strict=True
+    ):
+        trainer = Trainer(Few(), state=state, half=False)
+        if hooks is Stopped:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit("soft", network, RECIPE, hooks=hooks(schedule))
+        else:
+            trainer.fit("soft", network, RECIPE, hooks=hooks(schedule))
+    assert [schedule.epoch for schedule in schedules] == [4, 2, 4]
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert schedules[0].plan == schedules[2].plan
+
+
+def test_budgets() -> None:
+    assert Trainer(Few()).epochs(RECIPE, 0.5) == (4, 2)
+    assert Trainer(Few(), steps=200).epochs(RECIPE, 0.5) == (4, 25)
+    assert Trainer(Few(), steps=100).epochs(RECIPE, 0.5) == (2, 25)
+    assert Trainer(Few(), steps=10).epochs(RECIPE, 0.5) == (1, 5)
+    assert [RECIPE.rate_at(done) for done in (0, 0.49, 0.5, 0.75)] == pytest.approx([0.05, 0.05, 0.005, 0.0005])
+
+
+def test_augmented_images_are_parts_of_the_padded_ones() -> None:
+    x = torch.arange(1.0, 1 + 6 * 3 * 8 * 8).reshape(6, 3, 8, 8)
+    found = augmented(x, torch.Generator().manual_seed(3))
+    padded = nn.functional.pad(x, (4, 4, 4, 4))
+    mirrored = 0
+    for image, whole in zip(found, padded, strict=True):
+        parts = [whole[:, r : r + 8, c : c + 8] for r in range(9) for c in range(9)]
+        straight = any(torch.equal(image, part) for part in parts)
+        mirrored += not straight
+        assert straight or any(torch.equal(image, part.flip(2)) for part in parts)
+    assert 0 < mirrored < 6
+
+
+def test_images_of_a_folder(tmp_path: Path) -> None:
+    from torchvision.io import write_png
+
+    for split in ("train", "test"):
+        for name, level in (("dark", 0), ("light", 255)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(3):
+                picture = torch.full((3, 32, 32), level, dtype=torch.uint8)
+                write_png(picture, str(tmp_path / split / name / f"{number}.png"))
+
+    class Brightness(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([-x.mean((1, 2, 3)), x.mean((1, 2, 3))], dim=1)
+
+    for data in (SmallImages(tmp_path, None, None), FolderImages(tmp_path, 16, None, None)):
+        assert (data.classes, data.length(), data.sample.shape[:2]) == (2, 6, (2, 3))
+        assert data.accuracy(Brightness()) == 1.0
+        first, again = (list(data.batches(2, 5)) for _ in range(2))
+        assert len(first) == 3
+        assert all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, again, strict=True))
+        assert sorted(torch.cat([y for _, y in first]).tolist()) == [0, 0, 0, 1, 1, 1]
+        assert sum(len(y) for _, y in data.calibration(4)) == 4
+    assert copy.deepcopy(first[0][0]).shape == (2, 3, 16, 16)
