@@ -7,7 +7,7 @@ a check in front of what it decided, so that an input of sizes with another answ
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -90,16 +90,11 @@ class Decisions:
             text = f"{_REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
-    def add_value(self, node: fx.Node) -> None:
-        """Check the sizes that a tensor's values, which the forward reads, are computed from."""
-        pending, seen = [node], {node}
-        while pending:
-            top = pending.pop()
-            if top.target == "size":
-                tensor, dim = cast(Any, top.args)
-                self.add(operator.eq, (size_of(tensor, dim, top.meta["val"]), top.meta["val"]))
-            pending.extend(n for n in top.all_input_nodes if n not in seen and top.target != "size")
-            seen.update(top.all_input_nodes)
+    def add_sizes(self, sizes: Iterable[fx.Node]) -> None:
+        """Check that sizes, on which a value that the forward reads hangs, are those of the sample."""
+        for node in sizes:
+            tensor, dim = cast(Any, node.args)
+            self.add(operator.eq, (size_of(tensor, dim, node.meta["val"]), node.meta["val"]))
 
     def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
         """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""

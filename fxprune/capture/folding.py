@@ -20,6 +20,8 @@ _CHANGES = frozenset(
 )
 Stored = Callable[[str], torch.Tensor | None]
 _CPU = torch.device("cpu")
+# Above so many elements, values are not computed again.
+_LARGE = 100_000
 
 
 class _UnknownError(Exception):
@@ -32,27 +34,70 @@ def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
     ``stored(name)``: the values of a constant or a buffer; None where there are none, or training changes them.
     """
     try:
-        value = _Evaluator(stored).value(node)
+        value = _Evaluator(stored, {}).value(node)
     except _UnknownError:
         return None
     return value if isinstance(value, torch.Tensor) else None
 
 
-class _Evaluator:
-    """Evaluates what a node needs, each node once."""
+def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
+    """The sizes that a known value hangs on: those with which it is another one, or may be, at other sizes.
 
-    def __init__(self, stored: Stored) -> None:
+    Sizes that are equal in the sample are changed together, to a dozen smaller and larger ones.
+    """
+    sizes = _sizes_behind(node)
+    evaluator = _Evaluator(stored, {})
+    value = evaluator.value(node)
+    if evaluator.largest > _LARGE:
+        return sizes
+    kinds = {int(size.meta["val"]) for size in sizes}
+    hanging = {n for n in kinds if any(_differs(node, stored, {n: other}, value) for other in _others(n))}
+    return [size for size in sizes if size.meta["val"] in hanging]
+
+
+def _sizes_behind(node: fx.Node) -> list[fx.Node]:
+    found, pending, seen = [], [node], {node}
+    while pending:
+        top = pending.pop()
+        if top.target == "size":
+            found.append(top)
+            continue
+        pending.extend(n for n in top.all_input_nodes if n not in seen)
+        seen.update(top.all_input_nodes)
+    return found
+
+
+def _others(size: int) -> set[int]:
+    return {1, 2, 3, 4, 5, 7, 8, size - 1, size + 1, size + 7, 2 * size, 2 * size + 1, 4 * size + 3} - {0, size}
+
+
+def _differs(node: fx.Node, stored: Stored, sizes: dict[int, int], value: torch.Tensor) -> bool:
+    try:
+        return not torch.equal(_Evaluator(stored, sizes).value(node), value)
+    except Exception:  # whatever an op raises at sizes that do not fit
+        return True
+
+
+class _Evaluator:
+    """Evaluates what a node needs, each node once; ``sizes`` gives sizes by those of the sample."""
+
+    def __init__(self, stored: Stored, sizes: dict[int, int]) -> None:
+        self.largest = 0
         self._stored = stored
+        self._sizes = sizes
         self._known: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
         if node not in self._known:
-            self._known[node] = self._evaluated(node)
+            value = self._known[node] = self._evaluated(node)
+            self.largest = max(self.largest, value.numel() if isinstance(value, torch.Tensor) else 0)
         return self._known[node]
 
     def _evaluated(self, node: fx.Node) -> Any:
         given = node.meta["val"]
-        if isinstance(given, (int, float, torch.dtype)):
+        if node.target == "size":
+            return self._sizes.get(given, given)
+        if isinstance(given, torch.dtype) or (isinstance(given, (int, float)) and not self._sizes):
             return given
         if isinstance(given, torch.device):
             return _CPU

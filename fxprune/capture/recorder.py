@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.folding import known_value
+from fxprune.capture.folding import deciding_sizes, known_value
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
 from fxprune.capture.meta import META, meta_like
@@ -128,7 +128,7 @@ class Recorder(TorchFunctionMode):
         known = known_value(self.node_of(tensor), self._stored) if isinstance(tensor, torch.Tensor) else None
         if known is None:
             raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        self._decisions.add_value(self.node_of(tensor))
+        self._decisions.add_sizes(deciding_sizes(self.node_of(tensor), self._stored))
         return known
 
     def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
