@@ -32,7 +32,7 @@ from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
-from fxprune.rewriting import node_keep, rewrite
+from fxprune.rewriting import UNTRACED_TRAINING, node_keep, rewrite
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
@@ -307,7 +307,7 @@ def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
         captured.training_twin = capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf)
     except CaptureError as error:
         reason = f"training mode runs the graph of eval mode: {error}"
-        return (OpaqueOp("", "the forward in training mode", "", reason),)
+        return (OpaqueOp("", UNTRACED_TRAINING, "", reason),)
     return ()
 
 

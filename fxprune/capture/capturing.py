@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
 from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, sources
+from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
@@ -211,15 +212,19 @@ class _Task:
         """Run the copy on the meta device while the recorder watches."""
         clone.watch(copy, self._handler(copy, recorder), recorder.mode_is_read)
         args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
+        chance = OtherChance()
         try:
             with builtin_calls.remembering(copy, types_stay=self.types_stay), recorder:
                 value = copy(*args, **kwargs)
+            chance.refuse_draws()
             recorder.output(value)
         except FxpruneError as error:
             raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
         except Exception as error:  # the forward is the user's own code: anything may come out of it
             message = f"{_where(error, recorder)}: {_in_words(error)}"
             raise CaptureError(message, path=recorder.innermost) from error
+        finally:
+            chance.restore()
 
     def _handler(self, copy: nn.Module, recorder: Recorder) -> clone.CallHandler:
         """What a call of a submodule becomes."""

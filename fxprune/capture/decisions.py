@@ -90,6 +90,13 @@ class Decisions:
             text = f"{_REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
+    def add_finite(self, node: fx.Node, answer: bool) -> None:
+        """Check that values are finite, as ``node`` asks, whose answer then is ``answer``."""
+        value = torch.empty_like(node.meta["val"])
+        given = node if answer else self._new("call_function", torch.logical_not, (node,), {}, value)
+        text = f"{_REFUSAL}finite values, and {sources.source_line()} met infinity or NaN"
+        self._new("call_function", torch._assert, (given, text), {}, None)
+
     def add_sizes(self, sizes: Iterable[fx.Node]) -> None:
         """Check that sizes, on which a value that the forward reads hangs, are those of the sample."""
         for node in sizes:

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import fx
 
+from fxprune.errors import CaptureError
+
 # Instructions that end a statement.
 _ENDS = ("STORE_", "POP_TOP", "DELETE_", "RETURN_", "RAISE_")
 _SPELLINGS: dict[torch.dtype, set[str]] = {}
@@ -62,3 +64,9 @@ def _names_before(code: types.CodeType, offset: int) -> tuple[str, ...]:
         elif instruction.opname.startswith("LOAD_FAST"):  # two at once, in Python 3.13
             names.extend(instruction.argval)
     return tuple(reversed(names))
+
+
+def refuse_autocast() -> None:
+    """Raise CaptureError where the forward computes under autocast."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.decisions import Decisions
+from fxprune.capture.finiteness import answer_if_finite
 from fxprune.capture.folding import deciding_sizes, known_value
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
@@ -125,11 +126,16 @@ class Recorder(TorchFunctionMode):
 
     def _known(self, name: str, tensor: Any) -> torch.Tensor:
         """The values of a tensor that no data enters."""
-        known = known_value(self.node_of(tensor), self._stored) if isinstance(tensor, torch.Tensor) else None
-        if known is None:
+        node = self.node_of(tensor) if isinstance(tensor, torch.Tensor) else None
+        known = None if node is None else known_value(node, self._stored)
+        if node is not None and known is not None:
+            self._decisions.add_sizes(deciding_sizes(node, self._stored))
+            return known
+        answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
+        if node is None or answer is None:
             raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        self._decisions.add_sizes(deciding_sizes(self.node_of(tensor), self._stored))
-        return known
+        self._decisions.add_finite(node, answer)
+        return torch.tensor(answer)
 
     def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
@@ -194,7 +200,7 @@ class Recorder(TorchFunctionMode):
     # -- recording --------------------------------------------------------------------------------------------------
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _refuse_autocast()
+        dtypes.refuse_autocast()
         if not torch.is_grad_enabled() and sources.in_custom_function():  # autograd runs its forward without gradients
             raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
         self._own_constants_before_mutation(func, args)
@@ -231,7 +237,7 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
-        _refuse_autocast()
+        dtypes.refuse_autocast()
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
             value: Any = known_shapes.known_result(module, args, kwargs)
@@ -381,11 +387,6 @@ class Recorder(TorchFunctionMode):
     def _dtype_argument(self, dtype: torch.dtype, frame: types.FrameType | None) -> Any:
         source = self._dtypes.origin(dtype, frame)
         return dtype if source is None else self._new("call_function", getattr, (source, "dtype"), {}, dtype)
-
-
-def _refuse_autocast() -> None:
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
 
 
 def _meta_value(value: Any) -> Any:

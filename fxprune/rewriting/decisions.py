@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import fx
 
 from fxprune.analysis import ChannelGraph
@@ -27,7 +28,7 @@ def idle_nodes(source: ChannelGraph, graph: fx.Graph) -> set[fx.Node]:
 
 def _always_holds(source: ChannelGraph, graph: fx.Graph, check: fx.Node) -> bool:
     (condition,) = check.all_input_nodes
-    if condition.op == "placeholder":
+    if condition.op == "placeholder" or isinstance(condition.meta["val"], torch.Tensor):
         return False
     if all(not _varies(source, size) for size in _sizes(check)):
         return True

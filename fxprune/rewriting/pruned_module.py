@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
 from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
+
+# The name, among what is opaque, of a training mode that could not be traced.
+UNTRACED_TRAINING = "the forward in training mode"
 
 
 class PrunedGraphModule(fx.GraphModule):
@@ -49,7 +53,12 @@ class PrunedGraphModule(fx.GraphModule):
         return graphs if self._training_graph is None else graphs | {"training": self._training_graph}
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
-        """Switch every submodule, and the graph where the two modes have different ones."""
+        """Switch every submodule, and the graph where the two modes have different ones.
+
+        Warns where training mode could not be traced, so that it runs the graph of eval mode.
+        """
+        if mode:
+            _warn_of_eval_graph(self.meta)
         if self._training_graph is not None:
             wanted = self._training_graph if mode else self._eval_graph
             if self._graph is not wanted:
@@ -81,6 +90,13 @@ class PrunedGraphModule(fx.GraphModule):
 
     def _all_targets(self) -> list[str]:
         return list(dict.fromkeys(t for g in self._both() if g is not None for t in _targets(g)))
+
+
+def _warn_of_eval_graph(meta: Mapping[str, Any]) -> None:
+    report = meta.get("fxprune", {}).get("report")
+    for row in getattr(report, "opaque", ()):
+        if row.name == UNTRACED_TRAINING:
+            warnings.warn(f"{row.reason} (functional dropout and the like stay off)", stacklevel=3)
 
 
 def _unpickled(
