@@ -131,11 +131,13 @@ class _Moments(Sums):
         super().__init__(xx=(features + 1, features + 1))
         self._rows = rows
         self._positions = positions
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
 
     def update(self, seen: Seen) -> None:
         """Take in one batch of the layer's input."""
-        places = self._rows.draw_of_input(seen.value, self._positions, self._generator)
+        # The same positions in every batch: moments do not depend on how the data are cut.
+        generator = torch.Generator().manual_seed(self._seed)
+        places = self._rows.draw_of_input(seen.value, self._positions, generator)
         rows = self._rows.features(seen.value, 1, places)[0].double()
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         self.add("xx", rows.T @ rows)

@@ -19,6 +19,7 @@ from fxprune.reporting import RecoveryRow
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.samples import Sample
 from fxprune.statistics import Calibration
+from fxprune.statistics.reducing import add_over_ranks
 
 __all__ = ["Recovery", "Work"]
 
@@ -51,7 +52,7 @@ class Work:
         return self.plan.masks(self.graph)
 
     def batches(self, name: str) -> list[Sample]:
-        """The calibration's inputs.
+        """The calibration's inputs; this rank's share where several processes work together.
 
         Raises:
             RecoveryError: there is no calibration; the message names the recovery.
@@ -62,16 +63,16 @@ class Work:
                 f"recover={name!r} measures the network on data: pass calibration=, batches of what the model takes "
                 '(a DataLoader or a list); recover="fuse" needs none'
             )
-        return [batch.sample for batch in self.calibration]
+        samples = [batch.sample for batch in self.calibration]
+        seen = torch.tensor([self.calibration.seen], dtype=torch.float64)
+        add_over_ranks([seen])
+        self.calibration.seen = int(seen)
+        return samples
 
     @property
     def samples(self) -> int:
         """How many samples the last look at the calibration saw."""
         return 0 if self.calibration is None else self.calibration.seen
-
-    def generator(self) -> torch.Generator:
-        """Random numbers of the seed."""
-        return torch.Generator().manual_seed(self.seed % (1 << 63))
 
 
 @runtime_checkable

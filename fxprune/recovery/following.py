@@ -28,7 +28,8 @@ def sum_after(
     """The layer with the sum that it goes into as its target, where the other summand is there when its turn comes.
 
     The other summand of the pruned network has gone wrong already; a layer that aims at the sum makes up for that. It
-    has to be known when the layer is rewritten: made before, or by ops that no layer to be rewritten is among.
+    has to be known when the layer is rewritten: made before, or by ops that no layer to be rewritten is among. A layer
+    whose weight is read at several places stays as it is.
 
     Args:
         layer: the layer.
@@ -37,13 +38,16 @@ def sum_after(
         layers: nodes of the pruned graph that are rewritten.
         ranks: the place of each node in the pruned graph.
     """
-    last = norm_after(layer.source, calls) if layer.norm is not None else layer.source
+    if len(layer.readings) > 1:
+        return layer
+    reading = layer.first
+    last = norm_after(reading.source, calls) if layer.norm is not None else reading.source
     found = None if last is None else addition_after(last, calls)
     other = nodes.get(found[1].name) if found is not None else None
     if found is None or other is None:
         return layer
-    before = [node for node, rank in ranks.items() if rank < ranks[layer.node]]
+    before = [node for node, rank in ranks.items() if rank < ranks[reading.node]]
     ahead = cone(other, before)
-    if layer.node in ahead or ahead & layers:
+    if reading.node in ahead or ahead & layers:
         return layer
-    return replace(layer, target=found[0], other=other)
+    return replace(layer, readings=(replace(reading, target=found[0], other=other),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -19,7 +19,7 @@ from fxprune.rules.call import Call, parameter_name
 from fxprune.statistics import LayerRows
 from fxprune.statistics.following import norm_after
 
-__all__ = ["Layer", "Norm", "find_layers"]
+__all__ = ["Layer", "Norm", "Reading", "find_layers"]
 
 
 @dataclass(frozen=True)
@@ -49,114 +49,171 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One place at which a layer's weight is read.
+
+    Attributes:
+        rows: how it reads its input.
+        source: its node in the original graph.
+        node: its node in the pruned graph.
+        input: the pruned graph's node that it reads.
+        target: the original's node that it is to match: itself, or the sum that it goes into.
+        other: where ``target`` is a sum, the pruned graph's other summand.
+    """
+
+    rows: LayerRows
+    source: fx.Node
+    node: fx.Node
+    input: fx.Node
+    target: fx.Node
+    other: fx.Node | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """A convolution or linear layer of the pruned network whose input is no longer what it was.
 
     Attributes:
         name: its weight's state-dict name.
-        rows: how it reads its input.
-        source: its node in the original graph.
-        node: its node in the pruned graph.
-        input: the pruned graph's node that it reads.
+        readings: where its weight is read, in the order of the graph; mostly one.
         weight: its weight in the pruned network.
         bias: its bias; None where it has none.
+        groups: into how many groups its channels fall.
         kept: the original's output channels that stay; None for all.
-        norm: the batch norm that alone reads it.
-        target: the original's node that the layer is to match: itself, or the sum that it goes into.
-        other: where ``target`` is a sum, the pruned graph's other summand.
+        norm: the batch norm that alone reads it; None where it is read at several places.
     """
 
     name: str
-    rows: LayerRows
-    source: fx.Node
-    node: fx.Node
-    input: fx.Node
+    readings: tuple[Reading, ...]
     weight: Tensor
     bias: Tensor | None
+    groups: int
     kept: Tensor | None
     norm: Norm | None
-    target: fx.Node
-    other: fx.Node | None = None
 
+    @property
+    def first(self) -> Reading:
+        """Where it is read first."""
+        return self.readings[0]
 
-Keep = Mapping[str, tuple[Tensor | None, ...]]
+    @property
+    def matrix(self) -> Tensor:
+        """Its weight, ``(groups, output channels of a group, features)``."""
+        return self.first.rows.matrix(self.weight.detach(), self.groups)
 
 
 def find_layers(
-    graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask], keep: Keep
+    graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask]
 ) -> tuple[list[Layer], dict[str, str]]:
     """The layers in the order of the pruned graph, and the reasons why others that read a changed input stay."""
-    return _Search(graph, pruned, masks, keep).run()
+    return _Search(graph, pruned, masks).run()
 
 
 class _Search:
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        pruned: PrunedGraphModule,
-        masks: Mapping[Channels, Mask],
-        keep: Keep,
-    ) -> None:
+    def __init__(self, graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask]) -> None:
         self.graph = graph
         self.pruned = pruned
-        self.keep = keep
+        self.keep = node_keep(graph, masks)
         self.nodes = {node.name: node for node in pruned.graphs["eval"].nodes}
         own = set(graph.captured.graph.nodes)
         self.calls = {node: call for node, call in graph.calls.items() if node in own}
+        self.order = [node for node in graph.captured.graph.nodes if node in self.calls]
         self.uses = Counter(name for call in self.calls.values() for name in _tensor_names(call))
-        self.changed = _changed(graph, masks)
+        self.changed = _changed(graph, self.keep.keys())
         self.left: dict[str, str] = {}
 
     def run(self) -> tuple[list[Layer], dict[str, str]]:
-        found = [layer for node in self.graph.captured.graph.nodes for layer in self._layers(node)]
-        chosen = {layer.node for layer in found}
+        found: dict[str, Layer] = {}
+        for node in self.order:
+            for layer in self._layers(node):
+                found.setdefault(layer.name, layer)
+        chosen = {reading.node for layer in found.values() for reading in layer.readings}
         ranks = {node: rank for rank, node in enumerate(self.pruned.graphs["eval"].nodes)}
-        return [sum_after(layer, self.calls, self.nodes, chosen, ranks) for layer in found], self.left
+        layers = sorted(found.values(), key=lambda layer: ranks[layer.first.node])
+        return [sum_after(layer, self.calls, self.nodes, chosen, ranks) for layer in layers], self.left
 
     def _layers(self, node: fx.Node) -> Iterator[Layer]:
-        call = self.calls.get(node)
-        source = None if call is None else call.arguments.get("input")
-        if call is None or not call.has("weight") or source not in self.changed:
+        call = self.calls[node]
+        source = call.arguments.get("input")
+        if not call.has("weight") or source not in self.changed:
             return
         name = parameter_name(call.arguments["weight"])
         if call.name in ("batch_norm", "layer_norm", "group_norm", "rms_norm", "instance_norm", "prelu", "embedding"):
             return
-        reason = self._refusal(call, name)
+        readers = self._readers(name, node)
+        reason = next((why for reader in readers if (why := self._refusal(reader, name))), "")
+        if not reason and len({self._signature(reader) for reader in readers}) > 1:
+            reason = f"its weight is read {len(readers)} times, not in the same way"
         if reason:
             self.left[name or node.name] = reason
             return
         assert name is not None
-        yield self._layer(node, call, name)
+        yield self._layer(name, readers)
 
-    def _refusal(self, call: Call, name: str | None) -> str:
+    def _readers(self, name: str | None, node: fx.Node) -> list[fx.Node]:
+        """All ops that read a weight, in the order of the graph."""
+        return [n for n in self.order if name in _tensor_names(self.calls[n])] if name is not None else [node]
+
+    def _refusal(self, node: fx.Node, name: str | None) -> str:
+        call = self.calls[node]
         if name is None:
             return "its weight is computed"
-        if LayerRows.of(call) is None:
+        if LayerRows.of(call, transposed=True) is None or parameter_name(call.arguments["weight"]) != name:
             return f"{call.name} is no plain convolution and no linear layer"
-        if self.uses[name] > 1:
-            return f"its weight is read {self.uses[name]} times"
-        twin = self.nodes.get(call.node.name)
-        if twin is None or twin.op != call.node.op or not twin.all_input_nodes:
+        twin = self.nodes.get(node.name)
+        if twin is None or twin.op != node.op or not twin.all_input_nodes:
             return "the pruned graph has no node of its own for it"
         return ""
 
-    def _layer(self, node: fx.Node, call: Call, name: str) -> Layer:
-        rows = LayerRows.of(call)
-        assert rows is not None
-        bias = parameter_name(call.arguments.get("bias")) if call.has("bias") else None
-        twin = self.nodes[node.name]
+    def _signature(self, node: fx.Node) -> tuple[object, ...]:
+        """What all readers of one weight have to have in common."""
+        call = self.calls[node]
+        kept = self._kept(node, call)
+        return call.name, self._bias(call), self._groups(node, call), None if kept is None else tuple(kept.tolist())
+
+    def _layer(self, name: str, readers: Sequence[fx.Node]) -> Layer:
+        first, call = readers[0], self.calls[readers[0]]
+        bias = self._bias(call)
         return Layer(
             name,
-            rows,
-            node,
-            twin,
-            _input_of(twin),
+            tuple(self._reading(node) for node in readers),
             attribute(self.pruned, name),
-            None if bias is None or self.uses[bias] > 1 else attribute(self.pruned, bias),
-            self.keep[self.graph.captured.first_name(name)][0],
-            self._norm(node),
-            node,
+            None if bias is None or self.uses[bias] > len(readers) else attribute(self.pruned, bias),
+            self._groups(first, call),
+            self._kept(first, call),
+            self._norm(first) if len(readers) == 1 else None,
         )
+
+    def _reading(self, node: fx.Node) -> Reading:
+        rows = LayerRows.of(self.calls[node], transposed=True)
+        assert rows is not None
+        twin = self.nodes[node.name]
+        return Reading(rows, node, twin, _input_of(twin), node)
+
+    def _bias(self, call: Call) -> str | None:
+        return parameter_name(call.arguments.get("bias")) if call.has("bias") else None
+
+    def _kept(self, node: fx.Node, call: Call) -> Tensor | None:
+        """The output channels that stay."""
+        rows = LayerRows.of(call, transposed=True)
+        kept = self.keep.get(node.name)
+        return None if kept is None or rows is None else kept[rows.channel_dim]
+
+    def _groups(self, node: fx.Node, call: Call) -> int:
+        """Of the pruned layer, which may have lost whole groups."""
+        if call.name == "linear":
+            return 1
+        name = parameter_name(call.arguments["weight"])
+        assert name is not None
+        weight: Tensor = attribute(self.pruned, name)
+        dim = 1 - len(weight.shape)
+        if "transpose" not in call.name:
+            source = call.arguments["input"]
+            kept, shape = self.keep.get(source.name), call.shape_of(source)
+        else:
+            kept, shape = self.keep.get(node.name), call.output_shape
+        index = None if kept is None else kept[dim]
+        return (shape[dim] if index is None else len(index)) // weight.shape[1]
 
     def _norm(self, node: fx.Node) -> Norm | None:
         after = norm_after(node, self.calls)
@@ -179,9 +236,8 @@ class _Search:
         return float(call.number("eps"))
 
 
-def _changed(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> set[fx.Node]:
+def _changed(graph: ChannelGraph, cut: Collection[str]) -> set[fx.Node]:
     """Nodes of the original graph that lose channels, and those that depend on one."""
-    cut = node_keep(graph, masks).keys()
     found: set[fx.Node] = set()
     for node in graph.captured.graph.nodes:
         if node.name in cut or found.intersection(node.all_input_nodes):

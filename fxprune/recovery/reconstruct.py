@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fxprune.errors import RecoveryError
 from fxprune.least_squares import Moments, Solution, solve
 from fxprune.recovery.base import Work
-from fxprune.recovery.layers import Layer, find_layers
+from fxprune.recovery.layers import Layer, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 from fxprune.statistics.reducing import add_over_ranks
@@ -25,15 +26,16 @@ class Reconstruct:
 
     Layers are taken in the order of the network, each on the inputs that the pruned network, recovered up to there,
     really gives it. A layer that adds to a stream aims at the original's sum less the stream as it has become, so that
-    errors do not pile up. Each layer's problem is solved in closed form from second moments of its features and targets
-    (He et al., 2017, arXiv 1707.06168, section 3, without the choice of channels). Weights are drawn to what they were,
-    not to zero.
+    errors do not pile up. A weight that is read at several places is fitted to all of them together. Each layer's
+    problem is solved in closed form from second moments of its features and targets (He et al., 2017, arXiv
+    1707.06168, section 3, without the choice of channels). Weights are drawn to what they were, not to zero.
 
     Values that later layers read are held for all batches: memory grows with the calibration data.
 
     Args:
         ridge: strength of the pull to the old weights, in mean squares of the layer's features.
-        positions: at most so many output positions of each sample are rows of the problem; drawn anew for every batch.
+        positions: at most so many output positions of each sample are rows of the problem, for one layer the same in
+            all samples, so that the result does not depend on how the data are cut into batches or shared by ranks.
         most_features: layers with more features (input channels of a group x kernel) are left as they are.
 
     Raises:
@@ -103,12 +105,11 @@ class _Pass:
         self.positions = positions
         self.ridge = ridge
         self.free_weight = most_features is not None
-        self.generator = work.generator()
-        found, self.left = find_layers(work.graph, work.pruned, work.masks, work.plan.keep)
+        found, self.left = find_layers(work.graph, work.pruned, work.masks)
         self.layers = [layer for layer in found if self._takes(layer, most_features)]
 
     def _takes(self, layer: Layer, most_features: int | None) -> bool:
-        features = layer.weight[0].numel()
+        features = layer.matrix.shape[2]
         if most_features is not None and features > most_features:
             self.left[layer.name] = f"{features} features are more than most_features={most_features}"
         elif most_features is None and layer.bias is None and layer.norm is None:
@@ -118,7 +119,7 @@ class _Pass:
     def run(self) -> RecoveryRow:
         batches = self.work.batches(self.name)
         network = PrivateNetwork(self.work.graph, self.work.model)
-        targets = {layer.target for layer in self.layers}
+        targets = {reading.target for layer in self.layers for reading in layer.readings}
         original = Walk(network.module, self.work.graph.captured.graph, batches, targets)
         pruned = Walk(self.work.pruned, self.work.pruned.graphs["eval"], batches)
         errors = []
@@ -131,19 +132,25 @@ class _Pass:
         return RecoveryRow(self.name, changed, self.left, self.work.samples, before, after)
 
     def _moments(self, layer: Layer, original: Walk, pruned: Walk) -> Moments:
-        groups = _groups(layer, pruned)
-        shape = layer.weight.reshape(groups, layer.weight.shape[0] // groups, -1).shape
-        moments = Moments(groups, shape[2], shape[1], layer.weight.device)
+        groups, targets, features = layer.matrix.shape
+        moments = Moments(groups, features, targets, layer.weight.device)
         for batch in range(len(pruned)):
-            wanted = _wanted(layer, original, pruned, batch)
-            places = layer.rows.draw(wanted, self.positions, self.generator)
-            features = layer.rows.features(pruned.before(batch, layer.node)[layer.input], groups, places)
-            moments.add(features, layer.rows.targets(wanted, groups, places))
+            alive = pruned.before(batch, layer.first.node)
+            for reading in layer.readings:
+                # Where the weight is read again further on, the network is run ahead with its weights as they are.
+                given = alive[reading.input] if reading is layer.first else pruned.peek(batch, reading.input)
+                wanted = _wanted(layer, reading, original, pruned, batch)
+                places = reading.rows.draw(wanted, self.positions, self._generator(layer))
+                moments.add(reading.rows.features(given, groups, places), reading.rows.targets(wanted, groups, places))
         return moments
+
+    def _generator(self, layer: Layer) -> torch.Generator:
+        """The same for every batch."""
+        return torch.Generator().manual_seed((self.work.seed ^ zlib.crc32(layer.name.encode())) % (1 << 63))
 
     def _rewrite(self, layer: Layer, moments: Moments) -> tuple[float, float]:
         """Put the solution into the pruned network; gives the relative squared error before and after."""
-        weight = layer.weight.detach().reshape(*moments.yy.shape, -1).to(torch.float64)
+        weight = layer.matrix.to(torch.float64)
         rows = torch.zeros_like(moments.yy) if layer.bias is None else layer.bias.detach().reshape(moments.yy.shape)
         start = Solution(weight, rows.to(torch.float64))
         free = layer.bias is not None or layer.norm is not None
@@ -166,38 +173,31 @@ class _Pass:
         return errors[0], errors[1]
 
 
-def _groups(layer: Layer, pruned: Walk) -> int:
-    if layer.rows.is_linear:
-        return 1
-    value: Tensor = pruned.before(0, layer.node)[layer.input]
-    return value.shape[layer.rows.channel_dim] // layer.weight.shape[1]
-
-
-def _wanted(layer: Layer, original: Walk, pruned: Walk, batch: int) -> Tensor:
-    """What the layer is to give, (samples, ...) in the shape of its output."""
-    wanted = original.held(batch, layer.target)
+def _wanted(layer: Layer, reading: Reading, original: Walk, pruned: Walk, batch: int) -> Tensor:
+    """What the layer is to give at one place, (samples, ...) in the shape of its output."""
+    wanted = original.held(batch, reading.target)
     if layer.kept is not None:
-        wanted = wanted.index_select(wanted.ndim + layer.rows.channel_dim, layer.kept.to(wanted.device))
-    if layer.other is None:
+        wanted = wanted.index_select(wanted.ndim + reading.rows.channel_dim, layer.kept.to(wanted.device))
+    if reading.other is None:
         return wanted
-    pruned.before(batch, layer.node)
-    wanted = wanted.double() - pruned.peek(batch, layer.other).double()
+    wanted = wanted.double() - pruned.peek(batch, reading.other).double()
     if layer.norm is not None:
         scale = torch.where(_unreadable(layer), 1.0, layer.norm.scale)
-        wanted = (wanted - layer.rows.channels(layer.norm.shift)) / layer.rows.channels(scale)
+        wanted = (wanted - reading.rows.channels(layer.norm.shift)) / reading.rows.channels(scale)
     return wanted
 
 
 def _unreadable(layer: Layer) -> Tensor:
     """Output channels of which a batch norm leaves next to nothing, so that no target can be told behind it."""
-    if layer.other is None or layer.norm is None:
-        return torch.zeros(layer.weight.shape[0], dtype=torch.bool, device=layer.weight.device)
+    if layer.first.other is None or layer.norm is None:
+        groups, targets, _ = layer.matrix.shape
+        return torch.zeros(groups * targets, dtype=torch.bool, device=layer.weight.device)
     scale = layer.norm.scale.abs()
     return scale < 1e-4 * scale.max().clamp_min(1e-30)
 
 
 def _write(layer: Layer, found: Solution) -> None:
-    layer.weight.copy_(found.weight.reshape(layer.weight.shape))
+    layer.weight.copy_(layer.first.rows.weight(found.weight, layer.weight.shape))
     intercept = found.intercept.reshape(-1)
     if layer.bias is not None:
         layer.bias.copy_(intercept)

@@ -15,7 +15,8 @@ from fxprune.rules.call import Call
 
 __all__ = ["LayerRows"]
 
-_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,43 @@ class LayerRows:
     Attributes:
         kernel: extent of the kernel in each dim slid over; empty for a linear layer.
         stride, dilation: one number for each such dim.
-        padding: zeros before and after, for each such dim.
+        padding: zeros before and after, for each such dim; negative where input is left out.
+        spread: of a transposed convolution, its stride: it is a convolution with the kernel turned round over an input
+            with ``spread - 1`` zeros between neighbours. Empty for others.
     """
 
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     padding: tuple[tuple[int, int], ...] = ()
+    spread: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, call: Call) -> LayerRows | None:
-        """The reading of a call; None where it is no convolution (without transposition) and no linear layer."""
+    def of(cls, call: Call, *, transposed: bool = False) -> LayerRows | None:
+        """The reading of a call; None where it is no convolution (transposed ones where asked for) and not linear."""
         weight = call.shape_of(call.arguments["weight"]) if call.has("weight") else ()
         if call.name == "linear" and len(weight) == 2:
             return cls()
+        if call.name in _TRANSPOSED and transposed:
+            return cls._of_transposed(call, tuple(weight[2:]))
         if call.name not in _CONVOLUTIONS or call.arguments.get("padding") is None:
             return None
         kernel = tuple(weight[2:])
         stride, dilation = (_each(call.number(name), len(kernel)) for name in ("stride", "dilation"))
         return cls(kernel, stride, dilation, _paddings(call.number("padding"), kernel, dilation))
+
+    @classmethod
+    def _of_transposed(cls, call: Call, kernel: tuple[int, ...]) -> LayerRows:
+        count = len(kernel)
+        stride, dilation, padding = (_each(call.number(name), count) for name in ("stride", "dilation", "padding"))
+        sizes = zip(call.shape_of(call.arguments["input"])[-count:], call.output_shape[-count:], strict=True)
+        sides = []
+        for dim, (given, made) in enumerate(sizes):
+            reach = (kernel[dim] - 1) * dilation[dim]
+            before = reach - padding[dim]
+            # What is behind follows from the output's size, which output_padding has a part in.
+            sides.append((before, made + reach - before - ((given - 1) * stride[dim] + 1)))
+        return cls(kernel, (1,) * count, dilation, tuple(sides), stride)
 
     @property
     def is_linear(self) -> bool:
@@ -72,10 +91,12 @@ class LayerRows:
         places = places.to(value.device)
         if self.is_linear:
             return _grid(value)[:, places].reshape(1, -1, value.shape[-1])
-        value = self._batched(value)
+        value = self._spread(self._batched(value))
         windows = F.pad(value, [side for pair in reversed(self.padding) for side in pair])
         for dim, (size, step, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
             windows = windows.unfold(2 + dim, (size - 1) * dilation + 1, step)[..., ::dilation]
+        if self.spread:
+            windows = windows.flip(tuple(range(2 + len(self.kernel), windows.ndim)))
         index = _unravelled(places, windows.shape[2 : 2 + len(self.kernel)])
         picked = windows.movedim((0, 1), (-2, -1))[tuple(index)].movedim((-2, -1), (0, 1)).flatten(3)
         batch, channels, count, area = picked.shape
@@ -90,6 +111,20 @@ class LayerRows:
         picked = self._batched(output).flatten(2)[:, :, places].transpose(0, 1)
         return picked.reshape(groups, picked.shape[0] // groups, -1).mT
 
+    def matrix(self, weight: Tensor, groups: int) -> Tensor:
+        """A weight as ``(groups, output channels of a group, features)``, the features as :meth:`features` has them."""
+        if not self.spread:
+            return weight.reshape(groups, weight.shape[0] // groups, -1)
+        apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        return apart.transpose(1, 2).flatten(2)
+
+    def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
+        """A matrix as a weight of the given shape: :meth:`matrix` backwards."""
+        if not self.spread:
+            return matrix.reshape(tuple(shape))
+        apart = matrix.reshape(matrix.shape[0], shape[1], shape[0] // matrix.shape[0], -1)
+        return apart.transpose(1, 2).reshape(tuple(shape))
+
     def channels(self, value: Tensor) -> Tensor:
         """Numbers of output channels in a shape that broadcasts against an output."""
         return value.reshape(-1, *(1,) * len(self.kernel))
@@ -98,6 +133,15 @@ class LayerRows:
     def channel_dim(self) -> int:
         """The dim of the output's channels, counted from its end."""
         return -1 - len(self.kernel)
+
+    def _spread(self, value: Tensor) -> Tensor:
+        """With zeros between neighbours, (samples, channels, ...)."""
+        for dim, step in enumerate(self.spread, 2):
+            if step > 1:
+                apart = value.new_zeros(*value.shape[: dim + 1], step, *value.shape[dim + 1 :])
+                apart.select(dim + 1, 0).copy_(value)
+                value = apart.flatten(dim, dim + 1).narrow(dim, 0, (value.shape[dim] - 1) * step + 1)
+        return value
 
     def _batched(self, value: Tensor) -> Tensor:
         return value.unsqueeze(0) if value.ndim == len(self.kernel) + 1 else value
