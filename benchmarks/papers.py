@@ -14,10 +14,13 @@ import fxprune
 from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.harness.tables import ResumableTable, write_page
-from benchmarks.recipes.data import SmallImages
+from benchmarks.networks.unet import UNet
+from benchmarks.recipes.data import Images, SmallImages
 from benchmarks.recipes.folder import FolderImages
-from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
+from benchmarks.recipes.masks import Masks
+from benchmarks.recipes.methods import FROM_SCRATCH, METHODS
 from benchmarks.recipes.published import RATIOS
+from benchmarks.recipes.run import Run
 from benchmarks.recipes.training import Trainer
 from fxprune.model_sources import load_weights
 from fxprune.progress import Steps
@@ -42,9 +45,11 @@ _NOTE = (
     "`python -m benchmarks.papers PAPER --model M`, a row for each run. *updates*: of the whole method together, on so "
     "many training *images*; *published* is the full recipe of `benchmarks/recipes/published.py`. *batch* and *rate* "
     "are given where they were not the published ones. Methods without *accuracy before* start from random weights, "
-    "the others from a trained network. All cut inside residual blocks only. **A few hundred updates are no "
+    "the others from a trained network. On ResNets all cut inside residual blocks only. **A few hundred updates are no "
     "training**: such rows say that a method runs from end to end and how far it comes with so little, not how good "
-    "its paper's is. `train_then_prune` stands beside `apbm`: as many updates, half of them at full width."
+    "its paper's is. `train_then_prune` stands beside `apbm`: as many updates, half of them at full width. For the "
+    "U-Net, accuracy is the mean over three classes of intersection over union, on generated discs and squares; it "
+    "learns to segment in the first half of the updates, and is distilled without masks in the second."
 )
 
 
@@ -70,14 +75,17 @@ def main(
     """Run one paper's method and add a row to the table of results."""
     if paper not in METHODS:
         raise typer.BadParameter(f"choose one of {', '.join(METHODS)}", param_hint="PAPER")
-    where = data or shared_file("data", "cifar10.zip")
-    images = SmallImages(where, train, tests) if size is None else FolderImages(where, size, train, tests)
+    images: Images
+    if paper == "multi_source_unet":
+        model, images = "U-Net, generated masks", Masks(train or 1024, tests or 128)
+    else:
+        images = _images(data or shared_file("data", "cifar10.zip"), size, train, tests)
     trained = not scratch and paper not in FROM_SCRATCH
     network = _network(model, images.classes, trained, weights, seed)
-    before = images.accuracy(network) if trained else None
     with Steps() as progress:
         trainer = Trainer(images, steps, batch, rate, state, seed, progress=progress)
-        run = Run(network, trainer, RATIOS[paper] if ratio is None else ratio)
+        before = images.accuracy(network) if trained else None
+        run = Run(network, trainer, RATIOS[paper] if ratio is None else ratio, before)
         pruned = METHODS[paper](run)
     report = fxprune.report(pruned)
     row = {
@@ -90,8 +98,8 @@ def main(
         "rate": rate,
         "MACs removed": f"{1 - report.macs_after / report.macs_before:.1%}",
         "parameters removed": f"{1 - report.parameters_after / report.parameters_before:.1%}",
-        "accuracy before": None if before is None else f"{before:.2%}",
-        "after the (last) cut": f"{run.cut['cut']:.2%}" if run.cut else None,
+        "accuracy before": None if run.before is None else f"{run.before:.2%}",
+        "after the (last) cut": None if run.cut is None else f"{run.cut:.2%}",
         "at the end": f"{images.accuracy(pruned):.2%}",
         "CPU seconds of training": round(sum(trainer.seconds.values())),
     }
@@ -101,8 +109,14 @@ def main(
     print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None))
 
 
+def _images(where: Path, size: int | None, train: int | None, tests: int | None) -> Images:
+    return SmallImages(where, train, tests) if size is None else FolderImages(where, size, train, tests)
+
+
 def _network(model: str, classes: int, trained: bool, weights: Path | None, seed: int) -> nn.Module:
     torch.manual_seed(seed)
+    if model.startswith("U-Net"):
+        return UNet(classes, width=8)
     small = model.startswith("cifar_")
     network = cifar_model(model, classes) if small else get_model(model, weights=None, num_classes=classes)
     if trained:

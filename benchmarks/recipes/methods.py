@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+from torch.optim import SGD
 
 import fxprune
 from benchmarks.accounting.methods import criterion_for
 from benchmarks.recipes import published
+from benchmarks.recipes.distilling import multi_source, multi_source_unet
 from benchmarks.recipes.hooks import Fused, Hooks, Polarised, Soft, Sparse
-from benchmarks.recipes.training import Trainer
+from benchmarks.recipes.run import Run
 from fxprune.schedules import FusedTraining, IterativePruning, Polarization, SoftPruning, SparseTraining
-
-
-@dataclass
-class Run:
-    """One method on one network.
-
-    Attributes:
-        network: at full width; trained, or freshly initialised where a method trains from scratch.
-        trainer: with the data.
-        ratio: fraction of the MACs that goes.
-        cut: accuracy right after the channels went, by stage.
-    """
-
-    network: nn.Module
-    trainer: Trainer
-    ratio: float
-    cut: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def sample(self) -> Tensor:
-        """An input."""
-        return self.trainer.images.sample
-
-    def compile(self, network: nn.Module, criterion: Any) -> nn.Module:
-        """One-shot pruning on 128 training images, inside the residual blocks, as all of the papers do."""
-        calibration = self.trainer.images.calibration(128)
-        pruned = fxprune.compile(
-            network, self.sample, self.ratio, criterion=criterion, calibration=calibration, residual="inner"
-        )
-        return self.note(pruned)
-
-    def note(self, pruned: nn.Module) -> nn.Module:
-        """Keep the accuracy of a network that has just been cut."""
-        self.cut["cut"] = self.trainer.images.accuracy(pruned)
-        return pruned
 
 
 def sparse_then(run: Run, criterion: Any) -> nn.Module:
@@ -82,9 +48,10 @@ def filter_similarity_hard(run: Run) -> nn.Module:
         criterion=criterion_for("filter_similarity", ""),
         residual="inner",
     )
-    network, optimizer = run.network, None
+    network: nn.Module = run.network
+    optimizer: SGD | None = None
     while not schedule.finished:
-        network, optimizer = schedule.step(network, optimizer)  # type: ignore[assignment]
+        network, optimizer = schedule.step(network, optimizer) if optimizer else schedule.step(network)
         run.note(network)
         last = schedule.finished
         name, recipe = ("fine-tune", published.WU_FINE) if last else (f"step {schedule.done}", published.BETWEEN)
@@ -125,6 +92,8 @@ def train_then_prune(run: Run) -> nn.Module:
 
 
 METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
+    "multi_source": multi_source,
+    "multi_source_unet": multi_source_unet,
     "entropy": lambda run: sparse_then(run, criterion_for("entropy", "ResNet-56")),
     "parallel": lambda run: sparse_then(run, criterion_for("parallel", "ResNet-56")),
     "filter_similarity_hard": filter_similarity_hard,
@@ -136,4 +105,4 @@ METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "polarization": polarization,
 }
 
-FROM_SCRATCH = ("apbm", "train_then_prune")
+FROM_SCRATCH = ("apbm", "train_then_prune", "multi_source_unet")

@@ -44,6 +44,7 @@ FUSED = Recipe(300, 256, 0.1, 5e-4)
 FUSED_RATE = 0.5
 # Xiu et al. 2022: inferred.
 DISTIL = Recipe(100, 128, 0.01, 1e-4)
+TEACHER = Recipe(100, 32, 0.05, 5e-4)
 TEMPERATURE, SOFT_SHARE = 4.0, 0.9
 # Zhuang et al. 2020: the recipe of slimming; the strength is a choice.
 POLAR_STRENGTH, POLAR_PULL = 1e-4, 1.2
@@ -51,6 +52,7 @@ POLAR_STRENGTH, POLAR_PULL = 1e-4, 1.2
 # The published reductions of FLOPs: ResNet-56 on CIFAR-10, for FOAD VGG-16; half where no figure could be read.
 RATIOS = {
     "multi_source": 0.5,
+    "multi_source_unet": 0.5,
     "entropy": 0.45,
     "parallel": 0.50,
     "filter_similarity_hard": 0.611,

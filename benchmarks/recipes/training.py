@@ -6,6 +6,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -77,16 +78,22 @@ class Trainer:
         first = self._load(stage, network, optimizer, hooks)
         network.train()
         for epoch in range(first, epochs):
-            started = time.process_time()
-            hooks.before_epoch()
-            for step, (images, labels) in enumerate(self._epoch(stage, epoch, epochs, steps, recipe.batch)):
-                set_rate(optimizer, recipe.rate_at((epoch + step / steps) / epochs))
-                self._update(network, optimizer, hooks, images, labels)
-            hooks.after_epoch()
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
+            with self.timed(stage):
+                hooks.before_epoch()
+                for step, (images, labels) in enumerate(self._epoch(stage, epoch, epochs, steps, recipe.batch)):
+                    set_rate(optimizer, recipe.rate_at((epoch + step / steps) / epochs))
+                    self._update(network, optimizer, hooks, images, labels)
+                hooks.after_epoch()
             self._save(stage, epoch + 1, network, optimizer, hooks)
         network.eval()
         return optimizer
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the processor time to a stage's."""
+        started = time.process_time()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - started
 
     def _epoch(self, stage: str, epoch: int, epochs: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         seed = zlib.crc32(f"{self.seed} {stage} {epoch}".encode())

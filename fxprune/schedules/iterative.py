@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import fx, nn
 from torch.optim import Optimizer
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["IterativePruning"]
+
+Kind = TypeVar("Kind", bound=Optimizer)
 
 
 class IterativePruning:
@@ -100,6 +102,12 @@ class IterativePruning:
     def plan(self) -> Plan:
         """What is kept of the original after the steps so far."""
         return self._plan
+
+    @overload
+    def step(self, network: nn.Module, optimizer: None = None) -> tuple[fx.GraphModule, None]: ...
+
+    @overload
+    def step(self, network: nn.Module, optimizer: Kind) -> tuple[fx.GraphModule, Kind]: ...
 
     def step(self, network: nn.Module, optimizer: Optimizer | None = None) -> tuple[fx.GraphModule, Optimizer | None]:
         """Cut once more.

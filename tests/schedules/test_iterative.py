@@ -59,7 +59,7 @@ def test_every_step_meets_the_ratio_of_the_original(options: dict[str, Any]) -> 
     original = copy.deepcopy(model.state_dict())
     for step in range(1, 4):
         previous = schedule.plan
-        network, optimizer = schedule.step(network, optimizer)  # type: ignore[assignment]
+        network, optimizer = schedule.step(network, optimizer)
         report = fxprune.report(network)
         assert report.achieved >= ratio_at(step, 3, 0.6, options.get("shape", "linear"))
         assert report.plan == schedule.plan
@@ -129,7 +129,7 @@ def test_saved_and_recovered(tmp_path: Path) -> None:
     schedule, model, _ = started(recover="reconstruct", calibration=batches())
     original, network = copy.deepcopy(model), model
     while not schedule.finished:
-        network, _ = schedule.step(network)  # type: ignore[assignment]
+        network, _ = schedule.step(network)
     fxprune.save(network, tmp_path / "net")
     loaded = fxprune.load(tmp_path / "net")
     assert fxprune.report(loaded).plan == schedule.plan
