@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ from fxprune.errors import OptionError
 from fxprune.samples import Sample
 from fxprune.timing.runtimes import RUNTIMES, Prepared, missing
 
-__all__ = ["Latency", "measure_latency"]
+__all__ = ["Latency", "in_turns", "measure_latency"]
 
-_WARM_UP = 3
+_WARM_UP, _FEWEST = 2, 3
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,20 @@ def _measured(
         values = sample if batch is None else sample.with_batch(batch)
         with torch.no_grad():
             both = [RUNTIMES[runtime](network, values) for network in (original, pruned)]
-            times = _in_turns(both, seconds)
+            times = in_turns(both, seconds)
     except Exception as error:  # runtimes raise many types, and one that fails must not hide the others
         return Latency(runtime, batch, threads, failure=f"{type(error).__name__}: {error!s:.200}")
     before, after = map(statistics.median, times)
     return Latency(runtime, batch, threads, len(times[0]), before, after)
 
 
-def _in_turns(both: list[Prepared], seconds: float) -> list[list[float]]:
-    for call in both * _WARM_UP:
+def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
+    """The seconds of each of ``calls``, which take turns: at least three times, and ``seconds`` all together."""
+    for call in [*calls] * _WARM_UP:
         call()
-    times: list[list[float]] = [[], []]
-    while sum(map(sum, times)) < seconds or len(times[0]) < _WARM_UP:
-        for call, found in zip(both, times, strict=True):
+    times: list[list[float]] = [[] for _ in calls]
+    while sum(map(sum, times)) < seconds or len(times[0]) < _FEWEST:
+        for call, found in zip(calls, times, strict=True):
             started = time.perf_counter()
             call()
             if torch.cuda.is_available():

@@ -1,0 +1,1 @@
+"""Preparing and timing of networks and of several pruned forms of each."""
