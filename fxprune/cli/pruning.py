@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fxprune.cli.choices import BUDGETS, CRITERIA, RECOVERIES, complete
 from fxprune.cli.options import Allow, AsJson, Couplings, InputSize, Model, Seed, Verbose, Weights, find
 from fxprune.cli.output import show, show_json
 from fxprune.errors import OptionError
@@ -16,14 +17,8 @@ from fxprune.errors import OptionError
 __all__ = ["compile_command"]
 
 
-def _criteria() -> list[str]:
-    from fxprune.criteria import known_criteria
-
-    return known_criteria()
-
-
 Criterion = Annotated[
-    str, typer.Option(help="How channels are ranked; `fxprune criteria` lists them.", autocompletion=_criteria)
+    str, typer.Option(help="How channels are ranked; `fxprune criteria` lists them.", autocompletion=complete(CRITERIA))
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
@@ -32,16 +27,25 @@ Calibration = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of batches (.safetensors, .pt) for criteria and recovery that read data."),
 ]
-Recover = Annotated[list[str] | None, typer.Option(help="Recovery after pruning, such as batchnorm; may be repeated.")]
+Recover = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Recovery after pruning, such as batchnorm; may be repeated.", autocompletion=complete(RECOVERIES)
+    ),
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="What ratio is a fraction of: macs, params, channels, memory or latency.", autocompletion=complete(BUDGETS)
+    ),
+]
 
 
 def compile_command(
     model: Model,
     ratio: Annotated[float, typer.Option(help="Fraction of the budget to remove, at least 0 and below 1.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
-    budget: Annotated[
-        str, typer.Option(help="What ratio is a fraction of: macs, params, channels, memory or latency.")
-    ] = "macs",
+    budget: Budget = "macs",
     criterion: Criterion = "magnitude",
     calibration: Calibration = None,
     recover: Recover = None,

@@ -7,20 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fxprune.cli.choices import FORMATS, RUNTIMES, complete
 from fxprune.cli.options import Allow, AsJson, Folder, find
 from fxprune.cli.output import show, show_json
 
 __all__ = ["benchmark", "export"]
 
 
-def _formats() -> list[str]:
-    from fxprune.exporting import FORMATS
-
-    return list(FORMATS)
-
-
 Format = Annotated[
-    str, typer.Option("--format", "-f", help="pt2 (torch.export), onnx or source.", autocompletion=_formats)
+    str, typer.Option("--format", "-f", help="pt2 (torch.export), onnx or source.", autocompletion=complete(FORMATS))
 ]
 
 
@@ -44,7 +39,10 @@ def export(
 def benchmark(
     folder: Folder,
     original: Annotated[str | None, typer.Option(metavar="MODEL", help="The network it was made from.")] = None,
-    runtime: Annotated[list[str] | None, typer.Option(help="eager, compile or onnxruntime; may be repeated.")] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="eager, compile or onnxruntime; may be repeated.", autocompletion=complete(RUNTIMES)),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated; 1 and 8 by default.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads inside a call; as torch has them.")] = None,
     seconds: Annotated[float, typer.Option(help="How long each pair is timed.")] = 1.0,
