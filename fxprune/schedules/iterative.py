@@ -62,7 +62,7 @@ class IterativePruning:
 
     Raises:
         BudgetError: the ratio is out of reach; the message says how far one can get.
-        OptionError: an unknown shape, no number of steps, or dropped couplings.
+        OptionError: an unknown shape, no number of steps, dropped couplings, or the budget of latency.
         FxpruneError: see :func:`fxprune.compile`.
     """
 
@@ -82,11 +82,7 @@ class IterativePruning:
         self.done = 0
         self._sample, self._network = Sample.from_input(sample_input), type(unwrapped(model)).__name__
         self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
-        if options.get("couplings", "keep") != "keep":
-            raise OptionError(
-                'iterative pruning takes couplings="keep" alone: a network whose layers select their channels already '
-                "has no second selection that would read as one plan for the original"
-            )
+        _check_composable(options)
         self._graph = passes.analyze(model, self._sample)
         self._cost = budget_model(self._graph, options.get("budget", "macs"))
         self._plan = Plan.from_masks(self._graph, {}, {})
@@ -131,11 +127,10 @@ class IterativePruning:
         options: Any = {**self._options, "max_ratio": self._shares()}
         cut = agreed(passes.plan(network, self._sample, self._of_present(target), **options))
         pruned = passes.apply(network, self._sample, cut, verify=self._verify)
-        moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
         if self._recover:
             calibration = self._options.get("calibration")
             pruned = passes.recover(pruned, network, self._recover, calibration=calibration)
-            moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
+        moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
         self._plan, self.done = composed(self._graph, self._plan, cut, self._settings(cut, target)), self.done + 1
         self._report(pruned)
         return pruned, moved
@@ -214,3 +209,16 @@ class IterativePruning:
         masks = self._plan.masks(self._graph)
         made = summarise(self._graph, pruned, self._plan, masks, step.proof, step.unproven, step.seconds)
         pruned.meta["fxprune"] = {**about, "report": replace(made, network=self._network, recovery=step.recovery)}
+
+
+def _check_composable(options: PlanOptions) -> None:
+    if options.get("couplings", "keep") != "keep":
+        raise OptionError(
+            'iterative pruning takes couplings="keep" alone: a network whose layers select their channels already has '
+            "no second selection that would read as one plan for the original"
+        )
+    if options.get("budget", "macs") == "latency":
+        raise OptionError(
+            'iterative pruning takes the budgets "macs", "params", "channels" and "memory": a latency is measured for '
+            "one network at a time, and the steps' ratios are those of the original"
+        )

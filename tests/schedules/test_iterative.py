@@ -157,6 +157,8 @@ def test_mistakes() -> None:
         IterativePruning(model, SAMPLE, 0.999)
     with pytest.raises(OptionError, match="couplings"):
         IterativePruning(model, SAMPLE, 0.5, couplings="drop")
+    with pytest.raises(OptionError, match="latency"):
+        IterativePruning(model, SAMPLE, 0.5, budget="latency")
     with pytest.raises(OptionError, match="model.module"):
         IterativePruning(nn.DataParallel(model), SAMPLE, 0.5)
     run(schedule, pruned, torch.optim.SGD(pruned.parameters(), 0.1))
