@@ -87,26 +87,27 @@ def main(
         before = images.accuracy(network) if trained else None
         run = Run(network, trainer, RATIOS[paper] if ratio is None else ratio, before)
         pruned = METHODS[paper](run)
-    report = fxprune.report(pruned)
-    row = {
-        "run": " ".join(map(str, (paper, model, steps or "published", f"{run.ratio:g}", seed))),
-        "paper": paper,
-        "network": model,
-        "updates": steps or "published",
+    about = {"paper": paper, "network": model, "updates": steps or "published", "batch": batch, "rate": rate}
+    row = _row(about, seed, run, pruned)
+    rows = ResumableTable(table, _COLUMNS)
+    rows.add(row)
+    write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
+    print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None))
+
+
+def _row(about: dict[str, object], seed: int, run: Run, pruned: nn.Module) -> dict[str, object]:
+    report, images = fxprune.report(pruned), run.trainer.images
+    key = (about["paper"], about["network"], about["updates"], f"{run.ratio:g}", seed)
+    return about | {
+        "run": " ".join(map(str, key)),
         "images": images.length(),
-        "batch": batch,
-        "rate": rate,
         "MACs removed": f"{1 - report.macs_after / report.macs_before:.1%}",
         "parameters removed": f"{1 - report.parameters_after / report.parameters_before:.1%}",
         "accuracy before": None if run.before is None else f"{run.before:.2%}",
         "after the (last) cut": None if run.cut is None else f"{run.cut:.2%}",
         "at the end": f"{images.accuracy(pruned):.2%}",
-        "CPU seconds of training": round(sum(trainer.seconds.values())),
+        "CPU seconds of training": round(sum(run.trainer.seconds.values())),
     }
-    rows = ResumableTable(table, _COLUMNS)
-    rows.add(row)
-    write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
-    print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None))
 
 
 def _images(where: Path, size: int | None, train: int | None, tests: int | None) -> Images:

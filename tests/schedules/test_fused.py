@@ -54,6 +54,7 @@ def test_compacted_equals_what_was_trained(given: dict[str, Any]) -> None:
     pruned = schedule.compact()
     x = images(8)[0]
     torch.testing.assert_close(pruned(x), schedule.network(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(copy.deepcopy(schedule.network)(x), schedule.network(x), rtol=0, atol=0)
     plan = fxprune.report(pruned).plan
     narrow = fxprune.apply(model, SAMPLE, plan)
     assert {n: t.shape for n, t in pruned.state_dict().items()} == {n: t.shape for n, t in narrow.state_dict().items()}
