@@ -29,6 +29,7 @@ def main(
     batch: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     rate: Annotated[float, typer.Option(help="Learning rate of the first step.")] = 0.01,
     seeds: Annotated[int, typer.Option(help="How many trainings of each kind.")] = 3,
+    uniform: Annotated[bool, typer.Option(help="torch-pruning also with the same share of each layer.")] = True,
     table: Annotated[Path | None, typer.Option(help="CSV file, taken up again where it stopped.")] = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
@@ -39,10 +40,8 @@ def main(
     setting = Setting(network, data or shared_file("data", "cifar10.zip"), tests, samples, training, budget)
     rows = ResumableTable(table or Path(f"accuracy_{model}.csv"), COLUMNS)
     ratios = ratio or [0.5, 0.3, 0.7]
-    comparison = Comparison(setting, rows, rivals=importlib.util.find_spec("torch_pruning") is not None)
-    comparison.cut(ratios)
-    if steps:
-        comparison.train(ratios, seeds)
+    rivals = importlib.util.find_spec("torch_pruning") is not None
+    Comparison(setting, rows, rivals, uniform).run(ratios, seeds if steps else 0)
     text = page_of(list(rows.rows.values()))
     print(text)
     if out is not None:
@@ -51,8 +50,9 @@ def main(
             f"without their labels. Trainings: {steps} steps of {batch} images out of {training}, shifted and "
             f"mirrored, SGD with momentum 0.9, learning rate {rate:g} falling to zero along a cosine, the same for "
             "all. fxprune starts from the reconstructed network, torch-pruning from the one with batch norm "
-            "recalibrated; of its criteria the one that is best there is trained. Distillation: temperature 4, labels "
-            "weighted 0.1. MACs are those of convolution and linear. torch-pruning keeps the residual streams' widths: "
+            "recalibrated; of its variants the one that is best there is trained (not those that removed a point more "
+            "than was asked). Distillation: temperature 4, labels weighted 0.1. MACs are those of convolution and "
+            "linear. torch-pruning keeps the residual streams' widths: "
             "left to prune them, it turns this option-A network into one that does not run."
         )
         write_page(out, f"{model}: accuracy without training and after a short one", note, text)

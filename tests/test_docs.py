@@ -29,7 +29,7 @@ def examples(page: Path) -> str:
 
 
 # What a page needs beside fxprune's own dependencies.
-NEEDS = {"distilling": ("accelerate",)}
+NEEDS = {"distilling": ("accelerate",), "tutorial": ("accelerate", "sklearn")}
 WITH_EXAMPLES = [page for page in PAGES if examples(page).strip()]
 
 

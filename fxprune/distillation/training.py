@@ -133,9 +133,8 @@ class Trainer:
                 f"the loss is {total} after step {self.step}: lower learning_rate, add warmup or clip, or use "
                 'precision="bf16" instead of "fp16"'
             )
-        parts = losses if len(losses) > 1 else {}
         plain = {name: float(value) for name, value in row.items()}
-        self.history.append({"step": self.step, "loss": total, **parts, **plain})
+        self.history.append({"step": self.step, **losses, "loss": total, **plain})
         if self.folder is not None and self.engine.is_main_process:
             self.folder.log({**self.history[-1], "time": round(time.time(), 3)})
 

@@ -44,6 +44,19 @@ class Normed(nn.Module):
         return self.head(F.relu(y).mean((2, 3)))
 
 
+class Segmenting(nn.Module):
+    """Two maps of class scores, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.out, self.aux = nn.Conv2d(8, CLASSES, 1), nn.Conv2d(8, CLASSES, 3, padding=1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.norm(self.body(x)))
+        return {"out": self.out(x), "aux": self.aux(x)}
+
+
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
     """Images that random noise is added to each time they are read."""
 

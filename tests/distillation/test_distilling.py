@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.distillation import Hint
+from fxprune.distillation import Hint, SoftTargets
 from fxprune.errors import DistillationError, MissingDependencyError, OptionError
-from tests.distillation.networks import Normed, Plain, images, pair, shuffled
+from tests.distillation.networks import Normed, Plain, Segmenting, images, pair, shuffled
 
 
 def test_without_accelerate_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,16 @@ class TestTraining:
         assert all(v.dtype == torch.float32 for v in half.network.parameters())
         torch.testing.assert_close(state(half.network), state(full.network), rtol=0.05, atol=0.05)
         assert not equal(state(half.network), state(full.network))
+
+    @pytest.mark.parametrize("precision", ["no", "bf16"])
+    def test_pixels_and_outputs_by_name(self, precision: str) -> None:
+        pruned, teacher = pair(Segmenting)
+        masks = torch.randint(0, 5, (24, 6, 6))
+        loader = list(zip(images(24).split(8), masks.split(8), strict=True))
+        options = {"steps": 40, "learning_rate": 0.3, "precision": precision, "loss": SoftTargets(labels=0)}
+        found = fxprune.distill(pruned, teacher, loader, **options)
+        assert found.history[-1]["soft"] < 0.5 * found.history[0]["soft"]
+        assert found.network(images(2)).keys() == {"out", "aux"}
 
     def test_a_network_that_was_not_compiled(self) -> None:
         _, teacher = pair()

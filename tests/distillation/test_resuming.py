@@ -77,7 +77,7 @@ def kill_in_the_middle(folder: Path, workers: int) -> None:
         worker.wait()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.deep)])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, workers: int) -> None:
     whole = train(str(tmp_path / "whole"), workers)
     kill_in_the_middle(tmp_path / "killed", workers)
@@ -105,12 +105,12 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(tmp_path: 
         fxprune.distill(*given, steps=2, folder=tmp_path)
 
 
-def test_a_longer_run_goes_on(tmp_path: Path) -> None:
-    given = (*pair(), shuffled())
-    options = {"folder": tmp_path, "schedule": "constant", "checkpoint_every": 3}
-    fxprune.distill(*given, steps=5, **options)
-    longer = fxprune.distill(*given, steps=9, **options)
-    straight = fxprune.distill(*given, steps=9, schedule="constant")
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_longer_run_goes_on(tmp_path: Path, precision: str) -> None:
+    given, options = (*pair(), shuffled()), {"schedule": "constant", "precision": precision}
+    fxprune.distill(*given, steps=5, folder=tmp_path, checkpoint_every=3, **options)
+    longer = fxprune.distill(*given, steps=9, folder=tmp_path, checkpoint_every=3, **options)
+    straight = fxprune.distill(*given, steps=9, **options)
     assert longer.resumed == 5
     for name, value in straight.network.state_dict().items():
         assert torch.equal(value, longer.network.state_dict()[name])
