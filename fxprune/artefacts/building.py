@@ -39,8 +39,10 @@ def build(description: Description, tensors: Mapping[str, torch.Tensor], found: 
     # From the inside out, so that each graph finds what it calls.
     islands = [entry for entry in below if entry.graphs is not None]
     for entry in reversed(islands):
-        _replace(tree, entry.path, _island(tree, entry, description))
-    network = tree if root is not None else _assemble(description.class_name, description.graphs, tree, description, "")
+        _replace(tree, entry.path, _island(tree, entry, description, found))
+    network = tree
+    if root is None:
+        network = _assemble(description.class_name, description.graphs, tree, description, "", found)
     _fill_all(network, description, tensors, found)
     _set_modes(network, description)
     _check_tensors(network, description, tensors)
@@ -150,15 +152,23 @@ def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, tor
 # -- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def _island(network: nn.Module, entry: ModuleEntry, description: Description) -> PrunedGraphModule:
+def _island(
+    network: nn.Module, entry: ModuleEntry, description: Description, found: Mapping[str, Any]
+) -> PrunedGraphModule:
     name = check_identifier((entry.foreign or {}).get("name"), "class")
-    return _assemble(name, entry.graphs or {}, network.get_submodule(entry.path), description, f"{entry.path}.")
+    tree = network.get_submodule(entry.path)
+    return _assemble(name, entry.graphs or {}, tree, description, f"{entry.path}.", found)
 
 
 def _assemble(
-    class_name: str, encoded: Graphs, tree: nn.Module, description: Description, prefix: str
+    class_name: str,
+    encoded: Graphs,
+    tree: nn.Module,
+    description: Description,
+    prefix: str,
+    found: Mapping[str, Any],
 ) -> PrunedGraphModule:
-    graphs = {mode: decode_graph(nodes, tree) for mode, nodes in encoded.items()}
+    graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in encoded.items()}
     nodes = [node for graph in graphs.values() for node in graph.nodes]
     root: dict[str, Any] = {str(n.target): tree.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
     read = {str(node.target): None for node in nodes if node.op == "get_attr"}

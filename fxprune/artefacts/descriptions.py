@@ -30,7 +30,7 @@ def describe(network: nn.Module) -> Description:
     tensors = inventory(network)
     for tensor_entry in tensors:
         check_name(tensor_entry.name)
-    graphs = _encoded(network) if isinstance(network, GraphModule) else {}
+    graphs = _encoded(network, writer) if isinstance(network, GraphModule) else {}
     imports = [path for path in writer.imports if path not in TRUSTED]
     name = type(network).__name__
     return Description(name, network.training, entries, tensors, graphs, imports, dict(writer.tensors))
@@ -41,8 +41,8 @@ def graphs_of(network: GraphModule) -> dict[str, Graph]:
     return network.graphs if isinstance(network, PrunedGraphModule) else {"eval": network.graph}
 
 
-def _encoded(network: GraphModule) -> dict[str, list[dict[str, Any]]]:
-    return {mode: encode_graph(graph, network) for mode, graph in graphs_of(network).items()}
+def _encoded(network: GraphModule, writer: StateWriter) -> dict[str, list[dict[str, Any]]]:
+    return {mode: encode_graph(graph, network, writer.need) for mode, graph in graphs_of(network).items()}
 
 
 def _first_paths(network: nn.Module) -> dict[int, str]:
@@ -83,7 +83,7 @@ class _Modules:
         island: dict[str, Any] = {"kind": "GraphModule", "name": type(module).__name__}
         if attributes := writer.attributes(plain_attributes(module), path):
             island["state"] = attributes
-        return ModuleEntry(path, None, None, module.training, island, _encoded(module))
+        return ModuleEntry(path, None, None, module.training, island, _encoded(module, writer))
 
     def _foreign(self, path: str, module: nn.Module, writer: StateWriter) -> ModuleEntry:
         if is_layer(module) and is_plain_layer(path, module):

@@ -5,7 +5,7 @@ torch.fx prints a graph as Python source and runs that source, so every name tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
+from fxprune.artefacts.containers import decode_container, encode_container
 from fxprune.artefacts.modules import is_container
 from fxprune.artefacts.namedtuples import decode_namedtuple, encode_namedtuple
 from fxprune.artefacts.targets import (
@@ -28,19 +29,19 @@ from fxprune.errors import ArtefactError
 __all__ = ["decode_graph", "encode_graph"]
 
 
-def encode_graph(graph: Graph, owner: GraphModule) -> list[dict[str, Any]]:
-    """The nodes of a graph in order, as JSON data.
+def encode_graph(graph: Graph, owner: GraphModule, need: Callable[[Any, str], str]) -> list[dict[str, Any]]:
+    """The nodes of a graph in order, as JSON data; ``need`` notes what loading has to import.
 
     Raises:
         ArtefactError: a node calls something that a saved network may not call.
     """
     if type(graph._codegen) is not CodeGen:  # another one may unpack inputs in its own way
         raise ArtefactError(f"the graph prints itself through {type(graph._codegen).__name__}, which cannot be saved")
-    return [_encode_node(node, owner) for node in graph.nodes]
+    return [_encode_node(node, owner, need) for node in graph.nodes]
 
 
-def _encode_node(node: Node, owner: GraphModule) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node, owner)}
+def _encode_node(node: Node, owner: GraphModule, need: Callable[[Any, str], str]) -> dict[str, Any]:
+    data: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node, owner, need)}
     check_arguments(node.target, node.args, node.kwargs)
     try:
         if node.args:
@@ -52,16 +53,19 @@ def _encode_node(node: Node, owner: GraphModule) -> dict[str, Any]:
     return data
 
 
-def _encode_target(node: Node, owner: GraphModule) -> Any:
+def _encode_target(node: Node, owner: GraphModule, need: Callable[[Any, str], str]) -> Any:
     if node.op == "call_function":
-        return encode_namedtuple(node.target) or function_name(node.target)
+        written = encode_namedtuple(node.target) or encode_container(node.target, need)
+        return written or function_name(node.target)
     target = str(node.target)
     _check_target(node.op, target, owner)
     return target
 
 
-def decode_graph(data: list[dict[str, Any]], owner: nn.Module) -> Graph:
+def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Mapping[str, Any]) -> Graph:
     """The graph that :func:`encode_graph` wrote; ``owner`` holds the modules and tensors that it names.
+
+    ``found`` is what the allowed import paths lead to.
 
     Raises:
         ArtefactError: the data is malformed, or a node calls something that a saved network may not call.
@@ -72,26 +76,33 @@ def decode_graph(data: list[dict[str, Any]], owner: nn.Module) -> Graph:
         name = check_identifier(entry["name"], "node")
         if name in nodes:
             raise ArtefactError(f"two nodes of the graph are called {name!r}")
-        nodes[name] = _decode_node(graph, entry, nodes, owner)
+        nodes[name] = _decode_node(graph, entry, nodes, owner, found)
     outputs = [entry for entry in data if entry["op"] == "output"]
     if len(outputs) != 1 or data[-1] is not outputs[0]:
         raise ArtefactError("the graph does not end in one output")
     return graph
 
 
-def _decode_node(graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], owner: nn.Module) -> Node:
+def _decode_node(
+    graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], owner: nn.Module, found: Mapping[str, Any]
+) -> Node:
     op, name = entry["op"], entry["name"]
     args = tuple(decode(argument, nodes) for argument in entry.get("args", []))
     kwargs = {check_identifier(k, "keyword"): decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
     target: str | Callable[..., Any]
     if op == "call_function":
-        written = entry["target"]
-        target = decode_namedtuple(written) if isinstance(written, dict) else resolve_function(written)
+        target = _decode_function(entry["target"], found)
         check_arguments(target, args, kwargs)
     else:
         target = entry["target"]
         _check_target(op, target, owner)
     return graph.create_node(op, target, args, kwargs, name)
+
+
+def _decode_function(written: Any, found: Mapping[str, Any]) -> Callable[..., Any]:
+    if not isinstance(written, dict):
+        return resolve_function(written)
+    return decode_container(written, found) or decode_namedtuple(written)
 
 
 def _check_target(op: str, target: Any, owner: nn.Module) -> None:

@@ -42,7 +42,7 @@ def model_source(
     start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
     constructor = "\n".join(f"        {line}" for line in [start, *tree.statements()])
     graphs = _graphs(network, tree)
-    own = f"\n{forward_source(graphs[''], tree.access)}" if "" in graphs else ""
+    own = f"\n{forward_source(graphs[''], tree.access, tree.states.name)}" if "" in graphs else ""
     islands = "".join(_island_source(graphs[path], path, name, tree) for path, name in tree.islands.items())
     body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
     helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
@@ -63,7 +63,7 @@ def _graphs(network: nn.Module, tree: ModuleTree) -> dict[str, Mapping[str, Grap
 
 
 def _island_source(graphs: Mapping[str, Graph], path: str, name: str, tree: ModuleTree) -> str:
-    forward = forward_source(graphs, lambda target: tree.access(target, path))
+    forward = forward_source(graphs, lambda target: tree.access(target, path), tree.states.name)
     return f"class {name}(nn.Module):\n{forward}\n\n"
 
 

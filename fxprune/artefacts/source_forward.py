@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from fxprune.artefacts.containers import container_path, is_container_class
 from fxprune.artefacts.namedtuples import is_namedtuple
 from fxprune.artefacts.source_layout import call
 from fxprune.artefacts.source_names import VariableNames
@@ -16,6 +17,7 @@ from fxprune.artefacts.values import to_source
 
 __all__ = ["forward_source"]
 
+Access = Callable[[str], str]
 _INFIX: dict[Any, str] = {
     operator.add: "+",
     operator.sub: "-",
@@ -54,32 +56,33 @@ _SHORT_NAMES = {"torch.nn.functional.": "F.", "builtins.": ""}
 _INDENT = 8
 
 
-def forward_source(graphs: Mapping[str, Graph], access: Callable[[str], str]) -> str:
+def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access) -> str:
     """The ``forward`` method; where there are two graphs, it calls the one of the present mode.
 
-    ``access`` gives the expression for the path of a module or a tensor.
+    ``access`` gives the expression for the path of a module or a tensor, ``imported`` the name for an import path.
     """
     if set(graphs) == {"eval"}:
-        return _method("forward", graphs["eval"], access)
-    printer = _Printer(graphs["eval"], access, _INDENT)
+        return _method("forward", graphs["eval"], access, imported)
+    printer = _Printer(graphs["eval"], access, imported, _INDENT)
     list(printer.lines())
     names = [parameter.partition("=")[0] for parameter in printer.parameters]
     choice = "self.forward_training if self.training else self.forward_eval"
     dispatch = f"        forward = {choice}\n        return forward({', '.join(names)})\n"
-    methods = [_method(f"forward_{mode}", graph, access) for mode, graph in graphs.items()]
+    methods = [_method(f"forward_{mode}", graph, access, imported) for mode, graph in graphs.items()]
     return "\n".join([f"    def forward({', '.join(['self', *printer.parameters])}):\n{dispatch}", *methods])
 
 
-def _method(name: str, graph: Graph, access: Callable[[str], str]) -> str:
-    printer = _Printer(graph, access, _INDENT)
+def _method(name: str, graph: Graph, access: Access, imported: Access) -> str:
+    printer = _Printer(graph, access, imported, _INDENT)
     body = "\n".join(printer.lines())
     return f"    def {name}({', '.join(['self', *printer.parameters])}):\n{body}\n"
 
 
 class _Printer:
-    def __init__(self, graph: Graph, access: Callable[[str], str], indent: int) -> None:
+    def __init__(self, graph: Graph, access: Access, imported: Access, indent: int) -> None:
         self._graph = graph
         self._access = access
+        self._imported = imported
         self._indent = indent
         self._names = VariableNames(graph)
         self.parameters: list[str] = []
@@ -148,11 +151,18 @@ class _Printer:
             return f"{self._owner(args[0])}[{self._index(args[1])}]"
         if target is getattr:
             return f"{self._owner(args[0])}.{args[1]}"
-        name = str(getattr(target, "__name__", "")) if is_namedtuple(target) else function_name(target)
+        return self._call(f"{self._name_of(target)}(", args, node.kwargs, reserve)
+
+    def _name_of(self, target: Any) -> str:
+        if is_namedtuple(target):
+            return str(target.__name__)
+        if is_container_class(target):
+            return self._imported(container_path(target))
+        name = function_name(target)
         for prefix, short in _SHORT_NAMES.items():
             if name.startswith(prefix):
-                name = short + name.removeprefix(prefix)
-        return self._call(f"{name}(", args, node.kwargs, reserve)
+                return short + name.removeprefix(prefix)
+        return name
 
     def _call(self, head: str, args: Any, kwargs: dict[str, Any], reserve: int) -> str:
         rendered = [self._value(argument) for argument in args]
