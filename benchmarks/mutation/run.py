@@ -1,0 +1,148 @@
+"""Run the faults one after another and count what notices them.
+
+    python -m benchmarks.mutation.run --out results.jsonl
+
+For each fault, on networks that reach the faulty function: does the pass refuse, does the proof refuse, and where a
+network is returned, does it still compute what the oracles say? Then, is there a test that fails? The folder of tests
+has to lie beside the benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from benchmarks.mutation.fault import Fault
+from benchmarks.mutation.faults import FAULTS
+from fxprune.errors import ProofError
+from fxprune.planning import Plan
+from tests.nets.strategy import random_specification
+from tests.nets.tally import Tally
+from tests.rules.cases import Case
+from tests.rules.corpus import CASES
+from tests.rules.oracles import TOLERANCE, Kept, difference, masked, random_plan
+from tests.rules.prepared import analysed, built, sampled
+from tests.rules.test_corpus import test_random_prunes_equal_the_oracle
+from tests.test_random_nets import check_network
+
+SEEDS = (3, 12, 27, 41, 66, 90)
+TESTS = {
+    "axes": ["tests/axes", "tests/test_groups.py", "tests/test_groups_against_brute_force.py"],
+    "rules": ["tests/test_sizes.py", "tests/test_rewriting.py"],
+    "rewriting": ["tests/test_rewriting.py", "tests/test_untouched.py", "tests/test_public_face.py"],
+    "planning": ["tests/planning", "tests/accounting", "tests/test_random_nets.py"],
+}
+
+
+def reached(fault: Fault, most: int) -> list[Case]:
+    """Networks of the corpus that the fault names, evenly taken."""
+    found = [case for case in CASES if case.name.startswith(tuple(fault.cases.split("|")))]
+    return found[:: max(1, -(-len(found) // most))]
+
+
+def right(case: Case, net: nn.Module, plan: Plan, pruned: nn.Module) -> bool | None:
+    """Whether the outputs are those of the oracle; None where no narrower network can be worked out by hand."""
+    kept, args = Kept(plan), sampled(case, 5)
+    oracles: list[Callable[[], Any]] = [lambda: masked(net, plan)(*args)]
+    if case.narrow is not None:
+        narrow = case.narrow
+        oracles = [lambda: narrow(net, kept, args)]
+    with torch.no_grad():
+        try:
+            expected = oracles[0]()
+        except Exception:
+            return None
+        try:
+            return difference(expected, pruned(*args)) < TOLERANCE
+        except Exception:
+            return False
+
+
+def on_network(case: Case) -> str:
+    """What becomes of one network under a fault."""
+    net, sample = built(case), sampled(case, 2)
+    try:
+        graph = fxprune.analyze(net, sample)
+        plan = random_plan(graph, 0)
+        pruned = fxprune.apply(net, sample, plan, verify=False)
+    except Exception:
+        return "refused before the proof"
+    try:
+        fxprune.apply(net, sample, plan)
+    except ProofError:
+        proven = False
+    except Exception:
+        return "refused before the proof"
+    else:
+        proven = True
+    answer = right(case, net, plan, pruned)
+    if proven:
+        return {True: "right and proven", False: "WRONG AND PROVEN", None: "proven, no oracle"}[answer]
+    return "right and refused by the proof" if answer else "wrong and refused by the proof"
+
+
+def noticed(fault: Fault) -> str:
+    """Which part of the suite fails, or an empty text."""
+    for case in reached(fault, 60):
+        analysed.cache_clear()
+        try:
+            test_random_prunes_equal_the_oracle(case)
+        except BaseException:
+            return f"corpus: {case.name}"
+    for seed in SEEDS:
+        tally = Tally("compiled")
+        try:
+            check_network(random_specification(seed), 0.5, tally)
+        except BaseException:
+            return f"arbitrary network {seed}"
+        if tally.done < tally.asked:
+            return f"arbitrary network {seed} refused"
+    for file in TESTS[fault.place.partition(".")[0]]:
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            return file
+    return ""
+
+
+def run(fault: Fault) -> dict[str, Any]:
+    """One fault's outcome."""
+    began = time.monotonic()
+    with fault.applied():
+        outcomes = Counter(on_network(case) for case in reached(fault, 8))
+        test = noticed(fault)
+    analysed.cache_clear()
+    return {"fault": str(fault), "outcomes": dict(outcomes), "test": test, "seconds": round(time.monotonic() - began)}
+
+
+def main() -> None:
+    """Run all faults, or those from a number on."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--only", default="", help="faults whose text holds this")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [fault for fault in FAULTS[given.first :] if given.only in str(fault)]
+    with given.out.open("a", encoding="utf-8") as file:
+        for fault in chosen:
+            line = run(fault)
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
