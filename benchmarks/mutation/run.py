@@ -13,9 +13,10 @@ import argparse
 import contextlib
 import io
 import json
+import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,32 @@ def right(case: Case, net: nn.Module, plan: Plan, pruned: nn.Module) -> bool | N
             return False
 
 
+class HangError(BaseException):
+    """A fault that never comes to an end."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Stop what takes more than so many seconds of the processor."""
+
+    def stop(*_: Any) -> None:
+        raise HangError
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
 def on_network(case: Case, seed: int = 0) -> str:
     """What becomes of one network under a fault."""
+    with limited(20):
+        return _on_network(case, seed)
+
+
+def _on_network(case: Case, seed: int) -> str:
     net, sample = built(case), sampled(case, 2)
     try:
         graph = fxprune.analyze(net, sample)
@@ -79,6 +104,8 @@ def on_network(case: Case, seed: int = 0) -> str:
         pruned = fxprune.apply(net, sample, plan, verify=False)
     except Exception:
         return "refused before the proof"
+    except HangError:
+        return "hangs"
     try:
         fxprune.apply(net, sample, plan)
     except ProofError:
@@ -98,7 +125,8 @@ def noticed_in_corpus(fault: Fault) -> Case | None:
     for case in reached(fault, 60):
         analysed.cache_clear()
         try:
-            test_random_prunes_equal_the_oracle(case)
+            with limited(20):
+                test_random_prunes_equal_the_oracle(case)
         except BaseException:
             return case
     return None
@@ -109,7 +137,8 @@ def noticed_elsewhere(fault: Fault) -> str:
     for seed in SEEDS:
         tally = Tally("compiled")
         try:
-            check_network(random_specification(seed), 0.5, tally)
+            with limited(60):
+                check_network(random_specification(seed), 0.5, tally)
         except BaseException:
             return f"arbitrary network {seed}"
         if tally.done < tally.asked:

@@ -32,6 +32,11 @@ class Expand(Step):
     def narrowed(self, kept: Kept) -> Step:
         return replace(self, size=kept.size(self.out, self.dim))
 
+    @property
+    def zero_preserving(self) -> bool:
+        """A copy that goes was no zero: no parameter made it."""
+        return False
+
 
 @dataclass(frozen=True)
 class Repeat(Step):
@@ -61,6 +66,11 @@ class Repeat(Step):
 
     def narrowed(self, kept: Kept) -> Step:
         return replace(self, count=kept.size(f"{self.out}#copies", 0))
+
+    @property
+    def zero_preserving(self) -> bool:
+        """A copy that goes was no zero: no parameter made it."""
+        return False
 
 
 @dataclass(frozen=True)
