@@ -92,8 +92,11 @@ def limited(seconds: float) -> Iterator[None]:
 
 def on_network(case: Case, seed: int = 0) -> str:
     """What becomes of one network under a fault."""
-    with limited(20):
-        return _on_network(case, seed)
+    try:
+        with limited(20):
+            return _on_network(case, seed)
+    except HangError:
+        return "hangs"
 
 
 def _on_network(case: Case, seed: int) -> str:
@@ -104,8 +107,6 @@ def _on_network(case: Case, seed: int) -> str:
         pruned = fxprune.apply(net, sample, plan, verify=False)
     except Exception:
         return "refused before the proof"
-    except HangError:
-        return "hangs"
     try:
         fxprune.apply(net, sample, plan)
     except ProofError:
