@@ -93,7 +93,7 @@ def limited(seconds: float) -> Iterator[None]:
 def on_network(case: Case, seed: int = 0) -> str:
     """What becomes of one network under a fault."""
     try:
-        with limited(20):
+        with limited(6):
             return _on_network(case, seed)
     except HangError:
         return "hangs"
@@ -126,7 +126,7 @@ def noticed_in_corpus(fault: Fault) -> Case | None:
     for case in reached(fault, 60):
         analysed.cache_clear()
         try:
-            with limited(20):
+            with limited(6):
                 test_random_prunes_equal_the_oracle(case)
         except BaseException:
             return case
@@ -138,7 +138,7 @@ def noticed_elsewhere(fault: Fault) -> str:
     for seed in SEEDS:
         tally = Tally("compiled")
         try:
-            with limited(60):
+            with limited(20):
                 check_network(random_specification(seed), 0.5, tally)
         except BaseException:
             return f"arbitrary network {seed}"
