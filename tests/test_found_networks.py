@@ -1,0 +1,59 @@
+"""Networks that long runs over arbitrary ones have found, each with what it taught."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxprune
+from tests.nets.values import relative_error
+
+
+class SumOfCopies(nn.Module):
+    """Copies of channels that a sum reads: what goes was no zero, so zeros cannot stand in for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.map = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(36, 3), nn.Conv2d(9, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        copies = F.leaky_relu(self.first(x)).repeat_interleave(3, dim=1)
+        return self.head(copies.sum(dim=1).flatten(1)), self.map(copies)
+
+
+def test_copies_that_go_are_no_zeros() -> None:
+    model, x = SumOfCopies().double().eval(), torch.randn(2, 3, 6, 6).double()
+    graph = fxprune.analyze(model, x)
+    (group,) = [g for g in graph.groups if {m.tensor for m in g.members} == {"map.weight"}]
+    for gone in range(3):
+        mask = torch.arange(3).ne(gone).numpy()
+        plan = fxprune.Plan.from_masks(graph, {group: mask}, {})
+        pruned = fxprune.apply(model, x, plan)
+        proof = fxprune.report(pruned).proof
+        assert proof is not None
+        assert proof.method == "nan-carrying"
+        kept = plan.keep["map.weight"][1]
+        assert kept is not None
+        fewer = F.leaky_relu(model.first(x)).repeat_interleave(3, dim=1)[:, kept]
+        expected = (model.head(fewer.sum(dim=1).flatten(1)), F.conv2d(fewer, model.map.weight[:, kept], model.map.bias))
+        assert relative_error(pruned(x), expected) < 1e-9
+
+
+class NothingButRounding(nn.Module):
+    """The mean of an instance norm is zero: outputs and gradients are rounding, and no comparison may trip on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.InstanceNorm2d(8)
+        self.up, self.head = nn.ConvTranspose2d(8, 8, 2, stride=2, groups=4, bias=False), nn.Linear(8, 3, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(self.norm(self.first(x))).mean(dim=(2, 3)))
+
+
+def test_a_network_whose_output_is_rounding_is_proven() -> None:
+    model, x = NothingButRounding().eval(), torch.randn(2, 2, 4, 4)
+    pruned = fxprune.compile(model, x, 0.5)
+    assert fxprune.report(pruned).proof is not None
+    assert pruned(x).abs().max() < 1e-5
