@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ import torch
 from tests.nets.reach import Reach
 from tests.nets.strategy import random_specification
 from tests.nets.tally import Tally
+from tests.rules.chains import links, random_chain
+from tests.rules.test_chains import check_chain
 from tests.test_random_nets import check_network
 
 CHUNK = 100
@@ -40,15 +43,24 @@ def done_before(record: Path) -> int:
 
 
 def check_seed(seed: int, tally: Tally, folder: Path) -> bool:
-    """Whether the network of a seed passes; one that fails is written down with what was raised."""
-    specification = random_specification(seed)
-    share = (1 + seed % 19) / 20
-    options: dict[str, str] = {"scope": "uniform"} if seed % 4 == 3 else {}
+    """Whether the network of a seed passes; one that fails is written down with what was raised.
+
+    Every third one is a chain of ops of the corpus, the others are of the strategy.
+    """
+    text = ""
     try:
-        check_network(specification, share, tally, **options)
+        if seed % 3 == 2:
+            layout, ops, branches = random_chain(seed)
+            text = f"{[links(layout)[number].name for number in ops]}, branches {branches}"
+            check_chain(layout, ops, branches, seed % 100, tally)
+        else:
+            specification, share = random_specification(seed), (1 + seed % 19) / 20
+            options: dict[str, str] = {"scope": "uniform"} if seed % 4 == 3 else {}
+            text = f"share {share}, {options}\n{specification!r}"
+            check_network(specification, share, tally, **options)
     except Exception:
-        text = f"# seed {seed}, share {share}, {options}\n{specification!r}\n'''\n{traceback.format_exc()}\n'''\n"
-        (folder / f"failed_{seed}.py").write_text(text, encoding="utf-8")
+        report = f"# seed {seed}, {text}\n'''\n{traceback.format_exc()}\n'''\n"
+        (folder / f"failed_{seed}.py").write_text(report, encoding="utf-8")
         return False
     return True
 
@@ -74,6 +86,7 @@ def main() -> None:
     given = arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     record, counts, reach = given.out / "record.jsonl", given.out / "reach.json", Reach()
     if counts.exists():
         reach.merge(counts)

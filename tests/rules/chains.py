@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -63,3 +64,11 @@ def chained(
     except Exception:  # ops of other shapes and types do not fit one another in any number of ways
         return None
     return (net, sample) if bool(out.isfinite().all()) and out.std() > 0 else None
+
+
+def random_chain(seed: int) -> tuple[Layout, tuple[int, ...], tuple[bool, ...]]:
+    """The layout, the numbers of the ops and the branches of a seed."""
+    draw = random.Random(seed)
+    layout, count = draw.choice(LAYOUTS), draw.choice((2, 2, 3))
+    ops = tuple(draw.randrange(len(links(layout))) for _ in range(count))
+    return layout, ops, tuple(draw.random() < 0.25 for _ in range(count))
