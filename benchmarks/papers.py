@@ -14,6 +14,7 @@ import fxprune
 from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.harness.tables import ResumableTable, write_page
+from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
 from benchmarks.networks.unet import UNet
 from benchmarks.recipes.data import Images, SmallImages
 from benchmarks.recipes.folder import FolderImages
@@ -55,7 +56,9 @@ _NOTE = (
 
 def main(
     paper: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
-    model: Annotated[str, typer.Option(help="cifar_resnetDEPTH or a network of torchvision.")] = "cifar_resnet20",
+    model: Annotated[
+        str, typer.Option(help="cifar_resnetDEPTH, a paper's (VGG-16, DenseNet-40, ...) or torchvision's.")
+    ] = "cifar_resnet20",
     data: Annotated[Path | None, typer.Option(help="Folder or zip file of images, .../SPLIT/CLASS/NAME.jpg.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Trained weights; by default those that are at hand.")] = None,
     scratch: Annotated[bool, typer.Option(help="Start from random weights, as most papers do.")] = False,
@@ -85,7 +88,7 @@ def main(
     with Steps() as progress:
         trainer = Trainer(images, steps, batch, rate, state, seed, progress=progress)
         before = images.accuracy(network) if trained else None
-        run = Run(network, trainer, RATIOS[paper] if ratio is None else ratio, before)
+        run = Run(model, network, trainer, RATIOS[paper] if ratio is None else ratio, before)
         pruned = METHODS[paper](run)
     about = {"paper": paper, "network": model, "updates": steps or "published", "batch": batch, "rate": rate}
     row = _row(about, seed, run, pruned)
@@ -118,8 +121,13 @@ def _network(model: str, classes: int, trained: bool, weights: Path | None, seed
     torch.manual_seed(seed)
     if model.startswith("U-Net"):
         return UNet(classes, width=8)
-    small = model.startswith("cifar_")
-    network = cifar_model(model, classes) if small else get_model(model, weights=None, num_classes=classes)
+    network: nn.Module
+    if model.startswith("cifar_"):
+        network = cifar_model(model, classes)
+    elif model in PAPER_NETWORKS:
+        network = paper_network(model, classes, seed=seed)
+    else:
+        network = get_model(model, weights=None, num_classes=classes)
     if trained:
         load_weights(network, weights or shared_file("weights", f"{model}.safetensors"))
     return network.eval().to(memory_format=torch.channels_last)

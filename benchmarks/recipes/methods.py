@@ -10,6 +10,7 @@ from torch.optim import SGD
 
 import fxprune
 from benchmarks.accounting.methods import criterion_for
+from benchmarks.accounting.rates import VGG16_RATES
 from benchmarks.recipes import published
 from benchmarks.recipes.distilling import multi_source, multi_source_unet
 from benchmarks.recipes.hooks import Fused, Hooks, Polarised, Soft, Sparse
@@ -77,25 +78,39 @@ def foad(run: Run) -> nn.Module:
 def apbm(run: Run) -> nn.Module:
     """From scratch at compact width, with kernels fused from all filters."""
     epochs, _ = run.trainer.epochs(published.FUSED, 1.0)
-    schedule = FusedTraining(run.network, run.sample, epochs=epochs, rates={"layer*.conv1": published.FUSED_RATE})
+    schedule = FusedTraining(run.network, run.sample, epochs=epochs, rates=fused_rates(run))
     run.trainer.fit("fused", schedule.network, published.FUSED, hooks=Fused(schedule))
     return schedule.compact()
+
+
+def fused_rates(run: Run) -> dict[str, float]:
+    """DCFF's published rates for VGG-16; the same for all layers inside residual blocks elsewhere."""
+    convolutions = [name for name, module in run.network.named_modules() if isinstance(module, nn.Conv2d)]
+    if run.model == "VGG-16":
+        return dict(zip(convolutions, VGG16_RATES, strict=True))
+    inside = ("conv1", "conv2") if any(name.endswith(".conv3") for name in convolutions) else ("conv1",)
+    return {f"layer*.{name}": published.FUSED_RATE for name in inside}
 
 
 def train_then_prune(run: Run) -> nn.Module:
     """What fused training is compared with: half of the training wide, one cut to the same widths, half narrow."""
     run.trainer.fit("wide", run.network, published.FUSED, 0.5)
-    widths = FusedTraining(run.network, run.sample, epochs=1, rates={"layer*.conv1": published.FUSED_RATE})
+    widths = FusedTraining(run.network, run.sample, epochs=1, rates=fused_rates(run))
     pruned = run.note(fxprune.apply(run.network, run.sample, widths.plan))
     run.trainer.fit("narrow", pruned, published.FUSED, 0.5)
     return pruned
 
 
+def _settings(run: Run) -> str:
+    """Whose settings of a criterion a network takes: a CIFAR ResNet of any depth those of ResNet-56."""
+    return "ResNet-56" if run.model.startswith("cifar_resnet") else run.model
+
+
 METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "multi_source": multi_source,
     "multi_source_unet": multi_source_unet,
-    "entropy": lambda run: sparse_then(run, criterion_for("entropy", "ResNet-56")),
-    "parallel": lambda run: sparse_then(run, criterion_for("parallel", "ResNet-56")),
+    "entropy": lambda run: sparse_then(run, criterion_for("entropy", _settings(run))),
+    "parallel": lambda run: sparse_then(run, criterion_for("parallel", _settings(run))),
     "filter_similarity_hard": filter_similarity_hard,
     "filter_similarity_soft": filter_similarity_soft,
     "foad": foad,

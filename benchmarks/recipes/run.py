@@ -10,12 +10,16 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.recipes.training import Trainer
 
+# Networks whose published pruning lets every layer select its inputs from a stream that keeps its width.
+_SELECTING = ("ResNet-164", "DenseNet-40")
+
 
 @dataclass
 class Run:
     """One method on one network.
 
     Attributes:
+        model: the network's name.
         network: at full width; trained, or freshly initialised where a method trains from scratch.
         trainer: with the data.
         ratio: fraction of the MACs that goes.
@@ -23,6 +27,7 @@ class Run:
         cut: accuracy right after channels went, for the last time.
     """
 
+    model: str
     network: nn.Module
     trainer: Trainer
     ratio: float
@@ -36,9 +41,14 @@ class Run:
 
     def compile(self, network: nn.Module, criterion: Any) -> nn.Module:
         """One-shot pruning on 128 training images, inside the residual blocks, as all of the papers do."""
-        calibration = self.trainer.images.calibration(128)
         pruned = fxprune.compile(
-            network, self.sample, self.ratio, criterion=criterion, calibration=calibration, residual="inner"
+            network,
+            self.sample,
+            self.ratio,
+            criterion=criterion,
+            calibration=self.trainer.images.calibration(128),
+            residual="inner",
+            couplings="drop" if self.model in _SELECTING else "keep",
         )
         return self.note(pruned)
 
