@@ -57,6 +57,7 @@ RATIOS = {
     "parallel": 0.50,
     "filter_similarity_hard": 0.611,
     "filter_similarity_soft": 0.611,
+    "filter_similarity_soft_tuned": 0.611,
     "foad": 0.637,
     "apbm": 0.5,
     "train_then_prune": 0.5,
