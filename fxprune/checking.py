@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import keyword
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
 
 from fxprune.errors import ModelError, SampleError
 from fxprune.samples import Sample
@@ -163,6 +165,36 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     except Exception as error:  # so may the forward
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
+
+
+def check_forgets(model: nn.Module, sample: Sample, remembers: Sequence[str]) -> None:
+    """Refuse a forward whose answer depends on what an earlier call left in ``remembers``, attributes of modules.
+
+    Raises:
+        ModelError: it gives another answer to the same sample when it is called again.
+    """
+    if not remembers or is_meta(model):
+        return
+    with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
+        try:
+            duplicate = copy.deepcopy(model).eval()
+            torch.manual_seed(0)
+            first = sample.map(torch.clone).call(duplicate)
+            torch.manual_seed(0)
+            second = sample.map(torch.clone).call(duplicate)
+        except Exception:  # the user's own code; what does not run cannot be compared
+            return
+    if not _alike(first, second):
+        raise ModelError(
+            f"the forward keeps {', '.join(remembers[:3])} for its next call, which then gives another answer: a graph "
+            "forgets; pass such state as an argument, or keep it in a buffer"
+        )
+
+
+def _alike(first: Any, second: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)]
+    return all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in tensors)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

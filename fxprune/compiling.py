@@ -18,11 +18,10 @@ from torch import fx, nn
 from fxprune.analysis import ChannelGraph, analyze_capture
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.capture import Captured, capture, capture_parts, capture_training
-from fxprune.checking import check_model, check_sample, is_meta, refuses
+from fxprune.checking import check_model, check_sample, is_meta
 from fxprune.criteria import Criterion, judge, resolve_criterion
-from fxprune.errors import CaptureError, FxpruneError, ModelError, PlanError, RecoveryError, SampleError
-from fxprune.groups import Group, OpaqueOp
+from fxprune.errors import FxpruneError, ModelError, PlanError, RecoveryError
+from fxprune.groups import Group
 from fxprune.latency import compared, measured_latency
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
@@ -32,11 +31,11 @@ from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
-from fxprune.rewriting import UNTRACED_TRAINING, node_keep, rewrite
-from fxprune.rules import has_rule, is_leaf
+from fxprune.rewriting import node_keep, rewrite
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
 from fxprune.summarising import summarise
+from fxprune.tracing import trace
 from fxprune.uncoupling import check_couplings, drop_couplings
 from fxprune.verifying import Proof, prove
 
@@ -273,42 +272,12 @@ def _analyzed(model: nn.Module, sample_input: Any, steps: Steps, couplings: str)
         check_model(model)
         check_sample(model, sample)
         with torch.random.fork_rng(devices=[]):
-            captured = _captured(model, sample)
-            untraced = _add_training(model, captured)
+            captured, untraced = trace(model, sample)
     with steps("analyze"):
         if couplings == "drop":
             drop_couplings(captured, model)
         graph = analyze_capture(captured, model, sample.batch_size, untraced)
     return graph, sample
-
-
-def _captured(model: nn.Module, sample: Sample) -> Captured:
-    """Trace with a batch of at least 2, so that no size of one hides what the batch is; a fixed batch stays."""
-    candidates = [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]
-    failure: CaptureError | None = None
-    for candidate in candidates:
-        try:
-            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf)
-        except CaptureError as error:
-            failure = error
-            continue
-        if candidate is sample or captured.takes(model, sample):
-            return captured
-    assert failure is not None
-    refusal = refuses(model, sample)
-    if refusal is not None:
-        raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
-    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf)
-
-
-def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
-    """Capture the graph of training mode where it is another one; else say what the report should know."""
-    try:
-        captured.training_twin = capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf)
-    except CaptureError as error:
-        reason = f"training mode runs the graph of eval mode: {error}"
-        return (OpaqueOp("", UNTRACED_TRAINING, "", reason),)
-    return ()
 
 
 def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budget: str, steps: Steps) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from .module_copies import copy_module
 
-__all__ = ["deep_copy"]
+__all__ = ["MADE_TENSOR", "deep_copy", "tensors_in"]
 
+# Part of the names of tensors that a forward makes while it is traced, from nothing that the model holds.
+MADE_TENSOR = "made_tensor"
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -24,19 +26,19 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
     """
     memo: dict[int, Any] = {}
     for owner in module.modules():
-        for tensor in _tensors(vars(owner), depth=4):
+        for tensor in tensors_in(vars(owner), depth=4):
             if id(tensor) not in memo:
                 memo[id(tensor)] = fresh(tensor)
     return cast(Module, copy_module(module, memo))
 
 
-def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item, depth - 1)
+            yield from tensors_in(item, depth - 1)
     elif depth and isinstance(value, (list, tuple, set)):
         for item in value:
-            yield from _tensors(item, depth - 1)
+            yield from tensors_in(item, depth - 1)

@@ -6,6 +6,7 @@ decision. For everything else, other threads included, they do what they always 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import sys
@@ -108,9 +109,32 @@ class _Math(types.ModuleType):
         return _MATHS.get(name) or getattr(math, name)
 
 
+def _product(numbers: Any, *args: Any, **kwargs: Any) -> Any:
+    """``numpy.prod`` of sizes."""
+    plain_call = not args and not kwargs and isinstance(numbers, (list, tuple))
+    if not plain_call or not any(isinstance(n, Traced) for n in numbers):
+        return np.prod(numbers, *args, **kwargs)
+    return functools.reduce(operator.mul, numbers)
+
+
+class _Numpy(types.ModuleType):
+    """``numpy`` whose functions of one number, and product of sizes, remember them."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "prod":
+            return _product
+        function, variant = getattr(np, name), _MATHS.get(name)
+        if variant is None:
+            return function
+        return lambda *args, **kwargs: (
+            variant(*args) if any(isinstance(a, Traced) for a in args) else function(*args, **kwargs)
+        )
+
+
 _BUILTINS: dict[str, Any] = {"int": _Int, "float": _Float, "range": _Range, "len": _length}
 _BUILTINS |= {"max": _remembered(max), "min": _remembered(min)}
-_IMPORTED = {"math": (math, _Math("math"))} | {name: (getattr(math, name), variant) for name, variant in _MATHS.items()}
+_IMPORTED: dict[str, tuple[Any, Any]] = {"math": (math, _Math("math")), "np": (np, _Numpy("numpy"))}
+_IMPORTED |= {"numpy": _IMPORTED["np"]} | {name: (getattr(math, name), variant) for name, variant in _MATHS.items()}
 _MISSING = object()
 
 

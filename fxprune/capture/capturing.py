@@ -18,6 +18,7 @@ from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
+from fxprune.copying import MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.model_paths import ModelPaths, attribute
 from fxprune.samples import Sample
@@ -48,6 +49,7 @@ class Captured:
         calls: how often an island is called in one run.
         training_twin: the graph of training mode where it is another one.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
+        remembers: attributes of modules, tensors of the state dict aside, that the forward sets.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
     """
 
@@ -66,6 +68,7 @@ class Captured:
     calls: int = 1
     training_twin: Captured | None = None
     selections: dict[str, str] = field(default_factory=dict)
+    remembers: tuple[str, ...] = ()
 
     def everything(self) -> Iterator[Captured]:
         """This graph, the one of training mode, and the same for every island."""
@@ -187,11 +190,11 @@ class _Task:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with torch.enable_grad():
             copy = clone.meta_clone(self.model).train(self.training)
-            name = "training_constant" if self.training else "tensor_constant"
-            recorder = Recorder(self.keeps, _device_of(self.sample), f"{self.prefix}_{name}", self._buffer)
+            recorder = Recorder(self.keeps, _device_of(self.sample), self._constant_names(copy), self._buffer)
             tensors = _named_tensors(copy, self.prefix)
             recorder.name_tensors(tensors)
-            self._forward(copy, recorder)
+            state = clone.State(copy)
+            self._forward(copy, recorder, state)
         drop_unread(recorder.graph)
         shapes, aliases, parameters = _names(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
@@ -206,9 +209,20 @@ class _Task:
             recorder.reads_training,
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
+            remembers=state.changed(),
         )
 
-    def _forward(self, copy: nn.Module, recorder: Recorder) -> None:
+    def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
+        """The beginning of a constant's name: whether the model holds it, or the forward makes it."""
+        mode = "training_" if self.training else ""
+
+        @functools.cache
+        def held() -> set[int]:
+            return {id(tensor) for module in copy.modules() for tensor in tensors_in(vars(module), depth=4)}
+
+        return lambda tensor: f"{self.prefix}_{mode}{'held_tensor' if id(tensor) in held() else MADE_TENSOR}"
+
+    def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> None:
         """Run the copy on the meta device while the recorder watches."""
         clone.watch(copy, self._handler(copy, recorder), recorder.mode_is_read)
         args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
@@ -217,6 +231,8 @@ class _Task:
             with builtin_calls.remembering(copy, types_stay=self.types_stay), recorder:
                 value = copy(*args, **kwargs)
             chance.refuse_draws()
+            for name, old, new in state.replaced_tensors():
+                recorder.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)
         except FxpruneError as error:
             raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error

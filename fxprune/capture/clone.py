@@ -57,6 +57,36 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[], Non
             raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
 
 
+class State:
+    """What the modules of a private copy hold before its forward runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._attributes = [(path, module, dict(vars(module))) for path, module in model.named_modules()]
+        self._tensors = [
+            (path, module, held, dict(getattr(module, held)))
+            for path, module, _ in self._attributes
+            for held in ("_parameters", "_buffers")
+            if getattr(module, held)
+        ]
+
+    def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
+        """Parameters and buffers in whose place there is something else now: name, old, new."""
+        for path, module, held, before in self._tensors:
+            for name, old in before.items():
+                new = getattr(module, held).get(name)
+                if new is not old and old is not None:
+                    yield f"{path}.{name}".lstrip("."), old, new
+
+    def changed(self) -> tuple[str, ...]:
+        """Other attributes that were set."""
+        return tuple(
+            f"{path}.{name}".lstrip(".")
+            for path, module, before in self._attributes
+            for name, value in vars(module).items()
+            if before.get(name, self) is not value
+        )
+
+
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     for module in model.modules():
         yield from (p for p in module._parameters.values() if p is not None)

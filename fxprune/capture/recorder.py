@@ -19,9 +19,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import dtypes, known_shapes, recording, sources, structures
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.finiteness import answer_if_finite
-from fxprune.capture.folding import deciding_sizes, known_value
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
+from fxprune.capture.known_values import KnownValues
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
 from fxprune.capture.meta import META, meta_like
 from fxprune.capture.naming import canonical_name
@@ -48,7 +47,7 @@ class Recorder(TorchFunctionMode):
         self,
         keeps: Callable[[str], bool],
         device: torch.device,
-        constant_prefix: str,
+        constant_name: Callable[[torch.Tensor], str],
         buffer: Callable[[str], torch.Tensor | None],
     ) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, torch.Tensor] = {}
         self.module_path: list[str] = []
         self._keeps = keeps
-        self._constant_prefix = constant_prefix
+        self._constant_name = constant_name
         self._buffer = buffer
         self._in_leaf = False
         self._device = device
@@ -68,6 +67,7 @@ class Recorder(TorchFunctionMode):
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
         self._decisions = Decisions(self.graph, self._new, self._size)
+        self._values = KnownValues(self.node_of, self._stored, self._decisions)
 
     # -- naming tensors -------------------------------------------------------------------------------------------
 
@@ -116,26 +116,13 @@ class Recorder(TorchFunctionMode):
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
-            return func(self._known(name, args[0]), *args[1:], **kwargs)
+            return func(self._values.answer(name, args[0]), *args[1:], **kwargs)
         if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
             return func(*args, **kwargs)
         if enterable(func) and not self._keeps(canonical_name(name)):
             with self:
                 return entered(func)(*args, **kwargs)
-        return self._record(func, args, kwargs)
-
-    def _known(self, name: str, tensor: Any) -> torch.Tensor:
-        """The values of a tensor that no data enters."""
-        node = self.node_of(tensor) if isinstance(tensor, torch.Tensor) else None
-        known = None if node is None else known_value(node, self._stored)
-        if node is not None and known is not None:
-            self._decisions.add_sizes(deciding_sizes(node, self._stored))
-            return known
-        answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
-        if node is None or answer is None:
-            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        self._decisions.add_finite(node, answer)
-        return torch.tensor(answer)
+        return self._record(func, self._values.without_masks(args) if name == "__getitem__" else args, kwargs)
 
     def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
         """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
@@ -275,6 +262,21 @@ class Recorder(TorchFunctionMode):
         """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true."""
         self._decisions.add(function, operands)
 
+    def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
+        """A forward that gives a buffer another tensor (``self.mean = ...``) has it written into the buffer.
+
+        Raises:
+            CaptureError: it is no tensor of the same shape, or the old one is a parameter.
+        """
+        if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor) or new.shape != old.shape:
+            raise CaptureError(f"the forward replaces {name} by something else than a tensor of the buffer's shape")
+        node = self._attribute(name, old)
+        with self.graph.inserting_after(node):  # readers of the old values, gradients among them, keep a copy
+            before = self._new("call_method", "clone", (node,), {}, meta_like(old))
+        node.replace_all_uses_with(before, lambda user: user is not before)
+        value = self._new("call_method", "detach", (self.node_of(new),), {}, new)
+        self._new("call_method", "copy_", (node, value), {}, old)
+
     def output(self, value: Any) -> None:
         """Close the graph."""
         self.graph.output(self._argument(value, None))
@@ -328,7 +330,7 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) not in self._constant_nodes:
-            name = f"{self._constant_prefix}{len(self.constants)}"
+            name = f"{self._constant_name(tensor)}{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
             node = self._attribute(name, meta_like(tensor))
             self._constant_nodes[id(tensor)] = (tensor, node)

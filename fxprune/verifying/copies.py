@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fxprune.copying import deep_copy
+from fxprune.copying import MADE_TENSOR, deep_copy
 from fxprune.errors import ProofError
 
 __all__ = ["named_tensors", "private_copy", "promoted"]
@@ -18,11 +18,14 @@ Module = TypeVar("Module", bound=nn.Module)
 def private_copy(module: Module, dtype: torch.dtype) -> Module:
     """A deep copy in eval mode whose floating tensors have type ``dtype``; ties stay tied, the original is only read.
 
+    Constants that a trace made keep their type: the original computes with them in that type at every call.
+
     Raises:
         ProofError: the module cannot be copied.
     """
+    made = {id(tensor) for name, tensor in module.named_buffers() if f"_{MADE_TENSOR}" in name}
     try:
-        duplicate = deep_copy(module, lambda tensor: _fresh(tensor, dtype))
+        duplicate = deep_copy(module, lambda t: _fresh(t, t.dtype if id(t) in made else dtype))
     except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
         raise ProofError(
             f"{type(module).__name__} cannot be copied, so nothing can be proven on a copy "
@@ -35,7 +38,7 @@ def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A contiguous copy without history, in ``dtype`` where ``tensor`` is floating, in the matching complex type where
     it is complex, else in its own type."""
     tensor = tensor.detach()
-    if tensor.is_complex():
+    if tensor.is_complex() and not dtype.is_complex:
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
     elif not tensor.is_floating_point():
         dtype = tensor.dtype
