@@ -196,6 +196,7 @@ class ChannelGraph:
         groups: the groups from which channels may be removed, in the order of the network.
         pinned: widths of parameters that stay, with reasons.
         macs, params: cost terms over resolved axes; MACs are for the sample as it was given.
+        parameter_names: the first state-dict name of every parameter.
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
         graph: the networkx graph whose connected components are the groups.
         opaque: ops that were not understood.
@@ -238,6 +239,7 @@ class ChannelGraph:
             self.mac_terms.setdefault(node, []).append(term)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
         self.latency: CostModel | None = None
+        self.parameter_names = frozenset(term.owner for term in self.params)
         self._batch_scale = batch_scale
         self._bytes = {name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()}
 

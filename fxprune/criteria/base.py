@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.criteria.selecting import Selection
-from fxprune.groups import Group, Term
+from fxprune.groups import Group
 from fxprune.statistics import Collector, TapFinder
 
 __all__ = ["Criterion", "FloatArray", "ObservingScorer", "ScoredGraph", "Scorer", "Scores", "Selector", "Study"]
@@ -28,8 +28,8 @@ class ScoredGraph(Protocol):
         ...
 
     @property
-    def params(self) -> tuple[Term, ...]:
-        """One term per parameter; its owner is the parameter's name. Buffers have none."""
+    def parameter_names(self) -> Collection[str]:
+        """The state-dict name of every parameter; buffers are none."""
         ...
 
 

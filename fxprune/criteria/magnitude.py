@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.normalising import normaliser_by_name
-from fxprune.criteria.rows import parameter_members, producers
+from fxprune.criteria.rows import scoped_members
 from fxprune.criteria.sums import TensorSums
 from fxprune.errors import CriterionError
-from fxprune.groups import Group, Member
+from fxprune.groups import Group
 
 __all__ = ["Magnitude"]
 
@@ -57,10 +57,7 @@ class Magnitude:
         """Norms of shape ``(group.size,)``, scaled by ``normalise``."""
         sums = TensorSums.of(tensors)
         total = np.zeros(group.size, dtype=np.float64)
-        for member in self._members(group, sums, graph):
+        for member in scoped_members(self.scope, group, sums, graph):
             total += sums.unit_sums(member, group.variable, self.p)
         norm = np.sqrt(total) if self.p == 2 and self.scope == "producer" else total
         return normaliser_by_name(self.normalise)(norm)
-
-    def _members(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
-        return parameter_members(group, graph) if self.scope == "group" else producers(group, tensors, graph)

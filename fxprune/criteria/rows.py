@@ -16,13 +16,21 @@ from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.sums import fold
 from fxprune.groups import Group, Member
 
-__all__ = ["distances", "parameter_members", "producer_rows", "producers", "settled", "unit_rows", "unit_totals"]
+__all__ = [
+    "distances",
+    "parameter_members",
+    "producer_rows",
+    "producers",
+    "scoped_members",
+    "settled",
+    "unit_rows",
+    "unit_totals",
+]
 
 
 def parameter_members(group: Group, graph: ScoredGraph) -> list[Member]:
     """The group's members that are parameters."""
-    parameters = {term.owner for term in graph.params}
-    return [m for m in group.members if m.tensor in parameters]
+    return [m for m in group.members if m.tensor in graph.parameter_names]
 
 
 def producers(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
@@ -34,6 +42,11 @@ def producers(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -
     made = [m for m in members if m.role == "out"]
     kernels = [m for m in made if tensors[m.tensor].ndim > 1]
     return kernels or made or members
+
+
+def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
+    """All parameters of a group for the scope "group", those that make its channels for "producer"."""
+    return parameter_members(group, graph) if scope == "group" else producers(group, tensors, graph)
 
 
 def unit_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:

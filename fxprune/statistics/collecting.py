@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fxprune.analysis import ChannelGraph
 from fxprune.errors import CalibrationError, FxpruneError
@@ -19,7 +19,7 @@ from fxprune.statistics.observing import Observation
 from fxprune.statistics.places import Parameter, Seen, Tap
 from fxprune.statistics.reducing import add_over_ranks
 from fxprune.statistics.statistic import Statistic
-from fxprune.statistics.watching import PrivateNetwork, Watcher
+from fxprune.statistics.watching import PrivateNetwork, Watched, Watcher
 
 __all__ = ["Collector"]
 
@@ -55,22 +55,25 @@ class Collector:
                 :func:`~fxprune.statistics.losses.default_loss`.
         """
         needs = {o.statistic.needs for o in observations}
-        watched: dict[fx.Node, list[Watcher]] = defaultdict(list)
+        watched: dict[Watched, list[Watcher]] = defaultdict(list)
         current = _Current()
         for observation in observations:
             if isinstance(observation.place, Tap):
-                watched[observation.place.node].append(_watcher(observation.place, observation.statistic, current))
+                place = observation.place
+                watched[place.node, place.reader].append(_watcher(place, observation.statistic, current))
         network = PrivateNetwork(self.graph, self.model, watched)
         parameters = [(o.place.name, o.statistic) for o in observations if isinstance(o.place, Parameter)]
-        for _, batch in self.batches():
+        for number, batch in self.batches():
             for part in batch.singles() if "sample gradient" in needs else (batch,):
-                current.samples = part.size
+                current.samples, current.batch, current.run = part.size, number, current.run + 1
                 if needs == {"value"}:
                     with torch.no_grad():
                         _run(network, part)
                 else:
-                    self._run_back(network, part, parameters)
-        add_over_ranks(t for o in observations for t in o.statistic.sums())
+                    self._run_back(network, part, parameters, current)
+        # One statistic may be taken at several places.
+        statistics = {id(o.statistic): o.statistic for o in observations}
+        add_over_ranks(t for statistic in statistics.values() for t in statistic.sums())
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The batches with their numbers; shows progress and restores the random state at the end."""
@@ -81,7 +84,9 @@ class Collector:
         add_over_ranks([seen])
         self.calibration.seen = int(seen)
 
-    def _run_back(self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]]) -> None:
+    def _run_back(
+        self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]], current: _Current
+    ) -> None:
         """Forward and backward; gradients are of the loss summed over the samples."""
         with torch.enable_grad(), _tracked(network, [name for name, _ in parameters]):
             # Taps alone need no gradients of weights: those of the input carry them.
@@ -100,30 +105,34 @@ class Collector:
                 value = network.parameters[name]
                 gradient = torch.zeros_like(value) if value.grad is None else value.grad
                 with torch.no_grad():
-                    statistic.update(Seen(value.detach(), gradient, batch.size))
+                    statistic.update(current.seen(value.detach(), gradient))
 
 
 @dataclass
 class _Current:
-    """The batch that is running."""
+    """What is running."""
 
     samples: int = 1
+    batch: int = 0
+    run: int = 0
+
+    def seen(self, value: Tensor, gradient: Tensor | None) -> Seen:
+        return Seen(value, gradient, self.samples, self.batch, self.run)
 
 
 def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:
     def show(value: Tensor) -> None:
         with torch.no_grad():
-            statistic.update(Seen(tap.read(value.detach(), current.samples), None, current.samples))
+            statistic.update(current.seen(tap.read(value.detach(), current.samples), None))
 
     def show_with_gradient(value: Tensor) -> None:
         # A later op may write over the value before its gradient is known.
         kept = value.detach().clone()
-        samples = current.samples
 
         def arrived(gradient: Tensor) -> None:
             with torch.no_grad():
-                maps = tap.read(kept, samples)
-                statistic.update(Seen(maps, tap.read(gradient, samples), samples))
+                maps = tap.read(kept, current.samples)
+                statistic.update(current.seen(maps, tap.read(gradient, current.samples)))
 
         if value.requires_grad:
             value.register_hook(arrived)  # type: ignore[no-untyped-call]

@@ -21,12 +21,16 @@ class Seen:
     Attributes:
         value: maps (samples, channels, ...) at a tap, the whole tensor at a raw tap or a parameter.
         gradient: of the loss summed over the samples, of the shape of ``value``; None where not asked for.
-        samples: how many samples the batch has.
+        samples: how many samples ran together.
+        batch: the number of the batch.
+        run: the number of the forward pass, of which a batch takes several where it runs sample by sample.
     """
 
     value: Tensor
     gradient: Tensor | None = None
     samples: int = 1
+    batch: int = 0
+    run: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,7 @@ class Tap:
         units: how many channels the group has; 0 for a raw tap.
         channel_dim, batch_dim: dims of the node's value; ``batch_dim`` is None where no dim is the batch.
         index: elements of the channel dim, those of unit 0 first; None where element i is unit i.
+        reader: a user of the node by whose use alone gradients are taken; None for all uses.
     """
 
     node: fx.Node
@@ -48,6 +53,7 @@ class Tap:
     channel_dim: int = 0
     batch_dim: int | None = None
     index: IndexArray | None = None
+    reader: fx.Node | None = None
 
     def read(self, value: Tensor, batch: int | None) -> Tensor:
         """The maps of a value, given the number of samples of the batch where it is known."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -89,6 +90,19 @@ class TapFinder:
                     found += [(call, tap, name) for tap in taps]
         return found
 
+    def readings(self, group: Group) -> list[Tap]:
+        """Every place where an op reads a group's channels that does not pass them on, each by that reading alone.
+
+        A channel is gone where all its readings are zero. Position tables and whatever else is added on the way are
+        read with the rest.
+        """
+        found = []
+        for node in self._holders[group.variable.serial]:
+            readers = [user for user in node.users if not self._passes(user, group)]
+            taps = self._readable([node], group) if readers else []
+            found += [replace(tap, reader=reader) for tap in taps for reader in readers]
+        return found
+
     def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
         """An observation of every parameter of a group, by name; groups that cut one parameter share its observation.
 
@@ -142,6 +156,12 @@ class TapFinder:
 
     def _holds(self, node: fx.Node, group: Group) -> bool:
         return any(v is group.variable for axis in self._axes.get(node, ()) for v in variables(axis))
+
+    def _passes(self, node: fx.Node, group: Group) -> bool:
+        """Whether an op's output holds the group, or is no tensor and none of its parts reads it (a shape, a list)."""
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            return self._holds(node, group)
+        return not node.users or any(self._passes(user, group) for user in node.users)
 
     # -- the rule ---------------------------------------------------------------------------------------------------
 

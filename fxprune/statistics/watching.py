@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis import ChannelGraph
 from fxprune.capture import Captured
-from fxprune.capture.mutation import is_written
 from fxprune.copying import deep_copy
 from fxprune.errors import CalibrationError
 from fxprune.samples import Sample
@@ -18,20 +17,24 @@ from fxprune.samples import Sample
 __all__ = ["PrivateNetwork"]
 
 Watcher = Callable[[Tensor], None]
+Watched = tuple[fx.Node, fx.Node | None]
+"""A node, or one user's reading of it."""
 
 
 class _Watch(nn.Module):
-    """Shows the value of one node to whoever watches it."""
+    """Shows the value of one node, or one user's reading of it, to whoever watches."""
 
-    def __init__(self, watchers: list[Watcher], written: bool) -> None:
+    def __init__(self, watchers: list[Watcher], apart: bool) -> None:
         super().__init__()
         self._watchers = watchers
-        self.written = written
+        self._apart = apart
 
     def forward(self, value: Tensor) -> Tensor:
+        # A view has the gradient of this reading alone.
+        seen = value.view_as(value) if self._apart else value
         for watcher in self._watchers:
-            watcher(value)
-        return value
+            watcher(seen)
+        return seen
 
 
 class PrivateNetwork:
@@ -40,14 +43,14 @@ class PrivateNetwork:
     Args:
         graph: the channel graph.
         model: the caller's model, which is only read.
-        watched: nodes of the captured graphs, each with the functions that are shown its value.
+        watched: nodes of the captured graphs, or a user's reading of one, with the functions that are shown the value.
 
     Raises:
         CalibrationError: the model cannot be copied.
     """
 
     def __init__(
-        self, graph: ChannelGraph, model: nn.Module, watched: Mapping[fx.Node, list[Watcher]] | None = None
+        self, graph: ChannelGraph, model: nn.Module, watched: Mapping[Watched, list[Watcher]] | None = None
     ) -> None:
         self._watched = watched or {}
         try:
@@ -73,21 +76,23 @@ class PrivateNetwork:
         module = captured.module(model).eval()
         assert isinstance(module, fx.GraphModule)
         originals = [node for node in captured.graph.nodes if node.op != "output"]
-        for number, (original, node) in enumerate(zip(originals, list(module.graph.nodes), strict=False)):
-            if original in self._watched:
-                self._watch(module, node, self._watched[original], f"_fxprune_watch{number}")
+        copies = dict(zip(originals, list(module.graph.nodes), strict=False))
+        for number, ((node, reader), watchers) in enumerate(self._watched.items()):
+            if node in copies:
+                self._watch(module, copies[node], copies[reader] if reader else None, watchers, number)
         module.recompile()
         return module
 
-    def _watch(self, module: fx.GraphModule, node: fx.Node, watchers: list[Watcher], name: str) -> None:
-        module.add_module(name, _Watch(watchers, is_written(node) or _in_place_user(module, node.users)))
-        with module.graph.inserting_after(node):
-            module.graph.call_module(name, (node,))
-
-
-def _in_place_user(module: fx.GraphModule, users: Iterable[fx.Node]) -> bool:
-    paths = (str(user.target) for user in users if user.op == "call_module")
-    return any(getattr(module.get_submodule(path), "inplace", False) for path in paths)
+    def _watch(
+        self, module: fx.GraphModule, node: fx.Node, reader: fx.Node | None, watchers: list[Watcher], number: int
+    ) -> None:
+        name = f"_fxprune_watch{number}"
+        module.add_module(name, _Watch(watchers, apart=reader is not None))
+        after = node if reader is None else reader.prev
+        with module.graph.inserting_after(after):
+            watch = module.graph.call_module(name, (node,))
+        if reader is not None:
+            reader.replace_input_with(node, watch)
 
 
 def _fresh(tensor: Tensor) -> Tensor:
