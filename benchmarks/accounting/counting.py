@@ -1,14 +1,17 @@
 """How the papers count: FLOPs of one forward and parameters, of any network made of torch.nn modules.
 
-Three rules are in use. ``macs``: the multiply-accumulates of convolutions and linear layers, once. ``thop``: the same,
-and two for every element that a batch norm gives. ``foad``: two for every multiply-accumulate, the biases of linear
-layers, two for every element of a batch norm, one for every element of a rectifier, and the window's size for every
-element that a pool gives.
+Four rules are in use. ``macs``: the multiply-accumulates of convolutions and linear layers, once. ``thop``: the same,
+and two for every element that a batch norm gives. ``early_thop``: the same, one for every element of a rectifier and
+the window's size for every element that a pool gives; of a module that is called several times the last call counts,
+as in that counter's first versions. ``foad``: two for every multiply-accumulate, the biases of linear layers, two for
+every element of a batch norm, one for every element of a rectifier, and the window's size for every element that a
+pool gives.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ class CountingRule:
         rectifier: one element of a ReLU or PReLU.
         pool: one element in a window of a pool.
         linear_bias: one bias of a linear layer.
+        last_call: whether only the last call of a module counts.
     """
 
     name: str
@@ -40,6 +44,7 @@ class CountingRule:
     rectifier: int = 0
     pool: int = 0
     linear_bias: int = 0
+    last_call: bool = False
 
     def of(self, module: nn.Module, taken: torch.Tensor, given: torch.Tensor) -> int:
         """The cost of one call of a module on a single sample."""
@@ -58,6 +63,7 @@ class CountingRule:
 
 MACS = CountingRule("MACs")
 THOP = CountingRule("MACs + 2 per batch-norm element", norm=2)
+EARLY_THOP = CountingRule("MACs + 2 per batch-norm element, ReLU, pools", 1, 2, 1, 1, last_call=True)
 FOAD = CountingRule("2 per MAC, 2 per batch-norm element, ReLU, pools", 2, 2, 1, 1, 1)
 
 
@@ -72,15 +78,15 @@ def _window(pool: nn.Module) -> int:
 
 def count_flops(model: nn.Module, shape: tuple[int, ...], rule: CountingRule) -> int:
     """FLOPs of one sample of ``shape`` (without the batch) under a rule; layers called as modules are seen."""
-    total = 0
+    counts: dict[nn.Module, int] = defaultdict(int)
 
     def note(module: nn.Module, taken: tuple[Any, ...], given: Any) -> None:
-        nonlocal total
-        total += rule.of(module, taken[0], given)
+        before = 0 if rule.last_call else counts[module]
+        counts[module] = before + rule.of(module, taken[0], given)
 
     with _hooked(model, note), torch.no_grad():
         model(torch.zeros(1, *shape))
-    return total
+    return sum(counts.values())
 
 
 def count_parameters(model: nn.Module) -> int:

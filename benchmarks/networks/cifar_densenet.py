@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -17,6 +18,19 @@ class DenseLayer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, C + growth, H, W)."""
         return torch.cat((x, self.conv(self.relu(self.bn(x)))), 1)
+
+
+class Transition(nn.Module):
+    """Between dense blocks: batch norm, ReLU, a 1x1 convolution, and the mean of each 2x2 window."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn, self.relu = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to (N, C, H/2, W/2)."""
+        return F.avg_pool2d(self.conv(self.relu(self.bn(x))), 2)
 
 
 class CifarDenseNet(nn.Module):
@@ -35,8 +49,7 @@ class CifarDenseNet(nn.Module):
                 parts.append(DenseLayer(channels, growth))
                 channels += growth
             if block < 2:
-                parts += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
-                parts += [nn.Conv2d(channels, channels, 1, bias=False), nn.AvgPool2d(2)]
+                parts.append(Transition(channels))
         self.features = nn.Sequential(*parts, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.AvgPool2d(8))
         self.fc = nn.Linear(channels, num_classes)
 

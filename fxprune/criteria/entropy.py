@@ -31,9 +31,10 @@ class FeatureEntropy:
 
     Shao et al., Sensors 21(19):6601, as the authors' released code computes it. With
     ``estimator="spatial_softmax"`` a map is turned into a distribution over its positions by a softmax; a flat map has
-    the *highest* entropy and goes first. With ``estimator="histogram"`` the values of a map are binned over its own
-    range; a flat map has entropy 0, and the *lowest* goes first. The paper's text does not settle which is meant, nor
-    the histogram's bins; the default follows the code.
+    the *highest* entropy and goes first. With ``estimator="histogram"`` the values of a map are binned; a flat map has
+    entropy 0, and the *lowest* goes first. The paper's text settles neither which is meant nor the histogram's bins
+    and their range; the default follows the code. Bins over each map's own range are blind to scale, and a map with one
+    high peak falls into few of them, so the bins lie over the range of all of the layer's maps of a sample.
 
     Args:
         estimator: "spatial_softmax" or "histogram".
@@ -41,6 +42,8 @@ class FeatureEntropy:
         normalize: in each layer, "minmax" or "variance" (centred, divided by the variance, not its root). A layer whose
             entropies are all equal gets 0.5.
         bins: of the histogram.
+        value_range: of the histogram's bins, "layer" (from the lowest to the highest value of all channels of the
+            sample) or "map" (of the map alone).
         tap: where maps are read, see :mod:`fxprune.statistics.taps`.
 
     Raises:
@@ -51,6 +54,7 @@ class FeatureEntropy:
     transform: str = "sqdev"
     normalize: str = "minmax"
     bins: int = 32
+    value_range: str = "layer"
     tap: str = "normalised"
 
     def __post_init__(self) -> None:
@@ -58,6 +62,7 @@ class FeatureEntropy:
         _check("estimator", self.estimator, ("spatial_softmax", "histogram"))
         _check("transform", self.transform, ("sqdev", "plain"))
         _check("normalize", self.normalize, ("minmax", "variance"))
+        _check("value_range", self.value_range, ("layer", "map"))
         if not isinstance(self.bins, int) or self.bins < 2:
             raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
 
@@ -68,11 +73,12 @@ class FeatureEntropy:
 
     def measure(self, maps: Tensor) -> Tensor:
         """The entropy of each map, in nats: from (samples, channels, ...) to (samples, channels)."""
+        values = flat(maps)
+        if self.estimator == "histogram" and self.value_range == "layer":
+            return torch.stack([histogram_entropy(sample, self.bins, together=True) for sample in values])
+        one = partial(spatial_entropy, squared=self.transform == "sqdev")
         if self.estimator == "histogram":
             one = partial(histogram_entropy, bins=self.bins)
-        else:
-            one = partial(spatial_entropy, squared=self.transform == "sqdev")
-        values = flat(maps)
         rows = torch.split(values.flatten(0, 1), max(1, _ELEMENTS // max(1, values.shape[2])))
         return torch.cat([one(part) for part in rows]).reshape(values.shape[:2])
 
@@ -105,9 +111,13 @@ def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:
     return total.log() - weights.mul_(shifted).sum(-1) / total
 
 
-def histogram_entropy(maps: Tensor, bins: int = 32) -> Tensor:
-    """Entropy of the values of each map in equal bins over its own range: (..., positions) to (...), in nats."""
-    low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
+def histogram_entropy(maps: Tensor, bins: int = 32, together: bool = False) -> Tensor:
+    """Entropy of the values of each map in equal bins: (..., positions) to (...), in nats.
+
+    The bins lie over each map's own range, or over the range of all maps ``together``.
+    """
+    dims = tuple(range(maps.ndim)) if together else -1
+    low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
     spread = torch.where(high > low, high - low, 1.0)
     place = ((maps - low) / spread * bins).long().clamp_(max=bins - 1)
     counts = torch.zeros(*maps.shape[:-1], bins, dtype=torch.float64, device=maps.device)

@@ -52,6 +52,18 @@ def test_invariances() -> None:
     torch.testing.assert_close(histogram_entropy(3 * maps + 1), histogram_entropy(maps))
 
 
+def test_histograms_over_one_range_tell_scales_apart() -> None:
+    """Bins 0..1, 1..2, 2..3, 3..4: the ramp takes all four, the half-sized one two, the constant one."""
+    maps = torch.tensor([[0.0, 1, 2, 4], [0.0, 0.5, 1, 1.5], [3.0, 3, 3, 3]])
+    expected = [math.log(4), math.log(2), 0.0]
+    assert histogram_entropy(maps, bins=4, together=True).tolist() == pytest.approx(expected)
+    assert histogram_entropy(maps, bins=4)[:2].tolist() != pytest.approx(expected[:2])
+    layers = torch.stack([maps, 2 * maps]).reshape(2, 3, 2, 2)
+    for form, scaled in (("layer", expected), ("map", histogram_entropy(maps, bins=4).tolist())):
+        found = FeatureEntropy("histogram", bins=4, value_range=form).measure(layers)
+        assert found.tolist() == [pytest.approx(scaled)] * 2  # each sample has its own range
+
+
 def test_large_values_stay_finite() -> None:
     maps = torch.tensor([[0.0, 1e6, -1e6, 3.0], [1e15, 0.0, 0.0, 0.0]])
     assert torch.isfinite(spatial_entropy(maps)).all()
@@ -103,7 +115,8 @@ def test_the_mask_that_keeps_fewer() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"estimator": "x"}, {"transform": "x"}, {"normalize": "zscore"}, {"bins": 1}, {"tap": "x"}]
+    "options",
+    [{"estimator": "x"}, {"transform": "x"}, {"normalize": "zscore"}, {"bins": 1}, {"tap": "x"}, {"value_range": "x"}],
 )
 def test_unknown_arguments(options: dict[str, object]) -> None:
     with pytest.raises(CriterionError):

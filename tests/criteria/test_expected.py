@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fxprune
 from fxprune.criteria import (
     CHIP,
     FPGM,
@@ -21,12 +22,16 @@ from fxprune.criteria import (
     Slimming,
     Taylor,
     ThiNet,
+    WeightedSum,
+    judge,
 )
 from fxprune.criteria.spectra import nuclear_norm_changes
 from fxprune.criteria.thinet import greedy_errors
 from fxprune.errors import CriterionError
+from fxprune.samples import Sample
+from fxprune.statistics import Calibration, Collector
 
-from .calibrated import Small, images, scores
+from .calibrated import Batches, Small, batches, images, scores
 
 
 def test_fpgm() -> None:
@@ -104,23 +109,86 @@ def loss_of(model: Small, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
-def test_taylor_of_weights() -> None:
-    model, (x, y) = Small(), images()
-    loss_of(model, x, y).backward()
+def products(parameter: Tensor, dim: int, units: int) -> Tensor:
+    """Gradient times weight, one row for each channel."""
+    assert parameter.grad is not None
+    return (parameter.grad * parameter.detach()).movedim(dim, 0).reshape(units, -1)
 
-    def products(parameter: Tensor, dim: int) -> Tensor:
-        assert parameter.grad is not None
-        return (parameter.grad * parameter.detach()).movedim(dim, 0).reshape(12, -1)
 
-    filters = products(model.conv1.weight, 0)
-    found = scores(Taylor(scope="producer"), model)["conv1"]
-    np.testing.assert_allclose(found, filters.sum(1).square().numpy(), rtol=1e-7)
-    each = scores(Taylor(scope="producer", each=True, squared=False), model)["conv1"]
-    np.testing.assert_allclose(each, filters.abs().sum(1).numpy(), rtol=1e-7)
-    parts = [filters, products(model.conv2.weight, 1), products(model.bn1.weight, 0), products(model.bn1.bias, 0)]
-    expected = sum(p.sum(1) for p in parts).abs()
-    np.testing.assert_allclose(scores(Taylor(squared=False), model)["conv1"], expected.numpy(), rtol=1e-7)
+def taylor_sums(model: Small, parts: Batches, *weights: tuple[str, int], power: int = 2, each: bool = False) -> Tensor:
+    """The mean over parts of the data of |sum of g w|^p over the named weights and dims, written out."""
+    total = torch.zeros(())
+    for x, y in parts:
+        model.zero_grad()
+        loss_of(model, x, y).backward()
+        named = dict(model.named_parameters())
+        units = named[weights[0][0]].shape[weights[0][1]]
+        rows = [products(named[name], dim, units) for name, dim in weights]
+        if each:
+            total = total + torch.stack([r.abs().pow(power).sum(1) for r in rows]).sum(0) / len(parts)
+        else:
+            total = total + torch.stack([r.sum(1) for r in rows]).sum(0).abs().pow(power) / len(parts)
+    return total
+
+
+def one_by_one() -> Batches:
+    x, y = images()
+    return list(zip(x.split(1), y.split(1), strict=True))
+
+
+GATES: list[tuple[str, list[tuple[str, int]]]] = [
+    ("conv1", [("conv2.weight", 1)]),
+    ("conv1", [("bn1.weight", 0), ("bn1.bias", 0)]),
+    ("stem", [("conv1.weight", 1), ("last.weight", 1)]),
+]
+
+
+@pytest.mark.parametrize(("group", "weights"), GATES)
+def test_taylor_is_the_sum_over_the_weights_behind_the_gate(group: str, weights: list[tuple[str, int]]) -> None:
+    """A stream is read twice, and its gates' derivatives add up; behind batch norm and ReLU they are the norm's."""
+    model = Small()
+    expected = taylor_sums(model, one_by_one(), *weights)
+    np.testing.assert_allclose(scores(Taylor(), model)[group], expected.numpy(), rtol=1e-7)
+    parts = batches(5)
+    found = scores(Taylor(over="batch", squared=False), model, parts)[group]
+    np.testing.assert_allclose(found, taylor_sums(model, parts, *weights, power=1).numpy(), rtol=1e-7)
+
+
+def test_taylor_of_filters_and_of_single_weights() -> None:
+    model, parts = Small(), batches(5)
+    filters = scores(Taylor(scope="producer"), model)
+    np.testing.assert_allclose(filters["conv1"], taylor_sums(model, one_by_one(), ("conv1.weight", 0)), rtol=1e-7)
+    both = ("last.weight", 0), ("last.bias", 0)
+    np.testing.assert_allclose(filters["last"], taylor_sums(model, one_by_one(), *both), rtol=1e-7)
+    each = scores(Taylor(scope="producer", each=True), model)["conv1"]
+    expected = taylor_sums(model, one_by_one(), ("conv1.weight", 0), each=True)
+    np.testing.assert_allclose(each, expected, rtol=1e-7)
+    members = ("conv1.weight", 0), ("bn1.weight", 0), ("bn1.bias", 0), ("conv2.weight", 1)
+    each = scores(Taylor(each=True, squared=False, over="batch"), model, parts)["conv1"]
+    np.testing.assert_allclose(each, taylor_sums(model, parts, *members, power=1, each=True), rtol=1e-7)
     assert model.conv1.weight.grad is not None  # the caller's gradients stay
+
+
+def test_taylor_beside_a_criterion_that_runs_sample_by_sample() -> None:
+    """Batches stay what they were, although the network runs for each sample."""
+    model, parts = Small(), batches(5)
+    taylor = Taylor(over="batch")
+    both = scores(WeightedSum((taylor, Hessian()), normalise="none", weights=(1, 0)), model, parts)
+    np.testing.assert_allclose(both["conv1"], scores(taylor, model, parts)["conv1"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("of", ["weights", "activations"])
+def test_opposite_samples_do_not_cancel(of: str) -> None:
+    model, (x, _) = Small(), images(1)
+    graph = fxprune.analyze(model, images(2)[0])
+    data = Calibration([(x.repeat(2, 1, 1, 1), torch.tensor([1.0, -1.0]))], Sample.from_input(images(2)[0]))
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output.sum(1) * target).mean()
+
+    found = judge(Taylor(of), graph, dict(model.state_dict()), Collector(graph, model, data, loss))
+    assert isinstance(found, dict)
+    assert all(values.max() > 1e-6 for values in found.values())
 
 
 def test_taylor_of_activations() -> None:
@@ -131,12 +199,12 @@ def test_taylor_of_activations() -> None:
     z = value.requires_grad_()
     out = F.relu(stem + model.bn2(model.conv2(F.relu(z))))
     F.cross_entropy(model.head(F.relu(model.last(out)).flatten(1)), y, reduction="sum").backward()
-    expected = (z.grad * z).mean((0, 2, 3)).abs().detach()
-    found = scores(Taylor("activations"), model)["conv1"]
-    np.testing.assert_allclose(found, (expected / expected.norm()).numpy(), rtol=1e-7)
     each = (z.grad * z).mean((2, 3)).abs().mean(0).detach()
-    found = scores(Taylor("activations", each=True, normalise="none"), model)["conv1"]
-    np.testing.assert_allclose(found, each.numpy(), rtol=1e-7)
+    found = scores(Taylor("activations"), model)["conv1"]
+    np.testing.assert_allclose(found, (each / each.norm()).numpy(), rtol=1e-7)
+    mean = (z.grad * z).mean((0, 2, 3)).abs().detach()
+    found = scores(Taylor("activations", over="batch", normalise="none"), model, [(x, y)])["conv1"]
+    np.testing.assert_allclose(found, mean.numpy(), rtol=1e-7)
 
 
 def test_hessian() -> None:
@@ -147,8 +215,10 @@ def test_hessian() -> None:
         loss_of(model, x[i : i + 1], y[i : i + 1]).backward()
         squares += model.conv1.weight.grad.square() / 4
     expected = (squares * model.conv1.weight.detach().square()).flatten(1).sum(1) / 2
-    found = scores(Hessian(scope="producer"), model, [(x, y)])["conv1"]
+    found = scores(Hessian(scope="producer", normalise="none"), model, [(x, y)])["conv1"]
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-7)
+    found = scores(Hessian(scope="producer"), model, [(x, y)])["conv1"]
+    np.testing.assert_allclose(found, (expected / expected.mean()).numpy(), rtol=1e-7)
 
 
 def test_greedy_errors_are_those_of_the_sums() -> None:
@@ -194,6 +264,7 @@ def test_thinet_against_all_outputs_at_sampled_entries() -> None:
         (Slimming, {"normalise": "x"}),
         (Taylor, {"of": "x"}),
         (Taylor, {"scope": "x"}),
+        (Taylor, {"over": "x"}),
         (Taylor, {"tap": "x"}),
         (Hessian, {"scope": "x"}),
         (APoZ, {"tap": "x"}),
@@ -214,7 +285,7 @@ def test_ties_in_every_order_of_channels() -> None:
             model.conv2.weight[:, j] = model.conv2.weight[:, i]
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(model.bn1, name)[j] = getattr(model.bn1, name)[i]
-    for criterion in (FPGM(), APoZ(), MeanActivation(), HRank(), CHIP(), Taylor("activations")):
+    for criterion in (FPGM(), APoZ(), MeanActivation(), HRank(), CHIP(), Taylor("activations"), Taylor(), Hessian()):
         exact = 1e-7 if isinstance(criterion, CHIP) else 1e-9
         found = scores(criterion, model)["conv1"]
         assert found[1] == pytest.approx(found[4], rel=exact)

@@ -37,6 +37,11 @@ class HandGraph:
     shapes: Mapping[str, tuple[int, ...]]
     activations: tuple[Axis, ...]
 
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """Of every parameter."""
+        return frozenset(term.owner for term in self.params)
+
     def memory(self) -> MemoryModel:
         """Four bytes an element; each op's result has eight positions and is read by the next op alone."""
         outputs = [(term.owner, term.axes[0]) for term in self.macs if term.axes]

@@ -72,6 +72,17 @@ def test_heads_are_read_after_attention() -> None:
     assert found["qkv/0"] == ["scaled_dot_product_attention"]
 
 
+def test_readings_are_where_a_channel_is_read_for_the_last_time() -> None:
+    graph = fxprune.analyze(Residual().eval(), IMAGE)
+    finder = TapFinder(graph)
+    found = {g.name: [(t.node.name, t.reader and t.reader.name) for t in finder.readings(g)] for g in graph.groups}
+    assert found == {
+        "stem": [("relu", "conv1"), ("relu_1", "last")],
+        "conv1": [("depthwise", "conv2")],
+        "last": [("flatten", "head")],
+    }
+
+
 def test_unknown_rule() -> None:
     graph = fxprune.analyze(Residual().eval(), IMAGE)
     with pytest.raises(CriterionError, match="'normalised', 'activated', 'producer', not 'before'"):
