@@ -69,6 +69,7 @@ class Trainer:
                 self._log(row)
             if self.folder is not None and (last or self._due(self.options.checkpoint_every)):
                 self._save()
+        self._share_buffers()
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.step % every == 0
@@ -101,10 +102,17 @@ class Trainer:
         self.engine.backward(sum(parts.values(), torch.zeros((), device=self.engine.device)) / self.options.accumulate)
         return {name: value.detach() for name, value in parts.items()}
 
+    def _share_buffers(self) -> None:
+        """Give all ranks the first one's batch norm statistics, as the next step would."""
+        if self.engine.num_processes > 1:
+            for buffer in self.pair.student.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     # -- what is written down ----------------------------------------------------------------------------------------
 
     def _evaluate(self) -> float:
         """The score of the network as it is, which the first process decides on."""
+        self._share_buffers()
         network = self.pair.network.eval()
         with torch.no_grad():
             assert self.evaluate is not None

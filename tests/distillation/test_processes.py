@@ -13,15 +13,16 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxprune
 from fxprune.distillation import Hint
 from fxprune.errors import DistillationError
-from tests.distillation.networks import CLASSES, images, pair
+from tests.distillation.networks import CLASSES, Normed, images, pair, shuffled
 from tests.processes import run_ranks
 
 pytest.importorskip("accelerate")
 
 PROGRAM = """
-from tests.distillation.test_processes import train
+from tests.distillation.test_processes import normed, train
 found = train(4, f"{folder}/run", steps=STEPS)
 torch.save(found.network.state_dict(), f"{folder}/weights.{rank}")
+torch.save(normed().network.state_dict(), f"{folder}/normed.{rank}")
 open(f"{folder}/repr.{rank}", "w").write(repr(found.history))
 """
 
@@ -38,6 +39,13 @@ def train(size: int, folder: str | None = None, steps: int = 10) -> fxprune.Dist
     )  # fmt: skip
 
 
+def normed() -> fxprune.Distilled:
+    """Each process normalises its own part of a batch."""
+    return fxprune.distill(
+        *pair(Normed), shuffled(), steps=3, evaluate=lambda network: float(network.norm.running_mean[0])
+    )
+
+
 # The second launch goes on from the first one's checkpoint.
 @pytest.mark.parametrize("launches", [(10,), pytest.param((6, 10), marks=pytest.mark.deep)])
 def test_two_processes_equal_one(tmp_path: Path, launches: tuple[int, ...]) -> None:
@@ -48,6 +56,8 @@ def test_two_processes_equal_one(tmp_path: Path, launches: tuple[int, ...]) -> N
     for name, value in whole.network.state_dict().items():
         assert torch.equal(states[0][name], states[1][name])
         torch.testing.assert_close(states[0][name], value, rtol=1e-5, atol=1e-6)
+    first, second = (torch.load(tmp_path / f"normed.{rank}", weights_only=True) for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "repr.0").read_text() == (tmp_path / "repr.1").read_text()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1 + len(launches)
 
