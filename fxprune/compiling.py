@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +23,7 @@ from fxprune.groups import Group
 from fxprune.latency import compared, measured_latency
 from fxprune.model_paths import ModelPaths
 from fxprune.options import Feed, Options, setting
+from fxprune.passing import one_pass, uncollected
 from fxprune.planning import Plan, allocate
 from fxprune.planning.widths import width_scores
 from fxprune.progress import Steps
@@ -38,9 +37,6 @@ from fxprune.summarising import summarise
 from fxprune.tracing import trace
 from fxprune.uncoupling import check_couplings, drop_couplings
 from fxprune.verifying import Proof, prove
-
-# The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
-_LOCK = threading.RLock()
 
 Scores = Mapping[Group, NDArray[np.float64]] | None
 
@@ -113,7 +109,7 @@ def compile(  # noqa: A001  the public name says what it does
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     recoveries = resolve_recoveries(recover)
-    with _pass(progress) as steps:
+    with one_pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
         feed = Feed.checked(calibration, loss, sample)
         _time_operations(graph, model, sample, options.budget, steps)
@@ -130,7 +126,7 @@ def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> 
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
-    with _pass(False) as steps:
+    with one_pass(False) as steps:
         return _analyzed(model, sample_input, steps, check_couplings(couplings))[0]
 
 
@@ -161,7 +157,7 @@ def plan(
     options = Options.checked(
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
-    with _pass(progress) as steps:
+    with one_pass(progress) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings)
         _time_operations(graph, model, sample, options.budget, steps)
         return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
@@ -178,7 +174,7 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
-    with _pass(progress) as steps:
+    with one_pass(progress) as steps:
         couplings = check_couplings(setting(plan, "couplings", "keep"))
         graph, sample = _analyzed(model, sample_input, steps, couplings)
         _time_operations(graph, model, sample, setting(plan, "budget", "macs"), steps)
@@ -215,7 +211,7 @@ def recover(
     if plan is None or sample is None:
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    with _pass(progress) as steps:
+    with one_pass(progress) as steps:
         sample = sample.with_values(seed).map(lambda tensor: tensor.to(device))
         graph, sample = _analyzed(model, sample, steps, check_couplings(setting(plan, "couplings", "keep")))
         feed = Feed.checked(calibration, None, sample)
@@ -240,32 +236,7 @@ def report(pruned: nn.Module) -> Report:
 # -- the passes ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _pass(progress: bool | None) -> Iterator[Steps]:
-    with ExitStack() as around:
-        around.enter_context(_LOCK)
-        # Tensors made in inference mode could not be trained, and autocast would round what is proven.
-        around.enter_context(torch.inference_mode(False))
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                around.enter_context(torch.autocast(device, enabled=False))
-        steps = around.enter_context(Steps(progress))
-        yield steps
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without automatic garbage collection: next to nothing of what a pass makes is garbage before it ends."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()
 def _analyzed(model: nn.Module, sample_input: Any, steps: Steps, couplings: str) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
         sample = Sample.from_input(sample_input).map(torch.Tensor.detach)
@@ -288,7 +259,7 @@ def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budg
 
 def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
     # A pass over data makes garbage with every batch.
-    with _uncollected() if feed.calibration is None else nullcontext():
+    with uncollected() if feed.calibration is None else nullcontext():
         return _chosen(graph, model, options, feed, steps)
 
 
@@ -336,7 +307,7 @@ def _applied(
     steps: Steps,
     scores: Scores = None,
 ) -> fx.GraphModule:
-    with steps("rewrite"), _uncollected():
+    with steps("rewrite"), uncollected():
         masks = plan.masks(graph)
         pruned = rewrite(graph, model, masks)
     proof: Proof | None = None
