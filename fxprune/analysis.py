@@ -57,6 +57,7 @@ class Analyzer:
             self.ledger.macs = []
             self._part = captured.prefix.removesuffix(".")
             for node in captured.graph.nodes:
+                self.ledger.follow(node)
                 self.axes[node] = self._visit(node)
             if not captured.training:
                 self.macs.extend((n, c * captured.calls, axes) for n, c, axes in self.ledger.macs)

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, Origin, has_fixed
 from fxprune.axes.solver import Cause, Solver
-from fxprune.capture.mutation import is_written
+from fxprune.capture.mutation import is_written, writes_in_place
 
 Axes = tuple[Axis, ...]
 
@@ -42,6 +42,16 @@ class Ledger:
     joins: list[Axis] = field(default_factory=list)
     macs: list[tuple[fx.Node, float, Axes]] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
+    data: set[fx.Node] = field(default_factory=set)
+
+    def follow(self, node: fx.Node) -> None:
+        """Note in ``data`` whether a node's values hang on the inputs; what data are written into does so, too."""
+        if node.op == "placeholder" or (node.target != "size" and any(n in self.data for n in node.all_input_nodes)):
+            self.data.add(node)
+            target = node.args[0] if writes_in_place(node) and node.args else None
+            while isinstance(target, fx.Node) and target not in self.data and target.op != "get_attr":
+                self.data.add(target)
+                target = target.args[0] if target.args else None
 
 
 @dataclass
@@ -180,6 +190,10 @@ class Call:
     def crosses(self, axes: Iterable[Axis]) -> None:
         """Note that values of different channels of these axes are mixed without a weight that belongs to them."""
         self.ledger.crossings.extend(Crossing(a, self.cause) for a in axes if not isinstance(a, Fixed))
+
+    def is_data(self, value: Any) -> bool:
+        """Whether an argument's values hang on the inputs: parameters, buffers and what is computed of them do not."""
+        return isinstance(value, fx.Node) and value in self.ledger.data
 
     def joins(self, axes: Iterable[Axis]) -> None:
         """Note that two activations meet element by element on these axes."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
-from fxprune.rules.call import Axes, Call, parameter_name
+from fxprune.rules.call import Axes, Call
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -71,7 +71,7 @@ def like(call: Call) -> None:
 def _joined(call: Call, names: Sequence[str]) -> None:
     operands = activations(call, names)
     call.result = broadcast(call, operands)
-    if call.name in ("add", "sub") and all(parameter_name(call.arguments[n]) is None for n in names if call.has(n)):
+    if call.name in ("add", "sub") and all(call.is_data(call.arguments[n]) for n in names if call.has(n)):
         shared = [a for a in zip(*(o[::-1] for o in operands), strict=False) if all(axis.size != 1 for axis in a)]
         call.joins(axes[0] for axes in shared if len(operands) > 1)
 
