@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -20,7 +20,16 @@ from fxprune.cost import CostModel
 from fxprune.drawing import as_svg, draw_network
 from fxprune.errors import AnalysisError
 from fxprune.explaining import Explainer
-from fxprune.groups import Group, Member, OpaqueOp, PinnedWidth, Term, channel_graph
+from fxprune.groups import (
+    Group,
+    Member,
+    OpaqueOp,
+    PinnedWidth,
+    Term,
+    channel_graph,
+    position,
+    with_unique_names,
+)
 from fxprune.memory import MemoryModel, live_terms
 from fxprune.model_paths import ModelPaths
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
@@ -69,10 +78,19 @@ class Analyzer:
         inside = [island for island in islands if island.startswith(f"{path}.".lstrip("."))]
         pruned = f"; pruned inside it: {', '.join(inside)}" if inside else ""
         traced = tuple(f"{island}." for island in inside)
+        self._pin_opaque_tensors(path, traced)
         own = self.model.get_submodule(path).named_parameters(prefix=path)
         size = sum(parameter.numel() for name, parameter in own if not name.startswith(traced))
         macs = self.captured.opaque_macs.get(path, 0.0)
         self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}", macs, size))
+
+    def _pin_opaque_tensors(self, path: str, traced: tuple[str, ...]) -> None:
+        """What an opaque module holds outside of its traced parts, under whatever name, is read at full width."""
+        inside = f"{path}.".lstrip(".")
+        reason = f"{path or 'the model'} uses it outside of the parts that are traced"
+        for name in (*self.captured.shapes, *self.captured.aliases):
+            if name.startswith(inside) and not name.startswith(traced) and name not in self.captured.constants:
+                self.solver_pin(self.tensors[self.captured.first_name(name)], reason, Cause("", path))
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -291,8 +309,8 @@ class ChannelGraph:
             )
         order = {name: i for i, name in enumerate(self.shapes)}
         groups = [self._group(root, members, order, crossed, joined) for root, members in found.items()]
-        groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, _position(g)))
-        return tuple(_with_unique_names(groups))
+        groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, position(g)))
+        return tuple(with_unique_names(groups))
 
     def _group(
         self, root: int, members: list[Member], order: Mapping[str, int], crossed: set[int], joined: set[int]
@@ -379,23 +397,3 @@ def _op_in_words(node: fx.Node, name: str) -> str:
 def owner_of(node: fx.Node) -> str:
     """The layer that a node belongs to, or its own name."""
     return str(node.target) if node.op == "call_module" else node.meta.get("module") or node.name
-
-
-def _position(group: Group) -> int:
-    first = group.members[0]
-    return [v.serial for v in variables(first.axis)].index(group.variable.serial)
-
-
-def _with_unique_names(groups: list[Group]) -> list[Group]:
-    counts: dict[str, int] = {}
-    for group in groups:
-        counts[group.name] = counts.get(group.name, 0) + 1
-    seen: dict[str, int] = {}
-    named = []
-    for group in groups:
-        if counts[group.name] == 1:
-            named.append(group)
-            continue
-        number = seen[group.name] = seen.get(group.name, -1) + 1
-        named.append(replace(group, name=f"{group.name}/{number}"))
-    return named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 
@@ -155,3 +155,25 @@ def _nodes(solver: Solver, variable: Channels) -> list[ChannelNode]:
         return [(variable.serial, resolved.serial)]
     roots = {v.serial for v in variables(resolved)}
     return [(variable.serial, r) for r in sorted(roots)] or [(variable.serial, PINNED)]
+
+
+def position(group: Group) -> int:
+    """Where among the variables of its first member's axis the group's own is."""
+    first = group.members[0]
+    return [v.serial for v in variables(first.axis)].index(group.variable.serial)
+
+
+def with_unique_names(groups: list[Group]) -> list[Group]:
+    """The groups, numbered where several have one name."""
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group.name] = counts.get(group.name, 0) + 1
+    seen: dict[str, int] = {}
+    named = []
+    for group in groups:
+        if counts[group.name] == 1:
+            named.append(group)
+            continue
+        number = seen[group.name] = seen.get(group.name, -1) + 1
+        named.append(replace(group, name=f"{group.name}/{number}"))
+    return named

@@ -170,3 +170,29 @@ def test_parts_that_are_asked_for_more_than_a_call_keep_their_class() -> None:
     assert isinstance(pruned.get_submodule("backbone"), torch.fx.GraphModule)
     pruned.train()([torch.randn(3, 5, 5)]).backward()
     assert all(p.grad is not None for name, p in pruned.named_parameters() if name != "factor")
+
+
+class TwoWays(nn.Module):
+    """A layer that a traced part and the code around it, which cannot be traced, both call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(6, 10)
+        inner = (nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 6))
+        self.part = nn.Sequential(*inner, self.shared, nn.ReLU(), nn.Linear(10, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.part(x)
+        return y if bool(y.mean() > 100) else y + self.shared(x).sum(1, keepdim=True)
+
+
+def test_a_layer_that_is_called_outside_of_its_part_keeps_its_width() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), TwoWays(), nn.Linear(6, 3)).eval(),
+        torch.randn(4, 5),
+    )
+    pruned = fxprune.compile(model, x, 0.3)
+    assert {row.name for row in fxprune.report(pruned).groups} == {"0", "3.part.0"}
+    assert pruned.get_parameter("3.shared.weight").shape == (10, 6)
+    assert pruned.get_parameter("3.part.3.weight") is pruned.get_parameter("3.shared.weight")
+    assert "uses it outside of the parts" in fxprune.analyze(model, x).explain("3.shared.weight:0")
