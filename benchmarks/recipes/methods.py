@@ -27,7 +27,7 @@ def sparse_then(run: Run, criterion: Any) -> nn.Module:
 def polarization(run: Run) -> nn.Module:
     """Polarised scales, one cut by them, fine-tuning."""
     # A trained network may have scales above the paper's bound of 1, and clipping those would damage it.
-    bound = max(1.0, *(float(m.weight.max()) for m in run.network.modules() if isinstance(m, nn.BatchNorm2d)))
+    bound = max(1.0, *(float(m.weight.detach().max()) for m in run.network.modules() if isinstance(m, nn.BatchNorm2d)))
     regulariser = Polarization(run.network, published.POLAR_STRENGTH, published.POLAR_PULL, bound)
     return _regularised(run, Polarised(regulariser), "slimming")
 
