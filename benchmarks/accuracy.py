@@ -45,17 +45,21 @@ def main(
     text = page_of(list(rows.rows.values()))
     print(text)
     if out is not None:
-        note = (
-            f"`{model}` with trained weights, {tests} test images, {samples} calibration images of the training split "
-            f"without their labels. Trainings: {steps} steps of {batch} images out of {training}, shifted and "
-            f"mirrored, SGD with momentum 0.9, learning rate {rate:g} falling to zero along a cosine, the same for "
-            "all. fxprune starts from the reconstructed network, torch-pruning from the one with batch norm "
-            "recalibrated; of its variants the one that is best there is trained (not those that removed a point more "
-            "than was asked). Distillation: temperature 4, labels weighted 0.1. MACs are those of convolution and "
-            "linear. torch-pruning keeps the residual streams' widths: "
-            "left to prune them, it turns this option-A network into one that does not run."
-        )
+        note = _note(model, tests, samples, training, budget)
         write_page(out, f"{model}: accuracy without training and after a short one", note, text)
+
+
+def _note(model: str, tests: int, samples: int, training: int, budget: Budget) -> str:
+    return (
+        f"`{model}` with trained weights, {tests} test images, {samples} calibration images of the training split "
+        f"without their labels (torch-pruning's Taylor reads them). Trainings: {budget.steps} steps of "
+        f"{budget.batch_size} images out of {training}, shifted and mirrored, SGD with momentum 0.9, learning rate "
+        f"{budget.learning_rate:g} falling to zero along a cosine, the same for all. fxprune starts from the "
+        "reconstructed network, torch-pruning from the one with batch norm recalibrated; of its variants the one that "
+        "is best there is trained (not those that removed a point more than was asked). Distillation: temperature 4, "
+        "labels weighted 0.1. MACs are those of convolution and linear. torch-pruning keeps the residual streams' "
+        "widths: left to prune them, it turns this option-A network into one that does not run."
+    )
 
 
 if __name__ == "__main__":
