@@ -24,7 +24,7 @@
   }
   function begin() {
     // The beginning of the network at a readable size.
-    var width = Math.min(all.width, Math.max(420, frame.clientWidth));
+    var width = Math.max(420, Math.min(all.width, frame.clientWidth), frame.clientWidth / 1.4);
     show({ x: all.x + (all.width - width) / 2, y: all.y, width: width, height: width * frame.clientHeight / frame.clientWidth });
   }
   frame.addEventListener("wheel", function (event) {

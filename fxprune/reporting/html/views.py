@@ -14,6 +14,7 @@ from fxprune.reporting.report import CostRow, Report, ScoreRow
 __all__ = ["Layer", "Stage", "histogram", "layers", "reproduction", "stages"]
 
 _MOST_STAGES, _FEWEST_STAGES = 16, 2
+_MOST_OF_ALL = 0.8
 _DEFAULTS = {
     "budget": "macs",
     "scope": "global",
@@ -64,11 +65,17 @@ def stages(report: Report) -> list[Stage]:
         wider = _by_prefix(report.costs, depth)
         if not found or len(wider) <= _MOST_STAGES:
             found = wider
-        if len(found) > _FEWEST_STAGES:
+        if len(found) > _FEWEST_STAGES and not _one_holds_most(found):
             break
     return [
         Stage(name, _added(r.macs for r in rows), _added(r.parameters for r in rows)) for name, rows in found.items()
     ]
+
+
+def _one_holds_most(found: dict[str, list[CostRow]]) -> bool:
+    """Whether most of the multiply-accumulates are in one stage, of which the others then tell little."""
+    macs = [sum(row.macs[0] for row in rows) for rows in found.values()]
+    return max(macs) > _MOST_OF_ALL * sum(macs)
 
 
 def _by_prefix(rows: tuple[CostRow, ...], depth: int) -> dict[str, list[CostRow]]:
