@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -50,7 +51,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
     """
     torch.manual_seed(seed)
     kind, _, name = text.partition(":")
-    if Path(text).is_dir():
+    if os.path.isdir(text):  # unlike a Path, it takes a name that no file can have
         found, sample = _from_folder(text, allow)
     elif kind == "torchvision" and name:
         found, sample = _from_torchvision(name)
@@ -75,7 +76,15 @@ def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
     Raises:
         SampleError: a size is not of this form.
     """
-    return tuple(random_values(*_parse_size(text)) for text in sizes)
+    return tuple(_sample_of_size(text) for text in sizes)
+
+
+def _sample_of_size(text: str) -> torch.Tensor:
+    shape, dtype = _parse_size(text)
+    try:
+        return random_values(shape, dtype)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise SampleError(f"no tensor can be made of the input size {text[:80]!r}: {error}") from error
 
 
 def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -86,7 +95,7 @@ def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1 or not isinstance(dtype, torch.dtype):
-        raise SampleError(f"cannot read the input size {text!r}: write it like 1,3,224,224 or 1,128:int64")
+        raise SampleError(f"cannot read the input size {text[:80]!r}: write it like 1,3,224,224 or 1,128:int64")
     return shape, dtype
 
 
@@ -164,7 +173,7 @@ def _from_file(path: Path, factory: str) -> tuple[nn.Module, Any]:
 
 
 def _factory(path: Path, name: str) -> Callable[[], Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -198,7 +207,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     Raises:
         ModelError: the file cannot be read safely, or does not fit the network.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(f"there is no weights file {file}")
     try:
         state = _read_state(file)

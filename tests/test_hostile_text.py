@@ -1,0 +1,178 @@
+"""Any command line, any name of a network, any plan: refused in words of ours, or done; never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import fxprune
+from fxprune import cli, model_sources
+from fxprune.errors import FxpruneError, PlanError
+
+NASTY = [
+    "",
+    "-",
+    "--",
+    "-o",
+    "..",
+    "/",
+    "/dev/null",
+    "\0",
+    "ünï",
+    "[red]x",
+    "a" * 3000,
+    "nan",
+    "1e999",
+    "-1",
+    "9" * 400,
+    "{}",
+]
+SPECS = [
+    "torchvision:",
+    "timm:",
+    ":",
+    "x.py:",
+    "x.py:__import__",
+    ".py:a",
+    "torchvision:../x",
+    "torchvision:resnet18:x",
+]
+COMMANDS = ["analyze", "compile", "report", "explain", "diff", "export", "benchmark", "criteria", "plan", "help"]
+OPTIONS = (
+    "--ratio --budget --criterion --scope --exclude --round-to --min-channels --max-ratio --seed --input-size "
+    "--weights --calibration --output --json --verbose --no-verify --allow --format --plan --batch --help"
+).split()
+
+# Names from no library: a short one may be a network's, and building it takes long.
+TEXTS = st.sampled_from(NASTY + SPECS) | st.text(max_size=8).filter(
+    lambda text: not text.startswith(("timm", "torchv"))
+)
+
+
+def command_line(arguments: list[str]) -> tuple[int, str]:
+    """Exit status and what is written to the error stream."""
+    errors = io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["fxprune", *arguments]),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            return (stop.code if isinstance(stop.code, int) else 1), errors.getvalue()
+    return 0, errors.getvalue()
+
+
+def test_any_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = st.sampled_from(OPTIONS) | TEXTS
+
+    @given(st.sampled_from(COMMANDS) | TEXTS, st.lists(words, max_size=6))
+    def check(command: str, rest: list[str]) -> None:
+        code, errors = command_line([command, *rest])
+        assert code in (0, 2)
+        assert "Traceback" not in errors
+        assert code == 0 or errors.strip()
+
+    check()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(TEXTS, st.lists(TEXTS, max_size=2))
+def test_any_name_of_a_network(text: str, sizes: list[str]) -> None:
+    with contextlib.suppress(FxpruneError):
+        model_sources.find_model(text, sizes, 0)
+
+
+@pytest.mark.parametrize(
+    "size", ["9" * 30, "1," + "9" * 15, "1,3,-1", "1:float99", "1,2:load", "1" + ",1" * 500, "1, 2"]
+)
+def test_sizes_that_nobody_has(size: str) -> None:
+    with contextlib.suppress(FxpruneError):
+        model_sources.sample_from_sizes([size])
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A split, a group convolution and a shuffle, so that a plan has dims of many kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.first(x).chunk(2, 1)
+        return self.last(self.middle(torch.cat([right.relu(), left], 1)))
+
+
+@functools.cache
+def planned() -> tuple[nn.Module, torch.Tensor, str]:
+    model, x = Net().eval(), torch.randn(2, 2, 3, 3)
+    return model, x, fxprune.plan(model, x, 0.4).to_json()
+
+
+VALUES = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        2**31,
+        10**30,
+        0.5,
+        "",
+        "0",
+        "0-3",
+        "0-7",
+        "7",
+        "3,1",
+        "0-4000000000",
+        "a",
+        "0-3," * 50,
+        [],
+        {},
+        [None],
+        ["0-1"] * 4,
+    ]
+) | st.text("0123456789-, ", max_size=6)
+
+
+@settings(max_examples=max(150, settings.default.max_examples))
+@given(st.data())
+def test_any_change_of_a_plan_is_refused_or_proven(data: st.DataObject) -> None:
+    model, x, text = planned()
+    document: Any = json.loads(text)
+    holder = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+        if not isinstance(holder[key], (dict, list)) or not holder[key] or data.draw(st.integers(0, 3)) == 0:
+            break
+        holder = holder[key]
+    holder[key] = data.draw(VALUES)
+    try:
+        plan = fxprune.Plan.from_json(json.dumps(document))
+    except PlanError:
+        return
+    with contextlib.suppress(FxpruneError):
+        pruned = fxprune.apply(model, x, plan)
+        assert pruned(x).shape == (2, 3, 3, 3)
+
+
+@given(st.text(max_size=30) | st.binary(max_size=30).map(lambda b: b.decode("latin-1")))
+def test_any_text_is_a_plan_or_none(text: str) -> None:
+    with contextlib.suppress(PlanError):
+        fxprune.Plan.from_json(text)
