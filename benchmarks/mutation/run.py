@@ -29,8 +29,14 @@ from benchmarks.mutation.fault import Fault
 from benchmarks.mutation.faults import FAULTS
 from fxprune.errors import ProofError
 from fxprune.planning import Plan
-from tests.nets.strategy import random_specification
+from tests.nets.blocks.composite import Block, copied, padded_shortcut, regrouped, shuffled
+from tests.nets.blocks.crossed import CROSSED
+from tests.nets.kept import InconsistentKeepError
+from tests.nets.oracles import narrow_twin
+from tests.nets.specification import Specification
+from tests.nets.strategy import random_specification, single_block
 from tests.nets.tally import Tally
+from tests.nets.values import in_double, relative_error
 from tests.rules.cases import Case
 from tests.rules.corpus import CASES
 from tests.rules.oracles import TOLERANCE, Kept, difference, masked, random_plan
@@ -71,6 +77,57 @@ def right(case: Case, net: nn.Module, plan: Plan, pruned: nn.Module) -> bool | N
             return False
 
 
+BLOCKS = (*CROSSED, regrouped, shuffled, padded_shortcut, copied)
+
+
+def on_block(block: Block, seed: int) -> str:
+    """What becomes of an arbitrary network of one block under a fault."""
+    specification = single_block(4, block, seed)
+    model, sample = specification.build().double(), in_double(specification.sample(2))
+    try:
+        with limited(6):
+            graph = fxprune.analyze(model, sample)
+            plan = random_plan(graph, seed)
+            pruned = fxprune.apply(model, sample, plan, verify=False)
+            proven = is_proven(model, sample, plan)
+    except HangError:
+        return "hangs"
+    except Exception:
+        return "refused before the proof"
+    return described(proven, equals_oracle(specification, model, plan, pruned))
+
+
+def is_proven(model: nn.Module, sample: Any, plan: Plan) -> bool:
+    """Whether the proof lets the network pass."""
+    try:
+        fxprune.apply(model, sample, plan)
+    except ProofError:
+        return False
+    return True
+
+
+def equals_oracle(specification: Specification, model: nn.Module, plan: Plan, pruned: nn.Module) -> bool | None:
+    """Whether outputs are those of the narrow twin, or of the masked original where there is no narrower network."""
+    inputs = in_double(specification.sample(3, seed=3))
+    try:
+        oracle = narrow_twin(specification, model, plan.keep)
+    except InconsistentKeepError:
+        if not specification.masking_is_exact():
+            return None
+        oracle = masked(model, plan)
+    try:
+        return relative_error(pruned(*inputs), oracle(*inputs)) < TOLERANCE
+    except Exception:
+        return False
+
+
+def described(proven: bool, answer: bool | None) -> str:
+    """An outcome in words."""
+    if proven:
+        return {True: "right and proven", False: "WRONG AND PROVEN", None: "proven, no oracle"}[answer]
+    return "right and refused by the proof" if answer else "wrong and refused by the proof"
+
+
 class HangError(BaseException):
     """A fault that never comes to an end."""
 
@@ -108,17 +165,10 @@ def _on_network(case: Case, seed: int) -> str:
     except Exception:
         return "refused before the proof"
     try:
-        fxprune.apply(net, sample, plan)
-    except ProofError:
-        proven = False
+        proven = is_proven(net, sample, plan)
     except Exception:
         return "refused before the proof"
-    else:
-        proven = True
-    answer = right(case, net, plan, pruned)
-    if proven:
-        return {True: "right and proven", False: "WRONG AND PROVEN", None: "proven, no oracle"}[answer]
-    return "right and refused by the proof" if answer else "wrong and refused by the proof"
+    return described(proven, right(case, net, plan, pruned))
 
 
 def noticed_in_corpus(fault: Fault) -> Case | None:
@@ -164,18 +214,26 @@ def run(fault: Fault) -> dict[str, Any]:
     return {"fault": str(fault), "outcomes": dict(outcomes), "test": test, "seconds": round(time.monotonic() - began)}
 
 
+def run_blocks(fault: Fault) -> dict[str, Any]:
+    """One fault's outcome on arbitrary networks of one block."""
+    with fault.applied():
+        outcomes = Counter(on_block(block, seed) for block in BLOCKS for seed in (1, 2))
+    return {"fault": str(fault), "outcomes": dict(outcomes)}
+
+
 def main() -> None:
     """Run all faults, or those from a number on."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", default="", help="faults whose text holds this")
+    parser.add_argument("--blocks", action="store_true", help="the proof alone, on arbitrary networks of one block")
     given = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [fault for fault in FAULTS[given.first :] if given.only in str(fault)]
     with given.out.open("a", encoding="utf-8") as file:
         for fault in chosen:
-            line = run(fault)
+            line = run_blocks(fault) if given.blocks else run(fault)
             file.write(json.dumps(line) + "\n")
             file.flush()
             print(json.dumps(line), flush=True)

@@ -1,0 +1,73 @@
+"""Which groups run through something that mixes channels, and which elements are taken by their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxprune
+from tests.rules.cases import Between
+
+Op = Callable[[torch.Tensor], torch.Tensor]
+
+MIXING: dict[str, Op] = {
+    "layer norm": nn.LayerNorm(8),
+    "group norm": lambda h: F.group_norm(h.flatten(0, 1), 2).unflatten(0, h.shape[:2]),
+    "rms norm": nn.RMSNorm(8),
+    "softmax": lambda h: h.softmax(-1),
+    "mean": lambda h: h * h.mean(-1, keepdim=True),
+    "product": lambda h: (h @ h.transpose(1, 2)) @ h,
+    "einsum": lambda h: torch.einsum("bic,bjc->bij", h, h) @ h,
+    "attention": lambda h: F.scaled_dot_product_attention(h, h, h),
+    "normalize": lambda h: F.normalize(h, dim=-1),
+    "sum so far": lambda h: h.cumsum(-1),
+    "norm": lambda h: h / h.norm(dim=-1, keepdim=True),
+    "maximum": lambda h: h - h.amax(-1, keepdim=True),
+}
+KEEPING_APART: dict[str, Op] = {
+    "relu": torch.relu,
+    "sum": lambda h: h + h.tanh(),
+    "softmax over tokens": lambda h: h.softmax(1),
+    "mean over tokens": lambda h: h - h.mean(1, keepdim=True),
+    "batch norm": nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(8), nn.Unflatten(0, (-1, 4))),
+}
+
+
+def crosses(op: Op) -> bool:
+    net = Between(nn.Linear(5, 8), op, nn.Linear(8, 3)).eval()
+    graph = fxprune.analyze(net, torch.randn(2, 4, 5))
+    groups = [group for group in graph.groups if ("first.weight", 0) in {(m.tensor, m.dim) for m in group.members}]
+    assert groups
+    return any(group.crosses_norm for group in groups)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_what_mixes_channels_is_noted(name: str) -> None:
+    assert crosses(MIXING[name])
+
+
+@pytest.mark.parametrize("name", KEEPING_APART)
+def test_what_keeps_channels_apart_is_not(name: str) -> None:
+    assert not crosses(KEEPING_APART[name])
+
+
+TAKEN: dict[str, Op] = {
+    "select": lambda h: h + h.select(-1, 3).unsqueeze(-1),
+    "number": lambda h: h + h[..., 3].unsqueeze(-1),
+    "negative number": lambda h: h + h[..., -5].unsqueeze(-1),
+    "unbind": lambda h: h + h.unflatten(-1, (8, 1)).unbind(-2)[3],
+    "narrow and squeeze": lambda h: h + h.narrow(-1, 3, 1),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken_by_its_number_stays(name: str) -> None:
+    graph = fxprune.analyze(Between(nn.Linear(5, 8), TAKEN[name], nn.Linear(8, 3)), torch.randn(2, 5))
+    if name == "unbind":
+        assert graph.groups == ()
+    for group in graph.groups:
+        assert graph.units(group, "first.weight", 0)[3] == -1
