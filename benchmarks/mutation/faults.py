@@ -214,11 +214,11 @@ RULES = (
         "np.arange(axis.size, dtype=np.int64)[concrete(item)][::-1]",
         "index/",
     ),
-    Fault("rules.windows:channel_shuffle", "product((inner, outer))", "product((outer, inner))", "window/|index/"),
+    Fault("rules.windows:channel_shuffle", "product((inner, outer))", "product((outer, inner))", "reshape/|move/|window/"),
     Fault(
         "rules.windows:pixel_shuffle",
         "[axes[-3].size // factor**2, factor**2]",
-        "[factor**2, axes[-3].size // factor**2][::-1]",
+        "[factor**2, axes[-3].size // factor**2]",
         "window/",
     ),
     Fault(

@@ -47,7 +47,7 @@ from tests.test_random_nets import check_network
 SEEDS = (3, 12, 27, 41, 66, 90)
 TESTS = {
     "axes": ["tests/axes", "tests/test_groups.py", "tests/test_groups_against_brute_force.py"],
-    "rules": ["tests/test_sizes.py", "tests/test_rewriting.py"],
+    "rules": ["tests/test_crossings.py", "tests/test_sizes.py", "tests/test_rewriting.py"],
     "rewriting": ["tests/test_rewriting.py", "tests/test_untouched.py", "tests/test_public_face.py"],
     "planning": ["tests/planning", "tests/accounting", "tests/test_random_nets.py"],
 }
@@ -173,7 +173,7 @@ def _on_network(case: Case, seed: int) -> str:
 
 def noticed_in_corpus(fault: Fault) -> Case | None:
     """The first network of the corpus whose test fails."""
-    for case in reached(fault, 60):
+    for case in reached(fault, 150):
         analysed.cache_clear()
         try:
             with limited(6):
