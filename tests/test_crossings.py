@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.errors import PlanError
 from tests.rules.cases import Between
 
 Op = Callable[[torch.Tensor], torch.Tensor]
@@ -71,3 +73,23 @@ def test_what_is_taken_by_its_number_stays(name: str) -> None:
         assert graph.groups == ()
     for group in graph.groups:
         assert graph.units(group, "first.weight", 0)[3] == -1
+
+
+class Sliced(nn.Module):
+    """Every second channel is read by a sum, which has no weight that would miss them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.last(h) + h[:, ::2].sum(1, keepdim=True)
+
+
+def test_a_plan_that_empties_an_activation_is_refused() -> None:
+    graph = fxprune.analyze(Sliced(), torch.randn(2, 5))
+    even = np.arange(8) % 2 == 0
+    masks = {group: ~even[graph.units(group, "first.weight", 0) >= 0] for group in graph.groups}
+    with pytest.raises(PlanError, match="activation"):
+        fxprune.Plan.from_masks(graph, masks, {})
