@@ -214,7 +214,7 @@ RULES = (
         "np.arange(axis.size, dtype=np.int64)[concrete(item)][::-1]",
         "index/",
     ),
-    Fault("rules.windows:channel_shuffle", "product((inner, outer))", "product((outer, inner))", "reshape/|move/|window/"),
+    Fault("rules.windows:channel_shuffle", "product((inner, outer))", "product((outer, inner))", "reshape/|move/"),
     Fault(
         "rules.windows:pixel_shuffle",
         "[axes[-3].size // factor**2, factor**2]",
