@@ -334,11 +334,13 @@ def _proved(
     sample: Sample,
 ) -> Proof:
     cut = {variable for variable, mask in masks.items() if not mask.all()}
+    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
+    inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
     return prove(
         model,
         graph.captured.module(model),
         pruned,
-        plan.keep,
+        {name: kept for name, kept in plan.keep.items() if name not in inside},
         (sample.args, sample.kwargs),
         crosses_norm=graph.crosses_norm(cut),
         seed=setting(plan, "seed", 0),

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from .module_copies import copy_module
 
-__all__ = ["MADE_TENSOR", "deep_copy", "tensors_in"]
+__all__ = ["HELD_TENSOR", "MADE_TENSOR", "deep_copy", "tensors_in"]
 
 # Part of the names of tensors that a forward makes while it is traced, from nothing that the model holds.
 MADE_TENSOR = "made_tensor"
+# The same of tensors that the model holds outside of its state dict.
+HELD_TENSOR = "held_tensor"
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -18,7 +18,7 @@ from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
-from fxprune.copying import MADE_TENSOR, tensors_in
+from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.model_paths import ModelPaths, attribute
 from fxprune.samples import Sample
@@ -220,7 +220,7 @@ class _Task:
         def held() -> set[int]:
             return {id(tensor) for module in copy.modules() for tensor in tensors_in(vars(module), depth=4)}
 
-        return lambda tensor: f"{self.prefix}_{mode}{'held_tensor' if id(tensor) in held() else MADE_TENSOR}"
+        return lambda tensor: f"{self.prefix}_{mode}{HELD_TENSOR if id(tensor) in held() else MADE_TENSOR}"
 
     def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> None:
         """Run the copy on the meta device while the recorder watches."""

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from fxprune.copying import HELD_TENSOR, MADE_TENSOR
 from fxprune.errors import ProofError
 
 from .copies import named_tensors
@@ -96,7 +97,10 @@ def check_tensors(
 
 
 def _check_added(name: str, tensor: Tensor) -> None:
-    # Index lists are the only tensors a rewrite may add; a value would have no original to be compared with.
+    # The original makes constants of parts inside its opaque modules anew at every call: the outputs tell of them.
+    if f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name:
+        return
+    # Index lists are the only other tensors a rewrite may add; a value would have no original to be compared with.
     if tensor.is_floating_point() or tensor.is_complex():
         raise ProofError(f"kept tensors: {name!r} of the pruned network has no counterpart in the original")
 

@@ -196,3 +196,27 @@ def test_a_layer_that_is_called_outside_of_its_part_keeps_its_width() -> None:
     assert pruned.get_parameter("3.shared.weight").shape == (10, 6)
     assert pruned.get_parameter("3.part.3.weight") is pruned.get_parameter("3.shared.weight")
     assert "uses it outside of the parts" in fxprune.analyze(model, x).explain("3.shared.weight:0")
+
+
+class Graded(Gate):
+    """Constants of its width inside a part, which the forward makes at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Grading()
+
+
+class Grading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last((self.first(x) * torch.linspace(0.1, 1, 12) + torch.arange(12.0) * 0.1).relu())
+
+
+def test_constants_of_parts_inside_opaque_modules_are_cut_and_proven() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), Graded(), nn.Linear(6, 3)).eval()
+    pruned = fxprune.compile(model, torch.randn(4, 5), 0.3)
+    assert fxprune.report(pruned).proof is not None
+    assert {row.name for row in fxprune.report(pruned).groups} == {"1.inner.first"}
