@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 
+from tests.nets.blocks.crossed import CROSSED
 from tests.nets.reach import Reach
-from tests.nets.strategy import random_specification
+from tests.nets.specification import Specification
+from tests.nets.strategy import random_specification, single_block
 from tests.nets.tally import Tally
 from tests.rules.chains import links, random_chain
 from tests.rules.test_chains import check_chain
@@ -54,7 +56,7 @@ def check_seed(seed: int, tally: Tally, folder: Path) -> bool:
             text = f"{[links(layout)[number].name for number in ops]}, branches {branches}"
             check_chain(layout, ops, branches, seed % 100, tally)
         else:
-            specification, share = random_specification(seed), (1 + seed % 19) / 20
+            specification, share = drawn(seed), (1 + seed % 19) / 20
             options: dict[str, str] = {"scope": "uniform"} if seed % 4 == 3 else {}
             text = f"share {share}, {options}\n{specification!r}"
             check_network(specification, share, tally, **options)
@@ -63,6 +65,13 @@ def check_seed(seed: int, tally: Tally, folder: Path) -> bool:
         (folder / f"failed_{seed}.py").write_text(report, encoding="utf-8")
         return False
     return True
+
+
+def drawn(seed: int) -> Specification:
+    """The network of a seed: of the whole strategy, or one block in which views cross."""
+    if seed % 12 == 1:
+        return single_block(4, CROSSED[seed // 12 % len(CROSSED)], seed)
+    return random_specification(seed)
 
 
 def run_chunk(seeds: range, folder: Path) -> dict[str, object]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 import fxprune
 from fxprune import ChannelGraph
+from fxprune.axes.elements import kept_mask
 from fxprune.errors import ModelError
 from tests.nets.kept import InconsistentKeepError, kept_indices
 from tests.nets.oracles import EntryGroup, brute_force_groups
@@ -25,13 +26,15 @@ def reported_groups(graph: ChannelGraph) -> list[EntryGroup]:
 
 
 def _entries(graph: ChannelGraph, number: int) -> EntryGroup:
+    """What goes with each unit by itself; an entry that two units hold, as row and as column, goes with both."""
     group = graph.groups[number]
-    units: dict[int, set[Entry]] = defaultdict(set)
-    for member in group.members:
-        for index, unit in enumerate(graph.units(group, member.tensor, member.dim).tolist()):
-            if unit >= 0:
-                units[unit].add((member.tensor, member.dim, index))
-    return EntryGroup(tuple(frozenset(units[unit]) for unit in sorted(units)))
+    units: list[EntrySet] = []
+    for unit in range(group.size):
+        masks = {group.variable: np.arange(group.size) != unit}
+        kept = {(m.tensor, m.dim): kept_mask(graph.tensors[m.tensor][m.dim], masks) for m in group.members}
+        gone = {place: np.flatnonzero(~mask).tolist() for place, mask in kept.items()}
+        units.append(frozenset((name, dim, index) for (name, dim), indices in gone.items() for index in indices))
+    return EntryGroup(tuple(units))
 
 
 @dataclass(frozen=True)
