@@ -18,12 +18,13 @@ Module = TypeVar("Module", bound=nn.Module)
 def private_copy(module: Module, dtype: torch.dtype) -> Module:
     """A deep copy in eval mode whose floating tensors have type ``dtype``; ties stay tied, the original is only read.
 
-    Constants that a trace made keep their type: the original computes with them in that type at every call.
+    Constants that a trace made keep their type, for the original computes with them in that type at every call; but not
+    those of one repeated number, which are made in ``dtype`` there, as they are exact in every type.
 
     Raises:
         ProofError: the module cannot be copied.
     """
-    made = {id(tensor) for name, tensor in module.named_buffers() if f"_{MADE_TENSOR}" in name}
+    made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not _is_filled(t)}
     try:
         duplicate = deep_copy(module, lambda t: _fresh(t, t.dtype if id(t) in made else dtype))
     except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
@@ -50,6 +51,10 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     named.update(module.named_buffers(remove_duplicate=False))
     return named
+
+
+def _is_filled(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _fresh(tensor: Tensor, dtype: torch.dtype) -> Tensor:
