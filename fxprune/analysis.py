@@ -246,7 +246,7 @@ class ChannelGraph:
         self.graph: nx.Graph = channel_graph(self.solver, (a for a, (n, _) in places.items() if n in analyzer.used))
         self._variables = {a.serial: place for a, place in places.items()}
         shown = {serial: (self._selections.get(n, n), d) for serial, (n, d) in self._variables.items()}
-        self._explainer = Explainer(self.graph, analyzer.tensors, shown)
+        self._explainer = Explainer(self.graph, analyzer.tensors, shown, self.captured.first_name)
         self.activations = self._activation_axes()
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import networkx as nx
@@ -21,10 +21,12 @@ class Explainer:
         graph: nx.Graph,
         tensors: Mapping[str, Sequence[Axis]],
         places: Mapping[int, tuple[str, int]],
+        first_name: Callable[[str], str] = str,
     ) -> None:
         self._graph = graph
         self._tensors = tensors
         self._places = places
+        self._first_name = first_name
         self._towards_pin: dict[ChannelNode, ChannelNode] | None = None
 
     def explain(self, first: str, second: str | None) -> str:
@@ -79,7 +81,8 @@ class Explainer:
 
     def _place(self, name: str) -> tuple[str, Sequence[int]]:
         tensor, _, dim = name.partition(":")
-        found = next((c for c in (tensor, f"{tensor}.weight") if c in self._tensors), None)
+        names = (self._first_name(name) for name in (tensor, f"{tensor}.weight"))
+        found = next((name for name in names if name in self._tensors), None)
         if found is None:
             raise AnalysisError(f"no parameter, buffer or module with a weight is named {tensor!r}")
         count = len(self._tensors[found])

@@ -234,6 +234,21 @@ def test_the_path_is_the_same_in_both_directions(residual: fxprune.ChannelGraph)
     assert len(there.splitlines()) == len(back.splitlines())
 
 
+def test_any_name_of_a_tied_tensor_will_do() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.hidden, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.hidden(self.table(x)))
+
+    graph = fxprune.analyze(Tied(), torch.zeros(2, 3, dtype=torch.long))
+    assert graph.explain("head", "hidden.weight:0") == graph.explain("table", "hidden.weight:0")
+    assert graph.explain("head", "hidden.weight:0").startswith("table.weight dim 1")
+
+
 def test_two_that_share_nothing() -> None:
     graph = fxprune.analyze(Parts(), torch.randn(2, 8))
     assert graph.explain("a", "b") == "a and b share no channel group"
