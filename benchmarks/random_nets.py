@@ -1,9 +1,11 @@
 """Arbitrary networks by the thousand: each is compiled, proven, and compared with its oracles; failures are kept.
 
-    python -m benchmarks.random_nets --nets 20000 --out DIR
+    python -m benchmarks.random_nets --nets 20000 --out DIR     # networks by seed
+    python -m benchmarks.random_nets --pairs --out DIR          # one network for each pair of rules
+    python -m benchmarks.random_nets --describe --out DIR       # what was reached, in words
 
-The network of a seed is always the same. A run that was stopped goes on where it was: DIR holds one line for every
-hundred seeds, the source of every network that failed, and the counts of rules reached. Needs the tests beside it.
+The network of a number is always the same. A run that was stopped goes on where it was: DIR holds one line for every
+hundred numbers, the source of every network that failed, and the counts of rules reached. Needs the tests beside it.
 """
 
 from __future__ import annotations
@@ -13,20 +15,27 @@ import json
 import time
 import traceback
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from tests.nets.blocks.crossed import CROSSED
 from tests.nets.reach import Reach
-from tests.nets.specification import Specification
-from tests.nets.strategy import random_specification, single_block
+from tests.nets.strategy import random_specification
 from tests.nets.tally import Tally
-from tests.rules.chains import links, random_chain
+from tests.rules import neighbours
+from tests.rules.chains import random_chain
 from tests.rules.test_chains import check_chain
 from tests.test_random_nets import check_network
 
 CHUNK = 100
+# Checks and counts the network of a number.
+Check = Callable[[int, Tally], None]
+
+
+class FailedError(Exception):
+    """A network that is wrong; the message is what it is, and the cause is what was raised."""
 
 
 def arguments() -> argparse.Namespace:
@@ -34,54 +43,63 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", type=int, default=20_000, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--pairs", action="store_true", help="instead of seeds: each pair of rules in turn")
+    parser.add_argument("--describe", action="store_true", help="say what a folder's runs have reached, and stop")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; a run that was stopped goes on")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
     return parser.parse_args()
 
 
-def done_before(record: Path) -> int:
-    """How many chunks the record holds."""
-    return len(record.read_text(encoding="utf-8").splitlines()) if record.exists() else 0
-
-
-def check_seed(seed: int, tally: Tally, folder: Path) -> bool:
-    """Whether the network of a seed passes; one that fails is written down with what was raised.
-
-    Every third one is a chain of ops of the corpus, the others are of the strategy.
-    """
+def check_seed(seed: int, tally: Tally) -> None:
+    """Check the network of a seed: every third one is a chain of ops of the corpus, the others are of the strategy."""
     text = ""
     try:
         if seed % 3 == 2:
-            layout, ops, branches = random_chain(seed)
-            text = f"{[links(layout)[number].name for number in ops]}, branches {branches}"
-            check_chain(layout, ops, branches, seed % 100, tally)
+            layout, cases, branches = random_chain(seed)
+            text = f"{[case.name for case in cases]}, branches {branches}"
+            check_chain(layout, cases, branches, seed % 100, tally)
         else:
-            specification, share = drawn(seed), (1 + seed % 19) / 20
+            specification, share = random_specification(seed), (1 + seed % 19) / 20
             options: dict[str, str] = {"scope": "uniform"} if seed % 4 == 3 else {}
             text = f"share {share}, {options}\n{specification!r}"
             check_network(specification, share, tally, **options)
-    except Exception:
-        report = f"# seed {seed}, {text}\n'''\n{traceback.format_exc()}\n'''\n"
-        (folder / f"failed_{seed}.py").write_text(report, encoding="utf-8")
-        return False
-    return True
+    except Exception as error:
+        raise FailedError(text) from error
 
 
-def drawn(seed: int) -> Specification:
-    """The network of a seed: of the whole strategy, or one block in which views cross."""
-    if seed % 12 == 1:
-        return single_block(4, CROSSED[seed // 12 % len(CROSSED)], seed)
-    return random_specification(seed)
+def pair_checker(reach: Reach) -> Check:
+    """The check of a pair of rules by its number; what becomes of it is noted in ``reach``."""
+
+    def check(number: int, tally: Tally) -> None:
+        first, second = neighbours.pairs()[number]
+        key, fit = f"{first} > {second}", neighbours.fitting(first, second)
+        if fit is None:
+            reach.neighbours[key] = "no fit"
+            return
+        layout, cases = fit
+        try:
+            reach.neighbours[key] = check_chain(layout, cases, (False, False), number % 100, tally)
+        except Exception as error:
+            reach.neighbours[key] = "failed"
+            raise FailedError(f"{key}: {[case.name for case in cases]}") from error
+
+    return check
 
 
-def run_chunk(seeds: range, folder: Path) -> dict[str, object]:
-    """The counts of a hundred seeds."""
-    tally = Tally("compiled")
+def run_chunk(numbers: range, check: Check, folder: Path, kind: str) -> dict[str, object]:
+    """The counts of a hundred networks; one that fails is written down with what was raised."""
+    tally, failed = Tally("compiled"), []
     began = time.monotonic()
-    failed = [seed for seed in seeds if not check_seed(seed, tally, folder)]
+    for number in numbers:
+        try:
+            check(number, tally)
+        except FailedError as error:
+            failed.append(number)
+            report = f"# {kind} {number}, {error}\n'''\n{traceback.format_exc()}\n'''\n"
+            (folder / f"failed_{kind}_{number}.py").write_text(report, encoding="utf-8")
     return {
-        "first": seeds[0],
-        "nets": len(seeds),
+        "first": numbers[0],
+        "nets": len(numbers),
         "asked": tally.asked,
         "compiled": tally.done,
         "refused": dict(tally.reasons),
@@ -90,25 +108,56 @@ def run_chunk(seeds: range, folder: Path) -> dict[str, object]:
     }
 
 
+def run(numbers: range, check: Check, reach: Reach, kind: str, given: argparse.Namespace) -> None:
+    """Check what is left of the numbers, a hundred at a time."""
+    record = given.out / f"record_{kind}.jsonl"
+    done = len(record.read_text(encoding="utf-8").splitlines()) if record.exists() else 0
+    began = time.monotonic()
+    for start in range(numbers.start + CHUNK * done, numbers.stop, CHUNK):
+        if time.monotonic() - began > given.seconds:
+            break
+        line = run_chunk(range(start, min(start + CHUNK, numbers.stop)), check, given.out, kind)
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        reach.save(given.out / "reach.json")
+        print(json.dumps(line), flush=True)
+
+
+def describe(reach: Reach, folder: Path) -> str:
+    """What the runs of a folder have reached."""
+    lines = [str(reach)]
+    for record in sorted(folder.glob("record_*.jsonl")):
+        counts = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+        names = ("nets", "asked", "compiled")
+        sums = ", ".join(f"{name} {sum(line[name] for line in counts)}" for name in names)
+        lines.append(f"{record.stem}: {sums}, failed {[n for line in counts for n in line['failed']]}")
+    rules, outcomes = set(neighbours.same_rule().values()), Counter(reach.neighbours.values())
+    lines.append(f"pairs of the {len(rules)} rules that differ: {dict(outcomes)} of {len(neighbours.pairs())}")
+    lines += [f"rules that {what}: {', '.join(names)}" for what, names in neighbours.missing().items()]
+    for outcome in ("no fit", "refused"):
+        found = Counter(key.partition(" > ")[2] for key, value in reach.neighbours.items() if value == outcome)
+        lines.append(f"{outcome}, by the second rule: {dict(found.most_common())}")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Run the seeds that are left, a hundred at a time."""
+    """Run what the command line asks for."""
     given = arguments()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    record, counts, reach = given.out / "record.jsonl", given.out / "reach.json", Reach()
-    if counts.exists():
-        reach.merge(counts)
+    reach = Reach()
+    if (given.out / "reach.json").exists():
+        reach.merge(given.out / "reach.json")
+    if given.describe:
+        print(describe(reach, given.out))
+        return
+    if given.pairs:
+        numbers, check, kind = range(len(neighbours.pairs())), pair_checker(reach), "pair"
+    else:
+        numbers, check, kind = range(given.first, given.first + given.nets), check_seed, "seed"
     reach.install()
-    began = time.monotonic()
-    for start in range(given.first + CHUNK * done_before(record), given.first + given.nets, CHUNK):
-        if time.monotonic() - began > given.seconds:
-            break
-        line = run_chunk(range(start, min(start + CHUNK, given.first + given.nets)), given.out)
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        reach.save(counts)
-        print(json.dumps(line), flush=True)
+    run(numbers, check, reach, kind, given)
 
 
 if __name__ == "__main__":

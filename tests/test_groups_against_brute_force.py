@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, note
 
 from tests.nets.blocks.composite import Block
+from tests.nets.blocks.crossed import UNALIGNED
 from tests.nets.observed import Comparison, analyzed, compare
 from tests.nets.specification import Specification
 from tests.nets.strategy import BLOCKS, random_specification, single_block, specifications
@@ -16,7 +17,7 @@ LEAST_EQUAL = 0.95
 SEEDS_OF_A_BLOCK = 6
 
 EVERY_BLOCK = [pytest.param(rank, block, id=f"{block.__module__.rpartition('.')[2]}-{block.__name__}")
-               for rank, blocks in BLOCKS.items() for block in dict.fromkeys(blocks)]  # fmt: skip
+               for rank, blocks in BLOCKS.items() for block in dict.fromkeys(blocks) if block not in UNALIGNED]  # fmt: skip
 
 
 def compared(specification: Specification) -> Comparison:
@@ -42,6 +43,13 @@ def test_the_groups_of_a_block_are_exactly_those_of_the_coupling(rank: int, bloc
         comparison = compared(specification)
         missed = [sorted(group.units[0]) for group in comparison.missed]
         assert comparison.equal, f"missed {missed}\nunsound {comparison.unsound}\nin {specification}"
+
+
+@pytest.mark.parametrize("block", UNALIGNED, ids=lambda block: block.__name__)
+def test_a_block_whose_sizes_cut_across_one_another_is_never_grouped_more_loosely(block: Block) -> None:
+    comparisons = [compared(single_block(4, block, seed)) for seed in range(SEEDS_OF_A_BLOCK)]
+    assert not any(comparison.unsound for comparison in comparisons)
+    assert any(comparison.equal for comparison in comparisons)
 
 
 def test_the_groups_of_arbitrary_networks_are_those_of_the_coupling() -> None:

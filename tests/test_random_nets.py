@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 import fxprune
 from fxprune.errors import FxpruneError, ProofError
+from tests.nets.gradients import Gradients, assert_equal, gradients, moved_by_rounding
 from tests.nets.kept import Keep, kept_tensor
 from tests.nets.oracles import (
     achieved_ratio,
@@ -24,7 +26,7 @@ from tests.nets.snapshots import changes, snapshot
 from tests.nets.specification import Specification
 from tests.nets.strategy import specifications
 from tests.nets.tally import Tally
-from tests.nets.values import ROUNDING, flat, in_double, relative_error
+from tests.nets.values import in_double, relative_error
 
 LEAST_RATE = 0.95
 TOLERANCE = 1e-9
@@ -65,29 +67,17 @@ def assert_equals_oracles(specification: Specification, model: nn.Module, pruned
         sample = in_double(specification.sample(batch, seed=batch))
         for oracle in oracles:
             assert relative_error(pruned(*sample), oracle(*sample)) < TOLERANCE
-    ours = gradients(pruned, sample)
-    assert_equal_gradients(ours, gradients(oracles[0], sample))
+    assert_same_gradients(pruned, oracles[0], sample, dict)
     for oracle in oracles[1:]:
-        theirs = gradients(oracle, sample)
-        assert_equal_gradients(ours, {name: kept_tensor(theirs[name], keep[name]) for name in theirs})
+        assert_same_gradients(pruned, oracle, sample, lambda g: {n: kept_tensor(t, keep[n]) for n, t in g.items()})
 
 
-def assert_equal_gradients(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """The same names and values, relative to the largest of all: some are zero but for rounding (a key's bias).
-
-    All are where a network's output is zero but for rounding, as the mean of an instance norm is.
-    """
-    assert ours.keys() == expected.keys()
-    scale = max(ROUNDING, *(gradient.abs().max().item() for gradient in expected.values()))
-    for name, gradient in ours.items():
-        assert (gradient - expected[name]).abs().max().item() <= TOLERANCE * scale, name
-
-
-def gradients(network: nn.Module, sample: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """Return the gradient of the sum of squared outputs for every parameter that has one, by name."""
-    network.zero_grad()
-    torch.autograd.backward([(output**2).sum() for output in flat(network(*sample))])
-    return {name: p.grad.clone() for name, p in sorted(network.named_parameters()) if p.grad is not None}
+def assert_same_gradients(
+    pruned: nn.Module, oracle: nn.Module, sample: tuple[torch.Tensor, ...], kept_of: Callable[[Gradients], Gradients]
+) -> None:
+    """The gradients of kept parameters are those of the oracle, ``kept_of`` which are the entries that are kept."""
+    expected = kept_of(gradients(oracle, sample))
+    assert_equal(gradients(pruned, sample), expected, lambda: kept_of(gradients(moved_by_rounding(oracle), sample)))
 
 
 def assert_within_budget(specification: Specification, pruned: fx.GraphModule, ratio: float) -> None:

@@ -26,6 +26,9 @@ def embedding_bag(call: Call) -> None:
     """Rows summed, averaged or maximised over bags; the C++ form also gives three tensors of positions."""
     rows, channels = call.tensor("weight")
     call.pin(rows, "its rows are looked up by number")
+    for name in ("input", "offsets", "per_sample_weights"):
+        if call.has(name):
+            call.pin_all(call.tensor(name), "a bag adds up all rows that it numbers")
     call.role("weight", "in", "out")
     call.notes["channels"] = channels
     value = call.value if isinstance(call.value, torch.Tensor) else call.value[0]

@@ -23,12 +23,21 @@ CASES = (
 
 @dataclass
 class Reach:
-    """Counts over all analyses made while it is installed."""
+    """Counts over all analyses made while it is installed.
+
+    Attributes:
+        networks: how many analyses.
+        rules: how often each name of the rules table was met.
+        pairs: how often one rule read the result of another, by the names of both.
+        cases: how often each case of the axis algebra was met.
+        neighbours: what became of the network that was made for a pair of rules.
+    """
 
     networks: int = 0
     rules: Counter[str] = field(default_factory=Counter)
     pairs: Counter[str] = field(default_factory=Counter)
     cases: Counter[str] = field(default_factory=Counter)
+    neighbours: dict[str, str] = field(default_factory=dict)
 
     def install(self) -> None:
         """Count from now on, in this process."""
@@ -54,8 +63,8 @@ class Reach:
         """Add the counts that another run wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         self.networks += data["networks"]
-        for name in ("rules", "pairs", "cases"):
-            getattr(self, name).update(data[name])
+        for name in ("rules", "pairs", "cases", "neighbours"):
+            getattr(self, name).update(data.get(name, {}))
 
     def missing(self) -> list[str]:
         """Rules that no network has reached."""

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from tests.nets.blocks import layouts
 from tests.nets.blocks.composite import COMPOSITE, Block
+from tests.nets.blocks.crossed import CROSSED
 from tests.nets.blocks.image import RESIZING, SINGLE
 from tests.nets.blocks.tokens import TOKENS
 from tests.nets.blocks.vector import VECTOR
@@ -19,7 +20,7 @@ MOST_STEPS = 48
 MOST_BLOCKS = 5
 
 BLOCKS: dict[int, tuple[Block, ...]] = {
-    4: (*SINGLE, *COMPOSITE, *RESIZING),
+    4: (*SINGLE, *COMPOSITE, *RESIZING, *CROSSED),
     3: TOKENS,
     2: VECTOR,
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.rules.cases import IMAGE, SERIES, TOKENS, VECTOR, VOLUME, Between, Case, Layout
 from tests.rules.corpus import CASES
+from tests.rules.corpus.pinned import Through
 from tests.rules.prepared import built, sampled
 
 LAYOUTS = (IMAGE, TOKENS, VECTOR, SERIES, VOLUME)
@@ -44,31 +45,46 @@ class Chain(nn.Module):
 @cache
 def links(layout: Layout) -> tuple[Case, ...]:
     """The cases of a layout in which an op stands between two layers, those that cannot be chained left out."""
-    return tuple(c for c in CASES if c.sample is layout.sample and type(built(c)) is Between)
+    return tuple(c for c in CASES if c.sample is layout.sample and type(built(c)) in (Between, Through))
 
 
 def chained(
     layout: Layout, cases: Sequence[Case], branches: Sequence[bool]
 ) -> tuple[nn.Module, tuple[Tensor, ...]] | None:
-    """The network and its sample; None where an op cannot take what the one before it gives."""
+    """The network and its sample; None where an op cannot take what the one before it gives.
+
+    Two layers of ``layout`` read what the last op makes, so that a width is left to prune where an op pins its own.
+    """
     parts = [built(case) for case in cases]
     sample = sampled(cases[0], 2)
     net = Chain(parts[0].first, [part.middle for part in parts], branches).double().eval()
     try:
         with torch.no_grad():
             h = net.middle(net.first(*sample))
-            if not isinstance(h, Tensor) or not h.is_floating_point() or not h.isfinite().all() or h.dim() < 2:
+            if not fit_to_read(h):
                 return None
-            net.last = layout.last(h.dim(), h.shape[layout.dim]).double()
+            net.last = reader(layout, h)
             out = net(*sample)
     except Exception:  # ops of other shapes and types do not fit one another in any number of ways
         return None
     return (net, sample) if bool(out.isfinite().all()) and out.std() > 0 else None
 
 
-def random_chain(seed: int) -> tuple[Layout, tuple[int, ...], tuple[bool, ...]]:
-    """The layout, the numbers of the ops and the branches of a seed."""
+def fit_to_read(h: Any) -> bool:
+    """Whether a layer can read what an op makes."""
+    return isinstance(h, Tensor) and h.is_floating_point() and h.dim() >= 2 and bool(h.isfinite().all())
+
+
+def reader(layout: Layout, h: Tensor) -> nn.Module:
+    """Two layers over the channels of ``h``."""
+    torch.default_generator.manual_seed(2)
+    width = h.shape[layout.dim]
+    return nn.Sequential(layout.last(h.dim(), width), nn.Tanh(), layout.last(h.dim(), 4)).double()
+
+
+def random_chain(seed: int) -> tuple[Layout, tuple[Case, ...], tuple[bool, ...]]:
+    """The layout, the ops and the branches of a seed."""
     draw = random.Random(seed)
     layout, count = draw.choice(LAYOUTS), draw.choice((2, 2, 3))
-    ops = tuple(draw.randrange(len(links(layout))) for _ in range(count))
+    ops = tuple(draw.choice(links(layout)) for _ in range(count))
     return layout, ops, tuple(draw.random() < 0.25 for _ in range(count))
