@@ -7,6 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
+from tests.nets.gradients import Gradients, assert_equal, gradients, moved_by_rounding
+from tests.nets.kept import kept_tensor
+from tests.nets.oracles import masked
 from tests.nets.values import relative_error
 
 
@@ -57,3 +60,31 @@ def test_a_network_whose_output_is_rounding_is_proven() -> None:
     pruned = fxprune.compile(model, x, 0.5)
     assert fxprune.report(pruned).proof is not None
     assert pruned(x).abs().max() < 1e-5
+
+
+class SaturatedAttention(nn.Module):
+    """Attention whose softmax is all but a maximum: the last digits of its inputs change its gradients by far more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = 60 * self.first(x)
+        h = 60 * self.second(F.scaled_dot_product_attention(h, h, h))
+        return self.head(F.scaled_dot_product_attention(h, h, h))
+
+
+def test_gradients_that_rounding_decides_are_compared_as_far_as_they_are_known() -> None:
+    torch.manual_seed(14)
+    model, sample = SaturatedAttention().eval(), (torch.randn(2, 5, 6),)
+    pruned = fxprune.compile(model, sample, 0.3).double()
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    keep, sample = plan.keep, (sample[0].double(),)
+    oracle = masked(model.double(), keep)
+
+    def kept(network: nn.Module) -> Gradients:
+        return {name: kept_tensor(gradient, keep[name]) for name, gradient in gradients(network, sample).items()}
+
+    assert_equal(gradients(pruned, sample), kept(oracle), lambda: kept(moved_by_rounding(oracle)))

@@ -12,12 +12,16 @@ from tests.nets.observed import Comparison, analyzed, compare
 from tests.nets.specification import Specification
 from tests.nets.strategy import BLOCKS, random_specification, single_block, specifications
 
-RANDOM_NETS = 150
+RANDOM_NETS = 200
 LEAST_EQUAL = 0.95
 SEEDS_OF_A_BLOCK = 6
 
-EVERY_BLOCK = [pytest.param(rank, block, id=f"{block.__module__.rpartition('.')[2]}-{block.__name__}")
-               for rank, blocks in BLOCKS.items() for block in dict.fromkeys(blocks) if block not in UNALIGNED]  # fmt: skip
+EVERY_BLOCK = [
+    pytest.param(rank, block, id=f"{block.__module__.rpartition('.')[2]}-{block.__name__}")
+    for rank, blocks in BLOCKS.items()
+    for block in dict.fromkeys(blocks)
+    if block not in UNALIGNED
+]
 
 
 def compared(specification: Specification) -> Comparison:
@@ -53,10 +57,12 @@ def test_a_block_whose_sizes_cut_across_one_another_is_never_grouped_more_loosel
 
 
 def test_the_groups_of_arbitrary_networks_are_those_of_the_coupling() -> None:
-    comparisons = [compared(random_specification(seed)) for seed in range(RANDOM_NETS)]
-    equal = sum(comparison.equal for comparison in comparisons) / RANDOM_NETS
+    drawn = [random_specification(seed) for seed in range(RANDOM_NETS)]
+    assert not any(compared(s).unsound for s in drawn if s.unaligned)
+    comparisons = [compared(s) for s in drawn if not s.unaligned]
+    equal = sum(comparison.equal for comparison in comparisons) / len(comparisons)
     free = sum(comparison.free for comparison in comparisons)
     found = 1 - sum(len(comparison.missed) for comparison in comparisons) / free
-    print(f"\nnetworks with equal groups: {equal:.1%} of {RANDOM_NETS}; free groups found: {found:.1%} of {free}")
+    print(f"\nnetworks with equal groups: {equal:.1%} of {len(comparisons)}; free groups found: {found:.1%} of {free}")
     assert equal >= LEAST_EQUAL
     assert found >= LEAST_EQUAL

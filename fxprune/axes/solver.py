@@ -271,14 +271,23 @@ class Solver:
         self._unify_periodic(a, b)
 
     def _unify_periodic(self, a: Product, b: Concat) -> None:
-        """Parts that cut through the inner factors: right where they repeat at every step of the outer factor."""
+        """Parts that cut through the inner factors: right where they repeat at every step of the outer factor.
+
+        A piece of one element could not shrink by itself, though its element may go as those of other pieces do: then
+        the inner factors stay whole, and are tied element by element.
+        """
         outer, inner = a.factors[0], product(a.factors[1:])
         if isinstance(inner, Fixed):
             self._unify_elements(a, b)
             return
+        self._pin_crossed(outer, "pieces of other sizes run across it")
+        cuts = sorted({end % inner.size for end in ends_of(b.parts)} | {0, inner.size})
+        repeated = self.resolve(a)
+        if 1 in np.diff(cuts) and is_elementwise(repeated) and is_elementwise(b):
+            self._unify_elements(repeated, b)
+            return
         steps = range(inner.size, a.size + 1, inner.size)
         periods = regroup(self._cut(list(b.parts), sorted({*ends_of(b.parts), *steps})), [inner.size] * outer.size)
-        self._pin_crossed(outer, "pieces of other sizes run across it")
         for period in periods:
             self._unify(period, inner)
 

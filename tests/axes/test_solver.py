@@ -199,8 +199,13 @@ def test_parts_that_repeat_in_every_step_of_the_outer_factor() -> None:
 
 
 def test_odd_pieces_of_a_product_are_cut_at_every_step_of_it() -> None:
+    pair = (product([channels(3), channels(5)]), concat([channels(7), channels(8)]))
+    check(pair, free=[2, 3])
+
+
+def test_pieces_of_one_element_leave_the_inner_factor_whole() -> None:
     pair = (product([channels(3), channels(4)]), concat([channels(5), channels(7)]))
-    check(pair, free=[3])
+    check(pair, free=[4])
 
 
 # -- gathers ----------------------------------------------------------------------------------------------------------

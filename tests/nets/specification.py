@@ -40,13 +40,17 @@ class Input:
 
 @dataclass(frozen=True, repr=False)
 class Specification:
-    """Inputs, steps and outputs. ``output_style``: ``single``, ``tuple`` or ``dict``. ``seed`` draws the weights."""
+    """Inputs, steps and outputs. ``output_style``: ``single``, ``tuple`` or ``dict``. ``seed`` draws the weights.
+
+    ``unaligned``: sizes may cut across one another, so that an analysis may pin more than the coupling does.
+    """
 
     inputs: tuple[Input, ...]
     steps: tuple[Step, ...]
     outputs: tuple[str, ...]
     output_style: str = "single"
     seed: int = 0
+    unaligned: bool = False
 
     def __repr__(self) -> str:
         return f"\n{self.source()}"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.nets.blocks import layouts
 from tests.nets.blocks.composite import COMPOSITE, Block
-from tests.nets.blocks.crossed import CROSSED
+from tests.nets.blocks.crossed import CROSSED, UNALIGNED
 from tests.nets.blocks.image import RESIZING, SINGLE
 from tests.nets.blocks.tokens import TOKENS
 from tests.nets.blocks.vector import VECTOR
@@ -35,17 +35,19 @@ def write(chooser: Chooser) -> Specification:
     """Write one network: stem, blocks, maybe another layout and more blocks, heads."""
     draft = Draft(chooser)
     x = _stem(draft)
-    values = [x]
+    values, unaligned = [x], False
     for _ in range(draft.integer(1, 1 + draft.integer(0, 1))):
         for _ in range(draft.integer(1, MOST_BLOCKS)):
             if len(draft.steps) < MOST_STEPS:
-                x = draft.choice(BLOCKS[len(draft.sizes(x))])(draft, x)
+                block = draft.choice(BLOCKS[len(draft.sizes(x))])
+                unaligned |= block in UNALIGNED
+                x = block(draft, x)
                 values.append(x)
         if draft.flag():
             x = draft.choice(CHANGES[len(draft.sizes(x))])(draft, x)
             values.append(x)
     outputs, style = _heads(draft, x, values)
-    return Specification(tuple(draft.inputs), tuple(draft.steps), outputs, style, draft.integer(0, 99))
+    return Specification(tuple(draft.inputs), tuple(draft.steps), outputs, style, draft.integer(0, 99), unaligned)
 
 
 def _stem(draft: Draft) -> str:

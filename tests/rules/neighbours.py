@@ -1,6 +1,6 @@
 """Every rule after every other: which ops of the corpus give what, which read it, and a network for each pair.
 
-Ops that share both halves of their rule are one rule here: ``relu`` and ``gelu`` meet their neighbours in the same code.
+Ops that share both halves of their rule are one rule here: ``relu`` and ``gelu`` meet others in the same code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fxprune.compiling import analyze
 from fxprune.rules.registry import find_rule, rule_names
 from tests.rules.cases import Case, Layout
 from tests.rules.chains import LAYOUTS, chained, fit_to_read, links
-from tests.rules.prepared import built, sampled
+from tests.rules.prepared import built
 
 MOST_TRIES = 400
 

@@ -1,4 +1,4 @@
-"""Ops as the one thing between two layers, where the other families have them beside others or in networks of their own."""
+"""Ops as the one thing between two layers; the other families have them beside others or in networks of their own."""
 
 from __future__ import annotations
 
