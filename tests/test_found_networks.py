@@ -10,6 +10,7 @@ import fxprune
 from tests.nets.gradients import Gradients, assert_equal, gradients, moved_by_rounding
 from tests.nets.kept import kept_tensor
 from tests.nets.oracles import masked
+from tests.nets.specification import randomise
 from tests.nets.values import relative_error
 
 
@@ -60,6 +61,34 @@ def test_a_network_whose_output_is_rounding_is_proven() -> None:
     pruned = fxprune.compile(model, x, 0.5)
     assert fxprune.report(pruned).proof is not None
     assert pruned(x).abs().max() < 1e-5
+
+
+class CancelledMean(nn.Module):
+    """The same behind layers that add up in another order once they are narrower: only their rounding is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 11, 3, padding=1, bias=False), nn.Conv2d(3, 4, 1)
+        self.mix, self.up = nn.Conv2d(15, 7, 1, bias=False), nn.ConvTranspose2d(4, 7, 3, padding=1, bias=False)
+        self.again = nn.ConvTranspose2d(7, 8, 3, padding=1, bias=False)
+        self.norm, self.head = nn.InstanceNorm2d(8), nn.Linear(11, 3, bias=False)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        h = self.mix(torch.cat((self.left(x), self.right(y)), 1))
+        h = self.up(h[:, 0:4] + F.pad(h[:, 4:7], (0, 0, 0, 0, 0, 1)))
+        h = F.pad(self.norm(self.again(h)), (0, 0, 0, 0, 0, 3))
+        return self.head(F.adaptive_avg_pool2d(h, 1).flatten(1))
+
+
+def test_a_proof_does_not_compare_what_only_rounding_made() -> None:
+    model, sample = CancelledMean().eval(), (torch.randn(2, 1, 6, 6), torch.randn(2, 3, 6, 6))
+    randomise(model, 98)
+    notes = []
+    for twentieths in range(1, 13):
+        proof = fxprune.report(fxprune.compile(model, sample, twentieths / 20)).proof
+        assert proof is not None
+        notes += proof.notes
+    assert any("zero but for rounding" in note for note in notes)
 
 
 class SaturatedAttention(nn.Module):

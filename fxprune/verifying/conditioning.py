@@ -13,7 +13,7 @@ from .comparing import Leaves, compare
 from .probes import Probe
 from .running import evaluate
 
-__all__ = ["is_steady"]
+__all__ = ["is_steady", "move_parameters"]
 
 # Rounding errors of a layer's sums are this many units in the last place, or fewer.
 _UNITS = 30
@@ -29,11 +29,17 @@ def is_steady(
     """
     unit: float = torch.finfo(dtype).eps
     change = unit**0.5
-    bound = 3**0.5 * change  # uniform values of this standard deviation
+    move_parameters(module, change, seed)
+    amplification = compare(answer, evaluate(module, probe, dtype, seed=seed)).error / change
+    return bool(amplification * unit * _UNITS < tolerance)
+
+
+@torch.no_grad()
+def move_parameters(module: nn.Module, change: float, seed: int) -> None:
+    """Multiply all parameters by random factors about one, of the standard deviation ``change``."""
+    bound = 3**0.5 * change
     for number, parameter in enumerate(module.parameters()):
         if parameter.is_floating_point():
             generator = torch.Generator(parameter.device).manual_seed(seed + number)
             noise = torch.empty_like(parameter).uniform_(1 - bound, 1 + bound, generator=generator)
             parameter.mul_(noise)
-    amplification = compare(answer, evaluate(module, probe, dtype, seed=seed)).error / change
-    return bool(amplification * unit * _UNITS < tolerance)
