@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.axes.expressions import Axis
+from fxprune.axes.expressions import Axis, Fixed, has_fixed, parts_of
 from fxprune.rules.call import Call
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
@@ -24,6 +24,29 @@ def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
     present = [s for s in sizes if s]
     pieces = call.solver.split(axis, present, call.cause)
     return pieces[1 if start else 0]
+
+
+def cuts_alike(call: Call, axis: Axis, number: int) -> bool:
+    """Whether all channels before element ``number`` (behind it, where it counts from the end) are there at every size.
+
+    Behind a part whose size the input may say, such as the tokens of an image, channels stand somewhere else then.
+    """
+    parts = parts_of(call.solver.resolve(axis))
+    reached = number if number >= 0 else -number
+    varies, offset = False, 0
+    for piece in parts if number >= 0 else reversed(parts):
+        if varies and not isinstance(piece, Fixed) and offset < reached:
+            return False
+        # A single element is that of a parameter: a class token.
+        varies = varies or (has_fixed(piece) and piece.size > 1)
+        offset += piece.size
+    return True
+
+
+def kept_number(repair: Repair, axis: Axis, number: int) -> int:
+    """The number of an element among the kept ones, counted from the end that ``number`` counts from."""
+    mask = repair.mask(axis)
+    return int(mask[:number].sum()) if number >= 0 else -int(mask[number:].sum())
 
 
 def pin_taken(call: Call, axis: Axis, number: int, written: Any) -> None:
@@ -103,17 +126,19 @@ def repair_narrow(repair: Repair) -> None:
 @rule("select", "input, dim, index")
 def select(call: Call) -> None:
     axes, dim = call.tensor("input"), call.dim()
-    index = int(call.number("index")) % axes[dim].size
-    pin_taken(call, axes[dim], index, call.arguments["index"])
-    call.notes.update(axis=axes[dim], before=part(call, axes[dim], 0, index) if index else None)
+    index = int(call.number("index"))
+    pin_taken(call, axes[dim], index % axes[dim].size, call.arguments["index"])
+    if not cuts_alike(call, axes[dim], index):
+        call.pin(axes[dim], OTHERS)
+    call.notes.update(axis=axes[dim], index=index)
     call.result = (*axes[:dim], *axes[dim + 1 :])
 
 
 @repairs("select")
 def repair_select(repair: Repair) -> None:
-    if repair.shrinks(repair.call.notes["axis"]):
-        before = repair.call.notes["before"]
-        repair.set("index", 0 if before is None else repair.size(before))
+    notes = repair.call.notes
+    if repair.shrinks(notes["axis"]):
+        repair.set("index", kept_number(repair, notes["axis"], notes["index"]))
 
 
 @rule("glu", "input, dim=-1")

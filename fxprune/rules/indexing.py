@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import fx
 from fxprune.axes.expressions import Axis, Fixed, IndexArray, gather
 from fxprune.capture.mutation import is_written
 from fxprune.rules.call import Axes, Call, concrete, is_tensor
-from fxprune.rules.cutting import OTHERS, part, pin_taken
+from fxprune.rules.cutting import OTHERS, cuts_alike, kept_number, part, pin_taken
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair, contiguous
@@ -113,14 +114,16 @@ def _take(call: Call, axis: Axis | None, item: Any) -> Taken:
         return _slice(call, axis, item)
     if _is_array(item):
         return _array(call, axis, item)
-    number = int(concrete(item)) % axis.size
-    pin_taken(call, axis, number, item)
-    return Taken(item, axis, None, np.array([number]))
+    number = int(concrete(item))
+    pin_taken(call, axis, number % axis.size, item)
+    if not cuts_alike(call, axis, number):
+        call.pin(axis, OTHERS)
+    return Taken(item, axis, None, np.array([number % axis.size]))
 
 
 def _slice(call: Call, axis: Axis, item: slice) -> Taken:
     positions = np.arange(axis.size, dtype=np.int64)[concrete(item)]
-    if call.varies(item):
+    if call.varies(item) or not all(cuts_alike(call, axis, b) for b in _literals(item)):
         call.pin(axis, OTHERS)
     if len(positions) == axis.size:
         return Taken(item, axis, axis, positions)
@@ -129,11 +132,19 @@ def _slice(call: Call, axis: Axis, item: slice) -> Taken:
     return Taken(item, axis, picked(call, axis, positions), positions)
 
 
+def _literals(item: slice) -> list[int]:
+    """The bounds that a slice says; a step reaches the last element."""
+    bounds = [int(concrete(b)) for b in (item.start, item.stop) if b is not None]
+    return bounds if item.step in (None, 1) else [*bounds, sys.maxsize]
+
+
 def _array(call: Call, axis: Axis, item: Any) -> Taken:
     positions = known_positions(call, item, axis.size)
     if positions is None:
         call.pin(axis, NUMBERED)
         return Taken(item, axis)
+    if not cuts_alike(call, axis, int(positions.max(initial=0))):
+        call.pin(axis, OTHERS)
     call.pin_all(_own_axes(call, item), "its values are positions")
     return Taken(item, axis, picked(call, axis, positions), positions)
 
@@ -197,14 +208,30 @@ def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], 
             continue
         positions = _positions(repair, entry)
         if entry.piece is None:
-            items.append(positions[0])
+            items.append(_bound(repair, entry, entry.item))
         elif contiguous(positions) and not entry.is_array:
-            first = positions[0] if positions else 0
-            items.append(slice(first, first + len(positions)))
+            items.append(_kept_slice(repair, entry, positions))
         else:
             items.append(ALL)
             picks[place] = positions
     return items, picks
+
+
+def _kept_slice(repair: Repair, taken: Taken, positions: list[int]) -> slice:
+    """The run of kept elements; where the input may make the dim longer, open ends stay open."""
+    assert taken.axis is not None
+    first = positions[0] if positions else 0
+    if not positions or repair.is_static(taken.axis):
+        return slice(first, first + len(positions))
+    start, stop = (_bound(repair, taken, b) for b in (taken.item.start, taken.item.stop))
+    # Where all behind a bound that counts from the end goes, that bound is the end.
+    return slice(start, None if stop == 0 and concrete(taken.item.stop) < 0 else stop)
+
+
+def _bound(repair: Repair, taken: Taken, bound: Any) -> int | None:
+    """A number of an element, counted from the same end, among the kept ones."""
+    assert taken.axis is not None
+    return None if bound is None else kept_number(repair, taken.axis, int(concrete(bound)))
 
 
 @repairs("getitem")
