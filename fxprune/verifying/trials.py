@@ -92,7 +92,7 @@ class Trials:
         if failure == _SPECIALISED or (failure and probe.resized):
             return _SPECIALISED
         if failure:
-            raise ProofError(f"traced network: {failure}{self._randomness(trial)}")
+            raise ProofError(f"traced network: {failure}{self._unsteadiness(trial)}")
         self.found.append(trial)
         self.error = max(self.error, error_found)
         return ""
@@ -112,11 +112,20 @@ class Trials:
             return "", found.error
         return f"{found.describe(TOLERANCE[self.dtype])} from the original on {trial.probe.label}", found.error
 
-    def _randomness(self, trial: Trial) -> str:
-        again = evaluate(self._original, trial.probe, self.dtype, seed=self.seed + 1)
-        if compare(trial.expected, again).error > TOLERANCE[self.dtype]:
+    def _unsteadiness(self, trial: Trial) -> str:
+        """What the original does that no graph can repeat, as the end of a message, or ""."""
+        if self._answers_otherwise(trial, self.seed):
+            return (
+                "; the original answers the same input otherwise the next time, so it keeps state between calls (in an "
+                "attribute or a buffer) that a graph cannot tell"
+            )
+        if self._answers_otherwise(trial, self.seed + 1):
             return "; the original draws random numbers in eval mode, so its answers cannot be compared"
         return ""
+
+    def _answers_otherwise(self, trial: Trial, seed: int) -> bool:
+        again = evaluate(self._original, trial.probe, self.dtype, seed=seed)
+        return not compare(trial.expected, again).error <= TOLERANCE[self.dtype]
 
 
 def _described(error: BaseException) -> str:

@@ -314,3 +314,18 @@ def test_random_numbers_in_eval_mode_are_named() -> None:
     captured = fx.symbolic_trace(nn.Identity())
     with pytest.raises(ProofError, match="draws random numbers"):
         prove(model, captured, nn.Identity(), {}, ((torch.randn(2, 3),), {}), crosses_norm=False)
+
+
+def test_state_between_calls_is_named() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(1)
+            return x + len(self.calls)
+
+    captured = fx.symbolic_trace(nn.Identity())
+    with pytest.raises(ProofError, match="keeps state between calls"):
+        prove(Counting(), captured, nn.Identity(), {}, ((torch.randn(2, 3),), {}), crosses_norm=False)
