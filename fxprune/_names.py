@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 __all__ = ["find_lazily"]
@@ -24,9 +26,9 @@ def find_lazily(
 
     def getattr_(name: str) -> Any:
         if name in home_of:
-            value = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+            value = getattr(_imported(f"{package}.{home_of[name]}"), name)
         elif not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
-            value = importlib.import_module(f"{package}.{name}")
+            value = _imported(f"{package}.{name}")
         else:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         setattr(sys.modules[package], name, value)
@@ -36,3 +38,12 @@ def find_lazily(
         return sorted({*vars(sys.modules[package]), *home_of})
 
     return getattr_, dir_
+
+
+def _imported(name: str) -> ModuleType:
+    """Import with Python's random numbers left where they were: some libraries draw of them while they are imported."""
+    state = random.getstate()
+    try:
+        return importlib.import_module(name)
+    finally:
+        random.setstate(state)

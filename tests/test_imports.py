@@ -55,6 +55,12 @@ def test_completion_imports_no_heavy_library(line: str) -> None:
     assert loaded_after(code, **shell) == set()
 
 
+def test_an_import_draws_no_random_numbers() -> None:
+    code = "import random, sys, fxprune; random.seed(0); fxprune.compile; sys.exit(random.random() != 0.8444218515250481)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=120).returncode == 0
+
+
 def test_the_package_imports_what_is_asked_for() -> None:
     assert loaded_after("import fxprune") == set()
     assert loaded_after("from fxprune.errors import BudgetError") == set()
