@@ -56,7 +56,9 @@ def test_completion_imports_no_heavy_library(line: str) -> None:
 
 
 def test_an_import_draws_no_random_numbers() -> None:
-    code = "import random, sys, fxprune; random.seed(0); fxprune.compile; sys.exit(random.random() != 0.8444218515250481)"
+    code = (
+        "import random, sys, fxprune; random.seed(0); fxprune.compile; sys.exit(random.random() != 0.8444218515250481)"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=120).returncode == 0
 

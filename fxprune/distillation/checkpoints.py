@@ -95,7 +95,10 @@ class Folder:
         return [row for row in rows if row is not None and row["step"] <= step]
 
     def rewind(self, step: int) -> None:
-        """Take rows of later steps out of the log."""
+        """Take rows of later steps out of the log, and away what a killed process left half written."""
+        for name in (self.checkpoint.stem, self.metrics.name):
+            for part in self.path.glob(f".{name}.*.part"):
+                part.unlink()
         if self.metrics.exists():
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows(step)))
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -22,43 +16,10 @@ from fxprune.artefacts import folders, load, save
 from fxprune.errors import FxpruneError
 from fxprune.planning.plan import Plan
 from tests.artefacts.networks import make
+from tests.killing import can_fork, in_child, killed_after
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+pytestmark = can_fork
 WATCHED = ("artefacts/folders.py", "artefacts/saving.py", "fxprune/writing.py")
-
-
-def in_child(action: Callable[[], Any]) -> int:
-    """Run in a forked process; the exit status, negative for the signal that killed it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        try:
-            action()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def killed_after(lines: int, action: Callable[[], Any]) -> int:
-    """Run in a forked process that kills itself after so many lines of the code that writes."""
-    left = [lines]
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.endswith(WATCHED):
-            return None
-        if event == "line":
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    def traced() -> None:
-        sys.settrace(trace)
-        action()
-
-    return in_child(traced)
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
@@ -81,7 +42,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
     first, second = networks()
     folder, draw, found, lines = tmp_path / "net", random.Random(0), list[int](), 0
     save(first, folder)
-    while killed_after(lines, lambda: save(second, folder)) == -signal.SIGKILL:
+    while killed_after(lines, WATCHED, lambda: save(second, folder)) == -signal.SIGKILL:
         lines += draw.randint(5, 30)
         found.append(which(folder, first, second))
     assert which(folder, first, second) == 1
@@ -93,7 +54,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
 def test_a_killed_first_save_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
     first, _ = networks()
     folder, lines, draw = tmp_path / "net", 0, random.Random(1)
-    while killed_after(lines, lambda: save(first, folder)) == -signal.SIGKILL:
+    while killed_after(lines, WATCHED, lambda: save(first, folder)) == -signal.SIGKILL:
         assert not folder.exists() or which(folder, first) == 0
         shutil.rmtree(folder, ignore_errors=True)
         lines += draw.randint(5, 30)
@@ -106,7 +67,7 @@ def test_where_folders_cannot_change_places_at_once_nothing_is_lost(
     first, second = networks()
     folder, lines = tmp_path / "net", 0
     save(first, folder)
-    while killed_after(lines, lambda: save(second, folder)) == -signal.SIGKILL:
+    while killed_after(lines, WATCHED, lambda: save(second, folder)) == -signal.SIGKILL:
         whole = [folder] if folder.exists() else list(tmp_path.glob(".net.old-*"))
         assert which(whole[0], first, second) in (0, 1)
         whole[0].rename(folder)
@@ -136,7 +97,7 @@ def test_a_killed_plan_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     old, new = (fxprune.plan(model, torch.randn(2, 4), ratio) for ratio in (0.2, 0.6))
     file, lines, found = tmp_path / "plan.json", 0, list[Plan]()
     old.save(file)
-    while killed_after(lines, lambda: new.save(file)) == -signal.SIGKILL:
+    while killed_after(lines, WATCHED, lambda: new.save(file)) == -signal.SIGKILL:
         found.append(Plan.load(file))
         lines += 1
     assert found[0] == old
