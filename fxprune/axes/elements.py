@@ -116,7 +116,11 @@ def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
 
 
 def units_of(axis: Axis, variable: Channels) -> IndexArray:
-    """For each element of a resolved axis the unit of ``variable`` it needs, or -1 where it needs none."""
+    """For each element of a resolved axis the unit of ``variable`` it needs, or -1 where it needs none.
+
+    Where a variable meets itself (every channel times every other), elements need several: this is the last of them,
+    and ``owned_by`` tells all.
+    """
     if isinstance(axis, Channels):
         return np.arange(axis.size, dtype=np.int64) if axis is variable else np.full(axis.size, -1, dtype=np.int64)
     if isinstance(axis, Fixed):
@@ -129,6 +133,36 @@ def units_of(axis: Axis, variable: Channels) -> IndexArray:
     for factor in axis.factors:
         units = np.maximum.outer(units, units_of(factor, variable)).reshape(-1)
     return units
+
+
+def owned_by(axis: Axis, variable: Channels) -> tuple[IndexArray, IndexArray]:
+    """What goes with each unit of ``variable``: pairs of a unit and an element, in this order, each once.
+
+    Returns:
+        The units and the elements, two arrays of one length. An element that needs two units is in two pairs.
+    """
+    needs = _needs(axis, variable)
+    rows, elements = np.nonzero(needs >= 0)
+    pairs = np.unique(needs[rows, elements] * axis.size + elements)
+    return pairs // axis.size, pairs % axis.size
+
+
+def _needs(axis: Axis, variable: Channels) -> IndexArray:
+    """The units that each element needs, a row for each time that ``variable`` occurs in a product; -1 for none."""
+    if isinstance(axis, Product):
+        needs = np.full((1, 1), -1, dtype=np.int64)
+        for factor in axis.factors:
+            inner = _needs(factor, variable)
+            before = np.repeat(needs, inner.shape[1], axis=1)
+            needs = np.concatenate([before, np.tile(inner, (1, needs.shape[1]))])
+            needs = needs[(needs >= 0).any(axis=1)] if (needs >= 0).any() else needs[:1]
+        return needs
+    if isinstance(axis, Concat):
+        parts = [_needs(part, variable) for part in axis.parts]
+        most = max(len(part) for part in parts)
+        filled = [np.pad(part, ((0, most - len(part)), (0, 0)), constant_values=-1) for part in parts]
+        return np.concatenate(filled, axis=1)
+    return _needs(axis.base, variable)[:, axis.index] if isinstance(axis, Gather) else units_of(axis, variable)[None]
 
 
 def kept_size(axis: Axis, widths: Mapping[Channels, float]) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.axes.elements import is_elementwise, units_of
+from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.ordering import removal_order
 from fxprune.errors import CriterionError
@@ -89,12 +89,13 @@ class Reconstruction:
     def _elimination(
         self, group: Group, moments: _Moments, variance: _Variance, scale: Tensor, member: Member, weight: Tensor
     ) -> Elimination | None:
-        units = units_of(member.axis, group.variable)
-        counts = np.bincount(units[units >= 0], minlength=group.size)
+        units, elements = owned_by(member.axis, group.variable)
+        counts = np.bincount(units, minlength=group.size)
         total = variance.mean()
-        if counts.min() < 1 or counts.min() != counts.max() or not total > 0:
+        shared = len(np.unique(elements)) < len(elements)
+        if shared or counts.min() < 1 or counts.min() != counts.max() or not total > 0:
             return None
-        columns = np.argsort(units, kind="stable")[int((units < 0).sum()) :].reshape(group.size, -1)
+        columns = elements.reshape(group.size, -1)
         area = weight[0, 0].numel() if weight.ndim > 2 else 1
         blocks = (columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1)
         rows = weight.double().flatten(1).cpu() * scale.reshape(-1, 1).double().cpu() / total**0.5

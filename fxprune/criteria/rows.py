@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.axes.elements import units_of
+from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Channels
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.sums import fold
@@ -56,14 +56,12 @@ def unit_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
     """
     rows = tensor.detach().movedim(member.dim, 0)
     rows = rows.reshape(rows.shape[0], -1).to(torch.float64)
-    labels = units_of(member.axis, variable)
-    order = np.argsort(labels, kind="stable")
-    order = order[int((labels < 0).sum()) :]
-    counts = np.bincount(labels[order], minlength=variable.size)
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    units, elements = owned_by(member.axis, variable)
+    counts = np.bincount(units, minlength=variable.size)
+    place = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
     held = rows.new_zeros((variable.size, int(counts.max()), rows.shape[1]))
-    units = torch.from_numpy(labels[order]).to(rows.device)
-    held[units, torch.from_numpy(place).to(rows.device)] = rows[torch.from_numpy(order).to(rows.device)]
+    at = (torch.from_numpy(units).to(rows.device), torch.from_numpy(place).to(rows.device))
+    held[at] = rows[torch.from_numpy(elements).to(rows.device)]
     return held.reshape(variable.size, -1)
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather
+from fxprune.axes.elements import owned_by
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
 from fxprune.groups import Member
 
 __all__ = ["TensorSums", "fold"]
@@ -92,7 +93,7 @@ def _column_sums(chunk: Tensor, power: int) -> Tensor:
 def fold(axis: Axis, values: FloatArray) -> dict[Channels, FloatArray]:
     """Add up ``values`` (one per element of a resolved axis) by the unit that each element needs.
 
-    An element of a product needs a unit of every factor and counts for each of them. Shape of each result:
+    An element of a product needs a unit of every factor and counts for each of them, once. Shape of each result:
     ``(variable.size,)``.
     """
     found: dict[Channels, FloatArray] = {}
@@ -110,8 +111,19 @@ def _fold(axis: Axis, values: FloatArray, found: dict[Channels, FloatArray]) -> 
     elif isinstance(axis, Gather):
         summed: FloatArray = np.bincount(axis.index, weights=values, minlength=axis.base.size).astype(np.float64)
         _fold(axis.base, summed, found)
+    elif not isinstance(axis, Fixed) and _meets_itself(axis):
+        for variable in set(variables(axis)):
+            units, elements = owned_by(axis, variable)
+            owned = np.bincount(units, weights=values[elements], minlength=variable.size).astype(np.float64)
+            found[variable] = found[variable] + owned if variable in found else owned
     elif not isinstance(axis, Fixed):
         grid = values.reshape([factor.size for factor in axis.factors])
         for place, factor in enumerate(axis.factors):
             others = tuple(p for p in range(grid.ndim) if p != place)
             _fold(factor, grid.sum(axis=others), found)
+
+
+def _meets_itself(axis: Product) -> bool:
+    """Whether two factors hold the same variable."""
+    held = [{v.serial for v in variables(factor)} for factor in axis.factors]
+    return len(set().union(*held)) < sum(map(len, held))

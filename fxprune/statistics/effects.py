@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.axes.elements import units_of
+from fxprune.axes.elements import owned_by
 from fxprune.groups import Group
 from fxprune.statistics.collecting import Collector
 from fxprune.statistics.reducing import add_over_ranks
@@ -51,7 +51,8 @@ def _entries(group: Group, units: NDArray[np.int64]) -> Entries:
     found: Entries = []
     for member in group.members:
         if not member.tensor.endswith("running_var"):
-            index = np.flatnonzero(np.isin(units_of(member.axis, group.variable), units))
+            needed, elements = owned_by(member.axis, group.variable)
+            index = np.unique(elements[np.isin(needed, units)])
             found.append((member.tensor, member.dim, torch.from_numpy(index)))
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from fxprune.axes.elements import units_of
+from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variables
 
 __all__ = ["Parameter", "Place", "Seen", "Tap", "channel_tap"]
@@ -97,12 +97,12 @@ def channel_tap(node: fx.Node, axes: tuple[Axis, ...], variable: Channels, batch
     if len(dims) != 1:
         return None
     (channel,) = dims
-    labels = units_of(axes[channel], variable)
-    counts = np.bincount(labels[labels >= 0], minlength=variable.size)
+    units, elements = owned_by(axes[channel], variable)
+    counts = np.bincount(units, minlength=variable.size)
     if counts.min() < 1 or counts.min() != counts.max():
         return None
-    plain = len(labels) == variable.size and bool((labels == np.arange(variable.size)).all())
-    index = None if plain else np.argsort(labels, kind="stable")[int((labels < 0).sum()) :].astype(np.int64)
+    plain = len(elements) == axes[channel].size == variable.size and bool((elements == np.arange(len(elements))).all())
+    index = None if plain else elements
     return Tap(node, variable.size, channel, _batch_dim(axes, channel, batch), index)
 
 

@@ -14,9 +14,21 @@ from fxprune.axes.elements import (
     is_elementwise,
     kept_mask,
     kept_size,
+    owned_by,
     units_of,
 )
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, product, variables
+from fxprune.axes.expressions import (
+    Axis,
+    Channels,
+    Concat,
+    Fixed,
+    Gather,
+    Product,
+    concat,
+    gather,
+    product,
+    variables,
+)
 
 from .brute_force import ALWAYS, Classes, mask_of, needs
 from .expressions import divisors, expressions, linear
@@ -132,3 +144,28 @@ def test_a_long_chain_of_ties_is_followed_to_its_end() -> None:
     labels = couple_elements(a, shifted)
     assert labels.free == 1
     assert set(itertools.chain(labels.of[a].tolist())) == {0}
+
+
+@given(sizes.flatmap(expressions))
+def test_owned_by(axis: Axis) -> None:
+    for variable in written(axis):
+        units, elements = owned_by(axis, variable)
+        own = [(i, at) for at, element in enumerate(needs(axis)) for v, i in element if v is variable]
+        assert list(zip(units.tolist(), elements.tolist(), strict=True)) == sorted(set(own))
+
+
+def test_an_element_that_needs_two_units_is_owned_by_both() -> None:
+    a, b = channels(3), channels(2)
+    square = product((a, a))
+    for axis in (
+        square,
+        concat((b, square, Fixed(2))),
+        product((b, square)),
+        gather(concat((b, square)), np.arange(8)),
+    ):
+        for variable in (a, b):
+            units, elements = owned_by(axis, variable)
+            for unit in range(variable.size):
+                mask = np.arange(variable.size) != unit
+                gone = np.flatnonzero(~kept_mask(axis, {variable: mask}))
+                assert elements[units == unit].tolist() == gone.tolist()

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fxprune import analyze
 from fxprune.axes.elements import units_of
 from fxprune.criteria import Magnitude, score_groups
+from fxprune.criteria.rows import unit_rows
 from fxprune.criteria.sums import TensorSums, slice_sums
 from fxprune.errors import CriterionError
 from fxprune.groups import Group
@@ -152,3 +154,28 @@ def test_complex_weights_count_by_their_absolute_values() -> None:
     weight = torch.tensor([[3 + 4j, 0], [0, 5 - 12j]])
     assert slice_sums(weight, 0, 1).tolist() == [5.0, 13.0]
     assert slice_sums(weight, 1, 2).tolist() == pytest.approx([25.0, 169.0])
+
+
+class OuterProduct(nn.Module):
+    """Every channel times every other, in one long row: an entry of the head is read for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 3, bias=False), nn.Linear(9, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.head((h.unsqueeze(2) * h.unsqueeze(1)).flatten(1))
+
+
+def test_a_weight_that_two_channels_share_counts_for_both_and_once() -> None:
+    net = OuterProduct().double().eval()
+    graph = analyze(net, torch.randn(2, 4).double())
+    (group,) = graph.groups
+    first, head = net.first.weight.detach().abs(), net.head.weight.detach().abs().reshape(2, 3, 3)
+    read = [float(head[:, i].sum() + head[:, :, i].sum() - head[:, i, i].sum()) for i in range(group.size)]
+    scores = score_groups(Magnitude(1, normalise="none"), graph, dict(net.named_parameters()))
+    assert scores is not None
+    np.testing.assert_allclose(scores[group], first.sum(1).numpy() + read, rtol=1e-12)
+    member = next(member for member in group.members if member.tensor == "head.weight")
+    np.testing.assert_allclose(unit_rows(net.head.weight, member, group.variable).abs().sum(1), read, rtol=1e-12)
