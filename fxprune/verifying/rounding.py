@@ -20,6 +20,9 @@ __all__ = ["rounding_levels", "without_rounding"]
 _UNITS = 100
 # Parameters that move by rounding move such an output by at least this share of itself.
 _SHARE = 0.01
+# The rounding of another order of sums is at most this many times that movement. It matters where something else on the
+# way is huge, such as the least number that masks attention.
+_MOVEMENTS = 1000
 
 
 class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -44,7 +47,8 @@ def rounding_levels(
 
     Returns:
         By the output's path, the magnitude below which its values are rounding. An output is among them if it is no
-        larger than that, and moves as soon as parameters move by a few units in the last place.
+        larger than that, and moves as soon as parameters move by a few units in the last place; the magnitude is also
+        bounded by how far it moves.
     """
     with _Largest() as largest:
         evaluate(module, probe, dtype, seed=seed)
@@ -52,7 +56,12 @@ def rounding_levels(
     tiny = {p: leaf for p, leaf in answer.items() if _is_float(leaf) and leaf.numel() and _magnitude(leaf) <= level}
     move_parameters(module, 4 * torch.finfo(dtype).eps, seed)
     moved = evaluate(module, probe, dtype, seed=seed) if tiny else {}
-    return {p: level for p, leaf in tiny.items() if _magnitude(moved[p] - leaf) >= _SHARE * _magnitude(leaf)}
+    movements = {path: _magnitude(moved[path] - leaf) for path, leaf in tiny.items()}
+    return {
+        path: min(level, _MOVEMENTS * movements[path])
+        for path, leaf in tiny.items()
+        if movements[path] >= _SHARE * _magnitude(leaf)
+    }
 
 
 def without_rounding(left: Leaves, right: Leaves, levels: dict[str, float]) -> tuple[Leaves, Leaves]:

@@ -32,6 +32,22 @@ def test_only_what_cancels_is_rounding() -> None:
     assert levels["output['cancelled']"] < 1e-12
 
 
+class Masked(Outputs):
+    """The same, beside the least of all numbers."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        lowest = torch.full_like(x[:, :1], torch.finfo(x.dtype).min)
+        return {**super().forward(x), "weights": torch.cat((self.layer(x), lowest), 1).softmax(1)}
+
+
+def test_a_huge_number_elsewhere_does_not_make_everything_rounding() -> None:
+    torch.manual_seed(0)
+    net, x = Masked().double().eval(), torch.randn(4, 6).double()
+    levels = rounding_levels(net, Probe("the sample", Sample((x,), {})), leaves_of(net(x)), torch.float64, seed=0)
+    assert set(levels) == {"output['cancelled']"}
+    assert levels["output['cancelled']"] < 1e-11
+
+
 def test_a_value_that_is_rounding_in_one_network_only_is_compared() -> None:
     levels = {"output": 1e-13}
     zero, one = {"output": torch.full((2,), 1e-15)}, {"output": torch.full((2,), 1e-3)}
