@@ -57,19 +57,22 @@ class Probe:
 
 # Rows of a sample with few values, so that no unit stays silent on all of them.
 _FEW_VALUES, _MORE_ROWS = 1024, 12
+# Of a larger batch two rows are run.
+_ROWS = 4
 
 
 def batch_sizes(sample: Sample) -> tuple[int, ...]:
-    """Two sizes of at least 2: the given one and the next, or 2 and 3 where the given one is larger than need be.
+    """The given size, or 2 where that is larger than need be, and the next, but 3 at least.
 
-    The second is larger for small inputs; there are none where the inputs share no batch dim.
+    A trace of a sample of one has a batch of two, so both sizes are others then; more rows of the same sample would
+    tell nothing. The second is larger for small inputs; there are none where the inputs share no batch dim.
     """
     given = sample.batch_size
     if not given:
         return ()
-    first = 2 if given < 2 or given > 4 else given
+    first = given if given <= _ROWS else 2
     values = sum(tensor.numel() for tensor in sample.tensors if tensor.is_floating_point()) // given
-    return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else first + 1
+    return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else max(first + 1, 3)
 
 
 def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[Probe]]:
@@ -82,7 +85,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[P
     sizes = batch_sizes(sample)
     asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
     given = ("" if not sizes else f", batch {sample.batch_size}", sample)
-    first, second = [*asked[:1], given], [*asked[1:], given]
+    first, second = asked[:1] if sample.batch_size in sizes[:1] else [*asked[:1], given], [*asked[1:], given]
     others: list[Probe] = []
     if resize and sample.image_lists:
         label = "random images, one more, of another size"

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .comparing import Leaves, leaves_of
+from .depthwise import by_taps, is_summed
 from .nan_carrying import NanCarrying
 from .nan_carrying.calls import tensors_among
 from .probes import Probe
@@ -60,6 +61,8 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fixed = args[:1] if func._schema.is_mutable else ()
                 args, kwargs = pytree.tree_map_only(Tensor, self._widen, (args[len(fixed) :], kwargs))
                 args = fixed + args
+        if is_summed(func, args):
+            return by_taps(*args)
         result = func(*args, **kwargs)
         return self._widen(result) if func._schema.name in _CONSTANT else result
 

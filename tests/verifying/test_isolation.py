@@ -273,7 +273,7 @@ def test_a_trace_that_fits_one_resolution_is_proven_there_only() -> None:
     sample = ((torch.randn(1, 3, 8, 8),), {})
     proof = prove(model, captured, twins.cut(captured, keep), keep, sample, crosses_norm=False)
     assert proof.resolutions == ("8x8",)
-    assert proof.batch_sizes == (2, 12)
+    assert proof.batch_sizes == (1, 12)
     assert any("fits the sample's own sizes only" in note for note in proof.notes)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .calls import Call, Handler, bury, filled, gone
+from .slices import bury_slices, lost_slices
 
 __all__ = ["CONTRACTIONS", "has_copies"]
 
@@ -31,12 +32,36 @@ def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
         return product(left.flatten(0, 1)[None], right[:1], call).reshape(*left.shape[:2], right.shape[-1])
     if len(left) > 1 and left.stride(0) == 0:
         return product(right.mT, left.mT, call).mT
+    result = _product_by_slices(left, right)
+    return _product_by_entries(left, right, call) if result is None else result
+
+
+def _product_by_slices(left: Tensor, right: Tensor) -> Tensor | None:
+    """The product where both lost whole slices only, and the same ones of the contracted dim; else None."""
+    ours = lost_slices(left)
+    theirs = None if ours is None else lost_slices(right)
+    if ours is None or theirs is None or not _alike(ours[2], theirs[1]):
+        return None
+    result = _times(filled(left), filled(right))
+    return bury_slices(bury_slices(result, (*ours[:2], None)), (theirs[0], None, theirs[2]))
+
+
+def _alike(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return torch.equal(left, right)
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left[0], right[0])[None] if len(left) == 1 else torch.bmm(left, right)
+
+
+def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
     left_gone, right_gone = gone(left), gone(right)
     rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
     kept_left, kept_right = filled(left), filled(right)
     _check_positions(kept_left, kept_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
-    result = torch.mm(kept_left[0], kept_right[0])[None] if len(left) == 1 else torch.bmm(kept_left, kept_right)
-    return bury(result, rows | columns)
+    return bury(_times(kept_left, kept_right), rows | columns)
 
 
 def _check_positions(
