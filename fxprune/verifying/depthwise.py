@@ -29,10 +29,13 @@ def by_taps(
     x = F.pad(x, [amount for size in reversed(padding) for amount in (size, size)])
     kernel = weight.shape[2:]
     left = [size - d * (k - 1) for size, d, k in zip(x.shape[2:], dilation, kernel, strict=True)]
+    taps = weight.flatten(1).unbind(1)
     total = x.new_zeros((*x.shape[:2], *left))
-    for tap in itertools.product(*map(range, kernel)):
-        shift = (slice(n * d, n * d + size) for n, d, size in zip(tap, dilation, left, strict=True))
-        total.addcmul_(x[(..., *shift)], _per_channel(weight[(slice(None), 0, *tap)], x))
+    for values, tap in zip(taps, itertools.product(*map(range, kernel)), strict=True):
+        part = x
+        for dim, (number, apart, size) in enumerate(zip(tap, dilation, left, strict=True), start=2):
+            part = part.narrow(dim, number * apart, size)
+        total.addcmul_(part, _per_channel(values, x))
     return total if bias is None else total.add_(_per_channel(bias, x))
 
 

@@ -28,7 +28,7 @@ def lost_slices(tensor: Tensor) -> Lines | None:
         return None
     lines: list[Tensor | None] = []
     for dim in range(tensor.ndim):
-        line = removed[(*cell[:dim], slice(None), *cell[dim + 1 :])]
+        line = _line(removed, cell, dim)
         lines.append(line if bool(line.any()) else None)
     marks = [_along(line, dim, tensor.ndim) for dim, line in enumerate(lines) if line is not None]
     found = functools.reduce(torch.logical_or, marks, removed.new_zeros((1,) * tensor.ndim))
@@ -40,6 +40,14 @@ def _live_entry(removed: Tensor) -> tuple[int, ...] | None:
     number = int(removed.flatten().to(torch.uint8).argmin())
     cell = tuple(int(i) for i in torch.unravel_index(torch.tensor(number), removed.shape))
     return None if bool(removed[cell]) else cell
+
+
+def _line(removed: Tensor, cell: tuple[int, ...], dim: int) -> Tensor:
+    """The marks along ``dim`` through ``cell``."""
+    for other in reversed(range(removed.ndim)):
+        if other != dim:
+            removed = removed.select(other, cell[other])
+    return removed
 
 
 def _along(line: Tensor, dim: int, rank: int) -> Tensor:
