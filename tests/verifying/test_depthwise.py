@@ -14,7 +14,7 @@ from fxprune.verifying.running import modes
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "padded": {"padding": (1, 0, 2)},
-    "dilated": {"dilation": (2, 1, 2), "padding": (2, 1, 0)},
+    "dilated": {"dilation": (2, 1, 2), "padding": (2, 1, 4)},
     "same": {"padding": "same"},
 }
 
