@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import fxprune
 
@@ -102,3 +104,48 @@ def test_a_constant_of_training_mode_alone_is_cut_with_its_channels() -> None:
     x = torch.randn(3, 3, 8, 8)
     for mode in (True, False):
         torch.testing.assert_close(pruned.train(mode)(x), model.train(mode)(x))
+
+
+def _transformer(batch_first: bool) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    return nn.Transformer(16, 4, 1, 1, 32, 0.2, batch_first=batch_first), (torch.randn(5, 6, 16), torch.randn(5, 6, 16))
+
+
+def _attention(batch_first: bool, shape: tuple[int, ...] = (5, 6, 16)) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    x = torch.randn(*shape)
+    return nn.MultiheadAttention(16, 4, dropout=0.2, batch_first=batch_first), (x, x, x)
+
+
+class Flattened(nn.Module):
+    """Reads the output of attention as it lies in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return mixed.view(len(x), -1)
+
+
+ATTENTION = {
+    "transformer": lambda: _transformer(True),
+    "transformer, steps first": lambda: _transformer(False),
+    "attention and its weights": lambda: _attention(True),
+    "attention, steps first": lambda: _attention(False),
+    "attention without a batch": lambda: _attention(False, (6, 16)),
+    "a view of attention": lambda: (Flattened(), (torch.randn(5, 6, 16),)),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_draws_the_random_numbers_of_the_original(name: str) -> None:
+    model, inputs = ATTENTION[name]()
+    pruned = fxprune.compile(model.train(), inputs, 0.0)
+    answers = []
+    for module in (pruned, model):
+        torch.manual_seed(7)
+        answers.append(pytree.tree_leaves(module(*inputs)))
+    assert len(answers[0]) == len(answers[1])
+    for ours, theirs in zip(*answers, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()

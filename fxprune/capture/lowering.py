@@ -43,15 +43,17 @@ def multi_head_attention(
     if need_weights:
         scores = (q * (1.0 / math.sqrt(module.head_dim))) @ k.transpose(-2, -1)
         weights = F.softmax(scores if mask is None else scores + mask, dim=-1)
-        mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
+        weights = F.dropout(weights, dropout) if dropout else weights
+        mixed = weights @ v
         weights = weights.mean(dim=1) if average_attn_weights else weights
         weights = weights.squeeze(0) if unbatched else weights
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    output = F.linear(mixed.transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
+    # Steps first in memory, as torch has it: dropout behind it draws its numbers in the order of the memory.
+    output = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), module.out_proj.weight, module.out_proj.bias)
     if unbatched:
-        return output.squeeze(0), weights
-    return (output.transpose(0, 1) if swapped else output), weights
+        return output.squeeze(1), weights
+    return (output if swapped else output.transpose(0, 1)), weights
 
 
 def _projections(module: nn.MultiheadAttention, *inputs: torch.Tensor) -> list[torch.Tensor]:
