@@ -29,7 +29,7 @@ from benchmarks.mutation.fault import Fault
 from benchmarks.mutation.faults import FAULTS
 from fxprune.errors import ProofError
 from fxprune.planning import Plan
-from tests.nets.blocks.composite import Block, copied, padded_shortcut, regrouped, shuffled
+from tests.nets.blocks.composite import copied, padded_shortcut, regrouped, shuffled
 from tests.nets.blocks.crossed import CROSSED
 from tests.nets.kept import InconsistentKeepError
 from tests.nets.oracles import narrow_twin
@@ -80,9 +80,8 @@ def right(case: Case, net: nn.Module, plan: Plan, pruned: nn.Module) -> bool | N
 BLOCKS = (*CROSSED, regrouped, shuffled, padded_shortcut, copied)
 
 
-def on_block(block: Block, seed: int) -> str:
-    """What becomes of an arbitrary network of one block under a fault."""
-    specification = single_block(4, block, seed)
+def on_specification(specification: Specification, seed: int) -> str:
+    """What becomes of an arbitrary network under a fault."""
     model, sample = specification.build().double(), in_double(specification.sample(2))
     try:
         with limited(6):
@@ -217,7 +216,7 @@ def run(fault: Fault) -> dict[str, Any]:
 def run_blocks(fault: Fault) -> dict[str, Any]:
     """One fault's outcome on arbitrary networks of one block."""
     with fault.applied():
-        outcomes = Counter(on_block(block, seed) for block in BLOCKS for seed in (1, 2))
+        outcomes = Counter(on_specification(single_block(4, block, seed), seed) for block in BLOCKS for seed in (1, 2))
     return {"fault": str(fault), "outcomes": dict(outcomes)}
 
 
