@@ -1,4 +1,4 @@
-"""The faults on all networks that reach them: the corpus, chains of its ops, arbitrary ones, and those whose views cross.
+"""The faults on all networks that reach them: the corpus, chains of its ops, arbitrary and crossing ones.
 
     python -m benchmarks.mutation.wide --out wide.jsonl [--faults FILE]
 
