@@ -325,7 +325,7 @@ class ChannelGraph:
         found: dict[int, Axis] = {}
         for node, axes in self.axes.items():
             if isinstance(node.meta.get("val"), torch.Tensor):
-                found.update((id(r), r) for r in map(self.solver.resolve, axes) if has_gather(r))
+                found.update((id(r), r) for r in map(self.solver.resolve, axes) if r.size and has_gather(r))
         return tuple(found.values())
 
     def _roots(self, axes: Iterable[Axis]) -> set[int]:

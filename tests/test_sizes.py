@@ -12,7 +12,7 @@ from torch import nn
 
 import fxprune
 from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, concat, product
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, concat, gather, product
 from fxprune.rules.sizes import size_map
 
 FOUR, SIX = Channels(4, Origin("a", 0)), Channels(6, Origin("b", 0))
@@ -58,6 +58,27 @@ def test_sizes_follow_the_input(axis: Axis, factor: int) -> None:
     kept = int(kept_mask(larger, MASKS).sum())
     assert sizes.kept(larger.size, compute) == kept
     assert sizes.full(kept, compute) == larger.size
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        gather(TOKENS, np.array([0, 1, 4, 5])),
+        product((FOUR, gather(TOKENS, np.array([0, 1, 4, 5])))),
+        product((TOKENS, concat((SIX, Fixed(2, "space"))))),
+        concat((product((FOUR, Fixed(3, "space"))), product((SIX, Fixed(2, "space"))))),
+    ],
+)
+def test_where_no_single_number_serves_the_ratio_is_that_of_the_sample(axis: Axis) -> None:
+    sizes, kept = size_map(axis, MASKS), int(kept_mask(axis, MASKS).sum())
+
+    def compute(function: Any, *args: int) -> int:
+        return int(function(*args))
+
+    assert 0 < kept < axis.size
+    for factor in (1, 3):
+        assert sizes.kept(factor * axis.size, compute) == factor * kept
+        assert sizes.full(factor * kept, compute) == factor * axis.size
 
 
 def test_nothing_is_computed_where_nothing_goes() -> None:

@@ -170,7 +170,9 @@ class Solver:
             self._unify_concats(a, b)
         elif isinstance(a, Product) and isinstance(b, Concat):
             self._unify_product_concat(a, b)
-        elif isinstance(a, Concat) and isinstance(b, Product):
+        else:
+            assert isinstance(a, Concat)
+            assert isinstance(b, Product)
             self._unify_product_concat(b, a)
 
     def _fix(self, a: Axis, b: Axis) -> None:

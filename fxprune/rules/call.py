@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -253,8 +252,3 @@ def concrete(value: Any) -> Any:
     if isinstance(value, slice):
         return slice(concrete(value.start), concrete(value.stop), concrete(value.step))
     return value
-
-
-def total(axes: Iterable[Axis]) -> int:
-    """The number of elements of axes."""
-    return math.prod(a.size for a in axes)

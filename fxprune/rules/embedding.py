@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.rules.call import Call, fixed_axes
+from fxprune.rules.call import Call
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -23,7 +23,7 @@ def embedding(call: Call) -> None:
 
 @rule("embedding_bag", "input, weight")
 def embedding_bag(call: Call) -> None:
-    """Rows summed, averaged or maximised over bags; the C++ form also gives three tensors of positions."""
+    """Rows summed, averaged or maximised over bags."""
     rows, channels = call.tensor("weight")
     call.pin(rows, "its rows are looked up by number")
     for name in ("input", "offsets", "per_sample_weights"):
@@ -31,12 +31,7 @@ def embedding_bag(call: Call) -> None:
             call.pin_all(call.tensor(name), "a bag adds up all rows that it numbers")
     call.role("weight", "in", "out")
     call.notes["channels"] = channels
-    value = call.value if isinstance(call.value, torch.Tensor) else call.value[0]
-    bags = (call.fixed(value.shape[0], "it numbers the bags"), channels)
-    if isinstance(call.value, torch.Tensor):
-        call.result = bags
-    else:
-        call.result = [bags, *fixed_axes(call.value[1:], "it holds positions")]
+    call.result = (call.fixed(call.output_shape[0], "it numbers the bags"), channels)
 
 
 @repairs("embedding embedding_bag")

@@ -14,7 +14,7 @@ def weight_norm(call: Call) -> None:
     for i, axis in enumerate(direction):
         if i != kept:
             call.crosses((axis,))
-        elif length[i].size != 1:
+        else:
             call.unify(axis, length[i])
     call.role("v", "out", *["in"] * (len(direction) - 1))
     call.result = direction

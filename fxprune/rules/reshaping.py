@@ -52,7 +52,7 @@ def view(call: Call) -> None:
 @repairs("view reshape view_copy")
 def repair_view(repair: Repair) -> None:
     """A view may also be of a dtype, which has no sizes."""
-    if not any(isinstance(size, torch.dtype) for size in repair.arguments["size"]):
+    if not any(isinstance(size, torch.dtype) for size in repair.call.numbers("size")):
         repair.resize_all("size", repair.call.result)
 
 

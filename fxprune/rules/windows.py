@@ -63,8 +63,7 @@ def affine_grid(call: Call) -> None:
 def grid_sample(call: Call) -> None:
     axes, grid = call.tensor("input"), call.tensor("grid")
     call.pin_all((*axes[2:], *grid[1:]), _SPACE)
-    if axes[0].size == grid[0].size:
-        call.unify(axes[0], grid[0])
+    call.unify(axes[0], grid[0])
     call.result = (*axes[:2], *(call.fixed(s, _SPACE) for s in call.output_shape[2:]))
 
 
@@ -136,9 +135,7 @@ for _n in (1, 2, 3):
         ("AdaptiveAvgPool", "adaptive_avg_pool"),
         ("AdaptiveMaxPool", "adaptive_max_pool"),
     ):
-        _cls = getattr(nn, f"{_kind}{_n}d", None)
-        if _cls is not None:
-            module_form(_cls, ModuleForm(f"{_rule}{_n}d", _no_arguments))
+        module_form(getattr(nn, f"{_kind}{_n}d"), ModuleForm(f"{_rule}{_n}d", _no_arguments))
     module_form(getattr(nn, f"MaxUnpool{_n}d"), ModuleForm(f"max_unpool{_n}d", _no_arguments))
 for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
     module_form(_up, ModuleForm("interpolate", _no_arguments))

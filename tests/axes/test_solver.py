@@ -211,6 +211,11 @@ def test_pieces_of_one_element_leave_the_inner_factor_whole() -> None:
 # -- gathers ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_gather_behind_rows_of_its_own_against_other_rows() -> None:
+    turned = gather(channels(8), np.arange(8)[::-1].copy())
+    check((product([Fixed(2), turned]), product([Fixed(4), channels(4)])), free=[4])
+
+
 def test_a_flip_ties_mirrored_units() -> None:
     a = channels(6)
     solver = check((a, gather(a, np.arange(6)[::-1].copy())), free=[3])

@@ -138,9 +138,10 @@ _MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
 }
 
 
-def _case(name: str, layout: Layout, middle: Callable[[], Op], width: int = 8) -> Case:
+def through(name: str, layout: Layout, middle: Callable[[], Op], width: int = 8) -> Case:
+    """A case around what ``middle()`` makes, which pins the layer before it."""
     return Case(
-        f"pinned/{name}",
+        name,
         lambda: Through(layout, middle(), width),
         layout.sample,
         ("inner.weight",),
@@ -149,8 +150,8 @@ def _case(name: str, layout: Layout, middle: Callable[[], Op], width: int = 8) -
 
 
 CASES = [
-    _case("affine map", IMAGE, lambda: _spatial_transformer, 6),
-    *(_case(n, layout, lambda op=op: op) for n, (layout, op) in (_ORDERED | _SLID).items()),
-    *(_case(n, layout, make) for n, (layout, make) in _MODULES.items()),
-    *(_case(f"loss/{n}", VECTOR, lambda loss=loss: _compared(loss)) for n, loss in _COMPARED.items()),
+    through("pinned/affine map", IMAGE, lambda: _spatial_transformer, 6),
+    *(through(f"pinned/{n}", layout, lambda op=op: op) for n, (layout, op) in (_ORDERED | _SLID).items()),
+    *(through(f"pinned/{n}", layout, make) for n, (layout, make) in _MODULES.items()),
+    *(through(f"pinned/loss/{n}", VECTOR, lambda loss=loss: _compared(loss)) for n, loss in _COMPARED.items()),
 ]
