@@ -48,8 +48,9 @@ def find_checks(network: nn.Module, sample: Sample, seed: int = 0) -> list[Check
     Raises:
         ExportError: the network refuses the sample.
     """
-    plain, resized = candidates(sample, seed, resize=False), candidates(sample, seed)[1][:1]
-    slots = [*plain, [probe for probe in resized if probe.resized]]
+    # torch.export takes a batch of one for a size that never changes.
+    plain, resized = (candidates(sample, seed, resize=resize, smallest=2) for resize in (False, True))
+    slots = [*plain, [probe for probe in resized[1][:1] if probe.resized]]
     found: list[Check] = []
     for slot in slots:
         reason = ""

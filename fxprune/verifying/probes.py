@@ -75,14 +75,15 @@ def batch_sizes(sample: Sample) -> tuple[int, ...]:
     return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else max(first + 1, 3)
 
 
-def candidates(sample: Sample, seed: int, *, resize: bool = True) -> list[list[Probe]]:
+def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int = 1) -> list[list[Probe]]:
     """The probes to run; of each inner list the first that fits the network.
 
     First the sample itself, then random values at another batch size and resolution, or as near to that as the network
-    takes.
+    takes. A sample of fewer rows than ``smallest`` has them repeated, where the network takes that.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = batch_sizes(sample)
+    sizes = (max(sizes[0], smallest), sizes[1]) if sizes else sizes
     asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
     given = ("" if not sizes else f", batch {sample.batch_size}", sample)
     first, second = asked[:1] if sample.batch_size in sizes[:1] else [*asked[:1], given], [*asked[1:], given]
