@@ -49,11 +49,14 @@ def multi_head_attention(
         weights = weights.squeeze(0) if unbatched else weights
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    # Steps first in memory, as torch has it: dropout behind it draws its numbers in the order of the memory.
-    output = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), module.out_proj.weight, module.out_proj.bias)
+    output = F.linear(mixed.transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
     if unbatched:
-        return output.squeeze(1), weights
-    return (output if swapped else output.transpose(0, 1)), weights
+        return output.squeeze(0), weights
+    if swapped or module.training:
+        # Steps first in memory, as torch has it: dropout behind it draws its numbers in the order of the memory.
+        steps_first = output.transpose(0, 1).contiguous()
+        return (steps_first if swapped else steps_first.transpose(0, 1)), weights
+    return output, weights
 
 
 def _projections(module: nn.MultiheadAttention, *inputs: torch.Tensor) -> list[torch.Tensor]:
