@@ -68,11 +68,14 @@ def check_seed(seed: int, tally: Tally) -> None:
 
 
 def pair_checker(reach: Reach) -> Check:
-    """The check of a pair of rules by its number; what becomes of it is noted in ``reach``."""
+    """The check of a pair of rules by its number; what becomes of it is noted in ``reach``, and not tried again."""
 
     def check(number: int, tally: Tally) -> None:
         first, second = neighbours.pairs()[number]
-        key, fit = f"{first} > {second}", neighbours.fitting(first, second)
+        key = f"{first} > {second}"
+        if reach.neighbours.get(key) in ("compiled", "refused"):
+            return
+        fit = neighbours.fitting(first, second)
         if fit is None:
             reach.neighbours[key] = "no fit"
             return

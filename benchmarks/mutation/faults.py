@@ -161,8 +161,13 @@ RULES = (
         "cut/",
     ),
     Fault("rules.cutting:repair_narrow", 'repair.set("start", repair.size(before))', "pass", "cut/narrow"),
-    Fault("rules.cutting:repair_select", "0 if before is None else repair.size(before)", "0", "cut/select"),
-    Fault("rules.cutting:select", 'pin_taken(call, axes[dim], index, call.arguments["index"])', "pass", "cut/select"),
+    Fault("rules.cutting:kept_number", "int(mask[:number].sum())", "number", "cut/select|index/"),
+    Fault(
+        "rules.cutting:select",
+        'pin_taken(call, axes[dim], index % axes[dim].size, call.arguments["index"])',
+        "pass",
+        "cut/select",
+    ),
     Fault("rules.cutting:unbind", 'call.pin(axes[dim], "its elements are taken one by one")', "pass", "cut/unbind"),
     Fault("rules.cutting:glu", "call.unify(left, right)", "pass", "cut/glu|cut/GLU"),
     Fault(
@@ -202,7 +207,7 @@ RULES = (
     Fault("rules.rolling:_reversed", "axis.size - 1, -1, -1", "axis.size", "index/flip"),
     Fault("rules.indexing:repair_getitem", "if not any(item_shrinks(repair, t) for t in taken):", "if True:", "index/"),
     Fault(
-        "rules.indexing:items_and_picks",
+        "rules.indexing:_kept_slice",
         "slice(first, first + len(positions))",
         "slice(first, first + len(positions) - 1)",
         "index/slice|cut/slices",

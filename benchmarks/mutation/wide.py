@@ -3,7 +3,8 @@
     python -m benchmarks.mutation.wide --out wide.jsonl [--faults FILE]
 
 Which functions a network reaches is found once, by running it without a fault. Each fault is then tried on networks
-that reach it, until one comes out wrong; the proof is asked about every one of them. ``--faults``: results of
+that reach it, until one comes out wrong; the proof is asked about every one of them. A run that was stopped goes on
+where it was. ``--faults``: results of
 ``benchmarks.mutation.run``; faults under which a network came out wrong there are left out.
 """
 
@@ -137,7 +138,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    faults = survivors(given.faults)
+    done = {json.loads(line)["fault"] for line in given.out.open(encoding="utf-8")} if given.out.exists() else set()
+    faults = [fault for fault in survivors(given.faults) if str(fault) not in done]
     found = reached(faults, networks(given.arbitrary))
     with given.out.open("a", encoding="utf-8") as file:
         for fault in faults:
