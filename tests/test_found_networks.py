@@ -12,6 +12,7 @@ from tests.nets.kept import kept_tensor
 from tests.nets.oracles import masked
 from tests.nets.specification import randomise
 from tests.nets.values import relative_error
+from tests.rules.oracles import random_plan
 
 
 class SumOfCopies(nn.Module):
@@ -117,3 +118,24 @@ def test_gradients_that_rounding_decides_are_compared_as_far_as_they_are_known()
         return {name: kept_tensor(gradient, keep[name]) for name, gradient in gradients(network, sample).items()}
 
     assert_equal(gradients(pruned, sample), kept(oracle), lambda: kept(moved_by_rounding(oracle)))
+
+
+class SteppedBesideTheInput(nn.Module):
+    """A slice with a step over channels that stay and channels that may go: what it keeps can be a run by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.whole, self.stepped = nn.Conv2d(2, 4, 1), nn.Conv2d(6, 2, 1), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = torch.cat((x, self.first(x)), 1)
+        return self.whole(h), self.stepped(h[:, 1::2])
+
+
+def test_a_step_over_a_run_takes_no_more_than_the_run() -> None:
+    model, x = SteppedBesideTheInput().double().eval(), torch.randn(2, 2, 4, 4).double()
+    graph = fxprune.analyze(model, x)
+    for seed in range(30):
+        plan = random_plan(graph, seed)
+        pruned = fxprune.apply(model, x, plan)
+        assert relative_error(pruned(x), masked(model, plan.keep)(x)) < 1e-9

@@ -218,10 +218,13 @@ def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], 
 
 
 def _kept_slice(repair: Repair, taken: Taken, positions: list[int]) -> slice:
-    """The run of kept elements; where the input may make the dim longer, open ends stay open."""
+    """The run of kept elements; where the input may make the dim longer, open ends stay open.
+
+    What was taken by steps is a run for the sample alone: there, the numbers of its ends are all that is known.
+    """
     assert taken.axis is not None
     first = positions[0] if positions else 0
-    if not positions or repair.is_static(taken.axis):
+    if not positions or repair.is_static(taken.axis) or concrete(taken.item.step) not in (None, 1):
         return slice(first, first + len(positions))
     start, stop = (_bound(repair, taken, b) for b in (taken.item.start, taken.item.stop))
     # Where all behind a bound that counts from the end goes, that bound is the end.

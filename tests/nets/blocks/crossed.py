@@ -99,8 +99,53 @@ def turned_twice(draft: Draft, x: str) -> str:
     return draft.binary(x, y)
 
 
+def ragged_views(draft: Draft, x: str) -> str:
+    """Two views of one value whose factors have to be cut on both sides, turned and added."""
+    first, second = draft.choice(((6, 2), (2, 6), (4, 2), (6, 4)))
+    y = draft.conv(x, 12)
+    return draft.binary(_viewed(draft, y, first), _viewed(draft, y, second))
+
+
+def pieces_of_views(draft: Draft, x: str) -> str:
+    """A turned view cut at a row into two pieces of different lengths, which are read apart."""
+    rows, inner = draft.integer(3, 5), draft.integer(2, 3)
+    y = _viewed(draft, draft.conv(x, rows * inner), inner)
+    first = inner * draft.integer(1, rows - 1)
+    left, right = draft.split(y, 1, (first, rows * inner - first))
+    left = draft.conv(left, first) if draft.flag() else draft.binary(left, draft.conv(x, first))
+    return draft.add(Concat(draft.name(), (right, left), 1))
+
+
+def rolled_against_view(draft: Draft, x: str) -> str:
+    """A rolled value added to rows of a view."""
+    rows, inner = draft.integer(2, 4), draft.integer(2, 3)
+    size = rows * inner
+    shift = inner * draft.integer(1, rows - 1) if draft.flag() else draft.integer(1, size - 1)
+    order = list(range(size))
+    turned = tuple(order[-shift:] + order[:-shift])
+    rolled = draft.add(Reindex(draft.name(), draft.conv(x, size), 1, turned, f"{{x}}.roll({shift}, 1)"))
+    return draft.binary(rolled, _viewed(draft, draft.conv(x, size), inner))
+
+
+def every_second_turned(draft: Draft, x: str) -> str:
+    """Every second channel of a flipped value, added to a value of its own."""
+    y = draft.conv(x, draft.integer(4, 9))
+    order = tuple(range(draft.sizes(y)[1]))[::-1]
+    half = _every_second(draft, draft.add(Reindex(draft.name(), y, 1, order, "{x}.flip(1)")), draft.integer(0, 1))
+    other = draft.conv(x, draft.sizes(half)[1])
+    return draft.add(Concat(draft.name(), (y, draft.binary(half, other)), 1))
+
+
 # What the analysis groups exactly as the coupling says, and what it may pin more of: sizes that cut across one another
 # where no single cut of either side serves. Never the other way round.
 ALIGNED: tuple[Block, ...] = (strided_slice_of_concat, splits_of_splits, padded_and_cut, turned_twice)
-UNALIGNED: tuple[Block, ...] = (grouped_inside_concat, several_views, concat_against_product)
+UNALIGNED: tuple[Block, ...] = (
+    grouped_inside_concat,
+    several_views,
+    concat_against_product,
+    ragged_views,
+    pieces_of_views,
+    rolled_against_view,
+    every_second_turned,
+)
 CROSSED = (*ALIGNED, *UNALIGNED)

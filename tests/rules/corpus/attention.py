@@ -232,6 +232,12 @@ CASES = [
         ("query.weight", "key.weight", "value.weight"),
     ),
     Case(
+        "attention/two queries to each of two keys",
+        lambda: Heads(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), 2, 4),
+        TOKENS.sample,
+        ("query.weight", "key.weight", "value.weight"),
+    ),
+    Case(
         "attention/grouped queries repeated",
         lambda: Heads(
             lambda q, k, v: F.scaled_dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, dim=1)),

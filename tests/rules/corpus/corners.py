@@ -78,6 +78,7 @@ CASES = [
     module_case(
         "corner/offsets of their own", IMAGE, OwnOffsets, free=("middle.layer.weight",), pinned=("first.weight",)
     ),
+    op_case("corner/four shuffled to twice two pixels", IMAGE, lambda h: F.pixel_shuffle(h, 2), 16),
     module_case("corner/columns of parameters", VECTOR, Columns),
     module_case("corner/one bias", VECTOR, OneBias, free=("first.weight", "middle.weight")),
 ]
