@@ -54,7 +54,7 @@ def networks(arbitrary: int) -> list[Network]:
     found += [
         Network(f"block {block.__name__} {seed}", partial(on_specification, single_block(4, block, seed)))
         for block in BLOCKS
-        for seed in range(5)
+        for seed in range(12)
     ]
     for seed in range(arbitrary):
         found.append(Network(f"arbitrary {seed}", partial(on_specification, random_specification(seed))))

@@ -100,10 +100,9 @@ def turned_twice(draft: Draft, x: str) -> str:
 
 
 def ragged_views(draft: Draft, x: str) -> str:
-    """Two views of one value whose factors have to be cut on both sides, turned and added."""
+    """Two turned views whose factors have to be cut on both sides, added."""
     first, second = draft.choice(((6, 2), (2, 6), (4, 2), (6, 4)))
-    y = draft.conv(x, 12)
-    return draft.binary(_viewed(draft, y, first), _viewed(draft, y, second))
+    return draft.binary(_viewed(draft, draft.conv(x, 12), first), _viewed(draft, draft.conv(x, 12), second))
 
 
 def pieces_of_views(draft: Draft, x: str) -> str:
@@ -117,10 +116,9 @@ def pieces_of_views(draft: Draft, x: str) -> str:
 
 
 def rolled_against_view(draft: Draft, x: str) -> str:
-    """A rolled value added to rows of a view."""
-    rows, inner = draft.integer(2, 4), draft.integer(2, 3)
-    size = rows * inner
-    shift = inner * draft.integer(1, rows - 1) if draft.flag() else draft.integer(1, size - 1)
+    """A value rolled by whole rows, added to the rows of a turned view."""
+    inner, rows = draft.integer(2, 3), draft.integer(3, 4)
+    size, shift = rows * inner, inner * draft.integer(1, rows - 1)
     order = list(range(size))
     turned = tuple(order[-shift:] + order[:-shift])
     rolled = draft.add(Reindex(draft.name(), draft.conv(x, size), 1, turned, f"{{x}}.roll({shift}, 1)"))
@@ -138,14 +136,19 @@ def every_second_turned(draft: Draft, x: str) -> str:
 
 # What the analysis groups exactly as the coupling says, and what it may pin more of: sizes that cut across one another
 # where no single cut of either side serves. Never the other way round.
-ALIGNED: tuple[Block, ...] = (strided_slice_of_concat, splits_of_splits, padded_and_cut, turned_twice)
+ALIGNED: tuple[Block, ...] = (
+    strided_slice_of_concat,
+    splits_of_splits,
+    padded_and_cut,
+    turned_twice,
+    pieces_of_views,
+    every_second_turned,
+)
 UNALIGNED: tuple[Block, ...] = (
     grouped_inside_concat,
     several_views,
     concat_against_product,
     ragged_views,
-    pieces_of_views,
     rolled_against_view,
-    every_second_turned,
 )
 CROSSED = (*ALIGNED, *UNALIGNED)
