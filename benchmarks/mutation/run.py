@@ -30,7 +30,7 @@ from benchmarks.mutation.faults import FAULTS
 from fxprune.errors import ProofError
 from fxprune.planning import Plan
 from tests.nets.blocks.composite import copied, padded_shortcut, regrouped, shuffled
-from tests.nets.blocks.crossed import CROSSED
+from tests.nets.blocks.crossed import CROSSED, FAULTS_SHOW
 from tests.nets.kept import InconsistentKeepError
 from tests.nets.oracles import narrow_twin
 from tests.nets.specification import Specification
@@ -77,7 +77,7 @@ def right(case: Case, net: nn.Module, plan: Plan, pruned: nn.Module) -> bool | N
             return False
 
 
-BLOCKS = (*CROSSED, regrouped, shuffled, padded_shortcut, copied)
+BLOCKS = (*CROSSED, *FAULTS_SHOW, regrouped, shuffled, padded_shortcut, copied)
 
 
 def on_specification(specification: Specification, seed: int) -> str:

@@ -141,14 +141,12 @@ ALIGNED: tuple[Block, ...] = (
     splits_of_splits,
     padded_and_cut,
     turned_twice,
-    pieces_of_views,
-    every_second_turned,
 )
 UNALIGNED: tuple[Block, ...] = (
     grouped_inside_concat,
     several_views,
     concat_against_product,
-    ragged_views,
-    rolled_against_view,
 )
 CROSSED = (*ALIGNED, *UNALIGNED)
+# Drawn for deliberate faults alone, which show in them and in no others.
+FAULTS_SHOW: tuple[Block, ...] = (ragged_views, pieces_of_views, rolled_against_view, every_second_turned)
