@@ -12,7 +12,8 @@ from tests.nets.observed import Comparison, analyzed, compare
 from tests.nets.specification import Specification
 from tests.nets.strategy import BLOCKS, random_specification, single_block, specifications
 
-RANDOM_NETS = 200
+# Shares of fewer networks move by more than a point whenever the strategy draws others.
+RANDOM_NETS = 320
 LEAST_EQUAL = 0.95
 SEEDS_OF_A_BLOCK = 6
 
