@@ -121,7 +121,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: nn.Module = builder(**untrained)
-    return model, torch.randn(_torchvision_size(name))
+    return model, torch.randn(_size_for(model, _torchvision_size(name)))
 
 
 def _torchvision_size(name: str) -> tuple[int, ...]:
@@ -134,6 +134,12 @@ def _torchvision_size(name: str) -> tuple[int, ...]:
         crop = [int(edge) for edge in transform.crop_size]
         size = (1, 3, *(crop * 2 if len(crop) == 1 else crop))
     return (*size[:2], 16, *size[2:]) if name in _video_models() else size
+
+
+def _size_for(model: nn.Module, published: tuple[int, ...]) -> tuple[int, ...]:
+    """The published size, or the one that the model was built for where it says so: some weights came with another."""
+    own = getattr(model, "image_size", None)
+    return (*published[:-2], own, own) if isinstance(own, int) else published
 
 
 def _video_models() -> list[str]:
