@@ -14,7 +14,7 @@ import torch
 import fxprune
 from fxprune.distillation import Distilled
 from tests.distillation.networks import Plain, pair, shuffled
-from tests.killing import can_fork, in_child, killed_after
+from tests.killing import can_fork, in_fresh_process, killed_after
 
 pytest.importorskip("accelerate")
 pytestmark = can_fork
@@ -56,11 +56,12 @@ def check_goes_on(folder: Path, whole: Distilled) -> int:
 def test_a_training_killed_at_lines_of_what_it_writes(tmp_path: Path) -> None:
     whole, folder = train(None), tmp_path / "net"
     lines, steps, cut = 10, list[int](), 0
-    while killed_after(lines, WRITERS, lambda: train(folder)) == -signal.SIGKILL:
+    while (status := killed_after(lines, WRITERS, partial(train, folder), in_fresh_process)) == -signal.SIGKILL:
         cut += any(folder.glob(".*.part"))
         steps.append(check_goes_on(folder, whole))
         shutil.rmtree(folder)
         lines = round(1.5 * lines) + 30
+    assert status == 0
     assert cut >= 3
     assert steps == sorted(steps)
     assert {0, 2, 4} <= set(steps)
@@ -68,12 +69,13 @@ def test_a_training_killed_at_lines_of_what_it_writes(tmp_path: Path) -> None:
 
 def test_a_training_killed_by_the_clock_again_and_again(tmp_path: Path) -> None:
     whole, folder = train(None), tmp_path / "net"
-
-    def bounded(seconds: float) -> None:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        train(folder)
-
     for hundredths in (5, 8, 10, 12):
-        in_child(partial(bounded, hundredths / 100))
+        assert in_fresh_process(partial(bounded, folder, hundredths / 100)) in (0, -signal.SIGALRM)
         check_whole(folder)
     check_goes_on(folder, whole)
+
+
+def bounded(folder: Path, seconds: float) -> None:
+    """A training that the clock ends."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    train(folder)
