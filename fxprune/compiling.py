@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.analysis import ChannelGraph, analyze_capture
-from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Channels
 from fxprune.checking import check_model, check_sample, is_meta
 from fxprune.criteria import Criterion, judge, resolve_criterion
 from fxprune.errors import FxpruneError, ModelError, PlanError, RecoveryError
@@ -30,13 +28,14 @@ from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
-from fxprune.rewriting import node_keep, rewrite
+from fxprune.rewriting import rewrite
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
 from fxprune.summarising import summarise
 from fxprune.tracing import trace
 from fxprune.uncoupling import check_couplings, drop_couplings
-from fxprune.verifying import Proof, prove
+from fxprune.validating import prove_plan
+from fxprune.verifying import Proof
 
 Scores = Mapping[Group, NDArray[np.float64]] | None
 
@@ -314,7 +313,7 @@ def _applied(
     unproven = "structural, unproven" if is_meta(model) else "" if verify else "verify=False"
     if not unproven:
         with steps("verify"):
-            proof = _proved(graph, model, pruned, plan, masks, sample)
+            proof = prove_plan(graph, model, pruned, plan, masks, sample)
     made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
     if made.budget == "latency":
         with steps("time"):
@@ -323,26 +322,3 @@ def _applied(
     about = {"report": made, "sample": sample.to_meta()}
     pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
     return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says
-
-
-def _proved(
-    graph: ChannelGraph,
-    model: nn.Module,
-    pruned: nn.Module,
-    plan: Plan,
-    masks: Mapping[Channels, Mask],
-    sample: Sample,
-) -> Proof:
-    cut = {variable for variable, mask in masks.items() if not mask.all()}
-    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
-    inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
-    return prove(
-        model,
-        graph.captured.module(model),
-        pruned,
-        {name: kept for name, kept in plan.keep.items() if name not in inside},
-        (sample.args, sample.kwargs),
-        crosses_norm=graph.crosses_norm(cut),
-        seed=setting(plan, "seed", 0),
-        node_keep=node_keep(graph, masks),
-    )

@@ -11,8 +11,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import SampleError
 
-__all__ = ["Sample", "random_values"]
+__all__ = ["IMAGE_DIMS", "Sample", "is_image", "random_values"]
 
+# Images, and clips of them, with batch and colours.
+IMAGE_DIMS = (4, 5)
 T = TypeVar("T")
 
 
@@ -118,9 +120,26 @@ class Sample:
         args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
         return Sample(args, kwargs)
 
+    def resized_like(self, other: Sample) -> Sample:
+        """The same sample with its images brought to the height and width of those in ``other``, pixel by pixel."""
+        sizes = (tensor.shape[-2:] for tensor in other.tensors)
+        return self.map(lambda tensor: _resized(tensor, next(sizes)))
+
     def call(self, function: Callable[..., T]) -> T:
         """``function(*args, **kwargs)``."""
         return function(*self.args, **self.kwargs)
+
+
+def is_image(tensor: torch.Tensor) -> bool:
+    """Whether the last two dims are a resolution."""
+    return tensor.ndim in IMAGE_DIMS and tensor.is_floating_point()
+
+
+def _resized(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    if not is_image(tensor) or tensor.shape[-2:] == size:
+        return tensor
+    rows, columns = (torch.arange(new) * old // new for new, old in zip(size, tensor.shape[-2:], strict=True))
+    return tensor[..., rows.to(tensor.device), :][..., columns.to(tensor.device)]
 
 
 def random_values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from fxprune.groups import OpaqueOp
 from fxprune.rewriting import UNTRACED_TRAINING
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample
+from fxprune.variants import find_variants
 
 __all__ = ["trace"]
 
@@ -22,7 +23,9 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
         FxpruneError: nothing of the model can be traced, or it refuses the sample.
     """
     captured = _eval_graph(model, sample)
-    return captured, _add_training(model, captured)
+    captured.variants = tuple(find_variants(model, captured))
+    untraced = [_add_training(model, variant) for variant in (captured, *captured.variants)]
+    return captured, untraced[0]
 
 
 def _eval_graph(model: nn.Module, sample: Sample) -> Captured:

@@ -65,7 +65,7 @@ def drop_couplings(captured: Captured, model: nn.Module) -> None:
     analyzer = Analyzer(captured, model)
     analyzer.run()
     uncoupler = _Uncoupler(analyzer)
-    for part in filter(None, (captured, captured.training_twin)):
+    for part in (mode for variant in (captured, *captured.variants) for mode in variant.modes()):
         for place in list(uncoupler.places(part.graph)):
             uncoupler.insert(part, place)
 

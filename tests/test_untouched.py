@@ -138,7 +138,9 @@ def test_the_result_has_the_mode_of_the_model(training: bool) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("half way"), KeyboardInterrupt(), MemoryError(), SystemExit(3)], ids=repr
 )
-@pytest.mark.parametrize("step", ["trace", "analyze_capture", "judge", "allocate", "rewrite", "prove", "summarise"])
+@pytest.mark.parametrize(
+    "step", ["trace", "analyze_capture", "judge", "allocate", "rewrite", "prove_plan", "summarise"]
+)
 def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error

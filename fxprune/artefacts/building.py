@@ -175,7 +175,7 @@ def _assemble(
     root |= {name: getattr(tree.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in read}
     constants = [e.name for e in description.tensors if e.kind == "constant" and e.name.startswith(prefix)]
     kept_out = [name[len(prefix) :] for name in constants if name[len(prefix) :] in read]
-    network = PrunedGraphModule(root, graphs["eval"], graphs.get("training"), class_name=class_name, kept_out=kept_out)
+    network = PrunedGraphModule(root, graphs, class_name=class_name, kept_out=kept_out)
     _arrange(network, tree)
     return network
 

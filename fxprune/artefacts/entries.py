@@ -9,12 +9,14 @@ from typing import Any
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry
 from fxprune.errors import ArtefactError
+from fxprune.rewriting.pruned_module import graph_name
 
 __all__ = ["Description", "ModuleEntry", "check_name"]
 
 # Names of modules and tensors reach printed source inside quotes, so they must be plain words.
 _PLAIN_NAME = re.compile(r"[\w\-+ ]+")
-_GRAPHS = {"eval_graph": "eval", "training_graph": "training"}
+# Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
+_GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Description:
         modules: every path to every module below the root, parents before children; first the root itself where it
             is no GraphModule.
         tensors: every name of every tensor.
-        graphs: for each mode ("eval", and "training" where it differs) the graph's nodes in order, as JSON data;
-            empty where the root is no GraphModule.
+        graphs: for each mode ("eval", and "training" where it differs) the graph's nodes in order, as JSON data, and
+            under numbered names ("eval_1") those for inputs of other sizes; empty where the root is no GraphModule.
         imports: import paths of everything that is neither torch's nor written down here, in order.
         state_tensors: tensors that the attributes of foreign modules hold, by name.
     """
@@ -115,13 +117,21 @@ class Description:
 
 
 def graphs_as_dict(graphs: dict[str, Any]) -> dict[str, Any]:
-    """The graphs of each mode under their names in a file."""
-    return {name: graphs[mode] for name, mode in _GRAPHS.items() if mode in graphs}
+    """The graphs of a network under their names in a file."""
+    return {f"{name}_graph": graph for name, graph in graphs.items()}
 
 
 def graphs_from_dict(data: dict[str, Any]) -> dict[str, Any]:
-    """The reverse of :func:`graphs_as_dict`."""
-    return {mode: data[name] for name, mode in _GRAPHS.items() if name in data}
+    """The reverse of :func:`graphs_as_dict`.
+
+    Raises:
+        ArtefactError: a graph is missing.
+    """
+    graphs = {found["name"]: graph for name, graph in data.items() if (found := _GRAPH.fullmatch(name))}
+    count = sum(name.startswith("eval") for name in graphs)
+    if not graphs.keys() <= {graph_name(training, number) for training in (False, True) for number in range(count)}:
+        raise ArtefactError(f"graphs are missing: there are only {', '.join(sorted(graphs))}")
+    return graphs
 
 
 def _mode(training: Any) -> bool:

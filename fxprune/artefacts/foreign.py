@@ -55,7 +55,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds beside tensors, submodules and what every module has."""
     skipped = set(_OWN)
     if isinstance(module, GraphModule):
-        skipped |= {*vars(GraphModule(nn.Module(), torch.fx.Graph())), "_kept_out", "_eval_graph", "_training_graph"}
+        skipped |= {*vars(GraphModule(nn.Module(), torch.fx.Graph())), "_kept_out", "_graphs", "_others", "_chosen"}
         skipped |= {"_class_name", "meta"}
     values = {key: value for key, value in vars(module).items() if key not in skipped and key != "meta"}
     return {key: value for key, value in values.items() if not isinstance(value, torch.Tensor)}

@@ -12,9 +12,10 @@ from torch.fx import Graph, GraphModule
 from fxprune.artefacts.descriptions import graphs_of
 from fxprune.artefacts.entries import Description
 from fxprune.artefacts.namedtuples import is_namedtuple
-from fxprune.artefacts.source_forward import forward_source
+from fxprune.artefacts.source_forward import forward_source, has_variants
 from fxprune.artefacts.source_states import RESTORED, RESTORED_OBJECT
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
+from fxprune.rewriting import choosing
 
 __all__ = ["model_source"]
 
@@ -47,12 +48,14 @@ def model_source(
     body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
     helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
     helpers += [RESTORED_OBJECT] * ("restored_object(" in constructor)
+    if any(map(has_variants, graphs.values())):
+        helpers.append(f"\n{choosing.source()}")
     helper = "".join(f"\n{text}" for text in helpers)
     # The headline may quote names of the user's; it must not end the docstring.
     safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
     tuples = _namedtuples(graphs)
     constants = tree.constants.definitions()
-    imports = "\n".join([_imports(islands + body, tuples, constants), *_foreign_imports(tree)])
+    imports = "\n".join([_imports(helper + islands + body, tuples, constants), *_foreign_imports(tree)])
     return f'"""{safe}\n{_USE}"""\n\n{imports}\n{tuples}{helper}\n\n{islands}{body}{constants}'
 
 
@@ -76,11 +79,16 @@ def _imports(body: str, tuples: str, constants: str) -> str:
     wanted = {
         "import base64": bool(constants),
         "import collections": "collections." in body,
+        "import copy": "copy." in body,
         "import functools": "functools." in body,
         "import math": "math." in body,
         "import operator": "operator." in body,
+        "import sys": "sys." in body,
         "import zlib": bool(constants),
         "from collections import namedtuple": bool(tuples),
+        "from collections.abc import Callable, Sequence": "Callable[" in body,
+        "from concurrent.futures import ThreadPoolExecutor": "ThreadPoolExecutor(" in body,
+        "from typing import Any": "Any" in body,
         "": True,
         "import torch": True,
         "import torch.nn.functional as F": "F." in body,

@@ -15,7 +15,7 @@ from fxprune.artefacts.source_names import VariableNames
 from fxprune.artefacts.targets import function_name
 from fxprune.artefacts.values import to_source
 
-__all__ = ["forward_source"]
+__all__ = ["forward_source", "has_variants"]
 
 Access = Callable[[str], str]
 _INFIX: dict[Any, str] = {
@@ -57,7 +57,7 @@ _INDENT = 8
 
 
 def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access) -> str:
-    """The ``forward`` method; where there are two graphs, it calls the one of the present mode.
+    """The ``forward`` method; where there are several graphs, it calls the one of the present mode and of the sizes.
 
     ``access`` gives the expression for the path of a module or a tensor, ``imported`` the name for an import path.
     """
@@ -65,11 +65,35 @@ def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access
         return _method("forward", graphs["eval"], access, imported)
     printer = _Printer(graphs["eval"], access, imported, _INDENT)
     list(printer.lines())
-    names = [parameter.partition("=")[0] for parameter in printer.parameters]
-    choice = "self.forward_training if self.training else self.forward_eval"
-    dispatch = f"        forward = {choice}\n        return forward({', '.join(names)})\n"
-    methods = [_method(f"forward_{mode}", graph, access, imported) for mode, graph in graphs.items()]
-    return "\n".join([f"    def forward({', '.join(['self', *printer.parameters])}):\n{dispatch}", *methods])
+    names = ", ".join(parameter.partition("=")[0] for parameter in printer.parameters)
+    sized = has_variants(graphs)
+    lines = [f"forward = self.forward_for({names})"] if sized else [f"forward = {_choice(graphs, '')}"]
+    body = "".join(f"        {line}\n" for line in [*lines, f"return forward({names})"])
+    methods = [_method(f"forward_{name}", graph, access, imported) for name, graph in graphs.items()]
+    head = f"    def forward({', '.join(['self', *printer.parameters])}):\n{body}"
+    return "\n".join([head, *[_forward_for(graphs)] * sized, *methods])
+
+
+def has_variants(graphs: Mapping[str, Graph]) -> bool:
+    """Whether there are graphs for inputs of other sizes."""
+    return "eval_1" in graphs
+
+
+def _choice(graphs: Mapping[str, Graph], suffix: str) -> str:
+    """The method of the present mode."""
+    if f"training{suffix}" not in graphs:
+        return f"self.forward_eval{suffix}"
+    return f"self.forward_training{suffix} if self.training else self.forward_eval{suffix}"
+
+
+def _forward_for(graphs: Mapping[str, Graph]) -> str:
+    suffixes = [name.removeprefix("eval") for name in graphs if name.startswith("eval")]
+    forwards = call("forwards = [", [_choice(graphs, suffix) for suffix in suffixes], 8, "]")
+    return f'''    def forward_for(self, *args, **kwargs):
+        """The forward that takes inputs of these sizes."""
+        {forwards}
+        return forwards[number_of_forward(self, [forward.__func__ for forward in forwards], args, kwargs)]
+'''
 
 
 def _method(name: str, graph: Graph, access: Access, imported: Access) -> str:

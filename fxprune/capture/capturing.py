@@ -48,6 +48,8 @@ class Captured:
         islands: parts inside opaque modules that are captured by themselves.
         calls: how often an island is called in one run.
         training_twin: the graph of training mode where it is another one.
+        variants: the same forward for inputs of other sizes, for which it takes other ways.
+        variant: 0, or which of the variants this is.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
         remembers: attributes of modules, tensors of the state dict aside, that the forward sets.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
@@ -67,15 +69,21 @@ class Captured:
     islands: tuple[Captured, ...] = ()
     calls: int = 1
     training_twin: Captured | None = None
+    variants: tuple[Captured, ...] = ()
+    variant: int = 0
     selections: dict[str, str] = field(default_factory=dict)
     remembers: tuple[str, ...] = ()
 
     def everything(self) -> Iterator[Captured]:
-        """This graph, the one of training mode, and the same for every island."""
-        for captured in (self, *self.islands):
-            yield captured
-            if captured.training_twin is not None:
-                yield captured.training_twin
+        """This graph, the one of training mode, and the same for every variant and every island."""
+        for captured in (self, *self.variants, *self.islands):
+            yield from captured.modes()
+
+    def modes(self) -> Iterator[Captured]:
+        """This graph, and the one of training mode where that is another one."""
+        yield self
+        if self.training_twin is not None:
+            yield self.training_twin
 
     def first_name(self, name: str) -> str:
         """The name under which a tied tensor is known."""
@@ -86,19 +94,33 @@ class Captured:
         traced, wanted = self.sample.batch_size, sample.batch_size
         if traced is None or wanted is None or decisions.hold_at_batch(self.graph, traced, wanted):
             return True
+        return self.without_values(model)(sample) is None
+
+    def without_values(self, model: nn.Module) -> Callable[[Sample], Exception | None]:
+        """A function that runs the graph on the meta device; it returns the error that comes of a sample, if any."""
         constants = {name: tensor.to("meta") for name, tensor in self.constants.items()}
         module = replace(self, constants=constants).module(clone.meta_clone(model))
-        try:
-            with torch.no_grad():
-                sample.to_meta().call(functools.partial(nn.Module.__call__, module))
-        except AssertionError as error:
-            return not decisions.refuses_sizes(error)
-        return True
+
+        def run(sample: Sample) -> Exception | None:
+            try:
+                with torch.no_grad():
+                    sample.to_meta().call(functools.partial(nn.Module.__call__, module))
+            except Exception as error:  # the graph holds the user's own operations: anything may come out of them
+                return error
+            return None
+
+        return run
+
+    def led_by(self, number: int) -> Captured:
+        """The same captures with one of the variants in front, and the first one among the variants."""
+        first, *rest = self.variants[number - 1], replace(self, variants=()), *self.variants
+        return replace(first, variants=tuple(c for c in rest if c.variant != number))
 
     def module(self, model: nn.Module) -> nn.Module:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
 
-        It also holds the constants of training mode, so that every tensor that a plan names is one of its own.
+        It also holds the constants of training mode and of the variants, so that every tensor that a plan names is one
+        of its own.
 
         Where the model's own forward is opaque there is no graph, and the model itself is given back.
         """
@@ -120,8 +142,9 @@ class Captured:
         for name in (*self.shapes, *self.aliases):
             if name not in self.constants:
                 _hold(module, name, paths.attribute(name))
-        for name, constant in self.training_twin.constants.items() if self.training_twin is not None else ():
-            _hold(module, name, constant)
+        for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
+            for name, constant in captured.constants.items():
+                _hold(module, name, constant)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
         module.training = self.training
         return module
@@ -143,17 +166,19 @@ def capture(
     training: bool = False,
     prefix: str = "",
     opaque: Mapping[str, OpaqueCalls] | None = None,
+    variant: int = 0,
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
     ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
     stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
     are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
+    ``variant``: which of several captures of the model for inputs of different sizes this is.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {})
+    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant)
     try:
         return task.run()
     except CaptureError as error:
@@ -184,6 +209,7 @@ class _Task:
     training: bool
     prefix: str
     opaque: Mapping[str, OpaqueCalls]
+    variant: int = 0
     types_stay: bool = False
 
     def run(self) -> Captured:
@@ -209,12 +235,13 @@ class _Task:
             recorder.reads_training,
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
+            variant=self.variant,
             remembers=state.changed(),
         )
 
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
         """The beginning of a constant's name: whether the model holds it, or the forward makes it."""
-        mode = "training_" if self.training else ""
+        mode = "training_" * self.training + f"variant{self.variant}_" * (self.variant > 0)
 
         @functools.cache
         def held() -> set[int]:
@@ -300,6 +327,7 @@ def capture_training(
     if not captured.reads_training:
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
+    options["variant"] = captured.variant
     training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training

@@ -18,7 +18,7 @@ from fxprune.capture.leaves import holds_tensor
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, plain, size_of
 
-__all__ = ["Decisions", "hold_at_batch", "is_check", "refuses_sizes"]
+__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "is_check", "refuses_sizes"]
 
 _REFUSAL = "this network was made for "
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -35,6 +35,11 @@ NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 def is_check(node: fx.Node) -> bool:
     """Whether a node checks a decision."""
     return node.op == "call_function" and node.target is torch._assert
+
+
+def asks_sizes(graph: fx.Graph) -> bool:
+    """Whether a graph checks sizes that another input may have otherwise."""
+    return any(is_check(node) and f"{_REFUSAL}inputs of other sizes" in str(node.args[1]) for node in graph.nodes)
 
 
 def refuses_sizes(error: BaseException) -> bool:

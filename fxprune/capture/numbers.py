@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+
+from fxprune.capture.hashing import asked_by_a_cache
+from fxprune.capture.sources import is_hidden
 
 Operands = tuple[Any, ...]
 
@@ -145,6 +149,14 @@ def _as_float(self: Any) -> float:
     return float(plain(self))
 
 
+def _hash(self: Any) -> int:
+    """For a table or a set, which compares only what has the same hash; for a cache, it decides nothing."""
+    frame = sys._getframe(1)
+    if _watching() is not None and not is_hidden(frame) and not asked_by_a_cache(frame):
+        decided(operator.eq, (self, plain(self)))
+    return hash(plain(self))
+
+
 def _round(self: Any, digits: int | None = None) -> Any:
     operands = (self,) if digits is None else (self, digits)
     return traced(round(*map(plain, operands)), round, operands)
@@ -174,6 +186,7 @@ def _install() -> None:
         setattr(cls, "__rdivmod__", lambda self, other: (other // self, other % self))  # noqa: B010
         for function, inverse in _INVERSES.items():
             setattr(cls, f"__{function.__name__}__", _comparison(function, inverse))
+        setattr(cls, "__hash__", _hash)  # noqa: B010
         setattr(cls, "__bool__", _truth)  # noqa: B010
         setattr(cls, "__float__", _as_float)  # noqa: B010
         setattr(cls, "__deepcopy__", lambda self, _: plain(self))  # noqa: B010

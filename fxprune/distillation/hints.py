@@ -83,7 +83,7 @@ def kept_channels(hints: Sequence[Hint], pruned: nn.Module, teacher: nn.Module) 
         device = next((t.device for t in (*teacher.parameters(), *teacher.buffers())), torch.device("cpu"))
         given = sample.with_values(0).map(lambda tensor: tensor.to(device))
         graph = analyze(teacher, given, couplings=plan.settings.get("couplings", "keep"))
-        keep = node_keep(graph, plan.masks(graph))
+        keep = node_keep(graph, graph.captured, plan.masks(graph))
     except FxpruneError:
         # Another network than the one that was cut: its channels are not the student's.
         return {}

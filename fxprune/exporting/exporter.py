@@ -21,6 +21,7 @@ from fxprune.exporting.formats import FORMATS, Format
 from fxprune.exporting.result import Exported
 from fxprune.progress import Steps
 from fxprune.reporting import versions
+from fxprune.rewriting import PrunedGraphModule
 from fxprune.samples import Sample
 
 __all__ = ["FORMATS", "export"]
@@ -37,7 +38,8 @@ def export(
     """Write a network to a file of another format; the file is read again, run and compared with the network first.
 
     The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution where the
-    network takes another one, may change between calls of the file.
+    network takes another one, may change between calls of the file. Where the network has several graphs for different
+    resolutions, "pt2" and "onnx" hold the one of the sample.
 
     Args:
         pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
@@ -62,6 +64,8 @@ def export(
     chosen.check()
     network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
+    if chosen.one_graph and isinstance(network, PrunedGraphModule):
+        network = network.for_sizes_of(*sample.args, **sample.kwargs)
     with Steps(progress) as steps:
         with steps("run the network"):
             checks = find_checks(network, sample)

@@ -28,7 +28,9 @@ _LARGEST_ONNX = 1 << 30
 
 
 class Format(Protocol):
-    """One format."""
+    """One format; ``one_graph`` where a file holds one graph of the network."""
+
+    one_graph: bool
 
     def check(self) -> None:
         """Raise MissingDependencyError where a library is missing."""
@@ -42,6 +44,8 @@ class Format(Protocol):
 
 class Pt2:
     """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
+
+    one_graph = True
 
     def check(self) -> None:
         """Torch alone is needed."""
@@ -58,6 +62,8 @@ class Pt2:
 
 class Onnx:
     """ONNX through torch's current exporter, run by onnxruntime."""
+
+    one_graph = True
 
     def check(self) -> None:
         """Raise MissingDependencyError where a library is missing."""
@@ -103,6 +109,8 @@ def onnx_session(file: Path, threads: int = 0) -> Any:
 
 class Source:
     """A folder with readable code and the weights, which needs torch and safetensors alone."""
+
+    one_graph = False
 
     def check(self) -> None:
         """Torch alone is needed."""

@@ -10,8 +10,8 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fxprune.samples import Sample
-from fxprune.verifying.probes import is_image
+from fxprune.rewriting import PrunedGraphModule
+from fxprune.samples import Sample, is_image
 
 __all__ = ["exported_program"]
 
@@ -22,6 +22,8 @@ def exported_program(network: nn.Module, sample: Sample, free: tuple[str, ...]) 
     Raises:
         Exception: of many types, where torch cannot trace the network with these sizes.
     """
+    if isinstance(network, PrunedGraphModule):
+        network = network.for_sizes_of(*sample.args, **sample.kwargs)
     bound = inspect.signature(network.forward).bind(*sample.args, **sample.kwargs).arguments
     shapes = {name: pytree.tree_map(lambda leaf: _free_dims(leaf, free), value) for name, value in bound.items()}
     with torch.no_grad():

@@ -113,7 +113,7 @@ class _Search:
     def __init__(self, graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask]) -> None:
         self.graph = graph
         self.pruned = pruned
-        self.keep = node_keep(graph, masks)
+        self.keep = node_keep(graph, graph.captured, masks)
         self.nodes = {node.name: node for node in pruned.graphs["eval"].nodes}
         own = set(graph.captured.graph.nodes)
         self.calls = {node: call for node, call in graph.calls.items() if node in own}

@@ -1,6 +1,6 @@
 """Rewriting: the smaller network is written as a new graph over new tensors."""
 
-from fxprune.rewriting.pruned_module import UNTRACED_TRAINING
+from fxprune.rewriting.pruned_module import UNTRACED_TRAINING, PrunedGraphModule
 from fxprune.rewriting.rewriter import node_keep, rewrite
 
-__all__ = ["UNTRACED_TRAINING", "node_keep", "rewrite"]
+__all__ = ["UNTRACED_TRAINING", "PrunedGraphModule", "node_keep", "rewrite"]

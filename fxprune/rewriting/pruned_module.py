@@ -3,54 +3,70 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.graph_module import _assign_attr
 
+from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
+
+Graphs = Mapping[str, fx.Graph]
 
 # The name, among what is opaque, of a training mode that could not be traced.
 UNTRACED_TRAINING = "the forward in training mode"
 
 
 class PrunedGraphModule(fx.GraphModule):
-    """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ.
+    """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ, and for sizes that need their own.
 
-    ``.train()`` and ``.eval()`` put the right one in place; both run over the same modules and tensors. ``graph`` and
-    ``code`` are those of the present mode.
+    ``.train()`` and ``.eval()`` put the right one in place; all run over the same modules and tensors. ``graph`` and
+    ``code`` are those of the present mode, for inputs like the sample. Where the original takes another way for inputs
+    of other sizes, a call runs the first graph whose checks of sizes hold; for each new shape that is found out once,
+    without values.
     """
 
     def __init__(
         self,
         root: Mapping[str, Any],
-        graph: fx.Graph,
-        training_graph: fx.Graph | None = None,
+        graphs: Graphs,
         *,
         class_name: str = "GraphModule",
         kept_out: Collection[str] = (),
     ) -> None:
-        """``root`` holds modules and tensors by dotted target; ``kept_out`` names buffers not in the state dict."""
-        super().__init__(dict(root), graph, class_name)
+        """``root`` holds modules and tensors by dotted target; ``kept_out`` names buffers not in the state dict.
+
+        ``graphs``: as in :attr:`graphs`.
+        """
+        super().__init__(dict(root), graphs["eval"], class_name)
         self._class_name = class_name
-        self._eval_graph = graph
-        self._training_graph = training_graph
-        for target in _targets(training_graph) if training_graph is not None else ():
+        self._graphs = dict(graphs)
+        for target in self._all_targets():
             if not _has(self, target):
                 _assign_attr(root[target], self, target)
         for name in kept_out:
             path, _, leaf = name.rpartition(".")
             self.get_submodule(path)._non_persistent_buffers_set.add(leaf)
         self._kept_out = tuple(kept_out)
+        # Forwards of the further variants by mode; what they call is looked up in the module that is passed.
+        self._others = {
+            mode: [_forward_of(self, self._graph_of(mode, number)) for number in range(1, self._count())]
+            for mode in (False, True)
+        }
+        if self._count() > 1:
+            self.recompile()
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
-        """The graph of each mode: "eval", and "training" where it is another one."""
-        graphs = {"eval": self._eval_graph}
-        return graphs if self._training_graph is None else graphs | {"training": self._training_graph}
+        """The graph of each mode: "eval", and "training" where it is another one.
+
+        Those for inputs of other sizes are "eval_1", "training_1" and so on.
+        """
+        return dict(self._graphs)
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where the two modes have different ones.
@@ -59,37 +75,86 @@ class PrunedGraphModule(fx.GraphModule):
         """
         if mode:
             _warn_of_eval_graph(self.meta)
-        if self._training_graph is not None:
-            wanted = self._training_graph if mode else self._eval_graph
-            if self._graph is not wanted:
-                self.graph = wanted
+        wanted = self._graph_of(mode, 0)
+        if self._graph is not wanted:
+            self.graph = wanted
         super().train(mode)
         return self
 
+    def recompile(self) -> Any:
+        """Make ``forward`` from the graph anew."""
+        code = super().recompile()
+        if any(vars(self).get("_others", {}).values()):
+            cls: Any = type(self)
+            cls.forward = _choosing(cls.forward)
+        return code
+
+    def for_sizes_of(self, *args: Any, **kwargs: Any) -> PrunedGraphModule:
+        """A network over the same tensors with the one graph, in each mode, that takes inputs of such sizes."""
+        if self._count() == 1:
+            return self
+        number = self._number_for(args, kwargs)
+        graphs = {mode: _copied(self._graph_of(mode == "training", number)) for mode in ("eval", "training")}
+        if self._graph_of(True, number) is self._graph_of(False, number):
+            del graphs["training"]
+        root = {target: _get(self, target) for graph in graphs.values() for target in _targets(graph)}
+        kept_out = [name for name in self._kept_out if name in root]
+        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out)
+        set_mode(twin, self.training)
+        twin.meta = self.meta
+        return twin
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedGraphModule:
         root = {t: copy.deepcopy(_get(self, t), memo) for t in self._all_targets()}
-        return self._twin(root, self._eval_graph, self._training_graph, copy.deepcopy(self.meta, memo))
-
-    def __reduce__(self) -> Any:
-        root = {t: _get(self, t) for t in self._all_targets()}
-        graphs = [None if g is None else graph_as_data(g) for g in self._both()]
-        about = (self._class_name, self._kept_out, self.training, self.meta, _order(self), _extras(self))
-        return _unpickled, (root, graphs, *about)
-
-    def _twin(self, root: dict[str, Any], graph: fx.Graph, training: fx.Graph | None, meta: Any) -> PrunedGraphModule:
-        second = None if training is None else _copied(training)
-        twin = PrunedGraphModule(root, _copied(graph), second, class_name=self._class_name, kept_out=self._kept_out)
+        graphs = {name: _copied(graph) for name, graph in self._graphs.items()}
+        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=self._kept_out)
         set_mode(twin, self.training)
         arrange(twin, self)
         carry(self, twin)
-        twin.meta = meta
+        twin.meta = copy.deepcopy(self.meta, memo)
         return twin
 
-    def _both(self) -> tuple[fx.Graph, fx.Graph | None]:
-        return self._eval_graph, self._training_graph
+    def __reduce__(self) -> Any:
+        root = {t: _get(self, t) for t in self._all_targets()}
+        graphs = {name: graph_as_data(graph) for name, graph in self._graphs.items()}
+        about = (self._class_name, self._kept_out, self.training, self.meta, _order(self), _extras(self))
+        return _unpickled, (root, graphs, *about)
 
     def _all_targets(self) -> list[str]:
-        return list(dict.fromkeys(t for g in self._both() if g is not None for t in _targets(g)))
+        return list(dict.fromkeys(t for g in self._graphs.values() for t in _targets(g)))
+
+    def _count(self) -> int:
+        return sum(name.startswith("eval") for name in self._graphs)
+
+    def _graph_of(self, training: bool, number: int) -> fx.Graph:
+        plain = self._graphs[graph_name(False, number)]
+        return self._graphs.get(graph_name(True, number), plain) if training else plain
+
+    def _number_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Which variant takes inputs of these sizes."""
+        first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
+        return number_of_forward(self, [first, *self._others[self.training]], args, kwargs)
+
+
+def _forward_of(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
+    forward: Callable[..., Any] = type(fx.GraphModule(module, _copied(graph))).forward
+    return forward
+
+
+def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of a network with variants: ``forward``, or that of the variant that takes the inputs."""
+
+    @functools.wraps(forward)
+    def chosen(self: PrunedGraphModule, *args: Any, **kwargs: Any) -> Any:
+        forwards = [forward, *self._others[self.training]]
+        return forwards[number_of_forward(self, forwards, args, kwargs)](self, *args, **kwargs)
+
+    return chosen
+
+
+def graph_name(training: bool, variant: int) -> str:
+    """The name of a graph among :attr:`PrunedGraphModule.graphs`."""
+    return ("training" if training else "eval") + (f"_{variant}" if variant else "")
 
 
 def _warn_of_eval_graph(meta: Mapping[str, Any]) -> None:
@@ -101,7 +166,7 @@ def _warn_of_eval_graph(meta: Mapping[str, Any]) -> None:
 
 def _unpickled(
     root: dict[str, Any],
-    graphs: list[Any],
+    graphs: dict[str, Any],
     class_name: str,
     kept_out: tuple[str, ...],
     training: bool,
@@ -109,8 +174,8 @@ def _unpickled(
     order: list[str],
     extras: dict[str, Any],
 ) -> PrunedGraphModule:
-    second = None if graphs[1] is None else graph_from_data(graphs[1])
-    module = PrunedGraphModule(root, graph_from_data(graphs[0]), second, class_name=class_name, kept_out=kept_out)
+    built = {name: graph_from_data(graph) for name, graph in graphs.items()}
+    module = PrunedGraphModule(root, built, class_name=class_name, kept_out=kept_out)
     set_mode(module, training)
     for name in order:
         _move_last(module, name)
@@ -149,8 +214,9 @@ def _move_last(module: nn.Module, name: str) -> None:
 
 def set_mode(module: PrunedGraphModule, mode: bool) -> None:
     # Not train(): submodules have been copied with their own modes.
-    if mode and module._training_graph is not None:
-        module.graph = module._training_graph
+    wanted = module._graph_of(mode, 0)
+    if module.graph is not wanted:
+        module.graph = wanted
     module.training = mode
 
 

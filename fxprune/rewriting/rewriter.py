@@ -18,7 +18,7 @@ from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
 from fxprune.model_paths import ModelPaths
 from fxprune.rewriting.decisions import idle_nodes
-from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry
+from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule
@@ -61,15 +61,18 @@ class Rewriter:
 
     def assembled(self, captured: Captured) -> PrunedGraphModule:
         """A module over the graphs of one capture; names lose its prefix."""
-        graphs = [self.run(c) for c in (captured, captured.training_twin) if c is not None]
+        variants = (captured, *captured.variants)
+        graphs = {
+            graph_name(mode.training, mode.variant): self.run(mode) for variant in variants for mode in variant.modes()
+        }
         cut = len(captured.prefix)
-        for node in (n for g in graphs for n in g.nodes if n.op in ("call_module", "get_attr")):
+        for node in (n for g in graphs.values() for n in g.nodes if n.op in ("call_module", "get_attr")):
             node.target = str(node.target)[cut:]
         part = self._paths.module(captured.prefix.removesuffix("."))
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
-        pruned = PrunedGraphModule(root, *graphs, class_name=type(part).__name__, kept_out=kept_out)
+        pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out)
         arrange(pruned, part)
         return pruned
 
@@ -243,10 +246,12 @@ def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask
     return rewriter.assembled(graph.captured).train(model.training)
 
 
-def node_keep(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> dict[str, tuple[torch.Tensor | None, ...]]:
-    """For each node of the captured graph by name whose value loses something, the kept indices of every dim."""
+def node_keep(
+    graph: ChannelGraph, captured: Captured, masks: Mapping[Channels, Mask]
+) -> dict[str, tuple[torch.Tensor | None, ...]]:
+    """For each node of a captured graph by name whose value loses something, the kept indices of every dim."""
     found = {}
-    for node in graph.captured.graph.nodes:
+    for node in captured.graph.nodes:
         if node.op.startswith("call_") and isinstance(node.meta.get("val"), torch.Tensor) and node in graph.axes:
             indices = kept_indices(map(graph.solver.resolve, graph.axes[node]), masks)
             if any(index is not None for index in indices):

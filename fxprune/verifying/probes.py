@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.samples import Sample
+from fxprune.samples import IMAGE_DIMS, Sample, is_image
 
 from .copies import promoted
 
-__all__ = ["Probe", "batch_sizes", "candidates", "is_image", "randomised"]
+__all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
 
 # The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
 # leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
 _SHARES, _PIXELS, _ENOUGH = (0.43, 0.0), 32, 96
-_IMAGE_DIMS = (4, 5)
 # Of this many steps one goes.
 _FEW_STEPS = 4
 
@@ -106,11 +105,6 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
 
-def is_image(tensor: Tensor) -> bool:
-    """Whether the last two dims are a resolution."""
-    return tensor.ndim in _IMAGE_DIMS and tensor.is_floating_point()
-
-
 def _shortened(sample: Sample) -> list[tuple[Sample, bool]]:
     """The sample with fewer steps (tables of positions have an end), and whether it is a guess that these are steps.
 
@@ -140,7 +134,7 @@ def _random(
     label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, share: float | None = None
 ) -> Probe:
     """Random values; ``guessed`` is None where the sample has its own sizes, ``share`` where its own resolution."""
-    images = (3, 4, 5) if sample.image_lists else _IMAGE_DIMS
+    images = (3, 4, 5) if sample.image_lists else IMAGE_DIMS
     drawn = sample.map(lambda t: _random_like(t, generator, share if t.ndim in images else None))
     return Probe(label, drawn, share is not None or guessed is not None, bool(guessed))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 __all__ = ["Proof"]
@@ -38,6 +38,18 @@ class Proof:
     randomised: bool
     notes: tuple[str, ...]
     seconds: float
+
+    def joined(self, other: Proof) -> Proof:
+        """Both as one, where ``other`` is that of the same networks on inputs of other sizes."""
+        where = f"on images of {', '.join(other.resolutions)}: "
+        return replace(
+            self,
+            relative_error=max(self.relative_error, other.relative_error),
+            batch_sizes=tuple(sorted({*self.batch_sizes, *other.batch_sizes})),
+            resolutions=tuple(dict.fromkeys((*self.resolutions, *other.resolutions))),
+            notes=(*self.notes, *(f"{where}{note}" for note in other.notes if note not in self.notes)),
+            seconds=self.seconds + other.seconds,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON values."""

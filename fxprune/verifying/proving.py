@@ -33,6 +33,7 @@ def prove(
     seed: int = 0,
     renumbered: Container[str] = (),
     node_keep: NodeKeep | None = None,
+    alone: bool = False,
 ) -> Proof:
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
 
@@ -54,6 +55,8 @@ def prove(
         node_keep: for nodes of ``captured``'s graph by name, one kept-index tensor, or None for all, per dim. It is
             asked only where the outputs differ without it, and believed only for slices that are constant or copies
             of others: padding, expanded dims and constants, into which no parameter carries a NaN.
+        alone: run the sample's own sizes only, and random parameters only where removal does not show without them:
+            for another graph of two networks that are proven.
 
     Raises:
         ProofError: a check failed; the message says which, where, and by how much.
@@ -62,7 +65,7 @@ def prove(
     whole = all_names(original, captured, keep)
     with nothing_left_behind(original):
         checked = check_tensors(original, captured, pruned, whole, renumbered)
-        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed)
+        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
         dtype = precision(original, case.sample)
         try:
             outcome = Validation(case, dtype).run()

@@ -53,13 +53,14 @@ class Trials:
     error: float = 0.0
     notes: list[str] = field(default_factory=list)
 
-    def run(self, sample: Sample, *, resize: bool = True) -> Trials:
-        """Find a trial for the sample itself and one for random inputs, at another resolution if ``resize``.
+    def run(self, sample: Sample, *, resize: bool = True, alone: bool = False) -> Trials:
+        """Find a trial for the sample itself and, unless ``alone``, one for random inputs, resized if ``resize``.
 
         Raises:
             ProofError: the original refuses the sample, or the traced network differs from the original.
         """
-        for slot in candidates(sample, self.seed, resize=resize):
+        slots = candidates(sample, self.seed, resize=resize)
+        for slot in slots[:1] if alone else slots:
             reasons: list[str] = []
             for probe in slot:
                 reason = self._try(probe)

@@ -63,7 +63,11 @@ _MARKS = Way(
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What is to be proven; ``keep`` has an entry for every parameter and buffer of ``captured``."""
+    """What is to be proven; ``keep`` has an entry for every parameter and buffer of ``captured``.
+
+    ``alone``: at the sample's own sizes only, and with random parameters only where removal does not show without; for
+    a further graph of networks that were proven otherwise.
+    """
 
     original: nn.Module
     captured: nn.Module
@@ -73,6 +77,7 @@ class Case:
     crosses_norm: bool
     node_keep: NodeKeep
     seed: int
+    alone: bool = False
 
 
 @dataclass
@@ -113,9 +118,9 @@ class Validation:
             ProofError: one of them failed.
         """
         try:
-            return self._attempt(resize=True)
+            return self._attempt(resize=not self._case.alone)
         except ProofError:
-            if self._plan_fits_all(self._outcome.probes):
+            if self._case.alone or self._plan_fits_all(self._outcome.probes):
                 raise
         outcome = self._attempt(resize=False)
         outcome.notes.append("not proven at another resolution: what the plan removes are no whole channels there")
@@ -134,12 +139,14 @@ class Validation:
             return self._outcome
         if not self._ways[0].carries:
             self._check_positions(_lightest(trials))
-        self._check_randomised(trials, change)
+        if not case.alone or not self._is_visible(change):
+            self._check_randomised(trials, change)
         return self._outcome
 
     def _trials(self, resize: bool) -> list[Trial]:
         case, outcome = self._case, self._outcome
-        trials = Trials(case.original, case.captured, self._dtype, case.seed).run(case.sample, resize=resize)
+        trials = Trials(case.original, case.captured, self._dtype, case.seed)
+        trials.run(case.sample, resize=resize, alone=case.alone)
         outcome.error = max(outcome.error, trials.error)
         outcome.notes += trials.notes
         outcome.probes = [trial.probe for trial in trials.found]

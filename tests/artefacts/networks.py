@@ -184,7 +184,7 @@ def two_modes() -> PrunedGraphModule:
         graphs.append(trace.trace(net.train(mode), concrete_args={"scale": 2.0}))
     targets = {str(n.target) for graph in graphs for n in graph.nodes if n.op == "call_module"}
     root = {target: net.get_submodule(target) for target in sorted(targets)}
-    return PrunedGraphModule(root, *graphs, class_name="Auxiliary")
+    return PrunedGraphModule(root, dict(zip(("eval", "training"), graphs, strict=True)), class_name="Auxiliary")
 
 
 class Shadowing(nn.Module):

@@ -1,0 +1,57 @@
+"""The proof of a plan: of the graph for inputs like the sample, and of every variant for images of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxprune.analysis import ChannelGraph
+from fxprune.axes.elements import Mask
+from fxprune.axes.expressions import Channels
+from fxprune.capture import Captured
+from fxprune.options import setting
+from fxprune.planning import Plan
+from fxprune.rewriting import node_keep
+from fxprune.samples import Sample
+from fxprune.verifying import Proof, prove
+
+__all__ = ["prove_plan"]
+
+
+def prove_plan(
+    graph: ChannelGraph,
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    masks: Mapping[Channels, Mask],
+    sample: Sample,
+) -> Proof:
+    """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
+
+    Raises:
+        ProofError: a check failed.
+    """
+    cut = {variable for variable, mask in masks.items() if not mask.all()}
+    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
+    inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
+    keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
+
+    def proof(captured: Captured, given: Sample, *, alone: bool) -> Proof:
+        return prove(
+            model,
+            captured.module(model),
+            pruned,
+            keep,
+            (given.args, given.kwargs),
+            crosses_norm=graph.crosses_norm(cut),
+            seed=setting(plan, "seed", 0),
+            node_keep=node_keep(graph, captured, masks),
+            alone=alone,
+        )
+
+    found = proof(graph.captured, sample, alone=False)
+    for variant in graph.captured.variants:
+        leading = graph.captured.led_by(variant.variant)
+        found = found.joined(proof(leading, sample.resized_like(variant.sample), alone=True))
+    return found

@@ -1,0 +1,264 @@
+"""Variants: a forward that goes other ways for images of other sizes is one network with a graph for each way."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxprune
+from fxprune.errors import ArtefactError, ProofError
+from fxprune.rewriting import PrunedGraphModule, rewriter
+
+SIZES = [(16, 16), (8, 8), (18, 18), (17, 21), (24, 32), (20, 16)]
+
+
+class Windows(nn.Module):
+    """Means over windows of 4 x 4, of a map that is padded where it must be and turned where it is large."""
+
+    def __init__(self, norm: bool = False, rate: float = 0.0) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12) if norm else nn.Identity()
+        self.inner, self.head = nn.Conv2d(12, 16, 1), nn.Linear(16, 5)
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.stem(x)).relu()
+        height, width = x.shape[-2:]
+        if height % 4 or width % 4:
+            x = F.pad(x, (0, -width % 4, 0, -height % 4))
+        if max(height, width) > 16:
+            x = x + x.roll((1, 1), (2, 3)) * torch.arange(x.shape[1], device=x.device)[:, None, None]
+        x = F.dropout(x, self.rate, self.training)
+        x = self.inner(F.avg_pool2d(x, 4)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+class Steady(Windows):
+    """It takes no other way."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(self.stem(x)).mean((2, 3)))
+
+
+class Own(Windows):
+    """It refuses all sizes but its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-2:] == (16, 16)
+        return super().forward(x)
+
+
+def compiled(ratio: float = 0.5, make: Callable[[], nn.Module] = Windows, **options: Any) -> tuple[nn.Module, Any]:
+    model = make().double().eval()
+    return model, fxprune.compile(model, image((16, 16)), ratio, **options)
+
+
+def image(size: tuple[int, int], batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, *size, dtype=torch.float64)
+
+
+def masked(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
+    """The original with zeros where the plan removes weights."""
+    twin = copy.deepcopy(model)
+    for name, dims in fxprune.report(pruned).plan.keep.items():
+        for dim, kept in enumerate(dims):
+            if kept is not None and not name.startswith("_"):
+                gone = torch.ones(twin.get_parameter(name).shape[dim], dtype=torch.bool)
+                gone[kept] = False
+                twin.get_parameter(name).data.index_fill_(dim, gone.nonzero()[:, 0], 0.0)
+    return twin
+
+
+@pytest.mark.parametrize("options", [{}, {"ratio": 0.03, "couplings": "drop"}, {"verify": False}], ids=str)
+def test_every_way_is_that_of_the_masked_original(options: dict[str, Any]) -> None:
+    model, pruned = compiled(**options)
+    assert {name for name in pruned.graphs if name.startswith("eval_")}
+    expected = masked(model, pruned)
+    for size in SIZES:
+        x = image(size, 3)
+        torch.testing.assert_close(pruned(x), expected(x))
+
+
+def test_the_proof_runs_every_graph() -> None:
+    proof = fxprune.report(compiled()[1]).proof
+    assert proof is not None
+    assert {"16x16", "32x32", "23x23", "9x9"} <= set(proof.resolutions)
+
+
+def test_what_is_wrong_in_one_graph_alone_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = rewriter.Rewriter.run
+
+    def wrong(self: Any, captured: Any) -> fx.Graph:
+        graph = run(self, captured)
+        for node in graph.nodes if captured.variant == 2 else ():
+            if node.target == "roll" or "roll" in str(node.target):
+                node.args = (node.args[0], (2, 1), node.args[2])
+        return graph
+
+    monkeypatch.setattr(rewriter.Rewriter, "run", wrong)
+    with pytest.raises(ProofError, match="outputs"):
+        compiled()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_training_is_that_of_the_original_in_every_way(norm: bool) -> None:
+    model, pruned = compiled(0.0, lambda: Windows(norm, 0.4))
+    model.train()
+    pruned.train()
+    for size in SIZES:
+        x = image(size)
+        torch.manual_seed(1)
+        expected = model(x)
+        torch.manual_seed(1)
+        assert torch.equal(pruned(x), expected)
+        assert torch.get_rng_state().equal(_state_after(model, x))
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, pruned.get_buffer(name)) or name.startswith("norm")
+
+
+def _state_after(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(1)
+    copy.deepcopy(model)(x)
+    return torch.get_rng_state()
+
+
+def test_looking_for_the_graph_changes_nothing() -> None:
+    _, pruned = compiled(0.3, lambda: Windows(True))
+    pruned.train()
+    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    x, state = image((18, 18)), torch.get_rng_state()
+    with FlopCounterMode(display=False) as counter:
+        twin = pruned.for_sizes_of(x)
+    assert not counter.get_total_flops()
+    assert list(twin.graphs) == ["eval", "training"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pruned.state_dict().items())
+
+
+def test_models_without_such_checks_or_of_one_size_have_one_graph() -> None:
+    for make in (Steady, Own):
+        _, pruned = compiled(0.3, make)
+        assert not any(name.endswith("_1") for name in pruned.graphs)
+        assert pruned.for_sizes_of(image((16, 16))) is pruned
+
+
+class Moving(nn.Module):
+    """It moves down by its height, in no way that is taken twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for _ in range(x.shape[-1]):
+            x = x.roll(1, -1) + 1
+        return self.last(x)
+
+
+def test_sizes_that_no_graph_takes_are_refused() -> None:
+    _, pruned = compiled(0.3, Moving)
+    assert len(pruned.graphs) == 5
+    with pytest.raises(AssertionError, match=r"test_variants\.py:\d+ took"):
+        pruned(image((16, 19)))
+
+
+def test_copies_and_files_go_every_way(tmp_path: Path) -> None:
+    _, pruned = compiled(0.4, lambda: Windows(True, 0.3))
+    inputs = [image(size) for size in SIZES]
+    expected = [pruned(x) for x in inputs]
+    fxprune.save(pruned, tmp_path / "net")
+    twins = [copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), fxprune.load(tmp_path / "net")]
+    namespace: dict[str, Any] = {"__name__": "saved"}
+    exec((tmp_path / "net" / "model.py").read_text(), namespace)
+    model = namespace["Model"]().double().eval()
+    model.load_state_dict(load_file(tmp_path / "net" / "weights.safetensors"))
+    for twin in (*twins, model):
+        assert all(torch.equal(twin(x), y) for x, y in zip(inputs, expected, strict=True))
+        twin.train()(inputs[-1]).sum().backward()
+        # None of the graphs is for a small image with one of these remainders alone.
+        with pytest.raises(AssertionError, match="inputs of other sizes"):
+            twin.eval()(image((12, 10)))
+
+
+def test_generated_source_knows_torch_alone_and_is_clean(tmp_path: Path) -> None:
+    fxprune.save(compiled(0.4)[1], tmp_path / "net")
+    lines = (tmp_path / "net" / "model.py").read_text().splitlines()
+    imports = {line for line in lines if line.startswith(("import ", "from "))}
+    assert imports == {
+        "import copy",
+        "import sys",
+        "from collections.abc import Callable, Sequence",
+        "from concurrent.futures import ThreadPoolExecutor",
+        "from typing import Any",
+        "import torch",
+        "import torch.nn.functional as F",
+        "from torch import nn",
+    }
+    assert not [line for line in lines if len(line) > 120 and "this network was made for" not in line]
+
+
+@pytest.mark.parametrize("name", ["eval_1_graph", "eval_graph"])
+def test_a_folder_without_one_of_the_graphs_is_refused(tmp_path: Path, name: str) -> None:
+    fxprune.save(compiled(0.4)[1], tmp_path / "net")
+    (file,) = (f for f in (tmp_path / "net").glob("*.json") if "eval_1_graph" in f.read_text())
+    data = json.loads(file.read_text())
+    del _holder(data, name)[name]
+    file.write_text(json.dumps(data))
+    with pytest.raises(ArtefactError):
+        fxprune.load(tmp_path / "net")
+
+
+def _holder(data: Any, name: str) -> Any:
+    if name in data:
+        return data
+    return next(found for value in data.values() if isinstance(value, dict) and (found := _holder(value, name)))
+
+
+def test_one_graph_is_exported_and_all_are_compiled(tmp_path: Path) -> None:
+    _, pruned = compiled(0.4)
+    for size in ((16, 16), (18, 18)):
+        found = fxprune.export(pruned, tmp_path / "net.pt2", "pt2", image(size))
+        assert f"{size[0]}x{size[1]}" in found.resolutions
+    again = torch.compile(pruned, backend="eager")
+    for size in SIZES:
+        torch.testing.assert_close(again(image(size)).shape, torch.Size((2, 5)))
+        x = image(size)
+        torch.testing.assert_close(again(x), pruned(x))
+
+
+def test_the_graph_of_the_mode_is_changed_in_place_as_ever() -> None:
+    _, pruned = compiled(0.0)
+    assert isinstance(pruned, PrunedGraphModule)
+    for node in pruned.graph.nodes:
+        if node.op == "output":
+            with pruned.graph.inserting_before(node):
+                node.args = (pruned.graph.call_function(torch.neg, (node.args[0],)),)
+    x, y = image((16, 16)), image((18, 18))
+    before = pruned(x), pruned(y)
+    pruned.recompile()
+    assert torch.equal(pruned(x), -before[0])
+    assert torch.equal(pruned(y), before[1])
+
+
+def test_one_plan_serves_samples_of_all_sizes() -> None:
+    model, pruned = compiled()
+    plan = fxprune.report(pruned).plan
+    other = fxprune.apply(model, image((18, 18)), plan)
+    for size in [(18, 18), (24, 32), (9, 9), (17, 21)]:
+        x = image(size)
+        torch.testing.assert_close(other(x), pruned(x))
+    recovered = fxprune.recover(pruned, model, "bias", calibration=[image((16, 16)), image((16, 16))])
+    assert list(recovered.graphs) == list(pruned.graphs)
+    assert not torch.equal(recovered(image((18, 18))), pruned(image((18, 18))))
