@@ -314,6 +314,10 @@ def _applied(
     if not unproven:
         with steps("verify"):
             proof = prove_plan(graph, model, pruned, plan, masks, sample)
+            if proof.strays:
+                graph.captured.hold_to_sizes()
+                pruned = rewrite(graph, model, masks)
+                proof = prove_plan(graph, model, pruned, plan, masks, sample)
     made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
     if made.budget == "latency":
         with steps("time"):

@@ -262,3 +262,30 @@ def test_one_plan_serves_samples_of_all_sizes() -> None:
     recovered = fxprune.recover(pruned, model, "bias", calibration=[image((16, 16)), image((16, 16))])
     assert list(recovered.graphs) == list(pruned.graphs)
     assert not torch.equal(recovered(image((18, 18))), pruned(image((18, 18))))
+
+
+class ByName(Windows):
+    """Its way hangs on a size in words, which leaves no trace."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        way = getattr(self, f"way{x.shape[-1]}", torch.sigmoid)
+        return self.head(way(self.inner(self.stem(x))).mean((2, 3)))
+
+    @staticmethod
+    def way16(x: torch.Tensor) -> torch.Tensor:
+        return x.relu()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_strays_at_another_resolution_refuses_it(batch: int) -> None:
+    model = ByName().double().eval()
+    pruned = fxprune.compile(model, image((16, 16), batch), 0.4)
+    proof = fxprune.report(pruned).proof
+    assert proof is not None
+    assert proof.resolutions == ("16x16",)
+    assert not proof.strays
+    expected, x = masked(model, pruned), image((16, 16), 5)
+    torch.testing.assert_close(pruned(x), expected(x))
+    for size in [(32, 32), (16, 20)]:
+        with pytest.raises(AssertionError, match="16 in the sample, and with others"):
+            pruned(image(size))

@@ -111,6 +111,11 @@ class Captured:
 
         return run
 
+    def hold_to_sizes(self) -> None:
+        """Let every graph but those of islands refuse all sizes but those of its own sample, the batch aside."""
+        for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
+            decisions.hold_to_sizes(captured.graph, captured.sample.batch_size is not None)
+
     def led_by(self, number: int) -> Captured:
         """The same captures with one of the variants in front, and the first one among the variants."""
         first, *rest = self.variants[number - 1], replace(self, variants=()), *self.variants

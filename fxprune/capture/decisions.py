@@ -18,7 +18,7 @@ from fxprune.capture.leaves import holds_tensor
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, plain, size_of
 
-__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "is_check", "refuses_sizes"]
+__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "refuses_sizes"]
 
 _REFUSAL = "this network was made for "
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -45,6 +45,19 @@ def asks_sizes(graph: fx.Graph) -> bool:
 def refuses_sizes(error: BaseException) -> bool:
     """Whether an error came from such a check."""
     return isinstance(error, AssertionError) and _REFUSAL in str(error)
+
+
+def hold_to_sizes(graph: fx.Graph, batch: bool) -> None:
+    """Write checks into a graph that its inputs have the sizes of the sample, the first dim aside if it is a batch."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_before(inputs[-1].next):
+        for node in (n for n in inputs if isinstance(n.meta["val"], torch.Tensor)):
+            for dim, known in list(enumerate(node.meta["val"].shape))[int(batch) :]:
+                size = graph.call_method("size", (node, dim))
+                same = graph.call_function(operator.eq, (size, known))
+                needs = f"dim {dim} of {node.name} is {known} in the sample, and with others its forward does otherwise"
+                check = graph.call_function(torch._assert, (same, f"{_REFUSAL}inputs of other sizes: {needs}"))
+                size.meta["val"], same.meta["val"], check.meta["val"] = known, True, None
 
 
 def hold_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:

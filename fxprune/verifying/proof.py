@@ -25,6 +25,8 @@ class Proof:
         randomised: parameters were also randomised, to see the effect of all of them.
         notes: what else a reader should know, a sentence each.
         seconds: wall-clock time of the proof.
+        strays: where, at another resolution or length, the traced network computes something else than the original
+            instead of refusing; empty where it does not.
     """
 
     method: str
@@ -38,6 +40,7 @@ class Proof:
     randomised: bool
     notes: tuple[str, ...]
     seconds: float
+    strays: str = ""
 
     def joined(self, other: Proof) -> Proof:
         """Both as one, where ``other`` is that of the same networks on inputs of other sizes."""
