@@ -57,6 +57,7 @@ def compile(  # noqa: A001  the public name says what it does
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] = 1.0,
     recover: str | Recovery | Sequence[str | Recovery] | None = None,
+    other_samples: Sequence[Any] = (),
     verify: bool = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -92,6 +93,9 @@ def compile(  # noqa: A001  the public name says what it does
         max_ratio: at most this share of a group's channels goes; a mapping gives it by the groups' names.
         recover: what is done, after the proof, to keep accuracy without labels or training: "reconstruct", "batchnorm",
             "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order.
+        other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
+            the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
+            tried without being asked.
         verify: prove the result; a failed proof raises and never returns a network.
         seed: of everything random.
         progress: show what is being done; by default only on a terminal.
@@ -109,7 +113,7 @@ def compile(  # noqa: A001  the public name says what it does
     )
     recoveries = resolve_recoveries(recover)
     with one_pass(progress) as steps:
-        graph, sample = _analyzed(model, sample_input, steps, options.couplings)
+        graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
         feed = Feed.checked(calibration, loss, sample)
         _time_operations(graph, model, sample, options.budget, steps)
         chosen, scores = _planned(graph, model, options, feed, steps)
@@ -117,16 +121,19 @@ def compile(  # noqa: A001  the public name says what it does
         return recovered(graph, model, pruned, recoveries, feed, steps)
 
 
-def analyze(model: nn.Module, sample_input: Any, *, couplings: str = "keep") -> ChannelGraph:
+def analyze(
+    model: nn.Module, sample_input: Any, *, couplings: str = "keep", other_samples: Sequence[Any] = ()
+) -> ChannelGraph:
     """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain()``, ``.draw()``.
 
-    A network in which everything is pinned has no groups; ``.pinned`` says why. ``couplings``: as for :func:`compile`.
+    A network in which everything is pinned has no groups; ``.pinned`` says why. ``couplings`` and ``other_samples``: as
+    for :func:`compile`.
 
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
     with one_pass(False) as steps:
-        return _analyzed(model, sample_input, steps, check_couplings(couplings))[0]
+        return _analyzed(model, sample_input, steps, check_couplings(couplings), other_samples)[0]
 
 
 def plan(
@@ -145,6 +152,7 @@ def plan(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float | Mapping[str, float] = 1.0,
+    other_samples: Sequence[Any] = (),
     seed: int = 0,
     progress: bool | None = None,
 ) -> Plan:
@@ -157,13 +165,19 @@ def plan(
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     with one_pass(progress) as steps:
-        graph, sample = _analyzed(model, sample_input, steps, options.couplings)
+        graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
         _time_operations(graph, model, sample, options.budget, steps)
         return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
 
 
 def apply(
-    model: nn.Module, sample_input: Any, plan: Plan, *, verify: bool = True, progress: bool | None = None
+    model: nn.Module,
+    sample_input: Any,
+    plan: Plan,
+    *,
+    other_samples: Sequence[Any] = (),
+    verify: bool = True,
+    progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut a network as a plan says: the rewrite and the proof alone.
 
@@ -175,7 +189,7 @@ def apply(
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
     with one_pass(progress) as steps:
         couplings = check_couplings(setting(plan, "couplings", "keep"))
-        graph, sample = _analyzed(model, sample_input, steps, couplings)
+        graph, sample = _analyzed(model, sample_input, steps, couplings, other_samples)
         _time_operations(graph, model, sample, setting(plan, "budget", "macs"), steps)
         return _applied(graph, model, sample, plan, verify, steps)
 
@@ -236,11 +250,14 @@ def report(pruned: nn.Module) -> Report:
 
 
 @uncollected()
-def _analyzed(model: nn.Module, sample_input: Any, steps: Steps, couplings: str) -> tuple[ChannelGraph, Sample]:
+def _analyzed(
+    model: nn.Module, sample_input: Any, steps: Steps, couplings: str, other_samples: Sequence[Any] = ()
+) -> tuple[ChannelGraph, Sample]:
     with steps("capture"):
-        sample = Sample.from_input(sample_input).map(torch.Tensor.detach)
+        sample = Sample.from_input(sample_input).beside(other_samples).map(torch.Tensor.detach)
         check_model(model)
-        check_sample(model, sample)
+        for given in (sample, *sample.others):
+            check_sample(model, given)
         with torch.random.fork_rng(devices=[]):
             captured, untraced = trace(model, sample)
     with steps("analyze"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +25,12 @@ class Sample:
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
+        others: the arguments of further calls, with tensors of other sizes or with other flags.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    others: tuple[Sample, ...] = ()
 
     @classmethod
     def from_input(cls, sample_input: Any) -> Sample:
@@ -118,12 +120,37 @@ class Sample:
     def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         """The sample with ``transform`` applied to every tensor leaf; what is no tensor stays as it is."""
         args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
-        return Sample(args, kwargs)
+        return Sample(args, kwargs, tuple(other.map(transform) for other in self.others))
+
+    def beside(self, other_samples: Sequence[Any]) -> Sample:
+        """The sample with others, each as :meth:`from_input` reads it.
+
+        Raises:
+            SampleError: they are no sequence of samples, or one has other arguments than this one.
+        """
+        if isinstance(other_samples, (torch.Tensor, dict, str)) or not isinstance(other_samples, Sequence):
+            raise SampleError("other_samples must be a list of samples, each like sample_input")
+        others = tuple(Sample.from_input(other) for other in other_samples)
+        own = pytree.tree_structure((self.args, self.kwargs))
+        for number, other in enumerate(others):
+            if pytree.tree_structure((other.args, other.kwargs)) != own:
+                raise SampleError(f"other_samples[{number}] has other arguments than sample_input: pass the same ones")
+        return replace(self, others=others) if others else self
 
     def resized_like(self, other: Sample) -> Sample:
         """The same sample with its images brought to the height and width of those in ``other``, pixel by pixel."""
         sizes = (tensor.shape[-2:] for tensor in other.tensors)
-        return self.map(lambda tensor: _resized(tensor, next(sizes)))
+        return replace(self, others=()).map(lambda tensor: _resized(tensor, next(sizes)))
+
+    def with_images_of(self, height: int, width: int) -> Sample:
+        """The same sample with images of another height and width, pixel by pixel.
+
+        Raises:
+            SampleError: it has no images.
+        """
+        if not any(map(is_image, self.tensors)):
+            raise SampleError("the sample has no images (batch, colours, height, width) that could have another size")
+        return replace(self, others=()).map(lambda tensor: _resized(tensor, torch.Size((height, width))))
 
     def call(self, function: Callable[..., T]) -> T:
         """``function(*args, **kwargs)``."""

@@ -52,6 +52,6 @@ def prove_plan(
 
     found = proof(graph.captured, sample, alone=False)
     for variant in graph.captured.variants:
-        leading = graph.captured.led_by(variant.variant)
-        found = found.joined(proof(leading, sample.resized_like(variant.sample), alone=True))
+        given = sample.resized_like(variant.sample) if variant.other is None else sample.others[variant.other]
+        found = found.joined(proof(graph.captured.led_by(variant.variant), given, alone=True))
     return found

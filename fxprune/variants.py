@@ -7,6 +7,7 @@ too, so that the result takes both; it holds one set of weights, and tells the w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from fxprune.capture import Captured, capture
 from fxprune.capture.decisions import asks_sizes
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, SampleError
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample, is_image
 
@@ -29,29 +30,42 @@ _REFUSALS = 3
 
 
 def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
-    """Capture the forward at other resolutions where the graphs so far refuse them and the model does not.
+    """Capture the forward on the other samples, and at other resolutions, where the graphs so far refuse them.
 
-    A model without such checks, or with opaque parts, has none.
+    A model without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
+
+    Raises:
+        SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
+    given = captured.sample.others
+    if captured.opaque and given:
+        path = next(iter(captured.opaque)) or "the model's own forward"
+        raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
     if captured.opaque or not asks_sizes(captured.graph):
         return
     known, refusals = [captured.without_values(model)], 0
-    for sample in _resized(captured.sample):
+    # A graph that asks for values, such as whether they are finite, does not tell without values what it refuses.
+    tried = _resized(captured.sample) if known[0](captured.sample) is None else ()
+    for number, sample in (*enumerate(given), *((None, sample) for sample in tried)):
         if any(run(sample) is None for run in known):
             continue
         try:
             variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=len(known))
-        except CaptureError:
+        except CaptureError as error:
+            if number is not None:
+                raise SampleError(f"other_samples[{number}]: {error}") from error
             refusals += 1
         else:
+            variant.other = number
             yield variant
             known.append(variant.without_values(model))
-        if refusals == _REFUSALS or len(known) == 1 + _MOST:
+        if refusals == _REFUSALS or (number is None and len(known) > len(given) + _MOST):
             return
 
 
 def _resized(sample: Sample) -> Iterator[Sample]:
     """The sample with images of other sizes, of ones: half of it, the next multiple of 32, and a quarter last."""
+    sample = replace(sample, others=())
     sides = [size for tensor in sample.tensors if is_image(tensor) for size in tensor.shape[-2:]]
     if not sides:
         return

@@ -42,6 +42,10 @@ def broken():
 def not_a_model():
     return 3
 
+class Window(Net):
+    def forward(self, x):
+        return super().forward(x) * (2 if (x.shape[2], x.shape[3]) in ((20, 31), (8, 9)) else 1)
+
 class Tokens(nn.Module):
     def __init__(self):
         super().__init__()
@@ -95,6 +99,15 @@ def test_compile_reports_and_saves(run: Callable[..., Result], nets: str, tmp_pa
     pruned = fxprune.load(tmp_path / "out")
     assert fxprune.report(pruned).achieved >= 0.5
     assert pruned(torch.randn(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_compile_takes_other_sizes(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    given = ("compile", f"{nets}:Window", "--input-size", "1,3,8,8", "--ratio", 0.3, "--other-size", "20x31")
+    assert run(*given, "-o", tmp_path / "out").code == 0
+    pruned = fxprune.load(tmp_path / "out")
+    assert pruned(torch.randn(2, 3, 20, 31)).shape == (2, 5)
+    with pytest.raises(AssertionError, match="other sizes"):
+        pruned(torch.randn(2, 3, 8, 9))
 
 
 def test_compile_takes_its_options(run: Callable[..., Result], nets: str) -> None:
@@ -317,6 +330,8 @@ def test_calibration_files(tmp_path: Path) -> None:
         (["analyze", "NETS:Net", "--input-size", "1,3,8,8:colour"], "cannot read the input size"),
         (["analyze", "NETS:Net", "--input-size", "1,3,0,8"], "cannot read the input size"),
         (["analyze", "NETS:Net", "--input-size", "1,4,8,8"], "sample"),
+        (["compile", "NETS:Net", "--input-size", "1,3,8,8", "--ratio", "0.3", "--other-size", "9"], "320x480"),
+        (["compile", "NETS:Net", "--input-size", "1,3,8,8", "--ratio", "0.3", "--other-size", "0x9"], "320x480"),
         (["analyze", "."], "not a folder saved by fxprune"),
         (["report", "nowhere"], "not a folder saved by fxprune"),
         (["export", "nowhere", "-o", "x.pt2"], "not a folder saved by fxprune"),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.errors import ArtefactError, ProofError
+from fxprune.errors import ArtefactError, ProofError, SampleError
 from fxprune.rewriting import PrunedGraphModule, rewriter
 
 SIZES = [(16, 16), (8, 8), (18, 18), (17, 21), (24, 32), (20, 16)]
@@ -289,3 +289,62 @@ def test_what_strays_at_another_resolution_refuses_it(batch: int) -> None:
     for size in [(32, 32), (16, 20)]:
         with pytest.raises(AssertionError, match="16 in the sample, and with others"):
             pruned(image(size))
+
+
+class Scan(nn.Module):
+    """A step for every column, forwards or backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv1d(3, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor, backwards: bool = False) -> torch.Tensor:
+        x = self.first(x)
+        state = x.new_zeros(x.shape[0], x.shape[1])
+        for column in reversed(x.unbind(-1)) if backwards else x.unbind(-1):
+            state = torch.tanh(column + state)
+        return self.last(state)
+
+
+def series(steps: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, steps, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_other_samples_are_taken(tmp_path: Path, batch: int) -> None:
+    model = Scan().double().eval()
+    others = [(series(9, batch), False), (series(5, batch), True), (series(6, 4), False), (series(5, batch), True)]
+    pruned = fxprune.compile(model, (series(6, batch), False), 0.4, other_samples=others)
+    assert list(pruned.graphs) == ["eval", "eval_1", "eval_2"]
+    expected = masked(model, pruned)
+    fxprune.save(pruned, tmp_path / "net")
+    loaded = fxprune.load(tmp_path / "net")
+    for call in [(series(6, 3), False), *others]:
+        torch.testing.assert_close(pruned(*call), expected(*call))
+        torch.testing.assert_close(loaded(*call), expected(*call))
+    with pytest.raises(AssertionError, match="backwards = False"):
+        pruned(series(6), True)
+    again = fxprune.recover(loaded, model, "bias", calibration=[(series(6), False)])
+    assert list(again.graphs) == ["eval", "eval_1", "eval_2"]
+    plan = fxprune.plan(model, (series(6), False), 0.4, other_samples=others)
+    assert fxprune.apply(model, (series(9), False), plan)(series(9), False).shape == (2, 4)
+    groups = fxprune.analyze(model, (series(6), False), other_samples=others).groups
+    assert [group.size for group in groups] == [16]
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (series(9), "must be a list of samples"),
+        ([series(9)], r"other_samples\[0\] has other arguments"),
+        (
+            [(series(9), False), (series(9)[:, :2], False)],
+            r"other_samples\[1\]: cannot trace the model at .*test_variants\.py",
+        ),
+        ([(series(9).float(), False)], "float32"),
+        (["a"], "holds no tensor"),
+    ],
+)
+def test_bad_other_samples_are_refused(others: Any, words: str) -> None:
+    with pytest.raises(SampleError, match=words):
+        fxprune.compile(Scan().double().eval(), (series(6), False), 0.4, other_samples=others)

@@ -19,7 +19,8 @@ def encode_sample(sample: Sample | None) -> Any:
     """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
     if sample is None:
         return None
-    return {"args": [_encode(value) for value in sample.args], "kwargs": _encode_items(sample.kwargs)}
+    data = {"args": [_encode(value) for value in sample.args], "kwargs": _encode_items(sample.kwargs)}
+    return data | ({"others": [encode_sample(other) for other in sample.others]} if sample.others else {})
 
 
 def _encode(value: Any) -> Any:
@@ -42,7 +43,11 @@ def decode_sample(data: Any) -> Sample | None:
     """The sample that :func:`encode_sample` wrote, its tensors on the meta device."""
     if data is None:
         return None
-    return Sample(tuple(_decode(v) for v in data["args"]), {k: _decode(v) for k, v in data["kwargs"].items()})
+    return Sample(*_call(data), tuple(Sample(*_call(other)) for other in data.get("others", ())))
+
+
+def _call(data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return tuple(_decode(v) for v in data["args"]), {k: _decode(v) for k, v in data["kwargs"].items()}
 
 
 def _decode(data: Any) -> Any:

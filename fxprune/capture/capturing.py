@@ -50,6 +50,7 @@ class Captured:
         training_twin: the graph of training mode where it is another one.
         variants: the same forward for inputs of other sizes, for which it takes other ways.
         variant: 0, or which of the variants this is.
+        other: which of the sample's other samples a variant was traced on; None for one that nobody gave.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
         remembers: attributes of modules, tensors of the state dict aside, that the forward sets.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
@@ -71,6 +72,7 @@ class Captured:
     training_twin: Captured | None = None
     variants: tuple[Captured, ...] = ()
     variant: int = 0
+    other: int | None = None
     selections: dict[str, str] = field(default_factory=dict)
     remembers: tuple[str, ...] = ()
 

@@ -38,8 +38,8 @@ def is_check(node: fx.Node) -> bool:
 
 
 def asks_sizes(graph: fx.Graph) -> bool:
-    """Whether a graph checks sizes that another input may have otherwise."""
-    return any(is_check(node) and f"{_REFUSAL}inputs of other sizes" in str(node.args[1]) for node in graph.nodes)
+    """Whether a graph checks sizes, or arguments, that another input may have otherwise."""
+    return any(is_check(node) and _REFUSAL in str(node.args[1]) for node in graph.nodes)
 
 
 def refuses_sizes(error: BaseException) -> bool:

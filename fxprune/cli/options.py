@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from fxprune.model_sources import Source
 
-__all__ = ["Allow", "AsJson", "Couplings", "Folder", "InputSize", "Model", "Seed", "Verbose", "Weights", "find"]
+__all__ = [
+    "Allow",
+    "AsJson",
+    "Couplings",
+    "Folder",
+    "InputSize",
+    "Model",
+    "OtherSize",
+    "Seed",
+    "Verbose",
+    "Weights",
+    "find",
+    "other_samples",
+]
 
 Model = Annotated[
     str,
@@ -20,6 +33,10 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved n
 InputSize = Annotated[
     list[str] | None,
     typer.Option(help="Shape of an input, such as 1,3,224,224 or 1,128:int64; once for each positional input."),
+]
+OtherSize = Annotated[
+    list[str] | None,
+    typer.Option(help="Height and width of images that the result must take, too, such as 320x480; may be repeated."),
 ]
 Weights = Annotated[
     Path | None,
@@ -49,3 +66,21 @@ def find(
     if weights is not None:
         load_weights(source.model, weights)
     return source
+
+
+def other_samples(source: Source, sizes: list[str] | None) -> list[Any]:
+    """The sample of a network with images of other sizes, each given as HEIGHTxWIDTH.
+
+    Raises:
+        SampleError: a size cannot be read, or there are no images.
+    """
+    from fxprune.errors import SampleError
+    from fxprune.samples import Sample
+
+    found = []
+    for text in sizes or ():
+        numbers = text.lower().split("x")
+        if len(numbers) != 2 or not all(number.isdecimal() and int(number) for number in numbers):
+            raise SampleError(f"--other-size {text!r:.40}: give height and width in pixels, such as 320x480")
+        found.append(Sample.from_input(source.sample).with_images_of(*map(int, numbers)))
+    return found

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 from fxprune.cli.choices import BUDGETS, CRITERIA, RECOVERIES, complete
-from fxprune.cli.options import Allow, AsJson, Couplings, InputSize, Model, Seed, Verbose, Weights, find
+from fxprune.cli.options import (
+    Allow,
+    AsJson,
+    Couplings,
+    InputSize,
+    Model,
+    OtherSize,
+    Seed,
+    Verbose,
+    Weights,
+    find,
+    other_samples,
+)
 from fxprune.cli.output import show, show_json
 from fxprune.errors import OptionError
 
@@ -57,6 +69,7 @@ def compile_command(
     min_channels: Annotated[int, typer.Option(help="Least channels left in a group.")] = 1,
     max_ratio: Annotated[float, typer.Option(help="Largest share removed from one group.")] = 1.0,
     input_size: InputSize = None,
+    other_size: OtherSize = None,
     weights: Weights = None,
     allow: Allow = None,
     seed: Seed = 0,
@@ -82,6 +95,7 @@ def compile_command(
         round_to=round_to,
         min_channels=min_channels,
         max_ratio=max_ratio,
+        other_samples=other_samples(source, other_size),
         verify=verify,
         seed=seed,
         **_with_data(calibration, recover),

@@ -65,7 +65,7 @@ def without_values(value: Any) -> Any:
 
 
 def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """Which of ``forwards`` does not refuse the sizes of the arguments; 0 where all do.
+    """Which of ``forwards`` does not refuse the arguments; 0 where all do.
 
     They run over a copy of the module's parts on the meta device, which has sizes and no values.
     """
@@ -74,6 +74,7 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
     parts = nn.Module()
     for held in ("_modules", "_parameters", "_buffers"):
         vars(parts)[held] = copy.deepcopy(getattr(module, held), memo)
+    unsure = []
     for number, forward in enumerate(forwards):
         try:
             with torch.no_grad():
@@ -81,9 +82,10 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
         except AssertionError:
             continue
         except Exception:  # what cannot be run without values is left to the real run
-            return number
+            unsure.append(number)
+            continue
         return number
-    return 0
+    return unsure[0] if unsure else 0
 
 
 def source() -> str:
