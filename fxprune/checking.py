@@ -181,9 +181,11 @@ def check_forgets(model: nn.Module, sample: Sample, remembers: Sequence[str]) ->
             torch.manual_seed(0)
             buffers = {name: buffer.clone() for name, buffer in duplicate.named_buffers()}
             first = sample.map(torch.clone).call(duplicate)
-            # A graph keeps buffers as the model does, so what they do to the next call is no matter.
+            # A graph keeps buffers as the model does, so what they do to the next call is no matter; but none that
+            # changed their shape, which serve as a cache.
             for name, buffer in duplicate.named_buffers():
-                buffer.copy_(buffers[name])
+                if name in buffers and buffers[name].shape == buffer.shape:
+                    buffer.copy_(buffers[name])
             torch.manual_seed(0)
             second = sample.map(torch.clone).call(duplicate)
         except Exception:  # the user's own code; what does not run cannot be compared

@@ -52,7 +52,7 @@ class Captured:
         variant: 0, or which of the variants this is.
         other: which of the sample's other samples a variant was traced on; None for one that nobody gave.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
-        remembers: attributes of modules, tensors of the state dict aside, that the forward sets.
+        remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
         reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
     """
 

@@ -70,21 +70,30 @@ class State:
         ]
 
     def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
-        """Parameters and buffers in whose place there is something else now: name, old, new."""
+        """Parameters and buffers in whose place there is something else now, caches aside: name, old, new."""
+        return ((name, old, new) for name, old, new in self._replaced() if not _is_cache(old, new))
+
+    def changed(self) -> tuple[str, ...]:
+        """Other attributes that were set, and buffers that serve as caches."""
+        attributes = (
+            f"{path}.{name}".lstrip(".")
+            for path, module, before in self._attributes
+            for name, value in vars(module).items()
+            if before.get(name, self) is not value
+        )
+        return (*attributes, *(name for name, old, new in self._replaced() if _is_cache(old, new)))
+
+    def _replaced(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
         for path, module, held, before in self._tensors:
             for name, old in before.items():
                 new = getattr(module, held).get(name)
                 if new is not old and old is not None:
                     yield f"{path}.{name}".lstrip("."), old, new
 
-    def changed(self) -> tuple[str, ...]:
-        """Other attributes that were set."""
-        return tuple(
-            f"{path}.{name}".lstrip(".")
-            for path, module, before in self._attributes
-            for name, value in vars(module).items()
-            if before.get(name, self) is not value
-        )
+
+def _is_cache(old: torch.Tensor, new: Any) -> bool:
+    """Whether a buffer got a tensor of another shape, as one does that holds a table for the size of the last input."""
+    return not isinstance(old, nn.Parameter) and isinstance(new, torch.Tensor) and new.shape != old.shape
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:

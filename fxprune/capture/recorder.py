@@ -266,10 +266,10 @@ class Recorder(TorchFunctionMode):
         """A forward that gives a buffer another tensor (``self.mean = ...``) has it written into the buffer.
 
         Raises:
-            CaptureError: it is no tensor of the same shape, or the old one is a parameter.
+            CaptureError: it is no tensor, or the old one is a parameter.
         """
-        if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor) or new.shape != old.shape:
-            raise CaptureError(f"the forward replaces {name} by something else than a tensor of the buffer's shape")
+        if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor):
+            raise CaptureError(f"the forward replaces {name}, which is no buffer, or by what is no tensor")
         node = self._attribute(name, old)
         with self.graph.inserting_after(node):  # readers of the old values, gradients among them, keep a copy
             before = self._new("call_method", "clone", (node,), {}, meta_like(old))

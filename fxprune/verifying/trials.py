@@ -77,11 +77,15 @@ class Trials:
 
     def __post_init__(self) -> None:
         self._original = private_copy(self.original, self.dtype)
+        # A buffer that is a cache holds another tensor after a run at another size.
+        self._buffers = [(module, dict(module._buffers)) for module in self._original.modules()]
         # Where the model's own forward is opaque, it stands for its trace.
         self._captured = None if self.captured is self.original else private_copy(self.captured, self.dtype)
 
     def _try(self, probe: Probe) -> str:
         """Add a trial, or say why the probe does not fit."""
+        for module, buffers in self._buffers:
+            module._buffers.update(buffers)
         try:
             expected = evaluate(self._original, probe, self.dtype, seed=self.seed)
         except Exception as error:  # whatever it raises, the original refuses the probe

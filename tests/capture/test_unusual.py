@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import fxprune
 from fxprune.errors import FxpruneError
 
+from .compiled import pruned
 from .unusual import BETWEEN, Net
 
 
@@ -101,3 +102,35 @@ class Refused(nn.Module):
 def test_what_no_graph_carries_is_refused_with_the_reason(way: str, reason: str) -> None:
     with pytest.raises(FxpruneError, match=reason):
         fxprune.compile(Refused(way).eval(), torch.randn(2, 8), 0.3)
+
+
+class Cached(nn.Module):
+    """A table of the rows in a buffer, made anew for another height; ``grows``: it takes in what it is given."""
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.first, self.last, self.grows = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), grows
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.grows:
+            self.table = torch.cat([self.table, h.mean((1, 2, 3))])
+        elif self.table.shape[0] != h.shape[2]:
+            self.table = torch.arange(h.shape[2], dtype=h.dtype, device=h.device).sqrt()
+        return self.last(h * self.table.sum() + self.table.mean())
+
+
+def test_a_buffer_that_is_a_cache_is_made_anew_by_the_graph() -> None:
+    model = Cached().eval()
+    result = fxprune.compile(model, torch.randn(2, 3, 6, 6), 0.0)
+    for height in (6, 9, 4, 6):
+        x = torch.randn(2, 3, height, 5)
+        torch.testing.assert_close(result(x), model(x))
+    again = pruned(model, torch.randn(2, 3, 6, 6), 0.3)  # now it holds the table
+    assert again(torch.randn(1, 3, 6, 8)).shape == (1, 4, 6, 8)
+
+
+def test_a_buffer_that_grows_is_refused() -> None:
+    with pytest.raises(FxpruneError, match="keeps table for its next call"):
+        fxprune.compile(Cached(grows=True), torch.randn(2, 3, 6, 6), 0.3)
