@@ -39,7 +39,8 @@ def check(specification: Specification, seed: int) -> bool:
     """Compile the network and compare it with its narrow twin at three sizes; False where nothing could go."""
     chance, (channels, *own) = random.Random(seed), specification.inputs[0].shape
     sides, ratio = (own[0], own[1]), chance.random() * maximum_ratio(specification)
-    size = chance.randrange(2, 40), chance.randrange(2, 40)
+    others = [side for side in range(2, 40) if side not in sides]  # a side that stays is one more way to go
+    size = chance.choice(others), chance.choice(others)
     model = fitted(specification.build(), sides)
     try:
         pruned = fxprune.compile(model, specification.sample(2), ratio, progress=False)
