@@ -77,15 +77,13 @@ class Trials:
 
     def __post_init__(self) -> None:
         self._original = private_copy(self.original, self.dtype)
-        # A buffer that is a cache holds another tensor after a run at another size.
         self._buffers = [(module, dict(module._buffers)) for module in self._original.modules()]
         # Where the model's own forward is opaque, it stands for its trace.
         self._captured = None if self.captured is self.original else private_copy(self.captured, self.dtype)
 
     def _try(self, probe: Probe) -> str:
         """Add a trial, or say why the probe does not fit."""
-        for module, buffers in self._buffers:
-            module._buffers.update(buffers)
+        self._empty_caches()
         try:
             expected = evaluate(self._original, probe, self.dtype, seed=self.seed)
         except Exception as error:  # whatever it raises, the original refuses the probe
@@ -106,6 +104,14 @@ class Trials:
         self.found.append(trial)
         self.error = max(self.error, error_found)
         return ""
+
+    def _empty_caches(self) -> None:
+        """Give buffers back that got another shape at another size; what runs add up in one of its own shape stays."""
+        for module, buffers in self._buffers:
+            for name, held in buffers.items():
+                now = module._buffers.get(name)
+                if held is not None and now is not None and now.shape != held.shape:
+                    module._buffers[name] = held
 
     def _difference(self, trial: Trial) -> tuple[str, float]:
         """How the traced network differs from the original, or "", and the relative error; 0 where it refuses."""
