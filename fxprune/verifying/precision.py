@@ -17,6 +17,8 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Copies of all parameters that are alive at once, and a guess of activations alive per input value.
 _COPIES = 3
 _ACTIVATIONS = 200
+# How much of the free memory may be needed: a process that the system kills for its memory has nothing to catch.
+_SHARE = 0.75
 
 
 def precision(model: nn.Module, sample: Sample) -> torch.dtype:
@@ -31,7 +33,7 @@ def precision(model: nn.Module, sample: Sample) -> torch.dtype:
     rows = 3 / max(sample.batch_size or 3, 1)
     inputs = sum(tensor.numel() for tensor in sample.tensors) * rows
     needed = 8 * (_COPIES * sum(distinct.values()) + _ACTIVATIONS * inputs)
-    return torch.float64 if needed < _available(device) else torch.float32
+    return torch.float64 if needed < _SHARE * _available(device) else torch.float32
 
 
 def _available(device: torch.device) -> float:
