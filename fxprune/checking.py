@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import copy
 import keyword
 from collections.abc import Iterator, Sequence
@@ -119,7 +120,7 @@ def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:
 def _is_finite(tensor: torch.Tensor) -> bool:
     # A finite sum proves finite terms and allocates nothing; only a sum that overflows needs the second look.
     with torch.no_grad():
-        return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+        return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _own(module: nn.Module) -> list[torch.Tensor]:

@@ -42,19 +42,29 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[], Non
         return bool(vars(self)["training"])
 
     flag = property(training, lambda self, mode: vars(self).__setitem__("training", mode))
+    watched: dict[type, type] = {}
     for module in model.modules():
         cls = type(module)
-        original = cls.__call__
-
-        def watched(self: nn.Module, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
-            return handler(self, _original, args, kwargs)
-
-        namespace = {"__call__": watched, "training": flag}
-        namespace |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        if cls not in watched:
+            watched[cls] = _watched(cls, handler, flag)
         try:
-            module.__class__ = type(cls.__name__, (cls,), namespace)
+            module.__class__ = watched[cls]
         except TypeError as error:
             raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
+
+
+def _watched(cls: type, handler: CallHandler, flag: property) -> type:
+    """A subclass whose calls go through ``handler``."""
+    original = cls.__call__
+
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return handler(self, original, args, kwargs)
+
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    try:
+        return type(cls.__name__, (cls,), {"__call__": call, "training": flag, **names})
+    except TypeError as error:
+        raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
 
 
 class State:
