@@ -1,6 +1,8 @@
 """Arbitrary networks by the thousand: each is compiled, proven, and compared with its oracles; failures are kept.
 
     python -m benchmarks.random_nets --nets 20000 --out DIR     # networks by seed
+    python -m benchmarks.random_nets --habits --out DIR         # networks with state, modes, hooks, caches, ... by seed
+    python -m benchmarks.random_nets --each PATTERN --out DIR   # each habit alone, those whose name has PATTERN in it
     python -m benchmarks.random_nets --pairs --out DIR          # one network for each pair of rules
     python -m benchmarks.random_nets --describe --out DIR       # what was reached, in words
 
@@ -11,18 +13,25 @@ hundred numbers, the source of every network that failed, and the counts of rule
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import re
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from tests.nets.habits.drawing import single_habit, singles
+from tests.nets.judging import WrongError, judge
 from tests.nets.reach import Reach
-from tests.nets.strategy import random_specification
+from tests.nets.reducing import RecordingChooser, ReplayingChooser, reduced
+from tests.nets.specification import Specification
+from tests.nets.strategy import random_specification, write_with_habits
 from tests.nets.tally import Tally
 from tests.rules import neighbours
 from tests.rules.chains import random_chain
@@ -43,6 +52,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nets", type=int, default=20_000, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--habits", action="store_true", help="instead: networks with habits of real code, by seed")
+    parser.add_argument("--each", metavar="PATTERN", help="instead: each habit alone whose name a pattern is found in")
     parser.add_argument("--pairs", action="store_true", help="instead of seeds: each pair of rules in turn")
     parser.add_argument("--describe", action="store_true", help="say what a folder's runs have reached, and stop")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; a run that was stopped goes on")
@@ -65,6 +76,73 @@ def check_seed(seed: int, tally: Tally) -> None:
             check_network(specification, share, tally, **options)
     except Exception as error:
         raise FailedError(text) from error
+
+
+def failing_kind(specification: Specification, seed: int) -> str:
+    """How the network fails, empty where it does not."""
+    try:
+        judge(specification, seed)
+    except Exception as error:
+        return error.kind if isinstance(error, WrongError) else type(error).__name__
+    return ""
+
+
+def habit_checker(most: int = 3) -> Check:
+    """The check of a network with habits; the first ``most`` failures of a kind are reduced."""
+    kinds: Counter[str] = Counter()
+
+    def check(seed: int, tally: Tally) -> None:
+        chooser = RecordingChooser(seed)
+        specification = write_with_habits(chooser)
+        kind = judged(specification, seed, tally)
+        if not kind:
+            return
+        kinds[kind] += 1
+        if kinds[kind] <= most:
+
+            def fails(choices: Sequence[int]) -> bool:
+                return failing_kind(write_with_habits(ReplayingChooser(choices)), seed) == kind
+
+            specification = write_with_habits(ReplayingChooser(reduced(chooser.choices, fails)))
+        raise_failure(specification, seed, kind)
+
+    return check
+
+
+def each_checker(chosen: Sequence[str]) -> Check:
+    """The check of one habit alone, by its place among the chosen names."""
+
+    def check(number: int, tally: Tally) -> None:
+        habit, rank = singles()[chosen[number]]
+        specification = single_habit(habit, rank)
+        kind = judged(specification, number, tally)
+        if kind:
+            raise_failure(specification, number, f"{chosen[number]}: {kind}")
+
+    return check
+
+
+def judged(specification: Specification, seed: int, tally: Tally) -> str:
+    """Count the verdict, in words without numbers and names; how the network fails, empty where it does not."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            verdict = judge(specification, seed)
+    except Exception as error:
+        return error.kind if isinstance(error, WrongError) else type(error).__name__
+    plain = re.compile(r"<net \w+>|\d+|'[^']*'")
+    tally.add(int(verdict.compiled), reason=plain.sub("*", verdict.reason)[:120])
+    tally.runs.update({plain.sub("*", reason)[:120] for reason in verdict.refused})
+    return ""
+
+
+def raise_failure(specification: Specification, seed: int, kind: str) -> None:
+    """Raise what is wrong with the network, its source as the message."""
+    try:
+        judge(specification, seed)
+    except Exception as error:
+        said = "\n".join(f"# {line}" for line in f"{type(error).__name__}: {error}".splitlines()[:8])
+        raise FailedError(f"{kind}\n{said}\n{specification!r}") from error
+    raise FailedError(f"{kind}, the first time only\n{specification!r}")
 
 
 def pair_checker(reach: Reach) -> Check:
@@ -92,12 +170,14 @@ def pair_checker(reach: Reach) -> Check:
 def run_chunk(numbers: range, check: Check, folder: Path, kind: str) -> dict[str, object]:
     """The counts of a hundred networks; one that fails is written down with what was raised."""
     tally, failed = Tally("compiled"), []
+    kinds: Counter[str] = Counter()
     began = time.monotonic()
     for number in numbers:
         try:
             check(number, tally)
         except FailedError as error:
             failed.append(number)
+            kinds[str(error).partition("\n")[0][:100]] += 1
             report = f"# {kind} {number}, {error}\n'''\n{traceback.format_exc()}\n'''\n"
             (folder / f"failed_{kind}_{number}.py").write_text(report, encoding="utf-8")
     return {
@@ -106,7 +186,9 @@ def run_chunk(numbers: range, check: Check, folder: Path, kind: str) -> dict[str
         "asked": tally.asked,
         "compiled": tally.done,
         "refused": dict(tally.reasons),
+        "refused to run": dict(tally.runs),
         "failed": failed,
+        "kinds": dict(kinds) if kind in ("habit", "each") else {},
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -157,6 +239,11 @@ def main() -> None:
         return
     if given.pairs:
         numbers, check, kind = range(len(neighbours.pairs())), pair_checker(reach), "pair"
+    elif given.each is not None:
+        chosen = [name for name in singles() if re.search(given.each, name)]
+        numbers, check, kind = range(len(chosen)), each_checker(chosen), "each"
+    elif given.habits:
+        numbers, check, kind = range(given.first, given.first + given.nets), habit_checker(), "habit"
     else:
         numbers, check, kind = range(given.first, given.first + given.nets), check_seed, "seed"
     reach.install()

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import linecache
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.nets.coupling import ALIVE, Coupling
+from tests.nets.habits.outputs import STYLES, Returned
 from tests.nets.steps.step import Kept, Step
 
 IMPORTS = """\
+import array, bisect, collections, copy, decimal, fractions, functools, heapq, itertools, json, math, operator, random
+import statistics, struct
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from tests.nets.narrow_attention import NarrowAttention
@@ -40,7 +48,7 @@ class Input:
 
 @dataclass(frozen=True, repr=False)
 class Specification:
-    """Inputs, steps and outputs. ``output_style``: ``single``, ``tuple`` or ``dict``. ``seed`` draws the weights.
+    """Inputs, steps and outputs. ``output_style``: ``dict`` or a key of ``STYLES``. ``seed`` draws the weights.
 
     ``unaligned``: sizes may cut across one another, so that an analysis may pin more than the coupling does.
     """
@@ -61,32 +69,43 @@ class Specification:
 
     def source(self) -> str:
         """Return Python source that defines ``class Net(nn.Module)``."""
+        returned = STYLES.get(self.output_style, Returned(""))
         init = dict.fromkeys(line for step in self.steps for line in step.init_lines())
-        forward = [line for step in self.steps if (line := step.forward_line())]
-        arguments = ", ".join(entry.name for entry in self.inputs)
+        forward = [line for step in self.steps for line in step.forward_line().splitlines()]
         body = [
+            *dict.fromkeys((*(block for step in self.steps for block in step.above_lines()), returned.above)),
             "class Net(nn.Module):",
             "    def __init__(self):",
-            *(f"        {line}" for line in ("super().__init__()", *init)),
-            f"    def forward(self, {arguments}):",
+            *(f"        {line}" for line in ("super().__init__()", *init, returned.init)),
+            *self._train_lines(),
+            f"    def forward(self, {', '.join(entry.name for entry in self.inputs)}):",
             *(f"        {line}" for line in (*forward, f"return {self._returned()}")),
         ]
         shapes = ", ".join(f"{entry.name}: (batch, {', '.join(map(str, entry.shape))})" for entry in self.inputs)
-        return "\n".join([f"# {shapes}; weights drawn from seed {self.seed}", *body, ""])
+        lines = (line.rstrip() for line in body)
+        return "\n".join([f"# {shapes}; weights drawn from seed {self.seed}", *filter(None, lines), ""])
+
+    def _train_lines(self) -> list[str]:
+        lines = list(dict.fromkeys(line for step in self.steps for line in step.train_lines()))
+        if not lines:
+            return []
+        wrapped = (f"        {line}" for line in ("super().train(mode)", *lines, "return self"))
+        return ["    def train(self, mode=True):", *wrapped]
 
     def _returned(self) -> str:
         if self.output_style == "dict":
             return "{" + ", ".join(f'"{name}": {name}' for name in self.outputs) + "}"
-        return ", ".join(self.outputs) + ("," if self.output_style == "tuple" else "")
+        return STYLES[self.output_style].expression.format(values=", ".join(self.outputs), first=self.outputs[0])
 
     def module(self) -> nn.Module:
         """Execute the source and return the module, its weights not yet drawn."""
         source = f"{IMPORTS}\n{self.source()}"
         filename = f"<net {sha256(source.encode()).hexdigest()[:12]}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-        namespace: dict[str, type[nn.Module]] = {}
-        exec(compile(source, filename, "exec"), namespace)
-        return namespace["Net"]()
+        module = sys.modules[filename] = ModuleType(filename)
+        exec(compile(source, filename, "exec"), vars(module))
+        made: nn.Module = module.Net()
+        return made
 
     def build(self) -> nn.Module:
         """Return the module in evaluation mode with weights drawn from ``seed``."""

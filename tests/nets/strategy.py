@@ -11,6 +11,8 @@ from tests.nets.blocks.image import RESIZING, SINGLE
 from tests.nets.blocks.tokens import TOKENS
 from tests.nets.blocks.vector import VECTOR
 from tests.nets.draft import Chooser, Draft, SeededChooser
+from tests.nets.habits.drawing import any_habit
+from tests.nets.habits.outputs import STYLES
 from tests.nets.specification import Specification
 from tests.nets.steps.linear import Embedding
 from tests.nets.steps.pieces import Concat
@@ -31,22 +33,27 @@ CHANGES: dict[int, tuple[Block, ...]] = {
 }
 
 
-def write(chooser: Chooser) -> Specification:
-    """Write one network: stem, blocks, maybe another layout and more blocks, heads."""
+def write(chooser: Chooser, habit: Block | None = None, most_blocks: int = MOST_BLOCKS) -> Specification:
+    """Write one network: stem, blocks, maybe another layout and more blocks, heads; ``habit`` behind every block."""
     draft = Draft(chooser)
     x = _stem(draft)
     values, unaligned = [x], False
     for _ in range(draft.integer(1, 1 + draft.integer(0, 1))):
-        for _ in range(draft.integer(1, MOST_BLOCKS)):
+        for _ in range(draft.integer(1, most_blocks)):
             if len(draft.steps) < MOST_STEPS:
                 block = draft.choice(BLOCKS[len(draft.sizes(x))])
                 unaligned |= block in UNALIGNED
                 x = block(draft, x)
                 values.append(x)
+            if habit is not None:
+                x = habit(draft, x)
+                values.append(x)
         if draft.flag():
             x = draft.choice(CHANGES[len(draft.sizes(x))])(draft, x)
             values.append(x)
     outputs, style = _heads(draft, x, values)
+    if habit is not None and draft.integer(0, 2) == 2:
+        style = draft.choice(tuple(STYLES))
     return Specification(tuple(draft.inputs), tuple(draft.steps), outputs, style, draft.integer(0, 99), unaligned)
 
 
@@ -115,9 +122,14 @@ class _DrawnChooser:
 
 
 @st.composite
-def specifications(draw: st.DrawFn) -> Specification:
+def specifications(draw: st.DrawFn, habits: bool = False) -> Specification:
     """Strategy of arbitrary networks; a failing one prints as the source of an ``nn.Module``."""
-    return write(_DrawnChooser(draw))
+    return write_with_habits(_DrawnChooser(draw)) if habits else write(_DrawnChooser(draw))
+
+
+def write_with_habits(chooser: Chooser) -> Specification:
+    """Write one network of fewer blocks with habits between them."""
+    return write(chooser, any_habit, most_blocks=2)
 
 
 def single_block(rank: int, block: Block, seed: int) -> Specification:

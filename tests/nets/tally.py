@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Successes among attempts, and why the others failed."""
+    """Successes among attempts, why the others failed, and on what results refused to run."""
 
     what: str
     done: int = 0
     asked: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    runs: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: int, asked: int = 1, reason: str = "") -> None:
         """Count ``done`` successes among ``asked`` attempts."""

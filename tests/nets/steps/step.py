@@ -42,9 +42,17 @@ class Step(ABC):
         """Return the lines of ``__init__`` that this step needs; steps that share a module return the same lines."""
         return ()
 
+    def above_lines(self) -> tuple[str, ...]:
+        """Return the functions, classes and tables that stand above the class of the network."""
+        return ()
+
+    def train_lines(self) -> tuple[str, ...]:
+        """Return the lines of the network's own ``train``; without any it has none."""
+        return ()
+
     @abstractmethod
     def forward_line(self) -> str:
-        """Return this step as one line of ``forward``."""
+        """Return this step as a line, or lines, of ``forward``."""
 
     @abstractmethod
     def couple(self, net: Coupling) -> None:

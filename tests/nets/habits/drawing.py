@@ -1,0 +1,80 @@
+"""Networks with habits: one of each kind alone, or several between arbitrary blocks."""
+
+from __future__ import annotations
+
+from tests.nets.draft import Draft, SeededChooser
+from tests.nets.habits.habit import Habit, Habitual
+from tests.nets.habits.inspecting import CACHES, NAMES, PASSED, QUESTIONS
+from tests.nets.habits.leaking import BRANCHES, SIZES
+from tests.nets.habits.training import GRADIENTS, MODES, STATE, TIES
+from tests.nets.specification import Specification
+from tests.nets.steps.unusual import HeadsInBatch, Recurrent, Squeezed
+
+HABITS: dict[str, dict[str, Habit]] = {
+    "modes": MODES,
+    "state": STATE,
+    "gradients": GRADIENTS,
+    "ties": TIES,
+    "questions": QUESTIONS,
+    "passed": PASSED,
+    "caches": CACHES,
+    "names": NAMES,
+    "sizes": SIZES,
+    "branches": BRANCHES,
+}
+
+
+def put(draft: Draft, x: str, habit: Habit) -> str:
+    """Add a habit behind a value."""
+    sizes = draft.sizes(x)
+    channels = sizes[1] if len(sizes) == 4 else sizes[-1]
+    layered = any(dims in "ok" for _, dims in habit.tensors)
+    made = draft.width() if layered else channels
+    return draft.add(Habitual(draft.name(), x, draft.name("own"), habit, channels, made, len(sizes)))
+
+
+def any_habit(draft: Draft, x: str) -> str:
+    """Draw a habit that takes the value, or one of the steps that are as unusual."""
+    rank = len(draft.sizes(x))
+    kind = draft.choice((*HABITS, "unusual"))
+    if kind == "unusual":
+        return unusual(draft, x)
+    return put(draft, x, draft.choice([habit for habit in HABITS[kind].values() if rank in habit.ranks]))
+
+
+def unusual(draft: Draft, x: str) -> str:
+    """A recurrent layer or merged heads over tokens, ``squeeze()`` of an image; rows stay as they are."""
+    sizes = draft.sizes(x)
+    if len(sizes) == 4:
+        return draft.add(Squeezed(draft.name(), x))
+    if len(sizes) == 2:
+        return draft.linear(x, draft.width())
+    if draft.flag():
+        heads = draft.divisor(sizes[2])
+        return draft.add(HeadsInBatch(draft.name(), x, draft.name("heads"), heads, sizes[2] // heads))
+    hidden = draft.width(largest=6)
+    state = draft.input((hidden,)) if draft.integer(0, 2) == 2 else ""
+    kind = draft.choice(tuple(Recurrent.GATES))
+    return draft.add(Recurrent(draft.name(), x, draft.name("recurrent"), kind, sizes[2], hidden, state))
+
+
+def single_habit(habit: Habit, rank: int, style: str = "single", seed: int = 0) -> Specification:
+    """Return a network of one habit between two layers in front and one behind; ``rank`` is that of what it takes."""
+    draft = Draft(SeededChooser(seed))
+    if rank == 4:
+        x = draft.conv(draft.input((2, 4, 4)), 5, 3)
+    else:
+        x = draft.linear(draft.input((4, 3) if rank == 3 else (3,)), 5)
+    x = put(draft, draft.function(x, "leaky_relu"), habit)
+    out = draft.conv(x, 3) if rank == 4 else draft.linear(x, 3)
+    return Specification(tuple(draft.inputs), tuple(draft.steps), (out,), style, seed)
+
+
+def singles() -> dict[str, tuple[Habit, int]]:
+    """Return every habit at every rank it takes, by name."""
+    return {
+        f"{kind}: {name}, rank {rank}": (habit, rank)
+        for kind, table in HABITS.items()
+        for name, habit in table.items()
+        for rank in habit.ranks
+    }

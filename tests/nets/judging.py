@@ -1,0 +1,368 @@
+"""Whether a pruned network does what its narrow twin does: in both modes, in gradients and precisions, at any batch.
+
+The twin is the specification written down again with the kept sizes. Whatever the source does (state, hooks, caches,
+draws, questions about sizes and dtypes) it does itself, in plain PyTorch. Where the result refuses to run (an assertion
+or an error of fxprune's own), that is counted; any other difference raises ``WrongError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+import fxprune
+from fxprune.errors import ArtefactError, BudgetError, FxpruneError, ProofError
+from tests.nets.gradients import moved_by_rounding
+from tests.nets.oracles import narrow_twin
+from tests.nets.snapshots import changes, snapshot
+from tests.nets.specification import Specification
+
+BATCHES = (1, 2, 5, 17)
+RATIOS = (0.0, 0.3, 0.5, 0.7)
+# Of the largest value: what may differ in float64 (tables that a sample in float32 filled stay), float32 and bfloat16.
+EXACT, SINGLE, ROUGH = 1e-6, 1e-3, 0.1
+# What is smaller than this is zero but for rounding.
+NOTHING = 1e-7
+
+Pair = tuple[nn.Module, nn.Module]
+Sample = tuple[Tensor, ...]
+Compiler = Callable[..., Any]
+
+
+class WrongError(AssertionError):
+    """A result that is not what the twin computes; ``kind`` says where."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+@dataclass
+class Verdict:
+    """What became of one network: whether it compiled, why not, and what the result refused to run on."""
+
+    compiled: bool = False
+    reason: str = ""
+    refused: Counter[str] = field(default_factory=Counter)
+    checked: int = 0
+
+
+def judge(specification: Specification, seed: int, compiler: Compiler = fxprune.compile) -> Verdict:
+    """Compile the network in a way drawn from ``seed`` and compare it with its twin.
+
+    Raises WrongError where it differs, and what fxprune raises that is no refusal.
+    """
+    chance, verdict = random.Random(seed), Verdict()
+    verify, batch, ratio = chance.random() < 0.2, chance.choice((2, 2, 1, 3)), chance.choice(RATIOS)
+    model, sample = specification.build(), specification.sample(batch)
+    _dress(model, chance)
+    reference = deepcopy(model)
+    if chance.random() < 0.5:  # most models have been run before
+        run(deepcopy(model).eval(), sample)
+    before = snapshot(model)
+    pruned = _compiled(compiler, model, sample, ratio, verify, verdict)
+    if found := changes(before, snapshot(model)):
+        raise WrongError("touched", f"the model changed: {found}")
+    expected, got = (run(deepcopy(net).eval(), sample) for net in (_fresh(specification, reference), model))
+    if not same(got, expected, 0.0):
+        raise WrongError("touched", f"the model answers {said(got)} instead of {said(expected)}")
+    if pruned is not None:
+        _Comparison(specification, reference, pruned, verdict, chance).run_all()
+    return verdict
+
+
+def _fresh(specification: Specification, reference: nn.Module) -> nn.Module:
+    """The network of a process in which nothing else ever ran."""
+    fresh = specification.build()
+    fresh.load_state_dict(reference.state_dict())
+    _like(fresh, reference)
+    return fresh
+
+
+def _like(network: nn.Module, other: nn.Module) -> None:
+    """Give modules and parameters the modes and flags of another network's."""
+    modes = {name: module.training for name, module in other.named_modules()}
+    flags = {name: parameter.requires_grad for name, parameter in other.named_parameters()}
+    for name, module in network.named_modules():
+        module.training = modes[name]
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(flags[name])
+
+
+def _dress(model: nn.Module, chance: random.Random) -> None:
+    """Modes and flags of single modules and parameters, as users leave them."""
+    if chance.random() < 0.2:
+        model.train()
+        for module in list(model.modules())[1:]:
+            if chance.random() < 0.3:
+                module.eval()
+    if chance.random() < 0.2:
+        for parameter in model.parameters():
+            parameter.requires_grad_(chance.random() < 0.7)
+
+
+def _compiled(
+    compiler: Compiler, model: nn.Module, sample: Sample, ratio: float, verify: bool, verdict: Verdict
+) -> nn.Module | None:
+    """The result, at what can be reached where the ratio cannot; None where it is refused."""
+    made: nn.Module
+    try:
+        try:
+            made = compiler(model, sample, ratio, progress=False, verify=verify)
+        except BudgetError as error:
+            made = compiler(model, sample, 0.9 * (error.reachable or 0.0), progress=False, verify=verify)
+    except ProofError:
+        raise
+    except FxpruneError as error:
+        verdict.reason = f"{type(error).__name__}: {error}"
+        return None
+    verdict.compiled = True
+    return made
+
+
+def run(network: nn.Module, sample: Sample, seed: int = 0) -> Any:
+    """What the network returns under a seed, or the exception that it raises."""
+    torch.manual_seed(seed)
+    try:
+        return network(*sample)
+    except Exception as error:
+        return error
+
+
+def same(ours: Any, theirs: Any, tolerance: float, doubt: Any = None) -> bool:
+    """Equal in structure, dtypes, shapes and flags, and in values but for the tolerance and ten times the doubt."""
+    if isinstance(theirs, Exception) or isinstance(ours, Exception):
+        return isinstance(ours, type(theirs))
+    if _pytree.tree_structure(ours) != _pytree.tree_structure(theirs):
+        return False
+    if doubt is None or _pytree.tree_structure(doubt) != _pytree.tree_structure(theirs):
+        doubt = theirs
+    leaves = (_pytree.tree_leaves(tree) for tree in (ours, theirs, doubt))
+    return all(_equal(*three, tolerance) for three in zip(*leaves, strict=True))
+
+
+def _equal(ours: Any, theirs: Any, doubt: Any, tolerance: float) -> bool:
+    if not isinstance(theirs, Tensor):
+        return type(ours) is type(theirs) and bool(ours == theirs)
+    if not isinstance(ours, Tensor) or _facts(ours) != _facts(theirs):
+        return False
+    ours, theirs, doubt = (value.detach().double() for value in (ours, theirs, doubt))
+    if doubt.shape != theirs.shape or not theirs.numel():
+        doubt = theirs
+    unknown = 10 * (doubt - theirs).abs().nan_to_num() if tolerance else torch.zeros(())
+    allowed = unknown + tolerance * max([NOTHING, *theirs[theirs.isfinite()].abs().tolist()])
+    wrong = torch.where(theirs.isfinite(), (ours - theirs).abs() > allowed, ours.isfinite())
+    return not bool((wrong | (ours.isfinite() != theirs.isfinite())).any())
+
+
+def _facts(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.requires_grad
+
+
+def said(value: Any) -> str:
+    """A value in a line."""
+    if isinstance(value, Exception):
+        return f"{type(value).__name__}: {value}"[:200]
+    leaves = [
+        f"{tuple(leaf.shape)} {leaf.dtype} {leaf.requires_grad} {leaf.detach().flatten()[:3].tolist()}"
+        if isinstance(leaf, Tensor)
+        else repr(leaf)
+        for leaf in _pytree.tree_leaves(value)
+    ]
+    return f"{type(value).__name__} of {'; '.join(leaves)}"[:260]
+
+
+def differing(ours: Iterable[tuple[str, Any]], theirs: Iterable[tuple[str, Any]]) -> list[str]:
+    """Names that both have with other values."""
+    mine, expected = dict(ours), dict(theirs)
+    return [name for name in expected.keys() & mine.keys() if mine[name] != expected[name]]
+
+
+class _Comparison:
+    """One result beside its twin."""
+
+    def __init__(
+        self, specification: Specification, model: nn.Module, pruned: Any, verdict: Verdict, chance: random.Random
+    ) -> None:
+        plan = fxprune.report(pruned).plan
+        assert plan is not None
+        self._specification, self._pruned, self._verdict, self._chance = specification, pruned, verdict, chance
+        self._twin = narrow_twin(specification, model, plan.keep)
+        _like(self._twin, model)
+
+    def run_all(self) -> None:
+        """Every comparison."""
+        self._state("made", (self._pruned, self._twin), 0.0)
+        self._modes()
+        if self._chance.random() < 0.1:
+            self._saved()
+        self._evaluation(self._pair(torch.float64))
+        self._training(self._pair(torch.float64))
+        self._precision(torch.bfloat16)
+        if self._chance.random() < 0.3:
+            self._surroundings()
+
+    def _pair(self, dtype: torch.dtype | None = None) -> Pair:
+        ours, theirs = deepcopy(self._pruned), deepcopy(self._twin)
+        return (ours, theirs) if dtype is None else (ours.to(dtype), theirs.to(dtype))
+
+    def _sample(self, batch: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Sample:
+        given = self._specification.sample(batch, seed=batch + seed)
+        return tuple(value.to(dtype) if value.is_floating_point() else value for value in given)
+
+    def _compare(self, kind: str, pair: Pair, sample: Sample, tolerance: float, doubt: Any = None) -> Any:
+        """Run both under one seed; both outputs, or None where either refuses."""
+        (ours, theirs), seed = pair, self._chance.randrange(1000)
+        spare = deepcopy(theirs)
+        expected = run(theirs, tuple(value.clone() for value in sample), seed)
+        if isinstance(expected, Exception):
+            return None
+        got = run(ours, sample, seed)
+        if isinstance(got, AssertionError | FxpruneError):
+            self._verdict.refused[f"{kind}: {got}".splitlines()[0]] += 1
+            return None
+        if isinstance(got, Exception):
+            raise WrongError(kind, f"the result raises {said(got)}") from got
+        if not same(got, expected, tolerance, doubt):
+            moved = run(moved_by_rounding(spare), sample, seed)
+            if not same(got, expected, tolerance, moved):
+                raise WrongError(kind, f"{said(got)} instead of {said(expected)}")
+        self._verdict.checked += 1
+        return got, expected, spare, sample, seed
+
+    def _state(self, when: str, pair: Pair, tolerance: float) -> None:
+        """Names, values and flags of parameters and buffers."""
+        ours, theirs = pair
+        expected, got = theirs.state_dict(), ours.state_dict()
+        for name in expected.keys() & got.keys():
+            if not same(got[name], expected[name], tolerance):
+                raise WrongError(f"state {when}", f"{name}: {said(got[name])} instead of {said(expected[name])}")
+        names = [[name for name, _ in net.named_parameters()] for net in pair]
+        if set(names[0]) - set(names[1]):
+            raise WrongError(f"state {when}", f"parameters {names[0]} instead of {names[1]}")
+        flags = [[(name, parameter.requires_grad) for name, parameter in net.named_parameters()] for net in pair]
+        if found := differing(*flags):
+            raise WrongError(f"state {when}", f"requires_grad of {found}")
+
+    def _modes(self) -> None:
+        """Training flags of the modules of both, now and after both calls."""
+        for change in (None, True, False):
+            pair = self._pair()
+            if change is not None:
+                pair[0].train(change), pair[1].train(change)
+            if found := differing(*([(n, m.training) for n, m in net.named_modules()] for net in pair)):
+                raise WrongError("modes", f"{found} after train({change})")
+
+    def _evaluation(self, pair: Pair) -> None:
+        """Outputs at every batch and at other sizes, with gradients and without."""
+        pair[0].eval(), pair[1].eval()
+        for batch in BATCHES:
+            self._compare(f"eval at batch {batch}", pair, self._sample(batch, torch.float64), EXACT)
+        self._compare("eval at other sizes", pair, tuple(map(_longer, self._sample(2, torch.float64))), EXACT)
+        with torch.no_grad():
+            self._compare("eval without gradients", pair, self._sample(3, torch.float64), EXACT)
+
+    def _training(self, pair: Pair) -> None:
+        """Three steps of descent under one seed: outputs, gradients, what is stored; then evaluation again."""
+        parameters = [[p for p in network.train().parameters() if p.requires_grad] for network in pair]
+        optimisers = [torch.optim.SGD(some, lr=1e-3) for some in parameters if some]
+        for step, batch in enumerate((5, 2, 5)):
+            kind = f"training, step {step}"
+            made = self._compare(kind, pair, self._sample(batch, torch.float64, step), EXACT)
+            if made is None:
+                return
+            self._gradients(kind, pair, *made)
+            self._state("after training", pair, 10 * EXACT)
+            for optimiser in optimisers:
+                optimiser.step()
+        pair[0].eval(), pair[1].eval()
+        self._compare("eval after training", pair, self._sample(2, torch.float64), 10 * EXACT)
+
+    def _gradients(self, kind: str, pair: Pair, got: Any, expected: Any, spare: nn.Module, *call: Any) -> None:
+        """Gradients of the sum of squares of all outputs."""
+        ours, theirs = _gradients(pair[0], got), _gradients(pair[1], expected)
+        if different := _unlike(ours, theirs, {}):
+            moved = moved_by_rounding(spare)
+            different = _unlike(ours, theirs, _gradients(moved, run(moved, *call)))
+        if different:
+            name = different[0]
+            raise WrongError(f"gradients, {kind}", f"{name}: {said(ours[name])} instead of {said(theirs[name])}")
+
+    def _precision(self, dtype: torch.dtype) -> None:
+        """Dtype and rough values of the outputs of a converted result; the twin's own rounding is the doubt."""
+        pair, exact = self._pair(dtype), self._pair(dtype)[1].double().eval()
+        pair[0].eval(), pair[1].eval()
+        sample = self._sample(2, dtype)
+        doubt = run(exact, tuple(value.double() if value.is_floating_point() else value for value in sample))
+        self._compare(f"in {dtype}", pair, sample, ROUGH, doubt)
+
+    def _surroundings(self) -> None:
+        """Float32 as compiled, images channels last, under autocast, inputs that need gradients."""
+        pair, sample = self._pair(), self._sample(2)
+        pair[0].eval(), pair[1].eval()
+        self._compare("in float32", pair, sample, SINGLE)
+        last = (value.to(memory_format=torch.channels_last) if value.dim() == 4 else value for value in sample)
+        self._compare("channels last", pair, tuple(last), SINGLE)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            self._compare("under autocast", pair, sample, 2 * ROUGH, run(pair[1].float(), sample))
+        needing = (value.requires_grad_() if value.is_floating_point() else value for value in sample)
+        self._compare("inputs with gradients", pair, tuple(needing), SINGLE)
+
+    def _saved(self) -> None:
+        """A folder gives the same network back."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                fxprune.save(self._pruned, Path(folder) / "net")
+            except ArtefactError as error:
+                self._verdict.refused[f"saving: {error}".splitlines()[0]] += 1
+                return
+            loaded = fxprune.load(Path(folder) / "net")
+        for mode in (False, True):
+            pair = deepcopy(loaded).train(mode), deepcopy(self._pruned).train(mode)
+            with contextlib.suppress(AssertionError) if mode else contextlib.nullcontext():
+                self._compare(f"loaded, training {mode}", pair, self._sample(2), NOTHING)
+
+
+def _longer(value: Tensor) -> Tensor:
+    """Tokens and images of another size: two positions more in each dim of positions."""
+    if value.dim() == 4:
+        return torch.cat([torch.cat([value, value[:, :, :2]], 2)] * 2, 3)[..., : value.shape[3] + 2]
+    return torch.cat([value, value[:, :2]], 1) if value.dim() == 3 else value
+
+
+def _gradients(network: nn.Module, output: Any) -> dict[str, Tensor | None]:
+    network.zero_grad()
+    leaves = [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    if leaves:
+        torch.autograd.backward([(leaf**2).sum() for leaf in leaves])
+    return {name: parameter.grad for name, parameter in network.named_parameters()}
+
+
+def _unlike(
+    ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], moved: dict[str, Tensor | None]
+) -> list[str]:
+    """Names of gradients that differ by more than rounding, relative to the largest; none is as good as zero."""
+    given = [gradient.abs().max().item() for gradient in theirs.values() if gradient is not None and gradient.numel()]
+    allowed = 10 * EXACT * max([NOTHING, *given])
+
+    def unlike(name: str) -> bool:
+        left, right, other = (
+            torch.zeros(()) if gradient is None else gradient
+            for gradient in (ours.get(name), theirs[name], moved.get(name, theirs[name]))
+        )
+        if not right.numel():
+            return False
+        return bool(((left - right).abs() > allowed + 10 * (other - right).abs()).any())
+
+    return [name for name in theirs if unlike(name)]
