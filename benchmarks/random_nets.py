@@ -178,7 +178,8 @@ def run_chunk(numbers: range, check: Check, folder: Path, kind: str) -> dict[str
         except FailedError as error:
             failed.append(number)
             kinds[str(error).partition("\n")[0][:100]] += 1
-            report = f"# {kind} {number}, {error}\n'''\n{traceback.format_exc()}\n'''\n"
+            cause = traceback.format_exception(error.__cause__ or error)
+            report = f"# {kind} {number}, {error}\n'''\n{''.join(cause)}\n'''\n"
             (folder / f"failed_{kind}_{number}.py").write_text(report, encoding="utf-8")
     return {
         "first": numbers[0],
