@@ -8,11 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.artefacts.entries import Description, ModuleEntry, check_name
-from fxprune.artefacts.foreign import build_foreign, fill
-from fxprune.artefacts.graphs import decode_graph
-from fxprune.artefacts.modules import build_layer
-from fxprune.artefacts.states import STATE_TENSOR, StateReader
+from fxprune.artefacts.descriptions import Description, ModuleEntry, check_name
+from fxprune.artefacts.graphs import decode_graph, tensor_in
+from fxprune.artefacts.layers import (
+    build_container,
+    build_layer,
+    finish_container,
+    is_container,
+    is_layer,
+    public_class,
+    submodule,
+)
+from fxprune.artefacts.opaque import STATE_TENSOR, Imported, StateReader, build_opaque, fill
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry, attach
 from fxprune.errors import ArtefactError
@@ -23,19 +30,21 @@ __all__ = ["build"]
 Graphs = Mapping[str, list[dict[str, Any]]]
 
 
-def build(description: Description, tensors: Mapping[str, torch.Tensor], found: Mapping[str, Any]) -> nn.Module:
+def build(description: Description, tensors: Mapping[str, torch.Tensor], found: Imported) -> nn.Module:
     """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to.
 
     Raises:
         ArtefactError: the description is inconsistent, or a tensor is missing or has the wrong shape.
     """
-    root = description.foreign_root
     _check_names(description)
-    tree = nn.Module() if root is None else build_foreign(root, found)
+    root = description.root
+    tree = nn.Module() if root is None else _made(nn.Module(), root, found)
     below = [entry for entry in description.modules if entry.path]
     for entry in below:
         _add_module(tree, entry, found)
     _attach_all(tree, description, tensors)
+    for module in tree.modules():
+        finish_container(module)
     # From the inside out, so that each graph finds what it calls.
     islands = [entry for entry in below if entry.graphs is not None]
     for entry in reversed(islands):
@@ -74,29 +83,31 @@ def _check_tensors(network: nn.Module, description: Description, tensors: Mappin
 # -- modules ---------------------------------------------------------------------------------------------------------
 
 
-def _add_module(network: nn.Module, entry: ModuleEntry, found: Mapping[str, Any]) -> None:
+def _add_module(network: nn.Module, entry: ModuleEntry, found: Imported) -> None:
     check_name(entry.path)
     parent_path, _, name = entry.path.rpartition(".")
-    try:
-        parent = network.get_submodule(parent_path)
-        parent._modules[name] = _made(network, entry, found)
-    except (AttributeError, KeyError) as error:
-        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: {error}") from error
+    parent, made = submodule(network, parent_path), _made(network, entry, found)
+    place = parent._modules.get(name)
+    if is_layer(parent) and (place is None or public_class(place) is not public_class(made)):
+        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: its layer has none there")
+    if is_container(parent) and place is None and hasattr(parent, name):
+        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hide an attribute")
+    parent._modules[name] = made
 
 
-def _made(network: nn.Module, entry: ModuleEntry, found: Mapping[str, Any]) -> nn.Module:
+def _made(network: nn.Module, entry: ModuleEntry, found: Imported) -> nn.Module:
     if entry.shared_with is not None:
-        return network.get_submodule(entry.shared_with)
+        return submodule(network, entry.shared_with)
     if entry.layer is not None:
         return build_layer(entry.path, entry.layer)
     if entry.foreign is not None and entry.graphs is None:
-        return build_foreign(entry.foreign, found)
-    return nn.Module()
+        return build_opaque(entry.foreign, found)
+    return build_container(entry.container)
 
 
 def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
     """Put a module in the place of another, under every path that leads to it."""
-    old = network.get_submodule(path)
+    old = submodule(network, path)
     for holder in list(network.modules()):
         for name, held in holder._modules.items():
             if held is old:
@@ -104,19 +115,19 @@ def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _fill_all(
-    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], found: Mapping[str, Any]
+    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], found: Imported
 ) -> None:
     reader = StateReader(network, tensors, found)
     for entry in description.modules:
         if entry.foreign is not None:
-            fill(network.get_submodule(entry.path), entry.foreign.get("state", {}), reader)
+            fill(submodule(network, entry.path), entry.foreign.get("state", {}), reader)
 
 
 def _set_modes(network: nn.Module, description: Description) -> None:
     # Not by train(), which a class of the user's may have of its own.
     modes = {"": description.training} | {entry.path: entry.training for entry in description.modules}
     for path, mode in modes.items():
-        module = network.get_submodule(path)
+        module = submodule(network, path)
         if isinstance(module, PrunedGraphModule):
             set_mode(module, mode)
         module.training = mode
@@ -142,7 +153,7 @@ def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, tor
     if entry.tied_to is None:
         return tensors[entry.name]
     path, _, name = entry.tied_to.rpartition(".")
-    holder = network.get_submodule(path)
+    holder = submodule(network, path)
     tensor = holder._parameters.get(name) if entry.kind == "parameter" else holder._buffers.get(name)
     if tensor is None:
         raise ArtefactError(f"{entry.name!r:.80} is tied to {entry.tied_to!r:.80}, which the network does not hold")
@@ -152,11 +163,9 @@ def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, tor
 # -- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def _island(
-    network: nn.Module, entry: ModuleEntry, description: Description, found: Mapping[str, Any]
-) -> PrunedGraphModule:
+def _island(network: nn.Module, entry: ModuleEntry, description: Description, found: Imported) -> PrunedGraphModule:
     name = check_identifier((entry.foreign or {}).get("name"), "class")
-    tree = network.get_submodule(entry.path)
+    tree = submodule(network, entry.path)
     return _assemble(name, entry.graphs or {}, tree, description, f"{entry.path}.", found)
 
 
@@ -166,29 +175,17 @@ def _assemble(
     tree: nn.Module,
     description: Description,
     prefix: str,
-    found: Mapping[str, Any],
+    found: Imported,
 ) -> PrunedGraphModule:
     graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in encoded.items()}
     nodes = [node for graph in graphs.values() for node in graph.nodes]
-    root: dict[str, Any] = {str(n.target): tree.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
-    read = {str(node.target): None for node in nodes if node.op == "get_attr"}
-    root |= {name: getattr(tree.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in read}
+    root: dict[str, Any] = {str(n.target): submodule(tree, str(n.target)) for n in nodes if n.op == "call_module"}
+    read = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
+    root |= {name: tensor_in(submodule(tree, path), leaf) for name in read for path, _, leaf in [name.rpartition(".")]}
     constants = [e.name for e in description.tensors if e.kind == "constant" and e.name.startswith(prefix)]
     kept_out = [name[len(prefix) :] for name in constants if name[len(prefix) :] in read]
     network = PrunedGraphModule(root, graphs, class_name=class_name, kept_out=kept_out)
-    _arrange(network, tree)
+    # The tree has their order, which optimisers go by, what is in the state dict but in no graph, and its containers.
+    for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        vars(network)[held] = vars(tree)[held]
     return network
-
-
-def _arrange(network: nn.Module, tree: nn.Module) -> None:
-    """Give a module the order of ``tree``, which optimisers go by, and what is in the state dict but in no graph."""
-    for name, module in tree._modules.items():
-        network._modules[name] = held = network._modules.pop(name, module)
-        if held is not None and module is not None and held is not module:
-            _arrange(held, module)
-    for name, parameter in tree._parameters.items():
-        network._parameters[name] = network._parameters.pop(name, parameter)
-    for name, buffer in tree._buffers.items():
-        if name not in network._buffers:
-            network.register_buffer(name, buffer, persistent=name not in tree._non_persistent_buffers_set)
-        network._buffers[name] = network._buffers.pop(name)

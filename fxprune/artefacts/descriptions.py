@@ -1,22 +1,157 @@
-"""A network as data: its layers, its tensors' names and its graph."""
+"""A network as data: its modules, its tensors' names and its graph; everything but the values of its tensors."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxprune.artefacts.entries import Description, ModuleEntry, check_name
-from fxprune.artefacts.foreign import describe_foreign, is_plain_layer, plain_attributes
 from fxprune.artefacts.graphs import encode_graph
-from fxprune.artefacts.imports import TRUSTED
-from fxprune.artefacts.modules import describe_layer, is_container, is_layer
-from fxprune.artefacts.states import StateWriter
-from fxprune.artefacts.tensors import inventory
-from fxprune.rewriting.pruned_module import PrunedGraphModule
+from fxprune.artefacts.layers import container_name, describe_layer, is_container, is_layer
+from fxprune.artefacts.opaque import StateWriter, describe_opaque, is_plain_layer, plain_attributes
+from fxprune.artefacts.targets import check_identifier
+from fxprune.artefacts.tensors import TensorEntry, inventory
+from fxprune.errors import ArtefactError
+from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
 
-__all__ = ["describe", "graphs_of"]
+__all__ = ["Description", "ModuleEntry", "check_name", "describe", "graphs_of"]
+
+# Names of modules and tensors reach printed source inside quotes, so they must be plain words.
+_PLAIN_NAME = re.compile(r"[\w\-+ ]+")
+# Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
+_GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """One path to one module.
+
+    Attributes:
+        path: dotted path; empty for a root that is no GraphModule.
+        layer: class name in ``torch.nn`` and constructor arguments as JSON data, or None.
+        container: class name in ``torch.nn`` of a module that only holds others.
+        foreign: import path of the class (``"kind"``), attributes (``"state"``) and names that hold None
+            (``"absent"``), for a module that is kept as one call and for what lies inside it; or None.
+        graphs: for a GraphModule inside such a module, the nodes of its graph in each mode; its kind is
+            "GraphModule", and it has the ``"name"`` of its class.
+        shared_with: the first path of the same module, where this path is a further one.
+        training: whether the module is in train mode.
+    """
+
+    path: str
+    layer: dict[str, Any] | None = None
+    shared_with: str | None = None
+    training: bool = False
+    foreign: dict[str, Any] | None = None
+    graphs: dict[str, list[dict[str, Any]]] | None = None
+    container: str = "Module"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON data; what has its usual value is left out."""
+        data: dict[str, Any] = {"path": self.path, **(self.layer or {}), **(self.foreign or {})}
+        data |= _graphs_as_dict(self.graphs or {})
+        if self.container != "Module":
+            data["container"] = self.container
+        if self.shared_with is not None:
+            data["shared_with"] = self.shared_with
+        if self.training:
+            data["training"] = True
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModuleEntry:
+        """Read what :meth:`as_dict` wrote."""
+        if len(data.keys() & {"class", "kind", "container", "shared_with"}) > 1:
+            raise ArtefactError(f"the module {data['path']!r:.80} is to be two things at once")
+        layer = {"class": data["class"], "arguments": data["arguments"]} if "class" in data else None
+        names = ("kind", "name", "state", "absent")
+        foreign = {name: data[name] for name in names if name in data} if "kind" in data else None
+        graphs, training = _graphs_from_dict(data) or None, _mode(data.get("training", False))
+        container = data.get("container", "Module")
+        return cls(data["path"], layer, data.get("shared_with"), training, foreign, graphs, container)
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything about a network but the values of its tensors.
+
+    Attributes:
+        class_name: name of the class that the original network has.
+        training: whether the network is in train mode.
+        modules: every path to every module below the root, parents before children; first the root itself where it
+            is no GraphModule.
+        tensors: every name of every tensor.
+        graphs: for each mode ("eval", and "training" where it differs) the graph's nodes in order, as JSON data, and
+            under numbered names ("eval_1") those for inputs of other sizes; empty where the root is no GraphModule.
+        imports: import paths of everything that is neither torch's nor written down here, in order.
+        state_tensors: tensors that the attributes of foreign modules hold, by name.
+    """
+
+    class_name: str
+    training: bool
+    modules: list[ModuleEntry]
+    tensors: list[TensorEntry]
+    graphs: dict[str, list[dict[str, Any]]] = field(repr=False)
+    imports: list[str] = field(default_factory=list)
+    state_tensors: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def root(self) -> ModuleEntry | None:
+        """The root where it is no GraphModule."""
+        return self.modules[0] if self.modules and not self.modules[0].path else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        return {
+            "class_name": self.class_name,
+            "training": self.training,
+            **({"imports": self.imports} if self.imports else {}),
+            "modules": [entry.as_dict() for entry in self.modules],
+            "tensors": [entry.as_dict() for entry in self.tensors],
+            **_graphs_as_dict(self.graphs),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Description:
+        """Read what :meth:`as_dict` wrote.
+
+        Raises:
+            ArtefactError: the data is malformed.
+        """
+        modules = [ModuleEntry.from_dict(entry) for entry in data["modules"]]
+        tensors = [TensorEntry.from_dict(entry) for entry in data["tensors"]]
+        name, imports = check_identifier(data["class_name"], "class"), list(data.get("imports", []))
+        return cls(name, _mode(data["training"]), modules, tensors, _graphs_from_dict(data), imports)
+
+
+def _graphs_as_dict(graphs: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}_graph": graph for name, graph in graphs.items()}
+
+
+def _graphs_from_dict(data: dict[str, Any]) -> dict[str, Any]:
+    graphs = {found["name"]: graph for name, graph in data.items() if (found := _GRAPH.fullmatch(name))}
+    count = sum(name.startswith("eval") for name in graphs)
+    if not graphs.keys() <= {graph_name(training, number) for training in (False, True) for number in range(count)}:
+        raise ArtefactError(f"graphs are missing: there are only {', '.join(sorted(graphs))}")
+    return graphs
+
+
+def _mode(training: Any) -> bool:
+    if not isinstance(training, bool):
+        raise ArtefactError(f"{training!r:.80} is no mode: train mode is true or false")
+    return training
+
+
+def check_name(name: Any) -> None:
+    """Raise ArtefactError unless ``name`` is a dotted name of plain words."""
+    if not isinstance(name, str) or not all(_PLAIN_NAME.fullmatch(part) for part in name.split(".")):
+        raise ArtefactError(f"{name!r:.80} cannot be the name of a module or a tensor")
+
+
+# -- of a network ------------------------------------------------------------------------------------------------------
 
 
 def describe(network: nn.Module) -> Description:
@@ -31,8 +166,7 @@ def describe(network: nn.Module) -> Description:
     for tensor_entry in tensors:
         check_name(tensor_entry.name)
     graphs = _encoded(network, writer) if isinstance(network, GraphModule) else {}
-    imports = [path for path in writer.imports if path not in TRUSTED]
-    name = type(network).__name__
+    name, imports = type(network).__name__, list(writer.imports)
     return Description(name, network.training, entries, tensors, graphs, imports, dict(writer.tensors))
 
 
@@ -60,6 +194,8 @@ class _Modules:
     def listed(self) -> list[tuple[str, nn.Module]]:
         """Paths and modules, the root only where it is no GraphModule."""
         found = list(self._network.named_modules(remove_duplicate=False))
+        for path, module in found:
+            _check_hooks(path, module)
         return found[1:] if isinstance(self._network, GraphModule) else found
 
     def entry(self, path: str, module: nn.Module, writer: StateWriter) -> ModuleEntry:
@@ -70,24 +206,27 @@ class _Modules:
         if first != path:
             self._called_by_code[path] = self._called_by_code[first]
             return ModuleEntry(path, shared_with=first, training=module.training)
-        if isinstance(module, GraphModule) and (inside or not path):
-            return self._island(path, module, writer)
-        if inside or not (is_container(module) or is_layer(module)):
-            return self._foreign(path, module, writer)
-        self._called_by_code[path] = False
-        layer = None if is_container(module) else describe_layer(path, module)
-        return ModuleEntry(path, layer, None, module.training)
-
-    def _island(self, path: str, module: GraphModule, writer: StateWriter) -> ModuleEntry:
-        self._called_by_code[path] = False
-        island: dict[str, Any] = {"kind": "GraphModule", "name": type(module).__name__}
-        if attributes := writer.attributes(plain_attributes(module), path):
-            island["state"] = attributes
-        return ModuleEntry(path, None, None, module.training, island, _encoded(module, writer))
-
-    def _foreign(self, path: str, module: nn.Module, writer: StateWriter) -> ModuleEntry:
-        if is_layer(module) and is_plain_layer(path, module):
+        if isinstance(module, GraphModule):
             self._called_by_code[path] = False
-            return ModuleEntry(path, describe_layer(path, module), None, module.training)
+            return _island(path, module, writer)
+        container = container_name(module)
+        self._called_by_code[path] = inside and is_container(module)
+        if container is not None:
+            return ModuleEntry(path, training=module.training, container=container)
+        if is_layer(module) and (not inside or is_plain_layer(path, module)):
+            return ModuleEntry(path, describe_layer(path, module), training=module.training)
         self._called_by_code[path] = True
-        return ModuleEntry(path, None, None, module.training, describe_foreign(path, module, writer))
+        return ModuleEntry(path, training=module.training, foreign=describe_opaque(path, module, writer))
+
+
+def _check_hooks(path: str, module: nn.Module) -> None:
+    if any(held and name.endswith("hooks") for name, held in vars(module).items()):
+        where = path or "the network"
+        raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
+
+
+def _island(path: str, module: GraphModule, writer: StateWriter) -> ModuleEntry:
+    island: dict[str, Any] = {"kind": "GraphModule", "name": type(module).__name__}
+    if attributes := writer.attributes(plain_attributes(module), type(module), path):
+        island["state"] = attributes
+    return ModuleEntry(path, training=module.training, foreign=island, graphs=_encoded(module, writer))

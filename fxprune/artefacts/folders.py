@@ -18,7 +18,7 @@ __all__ = ["MANIFEST", "read_json", "read_manifest", "replace_folder", "write_js
 
 MANIFEST = "manifest.json"
 FORMAT = "fxprune"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Arguments of renameat2: paths are relative to the working folder, and the two change places.
 _HERE, _EXCHANGE = -100, 2
 

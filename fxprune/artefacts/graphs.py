@@ -1,35 +1,38 @@
 """A torch.fx graph as JSON data, and back.
 
 torch.fx prints a graph as Python source and runs that source, so every name that reaches the source is checked first.
+What a node may call is listed (:mod:`fxprune.artefacts.targets`); beside that a graph makes the objects that a network
+returns: named tuples, which are written as names, and dataclasses and dicts of a library's own, which are imported
+where the caller allows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
+from torch.nn.utils.rnn import PackedSequence
 
-from fxprune.artefacts.containers import decode_container, encode_container
-from fxprune.artefacts.modules import is_container
-from fxprune.artefacts.namedtuples import decode_namedtuple, encode_namedtuple
-from fxprune.artefacts.targets import (
-    check_arguments,
-    check_identifier,
-    check_method,
-    function_name,
-    resolve_function,
-)
+from fxprune.artefacts.layers import is_container, submodule
+from fxprune.artefacts.opaque import Imported, import_path
+from fxprune.artefacts.targets import check_call, check_identifier, check_method, function_name, resolve_function
 from fxprune.artefacts.values import decode, encode
 from fxprune.errors import ArtefactError
 
-__all__ = ["decode_graph", "encode_graph"]
+__all__ = ["decode_graph", "encode_graph", "is_namedtuple", "output_class_path", "tensor_in"]
+
+_ROLE = "the class of an output"
+Need = Callable[[Any, str], str]
 
 
-def encode_graph(graph: Graph, owner: GraphModule, need: Callable[[Any, str], str]) -> list[dict[str, Any]]:
+def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[dict[str, Any]]:
     """The nodes of a graph in order, as JSON data; ``need`` notes what loading has to import.
 
     Raises:
@@ -40,9 +43,9 @@ def encode_graph(graph: Graph, owner: GraphModule, need: Callable[[Any, str], st
     return [_encode_node(node, owner, need) for node in graph.nodes]
 
 
-def _encode_node(node: Node, owner: GraphModule, need: Callable[[Any, str], str]) -> dict[str, Any]:
+def _encode_node(node: Node, owner: GraphModule, need: Need) -> dict[str, Any]:
     data: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node, owner, need)}
-    check_arguments(node.target, node.args, node.kwargs)
+    check_call(node.op, node.target, node.args, node.kwargs)
     try:
         if node.args:
             data["args"] = [encode(argument) for argument in node.args]
@@ -53,16 +56,16 @@ def _encode_node(node: Node, owner: GraphModule, need: Callable[[Any, str], str]
     return data
 
 
-def _encode_target(node: Node, owner: GraphModule, need: Callable[[Any, str], str]) -> Any:
-    if node.op == "call_function":
-        written = encode_namedtuple(node.target) or encode_container(node.target, need)
-        return written or function_name(node.target)
-    target = str(node.target)
-    _check_target(node.op, target, owner)
-    return target
+def _encode_target(node: Node, owner: GraphModule, need: Need) -> Any:
+    if node.op != "call_function":
+        _check_target(node.op, str(node.target), owner)
+        return str(node.target)
+    if is_namedtuple(node.target):
+        return {"namedtuple": [node.target.__name__, *node.target._fields]}  # type: ignore[union-attr]
+    return {"import": need(node.target, _ROLE)} if _is_output_class(node.target) else function_name(node.target)
 
 
-def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Mapping[str, Any]) -> Graph:
+def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Imported) -> Graph:
     """The graph that :func:`encode_graph` wrote; ``owner`` holds the modules and tensors that it names.
 
     ``found`` is what the allowed import paths lead to.
@@ -84,56 +87,93 @@ def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Mapping[st
 
 
 def _decode_node(
-    graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], owner: nn.Module, found: Mapping[str, Any]
+    graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], owner: nn.Module, found: Imported
 ) -> Node:
     op, name = entry["op"], entry["name"]
     args = tuple(decode(argument, nodes) for argument in entry.get("args", []))
     kwargs = {check_identifier(k, "keyword"): decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
-    target: str | Callable[..., Any]
+    target: Any = entry["target"]
     if op == "call_function":
-        target = _decode_function(entry["target"], found)
-        check_arguments(target, args, kwargs)
+        target = _decode_function(target, found)
     else:
-        target = entry["target"]
         _check_target(op, target, owner)
+    check_call(op, target, args, kwargs)
     return graph.create_node(op, target, args, kwargs, name)
 
 
-def _decode_function(written: Any, found: Mapping[str, Any]) -> Callable[..., Any]:
+def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
     if not isinstance(written, dict):
         return resolve_function(written)
-    return decode_container(written, found) or decode_namedtuple(written)
+    if set(written) == {"import"}:
+        return _output_class(written["import"], found)
+    names = written.get("namedtuple")
+    if set(written) != {"namedtuple"} or not isinstance(names, list) or not names:
+        raise ArtefactError(f"the graph calls {written!r:.80}, which is no named tuple")
+    return _namedtuple(*(check_identifier(text, "named tuple or its field") for text in names))
 
 
 def _check_target(op: str, target: Any, owner: nn.Module) -> None:
     if not isinstance(target, str):
         raise ArtefactError(f"{target!r:.80} cannot be the target of a {op} node")
     if op == "placeholder":
-        check_identifier(target.lstrip("*"), "input")
+        check_identifier(target[2:] if target.startswith("**") else target.removeprefix("*"), "input")
     elif op == "call_method":
         check_method(target)
     elif op == "call_module":
-        if is_container(_submodule(owner, target)):
+        if is_container(submodule(owner, target)):
             raise ArtefactError(f"the graph calls {target!r}, which only holds other modules")
     elif op == "get_attr":
         path, _, name = target.rpartition(".")
-        holder = _submodule(owner, path)
-        if not any(name in names for names in (holder._parameters, holder._buffers, _plain_tensors(holder))):
+        if tensor_in(submodule(owner, path), name) is None:
             raise ArtefactError(f"the graph reads {target!r:.80}, which the network does not hold")
     elif op != "output":
         raise ArtefactError(f"{op!r:.80} is no kind of node")
 
 
-def _plain_tensors(holder: nn.Module) -> list[str]:
-    return [name for name, value in vars(holder).items() if isinstance(value, torch.Tensor)]
+def tensor_in(holder: nn.Module, name: str) -> torch.Tensor | None:
+    """The parameter, buffer or plain tensor that a module holds under a name; nothing else that it has is looked at."""
+    for held in (holder._parameters, holder._buffers, vars(holder)):
+        if isinstance(found := held.get(name), torch.Tensor):
+            return found
+    return None
 
 
-def _submodule(owner: nn.Module, path: str) -> nn.Module:
-    # Module.get_submodule would follow any attribute; only registered children may be named.
-    module = owner
-    for name in path.split(".") if path else []:
-        child = module._modules.get(name)
-        if child is None:
-            raise ArtefactError(f"the graph names the module {path!r:.80}, which the network does not hold")
-        module = child
-    return module
+# -- objects that a network returns ------------------------------------------------------------------------------------
+
+
+def is_namedtuple(target: Any) -> bool:
+    """Whether a call target is a class made by ``collections.namedtuple`` or ``typing.NamedTuple``, not torch's own."""
+    if target is PackedSequence:  # layers know it by its class
+        return False
+    return isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields")
+
+
+@cache
+def _namedtuple(name: str, *fields: str) -> type:
+    try:
+        return namedtuple(name, fields)
+    except ValueError as error:
+        raise ArtefactError(f"the graph returns an impossible named tuple: {error}") from error
+
+
+def output_class_path(target: Any) -> str | None:
+    """The import path of a dataclass, or of a dict of its own class, that holds tensors; None for any other target.
+
+    Raises:
+        ArtefactError: it cannot be imported by its name.
+    """
+    return import_path(target, _ROLE) if _is_output_class(target) else None
+
+
+def _is_output_class(target: Any) -> bool:
+    if not isinstance(target, type) or target in (dict, OrderedDict) or issubclass(target, nn.Module):
+        return False
+    return dataclasses.is_dataclass(target) or issubclass(target, dict)
+
+
+def _output_class(path: Any, found: Imported) -> type:
+    kind = found.get(path) if isinstance(path, str) else None
+    if not _is_output_class(kind):
+        raise ArtefactError(f"the graph makes a {path!r:.80}, which is no class of outputs that its imports list")
+    assert isinstance(kind, type)
+    return kind

@@ -13,10 +13,10 @@ import torch
 from torch.fx import GraphModule
 
 from fxprune.artefacts.building import build
-from fxprune.artefacts.entries import Description
+from fxprune.artefacts.descriptions import Description
 from fxprune.artefacts.folders import MANIFEST, read_json, read_manifest
-from fxprune.artefacts.imports import resolve_imports
-from fxprune.artefacts.samples import decode_sample
+from fxprune.artefacts.opaque import resolve_imports
+from fxprune.artefacts.values import decode_sample
 from fxprune.errors import ArtefactError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting import Report

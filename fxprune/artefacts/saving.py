@@ -12,12 +12,11 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from fxprune.artefacts.descriptions import describe
-from fxprune.artefacts.entries import Description
+from fxprune.artefacts.descriptions import Description, describe
 from fxprune.artefacts.folders import replace_folder, write_json
-from fxprune.artefacts.samples import encode_sample
 from fxprune.artefacts.source import model_source
 from fxprune.artefacts.tensors import named_tensors
+from fxprune.artefacts.values import encode_sample
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxprune.artefacts.descriptions import graphs_of
-from fxprune.artefacts.entries import Description
-from fxprune.artefacts.namedtuples import is_namedtuple
+from fxprune.artefacts.descriptions import Description, graphs_of
+from fxprune.artefacts.graphs import is_namedtuple
 from fxprune.artefacts.source_forward import forward_source, has_variants
 from fxprune.artefacts.source_states import RESTORED, RESTORED_OBJECT
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
@@ -38,8 +37,8 @@ def model_source(
     first line.
     """
     tree = ModuleTree(description, tensors)
-    root = description.foreign_root
-    base = "nn.Module" if root is None else tree.states.name(root["kind"])
+    root = description.root
+    base = "nn.Module" if root is None else tree.kind(root)
     start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
     constructor = "\n".join(f"        {line}" for line in [start, *tree.statements()])
     graphs = _graphs(network, tree)

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from fxprune.artefacts.containers import container_path, is_container_class
-from fxprune.artefacts.namedtuples import is_namedtuple
+from fxprune.artefacts.graphs import is_namedtuple, output_class_path
 from fxprune.artefacts.source_layout import call
 from fxprune.artefacts.source_names import VariableNames
 from fxprune.artefacts.targets import function_name
@@ -180,8 +179,8 @@ class _Printer:
     def _name_of(self, target: Any) -> str:
         if is_namedtuple(target):
             return str(target.__name__)
-        if is_container_class(target):
-            return self._imported(container_path(target))
+        if (path := output_class_path(target)) is not None:
+            return self._imported(path)
         name = function_name(target)
         for prefix, short in _SHORT_NAMES.items():
             if name.startswith(prefix):

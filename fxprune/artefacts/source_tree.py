@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fxprune.artefacts.entries import Description, ModuleEntry
-from fxprune.artefacts.modules import build_layer
+from fxprune.artefacts.descriptions import Description, ModuleEntry
+from fxprune.artefacts.layers import build_layer
 from fxprune.artefacts.source_constants import ConstantTable, literal_source, zeros_source
 from fxprune.artefacts.source_layout import call, is_plain_name
 from fxprune.artefacts.source_states import StateSource
@@ -90,17 +90,20 @@ class ModuleTree:
         if entry.layer is not None:
             return _layer_source(entry, indent, reserve)
         if entry.foreign is not None:
-            return self._holding("restored(", [self._kind(entry)], path, indent, reserve)
-        if not names:
-            return "nn.Module()"
+            return self._holding("restored(", [self.kind(entry)], path, indent, reserve)
         if path in self._lists:
             items = [self._module(f"{path}.{i}", indent + 4, 1) for i in range(len(names))]
-            return call("nn.ModuleList([", items, indent, "])", reserve)
-        return self._holding("named(", [], path, indent, reserve)
+            start, end = ("nn.Sequential(", ")") if entry.container == "Sequential" else ("nn.ModuleList([", "])")
+            return call(start, items, indent, end, reserve)
+        if entry.container != "Module":
+            return self._holding("restored(", [self.kind(entry)], path, indent, reserve)
+        return self._holding("named(", [], path, indent, reserve) if names else "nn.Module()"
 
-    def _kind(self, entry: ModuleEntry) -> str:
-        """The name of a foreign module's class, or of the class that is written for a graph inside one."""
-        foreign = entry.foreign or {}
+    def kind(self, entry: ModuleEntry) -> str:
+        """The name of a module's class, or of the class that is written for a graph inside a module of others."""
+        if entry.foreign is None:
+            return f"nn.{entry.container}"
+        foreign = entry.foreign
         if entry.graphs is None:
             return self.states.name(foreign["kind"])
         taken = set(self.islands.values())
@@ -119,14 +122,19 @@ class ModuleTree:
         return call(head, [*first, *plain], indent, reserve=reserve)
 
     def _attributes(self) -> list[str]:
-        """Statements that give foreign modules what they hold beside modules and tensors."""
+        """Statements that give foreign modules and containers what they hold beside modules and tensors."""
         lines = []
+        for entry in (e for e in self._description.modules if e.container in ("ParameterList", "ParameterDict")):
+            held = [tensor.name.rpartition(".") for tensor in self._description.tensors]
+            keys = [name for path, _, name in held if path == entry.path]
+            note = f'"_keys": dict.fromkeys({keys})' if entry.container == "ParameterDict" else f'"_size": {len(keys)}'
+            lines.append(f"vars({self.access(entry.path)}).update({{{note}}})")
         for entry in (e for e in self._description.modules if e.foreign is not None):
             foreign, owner = entry.foreign or {}, self.access(entry.path)
             for slot, names in foreign.get("absent", {}).items():
                 lines += [f'{owner}.{slot}["{name}"] = None' for name in names]
-            if state := foreign.get("state"):
-                lines.append(call(f"vars({owner}).update({{", self.states.items(state), 8, "})"))
+            if attributes := foreign.get("state"):
+                lines.append(call(f"vars({owner}).update({{", self.states.items(attributes), 8, "})"))
         return lines
 
     def _add(self, parent: str, name: str, expression: str) -> str:

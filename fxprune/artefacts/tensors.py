@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.artefacts.layers import submodule
 from fxprune.errors import ArtefactError
 
 __all__ = ["TensorEntry", "attach", "inventory", "named_tensors"]
@@ -102,7 +103,7 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor, *, foreig
         ArtefactError: the layer has no such tensor, or one of another shape.
     """
     path, _, name = entry.name.rpartition(".")
-    module = model.get_submodule(path)
+    module = submodule(model, path)
     slots: dict[str, Any] = module._parameters if entry.kind == "parameter" else module._buffers
     if foreign:
         _attach_foreign(module, entry, tensor)

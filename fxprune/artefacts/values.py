@@ -1,7 +1,9 @@
-"""Literal values of a graph (numbers, slices, dtypes, nested tuples, references to nodes) as JSON data and as source.
+"""The values that a saved folder may hold: as JSON data, and as source.
 
-Plain JSON values stand for themselves; everything else is an object with one key that names its kind, such as
-``{"slice": [0, null, 2]}``. Decoding looks kinds up in a table and can therefore build nothing else.
+They are numbers, strings, ``None``, slices, dtypes and the like, and lists, tuples and dicts of them; in a graph also
+references to nodes, in a sample also shapes of tensors. Plain JSON values stand for themselves; everything else is an
+object with one key that names its kind, such as ``{"slice": [0, null, 2]}``. Decoding looks kinds up in a table and can
+therefore build nothing else.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import torch
 from torch.fx import Node
 
 from fxprune.errors import ArtefactError
+from fxprune.samples import Sample
 
-__all__ = ["decode", "encode", "to_source"]
+__all__ = ["decode", "decode_sample", "encode", "encode_sample", "to_source"]
 
 _NAMED_TYPES: dict[str, type] = {
     "dtype": torch.dtype,
     "layout": torch.layout,
     "memory_format": torch.memory_format,
 }
+_MOST_DIMS = 64
 
 
 def encode(value: Any) -> Any:
@@ -91,9 +95,10 @@ def _look_up(nodes: Mapping[str, Node], name: Any) -> Node:
 
 def _named(kind: str) -> Callable[[Any, Callable[[Any], Any]], Any]:
     def decoder(name: Any, _: Callable[[Any], Any]) -> Any:
-        value = getattr(torch, name)
+        # Not getattr: torch imports some of its parts when they are first asked for.
+        value = vars(torch).get(name)
         if not isinstance(value, _NAMED_TYPES[kind]):
-            raise ArtefactError(f"the graph names torch.{name}, which is no {kind}")
+            raise ArtefactError(f"the graph names torch.{name!s:.80}, which is no {kind}")
         return value
 
     return decoder
@@ -137,3 +142,60 @@ def _quoted(text: str) -> str:
     quoted = repr(text)
     plain = quoted[0] == "'" and '"' not in text and "\\" not in quoted
     return f'"{text}"' if plain else quoted
+
+
+# -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def encode_sample(sample: Sample | None) -> Any:
+    """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
+    if sample is None:
+        return None
+    kwargs = {key: _encode_input(value) for key, value in sample.kwargs.items()}
+    data = {"args": [_encode_input(value) for value in sample.args], "kwargs": kwargs}
+    return data | ({"others": [encode_sample(other) for other in sample.others]} if sample.others else {})
+
+
+def _encode_input(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"tensor": [list(value.shape), encode(value.dtype)]}
+    if isinstance(value, list):
+        return [_encode_input(item) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [_encode_input(item) for item in value]}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), _encode_input(item)] for key, item in value.items()]}
+    return encode(value)
+
+
+def decode_sample(data: Any) -> Sample | None:
+    """The sample that :func:`encode_sample` wrote, its tensors on the meta device."""
+    if data is None:
+        return None
+    return Sample(*_call(data), tuple(Sample(*_call(other)) for other in data.get("others", ())))
+
+
+def _call(data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kwargs = {key: _decode_input(value) for key, value in data["kwargs"].items()}
+    return tuple(_decode_input(value) for value in data["args"]), kwargs
+
+
+def _decode_input(data: Any) -> Any:
+    if isinstance(data, list):
+        return [_decode_input(item) for item in data]
+    if isinstance(data, dict) and len(data) == 1:
+        ((kind, content),) = data.items()
+        if kind == "tensor":
+            return _meta_tensor(*content)
+        if kind == "tuple":
+            return tuple(_decode_input(item) for item in content)
+        if kind == "dict":
+            return {decode(key, {}): _decode_input(value) for key, value in content}
+    return decode(data, {})
+
+
+def _meta_tensor(shape: Any, dtype: Any) -> torch.Tensor:
+    sizes = shape if isinstance(shape, list) and len(shape) <= _MOST_DIMS else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
+        raise ArtefactError(f"the sample has a tensor of shape {shape!r:.80}")
+    return torch.empty(shape, dtype=decode(dtype, {}), device="meta")

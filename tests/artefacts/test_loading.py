@@ -17,7 +17,7 @@ from torch import nn
 
 from fxprune.artefacts import load, load_report, save
 from fxprune.artefacts.folders import MANIFEST, _fingerprint
-from fxprune.artefacts.modules import _LAYERS, build_layer, describe_layer
+from fxprune.artefacts.layers import build_layer, describe_layer, layer_names
 from fxprune.artefacts.targets import function_name, resolve_function
 from fxprune.errors import ArtefactError
 from tests.artefacts.networks import make
@@ -96,7 +96,7 @@ def test_a_broken_manifest_is_refused(folder: Path, content: str) -> None:
 def test_a_later_format_is_refused(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(ArtefactError, match="format version 99, this fxprune reads 1"):
+    with pytest.raises(ArtefactError, match="format version 99, this fxprune reads 2"):
         load(folder)
 
 
@@ -302,8 +302,12 @@ def test_malformed_values_are_refused(folder: Path, value: Any) -> None:
         (lambda data: data["modules"][0]["arguments"].update(bias=True), "lists no values for 'conv.bias'"),
         (lambda data: data["modules"][0]["arguments"].update(groups="two"), "cannot build 'conv'"),
         (lambda data: data["modules"].pop(0), "cannot be loaded"),
-        (lambda data: data["modules"].append({"path": "conv.a.b"}), "cannot be put in its place"),
-        (lambda data: data["modules"].append({"path": "again", "shared_with": "nowhere"}), "cannot be put"),
+        (lambda data: data["modules"].append({"path": "conv.a.b"}), "does not hold"),
+        (lambda data: data["modules"].append({"path": "conv.a"}), "cannot be put in its place"),
+        (lambda data: data["modules"].append({"path": "blocks.forward"}), "cannot be put in its place"),
+        (lambda data: data["modules"][0].update(container="Sequential"), "two things at once"),
+        (lambda data: data["modules"].append({"path": "a", "container": "Transformer"}), "no container"),
+        (lambda data: data["modules"].append({"path": "again", "shared_with": "nowhere"}), "does not hold"),
         (lambda data: data["tensors"].append({"name": "conv.colour", "kind": "parameter"}), "lack 'conv.colour'"),
         (
             lambda data: data["tensors"].append({"name": "conv.bias", "kind": "parameter", "tied_to": "bn.bias"}),
@@ -383,6 +387,9 @@ POSITIONAL: dict[str, list[Any]] = {
     "GroupNorm": [2, 4],
     "Bilinear": [2, 3, 4],
     "EmbeddingBag": [5, 3],
+    "AdaptiveLogSoftmaxWithLoss": [8, 12, [2, 5]],
+    "FractionalMaxPool2d": [2, 3],
+    "FractionalMaxPool3d": [2, 3],
     "Fold": [(4, 4), 2],
     "MultiheadAttention": [8, 2],
     "Threshold": [0.5, 1.0],
@@ -393,11 +400,19 @@ POSITIONAL: dict[str, list[Any]] = {
 def positional(name: str) -> list[Any]:
     if name in POSITIONAL:
         return POSITIONAL[name]
-    patterns = {"Conv": [3, 4, 3], "ConstantPad": [1, 0.5], "Pad": [1], "Norm": [4], "LPPool": [2, 3], "Pool": [2]}
+    patterns = {
+        "Loss": [],
+        "Conv": [3, 4, 3],
+        "ConstantPad": [1, 0.5],
+        "Pad": [1],
+        "Norm": [4],
+        "LPPool": [2, 3],
+        "ool": [2],
+    }
     return next((arguments for part, arguments in patterns.items() if part in name), [])
 
 
-@pytest.mark.parametrize("name", _LAYERS)
+@pytest.mark.parametrize("name", sorted(layer_names()))
 def test_every_layer_on_the_list_is_built_again(name: str) -> None:
     layer = getattr(nn, name)(*positional(name))
     again = build_layer("it", json.loads(json.dumps(describe_layer("it", layer))))

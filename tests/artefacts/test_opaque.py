@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fxprune
-from fxprune.artefacts.imports import resolve_imports
+from fxprune.artefacts.opaque import resolve_imports
 from fxprune.errors import ArtefactError
 from tests.artefacts.test_loading import edit_graph
 from tests.capture.test_partial import Net, Pictures
@@ -183,8 +183,14 @@ def module_entry(data: dict[str, Any], path: str) -> dict[str, Any]:
         (lambda d: module_entry(d, "rich").update(kind=f"{HERE}:Coder"), "no class of modules"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"import": "os:system"}), "list of imports lacks"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"function": "os.system"}), "not among the functions"),
-        (lambda d: module_entry(d, "rich")["state"].update(_forward_hooks={"dict": []}), "cannot be given to a module"),
+        (lambda d: module_entry(d, "rich")["state"].update(_forward_hooks={"dict": []}), "its class keeps for itself"),
         (lambda d: module_entry(d, "rich")["state"].update(__class__=1), "name of an attribute"),
+        (lambda d: module_entry(d, "rich")["state"].update(_compiled_call_impl=None), "keeps for itself"),
+        (lambda d: module_entry(d, "rich")["state"].update(forward="text"), "keeps for itself"),
+        (lambda d: module_entry(d, "rich")["state"].update(eval={"function": "torch.abs"}), "keeps for itself"),
+        (lambda d: module_entry(d, "rich")["state"].update(act={"function": "builtins.getattr"}), "none of torch's"),
+        (lambda d: module_entry(d, "rich")["state"].update(act={"function": "operator.setitem"}), "none of torch's"),
+        (lambda d: module_entry(d, "rich")["state"].update(act={"partial": [{"module": "rich"}, [], {}]}), "partial"),
         (lambda d: module_entry(d, "rich")["state"].update(mode={"member": [f"{HERE}:Coder", "x"]}), "no enumeration"),
         (lambda d: module_entry(d, "rich").update(absent={"__class__": ["x"]}), "no place"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"tensor": "absent"}), "malformed"),
