@@ -265,20 +265,42 @@ def test_one_plan_serves_samples_of_all_sizes() -> None:
 
 
 class ByName(Windows):
-    """Its way hangs on a size in words, which leaves no trace."""
+    """Its way hangs on a size in words."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        way = getattr(self, f"way{x.shape[-1]}", torch.sigmoid)
+        way = getattr(self, f"way{self.width(x)}", torch.sigmoid)
         return self.head(way(self.inner(self.stem(x))).mean((2, 3)))
+
+    def width(self, x: torch.Tensor) -> int:
+        return x.shape[-1]
 
     @staticmethod
     def way16(x: torch.Tensor) -> torch.Tensor:
         return x.relu()
 
 
+class Unseen(ByName):
+    """The same, where nobody can see it."""
+
+    def width(self, x: torch.Tensor) -> int:
+        with torch._C.DisableTorchFunction():
+            return super().width(x)
+
+
+def test_a_size_in_words_decides() -> None:
+    model = ByName().double().eval()
+    pruned = fxprune.compile(model, image((16, 16)), 0.4)
+    expected = masked(model, pruned)
+    for size in [(16, 16), (8, 8), (23, 23)]:
+        x = image(size)
+        torch.testing.assert_close(pruned(x), expected(x))
+    with pytest.raises(AssertionError, match="inputs of other sizes"):
+        pruned(image((16, 21)))
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_what_strays_at_another_resolution_refuses_it(batch: int) -> None:
-    model = ByName().double().eval()
+    model = Unseen().double().eval()
     pruned = fxprune.compile(model, image((16, 16), batch), 0.4)
     proof = fxprune.report(pruned).proof
     assert proof is not None

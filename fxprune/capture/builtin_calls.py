@@ -50,7 +50,7 @@ class _Int(int, metaclass=_Variant):
     dtype = np.dtype(int)  # so that numpy takes it for int, too
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        value = int(*args, **kwargs)
+        value = int(*map(plain, args), **kwargs)
         return traced(value, int, args) if len(args) == 1 and isinstance(args[0], Traced) else value
 
 

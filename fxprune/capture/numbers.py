@@ -1,66 +1,119 @@
-"""Integers and floats that remember which sizes they were computed from.
+"""Numbers that remember which sizes they were computed from.
 
-They are real ``int`` and ``float`` objects, so control flow, indexing, ``range`` and every C++ argument parser accept
-them; arithmetic on them is remembered and becomes graph nodes only if the graph uses the result. What a comparison
-answers decides which way the forward goes, so whoever watches it is told of the answer.
+They answer to ``isinstance(n, int)`` and every operator, but are no ``int`` objects: C code that wants a plain number
+has to ask for it, be it a list's index, ``range``, ``math.gcd``, numpy or a format, and is seen to do so. Such a number
+is a ``torch.SymInt``, because torch takes those for sizes. What is computed from one becomes graph nodes only if the
+graph uses it; what a comparison, or C code, was told decides which way the forward goes, so whoever watches is told.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Graph, Node
 
 from fxprune.capture.hashing import asked_by_a_cache
 from fxprune.capture.sources import is_hidden
 
+__all__ = ["Traced", "TracedFloat", "TracedInt", "decided", "graph_of", "plain", "size_of", "traced"]
+
 Operands = tuple[Any, ...]
 
 
-class TracedInt(int):
+class _Number:
+    """What ``function`` of ``operands`` gave: ``value``. ``written``: the node that computes it, once there is one."""
+
+    value: Any
+    function: Callable[..., Any]
+    operands: Operands
+    written: Node | None
+
+    def __init__(self, value: Any, function: Callable[..., Any], operands: Operands) -> None:
+        self.value, self.function, self.operands, self.written = value, function, operands, None
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(_told(self), dtype=dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return getattr(ufunc, method)(*map(_told, inputs), **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.value if watching() is None else self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self.value), (_told(self),)
+
+    @property
+    def real(self) -> Any:
+        return self
+
+    @property
+    def imag(self) -> int:
+        return 0
+
+
+class TracedInt(_Number, torch.SymInt):
     """An ``int`` computed by ``function`` of ``operands``."""
 
-    function: Callable[..., Any]
-    operands: Operands
-    node: Node | None
+    value: int
+    __class__ = property(lambda self: int)
+
+    @property
+    def numerator(self) -> Any:
+        return self
+
+    @property
+    def denominator(self) -> int:
+        return 1
 
 
-class TracedFloat(float):
+class TracedFloat(_Number, torch.SymFloat):
     """A ``float`` computed by ``function`` of ``operands``."""
 
-    function: Callable[..., Any]
-    operands: Operands
-    node: Node | None
+    value: float
+    __class__ = property(lambda self: float)
 
 
 Traced = (TracedInt, TracedFloat)
 
 
+class _Given:
+    """A number as the arguments of torch's C++ functions are."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def is_int(self) -> bool:
+        return isinstance(self.value, int)
+
+    def is_float(self) -> bool:
+        return isinstance(self.value, float)
+
+    def guard_int(self, *_: Any) -> Any:
+        return self.value
+
+    guard_float = int_ = maybe_as_int = constant_int = guard_int
+
+
 def traced(value: Any, function: Callable[..., Any], operands: Operands) -> Any:
     """``value`` remembering its origin; what is neither int nor float is given back as it is."""
-    number: TracedInt | TracedFloat
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
-        number = TracedInt(value)
-    elif isinstance(value, float):
-        number = TracedFloat(value)
-    else:
-        return value
-    number.function, number.operands, number.node = function, operands, None
-    return number
+        return TracedInt(value, function, operands)
+    return TracedFloat(value, function, operands) if isinstance(value, float) else value
 
 
-def size_of(node: Node, dim: int, value: int) -> TracedInt:
+def size_of(node: Node, dim: int, value: int) -> Any:
     """The size of dim ``dim`` of a node's tensor."""
-    number = traced(value, size_of, (node, dim))
-    assert isinstance(number, TracedInt)
-    return number
+    return TracedInt(value, size_of, (node, dim))
 
 
 def decided(function: Callable[..., Any], operands: Operands) -> None:
@@ -68,12 +121,13 @@ def decided(function: Callable[..., Any], operands: Operands) -> None:
 
     Nobody watches what torch's own layers and functions ask themselves: they ask it again at every call.
     """
-    mode = _watching()
+    mode = watching()
     if mode is not None:
         mode.decided(function, operands)
 
 
-def _watching() -> Any:
+def watching() -> Any:
+    """The mode that watches what this thread's forward decides, or None."""
     if torch._C._is_torch_function_enabled():
         for level in range(torch._C._len_torch_function_stack()):
             mode = torch._C._get_function_stack_at(level)
@@ -96,19 +150,28 @@ def graph_of(value: Any) -> Graph | None:
 
 def plain(value: Any) -> Any:
     """The same number without its origin."""
-    if isinstance(value, TracedInt):
-        return int.__int__(value)
-    return float.__float__(value) if isinstance(value, TracedFloat) else value
+    return value.value if isinstance(value, Traced) else value
 
 
-def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any], Any]:
-    def method(self: Any, other: Any) -> Any:
-        if not isinstance(other, (int, float)) or isinstance(other, bool):
-            if isinstance(other, (list, tuple, str)):  # as many copies as the number says
-                decided(operator.eq, (self, plain(self)))
+def _told(value: Any) -> Any:
+    """The same, for code that forgets where it came from: the number decides."""
+    if isinstance(value, Traced):
+        decided(operator.eq, (value, value.value))
+        return value.value
+    return value
+
+
+def _binary(function: Callable[..., Any], swapped: bool) -> Callable[..., Any]:
+    def method(self: Any, other: Any, *modulus: Any) -> Any:
+        if isinstance(other, np.generic):
+            other = other.item()
+        if isinstance(other, (int, float)) and not modulus:
+            operands = (other, self) if swapped else (self, other)
+            return traced(function(*map(plain, operands)), function, operands)
+        if not isinstance(other, numbers.Number):
             return NotImplemented
-        operands = (other, self) if swapped else (self, other)
-        return traced(function(*map(plain, operands)), function, operands)
+        operands = (other, _told(self)) if swapped else (_told(self), other)
+        return pow(*map(_told, (*operands, *modulus))) if modulus else function(*operands)
 
     return method
 
@@ -122,19 +185,25 @@ def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
 
 def _comparison(function: Callable[..., Any], inverse: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        if not isinstance(other, (int, float)):
-            return NotImplemented
-        mode = _watching()
-        if mode is None:
-            return function(plain(self), plain(other))
+        if not isinstance(other, (int, float, np.generic)):
+            return function(_told(self), other) if isinstance(other, numbers.Number) else NotImplemented
+        mode = watching()
         # What a cache of Python's keeps from an earlier trace is equal to nothing, so that it is computed anew.
-        if any(isinstance(v, Traced) and graph_of(v) is not mode.graph for v in (self, other)):
+        if any(isinstance(v, Traced) and _is_over(graph_of(v), mode) for v in (self, other)):
             return function is operator.ne
-        answer = function(plain(self), plain(other))
-        mode.decided(function if answer else inverse, (self, other))
+        answer = bool(function(plain(self), plain(other)))
+        if mode is not None:
+            mode.decided(function if answer else inverse, (self, other))
         return answer
 
     return method
+
+
+def _is_over(graph: Graph | None, mode: Any) -> bool:
+    """Whether a graph is one of an earlier trace."""
+    if mode is not None:
+        return graph is not mode.graph
+    return graph is not None and any(node.op == "output" for node in reversed(graph.nodes))
 
 
 def _truth(self: Any) -> bool:
@@ -143,23 +212,32 @@ def _truth(self: Any) -> bool:
     return answer
 
 
-def _as_float(self: Any) -> float:
-    """For C code that forgets where the number came from."""
-    decided(operator.eq, (self, plain(self)))
-    return float(plain(self))
+def _as_int(self: Any) -> int:
+    """For C code that wants an int: the number itself, or the whole part of a float."""
+    whole = self if isinstance(self, TracedInt) else traced(int(self.value), int, (self,))
+    return int(_told(whole))
 
 
 def _hash(self: Any) -> int:
     """For a table or a set, which compares only what has the same hash; for a cache, it decides nothing."""
     frame = sys._getframe(1)
-    if _watching() is not None and not is_hidden(frame) and not asked_by_a_cache(frame):
-        decided(operator.eq, (self, plain(self)))
+    if watching() is not None and not is_hidden(frame) and not asked_by_a_cache(frame):
+        _told(self)
     return hash(plain(self))
 
 
 def _round(self: Any, digits: int | None = None) -> Any:
     operands = (self,) if digits is None else (self, digits)
     return traced(round(*map(plain, operands)), round, operands)
+
+
+def _forgetting(name: str) -> Callable[..., Any]:
+    """A method of plain numbers, whose results do not remember what they are computed from."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(_told(self), name)(*args, **kwargs)
+
+    return method
 
 
 _INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -170,26 +248,33 @@ _INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.gt: operator.le,
     operator.le: operator.gt,
 }
+_ARITHMETIC = "add sub mul truediv floordiv mod pow".split()
+_OF_BITS = "and or xor lshift rshift".split()
+_METHODS = "__str__ __repr__ __format__ as_integer_ratio conjugate is_integer".split()
+_METHODS_OF = {TracedInt: "__index__ bit_length bit_count to_bytes".split(), TracedFloat: ["hex"]}
 
 
 def _install() -> None:
-    names = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
     for cls in Traced:
-        for name in names:
-            setattr(cls, f"__{name}__", _binary(getattr(operator, name), swapped=False))
-            setattr(cls, f"__r{name}__", _binary(getattr(operator, name), swapped=True))
-        setattr(cls, "__neg__", _unary(operator.neg))  # noqa: B010  assigned in a loop over names and classes
-        for name, function in (("abs", abs), ("ceil", math.ceil), ("floor", math.floor)):
-            setattr(cls, f"__{name}__", _unary(function))
-        setattr(cls, "__round__", _round)  # noqa: B010
-        setattr(cls, "__divmod__", lambda self, other: (self // other, self % other))  # noqa: B010
-        setattr(cls, "__rdivmod__", lambda self, other: (other // self, other % self))  # noqa: B010
-        for function, inverse in _INVERSES.items():
-            setattr(cls, f"__{function.__name__}__", _comparison(function, inverse))
-        setattr(cls, "__hash__", _hash)  # noqa: B010
-        setattr(cls, "__bool__", _truth)  # noqa: B010
-        setattr(cls, "__float__", _as_float)  # noqa: B010
-        setattr(cls, "__deepcopy__", lambda self, _: plain(self))  # noqa: B010
+        of_ints = cls is TracedInt
+        methods: dict[str, Any] = {name: _forgetting(name) for name in (*_METHODS, *_METHODS_OF[cls])}
+        for name in (*_ARITHMETIC, *_OF_BITS):
+            function = getattr(operator, name, None) or getattr(operator, f"{name}_")
+            usable = of_ints or name in _ARITHMETIC
+            methods[f"__{name}__"] = _binary(function, swapped=False) if usable else None
+            methods[f"__r{name}__"] = _binary(function, swapped=True) if usable else None
+        for name, unary in (("abs", abs), ("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
+            methods[f"__{name}__"] = _unary(unary)
+        methods |= {"__neg__": _unary(operator.neg), "__pos__": lambda self: self}
+        methods["__invert__"] = _unary(operator.invert) if of_ints else None
+        methods |= {f"__{f.__name__}__": _comparison(f, inverse) for f, inverse in _INVERSES.items()}
+        methods["__divmod__"] = lambda self, other: (self // other, self % other)
+        methods["__rdivmod__"] = lambda self, other: (other // self, other % self)
+        methods |= {"__round__": _round, "__hash__": _hash, "__bool__": _truth, "__int__": _as_int}
+        methods["__float__"] = lambda self: float(_told(self))
+        methods["node"] = property(lambda self: _Given(_told(self)))  # what torch's C++ code takes numbers from
+        for name, method in methods.items():
+            setattr(cls, name, method)
 
 
 _install()

@@ -6,11 +6,13 @@ local to its thread, so other threads never notice that a model is being capture
 
 from __future__ import annotations
 
+import math
 import operator
 import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -24,7 +26,7 @@ from fxprune.capture.known_values import KnownValues
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
 from fxprune.capture.meta import META, meta_like
 from fxprune.capture.naming import canonical_name
-from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, size_of
+from fxprune.capture.numbers import Traced, decided, plain, size_of
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
@@ -174,14 +176,13 @@ class Recorder(TorchFunctionMode):
         if not self._is_tracked(args[0]):
             return value
         if name == "size":
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
             shape = self._shape(args[0])
             return shape if dim is None else shape[int(dim)]
         if name in ("numel", "nelement"):
-            total: Any = 1
-            for size in self._shape(args[0]):
-                total = total * size
-            return total
+            return math.prod(self._shape(args[0]))
+        if name == "__len__":
+            decided(operator.eq, (self._shape(args[0])[0], value))
         return value
 
     # -- recording --------------------------------------------------------------------------------------------------
@@ -282,10 +283,10 @@ class Recorder(TorchFunctionMode):
         self.graph.output(self._argument(value, None))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = map_leaves(_meta_value, (tuple(args), kwargs))
         known = known_shapes.known_function_result(getattr(func, "__name__", ""), args, kwargs)
         if known is not None:
             return known
-        args, kwargs = map_leaves(_meta_value, (tuple(args), kwargs))
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])
         # A factory without a device makes its tensor on the default one.
@@ -350,7 +351,7 @@ class Recorder(TorchFunctionMode):
             return self._dtype_argument(value, frame)
         if isinstance(value, slice):
             return slice(*(self._argument(v, frame) for v in (value.start, value.stop, value.step)))
-        return self._container(value, frame)
+        return value.item() if isinstance(value, np.generic) else self._container(value, frame)
 
     def _container(self, value: Any, frame: types.FrameType | None) -> Any:
         made = structures.construction(value, lambda item: self._argument(item, frame))
@@ -365,14 +366,16 @@ class Recorder(TorchFunctionMode):
             return {k: self._argument(v, frame) for k, v in value.items()}
         return value
 
-    def _number(self, value: TracedInt | TracedFloat) -> fx.Node:
-        if value.node is None or value.node.graph is not self.graph:
+    def _number(self, value: Any) -> fx.Node:
+        node: fx.Node | None = value.written
+        if node is None or node.graph is not self.graph:
             if value.function is size_of:
-                value.node = self._size(*value.operands)
+                node = self._size(*value.operands)
             else:
                 operands = self._arguments(value.operands, None)
-                value.node = self._new("call_function", value.function, operands, {}, plain(value))
-        return value.node
+                node = self._new("call_function", value.function, operands, {}, plain(value))
+            value.written = node
+        return node
 
     def _size(self, node: fx.Node, dim: int) -> fx.Node:
         if (node, dim) not in self._sizes:
@@ -392,6 +395,10 @@ class Recorder(TorchFunctionMode):
 
 
 def _meta_value(value: Any) -> Any:
+    if isinstance(value, Traced):
+        return value.value
+    if isinstance(value, slice):
+        return slice(*map(plain, (value.start, value.stop, value.step)))
     if isinstance(value, torch.device):
         return META
     if isinstance(value, torch.Tensor) and value.device != META:
