@@ -28,7 +28,7 @@ from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
-from fxprune.rewriting import rewrite
+from fxprune.rewriting import certified
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
 from fxprune.summarising import summarise
@@ -325,16 +325,16 @@ def _applied(
 ) -> fx.GraphModule:
     with steps("rewrite"), uncollected():
         masks = plan.masks(graph)
-        pruned = rewrite(graph, model, masks)
+        pruned, certificates = certified(graph, model, masks)
     proof: Proof | None = None
     unproven = "structural, unproven" if is_meta(model) else "" if verify else "verify=False"
     if not unproven:
         with steps("verify"):
-            proof = prove_plan(graph, model, pruned, plan, masks, sample)
+            proof = prove_plan(graph, model, pruned, plan, masks, sample, certificates)
             if proof.strays:
                 graph.captured.hold_to_sizes()
-                pruned = rewrite(graph, model, masks)
-                proof = prove_plan(graph, model, pruned, plan, masks, sample)
+                pruned, certificates = certified(graph, model, masks)
+                proof = prove_plan(graph, model, pruned, plan, masks, sample, certificates)
     made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
     if made.budget == "latency":
         with steps("time"):

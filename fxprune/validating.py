@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -12,11 +12,11 @@ from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured
 from fxprune.options import setting
 from fxprune.planning import Plan
-from fxprune.rewriting import node_keep
+from fxprune.rewriting import Certificate, node_keep
 from fxprune.samples import Sample
-from fxprune.verifying import Proof, prove
+from fxprune.verifying import Pair, Proof, check_structure, prove
 
-__all__ = ["prove_plan"]
+__all__ = ["pairs_of", "prove_plan"]
 
 
 def prove_plan(
@@ -26,12 +26,16 @@ def prove_plan(
     plan: Plan,
     masks: Mapping[Channels, Mask],
     sample: Sample,
+    certificates: Sequence[Certificate],
 ) -> Proof:
     """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
+
+    ``certificates``: what the rewrite says of its graphs.
 
     Raises:
         ProofError: a check failed.
     """
+    check_structure(pairs_of(graph, masks, pruned, certificates))
     cut = {variable for variable, mask in masks.items() if not mask.all()}
     # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
     inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
@@ -55,3 +59,25 @@ def prove_plan(
         given = sample.resized_like(variant.sample) if variant.other is None else sample.others[variant.other]
         found = found.joined(proof(graph.captured.led_by(variant.variant), given, alone=True))
     return found
+
+
+def pairs_of(
+    graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificates: Iterable[Certificate]
+) -> list[Pair]:
+    """Each captured graph beside the graph of ``pruned`` that the rewrite says it wrote for it."""
+    return [_pair(graph, masks, pruned, certificate) for certificate in certificates]
+
+
+def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificate: Certificate) -> Pair:
+    captured = certificate.captured
+    path = captured.prefix.removesuffix(".")
+    words = [path, "training" if captured.training else "eval", str(captured.variant or "")]
+    return Pair(
+        " ".join(filter(None, words)),
+        captured.graph,
+        certificate.narrow,
+        certificate.images,
+        node_keep(graph, captured, masks),
+        pruned.get_submodule(path),
+        captured.prefix,
+    )

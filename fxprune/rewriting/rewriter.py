@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,21 @@ from fxprune.rules.signatures import replace
 from fxprune.rules.sizes import size_map
 
 
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """What the rewriter says that it did to one graph. A proof checks it and takes none of it for granted.
+
+    Attributes:
+        captured: the graph at full width.
+        narrow: the graph that was written for it.
+        images: by node at full width, the node or the number that stands for it; None, or no entry, where nothing does.
+    """
+
+    captured: Captured
+    narrow: fx.Graph
+    images: Mapping[fx.Node, Any]
+
+
 class Rewriter:
     """Writes captured graphs at the kept widths, over one set of new tensors and modules."""
 
@@ -34,6 +50,7 @@ class Rewriter:
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}
         self.index_constants: list[str] = []
+        self.certificates: list[Certificate] = []
         self._source = graph
         self._captured: Captured = graph.captured
         self._constants = graph.constants
@@ -57,6 +74,8 @@ class Rewriter:
                 self._current = node
                 self._env[node] = self._write(node)
         self.graph.lint()
+        images = {node: self._env[node] for node in captured.graph.nodes if node in self._env}
+        self.certificates.append(Certificate(captured, self.graph, images))
         return self.graph
 
     def assembled(self, captured: Captured) -> PrunedGraphModule:
@@ -238,12 +257,19 @@ def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask
 
     A GraphModule; where the model's own forward is opaque, its own class with GraphModules inside.
     """
+    return certified(graph, model, masks)[0]
+
+
+def certified(
+    graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
+) -> tuple[nn.Module, tuple[Certificate, ...]]:
+    """The same network, and for each of its graphs what a proof goes by."""
     rewriter = Rewriter(graph, model, masks)
     for island in graph.captured.islands:
         rewriter.add_island(island)
-    if "" in graph.captured.opaque:
-        return rewriter.opaque("").train(model.training)
-    return rewriter.assembled(graph.captured).train(model.training)
+    opaque = "" in graph.captured.opaque
+    pruned = rewriter.opaque("") if opaque else rewriter.assembled(graph.captured)
+    return pruned.train(model.training), tuple(rewriter.certificates)
 
 
 def node_keep(
