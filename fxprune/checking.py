@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import cmath
 import copy
-import keyword
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parameter import is_lazy
@@ -56,17 +55,13 @@ def check_model(model: nn.Module) -> None:
 
 
 def _check_names(model: nn.Module) -> None:
-    """Refuse names that the generated code cannot write, or that a GraphModule has for something else."""
+    """Refuse names that torch itself does not allow, since paths of modules could not be told apart."""
     for path, module in model.named_modules():
         for name in (*module._modules, *module._parameters, *module._buffers):
-            if keyword.iskeyword(name):
-                where = f"{path}.{name}".lstrip(".")
+            if not name or "." in name:
                 raise ModelError(
-                    f"{where!r} contains a word of Python's own, which generated code cannot write: rename it"
+                    f"{path or 'the model'} holds {name!r}: names are not empty and have no dot: rename it"
                 )
-    for first in (*model._modules, *model._parameters, *model._buffers):
-        if first == "meta" or hasattr(fx.GraphModule, first):
-            raise ModelError(f"{first!r} is a name that torch.fx.GraphModule has for something else: rename it")
 
 
 def _check_kind(where: str, module: nn.Module) -> None:

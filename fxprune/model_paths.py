@@ -1,18 +1,67 @@
-"""Submodules and tensors of one model by dotted path."""
+"""Submodules and tensors of one model by dotted path, and graph modules over them whatever their names are."""
 
 from __future__ import annotations
 
+import copy
+import keyword
+import re
+import zlib
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 
-__all__ = ["ModelPaths", "attribute"]
+__all__ = ["ModelPaths", "PartsModule", "PlainNames", "attribute", "copied_graph", "hold", "is_held", "name_seed"]
+
+_TABLES = ("_modules", "_parameters", "_buffers")
+# What torch.fx prints into source as it is: a word of ASCII. Two leading underscores mean another name in a class.
+_WORD = re.compile(r"(?!__)[A-Za-z0-9_]+")
 
 
 def attribute(model: nn.Module, name: str) -> Any:
-    """The attribute at a dotted path."""
-    path, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(path), leaf)
+    """The attribute at a dotted path.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    found: Any = model
+    for part in name.split(".") if name else []:
+        found = _held(found, part)
+    return found
+
+
+def _held(module: nn.Module, name: str) -> Any:
+    """What a module holds under a name, whatever else the name may mean for its class."""
+    table = next((table for table in _tables(module) if name in table), None)
+    return getattr(module, name) if table is None else table[name]
+
+
+def _tables(module: Any) -> list[dict[str, Any]]:
+    return [vars(module)[table] for table in _TABLES] if isinstance(module, nn.Module) else []
+
+
+def name_seed(name: str) -> int:
+    """A number of 32 bits for any name, the same in every process."""
+    return zlib.crc32(name.encode(errors="surrogatepass"))
+
+
+class PlainNames:
+    """Other names for parts: words of ASCII that mean nothing else to a module, each different from its siblings."""
+
+    def __init__(self) -> None:
+        self._taken = {*dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist}
+        self._known: dict[str, str] = {"": ""}
+
+    def of(self, name: str) -> str:
+        """The plain form of a dotted name; a name that is plain stays."""
+        if name not in self._known:
+            parent, _, leaf = name.rpartition(".")
+            word = leaf if _WORD.fullmatch(leaf) else "part_" + re.sub(r"[^A-Za-z0-9]+", "_", leaf).strip("_")
+            words = (word, *(f"{word}_{n}" for n in range(2, len(self._known) + 4)))
+            full = (f"{self.of(parent)}.{w}".lstrip(".") for w in words if w not in self._taken)
+            self._known[name] = next(f for f in full if f not in self._known.values())
+        return self._known[name]
 
 
 class ModelPaths:
@@ -30,10 +79,127 @@ class ModelPaths:
         found = self._modules.get(path)
         if found is None:
             parent, _, leaf = path.rpartition(".")
-            found = self._modules[path] = self.module(parent).get_submodule(leaf)
+            found = _held(self.module(parent), leaf)
+            if not isinstance(found, nn.Module):
+                raise AttributeError(f"{path!r} is no module")
+            self._modules[path] = found
         return found
 
     def attribute(self, name: str) -> Any:
         """The attribute at a dotted path."""
         path, _, leaf = name.rpartition(".")
-        return getattr(self.module(path), leaf)
+        return _held(self.module(path), leaf)
+
+
+def hold(module: nn.Module, name: str, part: Any) -> None:
+    """Let a module hold a part (a module, parameter or buffer) at a dotted path, which may be of any words."""
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        module = module._modules.setdefault(parent, nn.Module())  # type: ignore[assignment]
+    is_module, is_parameter = isinstance(part, nn.Module), isinstance(part, nn.Parameter)
+    kind = _TABLES[0 if is_module else 1 if is_parameter else 2]
+    vars(module)[kind][leaf] = part
+
+
+def is_held(module: nn.Module, name: str) -> bool:
+    """Whether there is a module or a tensor at a dotted path."""
+    found: Any = module
+    for part in name.split("."):
+        found = next((table[part] for table in _tables(found) if part in table), None)
+    return found is not None
+
+
+class PartsModule(fx.GraphModule):
+    """A GraphModule over parts whose names may be any strings.
+
+    Names are data, and torch.fx prints the targets of a graph into source as they are. So a target that is more than
+    plain words, or that leads elsewhere (``code`` and ``graph`` mean something to every GraphModule), gives way to one
+    with a number: a property of that name looks the part up where it is held. State dicts have the true names.
+    """
+
+    # By the target that stands in a graph, the name that it stands for; each module is of a class of its own.
+    _names: Mapping[str, str] = {}
+
+    def __init__(self, root: Mapping[str, Any], graph: fx.Graph, class_name: str) -> None:
+        """``root`` holds modules and tensors by true name; the targets of ``graph``, true names too, are replaced."""
+        super().__init__({}, fx.Graph(), class_name)
+        for name in sorted(root, key=lambda name: name.count(".")):  # what holds others comes first
+            if not is_held(self, name):
+                hold(self, name, root[name])
+        self.graph = graph
+
+    def recompile(self) -> Any:
+        """Make ``forward`` from the graph anew."""
+        if not len(self._graph.nodes):
+            return None  # while the parts are not held yet
+        self._replace_targets(self._graph)
+        return super().recompile()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Torch would take ``self.graph = ...`` for another part where a part has the name of an attribute.
+        own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if own and not isinstance(value, (nn.Module, torch.Tensor)) and any(name in table for table in _tables(self)):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def name_of(self, target: Any) -> str:
+        """The true name of what a target in a graph of this module stands for."""
+        return self._names.get(str(target), str(target))
+
+    def _replace_targets(self, graph: fx.Graph) -> None:
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                node.target = self._target(str(node.target))
+
+    def _target(self, name: str) -> str:
+        if name in self._names or self._is_plain(name):
+            return name
+        for target, known in self._names.items():
+            if known == name:
+                return target
+        cls = type(self)
+        target = next(t for n in range(len(self._names), 10**9) if not hasattr(self, t := f"_part{n}"))
+        cls._names = {**self._names, target: name}
+        setattr(cls, target, property(lambda module: attribute(module, name)))
+        return target
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether generated code finds a part by its name alone."""
+        found: Any = self
+        for part in name.split("."):
+            if not _WORD.fullmatch(part) or keyword.iskeyword(part):
+                return False
+            table = next((table for table in _tables(found) if part in table), None)
+            if table is not None and (part in vars(found) or hasattr(type(found), part)):
+                return False  # the attribute of that name hides it
+            found = None if table is None else table[part]
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PartsModule:
+        twin = PartsModule(copied_parts(self, memo), self.with_names(self.graph), type(self).__name__)
+        vars(twin)["_non_persistent_buffers_set"] = set(self._non_persistent_buffers_set)
+        twin.training, twin.meta = self.training, copy.deepcopy(self.meta, memo)
+        return twin
+
+    def with_names(self, graph: fx.Graph) -> fx.Graph:
+        """A copy of one of this module's graphs, with true names as targets."""
+        twin = copied_graph(graph)
+        for node in twin.nodes:
+            if node.op in ("call_module", "get_attr"):
+                node.target = self.name_of(node.target)
+        return twin
+
+
+def copied_parts(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
+    """Deep copies of what a module holds, by name."""
+    held = ((name, part) for table in _tables(module) for name, part in table.items() if part is not None)
+    return {name: copy.deepcopy(part, memo) for name, part in held}
+
+
+def copied_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy that prints itself as the original does."""
+    twin = fx.Graph()
+    twin.output(twin.graph_copy(graph, {}))
+    twin._codegen = graph._codegen
+    return twin

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph_module import _assign_attr
 
 from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, sources
 from fxprune.capture.chance import OtherChance
@@ -20,7 +19,7 @@ from fxprune.capture.recorder import Recorder
 from fxprune.capture.recording import record_calls
 from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
-from fxprune.model_paths import ModelPaths, attribute
+from fxprune.model_paths import ModelPaths, PartsModule, attribute, copied_graph
 from fxprune.samples import Sample
 
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -142,26 +141,13 @@ class Captured:
                 root[node.target] = self.constants.get(node.target)
                 if root[node.target] is None:
                     root[node.target] = paths.attribute(node.target)
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        graph.output(graph.graph_copy(self.graph, values))
-        module = fx.GraphModule(root, graph, class_name=type(model).__name__)
-        for name in (*self.shapes, *self.aliases):
-            if name not in self.constants:
-                _hold(module, name, paths.attribute(name))
+        root |= {n: paths.attribute(n) for n in (*self.shapes, *self.aliases) if n not in self.constants}
         for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
-            for name, constant in captured.constants.items():
-                _hold(module, name, constant)
+            root |= captured.constants
+        module = PartsModule(root, copied_graph(self.graph), type(model).__name__)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
         module.training = self.training
         return module
-
-
-def _hold(module: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
-    try:
-        attribute(module, name)
-    except AttributeError:
-        _assign_attr(tensor, module, name)
 
 
 def capture(

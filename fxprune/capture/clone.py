@@ -48,7 +48,7 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[], Non
         if cls not in watched:
             watched[cls] = _watched(cls, handler, flag)
         try:
-            module.__class__ = watched[cls]
+            object.__setattr__(module, "__class__", watched[cls])  # a part may have any name, this one too
         except TypeError as error:
             raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
 

@@ -55,6 +55,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.reads_training = False
         self.graph = fx.Graph()
+        self.graph._graph_namespace.create_name("self", None)  # no node may have this name in generated code
         self.constants: dict[str, torch.Tensor] = {}
         self.module_path: list[str] = []
         self._keeps = keeps

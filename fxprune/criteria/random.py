@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.groups import Group
+from fxprune.model_paths import name_seed
 
 __all__ = ["Random"]
 
@@ -32,5 +32,5 @@ class Random:
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
-        stream = np.random.default_rng([self.seed % (1 << 64), zlib.crc32(group.name.encode())])
+        stream = np.random.default_rng([self.seed % (1 << 64), name_seed(group.name)])
         return stream.random(group.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from fxprune.criteria.ordering import removal_order
 from fxprune.errors import CriterionError
 from fxprune.groups import Group, Member
 from fxprune.least_squares import Elimination
+from fxprune.model_paths import name_seed
 from fxprune.rules.call import Call, parameter_name
 from fxprune.statistics import LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.statistics.following import addition_after, norm_after
@@ -68,7 +68,7 @@ class Reconstruction:
             dense = call.name == "linear" or call.number("groups") == 1
             if rows is None or not plain or not dense or features > self.most_features:
                 continue
-            moments = _Moments(features, rows, self.positions, zlib.crc32(name.encode()), weight.device)
+            moments = _Moments(features, rows, self.positions, name_seed(name), weight.device)
             readout, scale = _readout(call, finder.calls, tensors)
             variance = _Variance(rows.channel_dim, weight.shape[0])
             places = Observation(finder.raw(tap.node), moments), Observation(finder.raw(readout), variance)

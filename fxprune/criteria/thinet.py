@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
 from fxprune.groups import Group, Member
+from fxprune.model_paths import name_seed
 from fxprune.rules.call import Call
 from fxprune.statistics import Observation, Seen, Sums, TapFinder
 
@@ -74,7 +74,7 @@ class ThiNet:
 
     def _parts(self, call: Call, weight: Tensor, member: Member, group: Group, key: str) -> Parts | None:
         # Where the units are not the weight's columns one by one, linear layers may hold several columns a unit.
-        draw = np.random.default_rng([self.seed % (1 << 64), zlib.crc32(key.encode())])
+        draw = np.random.default_rng([self.seed % (1 << 64), name_seed(key)])
         outputs = torch.from_numpy(draw.integers(weight.shape[0], size=self.entries))
         places = draw.random((self.entries, 2))
         if call.name == "linear" and member.dim == 1 and weight.shape[1] % group.size == 0:

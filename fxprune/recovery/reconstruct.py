@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fxprune.errors import RecoveryError
 from fxprune.least_squares import Moments, Solution, solve
+from fxprune.model_paths import name_seed
 from fxprune.recovery.base import Work
 from fxprune.recovery.layers import Layer, Reading, find_layers
 from fxprune.recovery.walking import Walk
@@ -146,7 +146,7 @@ class _Pass:
 
     def _generator(self, layer: Layer) -> torch.Generator:
         """The same for every batch."""
-        return torch.Generator().manual_seed((self.work.seed ^ zlib.crc32(layer.name.encode())) % (1 << 63))
+        return torch.Generator().manual_seed((self.work.seed ^ name_seed(layer.name)) % (1 << 63))
 
     def _rewrite(self, layer: Layer, moments: Moments) -> tuple[float, float]:
         """Put the solution into the pruned network; gives the relative squared error before and after."""

@@ -71,7 +71,8 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
     """
     tensors = (*module.parameters(), *module.buffers())
     memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
-    parts = nn.Module()
+    parts = nn.Module.__new__(type(module))  # of its class, as generated code may reach parts through the class
+    nn.Module.__init__(parts)
     for held in ("_modules", "_parameters", "_buffers"):
         vars(parts)[held] = copy.deepcopy(getattr(module, held), memo)
     unsure = []

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.graph_module import _assign_attr
 
+from fxprune.model_paths import PartsModule, PlainNames, attribute, copied_graph
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
 
@@ -21,7 +21,7 @@ Graphs = Mapping[str, fx.Graph]
 UNTRACED_TRAINING = "the forward in training mode"
 
 
-class PrunedGraphModule(fx.GraphModule):
+class PrunedGraphModule(PartsModule):
     """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ, and for sizes that need their own.
 
     ``.train()`` and ``.eval()`` put the right one in place; all run over the same modules and tensors. ``graph`` and
@@ -29,6 +29,11 @@ class PrunedGraphModule(fx.GraphModule):
     of other sizes, a call runs the first graph whose checks of sizes hold; for each new shape that is found out once,
     without values.
     """
+
+    _class_name: str
+    _graphs: dict[str, fx.Graph]
+    _kept_out: tuple[str, ...]
+    _others: dict[bool, list[Callable[..., Any]]]
 
     def __init__(
         self,
@@ -38,20 +43,19 @@ class PrunedGraphModule(fx.GraphModule):
         class_name: str = "GraphModule",
         kept_out: Collection[str] = (),
     ) -> None:
-        """``root`` holds modules and tensors by dotted target; ``kept_out`` names buffers not in the state dict.
+        """``root`` holds modules and tensors by dotted name; ``kept_out`` names buffers not in the state dict.
 
-        ``graphs``: as in :attr:`graphs`.
+        ``graphs``: as in :attr:`graphs`, with those names as targets.
         """
-        super().__init__(dict(root), graphs["eval"], class_name)
-        self._class_name = class_name
-        self._graphs = dict(graphs)
-        for target in self._all_targets():
-            if not _has(self, target):
-                _assign_attr(root[target], self, target)
+        # First of all, so that a part which is called like one of these is seen to be hidden by it.
+        own = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
+        vars(self).update(own, _others={}, _chosen={})
+        super().__init__(root, graphs["eval"], class_name)
+        for graph in self._graphs.values():
+            self._replace_targets(graph)
         for name in kept_out:
             path, _, leaf = name.rpartition(".")
-            self.get_submodule(path)._non_persistent_buffers_set.add(leaf)
-        self._kept_out = tuple(kept_out)
+            attribute(self, path)._non_persistent_buffers_set.add(leaf)
         # Forwards of the further variants by mode; what they call is looked up in the module that is passed.
         self._others = {
             mode: [_forward_of(self, self._graph_of(mode, number)) for number in range(1, self._count())]
@@ -67,6 +71,11 @@ class PrunedGraphModule(fx.GraphModule):
         Those for inputs of other sizes are "eval_1", "training_1" and so on.
         """
         return dict(self._graphs)
+
+    @property
+    def named_graphs(self) -> dict[str, fx.Graph]:
+        """Copies of the same with the true names of modules and tensors as targets, which are data and no code."""
+        return {name: self.with_names(graph) for name, graph in self._graphs.items()}
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where the two modes have different ones.
@@ -94,19 +103,39 @@ class PrunedGraphModule(fx.GraphModule):
         if self._count() == 1:
             return self
         number = self._number_for(args, kwargs)
-        graphs = {mode: _copied(self._graph_of(mode == "training", number)) for mode in ("eval", "training")}
+        graphs = {mode: self.with_names(self._graph_of(mode == "training", number)) for mode in ("eval", "training")}
         if self._graph_of(True, number) is self._graph_of(False, number):
             del graphs["training"]
-        root = {target: _get(self, target) for graph in graphs.values() for target in _targets(graph)}
+        root = {name: attribute(self, name) for graph in graphs.values() for name in _targets(graph)}
         kept_out = [name for name in self._kept_out if name in root]
         twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out)
         set_mode(twin, self.training)
         twin.meta = self.meta
         return twin
 
+    def plainly_named(self) -> PrunedGraphModule:
+        """A network over the same tensors whose names torch.export can write into the code that it makes.
+
+        A name that is more than plain words, or that means something else to a module, gives way to one like it.
+        """
+        if not self._names:
+            return self
+        names, graphs = PlainNames(), self.named_graphs
+        plain = {name: names.of(name) for name in _all_targets(graphs)}
+        for node in (
+            node for graph in graphs.values() for node in graph.nodes if node.op in ("call_module", "get_attr")
+        ):
+            node.target = plain[str(node.target)]
+        root = {new: attribute(self, name) for name, new in plain.items()}
+        kept_out = [plain[name] for name in self._kept_out]
+        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out)
+        set_mode(twin, self.training)
+        twin.meta = self.meta
+        return twin
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedGraphModule:
-        root = {t: copy.deepcopy(_get(self, t), memo) for t in self._all_targets()}
-        graphs = {name: _copied(graph) for name, graph in self._graphs.items()}
+        graphs = self.named_graphs
+        root = {name: copy.deepcopy(attribute(self, name), memo) for name in _all_targets(graphs)}
         twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=self._kept_out)
         set_mode(twin, self.training)
         arrange(twin, self)
@@ -115,13 +144,11 @@ class PrunedGraphModule(fx.GraphModule):
         return twin
 
     def __reduce__(self) -> Any:
-        root = {t: _get(self, t) for t in self._all_targets()}
-        graphs = {name: graph_as_data(graph) for name, graph in self._graphs.items()}
+        named = self.named_graphs
+        root = {name: attribute(self, name) for name in _all_targets(named)}
+        graphs = {name: graph_as_data(graph) for name, graph in named.items()}
         about = (self._class_name, self._kept_out, self.training, self.meta, _order(self), _extras(self))
         return _unpickled, (root, graphs, *about)
-
-    def _all_targets(self) -> list[str]:
-        return list(dict.fromkeys(t for g in self._graphs.values() for t in _targets(g)))
 
     def _count(self) -> int:
         return sum(name.startswith("eval") for name in self._graphs)
@@ -137,7 +164,7 @@ class PrunedGraphModule(fx.GraphModule):
 
 
 def _forward_of(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
-    forward: Callable[..., Any] = type(fx.GraphModule(module, _copied(graph))).forward
+    forward: Callable[..., Any] = type(fx.GraphModule(module, copied_graph(graph))).forward
     return forward
 
 
@@ -206,10 +233,10 @@ def _order(module: nn.Module) -> list[str]:
 
 def _move_last(module: nn.Module, name: str) -> None:
     path, _, leaf = name.rpartition(".")
-    parent = module.get_submodule(path)
+    parent = attribute(module, path)
     for held in (parent._modules, parent._parameters, parent._buffers):
         if leaf in held:
-            held[leaf] = held.pop(leaf)  # type: ignore[assignment]
+            held[leaf] = held.pop(leaf)
 
 
 def set_mode(module: PrunedGraphModule, mode: bool) -> None:
@@ -220,10 +247,8 @@ def set_mode(module: PrunedGraphModule, mode: bool) -> None:
     module.training = mode
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
-    twin = fx.Graph()
-    twin.output(twin.graph_copy(graph, {}))
-    return twin
+def _all_targets(graphs: Graphs) -> list[str]:
+    return list(dict.fromkeys(name for graph in graphs.values() for name in _targets(graph)))
 
 
 def _targets(graph: fx.Graph) -> list[str]:
@@ -244,15 +269,3 @@ def arrange(module: nn.Module, like: nn.Module) -> None:
         twin = like._modules.get(name)
         if child is not None and twin is not None:
             arrange(child, twin)
-
-
-def _get(module: nn.Module, target: str) -> Any:
-    path, _, leaf = target.rpartition(".")
-    return getattr(module.get_submodule(path), leaf)
-
-
-def _has(module: nn.Module, target: str) -> bool:
-    try:
-        return isinstance(_get(module, target), (nn.Module, torch.Tensor))
-    except AttributeError:
-        return False

@@ -66,7 +66,7 @@ def _is_random(name: str, tensor: Tensor) -> bool:
 
 
 def _draw(tensor: Tensor, name: str, seed: int, gain: float) -> None:
-    generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(name.encode()) ^ seed)
+    generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(name.encode(errors="surrogatepass")) ^ seed)
     if name.endswith("running_var") or (tensor.ndim < 2 and bool((tensor >= 0).all())):
         tensor.uniform_(0.5, 1.5, generator=generator)
     elif tensor.ndim < 2:
