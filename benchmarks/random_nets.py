@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from tests.nets.habits.drawing import single_habit, singles
+from tests.nets.habits.drawing import singles
 from tests.nets.judging import WrongError, judge
 from tests.nets.reach import Reach
 from tests.nets.reducing import RecordingChooser, ReplayingChooser, reduced
@@ -113,8 +113,7 @@ def each_checker(chosen: Sequence[str]) -> Check:
     """The check of one habit alone, by its place among the chosen names."""
 
     def check(number: int, tally: Tally) -> None:
-        habit, rank = singles()[chosen[number]]
-        specification = single_habit(habit, rank)
+        specification = singles()[chosen[number]]()
         kind = judged(specification, number, tally)
         if kind:
             raise_failure(specification, number, f"{chosen[number]}: {kind}")

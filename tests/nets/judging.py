@@ -133,7 +133,7 @@ def _compiled(
 
 def run(network: nn.Module, sample: Sample, seed: int = 0) -> Any:
     """What the network returns under a seed, or the exception that it raises."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     try:
         return network(*sample)
     except Exception as error:
@@ -217,8 +217,9 @@ class _Comparison:
         self._modes()
         if self._chance.random() < 0.1:
             self._saved()
-        self._evaluation(self._pair(torch.float64))
-        self._training(self._pair(torch.float64))
+        pair = self._pair(torch.float64)
+        self._evaluation(pair)
+        self._training(pair)
         self._precision(torch.bfloat16)
         if self._chance.random() < 0.3:
             self._surroundings()
@@ -267,8 +268,8 @@ class _Comparison:
 
     def _modes(self) -> None:
         """Training flags of the modules of both, now and after both calls."""
+        pair = self._pair()
         for change in (None, True, False):
-            pair = self._pair()
             if change is not None:
                 pair[0].train(change), pair[1].train(change)
             if found := differing(*([(n, m.training) for n, m in net.named_modules()] for net in pair)):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from tests.nets.draft import Draft, SeededChooser
-from tests.nets.habits.habit import Habit, Habitual
+from tests.nets.habits.habit import ANY, Habit, Habitual
 from tests.nets.habits.inspecting import CACHES, NAMES, PASSED, QUESTIONS
 from tests.nets.habits.leaking import BRANCHES, SIZES
+from tests.nets.habits.outputs import STYLES
 from tests.nets.habits.training import GRADIENTS, MODES, STATE, TIES
 from tests.nets.specification import Specification
 from tests.nets.steps.unusual import HeadsInBatch, Recurrent, Squeezed
@@ -22,6 +26,9 @@ HABITS: dict[str, dict[str, Habit]] = {
     "sizes": SIZES,
     "branches": BRANCHES,
 }
+
+# Seeds that draw merged heads and recurrent layers of every kind, with a state and without.
+UNUSUAL_SEEDS = 24
 
 
 def put(draft: Draft, x: str, habit: Habit) -> str:
@@ -60,21 +67,35 @@ def unusual(draft: Draft, x: str) -> str:
 
 def single_habit(habit: Habit, rank: int, style: str = "single", seed: int = 0) -> Specification:
     """Return a network of one habit between two layers in front and one behind; ``rank`` is that of what it takes."""
+    return single(rank, lambda draft, x: put(draft, x, habit), style, seed)
+
+
+def single(rank: int, block: Callable[[Draft, str], str], style: str = "single", seed: int = 0) -> Specification:
+    """Return a network of one block between two layers in front and one behind."""
     draft = Draft(SeededChooser(seed))
     if rank == 4:
-        x = draft.conv(draft.input((2, 4, 4)), 5, 3)
+        x = draft.conv(draft.input((2, 4, 4)), 6, 3)
     else:
-        x = draft.linear(draft.input((4, 3) if rank == 3 else (3,)), 5)
-    x = put(draft, draft.function(x, "leaky_relu"), habit)
-    out = draft.conv(x, 3) if rank == 4 else draft.linear(x, 3)
+        x = draft.linear(draft.input((4, 3) if rank == 3 else (3,)), 6)
+    x = block(draft, draft.function(x, "leaky_relu"))
+    out = draft.conv(x, 3) if len(draft.sizes(x)) == 4 else draft.linear(x, 3)
     return Specification(tuple(draft.inputs), tuple(draft.steps), (out,), style, seed)
 
 
-def singles() -> dict[str, tuple[Habit, int]]:
-    """Return every habit at every rank it takes, by name."""
-    return {
-        f"{kind}: {name}, rank {rank}": (habit, rank)
+def singles() -> dict[str, Callable[[], Specification]]:
+    """Return a network for every habit at every rank it takes, for every style of output and unusual step, by name."""
+    nets: dict[str, Callable[[], Specification]] = {
+        f"{kind}: {name}, rank {rank}": functools.partial(single_habit, habit, rank)
         for kind, table in HABITS.items()
         for name, habit in table.items()
         for rank in habit.ranks
     }
+    plain = HABITS["modes"]["branch_on_training"]
+    for style in STYLES:
+        nets |= {f"outputs: {style}, rank {rank}": functools.partial(single_habit, plain, rank, style) for rank in ANY}
+    nets["unusual: squeeze, rank 4"] = functools.partial(single, 4, unusual)
+    nets |= {
+        f"unusual: {seed}, rank 3": functools.partial(single, 3, unusual, "single", seed)
+        for seed in range(UNUSUAL_SEEDS)
+    }
+    return nets

@@ -53,7 +53,41 @@ class Ramp(nn.Module):
             return x * min(1.0, self.step / 10)
         return x
 """
+HEAD = """
+class Head(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.training:
+            return {"maps": [y, y * 2]}
+        return [y, y[y > 0].sum()]
+"""
+SORTING = """
+class Sorting(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if self.training else y + y[y > 0].sum()
+"""
 MODES: dict[str, Habit] = {
+    "head_of_another_structure": Habit(
+        "made = self.$m($x)\n$y = made['maps'][1] if self.training else made[0] + made[1]",
+        "self.$m = Head($layer)",
+        above=HEAD,
+        tensors=(("$m.layer.weight", "k"), ("$m.layer.bias", "o")),
+    ),
+    "head_that_only_eval_sorts": Habit(
+        "$y = self.$m($x)",
+        "self.$m = Sorting($layer)",
+        above=SORTING,
+        tensors=(("$m.layer.weight", "k"), ("$m.layer.bias", "o")),
+    ),
     "frozen_by_the_model": Habit(
         "$y = self.$m($x)", "self.$m = $bn", train="self.$m.eval()", tensors=NORM, ranks=SECOND
     ),
