@@ -103,11 +103,11 @@ class _Walk:
             raise fault(self._pair, node, "it is missing or out of order in the rewritten graph")
         self._passed.update(written)
         counterpart = self._counterpart(node, written)
+        if counterpart and (is_number(node) or is_sizes(node)):
+            self._numbers.update((counterpart, image))
         for extra in written:
             if extra is not counterpart and not self._is_harmless(extra):
                 raise fault(self._pair, node, f"the rewritten graph adds {described(extra)}")
-        if is_number(node) or is_sizes(node):
-            self._numbers.add(image)
         return Step(node, written, counterpart, image)
 
     def end(self) -> None:
