@@ -26,7 +26,7 @@ def test_drawn_networks_run_in_both_modes(specification: Specification) -> None:
 
 
 def _momentum(pruned: Any) -> None:
-    pruned.own6.momentum = 0.3
+    pruned.own8.momentum = 0.3
 
 
 def _frozen(pruned: Any) -> None:
@@ -34,8 +34,8 @@ def _frozen(pruned: Any) -> None:
 
 
 def _eval_only(pruned: Any) -> None:
-    pruned.own6.eval()
-    pruned.own6.train = lambda mode=True: pruned.own6
+    pruned.own8.eval()
+    pruned.own8.train = lambda mode=True: pruned.own8
 
 
 def _detached(pruned: Any) -> None:

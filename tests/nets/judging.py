@@ -214,7 +214,6 @@ class _Comparison:
     def run_all(self) -> None:
         """Every comparison."""
         self._state("made", (self._pruned, self._twin), 0.0)
-        self._modes()
         if self._chance.random() < 0.1:
             self._saved()
         pair = self._pair(torch.float64)
@@ -223,6 +222,7 @@ class _Comparison:
         self._precision(torch.bfloat16)
         if self._chance.random() < 0.3:
             self._surroundings()
+        self._modes()
 
     def _pair(self, dtype: torch.dtype | None = None) -> Pair:
         ours, theirs = deepcopy(self._pruned), deepcopy(self._twin)

@@ -73,11 +73,9 @@ def single_habit(habit: Habit, rank: int, style: str = "single", seed: int = 0) 
 def single(rank: int, block: Callable[[Draft, str], str], style: str = "single", seed: int = 0) -> Specification:
     """Return a network of one block between two layers in front and one behind."""
     draft = Draft(SeededChooser(seed))
-    if rank == 4:
-        x = draft.conv(draft.input((2, 4, 4)), 6, 3)
-    else:
-        x = draft.linear(draft.input((4, 3) if rank == 3 else (3,)), 6)
-    x = block(draft, draft.function(x, "leaky_relu"))
+    widen = draft.conv if rank == 4 else draft.linear
+    x = widen(draft.input({4: (2, 4, 4), 3: (4, 3), 2: (3,)}[rank]), 5)
+    x = block(draft, widen(draft.function(x, "leaky_relu"), 6))
     out = draft.conv(x, 3) if len(draft.sizes(x)) == 4 else draft.linear(x, 3)
     return Specification(tuple(draft.inputs), tuple(draft.steps), (out,), style, seed)
 
