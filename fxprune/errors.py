@@ -20,6 +20,7 @@ __all__ = [
     "ExportError",
     "FxpruneError",
     "MissingDependencyError",
+    "ModeError",
     "ModelError",
     "OptionError",
     "PlanError",
@@ -103,6 +104,10 @@ class RecoveryError(FxpruneError, ValueError):
 
 class DistillationError(FxpruneError, ValueError):
     """Networks, loader, loss and hints do not fit each other, training diverges, or a checkpoint is not its own."""
+
+
+class ModeError(FxpruneError, RuntimeError):
+    """Some parts of a network are in training mode and others are not, and no graph was made for this mixture."""
 
 
 class RewriteError(FxpruneError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fxprune.capture import Captured, capture, capture_parts, capture_training
+from fxprune.capture import Captured, Modes, capture, capture_parts, capture_training, modes_of
 from fxprune.checking import check_forgets, refuses
 from fxprune.errors import CaptureError, SampleError
 from fxprune.groups import OpaqueOp
@@ -22,13 +22,15 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
     Raises:
         FxpruneError: nothing of the model can be traced, or it refuses the sample.
     """
-    captured = _eval_graph(model, sample)
+    modes = modes_of(model, is_leaf)
+    captured = _eval_graph(model, sample, modes)
+    captured.effects = modes.effects
     captured.variants = tuple(find_variants(model, captured))
-    untraced = [_add_training(model, variant) for variant in (captured, *captured.variants)]
+    untraced = [_add_training(model, variant, modes) for variant in (captured, *captured.variants)]
     return captured, untraced[0]
 
 
-def _eval_graph(model: nn.Module, sample: Sample) -> Captured:
+def _eval_graph(model: nn.Module, sample: Sample, modes: Modes) -> Captured:
     """Trace with a batch of at least 2, so that no size of one hides what the batch is; a fixed batch stays."""
     candidates = [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]
     failure: CaptureError | None = None
@@ -45,13 +47,13 @@ def _eval_graph(model: nn.Module, sample: Sample) -> Captured:
     refusal = refuses(model, sample)
     if refusal is not None:
         raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
-    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf)
+    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf, modes=modes)
 
 
-def _add_training(model: nn.Module, captured: Captured) -> tuple[OpaqueOp, ...]:
+def _add_training(model: nn.Module, captured: Captured, modes: Modes) -> tuple[OpaqueOp, ...]:
     """Capture the graph of training mode where it is another one; else say what the report should know."""
     try:
-        captured.training_twin = capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf)
+        captured.training_twin = capture_training(model, captured, keeps=has_rule, is_leaf=is_leaf, modes=modes)
     except CaptureError as error:
         reason = f"training mode runs the graph of eval mode: {error}"
         return (OpaqueOp("", UNTRACED_TRAINING, "", reason),)

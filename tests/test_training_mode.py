@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +128,218 @@ class Flattened(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mixed: torch.Tensor = self.attention(x, x, x, need_weights=False)[0]
         return mixed.view(len(x), -1)
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """Never trains."""
+
+    def train(self, mode: bool = True) -> FrozenNorm:
+        return super().train(False)
+
+
+class Stage(nn.Module):
+    """A layer, a norm, and dropout as a function."""
+
+    def __init__(self, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), norm(8)
+        self.norm.running_mean.normal_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(F.relu(self.norm(self.conv(x))), 0.2, self.training)
+
+
+class Staged(nn.Module):
+    def __init__(self, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 3), Stage(norm), Stage()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(self.stem(x)))
+
+
+class FrozenStage(Staged):
+    """Its first stage never trains, as in detectors."""
+
+    frozen = True
+
+    def train(self, mode: bool = True) -> FrozenStage:
+        super().train(mode)
+        if self.frozen:
+            self.first.eval()
+        return self
+
+
+class OwnEval(Staged):
+    """Keeps dropout in eval mode, as Monte Carlo dropout does."""
+
+    def eval(self) -> OwnEval:
+        super().eval()
+        self.second.training = True
+        return self
+
+
+class SetsAFlag(Staged):
+    """Keeps its mode under a name of its own."""
+
+    doubled = False
+
+    def train(self, mode: bool = True) -> SetsAFlag:
+        self.doubled = mode
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (2.0 if self.doubled else 1.0)
+
+
+class ForgetsModes(Staged):
+    """Its own train() touches no other module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        super().train(False)
+
+    def train(self, mode: bool = True) -> ForgetsModes:
+        self.training = mode
+        return self
+
+
+OWN_MODES = {
+    "a frozen stage": FrozenStage,
+    "a norm that never trains": lambda: Staged(FrozenNorm),
+    "an eval() of its own": OwnEval,
+    "an attribute that train() sets": SetsAFlag,
+    "a train() that leaves the parts alone": ForgetsModes,
+}
+
+
+def as_it_is(module: nn.Module) -> nn.Module:
+    return module
+
+
+def saved(folder: Path) -> Callable[[nn.Module], nn.Module]:
+    def reloaded(module: nn.Module) -> nn.Module:
+        fxprune.save(module, folder / "saved")
+        return fxprune.load(folder / "saved")
+
+    return reloaded
+
+
+@pytest.mark.parametrize("start", ["train", "eval"])
+@pytest.mark.parametrize("name", OWN_MODES)
+def test_modes_are_those_that_the_model_itself_sets(name: str, start: str, tmp_path: Path) -> None:
+    model = OWN_MODES[name]()
+    getattr(model, start)()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    x = torch.randn(4, 3, 8, 8)
+    for made in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved(tmp_path), as_it_is):
+        twin, original = made(pruned), copy.deepcopy(model)
+        for call in (None, "train", "eval", "train", "first.norm.train", "first.norm.eval", "first.train"):
+            if call is not None:
+                for module in (twin, original):
+                    operator.attrgetter(call)(module)()
+            flags = {path: module.training for path, module in original.named_modules()}
+            assert all(part.training is flags[path] for path, part in twin.named_modules())
+            twin.load_state_dict(original.state_dict())
+            try:
+                assert agree(twin, original, x)
+            except fxprune.errors.ModeError:
+                assert call == "first.train"
+
+
+def test_modes_of_single_parts_are_kept_as_they_were() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)).train()
+    model[1].eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    assert (pruned.training, pruned.get_submodule("1").training) == (True, False)
+    assert pruned.train().get_submodule("1").training
+
+
+def test_a_call_looks_at_modes_that_were_set_without_train() -> None:
+    model = Staged().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    for module in (*model.modules(), *pruned.modules()):
+        module.training = True
+    assert agree(pruned, model, torch.randn(4, 3, 8, 8))
+
+
+def test_a_mixture_of_modes_without_a_graph_is_refused() -> None:
+    pruned = fxprune.compile(Staged(), torch.randn(2, 3, 8, 8), 0.0).train()
+    pruned.get_submodule("first").eval()
+    with pytest.raises(fxprune.errors.ModeError, match="first is in eval mode and other parts are not"):
+        pruned(torch.randn(2, 3, 8, 8))
+
+
+class Merges(nn.Module):
+    """Adds a correction to its weight when it stops training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.correction = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(8, 3, 3, 3))
+
+    def train(self, mode: bool = True) -> Merges:
+        if self.training and not mode:
+            self.conv.weight.data += self.correction
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class FreezesLate(Staged):
+    def train(self, mode: bool = True) -> FreezesLate:
+        self.first.requires_grad_(False)
+        return super().train(mode)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(Merges, "values of a tensor"), (FreezesLate, "requires_grad of first")])
+def test_a_train_that_does_more_than_set_modes_is_refused(kind: type[nn.Module], words: str) -> None:
+    with pytest.raises(fxprune.errors.ModelError, match=words):
+        fxprune.compile(kind(), torch.randn(2, 3, 8, 8), 0.0)
+
+
+class Functional(nn.Module):
+    """Calls its layer in one mode, and in the other only reads the weight."""
+
+    def __init__(self, called_in_training: bool) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1)
+        self.called_in_training = called_in_training
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.first(x))
+        called = self.training is self.called_in_training
+        return self.last(self.inner(x) if called else F.conv2d(x, self.inner.weight, self.inner.bias))
+
+
+@pytest.mark.parametrize("called_in_training", [True, False])
+def test_a_layer_of_one_mode_is_a_layer_though_the_other_reads_its_weight(called_in_training: bool) -> None:
+    pruned = fxprune.compile(Functional(called_in_training), torch.randn(2, 3, 16, 16), 0.5)
+    inner = pruned.get_submodule("inner")
+    assert isinstance(inner, nn.Conv2d)
+    assert inner.weight is pruned.get_parameter("inner.weight")
+    x = torch.randn(2, 3, 16, 16)
+    for twin in (pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        torch.testing.assert_close(twin.train()(x), twin.eval()(x))
+
+
+class OtherStructure(nn.Module):
+    """An opaque head that gives a dict in training and a list in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> object:
+        y = self.conv(x)
+        return {"maps": [y, y, y]} if self.training else [y, y[y > 0].sum()]
+
+
+def test_an_opaque_part_gives_in_training_what_it_gives_there() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), OtherStructure())
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.3)
+    assert len(pruned.train()(torch.randn(2, 3, 8, 8))["maps"]) == 3
+    assert len(pruned.eval()(torch.randn(2, 3, 8, 8))) == 2
 
 
 ATTENTION = {

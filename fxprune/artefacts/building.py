@@ -23,7 +23,7 @@ from fxprune.artefacts.opaque import STATE_TENSOR, Imported, StateReader, build_
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry, attach
 from fxprune.errors import ArtefactError
-from fxprune.rewriting.pruned_module import PrunedGraphModule, set_mode
+from fxprune.rewriting.pruned_module import PrunedGraphModule
 
 __all__ = ["build"]
 
@@ -51,7 +51,8 @@ def build(description: Description, tensors: Mapping[str, torch.Tensor], found: 
         _replace(tree, entry.path, _island(tree, entry, description, found))
     network = tree
     if root is None:
-        network = _assemble(description.class_name, description.graphs, tree, description, "", found)
+        about = (description.class_name, description.graphs, tree, description, "", found, description.modes)
+        network = _assemble(*about)
     _fill_all(network, description, tensors, found)
     _set_modes(network, description)
     _check_tensors(network, description, tensors)
@@ -127,10 +128,10 @@ def _set_modes(network: nn.Module, description: Description) -> None:
     # Not by train(), which a class of the user's may have of its own.
     modes = {"": description.training} | {entry.path: entry.training for entry in description.modules}
     for path, mode in modes.items():
-        module = submodule(network, path)
+        submodule(network, path).training = mode
+    for module in network.modules():
         if isinstance(module, PrunedGraphModule):
-            set_mode(module, mode)
-        module.training = mode
+            module.set_modes({})
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, tor
 def _island(network: nn.Module, entry: ModuleEntry, description: Description, found: Imported) -> PrunedGraphModule:
     name = check_identifier((entry.foreign or {}).get("name"), "class")
     tree = submodule(network, entry.path)
-    return _assemble(name, entry.graphs or {}, tree, description, f"{entry.path}.", found)
+    return _assemble(name, entry.graphs or {}, tree, description, f"{entry.path}.", found, entry.modes)
 
 
 def _assemble(
@@ -176,6 +177,7 @@ def _assemble(
     description: Description,
     prefix: str,
     found: Imported,
+    modes: Mapping[str, Any],
 ) -> PrunedGraphModule:
     graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in encoded.items()}
     nodes = [node for graph in graphs.values() for node in graph.nodes]
@@ -184,7 +186,7 @@ def _assemble(
     root |= {name: tensor_in(submodule(tree, path), leaf) for name in read for path, _, leaf in [name.rpartition(".")]}
     constants = [e.name for e in description.tensors if e.kind == "constant" and e.name.startswith(prefix)]
     kept_out = [name[len(prefix) :] for name in constants if name[len(prefix) :] in read]
-    network = PrunedGraphModule(root, graphs, class_name=class_name, kept_out=kept_out)
+    network = PrunedGraphModule(root, graphs, class_name=class_name, kept_out=kept_out, modes=modes)
     # The tree has their order, which optimisers go by, what is in the state dict but in no graph, and its containers.
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         vars(network)[held] = vars(tree)[held]

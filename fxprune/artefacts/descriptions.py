@@ -15,6 +15,7 @@ from fxprune.artefacts.opaque import StateWriter, describe_opaque, is_plain_laye
 from fxprune.artefacts.targets import check_identifier
 from fxprune.artefacts.tensors import TensorEntry, inventory
 from fxprune.errors import ArtefactError
+from fxprune.module_modes import CALLS
 from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
 
 __all__ = ["Description", "ModuleEntry", "check_name", "describe", "graphs_of"]
@@ -39,6 +40,7 @@ class ModuleEntry:
             "GraphModule", and it has the ``"name"`` of its class.
         shared_with: the first path of the same module, where this path is a further one.
         training: whether the module is in train mode.
+        modes: of a GraphModule inside such a module, how it switches modes, as in :class:`PrunedGraphModule`.
     """
 
     path: str
@@ -48,11 +50,12 @@ class ModuleEntry:
     foreign: dict[str, Any] | None = None
     graphs: dict[str, list[dict[str, Any]]] | None = None
     container: str = "Module"
+    modes: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON data; what has its usual value is left out."""
         data: dict[str, Any] = {"path": self.path, **(self.layer or {}), **(self.foreign or {})}
-        data |= _graphs_as_dict(self.graphs or {})
+        data |= _graphs_as_dict(self.graphs or {}) | ({"modes": self.modes} if self.modes else {})
         if self.container != "Module":
             data["container"] = self.container
         if self.shared_with is not None:
@@ -70,8 +73,8 @@ class ModuleEntry:
         names = ("kind", "name", "state", "absent")
         foreign = {name: data[name] for name in names if name in data} if "kind" in data else None
         graphs, training = _graphs_from_dict(data) or None, _mode(data.get("training", False))
-        container = data.get("container", "Module")
-        return cls(data["path"], layer, data.get("shared_with"), training, foreign, graphs, container)
+        about = (data.get("container", "Module"), _checked_modes(data.get("modes", {})))
+        return cls(data["path"], layer, data.get("shared_with"), training, foreign, graphs, *about)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Description:
         graphs: for each mode ("eval", and "training" where it differs) the graph's nodes in order, as JSON data, and
             under numbered names ("eval_1") those for inputs of other sizes; empty where the root is no GraphModule.
         imports: import paths of everything that is neither torch's nor written down here, in order.
+        modes: how the network switches modes, as in :class:`PrunedGraphModule`; empty where nothing is unusual.
         state_tensors: tensors that the attributes of foreign modules hold, by name.
     """
 
@@ -97,6 +101,7 @@ class Description:
     graphs: dict[str, list[dict[str, Any]]] = field(repr=False)
     imports: list[str] = field(default_factory=list)
     state_tensors: dict[str, Any] = field(default_factory=dict, repr=False)
+    modes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> ModuleEntry | None:
@@ -109,6 +114,7 @@ class Description:
             "class_name": self.class_name,
             "training": self.training,
             **({"imports": self.imports} if self.imports else {}),
+            **({"modes": self.modes} if self.modes else {}),
             "modules": [entry.as_dict() for entry in self.modules],
             "tensors": [entry.as_dict() for entry in self.tensors],
             **_graphs_as_dict(self.graphs),
@@ -124,7 +130,8 @@ class Description:
         modules = [ModuleEntry.from_dict(entry) for entry in data["modules"]]
         tensors = [TensorEntry.from_dict(entry) for entry in data["tensors"]]
         name, imports = check_identifier(data["class_name"], "class"), list(data.get("imports", []))
-        return cls(name, _mode(data["training"]), modules, tensors, _graphs_from_dict(data), imports)
+        modes = _checked_modes(data.get("modes", {}))
+        return cls(name, _mode(data["training"]), modules, tensors, _graphs_from_dict(data), imports, modes=modes)
 
 
 def _graphs_as_dict(graphs: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +150,21 @@ def _mode(training: Any) -> bool:
     if not isinstance(training, bool):
         raise ArtefactError(f"{training!r:.80} is no mode: train mode is true or false")
     return training
+
+
+def _checked_modes(modes: Any) -> dict[str, Any]:
+    """``modes`` itself where it has the form that :class:`PrunedGraphModule` wants."""
+    try:
+        known = dict(modes)
+        pairs = list(known.get("flags", {}).values())
+        calls = [call for part in known.get("effects", {}).values() for call in part.items()]
+        flags = [*(flag for pair in pairs for flag in pair), *(flag for _, own in calls for flag in own.values())]
+        right = known.keys() <= {"effects", "flags"} and all(type(pair) is list and len(pair) == 2 for pair in pairs)
+    except (TypeError, ValueError, AttributeError):
+        right, flags, calls = False, [], []
+    if not right or not all(f is None or type(f) is bool for f in flags) or not {name for name, _ in calls} <= {*CALLS}:
+        raise ArtefactError(f"{modes!r:.80} does not say how a network switches modes")
+    return known
 
 
 def check_name(name: Any) -> None:
@@ -167,7 +189,13 @@ def describe(network: nn.Module) -> Description:
         check_name(tensor_entry.name)
     graphs = _encoded(network, writer) if isinstance(network, GraphModule) else {}
     name, imports = type(network).__name__, list(writer.imports)
-    return Description(name, network.training, entries, tensors, graphs, imports, dict(writer.tensors))
+    about = (entries, tensors, graphs, imports, dict(writer.tensors), _modes_of(network))
+    return Description(name, network.training, *about)
+
+
+def _modes_of(network: nn.Module) -> dict[str, Any]:
+    modes = network.modes if isinstance(network, PrunedGraphModule) else {}
+    return dict(modes) if any(modes.values()) else {}
 
 
 def graphs_of(network: GraphModule) -> dict[str, Graph]:
@@ -229,4 +257,5 @@ def _island(path: str, module: GraphModule, writer: StateWriter) -> ModuleEntry:
     island: dict[str, Any] = {"kind": "GraphModule", "name": type(module).__name__}
     if attributes := writer.attributes(plain_attributes(module), type(module), path):
         island["state"] = attributes
-    return ModuleEntry(path, training=module.training, foreign=island, graphs=_encoded(module, writer))
+    graphs, modes = _encoded(module, writer), _modes_of(module)
+    return ModuleEntry(path, training=module.training, foreign=island, graphs=graphs, modes=modes)

@@ -47,7 +47,16 @@ _SLOTS = ("_parameters", "_buffers", "_modules")
 # What every module has of its own: methods, hooks, slots, the mode.
 _OWN = frozenset([*dir(nn.Module()), *vars(nn.Module()), "meta"])
 _OWN_OF_GRAPHS = frozenset(
-    [*vars(GraphModule(nn.Module(), torch.fx.Graph())), "_kept_out", "_graphs", "_others", "_chosen", "_class_name"]
+    [
+        *vars(GraphModule(nn.Module(), torch.fx.Graph())),
+        "_kept_out",
+        "_graphs",
+        "_forwards",
+        "_chosen",
+        "_class_name",
+        "_mode",
+        "modes",
+    ]
 )
 
 

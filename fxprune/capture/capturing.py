@@ -16,10 +16,10 @@ from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, s
 from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.recorder import Recorder
-from fxprune.capture.recording import record_calls
 from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.model_paths import ModelPaths, PartsModule, attribute, copied_graph
+from fxprune.module_modes import Effects, flags_of, set_flags, switch
 from fxprune.samples import Sample
 
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -52,7 +52,9 @@ class Captured:
         other: which of the sample's other samples a variant was traced on; None for one that nobody gave.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
         remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
-        reads_training: whether the forward asks for its mode, so that the other mode may be another graph.
+        modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
+        flags: by the mode of the whole, the mode of every module by its path in what was traced.
+        effects: what the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     """
 
     graph: fx.Graph
@@ -62,7 +64,8 @@ class Captured:
     sample: Sample
     training: bool = False
     parameters: set[str] = field(default_factory=set)
-    reads_training: bool = False
+    modes_read: set[str] = field(default_factory=set)
+    flags: dict[bool, dict[str, bool]] = field(default_factory=dict)
     prefix: str = ""
     opaque: dict[str, str] = field(default_factory=dict)
     opaque_macs: dict[str, float] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Captured:
     other: int | None = None
     selections: dict[str, str] = field(default_factory=dict)
     remembers: tuple[str, ...] = ()
+    effects: Effects = field(default_factory=dict)
 
     def everything(self) -> Iterator[Captured]:
         """This graph, the one of training mode, and the same for every variant and every island."""
@@ -160,18 +164,20 @@ def capture(
     prefix: str = "",
     opaque: Mapping[str, OpaqueCalls] | None = None,
     variant: int = 0,
+    flags: Mapping[str, bool] | None = None,
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
     ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
     stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
     are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
-    ``variant``: which of several captures of the model for inputs of different sizes this is.
+    ``variant``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes of
+    modules by path, where they are not those that the model itself sets.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant)
+    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {})
     try:
         return task.run()
     except CaptureError as error:
@@ -203,12 +209,16 @@ class _Task:
     prefix: str
     opaque: Mapping[str, OpaqueCalls]
     variant: int = 0
+    flags: Mapping[str, bool] = field(default_factory=dict)
     types_stay: bool = False
 
     def run(self) -> Captured:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with torch.enable_grad():
-            copy = clone.meta_clone(self.model).train(self.training)
+            copy = clone.meta_clone(self.model)
+            switch(copy, "train" if self.training else "eval")
+            set_flags(copy, self.flags)
+            flags = {self.training: flags_of(copy)}
             recorder = Recorder(self.keeps, _device_of(self.sample), self._constant_names(copy), self._buffer)
             tensors = _named_tensors(copy, self.prefix)
             recorder.name_tensors(tensors)
@@ -225,7 +235,8 @@ class _Task:
             self.sample,
             self.training,
             parameters,
-            recorder.reads_training,
+            recorder.modes_read,
+            flags,
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
             variant=self.variant,
@@ -244,7 +255,9 @@ class _Task:
 
     def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> None:
         """Run the copy on the meta device while the recorder watches."""
-        clone.watch(copy, self._handler(copy, recorder), recorder.mode_is_read)
+        paths = {id(module): path for path, module in copy.named_modules()}
+        handler = self._handler(copy, recorder, paths)
+        clone.watch(copy, handler, lambda module: recorder.mode_is_read(paths.get(id(module), "")))
         args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
         chance = OtherChance()
         try:
@@ -262,13 +275,12 @@ class _Task:
         finally:
             chance.restore()
 
-    def _handler(self, copy: nn.Module, recorder: Recorder) -> clone.CallHandler:
+    def _handler(self, copy: nn.Module, recorder: Recorder, paths: Mapping[int, str]) -> clone.CallHandler:
         """What a call of a submodule becomes."""
-        paths = {id(m): (self.prefix + name).removesuffix(".") for name, m in copy.named_modules()}
         supply = {path: iter(results) for path, (_, results) in self.opaque.items()}
 
         def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            path = paths.get(id(module), "")
+            path = (self.prefix + paths.get(id(module), "")).removesuffix(".")
             if path in self.opaque:
                 return recorder.call_opaque(path, next(supply[path]), args, kwargs)
             if lowering.is_lowered(module):
@@ -307,35 +319,6 @@ def _named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
         for name, tensor in tensors.items()
         if tensor is not None
     ]
-
-
-def capture_training(
-    model: nn.Module, captured: Captured, *, keeps: Callable[[str], bool], is_leaf: Callable[[nn.Module], bool]
-) -> Captured | None:
-    """The forward in training mode, or None where it is the graph of ``captured`` (in eval mode) again.
-
-    Raises:
-        CaptureError: the forward cannot be traced in training mode.
-    """
-    if not captured.reads_training:
-        return None
-    options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
-    options["variant"] = captured.variant
-    training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
-    same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
-    return None if same else training
-
-
-def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, OpaqueCalls]:
-    """What each opaque module gives in training mode, which may be something else than in eval mode."""
-    if not captured.opaque:
-        return {}
-    try:
-        recorded = record_calls(model, captured.sample, training=True)
-    except Exception as error:  # the user's own code: anything may come out of it
-        message = f"an opaque module cannot be run in training mode: {type(error).__name__}: {error}"
-        raise CaptureError(message) from error
-    return {path: (reason, recorded[path].results) for path, reason in captured.opaque.items() if path in recorded}
 
 
 def _device_of(sample: Sample) -> torch.device:

@@ -31,14 +31,14 @@ def meta_clone(model: nn.Module) -> nn.Module:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[], None]) -> None:
+def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[nn.Module], None]) -> None:
     """Send every call of a submodule of ``model`` (a private copy) through ``handler``.
 
-    ``mode_is_read`` is called whenever code asks a submodule for its ``training`` flag.
+    ``mode_is_read`` is called with each module that code asks for its ``training`` flag.
     """
 
     def training(self: nn.Module) -> bool:
-        mode_is_read()
+        mode_is_read(self)
         return bool(vars(self)["training"])
 
     flag = property(training, lambda self, mode: vars(self).__setitem__("training", mode))

@@ -14,8 +14,9 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.capturing import Captured, capture, capture_training, names_of
+from fxprune.capture.capturing import Captured, capture, names_of
 from fxprune.capture.methods import is_only_called, names_used
+from fxprune.capture.modes import Modes, capture_training, effects_below
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
 from fxprune.errors import CaptureError
 from fxprune.samples import Sample
@@ -30,6 +31,7 @@ def capture_parts(
     *,
     keeps: Callable[[str], bool],
     is_leaf: Callable[[nn.Module], bool],
+    modes: Modes,
 ) -> Captured:
     """Capture what can be captured, after ``failure`` of the whole.
 
@@ -44,7 +46,8 @@ def capture_parts(
         raise failure from None
     forms = {"keeps": keeps, "is_leaf": is_leaf}
     main = _main(model, sample, failure, recorded, forms)
-    main.islands = tuple(i for path in main.opaque for i in _islands(model, path, recorded, forms, frozenset()))
+    inner = (i for path in main.opaque for i in _islands(model, path, recorded, {**forms, "modes": modes}, frozenset()))
+    main.islands = tuple(inner)
     if not main.islands and "" in main.opaque:
         raise failure
     main.opaque_macs = {path: _own_macs(main, path, recorded) for path in main.opaque}
@@ -114,8 +117,11 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
     if not is_plain((calls.sample.args, calls.sample.kwargs)) or not all(map(is_plain, calls.results)):
         return None
     try:
-        captured = capture(child, _with_rows(calls.sample), prefix=f"{path}.", **forms)
+        options = {name: value for name, value in forms.items() if name != "modes"}
+        flags = forms["modes"].below(f"{path}.", training=False)
+        captured = capture(child, _with_rows(calls.sample), prefix=f"{path}.", flags=flags, **options)
         captured.training_twin = capture_training(child, captured, **forms)
+        captured.effects = effects_below(forms["modes"].effects, path)
     except CaptureError:
         return None
     captured.calls = len(calls.results)

@@ -53,7 +53,7 @@ class Recorder(TorchFunctionMode):
         buffer: Callable[[str], torch.Tensor | None],
     ) -> None:
         super().__init__()
-        self.reads_training = False
+        self.modes_read: set[str] = set()
         self.graph = fx.Graph()
         self.graph._graph_namespace.create_name("self", None)  # no node may have this name in generated code
         self.constants: dict[str, torch.Tensor] = {}
@@ -256,9 +256,10 @@ class Recorder(TorchFunctionMode):
         """Path of the module whose forward is running."""
         return next((p for p in reversed(self.module_path) if p), "")
 
-    def mode_is_read(self) -> None:
-        """Note that the forward depends on the training flag (leaf modules carry theirs with them)."""
-        self.reads_training = self.reads_training or not self._in_leaf
+    def mode_is_read(self, path: str) -> None:
+        """Note that the forward depends on a module's training flag (leaf modules carry theirs with them)."""
+        if not self._in_leaf:
+            self.modes_read.add(path)
 
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true."""

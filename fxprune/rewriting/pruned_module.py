@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.model_paths import PartsModule, PlainNames, attribute, copied_graph
+from fxprune.errors import ModeError
+from fxprune.model_paths import PartsModule, PlainNames, attribute, copied_graph, hold, is_held
+from fxprune.module_modes import CALLS, flags_of, follow, give_own_modes, set_flags
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
 
@@ -24,16 +26,19 @@ UNTRACED_TRAINING = "the forward in training mode"
 class PrunedGraphModule(PartsModule):
     """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ, and for sizes that need their own.
 
-    ``.train()`` and ``.eval()`` put the right one in place; all run over the same modules and tensors. ``graph`` and
-    ``code`` are those of the present mode, for inputs like the sample. Where the original takes another way for inputs
-    of other sizes, a call runs the first graph whose checks of sizes hold; for each new shape that is found out once,
-    without values.
+    ``.train()`` and ``.eval()``, of the whole or of a part, set the modes that the original's own set, and put the
+    right graph in place; all run over the same modules and tensors. ``graph`` and ``code`` are those of the present
+    mode, for inputs like the sample. A call looks again at the modes of the parts that the original asks for them, and
+    refuses a mixture for which there is no graph. Where the original takes another way for inputs of other sizes, a
+    call runs the first graph whose checks of sizes hold; for each new shape that is found out once, without values.
     """
 
     _class_name: str
     _graphs: dict[str, fx.Graph]
     _kept_out: tuple[str, ...]
-    _others: dict[bool, list[Callable[..., Any]]]
+    _modes: dict[str, Any]
+    _mode: bool
+    _forwards: dict[int, Callable[..., Any]]
 
     def __init__(
         self,
@@ -42,27 +47,29 @@ class PrunedGraphModule(PartsModule):
         *,
         class_name: str = "GraphModule",
         kept_out: Collection[str] = (),
+        modes: Mapping[str, Any] | None = None,
     ) -> None:
         """``root`` holds modules and tensors by dotted name; ``kept_out`` names buffers not in the state dict.
 
-        ``graphs``: as in :attr:`graphs`, with those names as targets.
+        ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`.
         """
         # First of all, so that a part which is called like one of these is seen to be hidden by it.
-        own = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
-        vars(self).update(own, _others={}, _chosen={})
+        own: dict[str, Any] = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
+        own |= {"_modes": {"effects": {}, "flags": {}, **(modes or {})}, "_mode": False}
+        vars(self).update(own, _forwards={}, _chosen={})
         super().__init__(root, graphs["eval"], class_name)
         for graph in self._graphs.values():
             self._replace_targets(graph)
         for name in kept_out:
             path, _, leaf = name.rpartition(".")
             attribute(self, path)._non_persistent_buffers_set.add(leaf)
-        # Forwards of the further variants by mode; what they call is looked up in the module that is passed.
-        self._others = {
-            mode: [_forward_of(self, self._graph_of(mode, number)) for number in range(1, self._count())]
-            for mode in (False, True)
-        }
-        if self._count() > 1:
-            self.recompile()
+        for path in self._modes["flags"]:
+            if path and not is_held(self, path):
+                hold(self, path, nn.Module())
+        for name, graph in self._graphs.items():
+            if "_" in name:
+                self._forward_of(graph)
+        self.recompile()
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
@@ -77,6 +84,15 @@ class PrunedGraphModule(PartsModule):
         """Copies of the same with the true names of modules and tensors as targets, which are data and no code."""
         return {name: self.with_names(graph) for name, graph in self._graphs.items()}
 
+    @property
+    def modes(self) -> dict[str, Any]:
+        """How the network switches modes.
+
+        ``"effects"``: what ``train()`` and ``eval()`` of parts set (:mod:`fxprune.module_modes`). ``"flags"``: by path,
+        the mode that a part must have for the graph of eval mode and for that of training mode.
+        """
+        return self._modes
+
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where the two modes have different ones.
 
@@ -84,19 +100,76 @@ class PrunedGraphModule(PartsModule):
         """
         if mode:
             _warn_of_eval_graph(self.meta)
-        wanted = self._graph_of(mode, 0)
+        return self._switched("train" if mode else "train(False)")
+
+    def eval(self) -> PrunedGraphModule:
+        """Switch to eval mode, as :meth:`train` does."""
+        return self._switched("eval")
+
+    def _switched(self, call: str) -> PrunedGraphModule:
+        follow(self, call, self._modes["effects"].get("", {}))
+        self._use_graph(CALLS[call])
+        return self
+
+    def set_modes(self, flags: Mapping[str, bool]) -> None:
+        """Give the parts their modes by path, and put the graph in place that fits them."""
+        give_own_modes(self, self._modes["effects"])
+        set_flags(self, flags)
+        self._use_graph(self.training)
+
+    def _use_graph(self, training: bool) -> None:
+        """Put the graph in place that fits the modes of the parts; where both do, or none, that of a mode."""
+        fitting = self._fitting()
+        self._mode = fitting[0] if len(fitting) == 1 else training
+        wanted = self._graph_of(self._mode, 0)
         if self._graph is not wanted:
             self.graph = wanted
-        super().train(mode)
-        return self
+
+    def _fitting(self) -> list[bool]:
+        """The modes whose graphs fit the modes of the parts."""
+        flags = [(attribute(self, path).training, pair) for path, pair in self._modes["flags"].items()]
+        return [mode for mode in (False, True) if all(flag is pair[mode] for flag, pair in flags)]
+
+    def _mode_in_force(self) -> bool:
+        """The mode whose graph a call runs: that in place, or the other where only it fits the modes of the parts."""
+        fitting = self._fitting()
+        if not fitting:
+            self._check_mixture()
+        return self._mode if self._mode in fitting or not fitting else fitting[0]
+
+    def _check_mixture(self) -> None:
+        """Refuse a mixture of modes, unless the graph is the same in all of them."""
+        flags = {path: attribute(self, path).training for path in self._modes["flags"]}
+        known = all(flags[path] in pair for path, pair in self._modes["flags"].items())
+        if not known or len(self._graphs) > self._count():
+            odd = next(p for p, pair in self._modes["flags"].items() if flags[p] is not pair[self.training])
+            raise ModeError(
+                f"{odd or 'the network'} is in {'training' if flags[odd] else 'eval'} mode and other parts are not, as "
+                "train() and eval() of the original never leave them: no graph was made for this mixture; call train() "
+                "or eval() of the whole network"
+            )
 
     def recompile(self) -> Any:
         """Make ``forward`` from the graph anew."""
         code = super().recompile()
-        if any(vars(self).get("_others", {}).values()):
+        if self._count() > 1 or self._modes["flags"]:
             cls: Any = type(self)
             cls.forward = _choosing(cls.forward)
         return code
+
+    def forwards(self, present: Callable[..., Any]) -> list[Callable[..., Any]]:
+        """The forwards of the mode in force, for inputs of several sizes; ``present``: that of the graph in place."""
+        mode = self._mode_in_force()
+        graphs = [self._graph_of(mode, number) for number in range(self._count())]
+        if mode is self._mode:
+            return [present, *map(self._forward_of, graphs[1:])]
+        return list(map(self._forward_of, graphs))
+
+    def _forward_of(self, graph: fx.Graph) -> Callable[..., Any]:
+        if id(graph) not in self._forwards:
+            self._replace_targets(graph)
+            self._forwards[id(graph)] = type(fx.GraphModule(self, copied_graph(graph))).forward
+        return self._forwards[id(graph)]
 
     def for_sizes_of(self, *args: Any, **kwargs: Any) -> PrunedGraphModule:
         """A network over the same tensors with the one graph, in each mode, that takes inputs of such sizes."""
@@ -108,8 +181,8 @@ class PrunedGraphModule(PartsModule):
             del graphs["training"]
         root = {name: attribute(self, name) for graph in graphs.values() for name in _targets(graph)}
         kept_out = [name for name in self._kept_out if name in root]
-        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out)
-        set_mode(twin, self.training)
+        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out, modes=self._modes)
+        twin.set_modes(flags_of(self))
         twin.meta = self.meta
         return twin
 
@@ -128,18 +201,22 @@ class PrunedGraphModule(PartsModule):
             node.target = plain[str(node.target)]
         root = {new: attribute(self, name) for name, new in plain.items()}
         kept_out = [plain[name] for name in self._kept_out]
-        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out)
-        set_mode(twin, self.training)
+        modes = {
+            about: {names.of(path): value for path, value in known.items()} for about, known in self._modes.items()
+        }
+        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out, modes=modes)
+        twin.set_modes({names.of(path): mode for path, mode in flags_of(self).items()})
         twin.meta = self.meta
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedGraphModule:
         graphs = self.named_graphs
         root = {name: copy.deepcopy(attribute(self, name), memo) for name in _all_targets(graphs)}
-        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=self._kept_out)
-        set_mode(twin, self.training)
+        options: Any = {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
+        twin = PrunedGraphModule(root, graphs, **options)
         arrange(twin, self)
         carry(self, twin)
+        twin.set_modes(flags_of(self))
         twin.meta = copy.deepcopy(self.meta, memo)
         return twin
 
@@ -147,7 +224,7 @@ class PrunedGraphModule(PartsModule):
         named = self.named_graphs
         root = {name: attribute(self, name) for name in _all_targets(named)}
         graphs = {name: graph_as_data(graph) for name, graph in named.items()}
-        about = (self._class_name, self._kept_out, self.training, self.meta, _order(self), _extras(self))
+        about = (self._class_name, self._kept_out, self._modes, flags_of(self), self.meta, _order(self), _extras(self))
         return _unpickled, (root, graphs, *about)
 
     def _count(self) -> int:
@@ -160,21 +237,17 @@ class PrunedGraphModule(PartsModule):
     def _number_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Which variant takes inputs of these sizes."""
         first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
-        return number_of_forward(self, [first, *self._others[self.training]], args, kwargs)
-
-
-def _forward_of(module: fx.GraphModule, graph: fx.Graph) -> Callable[..., Any]:
-    forward: Callable[..., Any] = type(fx.GraphModule(module, copied_graph(graph))).forward
-    return forward
+        return number_of_forward(self, self.forwards(first), args, kwargs)
 
 
 def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a network with variants: ``forward``, or that of the variant that takes the inputs."""
+    """The forward of a network with several graphs: ``forward``, or that of the graph for the modes and inputs."""
 
     @functools.wraps(forward)
     def chosen(self: PrunedGraphModule, *args: Any, **kwargs: Any) -> Any:
-        forwards = [forward, *self._others[self.training]]
-        return forwards[number_of_forward(self, forwards, args, kwargs)](self, *args, **kwargs)
+        forwards = self.forwards(forward)
+        number = number_of_forward(self, forwards, args, kwargs) if len(forwards) > 1 else 0
+        return forwards[number](self, *args, **kwargs)
 
     return chosen
 
@@ -196,19 +269,20 @@ def _unpickled(
     graphs: dict[str, Any],
     class_name: str,
     kept_out: tuple[str, ...],
-    training: bool,
+    modes: dict[str, Any],
+    flags: dict[str, bool],
     meta: dict[str, Any],
     order: list[str],
     extras: dict[str, Any],
 ) -> PrunedGraphModule:
     built = {name: graph_from_data(graph) for name, graph in graphs.items()}
-    module = PrunedGraphModule(root, built, class_name=class_name, kept_out=kept_out)
-    set_mode(module, training)
+    module = PrunedGraphModule(root, built, class_name=class_name, kept_out=kept_out, modes=modes)
     for name in order:
         _move_last(module, name)
     module.meta = meta
     for name, value in extras.items():
         setattr(module, name, value)
+    module.set_modes(flags)
     return module
 
 
@@ -237,14 +311,6 @@ def _move_last(module: nn.Module, name: str) -> None:
     for held in (parent._modules, parent._parameters, parent._buffers):
         if leaf in held:
             held[leaf] = held.pop(leaf)
-
-
-def set_mode(module: PrunedGraphModule, mode: bool) -> None:
-    # Not train(): submodules have been copied with their own modes.
-    wanted = module._graph_of(mode, 0)
-    if module.graph is not wanted:
-        module.graph = wanted
-    module.training = mode
 
 
 def _all_targets(graphs: Graphs) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
 from fxprune.model_paths import ModelPaths
+from fxprune.module_modes import flags_of
 from fxprune.rewriting.decisions import idle_nodes
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
@@ -91,14 +92,16 @@ class Rewriter:
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
-        pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out)
+        modes = {"effects": captured.effects, "flags": _modes_asked(variants)}
+        pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out, modes=modes)
         arrange(pruned, part)
+        pruned.set_modes(flags_of(part))
         return pruned
 
     def add_island(self, captured: Captured) -> None:
         """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
         original = self._paths.module(captured.prefix.removesuffix("."))
-        island = self.assembled(captured).train(original.training)
+        island = self.assembled(captured)
         carry(original, island)
         self._tensors[id(original)] = island
 
@@ -253,7 +256,7 @@ class Rewriter:
 
 
 def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> nn.Module:
-    """The network at the kept widths, over new tensors, in the train or eval mode of ``model``.
+    """The network at the kept widths, over new tensors, with each part in the mode that it has in ``model``.
 
     A GraphModule; where the model's own forward is opaque, its own class with GraphModules inside.
     """
@@ -269,7 +272,14 @@ def certified(
         rewriter.add_island(island)
     opaque = "" in graph.captured.opaque
     pruned = rewriter.opaque("") if opaque else rewriter.assembled(graph.captured)
-    return pruned.train(model.training), tuple(rewriter.certificates)
+    return pruned, tuple(rewriter.certificates)
+
+
+def _modes_asked(variants: Iterable[Captured]) -> dict[str, list[bool]]:
+    """The modes in eval and in training of the parts that the forward asks, unless none makes a difference."""
+    asked = {p: [c.flags[False][p], c.flags[True][p]] for c in variants if True in c.flags for p in c.modes_read}
+    two_graphs = any(captured.training_twin is not None for captured in variants)
+    return {part: modes for part, modes in sorted(asked.items()) if two_graphs or modes != [False, True]}
 
 
 def node_keep(

@@ -47,7 +47,8 @@ def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: 
     """
     cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
     twin = cls.__new__(cls)
-    vars(twin).update(copied_attributes(vars(module), dict(tensors)))
+    own = {name: value for name, value in vars(module).items() if name not in ("train", "eval")}
+    vars(twin).update(copied_attributes(own, dict(tensors)))
     for name, value in attributes.items():
         if hasattr(twin, name):
             setattr(twin, name, value)

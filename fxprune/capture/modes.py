@@ -1,0 +1,153 @@
+"""What a model's own ``train()`` and ``eval()`` do, found out on a private copy, and the graph of training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from fxprune.capture import clone
+from fxprune.capture.capturing import Captured, OpaqueCalls, capture
+from fxprune.capture.forms import mutates
+from fxprune.capture.recording import record_calls
+from fxprune.errors import CaptureError, FxpruneError, ModelError
+from fxprune.model_paths import attribute
+from fxprune.module_modes import Effects, flags_of, has_own_modes, own_modes, switch
+
+
+@dataclass(frozen=True)
+class Modes:
+    """How a model switches modes.
+
+    Attributes:
+        effects: what calls of parts do that have a ``train`` or ``eval`` of their own.
+        flags: by ``training`` the mode of every module by path, after ``train()`` and after ``eval()`` of the model;
+            empty where every module takes the model's mode.
+        sets: attributes that ``train()`` or ``eval()`` sets beside the modes, so that they may change the forward.
+    """
+
+    effects: Effects = field(default_factory=dict)
+    flags: dict[bool, dict[str, bool]] = field(default_factory=dict)
+    sets: tuple[str, ...] = ()
+
+    def below(self, prefix: str, training: bool) -> dict[str, bool]:
+        """The modes of the modules of a part, whose path and a dot are ``prefix``, by their paths in the part."""
+        flags = self.flags.get(training, {}).items()
+        return {f"{path}.".removeprefix(prefix)[:-1]: mode for path, mode in flags if f"{path}.".startswith(prefix)}
+
+
+def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
+    """Ask the model's classes.
+
+    Raises:
+        ModelError: a call does more than a pruned network can do again.
+    """
+    if not any(map(has_own_modes, model.modules())):
+        return Modes()
+    copy = clone.meta_clone(model)
+    for twin, original in zip(copy.parameters(), model.parameters(), strict=True):
+        twin.requires_grad_(original.requires_grad)
+    flags: dict[bool, dict[str, bool]] = {}
+    sets: set[str] = set()
+    try:
+        for training in (True, False):
+            state, held = clone.State(copy), _held(copy)
+            with _Untouched():
+                switch(copy, "train" if training else "eval")
+            _check_held(held, _held(copy))
+            flags[training] = flags_of(copy)
+            sets.update(name for name in state.changed() if not f".{name}".endswith(".training"))
+        effects = own_modes(copy)
+    except FxpruneError:
+        raise
+    except Exception as error:  # the user's own code: anything may come out of it
+        raise ModelError(f"the model's own train() or eval() cannot be followed: {error}") from error
+    for name in sets:
+        if is_leaf(attribute(copy, name.rpartition(".")[0])):
+            raise ModelError(f"the model's own train() or eval() sets {name}: a pruned network would not do so again")
+    return Modes(effects, flags, tuple(sorted(sets)))
+
+
+def _held(copy: nn.Module) -> dict[str, tuple[Any, bool]]:
+    """Modules and tensors by name, and which parameters want gradients."""
+    tensors = (*copy.named_parameters(remove_duplicate=False), *copy.named_buffers(remove_duplicate=False))
+    modules = copy.named_modules(remove_duplicate=False)
+    return {n: (t, t.requires_grad) for n, t in tensors} | {f"{n} (a module)": (m, True) for n, m in modules}
+
+
+def _check_held(before: dict[str, tuple[Any, bool]], after: dict[str, tuple[Any, bool]]) -> None:
+    changed = next(_differences(before, after), None)
+    if changed is not None:
+        raise ModelError(
+            f"the model's own train() or eval() changes {changed}: a pruned network would not do so again; call it "
+            "before pruning, so that it finds its work done"
+        )
+
+
+def _differences(before: dict[str, tuple[Any, bool]], after: dict[str, tuple[Any, bool]]) -> Iterator[str]:
+    for name in before.keys() | after.keys():
+        (old, wanted), (new, wants) = before.get(name, (None, False)), after.get(name, (None, False))
+        if old is not new:
+            yield name
+        elif wanted != wants:
+            yield f"requires_grad of {name}"
+
+
+class _Untouched(TorchFunctionMode):
+    """Refuses writes to tensors, and new values for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        sets = name == "__set__" and "requires_grad" not in repr(getattr(func, "__self__", ""))
+        if sets or (mutates(func) and name != "requires_grad_"):
+            shape = tuple(args[0].shape) if isinstance(args[0], torch.Tensor) else ()
+            raise ModelError(
+                f"the model's own train() or eval() changes the values of a tensor of shape {shape}: a pruned network "
+                "would not do so again"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def effects_below(effects: Effects, path: str) -> Effects:
+    """The effects of calls of a part, and of parts inside it."""
+    return {f"{p}.".removeprefix(f"{path}.")[:-1]: e for p, e in effects.items() if f"{p}.".startswith(f"{path}.")}
+
+
+def capture_training(
+    model: nn.Module,
+    captured: Captured,
+    *,
+    keeps: Callable[[str], bool],
+    is_leaf: Callable[[nn.Module], bool],
+    modes: Modes,
+) -> Captured | None:
+    """The forward in training mode, or None where it is the graph of ``captured`` (in eval mode) again.
+
+    Raises:
+        CaptureError: the forward cannot be traced in training mode.
+    """
+    if not (captured.modes_read or captured.opaque or modes.sets):
+        return None
+    options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
+    options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True)}
+    training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
+    captured.flags |= training.flags
+    captured.modes_read |= training.modes_read
+    same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
+    return None if same else training
+
+
+def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, OpaqueCalls]:
+    """What each opaque module gives in training mode, which may be something else than in eval mode."""
+    if not captured.opaque:
+        return {}
+    try:
+        recorded = record_calls(model, captured.sample, training=True)
+    except Exception as error:  # the user's own code: anything may come out of it
+        message = f"an opaque module cannot be run in training mode: {type(error).__name__}: {error}"
+        raise CaptureError(message) from error
+    return {path: (reason, recorded[path].results) for path, reason in captured.opaque.items() if path in recorded}

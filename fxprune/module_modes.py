@@ -1,0 +1,118 @@
+"""Training and eval mode module by module, as a model's own ``train()`` and ``eval()`` set them.
+
+A class may keep its batch norms in eval mode, or never train at all. No rule tells what it does, so it is asked: its
+calls are made on a copy, and what they did to each ``training`` flag is kept as data that a copy without the class can
+follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+__all__ = ["CALLS", "Effects", "flags_of", "follow", "give_own_modes", "own_modes", "set_flags", "switch"]
+
+# The calls that switch modes, and the mode that an ordinary module takes in each.
+CALLS = {"train": True, "train(False)": False, "eval": False}
+# By part and call, the flags of modules below the part that are not the mode of the call; None: the flag stays.
+Effects = Mapping[str, Mapping[str, Mapping[str, "bool | None"]]]
+
+
+def flags_of(module: nn.Module) -> dict[str, bool]:
+    """The ``training`` flag of every module by path."""
+    return {path: part.training for path, part in module.named_modules()}
+
+
+def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
+    """Give modules their flags by path; what is not named keeps its own."""
+    for path, part in module.named_modules():
+        part.training = flags.get(path, part.training)
+
+
+def switch(module: nn.Module, call: str) -> None:
+    """Make one of :data:`CALLS`."""
+    if call == "eval":
+        module.eval()
+    else:
+        module.train(CALLS[call])
+
+
+def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
+    """What the calls of the parts do that have a ``train`` or ``eval`` of their own; ``copy`` is private.
+
+    Raises:
+        ValueError: what a call does changes from call to call, or reaches modules outside of the part.
+    """
+    modules = dict(copy.named_modules())
+    flags = flags_of(copy)
+    found = {path: _effects(modules, path) for path, part in modules.items() if has_own_modes(part)}
+    set_flags(copy, flags)
+    return {path: effects for path, effects in found.items() if effects}
+
+
+def has_own_modes(part: nn.Module) -> bool:
+    """Whether a module's class, or the module itself, switches modes in a way of its own."""
+    cls = type(part)
+    ordinary = cls.train is nn.Module.train and cls.eval is nn.Module.eval
+    return not ordinary or "train" in vars(part) or "eval" in vars(part)
+
+
+def _effects(modules: Mapping[str, nn.Module], path: str) -> dict[str, dict[str, bool | None]]:
+    """By call, the flags below a part that are not those an ordinary module gets."""
+    inside = {f"{path}.{name}".strip("."): name for name, _ in modules[path].named_modules()}
+    effects: dict[str, dict[str, bool | None]] = {}
+    for call, mode in CALLS.items():
+        after = _after(modules, path, call)
+        if after != _after(modules, path, call):
+            raise ValueError(f"{call} of {path or 'the model'} sets other modes each time")
+        unlike = {name: flag for name, flag in after.items() if flag is not (mode if name in inside else None)}
+        if not unlike.keys() <= inside.keys():
+            raise ValueError(f"{call} of {path} sets the mode of {next(iter(unlike.keys() - inside.keys()))}, too")
+        effects[call] = {inside[name]: flag for name, flag in unlike.items()}
+    return {call: unlike for call, unlike in effects.items() if unlike}
+
+
+def _after(modules: Mapping[str, nn.Module], path: str, call: str) -> dict[str, bool | None]:
+    """The flag of every module after a call; None where it is what it was before."""
+    found = []
+    for start in (False, True):
+        for module in modules.values():
+            module.training = start
+        switch(modules[path], call)
+        found.append([module.training for module in modules.values()])
+    if any(low and not high for low, high in zip(*found, strict=True)):
+        raise ValueError(f"{call} of {path or 'the model'} turns modes over")
+    return {name: low if low is high else None for name, low, high in zip(modules, *found, strict=True)}
+
+
+def follow(part: nn.Module, call: str, effects: Mapping[str, Mapping[str, bool | None]]) -> None:
+    """Make one of :data:`CALLS` on a part as the class did whose effects these are."""
+    before = flags_of(part)
+    nn.Module.train(part, CALLS[call])
+    kept = effects.get(call, {})
+    set_flags(part, {path: before[path] if flag is None else flag for path, flag in kept.items() if path in before})
+
+
+class _OwnMode:
+    """Stands for ``train`` and ``eval`` of a part whose original had its own."""
+
+    def __init__(self, part: nn.Module, effects: Mapping[str, Mapping[str, bool | None]]) -> None:
+        self.part, self.effects = part, effects
+
+    def train(self, mode: bool = True) -> nn.Module:
+        follow(self.part, "train" if mode else "train(False)", self.effects)
+        return self.part
+
+    def eval(self) -> nn.Module:
+        follow(self.part, "eval", self.effects)
+        return self.part
+
+
+def give_own_modes(module: nn.Module, effects: Effects) -> None:
+    """Let the parts below ``module`` switch modes as their originals did."""
+    parts = dict(module.named_modules())
+    for path, own in effects.items():
+        if path and path in parts:
+            held = _OwnMode(parts[path], own)
+            parts[path].__dict__.update(train=held.train, eval=held.eval)
