@@ -18,6 +18,7 @@ __all__ = [
     "DistillationError",
     "ExcludeError",
     "ExportError",
+    "FileError",
     "FxpruneError",
     "MissingDependencyError",
     "ModeError",
@@ -124,6 +125,10 @@ class ArtefactError(FxpruneError, ValueError):
 
 class ExportError(FxpruneError):
     """A network cannot be exported to a format, or the exported file does not equal it."""
+
+
+class FileError(FxpruneError, OSError):
+    """The system refuses to read or write a file: a full disk, a missing permission, a path that cannot be."""
 
 
 class MissingDependencyError(FxpruneError, ImportError):

@@ -1,27 +1,131 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what killed processes left of them."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_text"]
+from fxprune.errors import FileError, FxpruneError
+
+__all__ = ["file_errors", "remove_abandoned", "scratch_folder", "write_text"]
+
+_LOCKS = os.name == "posix"  # elsewhere nothing that was left is ever taken for abandoned
+if _LOCKS:
+    import fcntl
+_PARTS = r"((saving|old|exporting)-[0-9a-f]{8}|[0-9a-f]{8}\.part)"
+
+
+@contextmanager
+def file_errors(doing: str) -> Iterator[None]:
+    """Raise :class:`FileError`, which says what was being done, where the system refuses.
+
+    Raises:
+        FileError: a file cannot be read or written.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except OSError as error:
+        raise FileError(error.errno, f"{doing}: {error.strerror or error}", error.filename) from error
 
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file; on any failure what was there before stays.
 
     Raises:
-        OSError: the disk refuses.
+        FileError: the disk refuses.
     """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    with file_errors(f"{target} cannot be written"):
+        remove_abandoned(target)
+        part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)
+        try:
+            with part.open("w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def scratch_folder(target: Path, purpose: str) -> Iterator[Path]:
+    """A new folder beside ``target``, removed at the end; what killed processes left beside it is removed first.
+
+    ``purpose``: "saving" or "exporting".
+    """
+    remove_abandoned(target)
+    new, lock = _claimed(lambda: target.with_name(f".{target.name}.{purpose}-{secrets.token_hex(4)}"), Path.mkdir)
     try:
-        with part.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        os.close(lock)
+
+
+def _claimed(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Path, int]:
+    """A new file or folder and a descriptor that holds its lock, by which others see that this process lives."""
+    while True:
+        path = name()
+        make(path)
+        try:
+            lock = os.open(path if _LOCKS else os.devnull, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        if _lock(lock) is not False and path.exists():
+            return path, lock
+        os.close(lock)  # another process took it for abandoned in the moment before it was locked
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what killed processes left beside ``target``: only what this module made, and nobody holds any more.
+
+    An old folder that was set aside is removed only once there is a new one in its place.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.{_PARTS}")
+    if not _LOCKS or not target.parent.is_dir():
+        return
+    with os.scandir(target.parent) as found:
+        left = [Path(entry.path) for entry in found if pattern.fullmatch(entry.name) and not entry.is_symlink()]
+    for path in left:
+        # Who sets a folder aside holds the new one until that is in its place.
+        holder = path.with_name(path.name.replace(".old-", ".saving-"))
+        with _held(holder) as free:
+            if free and (holder == path or target.exists()):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Whether no process holds a file or folder; inside, this one does."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        yield isinstance(error, FileNotFoundError)
+        return
+    try:
+        yield _lock(descriptor) is True
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether the lock was free; None where there are no locks, on this system or this disk."""
+    if not _LOCKS:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

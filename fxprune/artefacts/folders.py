@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fxprune.errors import ArtefactError
+from fxprune.writing import file_errors, remove_abandoned, scratch_folder
 
-__all__ = ["MANIFEST", "read_json", "read_manifest", "replace_folder", "write_json"]
+__all__ = ["MANIFEST", "SavedFolder", "open_folder", "replace_folder", "write_json"]
 
 MANIFEST = "manifest.json"
 FORMAT = "fxprune"
 FORMAT_VERSION = 2
 # Arguments of renameat2: paths are relative to the working folder, and the two change places.
 _HERE, _EXCHANGE = -100, 2
+# How often a folder that another takes the place of is opened again, and the wait, in seconds, where there is none.
+_TRIES, _PAUSE = 100, 0.02
+# Files of an open folder are found in it even where it has been renamed or replaced; not every system can do that.
+_BY_FOLDER = os.open in os.supports_dir_fd
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
@@ -30,23 +41,21 @@ def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, A
 
     Raises:
         ArtefactError: ``path`` is a file, or a folder with files that were not written by this function.
-        OSError: the disk refuses.
+        FileError: the disk refuses.
     """
-    path = path.resolve()
-    _check_replaceable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.saving-{secrets.token_hex(4)}"
-    scratch.mkdir()
-    try:
-        write(scratch)
-        _write_manifest(scratch, about)
-        for file in scratch.iterdir():
-            _flush(file)
-        _flush(scratch)
-        _swap(scratch, path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with file_errors(f"{path} cannot be written"):
+        path = path.resolve()
+        _check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(path, "saving") as scratch:
+            write(scratch)
+            _write_manifest(scratch, about)
+            for file in scratch.iterdir():
+                _flush(file)
+            _flush(scratch)
+            _swap(scratch, path)
+            _flush(path.parent)
+        remove_abandoned(path)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -54,10 +63,10 @@ def _check_replaceable(path: Path) -> None:
         return
     if not path.is_dir():
         raise ArtefactError(f"{path} is a file: give a folder to save to")
-    found = {file.name for file in path.iterdir()}
-    ours = set()
+    found, ours = set(os.listdir(path)), set[str]()
     if MANIFEST in found:
-        ours = {MANIFEST, *read_manifest(path, verify=False)["files"]}
+        with open_folder(path, verify=False) as folder:
+            found, ours = folder.names(), {MANIFEST, *folder.manifest["files"]}
     if found - ours:
         raise ArtefactError(
             f"{path} holds files that were not saved by fxprune ({', '.join(sorted(found - ours)[:3])}): "
@@ -67,11 +76,11 @@ def _check_replaceable(path: Path) -> None:
 
 def _swap(scratch: Path, path: Path) -> None:
     """Put ``scratch`` at ``path``: in one step where the system can, else setting an older folder aside first."""
-    if not path.exists():
+    if path.exists() and _exchanged(scratch, path):
+        return  # the older folder is the scratch now
+    if not path.exists() or not any(path.iterdir()):
         scratch.rename(path)
         return
-    if _exchanged(scratch, path):
-        return  # the older folder is the scratch now
     aside = scratch.with_name(scratch.name.replace(".saving-", ".old-"))
     path.rename(aside)
     try:
@@ -109,50 +118,16 @@ def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+        return _fingerprint_of(stream)
 
 
-def read_manifest(path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a saved folder, every file compared with it if ``verify``.
-
-    Raises:
-        ArtefactError: there is no such folder, it was not saved by fxprune, or a file is missing or changed.
-    """
-    if not (path / MANIFEST).is_file():
-        raise ArtefactError(f"{path} is not a folder saved by fxprune: it has no {MANIFEST}")
-    manifest = read_json(path / MANIFEST)
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("format") != FORMAT
-        or not isinstance(manifest.get("files"), dict)
-    ):
-        raise ArtefactError(f"{path / MANIFEST} is not a manifest of fxprune")
-    if manifest.get("version") != FORMAT_VERSION:
-        raise ArtefactError(
-            f"{path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
-            "load it with the version of fxprune that saved it"
-        )
-    for name, expected in manifest["files"].items() if verify else ():
-        _check_file(path, name, expected)
-    return manifest
-
-
-def _check_file(path: Path, name: str, expected: Any) -> None:
-    if name in (".", "..") or "/" in name or "\\" in name or not _is_file(path / name):
-        raise ArtefactError(f"{path} is incomplete: {name!r:.80} is missing")
-    if _fingerprint(path / name) != expected:
-        raise ArtefactError(f"{path / name} was changed or cut short after it was saved: save the network again")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+def _fingerprint_of(stream: BinaryIO) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
 
 
 def write_json(file: Path, data: dict[str, Any]) -> None:
@@ -170,15 +145,156 @@ def _dump(value: Any) -> str:
     return json.dumps(value, allow_nan=False)
 
 
-def read_json(file: Path) -> Any:
-    """Read a JSON file.
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class SavedFolder:
+    """A saved folder with its files open: all are of one folder, also where another takes its place meanwhile.
+
+    Attributes:
+        path: where it was found.
+        manifest: the manifest; every file that it names has been compared with it.
+    """
+
+    manifest: dict[str, Any]
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self.path = path
+        self._files = files
+        self._streams: dict[str, BinaryIO] = {}
+        self._folder: int | None = None
+        if _BY_FOLDER:
+            self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            files.callback(os.close, self._folder)
+
+    def read_manifest(self, verify: bool) -> None:
+        """Read the manifest and, if ``verify``, compare every file that it names.
+
+        Raises:
+            ArtefactError: it was not saved by fxprune, or a file is missing or changed.
+        """
+        self.manifest = self._read_manifest()
+        for name, expected in self.manifest["files"].items() if verify else ():
+            self._check(name, expected)
+
+    def names(self) -> set[str]:
+        """Names of all files in the folder."""
+        return set(os.listdir(self.path if self._folder is None else self._folder))
+
+    def is_still_there(self) -> bool:
+        """Whether this folder, and no other one, lies at its path."""
+        if self._folder is None or not self.path.exists():
+            return self._folder is None
+        return os.path.samestat(os.fstat(self._folder), self.path.stat())
+
+    def read_text(self, name: str) -> str:
+        """What a file of UTF-8 text holds.
+
+        Raises:
+            ArtefactError: it is missing or is no such file.
+        """
+        stream = self._open(name)
+        try:
+            stream.seek(0)
+            return stream.read().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        """What a JSON file holds.
+
+        Raises:
+            ArtefactError: it is missing or is not JSON.
+        """
+        text = self.read_text(name)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
+
+    def location(self, name: str) -> Path:
+        """A path by which a library can read an open file."""
+        stream = self._open(name)
+        stream.seek(0)
+        by_number = Path(f"/dev/fd/{stream.fileno()}")
+        return by_number if by_number.exists() else self.path / name
+
+    def _read_manifest(self) -> dict[str, Any]:
+        if MANIFEST not in self.names():
+            raise ArtefactError(f"{self.path} is not a folder saved by fxprune: it has no {MANIFEST}")
+        manifest = self.read_json(MANIFEST)
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("format") != FORMAT
+            or not isinstance(manifest.get("files"), dict)
+        ):
+            raise ArtefactError(f"{self.path / MANIFEST} is not a manifest of fxprune")
+        if manifest.get("version") != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{self.path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
+                "load it with the version of fxprune that saved it, or prune and save the network again"
+            )
+        return manifest
+
+    def _check(self, name: str, expected: Any) -> None:
+        if _fingerprint_of(self._open(name)) != expected:
+            raise ArtefactError(
+                f"{self.path / name} was changed or cut short after it was saved: save the network again"
+            )
+
+    def _open(self, name: str) -> BinaryIO:
+        if name not in self._streams:
+            try:
+                if name in ("", ".", "..") or "/" in name or "\\" in name:
+                    raise ValueError(name)
+                self._streams[name] = self._files.enter_context(self._opened(name))
+            except (OSError, ValueError) as error:  # or a name that no file can have
+                raise ArtefactError(f"{self.path} is incomplete: {name!r:.80} is missing") from error
+        return self._streams[name]
+
+    def _opened(self, name: str) -> BinaryIO:
+        # A pipe would be waited for.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        where = self.path / name if self._folder is None else name
+        stream = os.fdopen(os.open(where, flags, dir_fd=self._folder), "rb")
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise OSError(f"{name} is no file")
+        return stream
+
+
+@contextmanager
+def open_folder(path: Path, *, verify: bool = True) -> Iterator[SavedFolder]:
+    """A saved folder, every file compared with its manifest if ``verify``; where one is being replaced, either.
 
     Raises:
-        ArtefactError: it is missing or is not JSON.
+        ArtefactError: there is no such folder, it was not saved by fxprune, or a file is missing or changed.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtefactError(f"{file.parent} is incomplete: {file.name} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{file} cannot be read: {error}") from error
+    with ExitStack() as files:
+        yield _opened_whole(path, verify, files)
+
+
+def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
+    for tries_left in reversed(range(_TRIES)):
+        with ExitStack() as attempt:
+            try:
+                folder = SavedFolder(path, attempt)
+            except (OSError, ValueError) as error:
+                if tries_left and _is_set_aside(path):
+                    time.sleep(_PAUSE)
+                    continue
+                raise ArtefactError(f"{path} is not a folder saved by fxprune: it cannot be opened") from error
+            try:
+                folder.read_manifest(verify)
+            except ArtefactError:
+                if not tries_left or folder.is_still_there():
+                    raise
+                continue
+            files.push(attempt.pop_all())
+            return folder
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_set_aside(path: Path) -> bool:
+    """Whether a folder was set aside a moment ago, for a new one that is about to take its place."""
+    return path.parent.is_dir() and any(path.parent.glob(f".{glob.escape(path.name)}.old-*"))

@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 
 from fxprune.artefacts.building import build
 from fxprune.artefacts.descriptions import Description
-from fxprune.artefacts.folders import MANIFEST, read_json, read_manifest
+from fxprune.artefacts.folders import MANIFEST, SavedFolder, open_folder
 from fxprune.artefacts.opaque import resolve_imports
 from fxprune.artefacts.values import decode_sample
 from fxprune.errors import ArtefactError, PlanError
@@ -42,30 +42,30 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
             a class that ``allow`` does not name; the message lists them.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    for name in ("graph.json", "weights.safetensors"):
-        if name not in manifest["files"]:
-            raise ArtefactError(f"{folder} is incomplete: its {MANIFEST} does not list {name}")
-    try:
-        return _load(folder, manifest, allow)
-    except ArtefactError as error:
-        raise ArtefactError(f"{folder} cannot be loaded: {error!s:.2000}{_version_hint(manifest)}") from error
-    except Exception as error:  # what torch.fx does with data of the wrong form has no end of kinds
-        raise ArtefactError(f"{folder} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
+    with open_folder(Path(path)) as folder:
+        for name in ("graph.json", "weights.safetensors"):
+            if name not in folder.manifest["files"]:
+                raise ArtefactError(f"{folder.path} is incomplete: its {MANIFEST} does not list {name}")
+        try:
+            return _load(folder, allow)
+        except ArtefactError as error:
+            hint = _version_hint(folder.manifest)
+            raise ArtefactError(f"{folder.path} cannot be loaded: {error!s:.2000}{hint}") from error
+        except Exception as error:  # what torch.fx does with data of the wrong form has no end of kinds
+            raise ArtefactError(f"{folder.path} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
 
 
-def _load(folder: Path, manifest: dict[str, Any], allow: Iterable[Any]) -> GraphModule:
-    data = read_json(folder / "graph.json")
+def _load(folder: SavedFolder, allow: Iterable[Any]) -> GraphModule:
+    data = folder.read_json("graph.json")
     description = Description.from_dict(data)
     found = resolve_imports(description.imports, allow)
-    tensors = _read_tensors(folder / "weights.safetensors")
-    if "constants.safetensors" in manifest["files"]:
-        tensors |= _read_tensors(folder / "constants.safetensors")
+    tensors = _read_tensors(folder, "weights.safetensors")
+    if "constants.safetensors" in folder.manifest["files"]:
+        tensors |= _read_tensors(folder, "constants.safetensors")
     network = build(description, tensors, found)
     about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
-    if "report.json" in manifest["files"]:
-        about["report"] = _read_report(folder, manifest)
+    if "report.json" in folder.manifest["files"]:
+        about["report"] = _read_report(folder)
     network.meta = {"fxprune": about}  # type: ignore[assignment]  # what is no GraphModule has no such attribute yet
     return network  # type: ignore[return-value]  # as the docstring says
 
@@ -76,30 +76,32 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or holds no report.
     """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    if "report.json" not in manifest["files"]:
-        raise ArtefactError(f"{folder} holds no report: the network was not made by fxprune.compile")
-    return _read_report(folder, manifest)
+    with open_folder(Path(path)) as folder:
+        if "report.json" not in folder.manifest["files"]:
+            raise ArtefactError(f"{folder.path} holds no report: the network was not made by fxprune.compile")
+        return _read_report(folder)
 
 
-def _read_report(folder: Path, manifest: dict[str, Any]) -> Report:
+def _read_report(folder: SavedFolder) -> Report:
     try:
-        plan = Plan.load(folder / "plan.json") if "plan.json" in manifest["files"] else None
-        return Report.from_dict(read_json(folder / "report.json"), plan=plan)
+        listed = "plan.json" in folder.manifest["files"]
+        plan = Plan.from_json(folder.read_text("plan.json")) if listed else None
+        return Report.from_dict(folder.read_json("report.json"), plan=plan)
+    except ArtefactError:
+        raise
     except PlanError as error:
-        raise ArtefactError(str(error)) from error
+        raise ArtefactError(f"plan.json: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"report.json is malformed: {error!r:.200}") from error
 
 
-def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: SavedFolder, name: str) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(file)
-    except FileNotFoundError:
-        raise ArtefactError(f"{file.name} is missing") from None
+        read = safetensors.torch.load_file(folder.location(name))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ArtefactError(f"{file.name} is no valid safetensors file: {error}") from error
+        raise ArtefactError(f"{name} is no valid safetensors file: {error}") from error
+    # Memory of their own, as the file's need not be aligned as torch's is, and vector code may then round otherwise.
+    return {key: tensor.clone() for key, tensor in read.items()}
 
 
 def _version_hint(manifest: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
-        OSError: the disk refuses; what was at ``path`` before is still there.
+        FileError: the disk refuses; what was at ``path`` before is still there.
     """
     about = _about(pruned)
     description, tensors = _described(pruned)

@@ -18,7 +18,7 @@ from fxprune.errors import PlanError
 from fxprune.groups import Group
 from fxprune.planning.budgets import PlannedGraph
 from fxprune.planning.plan_text import PlanParts, read_parts, write_parts
-from fxprune.writing import write_text
+from fxprune.writing import file_errors, write_text
 
 __all__ = ["Plan"]
 
@@ -115,7 +115,11 @@ class Plan:
         return cls(parts.keep, parts.groups, parts.shapes, parts.settings)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON text; the file appears whole or not at all."""
+        """Write the JSON text; the file appears whole or not at all.
+
+        Raises:
+            FileError: the disk refuses.
+        """
         write_text(Path(path), self.to_json())
 
     @classmethod
@@ -124,10 +128,12 @@ class Plan:
 
         Raises:
             PlanError: the file is no plan.
-            OSError: the file cannot be read.
+            FileError: the file cannot be read.
         """
+        with file_errors(f"{os.fspath(path)} cannot be read"):
+            content = Path(path).read_bytes()
         try:
-            return cls.from_json(Path(path).read_bytes().decode("utf-8"))
+            return cls.from_json(content.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise PlanError(f"{os.fspath(path)}: a plan is UTF-8 text: {error}") from error
         except PlanError as error:

@@ -258,7 +258,11 @@ class Report:
         return report
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as one HTML file that needs no network; the file appears whole or not at all."""
+        """Write the report as one HTML file that needs no network; the file appears whole or not at all.
+
+        Raises:
+            FileError: the disk refuses.
+        """
         from fxprune.reporting.html import as_html
         from fxprune.writing import write_text
 

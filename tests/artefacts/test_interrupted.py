@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 import signal
@@ -13,8 +15,9 @@ from torch import nn
 
 import fxprune
 from fxprune.artefacts import folders, load, save
-from fxprune.errors import FxpruneError
+from fxprune.errors import ArtefactError, FileError
 from fxprune.planning.plan import Plan
+from fxprune.writing import scratch_folder
 from tests.artefacts.networks import make
 from tests.killing import can_fork, in_child, killed_after
 
@@ -49,6 +52,47 @@ def test_a_killed_save_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
     assert found[0] == 0
     assert len(found) > 8
     assert found == sorted(found)
+    # What the killed ones left is gone with the next save.
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def test_what_a_living_process_or_another_program_made_stays(tmp_path: Path) -> None:
+    first, second = networks()
+    mine = [".net.saving-notours0", ".net.saving-0123abcd.tar", ".network.saving-0123abcd", ".net.old-0123abcd"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    left = tmp_path / ".net.exporting-0123abcd"
+    left.mkdir()
+    with scratch_folder(tmp_path / "net", "saving") as held:
+        save(first, tmp_path / "net")
+        assert held.exists()
+        # An old folder that was set aside is the only one until there is another.
+        (tmp_path / mine[3]).mkdir()
+        held.rename(held.with_name(".net.saving-0123abcd"))
+        save(second, tmp_path / "net")
+        assert {path.name for path in tmp_path.iterdir()} == {"net", ".net.saving-0123abcd", *mine}
+    save(first, tmp_path / "net")
+    assert {path.name for path in tmp_path.iterdir()} == {"net", *mine[:3]}
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_loading_while_another_process_saves(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
+    first, second = networks()
+    save(first, tmp_path / "net")
+    saver = os.fork()
+    if not saver:
+        while True:
+            save(second, tmp_path / "net")
+            save(first, tmp_path / "net")
+    try:
+        found = {which(tmp_path / "net", first, second) for _ in range(60)}
+    finally:
+        os.kill(saver, signal.SIGKILL)
+        os.waitpid(saver, 0)
+    assert found == {0, 1}
 
 
 def test_a_killed_first_save_leaves_a_whole_folder_or_none(tmp_path: Path) -> None:
@@ -103,6 +147,23 @@ def test_a_killed_plan_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     assert found[0] == old
     assert all(plan in (old, new) for plan in found)
     assert Plan.load(file) == new
+    new.save(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_files_that_cannot_be_written_or_read(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 4), 0.3)
+    report = fxprune.report(pruned)
+    assert report.plan is not None
+    (tmp_path / "file").write_text("mine")
+    for write in (report.plan.save, report.save_html, lambda path: save(pruned, path)):
+        with pytest.raises(FileError, match="cannot be written"):
+            write(tmp_path / "file" / "it")
+    with pytest.raises(FileError, match="cannot be read") as caught:
+        Plan.load(tmp_path / "nowhere")
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno == errno.ENOENT
 
 
 @pytest.mark.parametrize("most", [0, 100, 1500])
@@ -114,7 +175,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, most: int) -> None:
     def save_in_little_space() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        with pytest.raises((OSError, FxpruneError)):
+        with pytest.raises((FileError, ArtefactError)):
             save(second, tmp_path / "net")
 
     assert in_child(save_in_little_space) == 0
@@ -125,7 +186,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, most: int) -> None:
 @pytest.mark.parametrize("place", ["file/net", "file/deeper/net", "name" * 100])
 def test_places_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises((OSError, FxpruneError)):
+    with pytest.raises((FileError, ArtefactError)):
         save(networks()[0], tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
