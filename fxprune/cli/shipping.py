@@ -15,14 +15,21 @@ __all__ = ["benchmark", "export"]
 
 
 Format = Annotated[
-    str, typer.Option("--format", "-f", help="pt2 (torch.export), onnx or source.", autocompletion=complete(FORMATS))
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="pt2 (torch.export), onnx or source.",
+        autocompletion=complete(FORMATS),
+        show_default="by suffix",
+    ),
 ]
 
 
 def export(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; for source a folder.")],
-    format: Format = "pt2",  # noqa: A002  as in Python
+    format: Format = None,  # noqa: A002  as in Python
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:

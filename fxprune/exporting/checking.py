@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import ExportError
-from fxprune.samples import Sample
+from fxprune.samples import Sample, is_image
 from fxprune.verifying.comparing import Leaves, compare, leaves_of
 from fxprune.verifying.probes import Probe, candidates
 
@@ -20,6 +20,7 @@ __all__ = ["Check", "find_checks", "tensors_of", "worst_error"]
 # What is computed in another order by another runtime differs by rounding.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF = 2e-2
+_SHORTEST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,26 +44,58 @@ class Check:
 
 
 def find_checks(network: nn.Module, sample: Sample, seed: int = 0) -> list[Check]:
-    """What the network itself takes: the sample, other values at another batch size, and these at another resolution.
+    """What the network itself takes: the sample, other values at another batch size, and these at other sizes.
+
+    Other sizes are another resolution or length; and of each size of an input that is no image, all dims of that size
+    at half or twice of it.
 
     Raises:
         ExportError: the network refuses the sample.
     """
     # torch.export takes a batch of one for a size that never changes.
     plain, resized = (candidates(sample, seed, resize=resize, smallest=2) for resize in (False, True))
-    slots = [*plain, [probe for probe in resized[1][:1] if probe.resized]]
     found: list[Check] = []
-    for slot in slots:
-        reason = ""
-        for probe in slot:
-            try:
-                found.append(_check(network, probe))
-                break
-            except Exception as error:  # the network's own code: anything may come out of it
-                reason = f"{type(error).__name__}: {error}"
-        if not found:
+    for slot in [*plain, [probe for probe in resized[1][:1] if probe.resized]]:
+        check, reason = _first_taken(network, slot)
+        if check is not None:
+            found.append(check)
+        elif not found:
             raise ExportError(f"the network cannot be run on its sample ({reason:.300}): give a sample_input that fits")
+    for size in _lengths(found[0].probe.sample):
+        check, _ = _first_taken(network, [_with_length(found[0].probe, size, new) for new in (size // 2, 2 * size)])
+        found += [check] if check is not None and not _has_shapes_of(check, found) else []
     return found
+
+
+def _first_taken(network: nn.Module, probes: Sequence[Probe]) -> tuple[Check | None, str]:
+    """The first of the probes that the network takes, or why it does not take the last."""
+    reason = ""
+    for probe in probes:
+        try:
+            return _check(network, probe), ""
+        except Exception as error:  # the network's own code: anything may come out of it
+            reason = f"{type(error).__name__}: {error}"
+    return None, reason
+
+
+def _lengths(sample: Sample) -> list[int]:
+    """Sizes of inputs that are no images, beside the batch; half of a smaller one would be 1, which never changes."""
+    return sorted({size for t in sample.tensors if not is_image(t) for size in t.shape[1:] if size >= _SHORTEST})
+
+
+def _with_length(probe: Probe, size: int, new: int) -> Probe:
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        for dim in range(1, 0 if is_image(tensor) else tensor.ndim):
+            if tensor.shape[dim] == size:
+                tensor = tensor.index_select(dim, torch.arange(new, device=tensor.device) % size)
+        return tensor
+
+    return Probe(f"{probe.label}, {new} in place of {size}", probe.sample.map(resized), resized=True)
+
+
+def _has_shapes_of(check: Check, others: Sequence[Check]) -> bool:
+    shapes = [tensor.shape for tensor in check.probe.sample.tensors]
+    return any([tensor.shape for tensor in other.probe.sample.tensors] == shapes for other in others)
 
 
 def _check(network: nn.Module, probe: Probe) -> Check:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from fxprune.exporting.result import Exported
 from fxprune.progress import Steps
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
-from fxprune.samples import Sample
+from fxprune.samples import IMAGE_DIMS, Sample
+from fxprune.writing import scratch_folder
 
 __all__ = ["FORMATS", "export"]
 
@@ -30,22 +30,23 @@ __all__ = ["FORMATS", "export"]
 def export(
     pruned: nn.Module,
     path: str | os.PathLike[str],
-    format: str = "pt2",  # noqa: A002  the public name says what it is
+    format: str | None = None,  # noqa: A002  the public name says what it is
     sample_input: Any = None,
     *,
     progress: bool | None = None,
 ) -> Exported:
     """Write a network to a file of another format; the file is read again, run and compared with the network first.
 
-    The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution where the
-    network takes another one, may change between calls of the file. Where the network has several graphs for different
-    resolutions, "pt2" and "onnx" hold the one of the sample.
+    The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution and the lengths
+    where the network takes other ones, may change between calls of the file. Where the network has several graphs for
+    different resolutions, "pt2" and "onnx" hold the one of the sample.
 
     Args:
         pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
         path: the file, or for "source" the folder; what is there is replaced once the new one has been checked.
         format: "pt2" (``torch.export``), "onnx" (needs the ``onnx`` extra; run by onnxruntime) or "source" (a folder
-            with ``model.py``, which needs torch alone, and ``weights.safetensors``).
+            with ``model.py``, which needs torch alone, and ``weights.safetensors``). By default what the suffix of
+            ``path`` says, and "pt2" where it has none.
         sample_input: one call's arguments as for :func:`fxprune.compile`; by default random values like the sample
             that the network was compiled with.
         progress: show what is being done; by default only on a terminal.
@@ -54,13 +55,14 @@ def export(
         What was written, which sizes may change, and the largest difference found.
 
     Raises:
-        ExportError: torch cannot export the network, or the file does not equal it.
+        ExportError: torch cannot export the network, the file does not equal it, or it cannot be written.
+        OptionError: the format is unknown, or the suffix is that of another one.
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
     """
-    if format not in FORMATS:
-        raise OptionError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
-    chosen, target = FORMATS[format], Path(path)
+    target = Path(path)
+    format = _format_of(target, format)  # noqa: A001
+    chosen = FORMATS[format]
     chosen.check()
     network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
@@ -69,10 +71,30 @@ def export(
     with Steps(progress) as steps:
         with steps("run the network"):
             checks = find_checks(network, sample)
-        with _scratch(target) as file, steps(f"export to {format}"):
-            result = _first_that_works(chosen, network, checks, file, (str(target), format))
-            _put_in_place(file, target)
+        try:
+            with _scratch(target) as file, steps(f"export to {format}"):
+                result = _first_that_works(chosen, network, checks, file, (str(target), format))
+                _put_in_place(file, target)
+        except OSError as error:
+            raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
     return result
+
+
+def _format_of(target: Path, given: str | None) -> str:
+    """The format that was asked for, or that the suffix says; the two have to agree."""
+    suffixes = {chosen.suffix: name for name, chosen in FORMATS.items() if chosen.suffix}
+    said = suffixes.get(target.suffix.lower())
+    if given is None and said is None and target.suffix:
+        raise OptionError(
+            f"{target.name}: no format has the suffix {target.suffix!r}: end the name in {' or '.join(suffixes)}, or "
+            f"say the format: {', '.join(FORMATS)}"
+        )
+    name = given or said or "pt2"
+    if name not in FORMATS:
+        raise OptionError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
+    if said not in (None, name):
+        raise OptionError(f"{target.name} has the suffix of {said}, but the format is {name}: change one of them")
+    return name
 
 
 def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
@@ -90,10 +112,15 @@ def _first_that_works(
 ) -> Exported:
     """Let as many sizes change as torch, the format and the network allow."""
     notes = [] if any(check.tells for check in checks) else ["its outputs are all zero, so that they tell little"]
-    for free, fitting in _freedoms(checks):
+    suffix = Path(named[0]).suffix
+    notes += [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"] if suffix not in ("", chosen.suffix) else []
+    for fitting in _freedoms(checks):
+        free = _free(fitting)
         try:
-            chosen.write(network, fitting[0].probe.sample, free, file)
+            chosen.write(network, [check.probe.sample for check in fitting], file)
             error = worst_error(chosen.open(file), fitting)
+        except OSError:
+            raise
         except Exception as failure:  # exporters raise many types
             _remove(file)
             notes = [*notes, f"no change of {' and '.join(free)}: {failure!s:.200}"] if free else notes
@@ -106,27 +133,33 @@ def _first_that_works(
     raise ExportError(f"the network cannot be exported to {named[1]}: {last!s:.600}") from last
 
 
-def _freedoms(checks: Sequence[Check]) -> Iterator[tuple[tuple[str, ...], list[Check]]]:
-    """Sets of sizes that may change, the largest first, each with the checks that they allow."""
-    batches = {check.probe.batch_size for check in checks}
-    if any(check.probe.resized for check in checks):
-        yield (("batch",) if len(batches) > 1 else ()) + ("resolution",), list(checks)
+def _freedoms(checks: Sequence[Check]) -> Iterator[list[Check]]:
+    """Checks at sizes between which the file is to change, the most first; each differs from the first in some size."""
     plain = [check for check in checks if not check.probe.resized]
-    if len(batches) > 1:
-        yield ("batch",), plain
-    yield (), plain[:1]
+    tried = list[list[Check]]()
+    for fitting in (list(checks), checks[: len(plain) + 1], plain, plain[:1]):
+        if fitting not in tried:
+            tried.append(list(fitting))
+            yield list(fitting)
+
+
+def _free(checks: Sequence[Check]) -> tuple[str, ...]:
+    """Names of the sizes in which the checks differ."""
+    shapes = [[tensor.shape for tensor in check.probe.sample.tensors] for check in checks]
+    first, images = shapes[0], {len(check.probe.resolutions) > 0 for check in checks}
+    differ = [pair for other in shapes[1:] for pair in zip(first, other, strict=False)]
+    batch = any(one[:1] != two[:1] for one, two in differ)
+    resolution = any(one[1:] != two[1:] and len(one) in IMAGE_DIMS for one, two in differ) and True in images
+    length = any(one[1:] != two[1:] and not (resolution and len(one) in IMAGE_DIMS) for one, two in differ)
+    return ("batch",) * batch + ("resolution",) * resolution + ("length",) * length
 
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """A file name in a new folder beside the target."""
     target.resolve().parent.mkdir(parents=True, exist_ok=True)
-    folder = target.resolve().parent / f".{target.name}.exporting-{secrets.token_hex(4)}"
-    folder.mkdir()
-    try:
+    with scratch_folder(target.resolve(), "exporting") as folder:
         yield folder / target.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(file: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,41 +29,89 @@ _LARGEST_ONNX = 1 << 30
 
 
 class Format(Protocol):
-    """One format; ``one_graph`` where a file holds one graph of the network."""
+    """One format: the ``suffix`` of its files; ``one_graph`` where a file holds one graph of the network."""
 
+    suffix: str
     one_graph: bool
 
     def check(self) -> None:
         """Raise MissingDependencyError where a library is missing."""
 
-    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
-        """Write the network, in which the sizes that ``free`` names may change, to a file (or to a new folder)."""
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """Write the network to a file (or to a new folder); sizes in which the samples differ may change.
+
+        Raises:
+            OSError: the disk refuses.
+        """
 
     def open(self, file: Path) -> Run:
         """Read the file again, without the network."""
 
 
+class _PatientWriter(io.RawIOBase):
+    """Passes bytes on until the disk refuses, and keeps the error: torch's writer aborts the process if it gets one."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        super().__init__()
+        self.error: OSError | None = None
+        self._stream = stream
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, as what lies under it does."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._stream.tell()
+
+    def write(self, data: Any) -> int:
+        """How many bytes it takes: all of them."""
+        try:
+            rest = memoryview(data)
+            while self.error is None and len(rest):
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
 class Pt2:
     """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
 
+    suffix = ".pt2"
     one_graph = True
 
     def check(self) -> None:
         """Torch alone is needed."""
 
-    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
-        torch.export.save(exported_program(network, sample, free), file)
+        program = exported_program(network, samples)
+        with file.open("wb", buffering=0) as stream:
+            patient = _PatientWriter(stream)
+            torch.export.save(program, patient)  # type: ignore[arg-type]  # it asks for no more than these methods
+        if patient.error is not None:
+            raise patient.error
 
     def open(self, file: Path) -> Run:
         """See :class:`Format`."""
-        module = torch.export.load(file).module()
+        with file.open("rb") as stream:
+            module = torch.export.load(stream).module()
         return lambda sample: tensors_of(sample.call(module))
 
 
 class Onnx:
     """ONNX through torch's current exporter, run by onnxruntime."""
 
+    suffix = ".onnx"
     one_graph = True
 
     def check(self) -> None:
@@ -73,9 +122,9 @@ class Onnx:
                 f"the onnx format needs {', '.join(missing)}, not installed here: pip install 'fxprune[onnx]'"
             )
 
-    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
-        program = exported_program(network.cpu(), sample.map(torch.Tensor.cpu), free)
+        program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
@@ -110,12 +159,13 @@ def onnx_session(file: Path, threads: int = 0) -> Any:
 class Source:
     """A folder with readable code and the weights, which needs torch and safetensors alone."""
 
+    suffix = ""
     one_graph = False
 
     def check(self) -> None:
         """Torch alone is needed."""
 
-    def write(self, network: nn.Module, sample: Sample, free: tuple[str, ...], file: Path) -> None:
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
         file.mkdir()
         write_source(network, file)

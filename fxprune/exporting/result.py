@@ -15,7 +15,7 @@ class Exported:
     Attributes:
         path: the file, or the folder of the "source" format.
         format: "pt2", "onnx" or "source".
-        dynamic: which sizes may change between calls: "batch", "resolution", both or none.
+        dynamic: which sizes may change between calls: of "batch", "resolution" and "length" some or none.
         batch_sizes: the batch sizes that were run.
         resolutions: height x width of the image-like inputs that were run.
         relative_error: the largest difference to the pruned network, relative to the output's largest absolute value.

@@ -32,7 +32,7 @@ def _compiled(network: nn.Module, sample: Sample) -> Prepared:
 def _onnxruntime(network: nn.Module, sample: Sample) -> Prepared:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"
-        FORMATS["onnx"].write(copy.deepcopy(network), sample, (), file)
+        FORMATS["onnx"].write(copy.deepcopy(network), [sample], file)
         session = onnx_session(file, torch.get_num_threads())
     inputs = {
         argument.name: t.numpy(force=True) for argument, t in zip(session.get_inputs(), sample.tensors, strict=True)

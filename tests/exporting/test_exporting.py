@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import fxprune
 from fxprune.errors import ExportError, MissingDependencyError, OptionError, SampleError
 from fxprune.exporting import formats
 from fxprune.exporting.formats import FORMATS
+from tests.killing import can_fork, in_child
 
 FILES = {"pt2": "net.pt2", "onnx": "net.onnx", "source": "net"}
 
@@ -121,6 +123,102 @@ def test_integers_keywords_and_a_fixed_batch(format_: str, tmp_path: Path) -> No
     assert "every size is fixed" in str(result)
 
 
+class Series(nn.Module):
+    """Takes any batch and two lengths, each any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Conv1d(3, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3))
+        self.right = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: torch.Tensor, *, tokens: torch.Tensor) -> torch.Tensor:
+        return self.right(tokens) @ self.left(x)
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_lengths_that_the_network_leaves_free_are_free(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    network = pruned(Series, {"x": torch.randn(1, 3, 20), "tokens": torch.randn(1, 7, 6)})
+    result = fxprune.export(network, tmp_path / FILES[format_], format_)
+    assert result.dynamic == ("batch", "length")
+    run = FORMATS[format_].open(tmp_path / FILES[format_])
+    for batch, length, tokens in ((1, 50, 3), (4, 9, 31)):
+        inputs = {"x": torch.randn(batch, 3, length), "tokens": torch.randn(batch, tokens, 6)}
+        answer = run(fxprune.exporting.checking.Sample.from_input(inputs))
+        torch.testing.assert_close(answer["output 0"], network(**inputs))
+
+
+class Writes(nn.Module):
+    """Writes into the list that it is given; the branch on values keeps it as one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(6, 3, 1) for _ in range(2))
+
+    def forward(self, x: list[torch.Tensor]) -> torch.Tensor:
+        for i, conv in enumerate(self.convs):
+            x[i] = conv(x[i])
+        strides = torch.tensor([4.0, 8.0])
+        return torch.cat([t.flatten(2) * torch.full((1,), strides[i]) for i, t in enumerate(x)], 2)
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 6, 3, padding=1)
+        self.third, self.head = nn.Conv2d(6, 6, 3, 2, 1), Writes()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        return self.head([x, self.third(x)])
+
+
+@pytest.mark.parametrize("format_", ["pt2", "onnx"])
+def test_a_part_that_writes_into_its_list(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    network = pruned(Listed, torch.randn(2, 3, 16, 16))
+    code = network.code
+    assert "batch" in fxprune.export(network, tmp_path / FILES[format_], format_).dynamic
+    assert network.code == code
+
+
+def test_the_suffix_and_the_format_agree(tmp_path: Path) -> None:
+    need("onnx")
+    network = pruned(Flat, torch.randn(2, 3, 8, 8))
+    assert fxprune.export(network, tmp_path / "net.ONNX").format == "onnx"
+    assert fxprune.export(network, tmp_path / "net").format == "pt2"
+    told = fxprune.export(network, tmp_path / "net.bin", "pt2")
+    assert "'.bin' is not its usual suffix, '.pt2'" in str(told)
+    with pytest.raises(OptionError, match="net.onnx has the suffix of onnx, but the format is pt2"):
+        fxprune.export(network, tmp_path / "net.onnx", "pt2")
+    with pytest.raises(OptionError, match="no format has the suffix '.tflite': end the name in .pt2 or .onnx"):
+        fxprune.export(network, tmp_path / "net.tflite")
+
+
+@can_fork
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("most", [0, 3000])
+def test_a_full_disk_is_an_export_error(format_: str, most: int, tmp_path: Path) -> None:
+    need(format_)
+    resource = pytest.importorskip("resource")
+    network = pruned(Flat, torch.randn(2, 3, 8, 8))
+
+    def export_in_little_space() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        with pytest.raises(ExportError):
+            fxprune.export(network, tmp_path / FILES[format_], format_)
+
+    assert in_child(export_in_little_space) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="cannot be written"):
+        fxprune.export(pruned(Flat, torch.randn(2, 3, 8, 8)), tmp_path / "file" / "net.pt2")
+
+
 def test_source_needs_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = image()
     fxprune.export(network, tmp_path / "net", "source")
@@ -158,7 +256,8 @@ def test_any_module_with_a_sample(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format_", ["pt2", "source"])
 def test_a_file_that_differs_is_not_announced(format_: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need(format_)
-    (tmp_path / "net.pt2").write_text("old")
+    kept_before = tmp_path / "net.pt2"
+    kept_before.write_text("old")
     kept, opened = FORMATS[format_], FORMATS[format_].open
 
     def wrong(file: Path) -> Any:
@@ -168,9 +267,9 @@ def test_a_file_that_differs_is_not_announced(format_: str, tmp_path: Path, monk
     monkeypatch.setattr(kept, "open", wrong)
     network = pruned(Flat, torch.randn(2, 3, 8, 8))
     with pytest.raises(ExportError, match="differs"):
-        fxprune.export(network, tmp_path / "net.pt2", format_)
+        fxprune.export(network, tmp_path / FILES[format_], format_)
     assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
-    assert (tmp_path / "net.pt2").read_text() == "old"
+    assert kept_before.read_text() == "old"
 
 
 class Chooses(nn.Module):
