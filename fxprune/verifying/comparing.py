@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Difference", "Leaves", "all_finite", "compare", "has_nan", "kept_block", "leaves_of"]
+__all__ = ["Difference", "Leaves", "all_finite", "compare", "has_nan", "kept_block", "leaves_of", "magnitude"]
 
 Leaves = dict[str, Any]
 
@@ -37,26 +37,26 @@ class Difference:
         return f"{self.path} differs by {self.error:.3g} relative (tolerance {tolerance:.0e})"
 
 
-def leaves_of(output: Any, path: str = "output") -> Leaves:
-    """Every leaf of an output by its path; tensors are detached clones.
+def leaves_of(output: Any, path: str = "output", *, keep_history: bool = False) -> Leaves:
+    """Every leaf of an output by its path; tensors are detached clones, or the tensors themselves with their history.
 
     Lists, tuples, mappings, dataclasses and plain objects are taken apart.
     """
     found: Leaves = {}
-    _collect(output, path, found, depth=16)
+    _collect(output, path, found, 16, (lambda t: t) if keep_history else (lambda t: t.detach().clone()))
     return found
 
 
-def _collect(value: Any, path: str, found: Leaves, depth: int) -> None:
+def _collect(value: Any, path: str, found: Leaves, depth: int, taken: Callable[[Tensor], Tensor]) -> None:
     if isinstance(value, Tensor):
-        found[path] = value.detach().clone()
+        found[path] = taken(value)
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         found[path] = value
     elif depth == 0:
         found[path] = type(value).__name__
     else:
         for key, item in _parts(value).items():
-            _collect(item, path + key, found, depth - 1)
+            _collect(item, path + key, found, depth - 1, taken)
 
 
 def _parts(value: Any) -> dict[str, Any]:
@@ -102,6 +102,9 @@ def _tensor_difference(path: str, reference: Tensor, result: Tensor) -> Differen
     if not (reference.is_floating_point() or reference.is_complex()):
         unequal = int((reference != result).sum())
         return Difference(math.inf, path, f"{unequal} integers differ") if unequal else Difference(0.0, path)
+    scale, error = magnitude(reference), magnitude(reference - result)
+    if math.isfinite(scale) and math.isfinite(error):
+        return Difference(error / (scale or 1.0), path)
     finite = torch.isfinite(reference)
     if not bool((finite == torch.isfinite(result)).all()) or not _equal_infinities(reference, result, finite):
         return Difference(math.inf, path, "NaN or infinity at different positions")
@@ -109,6 +112,11 @@ def _tensor_difference(path: str, reference: Tensor, result: Tensor) -> Differen
         return Difference(0.0, path)
     scale = float(reference[finite].abs().max()) or 1.0
     return Difference(float((reference[finite] - result[finite]).abs().max()) / scale, path)
+
+
+def magnitude(tensor: Tensor) -> float:
+    """The largest magnitude; NaN where there is one."""
+    return float(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else 0.0
 
 
 def _equal_infinities(reference: Tensor, result: Tensor, finite: Tensor) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
 
 # The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
 # leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
-_SHARES, _PIXELS, _ENOUGH = (0.43, 0.0), 32, 96
+_SHARES, _PIXELS, _ENOUGH = (0.72, 0.0), 32, 96
 # Of this many steps one goes.
 _FEW_STEPS = 4
 

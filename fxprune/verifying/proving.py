@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import nn
 
 from fxprune.samples import Sample
 
+from .attributes import check_attributes, check_code
+from .holding import check_holding
 from .marking import NodeKeep
 from .precision import TOLERANCE, out_of_memory, precision
 from .proof import Proof
@@ -31,7 +32,6 @@ def prove(
     *,
     crosses_norm: bool,
     seed: int = 0,
-    renumbered: Container[str] = (),
     node_keep: NodeKeep | None = None,
     alone: bool = False,
 ) -> Proof:
@@ -51,7 +51,6 @@ def prove(
         sample: positional and keyword arguments of one call.
         crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no stand-in.
         seed: of the random inputs and parameters.
-        renumbered: names of integer index buffers that the rewrite changed on purpose.
         node_keep: for nodes of ``captured``'s graph by name, one kept-index tensor, or None for all, per dim. It is
             asked only where the outputs differ without it, and believed only for slices that are constant or copies
             of others: padding, expanded dims and constants, into which no parameter carries a NaN.
@@ -64,7 +63,10 @@ def prove(
     started = time.perf_counter()
     whole = all_names(original, captured, keep)
     with nothing_left_behind(original):
-        checked = check_tensors(original, captured, pruned, whole, renumbered)
+        checked = check_tensors(original, captured, pruned, whole)
+        check_holding(original, captured, pruned)
+        check_attributes(original, pruned)
+        check_code(pruned)
         case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
         dtype = precision(original, case.sample)
         try:

@@ -17,13 +17,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.samples import Sample
+
 from .comparing import Leaves, leaves_of
+from .copies import promoted
 from .depthwise import by_taps, is_summed
 from .nan_carrying import NanCarrying
 from .nan_carrying.calls import tensors_among
 from .probes import Probe
 
-__all__ = ["evaluate", "modes", "nothing_left_behind", "where"]
+__all__ = ["called", "changed_inputs", "evaluate", "modes", "nothing_left_behind", "where"]
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -73,20 +76,42 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def evaluate(
     module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False
 ) -> Leaves:
-    """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``."""
+    """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``.
+
+    Inputs that the call changes are among them.
+    """
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)
     with modes(dtype, carry_nan=carry_nan):
-        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
-        call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
-        return leaves_of(sample.call(call))
+        leaves = leaves_of(called(module, sample))
+    return leaves | changed_inputs(sample, probe.in_dtype)
+
+
+def called(module: Callable[..., Any], sample: Sample) -> Any:
+    """What ``module`` gives for the sample, which it may change."""
+    # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+    call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+    return sample.call(call)
+
+
+def changed_inputs(sample: Sample, fresh: Callable[[torch.dtype], Sample]) -> Leaves:
+    """The tensors of a sample that a call has changed, as they are now; ``fresh`` gives the sample anew."""
+    written = [(name, tensor) for name, tensor in sample.named_tensors() if tensor._version]
+    if not written:
+        return {}
+    before = dict(fresh(torch.float64).named_tensors())
+    return {
+        f"{name} after the call": tensor.detach().clone()
+        for name, tensor in written
+        if not torch.equal(promoted(tensor, torch.float64), before[name])
+    }
 
 
 @contextlib.contextmanager
-def modes(dtype: torch.dtype, *, carry_nan: bool) -> Iterator[None]:
-    """Evaluation in ``dtype`` without gradients, over NaN-carrying values if asked."""
+def modes(dtype: torch.dtype, *, carry_nan: bool, gradients: bool = False) -> Iterator[None]:
+    """Evaluation in ``dtype``, without gradients or with them, over NaN-carrying values if asked."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         stack.enter_context(_Promote(dtype))
         if carry_nan:
             stack.enter_context(_decomposed())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,11 @@ def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...]) -> No
             raise ProofError(f"the plan keeps an index of {name!r} twice along dim {dim}")
 
 
-def check_tensors(
-    original: nn.Module, captured: nn.Module, pruned: nn.Module, keep: Keep, renumbered: Container[str]
-) -> int:
+def check_tensors(original: nn.Module, captured: nn.Module, pruned: nn.Module, keep: Keep) -> int:
     """Compare every parameter and buffer of ``pruned`` with the kept entries of the original, bit for bit.
 
     Args:
         keep: kept indices for every name, as :func:`all_names` returns them.
-        renumbered: names of integer index buffers whose values the rewrite changed on purpose.
 
     Returns:
         How many tensors were compared.
@@ -86,8 +83,6 @@ def check_tensors(
     full = {**traced, **source}
     checked = 0
     for name, tensor in named_tensors(pruned).items():
-        if name in renumbered and not tensor.is_floating_point():
-            continue
         if name not in full:
             _check_added(name, tensor)
             continue

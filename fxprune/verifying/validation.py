@@ -15,6 +15,7 @@ from fxprune.samples import Sample
 
 from .comparing import Leaves, all_finite, compare, has_nan, kept_block
 from .conditioning import is_steady
+from .conditions import Conditions
 from .copies import private_copy
 from .locating import first_difference
 from .marking import MarkedRun, NodeKeep
@@ -141,7 +142,8 @@ class Validation:
             self._outcome.notes.append("the plan removes nothing")
             return self._outcome
         if not self._ways[0].carries:
-            self._check_positions(_lightest(trials))
+            self._check_positions(_lightest(trials).probe)
+        self._check_conditions(_lightest(trials), trials, answers)
         if not case.alone or not self._is_visible(change):
             self._check_randomised(trials, change)
         return self._outcome
@@ -290,10 +292,33 @@ class Validation:
                 failure = error
         raise failure
 
+    def _check_conditions(self, trial: Trial, trials: list[Trial], answers: list[Leaves]) -> None:
+        """Training mode, other precisions, and more rows; what cannot be compared is noted."""
+        case = self._case
+        answer = answers[trials.index(trial)]
+        stand_ins = list(dict.fromkeys(0.0 if not way.carries else math.nan for way in self._ways))
+        conditions = Conditions(
+            case.original,
+            case.pruned,
+            case.keep,
+            trial.probe,
+            trial.expected,
+            answer,
+            stand_ins,
+            self._dtype,
+            self._tolerance,
+            case.seed,
+        )
+        marked = self._ways[0].marks
+        notes = ["not compared in training mode: what goes there is the plan's word" if marked else conditions.train()]
+        if not case.alone:
+            notes += [conditions.own_precision(), conditions.half_precision()]
+        self._outcome.notes += filter(None, notes)
+
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
         """Repeat with random parameters, which let every layer reach the outputs."""
         pruned = private_copy(self._case.pruned, self._dtype)
-        probe = randomised(_lightest(trials), self._case.seed)
+        probe = randomised(_lightest(trials).probe, self._case.seed)
         seen, reason = 0.0, ""
         for gain in GAINS:
             full = self._randomised(pruned, gain)
@@ -339,6 +364,6 @@ class Validation:
         return full
 
 
-def _lightest(trials: list[Trial]) -> Probe:
-    """The probe with the fewest values."""
-    return min((trial.probe for trial in trials), key=lambda probe: sum(t.numel() for t in probe.sample.tensors))
+def _lightest(trials: list[Trial]) -> Trial:
+    """The trial with the fewest values."""
+    return min(trials, key=lambda trial: sum(t.numel() for t in trial.probe.sample.tensors))

@@ -33,7 +33,7 @@ def test_inputs_without_a_common_batch_keep_their_shapes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(224, [128, 192]), (384, [224, 352]), (96, [64]), (32, [64]), (8, [16]), (2, [4])]
+    ("size", "expected"), [(224, [64, 192]), (384, [128, 352]), (96, [32, 64]), (32, [64]), (8, [16]), (2, [4])]
 )
 def test_the_second_resolution(size: int, expected: list[int]) -> None:
     _, others = candidates(Sample((torch.randn(1, 3, size, size),), {}), seed=0)

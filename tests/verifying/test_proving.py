@@ -167,23 +167,24 @@ def test_an_uneven_choice_across_query_and_key_is_refused() -> None:
 @pytest.mark.parametrize("name", ["norm", "rms"])
 def test_a_norm_over_the_wrong_width_is_refused(name: str) -> None:
     case = twins.norm_crossing()
-    norm = case.pruned.get_submodule(name)
     full = int(case.captured.get_submodule(name).normalized_shape[0])
 
-    class Padded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.bias = norm.weight, getattr(norm, "bias", None)
+    def norm_over_zeros_too(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        gap = full - x.shape[-1]
+        weight, wide = nn.functional.pad(weight, (0, gap)), nn.functional.pad(x, (0, gap))
+        kind = nn.functional.rms_norm if bias is None else nn.functional.layer_norm
+        shift = () if bias is None else (nn.functional.pad(bias, (0, gap)),)
+        return kind(wide, (full,), weight, *shift)[..., : x.shape[-1]]
 
-        def forward(self, x: Tensor) -> Tensor:
-            gap = full - x.shape[-1]
-            weight = nn.functional.pad(self.weight, (0, gap))
-            wide = nn.functional.pad(x, (0, gap))
-            kind = nn.functional.layer_norm if self.bias is not None else nn.functional.rms_norm
-            bias = () if self.bias is None else (nn.functional.pad(self.bias, (0, gap)),)
-            return kind(wide, (full,), weight, *bias)[..., : x.shape[-1]]
-
-    setattr(case.pruned, name, Padded())
+    graph = case.pruned.graph
+    for node in graph.nodes:
+        if node.target == name:
+            with graph.inserting_before(node):
+                weight = graph.get_attr(f"{name}.weight")
+                bias = graph.get_attr(f"{name}.bias") if name == "norm" else None
+                node.replace_all_uses_with(graph.call_function(norm_over_zeros_too, (node.args[0], weight, bias)))
+            graph.erase_node(node)
+    case.pruned.recompile()
     with pytest.raises(ProofError, match="outputs"):
         run(case)
 

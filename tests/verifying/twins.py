@@ -51,14 +51,27 @@ def cut(captured: fx.GraphModule, keep: Kept, repair: Callable[[fx.GraphModule],
             setattr(owner, leaf, nn.Parameter(tensor.clone()))
         else:
             owner._buffers[leaf] = tensor.clone()
-    for module in pruned.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.normalized_shape = tuple(module.weight.shape)
-        if isinstance(module, nn.RMSNorm):
-            module.normalized_shape = tuple(module.weight.shape)
     if repair is not None:
         repair(pruned)
+    for module in pruned.modules():
+        _set_sizes(module)
     return pruned
+
+
+def _set_sizes(module: Any) -> None:
+    """The attributes that tell widths, for the tensors that the module holds now."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
 
 
 def twin(

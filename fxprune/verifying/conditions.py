@@ -1,0 +1,244 @@
+"""What float64 in eval mode cannot show: training mode, other precisions without promotion, and a larger batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture.decisions import refuses_sizes
+from fxprune.copying import deep_copy
+from fxprune.errors import ProofError
+from fxprune.samples import Sample
+
+from .comparing import Difference, Leaves, all_finite, compare, kept_block, leaves_of
+from .copies import private_copy, promoted
+from .masking import overwrite_removed
+from .precision import out_of_memory
+from .probes import Probe
+from .running import called, changed_inputs, where
+from .selecting import Keep
+from .training import Step, difference_of, training_step
+
+__all__ = ["Conditions"]
+
+# Rows of the larger batch, and how many values an input may then have: networks that take no small input are left out.
+_BATCH, _MOST_VALUES = 17, 400_000
+# Largest relative error in a narrow type, unless the original's own is nearly as large.
+_ROUGH = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_OWN_ERRORS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Compares the pruned network with the original under further conditions, on one small probe.
+
+    Attributes:
+        original: the caller's model; only read.
+        pruned: the network to be judged; only read.
+        keep: kept indices of every tensor.
+        probe: inputs on which the two were compared already.
+        expected: what the original answers there.
+        answer: what the pruned network answers there, which was compared with the masked original.
+        stand_ins: what is written over removed entries, the first choice first: zero, or NaN that is carried.
+        dtype: the floating type of the comparison so far.
+        seed: of random numbers.
+    """
+
+    original: nn.Module
+    pruned: nn.Module
+    keep: Keep
+    probe: Probe
+    expected: Leaves
+    answer: Leaves
+    stand_ins: Sequence[float]
+    dtype: torch.dtype
+    tolerance: float
+    seed: int
+
+    # -- training mode ------------------------------------------------------------------------------------------------
+
+    def train(self) -> str:
+        """Compare one step of training.
+
+        Returns:
+            What could not be compared, and why, as a note; or "".
+
+        Raises:
+            ProofError: the pruned network refuses to train where the original does not, or the step differs.
+        """
+        failures = []
+        for stand_in in self.stand_ins:
+            try:
+                masked = self._step(self.original, stand_in)
+            except Exception as error:  # the original's own code, in a mode that it may not be made for
+                if out_of_memory(error):
+                    raise
+                failures.append((f"the original cannot be run ({_described(error)})", False))
+                continue
+            narrow = self._narrow_step()
+            if masked.draws != narrow.draws:
+                if [name for name, _ in masked.draws] != [name for name, _ in narrow.draws]:
+                    raise _error(f"the pruned network draws {_names(narrow)}, the original {_names(masked)}")
+                return "not compared in training mode: what is drawn at random depends on what was removed"
+            carries = math.isnan(stand_in)
+            if carries:
+                masked.outputs = kept_block(masked.outputs)
+            wrong = difference_of(masked, narrow, self.keep, self.tolerance, gradients=not carries)
+            if not wrong:
+                return "gradients not compared: zeros are no stand-in for what was removed" if carries else ""
+            failures.append((wrong, True))
+        if all(differs for _, differs in failures):
+            raise _error(f"{failures[0][0]} from the masked original on {self.probe.label}")
+        return f"not compared in training mode: {next(text for text, differs in failures if not differs)}"
+
+    def _step(self, original: nn.Module, stand_in: float) -> Step:
+        full = private_copy(original, self.dtype)
+        overwrite_removed(full, self.keep, stand_in)
+        carries = math.isnan(stand_in)
+        return training_step(full, original, self.probe, self.dtype, seed=self.seed, carry_nan=carries)
+
+    def _narrow_step(self) -> Step:
+        narrow = private_copy(self.pruned, self.dtype)
+        try:
+            return training_step(narrow, self.pruned, self.probe, self.dtype, seed=self.seed)
+        except Exception as error:
+            raise _error(
+                f"the pruned network refuses {self.probe.label}, which the original takes ({_described(error)})"
+                f"{where(error)}"
+            ) from error
+
+    # -- other precisions and batches -----------------------------------------------------------------------------------
+
+    def own_precision(self) -> str:
+        """Compare in the network's own floating types, on more rows where inputs are small; returns a note or ""."""
+        sample, rows = self.probe.sample, self.probe.batch_size
+        values = sum(t.numel() for t in sample.tensors)
+        larger = bool(rows) and rows < _BATCH and values * _BATCH <= _MOST_VALUES * (rows or 1)
+        probe = (
+            replace(self.probe, label=f"{self.probe.label}, {_BATCH} rows", sample=sample.with_batch(_BATCH))
+            if (larger)
+            else self.probe
+        )
+        note = self._compare(probe, None, rows if larger else None)
+        if rows and not larger and rows < _BATCH:
+            return "; ".join(filter(None, (note, f"not run on {_BATCH} rows: the inputs are large")))
+        return note
+
+    def half_precision(self) -> str:
+        """Compare in bfloat16, which nothing in a float32 network may keep from passing through."""
+        return self._compare(self.probe, torch.bfloat16, None)
+
+    def _compare(self, probe: Probe, dtype: torch.dtype | None, rows: int | None) -> str:
+        name = f"in {str(dtype).removeprefix('torch.')}" if dtype else "in its own precision"
+        try:
+            ours = self._plain(self.original, probe, dtype)
+        except Exception as error:  # whatever it raises, the original does not run like this
+            if out_of_memory(error):
+                raise
+            return f"not run {name} on {probe.label}: the original refuses it ({_described(error)})"
+        try:
+            theirs = self._plain(self.pruned, probe, dtype)
+        except Exception as error:
+            if refuses_sizes(error):
+                return f"not run {name} on {probe.label}: the pruned network fits other sizes"
+            raise ProofError(
+                f"{name}: the pruned network refuses {probe.label}, which the original takes ({_described(error)})"
+                f"{where(error)}"
+            ) from error
+        wrong = _kind_difference(ours, theirs, narrower=not _alike(self.expected, self.answer))
+        if wrong:
+            raise ProofError(f"{name}: {wrong} on {probe.label}")
+        expected, answer = (_tiled(leaves, rows, _BATCH) for leaves in (self.expected, self.answer))
+        return self._judge(name, probe, (expected, ours), (answer, theirs))
+
+    def _judge(self, name: str, probe: Probe, ours: tuple[Leaves, Leaves], theirs: tuple[Leaves, Leaves]) -> str:
+        """Whether the pruned network is as near to what it answers in float64 as the original is to its own answer."""
+        if not (all_finite(ours[1]) and _alike(*ours)):
+            return (
+                f"values not compared {name} on {probe.label}: the original's rows depend on one another, or overflow"
+            )
+        known = _error_between(*ours)
+        found = _error_between(*theirs)
+        narrow = min(
+            (t.dtype for t in ours[1].values() if _is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
+        )
+        limit = max(_ROUGH.get(narrow or torch.float32, 0.1), _OWN_ERRORS * known.error)
+        if limit >= 1:
+            return f"values not compared {name}: the original's own error there is {known.error:.1g}"
+        if not found.error <= limit:
+            raise ProofError(f"{name}: {found.describe(limit)} from its answer in float64 on {probe.label}")
+        return ""
+
+    def _plain(self, module: nn.Module, probe: Probe, dtype: torch.dtype | None) -> Leaves:
+        """The outputs of a private copy without any promotion."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            return promoted(tensor, tensor.dtype if dtype is None else dtype)
+
+        def fresh(tensor: Tensor) -> Tensor:
+            if tensor.layout is not torch.strided:
+                return tensor.detach().clone()
+            data = cast(tensor)
+            return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+        duplicate = deep_copy(module, fresh).eval()
+        sample = probe.sample.map(cast)
+        torch.manual_seed(self.seed)
+        with torch.no_grad():
+            leaves = leaves_of(called(duplicate, sample))
+        return leaves | changed_inputs(sample, lambda wide: probe.sample.map(lambda t: promoted(cast(t), wide)))
+
+
+def _error(text: str) -> ProofError:
+    return ProofError(f"in training mode: {text}")
+
+
+def _names(step: Step) -> str:
+    names = [name for name, _ in step.draws]
+    return f"{len(names)} random numbers ({', '.join(dict.fromkeys(names))})" if names else "no random number"
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
+    """The first leaf that is of another type or shape."""
+    for path in (*ours, *(path for path in theirs if path not in ours)):
+        left, right = ours.get(path), theirs.get(path)
+        if isinstance(left, Tensor) != isinstance(right, Tensor):
+            return f"only one of the two networks gives {path}"
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            if left.dtype != right.dtype:
+                return f"{path} is {left.dtype} and became {right.dtype}"
+            if left.shape != right.shape and not narrower:
+                return f"{path} is {tuple(left.shape)} and became {tuple(right.shape)}"
+    return ""
+
+
+def _tiled(leaves: Leaves, rows: int | None, wanted: int) -> Leaves:
+    """The leaves as they are for a sample whose rows repeat, where each row is answered by itself."""
+    if rows is None:
+        return leaves
+    tensors = {p: t for p, t in leaves.items() if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows}
+    return leaves | {path: Sample((t,), {}).with_batch(wanted).args[0] for path, t in tensors.items()}
+
+
+def _alike(expected: Leaves, found: Leaves) -> bool:
+    shapes = ({p: t.shape for p, t in leaves.items() if isinstance(t, Tensor)} for leaves in (expected, found))
+    return len({tuple(sorted(s.items())) for s in shapes}) == 1
+
+
+def _error_between(expected: Leaves, found: Leaves) -> Difference:
+    """The error of floating outputs; what is chosen by a comparison of values may differ in a narrow type."""
+    floats = [p for p, t in expected.items() if _is_float(t) and _is_float(found.get(p))]
+    return compare({p: expected[p].double() for p in floats}, {p: found[p].double() for p in floats})
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
