@@ -12,7 +12,7 @@ from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured
 from fxprune.options import setting
 from fxprune.planning import Plan
-from fxprune.rewriting import Certificate, node_keep
+from fxprune.rewriting import UNTRACED_TRAINING, Certificate, node_keep
 from fxprune.samples import Sample
 from fxprune.verifying import Pair, Proof, check_structure, prove
 
@@ -41,6 +41,8 @@ def prove_plan(
     inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
     keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
 
+    untrained = next((op.reason for op in graph.opaque if op.op == UNTRACED_TRAINING), "")
+
     def proof(captured: Captured, given: Sample, *, alone: bool) -> Proof:
         return prove(
             model,
@@ -52,6 +54,7 @@ def prove_plan(
             seed=setting(plan, "seed", 0),
             node_keep=node_keep(graph, captured, masks),
             alone=alone,
+            untrained=None if alone and captured.training_twin is None else untrained,
         )
 
     found = proof(graph.captured, sample, alone=False)

@@ -1,4 +1,4 @@
-"""The modules of a pruned network beside their tensors: classes, hyper-parameters, modes, hooks, and the code itself."""
+"""The modules of a pruned network beside their tensors: classes, hyper-parameters, modes, hooks, and code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxprune.copying import deep_copy
 from fxprune.errors import ProofError
@@ -151,11 +151,9 @@ def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
     if isinstance(ours, _PLAIN):
         return bool(ours == theirs or ours != ours)
     if isinstance(ours, (list, tuple)) and depth:
-        pairs = zip(ours, theirs, strict=False)
-        return len(ours) == len(theirs) and all(_alike(a, b, depth - 1) for a, b in pairs)
+        return len(ours) == len(theirs) and all(_alike(a, b, depth - 1) for a, b in zip(ours, theirs, strict=True))
     if isinstance(ours, Mapping) and depth:
-        pairs = ((ours[key], theirs[key]) for key in ours if key in theirs)
-        return len(ours) == len(theirs) and all(_alike(a, b, depth - 1) for a, b in pairs)
+        return list(ours) == list(theirs) and all(_alike(ours[key], theirs[key], depth - 1) for key in ours)
     return ours is theirs if isinstance(ours, (FunctionType, type)) else True
 
 
@@ -190,8 +188,7 @@ def _cells(function: FunctionType) -> Iterator[Any]:
 def _same_instructions(ours: CodeType, theirs: CodeType) -> bool:
     if (ours.co_code, ours.co_names, ours.co_varnames) != (theirs.co_code, theirs.co_names, theirs.co_varnames):
         return False
-    pairs = itertools.zip_longest(ours.co_consts, theirs.co_consts)
     return all(
         _same_instructions(a, b) if isinstance(a, CodeType) and isinstance(b, CodeType) else repr(a) == repr(b)
-        for a, b in pairs
+        for a, b in itertools.zip_longest(ours.co_consts, theirs.co_consts)
     )

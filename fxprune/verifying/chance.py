@@ -65,10 +65,10 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         rows = self._rows(name, result.shape, result.device)
         if name in _UNIFORM:
-            low, high = (*args[1:3], *(0.0, 1.0)[len(args[1:3]) :]) if name == "uniform_" else (0.0, 1.0)
+            low, high = _two(args) if name == "uniform_" else (0.0, 1.0)
             return result.copy_(low + (high - low) * (rows + 1) / 2)
         if name == "normal_":
-            mean, deviation = (*args[1:3], *(0.0, 1.0)[len(args[1:3]) :])
+            mean, deviation = _two(args)
             return result.copy_(mean + deviation * rows)
         return result.copy_(rows.abs() if name == "exponential_" else rows)
 
@@ -78,3 +78,8 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.draws.append((name, tuple(rows)))
         values = torch.rand(tuple(rows), generator=self._generator, dtype=torch.float64) * 2 - 1
         return values.reshape(*rows, *[1] * (len(shape) - 1)).to(device)
+
+
+def _two(args: tuple[Any, ...]) -> tuple[float, float]:
+    """The two numbers behind the tensor, by default 0 and 1."""
+    return args[1] if len(args) > 1 else 0.0, args[2] if len(args) > 2 else 1.0

@@ -77,12 +77,12 @@ def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
 
 
 def _check_ties(full: Tensors, narrow: Tensors, common: list[str]) -> None:
-    by_identity = [_classes({name: id(tensors[name]) for name in common}) for tensors in (full, narrow)]
-    _check_same_classes(*by_identity, "one tensor")
+    ours, theirs = (_classes({name: id(tensors[name]) for name in common}) for tensors in (full, narrow))
+    _check_same_classes(ours, theirs, "one tensor")
     # Views of one memory are tied as well; of buffers, a run in training mode tells whether that matters.
     weights = [name for name in common if isinstance(full[name], nn.Parameter)]
-    by_memory = [_classes(_blocks({name: tensors[name] for name in weights})) for tensors in (full, narrow)]
-    _check_same_classes(*by_memory, "one memory")
+    ours, theirs = (_classes(_blocks({name: tensors[name] for name in weights})) for tensors in (full, narrow))
+    _check_same_classes(ours, theirs, "one memory")
 
 
 def _classes(keys: Mapping[str, int]) -> set[frozenset[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def prove(
     seed: int = 0,
     node_keep: NodeKeep | None = None,
     alone: bool = False,
+    untrained: str | None = "",
 ) -> Proof:
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
 
@@ -56,6 +58,7 @@ def prove(
             of others: padding, expanded dims and constants, into which no parameter carries a NaN.
         alone: run the sample's own sizes only, and random parameters only where removal does not show without them:
             for another graph of two networks that are proven.
+        untrained: why the two cannot be compared in training mode; "" where they can, None where they need not.
 
     Raises:
         ProofError: a check failed; the message says which, where, and by how much.
@@ -68,6 +71,7 @@ def prove(
         check_attributes(original, pruned)
         check_code(pruned)
         case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
+        case = replace(case, untrained=untrained)
         dtype = precision(original, case.sample)
         try:
             outcome = Validation(case, dtype).run()

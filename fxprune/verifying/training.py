@@ -42,27 +42,37 @@ class Step:
 
 
 def training_step(
-    module: nn.Module, flags: nn.Module, probe: Probe, dtype: torch.dtype, *, seed: int, carry_nan: bool = False
+    module: nn.Module,
+    flags: nn.Module,
+    probe: Probe,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    backward: bool,
+    carry_nan: bool = False,
 ) -> Step:
-    """Call ``module``, a private copy, in training mode, and go backwards unless removed entries travel as NaN.
+    """Call ``module``, a private copy, in training mode, and go backwards if asked.
 
     ``flags``: the network whose parameters say which of them want gradients.
     """
     module.train()
+    shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
     wanted = {name for name, p in flags.named_parameters(remove_duplicate=False) if p.requires_grad}
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in wanted)
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)
-    with modes(dtype, carry_nan=carry_nan, gradients=not carry_nan), RowChance(seed) as chance:
+    with modes(dtype, carry_nan=carry_nan, gradients=backward), RowChance(seed) as chance:
         output = called(module, sample)
-        total = None if carry_nan else _weighted_sum(output)
+        total = _weighted_sum(output) if backward else None
         if total is not None:
             total.backward()  # type: ignore[no-untyped-call]
     leaves = leaves_of(output) | changed_inputs(sample, probe.in_dtype)
-    buffers = {name: b.detach() for name, b in module.named_buffers(remove_duplicate=False)}
-    return Step(leaves, buffers, {name: p.grad for name, p in parameters.items()}, chance.draws)
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    # A buffer that got another shape is a cache.
+    kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
+    return Step(leaves, kept, {name: p.grad for name, p in parameters.items()}, chance.draws)
 
 
 def _weighted_sum(output: Any) -> Tensor | None:

@@ -68,6 +68,7 @@ class Case:
 
     ``alone``: at the sample's own sizes only, and with random parameters only where removal does not show without; for
     a further graph of networks that were proven otherwise.
+    ``untrained``: why training mode cannot be compared, or ""; None where it need not be.
     """
 
     original: nn.Module
@@ -79,6 +80,7 @@ class Case:
     node_keep: NodeKeep
     seed: int
     alone: bool = False
+    untrained: str | None = ""
 
 
 @dataclass
@@ -308,9 +310,10 @@ class Validation:
             self._dtype,
             self._tolerance,
             case.seed,
+            "what is removed is the plan's word" if self._ways[0].marks else case.untrained,
+            lambda: self._levels(trial, answer),
         )
-        marked = self._ways[0].marks
-        notes = ["not compared in training mode: what goes there is the plan's word" if marked else conditions.train()]
+        notes = [conditions.train()]
         if not case.alone:
             notes += [conditions.own_precision(), conditions.half_precision()]
         self._outcome.notes += filter(None, notes)
