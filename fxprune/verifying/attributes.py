@@ -17,6 +17,7 @@ __all__ = ["check_attributes", "check_code"]
 
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
+_MODES = ("train", "eval")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -102,9 +103,12 @@ def _error(text: str) -> ProofError:
 
 
 def _check_methods(where: str, full: nn.Module, narrow: nn.Module) -> None:
-    """No attribute of an instance may stand in a method's place, unless it does so in the original."""
+    """No attribute of an instance may stand in a method's place, unless it does so in the original.
+
+    But for ``train`` and ``eval`` of a part whose class had its own: a step in training mode compares what they do.
+    """
     for name in vars(narrow):
-        inherits = callable(getattr(type(narrow), name, None))
+        inherits = callable(getattr(type(narrow), name, None)) and name not in _MODES
         if inherits and (isinstance(narrow, fx.GraphModule) or name not in vars(full)):
             raise _error(f"{where} has an attribute of its own in the place of its method {name!r}")
 
@@ -131,8 +135,7 @@ def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
     widths = next((sizes for classes, sizes in _SIZES if isinstance(narrow, classes)), {})
-    own = {name: value for name, value in vars(narrow).items() if name not in _BASE}
-    before = {name: value for name, value in vars(full).items() if name not in _BASE}
+    own, before = ({n: v for n, v in vars(m).items() if n not in (*_BASE, *_MODES)} for m in (narrow, full))
     if own.keys() != before.keys():
         wrong = sorted(own.keys() ^ before.keys())
         raise _error(f"{where} ({type(narrow).__name__}) lost or gained the attributes {', '.join(wrong)}")

@@ -32,11 +32,13 @@ class Step:
         outputs: leaves of the outputs, and changed inputs.
         gradients: by the names of parameters, those of a weighted sum of all outputs; None where it does not reach.
         buffers: the buffers after the call.
+        modes: the ``training`` flags of all modules after ``eval()`` and after ``train()``.
         draws: the random draws on the way, see :class:`RowChance`.
     """
 
     outputs: Leaves
     buffers: dict[str, Tensor]
+    modes: tuple[dict[str, bool], dict[str, bool]]
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     draws: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ def training_step(
 
     ``flags``: the network whose parameters say which of them want gradients.
     """
-    module.train()
+    modes_set = _modes_of(module.eval()), _modes_of(module.train())
     shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
     wanted = {name for name, p in flags.named_parameters(remove_duplicate=False) if p.requires_grad}
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -72,7 +74,11 @@ def training_step(
     buffers = dict(module.named_buffers(remove_duplicate=False))
     # A buffer that got another shape is a cache.
     kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
-    return Step(leaves, kept, {name: p.grad for name, p in parameters.items()}, chance.draws)
+    return Step(leaves, kept, modes_set, {name: p.grad for name, p in parameters.items()}, chance.draws)
+
+
+def _modes_of(module: nn.Module) -> dict[str, bool]:
+    return {path: part.training for path, part in module.named_modules()}
 
 
 def _weighted_sum(output: Any) -> Tensor | None:
@@ -88,6 +94,10 @@ def _weighted_sum(output: Any) -> Tensor | None:
 
 def difference_of(masked: Step, narrow: Step, keep: Keep, tolerance: float, *, gradients: bool) -> str:
     """Where two steps part, as the beginning of a sentence, or ""; ``masked`` is that of the masked original."""
+    for call, ours, theirs in zip(("eval()", "train()"), masked.modes, narrow.modes, strict=True):
+        wrong = next((path for path, mode in theirs.items() if ours.get(path, mode) is not mode), None)
+        if wrong is not None:
+            return f"{wrong or 'the network'}.training is {theirs[wrong]} after {call}, which differs"
     found = compare(masked.outputs, narrow.outputs)
     if not found.error <= tolerance:
         return found.describe(tolerance)
