@@ -112,7 +112,7 @@ def compile(  # noqa: A001  the public name says what it does
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
     recoveries = resolve_recoveries(recover)
-    with one_pass(progress) as steps:
+    with one_pass(progress, model) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
         feed = Feed.checked(calibration, loss, sample)
         _time_operations(graph, model, sample, options.budget, steps)
@@ -132,7 +132,7 @@ def analyze(
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
-    with one_pass(False) as steps:
+    with one_pass(False, model) as steps:
         return _analyzed(model, sample_input, steps, check_couplings(couplings), other_samples)[0]
 
 
@@ -164,7 +164,7 @@ def plan(
     options = Options.checked(
         ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
     )
-    with one_pass(progress) as steps:
+    with one_pass(progress, model) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
         _time_operations(graph, model, sample, options.budget, steps)
         return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
@@ -187,7 +187,7 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
-    with one_pass(progress) as steps:
+    with one_pass(progress, model) as steps:
         couplings = check_couplings(setting(plan, "couplings", "keep"))
         graph, sample = _analyzed(model, sample_input, steps, couplings, other_samples)
         _time_operations(graph, model, sample, setting(plan, "budget", "macs"), steps)
@@ -224,7 +224,7 @@ def recover(
     if plan is None or sample is None:
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    with one_pass(progress) as steps:
+    with one_pass(progress, model) as steps:
         sample = sample.with_values(seed).map(lambda tensor: tensor.to(device))
         graph, sample = _analyzed(model, sample, steps, check_couplings(setting(plan, "couplings", "keep")))
         feed = Feed.checked(calibration, None, sample)

@@ -6,9 +6,12 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
+from fxprune.capture.reachable import restored
 from fxprune.progress import Steps
 
 __all__ = ["one_pass", "uncollected"]
@@ -18,8 +21,11 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def one_pass(progress: bool | None) -> Iterator[Steps]:
-    """One pass, which shows its steps if ``progress`` (None: only on a terminal)."""
+def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
+    """One pass over a model, which shows its steps if ``progress`` (None: only on a terminal).
+
+    What the model's code shares with the rest of the process, caches among it, is afterwards what it was.
+    """
     with ExitStack() as around:
         around.enter_context(_LOCK)
         # Tensors made in inference mode could not be trained, and autocast would round what is proven.
@@ -27,6 +33,8 @@ def one_pass(progress: bool | None) -> Iterator[Steps]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 around.enter_context(torch.autocast(device, enabled=False))
+        if isinstance(model, nn.Module):
+            around.enter_context(restored(model))
         steps = around.enter_context(Steps(progress))
         yield steps
 

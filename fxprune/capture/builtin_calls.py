@@ -1,80 +1,51 @@
-"""``int(size)``, ``range(size)``, ``math.sqrt(size)`` and the like, which forget what their numbers were computed from.
+"""``int(size)``, ``len(tensor)``, ``math.sqrt(size)`` and the like, which forget what their numbers were computed from.
 
-While a model is captured, these names in the modules of its source mean variants that remember, or that tell of the
-decision. For everything else, other threads included, they do what they always do.
+While a model is captured, such calls in the code that its forward reaches go to variants that remember. The names keep
+their meaning: the functions get code in which calls alone, and reads of ``math`` and ``numpy``, name a variant, so that
+``type(n) is int`` and ``dtype=int`` are what they are. For numbers that are no sizes, which are all numbers of other
+threads, a variant does what the original does. Functions that cannot be reached by name keep their code: there a call
+reads a plain number, which is a decision.
 """
 
 from __future__ import annotations
 
+import builtins
+import dis
 import functools
 import math
 import operator
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from fxprune.capture.numbers import Traced, decided, plain, traced
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, traced
+from fxprune.capture.reachable import names_in
 
-_LOCK = threading.RLock()
-
-
-class _Variant(type):
-    """Makes a class stand for the builtin ``original`` in ``isinstance``, ``issubclass`` and comparisons of types."""
-
-    original: type
-
-    def __instancecheck__(cls, value: Any) -> bool:
-        return isinstance(value, cls.original)
-
-    def __subclasscheck__(cls, other: type) -> bool:
-        return issubclass(other, cls.original)
-
-    def __eq__(cls, other: object) -> bool:
-        return other is cls.original or other is cls
-
-    def __hash__(cls) -> int:
-        return hash(cls.original)
+__all__ = ["remembering"]
 
 
-class _Int(int, metaclass=_Variant):
+def _int(*args: Any, **kwargs: Any) -> Any:
     """``int`` whose conversions of traced numbers stay traced."""
-
-    original = int
-    dtype = np.dtype(int)  # so that numpy takes it for int, too
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        value = int(*map(plain, args), **kwargs)
-        return traced(value, int, args) if len(args) == 1 and isinstance(args[0], Traced) else value
+    value = int(*map(plain, args), **kwargs)
+    return traced(value, int, args) if len(args) == 1 and isinstance(args[0], Traced) else value
 
 
-class _Float(float, metaclass=_Variant):
+def _float(*args: Any) -> Any:
     """The same for ``float``."""
-
-    original = float
-    dtype = np.dtype(float)
-
-    def __new__(cls, *args: Any) -> Any:
-        value = float(*map(plain, args))
-        return traced(value, float, args) if args and isinstance(args[0], Traced) else value
+    value = float(*map(plain, args))
+    return traced(value, float, args) if args and isinstance(args[0], Traced) else value
 
 
-class _Range(metaclass=_Variant):
-    """``range``; as many turns as a traced number says are a decision."""
-
-    original = range
-
-    def __new__(cls, *args: Any) -> Any:
-        for number in args:
-            if isinstance(number, Traced):
-                decided(operator.eq, (number, plain(number)))
-        return range(*map(plain, args))
+def _type(*args: Any, **kwargs: Any) -> Any:
+    """``type``, to which a traced number is what it stands for."""
+    kind = type(*args, **kwargs)
+    return int if kind is TracedInt else float if kind is TracedFloat else kind
 
 
 def _length(value: Any, /) -> int:
@@ -131,51 +102,117 @@ class _Numpy(types.ModuleType):
         )
 
 
-_BUILTINS: dict[str, Any] = {"int": _Int, "float": _Float, "range": _Range, "len": _length}
+# Names of variants in code: no name that anybody else could write.
+_NAME = "fxprune's {}"
+_BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len": _length}
 _BUILTINS |= {"max": _remembered(max), "min": _remembered(min)}
-_IMPORTED: dict[str, tuple[Any, Any]] = {"math": (math, _Math("math")), "np": (np, _Numpy("numpy"))}
-_IMPORTED |= {"numpy": _IMPORTED["np"]} | {name: (getattr(math, name), variant) for name, variant in _MATHS.items()}
-_MISSING = object()
-
-
-def is_mistaken(error: BaseException) -> bool:
-    """Whether C code was given a variant where it wanted the builtin type itself, as in ``dtype=float``."""
-    return isinstance(error, TypeError) and f"not {_Variant.__name__}" in str(error)
+_MODULES: dict[int, Any] = {id(math): _Math("math"), id(np): _Numpy("numpy")}
+_FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant in _MATHS.items()}
+_VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(), *_MATHS.items())}
+_VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _MODULES.values()}
+_LOCK = threading.Lock()
+# How many captures need each function's other code, and what it had before.
+_changed: dict[types.FunctionType, tuple[int, types.CodeType]] = {}
 
 
 @contextmanager
-def remembering(model: nn.Module, *, types_stay: bool = False) -> Iterator[None]:
-    """Put the variants in place in the Python modules that the model's classes, and their neighbours, come from.
-
-    ``types_stay``: leave ``int`` and ``float`` alone.
-    """
-    changed: list[tuple[dict[str, Any], str, Any]] = []
-    with _LOCK:
-        try:
-            for namespace in namespaces(model):
-                for name, variant in _variants(namespace, types_stay):
-                    changed.append((namespace, name, namespace.get(name, _MISSING)))
-                    namespace[name] = variant
-            yield
-        finally:
-            for namespace, name, original in changed:
-                if original is _MISSING:
-                    del namespace[name]
-                else:
-                    namespace[name] = original
+def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
+    """Let calls in these functions go to the variants."""
+    mine: list[types.FunctionType] = []
+    try:
+        with _LOCK:
+            vars(builtins).update(_VARIANTS)
+            for function in functions:
+                _change(function)
+                mine.append(function)
+        yield
+    finally:
+        with _LOCK:
+            for function in mine:
+                _change_back(function)
+            if not _changed:
+                for name in _VARIANTS:
+                    vars(builtins).pop(name, None)
 
 
-def _variants(namespace: dict[str, Any], types_stay: bool) -> Iterator[tuple[str, Any]]:
-    for name, variant in _BUILTINS.items():
-        if name not in namespace and not (types_stay and variant in (_Int, _Float)):
-            yield name, variant
-    for name, (original, variant) in _IMPORTED.items():
-        if namespace.get(name) is original:
-            yield name, variant
+def _change(function: types.FunctionType) -> None:
+    count, original = _changed.get(function, (0, function.__code__))
+    if not count:
+        renames = _renames(original, function.__globals__)
+        if not renames:
+            return
+        function.__code__ = _with_variants(original, frozenset(renames.items()))
+    _changed[function] = count + 1, original
 
 
-def namespaces(model: nn.Module) -> list[dict[str, Any]]:
-    packages = {cls.__module__.partition(".")[0] for m in model.modules() for cls in type(m).__mro__}
-    packages -= {"torch", "builtins", __name__.partition(".")[0]}
-    loaded = [(name, module) for name, module in list(sys.modules.items()) if name.partition(".")[0] in packages]
-    return [vars(module) for _, module in loaded if isinstance(module, types.ModuleType)]
+def _change_back(function: types.FunctionType) -> None:
+    if function not in _changed:
+        return
+    count, original = _changed.pop(function)
+    if count > 1:
+        _changed[function] = count - 1, original
+    else:
+        function.__code__ = original
+
+
+def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple[str, bool]]:
+    """For names in code that stand for a builtin or a module, the variant's name, and whether calls alone take it."""
+    found: dict[str, tuple[str, bool]] = {}
+    for name in names_in(code):
+        value: Any = namespace.get(name)
+        if name in _BUILTINS and name not in namespace:
+            found[name] = _NAME.format(name), True
+        elif id(value) in _FUNCTIONS:
+            found[name] = _NAME.format(value.__name__), True
+        elif id(value) in _MODULES:
+            found[name] = _NAME.format(value.__name__), False
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str, bool]]]) -> types.CodeType:
+    """The same code, inner functions included, in which loads of global names load variants."""
+    known = dict(renames)
+    consts = tuple(_with_variants(c, renames) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    if not known.keys() & set(code.co_names):
+        return code.replace(co_consts=consts) if consts != code.co_consts else code
+    raw, names = bytearray(code.co_code), list(code.co_names)
+    for at, name, is_call in _loads_of_globals(code):
+        new, calls_alone = known.get(name, ("", True))
+        if new and (is_call or not calls_alone):
+            names += [new] * (new not in names)
+            argument = (names.index(new) << _SHIFT) | (raw[at + 1] & _SHIFT)
+            if argument < 256 and raw[at - 2] != dis.EXTENDED_ARG:  # else there is no room for it
+                raw[at + 1] = argument
+    return code.replace(co_code=bytes(raw), co_names=tuple(names), co_consts=consts)
+
+
+# Since Python 3.11 the lowest bit of such an instruction's argument says whether it loads what is called.
+_SHIFT = int(sys.version_info >= (3, 11))
+
+
+def _loads_of_globals(code: types.CodeType) -> Iterator[tuple[int, str, bool]]:
+    """Where code loads a global name, the name, and whether the value is called there and used for nothing else."""
+    instructions = list(dis.get_instructions(code))
+    for number, instruction in enumerate(instructions):
+        if instruction.opname == "LOAD_GLOBAL":
+            name = code.co_names[(instruction.arg or 0) >> _SHIFT]
+            is_call = bool((instruction.arg or 0) & 1) if _SHIFT else _is_called(instructions[number + 1 :])
+            before = instructions[number - 1]
+            is_mapped = before.opname == "LOAD_GLOBAL" and before.argval == "map"
+            yield instruction.offset, name, is_call or is_mapped
+
+
+def _is_called(following: list[dis.Instruction]) -> bool:
+    """Whether the value on top of the stack is what the next call at its depth calls, in Python 3.10."""
+    depth = 1
+    for instruction in following:
+        below = {"CALL_FUNCTION": 1, "CALL_FUNCTION_KW": 2}.get(instruction.opname)
+        if below is not None and depth == below + (instruction.arg or 0):
+            return True
+        if depth == 1 and not instruction.opname.startswith("LOAD_"):
+            return False
+        depth += dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+        if depth < 1 or (instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and depth < 2):
+            return False
+    return False

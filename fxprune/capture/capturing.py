@@ -15,6 +15,7 @@ from torch import fx, nn
 from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, sources
 from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
+from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
@@ -183,10 +184,8 @@ def capture(
     except CaptureError as error:
         failure = error
     answered = {next(iter(guards.GUARDS))}
-    if builtin_calls.is_mistaken(failure.__cause__ or failure):
-        task, answered = replace(task, types_stay=True), set()
     while True:
-        with guards.answering(answered, builtin_calls.namespaces(model)) as asked:
+        with guards.answering(answered, reachable(model).namespaces.values()) as asked:
             try:
                 return task.run()
             except CaptureError as error:
@@ -210,7 +209,6 @@ class _Task:
     opaque: Mapping[str, OpaqueCalls]
     variant: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
-    types_stay: bool = False
 
     def run(self) -> Captured:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
@@ -261,7 +259,7 @@ class _Task:
         args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
         chance = OtherChance()
         try:
-            with builtin_calls.remembering(copy, types_stay=self.types_stay), recorder:
+            with restored(self.model), builtin_calls.remembering(reachable(self.model).functions), recorder:
                 value = copy(*args, **kwargs)
             chance.refuse_draws()
             for name, old, new in state.replaced_tensors():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,10 @@ GUARDS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @contextmanager
-def answering(answered: Collection[str], namespaces: list[dict[str, Any]]) -> Iterator[set[str]]:
+def answering(answered: Collection[str], namespaces: Iterable[dict[str, Any]]) -> Iterator[set[str]]:
     """Answer yes to the guards in ``answered``; gives the set of all guards that are asked meanwhile.
 
-    ``namespaces``: those of the model's own Python modules, which may have imported a guard by its name.
+    ``namespaces``: the globals of the model's own code, which may have imported a guard by its name.
     """
     asked: set[str] = set()
     variants: dict[int, Callable[[], bool]] = {}

@@ -219,11 +219,17 @@ def _as_int(self: Any) -> int:
 
 
 def _hash(self: Any) -> int:
-    """For a table or a set, which compares only what has the same hash; for a cache, it decides nothing."""
+    """For a table or a set, which compares only what has the same hash; a cache finds it by its origin alone."""
     frame = sys._getframe(1)
-    if watching() is not None and not is_hidden(frame) and not asked_by_a_cache(frame):
+    if watching() is not None and not is_hidden(frame):
+        if asked_by_a_cache(frame):
+            return hash(_origin(self))  # no number of an earlier call has it
         _told(self)
     return hash(plain(self))
+
+
+def _origin(value: Any) -> Any:
+    return (value.function, *map(_origin, value.operands)) if isinstance(value, Traced) else value
 
 
 def _round(self: Any, digits: int | None = None) -> Any:

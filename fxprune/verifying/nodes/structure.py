@@ -145,7 +145,8 @@ class _Walk:
         if node.op in ("get_attr", "call_module"):
             target = str(target).removeprefix(self._pair.prefix)
         for other in reversed(written):
-            if (kind in _SPLITS and other.target is torch.split) or (other.op == node.op and other.target == target):
+            same = other.op == node.op and self._name_of(other) == target
+            if same or (kind in _SPLITS and other.target is torch.split):
                 return other
             sized = is_number(node) and other.target in _ARITHMETIC
             if other.target is not torch.index_select and other.op != "get_attr" and not sized:
@@ -154,6 +155,11 @@ class _Walk:
             if kind in _PICKS if written else kind == _GATE:
                 return None
         raise fault(self._pair, node, f"it became {described(written[-1]) if written else self._pair.images[node]}")
+
+    def _name_of(self, node: fx.Node) -> Any:
+        """The target of a written node; a part's true name where the graph has a number for it."""
+        is_part, name_of = node.op in ("get_attr", "call_module"), getattr(self._pair.root, "name_of", str)
+        return name_of(node.target) if is_part else node.target
 
     def _is_harmless(self, node: fx.Node) -> bool:
         """Whether a node that the rewrite added only picks entries or computes sizes."""

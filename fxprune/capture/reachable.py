@@ -1,0 +1,240 @@
+"""The Python code that a model's forward may run, and what it shares with the rest of the process.
+
+Found by name: from the methods of the model's classes to the functions, classes and objects that their code names, in
+closures too. Methods count as soon as any of that code uses their name. Torch, numpy and Python's own library are left
+out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import sys
+import types
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Reachable", "names_in", "reachable", "restored"]
+
+_LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", __name__.partition(".")[0]})
+_CONTAINERS = (dict, list, set, deque)
+# Tables of more entries are registries, of which a forward uses few.
+_MOST_ENTRIES = 64
+_Cache: Any = type(functools.lru_cache(lambda: None))
+_STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
+_current: list[Reachable] = []
+
+
+class Reachable:
+    """What one model's code reaches.
+
+    Attributes:
+        functions: functions written in Python.
+        caches: functions with an ``lru_cache``.
+        containers: dicts, lists, sets and deques in globals, closures, defaults and attributes.
+        classes: classes from outside torch.
+        cells: variables of enclosing functions.
+        namespaces: the globals of the functions, by their id.
+        modules: the model's modules, by their id.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.functions: list[types.FunctionType] = []
+        self.caches: list[Any] = []
+        self.containers: list[Any] = []
+        self.classes: list[type] = []
+        self.cells: list[types.CellType] = []
+        self.namespaces: dict[int, dict[str, Any]] = {}
+        self.modules = {id(module): module for module in model.modules()}
+        self._seen: dict[int, Any] = {}
+        self._names: set[str] = {"forward"}
+        self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
+        self._pending: list[Any] = [type(module) for module in model.modules()]
+        # What the model itself holds is copied before anything runs; functions and classes are not.
+        for module in model.modules():
+            held = [v for n, v in vars(module).items() if not n.startswith("_") and not _is_data(v)]
+            self._pending += [v if callable(v) else type(v) for v in held]
+        while self._pending:
+            self._visit(self._pending.pop())
+
+    def _visit(self, value: Any) -> None:
+        if id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, types.FunctionType):
+            self._visit_function(value)
+        elif isinstance(value, _Cache):
+            self.caches.append(value)
+            self._pending += [value.__wrapped__, vars(value)]
+        elif isinstance(value, type):
+            self._visit_class(value)
+        elif isinstance(value, _CONTAINERS):
+            self.containers.append(value)
+            items = list(value.values()) if isinstance(value, dict) else list(value)
+            self._pending += [v for v in items if not _is_data(v)] if len(items) <= _MOST_ENTRIES else []
+        else:
+            self._visit_object(value)
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        namespace = function.__globals__
+        if _root(namespace.get("__name__")) in _LEFT_OUT:
+            return
+        self.functions.append(function)
+        self.namespaces[id(namespace)] = namespace
+        self._pending += [function.__defaults__ or (), function.__kwdefaults__ or {}, vars(function)]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # not filled yet
+                self._pending.append(cell.cell_contents)
+                self.cells.append(cell)
+        names = names_in(function.__code__)
+        for name in names:
+            found = namespace.get(name)
+            self._pending += [] if found is None or _is_data(found) else [found]
+            if isinstance(found, types.ModuleType) and _root(found.__name__) not in _LEFT_OUT:
+                self._pending += [vars(found)[n] for n in names if n in vars(found)]
+        for name in names - self._names:
+            self._pending += self._waiting.pop(name, ())
+        self._names |= names
+
+    def _visit_class(self, cls: type) -> None:
+        for base in cls.__mro__:
+            if _root(base.__module__) in _LEFT_OUT or base in self.classes:
+                continue
+            self.classes.append(base)
+            for name, member in list(vars(base).items()):
+                used = name in self._names or (name.startswith("__") and name not in ("__init__", "__dict__"))
+                (self._pending if used else self._waiting[name]).append(member)
+
+    def _visit_object(self, value: Any) -> None:
+        if isinstance(value, tuple):
+            self._pending += [v for v in value if not _is_data(v)]
+        elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+            self._pending += [value.__func__, getattr(value, "__self__", None)]
+        elif isinstance(value, property):
+            self._pending += [value.fget, value.fset]
+        elif isinstance(value, functools.partial):
+            self._pending += [value.func, value.args, value.keywords]
+        elif isinstance(value, functools.cached_property):
+            self._pending.append(value.func)
+        elif not isinstance(value, types.ModuleType):
+            self._visit_instance(value)
+
+    def _visit_instance(self, value: Any) -> None:
+        root = _root(type(value).__module__)
+        if root not in _LEFT_OUT:
+            self._pending.append(type(value))
+        held = getattr(value, "__dict__", None)
+        if (
+            isinstance(held, dict)
+            and not isinstance(value, nn.Module)
+            and root not in _LEFT_OUT - {"collections", "weakref"}
+        ):
+            self._pending.append(held)
+
+
+def _root(module: Any) -> str:
+    return str(module).partition(".")[0]
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bytes, type(None), torch.Tensor, torch.dtype, torch.device))
+
+
+@functools.lru_cache(maxsize=8192)
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """The names of globals and attributes that code uses, inner functions included."""
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(code.co_names).union(*map(names_in, inner))
+
+
+def reachable(model: nn.Module) -> Reachable:
+    """What a model's code reaches; within :func:`restored` that of the whole model, found once."""
+    known = (found for found in reversed(_current) if id(model) in found.modules)
+    return next(known, None) or Reachable(model)
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Give everything that the model's code shares with the rest of the process back as it was.
+
+    Containers, attributes of classes and variables get their contents again; caches that were asked are emptied.
+    """
+    found = reachable(model)
+    before = _Contents(found)
+    _current.append(found)
+    try:
+        yield
+    finally:
+        _current.pop()
+        before.restore()
+
+
+class _Contents:
+    def __init__(self, found: Reachable) -> None:
+        self._caches = [(cache, cache.cache_info()) for cache in found.caches]
+        self._containers = [(c, c.copy() if type(c) in _CONTAINERS else _copied(c)) for c in found.containers]
+        self._classes = [(cls, dict(vars(cls))) for cls in found.classes]
+        self._cells = [(cell, cell.cell_contents) for cell in found.cells]
+        self._globals = [
+            (namespace, {name: namespace.get(name, self) for name in names})
+            for namespace, names in _stored_globals(found.functions)
+        ]
+
+    def restore(self) -> None:
+        for cache, info in self._caches:
+            if cache.cache_info().misses != info.misses:
+                cache.cache_clear()
+        for container, contents in self._containers:
+            _restore(container, contents)
+        for cls, attributes in self._classes:
+            for name in [n for n, v in vars(cls).items() if attributes.get(n, self) is not v]:
+                setattr(cls, name, attributes[name]) if name in attributes else delattr(cls, name)
+        for cell, value in self._cells:
+            cell.cell_contents = value
+        for namespace, values in self._globals:
+            for name, value in values.items():
+                if namespace.get(name, self) is not value:
+                    namespace.pop(name, None) if value is self else namespace.__setitem__(name, value)
+
+
+def _copied(container: Any) -> Any:
+    kind = next(k for k in _CONTAINERS if isinstance(container, k))
+    return kind(container.items()) if kind is dict else kind(container)
+
+
+def _restore(container: Any, contents: Any) -> None:
+    if isinstance(container, dict):
+        missing = object()
+        for key in [k for k, v in container.items() if contents.get(k, missing) is not v]:
+            dict.pop(container, key)
+        if len(container) != len(contents):
+            dict.update(container, contents)
+    elif isinstance(container, set):
+        if container != contents:
+            set.intersection_update(container, contents)
+            set.update(container, contents)
+    elif len(container) != len(contents) or any(a is not b for a, b in zip(container, contents, strict=True)):
+        base: Any = deque if isinstance(container, deque) else list
+        base.clear(container)
+        base.extend(container, contents)
+
+
+def _stored_globals(functions: list[types.FunctionType]) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
+    for function in functions:
+        if names := _global_names(function.__code__):
+            yield function.__globals__, names
+
+
+@functools.lru_cache(maxsize=8192)
+def _global_names(code: types.CodeType) -> frozenset[str]:
+    """Globals that code gives another value."""
+    stored: set[str] = set()
+    if _STORE_GLOBAL in code.co_code[::2]:
+        stored = {i.argval for i in dis.get_instructions(code) if i.opcode == _STORE_GLOBAL}
+    return frozenset(stored).union(*(_global_names(c) for c in code.co_consts if isinstance(c, types.CodeType)))
