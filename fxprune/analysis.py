@@ -221,6 +221,7 @@ class ChannelGraph:
         opaque: ops that were not understood.
         activations: the distinct axes of activations that gather elements of others, so that they might lose all
             elements while every group keeps some; none may.
+        pairs: axes that must keep two elements, because an op does something else with one.
         constants: tensors made while tracing, by name.
         mac_terms: by node the terms of ``macs`` that are its own.
         latency: the seconds of a call, once they were measured; None before.
@@ -248,6 +249,7 @@ class ChannelGraph:
         shown = {serial: (self._selections.get(n, n), d) for serial, (n, d) in self._variables.items()}
         self._explainer = Explainer(self.graph, analyzer.tensors, shown, self.captured.first_name)
         self.activations = self._activation_axes()
+        self.pairs = tuple(dict.fromkeys(map(resolve, analyzer.ledger.pairs)))
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)
         self.macs = tuple(

@@ -57,7 +57,8 @@ def is_written(node: fx.Node) -> bool:
                 continue
             if writes_in_place(user) and not _is_put_back(user, node):
                 return True
-            if canonical_name(user.target) in _VIEWS and user not in seen:
+            view = user.target is getattr or canonical_name(user.target) in _VIEWS
+            if view and user not in seen:
                 seen.add(user)
                 pending.append(user)
     return False

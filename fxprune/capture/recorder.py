@@ -64,6 +64,8 @@ class Recorder(TorchFunctionMode):
         self._in_leaf = False
         self._device = device
         self._names: dict[int, str] = {}
+        self._held: list[torch.Tensor] = []
+        self._given_data: set[str] = set()
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
         self._dtypes = dtypes.DtypeReads()
@@ -78,6 +80,7 @@ class Recorder(TorchFunctionMode):
         """Tell the recorder the state-dict names of the clone's tensors."""
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)
+            self._held.append(tensor)
 
     def placeholder(self, name: str, value: Any) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container."""
@@ -116,6 +119,8 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._read_attribute(getter_name(func), func, args)
+        if name == "__set__" and self._is_tracked(args[0]):
+            return self._set_attribute(getter_name(func), *args)
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
@@ -279,6 +284,22 @@ class Recorder(TorchFunctionMode):
         node.replace_all_uses_with(before, lambda user: user is not before)
         value = self._new("call_method", "detach", (self.node_of(new),), {}, new)
         self._new("call_method", "copy_", (node, value), {}, old)
+
+    def _set_attribute(self, name: str, tensor: torch.Tensor, value: Any) -> None:
+        """A forward that gives a parameter or buffer other data (``self.mean.data = ...``) has them written into it."""
+        held, old = self._names.get(id(tensor)), self.node_of(tensor)
+        if name != "data" or held is None or not isinstance(value, torch.Tensor) or held in self._given_data:
+            raise CaptureError(f"the forward sets .{name} of {held or 'an activation'}, which no graph would do again")
+        with torch._C.DisableTorchFunction():
+            shared = value.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in self._held}
+            if shared or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+                raise CaptureError(f"the forward gives {held} data of another shape or type, or those of another tensor")
+        self._given_data.add(held)
+        with self.graph.inserting_after(old):  # readers of the old values, gradients among them, keep a copy
+            before = self._new("call_method", "clone", (old,), {}, meta_like(tensor))
+        old.replace_all_uses_with(before, lambda user: user is not before)
+        data = self._new("call_function", getattr, (old, "data"), {}, meta_like(tensor))
+        self._new("call_method", "copy_", (data, self.node_of(value)), {}, meta_like(tensor))
 
     def output(self, value: Any) -> None:
         """Close the graph."""

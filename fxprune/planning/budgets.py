@@ -59,6 +59,11 @@ class PlannedGraph(Protocol):
         ...
 
     @property
+    def pairs(self) -> tuple[Axis, ...]:
+        """Axes that must keep two elements."""
+        ...
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The original shape of every parameter and buffer."""
         ...

@@ -54,7 +54,7 @@ def frugal_staircase(
 def _protected(graph: PlannedGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
     """Per group the units that keep every tensor dim and every contracted dim from becoming empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
-    protected = protected_units(_axes(graph), free)
+    protected = protected_units(_axes(graph), free, graph.pairs)
     none = {group: np.zeros(group.size, dtype=np.bool_) for group in limits.frozen}
     return {group: none[group] if group in none else protected[group.variable] for group in graph.groups}
 

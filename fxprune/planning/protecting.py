@@ -19,8 +19,10 @@ __all__ = ["protected_units"]
 FloatArray = NDArray[np.float64]
 
 
-def protected_units(axes: Iterable[Axis], preference: Mapping[Channels, FloatArray]) -> dict[Channels, Mask]:
-    """For every variable a mask of units to keep: with them, each axis has an element that stays.
+def protected_units(
+    axes: Iterable[Axis], preference: Mapping[Channels, FloatArray], pairs: Iterable[Axis] = ()
+) -> dict[Channels, Mask]:
+    """For every variable a mask of units to keep: with them, each axis has an element that stays, and of pairs two.
 
     Few are chosen: the unit that serves most axes at risk first, among equals the one of highest preference (and lowest
     index), until every axis is served. ``preference`` has one number per unit of each variable that may be cut.
@@ -33,6 +35,8 @@ def protected_units(axes: Iterable[Axis], preference: Mapping[Channels, FloatArr
         best = int(np.lexsort((-np.arange(len(serves)), units.preference, serves))[-1])
         units.chosen[best] = True
         pending = [ids for ids in pending if not units.chosen[ids].any()]
+    for axis in pairs:
+        units.keep_two(axis)
     return units.masks()
 
 
@@ -51,14 +55,27 @@ class _Units:
     def masks(self) -> dict[Channels, Mask]:
         return {v: self.chosen[start : start + v.size] for v, start in self._starts.items()}
 
+    def keep_two(self, axis: Axis) -> None:
+        """Choose the units of two elements: those chosen already, else whose weakest unit is preferred most."""
+        needs = self._needs(axis)
+        if needs:
+            preference = np.where(self.chosen, np.inf, self.preference)
+            weakest = np.min([np.where(ids >= 0, preference[ids], np.inf) for ids in needs], axis=0)
+            for element in np.argsort(-weakest, kind="stable")[:2]:
+                self.chosen[[ids[element] for ids in needs if ids[element] >= 0]] = True
+
+    def _needs(self, axis: Axis) -> list[IndexArray]:
+        """For each variable that may be cut, the unit that each element needs, or -1."""
+        cut = [v for v in dict.fromkeys(variables(axis)) if v in self._starts]
+        return [np.where((unit := units_of(axis, v)) >= 0, unit + self._starts[v], -1) for v in cut]
+
     def saviours(self, axis: Axis) -> list[IndexArray]:
         """The units any one of which keeps the axis from becoming empty; no set at all where nothing can empty it.
 
         Where elements need units of several variables, the element whose weakest unit is preferred most is picked, and
         each of its units is a set of its own.
         """
-        cut = [v for v in dict.fromkeys(variables(axis)) if v in self._starts]
-        needs = [np.where((unit := units_of(axis, v)) >= 0, unit + self._starts[v], -1) for v in cut]
+        needs = self._needs(axis)
         if not needs or bool((np.max(needs, axis=0) < 0).any()):
             return []
         if is_elementwise(axis):

@@ -39,6 +39,7 @@ class Ledger:
 
     crossings: list[Crossing] = field(default_factory=list)
     joins: list[Axis] = field(default_factory=list)
+    pairs: list[Axis] = field(default_factory=list)
     macs: list[tuple[fx.Node, float, Axes]] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     data: set[fx.Node] = field(default_factory=set)
@@ -197,6 +198,10 @@ class Call:
     def joins(self, axes: Iterable[Axis]) -> None:
         """Note that two activations meet element by element on these axes."""
         self.ledger.joins.extend(a for a in axes if not isinstance(a, Fixed))
+
+    def keeps_two(self, axes: Iterable[Axis]) -> None:
+        """Note that the op does something else with one element on these axes than with several."""
+        self.ledger.pairs.extend(a for a in axes if a.size > 1 and not isinstance(a, Fixed))
 
     def macs(self, axes: Iterable[Axis], coefficient: float = 1.0) -> None:
         """Count ``coefficient`` times the product of the sizes of ``axes`` multiply-accumulates."""

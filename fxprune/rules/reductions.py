@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.axes.expressions import ONE, Axis
+from fxprune.axes.expressions import ONE, Axis, has_fixed
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import ModuleForm, module_form, rule
@@ -47,8 +48,12 @@ def quantile(call: Call) -> None:
 
 @rule("var std var_mean std_mean", "input, dim=None, unbiased=True, keepdim=False")
 def spread(call: Call) -> None:
-    dims = call.arguments.get("dim")
-    _reduce(call, tuple(range(len(call.tensor("input")))) if isinstance(dims, bool) else call.dims())
+    """Over one element an unbiased one is not a number."""
+    axes, biased = call.tensor("input"), call.arguments.get("dim")
+    dims = tuple(range(len(axes))) if isinstance(biased, bool) else call.dims()
+    if math.prod(axes[d].size for d in dims if has_fixed(axes[d])) == 1:
+        call.keeps_two(axes[d] for d in dims)
+    _reduce(call, dims)
 
 
 @rule("norm", "input, p=fro, dim=None, keepdim=False")

@@ -36,6 +36,7 @@ class HandGraph:
     tensors: Mapping[str, tuple[Axis, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     activations: tuple[Axis, ...]
+    pairs: tuple[Axis, ...] = ()
 
     @property
     def parameter_names(self) -> frozenset[str]:
