@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import cmath
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
@@ -17,7 +20,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.reachable import restored
+from fxprune.capture.state import Place, PythonState
 from fxprune.errors import ModelError, SampleError
+from fxprune.module_modes import switch
 from fxprune.samples import Sample
 
 _NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
@@ -48,6 +54,7 @@ def check_model(model: nn.Module) -> None:
         _check_hooks(where, module)
         _check_parametrizations(where, module)
     _check_names(model)
+    _check_memory(model)
     weights = {name for name, _ in model.named_parameters()}
     for name, tensor in _floating(model):
         if not tensor.is_meta and not _is_usable(tensor, name in weights or name.endswith(_STATISTICS)):
@@ -62,6 +69,42 @@ def _check_names(model: nn.Module) -> None:
                 raise ModelError(
                     f"{path or 'the model'} holds {name!r}: names are not empty and have no dot: rename it"
                 )
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Refuse a parameter that shares elements with another tensor of the model, which copies of both would not."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in tensors:
+        if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel():
+            by_memory.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for held in by_memory.values():
+        for (first, left), (second, right) in itertools.combinations(held, 2):
+            if isinstance(left, nn.Parameter) and _meet(left, right):
+                raise ModelError(
+                    f"{first} and {second} are two tensors over the same memory, which copies of them would not share: "
+                    "let both names hold one tensor, or give each its own (clone)"
+                )
+
+
+def _meet(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors have an element in common."""
+    apart = _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr()
+    return not apart and len(np.intersect1d(_bytes_of(left), _bytes_of(right))) > 0
+
+
+def _last_byte(tensor: torch.Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.data_ptr() + tensor.element_size() * sum((size - 1) * stride for size, stride in steps)
+
+
+def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int64]:
+    """Where in memory the elements of a tensor begin."""
+    places = np.zeros((), dtype=np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + stride * np.arange(size)
+    found: NDArray[np.int64] = tensor.data_ptr() + tensor.element_size() * places
+    return found
 
 
 def _check_kind(where: str, module: nn.Module) -> None:
@@ -163,34 +206,38 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     return None
 
 
-def check_forgets(model: nn.Module, sample: Sample, remembers: Sequence[str]) -> None:
-    """Refuse a forward whose answer depends on what an earlier call left in ``remembers``, attributes of modules.
+def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[dict[Place, Any], bool]:
+    """What each call of a model changes for the next one outside of tensors, and whether the next answers otherwise.
 
-    Raises:
-        ModelError: it gives another answer to the same sample when it is called again.
+    A private copy is called twice with the sample in each of ``modes`` (``training``), and in the first mode once more
+    after all the others. Parameters and buffers are put back in between, as a graph keeps them as the model does; but
+    not those that changed their shape, which serve as a cache. What only the first call changes is a cache, too.
     """
-    if not remembers or is_meta(model):
-        return
-    with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
+    if not modes or is_meta(model):
+        return {}, False
+    found: dict[Place, Any] = {}
+    answers: dict[bool, Any] = {}
+    differs = False
+    with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad(), restored(model):
         try:
-            duplicate = copy.deepcopy(model).eval()
-            torch.manual_seed(0)
-            buffers = {name: buffer.clone() for name, buffer in duplicate.named_buffers()}
-            first = sample.map(torch.clone).call(duplicate)
-            # A graph keeps buffers as the model does, so what they do to the next call is no matter; but none that
-            # changed their shape, which serve as a cache.
-            for name, buffer in duplicate.named_buffers():
-                if name in buffers and buffers[name].shape == buffer.shape:
-                    buffer.copy_(buffers[name])
-            torch.manual_seed(0)
-            second = sample.map(torch.clone).call(duplicate)
-        except Exception:  # the user's own code; what does not run cannot be compared
-            return
-    if not _alike(first, second):
-        raise ModelError(
-            f"the forward keeps {', '.join(remembers[:3])} for its next call, which then gives another answer: a graph "
-            "forgets; pass such state as an argument, or keep it in a buffer"
-        )
+            duplicate = copy.deepcopy(model)
+            tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
+        except Exception:  # the user's own code; what cannot be copied cannot be compared
+            return {}, False
+        try:
+            for training in (*(mode for mode in modes for _ in range(2)), modes[0]):
+                switch(duplicate, "train" if training else "eval")
+                state = PythonState(duplicate)
+                torch.manual_seed(0)
+                answer = sample.map(torch.clone).call(duplicate)
+                found |= state.written() if training in answers else {}
+                differs |= not _alike(answers.setdefault(training, answer), answer)
+                for name, tensor in duplicate.state_dict().items():
+                    if name in tensors and tensors[name].shape == tensor.shape:
+                        tensor.copy_(tensors[name])
+        except Exception:  # what does not run cannot be compared
+            return {}, False
+    return found, differs
 
 
 def _alike(first: Any, second: Any) -> bool:

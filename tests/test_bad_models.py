@@ -300,3 +300,16 @@ def test_floating_point_forms_of_quantised_networks_are_pruned() -> None:
     pruned = fxprune.compile(Observable(), torch.randn(4, 6), 0.4)
     assert fxprune.report(pruned).achieved >= 0.4
     assert pruned.get_parameter("last.weight").shape[1] < 16
+
+
+def test_two_parameters_over_one_memory_are_refused_and_neighbours_are_not() -> None:
+    def model() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False), nn.Linear(8, 2))
+
+    x, flat, whole = torch.randn(2, 8), model(), model()
+    flat[1].weight = nn.Parameter(flat[0].weight.data.T)
+    with pytest.raises(errors.ModelError, match="0.weight and 1.weight are two tensors over the same memory"):
+        fxprune.compile(flat, x, 0.2)
+    memory = torch.randn(8, 16)
+    whole[0].weight, whole[1].weight = nn.Parameter(memory[:, :8]), nn.Parameter(memory[:, 8:])
+    assert fxprune.report(fxprune.compile(whole, x, 0.2)).proof is not None

@@ -190,4 +190,6 @@ def test_randomness_talk_and_buffers_are_no_trouble(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("model", [Counting(), Toggling()], ids=lambda m: type(m).__name__)
 def test_state_that_a_graph_cannot_tell_is_refused(model: nn.Module) -> None:
-    refused(errors.ModelError, "the forward keeps calls for its next call", model, torch.randn(2, 8))
+    refused(
+        errors.CaptureError, "the forward reads 'calls' of the model, which it changes itself", model, torch.randn(2, 8)
+    )

@@ -17,6 +17,7 @@ from fxprune.capture.chance import OtherChance
 from fxprune.capture.mutation import drop_unread
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
+from fxprune.capture.state import Place, PythonState
 from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.model_paths import ModelPaths, PartsModule, attribute, copied_graph
@@ -55,6 +56,7 @@ class Captured:
         remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
         modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
         flags: by the mode of the whole, the mode of every module by its path in what was traced.
+        written: what the forward leaves for its next call in attributes, containers, classes and globals, by place.
         effects: what the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     """
 
@@ -79,6 +81,7 @@ class Captured:
     selections: dict[str, str] = field(default_factory=dict)
     remembers: tuple[str, ...] = ()
     effects: Effects = field(default_factory=dict)
+    written: dict[Place, Any] = field(default_factory=dict)
 
     def everything(self) -> Iterator[Captured]:
         """This graph, the one of training mode, and the same for every variant and every island."""
@@ -166,6 +169,7 @@ def capture(
     opaque: Mapping[str, OpaqueCalls] | None = None,
     variant: int = 0,
     flags: Mapping[str, bool] | None = None,
+    written: Mapping[Place, Any] | None = None,
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
@@ -173,12 +177,13 @@ def capture(
     stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
     are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
     ``variant``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes of
-    modules by path, where they are not those that the model itself sets.
+    modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are known
+    to leave outside of its tensors, which must not decide anything.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {})
+    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {}, written or {})
     try:
         return task.run()
     except CaptureError as error:
@@ -209,6 +214,7 @@ class _Task:
     opaque: Mapping[str, OpaqueCalls]
     variant: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
+    written: Mapping[Place, Any] = field(default_factory=dict)
 
     def run(self) -> Captured:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
@@ -221,7 +227,7 @@ class _Task:
             tensors = _named_tensors(copy, self.prefix)
             recorder.name_tensors(tensors)
             state = clone.State(copy)
-            self._forward(copy, recorder, state)
+            written = self._forward(copy, recorder, state)
         drop_unread(recorder.graph)
         shapes, aliases, parameters = _names(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
@@ -239,6 +245,7 @@ class _Task:
             {path: reason for path, (reason, _) in self.opaque.items()},
             variant=self.variant,
             remembers=state.changed(),
+            written=written,
         )
 
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
@@ -251,20 +258,23 @@ class _Task:
 
         return lambda tensor: f"{self.prefix}_{mode}{HELD_TENSOR if id(tensor) in held() else MADE_TENSOR}"
 
-    def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> None:
-        """Run the copy on the meta device while the recorder watches."""
+    def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> dict[Place, Any]:
+        """Run the copy on the meta device while the recorder watches; what it left outside of tensors, by place."""
         paths = {id(module): path for path, module in copy.named_modules()}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module: recorder.mode_is_read(paths.get(id(module), "")))
         args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
-        chance = OtherChance()
+        chance, python_state = OtherChance(), PythonState(copy, self.prefix)
         try:
             with restored(self.model), builtin_calls.remembering(reachable(self.model).functions), recorder:
+                python_state.watch(self.written, next(iter(recorder.graph.nodes)))
                 value = copy(*args, **kwargs)
+                left = python_state.written()
             chance.refuse_draws()
             for name, old, new in state.replaced_tensors():
                 recorder.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)
+            return left
         except FxpruneError as error:
             raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
         except Exception as error:  # the forward is the user's own code: anything may come out of it

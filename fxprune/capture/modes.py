@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from fxprune.capture import clone
 from fxprune.capture.capturing import Captured, OpaqueCalls, capture
 from fxprune.capture.forms import mutates
 from fxprune.capture.recording import record_calls
+from fxprune.capture.state import Place
 from fxprune.errors import CaptureError, FxpruneError, ModelError
 from fxprune.model_paths import attribute
 from fxprune.module_modes import Effects, flags_of, has_own_modes, own_modes, switch
@@ -124,6 +125,7 @@ def capture_training(
     keeps: Callable[[str], bool],
     is_leaf: Callable[[nn.Module], bool],
     modes: Modes,
+    written: Mapping[Place, Any],
 ) -> Captured | None:
     """The forward in training mode, or None where it is the graph of ``captured`` (in eval mode) again.
 
@@ -133,10 +135,12 @@ def capture_training(
     if not (captured.modes_read or captured.opaque or modes.sets):
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
-    options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True)}
+    options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True), "written": written}
     training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
     captured.flags |= training.flags
     captured.modes_read |= training.modes_read
+    captured.written |= training.written
+    captured.remembers = tuple(dict.fromkeys((*captured.remembers, *training.remembers)))
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training
 

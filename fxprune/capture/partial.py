@@ -18,6 +18,7 @@ from fxprune.capture.capturing import Captured, capture, names_of
 from fxprune.capture.methods import is_only_called, names_used
 from fxprune.capture.modes import Modes, capture_training, effects_below
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
+from fxprune.capture.state import Place
 from fxprune.errors import CaptureError
 from fxprune.samples import Sample
 
@@ -32,6 +33,7 @@ def capture_parts(
     keeps: Callable[[str], bool],
     is_leaf: Callable[[nn.Module], bool],
     modes: Modes,
+    written: Mapping[Place, Any],
 ) -> Captured:
     """Capture what can be captured, after ``failure`` of the whole.
 
@@ -44,7 +46,7 @@ def capture_parts(
         recorded = record_calls(model, sample)
     except Exception:  # the user's own code: anything may come out of it
         raise failure from None
-    forms = {"keeps": keeps, "is_leaf": is_leaf}
+    forms = {"keeps": keeps, "is_leaf": is_leaf, "written": written}
     main = _main(model, sample, failure, recorded, forms)
     inner = (i for path in main.opaque for i in _islands(model, path, recorded, {**forms, "modes": modes}, frozenset()))
     main.islands = tuple(inner)

@@ -133,7 +133,7 @@ class Reachable:
         if (
             isinstance(held, dict)
             and not isinstance(value, nn.Module)
-            and root not in _LEFT_OUT - {"collections", "weakref"}
+            and root not in _LEFT_OUT - {"collections", "types", "weakref"}
         ):
             self._pending.append(held)
 

@@ -27,6 +27,8 @@ from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
 from fxprune.capture.meta import META, meta_like
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, decided, plain, size_of
+from fxprune.capture.state import check_forgotten
+from fxprune.copying import HELD_TENSOR
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
@@ -64,7 +66,7 @@ class Recorder(TorchFunctionMode):
         self._in_leaf = False
         self._device = device
         self._names: dict[int, str] = {}
-        self._held: list[torch.Tensor] = []
+        self._held: list[tuple[torch.Tensor, int]] = []
         self._given_data: set[str] = set()
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
@@ -80,7 +82,7 @@ class Recorder(TorchFunctionMode):
         """Tell the recorder the state-dict names of the clone's tensors."""
         for name, tensor in named:
             self._names.setdefault(id(tensor), name)
-            self._held.append(tensor)
+            self._held.append((tensor, tensor.untyped_storage()._cdata))
 
     def placeholder(self, name: str, value: Any) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container."""
@@ -219,6 +221,8 @@ class Recorder(TorchFunctionMode):
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
         if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != META:
             constant = args[0]
+            if HELD_TENSOR in self._constant_name(constant):
+                raise CaptureError("the forward writes to a tensor that is no buffer: no state dict would keep it")
             node = self._new("call_method", "clone", (self._constant(constant),), {}, meta_like(constant))
             self._constant_nodes[id(constant)] = (constant, node)
 
@@ -267,7 +271,13 @@ class Recorder(TorchFunctionMode):
             self.modes_read.add(path)
 
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
-        """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true."""
+        """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true.
+
+        Raises:
+            CaptureError: an operand is a number that an earlier call left.
+        """
+        for operand in operands:
+            check_forgotten(operand)
         self._decisions.add(function, operands)
 
     def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
@@ -291,9 +301,9 @@ class Recorder(TorchFunctionMode):
         if name != "data" or held is None or not isinstance(value, torch.Tensor) or held in self._given_data:
             raise CaptureError(f"the forward sets .{name} of {held or 'an activation'}, which no graph would do again")
         with torch._C.DisableTorchFunction():
-            shared = value.untyped_storage()._cdata in {t.untyped_storage()._cdata for t in self._held}
+            shared = value.untyped_storage()._cdata in {memory for _, memory in self._held}
             if shared or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
-                raise CaptureError(f"the forward gives {held} data of another shape or type, or those of another tensor")
+                raise CaptureError(f"the forward gives {held} data of another shape or type, or of another tensor")
         self._given_data.add(held)
         with self.graph.inserting_after(old):  # readers of the old values, gradients among them, keep a copy
             before = self._new("call_method", "clone", (old,), {}, meta_like(tensor))
@@ -302,7 +312,16 @@ class Recorder(TorchFunctionMode):
         self._new("call_method", "copy_", (data, self.node_of(value)), {}, meta_like(tensor))
 
     def output(self, value: Any) -> None:
-        """Close the graph."""
+        """Close the graph.
+
+        Raises:
+            CaptureError: a parameter or buffer has been given the memory of another tensor.
+        """
+        for tensor, memory in self._held:
+            if tensor.untyped_storage()._cdata != memory:
+                raise CaptureError(
+                    f"the forward gives {self._names[id(tensor)]} the memory of another tensor: use copy_()"
+                )
         self.graph.output(self._argument(value, None))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -368,6 +387,8 @@ class Recorder(TorchFunctionMode):
             return self.node_of(value)
         if isinstance(value, Traced):
             return self._number(value)
+        if isinstance(value, torch.Generator):
+            raise CaptureError("the forward draws from a generator of its own, whose state no graph keeps")
         if isinstance(value, torch.device):
             return self._device_argument(value)
         if isinstance(value, torch.dtype):
@@ -392,6 +413,7 @@ class Recorder(TorchFunctionMode):
     def _number(self, value: Any) -> fx.Node:
         node: fx.Node | None = value.written
         if node is None or node.graph is not self.graph:
+            check_forgotten(value)
             if value.function is size_of:
                 node = self._size(*value.operands)
             else:

@@ -1,0 +1,180 @@
+"""State that a forward keeps for its next call: tensors are written, the rest is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxprune
+
+SHARED = SimpleNamespace(calls=0)
+COUNTS = {"calls": 0}
+
+
+class Keeping(nn.Module):
+    """Does something in training after its first layer, and something with what that left."""
+
+    calls = 0
+
+    def __init__(self, leave: Callable[..., Any], read: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("mean", torch.zeros(8))
+        self.plain, self.history, self.numbers, self.step = torch.zeros(8), [], {"step": 0}, 0
+        self.generator = torch.Generator().manual_seed(0)
+        self.leave, self.read = leave, read
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.relu(self.first(x))
+        if self.training:
+            self.leave(self, h.detach().mean((0, 2, 3)))
+        return self.last(self.read(self, h))
+
+
+def centred(model: Any, h: torch.Tensor) -> torch.Tensor:
+    return h - model.mean[:, None, None]
+
+
+def untouched(_: Any, h: torch.Tensor) -> torch.Tensor:
+    return h
+
+
+def put(holder: Any, name: str, value: Any) -> None:
+    setattr(holder, name, value)
+
+
+WRITTEN = {
+    "data of a buffer": (lambda m, s: put(m.mean, "data", 0.9 * m.mean.data + s), centred),
+    "data of a buffer in place": (lambda m, s: m.mean.data.mul_(0.9).add_(s), centred),
+    "a part of the data": (lambda m, s: m.mean.data.__setitem__(slice(4), s[:4]), centred),
+    "a copy": (lambda m, s: m.mean.copy_(s), centred),
+    "another buffer": (lambda m, s: put(m, "mean", m.mean * 0.5 + s), centred),
+    "another buffer in the table": (lambda m, s: m._buffers.update(mean=m.mean * 0.5 + s), centred),
+    "clipped weights": (lambda m, _: put(m.first.weight, "data", m.first.weight.data.clamp(-0.1, 0.1)), untouched),
+    "weights clipped in place": (lambda m, _: m.first.weight.data.clamp_(-0.1, 0.1), untouched),
+    "a number that nothing reads": (lambda m, _: put(m, "step", m.step + 1), untouched),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_training_writes_into_tensors_is_written_in_the_result(name: str) -> None:
+    model = Keeping(*WRITTEN[name])
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    x = torch.randn(4, 3, 8, 8)
+    for mode in (True, True, False, True):
+        answers = [module.train(mode)(x) for module in (model, pruned)]
+        torch.testing.assert_close(answers[1], answers[0])
+        gradients = [
+            torch.autograd.grad(y.square().sum(), m.first.weight) for y, m in zip(answers, (model, pruned), strict=True)
+        ]
+        torch.testing.assert_close(gradients[1], gradients[0])
+        held = model.state_dict()
+        assert all(torch.equal(tensor, held[key]) for key, tensor in pruned.state_dict().items())
+
+
+def on(condition: Callable[[Any], bool]) -> Callable[..., Any]:
+    return lambda m, h: h * 2 if condition(m) else h
+
+
+def later(read: Callable[[Any], int]) -> Callable[..., Any]:
+    return on(lambda m: read(m) > 5)
+
+
+def count(holder: dict[str, int], name: str) -> None:
+    holder[name] += 1
+
+
+KEPT = {
+    "a scale that grows": (lambda m, _: put(m, "step", m.step + 1), lambda m, h: h * min(1.0, m.step / 100)),
+    "a counter": (lambda m, _: put(m, "step", m.step + 1), later(lambda m: m.step)),
+    "a dropout that grows": (lambda m, _: put(m, "step", m.step + 1), lambda m, h: F.dropout(h, min(0.5, m.step / 9))),
+    "a counter in a dict": (lambda m, _: count(m.numbers, "step"), later(lambda m: m.numbers["step"])),
+    "a counter of the class": (lambda m, _: put(type(m), "calls", m.calls + 1), later(lambda m: m.calls)),
+    "a counter in a global": (lambda m, _: count(COUNTS, "calls"), later(lambda m: COUNTS["calls"])),
+    "a counter in a global object": (
+        lambda m, _: put(SHARED, "calls", SHARED.calls + 1),
+        later(lambda m: SHARED.calls),
+    ),
+    "a list that grows": (lambda m, s: m.history.append(s), lambda m, h: h * (1 + len(m.history))),
+    "a tensor that is no buffer": (
+        lambda m, s: put(m, "plain", m.plain / 2 + s),
+        lambda m, h: h - m.plain[:, None, None],
+    ),
+    "the same in place": (lambda m, s: m.plain.add_(s), lambda m, h: h - m.plain[:, None, None]),
+    "a generator": (lambda m, s: None, lambda m, h: h + torch.rand(8, 1, 1, generator=m.generator)),
+    "the memory of another tensor": (lambda m, s: m.mean.set_(s), centred),
+}
+
+
+@pytest.mark.parametrize("always", [False, True], ids=["in training", "in both modes"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool) -> None:
+    class Model(Keeping):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = F.relu(self.first(x))
+            if always:
+                self.leave(self, h.detach().mean((0, 2, 3)))
+                return self.last(self.read(self, h))
+            return super().forward(x)
+
+    model = Model(*KEPT[name])
+    try:
+        pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    except (fxprune.errors.CaptureError, fxprune.errors.ModelError):
+        pass
+    else:
+        with pytest.warns(UserWarning, match="training mode runs the graph of eval mode"):
+            pruned.train()
+    assert (model.step, model.numbers, model.calls, model.history) == (0, {"step": 0}, 0, [])
+    assert (SHARED.calls, COUNTS) == (0, {"calls": 0})
+
+
+class Part(nn.Module):
+    """Counts, between layers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.step = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.step += 1
+            x = x * min(1.0, self.step / 4)
+        return self.body(x)
+
+
+def test_a_part_that_counts_in_training_stays_as_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Part(), nn.Conv2d(8, 2, 1))
+    original = copy.deepcopy(model)
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    assert [row.name or row.op for row in fxprune.report(pruned).opaque] == ["2"]
+    assert "which it changes itself" in fxprune.report(pruned).opaque[0].reason
+    x = torch.randn(2, 3, 8, 8)
+    for mode in (True, True, False, True, True, True):
+        torch.testing.assert_close(pruned.train(mode)(x), original.train(mode)(x))
+
+
+class Cache(nn.Module):
+    """Keeps the table of the last size, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.known, self.table = nn.Linear(6, 8), nn.Linear(8, 2), 0, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.known < x.shape[1]:
+            self.known, self.table = x.shape[1], torch.arange(x.shape[1], dtype=x.dtype)
+        return self.last(self.first(x) * self.table[:, None])
+
+
+def test_a_cache_is_no_state() -> None:
+    model, x = Cache(), torch.randn(2, 5, 6)
+    pruned = fxprune.compile(model, x, 0.4)
+    assert pruned.train()(x).shape == (2, 5, 2)
