@@ -1,7 +1,7 @@
 """A private copy of the model on the meta device, whose module calls can be watched.
 
 The copy costs no weight memory, and nothing that its forward does can reach the caller's model. Calls are watched by
-giving each submodule of the copy a subclass of its own class, so nothing in the process is patched.
+giving each submodule of the copy a subclass of its own class, which nobody else sees.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
     Raises:
         CaptureError: the object cannot be copied.
     """
-    held = {id(leaf): leaf for leaf in _leaves(value, _DEPTH)}
+    held = {id(leaf): leaf for leaf in held_leaves(value)}
     if not any(isinstance(leaf, torch.Tensor) for leaf in held.values()):
         return None
     slots = {key: Slot() for key in held}
@@ -60,7 +60,7 @@ def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
     return CopiedObject(skeleton, tuple(slots.values())), tuple(held.values())
 
 
-def _leaves(value: Any, depth: int) -> Iterator[Any]:
+def held_leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     """The tensors and traced numbers that an object holds, directly or through containers and other objects."""
     if isinstance(value, (torch.Tensor, *Traced)):
         yield value
@@ -68,4 +68,4 @@ def _leaves(value: Any, depth: int) -> Iterator[Any]:
         parts = list(value.values()) if isinstance(value, dict) else []
         parts += list(value) if isinstance(value, (list, tuple, set, frozenset)) else []
         for part in (*parts, *getattr(value, "__dict__", {}).values()):
-            yield from _leaves(part, depth - 1)
+            yield from held_leaves(part, depth - 1)

@@ -13,12 +13,14 @@ import functools
 import sys
 import types
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+from fxprune.capture.objects import held_leaves
 
 __all__ = ["Reachable", "names_in", "reachable", "restored"]
 
@@ -28,7 +30,9 @@ _CONTAINERS = (dict, list, set, deque)
 _MOST_ENTRIES = 64
 _Cache: Any = type(functools.lru_cache(lambda: None))
 _STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
-_current: list[Reachable] = []
+_MISSING: Any = object()
+# Innermost last: what models reach whose passes run, and what was held there before.
+_current: list[tuple[Reachable, _Contents]] = []
 
 
 class Reachable:
@@ -155,19 +159,21 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
 def reachable(model: nn.Module) -> Reachable:
     """What a model's code reaches; within :func:`restored` that of the whole model, found once."""
-    known = (found for found in reversed(_current) if id(model) in found.modules)
+    known = (found for found, _ in reversed(_current) if id(model) in found.modules)
     return next(known, None) or Reachable(model)
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give everything that the model's code shares with the rest of the process back as it was.
+    """Take back the tensors and sizes that run code leaves in what it shares with the rest of the process.
 
-    Containers, attributes of classes and variables get their contents again; caches that were asked are emptied.
+    Entries of containers, attributes of classes and variables that hold such get their values again; functions with an
+    ``lru_cache`` that were computed are to be computed anew.
     """
+    before = next((contents for found, contents in reversed(_current) if id(model) in found.modules), None)
     found = reachable(model)
-    before = _Contents(found)
-    _current.append(found)
+    before = before or _Contents(found)
+    _current.append((found, before))
     try:
         yield
     finally:
@@ -176,31 +182,48 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 class _Contents:
+    """What was held where."""
+
     def __init__(self, found: Reachable) -> None:
         self._caches = [(cache, cache.cache_info()) for cache in found.caches]
         self._containers = [(c, c.copy() if type(c) in _CONTAINERS else _copied(c)) for c in found.containers]
         self._classes = [(cls, dict(vars(cls))) for cls in found.classes]
         self._cells = [(cell, cell.cell_contents) for cell in found.cells]
         self._globals = [
-            (namespace, {name: namespace.get(name, self) for name in names})
-            for namespace, names in _stored_globals(found.functions)
+            (function.__globals__, {name: function.__globals__.get(name, _MISSING) for name in names})
+            for function in found.functions
+            if (names := _global_names(function.__code__))
         ]
 
     def restore(self) -> None:
+        """Put back what has given way to tensors or sizes."""
         for cache, info in self._caches:
             if cache.cache_info().misses != info.misses:
                 cache.cache_clear()
         for container, contents in self._containers:
             _restore(container, contents)
         for cls, attributes in self._classes:
-            for name in [n for n, v in vars(cls).items() if attributes.get(n, self) is not v]:
-                setattr(cls, name, attributes[name]) if name in attributes else delattr(cls, name)
+            for name, value in _differences(vars(cls), attributes):
+                delattr(cls, name) if value is _MISSING else setattr(cls, name, value)
         for cell, value in self._cells:
-            cell.cell_contents = value
+            if cell.cell_contents is not value and _matters(cell.cell_contents, value):
+                cell.cell_contents = value
         for namespace, values in self._globals:
-            for name, value in values.items():
-                if namespace.get(name, self) is not value:
-                    namespace.pop(name, None) if value is self else namespace.__setitem__(name, value)
+            for name, value in _differences({name: namespace.get(name, _MISSING) for name in values}, values):
+                namespace.pop(name, None) if value is _MISSING else namespace.__setitem__(name, value)
+
+
+def _differences(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Keys whose values became, or were, tensors or sizes, with the values that they had."""
+    changed = [(key, before.get(key, _MISSING), value) for key, value in now.items()]
+    changed = [(key, old, value) for key, old, value in changed if old is not value]
+    changed += [(key, old, None) for key, old in before.items() if key not in now] if len(now) < len(before) else []
+    return [(key, old) for key, old, value in changed if _matters(key, old, value)]
+
+
+def _matters(*values: Any) -> bool:
+    """Whether values hold tensors or sizes."""
+    return any(True for value in values for _ in held_leaves(value, 6))
 
 
 def _copied(container: Any) -> Any:
@@ -210,25 +233,18 @@ def _copied(container: Any) -> Any:
 
 def _restore(container: Any, contents: Any) -> None:
     if isinstance(container, dict):
-        missing = object()
-        for key in [k for k, v in container.items() if contents.get(k, missing) is not v]:
-            dict.pop(container, key)
-        if len(container) != len(contents):
-            dict.update(container, contents)
+        for key, value in _differences(container, contents):
+            dict.pop(container, key, None) if value is _MISSING else dict.__setitem__(container, key, value)
     elif isinstance(container, set):
-        if container != contents:
-            set.intersection_update(container, contents)
-            set.update(container, contents)
-    elif len(container) != len(contents) or any(a is not b for a, b in zip(container, contents, strict=True)):
+        set.difference_update(container, [item for item in container if item not in contents and _matters(item)])
+    elif _is_changed(container, contents) and _matters(list(container), list(contents)):
         base: Any = deque if isinstance(container, deque) else list
         base.clear(container)
         base.extend(container, contents)
 
 
-def _stored_globals(functions: list[types.FunctionType]) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
-    for function in functions:
-        if names := _global_names(function.__code__):
-            yield function.__globals__, names
+def _is_changed(container: Any, contents: Any) -> bool:
+    return len(container) != len(contents) or any(a is not b for a, b in zip(container, contents, strict=True))
 
 
 @functools.lru_cache(maxsize=8192)
