@@ -87,7 +87,7 @@ def failing_kind(specification: Specification, seed: int) -> str:
     return ""
 
 
-def habit_checker(most: int = 3) -> Check:
+def habit_checker(most: int = 1) -> Check:
     """The check of a network with habits; the first ``most`` failures of a kind are reduced."""
     kinds: Counter[str] = Counter()
 
@@ -130,6 +130,7 @@ def judged(specification: Specification, seed: int, tally: Tally) -> str:
         return error.kind if isinstance(error, WrongError) else type(error).__name__
     plain = re.compile(r"<net \w+>|\d+|'[^']*'")
     tally.add(int(verdict.compiled), reason=plain.sub("*", verdict.reason)[:120])
+    tally.compared.update(set(verdict.compared))
     tally.runs.update({plain.sub("*", reason)[:120] for reason in verdict.refused})
     return ""
 
@@ -187,6 +188,7 @@ def run_chunk(numbers: range, check: Check, folder: Path, kind: str) -> dict[str
         "compiled": tally.done,
         "refused": dict(tally.reasons),
         "refused to run": dict(tally.runs),
+        "compared": dict(tally.compared),
         "failed": failed,
         "kinds": dict(kinds) if kind in ("habit", "each") else {},
         "seconds": round(time.monotonic() - began, 1),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from tests.nets.habits.drawing import HABITS, single_habit
+from tests.nets.habits.drawing import HABITS, single_habit, singles
 from tests.nets.judging import WrongError, judge, run
+from tests.nets.reducing import RecordingChooser, ReplayingChooser, reduced
 from tests.nets.specification import Specification
 from tests.nets.strategy import specifications
 
+# Each example is compiled and run some twenty times.
+MOST_EXAMPLES = 2 * settings().max_examples // 3
 PLAIN = single_habit(HABITS["modes"]["norm_that_trains"], 4)
 
 
@@ -71,4 +76,34 @@ def test_the_judge_passes_a_right_result() -> None:
     verdict = judge(PLAIN, 0)
     assert verdict.compiled
     assert not verdict.refused
-    assert verdict.checked > 10
+    assert {"eval at batch 17", "training, step 2", "gradients", "in torch.bfloat16"} <= verdict.compared.keys()
+
+
+def test_failing_choices_become_few() -> None:
+    chooser = RecordingChooser(3)
+    drawn = [chooser.integer(2, 9) for _ in range(30)]
+
+    def fails(choices: Sequence[int]) -> bool:
+        replayed = ReplayingChooser(choices)
+        return any(replayed.integer(2, 9) == max(drawn) for _ in range(len(choices)))
+
+    assert fails(chooser.choices)
+    assert len(reduced(chooser.choices, fails)) <= 4
+
+
+@given(specifications(habits=True), st.integers(0, 999))
+@settings(max_examples=MOST_EXAMPLES)
+def test_arbitrary_networks_with_habits_do_what_their_twins_do(specification: Specification, seed: int) -> None:
+    judge(specification, seed)
+
+
+@pytest.mark.parametrize("name", list(singles())[::29])
+def test_habits_alone_do_what_their_twins_do(name: str) -> None:
+    judge(singles()[name](), seed=len(name))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", singles())
+def test_every_habit_alone_does_what_its_twin_does(name: str) -> None:
+    for seed in range(10):
+        judge(singles()[name](), seed)

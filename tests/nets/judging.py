@@ -50,12 +50,12 @@ class WrongError(AssertionError):
 
 @dataclass
 class Verdict:
-    """What became of one network: whether it compiled, why not, and what the result refused to run on."""
+    """What became of one network: whether it compiled, why not, what was compared, and what the result refused."""
 
     compiled: bool = False
     reason: str = ""
     refused: Counter[str] = field(default_factory=Counter)
-    checked: int = 0
+    compared: Counter[str] = field(default_factory=Counter)
 
 
 def judge(specification: Specification, seed: int, compiler: Compiler = fxprune.compile) -> Verdict:
@@ -249,7 +249,7 @@ class _Comparison:
             moved = run(moved_by_rounding(spare), sample, seed)
             if not same(got, expected, tolerance, moved):
                 raise WrongError(kind, f"{said(got)} instead of {said(expected)}")
-        self._verdict.checked += 1
+        self._verdict.compared[kind] += 1
         return got, expected, spare, sample, seed
 
     def _state(self, when: str, pair: Pair, tolerance: float) -> None:
@@ -295,6 +295,7 @@ class _Comparison:
             if made is None:
                 return
             self._gradients(kind, pair, *made)
+            self._verdict.compared["gradients"] += 1
             self._state("after training", pair, 10 * EXACT)
             for optimiser in optimisers:
                 optimiser.step()

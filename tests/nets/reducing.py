@@ -32,7 +32,7 @@ class ReplayingChooser:
         return min(high, low + (self._left.pop() if self._left else 0))
 
 
-def reduced(choices: Sequence[int], fails: Callable[[Sequence[int]], bool], tries: int = 150) -> list[int]:
+def reduced(choices: Sequence[int], fails: Callable[[Sequence[int]], bool], tries: int = 40) -> list[int]:
     """Return choices that still fail: runs of them left out, then single ones set to the lowest."""
     best = list(choices)
 
@@ -44,7 +44,7 @@ def reduced(choices: Sequence[int], fails: Callable[[Sequence[int]], bool], trie
             return True
         return False
 
-    for size in (16, 8, 4, 2, 1):
+    for size in (24, 12, 6, 2):
         at = 0
         while at < len(best) and tries > 0:
             if not attempt(best[:at] + best[at + size :]):

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Tally:
-    """Successes among attempts, why the others failed, and on what results refused to run."""
+    """Successes among attempts, why the others failed, what was compared, and what results refused to run on."""
 
     what: str
     done: int = 0
     asked: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     runs: Counter[str] = field(default_factory=Counter)
+    compared: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: int, asked: int = 1, reason: str = "") -> None:
         """Count ``done`` successes among ``asked`` attempts."""
