@@ -140,3 +140,28 @@ def test_a_step_over_a_run_takes_no_more_than_the_run() -> None:
         plan = random_plan(graph, seed)
         pruned = fxprune.apply(model, x, plan)
         assert relative_error(pruned(x), masked(model, plan.keep)(x)) < 1e-9
+
+
+class FilledBuffer(nn.Module):
+    """A buffer that is empty until the first call makes it: a dim of no channels is no group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.register_buffer("ramp", torch.zeros(0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if self.ramp.shape[0] != h.shape[3]:
+            self.ramp = torch.linspace(0, 1, h.shape[3])
+        return self.last(h * self.ramp)
+
+
+def test_a_dim_of_no_channels_is_no_group() -> None:
+    model, x = FilledBuffer().eval(), torch.randn(2, 3, 4, 4)
+    graph = fxprune.analyze(model, x)
+    assert [group.size for group in graph.groups] == [6]
+    pruned = fxprune.compile(model, x, 0.3)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    assert relative_error(pruned(x), masked(model, plan.keep)(x)) < 1e-5

@@ -76,7 +76,9 @@ class Solver:
 
     def fresh(self, size: int, origin: Origin) -> Axis:
         """A new variable of ``size`` units (a size of one has nothing to remove and is fixed)."""
-        return Channels(size, origin) if size != 1 else Fixed(1, "it has a single channel")
+        return (
+            Channels(size, origin) if size > 1 else Fixed(size, ("it has no channel", "it has a single channel")[size])
+        )
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ def test_different_sizes_are_an_error_that_names_the_op() -> None:
 
 def test_a_size_of_one_is_no_variable() -> None:
     assert Solver().fresh(1, Origin("x", 0)) == Fixed(1, "it has a single channel")
+    assert Solver().fresh(0, Origin("x", 0)) == Fixed(0, "it has no channel")
 
 
 def test_the_same_twice_changes_nothing() -> None:
