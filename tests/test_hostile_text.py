@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import json
+import operator
 import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +24,9 @@ from torch import nn
 import fxprune
 from fxprune import cli, model_sources
 from fxprune.errors import FxpruneError, PlanError
+from fxprune.reporting import Report
+from fxprune.reporting.html import as_html
+from tests.test_reporting import make_report
 
 NASTY = [
     "",
@@ -176,3 +183,58 @@ def test_any_change_of_a_plan_is_refused_or_proven(data: st.DataObject) -> None:
 def test_any_text_is_a_plan_or_none(text: str) -> None:
     with contextlib.suppress(PlanError):
         fxprune.Plan.from_json(text)
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+INJECTIONS = [
+    """</script><script>alert(1)</script>"><img src=x onerror=alert(1)>' onmouseover='alert(1)</style><style>*{}""",
+    "<!-- ]]>&lt;b&gt;{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+]
+
+
+class Outline(HTMLParser):
+    """The tags of a page in order, with the names of their attributes and what refers to other places."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[Any] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        links = [value for name, value in attrs if name in ("href", "src", "style") and "javascript" in str(value)]
+        self.tags.append((tag, [name for name, _ in attrs], links))
+
+    def handle_comment(self, data: str) -> None:
+        self.tags.append("comment")
+
+
+def outline(data: Any) -> list[Any] | None:
+    """That of the page of a report, or None for what is no report."""
+    try:
+        return Outline(as_html(Report.from_dict(data))).tags
+    except (FxpruneError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def texts(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there is text in a document."""
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        yield from [(*path, key)] if isinstance(value, str) else texts(value, (*path, key))
+
+
+@pytest.mark.parametrize("injection", INJECTIONS)
+def test_text_in_a_report_stays_text_on_its_page(injection: str) -> None:
+    document = json.loads(json.dumps(make_report(2, 2).as_dict()))
+    tried = 0
+    for path in texts(document):
+        pages = []
+        for text in ("a plain word", injection):
+            changed = copy.deepcopy(document)
+            functools.reduce(operator.getitem, path[:-1], changed)[path[-1]] = text
+            pages.append(outline(changed))
+        assert pages[0] == pages[1], path
+        tried += pages[1] is not None
+    assert tried > 10

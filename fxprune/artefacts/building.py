@@ -180,6 +180,8 @@ def _assemble(
     modes: Mapping[str, Any],
 ) -> PrunedGraphModule:
     graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in encoded.items()}
+    for mode in graphs.keys() - {"eval"}:  # which is printed at once; one that cannot be is no graph
+        graphs[mode].python_code("self")
     nodes = [node for graph in graphs.values() for node in graph.nodes]
     root: dict[str, Any] = {str(n.target): submodule(tree, str(n.target)) for n in nodes if n.op == "call_module"}
     read = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
