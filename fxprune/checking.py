@@ -201,6 +201,9 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
             sample.call(duplicate)
+    except RuntimeError as error:
+        # What registers hooks runs with gradients alone.
+        return None if "require gradient" in str(error) else f"{type(error).__name__}: {error}".splitlines()[0]
     except Exception as error:  # so may the forward
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

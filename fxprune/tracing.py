@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fxprune.capture import Captured, Modes, capture, capture_parts, capture_training, modes_of
-from fxprune.capture.state import Place
+from fxprune.capture.state import Place, PythonState
 from fxprune.checking import counters, refuses
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.groups import OpaqueOp
@@ -26,6 +26,14 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
     Raises:
         FxpruneError: nothing of the model can be traced, or it refuses the sample.
     """
+    outside = PythonState(model)
+    try:
+        return _traced(model, sample)
+    finally:
+        outside.restore()
+
+
+def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model, is_leaf)
     captured, untraced = _both_modes(model, sample, modes, {})
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))

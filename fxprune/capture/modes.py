@@ -132,7 +132,7 @@ def capture_training(
     Raises:
         CaptureError: the forward cannot be traced in training mode.
     """
-    if not (captured.modes_read or captured.opaque or modes.sets):
+    if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
     options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True), "written": written}

@@ -35,6 +35,7 @@ _NODE = "_fxprune_node"
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
+_HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
 _CUTS = {"unbind", "split", "chunk"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
@@ -68,6 +69,7 @@ class Recorder(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._held: list[tuple[torch.Tensor, int]] = []
         self._given_data: set[str] = set()
+        self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
         self._dtypes = dtypes.DtypeReads()
@@ -123,6 +125,8 @@ class Recorder(TorchFunctionMode):
             return self._read_attribute(getter_name(func), func, args)
         if name == "__set__" and self._is_tracked(args[0]):
             return self._set_attribute(getter_name(func), *args)
+        if name in _HOOKS and self._is_tracked(args[0]):
+            self._refuse(f"the forward calls {name}(), and no graph would call the hook")
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
@@ -295,6 +299,10 @@ class Recorder(TorchFunctionMode):
         value = self._new("call_method", "detach", (self.node_of(new),), {}, new)
         self._new("call_method", "copy_", (node, value), {}, old)
 
+    def _refuse(self, reason: str) -> None:
+        self._refusal = CaptureError(reason, path=self.innermost)
+        raise self._refusal
+
     def _set_attribute(self, name: str, tensor: torch.Tensor, value: Any) -> None:
         """A forward that gives a parameter or buffer other data (``self.mean.data = ...``) has them written into it."""
         held, old = self._names.get(id(tensor)), self.node_of(tensor)
@@ -317,6 +325,8 @@ class Recorder(TorchFunctionMode):
         Raises:
             CaptureError: a parameter or buffer has been given the memory of another tensor.
         """
+        if self._refusal is not None:  # the forward caught it
+            raise self._refusal
         for tensor, memory in self._held:
             if tensor.untyped_storage()._cdata != memory:
                 raise CaptureError(
@@ -335,6 +345,8 @@ class Recorder(TorchFunctionMode):
         return map_leaves(_meta_value, func(*args, **kwargs))
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        if sources.packs_saved_tensors():
+            self._refuse("the forward packs what is saved for the backward pass, which no graph would do")
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["val"] = value
         node.meta["source"] = sources.source_line()

@@ -55,7 +55,8 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), counter:
+    # Code of training mode may hang hooks on gradients, which there must be.
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training), counter:
         sample.call(twin)
     return found
 

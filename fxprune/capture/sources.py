@@ -38,6 +38,13 @@ def in_custom_function() -> bool:
     return False
 
 
+def packs_saved_tensors() -> bool:
+    """Whether hooks of the user's own are called with what is saved for the backward pass; torch's change no values."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    code = getattr(hooks[0], "__code__", None) if hooks else None
+    return code is not None and not code.co_filename.startswith(_HIDDEN)
+
+
 def source_line() -> str:
     """``file.py:line`` of that frame: the file's name and its folder, never a machine's path."""
     frame = user_frame()

@@ -52,8 +52,19 @@ class PythonState:
         holders = dict(_holders(self._model, self._prefix))
         for place, value in written.items():
             holder = holders.get(place[0])
-            if holder is not None:
+            if holder is not None and place[1] != _LENGTH:
                 _put(holder, place[1], traced(plain(value), _left_by_a_call, (node, place)))
+
+    def restore(self) -> None:
+        """Give classes, globals and what they hold the values from before; the model itself is left alone."""
+        for place, (holder, value) in {**self._literals(), **self._before}.items():
+            words, key = place
+            if words.startswith(("module ", "model")):
+                continue
+            if place not in self._before:
+                _remove(holder, key)
+            elif _differ(dict(_items(holder)).get(key), value):
+                _put(holder, key, value)
 
     def _literals(self) -> dict[Place, tuple[Any, Any]]:
         """By place, what holds a literal there, and the literal."""
@@ -152,6 +163,13 @@ def _contents(cell: Any) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:  # empty
         return []
+
+
+def _remove(holder: Any, key: Any) -> None:
+    if isinstance(holder, dict):
+        del holder[key]
+    elif not isinstance(holder, list):
+        delattr(holder, key)
 
 
 def _put(holder: Any, key: Any, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -178,3 +179,54 @@ def test_a_cache_is_no_state() -> None:
     model, x = Cache(), torch.randn(2, 5, 6)
     pruned = fxprune.compile(model, x, 0.4)
     assert pruned.train()(x).shape == (2, 5, 2)
+
+
+def tenth(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * 0.1
+
+
+def hooked(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    h.register_hook(tenth)
+    return h
+
+
+def hooked_if_possible(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    with contextlib.suppress(RuntimeError):
+        h.register_hook(tenth)
+    return h
+
+
+def packed(model: Any, h: torch.Tensor) -> torch.Tensor:
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t):
+        return model.last.weight.sum() * h
+
+
+def counted(model: Any, h: torch.Tensor) -> torch.Tensor:
+    model.last.weight.register_post_accumulate_grad_hook(print)
+    return h
+
+
+@pytest.mark.parametrize("read", [hooked, hooked_if_possible, packed, counted])
+def test_hooks_on_gradients_are_never_dropped(read: Callable[..., Any]) -> None:
+    model = Keeping(lambda m, s: None, read).eval()
+    with pytest.raises(fxprune.errors.CaptureError, match="no graph would"):
+        fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.2)
+
+
+class HookedPart(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        if self.training:
+            x.register_hook(tenth)
+        return x
+
+
+def test_a_part_with_a_hook_keeps_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), HookedPart(), nn.Conv2d(8, 2, 1))
+    pruned, x = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0).train(), torch.randn(2, 3, 8, 8)
+    gradients = [torch.autograd.grad(m(x).square().sum(), m.get_parameter("0.weight"))[0] for m in (model, pruned)]
+    torch.testing.assert_close(*gradients)

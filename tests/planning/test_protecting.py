@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
 
+import fxprune
 from fxprune.axes.elements import kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, concat, gather, product
 from fxprune.errors import BudgetError
@@ -126,3 +130,37 @@ def test_reach_is_that_of_enumeration(graph: HandGraph, share: float, scope: str
         for unit in gone:
             back = {**masks, group.variable: masks[group.variable] | (np.arange(group.size) == unit)}
             assert model.full - model.exact(back) < ratio * full
+
+
+class OneOrMore(nn.Module):
+    """An op that does something else with one channel."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.between = nn.Conv2d(3, 4, 1), nn.Linear(4, 3), between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(functional.adaptive_avg_pool2d(self.first(x), 1)))
+
+
+SQUEEZES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "everything": lambda x: x.squeeze(),
+    "in place": lambda x: x.squeeze_(),
+    "the channels": lambda x: x.squeeze(1).flatten(1),
+    "several dims": lambda x: x.squeeze((1, 2, 3)),
+    "halves": lambda x: x[:, ::2].squeeze().repeat(1, 2),
+    "a deviation": lambda x: x.flatten(1) / (1 + x.flatten(1).std(1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZES)
+def test_two_channels_stay_where_one_would_be_dropped(name: str) -> None:
+    model, x = OneOrMore(SQUEEZES[name]).eval(), torch.randn(2, 3, 4, 4)
+    pruned = fxprune.compile(model, x, 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] == 2
+    with pytest.raises(fxprune.errors.BudgetError):
+        fxprune.compile(model, x, 0.7)
+    graph = fxprune.analyze(model, x)
+    (group,) = (g for g in graph.groups if g.name == "first")
+    with pytest.raises(fxprune.errors.PlanError, match="needs two"):
+        fxprune.Plan.from_masks(graph, {group: np.arange(group.size) == 0}, {})
