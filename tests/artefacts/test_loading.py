@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fxprune.artefacts import load, load_report, save
+from fxprune.artefacts import load, load_report, save, targets
 from fxprune.artefacts.folders import MANIFEST, _fingerprint
 from fxprune.artefacts.layers import build_layer, describe_layer, layer_names
 from fxprune.artefacts.targets import function_name, resolve_function
@@ -199,6 +199,9 @@ def test_methods_off_the_list_are_refused(folder: Path, target: Any) -> None:
     [
         [{"node": "x"}, "__class__"],
         [{"node": "x"}, "grad_fn"],
+        [{"node": "x"}, "min"],
+        [{"node": "x"}, "values"],
+        [[{"node": "x"}], "shape"],
         [{"node": "x"}, {"node": "x"}],
         [{"node": "x"}, "no_such_thing", 3],
         [{"node": "x"}],
@@ -208,6 +211,32 @@ def test_attributes_off_the_list_are_refused(folder: Path, args: list[Any]) -> N
     edit_graph(folder, lambda data: node(data, "call_function").update(target="builtins.getattr", args=args))
     with pytest.raises(ArtefactError, match="getattr|may not read"):
         load(folder)
+
+
+@pytest.mark.parametrize(("op", "target"), [("call_method", "new"), ("call_function", "torch.Tensor.new")])
+def test_a_graph_gives_no_addresses(folder: Path, op: str, target: str) -> None:
+    address = {"args": [{"node": "x"}], "kwargs": {"cdata": 1 << 20}}
+    edit_graph(folder, lambda data: node(data, "call_method").update(op=op, target=target, **address))
+    with pytest.raises(ArtefactError, match="gives Tensor.new a keyword"):
+        load(folder)
+
+
+def test_attributes_of_number_types_are_read(folder: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        data["eval_graph"][-1:] = [
+            {"name": "f", "op": "call_function", "target": "torch.finfo", "args": [{"dtype": "float32"}]},
+            {"name": "m", "op": "call_function", "target": "builtins.getattr", "args": [{"node": "f"}, "min"]},
+            {"name": "output", "op": "output", "target": "output", "args": [{"node": "m"}]},
+        ]
+
+    edit_graph(folder, edit)
+    assert load(folder)(torch.randn(1, 3, 4, 4)) == torch.finfo(torch.float32).min
+
+
+def test_no_attribute_that_a_graph_reads_is_a_method_of_a_value() -> None:
+    kinds = (torch.Tensor, str, int, float, complex, list, tuple, dict, slice, range, torch.Size, torch.dtype)
+    kinds += (torch.device, torch.layout, torch.memory_format, type(None), type(...))
+    assert not [(kind, name) for kind in kinds for name in targets._ATTRIBUTES if callable(getattr(kind, name, None))]
 
 
 INJECTION = 'x"); __import__("os").system("touch hacked"); ("'

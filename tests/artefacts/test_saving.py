@@ -259,6 +259,23 @@ def test_layers_that_cannot_be_saved(layer: nn.Module, message: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_layer_that_became_another_than_its_arguments_tell_is_refused(tmp_path: Path) -> None:
+    network = symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Upsample(scale_factor=2)))
+    network.get_submodule("1").scale_factor = 3.0
+    save(network, tmp_path / "net")
+    assert_equal(load(tmp_path / "net")(x := torch.randn(1, 3, 4, 4)), network(x))
+    network.get_submodule("0").transposed = True
+    with pytest.raises(ArtefactError, match="cannot save '0': its 'transposed' is True"):
+        save(network, tmp_path / "net")
+
+
+def test_hooks_on_layers_are_not_dropped(tmp_path: Path) -> None:
+    network = symbolic_trace(nn.Sequential(nn.Linear(3, 4)))
+    network.get_submodule("0").register_forward_hook(lambda *_: None)
+    with pytest.raises(ArtefactError, match="cannot save 0: it has hooks"):
+        save(network, tmp_path / "net")
+
+
 def my_function(x: torch.Tensor) -> torch.Tensor:
     return x
 
