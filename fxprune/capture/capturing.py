@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, sources
+from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, settings, sources
 from fxprune.capture.chance import OtherChance
+from fxprune.capture.leaves import map_leaves
 from fxprune.capture.mutation import drop_unread
+from fxprune.capture.naming import NamedTensors, named_tensors, names_among
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.state import Place, PythonState
@@ -23,8 +25,6 @@ from fxprune.errors import CaptureError, FxpruneError
 from fxprune.model_paths import ModelPaths, PartsModule, attribute, copied_graph
 from fxprune.module_modes import Effects, flags_of, set_flags, switch
 from fxprune.samples import Sample
-
-NamedTensors = list[tuple[str, torch.Tensor]]
 
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]
@@ -203,7 +203,11 @@ def capture(
 
 @dataclass(frozen=True)
 class _Task:
-    """The arguments of :func:`capture`."""
+    """The arguments of :func:`capture`.
+
+    ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
+    autocast is on. ``learning``: whether tensors need gradients.
+    """
 
     model: nn.Module
     sample: Sample
@@ -215,21 +219,16 @@ class _Task:
     variant: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
     written: Mapping[Place, Any] = field(default_factory=dict)
+    precision: torch.dtype | None = None
+    elsewhere: bool = False
+    learning: bool = False
 
     def run(self) -> Captured:
-        # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
-        with torch.enable_grad():
-            copy = clone.meta_clone(self.model)
-            switch(copy, "train" if self.training else "eval")
-            set_flags(copy, self.flags)
-            flags = {self.training: flags_of(copy)}
-            recorder = Recorder(self.keeps, _device_of(self.sample), self._constant_names(copy), self._buffer)
-            tensors = _named_tensors(copy, self.prefix)
-            recorder.name_tensors(tensors)
-            state = clone.State(copy)
-            written = self._forward(copy, recorder, state)
+        recorder, tensors, state, flags, written = self._recorded()
+        own = {t.dtype for t in (*self.model.parameters(), *self.model.buffers(), *self.sample.tensors)}
+        settings.settle(recorder, self.model, own, self._otherwise)
         drop_unread(recorder.graph)
-        shapes, aliases, parameters = _names(tensors)
+        shapes, aliases, parameters = names_among(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
         return Captured(
             recorder.graph,
@@ -248,6 +247,30 @@ class _Task:
             written=written,
         )
 
+    def _recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
+        # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
+        with settings.surroundings(self.elsewhere):
+            copy = clone.meta_clone(self.model)
+            switch(copy, "train" if self.training else "eval")
+            set_flags(copy, self.flags)
+            flags = {self.training: flags_of(copy)}
+            if self.precision is not None:
+                nn.Module.to(copy, self.precision)
+            names = self._constant_names(copy)
+            recorder = Recorder(self.keeps, _device_of(self.sample), names, self._buffer, self.learning)
+            tensors = named_tensors(copy, self.prefix)
+            recorder.name_tensors(tensors)
+            state = clone.State(copy)
+            written = self._forward(copy, recorder, state)
+        return recorder, tensors, state, flags, written
+
+    def _otherwise(self, **changes: Any) -> Recorder | None:
+        """The forward with other settings, or None where it cannot be traced then."""
+        try:
+            return replace(self, **changes)._recorded()[0]
+        except CaptureError:
+            return None
+
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
         """The beginning of a constant's name: whether the model holds it, or the forward makes it."""
         mode = "training_" * self.training + f"variant{self.variant}_" * (self.variant > 0)
@@ -263,7 +286,7 @@ class _Task:
         paths = {id(module): path for path, module in copy.named_modules()}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module: recorder.mode_is_read(paths.get(id(module), "")))
-        args, kwargs = _placeholders(copy, self.sample.to_meta(), recorder)
+        args, kwargs = _placeholders(copy, self.sample.to_meta().map(self._in_precision), recorder)
         chance, python_state = OtherChance(), PythonState(copy, self.prefix)
         try:
             with restored(self.model), builtin_calls.remembering(reachable(self.model).functions), recorder:
@@ -290,7 +313,7 @@ class _Task:
         def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             path = (self.prefix + paths.get(id(module), "")).removesuffix(".")
             if path in self.opaque:
-                return recorder.call_opaque(path, next(supply[path]), args, kwargs)
+                return recorder.call_opaque(path, self._in_precision(next(supply[path])), args, kwargs)
             if lowering.is_lowered(module):
                 return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
             if module is not copy and self.is_leaf(module):
@@ -299,34 +322,15 @@ class _Task:
 
         return handle
 
+    def _in_precision(self, value: Any) -> Any:
+        if self.precision is None:
+            return value
+        return map_leaves(lambda v: v.to(self.precision) if torch.is_tensor(v) and v.is_floating_point() else v, value)
+
     def _buffer(self, name: str) -> torch.Tensor | None:
         """The values of a buffer of the caller's model; None for a parameter, which training changes."""
         value = attribute(self.model, name.removeprefix(self.prefix))
         return None if isinstance(value, nn.Parameter) or value.is_meta else value.detach()
-
-
-def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
-    """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
-    return _names(_named_tensors(model, prefix))
-
-
-def _names(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
-    first: dict[int, str] = {}
-    aliases = {n: first[id(t)] for n, t in tensors if first.setdefault(id(t), n) != n}
-    shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
-    return shapes, aliases, {n for n, t in tensors if isinstance(t, nn.Parameter) and n not in aliases}
-
-
-def _named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
-    """Parameters by every name that they have, then buffers."""
-    modules = list(model.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False))
-    held = (*((path, m._parameters) for path, m in modules), *((path, m._buffers) for path, m in modules))
-    return [
-        (f"{path}.{name}" if path else name, tensor)
-        for path, tensors in held
-        for name, tensor in tensors.items()
-        if tensor is not None
-    ]
 
 
 def _device_of(sample: Sample) -> torch.device:

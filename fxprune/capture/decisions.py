@@ -17,10 +17,11 @@ from fxprune.capture import sources
 from fxprune.capture.leaves import holds_tensor
 from fxprune.capture.naming import canonical_name
 from fxprune.capture.numbers import Traced, plain, size_of
+from fxprune.samples import IMAGE_DIMS
 
 __all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "refuses_sizes"]
 
-_REFUSAL = "this network was made for "
+REFUSAL = "this network was made for "
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _SYMBOLS |= {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
 # Ops that give their input's shape back, whatever it is.
@@ -39,12 +40,12 @@ def is_check(node: fx.Node) -> bool:
 
 def asks_sizes(graph: fx.Graph) -> bool:
     """Whether a graph checks sizes, or arguments, that another input may have otherwise."""
-    return any(is_check(node) and _REFUSAL in str(node.args[1]) for node in graph.nodes)
+    return any(is_check(node) and REFUSAL in str(node.args[1]) for node in graph.nodes)
 
 
 def refuses_sizes(error: BaseException) -> bool:
     """Whether an error came from such a check."""
-    return isinstance(error, AssertionError) and _REFUSAL in str(error)
+    return isinstance(error, AssertionError) and REFUSAL in str(error)
 
 
 def hold_to_sizes(graph: fx.Graph, batch: bool) -> None:
@@ -56,7 +57,7 @@ def hold_to_sizes(graph: fx.Graph, batch: bool) -> None:
                 size = graph.call_method("size", (node, dim))
                 same = graph.call_function(operator.eq, (size, known))
                 needs = f"dim {dim} of {node.name} is {known} in the sample, and with others its forward does otherwise"
-                check = graph.call_function(torch._assert, (same, f"{_REFUSAL}inputs of other sizes: {needs}"))
+                check = graph.call_function(torch._assert, (same, f"{REFUSAL}inputs of other sizes: {needs}"))
                 size.meta["val"], same.meta["val"], check.meta["val"] = known, True, None
 
 
@@ -67,11 +68,24 @@ def hold_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
         if not isinstance(given, fx.Node):
             return given
         known = given.meta["val"]
+        if holds_tensor(known):
+            return True  # values do not tell
+        if not _is_number(given):
+            return known
         if given.target == "size":
             return known // traced * wanted if given.args[1] == 0 and known % traced == 0 else known
         return given.target(*map(value, given.args)) if callable(given.target) else known
 
     return all(value(node.args[0]) for node in graph.nodes if is_check(node))
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node is computed from sizes, and neither from a dtype nor from a layout."""
+    return (
+        node.op != "placeholder"
+        and node.target not in (getattr, "is_contiguous")
+        and not holds_tensor(node.meta["val"])
+    )
 
 
 class Decisions:
@@ -92,9 +106,7 @@ class Decisions:
         if (function, args) not in self._numbers:
             condition = self._number(function, args, True)
             needs = f"the way that {sources.source_line()} took for the sample needs {_described(function, operands)}"
-            self._new(
-                "call_function", torch._assert, (condition, f"{_REFUSAL}inputs of other sizes: {needs}"), {}, None
-            )
+            self._new("call_function", torch._assert, (condition, f"{REFUSAL}inputs of other sizes: {needs}"), {}, None)
 
     def add_literal(self, node: fx.Node, value: Any) -> None:
         """Check that an argument that is no tensor is the one of the sample: the forward's ways hang on it."""
@@ -105,14 +117,14 @@ class Decisions:
         elif value is None or isinstance(value, (bool, int, float, str)):
             function = operator.is_ if value is None else operator.eq
             condition = self._new("call_function", function, (node, value), {}, True)
-            text = f"{_REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
+            text = f"{REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def add_finite(self, node: fx.Node, answer: bool) -> None:
         """Check that values are finite, as ``node`` asks, whose answer then is ``answer``."""
         value = torch.empty_like(node.meta["val"])
         given = node if answer else self._new("call_function", torch.logical_not, (node,), {}, value)
-        text = f"{_REFUSAL}finite values, and {sources.source_line()} met infinity or NaN"
+        text = f"{REFUSAL}finite values, and {sources.source_line()} met infinity or NaN"
         self._new("call_function", torch._assert, (given, text), {}, None)
 
     def add_sizes(self, sizes: Iterable[fx.Node]) -> None:
@@ -121,10 +133,27 @@ class Decisions:
             tensor, dim = cast(Any, node.args)
             self.add(operator.eq, (size_of(tensor, dim, node.meta["val"]), node.meta["val"]))
 
+    def add_shape(self, shape: Iterable[Any]) -> None:
+        """Check that a tensor has the shape of the sample's."""
+        for size in shape:
+            self.add(operator.eq, (size, plain(size)))
+
+    def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
+        """Check that a tensor is contiguous, or that it is not; weights of few dims never change."""
+        if node.op == "get_attr" and node.meta["val"].dim() not in IMAGE_DIMS:
+            return
+        asked = self._new("call_method", "is_contiguous", (node,), kwargs, answer)
+        condition = asked if answer else self._new("call_function", operator.not_, (asked,), {}, True)
+        text = f"{REFUSAL}another memory format: {sources.source_line()} asks for that of {node.name}"
+        self._new("call_function", torch._assert, (condition, text), {}, None)
+
     def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
         """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""
         position = 1 if name == "unbind" else 2
-        dim = kwargs.get("dim", args[position] if len(args) > position else 0) % args[0].dim()
+        dim = (
+            kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else 0))
+            % node.meta["val"].dim()
+        )
         size = size_of(node, dim, int(node.meta["val"].shape[dim]))
         named = (kwargs[key] for key in ("split_size", "split_size_or_sections", "chunks") if key in kwargs)
         argument = args[1] if len(args) > 1 else next(named, None)

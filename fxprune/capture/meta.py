@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["META", "meta_like"]
+from fxprune.capture.numbers import Traced, plain
+
+__all__ = ["META", "meta_like", "on_meta"]
 
 META = torch.device("meta")
 
@@ -16,3 +20,16 @@ def meta_like(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.strided and tensor.is_contiguous():
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
     return torch.empty_like(tensor, device=META, requires_grad=False)
+
+
+def on_meta(value: Any) -> Any:
+    """What an argument is for a run on the meta device, where numbers need not remember."""
+    if isinstance(value, Traced):
+        return value.value
+    if isinstance(value, slice):
+        return slice(*map(plain, (value.start, value.stop, value.step)))
+    if isinstance(value, torch.device):
+        return META
+    if isinstance(value, torch.Tensor) and value.device != META:
+        return meta_like(value)
+    return value

@@ -14,9 +14,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.capturing import Captured, capture, names_of
+from fxprune.capture.capturing import Captured, capture
 from fxprune.capture.methods import is_only_called, names_used
 from fxprune.capture.modes import Modes, capture_training, effects_below
+from fxprune.capture.naming import names_of
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
 from fxprune.capture.state import Place
 from fxprune.errors import CaptureError

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,14 +18,15 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import dtypes, known_shapes, recording, sources, structures
+from fxprune.capture import known_shapes, recording, settings, sources, structures
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
 from fxprune.capture.known_values import KnownValues
 from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
-from fxprune.capture.meta import META, meta_like
+from fxprune.capture.meta import META, meta_like, on_meta
 from fxprune.capture.naming import canonical_name
-from fxprune.capture.numbers import Traced, decided, plain, size_of
+from fxprune.capture.numbers import Traced, plain, size_of
+from fxprune.capture.questions import Questions
 from fxprune.capture.state import check_forgotten
 from fxprune.copying import HELD_TENSOR
 from fxprune.errors import CaptureError
@@ -38,6 +38,7 @@ _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
 _CUTS = {"unbind", "split", "chunk"}
+_DEVICES = {"cpu", "cuda", "meta", "mps", "xpu"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
 
 
@@ -45,7 +46,8 @@ class Recorder(TorchFunctionMode):
     """Records one forward into ``graph``.
 
     ``keeps(name)`` says which composite functions are written as one node; others are entered and their parts seen.
-    ``buffer(name)`` gives the values of a buffer, where there are any, for control flow that reads them.
+    ``buffer(name)`` gives the values of a buffer, where there are any, for control flow that reads them. ``learning``:
+    whether tensors say that they need gradients.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Recorder(TorchFunctionMode):
         device: torch.device,
         constant_name: Callable[[torch.Tensor], str],
         buffer: Callable[[str], torch.Tensor | None],
+        learning: bool = False,
     ) -> None:
         super().__init__()
         self.modes_read: set[str] = set()
@@ -72,10 +75,12 @@ class Recorder(TorchFunctionMode):
         self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
-        self._dtypes = dtypes.DtypeReads()
+        self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
         self._decisions = Decisions(self.graph, self._new, self._size)
+        self._questions = Questions(self.node_of, self._shape, self._decisions, device, learning)
+        self.reads = self._questions.reads
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
 
     # -- naming tensors -------------------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class Recorder(TorchFunctionMode):
 
     def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
         """Where the forward switches gradients off, the graph detaches what is computed."""
-        if torch.is_grad_enabled() or not value.is_floating_point() or not node.all_input_nodes:
+        if torch.is_grad_enabled() == self._gradients or not value.is_floating_point() or not node.all_input_nodes:
             return node
         return self._new("call_method", "detach", (node,), {}, value)
 
@@ -131,19 +136,16 @@ class Recorder(TorchFunctionMode):
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
             return func(self._values.answer(name, args[0]), *args[1:], **kwargs)
-        if not self._tracks(args, kwargs) and not self._varies(name, kwargs):
+        if not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
             return func(*args, **kwargs)
         if enterable(func) and not self._keeps(canonical_name(name)):
             with self:
                 return entered(func)(*args, **kwargs)
         return self._record(func, self._values.without_masks(args) if name == "__getitem__" else args, kwargs)
 
-    def _varies(self, name: str, kwargs: dict[str, Any]) -> bool:
+    def _varies(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
-        if canonical_name(name) in _RANDOM:
-            return True
-        dtype = kwargs.get("dtype")
-        return isinstance(dtype, torch.dtype) and self._dtypes.origin(dtype, sources.user_frame()) is not None
+        return canonical_name(name) in _RANDOM or any(map(self.reads.holds, leaves((args, kwargs))))
 
     def _tracks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return any(self._is_tracked(leaf) for leaf in leaves((args, kwargs)))
@@ -167,16 +169,14 @@ class Recorder(TorchFunctionMode):
             device = torch.device(str(self._device))
             self._devices[id(device)] = (device, self.node_of(tensor))
             return device
-        if name == "is_cuda":
-            return self._device.type == "cuda"
-        if name == "dtype":
-            self._dtypes.read(tensor.dtype, self.node_of(tensor))
+        if name.removeprefix("is_") in _DEVICES:
+            return self._device.type == name.removeprefix("is_")
         if name in _VIEW_GETTERS:
             value = func(*args)
             node = self._new("call_function", getattr, (self.node_of(tensor), name), {}, value)
             self._adopt(node, value)
             return value
-        return func(*args)
+        return self._questions.answer(name, args, {}, func(*args))
 
     def _shape(self, tensor: torch.Tensor) -> torch.Size:
         node = self.node_of(tensor)
@@ -194,26 +194,27 @@ class Recorder(TorchFunctionMode):
         if name in ("numel", "nelement"):
             return math.prod(self._shape(args[0]))
         if name == "__len__":
-            decided(operator.eq, (self._shape(args[0])[0], value))
+            self.decided(operator.eq, (self._shape(args[0])[0], value))
         return value
 
     # -- recording --------------------------------------------------------------------------------------------------
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        dtypes.refuse_autocast()
-        if not torch.is_grad_enabled() and sources.in_custom_function():  # autograd runs its forward without gradients
+        settings.refuse_autocast(self._autocast)
+        if (
+            torch.is_grad_enabled() != self._gradients and sources.in_custom_function()
+        ):  # autograd runs its forward without gradients
             raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
         if not holds_tensor(value) and not mutates(func):
-            return value
+            return self._questions.answer(getattr(func, "__name__", ""), args, kwargs, value)
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
             self._decisions.add_pieces(func.__name__, self.node_of(args[0]), args, kwargs, len(value))
         op, target, args = node_form(func, args, kwargs)
-        frame = sources.user_frame()
-        node_args = self._arguments(args, frame)
-        node_kwargs = {k: self._argument(v, frame) for k, v in kwargs.items()}
+        node_args = self._arguments(args)
+        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
         node = self._new(op, target, node_args, node_kwargs, value)
         self._adopt(node, value)
         out = kwargs.get("out")
@@ -239,15 +240,15 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
-        dtypes.refuse_autocast()
+        settings.refuse_autocast(self._autocast)
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
             value: Any = known_shapes.known_result(module, args, kwargs)
             if value is None:
                 value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
         self._in_leaf = False
-        node_args = tuple(self._argument(a, None) for a in args)
-        node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
+        node_args = tuple(self._argument(a) for a in args)
+        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
         node = self._new("call_module", path, node_args, node_kwargs, value)
         self._adopt(node, value)
         return value
@@ -258,8 +259,8 @@ class Recorder(TorchFunctionMode):
             raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
-        node_args = tuple(self._argument(a, None) for a in args)
-        node_kwargs = {k: self._argument(v, None) for k, v in kwargs.items()}
+        node_args = tuple(self._argument(a) for a in args)
+        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
         node = self._new("call_module", path, node_args, node_kwargs, value)
         self._adopt(node, value)
         return value
@@ -332,17 +333,17 @@ class Recorder(TorchFunctionMode):
                 raise CaptureError(
                     f"the forward gives {self._names[id(tensor)]} the memory of another tensor: use copy_()"
                 )
-        self.graph.output(self._argument(value, None))
+        self.graph.output(self._argument(value))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
-        args, kwargs = map_leaves(_meta_value, (tuple(args), kwargs))
+        args, kwargs = map_leaves(on_meta, (tuple(args), kwargs))
         known = known_shapes.known_function_result(getattr(func, "__name__", ""), args, kwargs)
         if known is not None:
             return known
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])
         # A factory without a device makes its tensor on the default one.
-        return map_leaves(_meta_value, func(*args, **kwargs))
+        return map_leaves(on_meta, func(*args, **kwargs))
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         if sources.packs_saved_tensors():
@@ -391,10 +392,10 @@ class Recorder(TorchFunctionMode):
             self._constant_nodes[id(tensor)] = (tensor, node)
         return self._constant_nodes[id(tensor)][1]
 
-    def _arguments(self, args: tuple[Any, ...], frame: types.FrameType | None) -> tuple[Any, ...]:
-        return tuple(self._argument(a, frame) for a in args)
+    def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(self._argument(a) for a in args)
 
-    def _argument(self, value: Any, frame: types.FrameType | None) -> Any:
+    def _argument(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.node_of(value)
         if isinstance(value, Traced):
@@ -403,23 +404,25 @@ class Recorder(TorchFunctionMode):
             raise CaptureError("the forward draws from a generator of its own, whose state no graph keeps")
         if isinstance(value, torch.device):
             return self._device_argument(value)
-        if isinstance(value, torch.dtype):
-            return self._dtype_argument(value, frame)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, (torch.dtype, float)):
+            return self.reads.argument(value, self._new)
         if isinstance(value, slice):
-            return slice(*(self._argument(v, frame) for v in (value.start, value.stop, value.step)))
-        return value.item() if isinstance(value, np.generic) else self._container(value, frame)
+            return slice(*(self._argument(v) for v in (value.start, value.stop, value.step)))
+        return self._container(value)
 
-    def _container(self, value: Any, frame: types.FrameType | None) -> Any:
-        made = structures.construction(value, lambda item: self._argument(item, frame))
+    def _container(self, value: Any) -> Any:
+        made = structures.construction(value, lambda item: self._argument(item))
         if made is not None:
             # A packed sequence is an argument of layers; other containers of a class of their own are outputs.
             return self._new("call_function", *made, value if isinstance(value, PackedSequence) else None)
         if isinstance(value, list):
-            return [self._argument(v, frame) for v in value]
+            return [self._argument(v) for v in value]
         if isinstance(value, tuple):
-            return tuple(self._argument(v, frame) for v in value)
+            return tuple(self._argument(v) for v in value)
         if isinstance(value, dict):
-            return {k: self._argument(v, frame) for k, v in value.items()}
+            return {k: self._argument(v) for k, v in value.items()}
         return value
 
     def _number(self, value: Any) -> fx.Node:
@@ -429,7 +432,7 @@ class Recorder(TorchFunctionMode):
             if value.function is size_of:
                 node = self._size(*value.operands)
             else:
-                operands = self._arguments(value.operands, None)
+                operands = self._arguments(value.operands)
                 node = self._new("call_function", value.function, operands, {}, plain(value))
             value.written = node
         return node
@@ -445,19 +448,3 @@ class Recorder(TorchFunctionMode):
         if id(device) not in self._devices:
             return device
         return self._new("call_function", getattr, (self._devices[id(device)][1], "device"), {}, device)
-
-    def _dtype_argument(self, dtype: torch.dtype, frame: types.FrameType | None) -> Any:
-        source = self._dtypes.origin(dtype, frame)
-        return dtype if source is None else self._new("call_function", getattr, (source, "dtype"), {}, dtype)
-
-
-def _meta_value(value: Any) -> Any:
-    if isinstance(value, Traced):
-        return value.value
-    if isinstance(value, slice):
-        return slice(*map(plain, (value.start, value.stop, value.step)))
-    if isinstance(value, torch.device):
-        return META
-    if isinstance(value, torch.Tensor) and value.device != META:
-        return meta_like(value)
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,9 @@ from fxprune.axes.expressions import Axis, Channels, Fixed, Gather, Product
 from fxprune.capture.decisions import is_check
 
 __all__ = ["idle_nodes"]
+
+# The dtype of a tensor, and its layout.
+_SETTINGS = (getattr, "is_contiguous")
 
 
 def idle_nodes(source: ChannelGraph, graph: fx.Graph) -> set[fx.Node]:
@@ -33,13 +37,13 @@ def _always_holds(source: ChannelGraph, graph: fx.Graph, check: fx.Node) -> bool
     if all(not _varies(source, size) for size in _sizes(check)):
         return True
     sides = [a for a in condition.args if isinstance(a, fx.Node)]
-    return condition.target.__name__ == "eq" and len(sides) == 2 and all(_is_batch(source, graph, s) for s in sides)  # type: ignore[union-attr]
+    return condition.target is operator.eq and len(sides) == 2 and all(_is_batch(source, graph, s) for s in sides)
 
 
 def _sizes(node: fx.Node) -> Iterator[fx.Node]:
-    """The sizes, and the numbers among the inputs, that a number is computed from."""
+    """The sizes, settings, and numbers among the inputs, that a number is computed from."""
     for given in node.all_input_nodes:
-        if given.op == "placeholder" or given.target == "size":
+        if given.op == "placeholder" or given.target in ("size", *_SETTINGS):
             yield given
         else:
             yield from _sizes(given)
@@ -47,7 +51,7 @@ def _sizes(node: fx.Node) -> Iterator[fx.Node]:
 
 def _varies(source: ChannelGraph, size: fx.Node) -> bool:
     """Whether a size may be another one with another input: unless parameters alone make the dim."""
-    if size.op == "placeholder":
+    if size.op == "placeholder" or size.target in _SETTINGS:
         return True
     tensor, dim = size.args
     return not _is_made_of_weights(source, source.axes[tensor][dim])  # type: ignore[index]

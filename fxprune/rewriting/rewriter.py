@@ -198,7 +198,7 @@ class Rewriter:
         args = self._map(node.args)
         if not any(isinstance(a, fx.Node) for a in args):
             return node.meta["val"]
-        return self._create(node, args, {})
+        return self._create(node, args, node.kwargs)
 
     def _size(self, node: fx.Node) -> Any:
         tensor, dim = node.args

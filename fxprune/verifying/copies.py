@@ -36,14 +36,14 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
 
 
 def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A contiguous copy without history, in ``dtype`` where ``tensor`` is floating, in the matching complex type where
-    it is complex, else in its own type."""
+    """A copy without history, laid out as ``tensor`` is, in ``dtype`` where that is floating, in the matching complex
+    type where it is complex, else in its own type."""
     tensor = tensor.detach()
     if tensor.is_complex() and not dtype.is_complex:
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
     elif not tensor.is_floating_point():
         dtype = tensor.dtype
-    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return tensor.to(dtype, copy=True, memory_format=torch.preserve_format)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

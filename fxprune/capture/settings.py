@@ -1,0 +1,248 @@
+"""What of a forward hangs on its precision, and on whether gradients or autocast are on.
+
+A dtype cannot carry its origin, and nobody sees ``h.dtype == torch.float16``. So where a forward asks such a question
+it is traced again in other precisions, without values, and the graphs are compared. A dtype that changes with the
+precision is read from a tensor, one that does not is a literal; where anything else differs, the graph refuses that
+precision.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.decisions import REFUSAL
+from fxprune.capture.reachable import names_in, reachable
+from fxprune.capture.sources import source_line
+from fxprune.errors import CaptureError
+
+__all__ = ["PRECISIONS", "Reads", "autocast", "refuse_autocast", "refused_dtypes", "settle", "surroundings"]
+
+PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_AUTOCAST = ("cpu", "cuda")
+_LIMITS = ("min", "max", "eps", "tiny")
+_SURROUNDINGS = frozenset(
+    """is_grad_enabled is_inference_mode_enabled is_inference is_autocast_enabled is_autocast_cpu_enabled
+    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype""".split()
+)
+NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
+
+
+@dataclass
+class Reads:
+    """Questions about dtypes that a forward asked, newest last.
+
+    Attributes:
+        asked: for each tensor's node, the source line and the last node of the graph before the question.
+        guesses: nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
+        asks_gradients: whether it asked tensors whether they need gradients.
+    """
+
+    asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
+    guesses: list[fx.Node] = field(default_factory=list)
+    asks_gradients: bool = False
+    _latest: dict[torch.dtype, fx.Node] = field(default_factory=dict)
+
+    def read(self, dtype: torch.dtype, node: fx.Node) -> None:
+        """Note that a forward asked for ``node``'s dtype, or for what hangs on it."""
+        self._latest[dtype] = node
+        self.asked.setdefault(node, (source_line(), next(reversed(node.graph.nodes))))
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value may have come from a tensor's dtype."""
+        return isinstance(value, torch.dtype) and value in self._latest
+
+    def argument(self, value: Any, new: NewNode) -> Any:
+        """A dtype or a limit of one as it stands in the graph: for now a read, if there was one like it."""
+        if isinstance(value, torch.dtype):
+            return self._guess(value, new, self._latest[value]) if value in self._latest else value
+        for dtype, node in self._latest.items():
+            limit = _limit(dtype, value)
+            if limit:
+                info = new("call_function", torch.finfo, (self._guess(dtype, new, node),), {}, torch.finfo(dtype))
+                made = new("call_function", getattr, (info, limit), {}, value)
+                self.guesses += [info, made]
+                return made
+        return value
+
+    def _guess(self, dtype: torch.dtype, new: NewNode, node: fx.Node) -> fx.Node:
+        made = new("call_function", getattr, (node, "dtype"), {}, dtype)
+        self.guesses.append(made)
+        return made
+
+
+def _limit(dtype: torch.dtype, value: Any) -> str:
+    if type(value) is not float or not dtype.is_floating_point:
+        return ""
+    return next((name for name in _LIMITS if getattr(torch.finfo(dtype), name) == value), "")
+
+
+class Trace(Protocol):
+    """What a recorder tells of a forward: its graph and what it asked."""
+
+    graph: fx.Graph
+    reads: Reads
+
+
+def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
+    """See what of a graph hangs on its settings: decide which guesses are reads, and refuse other ways.
+
+    Args:
+        trace: the forward; its graph is changed in place.
+        model: whose forward it is.
+        own: the dtypes of the model and the sample.
+        otherwise: gives the forward in another ``precision``, ``elsewhere`` (without gradients, with autocast on) or
+            ``learning`` (with tensors that need gradients); None where it cannot be traced then.
+
+    Raises:
+        CaptureError: it goes another way without gradients, or the like.
+    """
+    if trace.reads.asked:
+        others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
+        _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
+    if trace.reads.asks_gradients:
+        _refuse_other_way(trace, otherwise(learning=True))
+    if any(not _SURROUNDINGS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
+        _refuse_other_way(trace, otherwise(elsewhere=True))
+
+
+def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Trace | None]) -> None:
+    found = {d: _compared(graph, reads, other.graph, other.reads) for d, other in others.items() if other}
+    refused = {d: "" for d in others if d not in found}
+    refused |= {d: node.meta.get("source", "") for d, (node, _) in found.items() if node is not None}
+    for guess in reads.guesses:
+        values = [matches[guess] for d, (_, matches) in found.items() if d not in refused and guess in matches]
+        if all(value == guess.meta["val"] for value, _ in values):
+            _make_literal(guess)
+            continue
+        for dtype, (_, matches) in found.items():
+            if dtype not in refused and guess in matches and not matches[guess][1]:
+                refused[dtype] = guess.meta["source"]
+    for dtype, line in refused.items():
+        _refuse(graph, reads, dtype, line)
+
+
+def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
+    node = next(iter(trace.graph.nodes))
+    if other is None or (node := _compared(trace.graph, trace.reads, other.graph, other.reads)[0]) is not None:
+        place = node.meta["source"] or "the forward"
+        message = "asks whether gradients or autocast are on, or needed, and goes another way, which no graph carries"
+        raise CaptureError(f"{place} {message}", path=node.meta["module"])
+
+
+def _compared(
+    graph: fx.Graph, reads: Reads, other: fx.Graph, other_reads: Reads
+) -> tuple[fx.Node | None, dict[fx.Node, tuple[Any, bool]]]:
+    """The first op that another graph has otherwise, or None; its values for the guesses that ops read.
+
+    A value comes with whether it is a guess there, too.
+    """
+    left, right = _ops(graph, reads.guesses), _ops(other, other_reads.guesses)
+    match = _Match(set(reads.guesses), set(other_reads.guesses))
+    for mine, theirs in zip(left, right, strict=False):
+        same = mine.op == theirs.op and _same_target(mine.target, theirs.target)
+        if not same or not match.equal((mine.args, mine.kwargs), (theirs.args, theirs.kwargs)):
+            return mine, match.found
+        match.twins[mine] = theirs
+    return (None if len(left) == len(right) else left[-1]), match.found
+
+
+def _ops(graph: fx.Graph, guesses: Iterable[fx.Node]) -> list[fx.Node]:
+    left_out = set(guesses)
+    return [node for node in graph.nodes if node not in left_out]
+
+
+def _same_target(left: Any, right: Any) -> bool:
+    return bool(left == right or (type(left) is type(right) and type(left).__module__.startswith("fxprune.")))
+
+
+class _Match:
+    """Compares arguments of two graphs, whose nodes so far are ``twins``."""
+
+    def __init__(self, guesses: set[fx.Node], others: set[fx.Node]) -> None:
+        self.twins: dict[fx.Node, fx.Node] = {}
+        self.found: dict[fx.Node, tuple[Any, bool]] = {}
+        self._guesses, self._others = guesses, others
+
+    def equal(self, left: Any, right: Any) -> bool:
+        if isinstance(left, fx.Node) and left in self._guesses:
+            guessed = isinstance(right, fx.Node) and right in self._others
+            self.found[left] = (right.meta["val"] if guessed else right, guessed)
+            return guessed or type(right) is type(left.meta["val"])
+        if isinstance(right, fx.Node) and right in self._others:
+            return bool(left == right.meta["val"])
+        if isinstance(left, fx.Node):
+            return self.twins.get(left) is right
+        if isinstance(left, (tuple, list)):
+            pairs = zip(left, right, strict=False) if type(left) is type(right) else ()
+            return type(left) is type(right) and len(left) == len(right) and all(self.equal(*pair) for pair in pairs)
+        if isinstance(left, dict):
+            return isinstance(right, dict) and self.equal(list(left.items()), list(right.items()))
+        if isinstance(left, slice) and isinstance(right, slice):
+            return self.equal((left.start, left.stop, left.step), (right.start, right.stop, right.step))
+        return type(left) is type(right) and bool(left == right or (left != left and right != right))
+
+
+def _make_literal(guess: fx.Node) -> None:
+    value = guess.meta["val"]
+    if isinstance(value, torch.finfo):
+        return
+    for user in list(guess.users):
+        if user.target is torch.finfo:
+            continue
+        user.args = fx.node.map_arg(user.args, lambda n: value if n is guess else n)
+        user.kwargs = fx.node.map_arg(user.kwargs, lambda n: value if n is guess else n)
+
+
+def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> None:
+    for node, (asked, last) in reads.asked.items():
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        text = f"{REFUSAL}other precisions than {dtype}: {asked} asks for the dtype of {node.name}, and {line or 'it'}"
+        with graph.inserting_after(last):
+            read = graph.call_function(getattr, (node, "dtype"))
+        with graph.inserting_after(read):
+            other = graph.call_function(operator.ne, (read, dtype))
+        with graph.inserting_after(other):
+            check = graph.call_function(torch._assert, (other, f"{text} goes another way there"))
+        read.meta |= {"val": value.dtype, "source": asked, "module": ""}
+        other.meta |= {"val": True, "source": asked, "module": ""}
+        check.meta |= {"val": None, "source": asked, "module": ""}
+
+
+def refused_dtypes(graph: fx.Graph) -> set[torch.dtype]:
+    """The precisions that a graph refuses."""
+    conditions = [n.args[0] for n in graph.nodes if n.target is torch._assert and isinstance(n.args[0], fx.Node)]
+    return {c.args[1] for c in conditions if c.target is operator.ne and isinstance(c.args[1], torch.dtype)}
+
+
+@contextmanager
+def surroundings(elsewhere: bool) -> Iterator[None]:
+    """Gradients on and autocast off around a forward; ``elsewhere`` the other way round."""
+    before = [(device, torch.is_autocast_enabled(device)) for device in _AUTOCAST]
+    try:
+        for device in _AUTOCAST:
+            torch.set_autocast_enabled(device, elsewhere)
+        with torch.set_grad_enabled(not elsewhere):
+            yield
+    finally:
+        for device, enabled in before:
+            torch.set_autocast_enabled(device, enabled)
+
+
+def refuse_autocast(around: bool) -> None:
+    """Raise CaptureError where a forward computes under an autocast of its own; ``around``: if there is another."""
+    if autocast() and not around:
+        raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
+
+
+def autocast() -> bool:
+    """Whether autocast is on."""
+    return any(map(torch.is_autocast_enabled, _AUTOCAST))

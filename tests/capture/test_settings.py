@@ -1,0 +1,139 @@
+"""Questions about precision, layout, gradients and autocast: answered live, checked in the graph, or refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import CaptureError
+
+Between = Callable[["Net", torch.Tensor], torch.Tensor]
+_FACTORS = {torch.float32: 1.0, torch.float16: 2.0, torch.float64: 1.0, torch.bfloat16: 3.0}
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Net(nn.Module):
+    """Two convolutions with something in between."""
+
+    def __init__(self, between: Between) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 4, 1)
+        self.register_buffer("table", torch.randn(4, 2).T)
+        self.between = between
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(self, self.first(x).tanh()))
+
+
+def like(tensor: torch.Tensor) -> dict[str, Any]:
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
+def helped(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor.new_zeros(1, **kwargs) + torch.full((1,), 0.3, dtype=args[0])
+
+
+def held(net: Net, h: torch.Tensor) -> torch.Tensor:
+    net.dtype = h.dtype
+    return h + torch.ones(1, dtype=net.dtype)
+
+
+def upcast(_: Net, h: torch.Tensor) -> torch.Tensor:
+    given, wide = h.dtype, torch.float32
+    return h.to(wide).softmax(1).to(given)
+
+
+# Right in every precision, under autocast and in every memory format.
+LIVE: dict[str, Between] = {
+    "a dict": lambda _, h: h + torch.ones(1, **like(h)),
+    "arguments": lambda _, h: h + helped(h, *(h.dtype,), dtype=h.dtype),
+    "an attribute": held,
+    "a literal in a variable": upcast,
+    "a constant that is cast": lambda _, h: h + torch.arange(8).to(h.dtype),
+    "a limit": lambda _, h: h.masked_fill(h > 0, torch.finfo(h.dtype).min).relu() + h,
+    "the smallest step": lambda _, h: h / (h.abs() + torch.finfo(h.dtype).eps),
+    "whether it is a float": lambda _, h: h * 2 if h.is_floating_point() else h,
+    "the dtype of a weight": lambda net, h: h.to(net.last.weight.dtype) * 2,
+    "a cast and back": lambda net, h: h.float().sin().to(net.table.dtype),
+    "a type by its name": lambda _, h: torch.ones(1).type(h.type()) * h,
+    "the type of a result": lambda net, h: h.to(torch.result_type(h, net.table)),
+}
+# Right, or refused with the line, in the precisions that go another way.
+CHECKED: dict[str, Between] = {
+    "a comparison": lambda _, h: h.clamp(max=0.1) if h.dtype == torch.float16 else h,
+    "a tuple": lambda _, h: h * 2 if h.dtype in (torch.float16, torch.bfloat16) else h,
+    "a table": lambda _, h: h * _FACTORS[h.dtype],
+    "element_size": lambda _, h: h * h.element_size(),
+    "itemsize": lambda _, h: h / h.dtype.itemsize,
+    "nbytes": lambda _, h: h / h.nbytes,
+    "half of a limit": lambda _, h: (h * 0 + torch.finfo(h.dtype).max / 2).clamp(max=3) + h,
+    "the wider of two": lambda _, h: h.to(torch.promote_types(h.dtype, torch.float32)).sin().to(h.dtype),
+    "the type's name": lambda _, h: h * 2 if h.type() == "torch.FloatTensor" else h,
+    "a buffer's": lambda net, h: (
+        h * (2 if net.table.element_size() == 4 else 3) + (1 if net.table.is_contiguous() else 2)
+    ),
+    "a wider one for one": lambda _, h: (h.double() if h.dtype == torch.float32 else h).sin().to(h.dtype),
+    "contiguous": lambda _, h: h * 2 if h.is_contiguous() else h * 3,
+    "channels last": lambda _, h: h * 2 if h.is_contiguous(memory_format=torch.channels_last) else h * 3,
+    "a stride": lambda _, h: h / h.stride(1),
+    "all strides": lambda _, h: h / h.stride()[0],
+    "contiguous when permuted": lambda _, h: h * 2 if h.permute(0, 2, 3, 1).is_contiguous() else h * 3,
+}
+
+
+def answers(network: nn.Module, x: torch.Tensor) -> torch.Tensor | str:
+    """The output, or the refusal."""
+    try:
+        return network(x)
+    except AssertionError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", [*LIVE, *CHECKED])
+def test_the_result_is_right_or_refuses_with_the_line(name: str) -> None:
+    torch.manual_seed(0)
+    model = Net({**LIVE, **CHECKED}[name]).eval()
+    x = torch.randn(2, 3, 8, 8)
+    result = fxprune.compile(model, x, 0.0)
+    assert isinstance(answers(result, x), torch.Tensor)
+    for dtype in FLOATS:
+        original, twin, given = copy.deepcopy(model).to(dtype), copy.deepcopy(result).to(dtype), x.to(dtype)
+        for around in (torch.enable_grad(), torch.no_grad(), torch.autocast("cpu")):
+            for image in (given, given.to(memory_format=torch.channels_last)):
+                with around:
+                    expected, found = original(image), answers(twin, image)
+                if isinstance(found, str):
+                    assert name in CHECKED
+                    assert "this network was made for" in found
+                    assert "test_settings.py:" in found
+                else:
+                    assert found.dtype == expected.dtype
+                    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda _, h: h * 2 if torch.is_grad_enabled() else h * 3,
+        lambda _, h: h * 2 if h.requires_grad else h,
+        lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") else h,
+        lambda _, h: asks(h),
+    ],
+)
+def test_other_ways_without_gradients_or_under_autocast_are_refused(between: Between) -> None:
+    with pytest.raises(CaptureError, match=r"test_settings\.py:\d+ asks whether gradients or autocast"):
+        fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)
+
+
+def asks(h: torch.Tensor) -> torch.Tensor:
+    return h if is_on() else -h
+
+
+def is_on() -> bool:
+    return torch.is_grad_enabled()
