@@ -32,6 +32,8 @@ from fxprune.copying import HELD_TENSOR
 from fxprune.errors import CaptureError
 
 _NODE = "_fxprune_node"
+# First arguments of the few functions whose ``input`` is not the first one.
+_BEFORE_INPUT = frozenset({"condition", "sorted_sequence", "self"})
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
@@ -125,6 +127,8 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not args and "input" in kwargs and _BEFORE_INPUT.isdisjoint(kwargs):
+            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._read_attribute(getter_name(func), func, args)

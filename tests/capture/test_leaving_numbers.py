@@ -264,3 +264,14 @@ FUNCTIONS = """and|and, swapped|or|xor|shift left|shift right|shift by it|not|di
 true division|floor division|negative floor division|remainder|round|round to tens|int of a float|int|float|trunc
 numerator|real and imag|np.prod|math.sqrt|math.log2|math.prod|math.floor|math.ceil|max|sum|isinstance
 deepcopy""".replace("\n", "|").split("|")
+
+
+def test_the_first_argument_by_keyword() -> None:
+    class Swapped(Multiplied):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second = torch.chunk(input=self.first(x), chunks=2, dim=1)
+            second = torch.where(condition=second > 0, input=second, other=first)
+            return self.last(torch.cat([second, torch.relu(input=first)], 1))
+
+    others = [torch.randn(3, 3, 4, 5)]
+    assert assert_right_or_refused(Swapped(len, 0), torch.randn(2, 3, 2, 2), others) == 0
