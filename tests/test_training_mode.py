@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -364,3 +365,11 @@ def test_attention_draws_the_random_numbers_of_the_original(name: str) -> None:
     for ours, theirs in zip(*answers, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.stride() == theirs.stride()
+
+
+def test_the_source_of_a_saved_network_keeps_a_frozen_stage(tmp_path: Path) -> None:
+    fxprune.save(fxprune.compile(FrozenStage().eval(), torch.randn(2, 3, 8, 8), 0.0), tmp_path / "saved")
+    namespace = runpy.run_path(str(tmp_path / "saved" / "model.py"))
+    network = namespace["Model"]().train()
+    assert [network.training, network.first.norm.training, network.second.norm.training] == [True, False, True]
+    assert not any(part.training for part in network.eval().modules())

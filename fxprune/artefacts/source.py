@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import textwrap
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from fxprune.artefacts.graphs import is_namedtuple
 from fxprune.artefacts.source_forward import forward_source, has_variants
 from fxprune.artefacts.source_states import RESTORED, RESTORED_OBJECT
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
+from fxprune.module_modes import flags_of
 from fxprune.rewriting import choosing
 
 __all__ = ["model_source"]
@@ -44,6 +46,7 @@ def model_source(
     graphs = _graphs(network, tree)
     own = f"\n{forward_source(graphs[''], tree.access, tree.states.name)}" if "" in graphs else ""
     islands = "".join(_island_source(graphs[path], path, name, tree) for path, name in tree.islands.items())
+    own += _train_source(network) if description.modes.get("effects") else ""
     body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
     helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
     helpers += [RESTORED_OBJECT] * ("restored_object(" in constructor)
@@ -56,6 +59,24 @@ def model_source(
     constants = tree.constants.definitions()
     imports = "\n".join([_imports(helper + islands + body, tuples, constants), *_foreign_imports(tree)])
     return f'"""{safe}\n{_USE}"""\n\n{imports}\n{tuples}{helper}\n\n{islands}{body}{constants}'
+
+
+def _train_source(network: nn.Module) -> str:
+    """The ``train`` method of a network some of whose parts do not take its mode."""
+    odd = {}
+    for mode in (True, False):
+        flags = flags_of(copy.deepcopy(network).train(mode))
+        odd[mode] = {path: flag for path, flag in flags.items() if flag is not mode}
+    return f'''
+    def train(self, mode=True):
+        """Switch to training mode, or back; some parts keep a mode of their own."""
+        super().train(mode)
+        parts = dict(self.named_modules())
+        for path, flag in {odd!a}[mode].items():
+            if path in parts:
+                parts[path].training = flag
+        return self
+'''
 
 
 def _graphs(network: nn.Module, tree: ModuleTree) -> dict[str, Mapping[str, Graph]]:
