@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import pickle
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 
 import fxprune
@@ -149,6 +152,58 @@ def test_nasty_names(name: str) -> None:
 def test_any_name(name: str) -> None:
     if name not in ("first", "inner", "last"):
         check(name)
+
+
+@pytest.mark.parametrize("name", [n for n in NASTY if n not in ("\ud800", "_modules")], ids=ascii)
+def test_folders_and_their_source(name: str, tmp_path: Path) -> None:
+    _, sample, pruned = compiled(name)
+    expected = pruned(sample)
+    fxprune.save(pruned, tmp_path / "saved")
+    loaded = fxprune.load(tmp_path / "saved")
+    assert torch.equal(loaded(sample), expected)
+    assert list(loaded.state_dict()) == list(pruned.state_dict())
+    source = (tmp_path / "saved" / "model.py").read_text(encoding="utf-8")
+    functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    called = {function.id for function in functions if isinstance(function, ast.Name)}
+    assert called <= {"Model", "load_file", "named", "next", "part", "super"}
+    namespace: dict[str, Any] = {"__name__": "model"}
+    exec(compile(source, "model.py", "exec"), namespace)
+    model = namespace["Model"]().eval()
+    model.load_state_dict(load_file(tmp_path / "saved" / "weights.safetensors"))
+    torch.testing.assert_close(model(sample), expected)
+    assert not hasattr(__import__("builtins"), "ran")
+
+
+def test_a_name_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(fxprune.FxpruneError, match="rename it"):
+        fxprune.save(compiled("\ud800")[2], tmp_path / "saved")
+
+
+class Extra(nn.Module):
+    """Takes arguments of any name, and cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, **others: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[x.sum(1) > -1e9] + sum(others.values())
+
+
+class CallsExtra(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.extra = nn.Linear(8, 8), Extra()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.extra(x, **{'y=1, z=setattr(__import__("builtins"), "ran", True), w': x})
+
+
+def test_names_of_arguments_never_are_code() -> None:
+    with contextlib.suppress(fxprune.FxpruneError):
+        fxprune.compile(CallsExtra().eval(), torch.randn(2, 8), 0.0)(torch.randn(2, 8))
+    assert not hasattr(__import__("builtins"), "ran")
 
 
 def test_values_under_odd_names_follow_the_module() -> None:

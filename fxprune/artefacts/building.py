@@ -91,7 +91,7 @@ def _add_module(network: nn.Module, entry: ModuleEntry, found: Imported) -> None
     place = parent._modules.get(name)
     if is_layer(parent) and (place is None or public_class(place) is not public_class(made)):
         raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: its layer has none there")
-    if is_container(parent) and place is None and hasattr(parent, name):
+    if is_container(parent) and place is None and name in vars(parent):
         raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hide an attribute")
     parent._modules[name] = made
 

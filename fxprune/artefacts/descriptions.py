@@ -20,8 +20,6 @@ from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
 
 __all__ = ["Description", "ModuleEntry", "check_name", "describe", "graphs_of"]
 
-# Names of modules and tensors reach printed source inside quotes, so they must be plain words.
-_PLAIN_NAME = re.compile(r"[\w\-+ ]+")
 # Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
 _GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
 
@@ -168,9 +166,9 @@ def _checked_modes(modes: Any) -> dict[str, Any]:
 
 
 def check_name(name: Any) -> None:
-    """Raise ArtefactError unless ``name`` is a dotted name of plain words."""
-    if not isinstance(name, str) or not all(_PLAIN_NAME.fullmatch(part) for part in name.split(".")):
-        raise ArtefactError(f"{name!r:.80} cannot be the name of a module or a tensor")
+    """Raise ArtefactError unless ``name`` is a dotted name, of any words that UTF-8 can hold."""
+    if not isinstance(name, str) or not all(name.split(".")) or name != name.encode(errors="replace").decode():
+        raise ArtefactError(f"{name!r:.80} cannot be the name of a module or a tensor in a file: rename it")
 
 
 # -- of a network ------------------------------------------------------------------------------------------------------
@@ -200,7 +198,7 @@ def _modes_of(network: nn.Module) -> dict[str, Any]:
 
 def graphs_of(network: GraphModule) -> dict[str, Graph]:
     """The graph of each mode: "eval", and "training" where it is another one."""
-    return network.graphs if isinstance(network, PrunedGraphModule) else {"eval": network.graph}
+    return network.named_graphs if isinstance(network, PrunedGraphModule) else {"eval": network.graph}
 
 
 def _encoded(network: GraphModule, writer: StateWriter) -> dict[str, list[dict[str, Any]]]:

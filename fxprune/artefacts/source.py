@@ -12,7 +12,9 @@ from torch.fx import Graph, GraphModule
 
 from fxprune.artefacts.descriptions import Description, graphs_of
 from fxprune.artefacts.graphs import is_namedtuple
+from fxprune.artefacts.layers import submodule
 from fxprune.artefacts.source_forward import forward_source, has_variants
+from fxprune.artefacts.source_layout import PART
 from fxprune.artefacts.source_states import RESTORED, RESTORED_OBJECT
 from fxprune.artefacts.source_tree import HELPER, ModuleTree
 from fxprune.module_modes import flags_of
@@ -50,6 +52,7 @@ def model_source(
     body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
     helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
     helpers += [RESTORED_OBJECT] * ("restored_object(" in constructor)
+    helpers += [PART] * ("part(" in body + islands)
     if any(map(has_variants, graphs.values())):
         helpers.append(f"\n{choosing.source()}")
     helper = "".join(f"\n{text}" for text in helpers)
@@ -81,7 +84,7 @@ def _train_source(network: nn.Module) -> str:
 
 def _graphs(network: nn.Module, tree: ModuleTree) -> dict[str, Mapping[str, Graph]]:
     """The graphs of the network itself, under "", and of the GraphModules inside its opaque modules."""
-    modules = {path: network.get_submodule(path) for path in ("", *tree.islands)}
+    modules = {path: submodule(network, path) for path in ("", *tree.islands)}
     return {path: graphs_of(module) for path, module in modules.items() if isinstance(module, GraphModule)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from fxprune.artefacts.graphs import is_namedtuple, output_class_path
-from fxprune.artefacts.source_layout import call
+from fxprune.artefacts.source_layout import call, quoted
 from fxprune.artefacts.source_names import VariableNames
 from fxprune.artefacts.targets import function_name
 from fxprune.artefacts.values import to_source
@@ -121,7 +121,7 @@ class _Printer:
             if node.op == "call_module" and (section := _section(str(node.target))) != self._section:
                 self._section = section
                 if section:
-                    yield f"{margin}# {section}"
+                    yield f"{margin}# {quoted(section)[1:-1]}"
             if statement := self._statement(node):
                 yield margin + statement
 

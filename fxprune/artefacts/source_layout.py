@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import keyword
+import re
 
-__all__ = ["call", "is_plain_name"]
+from torch import nn
+
+__all__ = ["PART", "call", "is_plain_name", "quoted"]
 
 _WIDTH = 120
+_TAKEN = frozenset(vars(nn.Module()))
+PART = '''
+def part(module: nn.Module, name: str) -> nn.Module | torch.Tensor:
+    """What a module holds under a name that cannot be written as an attribute."""
+    tables = (module._modules, module._parameters, module._buffers)
+    return next(table[name] for table in tables if name in table)
+'''
 
 
 def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve: int = 0) -> str:
@@ -22,5 +32,14 @@ def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve:
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether the text can stand in source as a name."""
-    return text.isidentifier() and not keyword.iskeyword(text)
+    """Whether the text can stand in source as the name of a part: a word that means nothing else to a module.
+
+    Two leading underscores would mean another name inside a class.
+    """
+    taken = keyword.iskeyword(text) or hasattr(nn.Module, text) or text in _TAKEN
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)) and not taken and not text.startswith(("__", "forward"))
+
+
+def quoted(text: str) -> str:
+    """A string literal of ASCII."""
+    return f'"{text}"' if re.fullmatch(r"[A-Za-z0-9_.+ -]*", text) else ascii(text)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from fxprune.artefacts.source_constants import ConstantTable, literal_source
-from fxprune.artefacts.source_layout import call
+from fxprune.artefacts.source_layout import call, quoted
 from fxprune.artefacts.values import decode
 
 __all__ = ["RESTORED", "RESTORED_OBJECT", "StateSource"]
 
 RESTORED = '''
-def restored(kind: type, **modules: nn.Module) -> nn.Module:
+def restored(kind: type, /, **modules: nn.Module) -> nn.Module:
     """A module made without its constructor, with the submodules that it had."""
     module = kind.__new__(kind)
     nn.Module.__init__(module)
@@ -61,7 +61,7 @@ class StateSource:
         """The name under which a class or function is imported."""
         last = path.rpartition(":")[2].replace(".", "_")
         if path not in self._names:
-            taken = {*self._names.values(), "Model", "restored", "restored_object", "named", "torch", "nn", "F"}
+            taken = {*self._names.values(), "Model", "restored", "restored_object", "named", "part", "torch", "nn", "F"}
             candidates = [last, *(f"{last}_{i}" for i in range(2, len(taken) + 3))]
             self._names[path] = next(name for name in candidates if name not in taken)
         return self._names[path]
@@ -84,7 +84,7 @@ class StateSource:
 
     def items(self, state: Mapping[str, Any]) -> list[str]:
         """The entries of that display."""
-        return [f'"{name}": {self.expression(value)}' for name, value in state.items()]
+        return [f"{quoted(name)}: {self.expression(value)}" for name, value in state.items()]
 
     def expression(self, data: Any) -> str:
         """An expression that makes one value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from fxprune.artefacts.descriptions import Description, ModuleEntry
 from fxprune.artefacts.layers import build_layer
 from fxprune.artefacts.source_constants import ConstantTable, literal_source, zeros_source
-from fxprune.artefacts.source_layout import call, is_plain_name
+from fxprune.artefacts.source_layout import call, is_plain_name, quoted
 from fxprune.artefacts.source_states import StateSource
 from fxprune.artefacts.tensors import TensorEntry
 from fxprune.artefacts.values import decode
@@ -23,7 +24,7 @@ def named(**modules: nn.Module) -> nn.Module:
     """A module that only holds others under the names they have in the original network."""
     holder = nn.Module()
     for name, module in modules.items():
-        holder.add_module(name, module)
+        holder._modules[name] = module
     return holder
 '''
 
@@ -62,8 +63,8 @@ class ModuleTree:
         """The body of ``__init__``; constants are written out, of the other tensors the shape and dtype."""
         lines = []
         for name in self._children[""]:
-            start = f"self.{name} = " if is_plain_name(name) else f'self.add_module("{name}", '
-            lines.append(start + self._module(name, 8, len(start) + 1) + ("" if is_plain_name(name) else ")"))
+            start = f"self.{name} = " if is_plain_name(name) else f"self._modules[{quoted(name)}] = "
+            lines.append(start + self._module(name, 8, len(start)))
         for entry in self._description.modules:
             if entry.shared_with is not None and entry.path.rpartition(".")[0] in self._children:
                 parent, _, name = entry.path.rpartition(".")
@@ -79,7 +80,8 @@ class ModuleTree:
             if parent in self._lists:
                 expression += f"[{name}]"
             else:
-                expression = f"{expression}.{name}" if is_plain_name(name) else f'getattr({expression}, "{name}")'
+                plain = is_plain_name(name)
+                expression = f"{expression}.{name}" if plain else f"part({expression}, {quoted(name)})"
             parent = f"{parent}.{name}" if parent else name
         return expression
 
@@ -107,7 +109,7 @@ class ModuleTree:
         if entry.graphs is None:
             return self.states.name(foreign["kind"])
         taken = set(self.islands.values())
-        wanted = f"Traced{foreign['name']}"
+        wanted = "Traced" + re.sub(r"[^A-Za-z0-9_]+", "_", foreign["name"])
         names = [wanted, *(f"{wanted}_{i}" for i in range(2, len(taken) + 3))]
         return self.islands.setdefault(entry.path, next(name for name in names if name not in taken))
 
@@ -116,9 +118,9 @@ class ModuleTree:
         names = self._children[path]
         plain = [f"{n}={self._module(f'{path}.{n}', indent + 4, len(n) + 2)}" for n in names if is_plain_name(n)]
         odd = [n for n in names if not is_plain_name(n)]
-        quoted = [f'"{n}": {self._module(f"{path}.{n}", indent + 8, len(n) + 5)}' for n in odd]
-        if quoted:
-            plain.append(call("**{", quoted, indent + 4, "}"))
+        items = [f"{quoted(n)}: {self._module(f'{path}.{n}', indent + 8, len(n) + 5)}" for n in odd]
+        if items:
+            plain.append(call("**{", items, indent + 4, "}"))
         return call(head, [*first, *plain], indent, reserve=reserve)
 
     def _attributes(self) -> list[str]:
@@ -132,13 +134,13 @@ class ModuleTree:
         for entry in (e for e in self._description.modules if e.foreign is not None):
             foreign, owner = entry.foreign or {}, self.access(entry.path)
             for slot, names in foreign.get("absent", {}).items():
-                lines += [f'{owner}.{slot}["{name}"] = None' for name in names]
+                lines += [f"{owner}.{slot}[{quoted(name)}] = None" for name in names]
             if attributes := foreign.get("state"):
                 lines.append(call(f"vars({owner}).update({{", self.states.items(attributes), 8, "})"))
         return lines
 
     def _add(self, parent: str, name: str, expression: str) -> str:
-        return f'{self.access(parent)}.add_module("{name}", {expression})'
+        return f"{self.access(parent)}._modules[{quoted(name)}] = {expression}"
 
     def _tensor(self, entry: TensorEntry, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         path, _, name = entry.name.rpartition(".")
@@ -151,7 +153,7 @@ class ModuleTree:
             value = self.constants.expression(tensors[entry.name])
         else:
             value = zeros_source(tensors[entry.name])
-        return [self._register(path, name, entry, value)]
+        return self._register(path, name, entry, value)
 
     def _made_by(self, owner: ModuleEntry) -> set[str]:
         """Names of the tensors that a layer's constructor makes."""
@@ -160,17 +162,21 @@ class ModuleTree:
             self._made[owner.path] = {*layer._parameters, *layer._buffers}
         return self._made[owner.path]
 
-    def _register(self, path: str, name: str, entry: TensorEntry, value: str) -> str:
+    def _register(self, path: str, name: str, entry: TensorEntry, value: str) -> list[str]:
         owner = self.access(path)
         foreign = (known := self._entries.get(path)) is not None and known.foreign is not None
+        by_hand = foreign or not (is_plain_name(name) or name.isdecimal())
         if entry.kind == "parameter":
             if entry.tied_to is None:
                 value = f"nn.Parameter({value}{'' if entry.requires_grad else ', requires_grad=False'})"
-            if foreign:
-                return f'{owner}._parameters["{name}"] = {value}'
-            return call(f"{owner}.register_parameter(", [f'"{name}"', value], 8)
-        persistent = ["persistent=False"] if entry.kind == "constant" else []
-        return call(f"{owner}.register_buffer(", [f'"{name}"', value, *persistent], 8)
+            if by_hand:
+                return [f"{owner}._parameters[{quoted(name)}] = {value}"]
+            return [call(f"{owner}.register_parameter(", [quoted(name), value], 8)]
+        kept_out = entry.kind == "constant"
+        if by_hand and not foreign:
+            note = f"{owner}._non_persistent_buffers_set.add({quoted(name)})"
+            return [f"{owner}._buffers[{quoted(name)}] = {value}", *[note] * kept_out]
+        return [call(f"{owner}.register_buffer(", [quoted(name), value, *["persistent=False"] * kept_out], 8)]
 
     def _frozen(self) -> list[str]:
         parameters = [e for e in self._description.tensors if e.kind == "parameter" and e.tied_to is None]

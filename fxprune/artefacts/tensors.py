@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.artefacts.layers import submodule
+from fxprune.artefacts.layers import is_container, submodule
 from fxprune.errors import ArtefactError
 
 __all__ = ["TensorEntry", "attach", "inventory", "named_tensors"]
@@ -116,12 +116,13 @@ def attach(model: nn.Module, entry: TensorEntry, tensor: torch.Tensor, *, foreig
     if expected is not None and _kind_of(expected) != _kind_of(tensor):
         raise ArtefactError(f"{entry.name!r} holds {tensor.dtype}, but its layer {module} wants {expected.dtype}")
     turned_off = name in slots and expected is None
-    if turned_off or (name not in slots and hasattr(module, name)):
+    if turned_off or (name not in slots and hasattr(module, name) and not is_container(module)):
         raise ArtefactError(f"{entry.name!r} has no place in its layer {module}")
     if entry.kind == "parameter":
-        module.register_parameter(name, _parameter(tensor, entry))
+        module._parameters[name] = _parameter(tensor, entry)
     else:
-        module.register_buffer(name, tensor, persistent=entry.kind == "buffer")
+        module._buffers[name] = tensor
+        (set.discard if entry.kind == "buffer" else set.add)(module._non_persistent_buffers_set, name)
 
 
 def _kind_of(tensor: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ local to its thread, so other threads never notice that a model is being capture
 
 from __future__ import annotations
 
+import keyword
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -261,6 +262,8 @@ class Recorder(TorchFunctionMode):
         """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
         if not recording.is_plain(result):
             raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
+        if odd := [name for name in kwargs if not name.isidentifier() or keyword.iskeyword(name)]:
+            raise CaptureError(f"{path} is called with an argument named {odd[0]!r}, which generated code cannot write")
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
         node_args = tuple(self._argument(a) for a in args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fxprune.errors import ExportError
 from fxprune.rewriting import PrunedGraphModule
 from fxprune.samples import Sample
 
@@ -25,7 +27,8 @@ def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedP
     """
     sample = samples[0]
     if isinstance(network, PrunedGraphModule):
-        network = network.for_sizes_of(*sample.args, **sample.kwargs)
+        network = network.for_sizes_of(*sample.args, **sample.kwargs).plainly_named()
+    _check_names(network)
     signature = inspect.signature(network.forward)
     bound = [signature.bind(*other.args, **other.kwargs).arguments for other in samples]
     shapes = {name: pytree.tree_map(_changing_dims, *(other[name] for other in bound)) for name in bound[0]}
@@ -33,6 +36,13 @@ def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedP
         network = _with_copied_lists(network)
     with torch.no_grad():
         return torch.export.export(network, sample.args, sample.kwargs, dynamic_shapes=shapes)
+
+
+def _check_names(network: nn.Module) -> None:
+    """Refuse names that torch would write into code as they are, in modules whose own code may ask for them."""
+    held = (*network.named_modules(), *network.named_parameters(), *network.named_buffers())
+    for name in (name for name, _ in held if not re.fullmatch(r"[A-Za-z0-9_.]*", name)):
+        raise ExportError(f"{name!r} is no plain name, and torch.export writes names into code that it runs: rename it")
 
 
 def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:

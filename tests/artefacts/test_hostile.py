@@ -242,9 +242,9 @@ def deep(levels: int) -> Any:
         lambda data: data["tensors"][0].update(tied_to=data["tensors"][0]["name"]),
         lambda data: data.update(imports=["os:system"]),
         lambda data: data.update(imports="os:system"),
-        lambda data: data["modules"].append({"path": "forward"}),
+        lambda data: data["modules"].append({"path": "training"}),
         lambda data: data["modules"].append({"path": "conv.weight"}),
-        lambda data: data["tensors"].append({"name": "forward", "kind": "buffer", "tied_to": "bn.running_mean"}),
+        lambda data: data["tensors"].append({"name": "conv.forward", "kind": "buffer", "tied_to": "bn.running_mean"}),
     ],
 )
 def test_descriptions_that_claim_too_much(folder: Path, edit: Callable[[Json], Any]) -> None:
