@@ -15,6 +15,7 @@ from torch import nn
 
 from fxprune.capture import Captured, capture
 from fxprune.capture.decisions import asks_sizes
+from fxprune.checking import refuses
 from fxprune.errors import CaptureError, SampleError
 from fxprune.rules import has_rule, is_leaf
 from fxprune.samples import Sample, is_image
@@ -50,17 +51,26 @@ def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
         if any(run(sample) is None for run in known):
             continue
         try:
-            variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=len(known))
+            variant = _captured(model, sample, number, len(known))
         except CaptureError as error:
             if number is not None:
                 raise SampleError(f"other_samples[{number}]: {error}") from error
             refusals += 1
         else:
-            variant.other = number
             yield variant
             known.append(variant.without_values(model))
         if refusals == _REFUSALS or (number is None and len(known) > len(given) + _MOST):
             return
+
+
+def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) -> Captured:
+    variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=number)
+    # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
+    refusal = refuses(model, sample) if other is None and variant.told else None
+    if refusal is not None:
+        raise CaptureError(refusal)
+    variant.other = other
+    return variant
 
 
 def _resized(sample: Sample) -> Iterator[Sample]:

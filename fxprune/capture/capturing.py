@@ -53,6 +53,7 @@ class Captured:
         variant: 0, or which of the variants this is.
         other: which of the sample's other samples a variant was traced on; None for one that nobody gave.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
+        told: the questions whether it is being traced that were answered yes, because the forward failed otherwise.
         remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
         modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
         flags: by the mode of the whole, the mode of every module by its path in what was traced.
@@ -79,6 +80,7 @@ class Captured:
     variant: int = 0
     other: int | None = None
     selections: dict[str, str] = field(default_factory=dict)
+    told: frozenset[str] = frozenset()
     remembers: tuple[str, ...] = ()
     effects: Effects = field(default_factory=dict)
     written: dict[Place, Any] = field(default_factory=dict)
@@ -192,7 +194,7 @@ def capture(
     while True:
         with guards.answering(answered, reachable(model).namespaces.values()) as asked:
             try:
-                return task.run()
+                return replace(task.run(), told=frozenset(answered))
             except CaptureError as error:
                 failure = error if asked or not answered else failure
                 guard = guards.next_guard(asked, answered)

@@ -32,13 +32,20 @@ def recurrent(call: Call) -> None:
         features = concat([projected] * directions)
     call.notes.update(hidden=hidden, projected=projected, features=axes[-1])
     _state(call, projected, hidden)
-    output = (*axes[:-1], features)
-    call.result = _results(call, output, projected, hidden)
+    call.result = _results(call, (*axes[:-1], features), projected, hidden)
 
 
 def _input_axes(call: Call) -> Axes:
     """Of a padded tensor, or of the data of a packed sequence."""
     return call.tensor("input") if call.has("input") else tuple(call.axes_of(call.arguments["input"])[0])
+
+
+def _batch(call: Call) -> Axes:
+    """The batch dim that input, output and states share; none of a single sequence, or where sequences are packed."""
+    if not call.has("input"):
+        return ()
+    axes = call.tensor("input")
+    return (axes[0 if call.arguments["batch_first"] else 1],) if len(axes) == 3 else ()
 
 
 def _layer(call: Call, suffix: str, gates: int, features: Axis, hidden: Axis, projected: Axis) -> None:
@@ -60,12 +67,15 @@ def _state(call: Call, projected: Axis, hidden: Axis) -> None:
     given = [call.tensor("state")] if call.has("state") else call.tensors("state")
     for axes, width in zip(given, (projected, hidden), strict=False):
         call.unify(axes[-1], width)
-        call.pin_all(axes[:-1], "it numbers the layers, or the batch")
+        batch = _batch(call)
+        call.pin_all(axes[: -1 - len(batch)], "it numbers the layers, or the batch")
+        call.unify_all(axes[1 : 1 + len(batch)], batch)
 
 
 def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:
     def state(value: Any, width: Axis) -> Axes:
-        return (*(call.fixed(s, _STEPS) for s in value.shape[:-1]), width)
+        batch = _batch(call) or tuple(call.fixed(size, _STEPS) for size in value.shape[1:-1])
+        return (call.fixed(value.shape[0], "it numbers the layers"), *batch, width)
 
     given, final = call.value
     outputs: Any = output if isinstance(given, torch.Tensor) else packed_axes(call, output)
@@ -90,6 +100,7 @@ def _arguments(module: Any) -> dict[str, Any]:
         "directions": 2 if module.bidirectional else 1,
         "hidden_size": module.hidden_size,
         "proj_size": module.proj_size,
+        "batch_first": module.batch_first,
     } | {name: f".{name}" for name in module._flat_weights_names}
 
 
@@ -112,7 +123,7 @@ def cell(call: Call) -> None:
         call.macs((*axes[:-1], *call.tensor(name)))
     given = call.arguments.get("hx")
     for state in [] if given is None else [call.tensor("hx")] if call.has("hx") else call.tensors("hx"):
-        call.unify(state[-1], hidden)
+        call.unify_all(state, (*axes[:-1], hidden))
     result = (*axes[:-1], hidden)
     call.result = [result, result] if call.name == "lstm_cell" else result
     call.notes.update(hidden=hidden, features=axes[-1])

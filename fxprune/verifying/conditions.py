@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fxprune.capture.decisions import refuses_sizes
-from fxprune.copying import deep_copy
+from fxprune.copying import MADE_TENSOR, deep_copy
 from fxprune.errors import ProofError
 from fxprune.samples import Sample
 
 from .comparing import Difference, Leaves, all_finite, compare, kept_block, leaves_of
+from .conditioning import move_parameters
 from .copies import private_copy, promoted
 from .masking import overwrite_removed
 from .precision import out_of_memory
 from .probes import Probe
 from .running import called, changed_inputs, where
 from .selecting import Keep
-from .training import Step, difference_of, training_step
+from .training import Step, forward_difference, gradient_difference, training_step
 
 __all__ = ["Conditions"]
 
@@ -30,6 +31,8 @@ _BATCH, _MOST_VALUES = 17, 400_000
 # Largest relative error in a narrow type, unless the original's own is nearly as large.
 _ROUGH = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 _OWN_ERRORS = 10
+# Largest relative error of a gradient.
+_GRADIENTS = 1e-6
 
 
 class _DiffersError(Exception):
@@ -51,7 +54,6 @@ class Conditions:
         probe: inputs on which the two were compared already.
         expected: what the original answers there.
         answer: what the pruned network answers there, which was compared with the masked original.
-        stand_ins: what is written over removed entries, the first choice first: zero, or NaN that is carried.
         dtype: the floating type of the comparison so far.
         seed: of random numbers.
         untrained: why training mode is not compared, or ""; None where another proof has compared it.
@@ -64,7 +66,6 @@ class Conditions:
     probe: Probe
     expected: Leaves
     answer: Leaves
-    stand_ins: Sequence[float]
     dtype: torch.dtype
     tolerance: float
     seed: int
@@ -87,7 +88,7 @@ class Conditions:
         if self.untrained:
             return f"not compared in training mode: {self.untrained}"
         differing, refused = [], []
-        for stand_in in self.stand_ins:
+        for stand_in in (0.0, math.nan):
             try:
                 return self._trained(stand_in)
             except _DiffersError as error:
@@ -115,10 +116,37 @@ class Conditions:
         if carries:
             masked.outputs = kept_block(masked.outputs)
         masked.outputs, narrow.outputs = self._without_rounding(masked.outputs, narrow.outputs)
-        wrong = difference_of(masked, narrow, self.keep, self.tolerance, gradients=not carries)
+        wrong = forward_difference(masked, narrow, self.keep, self.tolerance)
         if wrong:
             raise _DiffersError(wrong)
-        return "gradients not compared: zeros are no stand-in for what was removed" if carries else ""
+        if carries:
+            return "gradients not compared: zeros are no stand-in for what was removed"
+        return self._back(masked, narrow)
+
+    def _back(self, masked: Step, narrow: Step) -> str:
+        """Compare gradients, once zeros have shown to be the stand-in."""
+        try:
+            masked.go_back()
+        except Exception as error:  # in-place writes may forbid it
+            raise _RefusedError(f"the original cannot go backwards ({_described(error)})") from error
+        try:
+            wrong = gradient_difference(masked, narrow, self.keep, _GRADIENTS)
+        except Exception as error:
+            raise _error(
+                f"the pruned network cannot go backwards, unlike the original ({_described(error)})"
+            ) from error
+        if not wrong:
+            return ""
+        if not self._is_steady(narrow):
+            return "gradients not compared: they magnify rounding"
+        raise _error(f"{wrong} from the masked original on {self.probe.label}")
+
+    def _is_steady(self, narrow: Step) -> bool:
+        """Whether rounding stays below the tolerance in gradients, see :mod:`.conditioning`."""
+        unit: float = torch.finfo(self.dtype).eps
+        moved = self._narrow_step(backward=True, change=unit**0.5)
+        # A gradient that is nothing but rounding moves by a share of itself as soon as anything moves.
+        return not gradient_difference(narrow, moved, {}, min(_GRADIENTS / (30 * unit**0.5), 0.01))
 
     def _without_rounding(self, masked: Leaves, narrow: Leaves) -> tuple[Leaves, Leaves]:
         """Two networks' outputs without those that are nothing but rounding in eval mode already."""
@@ -135,8 +163,10 @@ class Conditions:
             full, original, self.probe, self.dtype, seed=self.seed, backward=not carries, carry_nan=carries
         )
 
-    def _narrow_step(self, *, backward: bool) -> Step:
+    def _narrow_step(self, *, backward: bool, change: float = 0.0) -> Step:
         narrow = private_copy(self.pruned, self.dtype)
+        if change:
+            move_parameters(narrow, change, self.seed)
         try:
             return training_step(narrow, self.pruned, self.probe, self.dtype, seed=self.seed, backward=backward)
         except Exception as error:
@@ -217,7 +247,12 @@ class Conditions:
         def cast(tensor: Tensor) -> Tensor:
             return promoted(tensor, tensor.dtype if dtype is None else dtype)
 
+        # The original makes these in the type that its source says, whatever type it is converted to.
+        made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name}
+
         def fresh(tensor: Tensor) -> Tensor:
+            if id(tensor) in made:
+                return promoted(tensor, tensor.dtype)
             if tensor.layout is not torch.strided:
                 return tensor.detach().clone()
             data = cast(tensor)

@@ -21,6 +21,11 @@ _SHARES, _PIXELS, _ENOUGH = (0.72, 0.0), 32, 96
 _FEW_STEPS = 4
 
 
+DRAWS = {"range": "", "whole": "whole numbers as in the sample", "rows": "values as in the sample"}
+"""Ways to draw values, the first to be tried first, and what labels say of them: from the range of all values; the same
+but for places that hold whole numbers, which take those of any row; and at every place those of any row."""
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """One set of inputs.
@@ -30,12 +35,14 @@ class Probe:
         sample: the arguments.
         resized: whether the resolution or the number of steps is not the sample's own.
         guessed: whether it is no more than a guess that the network takes such sizes.
+        drawn: how values were drawn, one of :data:`DRAWS`; "" for those of the sample.
     """
 
     label: str
     sample: Sample
     resized: bool = False
     guessed: bool = False
+    drawn: str = ""
 
     @property
     def batch_size(self) -> int | None:
@@ -101,6 +108,12 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
             label = f"random inputs{suffix}, another length"
             others += [_random(label, *shorter, generator) for shorter in _shortened(values)]
         others.append(_random(f"random inputs{suffix}", values, None, generator))
+        # Floats may be numbers of rows of a table, or become such: then only values that were given are sure to fit.
+        others += [
+            Probe(f"random inputs{suffix}, {words}", _drawn(values, generator, how), drawn=how)
+            for how, words in DRAWS.items()
+            if words
+        ]
         others.append(Probe(f"the sample{suffix}", values))
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
@@ -125,9 +138,27 @@ def _fewer(tensor: Tensor, dim: int) -> Tensor:
     return tensor if size < _FEW_STEPS else tensor.narrow(dim, 0, size - size // _FEW_STEPS)
 
 
-def randomised(probe: Probe, seed: int) -> Probe:
-    """Random values like those of ``probe``, in its shapes."""
-    return _random(f"random inputs like {probe.label}", probe.sample, None, torch.Generator().manual_seed(seed))
+def randomised(probe: Probe, seed: int, drawn: str = "range") -> Probe:
+    """Random values like those of ``probe``, in its shapes; ``drawn``: one of :data:`DRAWS`."""
+    generator = torch.Generator().manual_seed(seed)
+    label = f"random inputs like {probe.label}"
+    if drawn == "range":
+        return _random(label, probe.sample, None, generator)
+    return Probe(label, _drawn(probe.sample, generator, drawn), drawn=drawn)
+
+
+def _drawn(sample: Sample, generator: torch.Generator, how: str) -> Sample:
+    return sample.map(lambda tensor: _shuffled(tensor, generator, everything=how == "rows"))
+
+
+def _shuffled(tensor: Tensor, generator: torch.Generator, *, everything: bool) -> Tensor:
+    """Random values where not all rows hold whole numbers, and else, or everywhere, at each place those of any row."""
+    if not tensor.is_floating_point() or tensor.ndim == 0 or not tensor.numel():
+        return _random_like(tensor, generator, None)
+    rows = torch.randint(len(tensor), tensor.shape, generator=generator).to(tensor.device)
+    given = tensor.gather(0, rows)
+    whole = (tensor == tensor.round()).all(0)
+    return given if everything else torch.where(whole, given, _random_like(tensor, generator, None))
 
 
 def _random(
@@ -136,7 +167,7 @@ def _random(
     """Random values; ``guessed`` is None where the sample has its own sizes, ``share`` where its own resolution."""
     images = (3, 4, 5) if sample.image_lists else IMAGE_DIMS
     drawn = sample.map(lambda t: _random_like(t, generator, share if t.ndim in images else None))
-    return Probe(label, drawn, share is not None or guessed is not None, bool(guessed))
+    return Probe(label, drawn, share is not None or guessed is not None, bool(guessed), "range")
 
 
 def _shares(sample: Sample) -> list[float]:

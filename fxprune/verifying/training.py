@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +16,11 @@ from .probes import Probe
 from .running import called, changed_inputs, modes
 from .selecting import Keep, select
 
-__all__ = ["Step", "difference_of", "training_step"]
+__all__ = ["Step", "forward_difference", "gradient_difference", "training_step"]
 
 # Differences are relative to the largest entry of the tensor, but not below this share of the largest of all tensors:
 # the mean of what a batch norm gave, and the gradient of a bias in front of one, are nothing but rounding.
 _FLOOR = 1e-4
-_GRADIENTS = 1e-6
 
 
 @dataclass(eq=False)
@@ -30,17 +29,29 @@ class Step:
 
     Attributes:
         outputs: leaves of the outputs, and changed inputs.
-        gradients: by the names of parameters, those of a weighted sum of all outputs; None where it does not reach.
         buffers: the buffers after the call.
         modes: the ``training`` flags of all modules after ``eval()`` and after ``train()``.
         draws: the random draws on the way, see :class:`RowChance`.
+        total: a weighted sum of all outputs that want a gradient, until it has gone backwards.
+        parameters: the module's parameters by name.
+        dtype: the floating type of the evaluation.
     """
 
     outputs: Leaves
     buffers: dict[str, Tensor]
     modes: tuple[dict[str, bool], dict[str, bool]]
-    gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    draws: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    draws: list[tuple[str, tuple[int, ...]]]
+    total: Tensor | None
+    parameters: dict[str, nn.Parameter]
+    dtype: torch.dtype
+
+    def go_back(self) -> dict[str, Tensor | None]:
+        """The gradients of a weighted sum of all outputs by the names of parameters; None where it does not reach."""
+        if self.total is not None:
+            with modes(self.dtype, carry_nan=False, gradients=True):
+                self.total.backward()  # type: ignore[no-untyped-call]
+            self.total = None
+        return {name: parameter.grad for name, parameter in self.parameters.items()}
 
 
 def training_step(
@@ -53,7 +64,7 @@ def training_step(
     backward: bool,
     carry_nan: bool = False,
 ) -> Step:
-    """Call ``module``, a private copy, in training mode, and go backwards if asked.
+    """Call ``module``, a private copy, in training mode; :meth:`Step.go_back` may follow if ``backward``.
 
     ``flags``: the network whose parameters say which of them want gradients.
     """
@@ -68,13 +79,11 @@ def training_step(
     with modes(dtype, carry_nan=carry_nan, gradients=backward), RowChance(seed) as chance:
         output = called(module, sample)
         total = _weighted_sum(output) if backward else None
-        if total is not None:
-            total.backward()  # type: ignore[no-untyped-call]
     leaves = leaves_of(output) | changed_inputs(sample, probe.in_dtype)
     buffers = dict(module.named_buffers(remove_duplicate=False))
     # A buffer that got another shape is a cache.
     kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
-    return Step(leaves, kept, modes_set, {name: p.grad for name, p in parameters.items()}, chance.draws)
+    return Step(leaves, kept, modes_set, chance.draws, total, parameters, dtype)
 
 
 def _modes_of(module: nn.Module) -> dict[str, bool]:
@@ -92,8 +101,8 @@ def _weighted_sum(output: Any) -> Tensor | None:
     return total
 
 
-def difference_of(masked: Step, narrow: Step, keep: Keep, tolerance: float, *, gradients: bool) -> str:
-    """Where two steps part, as the beginning of a sentence, or ""; ``masked`` is that of the masked original."""
+def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+    """Where two steps part on the way forward, as the beginning of a sentence, or ""; ``masked`` is the original's."""
     for call, ours, theirs in zip(("eval()", "train()"), masked.modes, narrow.modes, strict=True):
         wrong = next((path for path, mode in theirs.items() if ours.get(path, mode) is not mode), None)
         if wrong is not None:
@@ -101,25 +110,20 @@ def difference_of(masked: Step, narrow: Step, keep: Keep, tolerance: float, *, g
     found = compare(masked.outputs, narrow.outputs)
     if not found.error <= tolerance:
         return found.describe(tolerance)
-    wrong = _tensor_difference(masked.buffers, narrow.buffers, keep, tolerance)
-    if wrong or not gradients:
-        return wrong
-    wrong = _tensor_difference(_present(masked), _present(narrow), keep, _GRADIENTS)
-    return f"the gradient of {wrong}" if wrong else _reached(masked, narrow)
+    return _tensor_difference(masked.buffers, narrow.buffers, keep, tolerance)
 
 
-def _present(step: Step) -> dict[str, Tensor]:
-    return {name: gradient for name, gradient in step.gradients.items() if gradient is not None}
-
-
-def _reached(masked: Step, narrow: Step) -> str:
-    """Which parameter has a gradient in one of the two steps only."""
-    for name, gradient in narrow.gradients.items():
-        expected = masked.gradients.get(name)
-        if name in masked.gradients and (gradient is None) != (expected is None):
-            there = expected if gradient is None else gradient
-            if there is not None and bool(there.any()):
-                return f"the gradient of {name!r} {'is missing' if gradient is None else 'is one too many'}: it differs"
+def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+    """The same on the way back."""
+    ours, theirs = masked.go_back(), narrow.go_back()
+    present = [{name: g for name, g in gradients.items() if g is not None} for gradients in (ours, theirs)]
+    wrong = _tensor_difference(present[0], present[1], keep, tolerance)
+    if wrong:
+        return f"the gradient of {wrong}"
+    for name in ours.keys() & theirs.keys():
+        both = (ours[name], theirs[name])
+        if len([g for g in both if g is None]) == 1 and any(bool(g.any()) for g in both if g is not None):
+            return f"the gradient of {name!r} {'is missing' if both[1] is None else 'is one too many'}, which differs"
     return ""
 
 

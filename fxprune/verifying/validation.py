@@ -298,7 +298,6 @@ class Validation:
         """Training mode, other precisions, and more rows; what cannot be compared is noted."""
         case = self._case
         answer = answers[trials.index(trial)]
-        stand_ins = list(dict.fromkeys(0.0 if not way.carries else math.nan for way in self._ways))
         conditions = Conditions(
             case.original,
             case.pruned,
@@ -306,7 +305,6 @@ class Validation:
             trial.probe,
             trial.expected,
             answer,
-            stand_ins,
             self._dtype,
             self._tolerance,
             case.seed,
@@ -321,7 +319,8 @@ class Validation:
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
         """Repeat with random parameters, which let every layer reach the outputs."""
         pruned = private_copy(self._case.pruned, self._dtype)
-        probe = randomised(_lightest(trials).probe, self._case.seed)
+        drawn = next((t.probe.drawn for t in trials if t.probe.drawn), "range" if len(trials) == 1 else "rows")
+        probe = randomised(_lightest(trials).probe, self._case.seed, drawn)
         seen, reason = 0.0, ""
         for gain in GAINS:
             full = self._randomised(pruned, gain)
