@@ -165,3 +165,58 @@ def test_a_dim_of_no_channels_is_no_group() -> None:
     plan = fxprune.report(pruned).plan
     assert plan is not None
     assert relative_error(pruned(x), masked(model, plan.keep)(x)) < 1e-5
+
+
+class StateOfTheBatch(nn.Module):
+    """The batch of a recurrent layer's input is that of its state, so a table of rows cannot lose any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 16))
+        self.first, self.layer, self.head = nn.Linear(8, 24), nn.GRU(16, 24, batch_first=True), nn.Linear(24, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(self.table[:, None], torch.relu(self.first(x))[None])[1])
+
+
+def test_input_and_state_of_a_recurrent_layer_share_a_batch() -> None:
+    model, x = StateOfTheBatch().eval(), torch.randn(6, 8)
+    pruned = fxprune.compile(model, x, 0.5)
+    assert pruned.table.shape[0] == 6
+    assert pruned(x).shape == model(x).shape
+
+
+class NumbersInAColumn(nn.Module):
+    """The first of several float features is the number of a row of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.head = nn.Embedding(10, 8), nn.Linear(11, 16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.up(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1))))
+
+
+def test_random_inputs_keep_to_row_numbers_that_were_given() -> None:
+    x = torch.cat([torch.randint(0, 10, (4, 1)).float(), torch.randn(4, 3)], 1)
+    proof = fxprune.report(fxprune.compile(NumbersInAColumn().eval(), x, 0.3)).proof
+    assert proof is not None
+    assert proof.randomised
+
+
+class ChecksUnlessTraced(nn.Module):
+    """Refuses sizes, but not while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.jit.is_tracing() and x.shape[-1] % 32:
+            raise RuntimeError("wrong input shape")
+        return self.down(self.up(x))
+
+
+def test_sizes_that_the_model_refuses_unless_it_is_traced_make_no_variant() -> None:
+    pruned = fxprune.compile(ChecksUnlessTraced().eval(), torch.randn(2, 3, 64, 64), 0.3)
+    assert pruned(torch.randn(1, 3, 32, 32)).shape == (1, 4, 32, 32)
