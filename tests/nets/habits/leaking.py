@@ -190,7 +190,6 @@ sum(1 for _ in $x)
 $x.unbind(0).__len__()
 $x.shape[-$x.dim()]
 $x.shape[:1].numel()
-$x[..., 0].numel()
 $x.numel() // $x[0].numel()
 $x.shape.numel() // $x[0].numel()
 $x.nbytes // ($x[0].numel() * $x.element_size())
