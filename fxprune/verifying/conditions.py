@@ -57,6 +57,7 @@ class Conditions:
         dtype: the floating type of the comparison so far.
         seed: of random numbers.
         untrained: why training mode is not compared, or ""; None where another proof has compared it.
+        tells: whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show.
         levels: gives, by path, the magnitude below which an output is nothing but rounding.
     """
 
@@ -71,6 +72,7 @@ class Conditions:
     seed: int
     untrained: str | None
     levels: Callable[[], dict[str, float]]
+    tells: bool
 
     # -- training mode ------------------------------------------------------------------------------------------------
 
@@ -137,6 +139,8 @@ class Conditions:
             ) from error
         if not wrong:
             return ""
+        if not self.tells:
+            raise _RefusedError("what was removed does not reach the outputs, so gradients have no reference")
         if not self._is_steady(narrow):
             return "gradients not compared: they magnify rounding"
         raise _error(f"{wrong} from the masked original on {self.probe.label}")

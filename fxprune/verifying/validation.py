@@ -145,7 +145,7 @@ class Validation:
             return self._outcome
         if not self._ways[0].carries:
             self._check_positions(_lightest(trials).probe)
-        self._check_conditions(_lightest(trials), trials, answers)
+        self._check_conditions(_lightest(trials), trials, answers, change)
         if not case.alone or not self._is_visible(change):
             self._check_randomised(trials, change)
         return self._outcome
@@ -294,7 +294,7 @@ class Validation:
                 failure = error
         raise failure
 
-    def _check_conditions(self, trial: Trial, trials: list[Trial], answers: list[Leaves]) -> None:
+    def _check_conditions(self, trial: Trial, trials: list[Trial], answers: list[Leaves], change: float) -> None:
         """Training mode, other precisions, and more rows; what cannot be compared is noted."""
         case = self._case
         answer = answers[trials.index(trial)]
@@ -310,6 +310,7 @@ class Validation:
             case.seed,
             "what is removed is the plan's word" if self._ways[0].marks else case.untrained,
             lambda: self._levels(trial, answer),
+            not self._ways[0].carries or self._is_visible(change),
         )
         notes = [conditions.train()]
         if not case.alone:
