@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         compile,  # noqa: A004  the public name says what it does
         plan,
         recover,
+        remove,
         report,
     )
     from fxprune.criteria import known_criteria
@@ -33,7 +34,7 @@ else:
         {
             "analysis": ["ChannelGraph"],
             "artefacts": ["load", "save"],
-            "compiling": ["analyze", "apply", "compile", "plan", "recover", "report"],
+            "compiling": ["analyze", "apply", "compile", "plan", "recover", "remove", "report"],
             "criteria": ["known_criteria"],
             "distillation": ["Distilled", "distill"],
             "errors": ["FxpruneError"],
@@ -61,6 +62,7 @@ __all__ = [
     "migrate",
     "plan",
     "recover",
+    "remove",
     "report",
     "save",
 ]

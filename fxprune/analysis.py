@@ -110,9 +110,8 @@ class Analyzer:
         return self._apply_rule(node)
 
     def _border(self, side: str) -> str:
-        if self._part:
-            return f"it is a dim of the {side} of {self._part}, which an opaque module calls"
-        return f"it is a dim of the network's {side}"
+        whose = f"the {side} of {self._part}, which an opaque module calls" if self._part else f"the network's {side}"
+        return f"it is a dim of {whose}"
 
     def _apply_rule(self, node: fx.Node) -> Any:
         call, rule = self._call(node)
@@ -214,7 +213,7 @@ class ChannelGraph:
     Attributes:
         groups: the groups from which channels may be removed, in the order of the network.
         pinned: widths of parameters that stay, with reasons.
-        macs, params: cost terms over resolved axes; MACs are for the sample as it was given.
+        macs, params: cost terms over resolved axes; MACs are for the sample as given, constant in opaque modules.
         parameter_names: the first state-dict name of every parameter.
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
         graph: the networkx graph whose connected components are the groups.
@@ -258,6 +257,7 @@ class ChannelGraph:
         self.mac_terms: Mapping[fx.Node, list[Term]] = {}
         for (node, _, _), term in zip(analyzer.macs, self.macs, strict=True):
             self.mac_terms.setdefault(node, []).append(term)
+        self.macs += tuple(Term(call.op, call.macs, ()) for call in self.opaque if call.macs)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
         self.latency: CostModel | None = None
         self.parameter_names = frozenset(term.owner for term in self.params)

@@ -1,4 +1,4 @@
-"""The public passes: ``analyze``, ``plan``, ``apply``, ``compile`` and ``report``."""
+"""The public passes: ``analyze``, ``plan``, ``apply``, ``remove``, ``compile``, ``recover`` and ``report``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from fxprune.errors import FxpruneError, ModelError, PlanError, RecoveryError
 from fxprune.groups import Group
 from fxprune.latency import compared, measured_latency
 from fxprune.model_paths import ModelPaths
-from fxprune.options import Feed, Options, setting
+from fxprune.options import Feed, Options, by_path, kernel_multiple, setting
 from fxprune.passing import one_pass, uncollected
 from fxprune.planning import Plan, allocate
+from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.widths import width_scores
 from fxprune.progress import Steps
 from fxprune.recovering import recovered
 from fxprune.recovery import Recovery, resolve_recoveries
-from fxprune.reporting import Report
+from fxprune.reporting import Report, versions
 from fxprune.rewriting import certified
 from fxprune.samples import Sample
 from fxprune.statistics import Loss
@@ -38,24 +39,28 @@ from fxprune.validating import prove_plan
 from fxprune.verifying import Proof
 
 Scores = Mapping[Group, NDArray[np.float64]] | None
+Shares = Mapping[str | nn.Module, float]
+Counts = Mapping[str | nn.Module, int]
+Ratio = float | Shares | Mapping[str, float] | None
 
 
 def compile(  # noqa: A001  the public name says what it does
     model: nn.Module,
     sample_input: Any,
-    ratio: float,
+    ratio: Ratio = None,
     *,
-    budget: str = "macs",
+    budget: str | Mapping[str, float] = "macs",
     criterion: str | Criterion = "magnitude",
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str | nn.Module] = (),
     scope: str = "global",
+    alike: str = "free",
     residual: str = "coupled",
     couplings: str = "keep",
-    round_to: int = 1,
-    min_channels: int = 1,
-    max_ratio: float | Mapping[str, float] = 1.0,
+    round_to: int | str | Counts = "auto",
+    min_channels: int | Counts = 1,
+    max_ratio: float | Shares | None = None,
     recover: str | Recovery | Sequence[str | Recovery] | None = None,
     other_samples: Sequence[Any] = (),
     verify: bool = True,
@@ -68,11 +73,16 @@ def compile(  # noqa: A001  the public name says what it does
         model: any live network; it is only read.
         sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
             arguments, a dict with string keys the keyword arguments.
-        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy.
+        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy. Or
+            the share of channels to remove from single layers, ``{"layer1.*": 0.2, model.fc: 0.5}``, by fnmatch
+            patterns of module paths or by modules: the first that matches a group decides, at least that share goes,
+            and other layers stay whole.
         budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", "memory" (bytes
             of the parameters and of the activations alive at the worst moment, for the sample), or "latency" (seconds
             of one call with the sample in eval mode, added up from a table of single operations that is measured on
             this machine once and kept in the user's cache directory; the report shows predicted beside measured).
+            Several at once with their fractions, ``{"macs": 0.5, "params": 0.3}``, are all met; ``ratio`` is then left
+            out.
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
         calibration: for recovery, and for criteria that look at activations or gradients: batches that can be iterated
             again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
@@ -80,17 +90,23 @@ def compile(  # noqa: A001  the public name says what it does
             with all data.
         loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
             cross-entropy where outputs are logits and targets are classes.
-        exclude: fnmatch patterns of module or parameter paths whose output channels stay.
-        scope: "global" ranks all groups together, "uniform" takes the same share of each; "reconstruction" chooses the
+        exclude: fnmatch patterns of module or parameter paths, or modules, whose output channels stay.
+        scope: "global" ranks all groups together; "uniform" takes the same share of each, to the nearest step, so that
+            layers of one width get one width; "reconstruction" chooses the
             widths by the error that a least-squares fit of the next layers leaves for what each channel saves (it needs
             calibration), while the criterion says which channels of a group go first.
+        alike: "free", or "equal" to give layers in the same place of repeated blocks (equal but for the numbers in
+            their paths) one width.
         residual: "coupled", or "inner" to keep the width of groups that cross an addition.
         couplings: "keep", or "drop" to let every convolution and linear layer that reads a residual stream or a
             concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
             its width.
-        round_to: a narrowed group's width is a multiple of this.
+        round_to: a narrowed group's width is a multiple of this. "auto" is what kernels like: 8, for half precision on
+            a GPU 64; less for groups that would have fewer than four such widths, and for all where the budget cannot
+            be met otherwise; 1 where ``ratio`` names layers. What the rounding overshoots is in the report.
         min_channels: a narrowed group keeps at least this many channels.
-        max_ratio: at most this share of a group's channels goes; a mapping gives it by the groups' names.
+        max_ratio: at most this share of a group's channels goes: by default 0.9, or 1 where ``ratio`` names layers.
+            This, ``round_to`` and ``min_channels`` may also be mappings, as ``ratio`` may.
         recover: what is done, after the proof, to keep accuracy without labels or training: "reconstruct", "batchnorm",
             "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order.
         other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
@@ -108,14 +124,13 @@ def compile(  # noqa: A001  the public name says what it does
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
-    options = Options.checked(
-        ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
-    )
+    choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
+    options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
         feed = Feed.checked(calibration, loss, sample)
-        _time_operations(graph, model, sample, options.budget, steps)
+        _time_operations(graph, model, sample, {options.budget, *options.budgets}, steps)
         chosen, scores = _planned(graph, model, options, feed, steps)
         pruned = _applied(graph, model, sample, chosen, verify, steps, scores)
         return recovered(graph, model, pruned, recoveries, feed, steps)
@@ -139,19 +154,20 @@ def analyze(
 def plan(
     model: nn.Module,
     sample_input: Any,
-    ratio: float,
+    ratio: Ratio = None,
     *,
-    budget: str = "macs",
+    budget: str | Mapping[str, float] = "macs",
     criterion: str | Criterion = "magnitude",
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    exclude: Sequence[str] = (),
+    exclude: Sequence[str | nn.Module] = (),
     scope: str = "global",
+    alike: str = "free",
     residual: str = "coupled",
     couplings: str = "keep",
-    round_to: int = 1,
-    min_channels: int = 1,
-    max_ratio: float | Mapping[str, float] = 1.0,
+    round_to: int | str | Counts = "auto",
+    min_channels: int | Counts = 1,
+    max_ratio: float | Shares | None = None,
     other_samples: Sequence[Any] = (),
     seed: int = 0,
     progress: bool | None = None,
@@ -161,12 +177,11 @@ def plan(
     Raises:
         FxpruneError: see :func:`compile`.
     """
-    options = Options.checked(
-        ratio, budget, criterion, exclude, scope, residual, couplings, round_to, min_channels, max_ratio, seed
-    )
+    choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
+    options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     with one_pass(progress, model) as steps:
         graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
-        _time_operations(graph, model, sample, options.budget, steps)
+        _time_operations(graph, model, sample, {options.budget, *options.budgets}, steps)
         return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
 
 
@@ -190,7 +205,37 @@ def apply(
     with one_pass(progress, model) as steps:
         couplings = check_couplings(setting(plan, "couplings", "keep"))
         graph, sample = _analyzed(model, sample_input, steps, couplings, other_samples)
-        _time_operations(graph, model, sample, setting(plan, "budget", "macs"), steps)
+        _time_operations(graph, model, sample, {setting(plan, "budget", "macs"), *setting(plan, "budgets", {})}, steps)
+        return _applied(graph, model, sample, plan, verify, steps)
+
+
+def remove(
+    model: nn.Module,
+    sample_input: Any,
+    channels: Mapping[str | nn.Module, Any],
+    *,
+    couplings: str = "keep",
+    other_samples: Sequence[Any] = (),
+    verify: bool = True,
+    progress: bool | None = None,
+) -> fx.GraphModule:
+    """Cut chosen channels, with all that is tied to them.
+
+    Args:
+        model, sample_input, couplings, other_samples, verify, progress: as for :func:`compile`.
+        channels: by path of a layer, or by layer, the output channels to remove: ``{"conv1": [2, 6, 9]}``, or a boolean
+            mask with an entry a channel, in which True goes.
+
+    Raises:
+        OptionError: a layer or a channel that does not exist.
+        PlanError: a channel has to stay, or goes only with others; the message says why.
+        FxpruneError: see :func:`compile`.
+    """
+    with one_pass(progress, model) as steps:
+        graph, sample = _analyzed(model, sample_input, steps, check_couplings(couplings), other_samples)
+        given = by_path(model, "channels", channels)
+        settings = {"channels": as_lists(graph, given), "couplings": couplings, "versions": versions()}
+        plan = Plan.from_masks(graph, masks_without(graph, given), settings)
         return _applied(graph, model, sample, plan, verify, steps)
 
 
@@ -267,8 +312,8 @@ def _analyzed(
     return graph, sample
 
 
-def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budget: str, steps: Steps) -> None:
-    if budget == "latency":
+def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budgets: set[str], steps: Steps) -> None:
+    if "latency" in budgets:
         with steps("time"):
             graph.latency = measured_latency(graph, model, sample, steps.counted)
 
@@ -280,7 +325,7 @@ def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed
 
 
 def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
-    if not graph.groups and options.ratio > 0:
+    if not graph.groups and options.removes:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     with steps("score"):
@@ -295,12 +340,13 @@ def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed,
         masks = allocate(
             graph,
             scores,
-            ratio=options.ratio,
-            budget=options.budget,
+            **options.goals,
             scope="global" if options.scope == "reconstruction" else options.scope,
+            alike=options.alike,
             residual=options.residual,
             exclude=options.exclude,
             round_to=options.round_to,
+            multiple=kernel_multiple(model),
             min_channels=options.min_channels,
             max_ratio=options.max_ratio,
         )

@@ -2,66 +2,127 @@
 
 from __future__ import annotations
 
+import glob
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxprune.analysis import ChannelGraph
 from fxprune.criteria import Criterion
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning import Plan
-from fxprune.planning.budgets import check_ratio
+from fxprune.planning.budgets import BUDGETS, goals_of
+from fxprune.planning.limits import MAX_RATIO
 from fxprune.progress import Steps
 from fxprune.reporting import versions
 from fxprune.samples import Sample
 from fxprune.statistics import Calibration, Collector, Loss
 from fxprune.uncoupling import check_couplings
 
-__all__ = ["Options", "setting"]
+__all__ = ["Feed", "Options", "by_path", "kernel_multiple", "setting"]
 
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of :func:`fxprune.compile` that a plan depends on; see there."""
+    """The choices of :func:`fxprune.compile` that a plan depends on; see there.
 
-    ratio: float
+    ``ratio`` is a fraction of ``budget``, or a mapping from patterns to shares; where there are several budgets,
+    ``budgets`` holds all fractions and the first of them stands in ``ratio`` and ``budget``.
+    """
+
+    ratio: float | Mapping[str, float]
     budget: str
     criterion: str | Criterion
     exclude: Sequence[str]
     scope: str
+    alike: str
     residual: str
     couplings: str
-    round_to: int
-    min_channels: int
+    round_to: int | str | Mapping[str, int]
+    min_channels: int | Mapping[str, int]
     max_ratio: float | Mapping[str, float]
     seed: int
+    budgets: Mapping[str, float]
 
     @classmethod
-    def checked(cls, *fields: Any) -> Options:
-        """The options, given in order, in the types they are stored in.
+    def checked(cls, model: nn.Module, *given: Any) -> Options:
+        """The options, given in order, in the types they are stored in: paths of modules in the place of modules.
 
         Raises:
-            RatioError, OptionError: a value that cannot be meant.
+            RatioError, BudgetError, OptionError: a value that cannot be meant.
         """
-        given = cls(*fields)
-        patterns = given.exclude if isinstance(given.exclude, str) else tuple(given.exclude)
-        return replace(
-            given,
-            ratio=check_ratio(given.ratio),
-            exclude=patterns,
-            couplings=check_couplings(given.couplings),
-            max_ratio=dict(given.max_ratio) if isinstance(given.max_ratio, Mapping) else given.max_ratio,
-            seed=_whole_number(given.seed),
+        fields = dict(zip(cls.__dataclass_fields__, given, strict=False))
+        for name in ("ratio", "round_to", "min_channels", "max_ratio"):
+            fields[name] = by_path(model, name, fields[name])
+        ratio, budget, patterns = fields["ratio"], fields["budget"], fields["exclude"]
+        if isinstance(ratio, Mapping) and _are_budgets(model, ratio):
+            ratio, budget = None, ratio
+        goals = {} if isinstance(ratio, Mapping) else goals_of(ratio, budget)
+        if goals:
+            budget, ratio = next(iter(goals.items()))
+        if fields["max_ratio"] is None:
+            fields["max_ratio"] = 1.0 if isinstance(ratio, Mapping) else MAX_RATIO
+        return cls(
+            **fields
+            | {
+                "ratio": ratio,
+                "budget": budget,
+                "budgets": goals if len(goals) > 1 else {},
+                "exclude": patterns if isinstance(patterns, str) else [_path(model, "exclude", p) for p in patterns],
+                "couplings": check_couplings(fields["couplings"]),
+                "seed": _whole_number(fields["seed"]),
+            }
         )
+
+    @property
+    def removes(self) -> bool:
+        """Whether anything is asked to go."""
+        return isinstance(self.ratio, Mapping) or self.ratio > 0 or any(self.budgets.values())
+
+    @property
+    def goals(self) -> dict[str, Any]:
+        """``ratio`` and ``budget`` as :func:`fxprune.planning.allocate` takes them."""
+        return {"budget": self.budgets} if self.budgets else {"ratio": self.ratio, "budget": self.budget}
 
     def settings(self, criterion: Criterion, feed: Feed) -> dict[str, Any]:
         """JSON values that reproduce the plan."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values |= {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
+        values = {n: "of each group" if callable(v) else v for n, v in values.items() if n != "budgets" or v}
         return values | ({"calibration": f"{feed.seen} samples"} if feed.seen else {})
+
+
+def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
+    """Whether the keys are names of budgets, and not of the model's own."""
+    return bool(ratio) and ratio.keys() <= set(BUDGETS) and not any(hasattr(model, name) for name in ratio)
+
+
+def by_path(model: nn.Module, option: str, value: Any) -> Any:
+    """A mapping with paths in the place of modules; anything else as it is."""
+    return {_path(model, option, key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def _path(model: nn.Module, option: str, pattern: Any) -> Any:
+    """The pattern, or the path of a module."""
+    if not isinstance(pattern, nn.Module):
+        return pattern
+    path = next((name for name, module in model.named_modules(remove_duplicate=False) if module is pattern), None)
+    if path is None:
+        raise OptionError(f"{option} names a {type(pattern).__name__} that is no part of the model")
+    return glob.escape(path) if path else "*"
+
+
+def kernel_multiple(model: nn.Module) -> int:
+    """The multiple that kernels on the model's device like.
+
+    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (8).
+    """
+    weight = next(model.parameters(), None)
+    return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 8
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from types import NoneType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from fxprune.drawing import draw_network
 from fxprune.groups import Group
 from fxprune.options import setting
 from fxprune.planning import Plan, budget_model
-from fxprune.reporting import CostRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow, machine
+from fxprune.planning.budgets import check_ratio
+from fxprune.reporting import CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow, machine
 from fxprune.verifying import Proof
 
 __all__ = ["summarise"]
@@ -38,11 +39,13 @@ def summarise(
 ) -> Report:
     """Costs before and after, a row for each group, pin and opaque call, the proof, and the plan itself."""
     budget = setting(plan, "budget", "macs")
-    models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params), budget: budget_model(graph, budget)}
+    budgets = {name: check_ratio(asked) for name, asked in setting(plan, "budgets", {}).items()}
+    models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params)}
+    models |= {name: budget_model(graph, name) for name in (budget, *budgets)}
     before = {name: cost.exact({}) for name, cost in models.items()}
     after = {name: cost.exact(masks) for name, cost in models.items()}
     return Report(
-        ratio=float(setting(plan, "ratio", math.nan)),
+        ratio=None if isinstance(plan.settings.get("ratio"), (dict, NoneType)) else float(setting(plan, "ratio", 0.0)),
         budget=budget,
         budget_before=before[budget],
         budget_after=after[budget],
@@ -63,6 +66,7 @@ def summarise(
         scores=tuple(_score_row(g, values, masks[g.variable]) for g, values in (scores or {}).items()),
         drawing=draw_network(graph),
         environment=machine(),
+        goals=tuple(GoalRow(name, asked, before[name], after[name]) for name, asked in budgets.items()),
     )
 
 

@@ -43,10 +43,10 @@ def test_a_budget_out_of_reach_says_how_far_and_what_stands_in_the_way(budget: s
 
 
 def test_the_reachable_ratio_is_reached() -> None:
-    error = refused(errors.BudgetError, "out of reach", small_net(), image(), 0.999)
+    error = refused(errors.BudgetError, "out of reach", small_net(), image(), 0.999, max_ratio=1)
     assert isinstance(error, errors.BudgetError)
     assert error.reachable is not None
-    pruned = fxprune.compile(small_net(), image(), error.reachable)
+    pruned = fxprune.compile(small_net(), image(), error.reachable, max_ratio=1)
     assert fxprune.report(pruned).budget_after <= fxprune.report(pruned).budget_before * (1 - error.reachable) + 1e-6
 
 

@@ -103,7 +103,8 @@ def test_a_plan_made_by_hand_without_settings_can_be_applied(model: nn.Module) -
     plan = fxprune.plan(model, image(), 0.4)
     bare = fxprune.Plan(plan.keep, plan.groups, plan.shapes, {})
     report = fxprune.report(fxprune.apply(model, image(), bare))
-    assert report.ratio != report.ratio
+    assert report.ratio is None
+    assert "nan" not in str(report)
     assert report.achieved > 0.4
 
 
@@ -133,7 +134,7 @@ def test_a_plan_says_for_every_tensor_what_stays(model: nn.Module, pruned: fx.Gr
 def test_the_budget_is_met_and_hardly_overshot(budget: str, ratio: float) -> None:
     layers = [nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.ReLU(), nn.Conv2d(96, 64, 3), nn.ReLU()]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
-    report = fxprune.report(fxprune.compile(model, image(), ratio, budget=budget, verify=False))
+    report = fxprune.report(fxprune.compile(model, image(), ratio, budget=budget, round_to=1, verify=False))
     assert report.budget_after <= (1 - ratio) * report.budget_before
     assert report.achieved - ratio < 0.02
 

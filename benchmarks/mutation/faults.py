@@ -336,14 +336,11 @@ PLANNING = (
         "leaves[self._plain] -= 2 * removed[self._plain_group]",
         "conv2d/plain",
     ),
-    Fault("planning.descending:_Descent.run", "self._give_back()", "pass", "conv2d/plain"),
-    Fault("planning.descending:_Descent._short", "< self.need", "< self.need / 2", "conv2d/plain"),
+    Fault("planning.descending:descend", "< goal.need", "< goal.need / 2", "conv2d/plain"),
     Fault(
-        "planning.descending:_Descent._take_cheapest",
-        "min(after, key=self.saved)",
-        "max(after, key=self.saved)",
-        "conv2d/plain",
+        "planning.descending:descend", "sequence.levels(high, groups)", "sequence.levels(low, groups)", "conv2d/plain"
     ),
+    Fault("planning.sequence:score_sequence", "np.argsort(keys", "np.argsort(-keys", "conv2d/plain"),
 )
 
 FAULTS = (*AXES, *RULES, *REWRITING, *PLANNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "Seed",
     "Verbose",
     "Weights",
+    "by_pattern",
     "find",
     "other_samples",
 ]
@@ -50,6 +52,24 @@ Couplings = Annotated[str, typer.Option(help="keep, or drop: readers of a stream
 Seed = Annotated[int, typer.Option(help="Of random weights, the sample and the criterion.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every group and every pinned width.")]
+
+
+def by_pattern(option: str, texts: list[str] | None, read: Callable[[str], Any], usual: Any = None) -> Any:
+    """The value of an option that is one value, or NAME=VALUE once or more; ``usual`` where it is not given.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    from fxprune.errors import OptionError
+
+    if not texts:
+        return usual
+    try:
+        if len(texts) == 1 and "=" not in texts[0]:
+            return read(texts[0])
+        return {text.rpartition("=")[0]: read(text.rpartition("=")[2]) for text in texts}
+    except ValueError:
+        raise OptionError(f"--{option} takes one value, or NAME=VALUE once or more, not {' '.join(texts)!r}") from None
 
 
 def find(

@@ -20,6 +20,7 @@ from fxprune.cli.options import (
     Seed,
     Verbose,
     Weights,
+    by_pattern,
     find,
     other_samples,
 )
@@ -55,19 +56,33 @@ Budget = Annotated[
 
 def compile_command(
     model: Model,
-    ratio: Annotated[float, typer.Option(help="Fraction of the budget to remove, at least 0 and below 1.")],
+    ratio: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FRACTION|NAME=FRACTION",
+            help="Fraction of the budget to remove, at least 0 and below 1; or, repeated, those of several budgets "
+            "(macs=0.5) or of the channels of layers (layer1.*=0.2).",
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
     budget: Budget = "macs",
     criterion: Criterion = "magnitude",
     calibration: Calibration = None,
     recover: Recover = None,
     scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
+    alike: Annotated[str, typer.Option(help="free, or equal: one width for a place of repeated blocks.")] = "free",
     residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
     couplings: Couplings = "keep",
     exclude: Exclude = None,
-    round_to: Annotated[int, typer.Option(help="Keep widths a multiple of this.")] = 1,
-    min_channels: Annotated[int, typer.Option(help="Least channels left in a group.")] = 1,
-    max_ratio: Annotated[float, typer.Option(help="Largest share removed from one group.")] = 1.0,
+    round_to: Annotated[
+        list[str] | None, typer.Option(help="Keep widths a multiple of this: auto, 8, or PATTERN=8, repeated.")
+    ] = None,
+    min_channels: Annotated[
+        list[str] | None, typer.Option(help="Least channels left in a group: 4, or PATTERN=4, repeated.")
+    ] = None,
+    max_ratio: Annotated[
+        list[str] | None, typer.Option(help="Largest share removed from a group: 0.9, or PATTERN=0.9, repeated.")
+    ] = None,
     input_size: InputSize = None,
     other_size: OtherSize = None,
     weights: Weights = None,
@@ -85,16 +100,17 @@ def compile_command(
     pruned = fxprune.compile(
         source.model,
         source.sample,
-        ratio,
+        by_pattern("ratio", ratio, float),
         budget=budget,
         criterion=criterion,
         scope=scope,
+        alike=alike,
         residual=residual,
         couplings=couplings,
         exclude=exclude or (),
-        round_to=round_to,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
+        round_to=by_pattern("round-to", round_to, lambda text: text if text == "auto" else int(text), "auto"),
+        min_channels=by_pattern("min-channels", min_channels, int, 1),
+        max_ratio=by_pattern("max-ratio", max_ratio, float),
         other_samples=other_samples(source, other_size),
         verify=verify,
         seed=seed,

@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.axes.elements import Mask
-from fxprune.cost import CostModel
 from fxprune.criteria.selecting import Selection
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.groups import Group
-from fxprune.planning.budgets import PlannedGraph, budget_model, check_ratio
-from fxprune.planning.descending import descend
-from fxprune.planning.excluding import excluded_groups
-from fxprune.planning.limits import Limits
+from fxprune.planning.budgets import PlannedGraph, budget_model, check_ratio, goals_of
+from fxprune.planning.descending import Goal, descend, paying, return_idle
+from fxprune.planning.limits import Count, Limits, Share, limits_of
+from fxprune.planning.matching import per_group
 from fxprune.planning.orders import frugal_staircase, score_staircase
-from fxprune.planning.returning import give_back_units
-from fxprune.planning.selecting import selection_scores
-from fxprune.planning.sequence import step_sequence
+from fxprune.planning.selecting import ranks, selection_scores
+from fxprune.planning.sequence import StepSequence, alike_sequence, score_sequence, uniform_sequence
 from fxprune.planning.shortfall import out_of_reach
-from fxprune.planning.staircase import Staircase, StaircaseCost
+from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
 __all__ = ["allocate"]
 
 FloatArray = NDArray[np.float64]
+Scores = Mapping[Group, FloatArray]
 
 
 def allocate(
     graph: PlannedGraph,
-    scores: Mapping[Group, FloatArray] | Selection | None,
+    scores: Scores | Selection | None,
     *,
-    ratio: float,
-    budget: str = "macs",
+    ratio: float | Mapping[str, float] | None = None,
+    budget: str | Mapping[str, float] = "macs",
     scope: str = "global",
+    alike: str = "free",
     residual: str = "coupled",
     exclude: Sequence[str] = (),
-    round_to: int = 1,
-    min_channels: int = 1,
-    max_ratio: float | Mapping[str, float] = 1.0,
+    round_to: Count | str = 1,
+    multiple: int = 8,
+    min_channels: Count = 1,
+    max_ratio: Share = 1.0,
 ) -> dict[Group, Mask]:
     """Choose the units that stay.
 
-    At least ``ratio`` of the budget is removed, and the overshoot is less than the cheapest step that could go (a
-    uniform run does not make a group whole again for that). With "latency" steps are as large as the multiple that
-    kernels round widths up to.
-    Equal inputs give equal masks: ties between groups go by their order, ties in a group to the lowest index.
+    Steps are taken in the order of the scores, equal ones in the order of the groups, until the budget is met: without
+    the last step it is not. Equal inputs give equal masks, and a larger ratio takes the same steps and then others, so
+    that what stays is nested ("memory" and "latency" are no sums over steps: there, steps that save nothing in the end
+    are given back). With "latency" steps are as large as the multiple that kernels round widths up to.
 
     Args:
         graph: the channel graph.
-        scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the budget; None
-            without weights (then shares are uniform and the lowest indices stay).
-        ratio: fraction of the budget to remove, ``0 <= ratio < 1``.
-        budget: "macs", "params", "channels", "memory" or "latency".
-        scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded
-            up, until the budget holds.
+        scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the (first)
+            budget; None without weights (then shares are uniform and the lowest indices stay).
+        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; or the least share of units to remove from the
+            groups that patterns match: then there is no budget, and other groups stay whole.
+        budget: "macs", "params", "channels", "memory" or "latency"; or the fractions of several, all of which go.
+        scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded to
+            the nearest step, so that groups of one size get one width.
+        alike: "equal" gives groups in the same place of repeated blocks one width.
         residual: "inner" keeps the width of every group that crosses an addition.
         exclude: patterns of module and parameter paths whose output channels stay.
-        round_to: a narrowed group's width is a multiple of this.
-        min_channels: a narrowed group keeps at least this many units.
-        max_ratio: at most this share of a group's units goes; a mapping gives it by the names of groups.
+        round_to: a narrowed group's width is a multiple of this; "auto" takes ``multiple`` for wide groups, less for
+            narrow ones, and less for all where the budget cannot be met otherwise. A mapping gives it by pattern.
+        multiple: see ``round_to``.
+        min_channels: a narrowed group keeps at least this many units; or a mapping.
+        max_ratio: at most this share of a group's units goes; or a mapping.
 
     Returns:
         For every group of the graph a boolean mask of shape ``(group.size,)``; True stays.
@@ -71,54 +77,118 @@ def allocate(
         ExcludeError: a pattern matches nothing.
         CriterionError: scores that do not fit the groups.
     """
-    ratio = check_ratio(ratio)
-    model = budget_model(graph, budget)
-    vectors = {g: model.vectors[g.variable] for g in graph.groups if g.variable in model.vectors}
-    limits = Limits(round_to, min_channels, _known(max_ratio, graph), _frozen(graph, residual, exclude), vectors)
-    uniform = _is_uniform(scope) or scores is None
-    need = ratio * model.full
-    if scores is not None and not isinstance(scores, Mapping):
-        scores = selection_scores(scores, graph, model, limits, need)
-    values = _values(graph, scores)
-    stairs = score_staircase(graph, values, limits)
-    if _reach(model, stairs) < need:
-        stairs = frugal_staircase(graph, values, limits, model)
-    if ratio > 0 and not 0 < _reach(model, stairs) >= need:
-        raise out_of_reach(graph, model, stairs.masks(stairs.heights), limits, asked=ratio, budget=budget)
-    sequence = step_sequence(stairs, values, uniform=uniform)
-    levels = descend(stairs, StaircaseCost(model, stairs), sequence, need=need, uniform=uniform)
-    masks = stairs.masks(levels)
-    return masks if round_to > 1 or vectors else give_back_units(model, masks, values, need=need, uniform=uniform)
+    _check_choice("scope", scope, ("global", "uniform"))
+    _check_choice("alike", alike, ("free", "equal"))
 
-
-def _reach(model: CostModel, stairs: Staircase) -> float:
-    return model.full - StaircaseCost(model, stairs).at(stairs.heights)
-
-
-def _frozen(graph: PlannedGraph, residual: str, exclude: Sequence[str]) -> frozenset[Group]:
-    if residual not in ("coupled", "inner"):
-        raise BudgetError(f'residual must be "coupled" or "inner", not {residual!r}')
-    inner = (group for group in graph.groups if residual == "inner" and group.crosses_add)
-    return excluded_groups(graph, exclude) | frozenset(inner)
-
-
-def _known(max_ratio: float | Mapping[str, float], graph: PlannedGraph) -> float | Mapping[str, float]:
-    names = {group.name for group in graph.groups}
-    unknown = next((n for n in max_ratio if n not in names), None) if isinstance(max_ratio, Mapping) else None
-    if unknown is not None:
-        raise BudgetError(
-            f"max_ratio names {unknown!r}, which is no channel group: it takes {', '.join(sorted(names))}"
+    def limits(multiple: int = 1, vectors: Mapping[Group, int] | None = None) -> Limits:
+        return limits_of(
+            graph,
+            exclude=exclude,
+            residual=residual,
+            round_to=round_to,
+            multiple=multiple,
+            min_channels=min_channels,
+            max_ratio=max_ratio,
+            vectors=vectors,
         )
-    return max_ratio
+
+    if isinstance(ratio, Mapping):
+        return _shares_removed(graph, scores, ratio, limits())
+    task = _Task(graph, scores, goals_of(ratio, budget))
+    while True:
+        tried = limits(multiple, task.vectors)
+        stairs, values = task.stairs(tried)
+        if round_to != "auto" or multiple == 1 or not task.shortfall(stairs):
+            break
+        multiple //= 2
+    short = task.shortfall(stairs)
+    if short is not None:
+        raise out_of_reach(graph, short, stairs.masks(stairs.heights), tried, asked=task.fractions[short])
+    return stairs.masks(task.levels(stairs, values, uniform=scope == "uniform" or scores is None, alike=alike))
 
 
-def _is_uniform(scope: str) -> bool:
-    if scope not in ("global", "uniform"):
-        raise BudgetError(f'scope must be "global" or "uniform", not {scope!r}')
-    return scope == "uniform"
+class _Task:
+    """One allocation: what is asked of which costs."""
+
+    def __init__(self, graph: PlannedGraph, scores: Scores | Selection | None, fractions: Mapping[str, float]) -> None:
+        self.graph = graph
+        self.scores = scores
+        self.fractions = fractions
+        self.models = {name: budget_model(graph, name) for name in fractions}
+        by_variable = {v: n for model in self.models.values() for v, n in model.vectors.items()}
+        self.vectors = {g: by_variable[g.variable] for g in graph.groups if g.variable in by_variable}
+
+    def stairs(self, limits: Limits) -> tuple[Staircase, dict[Group, FloatArray]]:
+        """The staircase by the scores, or a frugal one where that does not reach the budget; and the scores."""
+        scores = self.scores
+        if scores is not None and not isinstance(scores, Mapping):
+            first, fraction = next(iter(self.fractions.items()))
+            model = self.models[first]
+            scores = selection_scores(scores, self.graph, model, limits, fraction * model.full)
+        values = _values(self.graph, scores)
+        stairs = score_staircase(self.graph, values, limits)
+        short = self.shortfall(stairs)
+        return (stairs if short is None else frugal_staircase(self.graph, values, limits, self.models[short])), values
+
+    def shortfall(self, stairs: Staircase) -> str | None:
+        """The first budget that cannot be met."""
+        for (name, fraction), goal in zip(self.fractions.items(), self._goals(stairs), strict=True):
+            reach = goal.saved(stairs.heights)
+            if fraction > 0 and not 0 < reach >= goal.need:
+                return name
+        return None
+
+    def levels(self, stairs: Staircase, values: Scores, *, uniform: bool, alike: str) -> IntArray:
+        """Where each group stops."""
+        goals = self._goals(stairs)
+        sequence = self._sequence(stairs, values, goals, uniform, alike)
+        levels = descend(sequence, goals, len(stairs.groups))
+        if uniform or alike == "equal" or not {"memory", "latency"} & self.fractions.keys():
+            return levels
+        return return_idle(sequence, goals, levels)
+
+    def _sequence(
+        self, stairs: Staircase, values: Scores, goals: Sequence[Goal], uniform: bool, alike: str
+    ) -> StepSequence:
+        if uniform:
+            return uniform_sequence(stairs)
+        return (alike_sequence if alike == "equal" else score_sequence)(stairs, values, paying(stairs, goals))
+
+    def _goals(self, stairs: Staircase) -> list[Goal]:
+        models = ((self.models[name], fraction) for name, fraction in self.fractions.items())
+        return [Goal(StaircaseCost(model, stairs), model.full, fraction * model.full) for model, fraction in models]
 
 
-def _values(graph: PlannedGraph, scores: Mapping[Group, FloatArray] | None) -> dict[Group, FloatArray]:
+def _shares_removed(
+    graph: PlannedGraph, scores: Scores | Selection | None, ratio: Mapping[str, float], limits: Limits
+) -> dict[Group, Mask]:
+    """At least that share of each group is gone, the lowest scores first."""
+    if scores is not None and not isinstance(scores, Mapping):
+        scores = ranks(graph, scores.preference)
+    shares = {g: check_ratio(share) for g, share in per_group(graph, "ratio", ratio, 0.0).items()}
+    stairs = score_staircase(graph, _values(graph, scores), limits)
+    levels = np.zeros(len(graph.groups), dtype=np.int64)
+    for number, (group, steps) in enumerate(zip(stairs.groups, stairs.steps, strict=True)):
+        if group in limits.frozen:
+            continue
+        # The small subtrahend: 0.15 * 20 is 3.0000000000000004, and three are enough.
+        levels[number] = np.searchsorted(steps, math.ceil(shares[group] * group.size - 1e-9))
+        if levels[number] == len(steps):
+            raise BudgetError(
+                f"ratio {shares[group]:g} of the channels of {group.name!r} is out of reach: at most {steps[-1]} of "
+                f"its {group.size} can be removed. Limits in force: {', '.join(limits.given) or 'no width is empty'}.",
+                reachable=steps[-1] / group.size,
+            )
+    return stairs.masks(levels)
+
+
+def _check_choice(option: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        choices = " or ".join(f'"{choice}"' for choice in known)
+        raise BudgetError(f"{option} must be {choices}, not {value!r}")
+
+
+def _values(graph: PlannedGraph, scores: Scores | None) -> dict[Group, FloatArray]:
     if scores is None:
         return {group: np.zeros(group.size, dtype=np.float64) for group in graph.groups}
     for group in graph.groups:

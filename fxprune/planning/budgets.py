@@ -11,7 +11,7 @@ from fxprune.cost import CostModel
 from fxprune.errors import BudgetError, RatioError
 from fxprune.groups import Group, PinnedWidth, Term
 
-__all__ = ["BUDGETS", "PlannedGraph", "budget_model", "check_ratio"]
+__all__ = ["BUDGETS", "PlannedGraph", "budget_model", "check_ratio", "goals_of"]
 
 BUDGETS = ("macs", "params", "channels", "memory", "latency")
 
@@ -93,7 +93,24 @@ def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
     raise BudgetError(f"unknown budget {budget!r}; choose one of {', '.join(BUDGETS)}")
 
 
-def check_ratio(ratio: float) -> float:
+def goals_of(ratio: float | None, budget: str | Mapping[str, float]) -> dict[str, float]:
+    """The fraction of each budget that is to go.
+
+    Raises:
+        RatioError: a fraction is none, or there are two for one budget.
+        BudgetError: a budget is unknown.
+    """
+    if isinstance(budget, str):
+        return {budget: check_ratio(ratio)}
+    unknown = next((name for name in budget if name not in BUDGETS), None)
+    if unknown is not None or not budget:
+        raise BudgetError(f"unknown budget {unknown!r}; choose from {', '.join(BUDGETS)}")
+    if ratio is not None:
+        raise RatioError(f"leave ratio out where budget names the fractions, {dict(budget)!r:.80}")
+    return {name: check_ratio(fraction) for name, fraction in budget.items()}
+
+
+def check_ratio(ratio: object) -> float:
     """The ratio as a float.
 
     Raises:
@@ -102,7 +119,7 @@ def check_ratio(ratio: float) -> float:
     if isinstance(ratio, (bool, str, bytes)):
         raise RatioError(f"ratio must be a number with 0 <= ratio < 1, not {ratio!r}")
     try:
-        value = float(ratio)
+        value = float(ratio)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise RatioError(f"ratio must be a number with 0 <= ratio < 1, not {ratio!r}") from error
     if math.isnan(value) or not 0 <= value < 1:

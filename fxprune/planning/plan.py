@@ -25,12 +25,13 @@ __all__ = ["Plan"]
 Keep = tuple[Tensor | None, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """What was decided about one network.
 
     Attributes:
         keep: for every parameter and buffer one entry per dim: the kept indices, ascending, int64, or None for all.
+            Entry ``new`` of an index is the old place of channel ``new``: ``keep["conv1.weight"][0][new]``.
         groups: for every group the units that stay, ascending.
         shapes: the original shape of every parameter and buffer.
         settings: how the plan came about (ratio, budget, criterion, ...), JSON values.
@@ -138,6 +139,48 @@ class Plan:
             raise PlanError(f"{os.fspath(path)}: a plan is UTF-8 text: {error}") from error
         except PlanError as error:
             raise PlanError(f"{os.fspath(path)}: {error}") from error
+
+    def expand(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A pruned network's state dict at the original's sizes: what was kept in its old place, zeros elsewhere.
+
+        Args:
+            state: tensors of the kept shapes by name, also after training. Names that the plan does not know stay as
+                they are, but for further names of a tensor that it knows.
+
+        Raises:
+            PlanError: a tensor has another shape than the plan leaves.
+        """
+        known = {(t.data_ptr(), t.shape): name for name, t in state.items() if name in self.shapes}
+        full: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            first = name if name in self.shapes else known.get((tensor.data_ptr(), tensor.shape))
+            full[name] = tensor if first is None else self._expanded(first, tensor)
+        return full
+
+    def _expanded(self, name: str, tensor: Tensor) -> Tensor:
+        pairs = list(zip(self.shapes[name], self.keep[name], strict=True))
+        kept = tuple(size if index is None else len(index) for size, index in pairs)
+        if tuple(tensor.shape) != kept:
+            raise PlanError(f"the plan leaves {name!r} with shape {kept}, not {tuple(tensor.shape)}")
+        for dim, (size, index) in enumerate(pairs):
+            if index is not None:
+                wider = tensor.new_zeros((*tensor.shape[:dim], size, *tensor.shape[dim + 1 :]))
+                tensor = wider.index_copy_(dim, index.to(tensor.device), tensor)
+        return tensor
+
+    def __repr__(self) -> str:
+        stay = sum(map(len, self.groups.values()))
+        return f"<Plan: {len(self.groups)} groups, {stay} channels stay; {len(self.shapes)} tensors>"
+
+    def __str__(self) -> str:
+        from fxprune.reporting.printing import plan_as_text
+
+        return plan_as_text(self)
+
+    def _repr_html_(self) -> str:
+        from fxprune.reporting.printing import as_cell
+
+        return as_cell(str(self))
 
     def __eq__(self, other: object) -> bool:
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented

@@ -15,7 +15,7 @@ from fxprune.groups import Group
 from fxprune.planning.budgets import PlannedGraph
 from fxprune.planning.limits import Limits
 
-__all__ = ["selection_scores"]
+__all__ = ["ranks", "selection_scores"]
 
 FloatArray = NDArray[np.float64]
 
@@ -31,8 +31,8 @@ def selection_scores(
     """
     search = _Search(selection, graph, model, limits, need)
     masks = search.run()
-    ranks = _ranks(graph, selection.preference)
-    return {g: ranks[g] + masks.get(g, np.ones(g.size, dtype=np.bool_)) for g in graph.groups}
+    order = ranks(graph, selection.preference)
+    return {g: order[g] + masks.get(g, np.ones(g.size, dtype=np.bool_)) for g in graph.groups}
 
 
 class _Search:
@@ -82,7 +82,7 @@ class _Search:
         return found
 
 
-def _ranks(graph: PlannedGraph, preference: Mapping[Group, FloatArray]) -> dict[Group, FloatArray]:
+def ranks(graph: PlannedGraph, preference: Mapping[Group, FloatArray]) -> dict[Group, FloatArray]:
     """Preferences of all groups as ranks in [0, 1); equal ones stay equal."""
     values = np.concatenate([np.zeros(0), *(preference[g] for g in graph.groups)])
     known, place = np.unique(values, return_inverse=True)

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 
 from fxprune.axes.elements import Mask
-from fxprune.cost import CostModel
 from fxprune.errors import BudgetError
 from fxprune.groups import Group, PinnedWidth
-from fxprune.planning.budgets import PlannedGraph
+from fxprune.planning.budgets import PlannedGraph, budget_model
 from fxprune.planning.limits import Limits
 
 __all__ = ["out_of_reach"]
@@ -18,15 +17,10 @@ _SHOWN = 4
 
 
 def out_of_reach(
-    graph: PlannedGraph,
-    model: CostModel,
-    narrowest: Mapping[Group, Mask],
-    limits: Limits,
-    *,
-    asked: float,
-    budget: str,
+    graph: PlannedGraph, budget: str, narrowest: Mapping[Group, Mask], limits: Limits, *, asked: float
 ) -> BudgetError:
     """The error to raise; ``narrowest`` holds the masks with every group as narrow as its limits allow."""
+    model = budget_model(graph, budget)
     if model.full <= 0:
         return BudgetError(f"nothing to remove: this network has no {budget} that fxprune counts", reachable=0.0)
     masks = {group.variable: mask for group, mask in narrowest.items()}
@@ -38,8 +32,16 @@ def out_of_reach(
         widths = "; ".join(f"{p.tensor} dim {p.dim} ({p.size} wide): {p.reason}" for p in pinned[:_SHOWN])
         more = f"; and {len(pinned) - _SHOWN} more" if len(pinned) > _SHOWN else ""
         message += f" Pinned widths that stand in the way, most costly first: {widths}{more}."
-    message += _limit_note(graph, limits)
+    message += _unseen(graph, model.full) if budget == "macs" else ""
+    message += f" Limits in force: {', '.join(limits.given)}." if limits.given else ""
     return BudgetError(message, reachable=reachable, pinned=[f"{p.tensor} dim {p.dim}" for p in pinned])
+
+
+def _unseen(graph: PlannedGraph, full: float) -> str:
+    """What is a constant, because it lies in parts that are not seen into."""
+    held = sorted(((term.coefficient / full, term.owner) for term in graph.macs if not term.axes), reverse=True)
+    parts = ", ".join(f"{owner} ({share:.1%} of the whole)" for share, owner in held[:_SHOWN])
+    return f" Opaque parts, of which nothing can go: {parts}." if held else ""
 
 
 def _reachable(saved: float, full: float) -> float:
@@ -64,18 +66,3 @@ def _owner_cost(tensor: str, costs: Mapping[str, float]) -> float:
     while path not in costs and "." in path:
         path = path.rpartition(".")[0]
     return costs.get(path, 0.0)
-
-
-def _limit_note(graph: PlannedGraph, limits: Limits) -> str:
-    notes = []
-    if limits.frozen:
-        notes.append(f"{len(limits.frozen)} of {len(graph.groups)} groups kept whole by exclude or residual")
-    if limits.round_to > 1:
-        notes.append(f"round_to={limits.round_to}")
-    if limits.min_channels > 1:
-        notes.append(f"min_channels={limits.min_channels}")
-    if isinstance(limits.max_ratio, Mapping):
-        notes.append(f"max_ratio for {len(limits.max_ratio)} groups")
-    elif limits.max_ratio < 1:
-        notes.append(f"max_ratio={limits.max_ratio:g}")
-    return f" Limits in force: {', '.join(notes)}." if notes else ""

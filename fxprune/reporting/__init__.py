@@ -6,6 +6,7 @@ from fxprune.reporting.printing import as_text, print_report, render_report
 from fxprune.reporting.report import (
     MACS_MEANING,
     CostRow,
+    GoalRow,
     GroupRow,
     LatencyRow,
     OpaqueRow,
@@ -20,6 +21,7 @@ __all__ = [
     "MACS_MEANING",
     "AnalysedGraph",
     "CostRow",
+    "GoalRow",
     "GroupRow",
     "LatencyRow",
     "OpaqueRow",

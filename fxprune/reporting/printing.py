@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
+from fxprune.planning.composing import kept_shapes
+from fxprune.planning.plan import Plan
+from fxprune.planning.ranges import write_ranges
 from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.report import MACS_MEANING, GroupRow, LatencyRow, OpaqueRow, RecoveryRow, Report, removed
+from fxprune.reporting.report import (
+    MACS_MEANING,
+    GoalRow,
+    GroupRow,
+    LatencyRow,
+    OpaqueRow,
+    RecoveryRow,
+    Report,
+    removed,
+)
 from fxprune.reporting.tables import add_row, labelled, listing, new_table, plain_text, with_rest
 
 __all__ = [
     "BUDGETS",
+    "achieved_in_words",
+    "as_cell",
     "as_text",
     "latency_in_words",
+    "plan_as_text",
     "print_report",
     "proof_in_words",
     "recovery_in_words",
@@ -24,6 +41,8 @@ __all__ = [
 ]
 
 _TOP_GROUPS = 10
+_PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
+_IN_TITLE = ("budget", "budgets")
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}
 
@@ -36,6 +55,29 @@ def print_report(report: Report, console: Console | None = None, *, verbose: boo
 def as_text(report: Report, *, verbose: bool = False) -> str:
     """The report as plain text, at most 100 columns wide."""
     return plain_text(render_report(report, verbose=verbose))
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Which channels of each group stay, and which matrices and kernels become smaller, in at most sixty lines."""
+    groups = new_table("group", ["channels"], last="that stay")
+    for name, kept in list(plan.groups.items())[:_PLAN_GROUPS]:
+        add_row(groups, name, str(len(kept)), _shortened(write_ranges(np.asarray(kept, dtype=np.int64))))
+    cut = {name: shape for name, shape in kept_shapes(plan).items() if len(shape) > 1 and shape != plan.shapes[name]}
+    tensors = new_table("matrix or kernel", ["before", "after"])
+    for name, shape in list(cut.items())[:_PLAN_TENSORS]:
+        add_row(tensors, name, *(_shortened(" x ".join(map(str, sizes))) for sizes in (plan.shapes[name], shape)))
+    parts: list[RenderableType] = [Text(repr(plan)), Text("")]
+    parts += [with_rest(groups, len(plan.groups) - _PLAN_GROUPS, "groups"), Text("")] if plan.groups else []
+    return plain_text(Stack(*parts, with_rest(tensors, len(cut) - _PLAN_TENSORS, "matrices and kernels")))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."
+
+
+def as_cell(text: str) -> str:
+    """Plain text as HTML, for a notebook."""
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
@@ -60,11 +102,21 @@ def _with_cost(row: OpaqueRow) -> str:
 
 
 def _title(report: Report) -> Text:
-    budget = BUDGETS.get(report.budget, report.budget)
-    title = Text(f"{report.network or 'network'}: ", style="bold")
-    title.append(f"{percent(report.achieved)} of {budget} removed", style="bold green")
-    title.append(f", {percent(report.ratio)} asked", style="bold")
-    return title
+    return Text(f"{report.network or 'network'}: {achieved_in_words(report)}", style="bold")
+
+
+def achieved_in_words(report: Report) -> str:
+    """For each budget what was removed, what was asked, and by how much it went beyond."""
+    alone = GoalRow(report.budget, report.ratio, report.budget_before, report.budget_after)
+    words = []
+    for goal in report.goals or (alone,):
+        achieved = removed(goal.before, goal.after)
+        text = f"{percent(achieved)} of {BUDGETS.get(goal.budget, goal.budget)} removed"
+        if goal.asked is not None:
+            over = percent(achieved - goal.asked)
+            text += f", {percent(goal.asked)} asked" + (f" (overshoot {over})" if over != percent(0) else "")
+        words.append(text)
+    return "; ".join(words)
 
 
 def _totals(report: Report) -> Table:
@@ -107,8 +159,7 @@ def _closing(report: Report) -> list[RenderableType]:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
     if report.settings:
-        # The title says the ratio and the budget.
-        settings = [_setting(k, v) for k, v in report.settings.items() if k not in ("ratio", "budget") and v != []]
+        settings = [_setting(k, v) for k, v in report.settings.items() if k not in _IN_TITLE and v != []]
         lines.append(labelled("settings", ", ".join(settings)))
     return lines
 

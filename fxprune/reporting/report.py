@@ -16,6 +16,7 @@ from fxprune.verifying.proof import Proof
 __all__ = [
     "MACS_MEANING",
     "CostRow",
+    "GoalRow",
     "GroupRow",
     "LatencyRow",
     "OpaqueRow",
@@ -71,7 +72,7 @@ class OpaqueRow:
         reason: why it is opaque.
         where: its place in the model's source.
         parameters: number of elements of its own parameters, which stay as they are.
-        macs: its own multiply-accumulates for the sample, which no budget covers.
+        macs: its own multiply-accumulates for the sample; budgets count them, and none of them can go.
     """
 
     name: str
@@ -153,11 +154,29 @@ class LatencyRow:
 
 
 @dataclass(frozen=True)
+class GoalRow:
+    """One of several budgets.
+
+    Attributes:
+        budget: its name.
+        asked: the fraction of it that was to go.
+        before: its total in the original network.
+        after: the same in the pruned network.
+    """
+
+    budget: str
+    asked: float | None
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """The result of one compilation, as plain data.
 
     Attributes:
-        ratio: the fraction of the budget asked to be removed, 0 <= ratio < 1.
+        ratio: the fraction of the budget asked to be removed, 0 <= ratio < 1; None where channels or shares of single
+            layers were asked for.
         budget: what ``ratio`` is a fraction of: "macs", "params", "channels", "memory" (bytes) or "latency" (seconds).
         budget_before: the budget's total in the original network, in its own unit.
         budget_after: the same in the pruned network.
@@ -181,9 +200,10 @@ class Report:
         drawing: the operations of the network, with their groups and pins.
         environment: the machine that the compilation ran on.
         latency: what was predicted and measured, where the budget was latency; else None.
+        goals: one row for each budget, where there were several; ``budget`` is the first.
     """
 
-    ratio: float
+    ratio: float | None
     budget: str
     budget_before: float
     budget_after: float
@@ -207,6 +227,7 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
     recovery: tuple[RecoveryRow, ...] = ()
     latency: LatencyRow | None = None
+    goals: tuple[GoalRow, ...] = ()
 
     @property
     def achieved(self) -> float:
@@ -223,7 +244,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` reads; the plan is left out, as it has a file format of its own."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "proof")}
-        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery"):
+        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery", "goals"):
             data[name] = [asdict(row) for row in data[name]]
         data["drawing"] = [node.as_list() for node in self.drawing]
         data["environment"] = dict(self.environment)
@@ -246,13 +267,14 @@ class Report:
         fields["costs"] = tuple(CostRow(**_tuples(row)) for row in data.get("costs", ()))
         fields["scores"] = tuple(ScoreRow(**_tuples(row)) for row in data.get("scores", ()))
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
+        fields["goals"] = tuple(GoalRow(**row) for row in data.get("goals", ()))
         rows = data.get("recovery", ())
         fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
         latency = data.get("latency")
         fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
-        rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery)
+        rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery, report.goals)
         single = [row for row in (report.proof, report.latency) if row is not None]
         check_types([report, *(row for part in rows for row in part), *single])
         return report
@@ -267,6 +289,14 @@ class Report:
         from fxprune.writing import write_text
 
         write_text(Path(path), as_html(self))
+
+    def __repr__(self) -> str:
+        return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"
+
+    def _repr_html_(self) -> str:
+        from fxprune.reporting.printing import as_cell
+
+        return as_cell(str(self))
 
     def __str__(self) -> str:
         from fxprune.reporting.printing import as_text

@@ -11,11 +11,13 @@ from torch import fx, nn
 from torch.optim import Optimizer
 
 import fxprune.compiling as passes
-from fxprune.errors import OptionError, PlanError
+from fxprune.errors import BudgetError, OptionError, PlanError
+from fxprune.groups import Group
 from fxprune.migrating import migrate
+from fxprune.options import by_path, kernel_multiple
 from fxprune.planning import Plan, budget_model
 from fxprune.planning.composing import composed, kept_shapes
-from fxprune.planning.limits import Limits
+from fxprune.planning.limits import MAX_RATIO, limits_of
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.samples import Sample
 from fxprune.schedules.agreeing import agreed
@@ -86,8 +88,10 @@ class IterativePruning:
         self._graph = passes.analyze(model, self._sample)
         self._cost = budget_model(self._graph, options.get("budget", "macs"))
         self._plan = Plan.from_masks(self._graph, {}, {})
-        self._floors = self._fewest()
-        self._check_reach(model)
+        given = by_path(model, "max_ratio", options.get("max_ratio"))
+        self._max_ratio = MAX_RATIO if given is None else given
+        self._floors = limits_of(self._graph, max_ratio=self._max_ratio).fewest
+        self._multiples = self._rounding(model)
 
     @property
     def finished(self) -> bool:
@@ -124,7 +128,7 @@ class IterativePruning:
             raise OptionError(f"all {self.steps} steps of this schedule are done")
         self._check_present(network)
         target = ratio_at(self.done + 1, self.steps, self.ratio, self.shape)
-        options: Any = {**self._options, "max_ratio": self._shares()}
+        options: Any = {**self._options, "max_ratio": self._share, "round_to": self._multiple}
         cut = agreed(passes.plan(network, self._sample, self._of_present(target), **options))
         pruned = passes.apply(network, self._sample, cut, verify=self._verify)
         if self._recover:
@@ -171,19 +175,44 @@ class IterativePruning:
             ratio = math.nextafter(ratio, 0.0)
         return ratio
 
-    def _fewest(self) -> dict[str, int]:
-        """How many units of each group ``max_ratio`` leaves."""
-        limits = Limits(max_ratio=self._options.get("max_ratio", 1.0))
-        return {group.name: group.size - int(limits.steps(group)[-1]) for group in self._graph.groups}
+    def _share(self, present: Group) -> float:
+        """``max_ratio`` of the present width."""
+        return (present.size - max((self._floors[g] for g in self._originals(present)), default=1)) / present.size
 
-    def _shares(self) -> dict[str, float]:
-        """``max_ratio`` of the present widths."""
-        widths = {name: len(kept) for name, kept in self._plan.groups.items()}
-        return {name: (width - self._floors[name]) / width for name, width in widths.items() if self._floors[name] > 1}
+    def _multiple(self, present: Group) -> int:
+        """``round_to``: that of the original's width, whatever the present one is."""
+        return math.gcd(*(self._multiples[g] for g in self._originals(present))) or 1
 
-    def _check_reach(self, model: nn.Module) -> None:
+    def _originals(self, present: Group) -> list[Group]:
+        """The original's groups that a group of the present network can be: names may differ, tensors do not."""
+        first = (present.members[0].tensor, present.members[0].dim)
+        wide = [g for g in self._graph.groups if len(self._plan.groups[g.name]) == present.size]
+        return [g for g in wide if any((m.tensor, m.dim) == first for m in g.members)]
+
+    def _rounding(self, model: nn.Module) -> Mapping[Group, int]:
+        """The multiples with which the whole ratio is within reach.
+
+        Raises:
+            BudgetError: it is not.
+        """
+        given = by_path(model, "round_to", self._options.get("round_to", "auto"))
+        multiple = kernel_multiple(model) if given == "auto" else 1
+        while True:
+            found = limits_of(self._graph, round_to=given, multiple=multiple).round_to
+            try:
+                self._check_reach(model, found)
+            except BudgetError:
+                if multiple == 1:
+                    raise
+                multiple //= 2
+            else:
+                return found
+
+    def _check_reach(self, model: nn.Module, multiples: Mapping[Group, int]) -> None:
         """Ask for the whole ratio by structure alone, which raises where it is out of reach."""
-        options: Any = {**self._options, "criterion": "random", "scope": "global", "calibration": None, "loss": None}
+        by_name = {group.name: multiple for group, multiple in multiples.items()}
+        structure = {"criterion": "random", "scope": "global", "calibration": None, "loss": None}
+        options: Any = {**self._options, **structure, "round_to": lambda group: by_name[group.name]}
         passes.plan(model, self._sample, self.ratio, **options)
 
     def _check_present(self, network: nn.Module) -> None:
@@ -197,8 +226,9 @@ class IterativePruning:
             )
 
     def _settings(self, cut: Plan, target: float) -> dict[str, Any]:
-        given = self._options.get("max_ratio", 1.0)
-        limits = {"max_ratio": dict(given) if isinstance(given, Mapping) else given}
+        given = self._options.get("round_to", "auto")
+        multiples = {group.name: multiple for group, multiple in self._multiples.items()}
+        limits = {"max_ratio": self._max_ratio, "round_to": given if isinstance(given, (int, str)) else multiples}
         about = f"iterative: step {self.done + 1} of {self.steps}, {self.shape} to {self.ratio:g}"
         return {**cut.settings, **limits, "ratio": target, "schedule": about}
 
@@ -217,8 +247,9 @@ def _check_composable(options: PlanOptions) -> None:
             'iterative pruning takes couplings="keep" alone: a network whose layers select their channels already has '
             "no second selection that would read as one plan for the original"
         )
-    if options.get("budget", "macs") == "latency":
+    budget = options.get("budget", "macs")
+    if budget == "latency" or not isinstance(budget, str):
         raise OptionError(
-            'iterative pruning takes the budgets "macs", "params", "channels" and "memory": a latency is measured for '
-            "one network at a time, and the steps' ratios are those of the original"
+            'iterative pruning takes one of the budgets "macs", "params", "channels" and "memory": a latency is '
+            "measured for one network at a time, and the steps' ratios are those of the original"
         )

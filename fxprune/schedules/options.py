@@ -24,13 +24,14 @@ class PlanOptions(TypedDict, total=False):
     criterion: str | Criterion
     calibration: Iterable[Any] | None
     loss: Loss | None
-    exclude: Sequence[str]
+    exclude: Sequence[str | nn.Module]
     scope: str
+    alike: str
     residual: str
     couplings: str
-    round_to: int
-    min_channels: int
-    max_ratio: float | Mapping[str, float]
+    round_to: int | str | Mapping[str | nn.Module, int]
+    min_channels: int | Mapping[str | nn.Module, int]
+    max_ratio: float | Mapping[str | nn.Module, float] | None
     seed: int
 
 

@@ -77,7 +77,7 @@ def pair(make: Callable[[], nn.Module] = Plain, ratio: float = 0.4) -> tuple[nn.
     """A pruned network and the network it was cut from, the same at every call."""
     torch.manual_seed(0)
     model = make().eval()
-    return fxprune.compile(model, images(2), ratio, verify=False), model
+    return fxprune.compile(model, images(2), ratio, round_to=1, verify=False), model
 
 
 def shuffled(size: int = 4, count: int = 32) -> DataLoader[tuple[Tensor, ...]]:

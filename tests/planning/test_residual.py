@@ -43,9 +43,9 @@ def test_inverted_bottlenecks() -> None:
 
 @pytest.mark.parametrize("ratio", [0.1, 0.4])
 def test_the_result_is_proven_at_the_ratio(ratio: float) -> None:
-    pruned = fxprune.compile(cifar_resnet(8).eval(), torch.randn(1, 3, 32, 32), ratio, residual="inner")
+    pruned = fxprune.compile(cifar_resnet(8).eval(), torch.randn(1, 3, 32, 32), ratio, residual="inner", round_to=1)
     report = fxprune.report(pruned)
-    assert ratio <= report.achieved <= ratio + 0.01
+    assert ratio <= report.achieved <= ratio + 0.02
     assert report.proof is not None
 
 

@@ -11,7 +11,7 @@ from fxprune.drawing import as_svg
 from fxprune.drawing.svg import colours
 from fxprune.reporting.html.views import histogram, layers, reproduction, stages
 from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.printing import BUDGETS, latency_in_words, proof_in_words, recovery_in_words
+from fxprune.reporting.printing import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
 from fxprune.reporting.report import MACS_MEANING, Report, removed
 
 __all__ = ["as_html"]
@@ -25,6 +25,7 @@ def as_html(report: Report) -> str:
     return template.render(
         report=report,
         budget=BUDGETS.get(report.budget, report.budget),
+        achieved=achieved_in_words(report),
         macs_meaning=MACS_MEANING,
         removed=removed,
         layers=layers(report),

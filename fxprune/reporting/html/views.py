@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fxprune.planning.limits import MAX_RATIO
 from fxprune.reporting.report import CostRow, Report, ScoreRow
 
 __all__ = ["Layer", "Stage", "histogram", "layers", "reproduction", "stages"]
@@ -20,9 +21,10 @@ _DEFAULTS = {
     "scope": "global",
     "residual": "coupled",
     "couplings": "keep",
-    "round_to": 1,
+    "alike": "free",
+    "round_to": "auto",
     "min_channels": 1,
-    "max_ratio": 1.0,
+    "max_ratio": MAX_RATIO,
     "seed": 0,
 }
 
@@ -108,10 +110,20 @@ def reproduction(report: Report) -> str:
     settings = dict(report.settings)
     changed = {name: settings[name] for name, usual in _DEFAULTS.items() if settings.get(name, usual) != usual}
     excluded = settings.get("exclude") or []
+    asked = settings.get("budgets") or settings.get("ratio", report.ratio)
     if report.source:
-        words = ["fxprune", "compile", report.source, "--ratio", str(report.ratio)]
-        words += [word for k, v in changed.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+        words = ["fxprune", "compile", report.source]
+        words += [word for k, v in {"ratio": asked, **changed}.items() for word in _flags(k, v)]
         return shlex.join([*words, *(word for pattern in excluded for word in ("--exclude", pattern))])
+    if settings.get("budgets"):
+        changed.pop("budget", None)
     options = [f"{name}={json.dumps(value)}" for name, value in changed.items()]
     options += [f"exclude={json.dumps(excluded)}"] if excluded else []
-    return f"fxprune.compile({', '.join(['model', 'sample_input', str(report.ratio), *options])})"
+    call = "remove" if asked is None else "compile"
+    asked = settings.get("channels") if asked is None else asked
+    return f"fxprune.{call}({', '.join(['model', 'sample_input', json.dumps(asked), *options])})"
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    values = [f"{key}={item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
+    return [word for text in values for word in (f"--{name.replace('_', '-')}", text)]

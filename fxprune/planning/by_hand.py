@@ -1,0 +1,107 @@
+"""Channels chosen by hand: which units of which groups they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fxprune.axes.elements import Mask, kept_mask, owned_by
+from fxprune.axes.expressions import Axis, variables
+from fxprune.errors import OptionError, PlanError
+from fxprune.groups import Group
+from fxprune.planning.budgets import PlannedGraph
+from fxprune.planning.ranges import write_ranges
+
+__all__ = ["as_lists", "masks_without"]
+
+_ROLES = ("out", "other", "selection", "scale")
+
+
+def masks_without(graph: PlannedGraph, channels: Mapping[str, Any]) -> dict[Group, Mask]:
+    """For every group a mask of the units that stay when the given channels go, with all that is tied to them.
+
+    Args:
+        graph: the channel graph.
+        channels: by path of a layer (or name of a parameter) the output channels to remove, as indices or as a boolean
+            mask in which True goes.
+
+    Raises:
+        OptionError: a layer that does not exist, or channels that it does not have.
+        PlanError: a channel cannot go, or not without others; or nothing would be left.
+    """
+    places = [(path, *_place(graph, path), given) for path, given in channels.items()]
+    stays = {group.variable: np.ones(group.size, dtype=np.bool_) for group in graph.groups}
+    wanted: list[tuple[str, Axis, Mask]] = []
+    for path, axis, why, given in places:
+        goes = np.zeros(axis.size, dtype=np.bool_)
+        goes[_indices(path, given, axis.size)] = True
+        if goes.any() and not any(v in stays for v in variables(axis)):
+            raise PlanError(f"the channels of {path!r} stay: {why or 'none of them can go by itself'}")
+        for variable in (v for v in dict.fromkeys(variables(axis)) if v in stays):
+            units, elements = owned_by(axis, variable)
+            held = np.bincount(units[~goes[elements]], minlength=variable.size)
+            stays[variable][np.setdiff1d(units[goes[elements]], np.flatnonzero(held))] = False
+        wanted.append((path, axis, goes))
+    for path, axis, goes in wanted:
+        left = np.flatnonzero(goes & kept_mask(axis, stays))
+        if len(left):
+            raise PlanError(f"channel {left[0]} of {path!r} cannot go alone: {_companions(axis, int(left[0]))}")
+    empty = next((group for group in graph.groups if not stays[group.variable].any()), None)
+    if empty is not None:
+        raise PlanError(f"nothing would be left of {empty.name!r}: keep at least one of its {empty.size} channels")
+    return {group: stays[group.variable] for group in graph.groups}
+
+
+def as_lists(graph: PlannedGraph, channels: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The channels to remove as indices by path, for the plan's settings."""
+    return {path: _indices(path, given, _place(graph, path)[0].size) for path, given in channels.items()}
+
+
+def _indices(path: str, given: Any, size: int) -> list[int]:
+    """The channels as ascending indices.
+
+    Raises:
+        OptionError: they are neither indices within ``size`` nor a boolean mask of that length.
+    """
+    values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else list(given))
+    if values.dtype == np.bool_ and values.shape == (size,):
+        return [int(index) for index in np.flatnonzero(values)]
+    whole = values.ndim == 1 and (values.dtype.kind in "iu" or not values.size)
+    if not whole or (values.size and not 0 <= values.min() <= values.max() < size):
+        raise OptionError(
+            f"the channels of {path!r} must be indices from 0 to {size - 1}, or a boolean mask of {size} in which True "
+            f"goes, not {given!r:.80}"
+        )
+    return [int(index) for index in np.unique(values)]
+
+
+def _place(graph: PlannedGraph, path: str) -> tuple[Axis, str]:
+    """The axis of a layer's output channels, and why they stay where they do."""
+    tensors = [name for name in graph.shapes if path in (name, name.rpartition(".")[0])]
+    if not tensors:
+        raise OptionError(f"there is no layer {path!r} with parameters; there are {', '.join(_layers(graph))}, ...")
+    members = (m for g in graph.groups for m in g.members if m.tensor in tensors and m.role in _ROLES)
+    best = min(members, key=lambda m: (_ROLES.index(m.role), tensors.index(m.tensor)), default=None)
+    if best is not None:
+        return best.axis, ""
+    pinned = {p.dim: p.reason for p in graph.pinned if p.tensor in tensors}
+    dim = min(pinned, default=0)
+    return graph.tensors[tensors[0]][dim], pinned.get(dim, "")
+
+
+def _layers(graph: PlannedGraph) -> Iterator[str]:
+    yield from list(dict.fromkeys(name.rpartition(".")[0] or name for name in graph.shapes))[:3]
+
+
+def _companions(axis: Axis, element: int) -> str:
+    """What shares a unit with an element of the axis."""
+    found = []
+    for variable in dict.fromkeys(variables(axis)):
+        units, elements = owned_by(axis, variable)
+        mine = np.isin(units, units[elements == element])
+        if mine.any():
+            found.append(write_ranges(np.unique(elements[mine])))
+    return f"it goes with all of {' or of '.join(found)}" if found else "it belongs to a part that stays"
