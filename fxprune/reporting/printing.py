@@ -42,7 +42,6 @@ __all__ = [
 
 _TOP_GROUPS = 10
 _PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
-_IN_TITLE = ("budget", "budgets")
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}
 
@@ -159,9 +158,13 @@ def _closing(report: Report) -> list[RenderableType]:
         passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
         lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
     if report.settings:
-        settings = [_setting(k, v) for k, v in report.settings.items() if k not in _IN_TITLE and v != []]
+        settings = [_setting(k, v) for k, v in report.settings.items() if not _in_title(k, v) and v != []]
         lines.append(labelled("settings", ", ".join(settings)))
     return lines
+
+
+def _in_title(name: str, value: Any) -> bool:
+    return name in ("budget", "budgets") or (name == "ratio" and not isinstance(value, dict))
 
 
 def proof_in_words(report: Report) -> str:
