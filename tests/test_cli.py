@@ -91,7 +91,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_compile_reports_and_saves(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
     result = run("compile", f"{nets}:with_sample", "--ratio", 0.5, "-o", tmp_path / "out")
     assert result.code == 0, result.err
-    assert "Net: 5" in result.out
+    assert "50.0 % asked" in result.out
     assert "multiply-accumulates of convolution, linear and matmul" in result.out
     assert "outputs equal" in result.out
     assert f"saved to {tmp_path / 'out'}" in result.out
