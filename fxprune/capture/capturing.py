@@ -267,10 +267,12 @@ class _Task:
         return recorder, tensors, state, flags, written
 
     def _otherwise(self, **changes: Any) -> Recorder | None:
-        """The forward with other settings, or None where it cannot be traced then."""
+        """The forward with other settings, or None where it cannot be traced then; where gradients are needed, why."""
         try:
             return replace(self, **changes)._recorded()[0]
         except CaptureError:
+            if "learning" in changes:
+                raise
             return None
 
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:

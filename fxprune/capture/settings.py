@@ -131,9 +131,9 @@ def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, 
 def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
     node = next(iter(trace.graph.nodes))
     if other is None or (node := _compared(trace.graph, trace.reads, other.graph, other.reads)[0]) is not None:
-        place = node.meta["source"] or "the forward"
+        place = node.meta.get("source") or "the forward"
         message = "asks whether gradients or autocast are on, or needed, and goes another way, which no graph carries"
-        raise CaptureError(f"{place} {message}", path=node.meta["module"])
+        raise CaptureError(f"{place} {message}", path=node.meta.get("module", ""))
 
 
 def _compared(

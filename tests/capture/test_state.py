@@ -196,6 +196,12 @@ def hooked_if_possible(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def hooked_where_needed(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    if h.requires_grad:
+        h.register_hook(tenth)
+    return h
+
+
 def packed(model: Any, h: torch.Tensor) -> torch.Tensor:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t):
         return model.last.weight.sum() * h
@@ -206,7 +212,7 @@ def counted(model: Any, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-@pytest.mark.parametrize("read", [hooked, hooked_if_possible, packed, counted])
+@pytest.mark.parametrize("read", [hooked, hooked_if_possible, hooked_where_needed, packed, counted])
 def test_hooks_on_gradients_are_never_dropped(read: Callable[..., Any]) -> None:
     model = Keeping(lambda m, s: None, read).eval()
     with pytest.raises(fxprune.errors.CaptureError, match="no graph would"):
