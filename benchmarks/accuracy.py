@@ -14,7 +14,7 @@ from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.fine_tuning import Budget
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.harness.tables import ResumableTable, write_page
-from fxprune.model_sources import load_weights
+from fxprune.cli.sources import load_weights
 
 
 def main(

@@ -17,8 +17,8 @@ from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.images import load_images
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.harness.tables import Cells, markdown_table, write_page
-from fxprune.model_sources import load_weights
-from fxprune.verifying import Proof
+from fxprune.cli.sources import load_weights
+from fxprune.proof import Proof
 
 _COLUMNS = (
     "asked",

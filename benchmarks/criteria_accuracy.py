@@ -20,7 +20,10 @@ from benchmarks.cifar.recalibrating import recalibrate
 from benchmarks.cifar.resnet import CifarResNet, cifar_model
 from benchmarks.harness.tables import ResumableTable, markdown_table, write_page
 from benchmarks.rivals import torch_pruning_criteria as rival
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration import Calibration, Collector
+from fxprune.capture.samples import Sample
+from fxprune.cli.sources import load_weights
 from fxprune.criteria import (
     CHIP,
     FPGM,
@@ -45,11 +48,8 @@ from fxprune.criteria import (
     ThiNet,
     judge,
 )
-from fxprune.model_sources import load_weights
 from fxprune.planning import allocate
 from fxprune.rewriting import rewrite
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector
 
 CRITERIA: dict[str, Criterion] = {
     "random": Random(),

@@ -13,7 +13,7 @@ from benchmarks.harness.sweeping import Sweep
 from benchmarks.harness.tables import ResumableTable, as_text, markdown_table, write_page
 from benchmarks.latencies.timing import time_forms
 from benchmarks.latencies.variants import ORIGINAL, Place, compile_once, forms, prepare
-from fxprune.timing import RUNTIMES
+from fxprune.saving.timing import RUNTIMES
 
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "deeplabv3_resnet50")
 VARIANTS = ("1", "8", "16", "latency")

@@ -23,8 +23,8 @@ from benchmarks.recipes.methods import FROM_SCRATCH, METHODS
 from benchmarks.recipes.published import RATIOS
 from benchmarks.recipes.run import Run
 from benchmarks.recipes.training import Trainer
-from fxprune.model_sources import load_weights
-from fxprune.progress import Steps
+from fxprune.cli.sources import load_weights
+from fxprune.util.progress import Steps
 
 _RESULTS = Path(__file__).parent / "results" / "papers.csv"
 _COLUMNS = (

@@ -15,7 +15,7 @@ import fxprune
 from benchmarks.covering.shares import CHANNEL_RATIO, layer_weights, shares_left, sizes_left
 from benchmarks.harness.tables import Cells, markdown_table, write_page
 from benchmarks.networks import find_network
-from fxprune.groups import PinnedWidth
+from fxprune.analysis.groups import PinnedWidth
 
 _IDEAL = (1 - CHANNEL_RATIO) ** 2
 _COLUMNS = ("model", "share_left", "share_left_all", "weights", "shape", "above", "pinned dims", "why")

@@ -8,9 +8,8 @@ the command line answers ``--help`` without waiting for torch.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fxprune.analysis import ChannelGraph
-    from fxprune.artefacts import load, save
-    from fxprune.compiling import (
+    from fxprune.analysis.solving import ChannelGraph
+    from fxprune.api import (
         analyze,
         apply,
         compile,  # noqa: A004  the public name says what it does
@@ -22,24 +21,26 @@ if TYPE_CHECKING:
     from fxprune.criteria import known_criteria
     from fxprune.distillation import Distilled, distill
     from fxprune.errors import FxpruneError
-    from fxprune.exporting import Exported, export
-    from fxprune.migrating import migrate
     from fxprune.planning import Plan
+    from fxprune.planning.composing import migrate
     from fxprune.reporting import Report
+    from fxprune.saving import load, save
+    from fxprune.saving.comparing import Exported
+    from fxprune.saving.exporting import export
 else:
-    from fxprune._names import find_lazily
+    from fxprune.util.lazy import find_lazily
 
     __getattr__, __dir__ = find_lazily(
         __name__,
         {
-            "analysis": ["ChannelGraph"],
-            "artefacts": ["load", "save"],
-            "compiling": ["analyze", "apply", "compile", "plan", "recover", "remove", "report"],
+            "analysis.solving": ["ChannelGraph"],
+            "saving": ["load", "save"],
+            "api": ["analyze", "apply", "compile", "plan", "recover", "remove", "report"],
             "criteria": ["known_criteria"],
             "distillation": ["Distilled", "distill"],
             "errors": ["FxpruneError"],
-            "exporting": ["Exported", "export"],
-            "migrating": ["migrate"],
+            "saving.exporting": ["Exported", "export"],
+            "planning.composing": ["migrate"],
             "planning": ["Plan"],
             "reporting": ["Report"],
         },

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.analysis.uncoupling import check_couplings
+from fxprune.calibration import Calibration, Collector, Loss
+from fxprune.capture.samples import Sample
+from fxprune.cost.budgets import BUDGETS, goals_of
 from fxprune.criteria import Criterion
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning import Plan
-from fxprune.planning.budgets import BUDGETS, goals_of
 from fxprune.planning.limits import MAX_RATIO
-from fxprune.progress import Steps
 from fxprune.reporting import versions
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector, Loss
-from fxprune.uncoupling import check_couplings
+from fxprune.util.progress import Steps
 
 __all__ = ["Feed", "Options", "by_path", "kernel_multiple", "setting"]
 

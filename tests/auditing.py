@@ -19,7 +19,7 @@ import torch
 from torch.fx.node import _get_qualified_name
 
 import fxprune
-from fxprune.artefacts import targets
+from fxprune.saving import targets
 
 # Code that imports something fixed when it first runs: Python's own, torch's and what torch is made of.
 _LAZY = tuple(str(Path(module.__file__ or "").parent) for module in (os, torch, numpy, sympy))

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .snapshots import process, snapshot
+from tests.snapshots import process, snapshot
 
 Options = dict[str, Any]
 

@@ -11,9 +11,8 @@ from torch import nn
 
 import fxprune
 from fxprune import errors
-
-from .refusing import Options, image, refused, small_net, vector
-from .snapshots import snapshot
+from tests.refusing import Options, image, refused, small_net, vector
+from tests.snapshots import snapshot
 
 # -- the ratio --------------------------------------------------------------------------------------------------------
 

@@ -14,9 +14,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import fxprune
 from fxprune import errors
-
-from .refusing import image, mlp, refused, small_net, vector
-from .snapshots import snapshot
+from tests.refusing import image, mlp, refused, small_net, vector
+from tests.snapshots import snapshot
 
 # -- the model --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.images import load_images
 from benchmarks.cifar.resnet import cifar_resnet
 from benchmarks.cifar_resnet import check_only_ends_are_pinned, measure
-from fxprune.model_sources import load_weights
+from fxprune.cli.sources import load_weights
 
 WEIGHTS = shared_file("weights", "cifar_resnet20.safetensors")
 IMAGES = shared_file("data", "cifar10.zip")

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 
 import fxprune
-from fxprune import cli, model_sources
+from fxprune import cli
+from fxprune.cli import sources
 from fxprune.errors import FxpruneError, ModelError, SampleError
 
 NETS = """
@@ -167,7 +168,7 @@ def test_explain(run: Callable[..., Result], nets: str) -> None:
 
 
 def test_weights_are_loaded(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
-    model = model_sources.find_model(f"{nets}:Net", [], seed=5).model
+    model = sources.find_model(f"{nets}:Net", [], seed=5).model
     safetensors.torch.save_file(model.state_dict(), tmp_path / "w.safetensors")
     torch.save(model.state_dict(), tmp_path / "w.pt")
     torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
@@ -186,7 +187,7 @@ def test_integer_inputs(run: Callable[..., Result], nets: str) -> None:
 
 
 def test_torchvision_by_name() -> None:
-    source = model_sources.find_model("torchvision:mobilenet_v3_small", ["1,3,64,64"], seed=0)
+    source = sources.find_model("torchvision:mobilenet_v3_small", ["1,3,64,64"], seed=0)
     assert not source.model.training
     assert source.sample[0].shape == (1, 3, 64, 64)
 
@@ -196,17 +197,17 @@ def test_torchvision_by_name() -> None:
     [("inception_v3", (1, 3, 299, 299)), ("r3d_18", (1, 3, 16, 112, 112)), ("resnet18", (1, 3, 224, 224))],
 )
 def test_torchvision_sizes(name: str, size: tuple[int, ...]) -> None:
-    assert model_sources._torchvision_size(name) == size
+    assert sources._torchvision_size(name) == size
 
 
 def test_timm_by_name() -> None:
     pytest.importorskip("timm")
-    source = model_sources.find_model("timm:resnet10t", [], seed=0)
+    source = sources.find_model("timm:resnet10t", [], seed=0)
     assert source.sample.shape == (1, 3, 176, 176)
 
 
 def test_seeds_give_weights(nets: str) -> None:
-    first, again, other = (model_sources.find_model(f"{nets}:Net", [], seed).model for seed in (1, 1, 2))
+    first, again, other = (sources.find_model(f"{nets}:Net", [], seed).model for seed in (1, 1, 2))
     assert torch.equal(first.conv.weight, again.conv.weight)
     assert not torch.equal(first.conv.weight, other.conv.weight)
 
@@ -282,7 +283,7 @@ def test_criteria(run: Callable[..., Result]) -> None:
 def test_an_interruption_leaves_nothing(
     run: Callable[..., Result], nets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fxprune.artefacts import saving
+    from fxprune.saving import saving
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -295,7 +296,7 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_calibration_files(tmp_path: Path) -> None:
-    from fxprune.calibration_files import BatchFolder
+    from fxprune.cli.sources import BatchFolder
 
     safetensors.torch.save_file({"input": torch.ones(2), "target": torch.zeros(2)}, tmp_path / "a.safetensors")
     safetensors.torch.save_file({"input": torch.ones(3)}, tmp_path / "b.safetensors")
@@ -423,14 +424,14 @@ def test_names_in_errors_are_not_markup(run: Callable[..., Result]) -> None:
 def test_missing_timm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(FxpruneError, match=r"pip install 'fxprune\[timm\]'"):
-        model_sources.find_model("timm:resnet18", [], 0)
+        sources.find_model("timm:resnet18", [], 0)
 
 
 def test_python_callers_get_the_same_errors() -> None:
     with pytest.raises(ModelError):
-        model_sources.find_model("nonsense", [], 0)
+        sources.find_model("nonsense", [], 0)
     with pytest.raises(SampleError):
-        model_sources.sample_from_sizes([""])
+        sources.sample_from_sizes([""])
 
 
 # -- help --------------------------------------------------------------------------------------------------------------

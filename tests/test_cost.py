@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxprune.analysis.groups import Term
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, concat, gather, product
-from fxprune.cost import CostModel
-from fxprune.groups import Term
+from fxprune.cost.model import CostModel
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph, brute_force, channels
 

@@ -13,8 +13,7 @@ from torch import nn
 import fxprune
 from fxprune.axes.solver import Cause
 from fxprune.errors import AnalysisError, ModelError
-
-from .nets.strategy import random_specification
+from tests.nets.strategy import random_specification
 
 RANDOM_NETS = 60
 

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .test_scale import Grown, Stream, Wide, chain, vector
+from tests.test_scale import Grown, Stream, Wide, chain, vector
 
 PACKAGE = str(Path(fxprune.__file__).parent)
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune import cli, model_sources
+from fxprune import cli
+from fxprune.cli import sources
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.reporting import Report
 from fxprune.reporting.html import as_html
@@ -101,7 +102,7 @@ def test_any_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @given(TEXTS, st.lists(TEXTS, max_size=2))
 def test_any_name_of_a_network(text: str, sizes: list[str]) -> None:
     with contextlib.suppress(FxpruneError):
-        model_sources.find_model(text, sizes, 0)
+        sources.find_model(text, sizes, 0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_any_name_of_a_network(text: str, sizes: list[str]) -> None:
 )
 def test_sizes_that_nobody_has(size: str) -> None:
     with contextlib.suppress(FxpruneError):
-        model_sources.sample_from_sizes([size])
+        sources.sample_from_sizes([size])
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------

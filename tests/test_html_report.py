@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.drawing import draw_network
-from fxprune.drawing.layout import places
+from fxprune.analysis.drawing import draw_network, places
 from fxprune.reporting import Report
 from fxprune.reporting.html import as_html
-from fxprune.reporting.html.views import layers, reproduction, stages
+from fxprune.reporting.html.page import layers, reproduction, stages
 from tests.test_reporting import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

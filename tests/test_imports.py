@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import fxprune
-from fxprune.cli import choices
+from fxprune.cli import options
 from fxprune.criteria import known_criteria
 from fxprune.errors import FxpruneError
-from fxprune.exporting import FORMATS
 from fxprune.planning import BUDGETS
 from fxprune.recovery import known_recoveries
-from fxprune.timing import RUNTIMES
+from fxprune.saving.exporting import FORMATS
+from fxprune.saving.timing import RUNTIMES
 
 ROOT = Path(fxprune.__file__).parent.parent
 HEAVY = ("torch", "torchvision", "networkx", "numpy")
@@ -91,9 +91,9 @@ def test_every_part_can_be_imported_first(name: str) -> None:
 
 
 def test_completions_are_what_there_is() -> None:
-    assert list(choices.CRITERIA) == known_criteria()
-    assert list(choices.FORMATS) == list(FORMATS)
-    assert list(choices.RUNTIMES) == list(RUNTIMES)
-    assert list(choices.RECOVERIES) == known_recoveries()
-    assert choices.BUDGETS == BUDGETS
-    assert choices.complete(choices.CRITERIA)("ma") == ["magnitude"]
+    assert list(options.CRITERIA) == known_criteria()
+    assert list(options.FORMATS) == list(FORMATS)
+    assert list(options.RUNTIMES) == list(RUNTIMES)
+    assert list(options.RECOVERIES) == known_recoveries()
+    assert options.BUDGETS == BUDGETS
+    assert options.complete(options.CRITERIA)("ma") == ["magnitude"]

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .test_untouched import unchanged
+from tests.test_untouched import unchanged
 
 PACKAGE = str(Path(fxprune.__file__).parent)
 POINTS = 16

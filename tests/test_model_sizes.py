@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torchvision.models import VisionTransformer
 
-from fxprune.model_sources import find_model
+from fxprune.cli.sources import find_model
 
 
 def test_a_network_that_states_its_size_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fxprune.module_copies import copy_module
+from fxprune.util.copies import copy_module
 
 
 class Odd(nn.Module):

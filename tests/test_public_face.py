@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneError
-
-from .snapshots import storages
+from tests.snapshots import storages
 
 
 class ConvNet(nn.Module):

@@ -6,18 +6,9 @@ import pytest
 from rich.console import Console
 
 from fxprune.planning.plan import Plan
-from fxprune.reporting import (
-    MACS_MEANING,
-    GroupRow,
-    OpaqueRow,
-    PinnedRow,
-    Report,
-    as_text,
-    print_report,
-    versions,
-)
-from fxprune.reporting.numbers import percent, quantity
-from fxprune.verifying.proof import Proof
+from fxprune.proof.proof import Proof
+from fxprune.reporting import MACS_MEANING, GroupRow, OpaqueRow, PinnedRow, Report, as_text, print_report, versions
+from fxprune.reporting.tables import percent, quantity
 
 PROOF = Proof(
     method="masked",

@@ -15,9 +15,8 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.rewriting import rewrite
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
-
-from .axes.solved import channels
-from .snapshots import storages
+from tests.axes.solved import channels
+from tests.snapshots import storages
 
 
 def narrowed(model: nn.Module, sample: Any, share: float = 0.5) -> nn.Module:

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fxprune.capture.samples import Sample
 from fxprune.errors import SampleError
-from fxprune.samples import Sample
 
 Pair = collections.namedtuple("Pair", ["left", "right"])
 X, Y = torch.arange(6.0).reshape(2, 3), torch.zeros(2, 4)

@@ -13,7 +13,7 @@ from torch import nn
 import fxprune
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, concat, gather, product
-from fxprune.rules.sizes import size_map
+from fxprune.rules.repair import size_map
 
 FOUR, SIX = Channels(4, Origin("a", 0)), Channels(6, Origin("b", 0))
 MASKS: dict[Channels, Mask] = {

@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune import compiling
-
-from .snapshots import process, snapshot, storages
+from fxprune import api
+from tests.snapshots import process, snapshot, storages
 
 
 class Residual(nn.Module):
@@ -145,7 +144,7 @@ def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: B
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(compiling, step, fail)
+    monkeypatch.setattr(api, step, fail)
     model, sample = a_used_model(), image()
     with pytest.raises(type(error)):
         unchanged(model, lambda: fxprune.compile(model, sample, 0.4))

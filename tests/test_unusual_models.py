@@ -11,9 +11,8 @@ from torch import nn
 
 import fxprune
 from fxprune import errors
-
-from .refusing import refused, small_net
-from .snapshots import process, snapshot
+from tests.refusing import refused, small_net
+from tests.snapshots import process, snapshot
 
 
 def image(**options: Any) -> torch.Tensor:

@@ -14,8 +14,8 @@ from benchmarks.accounting.meeting import meet
 from benchmarks.accounting.rows import PublishedRow
 from benchmarks.accounting.settling import Subject
 from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
+from fxprune.analysis.groups import Group
 from fxprune.criteria import ScoredGraph
-from fxprune.groups import Group
 
 COLUMNS = ("row", "early layers first", "late layers first")
 

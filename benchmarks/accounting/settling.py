@@ -11,7 +11,7 @@ from benchmarks.accounting.rows import PublishedRow
 from benchmarks.cifar.files import shared_file
 from benchmarks.cifar.images import load_images
 from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
-from fxprune.model_sources import load_weights
+from fxprune.cli.sources import load_weights
 
 _BATCH = {32: 128, 112: 16, 224: 8}
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from benchmarks.harness.failures import failure_text
-from fxprune.samples import Sample
+from fxprune.capture.samples import Sample
 
 _MORE_ROWS = 4
 _MORE_PIXELS = 32

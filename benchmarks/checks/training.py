@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxprune.samples import Sample
+from fxprune.capture.samples import Sample
 
 
 class TrainingStepError(RuntimeError):

@@ -17,8 +17,8 @@ from benchmarks.harness.processes import Outcome, Record
 from benchmarks.networks import Network, find_network, with_images_of
 from benchmarks.rivals.torch_pruning_recipe import Keep, kept_entries, number_entries, prune
 from benchmarks.speed.clock import Clock
-from fxprune.samples import Sample
-from fxprune.verifying import prove
+from fxprune.capture.samples import Sample
+from fxprune.proof import prove
 
 COLUMNS = """
     model pruned runs equal macs_removed share_left share_left_all prune_s seconds peak_mib failure

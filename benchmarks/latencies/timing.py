@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.harness.processes import Record
 from benchmarks.latencies.variants import Place, use_threads
-from fxprune.exporting.formats import onnx_session
-from fxprune.samples import Sample
-from fxprune.timing import RUNTIMES, in_turns
+from fxprune.capture.samples import Sample
+from fxprune.saving.formats import onnx_session
+from fxprune.saving.timing import RUNTIMES, in_turns
 
 __all__ = ["time_forms"]
 

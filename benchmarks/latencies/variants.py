@@ -15,9 +15,9 @@ from torch import nn
 import fxprune
 from benchmarks.harness.processes import Record
 from benchmarks.networks import find_network
-from fxprune.exporting.formats import FORMATS
-from fxprune.samples import Sample
-from fxprune.timing import RUNTIMES
+from fxprune.capture.samples import Sample
+from fxprune.saving.formats import FORMATS
+from fxprune.saving.timing import RUNTIMES
 
 __all__ = ["ORIGINAL", "Place", "compile_once", "prepare", "use_threads"]
 

@@ -12,11 +12,11 @@ AXES = (
     Fault("axes.expressions:concat", "for given in parts:", "for given in reversed(list(parts)):", "cut/|index/rolled"),
     Fault("axes.expressions:gather", "base.base, base.index[index]", "base.base, index", "index/"),
     Fault("axes.expressions:gather", "len(index) == base.size", "True", "index/|cut/rotated"),
-    Fault("axes.segments:strides_of", "reversed(factors)", "factors", _SHUFFLES),
-    Fault("axes.segments:ends_of", "accumulate(p.size for p in parts)", "accumulate(p.size - 1 for p in parts)", _CUTS),
-    Fault("axes.segments:between", "[start, *inside]", "[start + 1, *inside]", _CUTS),
-    Fault("axes.segments:_runs", "run_x[::-1], run_y[::-1]", "run_x, run_y[::-1]", _SHUFFLES),
-    Fault("axes.segments:regroup", "size -= taken[-1].size", "size -= taken[-1].size; break", _CUTS),
+    Fault("axes.elements:strides_of", "reversed(factors)", "factors", _SHUFFLES),
+    Fault("axes.elements:ends_of", "accumulate(p.size for p in parts)", "accumulate(p.size - 1 for p in parts)", _CUTS),
+    Fault("axes.elements:between", "[start, *inside]", "[start + 1, *inside]", _CUTS),
+    Fault("axes.elements:_runs", "run_x[::-1], run_y[::-1]", "run_x, run_y[::-1]", _SHUFFLES),
+    Fault("axes.elements:regroup", "size -= taken[-1].size", "size -= taken[-1].size; break", _CUTS),
     Fault(
         "axes.elements:as_gather",
         "np.repeat(np.arange(base.size, dtype=np.int64), inner), outer",
@@ -152,24 +152,24 @@ RULES = (
         "if False:",
         "norm/GroupNorm|norm/functional group",
     ),
-    Fault("rules.cutting:part", "pieces[1 if start else 0]", "pieces[0]", _CUTS),
-    Fault("rules.cutting:repair_split", "if any(repair.shrinks(p) for p in pieces):", "if False:", "cut/"),
+    Fault("rules.joining:part", "pieces[1 if start else 0]", "pieces[0]", _CUTS),
+    Fault("rules.joining:repair_split", "if any(repair.shrinks(p) for p in pieces):", "if False:", "cut/"),
     Fault(
-        "rules.cutting:repair_split",
+        "rules.joining:repair_split",
         "[repair.size(p) for p in pieces]",
         "[repair.size(p) for p in pieces][::-1]",
         "cut/",
     ),
-    Fault("rules.cutting:repair_narrow", 'repair.set("start", repair.size(before))', "pass", "cut/narrow"),
-    Fault("rules.cutting:kept_number", "int(mask[:number].sum())", "number", "cut/select|index/"),
+    Fault("rules.joining:repair_narrow", 'repair.set("start", repair.size(before))', "pass", "cut/narrow"),
+    Fault("rules.joining:kept_number", "int(mask[:number].sum())", "number", "cut/select|index/"),
     Fault(
-        "rules.cutting:select",
+        "rules.joining:select",
         'pin_taken(call, axes[dim], index % axes[dim].size, call.arguments["index"])',
         "pass",
         "cut/select",
     ),
-    Fault("rules.cutting:unbind", 'call.pin(axes[dim], "its elements are taken one by one")', "pass", "cut/unbind"),
-    Fault("rules.cutting:glu", "call.unify(left, right)", "pass", "cut/glu|cut/GLU"),
+    Fault("rules.joining:unbind", 'call.pin(axes[dim], "its elements are taken one by one")', "pass", "cut/unbind"),
+    Fault("rules.joining:glu", "call.unify(left, right)", "pass", "cut/glu|cut/GLU"),
     Fault(
         "rules.padding:_padded",
         "(before if low > 0 else None, middle, after if high > 0 else None)",
@@ -198,13 +198,11 @@ RULES = (
         "call.unify(product(inner_old), product(inner_new[::-1]))",
         "reshape|attention/",
     ),
-    Fault("rules.repeating:repeat", "product(pair) for pair", "product(pair[::-1]) for pair", "repeat"),
-    Fault(
-        "rules.repeating:repeat_interleave", "product((axes[dim], copies))", "product((copies, axes[dim]))", "repeat"
-    ),
-    Fault("rules.repeating:repair_expand", 'repair.resize_all("size", repair.call.result)', "pass", "repeat|expand"),
-    Fault("rules.rolling:repair_roll", "axis.size - moved :", ": moved", "index/roll"),
-    Fault("rules.rolling:_reversed", "axis.size - 1, -1, -1", "axis.size", "index/flip"),
+    Fault("rules.padding:repeat", "product(pair) for pair", "product(pair[::-1]) for pair", "repeat"),
+    Fault("rules.padding:repeat_interleave", "product((axes[dim], copies))", "product((copies, axes[dim]))", "repeat"),
+    Fault("rules.padding:repair_expand", 'repair.resize_all("size", repair.call.result)', "pass", "repeat|expand"),
+    Fault("rules.padding:repair_roll", "axis.size - moved :", ": moved", "index/roll"),
+    Fault("rules.padding:_reversed", "axis.size - 1, -1, -1", "axis.size", "index/flip"),
     Fault("rules.indexing:repair_getitem", "if not any(item_shrinks(repair, t) for t in taken):", "if True:", "index/"),
     Fault(
         "rules.indexing:_kept_slice",
@@ -251,7 +249,7 @@ RULES = (
         "recurrent|sequence|LSTM|GRU",
     ),
     Fault(
-        "rules.sizes:_moved",
+        "rules.repair:_moved",
         "change = new_offset - old_offset",
         "change = old_offset - new_offset",
         "number/|reshape|cut/concat with",
@@ -340,7 +338,7 @@ PLANNING = (
     Fault(
         "planning.descending:descend", "sequence.levels(high, groups)", "sequence.levels(low, groups)", "conv2d/plain"
     ),
-    Fault("planning.sequence:score_sequence", "np.argsort(keys", "np.argsort(-keys", "conv2d/plain"),
+    Fault("planning.selecting:score_sequence", "np.argsort(keys", "np.argsort(-keys", "conv2d/plain"),
 )
 
 FAULTS = (*AXES, *RULES, *REWRITING, *PLANNING)

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.compiling import _analyzed
-from fxprune.progress import Steps
+from fxprune.api import _analyzed
+from fxprune.pipeline import prove_plan
 from fxprune.rewriting.rewriter import certified
-from fxprune.validating import prove_plan
+from fxprune.util.progress import Steps
 
 __all__ = ["TAMPERINGS", "Tampering", "Victim"]
 

@@ -28,7 +28,7 @@ import torch
 from benchmarks.mutation.fault import Fault
 from benchmarks.mutation.faults import FAULTS
 from benchmarks.mutation.run import BLOCKS, on_network, on_specification
-from fxprune.progress import Steps
+from fxprune.util.progress import Steps
 from tests.nets.strategy import random_specification, single_block
 from tests.rules.cases import Case
 from tests.rules.chains import chained, random_chain

@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.cifar.resnet import cifar_model
 from benchmarks.networks import timm_networks, torchvision_networks, transformers_networks
-from fxprune.model_sources import find_model
-from fxprune.samples import Sample
+from fxprune.capture.samples import Sample
+from fxprune.cli.sources import find_model
 
 LIBRARIES = ("torchvision", "timm", "transformers", "cifar")
 

@@ -20,7 +20,7 @@ from torch.optim import SGD
 from benchmarks.recipes.data import Images
 from benchmarks.recipes.hooks import Hooks
 from benchmarks.recipes.published import Recipe, changed
-from fxprune.progress import Steps
+from fxprune.util.progress import Steps
 
 _LEAST_STEPS_OF_AN_EPOCH = 25
 

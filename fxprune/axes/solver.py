@@ -13,7 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.axes.elements import as_gather, couple_elements, has_gather, is_elementwise
+from fxprune.axes.elements import (
+    as_gather,
+    between,
+    couple_elements,
+    ends_of,
+    has_gather,
+    is_elementwise,
+    regroup,
+    runs_of_factors,
+    runs_of_parts,
+    strides_of,
+)
 from fxprune.axes.expressions import (
     PART,
     Axis,
@@ -28,7 +39,6 @@ from fxprune.axes.expressions import (
     product,
     variables,
 )
-from fxprune.axes.segments import between, ends_of, regroup, runs_of_factors, runs_of_parts, strides_of
 from fxprune.errors import AnalysisError
 
 # A gather of more runs than this stays a gather: each run would become a variable of its own.

@@ -13,18 +13,17 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, settings, sources
-from fxprune.capture.chance import OtherChance
-from fxprune.capture.leaves import map_leaves
-from fxprune.capture.mutation import drop_unread
-from fxprune.capture.naming import NamedTensors, named_tensors, names_among
+from fxprune.capture.guards import OtherChance
+from fxprune.capture.lowering import map_leaves
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
+from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState
-from fxprune.copying import HELD_TENSOR, MADE_TENSOR, tensors_in
 from fxprune.errors import CaptureError, FxpruneError
-from fxprune.model_paths import ModelPaths, PartsModule, attribute, copied_graph
-from fxprune.module_modes import Effects, flags_of, set_flags, switch
-from fxprune.samples import Sample
+from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
+from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, tensors_in
+from fxprune.util.modes import Effects, flags_of, set_flags, switch
+from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph
 
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]

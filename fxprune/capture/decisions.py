@@ -14,10 +14,10 @@ import torch
 from torch import fx
 
 from fxprune.capture import sources
-from fxprune.capture.leaves import holds_tensor
-from fxprune.capture.naming import canonical_name
+from fxprune.capture.lowering import holds_tensor
 from fxprune.capture.numbers import Traced, plain, size_of
-from fxprune.samples import IMAGE_DIMS
+from fxprune.capture.samples import IMAGE_DIMS
+from fxprune.rules.ops import canonical_name
 
 __all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "refuses_sizes"]
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.capture.mutation import is_written, writes_in_place
-from fxprune.capture.naming import canonical_name
+from fxprune.rules.ops import canonical_name, is_written, writes_in_place
 
 _CHANGES = frozenset(
     "bernoulli empty empty_like normal rand rand_like randint randint_like randn randn_like randperm".split()

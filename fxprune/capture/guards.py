@@ -1,22 +1,74 @@
-"""The questions "is this being traced?" that a forward asks in order not to look at values while it is.
-
-A model that skips work where its data allow it (a mask of ones, say) often asks ``torch.compiler.is_compiling()`` first
-and takes a path that works for every value if so. Where a capture fails, it is tried again with those questions
-answered as tracing does; the proof then compares that path with the one that the original takes. The answers are for
-the capturing thread and for code outside torch alone.
-"""
+"""Random numbers that a forward draws outside torch: a graph would hold those of the trace for ever."""
 
 from __future__ import annotations
 
+import operator
+import random
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from torch import fx
 
 from fxprune.capture import sources
+from fxprune.errors import CaptureError
+from fxprune.rules.ops import canonical_name
+
+__all__ = [
+    "OtherChance",
+    "answer_if_finite",
+]
+
+
+class OtherChance:
+    """The states of numpy's and Python's generators as they were."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._numpy: Any = np.random.get_state()
+
+    def refuse_draws(self) -> None:
+        """Raise CaptureError if numbers were drawn since."""
+        now: Any = np.random.get_state()
+        if random.getstate() != self._python or not all(map(np.array_equal, now, self._numpy)):
+            raise CaptureError(
+                "the forward draws random numbers with numpy or Python's random module, which a graph would repeat at "
+                "every call: draw them with torch"
+            )
+
+    def restore(self) -> None:
+        """Put the states back."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+
+_FINITE = {"isfinite": True, "isinf": False, "isnan": False, "isneginf": False, "isposinf": False}
+_PASSING = {"all", "any", "bool", "detach", "sum", "max", "min", "amax", "amin"}
+_JOINING = {"logical_or": operator.or_, "bitwise_or": operator.or_, "add": operator.or_}
+_JOINING |= {"logical_and": operator.and_, "bitwise_and": operator.and_, "mul": operator.and_}
+
+
+def answer_if_finite(node: fx.Node) -> bool | None:
+    """The truth value of a node's tensor where all values are finite; None where that does not decide it."""
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return None
+    name = canonical_name(node.target)
+    if name in _FINITE:
+        return _FINITE[name]
+    answers = [answer_if_finite(given) for given in node.all_input_nodes]
+    known = [answer for answer in answers if answer is not None]
+    if len(known) < len(answers):
+        return None
+    if name in _PASSING and len(known) == 1:
+        return known[0]
+    if name in ("logical_not", "bitwise_not") and len(known) == 1:
+        return not known[0]
+    return _JOINING[name](*known) if name in _JOINING and len(known) == 2 else None
+
 
 # In the order in which they are answered: the one that changes least comes first.
 GUARDS: dict[str, tuple[Any, tuple[str, ...]]] = {

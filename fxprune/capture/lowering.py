@@ -1,13 +1,167 @@
-"""Modules that are written out before they are recorded, so that what they do inside can be pruned."""
+"""Walks over arguments and results: as those of pytrees, but quick for tensors and plain containers."""
 
 from __future__ import annotations
 
 import math
+import operator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "holds_tensor",
+    "leaves",
+    "map_leaves",
+]
+
+
+_LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), slice})
+_SIMPLE = (torch.Tensor, int, float, torch.dtype, torch.device)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Everything in a value that is no container; None is a leaf."""
+    kind = type(value)
+    if kind in _LEAVES or isinstance(value, _SIMPLE):
+        yield value
+    elif kind is tuple or kind is list:
+        for item in value:
+            yield from leaves(item)
+    elif kind is dict:
+        for item in value.values():
+            yield from leaves(item)
+    else:
+        yield from pytree.tree_leaves(value)
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether any leaf is a tensor."""
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves(value))
+
+
+def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same structure with every leaf replaced."""
+    kind = type(value)
+    if kind in _LEAVES or isinstance(value, _SIMPLE):
+        return function(value)
+    if kind is tuple or kind is list:
+        return kind(map_leaves(function, item) for item in value)
+    if kind is dict:
+        return {key: map_leaves(function, item) for key, item in value.items()}
+    return pytree.tree_map(function, value)
+
+
+_REVERSED = {
+    "__rsub__": operator.sub,
+    "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv,
+    "__rpow__": operator.pow,
+    "__rfloordiv__": operator.floordiv,
+    "__rmod__": operator.mod,
+    "__rmatmul__": operator.matmul,
+}
+_OPERATORS = {"add", "sub", "mul", "div", "matmul", "pow", "neg", "remainder"}
+_OPERATOR_OF = {"div": operator.truediv, "remainder": operator.mod}
+_KEYWORDS = {"__and__": "and_", "__or__": "or_"}
+_IN_PLACE = "add and div floordiv lshift matmul mod mul or pow rshift sub truediv xor"
+_WRITES = {f"__i{name}__" for name in _IN_PLACE.split()}
+
+
+def node_form(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...]]:
+    """FX op, target and arguments under which an intercepted function is written down."""
+    name = getattr(func, "__name__", "")
+    if name in _REVERSED:
+        return "call_function", _REVERSED[name], args[::-1]
+    if name in _OPERATORS and not kwargs and not any(isinstance(a, str) for a in args):
+        function = _OPERATOR_OF.get(name) or getattr(operator, name, None)
+        if function is not None and _is_method(func):
+            return "call_function", function, args
+    if _is_method(func):
+        if name.startswith("__"):
+            return "call_function", getattr(operator, _KEYWORDS.get(name, name.strip("_"))), args
+        return "call_method", name, args
+    return "call_function", func, args
+
+
+def mutates(func: Any) -> bool:
+    """Whether a function writes to its first argument, by its name."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+
+
+def getter_name(func: Any) -> str:
+    """The attribute that an intercepted getter reads."""
+    descriptor = func.__self__
+    return str(getattr(descriptor, "__name__", None) or getattr(getattr(descriptor, "fget", None), "__name__", ""))
+
+
+def enterable(func: Any) -> bool:
+    """Whether a function is written in Python, so that its parts can be watched instead."""
+    return isinstance(func, types.FunctionType) and getattr(func, "__name__", "") not in _REVERSED
+
+
+def entered(func: types.FunctionType) -> Callable[..., Any]:
+    """The same function, answering for itself instead of asking the mode again; what it calls is still watched."""
+    namespace = dict(func.__globals__)
+    for name in list(namespace):
+        if name.startswith("has_torch_function"):
+            namespace[name] = _no_torch_function
+    twin = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__)
+    twin.__kwdefaults__ = func.__kwdefaults__
+    return twin
+
+
+def _no_torch_function(*_: Any) -> bool:
+    return False
+
+
+def _is_method(func: Any) -> bool:
+    if isinstance(func, (types.MethodDescriptorType, types.WrapperDescriptorType)):
+        return True
+    return isinstance(func, types.FunctionType) and func.__qualname__.startswith(("Tensor.", "TensorBase."))
+
+
+PACK, PAD = "_pack_padded_sequence", "_pad_packed_sequence"
+
+
+def packed(padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Data (batch * steps, features) and batch sizes (steps) of (batch, steps, features), or steps first."""
+    steps = padded.shape[1 if batch_first else 0]
+    data = padded.new_empty(padded.shape[0] * padded.shape[1], *padded.shape[2:])
+    return data, torch.empty(steps, dtype=torch.int64, device="meta")
+
+
+def padded(
+    data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    """The inverse: (batch, steps, features), or steps first, and lengths (batch)."""
+    batch = data.shape[0] // batch_sizes.shape[0]
+    sizes = (batch, int(total_length)) if batch_first else (int(total_length), batch)
+    return data.new_empty(*sizes, *data.shape[1:]), torch.empty(batch, dtype=torch.int64, device="meta")
+
+
+def known(name: str, args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """What a function that packs or pads gives, or None for any other."""
+    if name == PACK:
+        return packed(*args)
+    return padded(*args) if name == PAD else None
+
+
+def batch_of(sequence: PackedSequence) -> int:
+    """The number of sequences, each of which counts in full."""
+    return int(sequence.data.shape[0] // sequence.batch_sizes.shape[0])
+
+
+def like(sequence: PackedSequence, data: Tensor) -> PackedSequence:
+    """Other data packed in the same way. The class itself refuses what is not on the CPU."""
+    about = (None if part is None else torch.empty_like(part) for part in sequence[1:])
+    return tuple.__new__(PackedSequence, (data, *about))
 
 
 def is_lowered(module: nn.Module) -> bool:

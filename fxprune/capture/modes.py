@@ -12,12 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from fxprune.capture import clone
 from fxprune.capture.capturing import Captured, OpaqueCalls, capture
-from fxprune.capture.forms import mutates
+from fxprune.capture.lowering import mutates
 from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
 from fxprune.errors import CaptureError, FxpruneError, ModelError
-from fxprune.model_paths import attribute
-from fxprune.module_modes import Effects, flags_of, has_own_modes, own_modes, switch
+from fxprune.util.modes import Effects, flags_of, has_own_modes, own_modes, switch
+from fxprune.util.paths import attribute
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
-"""Numbers that remember which sizes they were computed from.
+"""Who asks for the hash of a size: a table, whose answer hangs on it, or a cache, which calls the function behind it.
 
-They answer to ``isinstance(n, int)`` and every operator, but are no ``int`` objects: C code that wants a plain number
-has to ask for it, be it a list's index, ``range``, ``math.gcd``, numpy or a format, and is seen to do so. Such a number
-is a ``torch.SymInt``, because torch takes those for sizes. What is computed from one becomes graph nodes only if the
-graph uses it; what a comparison, or C code, was told decides which way the forward goes, so whoever watches is told.
+A table that does not hold the size gives its answer without a comparison that could be seen, so its hash is a decision.
+``functools.lru_cache`` hashes its arguments, too, and then runs the function on them, or gives what it gave before.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
+import linecache
 import math
 import numbers
 import operator
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +21,55 @@ import numpy as np
 import torch
 from torch.fx import Graph, Node
 
-from fxprune.capture.hashing import asked_by_a_cache
 from fxprune.capture.sources import is_hidden
 
-__all__ = ["Traced", "TracedFloat", "TracedInt", "decided", "graph_of", "plain", "size_of", "traced"]
+__all__ = [
+    "Traced",
+    "TracedFloat",
+    "TracedInt",
+    "asked_by_a_cache",
+    "decided",
+    "graph_of",
+    "plain",
+    "size_of",
+    "traced",
+]
+
+
+def asked_by_a_cache(frame: types.FrameType) -> bool:
+    """Whether what a frame does now is a call of a function with an ``lru_cache``; False where that cannot be told."""
+    call = _expression(frame)
+    if not isinstance(call, ast.Call):
+        return False
+    return hasattr(_value(call.func, frame), "cache_info")
+
+
+def _expression(frame: types.FrameType) -> ast.AST | None:
+    """The expression that a frame is computing, read from its source."""
+    positions = getattr(frame.f_code, "co_positions", None)  # since Python 3.11
+    if positions is None:
+        return None
+    first, last, start, end = list(positions())[frame.f_lasti // 2]
+    if None in (first, last, start, end):
+        return None
+    lines = [linecache.getline(frame.f_code.co_filename, n, frame.f_globals).encode() for n in range(first, last + 1)]
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][start:]
+    try:
+        return ast.parse(b"".join(lines).decode().strip(), mode="eval").body
+    except SyntaxError:
+        return None
+
+
+def _value(expression: ast.AST, frame: types.FrameType) -> Any:
+    """What a name, or an attribute of one, stands for in a frame; None where that would take running code."""
+    if isinstance(expression, ast.Name):
+        scopes = (frame.f_locals, frame.f_globals, vars(builtins))
+        return next((scope[expression.id] for scope in scopes if expression.id in scope), None)
+    if isinstance(expression, ast.Attribute):
+        return getattr(_value(expression.value, frame), expression.attr, None)
+    return None
+
 
 Operands = tuple[Any, ...]
 

@@ -19,18 +19,26 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import known_shapes, recording, settings, sources, structures
+from fxprune.capture import known_results, objects, recording, settings, sources
+from fxprune.capture.clone import META, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.forms import enterable, entered, getter_name, mutates, node_form
-from fxprune.capture.known_values import KnownValues
-from fxprune.capture.leaves import holds_tensor, leaves, map_leaves
-from fxprune.capture.meta import META, meta_like, on_meta
-from fxprune.capture.naming import canonical_name
+from fxprune.capture.known_results import KnownValues
+from fxprune.capture.lowering import (
+    enterable,
+    entered,
+    getter_name,
+    holds_tensor,
+    leaves,
+    map_leaves,
+    mutates,
+    node_form,
+)
 from fxprune.capture.numbers import Traced, plain, size_of
-from fxprune.capture.questions import Questions
+from fxprune.capture.settings import Questions
 from fxprune.capture.state import check_forgotten
-from fxprune.copying import HELD_TENSOR
 from fxprune.errors import CaptureError
+from fxprune.rules.ops import canonical_name
+from fxprune.util.copies import HELD_TENSOR
 
 _NODE = "_fxprune_node"
 # First arguments of the few functions whose ``input`` is not the first one.
@@ -248,7 +256,7 @@ class Recorder(TorchFunctionMode):
         settings.refuse_autocast(self._autocast)
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
-            value: Any = known_shapes.known_result(module, args, kwargs)
+            value: Any = known_results.known_result(module, args, kwargs)
             if value is None:
                 value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
         self._in_leaf = False
@@ -344,7 +352,7 @@ class Recorder(TorchFunctionMode):
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_leaves(on_meta, (tuple(args), kwargs))
-        known = known_shapes.known_function_result(getattr(func, "__name__", ""), args, kwargs)
+        known = known_results.known_function_result(getattr(func, "__name__", ""), args, kwargs)
         if known is not None:
             return known
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
@@ -420,7 +428,7 @@ class Recorder(TorchFunctionMode):
         return self._container(value)
 
     def _container(self, value: Any) -> Any:
-        made = structures.construction(value, lambda item: self._argument(item))
+        made = objects.construction(value, lambda item: self._argument(item))
         if made is not None:
             # A packed sequence is an argument of layers; other containers of a class of their own are outputs.
             return self._new("call_function", *made, value if isinstance(value, PackedSequence) else None)

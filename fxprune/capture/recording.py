@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.capture.meta import meta_like
-from fxprune.samples import Sample
+from fxprune.capture.clone import meta_like
+from fxprune.capture.samples import Sample
 
 _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)
 

@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from fxprune.cli.options import Allow, AsJson, Couplings, Folder, InputSize, Model, Verbose, Weights, find
-from fxprune.cli.output import show, show_json
+from fxprune.cli.options import (
+    Allow,
+    AsJson,
+    Couplings,
+    Folder,
+    InputSize,
+    Model,
+    Verbose,
+    Weights,
+    find,
+    show,
+    show_json,
+)
 
 __all__ = ["analyze", "criteria", "diff", "explain", "report"]
 
@@ -29,7 +40,7 @@ def analyze(
     """Show the channel groups of a network, what is pinned and why, and how much of it can shrink."""
     import fxprune
     from fxprune.reporting import graph_as_dict, render_graph
-    from fxprune.writing import write_text
+    from fxprune.util.writing import write_text
 
     source = find(model, input_size, weights, 0, allow)
     graph = fxprune.analyze(source.model, source.sample, couplings=couplings)
@@ -68,8 +79,8 @@ def report(
     verbose: Verbose = False,
 ) -> None:
     """Print the report of a saved network."""
-    from fxprune.artefacts import load_report
     from fxprune.reporting import render_report
+    from fxprune.saving import load_report
 
     found = load_report(folder)
     if html is not None:
@@ -101,7 +112,7 @@ def criteria(as_json: AsJson = False) -> None:
 def diff(a: PlanPlace, b: PlanPlace, as_json: AsJson = False, verbose: Verbose = False) -> None:
     """Tell two plans apart; exit code 1 where they differ."""
     from fxprune.planning.differences import difference, read_plan
-    from fxprune.reporting.plan_differences import render_difference
+    from fxprune.reporting.text import render_difference
 
     found = difference(read_plan(a), read_plan(b))
     if as_json:

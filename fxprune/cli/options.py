@@ -1,17 +1,25 @@
-"""Arguments and options that several commands share, and what they stand for."""
+"""What options may be, for completion in a shell: written down, so that no heavy library is imported for it."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
-    from fxprune.model_sources import Source
+    from fxprune.cli.sources import Source
 
 __all__ = [
+    "BUDGETS",
+    "CRITERIA",
+    "FORMATS",
+    "RECOVERIES",
+    "RUNTIMES",
     "Allow",
     "AsJson",
     "Couplings",
@@ -23,9 +31,49 @@ __all__ = [
     "Verbose",
     "Weights",
     "by_pattern",
+    "complete",
     "find",
     "other_samples",
+    "show",
+    "show_json",
 ]
+
+
+BUDGETS = ("macs", "params", "channels", "memory", "latency")
+CRITERIA = tuple(
+    """
+    apoz chip feature_distance feature_entropy filter_similarity fpgm hessian hrank information_fusion lamp magnitude
+    mean_activation multi_source parallel random reconstruction slimming taylor taylor_activations thinet
+    """.split()
+)
+FORMATS = ("pt2", "onnx", "source")
+RECOVERIES = ("batchnorm", "bias", "fuse", "reconstruct")
+RUNTIMES = ("eager", "compile", "onnxruntime")
+
+
+def complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """What a shell may complete a word to."""
+
+    def completion(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return completion
+
+
+def show(renderable: RenderableType) -> None:
+    """Print for people; without colours and at 100 columns where the output is no terminal."""
+    from fxprune.reporting import plain_text
+
+    if sys.stdout.isatty():
+        Console().print(renderable)
+    else:
+        typer.echo(plain_text(renderable))
+
+
+def show_json(data: Any) -> None:
+    """Print JSON."""
+    typer.echo(json.dumps(data, indent=2, default=str))
+
 
 Model = Annotated[
     str,
@@ -80,7 +128,7 @@ def find(
     allow: list[str] | None = None,
 ) -> Source:
     """The network that the arguments stand for, with its sample."""
-    from fxprune.model_sources import find_model, load_weights
+    from fxprune.cli.sources import find_model, load_weights
 
     source = find_model(model, input_size or [], seed, allow=allow or ())
     if weights is not None:
@@ -94,8 +142,8 @@ def other_samples(source: Source, sizes: list[str] | None) -> list[Any]:
     Raises:
         SampleError: a size cannot be read, or there are no images.
     """
+    from fxprune.capture.samples import Sample
     from fxprune.errors import SampleError
-    from fxprune.samples import Sample
 
     found = []
     for text in sizes or ():

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.choices import BUDGETS, CRITERIA, RECOVERIES, complete
 from fxprune.cli.options import (
+    BUDGETS,
+    CRITERIA,
+    RECOVERIES,
     Allow,
     AsJson,
     Couplings,
@@ -21,10 +23,12 @@ from fxprune.cli.options import (
     Verbose,
     Weights,
     by_pattern,
+    complete,
     find,
     other_samples,
+    show,
+    show_json,
 )
-from fxprune.cli.output import show, show_json
 from fxprune.errors import OptionError
 
 __all__ = ["compile_command"]
@@ -131,7 +135,7 @@ def compile_command(
 def _with_data(calibration: Path | None, recover: list[str] | None) -> dict[str, Any]:
     """The options of criteria and recovery that read data, where they were given."""
     import fxprune
-    from fxprune.calibration_files import BatchFolder
+    from fxprune.cli.sources import BatchFolder
 
     given: dict[str, Any] = {}
     if calibration is not None:

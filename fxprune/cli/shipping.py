@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.choices import FORMATS, RUNTIMES, complete
-from fxprune.cli.options import Allow, AsJson, Folder, find
-from fxprune.cli.output import show, show_json
+from fxprune.cli.options import FORMATS, RUNTIMES, Allow, AsJson, Folder, complete, find, show, show_json
 
 __all__ = ["benchmark", "export"]
 
@@ -61,8 +59,8 @@ def benchmark(
 
     import fxprune
     from fxprune.errors import OptionError
-    from fxprune.reporting.latencies import render_latencies
-    from fxprune.timing import RUNTIMES, measure_latency
+    from fxprune.reporting.text import render_latencies
+    from fxprune.saving.timing import RUNTIMES, measure_latency
 
     pruned = fxprune.load(folder, allow=allow or ()).eval()
     report = fxprune.report(pruned)
@@ -93,7 +91,7 @@ def benchmark(
 
 def _shown(results: Any) -> Any:
     """The results one by one, with a line about progress on a terminal."""
-    from fxprune.progress import Steps
+    from fxprune.util.progress import Steps
 
     with Steps() as steps:
         yield from steps.counted("timing", results, None)

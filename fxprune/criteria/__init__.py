@@ -4,28 +4,21 @@ A scorer gives one number per unit of each group, from weights or from what it o
 stays. A selector chooses the units that stay, with one knob that planning turns until the budget is met.
 """
 
-from fxprune.criteria.base import Criterion, ObservingScorer, ScoredGraph, Scorer, Selector, Study
+from fxprune.criteria.base import Criterion, ObservingScorer, ScoredGraph, Scorer, Selection, Selector, Study
 from fxprune.criteria.combining import Combination, Minimum, Product, RankAverage, WeightedSum
 from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.feature_distance import FeatureDistance
-from fxprune.criteria.features import APoZ, FeatureCriterion, MeanActivation
+from fxprune.criteria.features import CHIP, APoZ, FeatureCriterion, HRank, MeanActivation
 from fxprune.criteria.filter_similarity import FilterSimilarity
-from fxprune.criteria.fpgm import FPGM
-from fxprune.criteria.hessian import Hessian
+from fxprune.criteria.gradients import Hessian, Taylor
 from fxprune.criteria.information_fusion import InformationFusion, fused_filters, temperature_at
 from fxprune.criteria.judging import judge, score_groups
-from fxprune.criteria.lamp import Lamp
-from fxprune.criteria.magnitude import Magnitude
 from fxprune.criteria.multi_source import MultiSource
 from fxprune.criteria.parallel import Parallel
-from fxprune.criteria.random import Random
 from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.criteria.registry import criterion_by_name, known_criteria, resolve_criterion
-from fxprune.criteria.selecting import Selection
-from fxprune.criteria.slimming import Slimming
-from fxprune.criteria.spectra import CHIP, HRank
-from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.thinet import ThiNet
+from fxprune.criteria.weights import FPGM, Lamp, Magnitude, Random, Slimming
 
 __all__ = [
     "CHIP",

@@ -1,21 +1,116 @@
-"""What a criterion is: a scorer (of weights, or of what it observes on calibration data) or a selector."""
+"""Selections: which units stay at each setting of one knob, from which planning picks the one that meets the budget."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.criteria.selecting import Selection
-from fxprune.groups import Group
-from fxprune.statistics import Collector, TapFinder
+from fxprune.analysis.groups import Group
+from fxprune.axes.elements import Mask
+from fxprune.calibration import Collector, TapFinder
+from fxprune.errors import CriterionError
 
-__all__ = ["Criterion", "FloatArray", "ObservingScorer", "ScoredGraph", "Scorer", "Scores", "Selector", "Study"]
+__all__ = [
+    "NORMALISERS",
+    "Criterion",
+    "FloatArray",
+    "Ladder",
+    "ObservingScorer",
+    "Problem",
+    "QueueLadder",
+    "QueueSelection",
+    "ScoredGraph",
+    "Scorer",
+    "Scores",
+    "Selection",
+    "Selector",
+    "Study",
+    "normaliser_by_name",
+    "removal_order",
+]
+
 
 FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a selection has to keep to.
+
+    Attributes:
+        groups: those that may be narrowed: not excluded, nor kept whole for their residual stream.
+        saved: how much of the budget is saved when exactly the marked units stay (absent groups keep all).
+        fewest: how many units of a group have to stay.
+    """
+
+    groups: tuple[Group, ...]
+    saved: Callable[[Mapping[Group, Mask]], float]
+    fewest: Callable[[Group], int]
+
+
+class Ladder(Protocol):
+    """Settings of a knob, from the one that removes least to the one that removes most."""
+
+    def __len__(self) -> int:
+        """How many settings there are."""
+        ...
+
+    def keep(self, rung: int) -> Mapping[Group, Mask]:
+        """Which units stay at a setting; groups that are absent keep all."""
+        ...
+
+
+class Selection(Protocol):
+    """The answer of a selector."""
+
+    @property
+    def preference(self) -> Mapping[Group, FloatArray]:
+        """Per unit of every group, higher = keep: for units that limits or an overshoot give back, and for going on."""
+        ...
+
+    def ladders(self, problem: Problem) -> Iterable[Ladder]:
+        """Ladders to be tried one after the other; the first that reaches the budget is searched."""
+        ...
+
+
+class QueueLadder:
+    """Units that go one after the other; the knob is how many are gone.
+
+    Args:
+        queue: groups and units, the first to go first.
+    """
+
+    def __init__(self, queue: Sequence[tuple[Group, int]]) -> None:
+        self._queue = queue
+
+    def __len__(self) -> int:
+        return len(self._queue) + 1
+
+    def keep(self, rung: int) -> Mapping[Group, Mask]:
+        """All but the first ``rung`` of the queue."""
+        masks: dict[Group, Mask] = {}
+        for group, unit in self._queue[:rung]:
+            masks.setdefault(group, np.ones(group.size, dtype=np.bool_))[unit] = False
+        return masks
+
+
+@dataclass(frozen=True)
+class QueueSelection:
+    """A selection of one queue, made for the groups that may be narrowed."""
+
+    preference: Mapping[Group, FloatArray]
+    queue: Callable[[Problem], Sequence[tuple[Group, int]]]
+
+    def ladders(self, problem: Problem) -> Iterable[Ladder]:
+        """The queue's ladder."""
+        return [QueueLadder(self.queue(problem))]
+
+
 Scores = Mapping[Group, FloatArray]
 
 
@@ -63,7 +158,7 @@ class ObservingScorer(Protocol):
         ...
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """What to look at: any nesting of lists, tuples and dicts with :class:`~fxprune.statistics.Observation` inside.
+        """What to look at: any nesting of lists, tuples and dicts with :class:`~fxprune.calibration.Observation`.
 
         All groups are observed in one pass.
         """
@@ -125,3 +220,82 @@ class Study(Protocol):
             CalibrationError: there is no calibration.
         """
         ...
+
+
+def removal_order(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Units in the order in which they go: lowest score first, among equals the highest index (the lowest survives)."""
+    reverse = np.argsort(scores[::-1], kind="stable")
+    return (len(scores) - 1 - reverse).astype(np.int64)
+
+
+Normaliser = Callable[[FloatArray], FloatArray]
+
+
+def _divided(scores: FloatArray, divisor: float) -> FloatArray:
+    # A divisor of zero means scores that are all zero (or cancel): no scale can be read off them.
+    return scores / divisor if divisor != 0 else scores.copy()
+
+
+def _mean(scores: FloatArray) -> FloatArray:
+    return _divided(scores, float(scores.mean()))
+
+
+def _max(scores: FloatArray) -> FloatArray:
+    return _divided(scores, float(scores.max()))
+
+
+def _sum(scores: FloatArray) -> FloatArray:
+    return _divided(scores, float(scores.sum()))
+
+
+def _minmax(scores: FloatArray) -> FloatArray:
+    low = scores.min()
+    return _divided(scores - low, float(scores.max() - low))
+
+
+def _zscore(scores: FloatArray) -> FloatArray:
+    return _divided(scores - scores.mean(), float(scores.std()))
+
+
+def _l2(scores: FloatArray) -> FloatArray:
+    return _divided(scores, float(np.sqrt(np.square(scores).sum())))
+
+
+def _variance(scores: FloatArray) -> FloatArray:
+    """Centred and divided by the population variance, not its root (as feature entropies are in published code)."""
+    return _divided(scores - scores.mean(), float(scores.var()))
+
+
+def _lamp(scores: FloatArray) -> FloatArray:
+    """``s_u^2 / sum of s_v^2 over v >= u`` in ascending order (Lee et al., 2021, arXiv 2010.07611, equation 2)."""
+    order = removal_order(scores)
+    energy = np.square(scores[order])
+    remaining = np.cumsum(energy[::-1])[::-1]
+    lamp = np.divide(energy, remaining, out=np.zeros_like(energy), where=remaining > 0)
+    scaled = np.empty_like(scores)
+    scaled[order] = lamp
+    return scaled
+
+
+NORMALISERS: dict[str, Normaliser] = {
+    "none": np.copy,
+    "mean": _mean,
+    "max": _max,
+    "sum": _sum,
+    "minmax": _minmax,
+    "zscore": _zscore,
+    "l2": _l2,
+    "variance": _variance,
+    "lamp": _lamp,
+}
+
+
+def normaliser_by_name(name: str) -> Normaliser:
+    """The normaliser of that name.
+
+    Raises:
+        CriterionError: the name is unknown.
+    """
+    if name not in NORMALISERS:
+        raise CriterionError(f"unknown normaliser {name!r}; choose one of {', '.join(NORMALISERS)}")
+    return NORMALISERS[name]

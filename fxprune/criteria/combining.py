@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, ObservingScorer, ScoredGraph, Scorer
+from fxprune.analysis.groups import Group
+from fxprune.calibration import TapFinder
+from fxprune.criteria.base import FloatArray, ObservingScorer, ScoredGraph, Scorer, normaliser_by_name, removal_order
 from fxprune.criteria.judging import observations_of, score_one
-from fxprune.criteria.normalising import normaliser_by_name
-from fxprune.criteria.ordering import removal_order
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import TapFinder
 
 __all__ = ["Combination", "Minimum", "Product", "RankAverage", "WeightedSum"]
 
@@ -30,7 +28,7 @@ class Combination:
 
     Args:
         parts: the criteria, by object.
-        normalise: scales each part's scores in a group, see :class:`~fxprune.criteria.magnitude.Magnitude`.
+        normalise: scales each part's scores in a group, see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:
         CriterionError: no parts, one that is no scorer, or an unknown normaliser.

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, ScoredGraph
+from fxprune.analysis.groups import Group
+from fxprune.calibration import Mean, Observation, TapFinder
+from fxprune.calibration.taps import check_tap_rule
+from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
 from fxprune.criteria.features import flat
-from fxprune.criteria.normalising import normaliser_by_name
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import Mean, Observation, TapFinder
-from fxprune.statistics.taps import check_tap_rule
 
 __all__ = ["FeatureEntropy", "histogram_entropy", "normalised_entropies", "spatial_entropy"]
 
@@ -44,7 +43,7 @@ class FeatureEntropy:
         bins: of the histogram.
         value_range: of the histogram's bins, "layer" (from the lowest to the highest value of all channels of the
             sample) or "map" (of the map alone).
-        tap: where maps are read, see :mod:`fxprune.statistics.taps`.
+        tap: where maps are read, see :mod:`fxprune.calibration.taps`.
 
     Raises:
         CriterionError: an argument is none of these.

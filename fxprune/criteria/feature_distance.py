@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
-from fxprune.criteria.base import FloatArray, ScoredGraph, Study
+from fxprune.calibration import Observation, Seen, Sums, TapFinder
+from fxprune.calibration.taps import check_tap_rule
+from fxprune.criteria.base import FloatArray, Ladder, Problem, ScoredGraph, Selection, Study
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import distances
-from fxprune.criteria.selecting import Ladder, Problem, Selection
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import Observation, Seen, Sums, TapFinder
-from fxprune.statistics.taps import check_tap_rule
 
 __all__ = ["FeatureDistance", "FeatureSimilarity", "covering"]
 

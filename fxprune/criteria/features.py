@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, ScoredGraph
-from fxprune.criteria.normalising import normaliser_by_name
-from fxprune.groups import Group
-from fxprune.statistics import Mean, Observation, TapFinder
-from fxprune.statistics.taps import check_tap_rule
+from fxprune.analysis.groups import Group
+from fxprune.calibration import Mean, Observation, TapFinder
+from fxprune.calibration.taps import check_tap_rule
+from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
 
-__all__ = ["APoZ", "FeatureCriterion", "MeanActivation", "flat"]
+__all__ = [
+    "CHIP",
+    "APoZ",
+    "FeatureCriterion",
+    "HRank",
+    "MeanActivation",
+    "flat",
+    "nuclear_norm_changes",
+]
 
 
 def flat(maps: Tensor) -> Tensor:
@@ -32,8 +40,8 @@ class FeatureCriterion:
     Where a group is tapped at several places, each is normalised and the mean is taken.
 
     Args:
-        tap: where maps are read, "normalised", "activated" or "producer"; see :mod:`fxprune.statistics.taps`.
-        normalise: see :class:`~fxprune.criteria.magnitude.Magnitude`.
+        tap: where maps are read, "normalised", "activated" or "producer"; see :mod:`fxprune.calibration.taps`.
+        normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:
         CriterionError: an unknown tap rule or normaliser.
@@ -106,3 +114,91 @@ class APoZ(FeatureCriterion):
         values = flat(maps)
         # Ones and zeros in the maps' own type add up faster than truth values do.
         return torch.gt(values, 0, out=torch.empty_like(values)).sum(2) / values.shape[2]
+
+
+_STEP = 0.35  # between logarithms of nodes: an error of exp(-pi^2 / step), 6e-13
+_NODES = 80  # to either side: factors of 1e12
+
+
+@dataclass(frozen=True)
+class HRank(FeatureCriterion):
+    """The mean matrix rank of the maps (Lin et al., 2020, arXiv 2002.10179, equation 5).
+
+    A map of more than two dims is a matrix of its last dim and the rest, one of a single dim a matrix of one row.
+    """
+
+    tap: str = "activated"
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "hrank"
+
+    def measure(self, maps: Tensor) -> Tensor:
+        """The rank of each map."""
+        wide = maps if maps.dtype == torch.float64 else maps.to(torch.float32)
+        last = wide.shape[-1] if wide.ndim > 2 else 1
+        ranks: Tensor = torch.linalg.matrix_rank(wide.reshape(*wide.shape[:2], -1, last))
+        return ranks.to(torch.float64)
+
+
+@dataclass(frozen=True)
+class CHIP(FeatureCriterion):
+    """Channel independence: how much the nuclear norm of all maps drops when one is zeroed.
+
+    Sui et al., 2021, arXiv 2110.13981, equation 3. It decomposes one matrix for each sample and layer.
+
+    Args:
+        decimals: maps are rounded to so many decimals, as the authors' code does; None for no rounding.
+    """
+
+    tap: str = "activated"
+    decimals: int | None = 4
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "chip"
+
+    def measure(self, maps: Tensor) -> Tensor:
+        """The change of the nuclear norm for each channel."""
+        values = flat(maps).to(torch.float64)
+        rounded = values if self.decimals is None else values.round(decimals=self.decimals)
+        return torch.stack([nuclear_norm_changes(sample) for sample in rounded])
+
+
+def nuclear_norm_changes(rows: Tensor) -> Tensor:
+    """``nuc(X) - nuc(X with row i zeroed)`` for every row i of X, shape ``(rows, columns)``; gives ``(rows,)``.
+
+    One decomposition serves all rows. With ``G = X X'``, ``nuc(X) = trace(G^1/2)`` and ``sqrt(x) = 2/pi`` times the
+    integral of ``x / (x + t^2)`` over t > 0; the inverse of ``G + t^2`` without a row and a column follows from that of
+    the whole. So the change is ``2/pi`` times the integral of ``sum_j q_ij x_j / (x_j + t^2)^2`` over ``sum_j q_ij /
+    (x_j + t^2)``, with the eigenvalues ``x`` and the squared entries ``q`` of the eigenvectors. In log t the integrand
+    has no pole within pi/2 of the real line, where the trapezoidal rule gains digits with every node.
+    """
+    energies, shares, still = _spectrum(rows)
+    if not len(energies):
+        return rows.new_zeros(len(rows))
+    top = energies.amax()
+    nodes = torch.exp(_STEP * torch.arange(-_NODES, _NODES + 1, dtype=rows.dtype, device=rows.device))
+    inverse = 1 / (energies.unsqueeze(1) / top + nodes.square())
+    whole = shares @ inverse + still.unsqueeze(1) / nodes.square()
+    change: Tensor = (shares * (energies / top)) @ inverse.square() / whole
+    return change @ nodes * (_STEP * 2 / math.pi * top.sqrt())
+
+
+def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of ``X X'`` above 0, the share of each row in their vectors, and its share in all others.
+
+    They come from the smaller of the two Gram matrices.
+    """
+    count, columns = rows.shape
+    energies, vectors = torch.linalg.eigh(rows @ rows.T if count <= columns else rows.T @ rows)
+    # What is below the rounding of the largest is zero; its root would not look like it.
+    real = energies > 1e-13 * energies.amax()
+    if count <= columns:
+        shares = vectors.square()
+        return energies[real], shares[:, real], shares[:, ~real].sum(1)
+    energies, vectors = energies[real], vectors[:, real]
+    shares = (rows @ vectors / energies.sqrt()).square()
+    return energies, shares, (1 - shares.sum(1)).clamp(min=0)

@@ -12,11 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, Study
+from fxprune.analysis.groups import Group
+from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study
 from fxprune.criteria.rows import distances, producer_rows, settled
-from fxprune.criteria.selecting import Problem, QueueSelection, Selection
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 
 __all__ = ["FilterSimilarity", "Removal", "pair_removals", "similarities", "standardised"]
 

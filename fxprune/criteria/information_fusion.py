@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, ScoredGraph
-from fxprune.criteria.normalising import normaliser_by_name
+from fxprune.analysis.groups import Group
+from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 
 __all__ = [
     "InformationFusion",
@@ -39,7 +38,7 @@ class InformationFusion:
     Args:
         temperature: sharpness of the distributions; the higher, the nearer the order comes to that of FPGM. In training
             it follows :func:`temperature_at`.
-        normalise: see :class:`~fxprune.criteria.magnitude.Magnitude`.
+        normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:
         CriterionError: the temperature is not above 0, or the normaliser unknown.

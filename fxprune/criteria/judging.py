@@ -9,13 +9,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis import ChannelGraph
-from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, ScoredGraph, Scorer, Selector
-from fxprune.criteria.selecting import Selection
-from fxprune.criteria.sums import TensorSums
+from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration import Collector, Observation, TapFinder
+from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, ScoredGraph, Scorer, Selection, Selector
+from fxprune.criteria.rows import TensorSums
 from fxprune.errors import CalibrationError, CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import Collector, Observation, TapFinder
 
 __all__ = ["judge", "observations_of", "score_groups", "score_one"]
 

@@ -12,16 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxprune.criteria.base import FloatArray, ScoredGraph, Study
+from fxprune.analysis.groups import Group
+from fxprune.calibration import Observation, Seen, Sums, TapFinder
+from fxprune.calibration.effects import output_changes
+from fxprune.calibration.taps import check_tap_rule
+from fxprune.criteria.base import FloatArray, Problem, QueueSelection, ScoredGraph, Selection, Study, removal_order
 from fxprune.criteria.features import flat
-from fxprune.criteria.ordering import removal_order
 from fxprune.criteria.rows import producers, settled, unit_rows
-from fxprune.criteria.selecting import Problem, QueueSelection, Selection
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import Observation, Seen, Sums, TapFinder
-from fxprune.statistics.effects import output_changes
-from fxprune.statistics.taps import check_tap_rule
 
 __all__ = ["Correlation", "MultiSource", "uniqueness", "weight_entropy"]
 
@@ -49,7 +47,7 @@ class MultiSource:
         fusion: "sum" (``alpha R + (1 - alpha) A``) or "product".
         bins: of the weights' histogram.
         global_mode: "sets" or "rank".
-        tap: where maps are read, see :mod:`fxprune.statistics.taps`.
+        tap: where maps are read, see :mod:`fxprune.calibration.taps`.
 
     Raises:
         CriterionError: an argument is none of these.

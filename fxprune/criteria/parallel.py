@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
-from fxprune.criteria.base import FloatArray, ObservingScorer, Scorer, Study
+from fxprune.criteria.base import (
+    FloatArray,
+    Ladder,
+    ObservingScorer,
+    Problem,
+    Scorer,
+    Selection,
+    Study,
+    normaliser_by_name,
+)
 from fxprune.criteria.entropy import FeatureEntropy
-from fxprune.criteria.normalising import normaliser_by_name
-from fxprune.criteria.selecting import Ladder, Problem, Selection
-from fxprune.criteria.slimming import Slimming
+from fxprune.criteria.weights import Slimming
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 
 __all__ = ["Parallel", "fewer_kept", "threshold_masks"]
 

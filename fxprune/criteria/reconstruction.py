@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from fxprune.analysis.groups import Group, Member
 from fxprune.axes.elements import is_elementwise, owned_by
-from fxprune.criteria.base import FloatArray, ScoredGraph
-from fxprune.criteria.ordering import removal_order
+from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
+from fxprune.calibration.collecting import addition_after, norm_after
+from fxprune.calibration.least_squares import Elimination
+from fxprune.criteria.base import FloatArray, ScoredGraph, removal_order
 from fxprune.errors import CriterionError
-from fxprune.groups import Group, Member
-from fxprune.least_squares import Elimination
-from fxprune.model_paths import name_seed
 from fxprune.rules.call import Call, parameter_name
-from fxprune.statistics import LayerRows, Observation, Seen, Sums, TapFinder
-from fxprune.statistics.following import addition_after, norm_after
+from fxprune.util.paths import name_seed
 
 __all__ = ["Reconstruction"]
 
@@ -36,7 +35,7 @@ class Reconstruction:
     Args:
         order: per group the scores whose order is followed; empty to take the channel that adds least.
         positions: output positions of each sample that are looked at.
-        ridge: see :func:`fxprune.least_squares.inverse`.
+        ridge: see :func:`fxprune.calibration.least_squares.inverse`.
         most_features: layers with more features are not looked at.
 
     Raises:

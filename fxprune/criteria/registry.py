@@ -9,21 +9,15 @@ from typing import Any
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selector
 from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.feature_distance import FeatureDistance
-from fxprune.criteria.features import APoZ, MeanActivation
+from fxprune.criteria.features import CHIP, APoZ, HRank, MeanActivation
 from fxprune.criteria.filter_similarity import FilterSimilarity
-from fxprune.criteria.fpgm import FPGM
-from fxprune.criteria.hessian import Hessian
+from fxprune.criteria.gradients import Hessian, Taylor
 from fxprune.criteria.information_fusion import InformationFusion
-from fxprune.criteria.lamp import Lamp
-from fxprune.criteria.magnitude import Magnitude
 from fxprune.criteria.multi_source import MultiSource
 from fxprune.criteria.parallel import Parallel
-from fxprune.criteria.random import Random
 from fxprune.criteria.reconstruction import Reconstruction
-from fxprune.criteria.slimming import Slimming
-from fxprune.criteria.spectra import CHIP, HRank
-from fxprune.criteria.taylor import Taylor
 from fxprune.criteria.thinet import ThiNet
+from fxprune.criteria.weights import FPGM, Lamp, Magnitude, Random, Slimming
 from fxprune.errors import CriterionError
 
 __all__ = ["criterion_by_name", "known_criteria", "resolve_criterion"]

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxprune.analysis.groups import Group, Member
 from fxprune.axes.expressions import Product
+from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.criteria.base import FloatArray, ScoredGraph
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
-from fxprune.groups import Group, Member
-from fxprune.model_paths import name_seed
 from fxprune.rules.call import Call
-from fxprune.statistics import Observation, Seen, Sums, TapFinder
+from fxprune.util.paths import name_seed
 
 __all__ = ["ThiNet", "greedy_errors"]
 

@@ -3,6 +3,6 @@
 from fxprune.distillation.distilling import distill
 from fxprune.distillation.hints import Hint
 from fxprune.distillation.losses import SoftTargets
-from fxprune.distillation.result import Distilled
+from fxprune.distillation.options import Distilled
 
 __all__ = ["Distilled", "Hint", "SoftTargets", "distill"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fxprune.errors import DistillationError
-from fxprune.writing import write_text
+from fxprune.util.writing import write_text
 
 __all__ = ["Folder"]
 

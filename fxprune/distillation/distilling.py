@@ -11,17 +11,15 @@ import torch
 from torch import nn
 
 from fxprune.distillation.checkpoints import Folder
-from fxprune.distillation.engine import engine as started
 from fxprune.distillation.feeding import Feed
 from fxprune.distillation.hints import Hint, resolve_hints
 from fxprune.distillation.losses import DistillationLoss, SoftTargets
-from fxprune.distillation.options import MakeOptimizer, Training
+from fxprune.distillation.options import Distilled, MakeOptimizer, Training, keep_random_state, seed_everything
 from fxprune.distillation.pairing import Pair
-from fxprune.distillation.result import Distilled
-from fxprune.distillation.seeding import keep_random_state, seed_everything
 from fxprune.distillation.training import Trainer
+from fxprune.distillation.training import engine as started
 from fxprune.errors import DistillationError, OptionError
-from fxprune.progress import Steps
+from fxprune.util.progress import Steps
 
 __all__ = ["distill"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
-from fxprune.distillation.seeding import seed_everything
+from fxprune.distillation.options import seed_everything
 from fxprune.errors import DistillationError
 
 __all__ = ["Feed"]

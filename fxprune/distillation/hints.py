@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.compiling import analyze, report
+from fxprune.api import analyze, report
 from fxprune.errors import DistillationError, FxpruneError
 from fxprune.rewriting import node_keep
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxprune.errors import OptionError
 
-__all__ = ["MakeOptimizer", "Training"]
+__all__ = [
+    "Distilled",
+    "MakeOptimizer",
+    "Training",
+    "keep_random_state",
+    "seed_everything",
+]
+
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
@@ -130,3 +141,59 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A trained network and how it came about.
+
+    Attributes:
+        network: a copy of the pruned network with trained weights, on its device and in its mode.
+        steps: how many steps of the optimiser were taken in all.
+        history: one dict for each logged step: "step", the loss and its parts, "learning_rate", perhaps "score".
+        score: what ``evaluate`` said of ``network``; None without it.
+        best_step: after which step the best score was seen; None without ``evaluate``.
+        seconds: wall time of this call.
+        resumed: the step that this call went on from; 0 for a fresh start.
+    """
+
+    network: nn.Module
+    steps: int
+    history: list[dict[str, Any]] = field(repr=False)
+    score: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+    resumed: int = 0
+
+    def __repr__(self) -> str:
+        parts = [f"{self.steps} steps"]
+        losses = [row["loss"] for row in self.history if "loss" in row]
+        if losses:
+            parts.append(f"loss {losses[0]:.4g} to {losses[-1]:.4g}")
+        if self.score is not None:
+            parts.append(f"score {self.score:.4g}")
+            parts.append(f"best after step {self.best_step}")
+        if self.resumed:
+            parts.append(f"resumed after step {self.resumed}")
+        return f"Distilled({', '.join(parts)}, {self.seconds:.1f} s)"
+
+
+def seed_everything(*place: int | str) -> None:
+    """Seed torch, numpy and ``random`` from a place such as ``(seed, "step", 17)``."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big") >> 1
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number % 2**32)
+
+
+@contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Put back every random state at the end."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)

@@ -11,19 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.distillation.hints import (
-    Hint,
-    Kept,
-    Projections,
-    check_seen,
-    hint_loss,
-    kept_channels,
-    watched,
-)
+from fxprune.calibration.batches import describe_arguments, describe_value, read_batch, read_pair
+from fxprune.capture.samples import Sample
+from fxprune.distillation.hints import Hint, Kept, Projections, check_seen, hint_loss, kept_channels, watched
 from fxprune.distillation.losses import DistillationLoss, as_parts
 from fxprune.errors import DistillationError
-from fxprune.samples import Sample
-from fxprune.statistics.batches import describe_arguments, describe_value, read_batch, read_pair
 
 __all__ = ["Pair", "Student"]
 

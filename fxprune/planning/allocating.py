@@ -8,18 +8,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
-from fxprune.criteria.selecting import Selection
+from fxprune.cost.budgets import PlannedGraph, budget_model, check_ratio, goals_of
+from fxprune.criteria.base import Selection
 from fxprune.errors import BudgetError, CriterionError
-from fxprune.groups import Group
-from fxprune.planning.budgets import PlannedGraph, budget_model, check_ratio, goals_of
-from fxprune.planning.descending import Goal, descend, paying, return_idle
-from fxprune.planning.limits import Count, Limits, Share, limits_of
-from fxprune.planning.matching import per_group
-from fxprune.planning.orders import frugal_staircase, score_staircase
-from fxprune.planning.selecting import ranks, selection_scores
-from fxprune.planning.sequence import StepSequence, alike_sequence, score_sequence, uniform_sequence
-from fxprune.planning.shortfall import out_of_reach
+from fxprune.planning.descending import Goal, descend, frugal_staircase, paying, return_idle, score_staircase
+from fxprune.planning.limits import Count, Limits, Share, limits_of, per_group
+from fxprune.planning.selecting import (
+    StepSequence,
+    alike_sequence,
+    out_of_reach,
+    ranks,
+    score_sequence,
+    selection_scores,
+    uniform_sequence,
+)
 from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
 __all__ = ["allocate"]

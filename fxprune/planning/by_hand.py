@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask, kept_mask, owned_by
 from fxprune.axes.expressions import Axis, variables
+from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import OptionError, PlanError
-from fxprune.groups import Group
-from fxprune.planning.budgets import PlannedGraph
-from fxprune.planning.ranges import write_ranges
+from fxprune.planning.plan_text import write_ranges
 
 __all__ = ["as_lists", "masks_without"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
-from fxprune.planning.ranges import write_ranges
+from fxprune.planning.plan_text import write_ranges
 
 __all__ = ["GroupDifference", "PlanDifference", "difference", "read_plan"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
+from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import PlanError
-from fxprune.groups import Group
-from fxprune.planning.budgets import PlannedGraph
 from fxprune.planning.plan_text import PlanParts, read_parts, write_parts
-from fxprune.writing import file_errors, write_text
+from fxprune.util.writing import file_errors, write_text
 
 __all__ = ["Plan"]
 
@@ -173,12 +173,12 @@ class Plan:
         return f"<Plan: {len(self.groups)} groups, {stay} channels stay; {len(self.shapes)} tensors>"
 
     def __str__(self) -> str:
-        from fxprune.reporting.printing import plan_as_text
+        from fxprune.reporting.text import plan_as_text
 
         return plan_as_text(self)
 
     def _repr_html_(self) -> str:
-        from fxprune.reporting.printing import as_cell
+        from fxprune.reporting.text import as_cell
 
         return as_cell(str(self))
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.cost import CostModel, GatheredLeaf, WidthLeaf
-from fxprune.groups import Group
+from fxprune.cost.model import CostModel, GatheredLeaf, WidthLeaf
 
 __all__ = ["Staircase", "StaircaseCost"]
 

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
+from fxprune.calibration import Calibration
+from fxprune.calibration.collecting import addition_after, norm_after
+from fxprune.calibration.statistic import add_over_ranks
+from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
 from fxprune.planning import Plan
-from fxprune.progress import Steps
+from fxprune.recovery.walking import cone
 from fxprune.reporting import RecoveryRow
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration
-from fxprune.statistics.reducing import add_over_ranks
+from fxprune.rules.call import Call
+from fxprune.util.progress import Steps
 
-__all__ = ["Recovery", "Work"]
+if TYPE_CHECKING:
+    from fxprune.recovery.layers import Layer
+
+__all__ = [
+    "Recovery",
+    "Work",
+    "sum_after",
+]
 
 
 @dataclass(eq=False)
@@ -87,3 +97,38 @@ class Recovery(Protocol):
     def recover(self, work: Work) -> RecoveryRow:
         """Change ``work.pruned`` in place, in eval mode and without gradients; say what was done."""
         ...
+
+
+def sum_after(
+    layer: Layer,
+    calls: Mapping[fx.Node, Call],
+    nodes: Mapping[str, fx.Node],
+    layers: set[fx.Node],
+    ranks: Mapping[fx.Node, int],
+) -> Layer:
+    """The layer with the sum that it goes into as its target, where the other summand is there when its turn comes.
+
+    The other summand of the pruned network has gone wrong already; a layer that aims at the sum makes up for that. It
+    has to be known when the layer is rewritten: made before, or by ops that no layer to be rewritten is among. A layer
+    whose weight is read at several places stays as it is.
+
+    Args:
+        layer: the layer.
+        calls: calls of the original graph.
+        nodes: nodes of the pruned graph by name.
+        layers: nodes of the pruned graph that are rewritten.
+        ranks: the place of each node in the pruned graph.
+    """
+    if len(layer.readings) > 1:
+        return layer
+    reading = layer.first
+    last = norm_after(reading.source, calls) if layer.norm is not None else reading.source
+    found = None if last is None else addition_after(last, calls)
+    other = nodes.get(found[1].name) if found is not None else None
+    if found is None or other is None:
+        return layer
+    before = [node for node, rank in ranks.items() if rank < ranks[reading.node]]
+    ahead = cone(other, before)
+    if reading.node in ahead or ahead & layers:
+        return layer
+    return replace(layer, readings=(replace(reading, target=found[0], other=other),))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.calibration.statistic import add_over_ranks
 from fxprune.recovery.base import Work
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
-from fxprune.statistics.reducing import add_over_ranks
 
 __all__ = ["BatchNorm", "measure_batch_norms"]
 

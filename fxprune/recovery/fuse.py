@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fxprune.analysis.groups import Group, Member
 from fxprune.axes.elements import Mask, is_elementwise, units_of
 from fxprune.axes.expressions import variables
+from fxprune.calibration import LayerRows, TapFinder
 from fxprune.criteria.rows import producers, unit_rows
 from fxprune.errors import RecoveryError
-from fxprune.groups import Group, Member
-from fxprune.model_paths import ModelPaths, attribute
 from fxprune.recovery.base import Work
 from fxprune.reporting import RecoveryRow
-from fxprune.statistics import LayerRows, TapFinder
+from fxprune.util.paths import ModelPaths, attribute
 
 __all__ = ["Fuse", "nearest_kept"]
 

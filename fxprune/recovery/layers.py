@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.model_paths import attribute
-from fxprune.recovery.following import sum_after
+from fxprune.calibration import LayerRows
+from fxprune.calibration.collecting import norm_after
+from fxprune.recovery.base import sum_after
 from fxprune.rewriting import node_keep
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules.call import Call, parameter_name
-from fxprune.statistics import LayerRows
-from fxprune.statistics.following import norm_after
+from fxprune.util.paths import attribute
 
 __all__ = ["Layer", "Norm", "Reading", "find_layers"]
 

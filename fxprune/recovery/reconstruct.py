@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxprune.calibration.collecting import PrivateNetwork
+from fxprune.calibration.least_squares import Moments, Solution, solve
+from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
-from fxprune.least_squares import Moments, Solution, solve
-from fxprune.model_paths import name_seed
 from fxprune.recovery.base import Work
 from fxprune.recovery.layers import Layer, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
-from fxprune.statistics.reducing import add_over_ranks
-from fxprune.statistics.watching import PrivateNetwork
+from fxprune.util.paths import name_seed
 
 __all__ = ["FoldBias", "Reconstruct"]
 

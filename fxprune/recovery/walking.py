@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.samples import Sample
+from fxprune.capture.samples import Sample
 
 __all__ = ["Walk", "evaluating"]
 

@@ -1,8 +1,6 @@
 """What a compilation did, as data and on the terminal."""
 
-from fxprune.reporting.environment import machine, versions
 from fxprune.reporting.graph_summary import AnalysedGraph, graph_as_dict, render_graph
-from fxprune.reporting.printing import as_text, print_report, render_report
 from fxprune.reporting.report import (
     MACS_MEANING,
     CostRow,
@@ -15,7 +13,8 @@ from fxprune.reporting.report import (
     Report,
     ScoreRow,
 )
-from fxprune.reporting.tables import plain_text
+from fxprune.reporting.tables import machine, plain_text, versions
+from fxprune.reporting.text import as_text, print_report, render_report
 
 __all__ = [
     "MACS_MEANING",

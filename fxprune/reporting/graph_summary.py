@@ -10,11 +10,10 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
+from fxprune.analysis.groups import Group, PinnedWidth, Term
 from fxprune.axes.expressions import variables
-from fxprune.groups import Group, PinnedWidth, Term
-from fxprune.reporting.numbers import percent
 from fxprune.reporting.report import MACS_MEANING
-from fxprune.reporting.tables import add_row, listing, new_table, with_rest
+from fxprune.reporting.tables import add_row, listing, new_table, percent, with_rest
 
 __all__ = ["AnalysedGraph", "graph_as_dict", "render_graph"]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fxprune.drawing import DrawnNode
+from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
-from fxprune.reporting.reading import check_types
-from fxprune.verifying.proof import Proof
+from fxprune.proof.proof import Proof
 
 __all__ = [
     "MACS_MEANING",
@@ -24,7 +23,9 @@ __all__ = [
     "RecoveryRow",
     "Report",
     "ScoreRow",
+    "check_types",
 ]
+
 
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
@@ -286,7 +287,7 @@ class Report:
             FileError: the disk refuses.
         """
         from fxprune.reporting.html import as_html
-        from fxprune.writing import write_text
+        from fxprune.util.writing import write_text
 
         write_text(Path(path), as_html(self))
 
@@ -294,12 +295,12 @@ class Report:
         return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"
 
     def _repr_html_(self) -> str:
-        from fxprune.reporting.printing import as_cell
+        from fxprune.reporting.text import as_cell
 
         return as_cell(str(self))
 
     def __str__(self) -> str:
-        from fxprune.reporting.printing import as_text
+        from fxprune.reporting.text import as_text
 
         return as_text(self)
 
@@ -315,3 +316,49 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 def removed(before: float, after: float) -> float:
     """The fraction removed; 0 where there was nothing."""
     return 1 - after / before if before else 0.0
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int, float),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+    "tuple": (tuple, list),
+    "Mapping": (Mapping,),
+}
+
+
+def check_types(rows: Iterable[Any]) -> None:
+    """Compare the fields of dataclass instances with their annotations; what is of a class of its own is left out.
+
+    Raises:
+        TypeError: a field is of another type.
+    """
+    for row in rows:
+        for column in fields(row):
+            value = getattr(row, column.name)
+            if not _fits(value, str(column.type)):
+                raise TypeError(f"{type(row).__name__}.{column.name} cannot be {value!r:.40}")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    return any(_fits_one(value, choice) for choice in annotation.split(" | "))
+
+
+def _fits_one(value: Any, annotation: str) -> bool:
+    name, _, inside = annotation.rstrip("]").partition("[")
+    kinds = _KINDS.get(name)
+    if kinds is None:
+        return True
+    if isinstance(value, bool) and bool not in kinds:
+        return False
+    of_what = inside.split(", ")[-1 if name == "Mapping" else 0]
+    return isinstance(value, kinds) and all(_fits_one(held, of_what) for held in _held(value))
+
+
+def _held(value: Any) -> list[Any]:
+    """What a container holds; a mapping's keys are names whatever they are."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (tuple, list)) else []

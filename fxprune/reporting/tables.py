@@ -1,17 +1,53 @@
-"""The tables that reports are made of. Every cell is plain text, so that names cannot be read as markup."""
+"""Numbers as people read them."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import os
+import platform
 from collections.abc import Iterable, Sequence
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["add_row", "labelled", "listing", "new_table", "plain_text", "with_rest"]
+__all__ = [
+    "add_row",
+    "labelled",
+    "listing",
+    "machine",
+    "new_table",
+    "percent",
+    "plain_text",
+    "quantity",
+    "short_seconds",
+    "versions",
+    "with_rest",
+]
+
+
+def quantity(value: float) -> str:
+    """A count with a decimal prefix and about four digits: ``4.089 G``."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # A number that would round up to 1000 takes the next prefix.
+        if abs(value) >= 0.9995 * factor:
+            return f"{value / factor:.4g} {prefix}"
+    return f"{value:.4g}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as a percentage with one digit after the point."""
+    return f"{100 * fraction:.1f} %"
+
+
+def short_seconds(value: float) -> str:
+    """Seconds with two digits after the point."""
+    return f"{value:.2f}"
+
 
 _TOP_LISTED = 5
 _WIDTH = 100
@@ -65,3 +101,22 @@ def labelled(label: str, content: str) -> RenderableType:
     grid.add_column(overflow="fold")
     add_row(grid, label, content)
     return grid
+
+
+def versions() -> dict[str, str]:
+    """Versions of fxprune, torch and Python, by name."""
+    try:
+        own = importlib.metadata.version("fxprune")
+    except importlib.metadata.PackageNotFoundError:
+        own = "from source"
+    return {"fxprune": own, "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def machine() -> dict[str, str]:
+    """What timings depend on: system, processor, cores and torch's threads."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count() or "unknown"),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
+    }

@@ -12,10 +12,10 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import ModeError
-from fxprune.model_paths import PartsModule, PlainNames, attribute, copied_graph, hold, is_held
-from fxprune.module_modes import CALLS, flags_of, follow, give_own_modes, set_flags
 from fxprune.rewriting.choosing import number_of_forward
-from fxprune.rewriting.graph_data import graph_as_data, graph_from_data
+from fxprune.rewriting.slicing import graph_as_data, graph_from_data
+from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flags
+from fxprune.util.paths import PartsModule, PlainNames, attribute, copied_graph, hold, is_held
 
 Graphs = Mapping[str, fx.Graph]
 
@@ -88,7 +88,7 @@ class PrunedGraphModule(PartsModule):
     def modes(self) -> dict[str, Any]:
         """How the network switches modes.
 
-        ``"effects"``: what ``train()`` and ``eval()`` of parts set (:mod:`fxprune.module_modes`). ``"flags"``: by path,
+        ``"effects"``: what ``train()`` and ``eval()`` of parts set (:mod:`fxprune.util.modes`). ``"flags"``: by path,
         the mode that a part must have for the graph of eval mode and for that of training mode.
         """
         return self._modes

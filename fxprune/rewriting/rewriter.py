@@ -11,22 +11,20 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, has_fixed
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
-from fxprune.model_paths import ModelPaths
-from fxprune.module_modes import flags_of
-from fxprune.rewriting.decisions import idle_nodes
+from fxprune.rewriting.choosing import idle_nodes
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
-from fxprune.rules.registry import find_module_form, find_rule
-from fxprune.rules.repair import Repair
-from fxprune.rules.signatures import replace
-from fxprune.rules.sizes import size_map
+from fxprune.rules.registry import find_module_form, find_rule, replace
+from fxprune.rules.repair import Repair, size_map
+from fxprune.util.modes import flags_of
+from fxprune.util.paths import ModelPaths
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, Origin, has_fixed
 from fxprune.axes.solver import Cause, Solver
-from fxprune.capture.mutation import is_written, writes_in_place
+from fxprune.rules.ops import is_written, writes_in_place
 
 Axes = tuple[Axis, ...]
 

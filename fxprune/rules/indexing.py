@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from fxprune.axes.expressions import Axis, Fixed, IndexArray, gather
-from fxprune.capture.mutation import is_written
 from fxprune.rules.call import Axes, Call, concrete, is_tensor
-from fxprune.rules.cutting import OTHERS, cuts_alike, kept_number, part, pin_taken
+from fxprune.rules.joining import OTHERS, cuts_alike, kept_number, part, pin_taken
+from fxprune.rules.ops import is_written
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
 from fxprune.rules.repair import Repair, contiguous

@@ -125,3 +125,30 @@ module_form(
     ),
 )
 module_form(nn.LocalResponseNorm, ModuleForm("local_response_norm", lambda m: {"size": m.size}))
+
+
+@rule("_weight_norm", "v, g, dim=0")
+def weight_norm(call: Call) -> None:
+    """``g * v / |v|`` with the norm over every dim but ``dim``."""
+    direction, length = call.tensor("v"), call.tensor("g")
+    kept = None if not length else int(call.number("dim")) % len(direction)  # a scalar g: the norm of the whole
+    for i, axis in enumerate(direction):
+        if i != kept:
+            call.crosses((axis,))
+        else:
+            call.unify(axis, length[i])
+    call.role("v", "out", *["in"] * (len(direction) - 1))
+    call.result = direction
+
+
+_LOSSES = """
+    binary_cross_entropy binary_cross_entropy_with_logits cosine_embedding_loss cross_entropy
+    hinge_embedding_loss huber_loss kl_div l1_loss margin_ranking_loss mse_loss multi_margin_loss multilabel_margin_loss
+    multilabel_soft_margin_loss nll_loss poisson_nll_loss smooth_l1_loss soft_margin_loss triplet_margin_loss
+"""
+
+
+@rule(_LOSSES, "input")
+def loss(call: Call) -> None:
+    call.pin_inputs("a loss compares it")
+    call.output_fixed("it is a loss")

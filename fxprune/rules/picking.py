@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
 from fxprune.axes.expressions import Axis
 from fxprune.rules.call import Axes, Call
-from fxprune.rules.indexing import NUMBERED, known_positions, picked
+from fxprune.rules.indexing import (
+    ALL,
+    NUMBERED,
+    Taken,
+    item_shrinks,
+    items_and_picks,
+    known_positions,
+    picked,
+    taken_by_index,
+)
+from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import repairs, rule
-from fxprune.rules.repair import Repair
+from fxprune.rules.repair import Repair, contiguous
 
 
 @rule("index_select", "input, dim, index")
@@ -121,3 +137,64 @@ def diagonal(call: Call) -> None:
 def diagonals(call: Call) -> None:
     call.pin_inputs("rows and columns are compared by number")
     call.output_fixed("rows and columns are compared by number")
+
+
+@rule("setitem", "input, index, value")
+def setitem(call: Call) -> None:
+    taken_by_index(call)
+    taken: Sequence[Taken] = call.notes.get("taken", ())
+    gathered = [t for t in taken if t.positions is not None and not contiguous(t.positions.tolist())]
+    if len(gathered) > 1 or (gathered and any(not isinstance(t.item, slice) and t not in gathered for t in taken)):
+        call.pin_all((t.axis for t in gathered if t.axis is not None), "it is written by several lists of positions")
+    if call.has("value") and call.result is not None:
+        target, value = call.result, call.tensor("value")
+        extra = len(value) - len(target)
+        call.pin_all(value[: max(extra, 0)], "it is written without it")
+        broadcast(call, [target, value[max(extra, 0) :]])
+    call.result = None
+
+
+@repairs("setitem")
+def repair_setitem(repair: Repair) -> None:
+    """As for reading, but through a view: the written positions stay an index of the write itself."""
+    taken = repair.call.notes.get("taken", ())
+    if not any(item_shrinks(repair, t) for t in taken):
+        return
+    items, picks = items_and_picks(repair, taken)
+    if picks:
+        if any(item != ALL for item in items):
+            repair.set("input", repair.emit(operator.getitem, repair.arguments["input"], tuple(items)))
+        items = [repair.constant(picks[place]) if place in picks else ALL for place in range(len(items))]
+    repair.set("index", tuple(items))
+
+
+_KEPT_WHOLE = "what reads these channels selects its own of them, so all of them stay"
+
+
+def select_channels(input: Tensor, gate: Tensor, dim: int) -> Tensor:  # noqa: A002  torch's own name for it
+    """At full width: ``input`` times ``gate`` (ones, of shape ``(n,)``) along ``dim``, which changes no value.
+
+    A removed entry of the gate removes the channel for what reads the result, and for nothing else. The rewritten
+    network has an ``index_select`` in this place, or nothing where every channel is kept.
+    """
+    return input * gate.reshape(-1, *[1] * (input.ndim - dim - 1))
+
+
+@rule("select_channels", "input, gate, dim")
+def selection(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    (own,) = call.tensor("gate")
+    call.pin(axes[dim], _KEPT_WHOLE)
+    call.role("gate", "selection")
+    call.notes.update(source=axes[dim], own=own, dim=dim)
+    call.result = (*axes[:dim], own, *axes[dim + 1 :])
+
+
+@repairs("select_channels")
+def repair_selection(repair: Repair) -> None:
+    notes = repair.call.notes
+    repair.replacement = repair.arguments["input"]
+    if repair.shrinks(notes["own"]):
+        everything = np.arange(notes["own"].size, dtype=np.int64)
+        positions = repair.positions(notes["source"], everything, repair.mask(notes["own"]))
+        repair.replacement = repair.select(repair.arguments["input"], notes["dim"], positions)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from fxprune.axes.expressions import Axis, concat, product
-from fxprune.rules.call import Axes, Call, TensorName
-from fxprune.rules.packing import packed_axes
+from fxprune.rules.call import Axes, Call, TensorName, fixed_axes
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -145,3 +144,31 @@ module_form(nn.GRUCell, ModuleForm("gru_cell", _cell_arguments))
 module_form(nn.RNNCell, ModuleForm("rnn_tanh_cell", _cell_arguments))
 for _cls in (nn.LSTM, nn.GRU, nn.RNN):
     module_form(_cls, ModuleForm("recurrent", _arguments))
+
+
+_PACKED_STEPS = "it numbers the steps of packed sequences"
+
+
+def packed_axes(call: Call, data: Axes) -> list[Axes]:
+    """The axes of all four parts of a packed sequence with such data."""
+    value = call.value if hasattr(call.value, "batch_sizes") else call.value[0]
+    return [data, *(fixed_axes(part, _PACKED_STEPS) for part in value[1:])]
+
+
+@rule("_pack_padded_sequence", "input, lengths, batch_first=False")
+def pack(call: Call) -> None:
+    data, batch_sizes = call.value
+    axes = call.tensor("input")
+    call.result = [(call.fixed(data.shape[0], _PACKED_STEPS), *axes[2:]), fixed_axes(batch_sizes, _PACKED_STEPS)]
+
+
+@rule("_pad_packed_sequence", "data, batch_sizes, batch_first, padding_value, total_length")
+def pad(call: Call) -> None:
+    padded, lengths = call.value
+    sizes = fixed_axes(padded, _PACKED_STEPS)
+    call.result = [(*sizes[:2], *call.tensor("data")[1:]), fixed_axes(lengths, _PACKED_STEPS)]
+
+
+@rule("PackedSequence", "data, batch_sizes, sorted_indices=None, unsorted_indices=None")
+def packed_sequence(call: Call) -> None:
+    call.result = packed_axes(call, call.tensor("data"))

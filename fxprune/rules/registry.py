@@ -1,14 +1,10 @@
-"""Rules as data: what an op does to axes, and how its literals change when axes shrink.
-
-A rule has two halves that stand side by side. ``axes`` reads the input axes from a :class:`~fxprune.rules.call.Call`,
-ties or pins them and sets the output axes. ``repair`` runs when the smaller graph is written, with the same call and a
-:class:`~fxprune.rules.repair.Repair` that knows the kept sizes; without one, the op's arguments need no change.
-"""
+"""Binding of a node's arguments to the names torch's documentation gives them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +12,120 @@ from torch import nn
 if TYPE_CHECKING:
     from fxprune.rules.call import Call
     from fxprune.rules.repair import Repair
+
+
+MISSING: Any = object()
+# What torch calls an argument elsewhere: the first of these names that the signature has.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "a_max": ("max",),
+    "a_min": ("min",),
+    "arrays": ("tensors",),
+    "axes": ("dims",),
+    "axis": ("dim",),
+    "axis0": ("dim0",),
+    "axis1": ("dim1",),
+    "batch1": ("mat1",),
+    "batch2": ("mat2",),
+    "chunks": ("split_size_or_sections",),
+    "dims": ("repeats",),
+    "exponent": ("other",),
+    "indices": ("split_size_or_sections",),
+    "indices_or_sections": ("split_size_or_sections",),
+    "keepdims": ("keepdim",),
+    "mat": ("mat1",),
+    "mat1": ("input",),
+    "mat2": ("other",),
+    "repeat": ("repeats",),
+    "sections": ("split_size_or_sections",),
+    "self": ("input",),
+    "shape": ("size",),
+    "split_size": ("split_size_or_sections",),
+    "split_sizes": ("split_size_or_sections",),
+    "tensor": ("other",),
+    "vec": ("other", "mat2"),
+    "vec2": ("other",),
+    "x": ("input",),
+    "x1": ("input",),
+    "x2": ("other",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A named argument; ``packed`` takes either one sequence or all remaining positional arguments."""
+
+    name: str
+    packed: bool
+    default: Any
+
+
+@cache
+def parse(signature: str) -> tuple[Parameter, ...]:
+    """``"input, *size, dim=0"`` as parameters."""
+    parameters = []
+    for text in filter(None, (part.strip() for part in signature.split(","))):
+        name, _, default = text.partition("=")
+        parameters.append(Parameter(name.lstrip("*"), name.startswith("*"), _literal(default)))
+    return tuple(parameters)
+
+
+def _literal(text: str) -> Any:
+    if not text:
+        return MISSING
+    constants = {"None": None, "True": True, "False": False}
+    if text in constants:
+        return constants[text]
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def bind(signature: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Argument values by name; defaults where an argument was not given. What no parameter names is left out."""
+    bound: dict[str, Any] = {}
+    rest = list(args)
+    for parameter in parse(signature):
+        if parameter.packed and rest:
+            bound[parameter.name] = rest[0] if isinstance(rest[0], (list, tuple)) else tuple(rest)
+            rest = rest[1:] if isinstance(rest[0], (list, tuple)) else []
+        elif rest:
+            bound[parameter.name] = rest.pop(0)
+        elif parameter.default is not MISSING:
+            bound[parameter.name] = parameter.default
+    for name, value in kwargs.items():
+        bound[_known(signature, name)] = value
+    return bound
+
+
+def replace(
+    signature: str, args: Sequence[Any], kwargs: Mapping[str, Any], changes: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with ``changes`` put where the call gave them before, or as keywords where it did not."""
+    new_args, new_kwargs = list(args), dict(kwargs)
+    pending = dict(changes)
+    for name in kwargs:
+        if (known := _known(signature, name)) in pending:
+            new_kwargs[name] = pending.pop(known)
+    for position, parameter in enumerate(parse(signature)):
+        if parameter.name not in pending or position >= len(args):
+            continue
+        value = pending.pop(parameter.name)
+        if parameter.packed and not isinstance(args[position], (list, tuple)):
+            new_args[position:] = list(value)
+        else:
+            new_args[position] = value
+    new_kwargs.update(pending)
+    return tuple(new_args), new_kwargs
+
+
+def _known(signature: str, name: str) -> str:
+    names = {p.name for p in parse(signature)}
+    return name if name in names else next((n for n in _ALIASES.get(name, ()) if n in names), name)
+
 
 AxesHalf = Callable[["Call"], None]
 RepairHalf = Callable[["Repair"], None]

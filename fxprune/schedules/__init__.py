@@ -5,9 +5,8 @@ One-shot pruning is :func:`fxprune.compile` itself, followed by training.
 
 from fxprune.schedules.fused import FusedTraining
 from fxprune.schedules.iterative import IterativePruning
-from fxprune.schedules.polarization import Polarization
-from fxprune.schedules.ratios import ratio_at
 from fxprune.schedules.soft import SoftPruning
-from fxprune.schedules.sparse import SparseTraining
+from fxprune.schedules.sparse import Polarization, SparseTraining
+from fxprune.schedules.steps import ratio_at
 
 __all__ = ["FusedTraining", "IterativePruning", "Polarization", "SoftPruning", "SparseTraining", "ratio_at"]

@@ -1,31 +1,208 @@
-"""Training at compact width, with kernels that are fused from all filters."""
+"""Layers that run narrow while they hold, and train, all of their filters."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
-import fxprune.compiling as passes
+import fxprune.api as passes
+from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.criteria.information_fusion import check_fusion, temperature_at
+from fxprune.capture.samples import Sample
+from fxprune.criteria.information_fusion import (
+    check_fusion,
+    divergence_importance,
+    fusion_shares,
+    log_similarity_distributions,
+    temperature_at,
+)
+from fxprune.criteria.rows import settled
 from fxprune.errors import OptionError
-from fxprune.groups import Group
-from fxprune.model_paths import attribute
 from fxprune.planning import Plan
-from fxprune.samples import Sample
-from fxprune.schedules.fused_layers import fuse_rows
-from fxprune.schedules.options import exclusions, unwrapped
-from fxprune.schedules.widths import fused_groups, why_not, widths_of_plan, widths_of_rates
-from fxprune.summarising import summarise
-from fxprune.verifying.selecting import select
+from fxprune.proof.masking import select
+from fxprune.reporting.summarising import summarise
+from fxprune.schedules.steps import agreed_values, exclusions, unwrapped
+from fxprune.util.paths import attribute
 
-__all__ = ["FusedTraining"]
+__all__ = [
+    "FusedGroup",
+    "FusedRows",
+    "FusedTraining",
+    "fuse_rows",
+    "fused_groups",
+    "why_not",
+    "widths_of_plan",
+    "widths_of_rates",
+]
+
+
+class FusedRows(nn.Module):
+    """A parametrisation: what the layer uses is ``shares @ rows``, and the rows are what is trained.
+
+    Args:
+        rows: all rows, ``(filters, ...)``, which the layer holds from now on.
+        kept: how many the layer uses.
+    """
+
+    shares: Tensor
+
+    def __init__(self, rows: Tensor, kept: int) -> None:
+        super().__init__()
+        self.register_buffer("shares", rows.new_zeros((kept, len(rows))))
+        self._rows: Tensor | None = rows
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """All rows ``(filters, ...)`` to the fused ones ``(kept, ...)``."""
+        return (self.shares @ rows.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
+
+    def right_inverse(self, _: Tensor) -> Tensor:
+        """What the layer holds in the place of its narrow tensor: all rows."""
+        rows, self._rows = self._rows, None
+        assert rows is not None, "a narrow tensor does not tell the rows that it was fused from"
+        return rows
+
+
+def fuse_rows(network: nn.Module, name: str, rows: Tensor) -> None:
+    """Let a parameter of a narrow network be made from ``rows``, in place."""
+    path, _, leaf = name.rpartition(".")
+    narrow = attribute(network, name)
+    with torch.no_grad():
+        layer = FusedRows(rows.detach().clone().to(narrow), len(narrow))
+    # unsafe: for torch, a parametrisation that changes a shape is; it checks nothing then.
+    parametrize.register_parametrization(network.get_submodule(path), leaf, layer, unsafe=True)
+
+
+@dataclass
+class FusedGroup:
+    """The layers of one channel group, all fused by the same shares.
+
+    Attributes:
+        name: of the group.
+        kernels: parameters by whose rows filters are compared, those of coupled layers side by side.
+        biases: parameters that are fused with them.
+        width: how many filters stay.
+        kept: which ones, ascending.
+    """
+
+    name: str
+    kernels: tuple[str, ...]
+    biases: tuple[str, ...]
+    width: int
+    kept: tuple[int, ...] = field(default=())
+
+    def choose(self, filters: Sequence[Tensor], temperature: float) -> Tensor:
+        """Rank the filters, note which ones stay, and return what filters are compared by: ``(filters, features)``."""
+        rows = torch.cat([f.detach().reshape(len(f), -1).to("cpu", torch.float64) for f in filters], dim=1)
+        rows = agreed_values(rows)
+        scores = settled(divergence_importance(log_similarity_distributions(rows, temperature)).numpy())
+        # Ascending indices, so that channels, and the statistics of their batch norms, keep their order.
+        self.kept = tuple(sorted(np.argsort(-scores, kind="stable")[: self.width].tolist()))
+        return rows
+
+    @torch.no_grad()
+    def refresh(self, network: nn.Module, temperature: float, beta: float, fusion: str) -> None:
+        """New shares for the filters as they are now, in place."""
+        found = [_parametrisation(network, name) for name in (*self.kernels, *self.biases)]
+        rows = self.choose([filters for filters, _ in found[: len(self.kernels)]], temperature)
+        shares = fusion_shares(rows, self.kept, temperature, beta, fusion)
+        for _, layer in found:
+            layer.shares.copy_(shares)
+
+
+def _parametrisation(network: nn.Module, name: str) -> tuple[Tensor, FusedRows]:
+    """All rows of a parameter, and what makes it from them."""
+    path, _, leaf = name.rpartition(".")
+    held = attribute(network, f"{path}.parametrizations".lstrip("."))[leaf]
+    layer, rows = held[0], held.original
+    assert isinstance(layer, FusedRows)
+    return rows, layer
+
+
+def widths_of_rates(graph: ChannelGraph, rates: Mapping[str, float]) -> dict[Group, int]:
+    """Kept widths from the share of filters that goes, by pattern of the layers' paths; rounded down, as DCFF does.
+
+    Raises:
+        OptionError: a pattern that matches no layer, a share that is none, or two shares for one group.
+    """
+    found: dict[Group, float] = {}
+    for pattern, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise OptionError(f"the rate of {pattern!r} must be a number with 0 <= rate < 1, not {rate!r}")
+        groups = [group for group in graph.groups if any(fnmatchcase(path, pattern) for path in _layers(group))]
+        if not groups:
+            known = ", ".join(path for group in graph.groups for path in _layers(group)[:1])
+            raise OptionError(f"no layer with prunable channels is called {pattern!r}: there are {known}")
+        for group in groups:
+            if found.setdefault(group, float(rate)) != rate:
+                raise OptionError(
+                    f"{group.name} is given the rates {found[group]:g} and {rate:g}: its layers are coupled"
+                )
+    # The small addend: 10 * (1 - 0.9) is 0.9999999999999998.
+    return {group: max(1, math.floor(group.size * (1 - rate) + 1e-9)) for group, rate in found.items()}
+
+
+def widths_of_plan(graph: ChannelGraph, plan: Plan) -> dict[Group, int]:
+    """Kept widths of a plan for the same network.
+
+    Raises:
+        PlanError: it is for another network.
+    """
+    masks = plan.masks(graph)
+    return {group: int(masks[group.variable].sum()) for group in graph.groups}
+
+
+def why_not(group: Group, graph: ChannelGraph, model: nn.Module) -> str:
+    """Why the filters of a group cannot be fused; empty where they can."""
+    kernels = [m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1]
+    called = {str(n.target) for c in graph.captured.everything() for n in c.graph.nodes if n.op == "call_module"}
+    if not kernels:
+        return "no layer's filters make its channels"
+    for member in kernels:
+        path = member.tensor.rpartition(".")[0]
+        if member.dim != 0 or member.axis is not group.variable:
+            return f"the rows of {member.tensor} are not its channels one by one"
+        if path not in called or parametrize.is_parametrized(model.get_submodule(path)):
+            return f"{member.tensor} is not the weight of a layer that the network calls"
+        if member.tensor not in dict(model.named_parameters()):
+            return f"{member.tensor} is no parameter of its own"
+    return ""
+
+
+def fused_groups(graph: ChannelGraph, model: nn.Module, widths: Mapping[Group, int]) -> list[FusedGroup]:
+    """The groups that become narrower, with the parameters that are fused.
+
+    Raises:
+        OptionError: one cannot be fused, or none becomes narrower.
+    """
+    found = []
+    for group, width in widths.items():
+        if width >= group.size:
+            continue
+        reason = why_not(group, graph, model)
+        if reason:
+            raise OptionError(f"the filters of {group.name} cannot be fused: {reason}; leave this group whole")
+        kernels = tuple(m.tensor for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1)
+        own = {name.rpartition(".")[0] + ".bias" for name in kernels}
+        biases = tuple(m.tensor for m in group.members if m.tensor in own)
+        found.append(FusedGroup(group.name, kernels, biases, width))
+    if not found:
+        raise OptionError("no layer would become narrower: give a rate or a ratio above 0")
+    return found
+
+
+def _layers(group: Group) -> list[str]:
+    """The paths of the layers that make a group's channels."""
+    return [m.tensor.rpartition(".")[0] for m in group.members if m.role == "out"]
 
 
 class FusedTraining:

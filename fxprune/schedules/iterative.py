@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from torch import fx, nn
 from torch.optim import Optimizer
 
-import fxprune.compiling as passes
+import fxprune.api as passes
+from fxprune.analysis.groups import Group
+from fxprune.capture.samples import Sample
 from fxprune.errors import BudgetError, OptionError, PlanError
-from fxprune.groups import Group
-from fxprune.migrating import migrate
 from fxprune.options import by_path, kernel_multiple
 from fxprune.planning import Plan, budget_model
-from fxprune.planning.composing import composed, kept_shapes
+from fxprune.planning.composing import composed, kept_shapes, migrate
 from fxprune.planning.limits import MAX_RATIO, limits_of
 from fxprune.recovery import Recovery, resolve_recoveries
-from fxprune.samples import Sample
-from fxprune.schedules.agreeing import agreed
-from fxprune.schedules.options import PlanOptions, unwrapped
-from fxprune.schedules.ratios import ratio_at
-from fxprune.summarising import summarise
+from fxprune.reporting.summarising import summarise
+from fxprune.schedules.steps import PlanOptions, agreed, ratio_at, unwrapped
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,10 +11,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import fxprune
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.capture.samples import Sample
 from fxprune.planning import Plan
 from fxprune.rewriting import rewrite
-from fxprune.samples import Sample
 from tests.architectures import convolutional, parameters, recurrent, tokens
 from tests.architectures.architecture import Architecture
 from tests.rules.oracles import TOLERANCE, difference

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import save_file
 from torch import fx, nn
 
-from fxprune.artefacts import load, targets
-from fxprune.artefacts.folders import FORMAT, FORMAT_VERSION, MANIFEST, _fingerprint
-from fxprune.artefacts.layers import layer_names
 from fxprune.errors import ArtefactError
+from fxprune.saving import load, targets
+from fxprune.saving.folders import FORMAT, FORMAT_VERSION, MANIFEST, _fingerprint
+from fxprune.saving.layers import layer_names
 from tests.auditing import audited
 
 Json = dict[str, Any]

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fxprune.artefacts import load, load_report, save
-from fxprune.artefacts.folders import MANIFEST
 from fxprune.errors import ArtefactError
+from fxprune.saving import load, load_report, save
+from fxprune.saving.folders import MANIFEST
 from tests.artefacts.networks import make
 from tests.artefacts.test_loading import edit_graph, sign_again
 from tests.test_reporting import make_report

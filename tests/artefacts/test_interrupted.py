@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.artefacts import folders, load, save
 from fxprune.errors import ArtefactError, FileError
 from fxprune.planning.plan import Plan
-from fxprune.writing import scratch_folder
+from fxprune.saving import folders, load, save
+from fxprune.util.writing import scratch_folder
 from tests.artefacts.networks import make
 from tests.killing import can_fork, in_child, killed_after
 
 pytestmark = can_fork
-WATCHED = ("artefacts/folders.py", "artefacts/saving.py", "fxprune/writing.py")
+WATCHED = ("artefacts/folders.py", "artefacts/saving.py", "fxprune/util/writing.py")
 
 
 def networks() -> tuple[nn.Module, nn.Module]:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fxprune.artefacts import load, load_report, save, targets
-from fxprune.artefacts.folders import MANIFEST, _fingerprint
-from fxprune.artefacts.layers import build_layer, describe_layer, layer_names
-from fxprune.artefacts.targets import function_name, resolve_function
 from fxprune.errors import ArtefactError
+from fxprune.saving import load, load_report, save, targets
+from fxprune.saving.folders import MANIFEST, _fingerprint
+from fxprune.saving.layers import build_layer, describe_layer, layer_names
+from fxprune.saving.targets import function_name, resolve_function
 from tests.artefacts.networks import make
 from tests.test_reporting import make_report
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fxprune
-from fxprune.artefacts.opaque import resolve_imports
 from fxprune.errors import ArtefactError
+from fxprune.saving.opaque import resolve_imports
 from tests.artefacts.test_loading import edit_graph
 from tests.capture.test_partial import Net, Pictures
 

@@ -17,11 +17,11 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
-import fxprune.artefacts.folders as folders
-from fxprune.artefacts import load, load_report, save
+import fxprune.saving.folders as folders
+from fxprune.capture.samples import Sample
 from fxprune.errors import ArtefactError
 from fxprune.planning.plan import Plan
-from fxprune.samples import Sample
+from fxprune.saving import load, load_report, save
 from tests.artefacts.networks import CASES, make
 from tests.test_reporting import make_report
 

@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fxprune.axes.expressions import Axis, Channels, Fixed, concat, gather, product
-
-from .solved import channels
+from tests.axes.solved import channels
 
 Draw = st.DrawFn
 

@@ -11,8 +11,7 @@ import numpy as np
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Origin, variables
 from fxprune.axes.solver import Cause, Solver
-
-from .brute_force import Unit, needs
+from tests.axes.brute_force import Unit, needs
 
 CAUSE = Cause("node", "op", "file.py:1")
 _names = count()

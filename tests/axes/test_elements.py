@@ -8,31 +8,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.axes.elements import (
-    as_gather,
-    couple_elements,
-    is_elementwise,
-    kept_mask,
-    kept_size,
-    owned_by,
-    units_of,
-)
-from fxprune.axes.expressions import (
-    Axis,
-    Channels,
-    Concat,
-    Fixed,
-    Gather,
-    Product,
-    concat,
-    gather,
-    product,
-    variables,
-)
-
-from .brute_force import ALWAYS, Classes, mask_of, needs
-from .expressions import divisors, expressions, linear
-from .solved import channels, random_masks
+from fxprune.axes.elements import as_gather, couple_elements, is_elementwise, kept_mask, kept_size, owned_by, units_of
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, concat, gather, product, variables
+from tests.axes.brute_force import ALWAYS, Classes, mask_of, needs
+from tests.axes.expressions import divisors, expressions, linear
+from tests.axes.solved import channels, random_masks
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**31)

@@ -20,10 +20,9 @@ from fxprune.axes.expressions import (
     product,
     variables,
 )
-
-from .brute_force import needs
-from .expressions import expressions
-from .solved import channels
+from tests.axes.brute_force import needs
+from tests.axes.expressions import expressions
+from tests.axes.solved import channels
 
 
 def test_a_product_opens_nested_products_and_drops_ones() -> None:

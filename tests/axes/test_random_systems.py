@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, product, variables
 from fxprune.axes.solver import Solver
-
-from .brute_force import Classes, Unit, assignments, holds, needs
-from .expressions import Draw, compositions, expressions, factorisations, linear
-from .solved import CAUSE, channels, kept, partition, random_masks, roots, solve
+from tests.axes.brute_force import Classes, Unit, assignments, holds, needs
+from tests.axes.expressions import Draw, compositions, expressions, factorisations, linear
+from tests.axes.solved import CAUSE, channels, kept, partition, random_masks, roots, solve
 
 Pairs = list[tuple[Axis, Axis]]
 

@@ -7,23 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fxprune.axes.expressions import (
-    Axis,
-    Channels,
-    Fixed,
-    Gather,
-    Origin,
-    Product,
-    concat,
-    gather,
-    product,
-    variables,
-)
+from fxprune.axes.expressions import Axis, Channels, Fixed, Gather, Origin, Product, concat, gather, product, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.errors import AnalysisError
-
-from .brute_force import holds
-from .solved import CAUSE, channels, kept, random_masks, roots, solve
+from tests.axes.brute_force import holds
+from tests.axes.solved import CAUSE, channels, kept, random_masks, roots, solve
 
 
 def written(*axes: Axis) -> list[Channels]:

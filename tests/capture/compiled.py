@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 import fxprune
 from fxprune.capture import Captured, capture
+from fxprune.capture.samples import Sample
 from fxprune.rules import has_rule, is_leaf
-from fxprune.samples import Sample
 from tests.snapshots import process, snapshot, storages
 
 

@@ -11,8 +11,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import SampleError
-
-from .compiled import assert_equal_copy, pruned, vector
+from tests.capture.compiled import assert_equal_copy, pruned, vector
 
 
 class Two(nn.Module):

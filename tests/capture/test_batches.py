@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .compiled import assert_equal_copy, captured, image, pruned, vector
+from tests.capture.compiled import assert_equal_copy, captured, image, pruned, vector
 
 
 class Net(nn.Module):

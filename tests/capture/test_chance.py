@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-
-from .compiled import pruned, vector
+from tests.capture.compiled import pruned, vector
 
 
 class Net(nn.Module):

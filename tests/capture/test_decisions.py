@@ -18,8 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-
-from .compiled import assert_equal_copy, captured, pruned
+from tests.capture.compiled import assert_equal_copy, captured, pruned
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 _TABLES = {8: 0.5, 12: 2.0}

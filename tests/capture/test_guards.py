@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import CaptureError
-
-from ..snapshots import process
-from .compiled import captured, pruned, vector
+from tests.capture.compiled import captured, pruned, vector
+from tests.snapshots import process
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxprune.capture.known_shapes import known_function_result, known_result
+from fxprune.capture.known_results import known_function_result, known_result
 
 Function = Callable[..., Any]
 

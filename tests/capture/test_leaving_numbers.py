@@ -20,8 +20,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import CaptureError
-
-from .helper_of_sizes import half_of
+from tests.capture.helper_of_sizes import half_of
 
 _TABLE = list(range(1, 100))
 _BY_SIZE = {2: 5, 3: 7}

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .compiled import pruned
+from tests.capture.compiled import pruned
 
 READS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "slice": lambda table, length: table[:, :length],

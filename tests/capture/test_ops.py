@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fxprune
-
-from .compiled import assert_equal_copy, captured, image, pruned, vector
+from tests.capture.compiled import assert_equal_copy, captured, image, pruned, vector
 
 
 class Mlp(nn.Module):

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
-
-from .compiled import assert_equal_copy, pruned, vector
+from tests.capture.compiled import assert_equal_copy, pruned, vector
 
 
 class CalledTwice(nn.Module):

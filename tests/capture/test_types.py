@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-
-from .compiled import captured, image, pruned, vector
+from tests.capture.compiled import captured, image, pruned, vector
 
 
 class Reading(nn.Module):

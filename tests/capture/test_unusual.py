@@ -11,9 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fxprune
 from fxprune.errors import FxpruneError
-
-from .compiled import pruned
-from .unusual import BETWEEN, Net
+from tests.capture.compiled import pruned
+from tests.capture.unusual import BETWEEN, Net
 
 
 @pytest.mark.parametrize("name", BETWEEN)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration import Calibration, Collector
+from fxprune.capture.samples import Sample
 from fxprune.criteria import Criterion, judge
 from fxprune.criteria.base import FloatArray
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector
 
 Batches = list[tuple[Tensor, Tensor]]
 

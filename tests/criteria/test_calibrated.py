@@ -30,8 +30,7 @@ from fxprune.criteria import (
     criterion_by_name,
 )
 from fxprune.errors import CalibrationError, CriterionError, OptionError
-
-from .calibrated import Small, batches, images, scores
+from tests.criteria.calibrated import Small, batches, images, scores
 
 NEED_DATA = """
     apoz chip feature_distance feature_entropy hessian hrank mean_activation multi_source parallel reconstruction taylor

@@ -11,16 +11,9 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.criteria import (
-    Magnitude,
-    Random,
-    criterion_by_name,
-    known_criteria,
-    resolve_criterion,
-    score_groups,
-)
+from fxprune.analysis.groups import Group
+from fxprune.criteria import Magnitude, Random, criterion_by_name, known_criteria, resolve_criterion, score_groups
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 from tests.planning import graphs
 
 NAMES = """

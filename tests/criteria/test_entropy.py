@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.expressions import Channels, Origin
 from fxprune.criteria import FeatureEntropy
 from fxprune.criteria.entropy import histogram_entropy, normalised_entropies, spatial_entropy
 from fxprune.criteria.parallel import fewer_kept, threshold_masks
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 
 MAPS = {
     "constant": [2.0, 2, 2, 2],

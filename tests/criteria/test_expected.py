@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import fxprune
+from fxprune.calibration import Calibration, Collector
+from fxprune.capture.samples import Sample
 from fxprune.criteria import (
     CHIP,
     FPGM,
@@ -28,13 +30,10 @@ from fxprune.criteria import (
     WeightedSum,
     judge,
 )
-from fxprune.criteria.spectra import nuclear_norm_changes
+from fxprune.criteria.features import nuclear_norm_changes
 from fxprune.criteria.thinet import greedy_errors
 from fxprune.errors import CriterionError
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector
-
-from .calibrated import Batches, Small, batches, images, scores
+from tests.criteria.calibrated import Batches, Small, batches, images, scores
 
 
 def test_fpgm() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fxprune.calibration import Seen
 from fxprune.criteria.feature_distance import FeatureSimilarity, covering
-from fxprune.statistics import Seen
 
 
 def similar(maps: Tensor) -> np.ndarray:

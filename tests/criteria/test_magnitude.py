@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fxprune import analyze
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import units_of
 from fxprune.criteria import Magnitude, score_groups
-from fxprune.criteria.rows import unit_rows
-from fxprune.criteria.sums import TensorSums, slice_sums
+from fxprune.criteria.rows import TensorSums, slice_sums, unit_rows
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph
 
@@ -108,7 +107,7 @@ def test_mean_scaling_forgets_the_scale_of_the_weights() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("power", [1, 2])
 def test_slice_sums_in_chunks(dtype: torch.dtype, power: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxprune.criteria.sums._CHUNK", 7)
+    monkeypatch.setattr("fxprune.criteria.rows._CHUNK", 7)
     tensor = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     for dim in range(3):
         expected = (tensor.double().abs() ** power).sum([d for d in range(3) if d != dim])
@@ -130,7 +129,7 @@ def test_each_dim_is_reduced_once(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(dim)
         return slice_sums(tensor, dim, power)
 
-    monkeypatch.setattr("fxprune.criteria.sums.slice_sums", counted)
+    monkeypatch.setattr("fxprune.criteria.rows.slice_sums", counted)
     graph = graphs.dense(10, stem=4, growth=2, transition=99)
     score_groups(Magnitude(), graph, random_tensors(graph))
     parameter_dims = {(m.tensor, m.dim) for g in graph.groups for m in g.members if "running" not in m.tensor}

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
+from fxprune.calibration import Seen
 from fxprune.criteria import MultiSource
+from fxprune.criteria.base import Problem
 from fxprune.criteria.multi_source import Correlation, _by_sets, uniqueness, weight_entropy
-from fxprune.criteria.selecting import Problem
 from fxprune.errors import CriterionError
-from fxprune.groups import Group
-from fxprune.statistics import Seen
-
-from .test_entropy import groups
+from tests.criteria.test_entropy import groups
 
 
 def uniqueness_of(maps: torch.Tensor) -> np.ndarray:

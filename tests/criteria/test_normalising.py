@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fxprune.criteria.normalising import NORMALISERS, normaliser_by_name
-from fxprune.criteria.ordering import removal_order
+from fxprune.criteria.base import NORMALISERS, normaliser_by_name, removal_order
 from fxprune.errors import CriterionError
 
 

@@ -20,7 +20,7 @@ pytest.importorskip("accelerate")
 pytestmark = can_fork
 STEPS = 6
 # What writes files, down to torch's own writer, so that a checkpoint is met half written.
-WRITERS = ("distillation/checkpoints.py", "fxprune/writing.py", "torch/serialization.py")
+WRITERS = ("distillation/checkpoints.py", "fxprune/util/writing.py", "torch/serialization.py")
 FINISHED = ["checkpoint.pt", "metrics.jsonl"]
 
 

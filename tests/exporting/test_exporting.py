@@ -14,8 +14,8 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ExportError, MissingDependencyError, OptionError, SampleError
-from fxprune.exporting import formats
-from fxprune.exporting.formats import FORMATS
+from fxprune.saving import formats
+from fxprune.saving.formats import FORMATS
 from tests.killing import can_fork, in_child
 
 FILES = {"pt2": "net.pt2", "onnx": "net.onnx", "source": "net"}
@@ -91,7 +91,7 @@ def test_the_file_equals_the_network_at_other_sizes(format_: str, tmp_path: Path
     run = FORMATS[format_].open(tmp_path / FILES[format_])
     for shape in ((1, 3, 32, 32), (5, 3, 40, 24)):
         x = torch.randn(shape)
-        answer = run(fxprune.exporting.checking.Sample.from_input(x))
+        answer = run(fxprune.saving.comparing.Sample.from_input(x))
         expected = network(x)
         torch.testing.assert_close(answer["output 0"], expected["logits"])
         torch.testing.assert_close(answer["output 1"], expected["peak"])
@@ -144,7 +144,7 @@ def test_lengths_that_the_network_leaves_free_are_free(format_: str, tmp_path: P
     run = FORMATS[format_].open(tmp_path / FILES[format_])
     for batch, length, tokens in ((1, 50, 3), (4, 9, 31)):
         inputs = {"x": torch.randn(batch, 3, length), "tokens": torch.randn(batch, tokens, 6)}
-        answer = run(fxprune.exporting.checking.Sample.from_input(inputs))
+        answer = run(fxprune.saving.comparing.Sample.from_input(inputs))
         torch.testing.assert_close(answer["output 0"], network(**inputs))
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.latency import LatencyTable
+from fxprune.cost.latency import LatencyTable
 
 
 class MacsTable(LatencyTable):

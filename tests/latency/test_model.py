@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.cost import CostModel
-from fxprune.latency import measured_latency
-from fxprune.samples import Sample
+from fxprune.capture.samples import Sample
+from fxprune.cost.latency import measured_latency
+from fxprune.cost.model import CostModel
 from tests.latency.tables import MacsTable, no_bar
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.latency import table as table_module
-from fxprune.latency.table import LatencyTable, cache_directory, conditions
+from fxprune.cost.latency import table as table_module
+from fxprune.cost.latency.table import LatencyTable, cache_directory, conditions
 
 CONDITIONS = {"engine": "eager", "threads": "1"}
 

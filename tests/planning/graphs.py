@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fxprune.analysis.groups import Group, Member, PinnedWidth, Term
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, gather, product, variables
-from fxprune.groups import Group, Member, PinnedWidth, Term
-from fxprune.latency import LatencyModel
-from fxprune.latency.model import ShapedOp
-from fxprune.latency.surfaces import measured_surface
-from fxprune.memory import LiveTerm, MemoryModel
+from fxprune.cost.latency import LatencyModel
+from fxprune.cost.latency.model import ShapedOp
+from fxprune.cost.latency.table import measured_surface
+from fxprune.cost.memory import LiveTerm, MemoryModel
 
 IN = Fixed(3, "it is a dim of the network's input")
 OUT = Fixed(10, "it is a dim of the network's output")

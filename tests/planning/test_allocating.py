@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
 from fxprune.errors import BudgetError, CriterionError, RatioError
-from fxprune.groups import Group
 from fxprune.planning import BUDGETS, allocate, budget_model
 from fxprune.planning.limits import automatic_multiples
 from tests.planning import graphs

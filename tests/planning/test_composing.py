@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
+from fxprune.cost.budgets import budget_model
 from fxprune.errors import BudgetError, PlanError
-from fxprune.planning.budgets import budget_model
 from fxprune.planning.composing import composed
-from fxprune.planning.ranges import parse_ranges, write_ranges
-from fxprune.planning.shortfall import _reachable
+from fxprune.planning.plan_text import parse_ranges, write_ranges
+from fxprune.planning.selecting import _reachable
 
 X = torch.randn(2, 4)
 

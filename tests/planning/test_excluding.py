@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fxprune.errors import ExcludeError
-from fxprune.planning.matching import excluded_groups
+from fxprune.planning.limits import excluded_groups
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph
 

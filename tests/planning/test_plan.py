@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fxprune.errors import PlanError
 from fxprune.planning import Plan, allocate
-from fxprune.planning.ranges import parse_ranges, write_ranges
+from fxprune.planning.plan_text import parse_ranges, write_ranges
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph
 

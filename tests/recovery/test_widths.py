@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.calibration.least_squares import Elimination
 from fxprune.criteria import Reconstruction
-from fxprune.least_squares import Elimination
 from tests.criteria.calibrated import Small, batches, images, scores
 from tests.recovery.test_reconstruct import Lines
 

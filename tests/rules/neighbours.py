@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.api import analyze
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product
-from fxprune.compiling import analyze
 from fxprune.rules.registry import find_rule, rule_names
 from tests.rules.cases import Case, Layout
 from tests.rules.chains import LAYOUTS, chained, fit_to_read, links

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.errors import PlanError
 from fxprune.planning import Plan
 

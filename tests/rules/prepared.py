@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.analysis import ChannelGraph
-from fxprune.compiling import analyze
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.api import analyze
 from tests.rules.cases import Case
 
 BATCHES = (2, 5)

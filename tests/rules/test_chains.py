@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxprune
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.errors import FxpruneError, ProofError
 from tests.nets.tally import Tally
 from tests.rules.cases import IMAGE, VECTOR, Case, Layout

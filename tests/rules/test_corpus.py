@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.planning import Plan
 from fxprune.rewriting import rewrite
 from fxprune.rules import rule_names

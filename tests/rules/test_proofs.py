@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from fxprune.compiling import analyze, apply, report
+from fxprune.api import analyze, apply, report
 from tests.rules.cases import Case
 from tests.rules.corpus import CASES
 from tests.rules.oracles import random_plan

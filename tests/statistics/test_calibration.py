@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from fxprune.calibration import Calibration
+from fxprune.capture.samples import Sample
 from fxprune.errors import CalibrationError
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration
 
 X, Y = torch.arange(24.0).reshape(4, 6), torch.tensor([0, 1, 2, 0])
 

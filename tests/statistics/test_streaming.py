@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.progress import Steps
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector, Observation, Seen, TapFinder
+from fxprune.calibration import Calibration, Collector, Observation, Seen, TapFinder
+from fxprune.capture.samples import Sample
+from fxprune.util.progress import Steps
 from tests.criteria.calibrated import Small, batches, images
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.analysis import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration import Calibration, Collector, Observation, Seen, TapFinder
+from fxprune.capture.samples import Sample
 from fxprune.errors import CriterionError
-from fxprune.samples import Sample
-from fxprune.statistics import Calibration, Collector, Observation, Seen, TapFinder
 
 
 class Residual(nn.Module):

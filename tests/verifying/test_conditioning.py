@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.samples import Sample
-from fxprune.verifying.comparing import leaves_of
-from fxprune.verifying.conditioning import is_steady
-from fxprune.verifying.probes import Probe
+from fxprune.capture.samples import Sample
+from fxprune.proof.comparing import leaves_of
+from fxprune.proof.conditioning import is_steady
+from fxprune.proof.probes import Probe
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxprune.verifying.nan_carrying import NanCarrying
+from fxprune.proof.nan_carrying import NanCarrying
 
 NAN = float("nan")
 # The middle column is removed: left are (1, 2), (-1, 3), (0, -4).

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fxprune.verifying.depthwise import is_summed
-from fxprune.verifying.running import modes
+from fxprune.proof.depthwise import is_summed
+from fxprune.proof.running import modes
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -13,12 +13,11 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 from fxprune.errors import ProofError
-from fxprune.verifying import prove
-from fxprune.verifying.copies import named_tensors, private_copy
-
-from . import twins
-from .test_proving import run
-from .twins import Kept
+from fxprune.proof import prove
+from fxprune.proof.copies import named_tensors, private_copy
+from tests.verifying import twins
+from tests.verifying.test_proving import run
+from tests.verifying.twins import Kept
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

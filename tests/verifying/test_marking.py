@@ -8,10 +8,9 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.errors import ProofError
-from fxprune.verifying import Proof, prove
-
-from . import twins
-from .twins import Kept
+from fxprune.proof import Proof, prove
+from tests.verifying import twins
+from tests.verifying.twins import Kept
 
 WIDE = 5  # zeros padded to the right of the three channels
 

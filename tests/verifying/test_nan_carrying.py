@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxprune.errors import ProofError
-from fxprune.verifying.comparing import kept_block, leaves_of
-from fxprune.verifying.nan_carrying import NanCarrying
+from fxprune.proof.comparing import kept_block, leaves_of
+from fxprune.proof.nan_carrying import NanCarrying
 
 WIDTH = 6
 KEPT = torch.tensor([0, 2, 3, 5])
@@ -349,14 +349,14 @@ def test_operators_trusted_to_keep_nan_do_so(dtype: torch.dtype, size: int) -> N
 
 
 def test_multi_head_attention_and_encoder_layers_are_taken_apart() -> None:
-    from fxprune.verifying.probes import Probe
-    from fxprune.verifying.running import evaluate
+    from fxprune.proof.probes import Probe
+    from fxprune.proof.running import evaluate
 
     layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval().double()
     layer.linear1.weight.data[[1, 4]] = float("nan")
     layer.linear1.bias.data[[1, 4]] = float("nan")
     layer.linear2.weight.data[:, [1, 4]] = float("nan")
-    from fxprune.samples import Sample
+    from fxprune.capture.samples import Sample
 
     probe = Probe("", Sample((torch.randn(2, 5, 8),), {}))
     (got,) = evaluate(layer, probe, torch.float64, carry_nan=True).values()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fxprune
-from fxprune.samples import Sample
-from fxprune.verifying.probes import batch_sizes, candidates
+from fxprune.capture.samples import Sample
+from fxprune.proof.probes import batch_sizes, candidates
 
 
 @pytest.mark.parametrize(

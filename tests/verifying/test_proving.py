@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.verifying import Proof, prove
-
-from . import twins
-from .twins import Twin
+from fxprune.proof import Proof, prove
+from tests.verifying import twins
+from tests.verifying.twins import Twin
 
 
 def run(case: Twin, **changes: object) -> Proof:

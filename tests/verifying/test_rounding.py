@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fxprune.samples import Sample
-from fxprune.verifying.comparing import leaves_of
-from fxprune.verifying.probes import Probe
-from fxprune.verifying.rounding import rounding_levels, without_rounding
+from fxprune.capture.samples import Sample
+from fxprune.proof.comparing import leaves_of
+from fxprune.proof.probes import Probe
+from fxprune.proof.rounding import rounding_levels, without_rounding
 
 
 class Outputs(nn.Module):

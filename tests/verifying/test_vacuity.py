@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import ProofError
-
-from . import twins
-from .test_proving import run
-from .twins import Kept, Twin
+from tests.verifying import twins
+from tests.verifying.test_proving import run
+from tests.verifying.twins import Kept, Twin
 
 
 class Scaled(nn.Module):

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fxprune.drawing import as_svg
-from fxprune.drawing.svg import colours
-from fxprune.reporting.html.views import histogram, layers, reproduction, stages
-from fxprune.reporting.numbers import percent, quantity, short_seconds
-from fxprune.reporting.printing import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
-from fxprune.reporting.report import MACS_MEANING, Report, removed
+from fxprune.analysis.drawing import as_svg, colours
+from fxprune.planning.limits import MAX_RATIO
+from fxprune.reporting.report import MACS_MEANING, CostRow, Report, ScoreRow, removed
+from fxprune.reporting.tables import percent, quantity, short_seconds
+from fxprune.reporting.text import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
 
-__all__ = ["as_html"]
+__all__ = [
+    "Layer",
+    "Stage",
+    "as_html",
+    "histogram",
+    "layers",
+    "reproduction",
+    "stages",
+]
 
 
 def as_html(report: Report) -> str:
@@ -44,3 +55,118 @@ def as_html(report: Report) -> str:
 
 def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+_MOST_STAGES, _FEWEST_STAGES = 16, 2
+_MOST_OF_ALL = 0.8
+_DEFAULTS = {
+    "budget": "macs",
+    "scope": "global",
+    "residual": "coupled",
+    "couplings": "keep",
+    "alike": "free",
+    "round_to": "auto",
+    "min_channels": 1,
+    "max_ratio": MAX_RATIO,
+    "seed": 0,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight's number of output channels before and after."""
+
+    name: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the network: multiply-accumulates and parameters, each before and after."""
+
+    name: str
+    macs: tuple[int, int]
+    parameters: tuple[int, int]
+
+
+def layers(report: Report) -> list[Layer]:
+    """Every weight of at least two dims, in the network's order as far as the plan tells it."""
+    if report.plan is None:
+        return []
+    order = {name: position for position, name in enumerate(row.name for row in report.costs)}
+    found = []
+    for name, shape in report.plan.shapes.items():
+        if len(shape) >= 2 and shape[0] > 1:
+            kept = report.plan.keep[name][0]
+            found.append(Layer(name.removesuffix(".weight"), shape[0], shape[0] if kept is None else len(kept)))
+    return sorted(found, key=lambda layer: order.get(layer.name, len(order)))
+
+
+def stages(report: Report) -> list[Stage]:
+    """The costs added up by the first names of their paths, as many of these as give a readable number of stages."""
+    found: dict[str, list[CostRow]] = {}
+    for depth in (1, 2, 3):
+        wider = _by_prefix(report.costs, depth)
+        if not found or len(wider) <= _MOST_STAGES:
+            found = wider
+        if len(found) > _FEWEST_STAGES and not _one_holds_most(found):
+            break
+    return [
+        Stage(name, _added(r.macs for r in rows), _added(r.parameters for r in rows)) for name, rows in found.items()
+    ]
+
+
+def _one_holds_most(found: dict[str, list[CostRow]]) -> bool:
+    """Whether most of the multiply-accumulates are in one stage, of which the others then tell little."""
+    macs = [sum(row.macs[0] for row in rows) for rows in found.values()]
+    return max(macs) > _MOST_OF_ALL * sum(macs)
+
+
+def _by_prefix(rows: tuple[CostRow, ...], depth: int) -> dict[str, list[CostRow]]:
+    found: dict[str, list[CostRow]] = {}
+    for row in rows:
+        found.setdefault(".".join(row.name.split(".")[:depth]), []).append(row)
+    return found
+
+
+def _added(pairs: Any) -> tuple[int, int]:
+    before, after = 0, 0
+    for first, second in pairs:
+        before, after = before + first, after + second
+    return before, after
+
+
+def histogram(row: ScoreRow) -> Markup:
+    """A small bar chart: channels that stay stand on those that go."""
+    most = max((k + r for k, r in zip(row.kept, row.removed, strict=True)), default=1) or 1
+    bars = []
+    for place, (kept, gone) in enumerate(zip(row.kept, row.removed, strict=True)):
+        low, high = 40 * gone / most, 40 * kept / most
+        bars.append(f'<rect class="gone" x="{place * 5}" y="{40 - low:g}" width="4" height="{low:g}"/>')
+        bars.append(f'<rect class="kept" x="{place * 5}" y="{40 - low - high:g}" width="4" height="{high:g}"/>')
+    return Markup(f'<svg viewBox="0 0 {5 * len(row.kept)} 40" preserveAspectRatio="none">{"".join(bars)}</svg>')
+
+
+def reproduction(report: Report) -> str:
+    """The command, or where the network came from Python the call, that makes the same result again."""
+    settings = dict(report.settings)
+    changed = {name: settings[name] for name, usual in _DEFAULTS.items() if settings.get(name, usual) != usual}
+    excluded = settings.get("exclude") or []
+    asked = settings.get("budgets") or settings.get("ratio", report.ratio)
+    if report.source:
+        words = ["fxprune", "compile", report.source]
+        words += [word for k, v in {"ratio": asked, **changed}.items() for word in _flags(k, v)]
+        return shlex.join([*words, *(word for pattern in excluded for word in ("--exclude", pattern))])
+    if settings.get("budgets"):
+        changed.pop("budget", None)
+    options = [f"{name}={json.dumps(value)}" for name, value in changed.items()]
+    options += [f"exclude={json.dumps(excluded)}"] if excluded else []
+    call = "remove" if asked is None else "compile"
+    asked = settings.get("channels") if asked is None else asked
+    return f"fxprune.{call}({', '.join(['model', 'sample_input', json.dumps(asked), *options])})"
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    values = [f"{key}={item}" for key, item in value.items()] if isinstance(value, dict) else [str(value)]
+    return [word for text in values for word in (f"--{name.replace('_', '-')}", text)]

@@ -10,9 +10,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.pipeline import pairs_of
+from fxprune.proof.nodes import Pair
 from fxprune.rewriting import certified
-from fxprune.validating import pairs_of
-from fxprune.verifying.nodes import Pair
 
 
 class Mixed(nn.Module):

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import ProofError
-from fxprune.verifying.nodes import check_structure
-
-from .pairing import Rewritten, mixed, rewritten
+from fxprune.proof.nodes import check_structure
+from tests.verifying.nodes.pairing import Rewritten, mixed, rewritten
 
 
 def refused(given: Rewritten, words: str) -> None:

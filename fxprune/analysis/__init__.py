@@ -1,0 +1,1 @@
+"""What a network's channels are: groups that go together, widths that stay, and why."""

@@ -1,0 +1,219 @@
+"""What a picture of a network shows, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+
+from fxprune.analysis.groups import Group, PinnedWidth
+from fxprune.axes.expressions import Axis, variables
+
+__all__ = [
+    "DrawableGraph",
+    "DrawnNode",
+    "as_svg",
+    "colours",
+    "draw_network",
+    "places",
+]
+
+
+class DrawableGraph(Protocol):
+    """What a picture asks of the channel graph."""
+
+    captured: Any
+    solver: Any
+
+    @property
+    def axes(self) -> Mapping[fx.Node, Any]:
+        """The axes of every node's result."""
+        ...
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The channel groups."""
+        ...
+
+    @property
+    def pinned(self) -> tuple[PinnedWidth, ...]:
+        """The widths that stay."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawnNode:
+    """One operation.
+
+    Attributes:
+        label: path of its module, or its name and the module that calls it.
+        inputs: positions of the operations whose results it reads.
+        groups: names of the channel groups that its result is made of.
+        pin: the widths of its parameters that stay, with reasons; empty where there are none.
+    """
+
+    label: str
+    inputs: tuple[int, ...] = ()
+    groups: tuple[str, ...] = ()
+    pin: str = ""
+
+    def as_list(self) -> list[Any]:
+        """Compact JSON data."""
+        return [self.label, list(self.inputs), list(self.groups), self.pin]
+
+    @classmethod
+    def from_list(cls, data: Sequence[Any]) -> DrawnNode:
+        """Read what :meth:`as_list` wrote."""
+        label, inputs, groups, pin = data
+        return cls(label, tuple(inputs), tuple(groups), pin)
+
+
+def draw_network(graph: DrawableGraph) -> tuple[DrawnNode, ...]:
+    """Every operation on tensors in eval mode, in order; of opaque modules what was captured inside them."""
+    groups = {group.variable: group.name for group in graph.groups}
+    pins: dict[str, list[str]] = {}
+    for pin in graph.pinned:
+        pins.setdefault(pin.tensor.rpartition(".")[0], []).append(
+            f"{pin.tensor} dim {pin.dim} ({pin.size}): {pin.reason}"
+        )
+    drawn: list[DrawnNode] = []
+    for captured in (graph.captured, *graph.captured.islands):
+        positions: dict[fx.Node, tuple[int, ...]] = {}
+        for node in captured.graph.nodes:
+            inputs = tuple(dict.fromkeys(p for argument in node.all_input_nodes for p in positions[argument]))
+            if not _is_drawn(node):
+                # What lies between two drawn operations, such as a size, hands on where it came from.
+                positions[node] = inputs if node.op != "get_attr" else ()
+                continue
+            positions[node] = (len(drawn),)
+            found = (
+                groups[v]
+                for a in _flat(graph.axes.get(node))
+                for v in variables(graph.solver.resolve(a))
+                if v in groups
+            )
+            pin_text = "; ".join(pins.get(str(node.target), [])) if node.op == "call_module" else ""
+            drawn.append(DrawnNode(_label(node), inputs, tuple(dict.fromkeys(found)), pin_text))
+    return tuple(drawn)
+
+
+def _is_drawn(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    return node.op != "get_attr" and any(isinstance(v, torch.Tensor) for v in _values(node.meta.get("val")))
+
+
+def _values(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _values(item)
+    else:
+        yield value
+
+
+def _flat(axes: Any) -> Iterable[Axis]:
+    if isinstance(axes, (list, tuple)):
+        for item in axes:
+            yield from _flat(item)
+    elif isinstance(axes, dict):
+        yield from _flat(list(axes.values()))
+    elif isinstance(axes, Axis):
+        yield axes
+
+
+def _label(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    if node.op in ("placeholder", "output"):
+        return f"{'input ' if node.op == 'placeholder' else ''}{node.target}"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    path = node.meta.get("module", "")
+    return f"{name} in {path}" if path else str(name)
+
+
+Place = tuple[int, float]
+
+
+def places(nodes: Sequence[DrawnNode]) -> list[Place]:
+    """Row and column of every operation; below all of its inputs, near the middle of their columns."""
+    rows: list[int] = []
+    columns: list[float] = []
+    taken: dict[int, set[float]] = {}
+    for node in nodes:
+        row = 1 + max((rows[i] for i in node.inputs), default=-1)
+        wanted = sum(columns[i] for i in node.inputs) / len(node.inputs) if node.inputs else 0.0
+        column = _nearest_free(round(wanted), taken.setdefault(row, set()))
+        taken[row].add(column)
+        rows.append(row)
+        columns.append(column)
+    return list(zip(rows, columns, strict=True))
+
+
+def _nearest_free(wanted: int, taken: set[float]) -> float:
+    step = 0
+    while True:
+        for column in (wanted + step, wanted - step):
+            if column not in taken:
+                return float(column)
+        step += 1
+
+
+_WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 210, 22, 24, 14
+_LONGEST = 32
+_PLAIN = "#f4f4f2"
+_STYLE = (
+    "text{font:11px ui-monospace,monospace;fill:#1a1a1a}path{fill:none;stroke:#9a9a94;stroke-width:1}"
+    "rect{stroke:#6b6b66;stroke-width:1}.pinned{stroke:#b3261e;stroke-width:2;stroke-dasharray:4 2}"
+)
+
+
+def colours(nodes: Sequence[DrawnNode]) -> dict[str, str]:
+    """A colour for every channel group, in the order of the network; neighbours differ."""
+    names = dict.fromkeys(name for node in nodes for name in node.groups)
+    # Steps of the golden angle keep the hues of any run of groups apart.
+    return {name: f"hsl({round(i * 137.508) % 360} 65% {82 - 8 * (i % 2)}%)" for i, name in enumerate(names)}
+
+
+def as_svg(nodes: Sequence[DrawnNode]) -> str:
+    """The operations as boxes from top to bottom, coloured by their first group; a dashed red edge marks pins."""
+    spots = [(column * (_WIDTH + _GAP_X), row * (_HEIGHT + _GAP_Y)) for row, column in places(nodes)]
+    left = min((x for x, _ in spots), default=0)
+    width = max((x for x, _ in spots), default=0) - left + _WIDTH
+    height = max((y for _, y in spots), default=0) + _HEIGHT
+    found = colours(nodes)
+    edges = [_edge(spots[i], spots[number]) for number, node in enumerate(nodes) for i in node.inputs]
+    boxes = [_box(node, *spot, found) for node, spot in zip(nodes, spots, strict=True)]
+    view = f"{left - 40:g} -10 {width + 80:g} {height + 20:g}"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" width="{width + 80:g}" height="{height + 20:g}" '
+        f'role="img" aria-label="operations of the network, coloured by channel group"><style>{_STYLE}</style>'
+    )
+    return "\n".join([head, *edges, *boxes, "</svg>"])
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
+    x, y, to_x, to_y = start[0] + _WIDTH / 2, start[1] + _HEIGHT, end[0] + _WIDTH / 2, end[1]
+    if to_y - y <= _GAP_Y:
+        return f'<path d="M{x:g} {y:g}L{to_x:g} {to_y:g}"/>'
+    # Around the boxes in between.
+    side = max(x, to_x) + _WIDTH / 2 + 14
+    bend = min(30.0, (to_y - y) / 2)
+    turns = f"C{x:g} {y + 8:g} {side:g} {y:g} {side:g} {y + bend:g}L{side:g} {to_y - bend:g}"
+    return f'<path d="M{x:g} {y:g}{turns}C{side:g} {to_y:g} {to_x:g} {to_y - 8:g} {to_x:g} {to_y:g}"/>'
+
+
+def _box(node: DrawnNode, x: float, y: float, found: Mapping[str, str]) -> str:
+    fill = found[node.groups[0]] if node.groups else _PLAIN
+    mark = ' class="pinned"' if node.pin else ""
+    # The end of a path tells more than its beginning.
+    label = node.label if len(node.label) <= _LONGEST else f"…{node.label[1 - _LONGEST :]}"
+    lines = [node.label, *(f"group {name}" for name in node.groups), *([f"pinned: {node.pin}"] if node.pin else [])]
+    title = escape("\n".join(lines))
+    return (
+        f'<g><title>{title}</title><rect{mark} x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="3" '
+        f'fill="{fill}"/><text x="{x + 6:g}" y="{y + 15:g}">{escape(label)}</text></g>'
+    )

@@ -1,0 +1,194 @@
+"""``couplings="drop"``: in front of each consumer of a shared stream, a selection of channels of its own.
+
+A residual stream or a concatenation ties every producer and consumer of it. Here a selection with a free width of its
+own goes between the stream and each convolution or linear layer that reads it; the stream keeps its width. Whatever
+stands between stream and consumer and serves that consumer alone (a pre-activation batch norm, its ReLU, a pool) comes
+after the selection and is cut with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.solving import Analyzer
+from fxprune.axes.expressions import Axis, Product, variables
+from fxprune.capture import Captured
+from fxprune.errors import OptionError
+from fxprune.rules.call import Call, parameter_name
+from fxprune.rules.ops import is_written, writes_in_place
+from fxprune.rules.picking import select_channels
+
+__all__ = ["COUPLINGS", "check_couplings", "drop_couplings"]
+
+COUPLINGS = ("keep", "drop")
+_CONSUMERS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
+# What these give is memory of their own, so that a later write in place does not reach what they read.
+_FRESH = frozenset(
+    """batch_norm relu relu6 gelu silu hardswish leaky_relu elu sigmoid tanh avg_pool2d max_pool2d
+    adaptive_avg_pool2d""".split()
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Between ``stream`` and its reader ``user``: dim ``dim`` of the stream, for the input of ``consumer``."""
+
+    stream: fx.Node
+    user: fx.Node
+    dim: int
+    consumer: Call
+
+
+def check_couplings(couplings: object) -> str:
+    """The option as given.
+
+    Raises:
+        OptionError: it is neither "keep" nor "drop".
+    """
+    if couplings not in COUPLINGS:
+        raise OptionError(f'couplings must be "keep" or "drop", not {couplings!r}')
+    return str(couplings)
+
+
+def drop_couplings(captured: Captured, model: nn.Module) -> None:
+    """Insert the selections into every graph of a capture, and their gates into its constants.
+
+    Streams are found by an analysis of the graphs as they are: widths that meet in an addition of two activations or in
+    a concatenation. A convolution or linear layer that reads such a width gets a selection, one for each weight. Parts
+    inside opaque modules keep their couplings: the proof runs those modules as they are, without selections.
+    """
+    analyzer = Analyzer(captured, model)
+    analyzer.run()
+    uncoupler = _Uncoupler(analyzer)
+    for part in (mode for variant in (captured, *captured.variants) for mode in variant.modes()):
+        for place in list(uncoupler.places(part.graph)):
+            uncoupler.insert(part, place)
+
+
+class _Uncoupler:
+    def __init__(self, analyzer: Analyzer) -> None:
+        self._analyzer = analyzer
+        self._gates: dict[str, str] = {}
+        self._shared = self._shared_variables()
+        self._crossed: dict[str, set[int]] = {}
+        for crossing in analyzer.ledger.crossings:
+            self._crossed.setdefault(crossing.cause.node, set()).update(self._serials(crossing.axis))
+
+    def _serials(self, axis: Axis) -> set[int]:
+        return {v.serial for v in variables(self._analyzer.solver.resolve(axis))}
+
+    def _shared_variables(self) -> set[int]:
+        """The variables that meet in an addition or a concatenation."""
+        shared = {serial for axis in self._analyzer.ledger.joins for serial in self._serials(axis)}
+        for call in self._analyzer.calls.values():
+            if call.name == "cat":
+                pieces = call.tensors("tensors")
+                dim = int(call.number("dim")) % len(call.result)
+                if len(pieces) > 1:
+                    shared |= self._serials(call.result[dim])
+        return shared
+
+    # -- where ----------------------------------------------------------------------------------------------------
+
+    def places(self, graph: fx.Graph) -> Iterator[_Place]:
+        """One place for each consumer of a shared width."""
+        for node in graph.nodes:
+            call = self._analyzer.calls.get(node)
+            if call is not None and call.name in _CONSUMERS and parameter_name(call.arguments["weight"]):
+                place = self._place(call)
+                if place is not None:
+                    yield place
+
+    def _place(self, call: Call) -> _Place | None:
+        user, stream = call.node, call.arguments["input"]
+        groups = call.notes.get("groups")
+        if not isinstance(stream, fx.Node) or (groups is not None and groups.size != 1):
+            return None
+        axes = self._analyzer.axes[stream]
+        dim = len(axes) - 1 if call.name == "linear" else len(axes) - (call.value.ndim - self._channel_dim(call))
+        best = None
+        written = False
+        while True:
+            axis = self._analyzer.axes[stream][dim]
+            if not written and self._may_select(stream, axis):
+                best = _Place(stream, user, dim, call)
+            above = self._above(stream, dim)
+            if above is None:
+                return best if best is not None and self._is_shared(stream, dim) else None
+            written = (written or self._writes(stream)) and self._name(stream) not in _FRESH
+            user, (stream, dim) = stream, above
+
+    @staticmethod
+    def _channel_dim(call: Call) -> int:
+        spatial = len(call.tensor("weight")) - 2
+        return int(call.value.ndim) - spatial - 1
+
+    def _is_shared(self, stream: fx.Node, dim: int) -> bool:
+        return bool(self._serials(self._analyzer.axes[stream][dim]) & self._shared)
+
+    def _may_select(self, stream: fx.Node, axis: Axis) -> bool:
+        resolved = self._analyzer.solver.resolve(axis)
+        return axis.size > 1 and not isinstance(resolved, Product) and not is_written(stream)
+
+    def _above(self, node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+        """The activation and dim that an op of this consumer alone passes on, channel by channel; None: no such op."""
+        call = self._analyzer.calls.get(node)
+        if call is None or len(_readers(node)) != 1 or call.name in _CONSUMERS or call.name == "cat":
+            return None
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta["val"], torch.Tensor)]
+        carried = self._serials(self._analyzer.axes[node][dim])
+        if len(sources) != 1 or not carried or carried & self._crossed.get(node.name, set()):
+            return None
+        found = [d for d, a in enumerate(self._analyzer.axes[sources[0]]) if self._serials(a) & carried]
+        if len(found) != 1 or self._serials(self._analyzer.axes[sources[0]][found[0]]) != carried:
+            return None
+        return sources[0], found[0]
+
+    def _name(self, node: fx.Node) -> str:
+        return "" if self._writes(node) else self._analyzer.calls[node].name
+
+    def _writes(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return writes_in_place(node)
+        return getattr(self._analyzer.model.get_submodule(str(node.target)), "inplace", False) is True
+
+    # -- what -----------------------------------------------------------------------------------------------------
+
+    def insert(self, captured: Captured, place: _Place) -> None:
+        """Write a selection into the graph; calls that share a weight share its gate."""
+        value = place.stream.meta["val"]
+        with captured.graph.inserting_before(place.user):
+            gate = captured.graph.get_attr(self._gate(captured, place))
+            gate.meta["val"] = torch.empty(value.shape[place.dim], dtype=value.dtype, device="meta")
+            selection = captured.graph.call_function(select_channels, (place.stream, gate, place.dim))
+        selection.meta["val"] = torch.empty_like(value)
+        for node in (gate, selection):
+            node.meta.update({k: v for k, v in place.user.meta.items() if k in ("source", "module")})
+        place.user.replace_input_with(place.stream, selection)
+
+    def _gate(self, captured: Captured, place: _Place) -> str:
+        weight = parameter_name(place.consumer.arguments["weight"])
+        assert weight is not None
+        consumer = weight.removesuffix(".weight")
+        readable = re.sub(r"\W", "_", consumer.removeprefix(captured.prefix))
+        name = self._gates.setdefault(weight, f"{captured.prefix}_selection{len(self._gates)}_{readable}")
+        value = place.stream.meta["val"]
+        device = next((t.device for t in captured.sample.tensors), torch.device("cpu"))
+        captured.constants[name] = torch.ones(value.shape[place.dim], dtype=value.dtype, device=device)
+        captured.shapes[name] = (value.shape[place.dim],)
+        captured.selections[name] = consumer
+        return name
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """The ops that read a node's values, and not only its size."""
+    return [user for user in node.users if user.op == "output" or _holds_values(user)]
+
+
+def _holds_values(node: fx.Node) -> bool:
+    return not isinstance(node.meta.get("val"), (int, float, torch.Size, torch.dtype, torch.device))

@@ -1,0 +1,227 @@
+"""The loss whose gradients criteria read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import CalibrationError
+
+__all__ = [
+    "Batch",
+    "Calibration",
+    "Loss",
+    "batch_size",
+    "default_loss",
+    "describe_arguments",
+    "describe_value",
+    "read_batch",
+    "read_pair",
+]
+
+
+Loss = Callable[[Any, Any], torch.Tensor]
+
+
+def default_loss(output: Any, target: Any) -> torch.Tensor:
+    """Mean cross-entropy of logits (N, classes, ...) against class indices (N, ...) or class shares like the logits.
+
+    Raises:
+        CalibrationError: output and target are something else; says what, and asks for ``loss``.
+    """
+    if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.ndim >= 2:
+        indices = not target.is_floating_point() and target.shape == (output.shape[0], *output.shape[2:])
+        shares = target.is_floating_point() and target.shape == output.shape
+        if output.is_floating_point() and (indices or shares):
+            return F.cross_entropy(output, target.long() if indices else target)
+    if target is None:
+        raise CalibrationError(
+            "gradients need a loss: let calibration yield (input, target), or pass loss=, a function of the output and "
+            "the target (None where there is none) that returns the mean over the batch"
+        )
+    raise CalibrationError(
+        f"no loss is known for an output {_shape(output)} and a target {_shape(target)}: pass loss=, a function of "
+        "both that returns the mean over the batch"
+    )
+
+
+def _shape(value: Any) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"of type {type(value).__name__}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        sample: what the model is called with.
+        target: what came with it; None if nothing did.
+        size: how many samples it holds (1 where the tensors share no first dim).
+    """
+
+    sample: Sample
+    target: Any
+    size: int
+
+    def singles(self) -> Iterator[Batch]:
+        """The batch sample by sample; what has no first dim in common stays whole."""
+        if self.sample.batch_size is None or self.size == 1 or _lists(self.sample):
+            yield self
+            return
+        for i in range(self.size):
+
+            def row(tensor: torch.Tensor, i: int = i) -> torch.Tensor:
+                return tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == self.size else tensor
+
+            yield Batch(self.sample.map(row), pytree.tree_map_only(torch.Tensor, row, self.target), 1)
+
+
+def read_batch(given: Any, sample: Sample) -> tuple[Sample, Any] | None:
+    """Arguments and target of what a loader yields: what the model takes, ``(input, target)`` or ``((a, b), target)``.
+
+    What a model takes is told by its sample: a batch has as many arguments, of the same kinds and numbers of dims. A
+    list stands for a tuple where a tuple is meant, as data loaders yield them. None where nothing fits.
+    """
+    found = next((s for s in _candidates(given) if _fits(s, sample)), None)
+    if found is None and isinstance(given, (tuple, list)) and len(given) == 2:
+        found = next((s for s in _candidates(given[0]) if _fits(s, sample)), None)
+        return None if found is None else (found, given[1])
+    return None if found is None else (found, None)
+
+
+def read_pair(given: Any) -> tuple[Sample, Any]:
+    """The same where no sample tells what the model takes: a pair is an input and a target, all else is the input."""
+    if isinstance(given, (tuple, list)) and not hasattr(given, "_fields") and len(given) == 2:
+        return Sample(*_split(given[0])), given[1]
+    return Sample(*_split(tuple(given) if isinstance(given, list) else given)), None
+
+
+def _candidates(given: Any) -> Iterator[Sample]:
+    """The ways to read a value as arguments. A data loader makes lists of tuples."""
+    yield Sample(*_split(given))
+    if isinstance(given, list):
+        yield Sample(tuple(given), {})
+
+
+def _split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
+        return (), dict(given)
+    if isinstance(given, tuple) and not hasattr(given, "_fields"):
+        return tuple(given), {}
+    return (given,), {}
+
+
+def _fits(given: Sample, sample: Sample) -> bool:
+    if given.kwargs.keys() != sample.kwargs.keys() or len(given.args) != len(sample.args):
+        return False
+    pairs = [*zip(given.args, sample.args, strict=True), *((given.kwargs[k], v) for k, v in sample.kwargs.items())]
+    return all(_alike(a, b) for a, b in pairs)
+
+
+def _alike(given: Any, expected: Any) -> bool:
+    if isinstance(expected, torch.Tensor) or isinstance(given, torch.Tensor):
+        both = isinstance(expected, torch.Tensor) and isinstance(given, torch.Tensor)
+        return both and given.ndim == expected.ndim and given.is_floating_point() == expected.is_floating_point()
+    if isinstance(expected, (list, tuple)):
+        # Lists of tensors may have any length (detectors take as many images as there are).
+        return isinstance(given, (list, tuple)) and all(_alike(g, expected[0]) for g in given if len(expected))
+    return True
+
+
+def batch_size(sample: Sample) -> int:
+    """How many samples the arguments hold; 1 where they share no first dim."""
+    lists = _lists(sample)
+    return len(lists[0]) if lists else sample.batch_size or 1
+
+
+def _lists(sample: Sample) -> list[list[Any]]:
+    """Arguments that are lists: one tensor for each sample, as detectors take them."""
+    return [v for v in (*sample.args, *sample.kwargs.values()) if isinstance(v, list)]
+
+
+def describe_value(value: Any) -> str:
+    """Type, shape and dtype in words, for messages."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(describe_value(v) for v in value[:4])}"
+    return f"a {type(value).__name__}"
+
+
+def describe_arguments(sample: Sample) -> str:
+    """All arguments in words, for messages."""
+    named = [describe_value(v) for v in sample.args] + [f"{k}: {describe_value(v)}" for k, v in sample.kwargs.items()]
+    return "(" + "; ".join(named) + ")"
+
+
+class Calibration:
+    """A re-iterable of batches. A batch is what the model takes, ``(input, target)``, or ``((a, b), target)``.
+
+    What a model takes is told by its sample: a batch has as many arguments, of the same kinds and numbers of dims. A
+    list stands for a tuple where a tuple is meant, as data loaders yield them. Tensors move to the sample's device.
+
+    Args:
+        data: the iterable. An iterator (a generator, say) can be read once only.
+        sample: the arguments that the model was compiled with.
+
+    Raises:
+        CalibrationError: it is no iterable of batches.
+    """
+
+    def __init__(self, data: Iterable[Any], sample: Sample) -> None:
+        if isinstance(data, (torch.Tensor, Mapping, str, bytes)) or not isinstance(data, Iterable):
+            kind = type(data).__name__
+            raise CalibrationError(f"calibration must be an iterable of batches, not a {kind}; [batch] holds one batch")
+        self._data = data
+        self._sample = sample
+        self._device = sample.tensors[0].device
+        self._exhausted = False
+        self.seen = 0
+
+    @property
+    def length(self) -> int | None:
+        """How many batches there are, where the data knows."""
+        try:
+            return len(self._data)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every batch, on the sample's device; counts samples in ``seen``.
+
+        Raises:
+            CalibrationError: there is none, one does not fit the model, or an iterator is read a second time.
+        """
+        if self._exhausted:
+            raise CalibrationError(
+                "calibration is an iterator, which is empty after one pass, and a second pass is needed: pass "
+                "something that can be iterated again, such as a DataLoader or a list of batches"
+            )
+        self._exhausted = isinstance(self._data, Iterator)
+        self.seen = 0
+        for number, given in enumerate(self._data):
+            batch = self._read(given, number)
+            self.seen += batch.size
+            yield batch
+        if self.seen == 0:
+            raise CalibrationError("calibration holds no samples: pass at least one batch")
+
+    def _read(self, given: Any, number: int) -> Batch:
+        found = read_batch(given, self._sample)
+        if found is None:
+            raise CalibrationError(
+                f"batch {number} of calibration does not fit the model: it is {describe_value(given)}; expected what "
+                f"the model takes, {describe_arguments(self._sample)}, or a pair of that and the target"
+            )
+        sample = found[0].map(self._placed)
+        return Batch(sample, pytree.tree_map_only(torch.Tensor, self._placed, found[1]), batch_size(sample))
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        # A network may write to its input, and the data is the caller's.
+        return tensor.detach().to(self._device, copy=True)

@@ -1,0 +1,298 @@
+"""A statistic and where it is taken."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss
+from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks
+from fxprune.capture import Captured
+from fxprune.capture.samples import Sample
+from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.rules.call import Call
+from fxprune.util.copies import deep_copy
+from fxprune.util.progress import Steps
+
+__all__ = [
+    "Collector",
+    "Observation",
+    "PrivateNetwork",
+    "addition_after",
+    "norm_after",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """A statistic and the place it is taken at."""
+
+    place: Place
+    statistic: Statistic
+
+
+def norm_after(node: fx.Node, calls: Mapping[fx.Node, Call]) -> fx.Node | None:
+    """The batch norm that alone reads a node."""
+    user = _only_user(node)
+    call = calls.get(user) if user is not None else None
+    return user if call is not None and call.name == "batch_norm" and call.arguments["input"] is node else None
+
+
+def addition_after(node: fx.Node, calls: Mapping[fx.Node, Call]) -> tuple[fx.Node, fx.Node] | None:
+    """The addition of two activations of one shape that alone reads a node, and its other summand."""
+    user = _only_user(node)
+    call = calls.get(user) if user is not None else None
+    if user is None or call is None or call.name != "add" or call.arguments.get("alpha", 1) != 1:
+        return None
+    summands = [call.arguments["input"], call.arguments["other"]]
+    others = [s for s in summands if isinstance(s, fx.Node) and s is not node]
+    if len(others) != 1 or call.shape_of(others[0]) != call.shape_of(node):
+        return None
+    return user, others[0]
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+Watcher = Callable[[Tensor], None]
+Watched = tuple[fx.Node, fx.Node | None]
+"""A node, or one user's reading of it."""
+
+
+class _Watch(nn.Module):
+    """Shows the value of one node, or one user's reading of it, to whoever watches."""
+
+    def __init__(self, watchers: list[Watcher], apart: bool) -> None:
+        super().__init__()
+        self._watchers = watchers
+        self._apart = apart
+
+    def forward(self, value: Tensor) -> Tensor:
+        # A view has the gradient of this reading alone.
+        seen = value.view_as(value) if self._apart else value
+        for watcher in self._watchers:
+            watcher(seen)
+        return seen
+
+
+class PrivateNetwork:
+    """The captured network over tensors of its own, in eval mode; nothing it does reaches the caller's model.
+
+    Args:
+        graph: the channel graph.
+        model: the caller's model, which is only read.
+        watched: nodes of the captured graphs, or a user's reading of one, with the functions that are shown the value.
+
+    Raises:
+        CalibrationError: the model cannot be copied.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, model: nn.Module, watched: Mapping[Watched, list[Watcher]] | None = None
+    ) -> None:
+        self._watched = watched or {}
+        try:
+            copied = deep_copy(model, _fresh).eval()
+        except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+            raise CalibrationError(
+                f"{type(model).__name__} cannot be copied, and statistics are taken on a copy "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        for island in graph.captured.islands:
+            path, _, name = island.prefix.removesuffix(".").rpartition(".")
+            setattr(copied.get_submodule(path), name, self._opened(island, copied))
+        self.module = copied if "" in graph.captured.opaque else self._opened(graph.captured, copied)
+        self.parameters: dict[str, Tensor] = dict(copied.named_parameters())
+        self.buffers: dict[str, Tensor] = dict(copied.named_buffers())
+
+    def run(self, sample: Sample) -> Any:
+        """The output of one call."""
+        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+        return sample.call(partial(nn.Module.__call__, self.module))
+
+    def _opened(self, captured: Captured, model: nn.Module) -> nn.Module:
+        module = captured.module(model).eval()
+        assert isinstance(module, fx.GraphModule)
+        originals = [node for node in captured.graph.nodes if node.op != "output"]
+        copies = dict(zip(originals, list(module.graph.nodes), strict=False))
+        for number, ((node, reader), watchers) in enumerate(self._watched.items()):
+            if node in copies:
+                self._watch(module, copies[node], copies[reader] if reader else None, watchers, number)
+        module.recompile()
+        return module
+
+    def _watch(
+        self, module: fx.GraphModule, node: fx.Node, reader: fx.Node | None, watchers: list[Watcher], number: int
+    ) -> None:
+        name = f"_fxprune_watch{number}"
+        module.add_module(name, _Watch(watchers, apart=reader is not None))
+        after = node if reader is None else reader.prev
+        with module.graph.inserting_after(after):
+            watch = module.graph.call_module(name, (node,))
+        if reader is not None:
+            reader.replace_input_with(node, watch)
+
+
+def _fresh(tensor: Tensor) -> Tensor:
+    data = tensor.detach().clone()
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+@dataclass(eq=False)
+class Collector:
+    """Runs a network over calibration data.
+
+    The caller's model is only read: a private copy runs, in eval mode, on the model's device. Under an initialised
+    ``torch.distributed`` every rank feeds its own shard, and the sums are those of one process over all data.
+
+    Attributes:
+        graph: the channel graph.
+        model: the caller's model.
+        calibration: the data.
+        loss: of the output and the target, the mean over the batch; cross-entropy by default.
+        steps: shows progress.
+        seed: of random numbers drawn by the network or by the data.
+    """
+
+    graph: ChannelGraph
+    model: nn.Module
+    calibration: Calibration
+    loss: Loss | None = None
+    steps: Steps = field(default_factory=lambda: Steps(False))
+    seed: int = 0
+
+    def collect(self, observations: Sequence[Observation]) -> None:
+        """Show every statistic all data, in one pass, then add up over ranks.
+
+        Raises:
+            CalibrationError: data or target do not fit; see :class:`Calibration` and
+                :func:`~fxprune.calibration.batches.default_loss`.
+        """
+        needs = {o.statistic.needs for o in observations}
+        watched: dict[Watched, list[Watcher]] = defaultdict(list)
+        current = _Current()
+        for observation in observations:
+            if isinstance(observation.place, Tap):
+                place = observation.place
+                watched[place.node, place.reader].append(_watcher(place, observation.statistic, current))
+        network = PrivateNetwork(self.graph, self.model, watched)
+        parameters = [(o.place.name, o.statistic) for o in observations if isinstance(o.place, Parameter)]
+        for number, batch in self.batches():
+            for part in batch.singles() if "sample gradient" in needs else (batch,):
+                current.samples, current.batch, current.run = part.size, number, current.run + 1
+                if needs == {"value"}:
+                    with torch.no_grad():
+                        _run(network, part)
+                else:
+                    self._run_back(network, part, parameters, current)
+        # One statistic may be taken at several places.
+        statistics = {id(o.statistic): o.statistic for o in observations}
+        add_over_ranks(t for statistic in statistics.values() for t in statistic.sums())
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """The batches with their numbers; shows progress and restores the random state at the end."""
+        with torch.random.fork_rng(devices=_cuda_devices(self.model)):
+            torch.manual_seed(self.seed)
+            yield from enumerate(self.steps.counted("calibrate", self.calibration, self.calibration.length))
+        seen = torch.tensor([self.calibration.seen], dtype=torch.float64)
+        add_over_ranks([seen])
+        self.calibration.seen = int(seen)
+
+    def _run_back(
+        self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]], current: _Current
+    ) -> None:
+        """Forward and backward; gradients are of the loss summed over the samples."""
+        with torch.enable_grad(), _tracked(network, [name for name, _ in parameters]):
+            # Taps alone need no gradients of weights: those of the input carry them.
+            carried = batch.sample.map(_tracked_input) if not parameters else batch.sample
+            if not parameters and not any(t.requires_grad for t in carried.tensors):
+                for parameter in network.parameters.values():
+                    parameter.requires_grad_(parameter.is_floating_point())
+            output = _run(network, Batch(carried, batch.target, batch.size))
+            loss = (self.loss or default_loss)(output, batch.target)
+            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+                raise CalibrationError(
+                    "the loss must be a tensor without dims that depends on the model's output, the mean over the batch"
+                )
+            (loss * batch.size).backward()  # type: ignore[no-untyped-call]
+            for name, statistic in parameters:
+                value = network.parameters[name]
+                gradient = torch.zeros_like(value) if value.grad is None else value.grad
+                with torch.no_grad():
+                    statistic.update(current.seen(value.detach(), gradient))
+
+
+@dataclass
+class _Current:
+    """What is running."""
+
+    samples: int = 1
+    batch: int = 0
+    run: int = 0
+
+    def seen(self, value: Tensor, gradient: Tensor | None) -> Seen:
+        return Seen(value, gradient, self.samples, self.batch, self.run)
+
+
+def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:
+    def show(value: Tensor) -> None:
+        with torch.no_grad():
+            statistic.update(current.seen(tap.read(value.detach(), current.samples), None))
+
+    def show_with_gradient(value: Tensor) -> None:
+        # A later op may write over the value before its gradient is known.
+        kept = value.detach().clone()
+
+        def arrived(gradient: Tensor) -> None:
+            with torch.no_grad():
+                maps = tap.read(kept, current.samples)
+                statistic.update(current.seen(maps, tap.read(gradient, current.samples)))
+
+        if value.requires_grad:
+            value.register_hook(arrived)  # type: ignore[no-untyped-call]
+        else:
+            arrived(torch.zeros_like(kept))
+
+    return show if statistic.needs == "value" else show_with_gradient
+
+
+def _run(network: PrivateNetwork, batch: Batch) -> object:
+    try:
+        return network.run(batch.sample)
+    except FxpruneError:
+        raise
+    except Exception as error:  # the model is the user's own code: anything may come out of it
+        shapes = ", ".join(str(tuple(t.shape)) for t in batch.sample.tensors)
+        raise CalibrationError(
+            f"the model fails on a batch of calibration (tensors of shape {shapes}): {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _tracked(network: PrivateNetwork, names: list[str]) -> Iterator[None]:
+    for name in names:
+        network.parameters[name].requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in network.parameters.values():
+            parameter.grad = None
+            parameter.requires_grad_(False)
+
+
+def _tracked_input(tensor: Tensor) -> Tensor:
+    # A clone, because a network may write to its input in place.
+    return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})

@@ -1,0 +1,200 @@
+"""Where a group's feature maps are read: one rule, with a switch.
+
+- A group whose activations meet (the sum of a residual stream, a gate, the products of attention) is read where they
+  meet, at every such place.
+- Any other group is read at the output of each op that makes its channels, after the norm that follows directly and
+  before the activation. A concatenation changes no value, so reading before it is reading after it.
+
+The switch moves these places: "activated" on to the output of the activation function that follows directly,
+"producer" back to the bare outputs of the ops that make the channels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.expressions import Axis, variables
+from fxprune.calibration.collecting import Observation
+from fxprune.calibration.statistic import Parameter, Statistic, Tap, channel_tap
+from fxprune.capture import Captured
+from fxprune.errors import CriterionError
+from fxprune.rules.call import Call, parameter_name
+
+__all__ = ["ACTIVATIONS", "NORMS", "TAP_RULES", "TapFinder", "check_tap_rule"]
+
+TAP_RULES = ("normalised", "activated", "producer")
+NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
+ACTIVATIONS = frozenset(
+    """
+    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish prelu relu relu6
+    rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold clamp clamp_min
+    """.split()
+)
+
+
+def check_tap_rule(rule: str) -> None:
+    """Refuse an unknown tap rule.
+
+    Raises:
+        CriterionError: it is none of :data:`TAP_RULES`.
+    """
+    if rule not in TAP_RULES:
+        raise CriterionError(f"tap must be one of {', '.join(map(repr, TAP_RULES))}, not {rule!r}")
+
+
+class TapFinder:
+    """Finds the taps of groups in the captured graphs (that of eval mode, and those inside opaque modules)."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
+        self._axes: dict[fx.Node, tuple[Axis, ...]] = {}
+        self._batch: dict[fx.Node, int | None] = {}
+        self._holders: Mapping[int, list[fx.Node]] = defaultdict(list)
+        self._makers: Mapping[str, list[fx.Node]] = defaultdict(list)
+        self._shared: dict[tuple[str, Callable[..., Statistic]], Observation] = {}
+        for captured in (graph.captured, *graph.captured.islands):
+            self._visit(captured)
+
+    def taps(self, group: Group, rule: str = "normalised") -> list[Tap]:
+        """The taps of a group by a rule of :data:`TAP_RULES`; none where no activation holds its channels apart."""
+        check_tap_rule(rule)
+        nodes = self._meeting(group) if rule != "producer" else []
+        if not nodes:
+            nodes = self._producers(group) or self._holders[group.variable.serial][:1]
+            if rule != "producer":
+                nodes = [self._followed(node, group, NORMS) for node in nodes]
+        if rule == "activated":
+            nodes = [self._followed(node, group, ACTIVATIONS) for node in nodes]
+        found = self._readable(nodes, group)
+        # Where the places of the rule are not readable channel by channel, the first one that is.
+        return found or self._readable(self._holders[group.variable.serial], group)[:1]
+
+    def consumers(self, group: Group) -> list[tuple[Call, Tap, str]]:
+        """Ops with weights that read a group: the call, the tap at its input, and the name of its weight."""
+        found = []
+        wanted = {m.tensor for m in group.members if m.role == "in"}
+        for name in sorted(wanted):
+            for node in self._makers[name]:
+                call = self._graph.calls[node]
+                source = call.arguments.get("input")
+                if parameter_name(call.arguments.get("weight")) == name and isinstance(source, fx.Node):
+                    taps = self._readable([source], group)
+                    found += [(call, tap, name) for tap in taps]
+        return found
+
+    def readings(self, group: Group) -> list[Tap]:
+        """Every place where an op reads a group's channels that does not pass them on, each by that reading alone.
+
+        A channel is gone where all its readings are zero. Position tables and whatever else is added on the way are
+        read with the rest.
+        """
+        found = []
+        for node in self._holders[group.variable.serial]:
+            readers = [user for user in node.users if not self._passes(user, group)]
+            taps = self._readable([node], group) if readers else []
+            found += [replace(tap, reader=reader) for tap in taps for reader in readers]
+        return found
+
+    def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
+        """An observation of every parameter of a group, by name; groups that cut one parameter share its observation.
+
+        Args:
+            group: the group.
+            make: from the parameter's shape to the statistic.
+        """
+        known = self._graph.captured.parameters
+        for name in (m.tensor for m in group.members if m.tensor in known):
+            if (name, make) not in self._shared:
+                self._shared[name, make] = Observation(Parameter(name), make(self._graph.shapes[name]))
+        return {m.tensor: self._shared[m.tensor, make] for m in group.members if m.tensor in known}
+
+    @property
+    def calls(self) -> Mapping[fx.Node, Call]:
+        """Every call of the captured graphs."""
+        return self._graph.calls
+
+    def start(self) -> TapFinder:
+        """The finder for another pass over the data: observations made so far are not handed out again."""
+        self._shared = {}
+        return self
+
+    def raw(self, node: fx.Node) -> Tap:
+        """A tap that passes on the node's whole tensor."""
+        return Tap(node)
+
+    # -- the graphs -------------------------------------------------------------------------------------------------
+
+    def _visit(self, captured: Captured) -> None:
+        """Note which nodes depend on the input and hold which variables, and which ops read which parameters."""
+        dependent: set[fx.Node] = set()
+        for node in captured.graph.nodes:
+            if node.op != "placeholder" and not dependent.intersection(node.all_input_nodes):
+                continue
+            dependent.add(node)
+            call = self._graph.calls.get(node)
+            for name in _parameters(call) if call is not None else ():
+                self._makers[captured.first_name(name)].append(node)
+            value = node.meta.get("val")
+            axes = self._graph.axes.get(node)
+            readable = isinstance(value, torch.Tensor) and value.is_floating_point()
+            if readable and isinstance(axes, tuple) and call is not None:
+                self._hold(node, tuple(map(self._graph.solver.resolve, axes)), captured.sample.batch_size)
+
+    def _hold(self, node: fx.Node, axes: tuple[Axis, ...], batch: int | None) -> None:
+        self._axes[node] = axes
+        self._batch[node] = batch
+        for serial in {v.serial for axis in axes for v in variables(axis)}:
+            self._holders[serial].append(node)
+
+    def _holds(self, node: fx.Node, group: Group) -> bool:
+        return any(v is group.variable for axis in self._axes.get(node, ()) for v in variables(axis))
+
+    def _passes(self, node: fx.Node, group: Group) -> bool:
+        """Whether an op's output holds the group, or is no tensor and none of its parts reads it (a shape, a list)."""
+        if isinstance(node.meta.get("val"), torch.Tensor):
+            return self._holds(node, group)
+        return not node.users or any(self._passes(user, group) for user in node.users)
+
+    # -- the rule ---------------------------------------------------------------------------------------------------
+
+    def _meeting(self, group: Group) -> list[fx.Node]:
+        return [
+            node
+            for node in self._holders[group.variable.serial]
+            if sum(self._holds(argument, group) for argument in node.all_input_nodes) >= 2
+        ]
+
+    def _producers(self, group: Group) -> list[fx.Node]:
+        made = {m.tensor for m in group.members if m.role == "out"}
+        makers = {node for name in made for node in self._makers[name]}
+        return [node for node in self._holders[group.variable.serial] if node in makers]
+
+    def _followed(self, node: fx.Node, group: Group, names: frozenset[str]) -> fx.Node:
+        """The user of a node that runs one of these ops on the group, else the node itself."""
+        for user in node.users:
+            call = self._graph.calls.get(user)
+            if call is not None and call.name in names and self._holds(user, group):
+                return user
+        return node
+
+    def _readable(self, nodes: Iterable[fx.Node], group: Group) -> list[Tap]:
+        found = (
+            channel_tap(n, self._axes[n], group.variable, self._batch[n])
+            for n in dict.fromkeys(nodes)
+            if n in self._axes
+        )
+        return [tap for tap in found if tap is not None]
+
+
+def _parameters(call: Call) -> Iterator[str]:
+    for value in call.arguments.values():
+        name = parameter_name(value)
+        if name is not None:
+            yield name

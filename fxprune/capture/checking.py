@@ -1,0 +1,258 @@
+"""What a model must be before it is compiled. Each refusal says what was found, where, and what to do."""
+
+from __future__ import annotations
+
+import cmath
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.reachable import restored
+from fxprune.capture.samples import Sample
+from fxprune.capture.state import Place, PythonState
+from fxprune.errors import ModelError, SampleError
+from fxprune.util.modes import switch
+
+_NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
+_NORM_HOOKS = (WeightNorm, SpectralNorm)
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+# Ordinary functions as modules, which floating-point models hold where a later quantisation wants to observe.
+_FLOAT_FORMS = (FloatFunctional, FXFloatFunctional)
+_STATISTICS = ("running_mean", "running_var")
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be compiled.
+
+    Raises:
+        ModelError: no module, lazy or quantised modules, hooks, unknown parametrizations, NaN or infinite weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    for path, module in model.named_modules():
+        where = path or "the model"
+        _check_kind(where, module)
+        _check_hooks(where, module)
+        _check_parametrizations(where, module)
+    _check_names(model)
+    _check_memory(model)
+    weights = {name for name, _ in model.named_parameters()}
+    for name, tensor in _floating(model):
+        if not tensor.is_meta and not _is_usable(tensor, name in weights or name.endswith(_STATISTICS)):
+            raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
+
+
+def _check_names(model: nn.Module) -> None:
+    """Refuse names that torch itself does not allow, since paths of modules could not be told apart."""
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if not name or "." in name:
+                raise ModelError(
+                    f"{path or 'the model'} holds {name!r}: names are not empty and have no dot: rename it"
+                )
+
+
+def _check_memory(model: nn.Module) -> None:
+    """Refuse a parameter that shares elements with another tensor of the model, which copies of both would not."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in tensors:
+        if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel():
+            by_memory.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    for held in by_memory.values():
+        for (first, left), (second, right) in itertools.combinations(held, 2):
+            if isinstance(left, nn.Parameter) and _meet(left, right):
+                raise ModelError(
+                    f"{first} and {second} are two tensors over the same memory, which copies of them would not share: "
+                    "let both names hold one tensor, or give each its own (clone)"
+                )
+
+
+def _meet(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors have an element in common."""
+    apart = _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr()
+    return not apart and len(np.intersect1d(_bytes_of(left), _bytes_of(right))) > 0
+
+
+def _last_byte(tensor: torch.Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.data_ptr() + tensor.element_size() * sum((size - 1) * stride for size, stride in steps)
+
+
+def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int64]:
+    """Where in memory the elements of a tensor begin."""
+    places = np.zeros((), dtype=np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + stride * np.arange(size)
+    found: NDArray[np.int64] = tensor.data_ptr() + tensor.element_size() * places
+    return found
+
+
+def _check_kind(where: str, module: nn.Module) -> None:
+    cls = type(module)
+    if any(is_lazy(t) for t in _own(module)):
+        raise ModelError(f"{where} ({cls.__name__}) is lazy: run the model once so that its shapes are known")
+    quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
+    if quantised or any(t.is_quantized for t in _own(module)):
+        raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
+    if narrow := [t.dtype for t in _own(module) if t.is_floating_point() and t.dtype.itemsize == 1]:
+        raise ModelError(f"{where} ({cls.__name__}) holds {narrow[0]}, in which torch computes little: widen it first")
+    if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
+        raise ModelError(
+            f"{where} ({cls.__name__}) is prepared for quantisation: prune the floating-point model, then prepare it"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"{where} is a TorchScript module: pass the Python module it was made from")
+    if cls.__module__.startswith("torch._dynamo."):  # by name, because importing torch._dynamo takes seconds
+        raise ModelError(f"{where} was wrapped by torch.compile: pass its _orig_mod and compile the pruned network")
+
+
+def _check_hooks(where: str, module: nn.Module) -> None:
+    for attribute, words in _HOOKS.items():
+        hooks = [h for h in getattr(module, attribute).values() if not isinstance(h, _NORM_HOOKS)]
+        if hooks:
+            name = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
+            raise ModelError(f"{where} has {words} ({name}): remove it, because what it does would be lost")
+    for name, parameter in module._parameters.items():
+        if any(getattr(parameter, attribute, None) for attribute in _TENSOR_HOOKS):
+            raise ModelError(
+                f"{where}.{name} has a gradient hook: remove it and register it on the pruned network, "
+                "because it would be lost"
+            )
+
+
+def _check_parametrizations(where: str, module: nn.Module) -> None:
+    for name, chain in getattr(module, "parametrizations", {}).items():
+        other = [type(p).__name__ for p in chain if not isinstance(p, _NORMS)]
+        if other:
+            raise ModelError(
+                f"{where}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
+                "bake it in with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+
+
+def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:
+    """Infinity is what masks and open bounds are written with; no weight and no statistic can be infinite."""
+    return _is_finite(tensor) or not (is_weight or bool(tensor.isnan().any()))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A finite sum proves finite terms and allocates nothing; only a sum that overflows needs the second look.
+    with torch.no_grad():
+        return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def _own(module: nn.Module) -> list[torch.Tensor]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
+def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not is_lazy(tensor):
+            yield name, tensor
+
+
+def check_sample(model: nn.Module, sample: Sample) -> None:
+    """Refuse a sample on another device or of another floating dtype than the model.
+
+    Raises:
+        SampleError: device or dtype differ; says both.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    devices = {t.device for t in tensors}
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    for name, tensor in sample.named_tensors():
+        given = f"sample_input {name}"
+        if len(devices) == 1 and tensor.device not in devices and torch.device("meta") not in devices:
+            (device,) = devices
+            raise SampleError(f"{given} is on {tensor.device}, the model on {device}: put both on one device")
+        if len(dtypes) == 1 and tensor.is_floating_point() and tensor.dtype not in dtypes:
+            (dtype,) = dtypes
+            raise SampleError(f"{given} has dtype {tensor.dtype}, the model {dtype}: convert one of them")
+
+
+def refuses(model: nn.Module, sample: Sample) -> str | None:
+    """The error a private copy of the model raises on the sample, in one line; None where it runs or has no copy."""
+    if is_meta(model):
+        return None
+    try:
+        duplicate = copy.deepcopy(model).eval()
+    except Exception:  # deepcopy runs the user's own code: anything may come out of it
+        return None
+    try:
+        with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
+            sample.call(duplicate)
+    except RuntimeError as error:
+        # What registers hooks runs with gradients alone.
+        return None if "require gradient" in str(error) else f"{type(error).__name__}: {error}".splitlines()[0]
+    except Exception as error:  # so may the forward
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[dict[Place, Any], bool]:
+    """What each call of a model changes for the next one outside of tensors, and whether the next answers otherwise.
+
+    A private copy is called twice with the sample in each of ``modes`` (``training``), and in the first mode once more
+    after all the others. Parameters and buffers are put back in between, as a graph keeps them as the model does; but
+    not those that changed their shape, which serve as a cache. What only the first call changes is a cache, too.
+    """
+    if not modes or is_meta(model):
+        return {}, False
+    found: dict[Place, Any] = {}
+    answers: dict[bool, Any] = {}
+    differs = False
+    with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad(), restored(model):
+        try:
+            duplicate = copy.deepcopy(model)
+            tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
+        except Exception:  # the user's own code; what cannot be copied cannot be compared
+            return {}, False
+        try:
+            for training in (*(mode for mode in modes for _ in range(2)), modes[0]):
+                switch(duplicate, "train" if training else "eval")
+                state = PythonState(duplicate)
+                torch.manual_seed(0)
+                answer = sample.map(torch.clone).call(duplicate)
+                found |= state.written() if training in answers else {}
+                differs |= not _alike(answers.setdefault(training, answer), answer)
+                for name, tensor in duplicate.state_dict().items():
+                    if name in tensors and tensors[name].shape == tensor.shape:
+                        tensor.copy_(tensors[name])
+        except Exception:  # what does not run cannot be compared
+            return {}, False
+    return found, differs
+
+
+def _alike(first: Any, second: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=False)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)]
+    return all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in tensors)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})
+
+
+def is_meta(model: nn.Module) -> bool:
+    """Whether the model has no values, only shapes."""
+    return any(t.is_meta for t in model.parameters())

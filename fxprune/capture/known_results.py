@@ -1,0 +1,272 @@
+"""Output shapes that are known without running the kernel of the meta device, which is slow for some very common ops.
+
+Convolution, linear layers, norms and many element-wise ops are Python code there, and recurrent layers step
+through time there. Each function here answers for the plain uses alone and gives None for every other one, a wrong one
+included: then the kernel has to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fxprune.capture import lowering
+from fxprune.capture.clone import meta_like
+from fxprune.capture.decisions import Decisions
+from fxprune.capture.folding import Stored, deciding_sizes, known_value
+from fxprune.capture.guards import answer_if_finite
+from fxprune.errors import CaptureError
+
+__all__ = [
+    "KnownValues",
+    "known_function_result",
+    "known_result",
+]
+
+
+_SAME_SHAPE = (
+    *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
+    *(nn.Dropout, nn.Dropout2d, nn.Identity),
+)
+_RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
+_POINTWISE = frozenset(
+    {"add", "sub", "mul", "div", "relu", "gelu", "silu", "sigmoid", "hardswish", "tanh", "exp", "sqrt", "rsqrt"}
+)
+
+
+def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a leaf module returns, on the meta device, or None where its kernel has to say."""
+    if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
+        return _recurrent_of_packed(module, args[0])
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_meta:
+        return None
+    if isinstance(module, nn.RNNBase):
+        return _recurrent(module, args[0])
+    known = _MODULES.get(type(module).forward)
+    return None if known is None else known(module, args[0])
+
+
+def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The same for a function by its name."""
+    if not args:
+        return None
+    if name in (lowering.PACK, lowering.PAD):
+        return lowering.known(name, args)
+    if name == "linear" and not kwargs and len(args) in (2, 3):
+        return _linear_of(*args[:2])
+    if name == "cat" and not kwargs:
+        return _joined(args[0], args[1] if len(args) > 1 else 0)
+    if name == "softmax":
+        return _softmax(*args, **kwargs)
+    if name == "layer_norm":
+        return _normalised(*args, **kwargs)
+    if name == "scaled_dot_product_attention" and len(args) == 3 and kwargs.keys() <= {"dropout_p"}:
+        return _attention(*args)
+    if name in _POINTWISE and kwargs in ({}, {"inplace": False}) and len(args) <= 2:
+        return _pointwise(*args)
+    return None
+
+
+def _is_plain(*tensors: Any) -> bool:
+    """Whether all are contiguous floating tensors of one dtype on the meta device."""
+    return all(
+        isinstance(t, Tensor)
+        and t.is_meta
+        and t.is_floating_point()
+        and t.is_contiguous()
+        and t.dtype == tensors[0].dtype
+        for t in tensors
+    )
+
+
+# -- modules ----------------------------------------------------------------------------------------------------------
+
+
+def _same(module: Any, x: Tensor) -> Tensor:
+    gives_its_input_back = getattr(module, "inplace", False) or isinstance(module, nn.Identity)
+    return x if gives_its_input_back else meta_like(x)
+
+
+def _batch_norm(module: Any, x: Tensor) -> Tensor | None:
+    if type(module).__name__[-2:] not in _RANKS or module.running_mean is None:
+        return None
+    fits = x.dtype == module.running_mean.dtype and x.dim() in _RANKS[type(module).__name__[-2:]]
+    return meta_like(x) if fits and x.shape[1] == module.num_features else None
+
+
+def _convolution(module: Any, x: Tensor) -> Tensor | None:
+    spatial: int = len(module.kernel_size)
+    fits = _is_plain(x, module.weight) and x.dim() == spatial + 2 and x.shape[1] == module.in_channels
+    if not fits or isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return None
+    geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
+    sizes: list[int] = [
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, dilation in geometry
+    ]
+    if min(sizes) < 1:
+        return None
+    made: Tensor = x.new_empty(x.shape[0], module.out_channels, *sizes)
+    return made
+
+
+def _linear(module: Any, x: Tensor) -> Tensor | None:
+    return _linear_of(x, module.weight)
+
+
+def _layer_norm(module: Any, x: Tensor) -> Tensor | None:
+    return _normalised(x, module.normalized_shape, module.weight)
+
+
+def _adaptive_average(module: Any, x: Tensor) -> Tensor | None:
+    size = module.output_size
+    wanted = (size, size) if isinstance(size, int) else size
+    if not _is_plain(x) or x.dim() != 4 or not all(isinstance(s, int) for s in wanted) or 0 in x.shape:
+        return None
+    made: Tensor = x.new_empty(*x.shape[:2], *wanted)
+    return made
+
+
+def _recurrent(module: nn.RNNBase, sequence: Tensor) -> tuple[Any, ...] | None:
+    """Outputs for a sequence (T, N, F), (N, T, F) or (T, F)."""
+    if sequence.dim() not in (2, 3) or sequence.shape[-1] != module.input_size:
+        return None
+    directions = 2 if module.bidirectional else 1
+    width = module.proj_size or module.hidden_size
+    by_time = sequence.transpose(0, 1) if module.batch_first and sequence.dim() == 3 else sequence
+    output = sequence.new_empty(*by_time.shape[:-1], directions * width)
+    if by_time is not sequence:
+        output = output.transpose(0, 1)  # a view, as it is in a real run
+    batch = by_time.shape[1:-1]
+    final = sequence.new_empty(directions * module.num_layers, *batch, width)
+    if module.mode != "LSTM":
+        return output, final
+    cell = sequence.new_empty(directions * module.num_layers, *batch, module.hidden_size)
+    return output, (final, cell)
+
+
+def _recurrent_of_packed(module: nn.RNNBase, sequence: PackedSequence) -> tuple[Any, ...] | None:
+    """The same for a packed sequence; the output is packed in the same way."""
+    batch = lowering.batch_of(sequence)
+    sizes = (batch, -1) if module.batch_first else (-1, batch)
+    result = _recurrent(module, sequence.data.reshape(*sizes, sequence.data.shape[-1]))
+    if result is None:
+        return None
+    data = sequence.data.new_empty(sequence.data.shape[0], result[0].shape[-1])
+    return lowering.like(sequence, data), result[1]
+
+
+_MODULES: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor | None]] = {
+    **{cls.forward: _same for cls in _SAME_SHAPE},
+    **{cls.forward: _batch_norm for cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)},
+    **{cls.forward: _convolution for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
+    nn.Linear.forward: _linear,
+    nn.LayerNorm.forward: _layer_norm,
+    nn.AdaptiveAvgPool2d.forward: _adaptive_average,
+}
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+
+def _linear_of(x: Any, weight: Any) -> Tensor | None:
+    if not _is_plain(x, weight) or weight.dim() != 2 or x.dim() < 2 or x.shape[-1] != weight.shape[1]:
+        return None
+    made: Tensor = x.new_empty(*x.shape[:-1], weight.shape[0])
+    return made
+
+
+def _softmax(x: Any, dim: Any = None, *rest: Any, **others: Any) -> Tensor | None:
+    known = _is_plain(x) and isinstance(dim, int) and -x.dim() <= dim < x.dim() and not rest and not others
+    return meta_like(x) if known else None
+
+
+def _normalised(x: Any, shape: Any = (), *affine: Any, **others: Any) -> Tensor | None:
+    """Of a layer norm, which is contiguous whatever the strides of its input."""
+    shape = tuple(shape) if isinstance(shape, (list, tuple)) else ()
+    tensors = [t for t in (*affine, *others.values()) if isinstance(t, Tensor)]
+    if not isinstance(x, Tensor) or not x.is_meta or not shape or tuple(x.shape[-len(shape) :]) != shape:
+        return None
+    if not x.is_floating_point() or any(tuple(t.shape) != shape or t.dtype != x.dtype for t in tensors):
+        return None
+    return x.new_empty(x.shape)
+
+
+def _attention(query: Any, key: Any, value: Any) -> Tensor | None:
+    tensors = (query, key, value)
+    if not all(isinstance(t, Tensor) and t.is_meta and t.dtype == query.dtype for t in tensors):
+        return None
+    if not query.is_floating_point() or not query.dim() == key.dim() == value.dim():
+        return None
+    if query.shape[:-2] != key.shape[:-2] or query.shape[-1] != key.shape[-1] or key.shape[:-1] != value.shape[:-1]:
+        return None
+    made: Tensor = query.new_empty(*query.shape[:-1], value.shape[-1])
+    return made
+
+
+def _joined(tensors: Any, dim: Any) -> Tensor | None:
+    if not isinstance(tensors, (list, tuple)) or not tensors or not _is_plain(*tensors) or not isinstance(dim, int):
+        return None
+    first: Tensor = tensors[0]
+    dim = dim % max(first.dim(), 1)
+    rest = {(t.dim(), *t.shape[:dim], *t.shape[dim + 1 :]) for t in tensors}
+    if len(rest) > 1 or first.dim() < 2:
+        return None
+    return first.new_empty(*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :])
+
+
+def _pointwise(x: Any, other: Any = 0.0) -> Tensor | None:
+    """Of one tensor, of a tensor and a number, or of two where one broadcasts to the other."""
+    if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
+        return None
+    if type(other) in (int, float) or (isinstance(other, Tensor) and _alike(x, other)):
+        return meta_like(x)
+    if not _is_plain(x, other):
+        return None
+    larger, smaller = (x, other) if x.dim() >= other.dim() and x.numel() >= other.numel() else (other, x)
+    pairs = zip(reversed(smaller.shape), reversed(larger.shape), strict=False)
+    broadcasts = smaller.dim() <= larger.dim() and all(small in (1, large) for small, large in pairs)
+    return meta_like(larger) if broadcasts else None
+
+
+def _alike(x: Tensor, other: Tensor) -> bool:
+    return other.is_meta and other.shape == x.shape and other.dtype == x.dtype
+
+
+class KnownValues:
+    """Answers for the recorder, which notes what each of them hangs on."""
+
+    def __init__(self, node_of: Callable[[torch.Tensor], fx.Node], stored: Stored, decisions: Decisions) -> None:
+        self._node_of = node_of
+        self._stored = stored
+        self._decisions = decisions
+
+    def answer(self, name: str, tensor: Any) -> torch.Tensor:
+        """The values of a tensor that no data enters, or a truth value that finite data have.
+
+        Raises:
+            CaptureError: data would have to say.
+        """
+        node = self._node_of(tensor) if isinstance(tensor, torch.Tensor) else None
+        known = None if node is None else known_value(node, self._stored)
+        if node is not None and known is not None:
+            self._decisions.add_sizes(deciding_sizes(node, self._stored))
+            return known
+        answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
+        if node is None or answer is None:
+            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+        self._decisions.add_finite(node, answer)
+        return torch.tensor(answer)
+
+    def without_masks(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``x[:, mask]`` with the numbers that the mask stands for, where no data enters it."""
+        tensor, index = args
+        items = index if isinstance(index, tuple) else (index,)
+        masks = [i for i in items if isinstance(i, torch.Tensor) and i.dtype == torch.bool and i.dim() == 1]
+        if not masks or any(known_value(self._node_of(m), self._stored) is None for m in masks):
+            return args
+        numbers = {id(m): self.answer("__getitem__", m).nonzero().flatten() for m in masks}
+        return tensor, tuple(numbers.get(id(item), item) for item in items)

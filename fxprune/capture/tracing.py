@@ -1,0 +1,185 @@
+"""A model and a sample to its captured graphs: eval mode, training mode, and the parts of what cannot be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.analysis.groups import OpaqueOp
+from fxprune.capture.capturing import Captured, capture
+from fxprune.capture.checking import counters, refuses
+from fxprune.capture.decisions import asks_sizes
+from fxprune.capture.modes import Modes, capture_training, modes_of
+from fxprune.capture.partial import capture_parts
+from fxprune.capture.samples import Sample, is_image
+from fxprune.capture.state import Place, PythonState
+from fxprune.errors import CaptureError, ModelError, SampleError
+from fxprune.rewriting import UNTRACED_TRAINING
+from fxprune.rules import has_rule, is_leaf
+
+__all__ = [
+    "find_variants",
+    "trace",
+]
+
+
+def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
+    """The captured graphs, and what of the forward is not in them.
+
+    Raises:
+        FxpruneError: nothing of the model can be traced, or it refuses the sample.
+    """
+    outside = PythonState(model)
+    try:
+        return _traced(model, sample)
+    finally:
+        outside.restore()
+
+
+def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
+    modes = modes_of(model, is_leaf)
+    captured, untraced = _both_modes(model, sample, modes, {})
+    remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
+    written, differs = counters(model, sample, sorted(captured.flags) if remembers else ())
+    if written:
+        captured, untraced = _both_modes(model, sample, modes, written)
+    if differs and not captured.opaque:
+        raise ModelError(
+            f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
+            "graph forgets; pass such state as an argument, or keep it in a buffer"
+        )
+    captured.variants = tuple(find_variants(model, captured))
+    for variant in captured.variants if not untraced else ():
+        _add_training(model, variant, modes, written)
+    return captured, untraced
+
+
+def _both_modes(
+    model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]
+) -> tuple[Captured, tuple[OpaqueOp, ...]]:
+    """Both graphs of a model; a part that cannot be traced in training mode is opaque in both."""
+    captured = _eval_graph(model, sample, modes, written)
+    captured.effects = modes.effects
+    try:
+        _add_training(model, captured, modes, written)
+    except CaptureError as error:
+        failure = error
+    else:
+        return captured, ()
+    try:
+        if not failure.path or captured.opaque:
+            raise failure
+        parts = _parts(model, captured.sample, failure, modes, written)
+        parts.effects = modes.effects
+        _add_training(model, parts, modes, written)
+    except CaptureError as error:
+        reason = f"training mode runs the graph of eval mode: {error}"
+        return captured, (OpaqueOp("", UNTRACED_TRAINING, "", reason),)
+    return parts, ()
+
+
+def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]) -> Captured:
+    """Trace with a batch of at least 2, so that no size of one hides what the batch is; a fixed batch stays."""
+    candidates = [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]
+    failure: CaptureError | None = None
+    for candidate in candidates:
+        try:
+            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf, written=written)
+        except CaptureError as error:
+            failure = error
+            continue
+        if candidate is sample or captured.takes(model, sample):
+            return captured
+    assert failure is not None
+    refusal = refuses(model, sample)
+    if refusal is not None:
+        raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
+    return _parts(model, sample, failure, modes, written)
+
+
+def _parts(
+    model: nn.Module, sample: Sample, failure: CaptureError, modes: Modes, written: Mapping[Place, Any]
+) -> Captured:
+    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written)
+
+
+def _add_training(model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]) -> None:
+    """Capture the graph of training mode where it is another one."""
+    captured.training_twin = capture_training(
+        model, captured, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written
+    )
+
+
+# Images that are so many pixels higher and wider are tried, with and without a remainder in windows and patches.
+_DIFFERENCES = ((-32, -32), (32, 32), (7, 7), (-7, -7), (64, 64), (16, 16), (1, 1), (7, 32), (32, 7))
+# Each costs about half of another proof.
+_MOST = 4
+# A model that refuses so many sizes is taken to want its own.
+_REFUSALS = 3
+
+
+def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
+    """Capture the forward on the other samples, and at other resolutions, where the graphs so far refuse them.
+
+    A model without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
+
+    Raises:
+        SampleError: the model refuses one of the other samples, or cannot be traced whole.
+    """
+    given = captured.sample.others
+    if captured.opaque and given:
+        path = next(iter(captured.opaque)) or "the model's own forward"
+        raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
+    if captured.opaque or not asks_sizes(captured.graph):
+        return
+    known, refusals = [captured.without_values(model)], 0
+    # A graph that asks for values, such as whether they are finite, does not tell without values what it refuses.
+    tried = _resized(captured.sample) if known[0](captured.sample) is None else ()
+    for number, sample in (*enumerate(given), *((None, sample) for sample in tried)):
+        if any(run(sample) is None for run in known):
+            continue
+        try:
+            variant = _captured(model, sample, number, len(known))
+        except CaptureError as error:
+            if number is not None:
+                raise SampleError(f"other_samples[{number}]: {error}") from error
+            refusals += 1
+        else:
+            yield variant
+            known.append(variant.without_values(model))
+        if refusals == _REFUSALS or (number is None and len(known) > len(given) + _MOST):
+            return
+
+
+def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) -> Captured:
+    variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=number)
+    # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
+    refusal = refuses(model, sample) if other is None and variant.told else None
+    if refusal is not None:
+        raise CaptureError(refusal)
+    variant.other = other
+    return variant
+
+
+def _resized(sample: Sample) -> Iterator[Sample]:
+    """The sample with images of other sizes, of ones: half of it, the next multiple of 32, and a quarter last."""
+    sample = replace(sample, others=())
+    sides = [size for tensor in sample.tensors if is_image(tensor) for size in tensor.shape[-2:]]
+    if not sides:
+        return
+    half, most, whole = min(sides) // 2, 3 * min(sides) // 4, 32 - min(sides) % 32
+    for higher, wider in ((-half, -half), (whole, whole), *_DIFFERENCES, (-most, -most)):
+        if min(sides) + min(higher, wider) > 0:
+            yield sample.map(partial(_changed, higher=higher, wider=wider))
+
+
+def _changed(tensor: torch.Tensor, higher: int, wider: int) -> torch.Tensor:
+    if not is_image(tensor):
+        return tensor
+    *front, height, width = tensor.shape
+    return tensor.new_ones((*front, height + higher, width + wider))

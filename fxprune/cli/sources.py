@@ -1,0 +1,286 @@
+"""Where the command line finds networks: ``torchvision:NAME``, ``timm:NAME``, ``FILE.py:FACTORY`` or a saved folder."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from fxprune.capture.samples import Sample, random_values
+from fxprune.errors import FxpruneError, MissingDependencyError, ModelError, SampleError
+
+__all__ = [
+    "BatchFolder",
+    "Source",
+    "find_model",
+    "load_weights",
+    "sample_from_sizes",
+]
+
+
+_DEFAULT_SIZE = (1, 3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network and what it is called with.
+
+    Attributes:
+        model: the network, in eval mode.
+        sample: one call's arguments, with random values.
+    """
+
+    model: nn.Module
+    sample: Any
+
+
+def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> Source:
+    """The network that ``text`` names, in eval mode, with a sample.
+
+    ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's
+    own input size is used. Random weights and samples follow ``seed``. ``allow`` names the classes that a saved folder
+    may import.
+
+    Raises:
+        ModelError: there is no such network.
+        SampleError: a size cannot be read.
+        MissingDependencyError: the library it comes from is not installed.
+    """
+    torch.manual_seed(seed)
+    kind, _, name = text.partition(":")
+    if os.path.isdir(text):  # unlike a Path, it takes a name that no file can have
+        found, sample = _from_folder(text, allow)
+    elif kind == "torchvision" and name:
+        found, sample = _from_torchvision(name)
+    elif kind == "timm" and name:
+        found, sample = _from_timm(name)
+    elif text.rpartition(":")[0].endswith(".py"):
+        path, _, factory = text.rpartition(":")
+        found, sample = _from_file(Path(path), factory)
+    else:
+        raise ModelError(
+            f"cannot tell what network {text!r} is: write torchvision:NAME, timm:NAME, path/to/file.py:factory, or the "
+            "folder of a saved network"
+        )
+    if sizes:
+        sample = sample_from_sizes(sizes)
+    return Source(found.eval(), sample)
+
+
+def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
+    """One tensor for each ``SIZE,SIZE,...[:DTYPE]``: normal values, or zeros and ones where the dtype is no float's.
+
+    Raises:
+        SampleError: a size is not of this form.
+    """
+    return tuple(_sample_of_size(text) for text in sizes)
+
+
+def _sample_of_size(text: str) -> torch.Tensor:
+    shape, dtype = _parse_size(text)
+    try:
+        return random_values(shape, dtype)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        raise SampleError(f"no tensor can be made of the input size {text[:80]!r}: {error}") from error
+
+
+def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
+    shape_text, _, dtype_text = text.partition(":")
+    dtype = getattr(torch, dtype_text or "float32", None)
+    try:
+        shape = tuple(int(size) for size in shape_text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1 or not isinstance(dtype, torch.dtype):
+        raise SampleError(f"cannot read the input size {text[:80]!r}: write it like 1,3,224,224 or 1,128:int64")
+    return shape, dtype
+
+
+def _from_folder(path: str, allow: Iterable[str]) -> tuple[nn.Module, Any]:
+    from fxprune.saving import load
+
+    model = load(path, allow=allow)
+    sample: Sample | None = model.meta["fxprune"].get("sample")
+    if sample is None:
+        return model, torch.randn(_DEFAULT_SIZE)
+    return model, sample.map(lambda tensor: random_values(tensor.shape, tensor.dtype))
+
+
+def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
+    import torchvision.models
+
+    if name not in torchvision.models.list_models():
+        raise ModelError(f"torchvision has no model {name!r}{_did_you_mean(name, torchvision.models.list_models())}")
+    builder = torchvision.models.get_model_builder(name)
+    names = ("weights", "weights_backbone")
+    # None in place of the defaults, so that nothing is fetched over the network.
+    untrained = {key: None for key in names if key in inspect.signature(builder).parameters}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: nn.Module = builder(**untrained)
+    return model, torch.randn(_size_for(model, _torchvision_size(name)))
+
+
+def _torchvision_size(name: str) -> tuple[int, ...]:
+    """The size that the model's published weights were evaluated with."""
+    import torchvision.models
+
+    size: tuple[int, ...] = _DEFAULT_SIZE
+    with contextlib.suppress(ValueError, TypeError, AttributeError, IndexError):
+        transform = next(iter(torchvision.models.get_model_weights(name))).transforms()
+        crop = [int(edge) for edge in transform.crop_size]
+        size = (1, 3, *(crop * 2 if len(crop) == 1 else crop))
+    return (*size[:2], 16, *size[2:]) if name in _video_models() else size
+
+
+def _size_for(model: nn.Module, published: tuple[int, ...]) -> tuple[int, ...]:
+    """The published size, or the one that the model was built for where it says so: some weights came with another."""
+    own = getattr(model, "image_size", None)
+    return (*published[:-2], own, own) if isinstance(own, int) else published
+
+
+def _video_models() -> list[str]:
+    import torchvision.models
+
+    return list(torchvision.models.list_models(module=torchvision.models.video))
+
+
+def _from_timm(name: str) -> tuple[nn.Module, Any]:
+    try:
+        import timm
+    except ImportError:
+        raise MissingDependencyError(
+            f"timm:{name} needs timm, which is not installed: pip install 'fxprune[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}{_did_you_mean(name, timm.list_models())}")
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    return model, torch.randn(1, *config.get("input_size", _DEFAULT_SIZE[1:]))
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _from_file(path: Path, factory: str) -> tuple[nn.Module, Any]:
+    """A factory gives the network, or a pair of the network and its sample input."""
+    made = _call_factory(_factory(path, factory), f"{path}:{factory}")
+    model, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, torch.randn(_DEFAULT_SIZE))
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{path}:{factory} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model, sample
+
+
+def _factory(path: Path, name: str) -> Callable[[], Any]:
+    if not os.path.isfile(path):
+        raise ModelError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Registered, as dataclasses and pickling look their module up; its folder first, as when the file is run.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, name, None)):
+        raise ModelError(f"{path} has no function or class {name!r}")
+    factory: Callable[[], Any] = getattr(module, name)
+    return factory
+
+
+def _call_factory(factory: Callable[[], Any], name: str) -> Any:
+    try:
+        return factory()
+    except FxpruneError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} raised {type(error).__name__}: {error}") from error
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Give a network the state dict in a ``.safetensors`` file or one that ``torch.save`` wrote; no pickle is run.
+
+    Raises:
+        ModelError: the file cannot be read safely, or does not fit the network.
+    """
+    if not os.path.isfile(file):
+        raise ModelError(f"there is no weights file {file}")
+    try:
+        state = _read_state(file)
+    except Exception as error:
+        # Both readers raise many types, and torch's advice to switch off weights_only must not be passed on.
+        raise ModelError(f"{file} is not a state dict that can be read safely ({type(error).__name__})") from error
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"the weights in {file} do not fit the network: {error}") from error
+
+
+def _read_state(file: Path) -> Mapping[str, Any]:
+    if file.suffix == ".safetensors":
+        import safetensors.torch
+
+        return safetensors.torch.load_file(file)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    inner = state.get("state_dict", state)
+    if not isinstance(inner, Mapping):
+        raise TypeError("not a mapping")
+    return inner
+
+
+_ENDINGS = (".safetensors", ".pt", ".pth")
+
+
+class BatchFolder:
+    """Every file of a folder as a batch; it can be iterated again and again.
+
+    A ``.safetensors`` file holds the tensor ``input`` and perhaps ``target``, or the model's keyword arguments by name.
+    A ``.pt`` file holds what a data loader would yield; it is read with ``weights_only``, so no pickle is run.
+
+    Raises:
+        SampleError: the folder has no such file, or a file cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise SampleError(f"there is no folder {folder} of calibration batches")
+        self._files = sorted(file for file in folder.iterdir() if file.suffix in _ENDINGS)
+        if not self._files:
+            raise SampleError(f"{folder} holds no batches: one file each, {', '.join(_ENDINGS)}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[Any]:
+        for file in self._files:
+            yield _batch(file)
+
+
+def _batch(file: Path) -> Any:
+    try:
+        if file.suffix != ".safetensors":
+            return torch.load(file, map_location="cpu", weights_only=True)
+        tensors = safetensors.torch.load_file(file)
+    except Exception as error:  # both readers raise many types
+        raise SampleError(f"{file} is no batch that can be read safely ({type(error).__name__})") from error
+    if set(tensors) == {"input", "target"}:
+        return tensors["input"], tensors["target"]
+    return tensors["input"] if set(tensors) == {"input"} else tensors

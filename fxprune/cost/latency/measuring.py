@@ -1,0 +1,292 @@
+"""The network run as it is, operation by operation: what each is called with, and how long it takes in its place."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis.groups import Term
+from fxprune.analysis.solving import ChannelGraph, owner_of
+from fxprune.capture import Captured
+from fxprune.capture.samples import Sample
+from fxprune.cost.latency.model import LatencyModel, ShapedOp, cloned
+from fxprune.cost.latency.shapes import ShapedCall, TensorSpec, shaped_call
+from fxprune.cost.latency.table import MOST_WIDTHS, LatencyTable, Surface, measured_surface
+from fxprune.cost.memory import paired_axes
+from fxprune.errors import BudgetError
+from fxprune.util.copies import deep_copy
+from fxprune.util.paths import ModelPaths
+
+__all__ = [
+    "Seen",
+    "measured_latency",
+    "profile",
+]
+
+
+_ROUNDS = 5
+
+
+@dataclass
+class Seen:
+    """One operation in one run.
+
+    Attributes:
+        key: the call as text.
+        arguments: for every node that it reads, what that held: tensors as specifications.
+        result: what it gave, the same way.
+        seconds: the least time over the rounds.
+    """
+
+    key: str
+    arguments: dict[fx.Node, Any]
+    result: Any
+    seconds: float = float("inf")
+
+
+def profile(
+    module: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    sample: Sample,
+    known: Callable[[str], bool],
+    rounds: Iterable[int] = range(_ROUNDS),
+) -> dict[fx.Node, Seen]:
+    """What every operation of a graph sees, and its seconds unless all are ``known`` by their keys.
+
+    Args:
+        module: a private copy, in eval mode.
+        nodes: the nodes to report about: those of the graph that the copy was made of, in the same order.
+        sample: one call's arguments.
+        known: whether the time of a key needs not be measured.
+        rounds: one item for each timed run.
+    """
+    runner = _Runner(module, dict(zip(module.graph.nodes, nodes, strict=True)))
+    with torch.no_grad():
+        runner.call(sample)
+        if not all(known(seen.key) for seen in runner.seen.values()):
+            for _ in rounds:
+                runner.call(sample)
+    return runner.seen
+
+
+class _Runner(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, originals: dict[fx.Node, fx.Node]) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.seen: dict[fx.Node, Seen] = {}
+        self._originals = originals
+        self._elapsed = float("inf")
+
+    def call(self, sample: Sample) -> None:
+        sample = sample.map(torch.clone)  # a network may write to its input
+        bound = inspect.signature(self.module.forward).bind(*sample.args, **sample.kwargs)
+        bound.apply_defaults()
+        self.run(*bound.arguments.values())
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op not in ("call_function", "call_method", "call_module"):
+            return super().run_node(n)
+        original = self._originals[n]
+        first = original not in self.seen
+        if first:
+            arguments = {self._originals[a]: _specified(self.env[a]) for a in n.all_input_nodes}
+            key = self._key(n)
+        result = super().run_node(n)
+        if first:
+            # The first run warms up: it is not timed.
+            self.seen[original] = Seen(key, arguments, _specified(result))
+        else:
+            self.seen[original].seconds = min(self.seen[original].seconds, self._elapsed)
+        return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_function, target, args, kwargs)
+
+    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_method, target, args, kwargs)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._timed(super().call_module, target, args, kwargs)
+
+    def _timed(self, call: Callable[..., Any], target: Any, args: Any, kwargs: Any) -> Any:
+        wait = torch.cuda.synchronize if torch.cuda.is_available() else None
+        if wait is not None:
+            wait()
+        started = time.perf_counter()
+        result = call(target, args, kwargs)
+        if wait is not None:
+            wait()
+        self._elapsed = time.perf_counter() - started
+        return result
+
+    def _key(self, n: fx.Node) -> str:
+        args, kwargs = pytree.tree_map(
+            lambda value: str(_specified(self.env[value])) if isinstance(value, fx.Node) else value, (n.args, n.kwargs)
+        )
+        name = getattr(n.target, "__name__", str(n.target))
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            name = f"{type(module).__name__}({module.extra_repr()})"
+        return f"{name}{args}{kwargs or ''}"
+
+
+def _specified(value: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda t: _Laid(tuple(t.shape), t.dtype, tuple(t.stride())), value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid(TensorSpec):
+    """A specification with strides, on which the time of an element-wise operation depends."""
+
+    strides: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{TensorSpec.__str__(self)}/{','.join(map(str, self.strides))}"
+
+
+_EMPTY_CALL = "nothing: relu of one element"
+
+
+class Counted(Protocol):
+    """Goes over items with a progress bar."""
+
+    def __call__(self, name: str, items: Iterable[Any], total: int | None) -> Iterator[Any]:
+        """The items one by one."""
+        ...
+
+
+def measured_latency(
+    graph: ChannelGraph, model: nn.Module, sample: Sample, counted: Counted, table: LatencyTable | None = None
+) -> LatencyModel:
+    """The latency of a network in eval mode by its widths, timed by eager torch on the device and threads of now.
+
+    Args:
+        graph: the analysed network.
+        model: the network; copies of it are run.
+        sample: one call's arguments, for which the latency is.
+        counted: shows what is being done.
+        table: what was timed before; by default that of this machine.
+
+    Raises:
+        BudgetError: the network has no values, or cannot be run.
+    """
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device.type == "meta" or any(tensor.is_meta for tensor in sample.tensors):
+        raise BudgetError('budget="latency" times the network, and one on the meta device cannot be run')
+    table = table or LatencyTable.of_this_machine(device)
+    try:
+        return _Measuring(graph, model, device, table).run(sample, counted)
+    finally:
+        table.save()
+
+
+class _Measuring:
+    def __init__(self, graph: ChannelGraph, model: nn.Module, device: torch.device, table: LatencyTable) -> None:
+        self.graph = graph
+        self.model = model
+        self.device = device
+        self.table = table
+        self.paths = ModelPaths(model)
+        self.linear: list[Term] = []
+        self.shaped: list[ShapedOp] = []
+        self._surfaces: dict[str, Surface | None] = {}
+
+    def run(self, sample: Sample, counted: Counted) -> LatencyModel:
+        main = self.graph.captured
+        parts = [] if "" in main.opaque else [(main, sample)]
+        parts += [(island, island.sample.with_values()) for island in main.islands]
+        seen = [(part, n, s) for part, values in parts for n, s in self._profiled(part, values).items()]
+        # What the interpreter's clock sees of an operation that does nothing.
+        idle = self.table.seconds(_EMPTY_CALL, lambda: lambda: torch.relu(torch.zeros(1, device=self.device)))
+        for part, node, found in counted("timing operations", seen, len(seen)):
+            self._add(node, found, part.calls, idle)
+        return LatencyModel(self.linear, self.shaped)
+
+    def _profiled(self, part: Captured, sample: Sample) -> dict[fx.Node, Seen]:
+        """Every operation of a part with its seconds, which are those of the table where it has them."""
+        try:
+            copy = deep_copy(part.module(self.model), cloned).eval()
+            assert isinstance(copy, fx.GraphModule)
+            values = sample.map(lambda tensor: tensor.to(self.device))
+            found = profile(copy, list(part.graph.nodes), values, lambda key: self.table.known(key) is not None)
+        except Exception as error:  # the network's own code: anything may come out of it
+            raise BudgetError(
+                f'budget="latency" runs the network operation by operation, and that failed ({error!s:.200}): '
+                "choose another budget"
+            ) from error
+        self._settle(list(found.values()))
+        return found
+
+    def _settle(self, found: list[Seen]) -> None:
+        """Equal calls take equally long, and what the table knows stays, so that a plan can be made again."""
+        least: dict[str, float] = {}
+        for seen in found:
+            least[seen.key] = min(seen.seconds, least.get(seen.key, math.inf))
+        for seen in found:
+            known = self.table.known(seen.key)
+            if known is None:
+                self.table.note(seen.key, known := least[seen.key])
+            seen.seconds = known
+
+    def _add(self, node: fx.Node, seen: Seen, calls: int, idle: float) -> None:
+        owner = owner_of(node)
+        terms: Iterable[Term] = self.graph.mac_terms.get(node, ())
+        if terms:
+            call = self._shaped(node, seen)
+            surface = None if call is None else self._surface(call)
+            if call is not None and surface is not None:
+                self.shaped.append(ShapedOp(owner, call.axes, surface, calls))
+                return
+        else:
+            terms = self._bytes(node)
+        self._add_linear(owner, seen.seconds * calls, terms, idle * calls)
+
+    def _shaped(self, node: fx.Node, seen: Seen) -> ShapedCall | None:
+        call = self.graph.calls[node]
+        found = shaped_call(call, self.graph.solver.resolve, seen.arguments, self._dtype_of)
+        return found if found is not None and len(found.axes) <= MOST_WIDTHS else None
+
+    def _surface(self, call: ShapedCall) -> Surface | None:
+        """The surface of a kernel; None where torch does not take the call as it is written here."""
+        key = f"{call.kernel(call.full).key} by {call.full}"
+        if key not in self._surfaces:
+            try:
+                self._surfaces[key] = measured_surface(call.full, self._timed(call))
+            except (LookupError, TypeError, RuntimeError):
+                self._surfaces[key] = None
+        return self._surfaces[key]
+
+    def _timed(self, call: ShapedCall) -> Callable[[tuple[int, ...]], float]:
+        def seconds(widths: tuple[int, ...]) -> float:
+            kernel = call.kernel(widths)
+            with torch.no_grad():
+                return self.table.seconds(kernel.key, lambda: kernel.prepared(self.device))
+
+        return seconds
+
+    def _add_linear(self, owner: str, seconds: float, terms: Iterable[Term], idle: float) -> None:
+        """What is above an idle call's time grows with ``terms``, bytes that are moved or multiply-accumulates."""
+        terms = list(terms)
+        full = sum(t.coefficient * math.prod(axis.size for axis in t.axes) for t in terms)
+        rest = max(seconds - idle, 0.0) / full if full else 0.0
+        self.linear.append(Term(owner, seconds if not full else min(seconds, idle), ()))
+        self.linear.extend(Term(owner, rest * t.coefficient, t.axes) for t in terms if rest)
+
+    def _bytes(self, node: fx.Node) -> Iterator[Term]:
+        resolve = self.graph.solver.resolve
+        for place in (*node.all_input_nodes, node):
+            for tensor, axes in paired_axes(place.meta.get("val"), self.graph.axes.get(place)):
+                yield Term("", tensor.element_size(), tuple(map(resolve, axes)))
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        value = self.graph.constants.get(name)
+        found: torch.dtype = (self.paths.attribute(name) if value is None else value).dtype
+        return found

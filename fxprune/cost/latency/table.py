@@ -1,0 +1,274 @@
+"""Latency as a function of up to three widths: measured on a grid, looked up in between."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fxprune.util.writing import write_text
+
+__all__ = [
+    "MOST_WIDTHS",
+    "LatencyTable",
+    "Surface",
+    "SurfaceStack",
+    "cache_directory",
+    "conditions",
+    "measured_surface",
+    "stacks",
+    "time_call",
+]
+
+
+FloatArray = NDArray[np.float64]
+Widths = tuple[int, ...]
+
+MOST_WIDTHS = 3
+_SHARES = {1: (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875), 2: (0.125, 0.25, 0.5, 0.75), 3: (0.25, 0.5)}
+_VECTOR, _HALF_VECTOR = 16, 8
+_STEPS = (1, _HALF_VECTOR, _VECTOR)
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Seconds at the knots of a grid.
+
+    Attributes:
+        knots: per width the ascending sizes that were measured.
+        steps: per width the multiple to which the kernel rounds it up: 1, 8 or 16.
+        seconds: one number for each combination of knots; it grows with each width.
+    """
+
+    knots: tuple[FloatArray, ...]
+    steps: tuple[int, ...]
+    seconds: FloatArray
+
+
+def measured_surface(full: Widths, measure: Callable[[Widths], float]) -> Surface:
+    """The surface of a kernel whose widths are at most ``full``; ``measure`` gives its seconds at some widths."""
+    knots = [_knots(size, len(full)) for size in full]
+    seconds = np.empty([len(k) for k in knots], dtype=np.float64)
+    for place in np.ndindex(*seconds.shape):
+        seconds[place] = measure(tuple(k[i] for k, i in zip(knots, place, strict=True)))
+    steps = tuple(_step(full, number, measure) for number in range(len(full)))
+    for number in range(len(full)):
+        # What is measured must not fall as a width grows, else removing channels would look like a loss.
+        seconds = np.maximum.accumulate(seconds, axis=number)
+    return Surface(tuple(np.array(k, dtype=np.float64) for k in knots), steps, seconds)
+
+
+def _knots(full: int, widths: int) -> list[int]:
+    """Multiples of a vector's length at some shares of a width (of less, where it is narrow), and the width itself."""
+    unit = _VECTOR if full >= 4 * _VECTOR else min(_HALF_VECTOR, max(1, full // _HALF_VECTOR))
+    inner = {max(unit, unit * round(share * full / unit)) for share in _SHARES[widths]}
+    return sorted({size for size in inner if size < full} | {full})
+
+
+def _probes(full: int) -> list[int]:
+    """A multiple of a vector's length, the next one, and sizes between that tell whether the kernel rounds up."""
+    base = _VECTOR * (round(0.6 * full) // _VECTOR)
+    if base == 0 or base + _VECTOR > full:
+        return []
+    return [base, base + 1, base + _HALF_VECTOR, base + _HALF_VECTOR + 1, base + _VECTOR]
+
+
+def _step(full: Widths, number: int, measure: Callable[[Widths], float]) -> int:
+    """The multiple that explains the probes best; the smaller one of equals."""
+    sizes = _probes(full[number])
+    if not sizes:
+        return 1
+    times = [measure(_with(full, number, size)) for size in sizes]
+    low, high = times[0], times[-1]
+
+    def misfit(step: int) -> float:
+        shares = ((-(-size // step) * step - sizes[0]) / _VECTOR for size in sizes)
+        return sum((low + share * (high - low) - seen) ** 2 for share, seen in zip(shares, times, strict=True))
+
+    return min(_STEPS, key=misfit)
+
+
+def _with(widths: Widths, number: int, size: int) -> Widths:
+    return (*widths[:number], size, *widths[number + 1 :])
+
+
+class SurfaceStack:
+    """Surfaces of as many widths each, looked up together."""
+
+    def __init__(self, surfaces: Sequence[Surface]) -> None:
+        self._rank = len(surfaces[0].knots)
+        most = max(len(k) for s in surfaces for k in s.knots)
+        most = max(most, 2)
+        self._knots = np.stack([[_padded(k, most) for k in s.knots] for s in surfaces])
+        self._steps = np.array([s.steps for s in surfaces], dtype=np.float64)
+        self._full = self._knots[:, :, -1]
+        self._seconds = np.stack([_padded_grid(s.seconds, most) for s in surfaces])
+        self._row = np.arange(len(surfaces))
+
+    def at(self, widths: FloatArray) -> FloatArray:
+        """The seconds of each surface; ``widths`` of shape (surfaces, widths of each)."""
+        # The small subtrahend: what is 16 but for rounding is not 17.
+        rounded = np.minimum(np.ceil(widths / self._steps - 1e-9) * self._steps, self._full)
+        lower = np.clip((self._knots <= rounded[..., None]).sum(-1) - 1, 0, self._knots.shape[-1] - 2)
+        left = np.take_along_axis(self._knots, lower[..., None], -1)[..., 0]
+        right = np.take_along_axis(self._knots, lower[..., None] + 1, -1)[..., 0]
+        gap = np.where(right > left, right - left, 1.0)
+        share = np.clip((rounded - left) / gap, 0.0, 1.0)
+        total = np.zeros(len(widths), dtype=np.float64)
+        for corner in itertools.product((0, 1), repeat=self._rank):
+            weight = np.prod([share[:, a] if up else 1 - share[:, a] for a, up in enumerate(corner)], axis=0)
+            place = (self._row, *(lower[:, a] + up for a, up in enumerate(corner)))
+            total += weight * self._seconds[place]
+        return total
+
+
+def stacks(surfaces: Iterable[Surface]) -> dict[int, list[int]]:
+    """Places of surfaces by their number of widths."""
+    found: dict[int, list[int]] = {}
+    for place, surface in enumerate(surfaces):
+        found.setdefault(len(surface.knots), []).append(place)
+    return found
+
+
+def _padded(knots: FloatArray, most: int) -> FloatArray:
+    return np.pad(knots, (0, most - len(knots)), mode="edge")
+
+
+def _padded_grid(seconds: FloatArray, most: int) -> FloatArray:
+    return np.pad(seconds, [(0, most - size) for size in seconds.shape], mode="edge")
+
+
+CACHE_VARIABLE = "FXPRUNE_CACHE"
+_FEWEST_CALLS, _LEAST_SECONDS = 3, 0.008
+_FORMAT = 1
+Call = Callable[[], object]
+Timer = Callable[[Call], float]
+
+
+class LatencyTable:
+    """Seconds of calls under one set of conditions.
+
+    Args:
+        conditions: what times depend on beside the call: versions, processor, threads, engine.
+        folder: where the file lies; None keeps the table in memory alone.
+        timer: gives the seconds of a call.
+    """
+
+    def __init__(self, conditions: Mapping[str, str], folder: Path | None, timer: Timer) -> None:
+        self.conditions = dict(conditions)
+        self._timer = timer
+        self._path = None if folder is None else folder / f"latency-{_digest(self.conditions)}.json"
+        self._seconds = self._read()
+        self._new = False
+
+    @classmethod
+    def of_this_machine(cls, device: torch.device) -> LatencyTable:
+        """The table of this processor, its threads and this torch, in the user's cache directory."""
+        return cls(conditions(device), cache_directory(), functools.partial(time_call, device=device))
+
+    def known(self, key: str) -> float | None:
+        """The seconds of a call that was timed before."""
+        return self._seconds.get(key)
+
+    def note(self, key: str, seconds: float) -> None:
+        """Keep what was timed elsewhere."""
+        self._seconds[key] = seconds
+        self._new = True
+
+    def seconds(self, key: str, prepare: Callable[[], Call]) -> float:
+        """The seconds of a call, timed if it is not known yet.
+
+        Raises:
+            Exception: whatever the call raises.
+        """
+        if key not in self._seconds:
+            self.note(key, self._timer(prepare()))
+        return self._seconds[key]
+
+    def time(self, call: Call) -> float:
+        """The seconds of a call now, which is not kept."""
+        return self._timer(call)
+
+    def save(self) -> None:
+        """Write what is new; what another process wrote meanwhile stays. A disk that refuses costs the cache alone."""
+        if self._path is None or not self._new:
+            return
+        self._seconds = {**self._read(), **self._seconds}
+        data = {"format": _FORMAT, "conditions": self.conditions, "seconds": dict(sorted(self._seconds.items()))}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._path, json.dumps(data, indent=0) + "\n")
+        except OSError:
+            return
+        self._new = False
+
+    def _read(self) -> dict[str, float]:
+        try:
+            data = json.loads(self._path.read_text(encoding="utf-8")) if self._path is not None else {}
+            if data.get("format") != _FORMAT or data.get("conditions") != self.conditions:
+                return {}
+            return {str(key): float(value) for key, value in data["seconds"].items() if float(value) >= 0}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return {}  # absent, or spoilt: it is measured again
+
+
+def time_call(call: Call, device: torch.device) -> float:
+    """The least seconds of several calls; the least, because everything else on the machine only adds."""
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    call()
+    finish()
+    best, calls, end = float("inf"), 0, time.perf_counter() + _LEAST_SECONDS
+    while calls < _FEWEST_CALLS or time.perf_counter() < end:
+        started = time.perf_counter()
+        call()
+        finish()
+        best, calls = min(best, time.perf_counter() - started), calls + 1
+    return best
+
+
+def conditions(device: torch.device) -> dict[str, str]:
+    """What the time of a call depends on beside the call itself."""
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "engine": "eager",
+        "torch": str(torch.__version__),
+        "processor": processor,
+        "device": device.type,
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cache_directory() -> Path:
+    """``FXPRUNE_CACHE``, or ``fxprune`` in the user's cache directory."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxprune"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _digest(conditions: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(conditions), sort_keys=True).encode()).hexdigest()[:16]

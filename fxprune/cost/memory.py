@@ -1,0 +1,117 @@
+"""Memory as a cost: the bytes of the parameters and of the activations that are alive at the worst moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from fxprune.analysis.groups import Term
+from fxprune.axes.expressions import Axis
+from fxprune.cost.model import CostModel
+
+__all__ = ["LiveTerm", "MemoryModel", "live_terms", "paired_axes"]
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTerm:
+    """The bytes of one activation, and the steps of the forward between which it is kept, both included."""
+
+    term: Term
+    first: int
+    last: int
+
+
+class MemoryModel(CostModel):
+    """The bytes of all parameters plus the most bytes of activations that are alive at once.
+
+    An activation is alive from the step that makes it to the last one that reads it or a view of it. What a kernel
+    needs for itself, and what an allocator keeps back, is not counted.
+    """
+
+    def __init__(self, parameters: Iterable[Term], live: Iterable[LiveTerm]) -> None:
+        parameters, live = tuple(parameters), tuple(live)
+        self._count = len(parameters)
+        self._first = np.array([item.first for item in live], dtype=np.intp)
+        self._after = np.array([item.last + 1 for item in live], dtype=np.intp)
+        self._steps = int(self._after.max(initial=0)) + 1
+        super().__init__([*parameters, *(item.term for item in live)])
+
+    def evaluate(self, leaf_values: NDArray[np.float64]) -> float:
+        """The bytes at the given sizes of :attr:`leaves`."""
+        values = self._terms.products(self._nodes(leaf_values))
+        change = np.zeros(self._steps, dtype=np.float64)
+        np.add.at(change, self._first, values[self._count :])
+        np.subtract.at(change, self._after, values[self._count :])
+        return float(values[: self._count].sum() + change.cumsum().max(initial=0.0))
+
+
+def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve: Any, scale: float) -> list[LiveTerm]:
+    """The activations of graphs that run one after another.
+
+    ``axes`` of every node's result; ``resolve`` gives their present form; ``scale`` is the batch of the user's sample
+    as a fraction of the batch that was traced.
+    """
+    found: list[LiveTerm] = []
+    start = 0
+    for graph in graphs:
+        nodes = list(graph.nodes)
+        last = _last_uses(nodes)
+        # A view of a parameter takes no memory of its own.
+        made = {_storage(t) for node in nodes if node.op == "get_attr" for t in _leaves(node.meta.get("val"))}
+        for step, node in enumerate(nodes):
+            for number, (tensor, tensor_axes) in enumerate(_tensors(node, axes)):
+                storage = _storage(tensor)
+                if storage in made:
+                    continue
+                made.add(storage)
+                term = Term(f"{node.name}.{number}", scale * tensor.element_size(), tuple(map(resolve, tensor_axes)))
+                found.append(LiveTerm(term, start + step, start + max(step, last.get(storage, step))))
+        start += len(nodes)
+    return found
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
+    """The last step at which each storage is read, by whatever view of it."""
+    last: dict[int, int] = {}
+    for step, node in enumerate(nodes):
+        for argument in node.all_input_nodes:
+            for tensor in _leaves(argument.meta.get("val")):
+                last[_storage(tensor)] = step
+    return last
+
+
+def _tensors(node: fx.Node, axes: Mapping[fx.Node, Any]) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
+    if node.op in ("get_attr", "output"):
+        return
+    yield from paired_axes(node.meta.get("val"), axes.get(node))
+
+
+def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
+    """Every tensor of a node's value with its axes."""
+    if isinstance(value, torch.Tensor) and axes is not None:
+        yield value, axes
+    elif isinstance(value, (list, tuple)) and axes is not None:
+        for item, item_axes in zip(value, axes, strict=True):
+            yield from paired_axes(item, item_axes)
+    elif isinstance(value, dict) and axes is not None:
+        for key, item in value.items():
+            yield from paired_axes(item, axes[key])
+
+
+def _leaves(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(item)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    # Views of one tensor share it, on the meta device too.
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,187 @@
+"""Weight magnitude: channels whose weights are small matter least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fxprune.analysis.groups import Group
+from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
+from fxprune.criteria.rows import TensorSums, distances, producer_rows, scoped_members, settled, unit_totals
+from fxprune.errors import CriterionError
+from fxprune.util.paths import name_seed
+
+__all__ = [
+    "FPGM",
+    "Lamp",
+    "Magnitude",
+    "Random",
+    "Slimming",
+]
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """The norm of the weights that a channel owns.
+
+    With ``scope="producer"`` these are the rows of the weights that make the channel: ``sum |w|`` for ``p=1`` (Li et
+    al., 2017, arXiv 1608.08710), ``sqrt(sum w^2)`` for ``p=2`` (He et al., 2018, arXiv 1808.06866). With
+    ``scope="group"`` they are all parameters tied to it, producers, consumers and affine ones: ``sum |w|^p`` (Fang et
+    al., 2023, arXiv 2301.12900, equation 5). Buffers never count.
+
+    Args:
+        p: 1 or 2.
+        scope: "group" or "producer".
+        normalise: how scores are scaled within a group before groups are compared: "none", "mean", "max", "sum",
+            "minmax", "zscore" or "lamp".
+
+    Raises:
+        CriterionError: an argument is none of these.
+    """
+
+    p: int = 2
+    scope: str = "group"
+    normalise: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise CriterionError(f"magnitude takes p=1 or p=2, not {self.p!r}")
+        if self.scope not in ("group", "producer"):
+            raise CriterionError(f'magnitude takes scope="group" or scope="producer", not {self.scope!r}')
+        normaliser_by_name(self.normalise)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "magnitude"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+        """Norms of shape ``(group.size,)``, scaled by ``normalise``."""
+        sums = TensorSums.of(tensors)
+        total = np.zeros(group.size, dtype=np.float64)
+        for member in scoped_members(self.scope, group, sums, graph):
+            total += sums.unit_sums(member, group.variable, self.p)
+        norm = np.sqrt(total) if self.p == 2 and self.scope == "producer" else total
+        return normaliser_by_name(self.normalise)(norm)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform scores in [0, 1). Each group draws from its own stream, so that its scores depend on no other group.
+
+    Args:
+        seed: equal seeds give equal scores.
+    """
+
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "random"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+        """Scores of shape ``(group.size,)``."""
+        stream = np.random.default_rng([self.seed % (1 << 64), name_seed(group.name)])
+        return stream.random(group.size)
+
+
+@dataclass(frozen=True)
+class Lamp:
+    """A channel's energy divided by that of all channels of its group that are at least as strong.
+
+    Lee et al., 2021, arXiv 2010.07611, equation 2, with the sum of squares of a channel's weights for the single weight
+    there; one global sort. The strongest channel of every group scores 1.
+
+    Args:
+        scope: "group" or "producer", as in :class:`~fxprune.criteria.weights.Magnitude`.
+
+    Raises:
+        CriterionError: an unknown scope.
+    """
+
+    scope: str = "group"
+
+    def __post_init__(self) -> None:
+        Magnitude(2, self.scope)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "lamp"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+        """Scores of shape ``(group.size,)``, in [0, 1]."""
+        found = Magnitude(2, self.scope, "none").score(group, tensors, graph)
+        norms = np.sqrt(found) if self.scope == "group" else found
+        return normaliser_by_name("lamp")(norms)
+
+
+@dataclass(frozen=True)
+class FPGM:
+    """``sum_j |w_i - w_j|``: the filter nearest to the geometric median of its layer goes first.
+
+    He et al., 2019, arXiv 1811.00250, equation 4. The filters of coupled layers are laid side by side.
+
+    Args:
+        normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
+
+    Raises:
+        CriterionError: the normaliser is unknown.
+    """
+
+    normalise: str = "mean"
+
+    def __post_init__(self) -> None:
+        normaliser_by_name(self.normalise)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "fpgm"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+        """Scores of shape ``(group.size,)``."""
+        total = distances(producer_rows(group, tensors, graph)).sum(1)
+        return normaliser_by_name(self.normalise)(settled(total.numpy()))
+
+
+@dataclass(frozen=True)
+class Slimming:
+    """``|gamma|`` of batch norm, the mean over the norms of coupled layers.
+
+    Liu et al., 2017, arXiv 1708.06519: one global threshold on scales that training has pushed down with an L1 penalty.
+    A group without batch norm cannot be judged, and is cut last. What is a batch norm is told by its running variance.
+
+    Args:
+        normalise: see :class:`~fxprune.criteria.weights.Magnitude`; the published threshold uses none.
+
+    Raises:
+        CriterionError: the normaliser is unknown.
+    """
+
+    normalise: str = "none"
+
+    def __post_init__(self) -> None:
+        normaliser_by_name(self.normalise)
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        return "slimming"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray | None:
+        """Scores of shape ``(group.size,)``; None without batch norm."""
+        scales = [
+            unit_totals(tensors[m.tensor].abs(), m, group.variable)
+            for m in group.members
+            if m.role == "scale" and m.tensor.endswith("weight") and _variance_of(m.tensor) in tensors
+        ]
+        return normaliser_by_name(self.normalise)(np.mean(scales, axis=0)) if scales else None
+
+
+def _variance_of(weight: str) -> str:
+    return weight.removesuffix("weight") + "running_var"

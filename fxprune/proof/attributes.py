@@ -1,0 +1,197 @@
+"""The modules of a pruned network beside their tensors: classes, hyper-parameters, modes, hooks, and code."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.errors import ProofError
+from fxprune.util.copies import deep_copy
+
+__all__ = ["check_attributes", "check_code"]
+
+_BASE = frozenset(vars(nn.Module()))
+_HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
+_MODES = ("train", "eval")
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
+
+
+def _dim(name: str, dim: int, times: str = "") -> Callable[[Any], int | None]:
+    """The size of a dim of one of a module's tensors, or nothing where the module lacks the tensor."""
+
+    def size(module: Any) -> int | None:
+        tensor = getattr(module, name, None)
+        return None if tensor is None else int(tensor.shape[dim]) * (getattr(module, times) if times else 1)
+
+    return size
+
+
+def _shape(module: Any) -> tuple[int, ...] | None:
+    return None if module.weight is None else tuple(module.weight.shape)
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+def _hidden(module: Any) -> int:
+    return int(module.weight_ih_l0.shape[0]) // _GATES[module.mode]
+
+
+def _projected(module: Any) -> int:
+    return int(module.weight_hr_l0.shape[0]) if module.proj_size else 0
+
+
+_UNKNOWN: Callable[[Any], None] = lambda module: None  # noqa: E731  the numbers judge
+_NORM = {"num_features": lambda m: _dim("weight", 0)(m) or _dim("running_mean", 0)(m)}
+_CONVOLUTION = {"out_channels": _dim("weight", 0), "in_channels": _dim("weight", 1, "groups"), "groups": _UNKNOWN}
+_TRANSPOSED = {"in_channels": _dim("weight", 0), "out_channels": _dim("weight", 1, "groups"), "groups": _UNKNOWN}
+_CELL = {"input_size": _dim("weight_ih", 1), "hidden_size": _dim("weight_hh", 1)}
+_RECURRENT = {"input_size": _dim("weight_ih_l0", 1), "hidden_size": _hidden, "proj_size": _projected}
+_SIZES: tuple[tuple[tuple[type[nn.Module], ...], Mapping[str, Callable[[Any], Any]]], ...] = (
+    ((nn.Linear,), {"out_features": _dim("weight", 0), "in_features": _dim("weight", 1)}),
+    (
+        (nn.Bilinear,),
+        {"out_features": _dim("weight", 0), "in1_features": _dim("weight", 1), "in2_features": _dim("weight", 2)},
+    ),
+    ((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _TRANSPOSED),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), _CONVOLUTION),
+    ((nn.modules.batchnorm._NormBase,), _NORM),
+    ((nn.GroupNorm,), {"num_channels": _dim("weight", 0), "num_groups": _UNKNOWN}),
+    ((nn.LayerNorm, nn.RMSNorm), {"normalized_shape": _shape}),
+    ((nn.Embedding, nn.EmbeddingBag), {"embedding_dim": _dim("weight", 1), "num_embeddings": _dim("weight", 0)}),
+    ((nn.PReLU,), {"num_parameters": _dim("weight", 0)}),
+    ((nn.RNNBase,), _RECURRENT),
+    ((nn.RNNCellBase,), _CELL),
+    ((nn.ChannelShuffle,), {"groups": _UNKNOWN}),
+    ((nn.Unflatten,), {"unflattened_size": _UNKNOWN}),
+    ((nn.modules.padding._ConstantPadNd,), {"padding": _UNKNOWN}),
+)
+"""The attributes that tell widths, and what they must be for a module's tensors; the others may not change at all."""
+
+
+def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
+    """Compare all modules of both networks by path.
+
+    Raises:
+        ProofError: a module has no counterpart, is of another class or in another mode, has another hyper-parameter, a
+            hook, an attribute in a method's place, or an attribute that does not fit its tensors.
+    """
+    full = dict(original.named_modules(remove_duplicate=False))
+    for path, module in pruned.named_modules(remove_duplicate=False):
+        where = path or "the pruned network"
+        if path not in full:
+            if type(module) is not nn.Module:
+                raise _error(f"{where} ({type(module).__name__}) has no counterpart in the original")
+            continue
+        _check_methods(where, full[path], module)
+        _check_hooks(where, full[path], module)
+        if full[path].training != module.training:
+            raise _error(f"{where}.training is {module.training}, and {full[path].training} in the original")
+        if isinstance(module, fx.GraphModule) or type(module) is nn.Module:
+            continue
+        _check_class(where, full[path], module)
+        _check_values(where, full[path], module)
+
+
+def _error(text: str) -> ProofError:
+    return ProofError(f"modules: {text}; this is a fault of the pass, pass verify=False to look at it")
+
+
+def _check_methods(where: str, full: nn.Module, narrow: nn.Module) -> None:
+    """No attribute of an instance may stand in a method's place, unless it does so in the original.
+
+    But for ``train`` and ``eval`` of a part whose class had its own: a step in training mode compares what they do.
+    """
+    for name in vars(narrow):
+        inherits = callable(getattr(type(narrow), name, None)) and name not in _MODES
+        if inherits and (isinstance(narrow, fx.GraphModule) or name not in vars(full)):
+            raise _error(f"{where} has an attribute of its own in the place of its method {name!r}")
+
+
+def _check_hooks(where: str, full: nn.Module, narrow: nn.Module) -> None:
+    for hooks in _HOOKS:
+        ours, theirs = getattr(full, hooks, None), getattr(narrow, hooks, None)
+        if theirs and (isinstance(narrow, fx.GraphModule) or len(theirs) != len(ours or ())):
+            raise _error(f"{where} has {len(theirs)} {hooks.strip('_')}, and {len(ours or ())} in the original")
+
+
+def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
+    """The same class, or the torch.nn class whose forward the original's inherits."""
+    ours, theirs = type(full), type(narrow)
+    if ours is not theirs and not (theirs in ours.__mro__ and ours.forward is theirs.forward):
+        raise _error(f"{where} is a {ours.__name__} and became a {theirs.__name__}")
+    for held in ("_parameters", "_buffers"):
+        before = {name: tensor is None for name, tensor in getattr(full, held).items()}
+        after = {name: tensor is None for name, tensor in getattr(narrow, held).items()}
+        if before != after:
+            wrong = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+            raise _error(f"{where} ({theirs.__name__}) lost or gained {', '.join(wrong)} among its {held[1:]}")
+
+
+def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
+    widths = next((sizes for classes, sizes in _SIZES if isinstance(narrow, classes)), {})
+    own, before = ({n: v for n, v in vars(m).items() if n not in (*_BASE, *_MODES)} for m in (narrow, full))
+    if own.keys() != before.keys():
+        wrong = sorted(own.keys() ^ before.keys())
+        raise _error(f"{where} ({type(narrow).__name__}) lost or gained the attributes {', '.join(wrong)}")
+    for name, value in own.items():
+        fitting = widths[name](narrow) if name in widths else None
+        if fitting is not None and fitting != value:
+            raise _error(f"{where}.{name} is {value!r}, and its tensors need {fitting!r}")
+        if name not in widths and not _alike(before[name], value):
+            raise _error(f"{where}.{name} was {before[name]!r} and became {value!r}")
+
+
+def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
+    """Whether two attributes are equal as far as they are plain data; other objects are of the same class."""
+    if type(ours) is not type(theirs):
+        return isinstance(ours, nn.Module) and isinstance(theirs, nn.Module)
+    if isinstance(ours, _PLAIN):
+        return bool(ours == theirs or ours != ours)
+    if isinstance(ours, (list, tuple)) and depth:
+        return len(ours) == len(theirs) and all(_alike(a, b, depth - 1) for a, b in zip(ours, theirs, strict=True))
+    if isinstance(ours, Mapping) and depth:
+        return list(ours) == list(theirs) and all(_alike(ours[key], theirs[key], depth - 1) for key in ours)
+    return ours is theirs if isinstance(ours, (FunctionType, type)) else True
+
+
+def check_code(pruned: nn.Module) -> None:
+    """Whether each GraphModule runs its graph: its class has the code that a copy of it has.
+
+    Raises:
+        ProofError: a method is another one than that of a copy.
+    """
+    twin = deep_copy(pruned, lambda tensor: tensor)
+    for path, module in pruned.named_modules():
+        if isinstance(module, fx.GraphModule):
+            made = vars(type(twin.get_submodule(path)))
+            for name in sorted(vars(type(module)).keys() | made.keys()):
+                if not _same_code(vars(type(module)).get(name), made.get(name)):
+                    raise _error(f"{path or 'the pruned network'}: its method {name!r} is not what its graph says")
+
+
+def _same_code(ours: Any, theirs: Any) -> bool:
+    if not (isinstance(ours, FunctionType) and isinstance(theirs, FunctionType)):
+        return type(ours) is type(theirs)
+    pairs = itertools.zip_longest(_cells(ours), _cells(theirs))
+    return _same_instructions(ours.__code__, theirs.__code__) and all(
+        _same_code(a, b) for a, b in pairs if isinstance(a, FunctionType) or isinstance(b, FunctionType)
+    )
+
+
+def _cells(function: FunctionType) -> Iterator[Any]:
+    yield from (cell.cell_contents for cell in function.__closure__ or ())
+
+
+def _same_instructions(ours: CodeType, theirs: CodeType) -> bool:
+    if (ours.co_code, ours.co_names, ours.co_varnames) != (theirs.co_code, theirs.co_names, theirs.co_varnames):
+        return False
+    return all(
+        _same_instructions(a, b) if isinstance(a, CodeType) and isinstance(b, CodeType) else repr(a) == repr(b)
+        for a, b in itertools.zip_longest(ours.co_consts, theirs.co_consts)
+    )

@@ -1,0 +1,326 @@
+"""What float64 in eval mode cannot show: training mode, other precisions without promotion, and a larger batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture.decisions import refuses_sizes
+from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
+from fxprune.proof.comparing import Difference, Leaves, all_finite, compare, kept_block, leaves_of
+from fxprune.proof.conditioning import move_parameters
+from fxprune.proof.copies import out_of_memory, private_copy, promoted
+from fxprune.proof.masking import Keep, overwrite_removed
+from fxprune.proof.probes import Probe
+from fxprune.proof.running import called, changed_inputs, where
+from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
+from fxprune.util.copies import MADE_TENSOR, deep_copy
+
+__all__ = ["Conditions"]
+
+# Rows of the larger batch, and how many values an input may then have: networks that take no small input are left out.
+_BATCH, _MOST_VALUES = 17, 400_000
+# Largest relative error in a narrow type, unless the original's own is nearly as large.
+_ROUGH = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+_OWN_ERRORS = 10
+# Largest relative error of a gradient.
+_GRADIENTS = 1e-6
+
+
+class _DiffersError(Exception):
+    """The two networks differ with one stand-in; another may be the right one."""
+
+
+class _RefusedError(Exception):
+    """Nothing can be compared with one stand-in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Compares the pruned network with the original under further conditions, on one small probe.
+
+    Attributes:
+        original: the caller's model; only read.
+        pruned: the network to be judged; only read.
+        keep: kept indices of every tensor.
+        probe: inputs on which the two were compared already.
+        expected: what the original answers there.
+        answer: what the pruned network answers there, which was compared with the masked original.
+        dtype: the floating type of the comparison so far.
+        seed: of random numbers.
+        untrained: why training mode is not compared, or ""; None where another proof has compared it.
+        tells: whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show.
+        levels: gives, by path, the magnitude below which an output is nothing but rounding.
+    """
+
+    original: nn.Module
+    pruned: nn.Module
+    keep: Keep
+    probe: Probe
+    expected: Leaves
+    answer: Leaves
+    dtype: torch.dtype
+    tolerance: float
+    seed: int
+    untrained: str | None
+    levels: Callable[[], dict[str, float]]
+    tells: bool
+
+    # -- training mode ------------------------------------------------------------------------------------------------
+
+    def train(self) -> str:
+        """Compare one step of training.
+
+        Returns:
+            What could not be compared, and why, as a note; or "".
+
+        Raises:
+            ProofError: the pruned network refuses to train where the original does not, or the step differs.
+        """
+        if self.untrained is None:
+            return ""
+        if self.untrained:
+            return f"not compared in training mode: {self.untrained}"
+        differing, refused = [], []
+        for stand_in in (0.0, math.nan):
+            try:
+                return self._trained(stand_in)
+            except _DiffersError as error:
+                differing.append(str(error))
+            except _RefusedError as error:
+                refused.append(str(error))
+        if refused:
+            return f"not compared in training mode: {refused[0]}"
+        raise _error(f"{differing[0]} from the masked original on {self.probe.label}")
+
+    def _trained(self, stand_in: float) -> str:
+        """One step of the original with ``stand_in`` over what is removed, and one of the pruned network."""
+        carries = math.isnan(stand_in)
+        try:
+            masked = self._step(self.original, stand_in)
+        except Exception as error:  # the original's own code, in a mode that it may not be made for
+            if out_of_memory(error):
+                raise
+            raise _RefusedError(f"the original cannot be run ({_described(error)})") from error
+        narrow = self._narrow_step(backward=not carries)
+        if [name for name, _ in masked.draws] != [name for name, _ in narrow.draws]:
+            raise _error(f"the pruned network draws {_names(narrow)}, the original {_names(masked)}")
+        if masked.draws != narrow.draws:
+            raise _RefusedError("what is drawn at random depends on what was removed")
+        if carries:
+            masked.outputs = kept_block(masked.outputs)
+        masked.outputs, narrow.outputs = self._without_rounding(masked.outputs, narrow.outputs)
+        wrong = forward_difference(masked, narrow, self.keep, self.tolerance)
+        if wrong:
+            raise _DiffersError(wrong)
+        if carries:
+            return "gradients not compared: zeros are no stand-in for what was removed"
+        return self._back(masked, narrow)
+
+    def _back(self, masked: Step, narrow: Step) -> str:
+        """Compare gradients, once zeros have shown to be the stand-in."""
+        try:
+            masked.go_back()
+        except Exception as error:  # in-place writes may forbid it
+            raise _RefusedError(f"the original cannot go backwards ({_described(error)})") from error
+        try:
+            wrong = gradient_difference(masked, narrow, self.keep, _GRADIENTS)
+        except Exception as error:
+            raise _error(
+                f"the pruned network cannot go backwards, unlike the original ({_described(error)})"
+            ) from error
+        if not wrong:
+            return ""
+        if not self.tells:
+            raise _RefusedError("what was removed does not reach the outputs, so gradients have no reference")
+        if not self._is_steady(narrow):
+            return "gradients not compared: they magnify rounding"
+        raise _error(f"{wrong} from the masked original on {self.probe.label}")
+
+    def _is_steady(self, narrow: Step) -> bool:
+        """Whether rounding stays below the tolerance in gradients, see :mod:`.conditioning`."""
+        unit: float = torch.finfo(self.dtype).eps
+        moved = self._narrow_step(backward=True, change=unit**0.5)
+        # A gradient that is nothing but rounding moves by a share of itself as soon as anything moves.
+        return not gradient_difference(narrow, moved, {}, min(_GRADIENTS / (30 * unit**0.5), 0.01))
+
+    def _without_rounding(self, masked: Leaves, narrow: Leaves) -> tuple[Leaves, Leaves]:
+        """Two networks' outputs without those that are nothing but rounding in eval mode already."""
+        if compare(masked, narrow).error <= self.tolerance:
+            return masked, narrow
+        gone = self.levels()
+        return _without(masked, gone), _without(narrow, gone)
+
+    def _step(self, original: nn.Module, stand_in: float) -> Step:
+        full = private_copy(original, self.dtype)
+        overwrite_removed(full, self.keep, stand_in)
+        carries = math.isnan(stand_in)
+        return training_step(
+            full, original, self.probe, self.dtype, seed=self.seed, backward=not carries, carry_nan=carries
+        )
+
+    def _narrow_step(self, *, backward: bool, change: float = 0.0) -> Step:
+        narrow = private_copy(self.pruned, self.dtype)
+        if change:
+            move_parameters(narrow, change, self.seed)
+        try:
+            return training_step(narrow, self.pruned, self.probe, self.dtype, seed=self.seed, backward=backward)
+        except Exception as error:
+            raise _error(
+                f"the pruned network refuses {self.probe.label}, which the original takes ({_described(error)})"
+                f"{where(error)}"
+            ) from error
+
+    # -- other precisions and batches ---------------------------------------------------------------------------------
+
+    def own_precision(self) -> str:
+        """Compare in the network's own floating types, on more rows where inputs are small; returns a note or ""."""
+        sample, rows = self.probe.sample, self.probe.batch_size or 0
+        values = sum(tensor.numel() for tensor in sample.tensors)
+        if not 0 < rows < _BATCH:
+            return self._compare(self.probe, None, None)
+        if values * _BATCH > _MOST_VALUES * rows:
+            note = self._compare(self.probe, None, None)
+            return "; ".join(filter(None, (note, f"not run on {_BATCH} rows: the inputs are large")))
+        probe = replace(self.probe, label=f"{self.probe.label}, {_BATCH} rows", sample=sample.with_batch(_BATCH))
+        return self._compare(probe, None, rows)
+
+    def half_precision(self) -> str:
+        """Compare in bfloat16, which nothing in a float32 network may keep from passing through."""
+        return self._compare(self.probe, torch.bfloat16, None)
+
+    def _compare(self, probe: Probe, dtype: torch.dtype | None, rows: int | None) -> str:
+        name = f"in {str(dtype).removeprefix('torch.')}" if dtype else "in its own precision"
+        try:
+            ours = self._plain(self.original, probe, dtype)
+        except Exception as error:  # whatever it raises, the original does not run like this
+            if out_of_memory(error):
+                raise
+            return f"not run {name} on {probe.label}: the original refuses it ({_described(error)})"
+        try:
+            theirs = self._plain(self.pruned, probe, dtype)
+        except Exception as error:
+            if refuses_sizes(error):
+                return f"not run {name} on {probe.label}: the pruned network fits other sizes"
+            raise ProofError(
+                f"{name}: the pruned network refuses {probe.label}, which the original takes ({_described(error)})"
+                f"{where(error)}"
+            ) from error
+        wrong = _kind_difference(ours, theirs, narrower=dtype is not None or not _alike(self.expected, self.answer))
+        if wrong:
+            raise ProofError(f"{name}: {wrong} on {probe.label}")
+        # The number of entries that meet a condition on values may be another one after removal, or in another type.
+        loose = {p for p, t in self.expected.items() if _shape(t) != _shape(self.answer.get(p))}
+        if dtype is not None:
+            loose |= {p for p, t in self.answer.items() if _shape(t) != _shape(theirs.get(p))}
+        expected, answer = (_tiled(_without(leaves, loose), rows, _BATCH) for leaves in (self.expected, self.answer))
+        return self._judge(name, probe, (expected, _without(ours, loose)), (answer, _without(theirs, loose)))
+
+    def _judge(self, name: str, probe: Probe, ours: tuple[Leaves, Leaves], theirs: tuple[Leaves, Leaves]) -> str:
+        """Whether the pruned network is as near to what it answers in float64 as the original is to its own answer."""
+        if not (all_finite(ours[1]) and _alike(*ours)):
+            return (
+                f"values not compared {name} on {probe.label}: the original's rows depend on one another, or overflow"
+            )
+        rough = max((_ROUGH.get(t.dtype, 0.1) for t in ours[1].values() if _is_float(t)), default=0.0)
+        known, found = _error_between(*ours), _error_between(*theirs)
+        if not found.error <= rough:
+            gone = self.levels()
+            found = _error_between(_without(theirs[0], gone), _without(theirs[1], gone))
+        narrow = min(
+            (t.dtype for t in ours[1].values() if _is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
+        )
+        limit = max(_ROUGH.get(narrow or torch.float32, 0.1), _OWN_ERRORS * known.error)
+        if limit >= 1:
+            return f"values not compared {name}: the original's own error there is {known.error:.1g}"
+        if not found.error <= limit:
+            raise ProofError(f"{name}: {found.describe(limit)} from its answer in float64 on {probe.label}")
+        return ""
+
+    def _plain(self, module: nn.Module, probe: Probe, dtype: torch.dtype | None) -> Leaves:
+        """The outputs of a private copy without any promotion."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            return promoted(tensor, tensor.dtype if dtype is None else dtype)
+
+        # The original makes these in the type that its source says, whatever type it is converted to.
+        made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name}
+
+        def fresh(tensor: Tensor) -> Tensor:
+            if id(tensor) in made:
+                return promoted(tensor, tensor.dtype)
+            if tensor.layout is not torch.strided:
+                return tensor.detach().clone()
+            data = cast(tensor)
+            return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+        duplicate = deep_copy(module, fresh).eval()
+        sample = probe.sample.map(cast)
+        torch.manual_seed(self.seed)
+        with torch.no_grad():
+            leaves = leaves_of(called(duplicate, sample))
+        return leaves | changed_inputs(sample, lambda wide: probe.sample.map(lambda t: promoted(cast(t), wide)))
+
+
+def _error(text: str) -> ProofError:
+    return ProofError(f"in training mode: {text}")
+
+
+def _names(step: Step) -> str:
+    names = [name for name, _ in step.draws]
+    return f"{len(names)} random numbers ({', '.join(dict.fromkeys(names))})" if names else "no random number"
+
+
+def _shape(value: object) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
+    """The first leaf that is of another type or shape."""
+    for path in (*ours, *(path for path in theirs if path not in ours)):
+        left, right = ours.get(path), theirs.get(path)
+        if isinstance(left, Tensor) != isinstance(right, Tensor):
+            return f"only one of the two networks gives {path}"
+        if isinstance(left, Tensor) and isinstance(right, Tensor):
+            if left.dtype != right.dtype:
+                return f"{path} is {left.dtype} and became {right.dtype}"
+            if left.shape != right.shape and not narrower:
+                return f"{path} is {tuple(left.shape)} and became {tuple(right.shape)}"
+    return ""
+
+
+def _tiled(leaves: Leaves, rows: int | None, wanted: int) -> Leaves:
+    """The leaves as they are for a sample whose rows repeat, where each row is answered by itself."""
+    if rows is None:
+        return leaves
+    tensors = {p: t for p, t in leaves.items() if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows}
+    return leaves | {path: Sample((t,), {}).with_batch(wanted).args[0] for path, t in tensors.items()}
+
+
+def _without(leaves: Leaves, gone: Container[str]) -> Leaves:
+    return {path: leaf for path, leaf in leaves.items() if path not in gone}
+
+
+def _alike(expected: Leaves, found: Leaves) -> bool:
+    shapes = ({p: t.shape for p, t in leaves.items() if isinstance(t, Tensor)} for leaves in (expected, found))
+    return len({tuple(sorted(s.items())) for s in shapes}) == 1
+
+
+def _error_between(expected: Leaves, found: Leaves) -> Difference:
+    """The error of floating outputs; what is chosen by a comparison of values may differ in a narrow type."""
+    floats = [p for p, t in expected.items() if _is_float(t) and _is_float(found.get(p))]
+    return compare({p: expected[p].double() for p in floats}, {p: found[p].double() for p in floats})
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

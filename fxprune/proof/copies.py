@@ -1,0 +1,118 @@
+"""The floating type of a proof, and whether memory ran out."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
+from fxprune.util.copies import MADE_TENSOR, deep_copy
+
+__all__ = [
+    "TOLERANCE",
+    "named_tensors",
+    "out_of_memory",
+    "precision",
+    "private_copy",
+    "promoted",
+]
+
+
+# Largest relative error that passes.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+# Copies of all parameters that are alive at once, and a guess of activations alive per input value.
+_COPIES = 3
+_ACTIVATIONS = 200
+# How much of the free memory may be needed: a process that the system kills for its memory has nothing to catch.
+_SHARE = 0.75
+
+
+def precision(model: nn.Module, sample: Sample) -> torch.dtype:
+    """float64, or float32 where an estimate says that float64 copies do not fit, or the device has no float64."""
+    tensors = list(named_tensors(model).values())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    if device.type == "mps":
+        return torch.float32
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return torch.float64
+    distinct = {id(tensor): tensor.numel() for tensor in tensors}
+    rows = 3 / max(sample.batch_size or 3, 1)
+    inputs = sum(tensor.numel() for tensor in sample.tensors) * rows
+    needed = 8 * (_COPIES * sum(distinct.values()) + _ACTIVATIONS * inputs)
+    return torch.float64 if needed < _SHARE * _available(device) else torch.float32
+
+
+def _available(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        return float("inf")
+    return float(found[0] * 1024) if found else float("inf")
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it came from, is a failed allocation."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def private_copy(module: Module, dtype: torch.dtype) -> Module:
+    """A deep copy in eval mode whose floating tensors have type ``dtype``; ties stay tied, the original is only read.
+
+    Constants that a trace made keep their type, for the original computes with them in that type at every call; but not
+    those of one repeated number, which are made in ``dtype`` there, as they are exact in every type.
+
+    Raises:
+        ProofError: the module cannot be copied.
+    """
+    made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not _is_filled(t)}
+    try:
+        duplicate = deep_copy(module, lambda t: _fresh(t, t.dtype if id(t) in made else dtype))
+    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+        raise ProofError(
+            f"{type(module).__name__} cannot be copied, so nothing can be proven on a copy "
+            f"({type(error).__name__}: {error}); pass verify=False to go without the proof"
+        ) from error
+    return duplicate.eval()
+
+
+def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy without history, laid out as ``tensor`` is, in ``dtype`` where that is floating, in the matching complex
+    type where it is complex, else in its own type."""
+    tensor = tensor.detach()
+    if tensor.is_complex() and not dtype.is_complex:
+        dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+    elif not tensor.is_floating_point():
+        dtype = tensor.dtype
+    return tensor.to(dtype, copy=True, memory_format=torch.preserve_format)
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer by name; a tied tensor appears under each of its names."""
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named.update(module.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _is_filled(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
+
+
+def _fresh(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is not torch.strided:
+        return tensor.detach().clone()
+    data = promoted(tensor, dtype)
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data

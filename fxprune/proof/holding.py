@@ -1,0 +1,148 @@
+"""What a pruned network holds beside values: kinds, flags, ties, order and memory of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.errors import ProofError
+from fxprune.proof.copies import named_tensors
+from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR
+
+__all__ = ["check_holding"]
+
+Tensors = Mapping[str, Tensor]
+
+
+def check_holding(original: nn.Module, captured: nn.Module, pruned: nn.Module) -> None:
+    """Compare all tensors of both networks by name in everything but their values.
+
+    ``captured`` holds, in addition to those of ``original``, the constants of its trace.
+
+    Raises:
+        ProofError: a tensor is of another kind, its flags differ, a tie is broken or new, memory is shared with the
+            original, the order is another one, or the pruned network holds a tensor that nothing accounts for.
+    """
+    full, narrow = named_tensors(original), named_tensors(pruned)
+    unsaved_full, unsaved_narrow = set(_unsaved(original)), set(_unsaved(pruned))
+    common = [name for name in full if name in narrow]
+    for name in common:
+        _check_pair(name, full[name], narrow[name])
+        if (name in unsaved_full) != (name in unsaved_narrow):
+            saved = "is" if name in unsaved_full else "is not"
+            raise _error(f"{name!r} {saved} in the state dict of the pruned network, unlike in that of the original")
+    _check_order("parameters", original.named_parameters, pruned.named_parameters, common)
+    _check_order("buffers", original.named_buffers, pruned.named_buffers, common)
+    _check_ties(full, narrow, common)
+    added = {name: tensor for name, tensor in narrow.items() if name not in full}
+    _check_added(added, named_tensors(captured).keys(), unsaved_narrow, set(_read(pruned)))
+    _check_memory(full, narrow)
+
+
+def _error(text: str) -> ProofError:
+    return ProofError(f"what the network holds: {text}; this is a fault of the pass, pass verify=False to look at it")
+
+
+def _check_pair(name: str, full: Tensor, narrow: Tensor) -> None:
+    if isinstance(full, nn.Parameter) != isinstance(narrow, nn.Parameter):
+        kinds = ("a buffer", "a parameter") if isinstance(narrow, nn.Parameter) else ("a parameter", "a buffer")
+        raise _error(f"{name!r} is {kinds[0]} of the original and {kinds[1]} of the pruned network")
+    if full.requires_grad != narrow.requires_grad:
+        raise _error(f"{name!r} has requires_grad={full.requires_grad} and became {narrow.requires_grad}")
+    if full.device != narrow.device:
+        raise _error(f"{name!r} is on {full.device} and came to {narrow.device}")
+    if any(getattr(narrow, hooks, None) for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks")):
+        raise _error(f"{name!r} of the pruned network has a gradient hook")
+
+
+def _unsaved(module: nn.Module) -> Iterator[str]:
+    """Buffers that are not in the state dict."""
+    for path, owner in module.named_modules(remove_duplicate=False):
+        yield from (f"{path}.{name}".lstrip(".") for name in owner._non_persistent_buffers_set)
+
+
+def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
+    both = set(common)
+    ours, theirs = ([n for n, _ in names(remove_duplicate=False) if n in both] for names in (full, narrow))
+    for number, (ours_name, theirs_name) in enumerate(zip(ours, theirs, strict=True)):
+        if ours_name != theirs_name:
+            raise _error(
+                f"the {kind} are in another order, by which optimiser state goes: number {number} is {theirs_name!r}, "
+                f"which is {ours_name!r} in the original"
+            )
+
+
+def _check_ties(full: Tensors, narrow: Tensors, common: list[str]) -> None:
+    ours, theirs = (_classes({name: id(tensors[name]) for name in common}) for tensors in (full, narrow))
+    _check_same_classes(ours, theirs, "one tensor")
+    # Views of one memory are tied as well; of buffers, a run in training mode tells whether that matters.
+    weights = [name for name in common if isinstance(full[name], nn.Parameter)]
+    ours, theirs = (_classes(_blocks({name: tensors[name] for name in weights})) for tensors in (full, narrow))
+    _check_same_classes(ours, theirs, "one memory")
+
+
+def _classes(keys: Mapping[str, int]) -> set[frozenset[str]]:
+    """The names with equal keys, where there is more than one."""
+    found: dict[int, set[str]] = {}
+    for name, key in keys.items():
+        found.setdefault(key, set()).add(name)
+    return {frozenset(names) for names in found.values() if len(names) > 1}
+
+
+def _check_same_classes(full: set[frozenset[str]], narrow: set[frozenset[str]], what: str) -> None:
+    for names in sorted(map(sorted, full - narrow)):
+        raise _error(f"{', '.join(names)} are {what} of the original and no longer so in the pruned network")
+    for names in sorted(map(sorted, narrow - full)):
+        raise _error(f"{', '.join(names)} are {what} of the pruned network, and not so in the original")
+
+
+def _blocks(tensors: Tensors) -> dict[str, int]:
+    """By name the number of the run of memory that a tensor lies in; tensors that overlap have the same one."""
+    spans = sorted((*_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
+    found: dict[str, int] = {}
+    end, number = ("", 0), 0
+    for device, start, stop, name in spans:
+        number += (device, start) >= end or device != end[0]
+        end = max(end, (device, stop))
+        found[name] = number
+    return found
+
+
+def _span(tensor: Tensor) -> tuple[str, int, int]:
+    """Device, first address and the one behind the last."""
+    if tensor.layout is not torch.strided:
+        return str(tensor.device), id(tensor), id(tensor) + 1
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+
+
+def _check_memory(full: Tensors, narrow: Tensors) -> None:
+    """Nothing of the pruned network may lie in memory of the original: training one would change the other."""
+    both = {(0, name): tensor for name, tensor in full.items()} | {(1, name): t for name, t in narrow.items()}
+    blocks = _blocks({f"{side} {name}": tensor for (side, name), tensor in both.items()})
+    theirs = {block: name[2:] for name, block in blocks.items() if name[0] == "0"}
+    for name, block in blocks.items():
+        if name[0] == "1" and block in theirs:
+            raise _error(f"{name[2:]!r} of the pruned network shares its memory with {theirs[block]!r} of the original")
+
+
+def _read(pruned: nn.Module) -> Iterator[str]:
+    """The tensors that graphs read, by name."""
+    for path, module in pruned.named_modules():
+        if isinstance(module, fx.GraphModule):
+            for graph in getattr(module, "graphs", {"": module.graph}).values():
+                yield from (f"{path}.{node.target}".lstrip(".") for node in graph.nodes if node.op == "get_attr")
+
+
+def _check_added(added: Tensors, traced: Collection[str], unsaved: set[str], read: set[str]) -> None:
+    """Constants of the forward and lists of indices are all that a pruned network may hold in addition."""
+    for name, tensor in added.items():
+        what = "a parameter" if isinstance(tensor, nn.Parameter) else "a buffer"
+        if name not in read or what == "a parameter" or not (name in unsaved or name in traced):
+            raise _error(f"{name!r} is {what} of the pruned network that the original does not have")
+        constant = name in traced or f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name
+        if not constant and (tensor.dtype != torch.int64 or tensor.ndim != 1):
+            raise _error(f"{name!r} of the pruned network is no list of indices and has no counterpart in the original")

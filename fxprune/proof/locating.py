@@ -1,0 +1,197 @@
+"""Removal of values that no parameter makes: padding, expanded dims, constants of the graph.
+
+Nothing carries a NaN into them, so which of their slices go is the plan's word alone, as it is for parameters. It is
+taken for what depends on neither inputs nor parameters, such as a table of positions that the forward computes, and
+else only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of its
+own is removed by its parameters or not at all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxprune.proof.comparing import kept_block, leaves_of
+from fxprune.proof.nan_carrying.calls import bury, gone
+from fxprune.proof.nan_carrying.contractions import has_copies
+from fxprune.proof.probes import Probe
+from fxprune.proof.running import modes
+
+__all__ = [
+    "MarkedRun",
+    "NodeKeep",
+    "first_difference",
+]
+
+
+_ABOUT = ("size", "dim", "numel", "shape", "dtype", "device", "ndim")
+
+NodeKeep = Mapping[str, tuple[Tensor | None, ...]]
+
+
+class MarkedRun:
+    """Calls a GraphModule node by node and marks the slices that ``node_keep`` removes and no parameter can.
+
+    Args:
+        module: a private copy; its parameters' removed entries are NaN already.
+        node_keep: for nodes of its graph by name, one kept-index tensor, or None for all, per dim.
+    """
+
+    def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:
+        self._module = module
+        self._node_keep = node_keep
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(self._module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        interpreter = _Marking(self._module, self._node_keep)
+        return interpreter.run(*bound.arguments.values())
+
+
+class _Marking(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self._node_keep = node_keep
+        self._tables = _tables(module.graph)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        kept = self._node_keep.get(n.name, ())
+        if isinstance(result, Tensor) and _holds_nan(result) and len(kept) == result.ndim:
+            with _disable_current_modes():
+                lost = _lost(result, kept, anything=n in self._tables)
+                return result if lost is None else bury(result, lost)
+        return result
+
+
+def _holds_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tables(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _reads_about(node: fx.Node) -> bool:
+    """Whether a node reads something about a tensor, and not its values."""
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] in _ABOUT
+    return node.op == "call_method" and node.target in _ABOUT
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method")
+
+
+def _lost(value: Tensor, kept: tuple[Tensor | None, ...], *, anything: bool) -> Tensor | None:
+    """Which entries go with slices that no parameter removes; broadcasts to ``value``, None where there are none."""
+    found: Tensor | None = None
+    for dim, index in enumerate(kept):
+        if index is None or not value.numel():
+            continue
+        lost = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
+        lost[index.to(value.device)] = False
+        slices = value.movedim(dim, 0).reshape(value.shape[dim], -1)
+        missing = lost & ~gone(slices).any(1)
+        if bool(missing.any()) and (anything or _is_free(slices, missing)):
+            missing = missing.reshape([-1 if d == dim else 1 for d in range(value.ndim)])
+            found = missing if found is None else found | missing
+    return found
+
+
+def _is_free(slices: Tensor, missing: Tensor) -> bool:
+    """Whether each missing row is one repeated number, or a copy of a row that stays."""
+    varied = missing & ~(slices == slices[:, :1]).all(1)
+    return not bool(varied.any()) or has_copies(slices, 0, varied)
+
+
+_Fingerprint = tuple[tuple[int, ...], float]
+
+
+def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: torch.dtype) -> str:
+    """The first node at which ``pruned`` leaves ``masked``, whose removed entries are NaN; "" if it cannot be found."""
+    if not (isinstance(masked, fx.GraphModule) and isinstance(pruned, fx.GraphModule)):
+        return ""
+    try:
+        recorder = _Recorder(pruned)
+        with modes(dtype, carry_nan=False):
+            recorder.call(probe, dtype)
+        with modes(dtype, carry_nan=True):
+            _Checker(masked, recorder.seen).call(probe, dtype)
+    except _FoundError as found:
+        return str(found)
+    except Exception:  # a hint for the message is not worth a second error
+        return ""
+    return ""
+
+
+class _FoundError(Exception):
+    """Carries the name of the node out of the interpreter."""
+
+
+class _Recorder(fx.Interpreter):
+    """Notes a fingerprint of every node's value."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.seen: dict[str, _Fingerprint] = {}
+
+    def call(self, probe: Probe, dtype: torch.dtype) -> None:
+        sample = probe.in_dtype(dtype)
+        bound = inspect.signature(self.module.forward).bind(*sample.args, **sample.kwargs)
+        bound.apply_defaults()
+        self.run(*bound.arguments.values())
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.is_floating_point():
+            self.note(n, result)
+        return result
+
+    def note(self, node: fx.Node, value: Tensor) -> None:
+        self.seen[node.name] = _fingerprint(value)
+
+
+class _Checker(_Recorder):
+    """Stops at the first node whose fingerprint is not the one that was noted."""
+
+    def __init__(self, module: fx.GraphModule, expected: dict[str, _Fingerprint]) -> None:
+        super().__init__(module)
+        self._expected = expected
+
+    def note(self, node: fx.Node, value: Tensor) -> None:
+        if node.name not in self._expected:
+            return
+        block = kept_block(leaves_of(value))["output"]
+        shape, total = _fingerprint(block)
+        other_shape, other_total = self._expected[node.name]
+        if shape != other_shape:
+            raise _FoundError(f"{_described(node)}: kept shape {shape}, pruned shape {other_shape}")
+        if not math.isclose(total, other_total, rel_tol=1e-6, abs_tol=1e-9):
+            raise _FoundError(f"{_described(node)}: the values differ")
+
+
+def _fingerprint(value: Tensor) -> _Fingerprint:
+    """The shape, and a weighted sum of magnitudes in which permuted entries do not cancel."""
+    flat = value.detach().abs().double().flatten()
+    flat = flat[torch.isfinite(flat)]
+    weights = 1 + torch.cos(torch.arange(flat.numel(), device=flat.device, dtype=torch.float64))
+    return tuple(value.shape), float(flat @ weights)
+
+
+def _described(node: fx.Node) -> str:
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"node {node.name} ({node.op} {target})"

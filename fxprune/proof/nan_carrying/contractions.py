@@ -1,0 +1,203 @@
+"""Matrix products over the positions that both operands still have.
+
+Which positions are left is read off the NaNs of the operands. Where one operand lost a position that the other kept,
+the narrower network would pair the wrong rows with the wrong columns: a fault, unless the position adds nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.proof.nan_carrying.calls import Call, Handler, bury, filled, gone
+from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
+
+__all__ = ["CONTRACTIONS", "has_copies"]
+
+
+def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
+    """``left @ right`` for shapes [b, n, k] and [b, k, m], removed positions of k left out.
+
+    An output entry is removed where its row of ``left`` or its column of ``right`` is removed as a whole.
+
+    Raises:
+        ProofError: the operands of an output entry that stays differ in the positions they lost.
+    """
+    if left.shape[-1] == 0:
+        return torch.bmm(left, right)
+    if len(right) > 1 and right.stride(0) == 0:
+        # One matrix for the whole batch: an expanded view must not be written out once per row.
+        return product(left.flatten(0, 1)[None], right[:1], call).reshape(*left.shape[:2], right.shape[-1])
+    if len(left) > 1 and left.stride(0) == 0:
+        return product(right.mT, left.mT, call).mT
+    result = _product_by_slices(left, right)
+    return _product_by_entries(left, right, call) if result is None else result
+
+
+def _product_by_slices(left: Tensor, right: Tensor) -> Tensor | None:
+    """The product where both lost whole slices only, and the same ones of the contracted dim; else None."""
+    ours = lost_slices(left)
+    theirs = None if ours is None else lost_slices(right)
+    if ours is None or theirs is None or not _alike(ours[2], theirs[1]):
+        return None
+    result = _times(filled(left), filled(right))
+    return bury_slices(bury_slices(result, (*ours[:2], None)), (theirs[0], None, theirs[2]))
+
+
+def _alike(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return torch.equal(left, right)
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left[0], right[0])[None] if len(left) == 1 else torch.bmm(left, right)
+
+
+def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
+    left_gone, right_gone = gone(left), gone(right)
+    rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
+    kept_left, kept_right = filled(left), filled(right)
+    _check_positions(kept_left, kept_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
+    return bury(_times(kept_left, kept_right), rows | columns)
+
+
+def _check_positions(
+    left: Tensor, right: Tensor, removed: tuple[Tensor, Tensor], dead: tuple[Tensor, Tensor], call: Call
+) -> None:
+    """Raise where a live row and a live column pair a removed position with a kept one that is not zero."""
+    (left_gone, right_gone), (rows, columns) = removed, dead
+    in_all = (left_gone | rows).all(1).all(0) & (right_gone | columns).all(2).all(0)
+    doubtful = (left_gone.any(1).any(0) | right_gone.any(2).any(0)) & ~in_all
+    if not bool(doubtful.any()):
+        return
+    index = doubtful.nonzero().flatten()
+    left_only = _pairs(left_gone[..., index], (right[:, index] != 0) & ~right_gone[:, index])
+    right_only = _pairs((left[..., index] != 0) & ~left_gone[..., index], right_gone[:, index])
+    live = ~(rows | columns)
+    if bool((left_only & live).any()) and not _is_free(right, right_gone, 1, left_gone.any(1).any(0)):
+        raise call.mismatch(_mismatch(index, left_gone, right_gone))
+    if bool((right_only & live).any()) and not _is_free(left, left_gone, 2, right_gone.any(2).any(0)):
+        raise call.mismatch(_mismatch(index, left_gone, right_gone))
+
+
+def _pairs(left: Tensor, right: Tensor) -> Tensor:
+    return torch.bmm(left.float(), right.float()) > 0
+
+
+def _is_free(tensor: Tensor, removed: Tensor, dim: int, lost: Tensor) -> bool:
+    """Whether the operand ``tensor`` lost nothing, and its slices at the other's ``lost`` positions are only copies."""
+    return not bool(removed.any()) and has_copies(tensor, dim, lost)
+
+
+def has_copies(tensor: Tensor, dim: int, lost: Tensor) -> bool:
+    """Whether every slice along ``dim`` at a ``lost`` position equals one that is left.
+
+    Which of several copies go makes no difference, so an expanded size-1 dim can lose any of them.
+    """
+    slices = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
+    left = slices[~lost]
+    return all(_is_among(row, left) for row in slices[lost])
+
+
+def _is_among(row: Tensor, rows: Tensor) -> bool:
+    # A few columns rule most rows out, so that few are read to the end.
+    alike = rows[(rows[:, :16] == row[:16]).all(1)]
+    return any(torch.equal(row, other) for other in alike)
+
+
+def _mismatch(index: Tensor, left_gone: Tensor, right_gone: Tensor) -> str:
+    left = int(left_gone.any(1).any(0)[index].sum())
+    right = int(right_gone.any(2).any(0)[index].sum())
+    return (
+        f"its operands lost different positions of the contracted dim (size {left_gone.shape[-1]}): among the first "
+        f"doubtful ones {index[:8].tolist()}, {left} are removed from the left and {right} from the right operand only"
+    )
+
+
+def _mm(call: Call) -> Any:
+    return product(call["self"][None], call["mat2"][None], call)[0]
+
+
+def _bmm(call: Call) -> Any:
+    return product(call["self"], call["mat2"], call)
+
+
+def _mv(call: Call) -> Any:
+    return product(call["self"][None], call["vec"][None, :, None], call)[0, :, 0]
+
+
+def _dot(call: Call) -> Any:
+    left, right = call["self"], call.get("tensor", call.get("other"))
+    if call.func._schema.name == "aten::vdot":
+        left = left.conj()
+    return product(left[None, None], right[None, :, None], call)[0, 0, 0]
+
+
+def _scaled(call: Call, result: Tensor) -> Tensor:
+    """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, NaN and all, as torch does."""
+    alpha, beta = call.get("alpha", 1), call.get("beta", 1)
+    if alpha != 1:
+        result = alpha * result
+    if beta != 0:
+        result = result + (call["self"] if beta == 1 else beta * call["self"])
+    return result
+
+
+def _addmm(call: Call) -> Any:
+    return _scaled(call, product(call["mat1"][None], call["mat2"][None], call)[0])
+
+
+def _addmv(call: Call) -> Any:
+    return _scaled(call, product(call["mat"][None], call["vec"][None, :, None], call)[0, :, 0])
+
+
+def _baddbmm(call: Call) -> Any:
+    return _scaled(call, product(call["batch1"], call["batch2"], call))
+
+
+def _addbmm(call: Call) -> Any:
+    return _scaled(call, product(call["batch1"], call["batch2"], call).sum(0))
+
+
+def _addr(call: Call) -> Any:
+    return _scaled(call, call["vec1"][:, None] * call["vec2"])
+
+
+def _linear(call: Call) -> Any:
+    x, weight, bias = call["input"], call["weight"], call.get("bias")
+    result = product(x.reshape(1, -1, x.shape[-1]), weight.t()[None], call)[0]
+    result = result.reshape(*x.shape[:-1], weight.shape[0])
+    return result if bias is None else result + bias
+
+
+def _trilinear(call: Call) -> Any:
+    """``sum(i1 * i2 * i3)`` as torch writes nn.Bilinear: a product first, then one contraction with the third."""
+    factors = []
+    for number in (1, 2, 3):
+        factor = call[f"i{number}"]
+        for dim in sorted(call[f"expand{number}"]):
+            factor = factor.unsqueeze(dim)
+        factors.append(factor)
+    terms = factors[0] * factors[1] * factors[2]
+    dims = tuple(call["sumdim"])
+    removed = gone(terms)
+    return bury(terms.masked_fill(removed, 0).sum(dims), removed.all(dim=dims)) if dims else terms
+
+
+CONTRACTIONS: dict[str, Handler] = {
+    "mm": _mm,
+    "bmm": _bmm,
+    "mv": _mv,
+    "dot": _dot,
+    "vdot": _dot,
+    "addmm": _addmm,
+    "addmv": _addmv,
+    "baddbmm": _baddbmm,
+    "addbmm": _addbmm,
+    "addr": _addr,
+    "linear": _linear,
+    "_trilinear": _trilinear,
+}

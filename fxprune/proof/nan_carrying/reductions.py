@@ -1,0 +1,272 @@
+"""Reductions and scans over the entries that are left.
+
+A removed entry is replaced by the value that leaves the result alone (0 for a sum, minus infinity for a maximum); a
+result over nothing but removed entries is removed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxprune.proof.nan_carrying.calls import Call, Handler, bury, constant_along, filled, gone, trailing, words
+
+__all__ = [
+    "NORMALIZATIONS",
+    "REDUCTIONS",
+    "all_gone",
+]
+
+
+def _dims(call: Call) -> tuple[int, ...]:
+    """The dims reduced over, counted from the front; all of them where none is named."""
+    x = call["self"]
+    dim = call.get("dim")
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return tuple(range(x.ndim))
+    listed = dim if isinstance(dim, (list, tuple)) else [dim]
+    return tuple(d % max(x.ndim, 1) for d in listed)
+
+
+def all_gone(call: Call, removed: Tensor) -> Tensor:
+    """Where a result is over nothing but removed entries."""
+    dims = _dims(call)
+    return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
+
+
+def _with_fill(fill: float) -> Handler:
+    def handler(call: Call) -> Any:
+        removed = gone(call["self"])
+        result = call.run(self=call["self"].masked_fill(removed, fill))
+        dead = all_gone(call, removed)
+        return pytree.tree_map_only(Tensor, lambda out: bury(out, dead), result)
+
+    return handler
+
+
+def _count(call: Call, removed: Tensor) -> Tensor:
+    kept = (~removed).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
+    return kept.to(call["self"].dtype)
+
+
+def _mean(call: Call) -> Any:
+    x = call["self"] if call.get("dtype") is None else call["self"].to(call["dtype"])
+    removed = gone(x)
+    total = filled(x).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
+    return bury(total / _count(call, removed), all_gone(call, removed))
+
+
+def _moments(call: Call) -> tuple[Tensor, Tensor]:
+    """Variance and mean over the entries that are left."""
+    x, dims, keep = call["self"], _dims(call), bool(call.get("keepdim", False))
+    removed = gone(x)
+    values = filled(x)
+    kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
+    mean = values.sum(dim=dims, keepdim=True) / kept
+    spread = (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
+    correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
+    divisor = _count(call, removed) - correction
+    dead = all_gone(call, removed)
+    mean = mean if keep else mean.reshape(spread.shape)
+    return bury(spread / divisor.clamp_min(0), dead), bury(mean, dead)
+
+
+def _var(call: Call) -> Any:
+    return _moments(call)[0]
+
+
+def _std(call: Call) -> Any:
+    return _moments(call)[0].sqrt()
+
+
+def _var_mean(call: Call) -> Any:
+    return _moments(call)
+
+
+def _std_mean(call: Call) -> Any:
+    variance, mean = _moments(call)
+    return variance.sqrt(), mean
+
+
+def _norm(call: Call) -> Any:
+    order = call.get("ord", call.get("p", 2))
+    return _with_fill(math.inf if order < 0 else 0.0)(call)
+
+
+def _aminmax(call: Call) -> Any:
+    x = call["self"]
+    removed, keep = gone(x), bool(call.get("keepdim", False))
+    dims = _dims(call)
+    low = x.masked_fill(removed, math.inf).amin(dim=dims, keepdim=keep)
+    high = x.masked_fill(removed, -math.inf).amax(dim=dims, keepdim=keep)
+    dead = all_gone(call, removed)
+    return bury(low, dead), bury(high, dead)
+
+
+def _scan(fill: float) -> Handler:
+    """Softmax and running totals: as many results as entries, a removed entry stays removed."""
+
+    def handler(call: Call) -> Any:
+        removed = gone(call["self"])
+        result = call.run(self=call["self"].masked_fill(removed, fill))
+        return pytree.tree_map_only(Tensor, lambda out: bury(out, removed), result)
+
+    return handler
+
+
+def _found(call: Call) -> Any:
+    """A value found among the entries that are left, where these are the same ones at every other position."""
+    x, dims = call["self"], _dims(call)
+    removed = gone(x)
+    if constant_along(removed, dims):
+        return call.run()
+    if len(dims) != 1:
+        return call.run(self=x[~removed])
+    others = tuple(d for d in range(x.ndim) if d != dims[0])
+    left = ~(removed.all(dim=others) if others else removed)
+    narrow = x.index_select(dims[0], left.nonzero().flatten())
+    if not constant_along(gone(narrow), dims):
+        raise call.fault("searches along a dim that has lost different positions at different places")
+    return call.run(self=narrow)
+
+
+def _whole(call: Call) -> Any:
+    """Sorting and searching along a dim: only where entries are not removed one by one along it."""
+    if not constant_along(gone(call["self"]), _dims(call)):
+        raise call.fault("orders or searches along a dim that has removed positions")
+    return call.run()
+
+
+def _cdist(call: Call) -> Any:
+    left, right = call["x1"], call["x2"]
+    difference = left.unsqueeze(-2) - right.unsqueeze(-3)
+    removed = gone(difference)
+    distance = torch.linalg.vector_norm(filled(difference), call.get("p", 2), dim=-1)
+    return bury(distance, removed.all(-1))
+
+
+def _dist(call: Call) -> Any:
+    difference = call["self"] - call["other"]
+    order = call.get("p", 2)
+    distance = torch.linalg.vector_norm(filled(difference), order)
+    return bury(distance, gone(difference).all())
+
+
+REDUCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(("sum", "nansum"), _with_fill(0.0)),
+    **dict.fromkeys(("prod",), _with_fill(1.0)),
+    **dict.fromkeys(("amax", "max", "logsumexp"), _with_fill(-math.inf)),
+    **dict.fromkeys(("amin", "min"), _with_fill(math.inf)),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
+    **dict.fromkeys(("aminmax", "_aminmax"), _aminmax),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"), _scan(-math.inf)),
+    **dict.fromkeys(("median", "mode", "nanmedian"), _found),
+    **dict.fromkeys(("cummax",), _scan(-math.inf)),
+    **dict.fromkeys(("cummin",), _scan(math.inf)),
+    **dict.fromkeys(("cumsum",), _scan(0.0)),
+    **dict.fromkeys(("cumprod",), _scan(1.0)),
+    **dict.fromkeys(
+        words(
+            """argmax argmin argsort kthvalue renorm sort topk linalg_cross
+            _fft_c2c _fft_c2r _fft_r2c"""
+        ),
+        _whole,
+    ),
+    "mean": _mean,
+    "var": _var,
+    "std": _std,
+    "var_mean": _var_mean,
+    "std_mean": _std_mean,
+    "dist": _dist,
+    "_cdist_forward": _cdist,
+    "_euclidean_dist": _cdist,
+}
+
+
+def _moments_of_groups(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over ``dims``, kept as size 1, of the entries that are left."""
+    removed = gone(x)
+    kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
+    values = filled(x)
+    mean = values.sum(dim=dims, keepdim=True) / kept
+    variance = (values - mean).masked_fill(removed, 0).square().sum(dim=dims, keepdim=True) / kept
+    return mean, variance
+
+
+def _layer_norm(call: Call) -> Any:
+    x = call["input"]
+    mean, variance = _moments_of_groups(x, trailing(x, len(call["normalized_shape"])))
+    scale = torch.rsqrt(variance + call["eps"])
+    return _affine((x - mean) * scale, call.get("weight"), call.get("bias")), mean, scale
+
+
+def _rms_norm(call: Call) -> Any:
+    x = call["input"]
+    removed = gone(x)
+    dims = trailing(x, len(call["normalized_shape"]))
+    kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
+    square = filled(x).square().sum(dim=dims, keepdim=True) / kept
+    scale = torch.rsqrt(square + call.get("eps", torch.finfo(x.dtype).eps))
+    return _affine(x * scale, call.get("weight"), None), scale
+
+
+def _group_norm(call: Call) -> Any:
+    x = call["input"]
+    grouped = x.reshape(x.shape[0], call["group"], -1)
+    mean, variance = _moments_of_groups(grouped, (2,))
+    scale = torch.rsqrt(variance + call["eps"])
+    shape = [1, x.shape[1], *[1] * (x.ndim - 2)]
+    weight, bias = (None if v is None else v.reshape(shape) for v in (call.get("weight"), call.get("bias")))
+    return _affine(((grouped - mean) * scale).reshape(x.shape), weight, bias), mean[..., 0], scale[..., 0]
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _batch_norm(call: Call) -> Any:
+    """Per channel, hence right by itself, except where statistics of what it is given run over removed positions.
+
+    That is how weights are standardised: each row of a weight is a channel, with its inputs as positions.
+    """
+    x = call["input"]
+    by_batch = bool(call.get("training", False)) or call.get("running_mean") is None
+    dims = (0, *range(2, x.ndim))
+    if not by_batch or constant_along(gone(x), dims):
+        return call.run()
+    if call.get("running_mean") is not None:
+        raise call.fault("would put statistics over removed positions into the running ones")
+    mean, variance = _moments_of_groups(x, dims)
+    scale = torch.rsqrt(variance + call.get("eps", call.get("epsilon")))
+    weight, bias = (None if v is None else v.reshape(mean.shape) for v in (call.get("weight"), call.get("bias")))
+    more = [x.new_empty(0)] * (len(call.func._schema.returns) - 3)
+    return _affine((x - mean) * scale, weight, bias), mean.flatten(), scale.flatten(), *more
+
+
+def _weight_norm(call: Call) -> Any:
+    """``v * (g / norm(v))``, the norm over every dim of ``v`` but ``dim``."""
+    v, g, dim = call["v"], call["g"], call.get("dim", 0)
+    removed = gone(v)
+    dims = tuple(d for d in range(v.ndim) if d != dim % v.ndim)
+    length = torch.linalg.vector_norm(filled(v), 2, dim=dims, keepdim=True)
+    return v * (g / length), bury(length, removed.all(dim=dims, keepdim=True))
+
+
+NORMALIZATIONS: dict[str, Handler] = {
+    "native_layer_norm": _layer_norm,
+    "_fused_rms_norm": _rms_norm,
+    "native_group_norm": _group_norm,
+    **dict.fromkeys(
+        words(
+            """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update
+            cudnn_batch_norm miopen_batch_norm"""
+        ),
+        _batch_norm,
+    ),
+    "_weight_norm_interface": _weight_norm,
+}

@@ -1,0 +1,281 @@
+"""Two graphs in lock step: the rewritten one is the captured one, op for op, with other sizes and nothing else.
+
+Numbers alone would not tell: a ReLU6 is a ReLU on small values, and a dropout does nothing in eval mode. So ops,
+modules and every literal but whole numbers must be the same; whole numbers are sizes, and what they do to the values
+judges them. The rewritten graph may pick entries and compute sizes in between, which changes nothing by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.errors import ProofError
+from fxprune.proof.nodes.pairs import Pair, described, fault, is_number, is_sizes
+
+__all__ = ["Step", "check_structure", "matched"]
+
+# What a rewrite may add: picks of entries, and arithmetic on sizes.
+_ADDED_PICKS = frozenset((torch.index_select, operator.getitem))
+_ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))
+_SPLITS = frozenset(
+    """split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit
+    dsplit""".split()
+)
+# Ops that take entries by their numbers; a rewrite may write them as picks, and a gate as nothing at all.
+_GATE = "select_channels"
+_PICKS = frozenset(("getitem", "index_select", _GATE))
+# Ops whose numbers, the second argument and those behind it, are judged by the values that they take or write.
+_JUDGED_BY_VALUES = _SPLITS | _PICKS
+_ATTENTION = "scaled_dot_product_attention"
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of the captured graph, and what the rewritten graph computes for it.
+
+    Attributes:
+        full: the node.
+        written: the rewritten graph's nodes since the step before, in order.
+        counterpart: the one of them with the same op; None where picks, a literal or nothing stand for it.
+        image: the node or number that has its value.
+    """
+
+    full: fx.Node
+    written: tuple[fx.Node, ...]
+    counterpart: fx.Node | None
+    image: Any
+
+
+def check_structure(pairs: Iterable[Pair]) -> None:
+    """Check that every rewritten graph is its captured one, op for op, and that the pruned network runs no other.
+
+    Raises:
+        ProofError: it is not; says at which node.
+    """
+    for pair in pairs:
+        graphs = getattr(pair.root, "graphs", {}).values()
+        if not any(graph is pair.narrow for graph in graphs):
+            raise ProofError(f"{pair.label} graph: the pruned network runs another one than the rewrite speaks of")
+        matched(pair)
+
+
+def matched(pair: Pair) -> list[Step]:
+    """The steps of both graphs, in order.
+
+    Raises:
+        ProofError: a node is missing, added, out of order, or another op, or has other arguments.
+    """
+    walk = _Walk(pair)
+    steps = [walk.step(node) for node in pair.full.nodes]
+    walk.end()
+    arguments = _Arguments(pair, {node for step in steps for node in step.written if node is not step.counterpart})
+    for step in steps:
+        arguments.compare(step)
+    return steps
+
+
+class _Walk:
+    """Takes the nodes of the rewritten graph one after another, as the captured nodes that they stand for."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._rest = iter(pair.narrow.nodes)
+        self._passed: set[fx.Node] = set()
+        # The rewritten graph's nodes that give numbers; everything else may be a tensor.
+        self._numbers: set[fx.Node] = set()
+
+    def step(self, node: fx.Node) -> Step:
+        """The step of the captured graph's next node."""
+        image = self._pair.images.get(node)
+        if not isinstance(image, fx.Node):
+            self._check_left_out(node, image)
+            return Step(node, (), None, image)
+        written = () if image in self._passed else tuple(self._up_to(image))
+        if image not in self._passed and (not written or written[-1] is not image):
+            raise fault(self._pair, node, "it is missing or out of order in the rewritten graph")
+        self._passed.update(written)
+        counterpart = self._counterpart(node, written)
+        if counterpart and (is_number(node) or is_sizes(node)):
+            self._numbers.update((counterpart, image))
+        for extra in written:
+            if extra is not counterpart and not self._is_harmless(extra):
+                raise fault(self._pair, node, f"the rewritten graph adds {described(extra)}")
+        return Step(node, written, counterpart, image)
+
+    def end(self) -> None:
+        """Check that nothing is left over."""
+        if left := next(self._rest, None):
+            raise fault(self._pair, left, "the captured graph has no such node")
+
+    def _up_to(self, image: fx.Node) -> Iterator[fx.Node]:
+        for node in self._rest:
+            yield node
+            if node is image:
+                return
+
+    def _check_left_out(self, node: fx.Node, literal: Any) -> None:
+        """Only numbers may become literals, and only checks that hold, their numbers, and gates may go."""
+        images = self._pair.images
+        if literal is not None:
+            if not is_number(node) or type(literal) is not type(node.meta["val"]) or literal != node.meta["val"]:
+                raise fault(self._pair, node, f"it became {literal!r}")
+            return
+        kind = _name(node)
+        if kind == "_assert":
+            condition = images.get(node.all_input_nodes[0]) if node.all_input_nodes else node.args[0]
+            allowed = condition is None or condition is True
+        elif node.op == "get_attr":
+            allowed = all(_name(user) == _GATE for user in node.users)
+        else:
+            allowed = is_number(node) and all(images.get(user) is None for user in node.users)
+        if not allowed:
+            raise fault(self._pair, node, "it is missing in the rewritten graph")
+
+    def _counterpart(self, node: fx.Node, written: tuple[fx.Node, ...]) -> fx.Node | None:
+        """The written node that does the same: the last, or the one before the picks that cut what it gives."""
+        kind, target = _name(node), node.target
+        if node.op in ("get_attr", "call_module"):
+            target = str(target).removeprefix(self._pair.prefix)
+        for other in reversed(written):
+            same = other.op == node.op and self._name_of(other) == target
+            if same or (kind in _SPLITS and other.target is torch.split):
+                return other
+            sized = is_number(node) and other.target in _ARITHMETIC
+            if other.target is not torch.index_select and other.op != "get_attr" and not sized:
+                break
+        else:
+            if kind in _PICKS if written else kind == _GATE:
+                return None
+        raise fault(self._pair, node, f"it became {described(written[-1]) if written else self._pair.images[node]}")
+
+    def _name_of(self, node: fx.Node) -> Any:
+        """The target of a written node; a part's true name where the graph has a number for it."""
+        is_part, name_of = node.op in ("get_attr", "call_module"), getattr(self._pair.root, "name_of", str)
+        return name_of(node.target) if is_part else node.target
+
+    def _is_harmless(self, node: fx.Node) -> bool:
+        """Whether a node that the rewrite added only picks entries or computes sizes."""
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            value = getattr(self._pair.root.get_submodule(path), name, None)
+            return isinstance(value, torch.Tensor) and value.dtype == torch.int64
+        if node.op != "call_function" or node.kwargs:
+            return False
+        if node.target in _ARITHMETIC:
+            self._numbers.add(node)
+            return all(given in self._numbers for given in node.all_input_nodes)
+        if node.target is operator.getitem and node.args[0] in self._numbers:
+            self._numbers.add(node)
+        return node.target in _ADDED_PICKS
+
+
+def _name(node: fx.Node) -> str:
+    """The name of a method or function; an empty text for other nodes."""
+    if node.op not in ("call_method", "call_function"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+class _Arguments:
+    """Compares the arguments of counterparts; ``added`` are the rewritten graph's nodes without one."""
+
+    def __init__(self, pair: Pair, added: set[fx.Node]) -> None:
+        self._pair = pair
+        self._added = added
+        self._images = {image for image in pair.images.values() if isinstance(image, fx.Node)}
+
+    def compare(self, step: Step) -> None:
+        node, other = step.full, step.counterpart
+        if other is None:
+            if isinstance(step.image, fx.Node):
+                source = step.image.all_input_nodes[0] if step.written else step.image
+                self._check(step, self._operand(node.args[0], source))
+            return
+        kind = _name(node)
+        if kind == "getitem" and not _is_tensor(node.args[0]) and node.args[1] != other.args[1]:
+            raise fault(self._pair, node, f"item {node.args[1]!r} became {other.args[1]!r}")
+        if kind in _JUDGED_BY_VALUES:
+            pairs: Iterable[tuple[Any, Any]] = [(node.args[:1], other.args[:1])]
+        elif kind == "setitem":
+            pairs = [(node.args[::2], other.args[::2])]
+        else:
+            pairs = [(node.args, other.args), (dict(node.kwargs), self._without_added(kind, node, other))]
+        for full, narrow in pairs:
+            self._check(step, self._difference(full, narrow))
+
+    def _check(self, step: Step, difference: str) -> None:
+        if difference:
+            raise fault(self._pair, step.full, difference)
+
+    def _without_added(self, kind: str, node: fx.Node, other: fx.Node) -> dict[str, Any]:
+        """The keyword arguments but sizes that the call did not give before, and the scale that attention had."""
+        kwargs = dict(other.kwargs)
+        for name in other.kwargs.keys() - node.kwargs.keys():
+            if _is_int(kwargs[name]) or (kind == _ATTENTION and name == "scale"):
+                del kwargs[name]
+        return kwargs
+
+    def _difference(self, full: Any, narrow: Any) -> str:
+        """What is not the same, or an empty text."""
+        if isinstance(full, fx.Node):
+            return self._operand(full, narrow)
+        if isinstance(narrow, fx.Node):
+            return "" if _is_int(full) else f"{full!r} became {narrow.name}"
+        if isinstance(full, slice) and isinstance(narrow, slice):
+            full, narrow = (full.start, full.stop, full.step), (narrow.start, narrow.stop, narrow.step)
+        if isinstance(full, Mapping) and isinstance(narrow, Mapping) and full.keys() == narrow.keys():
+            return self._first((full[key], narrow[key]) for key in full)
+        if _is_int(full) and isinstance(narrow, (list, tuple)):
+            narrow = narrow[0] if len(narrow) == 1 else narrow
+        if isinstance(full, (list, tuple)) and isinstance(narrow, (list, tuple)) and len(full) == len(narrow):
+            return self._first(zip(full, narrow, strict=True))
+        if isinstance(full, (list, tuple)) and isinstance(narrow, (list, tuple)):
+            return f"{len(full)} arguments or items became {len(narrow)}: {narrow}"
+        return "" if _same_literal(full, narrow) else f"{full!r} became {narrow!r}"
+
+    def _first(self, pairs: Iterable[tuple[Any, Any]]) -> str:
+        return next((text for text in (self._difference(a, b) for a, b in pairs) if text), "")
+
+    def _operand(self, full: Any, narrow: Any) -> str:
+        """A node's image, picked from or computed with; for sizes, whole numbers as well."""
+        if isinstance(narrow, fx.Node):
+            same = self._origin(narrow) is self._pair.images.get(full)
+        elif is_number(full) and not isinstance(full.meta["val"], int):
+            same = type(narrow) is float and narrow == self._pair.images.get(full)
+        else:
+            same = is_sizes(full) and all(_is_int(n) or isinstance(n, fx.Node) for n in _items(narrow))
+        return "" if same else f"it reads {narrow} instead of {full.name}"
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """The node with a counterpart that an added one picks from, or computes with."""
+        while node in self._added and node not in self._images and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        return node
+
+
+def _is_tensor(given: Any) -> bool:
+    return isinstance(given, fx.Node) and isinstance(given.meta.get("val"), torch.Tensor)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _same_literal(full: Any, narrow: Any) -> bool:
+    """Whether two literals are the same; whole numbers may be any, because the values judge them."""
+    if _is_int(full) and _is_int(narrow):
+        return True
+    if type(full) is not type(narrow):
+        return False
+    return bool(full == narrow) or (isinstance(full, float) and math.isnan(full) and math.isnan(narrow))

@@ -1,0 +1,209 @@
+"""The inputs a proof runs: the sample, and random values like it at another batch size and resolution or length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.capture.samples import IMAGE_DIMS, Sample, is_image
+from fxprune.proof.copies import promoted
+
+__all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
+
+# The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
+# leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
+_SHARES, _PIXELS, _ENOUGH = (0.72, 0.0), 32, 96
+# Of this many steps one goes.
+_FEW_STEPS = 4
+
+
+DRAWS = {"range": "", "whole": "whole numbers as in the sample", "rows": "values as in the sample"}
+"""Ways to draw values, the first to be tried first, and what labels say of them: from the range of all values; the same
+but for places that hold whole numbers, which take those of any row; and at every place those of any row."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One set of inputs.
+
+    Attributes:
+        label: how messages name it.
+        sample: the arguments.
+        resized: whether the resolution or the number of steps is not the sample's own.
+        guessed: whether it is no more than a guess that the network takes such sizes.
+        drawn: how values were drawn, one of :data:`DRAWS`; "" for those of the sample.
+    """
+
+    label: str
+    sample: Sample
+    resized: bool = False
+    guessed: bool = False
+    drawn: str = ""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Dim 0 shared by all tensors, if they share it."""
+        return self.sample.batch_size
+
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """Height x width of each image-like input."""
+        images = self.sample.image_lists
+        tensors = images[0][:1] if images else [t for t in self.sample.tensors if is_image(t)]
+        return tuple(f"{t.shape[-2]}x{t.shape[-1]}" for t in tensors)
+
+    def in_dtype(self, dtype: torch.dtype) -> Sample:
+        """Fresh copies of the arguments, floating ones in ``dtype``."""
+        return self.sample.map(lambda tensor: promoted(tensor, dtype))
+
+
+# Rows of a sample with few values, so that no unit stays silent on all of them.
+_FEW_VALUES, _MORE_ROWS = 1024, 12
+# Of a larger batch two rows are run.
+_ROWS = 4
+
+
+def batch_sizes(sample: Sample) -> tuple[int, ...]:
+    """The given size, or 2 where that is larger than need be, and the next, but 3 at least.
+
+    A trace of a sample of one has a batch of two, so both sizes are others then; more rows of the same sample would
+    tell nothing. The second is larger for small inputs; there are none where the inputs share no batch dim.
+    """
+    given = sample.batch_size
+    if not given:
+        return ()
+    first = given if given <= _ROWS else 2
+    values = sum(tensor.numel() for tensor in sample.tensors if tensor.is_floating_point()) // given
+    return first, _MORE_ROWS if 0 < values <= _FEW_VALUES else max(first + 1, 3)
+
+
+def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int = 1) -> list[list[Probe]]:
+    """The probes to run; of each inner list the first that fits the network.
+
+    First the sample itself, then random values at another batch size and resolution, or as near to that as the network
+    takes. A sample of fewer rows than ``smallest`` has them repeated, where the network takes that.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = batch_sizes(sample)
+    sizes = (max(sizes[0], smallest), sizes[1]) if sizes else sizes
+    asked = [(f", batch {size}", sample.with_batch(size)) for size in sizes]
+    given = ("" if not sizes else f", batch {sample.batch_size}", sample)
+    first, second = asked[:1] if sample.batch_size in sizes[:1] else [*asked[:1], given], [*asked[1:], given]
+    others: list[Probe] = []
+    if resize and sample.image_lists:
+        label = "random images, one more, of another size"
+        others.append(_random(label, sample.with_another_image(), None, generator, _SHARES[-1]))
+        resize = False
+    images = any(is_image(tensor) for tensor in sample.tensors)
+    resize, lengths = resize and images, resize and not images
+    for suffix, values in second:
+        if resize:
+            label = f"random inputs{suffix}, another resolution"
+            others += [_random(label, values, None, generator, share) for share in _shares(values)]
+        elif lengths:
+            label = f"random inputs{suffix}, another length"
+            others += [_random(label, *shorter, generator) for shorter in _shortened(values)]
+        others.append(_random(f"random inputs{suffix}", values, None, generator))
+        # Floats may be numbers of rows of a table, or become such: then only values that were given are sure to fit.
+        others += [
+            Probe(f"random inputs{suffix}, {words}", _drawn(values, generator, how), drawn=how)
+            for how, words in DRAWS.items()
+            if words
+        ]
+        others.append(Probe(f"the sample{suffix}", values))
+    return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
+
+
+def _shortened(sample: Sample) -> list[tuple[Sample, bool]]:
+    """The sample with fewer steps (tables of positions have an end), and whether it is a guess that these are steps.
+
+    Steps are dim 1 of numbered tokens (batch, steps) and of all that is as long; of a series of floats alone, the last
+    dim (batch, channels, steps) or dim 1 (batch, steps, features).
+    """
+    tokens = {t.shape[1] for t in sample.tensors if t.ndim == 2 and not t.is_floating_point()}
+    lengths = tokens or {t.shape[1] for t in sample.tensors if t.ndim == 3}
+    found = [sample.map(lambda t: _fewer(t, 1) if t.ndim > 1 and t.shape[1] in lengths else t)]
+    if not tokens:
+        found.insert(0, sample.map(lambda t: _fewer(t, -1) if t.ndim == 3 else t))
+    given = [t.shape for t in sample.tensors]
+    return [(other, not tokens) for other in found if [t.shape for t in other.tensors] != given]
+
+
+def _fewer(tensor: Tensor, dim: int) -> Tensor:
+    size = tensor.shape[dim]
+    return tensor if size < _FEW_STEPS else tensor.narrow(dim, 0, size - size // _FEW_STEPS)
+
+
+def randomised(probe: Probe, seed: int, drawn: str = "range") -> Probe:
+    """Random values like those of ``probe``, in its shapes; ``drawn``: one of :data:`DRAWS`."""
+    generator = torch.Generator().manual_seed(seed)
+    label = f"random inputs like {probe.label}"
+    if drawn == "range":
+        return _random(label, probe.sample, None, generator)
+    return Probe(label, _drawn(probe.sample, generator, drawn), drawn=drawn)
+
+
+def _drawn(sample: Sample, generator: torch.Generator, how: str) -> Sample:
+    return sample.map(lambda tensor: _shuffled(tensor, generator, everything=how == "rows"))
+
+
+def _shuffled(tensor: Tensor, generator: torch.Generator, *, everything: bool) -> Tensor:
+    """Random values where not all rows hold whole numbers, and else, or everywhere, at each place those of any row."""
+    if not tensor.is_floating_point() or tensor.ndim == 0 or not tensor.numel():
+        return _random_like(tensor, generator, None)
+    rows = torch.randint(len(tensor), tensor.shape, generator=generator).to(tensor.device)
+    given = tensor.gather(0, rows)
+    whole = (tensor == tensor.round()).all(0)
+    return given if everything else torch.where(whole, given, _random_like(tensor, generator, None))
+
+
+def _random(
+    label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, share: float | None = None
+) -> Probe:
+    """Random values; ``guessed`` is None where the sample has its own sizes, ``share`` where its own resolution."""
+    images = (3, 4, 5) if sample.image_lists else IMAGE_DIMS
+    drawn = sample.map(lambda t: _random_like(t, generator, share if t.ndim in images else None))
+    return Probe(label, drawn, share is not None or guessed is not None, bool(guessed), "range")
+
+
+def _shares(sample: Sample) -> list[float]:
+    """Those of ``_SHARES`` that give different resolutions."""
+    images = [tuple(tensor.shape[-2:]) for tensor in sample.tensors if is_image(tensor)]
+    found = {tuple(_resized(image, share) for image in images): share for share in reversed(_SHARES)}
+    return list(reversed(found.values()))
+
+
+def _resized(resolution: Sequence[int], share: float) -> tuple[int, ...]:
+    smallest = min(resolution)
+    fewer = max(int(share * smallest / _PIXELS), 1) * _PIXELS
+    change = -fewer if smallest >= _ENOUGH else min(_PIXELS, smallest)
+    return tuple(size + change for size in resolution)
+
+
+def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None) -> Tensor:
+    """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are.
+
+    Positive inputs stay positive, because a network may take their root or logarithm.
+    """
+    shape = list(tensor.shape)
+    if share is not None and tensor.is_floating_point():
+        shape[-2:] = _resized(shape[-2:], share)
+    if tensor.dtype == torch.bool or tensor.is_complex() or tensor.numel() == 0:
+        return tensor
+    if not tensor.is_floating_point():
+        span = int(tensor.min()), int(tensor.max()) + 1
+        return torch.randint(*span, shape, generator=generator).to(tensor)
+    finite = tensor[torch.isfinite(tensor)].double()
+    low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
+    if low < 0 < high:
+        # Around zero, units of either sign speak up.
+        low, high = -max(-low, high), max(-low, high)
+    if low == high:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
+    values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    values = values.to(tensor)
+    # Infinity is how masks say no; it stays where it was.
+    return values if values.shape != tensor.shape else torch.where(torch.isfinite(tensor), values, tensor)

@@ -1,0 +1,102 @@
+"""The proof: translation validation of the pruned network against the original."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.samples import Sample
+from fxprune.proof.attributes import check_attributes, check_code
+from fxprune.proof.copies import TOLERANCE, out_of_memory, precision
+from fxprune.proof.holding import check_holding
+from fxprune.proof.locating import NodeKeep
+from fxprune.proof.masking import Keep, all_names, check_tensors
+from fxprune.proof.proof import Proof
+from fxprune.proof.running import nothing_left_behind
+from fxprune.proof.trials import RefusedError
+from fxprune.proof.validation import Case, Outcome, Validation
+
+__all__ = ["prove"]
+
+
+def prove(
+    original: nn.Module,
+    captured: nn.Module,
+    pruned: nn.Module,
+    keep: Keep,
+    sample: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    crosses_norm: bool,
+    seed: int = 0,
+    node_keep: NodeKeep | None = None,
+    alone: bool = False,
+    untrained: str | None = "",
+) -> Proof:
+    """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
+
+    Each kept tensor must equal the original's kept entries bit for bit; the traced network must equal the original;
+    the outputs must equal those of the original with removed entries set to zero or, where zero is the wrong stand-in,
+    evaluated over the kept entries alone. Everything runs on private copies in float64 (float32 where memory forbids),
+    at two batch sizes and two resolutions (lengths, of tokens and series) where the original takes them.
+
+    Args:
+        original: the caller's model; only read.
+        captured: the full-width graph traced from it, with the same parameter names.
+        pruned: the smaller network, to be judged.
+        keep: for every parameter and buffer of ``captured`` one kept-index tensor, or None for all, per dim; a tied
+            tensor may be listed under one of its names.
+        sample: positional and keyword arguments of one call.
+        crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no stand-in.
+        seed: of the random inputs and parameters.
+        node_keep: for nodes of ``captured``'s graph by name, one kept-index tensor, or None for all, per dim. It is
+            asked only where the outputs differ without it, and believed only for slices that are constant or copies
+            of others: padding, expanded dims and constants, into which no parameter carries a NaN.
+        alone: run the sample's own sizes only, and random parameters only where removal does not show without them:
+            for another graph of two networks that are proven.
+        untrained: why the two cannot be compared in training mode; "" where they can, None where they need not.
+
+    Raises:
+        ProofError: a check failed; the message says which, where, and by how much.
+    """
+    started = time.perf_counter()
+    whole = all_names(original, captured, keep)
+    with nothing_left_behind(original):
+        checked = check_tensors(original, captured, pruned, whole)
+        check_holding(original, captured, pruned)
+        check_attributes(original, pruned)
+        check_code(pruned)
+        case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
+        case = replace(case, untrained=untrained)
+        dtype = precision(original, case.sample)
+        try:
+            outcome = Validation(case, dtype).run()
+        except Exception as error:
+            # Some forwards make float32 tensors of their own and so refuse every other dtype.
+            if dtype == torch.float32 or not (out_of_memory(error) or isinstance(error, RefusedError)):
+                raise
+            dtype = torch.float32
+            outcome = Validation(case, dtype).run()
+    return _as_proof(outcome, dtype, checked, time.perf_counter() - started)
+
+
+def _as_proof(outcome: Outcome, dtype: torch.dtype, checked: int, seconds: float) -> Proof:
+    sizes = {probe.batch_size for probe in outcome.probes}
+    shapes = dict.fromkeys(name for probe in outcome.probes for name in probe.resolutions)
+    return Proof(
+        method=outcome.method,
+        relative_error=outcome.error,
+        tolerance=TOLERANCE[dtype],
+        dtype=str(dtype).removeprefix("torch."),
+        batch_sizes=tuple(sorted(size for size in sizes if size is not None)),
+        resolutions=tuple(shapes),
+        tensors_checked=checked,
+        vacuous=outcome.vacuous,
+        randomised=outcome.randomised,
+        notes=tuple(dict.fromkeys(outcome.notes)),
+        seconds=seconds,
+        strays=outcome.strays,
+    )

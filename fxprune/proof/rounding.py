@@ -1,0 +1,86 @@
+"""Outputs that are zero but for rounding, such as the mean of an instance norm: no tolerance tells one from another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.proof.comparing import Leaves
+from fxprune.proof.conditioning import move_parameters
+from fxprune.proof.probes import Probe
+from fxprune.proof.running import evaluate
+
+__all__ = ["rounding_levels", "without_rounding"]
+
+# What cancels leaves at most this many units in the last place of the largest value on the way.
+_UNITS = 100
+# Parameters that move by rounding move such an output by at least this share of itself.
+_SHARE = 0.01
+# The rounding of another order of sums is at most this many times that movement. It matters where something else on the
+# way is huge, such as the least number that masks attention.
+_MOVEMENTS = 1000
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the largest magnitude that any operator gives."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.value = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                self.value = max(self.value, _magnitude(value))
+        return result
+
+
+def rounding_levels(
+    module: nn.Module, probe: Probe, answer: Leaves, dtype: torch.dtype, *, seed: int
+) -> dict[str, float]:
+    """The outputs of ``module``, a private copy whose parameters move, that hold rounding alone.
+
+    Returns:
+        By the output's path, the magnitude below which its values are rounding. An output is among them if it is no
+        larger than that, and moves as soon as parameters move by a few units in the last place; the magnitude is also
+        bounded by how far it moves.
+    """
+    with _Largest() as largest:
+        evaluate(module, probe, dtype, seed=seed)
+    level = _UNITS * torch.finfo(dtype).eps * largest.value
+    tiny = {p: leaf for p, leaf in answer.items() if _is_float(leaf) and leaf.numel() and _magnitude(leaf) <= level}
+    move_parameters(module, 4 * torch.finfo(dtype).eps, seed)
+    moved = evaluate(module, probe, dtype, seed=seed) if tiny else {}
+    movements = {path: _magnitude(moved[path] - leaf) for path, leaf in tiny.items()}
+    return {
+        path: min(level, _MOVEMENTS * movements[path])
+        for path, leaf in tiny.items()
+        if movements[path] >= _SHARE * _magnitude(leaf)
+    }
+
+
+def without_rounding(left: Leaves, right: Leaves, levels: dict[str, float]) -> tuple[Leaves, Leaves]:
+    """Two networks' outputs without those that are rounding in both."""
+    gone = {p for p, level in levels.items() if _agree(left.get(p), right.get(p), level)}
+    return {p: leaf for p, leaf in left.items() if p not in gone}, {p: f for p, f in right.items() if p not in gone}
+
+
+def _agree(left: Any, right: Any, level: float) -> bool:
+    if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.shape != right.shape:
+        return False
+    return max(_magnitude(left), _magnitude(right)) <= level
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _magnitude(value: Tensor) -> float:
+    """The largest finite magnitude; NaN counts as infinite where it is all there is."""
+    finite = value.detach()[torch.isfinite(value)]
+    return float(finite.abs().max()) if finite.numel() else float("inf")

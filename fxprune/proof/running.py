@@ -1,0 +1,157 @@
+"""One evaluation of a private copy, in one floating type, with nothing left behind in the process."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.capture.samples import Sample
+from fxprune.proof.comparing import Leaves, leaves_of
+from fxprune.proof.copies import promoted
+from fxprune.proof.depthwise import by_taps, is_summed
+from fxprune.proof.nan_carrying import NanCarrying
+from fxprune.proof.nan_carrying.calls import tensors_among
+from fxprune.proof.probes import Probe
+
+__all__ = ["called", "changed_inputs", "evaluate", "modes", "nothing_left_behind", "where"]
+
+_NARROW = (torch.float16, torch.bfloat16, torch.float32)
+
+
+# Their results are exact in every type, and what is written into them must not be rounded.
+_CONSTANT = frozenset(f"aten::{prefix}{name}" for name in ("empty", "zeros", "ones", "full") for prefix in ("", "new_"))
+
+
+class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes in ``dtype`` what the source writes in a narrower type, such as ``x.float()``.
+
+    Values that come from no input and no parameter (``torch.arange(n).cos()``) are computed in the type the source
+    gives them, because a trace may hold them as constants; they widen where they meet wider ones.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dtype = dtype
+        self._narrow = tuple(narrow for narrow in _NARROW if narrow.itemsize < dtype.itemsize)
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        found = {tensor.dtype for tensor in tensors_among(args, kwargs)}
+        if self._dtype in found:
+            if kwargs.get("dtype") in self._narrow:
+                kwargs["dtype"] = self._dtype
+            if len(found) > 1:
+                # What an in-place operator writes to must stay the same tensor.
+                fixed = args[:1] if func._schema.is_mutable else ()
+                args, kwargs = pytree.tree_map_only(Tensor, self._widen, (args[len(fixed) :], kwargs))
+                args = fixed + args
+        if is_summed(func, args):
+            return by_taps(*args)
+        result = func(*args, **kwargs)
+        return self._widen(result) if func._schema.name in _CONSTANT else result
+
+    def _widen(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor
+
+
+def evaluate(
+    module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False
+) -> Leaves:
+    """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``.
+
+    Inputs that the call changes are among them.
+    """
+    sample = probe.in_dtype(dtype)
+    torch.manual_seed(seed)
+    with modes(dtype, carry_nan=carry_nan):
+        leaves = leaves_of(called(module, sample))
+    return leaves | changed_inputs(sample, probe.in_dtype)
+
+
+def called(module: Callable[..., Any], sample: Sample) -> Any:
+    """What ``module`` gives for the sample, which it may change."""
+    # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+    call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+    return sample.call(call)
+
+
+def changed_inputs(sample: Sample, fresh: Callable[[torch.dtype], Sample]) -> Leaves:
+    """The tensors of a sample that a call has changed, as they are now; ``fresh`` gives the sample anew."""
+    written = [(name, tensor) for name, tensor in sample.named_tensors() if tensor._version]
+    if not written:
+        return {}
+    before = dict(fresh(torch.float64).named_tensors())
+    return {
+        f"{name} after the call": tensor.detach().clone()
+        for name, tensor in written
+        if not torch.equal(promoted(tensor, torch.float64), before[name])
+    }
+
+
+@contextlib.contextmanager
+def modes(dtype: torch.dtype, *, carry_nan: bool, gradients: bool = False) -> Iterator[None]:
+    """Evaluation in ``dtype``, without gradients or with them, over NaN-carrying values if asked."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        stack.enter_context(_Promote(dtype))
+        if carry_nan:
+            stack.enter_context(_decomposed())
+            stack.enter_context(NanCarrying())
+        yield
+
+
+@contextlib.contextmanager
+def _decomposed() -> Iterator[None]:
+    """Attention, transformer layers and recurrent nets as their parts: fused kernels would swallow the NaNs."""
+    fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch._C._set_mkldnn_enabled(onednn)
+
+
+@contextlib.contextmanager
+def nothing_left_behind(module: nn.Module) -> Iterator[None]:
+    """Restore the random number generators of torch, numpy and Python on the way out."""
+    devices = sorted({t.device.index or 0 for t in module.parameters() if t.device.type == "cuda"})
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def where(error: BaseException) -> str:
+    """The line of a GraphModule's generated code that ``error`` came from, as the end of a message, or ""."""
+    line = ""
+    traceback: TracebackType | None = error.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if filename.startswith("<eval_with_key>"):
+            line = linecache.getline(filename, traceback.tb_lineno).split(";")[0].strip()
+        traceback = traceback.tb_next
+    return f", at `{line}`" if line else ""

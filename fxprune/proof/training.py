@@ -1,0 +1,143 @@
+"""One step of training: outputs, gradients of parameters, and what the call left in buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.proof.chance import RowChance
+from fxprune.proof.comparing import Leaves, compare, leaves_of, magnitude
+from fxprune.proof.masking import Keep, select
+from fxprune.proof.probes import Probe
+from fxprune.proof.running import called, changed_inputs, modes
+
+__all__ = ["Step", "forward_difference", "gradient_difference", "training_step"]
+
+# Differences are relative to the largest entry of the tensor, but not below this share of the largest of all tensors:
+# the mean of what a batch norm gave, and the gradient of a bias in front of one, are nothing but rounding.
+_FLOOR = 1e-4
+
+
+@dataclass(eq=False)
+class Step:
+    """What a step in training mode gave.
+
+    Attributes:
+        outputs: leaves of the outputs, and changed inputs.
+        buffers: the buffers after the call.
+        modes: the ``training`` flags of all modules after ``eval()`` and after ``train()``.
+        draws: the random draws on the way, see :class:`RowChance`.
+        total: a weighted sum of all outputs that want a gradient, until it has gone backwards.
+        parameters: the module's parameters by name.
+        dtype: the floating type of the evaluation.
+    """
+
+    outputs: Leaves
+    buffers: dict[str, Tensor]
+    modes: tuple[dict[str, bool], dict[str, bool]]
+    draws: list[tuple[str, tuple[int, ...]]]
+    total: Tensor | None
+    parameters: dict[str, nn.Parameter]
+    dtype: torch.dtype
+
+    def go_back(self) -> dict[str, Tensor | None]:
+        """The gradients of a weighted sum of all outputs by the names of parameters; None where it does not reach."""
+        if self.total is not None:
+            with modes(self.dtype, carry_nan=False, gradients=True):
+                self.total.backward()  # type: ignore[no-untyped-call]
+            self.total = None
+        return {name: parameter.grad for name, parameter in self.parameters.items()}
+
+
+def training_step(
+    module: nn.Module,
+    flags: nn.Module,
+    probe: Probe,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    backward: bool,
+    carry_nan: bool = False,
+) -> Step:
+    """Call ``module``, a private copy, in training mode; :meth:`Step.go_back` may follow if ``backward``.
+
+    ``flags``: the network whose parameters say which of them want gradients.
+    """
+    modes_set = _modes_of(module.eval()), _modes_of(module.train())
+    shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
+    wanted = {name for name, p in flags.named_parameters(remove_duplicate=False) if p.requires_grad}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in wanted)
+    sample = probe.in_dtype(dtype)
+    torch.manual_seed(seed)
+    with modes(dtype, carry_nan=carry_nan, gradients=backward), RowChance(seed) as chance:
+        output = called(module, sample)
+        total = _weighted_sum(output) if backward else None
+    leaves = leaves_of(output) | changed_inputs(sample, probe.in_dtype)
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    # A buffer that got another shape is a cache.
+    kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
+    return Step(leaves, kept, modes_set, chance.draws, total, parameters, dtype)
+
+
+def _modes_of(module: nn.Module) -> dict[str, bool]:
+    return {path: part.training for path, part in module.named_modules()}
+
+
+def _weighted_sum(output: Any) -> Tensor | None:
+    """A sum of all outputs that want a gradient, in which no two entries count alike."""
+    total: Tensor | None = None
+    for leaf in leaves_of(output, keep_history=True).values():
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point():
+            weights = 1 + torch.cos(torch.arange(leaf.numel(), device=leaf.device, dtype=leaf.dtype))
+            part = (leaf.reshape(-1) * weights).mean()
+            total = part if total is None else total + part
+    return total
+
+
+def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+    """Where two steps part on the way forward, as the beginning of a sentence, or ""; ``masked`` is the original's."""
+    for call, ours, theirs in zip(("eval()", "train()"), masked.modes, narrow.modes, strict=True):
+        wrong = next((path for path, mode in theirs.items() if ours.get(path, mode) is not mode), None)
+        if wrong is not None:
+            return f"{wrong or 'the network'}.training is {theirs[wrong]} after {call}, which differs"
+    found = compare(masked.outputs, narrow.outputs)
+    if not found.error <= tolerance:
+        return found.describe(tolerance)
+    return _tensor_difference(masked.buffers, narrow.buffers, keep, tolerance)
+
+
+def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+    """The same on the way back."""
+    ours, theirs = masked.go_back(), narrow.go_back()
+    present = [{name: g for name, g in gradients.items() if g is not None} for gradients in (ours, theirs)]
+    wrong = _tensor_difference(present[0], present[1], keep, tolerance)
+    if wrong:
+        return f"the gradient of {wrong}"
+    for name in ours.keys() & theirs.keys():
+        both = (ours[name], theirs[name])
+        if len([g for g in both if g is None]) == 1 and any(bool(g.any()) for g in both if g is not None):
+            return f"the gradient of {name!r} {'is missing' if both[1] is None else 'is one too many'}, which differs"
+    return ""
+
+
+def _tensor_difference(full: Mapping[str, Tensor], narrow: Mapping[str, Tensor], keep: Keep, tolerance: float) -> str:
+    """The first tensor whose kept entries differ."""
+    common = [name for name in narrow if name in full]
+    floats = [name for name in common if full[name].is_floating_point()]
+    floor = _FLOOR * max((size for name in floats if math.isfinite(size := magnitude(full[name]))), default=0.0)
+    for name in common:
+        kept = select(full[name], keep.get(name, ()))
+        found = compare({name: kept}, {name: narrow[name]})
+        scale = magnitude(kept) if name in floats else 0.0
+        error = found.error * scale / max(scale, floor) if 0 < scale < math.inf and not found.detail else found.error
+        if not error <= tolerance:
+            detail = found.detail or f"{error:.3g} relative, tolerance {tolerance:.0e}"
+            return f"{name!r} differs ({detail})"
+    return ""

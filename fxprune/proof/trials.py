@@ -1,0 +1,149 @@
+"""The probes that fit the network, with the original's answers, which the traced network must give too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from fxprune.capture.decisions import refuses_sizes
+from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
+from fxprune.proof.comparing import Leaves, compare, has_nan
+from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
+from fxprune.proof.probes import Probe, candidates
+from fxprune.proof.running import evaluate, where
+
+__all__ = ["Trial", "Trials"]
+
+
+_SPECIALISED = "the traced network fits the sample's own sizes only"
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A probe that the original accepts, and the original's answer; empty where it was not asked."""
+
+    probe: Probe
+    expected: Leaves
+
+
+class RefusedError(ProofError):
+    """The original does not run on the sample in the dtype of the proof."""
+
+
+@dataclass(eq=False)
+class Trials:
+    """Chooses the probes, running private copies of the original and of the traced network.
+
+    Attributes:
+        found: the trials on which the traced network equals the original.
+        error: the worst relative error between the two.
+        notes: which probes do not fit, and why.
+        strays: at which other sizes the traced network computes something else than the original.
+    """
+
+    original: nn.Module
+    captured: nn.Module
+    dtype: torch.dtype
+    seed: int
+    found: list[Trial] = field(default_factory=list)
+    error: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    strays: str = ""
+
+    def run(self, sample: Sample, *, resize: bool = True, alone: bool = False) -> Trials:
+        """Find a trial for the sample itself and, unless ``alone``, one for random inputs, resized if ``resize``.
+
+        Raises:
+            ProofError: the original refuses the sample, or the traced network differs from the original.
+        """
+        slots = candidates(sample, self.seed, resize=resize)
+        for slot in slots[:1] if alone else slots:
+            reasons: list[str] = []
+            for probe in slot:
+                reason = self._try(probe)
+                if not reason:
+                    break
+                if not probe.guessed or reason == _SPECIALISED:
+                    reasons.append(f"{probe.label}: {reason}")
+            if not self.found:
+                raise RefusedError(f"the original cannot be run on {reasons[-1]}")
+            self.notes += [f"not run on {reason}" for reason in reasons[:1]]
+        return self
+
+    def __post_init__(self) -> None:
+        self._original = private_copy(self.original, self.dtype)
+        self._buffers = [(module, dict(module._buffers)) for module in self._original.modules()]
+        # Where the model's own forward is opaque, it stands for its trace.
+        self._captured = None if self.captured is self.original else private_copy(self.captured, self.dtype)
+
+    def _try(self, probe: Probe) -> str:
+        """Add a trial, or say why the probe does not fit."""
+        self._empty_caches()
+        try:
+            expected = evaluate(self._original, probe, self.dtype, seed=self.seed)
+        except Exception as error:  # whatever it raises, the original refuses the probe
+            if out_of_memory(error):
+                raise
+            return f"the original refuses it ({_described(error)})"
+        if has_nan(expected):
+            return "the original answers NaN"
+        trial = Trial(probe, expected)
+        failure, error_found = self._difference(trial)
+        # What decides on sizes in ways that leave no trace is of the sample's sizes only.
+        if failure and probe.resized and error_found > TOLERANCE[self.dtype]:
+            self.strays = f"{failure}"
+        if failure == _SPECIALISED or (failure and probe.resized):
+            return _SPECIALISED
+        if failure:
+            raise ProofError(f"traced network: {failure}{self._unsteadiness(trial)}")
+        self.found.append(trial)
+        self.error = max(self.error, error_found)
+        return ""
+
+    def _empty_caches(self) -> None:
+        """Give buffers back that got another shape at another size; what runs add up in one of its own shape stays."""
+        for module, buffers in self._buffers:
+            for name, held in buffers.items():
+                now = module._buffers.get(name)
+                if held is not None and now is not None and now.shape != held.shape:
+                    module._buffers[name] = held
+
+    def _difference(self, trial: Trial) -> tuple[str, float]:
+        """How the traced network differs from the original, or "", and the relative error; 0 where it refuses."""
+        if self._captured is None:
+            return "", 0.0
+        try:
+            leaves = evaluate(self._captured, trial.probe, self.dtype, seed=self.seed)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if refuses_sizes(error):
+                return _SPECIALISED, 0.0
+            return f"it refuses {trial.probe.label} ({_described(error)}){where(error)}", 0.0
+        found = compare(trial.expected, leaves)
+        if found.error <= TOLERANCE[self.dtype]:
+            return "", found.error
+        return f"{found.describe(TOLERANCE[self.dtype])} from the original on {trial.probe.label}", found.error
+
+    def _unsteadiness(self, trial: Trial) -> str:
+        """What the original does that no graph can repeat, as the end of a message, or ""."""
+        if self._answers_otherwise(trial, self.seed):
+            return (
+                "; the original answers the same input otherwise the next time, so it keeps state between calls (in an "
+                "attribute or a buffer) that a graph cannot tell"
+            )
+        if self._answers_otherwise(trial, self.seed + 1):
+            return "; the original draws random numbers in eval mode, so its answers cannot be compared"
+        return ""
+
+    def _answers_otherwise(self, trial: Trial, seed: int) -> bool:
+        again = evaluate(self._original, trial.probe, self.dtype, seed=seed)
+        return not compare(trial.expected, again).error <= TOLERANCE[self.dtype]
+
+
+def _described(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

@@ -1,0 +1,368 @@
+"""The numeric checks of a proof, in one floating type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
+from fxprune.proof.comparing import Leaves, all_finite, compare, has_nan, kept_block
+from fxprune.proof.conditioning import is_steady
+from fxprune.proof.conditions import Conditions
+from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
+from fxprune.proof.locating import MarkedRun, NodeKeep, first_difference
+from fxprune.proof.masking import GAINS, Keep, overwrite_removed, randomise, removes_anything
+from fxprune.proof.nan_carrying import PositionError
+from fxprune.proof.probes import Probe, randomised
+from fxprune.proof.rounding import rounding_levels, without_rounding
+from fxprune.proof.running import evaluate, where
+from fxprune.proof.trials import Trial, Trials
+
+__all__ = ["Case", "Outcome", "Validation"]
+
+# A change below this many tolerances cannot tell a removed entry from a kept one.
+_VISIBLE = 100
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the original is evaluated without its removed entries.
+
+    Attributes:
+        method: its name in a proof.
+        note: what a reader should know where it was not the first choice.
+        stand_in: what is written over removed entries of parameters.
+        carries: whether removed entries travel as NaN.
+        marks: whether values that no parameter makes lose what the plan says they lose.
+    """
+
+    method: str
+    note: str = ""
+    stand_in: float = math.nan
+    carries: bool = True
+    marks: bool = False
+
+
+_ZEROS = Way("masked", stand_in=0.0, carries=False)
+_NANS = Way("nan-carrying", "compared over the kept entries alone")
+_MARKS = Way(
+    "nan-carrying",
+    "compared over the kept entries alone, those of padding, expanded dims and constants as the plan says",
+    marks=True,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is to be proven; ``keep`` has an entry for every parameter and buffer of ``captured``.
+
+    ``alone``: at the sample's own sizes only, and with random parameters only where removal does not show without; for
+    a further graph of networks that were proven otherwise.
+    ``untrained``: why training mode cannot be compared, or ""; None where it need not be.
+    """
+
+    original: nn.Module
+    captured: nn.Module
+    pruned: nn.Module
+    keep: Keep
+    sample: Sample
+    crosses_norm: bool
+    node_keep: NodeKeep
+    seed: int
+    alone: bool = False
+    untrained: str | None = ""
+
+
+@dataclass
+class Outcome:
+    """What has been found so far."""
+
+    method: str = ""
+    error: float = 0.0
+    vacuous: bool = False
+    randomised: bool = False
+    strays: str = ""
+    probes: list[Probe] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """What failed, and on which trial."""
+
+    text: str
+    trial: Trial
+
+
+class Validation:
+    """Runs original, traced, masked and pruned network one after another, one copy at a time in memory."""
+
+    def __init__(self, case: Case, dtype: torch.dtype) -> None:
+        self._case = case
+        self._dtype = dtype
+        self._tolerance = TOLERANCE[dtype]
+        self._outcome = Outcome()
+        self._ways: list[Way] = []
+        self._rounding: dict[int, dict[str, float]] = {}
+
+    def run(self) -> Outcome:
+        """All numeric checks.
+
+        Raises:
+            ProofError: one of them failed.
+        """
+        try:
+            return self._attempt(resize=not self._case.alone)
+        except ProofError:
+            if self._case.alone or self._plan_fits_all(self._outcome.probes):
+                raise
+        strays = self._outcome.strays
+        outcome = self._attempt(resize=False)
+        outcome.strays = strays
+        outcome.notes.append("not proven at another resolution: what the plan removes are no whole channels there")
+        return outcome
+
+    def _attempt(self, *, resize: bool) -> Outcome:
+        case = self._case
+        self._outcome = Outcome()
+        self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
+        self._ways += [_MARKS] if case.node_keep else []
+        trials = self._trials(resize)
+        answers = self._answers(private_copy(case.pruned, self._dtype), trials)
+        change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
+        if not removes_anything(case.captured, case.keep):
+            self._outcome.notes.append("the plan removes nothing")
+            return self._outcome
+        if not self._ways[0].carries:
+            self._check_positions(_lightest(trials).probe)
+        self._check_conditions(_lightest(trials), trials, answers, change)
+        if not case.alone or not self._is_visible(change):
+            self._check_randomised(trials, change)
+        return self._outcome
+
+    def _trials(self, resize: bool) -> list[Trial]:
+        case, outcome = self._case, self._outcome
+        trials = Trials(case.original, case.captured, self._dtype, case.seed)
+        trials.run(case.sample, resize=resize, alone=case.alone)
+        outcome.error = max(outcome.error, trials.error)
+        outcome.notes += trials.notes
+        outcome.strays = trials.strays
+        outcome.probes = [trial.probe for trial in trials.found]
+        return trials.found
+
+    def _plan_fits_all(self, probes: list[Probe]) -> bool:
+        """Whether what the plan removes can be removed at another resolution too.
+
+        A reshape to literal sizes may take other pixels for channels there: then no narrower network exists.
+        """
+        full = private_copy(self._case.captured, self._dtype)
+        overwrite_removed(full, self._case.keep, math.nan)
+        for probe in probes:
+            if probe.resized:
+                try:
+                    if has_nan(evaluate(full, probe, self._dtype, seed=self._case.seed, carry_nan=True)):
+                        return False
+                except ProofError:
+                    return False
+                except Exception as error:  # an operator may refuse NaN in words of its own: then nobody can tell
+                    if out_of_memory(error):
+                        raise
+                    return True
+        return True
+
+    def _answers(self, pruned: nn.Module, trials: list[Trial]) -> list[Leaves]:
+        """The outputs of a private copy of the pruned network."""
+        return [self._answer(pruned, trial) for trial in trials]
+
+    def _answer(self, pruned: nn.Module, trial: Trial) -> Leaves:
+        try:
+            return evaluate(pruned, trial.probe, self._dtype, seed=self._case.seed)
+        except Exception as error:
+            raise ProofError(
+                f"pruned network: it refuses {trial.probe.label}, which the original takes "
+                f"({type(error).__name__}: {error}){where(error)}"
+            ) from error
+
+    def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
+        """Compare with the masked original, made from what ``full`` returns, in one of the ways that fit.
+
+        Zero as the stand-in comes first, NaN where zero will not do; the plan's word on values that no parameter
+        makes is asked last.
+
+        Returns:
+            How far removing changes the outputs of the original.
+        """
+        failures: list[_Failure] = []
+        for way in self._ways:
+            change, failure = self._compare(full(), trials, answers, way)
+            if failure is None:
+                self._outcome.method = way.method
+                self._outcome.notes += [f"{failures[0].text}; {way.note}"] if failures else []
+                self._ways = self._ways[self._ways.index(way) :]
+                return change
+            failures.append(failure)
+        text = "; ".join(failure.text for failure in failures[:2])
+        raise ProofError(text + self._place(full(), failures[-1]))
+
+    def _compare(
+        self, full: nn.Module, trials: list[Trial], answers: list[Leaves], way: Way
+    ) -> tuple[float, _Failure | None]:
+        """Turn ``full``, a private copy, into the masked original and compare on all trials.
+
+        Returns:
+            The largest change that masking makes to the outputs, and what failed.
+        """
+        overwrite_removed(full, self._case.keep, way.stand_in)
+        change = worst = 0.0
+        for trial, answer in zip(trials, answers, strict=True):
+            try:
+                masked = self._masked(full, trial, way)
+            except ProofError as error:
+                return change, _Failure(str(error), trial)
+            expected = kept_block(masked) if way.carries else masked
+            found = compare(expected, answer)
+            if not found.error <= self._tolerance and trial.probe in self._outcome.probes:
+                found = compare(*without_rounding(expected, answer, self._levels(trial, answer)))
+            if not found.error <= self._tolerance:
+                text = f"{found.describe(self._tolerance)} from the masked original on {trial.probe.label}"
+                return change, _Failure(f"outputs ({way.method}): {text}", trial)
+            worst = max(worst, found.error)
+            if trial.expected:
+                change = max(change, compare(trial.expected, masked).error)
+        self._outcome.error = max(self._outcome.error, worst)
+        return change, None
+
+    def _levels(self, trial: Trial, answer: Leaves) -> dict[str, float]:
+        """Which outputs of the pruned network are zero but for rounding."""
+        levels = self._rounding.get(id(trial))
+        if levels is None:
+            pruned = private_copy(self._case.pruned, self._dtype)
+            levels = rounding_levels(pruned, trial.probe, answer, self._dtype, seed=self._case.seed)
+            self._rounding[id(trial)] = levels
+            if levels:
+                self._outcome.notes.append(f"zero but for rounding on {trial.probe.label}: {', '.join(sorted(levels))}")
+        return levels
+
+    def _masked(self, full: nn.Module, trial: Trial, way: Way) -> Leaves:
+        module: Callable[..., Any] = full
+        if way.marks and isinstance(full, fx.GraphModule):
+            module = MarkedRun(full, self._case.node_keep)
+        try:
+            return evaluate(module, trial.probe, self._dtype, seed=self._case.seed, carry_nan=way.carries)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            text = str(error) if isinstance(error, ProofError) else f"{type(error).__name__}: {error}"
+            raise ProofError(
+                f"outputs ({way.method}): the original, over its kept entries: {text}{where(error)}"
+            ) from error
+
+    def _place(self, full: nn.Module, failure: _Failure) -> str:
+        """Where the two networks part, as the end of a message, if it can be found."""
+        overwrite_removed(full, self._case.keep, math.nan)
+        pruned = private_copy(self._case.pruned, self._dtype)
+        place = first_difference(full, pruned, failure.trial.probe, self._dtype)
+        return f"; they part at {place}" if place else ""
+
+    def _check_positions(self, probe: Probe) -> None:
+        """Whether every contraction pairs what is left of one operand with what is left of the other.
+
+        Outputs cannot say so alone: a deep layer of a fresh network may change them by less than rounding does. An
+        operator that NaN-carrying cannot evaluate ends the search and is no fault, because zeros did agree.
+        """
+        full = private_copy(self._case.captured, self._dtype)
+        overwrite_removed(full, self._case.keep, math.nan)
+        trial = Trial(probe, {})
+        for way in (way for way in (_NANS, _MARKS) if not way.marks or self._case.node_keep):
+            try:
+                self._masked(full, trial, way)
+                return
+            except ProofError as error:
+                if not isinstance(error.__cause__, PositionError):
+                    self._outcome.notes.append(f"positions not checked throughout: {error}")
+                    return
+                failure = error
+        raise failure
+
+    def _check_conditions(self, trial: Trial, trials: list[Trial], answers: list[Leaves], change: float) -> None:
+        """Training mode, other precisions, and more rows; what cannot be compared is noted."""
+        case = self._case
+        answer = answers[trials.index(trial)]
+        conditions = Conditions(
+            case.original,
+            case.pruned,
+            case.keep,
+            trial.probe,
+            trial.expected,
+            answer,
+            self._dtype,
+            self._tolerance,
+            case.seed,
+            "what is removed is the plan's word" if self._ways[0].marks else case.untrained,
+            lambda: self._levels(trial, answer),
+            not self._ways[0].carries or self._is_visible(change),
+        )
+        notes = [conditions.train()]
+        if not case.alone:
+            notes += [conditions.own_precision(), conditions.half_precision()]
+        self._outcome.notes += filter(None, notes)
+
+    def _check_randomised(self, trials: list[Trial], change: float) -> None:
+        """Repeat with random parameters, which let every layer reach the outputs."""
+        pruned = private_copy(self._case.pruned, self._dtype)
+        drawn = next((t.probe.drawn for t in trials if t.probe.drawn), "range" if len(trials) == 1 else "rows")
+        probe = randomised(_lightest(trials).probe, self._case.seed, drawn)
+        seen, reason = 0.0, ""
+        for gain in GAINS:
+            full = self._randomised(pruned, gain)
+            # What the original answers is asked only where it is not known yet that removal shows.
+            trial = Trial(probe, {} if self._is_visible(change) else self._expected(full, probe))
+            answers = self._answers(pruned, [trial])
+            if not (all_finite(trial.expected) and all_finite(answers[0])):
+                reason = "they overflow"
+                continue
+            seen, failure = self._compare(full, [trial], answers, self._ways[0])
+            if failure and not self._is_steady(pruned, probe, answers[0]):
+                reason = "they magnify rounding"
+                continue
+            if failure:
+                seen = self._check_on_random(pruned, gain, trial, answers)
+            self._outcome.randomised = True
+            break
+        if not self._outcome.randomised:
+            self._outcome.notes.append(f"not run on random parameters: {reason}")
+        self._outcome.vacuous = not self._is_visible(max(change, seen))
+        if self._outcome.vacuous:
+            self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
+
+    def _is_visible(self, change: float) -> bool:
+        return change >= _VISIBLE * self._tolerance
+
+    def _is_steady(self, pruned: nn.Module, probe: Probe, answer: Leaves) -> bool:
+        return is_steady(pruned, probe, answer, self._dtype, self._tolerance, seed=self._case.seed)
+
+    def _expected(self, full: nn.Module, probe: Probe) -> Leaves:
+        return evaluate(full, probe, self._dtype, seed=self._case.seed)
+
+    def _check_on_random(self, pruned: nn.Module, gain: float, trial: Trial, answers: list[Leaves]) -> float:
+        try:
+            return self._check_outputs(lambda: self._randomised(pruned, gain), [trial], answers)
+        except ProofError as error:
+            raise ProofError(f"with random parameters, {error}") from error
+
+    def _randomised(self, pruned: nn.Module, gain: float) -> nn.Module:
+        """A copy of the full-width network with random parameters, and the kept ones of them in ``pruned``."""
+        full = private_copy(self._case.captured, self._dtype)
+        randomise(full, pruned, self._case.keep, self._case.seed, gain)
+        return full
+
+
+def _lightest(trials: list[Trial]) -> Trial:
+    """The trial with the fewest values."""
+    return min(trials, key=lambda trial: sum(t.numel() for t in trial.probe.sample.tensors))

@@ -1,0 +1,300 @@
+"""A report on the terminal: one screen of 100 columns, more where asked for."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.console import Group as Stack
+from rich.table import Table
+from rich.text import Text
+
+from fxprune.planning.composing import kept_shapes
+from fxprune.planning.differences import GroupDifference, PlanDifference
+from fxprune.planning.plan import Plan
+from fxprune.planning.plan_text import write_ranges
+from fxprune.reporting.report import (
+    MACS_MEANING,
+    GoalRow,
+    GroupRow,
+    LatencyRow,
+    OpaqueRow,
+    RecoveryRow,
+    Report,
+    removed,
+)
+from fxprune.reporting.tables import (
+    add_row,
+    labelled,
+    listing,
+    new_table,
+    percent,
+    plain_text,
+    quantity,
+    short_seconds,
+    with_rest,
+)
+
+__all__ = [
+    "BUDGETS",
+    "Measured",
+    "achieved_in_words",
+    "as_cell",
+    "as_text",
+    "latency_in_words",
+    "plan_as_text",
+    "print_report",
+    "proof_in_words",
+    "recovery_in_words",
+    "render_difference",
+    "render_latencies",
+    "render_report",
+]
+
+
+_TOP_GROUPS = 10
+_PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
+_PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
+BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}
+
+
+def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
+    """Print a report; ``verbose`` shows every group with its members and every pinned width."""
+    (console or Console()).print(render_report(report, verbose=verbose))
+
+
+def as_text(report: Report, *, verbose: bool = False) -> str:
+    """The report as plain text, at most 100 columns wide."""
+    return plain_text(render_report(report, verbose=verbose))
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Which channels of each group stay, and which matrices and kernels become smaller, in at most sixty lines."""
+    groups = new_table("group", ["channels"], last="that stay")
+    for name, kept in list(plan.groups.items())[:_PLAN_GROUPS]:
+        add_row(groups, name, str(len(kept)), _shortened(write_ranges(np.asarray(kept, dtype=np.int64))))
+    cut = {name: shape for name, shape in kept_shapes(plan).items() if len(shape) > 1 and shape != plan.shapes[name]}
+    tensors = new_table("matrix or kernel", ["before", "after"])
+    for name, shape in list(cut.items())[:_PLAN_TENSORS]:
+        add_row(tensors, name, *(_shortened(" x ".join(map(str, sizes))) for sizes in (plan.shapes[name], shape)))
+    parts: list[RenderableType] = [Text(repr(plan)), Text("")]
+    parts += [with_rest(groups, len(plan.groups) - _PLAN_GROUPS, "groups"), Text("")] if plan.groups else []
+    return plain_text(Stack(*parts, with_rest(tensors, len(cut) - _PLAN_TENSORS, "matrices and kernels")))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."
+
+
+def as_cell(text: str) -> str:
+    """Plain text as HTML, for a notebook."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
+    """The report as something that a rich console prints."""
+    parts: list[RenderableType] = [_title(report), _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
+    if report.groups:
+        parts.append(_groups(report.groups, verbose))
+    if report.pinned:
+        rows = [(f"{row.name} ({row.width})", row.reason, row.where) for row in report.pinned]
+        parts += [Text(""), listing("pinned width", rows, verbose)]
+    if report.opaque:
+        rows = [(_with_cost(row), row.reason, row.where) for row in report.opaque]
+        parts += [Text(""), listing("opaque call", rows, verbose)]
+    return Stack(*parts, *_closing(report))
+
+
+def _with_cost(row: OpaqueRow) -> str:
+    """The name, with what a module holds and computes by itself."""
+    found = [(row.macs, "MACs"), (row.parameters, "parameters")]
+    cost = ", ".join(f"{quantity(count)} {unit}" for count, unit in found if count)
+    return f"{row.name} ({cost})" if cost else row.name
+
+
+def _title(report: Report) -> Text:
+    return Text(f"{report.network or 'network'}: {achieved_in_words(report)}", style="bold")
+
+
+def achieved_in_words(report: Report) -> str:
+    """For each budget what was removed, what was asked, and by how much it went beyond."""
+    alone = GoalRow(report.budget, report.ratio, report.budget_before, report.budget_after)
+    words = []
+    for goal in report.goals or (alone,):
+        achieved = removed(goal.before, goal.after)
+        text = f"{percent(achieved)} of {BUDGETS.get(goal.budget, goal.budget)} removed"
+        if goal.asked is not None:
+            over = percent(achieved - goal.asked)
+            text += f", {percent(goal.asked)} asked" + (f" (overshoot {over})" if over != percent(0) else "")
+        words.append(text)
+    return "; ".join(words)
+
+
+def _totals(report: Report) -> Table:
+    table = new_table("", ["before", "after", "removed"])
+    widths = [(row.before, row.after) for row in report.groups]
+    rows = [
+        ("MACs *", report.macs_before, report.macs_after),
+        ("parameters", report.parameters_before, report.parameters_after),
+        ("channels of groups", sum(before for before, _ in widths), sum(after for _, after in widths)),
+    ]
+    for name, before, after in rows:
+        add_row(table, name, quantity(before), quantity(after), percent(removed(before, after)))
+    return table
+
+
+def _groups(groups: tuple[GroupRow, ...], verbose: bool) -> RenderableType:
+    if verbose:
+        table = new_table("group", ["before", "after", "kept"], last="members")
+        for row in groups:
+            add_row(table, *_widths(row), "\n".join(row.members))
+        return table
+    # Most channels removed first; sorting is stable, so equals stay in the network's order.
+    ranked = sorted(groups, key=lambda row: row.after - row.before)
+    table = new_table("group", ["before", "after", "kept", "members"])
+    for row in ranked[:_TOP_GROUPS]:
+        add_row(table, *_widths(row), str(len(row.members)))
+    return with_rest(table, len(groups) - _TOP_GROUPS, "groups")
+
+
+def _widths(row: GroupRow) -> tuple[str, str, str, str]:
+    return row.name, str(row.before), str(row.after), percent(row.after / row.before if row.before else 0.0)
+
+
+def _closing(report: Report) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
+    lines += [labelled("recovery", recovery_in_words(row)) for row in report.recovery]
+    if report.latency is not None:
+        lines.append(labelled("latency", latency_in_words(report.latency)))
+    if report.seconds:
+        passes = ", ".join(f"{name} {short_seconds(value)}" for name, value in report.seconds.items())
+        lines.append(labelled("seconds", f"{passes}; {short_seconds(sum(report.seconds.values()))} in all"))
+    if report.settings:
+        settings = [_setting(k, v) for k, v in report.settings.items() if not _in_title(k, v) and v != []]
+        lines.append(labelled("settings", ", ".join(settings)))
+    return lines
+
+
+def _in_title(name: str, value: Any) -> bool:
+    return name in ("budget", "budgets") or (name == "ratio" and not isinstance(value, dict))
+
+
+def proof_in_words(report: Report) -> str:
+    """What was proven and how closely, or why nothing was."""
+    proof = report.proof
+    if proof is None:
+        return f"none ({report.unproven or 'not asked for'})"
+    if proof.method not in _PROVEN:
+        return ". ".join([proof.method, *proof.notes])
+    ran = [f"{', '.join(map(str, values))}" for values in (proof.batch_sizes, proof.resolutions)]
+    where = "".join(f", {name} {values}" for name, values in zip(("batch", "resolution"), ran, strict=True) if values)
+    parts = [
+        f"outputs equal {_PROVEN[proof.method]} to {proof.relative_error:.1e} "
+        f"(tolerance {proof.tolerance:.0e}, {proof.dtype}{where})",
+        f"{proof.tensors_checked} tensors equal bit for bit",
+        *(["VACUOUS: what was removed has no measurable effect"] if proof.vacuous else []),
+        *(note.rstrip(".") for note in proof.notes),
+    ]
+    return "; ".join(parts)
+
+
+def latency_in_words(row: LatencyRow) -> str:
+    """What was predicted, and beside it what was measured."""
+    pairs = [("predicted", row.predicted), ("measured", row.measured)]
+    known = [(name, pair) for name, pair in pairs if pair is not None]
+    words = [f"{name} {1e3 * a:.3g} to {1e3 * b:.3g} ms ({a / b:.2f} times faster)" for name, (a, b) in known]
+    return "; ".join([*words, row.conditions])
+
+
+def recovery_in_words(row: RecoveryRow) -> str:
+    """What one recovery did."""
+    parts = [f"{row.method}, after the proof: {len(row.changed)} changed"]
+    if row.samples:
+        parts.append(f"{row.samples} samples")
+    if row.error_before is not None and row.error_after is not None:
+        parts.append(f"mean error of the layers' outputs {percent(row.error_before)} to {percent(row.error_after)}")
+    return "; ".join([*parts, *(f"left {name}: {reason}" for name, reason in row.left.items())])
+
+
+def _setting(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{key} {item}" for key, item in value.items())
+    return f"{name} {value}"
+
+
+class Measured(Protocol):
+    """What a row needs; see :class:`fxprune.timing.Latency`."""
+
+    runtime: str
+    batch: int | None
+    threads: int
+    calls: int
+    original: float
+    pruned: float
+    failure: str
+
+    @property
+    def gain(self) -> float:
+        """How many times faster the pruned network is."""
+        ...
+
+
+def render_latencies(measured: Sequence[Measured], report: Report) -> RenderableType:
+    """A row for each runtime and batch size, under the ratio of multiply-accumulates that they stand beside."""
+    gain = report.macs_before / report.macs_after if report.macs_after else float("inf")
+    macs = f"MACs {quantity(report.macs_before)} -> {quantity(report.macs_after)}: {gain:.2f} times fewer"
+    threads = ", ".join(dict.fromkeys(f"{m.threads} thread{'s' * (m.threads > 1)}" for m in measured))
+    table = new_table("runtime", ["batch", "original ms", "pruned ms", "times faster", "calls"])
+    for row in measured:
+        batch = "-" if row.batch is None else str(row.batch)
+        if row.failure:
+            add_row(table, row.runtime, batch, "-", "-", "-", "0")
+        else:
+            times = [f"{1e3 * seconds:.2f}" for seconds in (row.original, row.pruned)]
+            add_row(table, row.runtime, batch, *times, f"{row.gain:.2f}", str(row.calls))
+    failures = dict.fromkeys(f"{row.runtime}: {row.failure}" for row in measured if row.failure)
+    notes = [Text(f"{threads}; medians; MACs are {MACS_MEANING}", style="dim"), *map(Text, failures)]
+    return Stack(Text(macs, style="bold"), table, *notes)
+
+
+_TOP, _LONGEST = 20, 60
+
+
+def render_difference(found: PlanDifference, *, verbose: bool = False) -> RenderableType:
+    """The difference as something that a rich console prints; ``verbose`` shows every group and every unit."""
+    if not found:
+        return Text(f"the plans are equal; channel groups: {found.equal_groups}")
+    parts: list[RenderableType] = []
+    if found.networks:
+        parts += [_pairs("for different networks", found.networks, verbose), Text("")]
+    if found.settings:
+        parts += [_pairs("setting", found.settings, verbose), Text("")]
+    if found.groups:
+        parts.append(_group_changes(found.groups, verbose))
+    parts.append(Text(f"{len(found.groups)} groups keep other units, {found.equal_groups} the same"))
+    return Stack(*parts)
+
+
+def _pairs(title: str, pairs: Mapping[str, tuple[object, object]], verbose: bool) -> RenderableType:
+    table = new_table(title, ["first", "second"])
+    shown = list(pairs.items()) if verbose else list(pairs.items())[:_TOP]
+    for name, (first, second) in shown:
+        add_row(table, name, str(first), str(second))
+    return with_rest(table, len(pairs) - len(shown))
+
+
+def _group_changes(groups: tuple[GroupDifference, ...], verbose: bool) -> RenderableType:
+    table = new_table("group", ["first", "second"], last="- only the first keeps, + only the second")
+    for group in groups if verbose else groups[:_TOP]:
+        units = [f"- {group.only_first}"] * bool(group.only_first) + [f"+ {group.only_second}"] * bool(
+            group.only_second
+        )
+        add_row(table, group.name, *map(str, group.kept), "\n".join(u if verbose else _short(u) for u in units))
+    return with_rest(table, 0 if verbose else len(groups) - _TOP, "groups")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

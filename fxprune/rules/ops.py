@@ -1,0 +1,151 @@
+"""Names of ops, one for all of their forms, and names of tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+NamedTensors = list[tuple[str, torch.Tensor]]
+
+_SYNONYMS = {
+    "iadd": "add",
+    "isub": "sub",
+    "imul": "mul",
+    "itruediv": "div",
+    "idiv": "div",
+    "ifloordiv": "floor_divide",
+    "floordiv": "floor_divide",
+    "imod": "remainder",
+    "ipow": "pow",
+    "iand": "bitwise_and",
+    "ior": "bitwise_or",
+    "ixor": "bitwise_xor",
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "matmul": "matmul",
+    "absolute": "abs",
+    "concat": "cat",
+    "concatenate": "cat",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "moveaxis": "movedim",
+    "invert": "bitwise_not",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    "mod": "remainder",
+    "greater": "gt",
+    "greater_equal": "ge",
+    "less": "lt",
+    "less_equal": "le",
+    "not_equal": "ne",
+    "linalg_matmul": "matmul",
+    "clip": "clamp",
+    "T": "t",
+    "H": "t",
+    "mH": "mT",
+    "adjoint": "mT",
+}
+
+
+def canonical_name(target: Any) -> str:
+    """The name that rules are keyed by: torch's name without in-place underscore or dunder."""
+    name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
+    name = name.strip("_") if name.startswith("__") or not name.startswith("_") else name
+    return _SYNONYMS.get(name, name)
+
+
+def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
+    """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
+    return names_among(named_tensors(model, prefix))
+
+
+def names_among(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
+    first: dict[int, str] = {}
+    aliases = {n: first[id(t)] for n, t in tensors if first.setdefault(id(t), n) != n}
+    shapes = {n: tuple(t.shape) for n, t in tensors if n not in aliases}
+    return shapes, aliases, {n for n, t in tensors if isinstance(t, nn.Parameter) and n not in aliases}
+
+
+def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
+    """Parameters by every name that they have, then buffers."""
+    modules = list(model.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False))
+    held = (*((path, m._parameters) for path, m in modules), *((path, m._buffers) for path, m in modules))
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, tensors in held
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+
+
+_IN_PLACE = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())
+_VIEWS = frozenset(
+    """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
+    split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
+)
+
+# Parts of names: what draws random numbers moves the generator on, even where nothing reads the result.
+_DRAWS = (
+    "rand",
+    "dropout",
+    "bernoulli",
+    "normal",
+    "multinomial",
+    "poisson",
+    "rrelu",
+    "gumbel",
+    "fractional",
+    "scaled_dot",
+)
+
+
+def drop_unread(graph: fx.Graph) -> None:
+    """Remove the ops that nothing reads and that change nothing."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and _is_pure(node):
+            graph.erase_node(node)
+
+
+def _is_pure(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method") or node.meta.get("val") is None or writes_in_place(node):
+        return False
+    name = canonical_name(node.target)
+    return not any(part in name for part in _DRAWS)
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether an op writes to its first argument or to one that is passed for it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return in_place or "out" in node.kwargs or node.kwargs.get("inplace") is True
+
+
+def is_written(node: fx.Node) -> bool:
+    """Whether a later op writes to the node's tensor in place, directly or through a view."""
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if user.op not in ("call_function", "call_method") or not user.args or user.args[0] not in seen:
+                continue
+            if writes_in_place(user) and not _is_put_back(user, node):
+                return True
+            view = user.target is getattr or canonical_name(user.target) in _VIEWS
+            if view and user not in seen:
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _is_put_back(write: fx.Node, read: fx.Node) -> bool:
+    """Whether it is the middle of ``x[i] += y``: read, change, and write to the same place."""
+    return any(
+        canonical_name(user.target) == "setitem" and user.args[0] is read.args[0] and user.args[2] is write
+        for user in write.users
+        if user.op == "call_function"
+    )

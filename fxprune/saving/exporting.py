@@ -1,0 +1,180 @@
+"""``export``: a network to a file of another format, which is run and compared before it is announced."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.samples import IMAGE_DIMS, Sample
+from fxprune.errors import ExportError, OptionError, SampleError
+from fxprune.reporting import versions
+from fxprune.rewriting import PrunedGraphModule
+from fxprune.saving.comparing import Check, Exported, find_checks, worst_error
+from fxprune.saving.folders import replace_folder
+from fxprune.saving.formats import FORMATS, Format
+from fxprune.util.progress import Steps
+from fxprune.util.writing import scratch_folder
+
+__all__ = ["FORMATS", "export"]
+
+
+def export(
+    pruned: nn.Module,
+    path: str | os.PathLike[str],
+    format: str | None = None,  # noqa: A002  the public name says what it is
+    sample_input: Any = None,
+    *,
+    progress: bool | None = None,
+) -> Exported:
+    """Write a network to a file of another format; the file is read again, run and compared with the network first.
+
+    The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution and the lengths
+    where the network takes other ones, may change between calls of the file. Where the network has several graphs for
+    different resolutions, "pt2" and "onnx" hold the one of the sample.
+
+    Args:
+        pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
+        path: the file, or for "source" the folder; what is there is replaced once the new one has been checked.
+        format: "pt2" (``torch.export``), "onnx" (needs the ``onnx`` extra; run by onnxruntime) or "source" (a folder
+            with ``model.py``, which needs torch alone, and ``weights.safetensors``). By default what the suffix of
+            ``path`` says, and "pt2" where it has none.
+        sample_input: one call's arguments as for :func:`fxprune.compile`; by default random values like the sample
+            that the network was compiled with.
+        progress: show what is being done; by default only on a terminal.
+
+    Returns:
+        What was written, which sizes may change, and the largest difference found.
+
+    Raises:
+        ExportError: torch cannot export the network, the file does not equal it, or it cannot be written.
+        OptionError: the format is unknown, or the suffix is that of another one.
+        SampleError: there is no sample.
+        MissingDependencyError: the format needs a library that is not installed.
+    """
+    target = Path(path)
+    format = _format_of(target, format)  # noqa: A001
+    chosen = FORMATS[format]
+    chosen.check()
+    network = copy.deepcopy(pruned).eval()
+    sample = _sample(pruned, network, sample_input)
+    if chosen.one_graph and isinstance(network, PrunedGraphModule):
+        network = network.for_sizes_of(*sample.args, **sample.kwargs)
+    with Steps(progress) as steps:
+        with steps("run the network"):
+            checks = find_checks(network, sample)
+        try:
+            with _scratch(target) as file, steps(f"export to {format}"):
+                result = _first_that_works(chosen, network, checks, file, (str(target), format))
+                _put_in_place(file, target)
+        except OSError as error:
+            raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
+    return result
+
+
+def _format_of(target: Path, given: str | None) -> str:
+    """The format that was asked for, or that the suffix says; the two have to agree."""
+    suffixes = {chosen.suffix: name for name, chosen in FORMATS.items() if chosen.suffix}
+    said = suffixes.get(target.suffix.lower())
+    if given is None and said is None and target.suffix:
+        raise OptionError(
+            f"{target.name}: no format has the suffix {target.suffix!r}: end the name in {' or '.join(suffixes)}, or "
+            f"say the format: {', '.join(FORMATS)}"
+        )
+    name = given or said or "pt2"
+    if name not in FORMATS:
+        raise OptionError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
+    if said not in (None, name):
+        raise OptionError(f"{target.name} has the suffix of {said}, but the format is {name}: change one of them")
+    return name
+
+
+def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
+    given = sample_input if sample_input is not None else getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
+    if given is None:
+        raise SampleError("the network carries no sample: pass sample_input, one call's arguments")
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    if device.type == "meta":
+        raise ExportError("the network is on the meta device and has no values: load weights first")
+    return Sample.from_input(given).map(torch.Tensor.detach).with_values().map(lambda tensor: tensor.to(device))
+
+
+def _first_that_works(
+    chosen: Format, network: nn.Module, checks: Sequence[Check], file: Path, named: tuple[str, str]
+) -> Exported:
+    """Let as many sizes change as torch, the format and the network allow."""
+    notes = [] if any(check.tells for check in checks) else ["its outputs are all zero, so that they tell little"]
+    suffix = Path(named[0]).suffix
+    notes += [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"] if suffix not in ("", chosen.suffix) else []
+    for fitting in _freedoms(checks):
+        free = _free(fitting)
+        try:
+            chosen.write(network, [check.probe.sample for check in fitting], file)
+            error = worst_error(chosen.open(file), fitting)
+        except OSError:
+            raise
+        except Exception as failure:  # exporters raise many types
+            _remove(file)
+            notes = [*notes, f"no change of {' and '.join(free)}: {failure!s:.200}"] if free else notes
+            last = failure
+            continue
+        sizes = dict.fromkeys(size for c in fitting if (size := c.probe.batch_size) is not None)
+        resolutions = dict.fromkeys(name for c in fitting for name in c.probe.resolutions)
+        tolerance = max(check.tolerance for check in fitting)
+        return Exported(*named, free, tuple(sizes), tuple(resolutions), error, tolerance, tuple(notes))
+    raise ExportError(f"the network cannot be exported to {named[1]}: {last!s:.600}") from last
+
+
+def _freedoms(checks: Sequence[Check]) -> Iterator[list[Check]]:
+    """Checks at sizes between which the file is to change, the most first; each differs from the first in some size."""
+    plain = [check for check in checks if not check.probe.resized]
+    tried = list[list[Check]]()
+    for fitting in (list(checks), checks[: len(plain) + 1], plain, plain[:1]):
+        if fitting not in tried:
+            tried.append(list(fitting))
+            yield list(fitting)
+
+
+def _free(checks: Sequence[Check]) -> tuple[str, ...]:
+    """Names of the sizes in which the checks differ."""
+    shapes = [[tensor.shape for tensor in check.probe.sample.tensors] for check in checks]
+    first, images = shapes[0], {len(check.probe.resolutions) > 0 for check in checks}
+    differ = [pair for other in shapes[1:] for pair in zip(first, other, strict=False)]
+    batch = any(one[:1] != two[:1] for one, two in differ)
+    resolution = any(one[1:] != two[1:] and len(one) in IMAGE_DIMS for one, two in differ) and True in images
+    length = any(one[1:] != two[1:] and not (resolution and len(one) in IMAGE_DIMS) for one, two in differ)
+    return ("batch",) * batch + ("resolution",) * resolution + ("length",) * length
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A file name in a new folder beside the target."""
+    target.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(target.resolve(), "exporting") as folder:
+        yield folder / target.name
+
+
+def _remove(file: Path) -> None:
+    for made in file.parent.iterdir():
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+
+
+def _put_in_place(file: Path, target: Path) -> None:
+    if file.is_dir():
+        replace_folder(target, lambda folder: _move_all(file, folder), {"versions": versions()})
+    else:
+        # Weights beside the file come first, as the file names them.
+        for made in sorted(file.parent.iterdir(), key=lambda made: made.name == file.name):
+            made.replace(target.resolve().parent / made.name)
+
+
+def _move_all(source: Path, target: Path) -> None:
+    for made in source.iterdir():
+        made.rename(target / made.name)

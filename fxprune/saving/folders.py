@@ -1,0 +1,300 @@
+"""A folder of files that appears whole or not at all, and a manifest that tells whether it is as it was written."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fxprune.errors import ArtefactError
+from fxprune.util.writing import file_errors, remove_abandoned, scratch_folder
+
+__all__ = ["MANIFEST", "SavedFolder", "open_folder", "replace_folder", "write_json"]
+
+MANIFEST = "manifest.json"
+FORMAT = "fxprune"
+FORMAT_VERSION = 2
+# Arguments of renameat2: paths are relative to the working folder, and the two change places.
+_HERE, _EXCHANGE = -100, 2
+# How often a folder that another takes the place of is opened again, and the wait, in seconds, where there is none.
+_TRIES, _PAUSE = 100, 0.02
+# Files of an open folder are found in it even where it has been renamed or replaced; not every system can do that.
+_BY_FOLDER = os.open in os.supports_dir_fd
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """Let ``write`` fill a new folder and put it at ``path``; on any failure what was there before stays.
+
+    ``about`` goes into the manifest, next to the size and SHA-256 of every file.
+
+    Raises:
+        ArtefactError: ``path`` is a file, or a folder with files that were not written by this function.
+        FileError: the disk refuses.
+    """
+    with file_errors(f"{path} cannot be written"):
+        path = path.resolve()
+        _check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(path, "saving") as scratch:
+            write(scratch)
+            _write_manifest(scratch, about)
+            for file in scratch.iterdir():
+                _flush(file)
+            _flush(scratch)
+            _swap(scratch, path)
+            _flush(path.parent)
+        remove_abandoned(path)
+
+
+def _check_replaceable(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ArtefactError(f"{path} is a file: give a folder to save to")
+    found, ours = set(os.listdir(path)), set[str]()
+    if MANIFEST in found:
+        with open_folder(path, verify=False) as folder:
+            found, ours = folder.names(), {MANIFEST, *folder.manifest["files"]}
+    if found - ours:
+        raise ArtefactError(
+            f"{path} holds files that were not saved by fxprune ({', '.join(sorted(found - ours)[:3])}): "
+            "move them or choose another folder"
+        )
+
+
+def _swap(scratch: Path, path: Path) -> None:
+    """Put ``scratch`` at ``path``: in one step where the system can, else setting an older folder aside first."""
+    if path.exists() and _exchanged(scratch, path):
+        return  # the older folder is the scratch now
+    if not path.exists() or not any(path.iterdir()):
+        scratch.rename(path)
+        return
+    aside = scratch.with_name(scratch.name.replace(".saving-", ".old-"))
+    path.rename(aside)
+    try:
+        scratch.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(left: Path, right: Path) -> bool:
+    """Let two folders change places at once, so that a killed process leaves one of them (Linux's ``renameat2``)."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):  # another system, or a C library without it
+        return False
+    return bool(rename(_HERE, os.fsencode(left), _HERE, os.fsencode(right), _EXCHANGE) == 0)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some file systems cannot flush a folder; the rename is then as safe as they make it.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    files = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"format": FORMAT, "version": FORMAT_VERSION, **about, "files": files})
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return _fingerprint_of(stream)
+
+
+def _fingerprint_of(stream: BinaryIO) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    while block := stream.read(1 << 20):
+        digest.update(block)
+        size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_json(file: Path, data: dict[str, Any]) -> None:
+    """Write data as JSON, each entry of a top-level list on a line of its own so that files can be compared."""
+    parts = [f"{json.dumps(key)}: {_dump(value)}" for key, value in data.items()]
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def _dump(value: Any) -> str:
+    if isinstance(value, list) and value:
+        return "[\n  " + ",\n  ".join(json.dumps(item, allow_nan=False) for item in value) + "\n]"
+    if isinstance(value, dict) and value:
+        inner = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
+        return "{\n  " + ",\n  ".join(inner) + "\n}"
+    return json.dumps(value, allow_nan=False)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+class SavedFolder:
+    """A saved folder with its files open: all are of one folder, also where another takes its place meanwhile.
+
+    Attributes:
+        path: where it was found.
+        manifest: the manifest; every file that it names has been compared with it.
+    """
+
+    manifest: dict[str, Any]
+
+    def __init__(self, path: Path, files: ExitStack) -> None:
+        self.path = path
+        self._files = files
+        self._streams: dict[str, BinaryIO] = {}
+        self._folder: int | None = None
+        if _BY_FOLDER:
+            self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            files.callback(os.close, self._folder)
+
+    def read_manifest(self, verify: bool) -> None:
+        """Read the manifest and, if ``verify``, compare every file that it names.
+
+        Raises:
+            ArtefactError: it was not saved by fxprune, or a file is missing or changed.
+        """
+        self.manifest = self._read_manifest()
+        for name, expected in self.manifest["files"].items() if verify else ():
+            self._check(name, expected)
+
+    def names(self) -> set[str]:
+        """Names of all files in the folder."""
+        return set(os.listdir(self.path if self._folder is None else self._folder))
+
+    def is_still_there(self) -> bool:
+        """Whether this folder, and no other one, lies at its path."""
+        if self._folder is None or not self.path.exists():
+            return self._folder is None
+        return os.path.samestat(os.fstat(self._folder), self.path.stat())
+
+    def read_text(self, name: str) -> str:
+        """What a file of UTF-8 text holds.
+
+        Raises:
+            ArtefactError: it is missing or is no such file.
+        """
+        stream = self._open(name)
+        try:
+            stream.seek(0)
+            return stream.read().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
+
+    def read_json(self, name: str) -> Any:
+        """What a JSON file holds.
+
+        Raises:
+            ArtefactError: it is missing or is not JSON.
+        """
+        text = self.read_text(name)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
+
+    def location(self, name: str) -> Path:
+        """A path by which a library can read an open file."""
+        stream = self._open(name)
+        stream.seek(0)
+        by_number = Path(f"/dev/fd/{stream.fileno()}")
+        return by_number if by_number.exists() else self.path / name
+
+    def _read_manifest(self) -> dict[str, Any]:
+        if MANIFEST not in self.names():
+            raise ArtefactError(f"{self.path} is not a folder saved by fxprune: it has no {MANIFEST}")
+        manifest = self.read_json(MANIFEST)
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("format") != FORMAT
+            or not isinstance(manifest.get("files"), dict)
+        ):
+            raise ArtefactError(f"{self.path / MANIFEST} is not a manifest of fxprune")
+        if manifest.get("version") != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{self.path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
+                "load it with the version of fxprune that saved it, or prune and save the network again"
+            )
+        return manifest
+
+    def _check(self, name: str, expected: Any) -> None:
+        if _fingerprint_of(self._open(name)) != expected:
+            raise ArtefactError(
+                f"{self.path / name} was changed or cut short after it was saved: save the network again"
+            )
+
+    def _open(self, name: str) -> BinaryIO:
+        if name not in self._streams:
+            try:
+                if name in ("", ".", "..") or "/" in name or "\\" in name:
+                    raise ValueError(name)
+                self._streams[name] = self._files.enter_context(self._opened(name))
+            except (OSError, ValueError) as error:  # or a name that no file can have
+                raise ArtefactError(f"{self.path} is incomplete: {name!r:.80} is missing") from error
+        return self._streams[name]
+
+    def _opened(self, name: str) -> BinaryIO:
+        # A pipe would be waited for.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        where = self.path / name if self._folder is None else name
+        stream = os.fdopen(os.open(where, flags, dir_fd=self._folder), "rb")
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            stream.close()
+            raise OSError(f"{name} is no file")
+        return stream
+
+
+@contextmanager
+def open_folder(path: Path, *, verify: bool = True) -> Iterator[SavedFolder]:
+    """A saved folder, every file compared with its manifest if ``verify``; where one is being replaced, either.
+
+    Raises:
+        ArtefactError: there is no such folder, it was not saved by fxprune, or a file is missing or changed.
+    """
+    with ExitStack() as files:
+        yield _opened_whole(path, verify, files)
+
+
+def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
+    for tries_left in reversed(range(_TRIES)):
+        with ExitStack() as attempt:
+            try:
+                folder = SavedFolder(path, attempt)
+            except (OSError, ValueError) as error:
+                if tries_left and _is_set_aside(path):
+                    time.sleep(_PAUSE)
+                    continue
+                raise ArtefactError(f"{path} is not a folder saved by fxprune: it cannot be opened") from error
+            try:
+                folder.read_manifest(verify)
+            except ArtefactError:
+                if not tries_left or folder.is_still_there():
+                    raise
+                continue
+            files.push(attempt.pop_all())
+            return folder
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_set_aside(path: Path) -> bool:
+    """Whether a folder was set aside a moment ago, for a new one that is about to take its place."""
+    return path.parent.is_dir() and any(path.parent.glob(f".{glob.escape(path.name)}.old-*"))

@@ -1,0 +1,248 @@
+"""A network as an exported program of torch, with the sizes that may change."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import ExportError, MissingDependencyError
+from fxprune.proof.comparing import Leaves
+from fxprune.rewriting import PrunedGraphModule
+from fxprune.saving.comparing import tensors_of
+from fxprune.saving.saving import write_source
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "exported_program",
+    "onnx_session",
+]
+
+
+def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
+    """The program of one call, that of the first sample; sizes in which another sample differs may change.
+
+    Raises:
+        Exception: of many types, where torch cannot trace the network with these sizes.
+    """
+    sample = samples[0]
+    if isinstance(network, PrunedGraphModule):
+        network = network.for_sizes_of(*sample.args, **sample.kwargs).plainly_named()
+    _check_names(network)
+    signature = inspect.signature(network.forward)
+    bound = [signature.bind(*other.args, **other.kwargs).arguments for other in samples]
+    shapes = {name: pytree.tree_map(_changing_dims, *(other[name] for other in bound)) for name in bound[0]}
+    if isinstance(network, fx.GraphModule):
+        network = _with_copied_lists(network)
+    with torch.no_grad():
+        return torch.export.export(network, sample.args, sample.kwargs, dynamic_shapes=shapes)
+
+
+def _check_names(network: nn.Module) -> None:
+    """Refuse names that torch would write into code as they are, in modules whose own code may ask for them."""
+    held = (*network.named_modules(), *network.named_parameters(), *network.named_buffers())
+    for name in (name for name, _ in held if not re.fullmatch(r"[A-Za-z0-9_.]*", name)):
+        raise ExportError(f"{name!r} is no plain name, and torch.export writes names into code that it runs: rename it")
+
+
+def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:
+    if not isinstance(first, torch.Tensor):
+        return None
+    changing = [dim for dim, size in enumerate(first.shape) if any(other.shape[dim] != size for other in others)]
+    return dict.fromkeys(changing, Dim.AUTO)
+
+
+def _with_copied_lists(network: fx.GraphModule) -> fx.GraphModule:
+    """The network, but modules that are kept as one call are handed copies of lists, which they may write into.
+
+    torch.export runs a graph node by node, with the lists that the nodes themselves hold, and these cannot be written.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(network.graph, {}))
+    for node in graph.find_nodes(op="call_module"):
+        with graph.inserting_before(node):
+            node.args = tuple(_copied(graph, argument) for argument in node.args)
+            node.kwargs = {name: _copied(graph, argument) for name, argument in node.kwargs.items()}
+    if len(graph.nodes) == len(network.graph.nodes):
+        return network
+    return fx.GraphModule(network, graph)
+
+
+def _copied(graph: fx.Graph, argument: Any) -> Any:
+    if not isinstance(argument, list):
+        return argument
+    return graph.call_function(list, ([_copied(graph, item) for item in argument],))
+
+
+Run = Callable[[Sample], Leaves]
+# A file of this format cannot hold more than 2 GiB; beyond that the weights lie in a second file beside it.
+_LARGEST_ONNX = 1 << 30
+
+
+class Format(Protocol):
+    """One format: the ``suffix`` of its files; ``one_graph`` where a file holds one graph of the network."""
+
+    suffix: str
+    one_graph: bool
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where a library is missing."""
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """Write the network to a file (or to a new folder); sizes in which the samples differ may change.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+
+    def open(self, file: Path) -> Run:
+        """Read the file again, without the network."""
+
+
+class _PatientWriter(io.RawIOBase):
+    """Passes bytes on until the disk refuses, and keeps the error: torch's writer aborts the process if it gets one."""
+
+    def __init__(self, stream: io.FileIO) -> None:
+        super().__init__()
+        self.error: OSError | None = None
+        self._stream = stream
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position, as what lies under it does."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._stream.tell()
+
+    def write(self, data: Any) -> int:
+        """How many bytes it takes: all of them."""
+        try:
+            rest = memoryview(data)
+            while self.error is None and len(rest):
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+
+class Pt2:
+    """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
+
+    suffix = ".pt2"
+    one_graph = True
+
+    def check(self) -> None:
+        """Torch alone is needed."""
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        program = exported_program(network, samples)
+        with file.open("wb", buffering=0) as stream:
+            patient = _PatientWriter(stream)
+            torch.export.save(program, patient)  # type: ignore[arg-type]  # it asks for no more than these methods
+        if patient.error is not None:
+            raise patient.error
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        with file.open("rb") as stream:
+            module = torch.export.load(stream).module()
+        return lambda sample: tensors_of(sample.call(module))
+
+
+class Onnx:
+    """ONNX through torch's current exporter, run by onnxruntime."""
+
+    suffix = ".onnx"
+    one_graph = True
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where a library is missing."""
+        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise MissingDependencyError(
+                f"the onnx format needs {', '.join(missing)}, not installed here: pip install 'fxprune[onnx]'"
+            )
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
+        assert onnx_program is not None
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        onnx_program.save(file, external_data=size > _LARGEST_ONNX)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        session = onnx_session(file)
+        names = [argument.name for argument in session.get_inputs()]
+
+        def run(sample: Sample) -> Leaves:
+            leaves = pytree.tree_leaves((sample.args, sample.kwargs))
+            tensors = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+            results = session.run(None, dict(zip(names, tensors, strict=True)))
+            return tensors_of([torch.from_numpy(result) for result in results])
+
+        return run
+
+
+def onnx_session(file: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU; ``threads`` of 0 lets it choose."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # a refusal is raised; it need not be printed too
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+class Source:
+    """A folder with readable code and the weights, which needs torch and safetensors alone."""
+
+    suffix = ""
+    one_graph = False
+
+    def check(self) -> None:
+        """Torch alone is needed."""
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        file.mkdir()
+        write_source(network, file)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        # The code was printed a moment ago and has been in nobody else's hands.
+        namespace: dict[str, Any] = {"__name__": "exported"}
+        exec(compile((file / "model.py").read_text(encoding="utf-8"), str(file / "model.py"), "exec"), namespace)
+        weights = safetensors.torch.load_file(file / "weights.safetensors")
+        model: nn.Module = namespace["Model"]().eval()
+        model.load_state_dict(weights, assign=True)
+        return lambda sample: tensors_of(sample.call(model))
+
+
+FORMATS: Mapping[str, Format] = {"pt2": Pt2(), "onnx": Onnx(), "source": Source()}

@@ -1,0 +1,110 @@
+"""``save``: a network to a folder that stands alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from fxprune.errors import ArtefactError
+from fxprune.reporting import Report, versions
+from fxprune.saving.descriptions import Description, describe
+from fxprune.saving.folders import replace_folder, write_json
+from fxprune.saving.source import model_source
+from fxprune.saving.tensors import named_tensors
+from fxprune.saving.values import encode_sample
+
+__all__ = ["save", "write_source"]
+
+
+def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write a pruned network to a folder, whole or not at all; an earlier saved network at ``path`` is replaced.
+
+    The folder holds ``model.py`` (generated code that imports torch alone), ``weights.safetensors`` (its state dict),
+    ``plan.json`` and ``report.json`` (where the network has them), ``graph.json`` and, for buffers outside the state
+    dict, ``constants.safetensors`` (from which :func:`fxprune.load` builds the network), and ``manifest.json``.
+    Where the network has opaque modules, the classes of these are imported too, and ``graph.json`` lists them.
+
+    Raises:
+        ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
+        FileError: the disk refuses; what was at ``path`` before is still there.
+    """
+    about = _about(pruned)
+    description, tensors = _described(pruned)
+    constants = {entry.name: tensors[entry.name] for entry in description.tensors if entry.kind == "constant"}
+    constants |= description.state_tensors
+    report: Report | None = about.get("report")
+    source = model_source(pruned, description, tensors, _headline(description.class_name, report))
+
+    def write(folder: Path) -> None:
+        (folder / "model.py").write_text(source, encoding="utf-8")
+        _write_tensors(folder / "weights.safetensors", pruned.state_dict())
+        if constants:
+            _write_tensors(folder / "constants.safetensors", constants)
+        write_json(folder / "graph.json", {**description.as_dict(), "sample": encode_sample(about.get("sample"))})
+        if report is not None:
+            _write_report(folder, report)
+
+    replace_folder(Path(path), write, {"versions": versions()})
+
+
+def write_source(pruned: nn.Module, folder: Path) -> None:
+    """Write ``model.py`` and ``weights.safetensors`` alone into a folder.
+
+    Raises:
+        ArtefactError: see :func:`save`.
+    """
+    about = _about(pruned)
+    description, tensors = _described(pruned)
+    source = model_source(pruned, description, tensors, _headline(description.class_name, about.get("report")))
+    (folder / "model.py").write_text(source, encoding="utf-8")
+    _write_tensors(folder / "weights.safetensors", pruned.state_dict())
+
+
+def _about(pruned: nn.Module) -> dict[str, Any]:
+    about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
+    if not isinstance(pruned, GraphModule) and not about:
+        raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
+    return about
+
+
+def _described(pruned: nn.Module) -> tuple[Description, dict[str, torch.Tensor]]:
+    """The description of a network, and every tensor by name."""
+    description = describe(pruned)
+    return description, {name: tensor for name, _, tensor in named_tensors(pruned)} | description.state_tensors
+
+
+def _headline(class_name: str, report: Report | None) -> str:
+    if report is None:
+        return f"{class_name}, saved by fxprune."
+    return f"{class_name}, pruned by fxprune: {report.headline}."
+
+
+def _write_report(folder: Path, report: Report) -> None:
+    write_json(folder / "report.json", report.as_dict())
+    if report.plan is not None:
+        (folder / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    seen: set[int] = set()
+    flat: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        # The format has no ties: every further name gets a copy of its own.
+        flat[name] = values.clone() if values.data_ptr() in seen else values
+        seen.add(values.data_ptr())
+    # The writer would leave a file that only its owner can read.
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        safetensors.torch.save_file(flat, file, metadata={"format": "pt"})
+        file.chmod(mode)
+    except (KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise ArtefactError(f"the tensors cannot be written as safetensors: {error}") from error

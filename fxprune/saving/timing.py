@@ -1,0 +1,170 @@
+"""Ways to run a network: eager, ``torch.compile`` and onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import OptionError
+from fxprune.saving.formats import FORMATS, onnx_session
+
+__all__ = [
+    "RUNTIMES",
+    "Latency",
+    "Prepared",
+    "in_turns",
+    "measure_latency",
+    "missing",
+]
+
+
+Prepared = Callable[[], object]
+
+
+def _eager(network: nn.Module, sample: Sample) -> Prepared:
+    return lambda: sample.call(network)
+
+
+def _compiled(network: nn.Module, sample: Sample) -> Prepared:
+    torch.compiler.reset()
+    compiled = torch.compile(network)
+    return lambda: sample.call(compiled)
+
+
+def _onnxruntime(network: nn.Module, sample: Sample) -> Prepared:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.onnx"
+        FORMATS["onnx"].write(copy.deepcopy(network), [sample], file)
+        session = onnx_session(file, torch.get_num_threads())
+    inputs = {
+        argument.name: t.numpy(force=True) for argument, t in zip(session.get_inputs(), sample.tensors, strict=True)
+    }
+    return lambda: session.run(None, inputs)
+
+
+RUNTIMES: Mapping[str, Callable[[nn.Module, Sample], Prepared]] = {
+    "eager": _eager,
+    "compile": _compiled,
+    "onnxruntime": _onnxruntime,
+}
+
+
+def missing(runtime: str) -> str:
+    """Why a runtime cannot be used here; empty where it can."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if runtime == "onnxruntime" else ()
+    absent = [name for name in needed if importlib.util.find_spec(name) is None]
+    return f"{', '.join(absent)} not installed: pip install 'fxprune[onnx]'" if absent else ""
+
+
+_WARM_UP, _FEWEST = 2, 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The latency of the original and of the pruned network.
+
+    Attributes:
+        runtime: "eager", "compile" or "onnxruntime".
+        batch: the batch size; None where the sample has none.
+        threads: threads used inside one call.
+        calls: timed calls of each network.
+        original: median seconds of a call of the original network.
+        pruned: median seconds of a call of the pruned network.
+        failure: why there is no measurement; empty where there is one.
+    """
+
+    runtime: str
+    batch: int | None
+    threads: int
+    calls: int = 0
+    original: float = float("nan")
+    pruned: float = float("nan")
+    failure: str = ""
+
+    @property
+    def gain(self) -> float:
+        """How many times faster the pruned network is."""
+        return self.original / self.pruned
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON data; without numbers where the measurement failed."""
+        data = asdict(self)
+        if self.failure:
+            return {name: data[name] for name in ("runtime", "batch", "threads", "failure")}
+        return {**data, "gain": self.gain}
+
+
+def measure_latency(
+    original: nn.Module,
+    pruned: nn.Module,
+    sample_input: Any,
+    *,
+    runtimes: Iterable[str] = tuple(RUNTIMES),
+    batches: Iterable[int] = (1, 8),
+    seconds: float = 1.0,
+) -> Iterator[Latency]:
+    """Time both networks by each runtime at each batch size, one result after another; both stay as they are.
+
+    Args:
+        original: the network before, in eval mode.
+        pruned: the network after, in eval mode.
+        sample_input: one call's arguments, as for :func:`fxprune.compile`.
+        runtimes: among "eager", "compile" and "onnxruntime".
+        batches: batch sizes, where the sample has a batch.
+        seconds: how long the calls of both networks together last at least, three of each at least.
+
+    Raises:
+        OptionError: an unknown runtime.
+    """
+    chosen = list(runtimes)
+    unknown = next((name for name in chosen if name not in RUNTIMES), None)
+    if unknown is not None:
+        raise OptionError(f"unknown runtime {unknown!r}: choose among {', '.join(RUNTIMES)}")
+    sample = Sample.from_input(sample_input).with_values()
+    sizes: list[int | None] = list(batches) if sample.batch_size else [None]
+    for runtime in chosen:
+        for size in sizes:
+            yield _measured(runtime, size, original, pruned, sample, seconds)
+
+
+def _measured(
+    runtime: str, batch: int | None, original: nn.Module, pruned: nn.Module, sample: Sample, seconds: float
+) -> Latency:
+    threads = torch.get_num_threads()
+    if reason := missing(runtime):
+        return Latency(runtime, batch, threads, failure=reason)
+    try:
+        values = sample if batch is None else sample.with_batch(batch)
+        with torch.no_grad():
+            both = [RUNTIMES[runtime](network, values) for network in (original, pruned)]
+            times = in_turns(both, seconds)
+    except Exception as error:  # runtimes raise many types, and one that fails must not hide the others
+        return Latency(runtime, batch, threads, failure=f"{type(error).__name__}: {error!s:.200}")
+    before, after = map(statistics.median, times)
+    return Latency(runtime, batch, threads, len(times[0]), before, after)
+
+
+def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
+    """The seconds of each of ``calls``, which take turns: at least three times, and ``seconds`` all together."""
+    for call in [*calls] * _WARM_UP:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    while sum(map(sum, times)) < seconds or len(times[0]) < _FEWEST:
+        for call, found in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+    return times

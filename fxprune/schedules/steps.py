@@ -1,0 +1,126 @@
+"""One plan on all ranks of an initialised ``torch.distributed``."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fxprune.analysis.groups import Group
+from fxprune.calibration import Loss
+from fxprune.calibration.statistic import is_distributed
+from fxprune.cost.budgets import check_ratio
+from fxprune.criteria import Criterion
+from fxprune.errors import OptionError
+from fxprune.planning import Plan
+
+__all__ = [
+    "SHAPES",
+    "PlanOptions",
+    "agreed",
+    "agreed_values",
+    "exclusions",
+    "ratio_at",
+    "unwrapped",
+]
+
+
+def agreed(plan: Plan) -> Plan:
+    """The plan of the first rank, which every rank has to ask for; the plan itself in a single process.
+
+    Equal weights give equal plans on equal machines. Where ranks run on different ones, a last digit may differ, and
+    with it a channel.
+    """
+    if not is_distributed():
+        return plan
+    texts = [plan.to_json()]
+    dist.broadcast_object_list(texts, src=0)
+    return Plan.from_json(texts[0])
+
+
+def agreed_values(values: Tensor) -> Tensor:
+    """The first rank's values, float64 on the CPU, in every rank."""
+    if not is_distributed():
+        return values
+    moved = values.to("cuda") if dist.get_backend() == "nccl" else values.contiguous()
+    dist.broadcast(moved, src=0)
+    return moved.cpu()
+
+
+class PlanOptions(TypedDict, total=False):
+    """See :func:`fxprune.compile`."""
+
+    budget: str
+    criterion: str | Criterion
+    calibration: Iterable[Any] | None
+    loss: Loss | None
+    exclude: Sequence[str | nn.Module]
+    scope: str
+    alike: str
+    residual: str
+    couplings: str
+    round_to: int | str | Mapping[str | nn.Module, int]
+    min_channels: int | Mapping[str | nn.Module, int]
+    max_ratio: float | Mapping[str | nn.Module, float] | None
+    seed: int
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model, unless it is a wrapper around one.
+
+    Raises:
+        OptionError: it is wrapped for data parallel training.
+    """
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise OptionError(f"pass the network itself, model.module, and not the {type(model).__name__} around it")
+    if isinstance(model, torch.nn.Module):
+        return model
+    raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def exclusions(groups: Iterable[Group]) -> tuple[str, ...]:
+    """Patterns for ``exclude`` that keep these groups whole."""
+    return tuple(glob.escape(group.members[0].tensor) for group in groups)
+
+
+SHAPES: dict[str, Callable[[float, float], float]] = {
+    # The same share of the original each time.
+    "linear": lambda ratio, done: ratio * done,
+    # Much at first, when there is much that nobody misses (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+    "cubic": lambda ratio, done: ratio * (1 - (1 - done) ** 3),
+    # The same share of what is left each time.
+    "geometric": lambda ratio, done: 1 - (1 - ratio) ** done,
+}
+
+
+def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> float:
+    """The fraction of the original budget that is gone after a step.
+
+    Args:
+        step: 0 (nothing is gone) to ``steps`` (exactly ``ratio`` is).
+        steps: how many there are.
+        ratio: where the last one ends, ``0 <= ratio < 1``.
+        shape: "linear", "cubic" or "geometric".
+
+    Raises:
+        RatioError: the ratio is none.
+        OptionError: an unknown shape, or a step that does not exist.
+    """
+    ratio = check_ratio(ratio)
+    if shape not in SHAPES:
+        raise OptionError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
+    if not _is_count(steps) or steps < 1:
+        raise OptionError(f"steps must be a whole number of at least 1, not {steps!r}")
+    if not _is_count(step) or not 0 <= step <= steps:
+        raise OptionError(f"step must be a whole number from 0 to {steps}, not {step!r}")
+    if step in (0, steps):
+        return ratio if step else 0.0
+    return SHAPES[shape](ratio, step / steps)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""Tools without knowledge of pruning: lazy imports, copies, paths, progress, files."""

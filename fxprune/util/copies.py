@@ -1,0 +1,131 @@
+"""Copies of modules: what ``copy.deepcopy`` gives, several times faster for modules that are copied the ordinary way.
+
+Most attributes of a module are literals, empty tables of hooks and tables of tensors or submodules. Those are copied by
+hand; everything else, and every class that says itself how it is copied, is left to ``copy.deepcopy``.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = [
+    "HELD_TENSOR",
+    "MADE_TENSOR",
+    "copied_attributes",
+    "copy_module",
+    "deep_copy",
+    "tensors_in",
+]
+
+
+Memo = dict[int, Any]
+
+_LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
+_HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
+
+
+def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
+    """A copy of a module and all its submodules; ``memo`` holds by id what takes the place of originals."""
+    if id(module) in memo:
+        return cast(nn.Module, memo[id(module)])
+    cls: Any = type(module)
+    if not _is_ordinary(cls):
+        if isinstance(module, fx.GraphModule):
+            # Its own way of copying asks the memo about each submodule.
+            for child in module.children():
+                copy_module(child, memo)
+        return copy.deepcopy(module, memo)
+    twin: Any = cls.__new__(cls)
+    memo[id(module)] = twin
+    state = cls.__getstate__(module) if hasattr(cls, "__getstate__") else vars(module)
+    twin.__setstate__(copied_attributes(state, memo))
+    return cast(nn.Module, twin)
+
+
+def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, Any]:
+    """Copies of a module's attributes, by name."""
+    return {name: _copied(value, memo) for name, value in attributes.items()}
+
+
+@functools.cache
+def _is_ordinary(cls: Any) -> bool:
+    """Whether copying an instance means copying its attributes."""
+    says_how = any(getattr(cls, name, None) is not getattr(object, name, None) for name in _HOOKS_OF_COPYING)
+    reduces = cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__
+    slots = any(vars(base).get("__slots__") for base in cls.__mro__)
+    return not (says_how or reduces or slots or cls.__new__ is not object.__new__)
+
+
+def _copied(value: Any, memo: Memo) -> Any:
+    kind = type(value)
+    if kind in _LITERALS:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in (dict, OrderedDict):
+        return _copied_dict(value, memo)
+    if kind is list:
+        twin: list[Any] = []
+        memo[id(value)] = twin
+        twin.extend(_copied(item, memo) for item in value)
+        return twin
+    if kind is set and all(type(item) in _LITERALS for item in value):
+        memo[id(value)] = set(value)
+        return memo[id(value)]
+    if kind is tuple and all(type(item) in _LITERALS for item in value):
+        return value
+    return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+
+
+def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
+    twin = type(value)()
+    if not value:
+        return twin
+    if not all(type(key) in _LITERALS for key in value):
+        return copy.deepcopy(value, memo)
+    memo[id(value)] = twin
+    for key, item in value.items():
+        twin[key] = _copied(item, memo)
+    return twin
+
+
+# Part of the names of tensors that a forward makes while it is traced, from nothing that the model holds.
+MADE_TENSOR = "made_tensor"
+# The same of tensors that the model holds outside of its state dict.
+HELD_TENSOR = "held_tensor"
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
+    """A deep copy over the tensors that ``fresh`` gives for each of the original's; ties stay tied.
+
+    Tensors with a history, which Python's deep copy refuses, are found in the attributes of modules too.
+
+    Raises:
+        Exception: whatever the user's own code raises while it is copied.
+    """
+    memo: dict[int, Any] = {}
+    for owner in module.modules():
+        for tensor in tensors_in(vars(owner), depth=4):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = fresh(tensor)
+    return cast(Module, copy_module(module, memo))
+
+
+def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
+    """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from tensors_in(item, depth - 1)

@@ -1,6 +1,0 @@
-"""The proof node by node: the rewritten graphs against the captured ones, op for op."""
-
-from .pairs import Pair
-from .structure import Step, check_structure, matched
-
-__all__ = ["Pair", "Step", "check_structure", "matched"]
