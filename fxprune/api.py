@@ -4,39 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxprune.analysis.groups import Group
-from fxprune.analysis.solving import ChannelGraph, analyze_capture
-from fxprune.analysis.uncoupling import check_couplings, drop_couplings
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
-from fxprune.capture.checking import check_model, check_sample, is_meta
-from fxprune.capture.samples import Sample
-from fxprune.capture.tracing import trace
-from fxprune.cost.latency import compared, measured_latency
-from fxprune.criteria import Criterion, judge, resolve_criterion
-from fxprune.errors import FxpruneError, ModelError, PlanError, RecoveryError
-from fxprune.options import Feed, Options, by_path, kernel_multiple, setting
-from fxprune.pipeline import one_pass, prove_plan, recovered, uncollected
-from fxprune.planning import Plan, allocate
-from fxprune.planning.by_hand import as_lists, masks_without
-from fxprune.planning.protecting import width_scores
-from fxprune.proof import Proof
+from fxprune.criteria import Criterion
+from fxprune.errors import FxpruneError, PlanError, RecoveryError
+from fxprune.options import Options
+from fxprune.pipeline import one_pass, run
+from fxprune.planning import Plan
+from fxprune.planning.plan import setting
+from fxprune.program import Program
 from fxprune.recovery import Recovery, resolve_recoveries
-from fxprune.reporting import Report, versions
-from fxprune.reporting.summarising import summarise
-from fxprune.rewriting import certified
-from fxprune.util.paths import ModelPaths
-from fxprune.util.progress import Steps
+from fxprune.reporting import Report
 
-Scores = Mapping[Group, NDArray[np.float64]] | None
+__all__ = ["analyze", "apply", "compile", "plan", "recover", "remove", "report"]
+
 Shares = Mapping[str | nn.Module, float]
 Counts = Mapping[str | nn.Module, int]
 Ratio = float | Shares | Mapping[str, float] | None
@@ -126,12 +113,20 @@ def compile(  # noqa: A001  the public name says what it does
     options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
-        graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
-        feed = Feed.checked(calibration, loss, sample)
-        _time_operations(graph, model, sample, {options.budget, *options.budgets}, steps)
-        chosen, scores = _planned(graph, model, options, feed, steps)
-        pruned = _applied(graph, model, sample, chosen, verify, steps, scores)
-        return recovered(graph, model, pruned, recoveries, feed, steps)
+        program = Program(
+            model,
+            sample_input,
+            steps,
+            options,
+            other_samples,
+            options.couplings,
+            {options.budget, *options.budgets},
+            verify,
+            recoveries,
+            calibration,
+            loss,
+        )
+        return run(program).result
 
 
 def analyze(
@@ -146,7 +141,10 @@ def analyze(
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
     with one_pass(False, model) as steps:
-        return _analyzed(model, sample_input, steps, check_couplings(couplings), other_samples)[0]
+        program = Program(
+            model, sample_input, steps, other_samples=other_samples, couplings=check_couplings(couplings)
+        )
+        return run(program, until="analyze").graph
 
 
 def plan(
@@ -178,9 +176,18 @@ def plan(
     choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
     options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     with one_pass(progress, model) as steps:
-        graph, sample = _analyzed(model, sample_input, steps, options.couplings, other_samples)
-        _time_operations(graph, model, sample, {options.budget, *options.budgets}, steps)
-        return _planned(graph, model, options, Feed.checked(calibration, loss, sample), steps)[0]
+        program = Program(
+            model,
+            sample_input,
+            steps,
+            options,
+            other_samples,
+            options.couplings,
+            {options.budget, *options.budgets},
+            calibration=calibration,
+            loss=loss,
+        )
+        return run(program, until="plan").chosen_plan
 
 
 def apply(
@@ -201,10 +208,17 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
     with one_pass(progress, model) as steps:
-        couplings = check_couplings(setting(plan, "couplings", "keep"))
-        graph, sample = _analyzed(model, sample_input, steps, couplings, other_samples)
-        _time_operations(graph, model, sample, {setting(plan, "budget", "macs"), *setting(plan, "budgets", {})}, steps)
-        return _applied(graph, model, sample, plan, verify, steps)
+        program = Program(
+            model,
+            sample_input,
+            steps,
+            other_samples=other_samples,
+            couplings=check_couplings(setting(plan, "couplings", "keep")),
+            budgets={setting(plan, "budget", "macs"), *setting(plan, "budgets", {})},
+            verify=verify,
+            plan=plan,
+        )
+        return run(program).result
 
 
 def remove(
@@ -230,11 +244,16 @@ def remove(
         FxpruneError: see :func:`compile`.
     """
     with one_pass(progress, model) as steps:
-        graph, sample = _analyzed(model, sample_input, steps, check_couplings(couplings), other_samples)
-        given = by_path(model, "channels", channels)
-        settings = {"channels": as_lists(graph, given), "couplings": couplings, "versions": versions()}
-        plan = Plan.from_masks(graph, masks_without(graph, given), settings)
-        return _applied(graph, model, sample, plan, verify, steps)
+        program = Program(
+            model,
+            sample_input,
+            steps,
+            other_samples=other_samples,
+            couplings=check_couplings(couplings),
+            verify=verify,
+            channels=channels,
+        )
+        return run(program).result
 
 
 def recover(
@@ -268,10 +287,19 @@ def recover(
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with one_pass(progress, model) as steps:
-        sample = sample.with_values(seed).map(lambda tensor: tensor.to(device))
-        graph, sample = _analyzed(model, sample, steps, check_couplings(setting(plan, "couplings", "keep")))
-        feed = Feed.checked(calibration, None, sample)
-        return recovered(graph, model, copy.deepcopy(pruned), recoveries, feed, steps, seed)  # type: ignore[arg-type]
+        program = Program(
+            model,
+            sample.with_values(seed).map(lambda tensor: tensor.to(device)),
+            steps,
+            couplings=check_couplings(setting(plan, "couplings", "keep")),
+            recoveries=recoveries,
+            calibration=calibration,
+            seed=seed,
+            plan=plan,
+            pruned=copy.deepcopy(pruned),
+            report=report(pruned),
+        )
+        return run(program).result
 
 
 def report(pruned: nn.Module) -> Report:
@@ -287,103 +315,3 @@ def report(pruned: nn.Module) -> Report:
         )
     found: Report = about["report"]
     return found
-
-
-# -- the passes ------------------------------------------------------------------------------------------------------
-
-
-@uncollected()
-def _analyzed(
-    model: nn.Module, sample_input: Any, steps: Steps, couplings: str, other_samples: Sequence[Any] = ()
-) -> tuple[ChannelGraph, Sample]:
-    with steps("capture"):
-        sample = Sample.from_input(sample_input).beside(other_samples).map(torch.Tensor.detach)
-        check_model(model)
-        for given in (sample, *sample.others):
-            check_sample(model, given)
-        with torch.random.fork_rng(devices=[]):
-            captured, untraced = trace(model, sample)
-    with steps("analyze"):
-        if couplings == "drop":
-            drop_couplings(captured, model)
-        graph = analyze_capture(captured, model, sample.batch_size, untraced)
-    return graph, sample
-
-
-def _time_operations(graph: ChannelGraph, model: nn.Module, sample: Sample, budgets: set[str], steps: Steps) -> None:
-    if "latency" in budgets:
-        with steps("time"):
-            graph.latency = measured_latency(graph, model, sample, steps.counted)
-
-
-def _planned(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
-    # A pass over data makes garbage with every batch.
-    with uncollected() if feed.calibration is None else nullcontext():
-        return _chosen(graph, model, options, feed, steps)
-
-
-def _chosen(graph: ChannelGraph, model: nn.Module, options: Options, feed: Feed, steps: Steps) -> tuple[Plan, Scores]:
-    if not graph.groups and options.removes:
-        raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
-    criterion = resolve_criterion(options.criterion, seed=options.seed)
-    with steps("score"):
-        paths = ModelPaths(model)
-        found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
-        with torch.no_grad():
-            collector = feed.collector(graph, model, steps, options.seed)
-            scores = judge(criterion, graph, found, collector)
-            if options.scope == "reconstruction":
-                scores = width_scores(graph, criterion, scores, found, collector, options.budget)
-    with steps("plan"):
-        masks = allocate(
-            graph,
-            scores,
-            **options.goals,
-            scope="global" if options.scope == "reconstruction" else options.scope,
-            alike=options.alike,
-            residual=options.residual,
-            exclude=options.exclude,
-            round_to=options.round_to,
-            multiple=kernel_multiple(model),
-            min_channels=options.min_channels,
-            max_ratio=options.max_ratio,
-        )
-        plan = Plan.from_masks(graph, masks, options.settings(criterion, feed))
-    return plan, scores if isinstance(scores, dict) else None
-
-
-def _why_none(graph: ChannelGraph) -> str:
-    opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
-    pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
-    return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
-
-
-def _applied(
-    graph: ChannelGraph,
-    model: nn.Module,
-    sample: Sample,
-    plan: Plan,
-    verify: bool,
-    steps: Steps,
-    scores: Scores = None,
-) -> fx.GraphModule:
-    with steps("rewrite"), uncollected():
-        masks = plan.masks(graph)
-        pruned, certificates = certified(graph, model, masks)
-    proof: Proof | None = None
-    unproven = "structural, unproven" if is_meta(model) else "" if verify else "verify=False"
-    if not unproven:
-        with steps("verify"):
-            proof = prove_plan(graph, model, pruned, plan, masks, sample, certificates)
-            if proof.strays:
-                graph.captured.hold_to_sizes()
-                pruned, certificates = certified(graph, model, masks)
-                proof = prove_plan(graph, model, pruned, plan, masks, sample, certificates)
-    made = summarise(graph, model, plan, masks, proof, unproven, steps.seconds, scores)
-    if made.budget == "latency":
-        with steps("time"):
-            predicted = (made.budget_before, made.budget_after)
-            made = replace(made, latency=compared(predicted, model, pruned, sample), seconds=dict(steps.seconds))
-    about = {"report": made, "sample": sample.to_meta()}
-    pruned.meta = {**getattr(pruned, "meta", {}), "fxprune": about}  # type: ignore[assignment]
-    return pruned  # type: ignore[return-value]  # an opaque forward keeps its own class, as the docstring says

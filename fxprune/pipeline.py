@@ -1,44 +1,287 @@
-"""What every public pass runs in: one at a time, with gradients possible, without autocast and garbage collection."""
+"""The passes of a compilation, in order, and the one function that runs them.
+
+``analyze`` runs them up to "analyze", ``plan`` up to "plan"; ``apply`` is given a plan, so that "score" and "plan" have
+nothing to do; ``recover`` is given a pruned network, so that all but the first and the last have nothing to do. A loop,
+such as "prove, hold to sizes, rewrite, prove", stands in the list as often as it may run.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from fxprune.analysis.solving import ChannelGraph
+from fxprune.analysis.solving import ChannelGraph, analyze_capture
+from fxprune.analysis.uncoupling import drop_couplings
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured
-from fxprune.capture.checking import is_meta
+from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
-from fxprune.errors import RecoveryError
-from fxprune.options import Feed, setting
-from fxprune.planning import Plan
+from fxprune.capture.tracing import UNTRACED_TRAINING, trace
+from fxprune.cost.latency import compared, measured_latency
+from fxprune.criteria import judge, resolve_criterion
+from fxprune.errors import ModelError, RecoveryError
+from fxprune.options import Feed, Options, by_path, kernel_multiple, setting
+from fxprune.planning import Plan, allocate
+from fxprune.planning.by_hand import as_lists, masks_without
+from fxprune.planning.protecting import width_scores
+from fxprune.program import Program
 from fxprune.proof import Pair, Proof, check_structure, prove
-from fxprune.recovery import Recovery, Work, run_recoveries
-from fxprune.rewriting import UNTRACED_TRAINING, Certificate, node_keep
+from fxprune.recovery import Work, run_recoveries
+from fxprune.reporting import Report, versions
+from fxprune.reporting.summarising import summarise
+from fxprune.rewriting import Certificate, certified, node_keep
 from fxprune.rewriting.pruned_module import PrunedGraphModule
+from fxprune.util.paths import ModelPaths
 from fxprune.util.progress import Steps
 
-__all__ = [
-    "one_pass",
-    "pairs_of",
-    "prove_plan",
-    "recovered",
-    "uncollected",
-]
-
+__all__ = ["PASSES", "Pass", "one_pass", "prove_plan", "run"]
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One step: ``run`` fills fields of the program, where ``when`` says that there is something to do.
+
+    Passes of one name share a row in the report's seconds.
+    """
+
+    name: str
+    run: Callable[[Program], None]
+    when: Callable[[Program], bool] = lambda program: True
+    # A pass over data makes garbage with every batch; next to nothing of what others make is garbage while they run.
+    makes_garbage: Callable[[Program], bool] = lambda program: False
+
+
+# -- the passes ------------------------------------------------------------------------------------------------------
+
+
+def capture(program: Program) -> None:
+    """Trace the model on the sample: its graphs in both modes and for other sizes. The model is only read."""
+    sample = Sample.from_input(program.sample_input).beside(program.other_samples).map(torch.Tensor.detach)
+    check_model(program.model)
+    for given in (sample, *sample.others):
+        check_sample(program.model, given)
+    with torch.random.fork_rng(devices=[]):
+        program.captured, program.untraced = trace(program.model, sample)
+    program.sample = sample
+
+
+def uncouple(program: Program) -> None:
+    """Put a selection of channels in front of each reader of a shared stream."""
+    drop_couplings(program.captured, program.model)
+
+
+def analyze(program: Program) -> None:
+    """Solve the axes of every node, and read off the channel groups."""
+    program.graph = analyze_capture(program.captured, program.model, program.sample.batch_size, program.untraced)
+    program.feed = Feed.checked(program.calibration, program.loss, program.sample)
+
+
+def time_operations(program: Program) -> None:
+    """Time the network's operations by their widths, for a budget in seconds."""
+    graph, steps = program.graph, program.steps
+    graph.latency = measured_latency(graph, program.model, program.sample, steps.counted)
+
+
+def score(program: Program) -> None:
+    """Give each channel of each group a number by the criterion."""
+    graph, options, feed = program.graph, _asked(program), program.feed
+    if not graph.groups and options.removes:
+        raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
+    criterion = resolve_criterion(options.criterion, seed=options.seed)
+    paths = ModelPaths(program.model)
+    found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
+    with torch.no_grad():
+        collector = feed.collector(graph, program.model, program.steps, options.seed)
+        program.scores = judge(criterion, graph, found, collector)
+        if options.scope == "reconstruction":
+            program.scores = width_scores(graph, criterion, program.scores, found, collector, options.budget)
+
+
+def allocate_budget(program: Program) -> None:
+    """Choose the channels that stay, so that the budget is met."""
+    graph, options = program.graph, _asked(program)
+    masks = allocate(
+        graph,
+        program.scores,
+        **options.goals,
+        scope="global" if options.scope == "reconstruction" else options.scope,
+        alike=options.alike,
+        residual=options.residual,
+        exclude=options.exclude,
+        round_to=options.round_to,
+        multiple=kernel_multiple(program.model),
+        min_channels=options.min_channels,
+        max_ratio=options.max_ratio,
+    )
+    criterion = resolve_criterion(options.criterion, seed=options.seed)
+    program.plan = Plan.from_masks(graph, masks, options.settings(criterion, program.feed))
+
+
+def choose_by_hand(program: Program) -> None:
+    """Take the channels that the caller names, with all that is tied to them."""
+    channels = by_path(program.model, "channels", program.channels)
+    named = as_lists(program.graph, channels)
+    settings = {"channels": named, "couplings": program.couplings, "versions": versions()}
+    program.plan = Plan.from_masks(program.graph, masks_without(program.graph, channels), settings)
+
+
+def cut(program: Program) -> None:
+    """Write the smaller graphs and modules, over tensors of their own."""
+    program.masks = program.chosen_plan.masks(program.graph)
+    program.pruned, program.certificates = certified(program.graph, program.model, program.masks)
+
+
+def verify(program: Program) -> None:
+    """Prove that the result is the model without what the plan removes."""
+    program.proof = prove_plan(
+        program.graph,
+        program.model,
+        program.pruned,
+        program.chosen_plan,
+        program.masks,
+        program.sample,
+        program.certificates,
+    )
+
+
+def hold_to_sizes(program: Program) -> None:
+    """Let the result refuse other sizes than the sample's, as the trace differs from the model there; cut again."""
+    program.captured.hold_to_sizes()
+    cut(program)
+
+
+def report(program: Program) -> None:
+    """Put together what the passes found, and give it to the result."""
+    plan, scores = program.chosen_plan, program.scores if isinstance(program.scores, dict) else None
+    program.report = summarise(
+        program.graph,
+        program.model,
+        plan,
+        program.masks,
+        program.proof,
+        _why_unproven(program),
+        program.steps.seconds,
+        scores,
+    )
+    about = {"report": program.report, "sample": program.sample.to_meta()}
+    program.pruned.meta = {**getattr(program.pruned, "meta", {}), "fxprune": about}
+
+
+def compare_latency(program: Program) -> None:
+    """Measure what was predicted of the seconds of a call."""
+    made = program.pruned.meta["fxprune"]["report"]
+    predicted = (made.budget_before, made.budget_after)
+    measured = compared(predicted, program.model, program.pruned, program.sample)
+    _note(program, replace(made, latency=measured))
+
+
+def recover(program: Program) -> None:
+    """Change kept values so that they make up for what was cut; what was proven is the network before."""
+    if is_meta(program.model) or not isinstance(program.pruned, PrunedGraphModule):
+        meta = "its weights are on the meta device"
+        why = meta if is_meta(program.model) else "its own forward is opaque, so it has no graph"
+        raise RecoveryError(f"{type(program.model).__name__} cannot be recovered: {why}")
+    made = program.pruned.meta["fxprune"]["report"]
+    seed = setting(made.plan, "seed", 0) if program.seed is None else program.seed
+    data = program.feed.calibration
+    work = Work(program.graph, program.model, program.pruned, made.plan, data, program.steps, seed)
+    _note(program, replace(made, recovery=(*made.recovery, *run_recoveries(program.recoveries, work))))
+
+
+def _always(program: Program) -> bool:
+    return True
+
+
+def _has_data(program: Program) -> bool:
+    return program.calibration is not None
+
+
+def _is_provable(program: Program) -> bool:
+    return program.report is None and not _why_unproven(program)
+
+
+def _strays(program: Program) -> bool:
+    return program.proof is not None and bool(program.proof.strays)
+
+
+PASSES = (
+    Pass("capture", capture),
+    Pass("analyze", uncouple, when=lambda p: p.couplings == "drop"),
+    Pass("analyze", analyze),
+    Pass("time", time_operations, when=lambda p: "latency" in p.budgets),
+    Pass("plan", choose_by_hand, when=lambda p: p.channels is not None),
+    Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
+    Pass("plan", allocate_budget, when=lambda p: p.plan is None),
+    Pass("rewrite", cut, when=lambda p: p.pruned is None),
+    Pass("verify", verify, when=_is_provable, makes_garbage=_always),
+    Pass("rewrite", hold_to_sizes, when=_strays),
+    Pass("verify", verify, when=_strays, makes_garbage=_always),
+    Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
+    Pass("time", compare_latency, when=lambda p: p.report is not None and p.report.budget == "latency", makes_garbage=_always),
+    Pass("recover", recover, when=lambda p: bool(p.recoveries), makes_garbage=_always),
+)
+
+
+def run(program: Program, *, until: str = "") -> Program:
+    """Run the passes, up to and with those called ``until``, and check the program after each.
+
+    Raises:
+        FxpruneError: what a pass raises; the caller's model is as it was.
+    """
+    last = max((i for i, step in enumerate(PASSES) if step.name == until), default=len(PASSES))
+    for number, step in enumerate(PASSES[: last + 1]):
+        if not step.when(program):
+            continue
+        with program.steps(step.name), _garbage_collection(step.makes_garbage(program)):
+            step.run(program)
+        program.check()
+        _dump(program, number, step.run.__name__)
+    if program.report is not None:
+        _note(program, replace(program.report, seconds=dict(program.steps.seconds)))
+    return program
+
+
+def _note(program: Program, made: Report) -> None:
+    program.report = made
+    program.pruned.meta["fxprune"] = {**program.pruned.meta["fxprune"], "report": made}
+
+
+def _asked(program: Program) -> Options:
+    assert program.options is not None
+    return program.options
+
+
+def _why_unproven(program: Program) -> str:
+    if is_meta(program.model):
+        return "structural, unproven"
+    return "" if program.verify else "verify=False"
+
+
+def _why_none(graph: ChannelGraph) -> str:
+    opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
+    pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
+    return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
+
+
+def _dump(program: Program, number: int, name: str) -> None:
+    folder = os.environ.get("FXPRUNE_DUMP")
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / f"{number:02}-{name}.txt").write_text(f"{program}\n", encoding="utf-8")
 
 
 @contextmanager
@@ -61,10 +304,11 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without automatic garbage collection: next to nothing of what a pass makes is garbage before it ends."""
+def _garbage_collection(wanted: bool) -> Iterator[None]:
+    """Without automatic garbage collection, unless it is wanted."""
     collects = gc.isenabled()
-    gc.disable()
+    if not wanted:
+        gc.disable()
     try:
         yield
     finally:
@@ -137,30 +381,3 @@ def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module
         pruned.get_submodule(path),
         captured.prefix,
     )
-
-
-def recovered(
-    graph: ChannelGraph,
-    model: nn.Module,
-    pruned: fx.GraphModule,
-    recoveries: Sequence[Recovery],
-    feed: Feed,
-    steps: Steps,
-    seed: int | None = None,
-) -> fx.GraphModule:
-    """The network after recovery, which changes it in place; what the proof proved is the network before."""
-    if not recoveries:
-        return pruned
-    about = pruned.meta["fxprune"]
-    if is_meta(model) or not isinstance(pruned, PrunedGraphModule):
-        why = (
-            "its weights are on the meta device" if is_meta(model) else "its own forward is opaque, so it has no graph"
-        )
-        raise RecoveryError(f"{type(model).__name__} cannot be recovered: {why}")
-    plan = about["report"].plan
-    seed = setting(plan, "seed", 0) if seed is None else seed
-    with steps("recover"):
-        rows = run_recoveries(recoveries, Work(graph, model, pruned, plan, feed.calibration, steps, seed))
-    made = replace(about["report"], recovery=(*about["report"].recovery, *rows), seconds=dict(steps.seconds))
-    pruned.meta["fxprune"] = {**about, "report": made}
-    return pruned

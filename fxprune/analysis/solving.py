@@ -22,7 +22,8 @@ from fxprune.analysis.groups import (
     position,
     with_unique_names,
 )
-from fxprune.axes.elements import has_gather, units_of
+from fxprune.analysis.listing import network_text
+from fxprune.axes.elements import Mask, has_gather, units_of
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
@@ -262,6 +263,18 @@ class ChannelGraph:
         self.parameter_names = frozenset(term.owner for term in self.params)
         self._batch_scale = batch_scale
         self._bytes = {name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()}
+
+    def __repr__(self) -> str:
+        groups, pinned = len(self.groups), len(self.pinned)
+        nodes = sum(len(part.graph.nodes) for part in self.captured.everything())
+        return f"<ChannelGraph: {nodes} nodes, {groups} channel groups, {pinned} pinned widths>"
+
+    def __str__(self) -> str:
+        return self.listing()
+
+    def listing(self, masks: Mapping[Channels, Mask] | None = None) -> str:
+        """Every node with its axes, groups and source line; with the kept units of each group, old and new widths."""
+        return network_text(self, masks)
 
     def memory(self) -> MemoryModel:
         """The bytes of the parameters and of the activations alive at the worst moment, for the sample as given."""

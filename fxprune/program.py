@@ -1,0 +1,130 @@
+"""The one object that flows through the passes: what was asked, and what each pass found.
+
+``print(program)`` shows the network node by node, as far as the passes have come. With ``FXPRUNE_DUMP=DIR`` in the
+environment that text is written to ``DIR`` after every pass, so that two passes can be compared with ``diff``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from fxprune.analysis.groups import Group, OpaqueOp
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import Mask
+from fxprune.axes.expressions import Channels
+from fxprune.calibration import Loss
+from fxprune.capture import Captured
+from fxprune.capture.samples import Sample
+from fxprune.errors import AnalysisError
+from fxprune.options import Feed, Options
+from fxprune.planning import Plan
+from fxprune.proof import Proof
+from fxprune.recovery import Recovery
+from fxprune.reporting import Report
+from fxprune.rewriting import Certificate
+from fxprune.util.progress import Steps
+
+__all__ = ["Program"]
+
+
+@dataclass
+class Program:
+    """One network on its way through the passes of :mod:`fxprune.pipeline`.
+
+    The first part is given; each field of the second is filled by the pass that is named behind it, and by no other.
+
+    Attributes:
+        model: the caller's network, which is only read.
+        sample_input: one call's arguments, as the caller gave them.
+        steps: names the running pass and keeps the seconds of each.
+        options: what a plan depends on; None where a plan is given.
+        other_samples: further calls that the result must take.
+        couplings: "keep" or "drop".
+        budgets: what is counted.
+        verify: whether the result is proven.
+        recoveries: what is done after the proof.
+        calibration: batches; None where there are none.
+        loss: whose gradients criteria read.
+        seed: of everything random; None for the plan's.
+        channels: what the caller removes by hand, by path of a layer or by layer.
+    """
+
+    model: nn.Module
+    sample_input: Any
+    steps: Steps
+    options: Options | None = None
+    other_samples: Sequence[Any] = ()
+    couplings: str = "keep"
+    budgets: Collection[str] = ("macs",)
+    verify: bool = True
+    recoveries: Sequence[Recovery] = ()
+    calibration: Iterable[Any] | None = None
+    loss: Loss | None = None
+    seed: int | None = None
+    channels: Mapping[str | nn.Module, Any] | None = None
+
+    sample: Sample = field(init=False)  # capture
+    captured: Captured = field(init=False)  # capture
+    untraced: tuple[OpaqueOp, ...] = ()  # capture
+    feed: Feed = field(init=False)  # capture
+    graph: ChannelGraph = field(init=False)  # analyze
+    scores: Mapping[Group, NDArray[np.float64]] | Any = None  # score
+    plan: Plan | None = None  # plan, or given
+    masks: Mapping[Channels, Mask] = field(default_factory=dict)  # rewrite
+    pruned: Any = None  # rewrite, or given
+    certificates: Sequence[Certificate] = ()  # rewrite
+    proof: Proof | None = None  # verify
+    unproven: str = ""  # verify
+    report: Report | None = None  # report
+
+    @property
+    def chosen_plan(self) -> Plan:
+        """The plan, after the pass that makes it."""
+        assert self.plan is not None
+        return self.plan
+
+    @property
+    def result(self) -> fx.GraphModule:
+        """The pruned network; an opaque forward keeps its own class."""
+        network: fx.GraphModule = self.pruned
+        return network
+
+    def __str__(self) -> str:
+        if hasattr(self, "graph"):
+            return self.graph.listing(self.masks)
+        if hasattr(self, "captured"):
+            return "\n".join(str(part.graph) for part in self.captured.everything())
+        return f"{type(self.model).__name__}, not captured yet"
+
+    def check(self) -> None:
+        """What holds after every pass, as far as they have come.
+
+        Raises:
+            AnalysisError: a graph that torch.fx cannot run, a mask that does not fit its group, or a tensor of the
+                result that is not as large as the plan says.
+        """
+        if self.plan is not None and hasattr(self, "graph"):
+            self._check_masks()
+        if self.plan is not None and isinstance(self.pruned, fx.GraphModule):
+            self._check_sizes(self.plan, self.pruned)
+
+    def _check_masks(self) -> None:
+        for group in self.graph.groups:
+            mask = self.masks.get(group.variable)
+            if mask is not None and (mask.shape != (group.size,) or not mask.any()):
+                raise AnalysisError(f"the plan's mask of {group.name} does not fit its {group.size} channels")
+
+    def _check_sizes(self, plan: Plan, pruned: fx.GraphModule) -> None:
+        for name, tensor in pruned.state_dict().items():
+            keep = plan.keep.get(name)
+            for dim, kept in enumerate(keep or ()):
+                if kept is not None and tensor.shape[dim] != len(kept):
+                    raise AnalysisError(
+                        f"{name} dim {dim} has {tensor.shape[dim]} entries, and the plan keeps {len(kept)}"
+                    )
