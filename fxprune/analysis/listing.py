@@ -9,11 +9,11 @@ size that stays.
 >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
 >>> graph = fxprune.analyze(model, torch.randn(2, 3, 4, 4))
 >>> print(network_text(graph))
-input               2 x 3 x 4 x 4
-_0 = 0(input)       2 x a:8 x 4 x 4
-_1 = 1(_0)          2 x a:8 x 4 x 4
-_2 = 2(_1)          2 x (a:8*16)
-_3 = 3(_2)          2 x 4
+input_1          2 x 3 x 4 x 4
+_0 = 0(input_1)  2 x a:8 x 4 x 4
+_1 = 1(_0)       2 x a:8 x 4 x 4
+_2 = 2(_1)       2 x (a:8*16)
+_3 = 3(_2)       2 x 4
 return _3
 <BLANKLINE>
 a   8 channels of 0

@@ -7,7 +7,34 @@
           | Gather(a, index)          elements of ``a`` picked by an integer array: stride, flip, coupled elements
 
 Expressions are immutable; only a ``Channels`` variable changes, once, when the solver merges it with another one or
-binds it to the expression that it turned out to be.
+binds it to the expression that it turned out to be. They print as they read: a variable by its tensor and size, a
+product in round brackets, a concatenation in square ones, a gather with a tilde.
+
+A feature map of 8 channels and 4 x 4 pixels, flattened, has rows of 128 elements. Channel ``c`` makes elements ``16 c``
+to ``16 c + 15`` of them:
+
+>>> import numpy as np
+>>> from fxprune.axes.elements import kept_mask, units_of
+>>> conv = Channels(8, Origin("conv", 0))
+>>> flat = product([conv, Fixed(4), Fixed(4)])
+>>> flat, flat.size
+((conv:8*16), 128)
+>>> units_of(flat, conv)[14:18]
+array([0, 0, 1, 1])
+
+Two maps end to end, of which one loses its first channel:
+
+>>> other = Channels(3, Origin("other", 0))
+>>> both = concat([conv, other])
+>>> both
+[conv:8 other:3]
+>>> kept_mask(both, {other: np.array([False, True, True])}).sum()
+np.int64(10)
+
+Every other element of one of them:
+
+>>> gather(conv, np.arange(0, 8, 2))
+~4{conv:8}
 """
 
 from __future__ import annotations
@@ -49,7 +76,7 @@ class Channels:
         self.binding: Axis | None = None
 
     def __repr__(self) -> str:
-        return f"c{self.serial}:{self.size}"
+        return f"{self.origin.tensor}:{self.size}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +86,9 @@ class Fixed:
     size: int
     why: str = "its size is fixed"
 
+    def __repr__(self) -> str:
+        return str(self.size)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
@@ -67,6 +97,9 @@ class Product:
     factors: tuple[Axis, ...]
     size: int
 
+    def __repr__(self) -> str:
+        return f"({'*'.join(map(repr, self.factors))})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Concat:
@@ -74,6 +107,9 @@ class Concat:
 
     parts: tuple[Axis, ...]
     size: int
+
+    def __repr__(self) -> str:
+        return f"[{' '.join(map(repr, self.parts))}]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +122,9 @@ class Gather:
     @property
     def size(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        return f"~{self.size}{{{self.base!r}}}"
 
 
 Axis = Channels | Fixed | Product | Concat | Gather

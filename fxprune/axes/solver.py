@@ -1,7 +1,59 @@
 """Unification of axes: the solver that turns what ops say about their axes into channel groups.
 
 ``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op
-that asked. Every request is written to ``couplings``, from which the channel graph is built afterwards.
+that asked. Every request is written to ``couplings``, from which the channel graph is built afterwards. Four worked
+examples, from the plain to the hard:
+
+>>> from fxprune.axes.expressions import Channels, Fixed, Origin, concat, gather, product
+>>> solver, why = Solver(), Cause("n", "example")
+>>> def channels(name, size):
+...     return Channels(size, Origin(name, 0))
+
+**A residual add.** Two variables become one; whoever asks later gets the same representative.
+
+>>> a, b = channels("a", 6), channels("b", 6)
+>>> solver.unify(a, b, why)
+>>> solver.resolve(a) is solver.resolve(b)
+True
+
+**A flatten in front of a linear layer.** A variable against an expression is bound to it: the layer's 24 columns are 4
+pixels of each of 6 channels.
+
+>>> columns = channels("fc", 24)
+>>> solver.unify(columns, product([a, Fixed(4)]), why)
+>>> solver.resolve(columns)
+(a:6*4)
+
+**A channel shuffle.** 12 channels are viewed as 3 groups of 4, transposed, and viewed as 12 again. Against a layer
+that keeps the order, the product's factors are aligned: both variables are products of the same two.
+
+>>> c, d = channels("c", 12), channels("d", 12)
+>>> three, four = solver.factor(c, [3, 4], why)
+>>> solver.unify(d, product([four, three]), why)
+>>> solver.resolve(c), solver.resolve(d)
+((n:3*n:4), (n:4*n:3))
+
+**A ragged concatenation.** [e f] and [g h] have the same 10 elements, but are cut at 4 and at 7. Cut at both, they are
+three pieces: ``e`` is the first 4 channels of ``g``, and ``f`` starts with the other 3.
+
+>>> e, f, g, h = channels("e", 4), channels("f", 6), channels("g", 7), channels("h", 3)
+>>> solver.unify(concat([e, f]), concat([g, h]), why)
+>>> [solver.resolve(axis) for axis in (e, f, g, h)]
+[e:4, [n:3 n:3], [e:4 n:3], n:3]
+
+**Factors of other sizes.** 4 x 4 elements are 8 x 2 elements: the inner 4 are 2 x 2, so that the 8 are 4 x 2.
+
+>>> p, q, x, y = channels("p", 4), channels("q", 4), channels("x", 8), channels("y", 2)
+>>> solver.unify(product([p, q]), product([x, y]), why)
+>>> solver.resolve(q), solver.resolve(x)
+((n:2*n:2), (p:4*n:2))
+
+**What crosses is pinned.** 2 x 3 elements against 3 x 2: no step of one side is a step of the other.
+
+>>> r, s, t, u = channels("r", 2), channels("s", 3), channels("t", 3), channels("u", 2)
+>>> solver.unify(product([r, s]), product([t, u]), why)
+>>> solver.resolve(r), solver.pins[-1].reason
+(2, 'sizes 6 against 6 cut across one another and cannot be aligned')
 """
 
 from __future__ import annotations

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import types
 
 import torch
 
-_HIDDEN = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+_HIDDEN = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, contextlib.__file__)
+# Where the pipeline begins: what called it is no line of a forward.
+_OUTERMOST = _PACKAGE + "pipeline.py"
 
 
 def user_frame() -> types.FrameType | None:
-    """The innermost frame that is neither torch's nor this package's."""
+    """The innermost frame of a forward that is neither torch's nor this package's."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and is_hidden(frame):
-        frame = frame.f_back
+        frame = None if frame.f_code.co_filename == _OUTERMOST else frame.f_back
     return frame
 
 
