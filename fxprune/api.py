@@ -141,9 +141,7 @@ def analyze(
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
     with one_pass(False, model) as steps:
-        program = Program(
-            model, sample_input, steps, other_samples=other_samples, couplings=check_couplings(couplings)
-        )
+        program = Program(model, sample_input, steps, other_samples=other_samples, couplings=check_couplings(couplings))
         return run(program, until="analyze").graph
 
 

@@ -17,9 +17,9 @@ from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import BUDGETS, goals_of
 from fxprune.criteria import Criterion
-from fxprune.errors import OptionError, PlanError
-from fxprune.planning import Plan
+from fxprune.errors import OptionError
 from fxprune.planning.limits import MAX_RATIO
+from fxprune.planning.plan import setting
 from fxprune.reporting import versions
 from fxprune.util.progress import Steps
 
@@ -168,15 +168,3 @@ def _whole_number(seed: Any) -> int:
         return operator.index(seed)
     except TypeError:
         raise OptionError(f"seed must be a whole number, not {seed!r}") from None
-
-
-def setting(plan: Plan, name: str, default: Any) -> Any:
-    """A setting of a plan, which may come from a file; of the type of ``default``.
-
-    Raises:
-        PlanError: the plan holds a value of another type.
-    """
-    value = plan.settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-        raise PlanError(f"the plan says {name} = {value!r}, which is no {type(default).__name__}")
-    return value

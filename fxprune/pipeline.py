@@ -31,14 +31,15 @@ from fxprune.capture.tracing import UNTRACED_TRAINING, trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.errors import ModelError, RecoveryError
-from fxprune.options import Feed, Options, by_path, kernel_multiple, setting
+from fxprune.options import Feed, Options, by_path, kernel_multiple
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
+from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Program
 from fxprune.proof import Pair, Proof, check_structure, prove
 from fxprune.recovery import Work, run_recoveries
-from fxprune.reporting import Report, versions
+from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import Certificate, certified, node_keep
 from fxprune.rewriting.pruned_module import PrunedGraphModule
@@ -185,8 +186,15 @@ def compare_latency(program: Program) -> None:
     """Measure what was predicted of the seconds of a call."""
     made = program.pruned.meta["fxprune"]["report"]
     predicted = (made.budget_before, made.budget_after)
-    measured = compared(predicted, program.model, program.pruned, program.sample)
-    _note(program, replace(made, latency=measured))
+    try:
+        before, after, calls = compared(program.model, program.pruned, program.sample)
+    except Exception as error:  # copying and running is the user's own code: anything may come out of it
+        row = LatencyRow(predicted, None, f"not measured ({type(error).__name__}: {error!s:.200})")
+    else:
+        threads = torch.get_num_threads()
+        how = f"eager, {threads} thread{'s' * (threads > 1)}, median of {calls} calls"
+        row = LatencyRow(predicted, (before, after), how)
+    _note(program, replace(made, latency=row))
 
 
 def recover(program: Program) -> None:
@@ -214,6 +222,10 @@ def _is_provable(program: Program) -> bool:
     return program.report is None and not _why_unproven(program)
 
 
+def _counts_seconds(program: Program) -> bool:
+    return program.report is not None and program.report.budget == "latency"
+
+
 def _strays(program: Program) -> bool:
     return program.proof is not None and bool(program.proof.strays)
 
@@ -231,7 +243,12 @@ PASSES = (
     Pass("rewrite", hold_to_sizes, when=_strays),
     Pass("verify", verify, when=_strays, makes_garbage=_always),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
-    Pass("time", compare_latency, when=lambda p: p.report is not None and p.report.budget == "latency", makes_garbage=_always),
+    Pass(
+        "time",
+        compare_latency,
+        when=lambda p: p.report is not None and p.report.budget == "latency",
+        makes_garbage=_always,
+    ),
     Pass("recover", recover, when=lambda p: bool(p.recoveries), makes_garbage=_always),
 )
 

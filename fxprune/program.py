@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from fxprune.analysis.groups import Group, OpaqueOp
+from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.calibration import Loss
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
+from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError
 from fxprune.options import Feed, Options
 from fxprune.planning import Plan

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxprune.analysis.groups import Term
 from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Axis, Channels, Fixed, concat, gather, product
+from fxprune.axes.expressions import Axis, Channels, Fixed, Term, concat, gather, product
 from fxprune.cost.model import CostModel
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph, brute_force, channels

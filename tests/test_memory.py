@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxprune
+from fxprune.cost.memory import memory_model
 
 
 def memory_of(model: nn.Module, sample: Any) -> float:
-    return fxprune.analyze(model.eval(), sample).memory().full
+    return memory_model(fxprune.analyze(model.eval(), sample)).full
 
 
 class Residual(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune import api
+from fxprune import pipeline
 from tests.snapshots import process, snapshot, storages
 
 
@@ -144,7 +144,7 @@ def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: B
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(api, step, fail)
+    monkeypatch.setattr(pipeline, step, fail)
     model, sample = a_used_model(), image()
     with pytest.raises(type(error)):
         unchanged(model, lambda: fxprune.compile(model, sample, 0.4))

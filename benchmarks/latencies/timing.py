@@ -11,8 +11,9 @@ import torch
 from benchmarks.harness.processes import Record
 from benchmarks.latencies.variants import Place, use_threads
 from fxprune.capture.samples import Sample
+from fxprune.cost.latency.measuring import in_turns
 from fxprune.saving.formats import onnx_session
-from fxprune.saving.timing import RUNTIMES, in_turns
+from fxprune.saving.timing import RUNTIMES
 
 __all__ = ["time_forms"]
 

@@ -59,30 +59,6 @@ class PinnedWidth:
     cause: str
 
 
-@dataclass(frozen=True)
-class OpaqueOp:
-    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size.
-
-    ``macs`` and ``parameters`` are those of a module that is kept as one call, without those of its traced parts.
-    """
-
-    node: str
-    op: str
-    source: str
-    reason: str
-    macs: float = 0.0
-    parameters: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """``coefficient`` times the product of the kept sizes of ``axes``: the MACs or the elements of ``owner``."""
-
-    owner: str
-    coefficient: float
-    axes: tuple[Axis, ...]
-
-
 def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
     """The graph whose components are the groups.
 

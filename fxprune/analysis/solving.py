@@ -12,24 +12,14 @@ from torch import fx, nn
 
 from fxprune.analysis.drawing import as_svg, draw_network
 from fxprune.analysis.explaining import Explainer
-from fxprune.analysis.groups import (
-    Group,
-    Member,
-    OpaqueOp,
-    PinnedWidth,
-    Term,
-    channel_graph,
-    position,
-    with_unique_names,
-)
+from fxprune.analysis.groups import Group, Member, PinnedWidth, channel_graph, position, with_unique_names
 from fxprune.analysis.listing import network_text
 from fxprune.axes.elements import Mask, has_gather, units_of
-from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, variables
+from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Origin, Term, variables
 from fxprune.axes.solver import Cause, Solver
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
-from fxprune.cost.memory import MemoryModel, live_terms
-from fxprune.cost.model import CostModel
+from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
 from fxprune.rules.ops import canonical_name
@@ -223,7 +213,9 @@ class ChannelGraph:
         pairs: axes that must keep two elements, because an op does something else with one.
         constants: tensors made while tracing, by name.
         mac_terms: by node the terms of ``macs`` that are its own.
-        latency: the seconds of a call, once they were measured; None before.
+        latency: the cost model of the seconds of a call, once they were measured; None before.
+        batch_scale: the batch of the user's sample as a fraction of the batch that was traced.
+        bytes: of an element of each parameter.
         captured: what was captured.
     """
 
@@ -259,10 +251,12 @@ class ChannelGraph:
             self.mac_terms.setdefault(node, []).append(term)
         self.macs += tuple(Term(call.op, call.macs, ()) for call in self.opaque if call.macs)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
-        self.latency: CostModel | None = None
+        self.latency: Any = None
         self.parameter_names = frozenset(term.owner for term in self.params)
-        self._batch_scale = batch_scale
-        self._bytes = {name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()}
+        self.batch_scale = batch_scale
+        self.bytes: Mapping[str, int] = {
+            name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()
+        }
 
     def __repr__(self) -> str:
         groups, pinned = len(self.groups), len(self.pinned)
@@ -275,12 +269,6 @@ class ChannelGraph:
     def listing(self, masks: Mapping[Channels, Mask] | None = None) -> str:
         """Every node with its axes, groups and source line; with the kept units of each group, old and new widths."""
         return network_text(self, masks)
-
-    def memory(self) -> MemoryModel:
-        """The bytes of the parameters and of the activations alive at the worst moment, for the sample as given."""
-        weights = (Term(t.owner, self._bytes.get(t.owner, 4) * t.coefficient, t.axes) for t in self.params)
-        graphs = (captured.graph for captured in (self.captured, *self.captured.islands))
-        return MemoryModel(weights, live_terms(graphs, self.axes, self.solver.resolve, self._batch_scale))
 
     def units(self, group: Group, tensor: str, dim: int) -> IndexArray:
         """For each index of a tensor's dim the unit of the group it belongs to, or -1."""

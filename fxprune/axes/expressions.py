@@ -210,3 +210,12 @@ def has_fixed(axis: Axis) -> bool:
     if isinstance(axis, Concat):
         return any(has_fixed(p) for p in axis.parts)
     return isinstance(axis, Gather) and has_fixed(axis.base)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """``coefficient`` times the product of the kept sizes of ``axes``: the MACs or the elements of ``owner``."""
+
+    owner: str
+    coefficient: float
+    axes: tuple[Axis, ...]

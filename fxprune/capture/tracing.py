@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from fxprune.analysis.groups import OpaqueOp
 from fxprune.capture.capturing import Captured, capture
 from fxprune.capture.checking import counters, refuses
 from fxprune.capture.decisions import asks_sizes
@@ -19,13 +18,33 @@ from fxprune.capture.partial import capture_parts
 from fxprune.capture.samples import Sample, is_image
 from fxprune.capture.state import Place, PythonState
 from fxprune.errors import CaptureError, ModelError, SampleError
-from fxprune.rewriting import UNTRACED_TRAINING
 from fxprune.rules import has_rule, is_leaf
 
 __all__ = [
+    "UNTRACED_TRAINING",
+    "OpaqueOp",
     "find_variants",
     "trace",
 ]
+
+
+@dataclass(frozen=True)
+class OpaqueOp:
+    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size.
+
+    ``macs`` and ``parameters`` are those of a module that is kept as one call, without those of its traced parts.
+    """
+
+    node: str
+    op: str
+    source: str
+    reason: str
+    macs: float = 0.0
+    parameters: int = 0
+
+
+# The name, among what is opaque, of a training mode that could not be traced.
+UNTRACED_TRAINING = "the forward in training mode"
 
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:

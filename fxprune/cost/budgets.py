@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
-from fxprune.analysis.groups import Group, PinnedWidth, Term
-from fxprune.axes.expressions import Axis
+from fxprune.analysis.groups import Group, PinnedWidth
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.expressions import Axis, Term
+from fxprune.cost.memory import memory_model
 from fxprune.cost.model import CostModel
 from fxprune.errors import BudgetError, RatioError
 
@@ -37,10 +39,6 @@ class PlannedGraph(Protocol):
     @property
     def params(self) -> tuple[Term, ...]:
         """Elements of each parameter; the owner is the parameter's name."""
-        ...
-
-    def memory(self) -> CostModel:
-        """The bytes of parameters and live activations."""
         ...
 
     @property
@@ -85,7 +83,7 @@ def budget_model(graph: PlannedGraph, budget: str) -> CostModel:
     if budget == "channels":
         return CostModel(Term(group.name, 1.0, (group.variable,)) for group in graph.groups)
     if budget == "memory":
-        return graph.memory()
+        return memory_model(cast(ChannelGraph, graph))
     if budget == "latency":
         if graph.latency is None:
             raise BudgetError("the latency of this network's operations has not been measured")

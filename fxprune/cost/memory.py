@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.analysis.groups import Term
-from fxprune.axes.expressions import Axis
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.expressions import Axis, Term
 from fxprune.cost.model import CostModel
 
-__all__ = ["LiveTerm", "MemoryModel", "live_terms", "paired_axes"]
+__all__ = ["LiveTerm", "MemoryModel", "live_terms", "memory_model", "paired_axes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,13 @@ class MemoryModel(CostModel):
         np.add.at(change, self._first, values[self._count :])
         np.subtract.at(change, self._after, values[self._count :])
         return float(values[: self._count].sum() + change.cumsum().max(initial=0.0))
+
+
+def memory_model(graph: ChannelGraph) -> MemoryModel:
+    """The bytes of the parameters and of the activations alive at the worst moment, for the sample as it was given."""
+    weights = (Term(t.owner, graph.bytes.get(t.owner, 4) * t.coefficient, t.axes) for t in graph.params)
+    graphs = (captured.graph for captured in (graph.captured, *graph.captured.islands))
+    return MemoryModel(weights, live_terms(graphs, graph.axes, graph.solver.resolve, graph.batch_scale))
 
 
 def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve: Any, scale: float) -> list[LiveTerm]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fxprune.analysis.groups import Term
 from fxprune.axes.elements import Mask, is_elementwise, kept_mask, kept_size, units_of
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
+from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, Term, variables
 
 __all__ = ["CostModel", "GatheredLeaf", "Leaf", "WidthLeaf"]
 

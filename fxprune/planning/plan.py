@@ -228,3 +228,15 @@ def same_indices(left: Keep, right: Keep) -> bool:
         return a is b or (a is not None and b is not None and torch.equal(a, b))
 
     return len(left) == len(right) and all(equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def setting(plan: Plan, name: str, default: Any) -> Any:
+    """A setting of a plan, which may come from a file; of the type of ``default``.
+
+    Raises:
+        PlanError: the plan holds a value of another type.
+    """
+    value = plan.settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+        raise PlanError(f"the plan says {name} = {value!r}, which is no {type(default).__name__}")
+    return value

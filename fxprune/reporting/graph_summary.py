@@ -10,8 +10,8 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
-from fxprune.analysis.groups import Group, PinnedWidth, Term
-from fxprune.axes.expressions import variables
+from fxprune.analysis.groups import Group, PinnedWidth
+from fxprune.axes.expressions import Term, variables
 from fxprune.reporting.report import MACS_MEANING
 from fxprune.reporting.tables import add_row, listing, new_table, percent, with_rest
 

@@ -16,8 +16,8 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.cost.budgets import check_ratio
 from fxprune.cost.model import CostModel
-from fxprune.options import setting
 from fxprune.planning import Plan, budget_model
+from fxprune.planning.plan import setting
 from fxprune.proof import Proof
 from fxprune.reporting.report import CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
 from fxprune.reporting.tables import machine

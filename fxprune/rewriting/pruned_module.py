@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.tracing import UNTRACED_TRAINING
 from fxprune.errors import ModeError
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
@@ -18,9 +19,6 @@ from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flag
 from fxprune.util.paths import PartsModule, PlainNames, attribute, copied_graph, hold, is_held
 
 Graphs = Mapping[str, fx.Graph]
-
-# The name, among what is opaque, of a training mode that could not be traced.
-UNTRACED_TRAINING = "the forward in training mode"
 
 
 class PrunedGraphModule(PartsModule):

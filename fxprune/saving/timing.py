@@ -6,8 +6,7 @@ import copy
 import importlib.util
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,16 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import Sample
+from fxprune.cost.latency.measuring import Prepared, in_turns
 from fxprune.errors import OptionError
 from fxprune.saving.formats import FORMATS, onnx_session
 
 __all__ = [
     "RUNTIMES",
     "Latency",
-    "Prepared",
-    "in_turns",
     "measure_latency",
     "missing",
 ]
-
-
-Prepared = Callable[[], object]
 
 
 def _eager(network: nn.Module, sample: Sample) -> Prepared:
@@ -65,9 +60,6 @@ def missing(runtime: str) -> str:
     needed = ("onnx", "onnxscript", "onnxruntime") if runtime == "onnxruntime" else ()
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     return f"{', '.join(absent)} not installed: pip install 'fxprune[onnx]'" if absent else ""
-
-
-_WARM_UP, _FEWEST = 2, 3
 
 
 @dataclass(frozen=True)
@@ -153,18 +145,3 @@ def _measured(
         return Latency(runtime, batch, threads, failure=f"{type(error).__name__}: {error!s:.200}")
     before, after = map(statistics.median, times)
     return Latency(runtime, batch, threads, len(times[0]), before, after)
-
-
-def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
-    """The seconds of each of ``calls``, which take turns: at least three times, and ``seconds`` all together."""
-    for call in [*calls] * _WARM_UP:
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    while sum(map(sum, times)) < seconds or len(times[0]) < _FEWEST:
-        for call, found in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            found.append(time.perf_counter() - started)
-    return times

@@ -129,3 +129,9 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, (list, tuple, set)):
         for item in value:
             yield from tensors_in(item, depth - 1)
+
+
+def cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy without history; that of a parameter is one."""
+    copy = tensor.detach().clone()
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy

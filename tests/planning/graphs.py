@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxprune.analysis.groups import Group, Member, PinnedWidth, Term
+from fxprune.analysis.groups import Group, Member, PinnedWidth
 from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, concat, gather, product, variables
+from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, Term, concat, gather, product, variables
 from fxprune.cost.latency import LatencyModel
 from fxprune.cost.latency.model import ShapedOp
 from fxprune.cost.latency.table import measured_surface

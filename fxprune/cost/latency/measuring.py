@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,16 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.analysis.groups import Term
 from fxprune.analysis.solving import ChannelGraph, owner_of
+from fxprune.axes.expressions import Term
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.model import LatencyModel, ShapedOp, cloned
+from fxprune.cost.latency.model import LatencyModel, ShapedOp
 from fxprune.cost.latency.shapes import ShapedCall, TensorSpec, shaped_call
 from fxprune.cost.latency.table import MOST_WIDTHS, LatencyTable, Surface, measured_surface
 from fxprune.cost.memory import paired_axes
 from fxprune.errors import BudgetError
-from fxprune.util.copies import deep_copy
+from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.paths import ModelPaths
 
 __all__ = [
@@ -152,6 +154,8 @@ class _Laid(TensorSpec):
         return f"{TensorSpec.__str__(self)}/{','.join(map(str, self.strides))}"
 
 
+# How long the calls of two networks that are compared last together, how many are not counted, and the fewest.
+_SECONDS, _WARM_UP, _FEWEST = 1.0, 2, 3
 _EMPTY_CALL = "nothing: relu of one element"
 
 
@@ -290,3 +294,43 @@ class _Measuring:
         value = self.graph.constants.get(name)
         found: torch.dtype = (self.paths.attribute(name) if value is None else value).dtype
         return found
+
+
+Prepared = Callable[[], object]
+
+
+def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
+    """The seconds of each of ``calls``, which take turns: at least three times, and ``seconds`` all together."""
+    for call in [*calls] * _WARM_UP:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    while sum(map(sum, times)) < seconds or len(times[0]) < _FEWEST:
+        for call, found in zip(calls, times, strict=True):
+            started = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found.append(time.perf_counter() - started)
+    return times
+
+
+def compared(original: nn.Module, pruned: nn.Module, sample: Sample) -> tuple[float, float, int]:
+    """Time copies of both networks in turns, in eval mode, with eager torch.
+
+    Args:
+        original: the network before.
+        pruned: the network after.
+        sample: one call's arguments.
+
+    Returns:
+        The median seconds of a call of either, and how many calls of each were timed.
+
+    Raises:
+        Exception: whatever the user's own code raises while it is copied or run.
+    """
+    networks = [deep_copy(network, cloned).eval() for network in (original, pruned)]
+    values = sample.with_values()
+    with torch.no_grad():
+        times = in_turns([functools.partial(values.call, network) for network in networks], _SECONDS)
+    before, after = map(statistics.median, times)
+    return before, after, len(times[0])

@@ -6,25 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from fxprune.analysis.groups import Term
 from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Axis, Channels
-from fxprune.capture.samples import Sample
+from fxprune.axes.expressions import Axis, Channels, Term
 from fxprune.cost.latency.table import Surface, SurfaceStack, stacks
 from fxprune.cost.model import CostModel
-from fxprune.reporting import LatencyRow
-from fxprune.saving.timing import measure_latency
-from fxprune.util.copies import deep_copy
 
 __all__ = [
     "LatencyModel",
     "ShapedOp",
-    "cloned",
-    "compared",
 ]
 
 
@@ -100,34 +91,3 @@ def _stacked(shaped: tuple[ShapedOp, ...]) -> list[tuple[SurfaceStack, list[int]
         columns = np.array([range(starts[p], starts[p] + count) for p in places], dtype=np.intp)
         found.append((SurfaceStack([shaped[p].surface for p in places]), places, columns))
     return found
-
-
-_SECONDS = 1.0
-
-
-def compared(predicted: tuple[float, float], original: nn.Module, pruned: nn.Module, sample: Sample) -> LatencyRow:
-    """Time copies of both networks in turns, in eval mode, with eager torch.
-
-    Args:
-        predicted: seconds before and after.
-        original: the network before.
-        pruned: the network after.
-        sample: one call's arguments.
-    """
-    threads = torch.get_num_threads()
-    try:
-        before, after = (deep_copy(network, cloned).eval() for network in (original, pruned))
-        batches = [sample.batch_size] if sample.batch_size else []
-        (found,) = measure_latency(before, after, sample, runtimes=["eager"], batches=batches, seconds=_SECONDS)
-    except Exception as error:  # copying runs the user's own code: anything may come out of it
-        return LatencyRow(predicted, None, f"not measured ({type(error).__name__}: {error!s:.200})")
-    if found.failure:
-        return LatencyRow(predicted, None, f"not measured ({found.failure})")
-    shown = f"eager, {threads} thread{'s' * (threads > 1)}, median of {found.calls} calls"
-    return LatencyRow(predicted, (found.original, found.pruned), shown)
-
-
-def cloned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy without history; that of a parameter is one."""
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy

@@ -1,0 +1,67 @@
+"""Packages import only from those above them in a list, and a compilation loads nothing that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fxprune
+
+ROOT = Path(fxprune.__file__).parent
+ORDER = """errors util axes rules capture analysis cost calibration criteria planning rewriting proof reporting recovery
+    options program pipeline api schedules distillation saving cli __main__""".split()
+# The proof may know what was captured, and how a call's arguments are held; never what the analysis made of it.
+THE_PROOF_KNOWS = {"errors", "util", "capture"}
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Importing package, imported package, and the line that says so."""
+    for file in sorted(ROOT.rglob("*.py")):
+        package = file.relative_to(ROOT).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name.startswith("fxprune.") and name.split(".")[1] != package and package != "__init__":
+                    yield package, name.split(".")[1], f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+
+
+def test_packages_import_from_above() -> None:
+    against = [f"{line} imports {to}" for of, to, line in imports() if ORDER.index(of) < ORDER.index(to)]
+    assert not against, "\n".join(against)
+
+
+def test_the_list_is_the_house() -> None:
+    parts = {path.stem for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.py")}
+    assert parts == set(ORDER)
+
+
+def test_the_proof_shares_nothing_with_the_analysis() -> None:
+    known = {to for of, to, _ in imports() if of == "proof"}
+    assert known <= THE_PROOF_KNOWS
+
+
+def test_nothing_is_imported_relatively() -> None:
+    """One way to write an import."""
+    for file in ROOT.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)), file
+
+
+def test_a_compilation_loads_neither_saving_nor_training() -> None:
+    code = (
+        "import sys, torch, fxprune\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)).eval()\n"
+        "fxprune.compile(net, torch.randn(1, 3, 8, 8), 0.3)\n"
+        "unasked = ('saving', 'schedules', 'distillation', 'cli')\n"
+        "print(*[m for m in sys.modules if m.split('.')[0] == 'fxprune' and m.split('.')[-1:][0] != 'fxprune'\n"
+        "        and m.split('.')[1] in unasked])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
+    assert found.stdout.split() == []
