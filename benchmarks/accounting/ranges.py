@@ -15,7 +15,7 @@ from benchmarks.accounting.rows import PublishedRow
 from benchmarks.accounting.settling import Subject
 from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
 from fxprune.analysis.groups import Group
-from fxprune.criteria import ScoredGraph
+from fxprune.analysis.solving import ChannelGraph
 
 COLUMNS = ("row", "early layers first", "late layers first")
 
@@ -31,7 +31,7 @@ class ByDepth:
         """What reports print."""
         return f"{'late' if self.late_first else 'early'} layers first"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> NDArray[np.float64]:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> NDArray[np.float64]:
         """The place of the group in the network for every unit, shape ``(group.size,)``."""
         place = graph.groups.index(group)
         return np.full(group.size, float(-place if self.late_first else place))

@@ -5,44 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from fxprune.analysis.groups import Group, PinnedWidth
 from fxprune.axes.expressions import Axis, variables
 
+if TYPE_CHECKING:
+    from fxprune.analysis.solving import ChannelGraph
+
 __all__ = [
-    "DrawableGraph",
     "DrawnNode",
     "as_svg",
     "colours",
     "draw_network",
     "places",
 ]
-
-
-class DrawableGraph(Protocol):
-    """What a picture asks of the channel graph."""
-
-    captured: Any
-    solver: Any
-
-    @property
-    def axes(self) -> Mapping[fx.Node, Any]:
-        """The axes of every node's result."""
-        ...
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The channel groups."""
-        ...
-
-    @property
-    def pinned(self) -> tuple[PinnedWidth, ...]:
-        """The widths that stay."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ class DrawnNode:
         return cls(label, tuple(inputs), tuple(groups), pin)
 
 
-def draw_network(graph: DrawableGraph) -> tuple[DrawnNode, ...]:
+def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
     """Every operation on tensors in eval mode, in order; of opaque modules what was captured inside them."""
     groups = {group.variable: group.name for group in graph.groups}
     pins: dict[str, list[str]] = {}

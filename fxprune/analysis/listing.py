@@ -24,18 +24,20 @@ from __future__ import annotations
 import itertools
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import fx
 
-from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Concat, Gather, Product
 from fxprune.axes.solver import Solver
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.rules.ops import canonical_name
+
+if TYPE_CHECKING:
+    from fxprune.analysis.solving import ChannelGraph
 
 __all__ = ["axis_text", "network_text"]
 
@@ -44,16 +46,7 @@ _WIDEST_CALL = 56
 _WIDEST_AXES = 48
 
 
-class ListedGraph(Protocol):
-    """What a listing asks of the channel graph."""
-
-    captured: Captured
-    solver: Solver
-    axes: dict[fx.Node, Any]
-    groups: tuple[Group, ...]
-
-
-def network_text(graph: ListedGraph, masks: Masks | None = None) -> str:
+def network_text(graph: ChannelGraph, masks: Masks | None = None) -> str:
     """Every node of every captured graph, and what the letters stand for; widths as ``old->new`` with ``masks``."""
     letters = dict(zip((g.variable.serial for g in graph.groups), _letters(), strict=False))
     parts = list(graph.captured.everything())
@@ -106,7 +99,7 @@ def _title(part: Captured, parts: int) -> list[str]:
     return [f"-- {', '.join([*words, 'training mode' if part.training else 'eval mode'])}"]
 
 
-def _row(node: fx.Node, graph: ListedGraph, letters: Mapping[int, str], masks: Masks) -> tuple[str, str, str]:
+def _row(node: fx.Node, graph: ChannelGraph, letters: Mapping[int, str], masks: Masks) -> tuple[str, str, str]:
     axes = "" if node.op == "output" else _axes_text(graph.axes.get(node), graph.solver, letters, masks)
     return _call(node), axes, str(node.meta.get("source", ""))
 

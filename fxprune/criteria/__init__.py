@@ -4,7 +4,7 @@ A scorer gives one number per unit of each group, from weights or from what it o
 stays. A selector chooses the units that stay, with one knob that planning turns until the budget is met.
 """
 
-from fxprune.criteria.base import Criterion, ObservingScorer, ScoredGraph, Scorer, Selection, Selector, Study
+from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector, Study
 from fxprune.criteria.combining import Combination, Minimum, Product, RankAverage, WeightedSum
 from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.feature_distance import FeatureDistance
@@ -44,7 +44,6 @@ __all__ = [
     "Random",
     "RankAverage",
     "Reconstruction",
-    "ScoredGraph",
     "Scorer",
     "Selection",
     "Selector",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.calibration import Collector, TapFinder
 from fxprune.errors import CriterionError
 
 __all__ = [
     "NORMALISERS",
+    "ChannelGraph",
     "Criterion",
     "FloatArray",
     "Ladder",
@@ -24,7 +26,6 @@ __all__ = [
     "Problem",
     "QueueLadder",
     "QueueSelection",
-    "ScoredGraph",
     "Scorer",
     "Scores",
     "Selection",
@@ -114,20 +115,6 @@ class QueueSelection:
 Scores = Mapping[Group, FloatArray]
 
 
-class ScoredGraph(Protocol):
-    """What a criterion may ask of the channel graph."""
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups from which something may be removed."""
-        ...
-
-    @property
-    def parameter_names(self) -> Collection[str]:
-        """The state-dict name of every parameter; buffers are none."""
-        ...
-
-
 @runtime_checkable
 class Scorer(Protocol):
     """Gives every unit of a group one number; the allocator removes the units with the lowest."""
@@ -137,7 +124,7 @@ class Scorer(Protocol):
         """The name it is chosen by, and that the plan records."""
         ...
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray | None:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
         """Scores of shape ``(group.size,)``, finite, higher = keep; None where it cannot judge the group.
 
         Args:
@@ -165,7 +152,7 @@ class ObservingScorer(Protocol):
         ...
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """As :meth:`Scorer.score`; ``observed`` is what :meth:`observe` gave, with statistics for observations."""
         ...
@@ -192,7 +179,7 @@ class Study(Protocol):
     """What a selector has to go by."""
 
     @property
-    def graph(self) -> ScoredGraph:
+    def graph(self) -> ChannelGraph:
         """The channel graph."""
         ...
 

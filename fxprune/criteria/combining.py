@@ -10,8 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import TapFinder
-from fxprune.criteria.base import FloatArray, ObservingScorer, ScoredGraph, Scorer, normaliser_by_name, removal_order
+from fxprune.criteria.base import FloatArray, ObservingScorer, Scorer, normaliser_by_name, removal_order
 from fxprune.criteria.judging import observations_of, score_one
 from fxprune.errors import CriterionError
 
@@ -56,7 +57,7 @@ class Combination:
         return [observations_of(part, group, finder, tensors) for part in self.parts]
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None where no part can judge the group."""
         found = [score_one(part, group, seen, tensors, graph) for part, seen in zip(self.parts, observed, strict=True)]

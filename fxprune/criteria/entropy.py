@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Mean, Observation, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
+from fxprune.criteria.base import FloatArray, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
@@ -86,7 +87,7 @@ class FeatureEntropy:
         return [Observation(tap, Mean(tap.units, self.measure)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None where no activation holds the group's channels."""
         if not observed:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Ladder, Problem, ScoredGraph, Selection, Study
+from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
@@ -62,7 +63,7 @@ class FeatureDistance:
         return [Observation(tap, FeatureSimilarity(tap.units)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Minus the similarity to the nearest other channel, shape ``(group.size,)``; None where nothing was seen."""
         return _distinctness(np.mean([s.result() for s in observed], axis=0)) if observed else None

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
+from fxprune.criteria.base import FloatArray, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import scoped_members, unit_totals
 from fxprune.errors import CriterionError
@@ -211,7 +212,7 @@ class Taylor:
         return [Observation(tap, gate) for tap in readings or finder.taps(group, "producer")]
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None where nothing was observed."""
         normalise = normaliser_by_name(self._form)
@@ -221,7 +222,7 @@ class Taylor:
         return np.mean([normalise(values) for values in found], axis=0) if found else None
 
     def _weight_changes(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray:
         total = np.zeros(group.size)
         for member in scoped_members(self.scope, group, tensors, graph):
@@ -265,7 +266,7 @@ class Hessian:
         return finder.parameters(group, gradient_powers("sample", 2))
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         total = np.zeros(group.size)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
-from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.criteria.base import FloatArray, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
 
@@ -57,7 +58,7 @@ class InformationFusion:
         """The registered name."""
         return "information_fusion"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         logs = log_similarity_distributions(producer_rows(group, tensors, graph), self.temperature)
         return normaliser_by_name(self.normalise)(settled(divergence_importance(logs).numpy()))

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Collector, Observation, TapFinder
-from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, ScoredGraph, Scorer, Selection, Selector
+from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, Scorer, Selection, Selector
 from fxprune.criteria.rows import TensorSums
 from fxprune.errors import CalibrationError, CriterionError
 
@@ -21,7 +21,7 @@ __all__ = ["judge", "observations_of", "score_groups", "score_one"]
 
 def judge(
     criterion: Criterion,
-    graph: ScoredGraph,
+    graph: ChannelGraph,
     tensors: Mapping[str, Tensor],
     collector: Collector | None = None,
 ) -> dict[Group, FloatArray] | Selection | None:
@@ -46,7 +46,7 @@ def judge(
 
 
 def score_groups(
-    criterion: Scorer | ObservingScorer, graph: ScoredGraph, tensors: Mapping[str, Tensor]
+    criterion: Scorer | ObservingScorer, graph: ChannelGraph, tensors: Mapping[str, Tensor]
 ) -> dict[Group, FloatArray] | None:
     """The scores of a criterion that needs no calibration; see :func:`judge`."""
     found = judge(criterion, graph, tensors)
@@ -66,7 +66,7 @@ def score_one(
     group: Group,
     observed: Any,
     tensors: Mapping[str, Tensor],
-    graph: ScoredGraph,
+    graph: ChannelGraph,
 ) -> FloatArray | None:
     """The scores of one group, after observing."""
     if isinstance(criterion, ObservingScorer):
@@ -77,7 +77,7 @@ def score_one(
 
 
 class _Study:
-    def __init__(self, graph: ScoredGraph, tensors: Mapping[str, Tensor], collector: Collector | None) -> None:
+    def __init__(self, graph: ChannelGraph, tensors: Mapping[str, Tensor], collector: Collector | None) -> None:
         self.graph = graph
         self.tensors = tensors
         self._collector = collector

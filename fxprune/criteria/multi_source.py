@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Problem, QueueSelection, ScoredGraph, Selection, Study, removal_order
+from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, removal_order
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import producers, settled, unit_rows
 from fxprune.errors import CriterionError
@@ -80,7 +81,7 @@ class MultiSource:
         return [Observation(tap, Correlation(tap.units)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """The fused scores, shape ``(group.size,)``; None where nothing was seen."""
         if not observed:

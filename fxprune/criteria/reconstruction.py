@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from fxprune.analysis.groups import Group, Member
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
 from fxprune.calibration.least_squares import Elimination
-from fxprune.criteria.base import FloatArray, ScoredGraph, removal_order
+from fxprune.criteria.base import FloatArray, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
@@ -75,7 +76,7 @@ class Reconstruction:
         return found
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without a layer that is understood."""
         parts = [self._elimination(group, *part) for part in observed]

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group, Member
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
-from fxprune.criteria.base import FloatArray, ScoredGraph
+from fxprune.criteria.base import FloatArray
 
 __all__ = [
     "TensorSums",
@@ -29,12 +30,12 @@ __all__ = [
 ]
 
 
-def parameter_members(group: Group, graph: ScoredGraph) -> list[Member]:
+def parameter_members(group: Group, graph: ChannelGraph) -> list[Member]:
     """The group's members that are parameters."""
     return [m for m in group.members if m.tensor in graph.parameter_names]
 
 
-def producers(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
+def producers(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> list[Member]:
     """The members whose rows make the group's channels.
 
     A filter is a kernel; a bias is a row of it only where there is nothing else.
@@ -45,7 +46,7 @@ def producers(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -
     return kernels or made or members
 
 
-def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> list[Member]:
+def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> list[Member]:
     """All parameters of a group for the scope "group", those that make its channels for "producer"."""
     return parameter_members(group, graph) if scope == "group" else producers(group, tensors, graph)
 
@@ -66,7 +67,7 @@ def unit_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
     return held.reshape(variable.size, -1)
 
 
-def producer_rows(group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> Tensor:
+def producer_rows(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> Tensor:
     """The filters of a group, those of coupled producers side by side: float64, shape ``(units, features)``."""
     members = producers(group, tensors, graph)
     return torch.cat([unit_rows(tensors[m.tensor], m, group.variable).cpu() for m in members], dim=1)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxprune.analysis.groups import Group, Member
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Product
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
-from fxprune.criteria.base import FloatArray, ScoredGraph
+from fxprune.criteria.base import FloatArray
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call
@@ -66,7 +67,7 @@ class ThiNet:
         return found
 
     def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ScoredGraph
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without a consumer that is understood."""
         products = [p for p in (s.relative() for s in observed) if p is not None]

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
-from fxprune.criteria.base import FloatArray, ScoredGraph, normaliser_by_name
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.criteria.base import FloatArray, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, distances, producer_rows, scoped_members, settled, unit_totals
 from fxprune.errors import CriterionError
 from fxprune.util.paths import name_seed
@@ -58,7 +59,7 @@ class Magnitude:
         """The registered name."""
         return "magnitude"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Norms of shape ``(group.size,)``, scaled by ``normalise``."""
         sums = TensorSums.of(tensors)
         total = np.zeros(group.size, dtype=np.float64)
@@ -83,7 +84,7 @@ class Random:
         """The registered name."""
         return "random"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         stream = np.random.default_rng([self.seed % (1 << 64), name_seed(group.name)])
         return stream.random(group.size)
@@ -113,7 +114,7 @@ class Lamp:
         """The registered name."""
         return "lamp"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``, in [0, 1]."""
         found = Magnitude(2, self.scope, "none").score(group, tensors, graph)
         norms = np.sqrt(found) if self.scope == "group" else found
@@ -143,7 +144,7 @@ class FPGM:
         """The registered name."""
         return "fpgm"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         total = distances(producer_rows(group, tensors, graph)).sum(1)
         return normaliser_by_name(self.normalise)(settled(total.numpy()))
@@ -173,7 +174,7 @@ class Slimming:
         """The registered name."""
         return "slimming"
 
-    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ScoredGraph) -> FloatArray | None:
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without batch norm."""
         scales = [
             unit_totals(tensors[m.tensor].abs(), m, group.variable)

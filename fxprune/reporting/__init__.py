@@ -1,6 +1,6 @@
 """What a compilation did, as data and on the terminal."""
 
-from fxprune.reporting.graph_summary import AnalysedGraph, graph_as_dict, render_graph
+from fxprune.reporting.graph_summary import graph_as_dict, render_graph
 from fxprune.reporting.report import (
     MACS_MEANING,
     CostRow,
@@ -18,7 +18,6 @@ from fxprune.reporting.text import as_text, print_report, render_report
 
 __all__ = [
     "MACS_MEANING",
-    "AnalysedGraph",
     "CostRow",
     "GoalRow",
     "GroupRow",

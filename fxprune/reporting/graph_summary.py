@@ -4,52 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
-from fxprune.analysis.groups import Group, PinnedWidth
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Term, variables
 from fxprune.reporting.report import MACS_MEANING
 from fxprune.reporting.tables import add_row, listing, new_table, percent, with_rest
 
-__all__ = ["AnalysedGraph", "graph_as_dict", "render_graph"]
+__all__ = ["graph_as_dict", "render_graph"]
 
 _TOP_GROUPS = 15
 
 
-class AnalysedGraph(Protocol):
-    """What a summary asks of the channel graph."""
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        """The groups from which channels may be removed."""
-        ...
-
-    @property
-    def pinned(self) -> tuple[PinnedWidth, ...]:
-        """The widths that stay."""
-        ...
-
-    @property
-    def opaque(self) -> tuple[Any, ...]:
-        """Operations that were not understood, each with ``op``, ``reason`` and ``source``."""
-        ...
-
-    @property
-    def macs(self) -> tuple[Term, ...]:
-        """Multiply-accumulates, one term per op."""
-        ...
-
-    @property
-    def params(self) -> tuple[Term, ...]:
-        """Elements of each parameter."""
-        ...
-
-
-def graph_as_dict(graph: AnalysedGraph) -> dict[str, Any]:
+def graph_as_dict(graph: ChannelGraph) -> dict[str, Any]:
     """The groups, pins and opaque calls of a channel graph as JSON data; ``prunable`` holds fractions."""
     return {
         "prunable": {"macs": _prunable(graph, graph.macs), "params": _prunable(graph, graph.params)},
@@ -65,7 +36,7 @@ def graph_as_dict(graph: AnalysedGraph) -> dict[str, Any]:
     }
 
 
-def render_graph(graph: AnalysedGraph, *, verbose: bool = False) -> RenderableType:
+def render_graph(graph: ChannelGraph, *, verbose: bool = False) -> RenderableType:
     """The summary as something that a rich console prints; ``verbose`` shows every group, member and pin."""
     data = graph_as_dict(graph)
     prunable, groups = data["prunable"], data["groups"]
@@ -92,7 +63,7 @@ def _with_width(row: dict[str, Any]) -> str:
     return f"{row['name']} ({row['width']})" if "width" in row else str(row["name"])
 
 
-def _prunable(graph: AnalysedGraph, terms: Iterable[Term]) -> float:
+def _prunable(graph: ChannelGraph, terms: Iterable[Term]) -> float:
     """The fraction of a cost that depends on the size of some group, between 0 and 1."""
     in_groups = {group.variable for group in graph.groups}
     total = prunable = 0.0
