@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
+from fxprune.util.registry import registered_names
+
 if TYPE_CHECKING:
     from fxprune.cli.sources import Source
 
@@ -40,14 +42,9 @@ __all__ = [
 
 
 BUDGETS = ("macs", "params", "channels", "memory", "latency")
-CRITERIA = tuple(
-    """
-    apoz chip feature_distance feature_entropy filter_similarity fpgm hessian hrank information_fusion lamp magnitude
-    mean_activation multi_source parallel random reconstruction slimming taylor taylor_activations thinet
-    """.split()
-)
+CRITERIA = registered_names("criteria", "criterion")
 FORMATS = ("pt2", "onnx", "source")
-RECOVERIES = ("batchnorm", "bias", "fuse", "reconstruct")
+RECOVERIES = registered_names("recovery", "recovery")
 RUNTIMES = ("eager", "compile", "onnxruntime")
 
 

@@ -15,6 +15,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.calibration import Collector, TapFinder
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Registry
 
 __all__ = [
     "NORMALISERS",
@@ -286,3 +287,7 @@ def normaliser_by_name(name: str) -> Normaliser:
     if name not in NORMALISERS:
         raise CriterionError(f"unknown normaliser {name!r}; choose one of {', '.join(NORMALISERS)}")
     return NORMALISERS[name]
+
+
+criterion: Registry[Criterion] = Registry("criterion", "fxprune.criteria", CriterionError)
+"""Registers a class of criteria under the name by which users ask for it."""

@@ -15,7 +15,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Mean, Observation, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, normaliser_by_name
+from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
@@ -25,6 +25,7 @@ __all__ = ["FeatureEntropy", "histogram_entropy", "normalised_entropies", "spati
 _ELEMENTS = 1 << 16  # of the maps handled at a time: temporaries stay in the cache
 
 
+@criterion("feature_entropy")
 @dataclass(frozen=True)
 class FeatureEntropy:
     """The entropy of feature maps, normalised in each layer; one global threshold.

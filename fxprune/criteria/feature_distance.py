@@ -15,7 +15,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study
+from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study, criterion
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
@@ -27,6 +27,7 @@ _SAMPLED = 1 << 16  # similarities of one layer that quantiles are taken of
 _NEAR = 64
 
 
+@criterion("feature_distance")
 @dataclass(frozen=True)
 class FeatureDistance:
     """Channels whose maps lie near those of a kept channel go; widths emerge from the data.

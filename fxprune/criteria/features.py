@@ -15,7 +15,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Mean, Observation, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, normaliser_by_name
+from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 
 __all__ = [
     "CHIP",
@@ -79,6 +79,7 @@ class FeatureCriterion:
         return scores
 
 
+@criterion("mean_activation")
 @dataclass(frozen=True)
 class MeanActivation(FeatureCriterion):
     """The mean of ``|F|`` over samples and positions (Molchanov et al., 2017, arXiv 1611.06440, section 2.2)."""
@@ -95,6 +96,7 @@ class MeanActivation(FeatureCriterion):
         return magnitude / values.shape[2]
 
 
+@criterion("apoz")
 @dataclass(frozen=True)
 class APoZ(FeatureCriterion):
     """One minus the average percentage of zeros after the activation (Hu et al., 2016, arXiv 1607.03250, equation 1).
@@ -121,6 +123,7 @@ _STEP = 0.35  # between logarithms of nodes: an error of exp(-pi^2 / step), 6e-1
 _NODES = 80  # to either side: factors of 1e12
 
 
+@criterion("hrank")
 @dataclass(frozen=True)
 class HRank(FeatureCriterion):
     """The mean matrix rank of the maps (Lin et al., 2020, arXiv 2002.10179, equation 5).
@@ -143,6 +146,7 @@ class HRank(FeatureCriterion):
         return ranks.to(torch.float64)
 
 
+@criterion("chip")
 @dataclass(frozen=True)
 class CHIP(FeatureCriterion):
     """Channel independence: how much the nuclear norm of all maps drops when one is zeroed.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
-from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study
+from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
 
@@ -23,6 +23,7 @@ Removal = tuple[float, float, int, int, int]
 """What puts a removal in the global queue: ``-z, -s`` of the pair, its two filters, and the one that goes."""
 
 
+@criterion("filter_similarity")
 @dataclass(frozen=True)
 class FilterSimilarity:
     """One global queue of pairs of similar filters; of the most similar pair alive, one filter goes.

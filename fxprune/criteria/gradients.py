@@ -15,7 +15,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, normaliser_by_name
+from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import scoped_members, unit_totals
 from fxprune.errors import CriterionError
@@ -137,6 +137,8 @@ def gradient_powers(over: str, power: int) -> Callable[[tuple[int, ...]], Gradie
     return partial(GradientPowers, over=over, power=power)
 
 
+@criterion("taylor_activations", of="activations")
+@criterion("taylor")
 @dataclass(frozen=True)
 class Taylor:
     """First-order Taylor expansion of the loss.
@@ -231,6 +233,7 @@ class Taylor:
         return total
 
 
+@criterion("hessian")
 @dataclass(frozen=True)
 class Hessian:
     """``1/2 sum of h w^2`` over a channel's weights, ``h`` the mean of squared per-sample gradients.

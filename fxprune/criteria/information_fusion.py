@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.criteria.base import FloatArray, normaliser_by_name
+from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
 
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+@criterion("information_fusion")
 @dataclass(frozen=True)
 class InformationFusion:
     """How much a filter's distribution of similarities to the others differs from theirs.

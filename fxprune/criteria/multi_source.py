@@ -17,7 +17,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, removal_order
+from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion, removal_order
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import producers, settled, unit_rows
 from fxprune.errors import CriterionError
@@ -28,6 +28,7 @@ Order = Mapping[Group, NDArray[np.int64]]
 _GRID = 9
 
 
+@criterion("multi_source")
 @dataclass(frozen=True)
 class MultiSource:
     """Correlation of feature maps and entropy of weights in a layer; sets of filters judged by the model's output.

@@ -17,6 +17,7 @@ from fxprune.criteria.base import (
     Scorer,
     Selection,
     Study,
+    criterion,
     normaliser_by_name,
 )
 from fxprune.criteria.entropy import FeatureEntropy
@@ -26,6 +27,7 @@ from fxprune.errors import CriterionError
 __all__ = ["Parallel", "fewer_kept", "threshold_masks"]
 
 
+@criterion("parallel")
 @dataclass(frozen=True)
 class Parallel:
     """Both criteria with one global threshold each at the same share, then per layer the mask that keeps fewer.

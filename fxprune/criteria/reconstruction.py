@@ -16,7 +16,7 @@ from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
 from fxprune.calibration.least_squares import Elimination
-from fxprune.criteria.base import FloatArray, removal_order
+from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
@@ -24,6 +24,7 @@ from fxprune.util.paths import name_seed
 __all__ = ["Reconstruction"]
 
 
+@criterion("reconstruction")
 @dataclass(frozen=True)
 class Reconstruction:
     """The error that a channel's removal adds to the outputs of the layers that read it, each fitted anew by least

@@ -15,7 +15,7 @@ from fxprune.analysis.groups import Group, Member
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Product
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
-from fxprune.criteria.base import FloatArray
+from fxprune.criteria.base import FloatArray, criterion
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call
@@ -26,6 +26,7 @@ __all__ = ["ThiNet", "greedy_errors"]
 Parts = Callable[[Tensor], Tensor]
 
 
+@criterion("thinet")
 @dataclass(frozen=True)
 class ThiNet:
     """Greedy reconstruction: of the channels left, the one whose loss changes sampled outputs of the next layers least.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.criteria.base import FloatArray, normaliser_by_name
+from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, distances, producer_rows, scoped_members, settled, unit_totals
 from fxprune.errors import CriterionError
 from fxprune.util.paths import name_seed
@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 
+@criterion("magnitude")
 @dataclass(frozen=True)
 class Magnitude:
     """The norm of the weights that a channel owns.
@@ -69,6 +70,7 @@ class Magnitude:
         return normaliser_by_name(self.normalise)(norm)
 
 
+@criterion("random")
 @dataclass(frozen=True)
 class Random:
     """Uniform scores in [0, 1). Each group draws from its own stream, so that its scores depend on no other group.
@@ -90,6 +92,7 @@ class Random:
         return stream.random(group.size)
 
 
+@criterion("lamp")
 @dataclass(frozen=True)
 class Lamp:
     """A channel's energy divided by that of all channels of its group that are at least as strong.
@@ -121,6 +124,7 @@ class Lamp:
         return normaliser_by_name("lamp")(norms)
 
 
+@criterion("fpgm")
 @dataclass(frozen=True)
 class FPGM:
     """``sum_j |w_i - w_j|``: the filter nearest to the geometric median of its layer goes first.
@@ -150,6 +154,7 @@ class FPGM:
         return normaliser_by_name(self.normalise)(settled(total.numpy()))
 
 
+@criterion("slimming")
 @dataclass(frozen=True)
 class Slimming:
     """``|gamma|`` of batch norm, the mean over the norms of coupled layers.

@@ -23,6 +23,7 @@ from fxprune.reporting import RecoveryRow
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules.call import Call
 from fxprune.util.progress import Steps
+from fxprune.util.registry import Registry
 
 if TYPE_CHECKING:
     from fxprune.recovery.layers import Layer
@@ -132,3 +133,7 @@ def sum_after(
     if reading.node in ahead or ahead & layers:
         return layer
     return replace(layer, readings=(replace(reading, target=found[0], other=other),))
+
+
+recovery: Registry[Recovery] = Registry("recovery", "fxprune.recovery", RecoveryError)
+"""Registers a class of recoveries under the name by which users ask for it."""

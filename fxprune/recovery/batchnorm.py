@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.calibration.statistic import add_over_ranks
-from fxprune.recovery.base import Work
+from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 
@@ -17,6 +17,7 @@ __all__ = ["BatchNorm", "measure_batch_norms"]
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
+@recovery("batchnorm")
 @dataclass(frozen=True)
 class BatchNorm:
     """Sets the running mean and variance of every batch norm to those of its input, in the order of the network.

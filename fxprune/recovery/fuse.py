@@ -17,13 +17,14 @@ from fxprune.axes.expressions import variables
 from fxprune.calibration import LayerRows, TapFinder
 from fxprune.criteria.rows import producers, unit_rows
 from fxprune.errors import RecoveryError
-from fxprune.recovery.base import Work
+from fxprune.recovery.base import Work, recovery
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import ModelPaths, attribute
 
 __all__ = ["Fuse", "nearest_kept"]
 
 
+@recovery("fuse")
 @dataclass(frozen=True)
 class Fuse:
     """Adds a removed channel's weights in the layers that read it to those of the kept channel nearest to it.

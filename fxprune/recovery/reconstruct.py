@@ -11,7 +11,7 @@ from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.least_squares import Moments, Solution, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
-from fxprune.recovery.base import Work
+from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import Layer, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
@@ -20,6 +20,7 @@ from fxprune.util.paths import name_seed
 __all__ = ["FoldBias", "Reconstruct"]
 
 
+@recovery("reconstruct")
 @dataclass(frozen=True)
 class Reconstruct:
     """Rewrites the weights of every layer behind a cut so that its outputs match the original's (ridge least squares).
@@ -61,6 +62,7 @@ class Reconstruct:
         return _Pass(work, self.name, self.positions, self.ridge, self.most_features).run()
 
 
+@recovery("bias")
 @dataclass(frozen=True)
 class FoldBias:
     """Moves the mean of what was removed into the bias of each layer that read it; weights stay as they are.

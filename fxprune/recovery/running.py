@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fxprune.errors import RecoveryError
-from fxprune.recovery.base import Recovery, Work
-from fxprune.recovery.batchnorm import BatchNorm
-from fxprune.recovery.fuse import Fuse
-from fxprune.recovery.reconstruct import FoldBias, Reconstruct
+from fxprune.recovery.base import Recovery, Work, recovery
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import RecoveryRow
 
 __all__ = ["known_recoveries", "resolve_recoveries", "run_recoveries"]
 
-_RECOVERIES: dict[str, Callable[[], Recovery]] = {
-    "batchnorm": BatchNorm,
-    "bias": FoldBias,
-    "fuse": Fuse,
-    "reconstruct": Reconstruct,
-}
-
 
 def known_recoveries() -> list[str]:
     """The names that ``recover`` takes, sorted."""
-    return sorted(_RECOVERIES)
+    return recovery.names()
 
 
 def resolve_recoveries(recover: Any) -> list[Recovery]:
@@ -49,14 +39,12 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[Recovery
         CalibrationError: the data do not fit the model.
     """
     with evaluating(work.pruned):
-        return tuple(recovery.recover(work) for recovery in recoveries)
+        return tuple(one.recover(work) for one in recoveries)
 
 
 def _resolved(item: Any) -> Recovery:
     if isinstance(item, str):
-        if item not in _RECOVERIES:
-            raise RecoveryError(f"unknown recovery {item!r}; choose from {', '.join(known_recoveries())}")
-        return _RECOVERIES[item]()
+        return recovery[item]()
     if isinstance(item, type) or not isinstance(item, Recovery):
         raise RecoveryError(
             f"recover takes names ({', '.join(known_recoveries())}) or objects with a `name` and a method "

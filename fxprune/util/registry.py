@@ -1,0 +1,86 @@
+"""Things that have a name: each file of a package registers its own, and the package is searched for them once.
+
+>>> colours = Registry("colour", "fxprune.util", KeyError)
+>>> @colours("red")
+... class Red:
+...     pass
+>>> colours["red"] is Red
+True
+>>> colours.unknown("reed")
+"unknown colour 'reed'; choose one of red (did you mean 'red'?)"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Registry", "registered_names"]
+
+T = TypeVar("T")
+Kind = TypeVar("Kind")
+
+
+class Registry(Generic[T]):
+    """A table of makers by name. Called with a name it is a decorator that adds what stands below it.
+
+    Args:
+        kind: what the things are, for messages.
+        package: whose modules register them.
+        error: raised for a name that nobody registered.
+    """
+
+    def __init__(self, kind: str, package: str, error: type[Exception]) -> None:
+        self._kind, self._package, self._error = kind, package, error
+        self._made: dict[str, Callable[..., T]] = {}
+        self._complete = False
+
+    def __call__(self, name: str, **options: Any) -> Callable[[Kind], Kind]:
+        """Register a class or a function under a name; ``options`` are passed whenever it is made by that name."""
+
+        def register(made: Any) -> Any:
+            self._made[name] = (lambda **more: made(**{**options, **more})) if options else made
+            return made
+
+        return register
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        return sorted(self._found())
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        found = self._found()
+        if name not in found:
+            raise self._error(self.unknown(name))
+        return found[name]
+
+    def unknown(self, name: str) -> str:
+        """What to say of a name that nobody registered."""
+        near = difflib.get_close_matches(name, self._made, n=1, cutoff=0.5) or [n for n in self._made if name in n][:1]
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        return f"unknown {self._kind} {name!r}; choose one of {', '.join(sorted(self._made))}{hint}"
+
+    def _found(self) -> Mapping[str, Callable[..., T]]:
+        if not self._complete:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+            self._complete = True
+        return self._made
+
+
+def registered_names(package: str, decorator: str) -> tuple[str, ...]:
+    """The names that the sources of a package register by a decorator, sorted; nothing of the package is imported.
+
+    ``package`` is the name of a folder beside this one. A shell that completes a word cannot wait for torch.
+    """
+    folder = Path(__file__).parent.parent / package
+    found = (
+        re.findall(rf'(?m)^@{decorator}\("(\w+)"', file.read_text(encoding="utf-8")) for file in folder.glob("*.py")
+    )
+    return tuple(sorted(name for names in found for name in names))
