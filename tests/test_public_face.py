@@ -223,7 +223,7 @@ def test_the_report_says_what_was_done(pruned: fx.GraphModule) -> None:
     assert report.parameters_after == sum(p.numel() for p in pruned.parameters())
     assert report.proof is not None
     assert report.proof.relative_error < report.proof.tolerance
-    assert list(report.seconds) == ["capture", "analyze", "score", "plan", "rewrite", "verify"]
+    assert list(report.seconds) == ["capture", "analyze", "score", "plan", "rewrite", "verify", "report"]
     assert report.settings["criterion"]
     assert {pin.reason for pin in report.pinned} >= {"it is a dim of the network's input"}
     text = str(report)
