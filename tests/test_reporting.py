@@ -8,7 +8,7 @@ from rich.console import Console
 from fxprune.planning.plan import Plan
 from fxprune.proof.proof import Proof
 from fxprune.reporting import MACS_MEANING, GroupRow, OpaqueRow, PinnedRow, Report, as_text, print_report, versions
-from fxprune.reporting.tables import percent, quantity
+from fxprune.util.tables import percent, quantity
 
 PROOF = Proof(
     method="masked",

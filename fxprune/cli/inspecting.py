@@ -96,7 +96,7 @@ def report(
 def criteria(as_json: AsJson = False) -> None:
     """List the criteria that rank channels."""
     from fxprune.criteria import criterion_by_name, known_criteria
-    from fxprune.reporting.tables import add_row, new_table
+    from fxprune.util.tables import add_row, new_table
 
     about = {name: (type(criterion_by_name(name)).__doc__ or "").partition("\n\n")[0] for name in known_criteria()}
     lines = {name: " ".join(text.split()) for name, text in about.items()}

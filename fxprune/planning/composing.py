@@ -16,11 +16,11 @@ from fxprune.axes.elements import Mask, units_of
 from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Keep, Plan, same_indices
+from fxprune.planning.plan_text import kept_shapes
 from fxprune.util.paths import attribute
 
 __all__ = [
     "composed",
-    "kept_shapes",
     "migrate",
 ]
 
@@ -51,14 +51,6 @@ def composed(graph: PlannedGraph, first: Plan, second: Plan, settings: Mapping[s
         if not same_indices(expected, plan.keep[name]):
             raise PlanError(f"what the second plan cuts of {name!r} is no union of the original's channels")
     return plan
-
-
-def kept_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor after a plan."""
-    return {
-        name: tuple(size if index is None else len(index) for size, index in zip(shape, plan.keep[name], strict=True))
-        for name, shape in plan.shapes.items()
-    }
 
 
 def _chained(first: Keep, second: Keep) -> Keep:

@@ -17,7 +17,8 @@ from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
 from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import PlanError
-from fxprune.planning.plan_text import PlanParts, read_parts, write_parts
+from fxprune.planning.plan_text import PlanParts, plan_as_text, read_parts, write_parts
+from fxprune.util.tables import as_cell
 from fxprune.util.writing import file_errors, write_text
 
 __all__ = ["Plan"]
@@ -173,13 +174,9 @@ class Plan:
         return f"<Plan: {len(self.groups)} groups, {stay} channels stay; {len(self.shapes)} tensors>"
 
     def __str__(self) -> str:
-        from fxprune.reporting.text import plan_as_text
-
         return plan_as_text(self)
 
     def _repr_html_(self) -> str:
-        from fxprune.reporting.text import as_cell
-
         return as_cell(str(self))
 
     def __eq__(self, other: object) -> bool:

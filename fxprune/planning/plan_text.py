@@ -6,14 +6,21 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.text import Text
 from torch import Tensor
 
 from fxprune.errors import PlanError
+from fxprune.util.tables import add_row, new_table, plain_text, with_rest
+
+if TYPE_CHECKING:
+    from fxprune.planning.plan import Plan
 
 __all__ = [
     "FORMAT",
@@ -207,3 +214,33 @@ def _keep(keep: Any, shape: tuple[int, ...], name: str, lists: _IndexLists) -> t
         indices = None if text is None else lists.indices(text, size, f"tensor {name!r} dim {dim}")
         kept.append(None if indices is None or len(indices) == size else torch.from_numpy(indices))
     return tuple(kept)
+
+
+def kept_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor after a plan."""
+    return {
+        name: tuple(size if index is None else len(index) for size, index in zip(shape, plan.keep[name], strict=True))
+        for name, shape in plan.shapes.items()
+    }
+
+
+# The largest table of a plan that is read on one screen.
+_PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
+
+
+def plan_as_text(plan: Plan) -> str:
+    """Which channels of each group stay, and which matrices and kernels become smaller, in at most sixty lines."""
+    groups = new_table("group", ["channels"], last="that stay")
+    for name, kept in list(plan.groups.items())[:_PLAN_GROUPS]:
+        add_row(groups, name, str(len(kept)), _shortened(write_ranges(np.asarray(kept, dtype=np.int64))))
+    cut = {name: shape for name, shape in kept_shapes(plan).items() if len(shape) > 1 and shape != plan.shapes[name]}
+    tensors = new_table("matrix or kernel", ["before", "after"])
+    for name, shape in list(cut.items())[:_PLAN_TENSORS]:
+        add_row(tensors, name, *(_shortened(" x ".join(map(str, sizes))) for sizes in (plan.shapes[name], shape)))
+    parts: list[RenderableType] = [Text(repr(plan)), Text("")]
+    parts += [with_rest(groups, len(plan.groups) - _PLAN_GROUPS, "groups"), Text("")] if plan.groups else []
+    return plain_text(Stack(*parts, with_rest(tensors, len(cut) - _PLAN_TENSORS, "matrices and kernels")))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."

@@ -13,8 +13,8 @@ from fxprune.reporting.report import (
     Report,
     ScoreRow,
 )
-from fxprune.reporting.tables import machine, plain_text, versions
 from fxprune.reporting.text import as_text, print_report, render_report
+from fxprune.util.tables import machine, plain_text, versions
 
 __all__ = [
     "MACS_MEANING",

@@ -13,7 +13,7 @@ from rich.text import Text
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Term, variables
 from fxprune.reporting.report import MACS_MEANING
-from fxprune.reporting.tables import add_row, listing, new_table, percent, with_rest
+from fxprune.util.tables import add_row, listing, new_table, percent, with_rest
 
 __all__ = ["graph_as_dict", "render_graph"]
 

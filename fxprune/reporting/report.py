@@ -295,7 +295,7 @@ class Report:
         return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"
 
     def _repr_html_(self) -> str:
-        from fxprune.reporting.text import as_cell
+        from fxprune.util.tables import as_cell
 
         return as_cell(str(self))
 

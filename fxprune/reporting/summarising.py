@@ -20,7 +20,7 @@ from fxprune.planning import Plan, budget_model
 from fxprune.planning.plan import setting
 from fxprune.proof import Proof
 from fxprune.reporting.report import CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
-from fxprune.reporting.tables import machine
+from fxprune.util.tables import machine
 
 __all__ = ["summarise"]
 

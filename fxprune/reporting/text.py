@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from fxprune.planning.composing import kept_shapes
 from fxprune.planning.differences import GroupDifference, PlanDifference
-from fxprune.planning.plan import Plan
-from fxprune.planning.plan_text import write_ranges
 from fxprune.reporting.report import (
     MACS_MEANING,
     GoalRow,
@@ -26,7 +21,7 @@ from fxprune.reporting.report import (
     Report,
     removed,
 )
-from fxprune.reporting.tables import (
+from fxprune.util.tables import (
     add_row,
     labelled,
     listing,
@@ -42,10 +37,8 @@ __all__ = [
     "BUDGETS",
     "Measured",
     "achieved_in_words",
-    "as_cell",
     "as_text",
     "latency_in_words",
-    "plan_as_text",
     "print_report",
     "proof_in_words",
     "recovery_in_words",
@@ -56,7 +49,6 @@ __all__ = [
 
 
 _TOP_GROUPS = 10
-_PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}
 
@@ -69,29 +61,6 @@ def print_report(report: Report, console: Console | None = None, *, verbose: boo
 def as_text(report: Report, *, verbose: bool = False) -> str:
     """The report as plain text, at most 100 columns wide."""
     return plain_text(render_report(report, verbose=verbose))
-
-
-def plan_as_text(plan: Plan) -> str:
-    """Which channels of each group stay, and which matrices and kernels become smaller, in at most sixty lines."""
-    groups = new_table("group", ["channels"], last="that stay")
-    for name, kept in list(plan.groups.items())[:_PLAN_GROUPS]:
-        add_row(groups, name, str(len(kept)), _shortened(write_ranges(np.asarray(kept, dtype=np.int64))))
-    cut = {name: shape for name, shape in kept_shapes(plan).items() if len(shape) > 1 and shape != plan.shapes[name]}
-    tensors = new_table("matrix or kernel", ["before", "after"])
-    for name, shape in list(cut.items())[:_PLAN_TENSORS]:
-        add_row(tensors, name, *(_shortened(" x ".join(map(str, sizes))) for sizes in (plan.shapes[name], shape)))
-    parts: list[RenderableType] = [Text(repr(plan)), Text("")]
-    parts += [with_rest(groups, len(plan.groups) - _PLAN_GROUPS, "groups"), Text("")] if plan.groups else []
-    return plain_text(Stack(*parts, with_rest(tensors, len(cut) - _PLAN_TENSORS, "matrices and kernels")))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."
-
-
-def as_cell(text: str) -> str:
-    """Plain text as HTML, for a notebook."""
-    return f"<pre>{html.escape(text)}</pre>"
 
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:

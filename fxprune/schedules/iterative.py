@@ -16,8 +16,9 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import BudgetError, OptionError, PlanError
 from fxprune.options import by_path, kernel_multiple
 from fxprune.planning import Plan, budget_model
-from fxprune.planning.composing import composed, kept_shapes, migrate
+from fxprune.planning.composing import composed, migrate
 from fxprune.planning.limits import MAX_RATIO, limits_of
+from fxprune.planning.plan_text import kept_shapes
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting.summarising import summarise
 from fxprune.schedules.steps import PlanOptions, agreed, ratio_at, unwrapped

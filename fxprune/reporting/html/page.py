@@ -14,8 +14,8 @@ from markupsafe import Markup
 from fxprune.analysis.drawing import as_svg, colours
 from fxprune.planning.limits import MAX_RATIO
 from fxprune.reporting.report import MACS_MEANING, CostRow, Report, ScoreRow, removed
-from fxprune.reporting.tables import percent, quantity, short_seconds
 from fxprune.reporting.text import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
+from fxprune.util.tables import percent, quantity, short_seconds
 
 __all__ = [
     "Layer",

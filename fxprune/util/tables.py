@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import io
 import os
@@ -120,3 +121,8 @@ def machine() -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none",
     }
+
+
+def as_cell(text: str) -> str:
+    """Plain text as HTML, for a notebook."""
+    return f"<pre>{html.escape(text)}</pre>"
