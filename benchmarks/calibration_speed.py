@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import fxprune
 from benchmarks.criteria_accuracy import CRITERIA
-from benchmarks.harness.tables import markdown_table, write_page
+from benchmarks.tables import markdown_table, write_page
 from fxprune.calibration import Calibration, Collector
 from fxprune.capture.samples import Sample
 from fxprune.criteria import judge

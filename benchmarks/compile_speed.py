@@ -1,19 +1,206 @@
-"""How long the pass takes beside torch-pruning, how time grows with depth, and how much memory the pass needs."""
+"""A first call that no measurement has to pay for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import torch
 import typer
+from torch import fx, nn
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness.processes import Task
-from benchmarks.harness.sweeping import Sweep, ToRow
-from benchmarks.harness.tables import ResumableTable, write_page
+import fxprune
+from benchmarks import rivals
+from benchmarks.harness import (
+    Outcome,
+    Record,
+    Sweep,
+    Task,
+    TimeLimitReached,
+    ToRow,
+    failure_text,
+    peak_memory,
+    reset_peak_memory,
+    resident_memory,
+    time_limit,
+)
+from benchmarks.networks import Network, find_network
 from benchmarks.networks.torchvision_networks import COMMON
-from benchmarks.speed import memory, timing
+from benchmarks.tables import ResumableTable, write_page
+
+
+def warm_up() -> Network:
+    """Compile a tiny network, so that imports and everything that is made once is there; the network comes back."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    sample = torch.randn(1, 3, 8, 8)
+    fxprune.compile(model, sample, 0.2, verify=False)
+    return Network(model, sample, sample)
+
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Times calls until one fails or takes too long; later ones are then not made.
+
+    Attributes:
+        failure: why the last call gave nothing, or "".
+    """
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.failure = ""
+        self._limit = limit_seconds
+        self._seconds: list[float] = []
+
+    def run(self, call: Callable[[], T]) -> T | None:
+        """The result of ``call``, or None where it, or one before it, failed."""
+        if self.failure:
+            return None
+        started = time.perf_counter()
+        try:
+            with time_limit(self._limit):
+                result = call()
+        except TimeLimitReached as error:
+            self.failure = str(error)
+            return None
+        except Exception as error:  # another library's failure is a result, not an error of the measurement
+            self.failure = failure_text(error)
+            return None
+        self._seconds.append(time.perf_counter() - started)
+        return result
+
+    @property
+    def median(self) -> float | None:
+        """Of the calls that came to their end."""
+        return statistics.median(self._seconds) if self._seconds else None
+
+
+MEMORY_COLUMNS = ("model", "model_mib", "process_mib", "process_share", "tensors_mib", "tensors_share", "failure")
+
+
+def measure_memory(record: Record, library: str, model: str, ratio: float) -> None:
+    """Compile twice: once to see the process grow, once to count tensor allocations."""
+    network = find_network(library, model)
+    warm_up()
+    own = sum(t.numel() * t.element_size() for t in _distinct_tensors(network.model))
+    record(model_mib=own / 2**20)
+
+    def compile_it() -> object:
+        return fxprune.compile(network.model, network.sample, ratio, verify=False)
+
+    grown = process_growth(compile_it)
+    record(process_mib=grown / 2**20, process_share=grown / own)
+    allocated = tensor_peak(compile_it)
+    record(tensors_mib=allocated / 2**20, tensors_share=allocated / own)
+
+
+def process_growth(call: Callable[[], object]) -> int:
+    """How far the resident size rises above where it is now while ``call`` runs, its result included, in bytes."""
+    gc.collect()
+    before = resident_memory()
+    reset_peak_memory()
+    result = call()
+    peak = peak_memory()
+    del result
+    return max(0, peak - before)
+
+
+def tensor_peak(call: Callable[[], object]) -> int:
+    """The most bytes that tensors allocated during ``call`` hold at a time, its result included."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=False) as profiler:
+        result = call()
+    del result
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes: list[tuple[int, int]] = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def _distinct_tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def memory_row(outcome: Outcome) -> dict[str, Any]:
+    """The cells of one outcome."""
+    return outcome.fields | {"failure": outcome.failure}
+
+
+PASSES = ("capture", "analyze", "score", "plan", "rewrite")
+COLUMNS = ["model", "nodes", "channel_ratio", "fxprune_s", "torch_pruning_s", "times_faster", "ms_per_node", *PASSES]
+COLUMNS += ["proof_s", "torch_pruning_failure", "failure"]
+
+
+def measure_speed(
+    record: Record, library: str, model: str, ratio: float, rounds: int, limit_seconds: float, proof: bool
+) -> None:
+    """Time both libraries on one network, in turn, then the proof."""
+    network = find_network(library, model)
+    _warm_up_both()
+    ours, theirs = Clock(limit_seconds), Clock(limit_seconds)
+    channel_ratio = ratio
+    passes: list[Mapping[str, float]] = []
+    for _ in range(rounds):
+        pruned = ours.run(lambda: fxprune.compile(network.model, network.sample, ratio, verify=False))
+        if pruned is not None:
+            channel_ratio = _removed_channels(pruned)
+            passes.append(fxprune.report(pruned).seconds)
+            record(nodes=len(pruned.graph.nodes), channel_ratio=channel_ratio, fxprune_s=ours.median)
+        _time_torch_pruning(theirs, network, channel_ratio)
+        record(failure=ours.failure, torch_pruning_s=theirs.median, torch_pruning_failure=theirs.failure)
+    record(**{name: statistics.median(p[name] for p in passes) for name in PASSES if passes})
+    if proof and not ours.failure:
+        _time_proof(record, network, ratio, limit_seconds)
+
+
+def _time_torch_pruning(clock: Clock, network: Network, channel_ratio: float) -> None:
+    if not clock.failure:
+        cut = copy.deepcopy(network.model)
+        clock.run(lambda: rivals.prune(cut, network.sample, channel_ratio))
+
+
+def _time_proof(record: Record, network: Network, ratio: float, limit_seconds: float) -> None:
+    clock = Clock(limit_seconds)
+    proven = clock.run(lambda: fxprune.compile(network.model, network.sample, ratio))
+    if proven is not None:
+        record(proof_s=fxprune.report(proven).seconds["verify"])
+    else:
+        record(failure=f"with the proof: {clock.failure}")
+
+
+def _removed_channels(pruned: fx.GraphModule) -> float:
+    """The share of all channels of all groups that went."""
+    groups = fxprune.report(pruned).groups
+    return 1 - sum(g.after for g in groups) / sum(g.before for g in groups)
+
+
+def _warm_up_both() -> None:
+    """Run both libraries once on a tiny network, so that no measurement pays for imports and first calls."""
+    tiny = warm_up()
+    # Where torch-pruning is not installed, its column says so.
+    Clock(60).run(lambda: rivals.prune(tiny.model, tiny.sample, 0.2))
+
+
+def speed_row(outcome: Outcome) -> dict[str, Any]:
+    """The cells of one outcome."""
+    fields = dict(outcome.fields)
+    ours, theirs = fields.get("fxprune_s"), fields.get("torch_pruning_s")
+    if ours and theirs:
+        fields["times_faster"] = theirs / ours
+    if ours and fields.get("nodes"):
+        fields["ms_per_node"] = 1000 * ours / fields["nodes"]
+    return fields | {"failure": outcome.failure}
+
 
 _RESULTS = Path("benchmarks/results")
 _SPEED = """Seconds of the whole pass (`fxprune.compile(..., verify=False)` at a ratio of MACs) and of torch-pruning
@@ -45,9 +232,9 @@ class Part:
 
 
 _PARTS = (
-    Part("networks", _SPEED, timing.measure_speed, timing.speed_row, timing.COLUMNS),
-    Part("depths", _DEPTHS, timing.measure_speed, timing.speed_row, timing.COLUMNS),
-    Part("memory", _MEMORY, memory.measure_memory, memory.memory_row, memory.COLUMNS),
+    Part("networks", _SPEED, measure_speed, speed_row, COLUMNS),
+    Part("depths", _DEPTHS, measure_speed, speed_row, COLUMNS),
+    Part("memory", _MEMORY, measure_memory, memory_row, COLUMNS),
 )
 
 

@@ -1,24 +1,207 @@
-"""Every network of a library: is it pruned, proven, how far, how fast; and the same of torch-pruning."""
+"""How much is left of the layers that pruning is about."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.covering import ours, theirs
-from benchmarks.covering.shares import CHANNEL_RATIO
-from benchmarks.harness.sweeping import Sweep
-from benchmarks.harness.tables import ResumableTable, Row, markdown_table, write_page
-from benchmarks.networks import model_names
+import fxprune
+from benchmarks.checks import follows_batch, output_shapes, train_one_step
+from benchmarks.compile_speed import Clock
+from benchmarks.harness import Outcome, Record, Sweep, failure_text
+from benchmarks.networks import Network, find_network, model_names, with_images_of
+from benchmarks.rivals import Keep, kept_entries, number_entries, prune
+from benchmarks.tables import REPORT_COLUMNS, ResumableTable, Row, markdown_table, report_fields, write_page
+from fxprune.capture.samples import Sample
+from fxprune.errors import BudgetError, ProofError
+from fxprune.proof import prove
+
+CHANNEL_RATIO = 0.4
+"""Removing this share of every group leaves 0.6 * 0.6 = 0.36 of a layer whose inputs and outputs are both free."""
+
+_ENDS = ("the network's input", "the network's output")
+
+Kept = Mapping[str, tuple[torch.Tensor | None, ...]]
+
+
+def layer_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights with an input and an output width, those whose widths are all pinned included."""
+    names = {member.tensor for group in graph.groups for member in group.members}
+    names |= {pinned.tensor for pinned in graph.pinned}
+    parameters = graph.captured.parameters
+    return {name: graph.shapes[name] for name in names & parameters if len(graph.shapes[name]) >= 2}
+
+
+def inner_weights(graph: fxprune.ChannelGraph) -> dict[str, tuple[int, ...]]:
+    """The same without the layers that read the network's input or write its output, which must keep a width.
+
+    Where a part of the network is opaque, its borders are such ends for what lies inside, so there all layers count.
+    """
+    if graph.opaque:
+        return layer_weights(graph)
+    ends = {pinned.tensor for pinned in graph.pinned if pinned.reason.endswith(_ENDS)}
+    return {name: shape for name, shape in layer_weights(graph).items() if name not in ends}
+
+
+def share_left(weights: Mapping[str, tuple[int, ...]], keep: Kept) -> float:
+    """The share of the elements of ``weights`` that ``keep`` leaves."""
+    left = sum(math.prod(sizes_left(shape, keep[name])) for name, shape in weights.items())
+    return left / sum(math.prod(shape) for shape in weights.values())
+
+
+def sizes_left(shape: tuple[int, ...], kept: tuple[torch.Tensor | None, ...]) -> list[int]:
+    """What is left of each dim."""
+    return [size if index is None else len(index) for size, index in zip(shape, kept, strict=True)]
+
+
+def shares_left(graph: fxprune.ChannelGraph, keep: Kept) -> dict[str, float]:
+    """``share_left`` of the inner layers, and ``share_left_all`` of all."""
+    inner, whole = inner_weights(graph), layer_weights(graph)
+    return {"share_left": share_left(inner or whole, keep), "share_left_all": share_left(whole, keep)}
+
+
+def shares_left_by_uniform_plan(model: nn.Module, sample: Any) -> dict[str, float]:
+    """What stays when ``CHANNEL_RATIO`` of every group that is not pinned goes."""
+    plan = fxprune.plan(model, sample, CHANNEL_RATIO, budget="channels", scope="uniform")
+    return shares_left(fxprune.analyze(model, sample), plan.keep)
+
+
+THEIR_COLUMNS = """
+    model pruned runs equal macs_removed share_left share_left_all prune_s seconds peak_mib failure
+""".split()
+
+
+def cover_torch_pruning(record: Record, library: str, model: str, limit_seconds: float, image_size: int) -> None:
+    """One row: ``CHANNEL_RATIO`` of the channels of every layer removed by the recipe of torch-pruning."""
+    network = find_network(library, model)
+    if image_size:
+        network = with_images_of(network, image_size)
+    cut = copy.deepcopy(network.model)
+    clock = Clock(limit_seconds)
+    clock.run(lambda: prune(cut, network.sample, CHANNEL_RATIO))
+    record(pruned=not clock.failure, failure=clock.failure, prune_s=clock.median)
+    if clock.failure:
+        return
+    sample = Sample.from_input(network.sample)
+    record(runs=_runs(network.model, cut, sample))
+    record(macs_removed=1 - _macs(cut, sample) / _macs(network.model, sample))
+    _judge(record, network, sample)
+
+
+def _runs(original: nn.Module, cut: nn.Module, sample: Sample) -> str:
+    """ "yes", or "outputs cut" where it runs, but the network's own outputs are narrower."""
+    return "yes" if output_shapes(cut, sample) == output_shapes(original, sample) else "outputs cut"
+
+
+def _macs(model: nn.Module, sample: Sample) -> float:
+    """Multiply-accumulates of one call, counted on the meta device, where fused attention is counted, too."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        sample.to_meta().call(copy.deepcopy(model).to("meta"))
+    return float(counter.get_total_flops()) / 2
+
+
+def _judge(record: Record, network: Network, sample: Sample) -> None:
+    """Whether what it cut is the original without the removed entries, and how much it cut."""
+    original = copy.deepcopy(network.model).double()
+    sample = sample.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    graph = fxprune.analyze(original, sample)
+    cut = copy.deepcopy(original)
+    number_entries(cut)
+    prune(cut, _example(sample), CHANNEL_RATIO)
+    shapes = {name: tuple(t.shape) for name, t in (*original.named_parameters(), *original.named_buffers())}
+    keep = kept_entries(cut, shapes)
+    record(**shares_left(graph, keep))
+    record(equal=_verdict(graph, original, cut, keep, sample))
+
+
+def _example(sample: Sample) -> Any:
+    """The sample in the form that torch-pruning takes."""
+    return sample.kwargs or (sample.args[0] if len(sample.args) == 1 else sample.args)
+
+
+def _verdict(graph: fxprune.ChannelGraph, original: nn.Module, cut: nn.Module, keep: Keep, sample: Sample) -> str:
+    captured = graph.captured.module(original)
+    for parameter in cut.parameters():
+        parameter.grad = None
+    try:
+        prove(original, captured, cut, keep, (sample.args, sample.kwargs), crosses_norm=False)
+    except Exception as error:  # the proof was made for another pass; whatever it raises is a verdict
+        return f"no: {failure_text(error)}"
+    return "yes"
+
+
+def their_row(outcome: Outcome) -> dict[str, Any]:
+    """The cells of one outcome."""
+    measured = {"seconds": outcome.seconds, "peak_mib": round(outcome.peak_mib), "failure": outcome.failure}
+    return {"pruned": False, "runs": False} | outcome.fields | measured
+
+
+COLUMNS = ["model", "pruned", "equal", *REPORT_COLUMNS, "share_left", "share_left_all", "in_the_way", "other_batch"]
+COLUMNS += ["parameters_trained", "seconds", "peak_mib", "failure"]
+
+
+def cover(record: Record, library: str, model: str, ratio: float, meta: bool, image_size: int) -> None:
+    """One row: pruned at ``ratio`` of MACs (or as far as one can get), proven and trained a step unless on ``meta``."""
+    network = find_network(library, model, meta=meta)
+    if image_size:
+        network = with_images_of(network, image_size)
+    record(asked=ratio)
+    pruned = _compiled(record, network, ratio)
+    record(pruned=True)
+    if not meta:  # before the original runs, which may leave hooks on itself
+        record(**shares_left_by_uniform_plan(network.model, network.sample))
+    record(other_batch=follows_batch(network.model, pruned, network.sample))
+    if not meta:
+        record(parameters_trained=train_one_step(pruned, network.training_sample))
+
+
+def _compiled(record: Record, network: Network, ratio: float) -> fx.GraphModule:
+    try:
+        return _proven(record, network, ratio)
+    except BudgetError as error:
+        if not error.reachable:
+            raise
+        record(in_the_way=", ".join(error.pinned))
+        # Just below what the message calls reachable, whose digits are rounded.
+        return _proven(record, network, math.floor(error.reachable * 1000) / 1000)
+
+
+def _proven(record: Record, network: Network, ratio: float) -> fx.GraphModule:
+    """Compile with the proof; where that fails, say so and go on with the unproven network."""
+    try:
+        pruned = fxprune.compile(network.model, network.sample, ratio)
+    except ProofError as error:
+        record(equal=f"no: {failure_text(error)}", failure=failure_text(error))
+        pruned = fxprune.compile(network.model, network.sample, ratio, verify=False)
+    report = fxprune.report(pruned)
+    record(**{name: value for name, value in report_fields(report).items() if name != "asked"})
+    if report.proof is not None:
+        record(equal="vacuous" if report.proof.vacuous else "yes")
+    return pruned
+
+
+def cover_row(outcome: Outcome) -> dict[str, Any]:
+    """The cells of one outcome."""
+    fields = outcome.fields
+    other_batch = str(fields.get("other_batch", ""))
+    failure = outcome.failure or (other_batch if other_batch.startswith("no") else "")
+    measured = {"seconds": outcome.seconds, "peak_mib": round(outcome.peak_mib), "failure": failure}
+    return {"pruned": False} | fields | measured
+
 
 _RESULTS = Path("benchmarks/results")
 _RIVAL = "torch-pruning"
 _HIDDEN = ("macs_g", "parameters_m", "proof", "vacuous", "batches", "seconds")
-_SHOWN = [name for name in ours.COLUMNS if name not in _HIDDEN]
+_SHOWN = [name for name in COLUMNS if name not in _HIDDEN]
 
 _NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
 `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
@@ -56,14 +239,14 @@ def main(
         raise typer.BadParameter(f"the only library to compare with is {_RIVAL}")
     names = models.split(",") if models else model_names(library, families=families)
     stem = f"coverage_{library}" + "_families" * families + "_meta" * meta
-    table = ResumableTable(out / f"{stem}.csv", ours.COLUMNS)
+    table = ResumableTable(out / f"{stem}.csv", COLUMNS)
     arguments = {"library": library, "ratio": ratio, "meta": meta, "image_size": image_size}
-    Sweep(ours.cover, ours.cover_row, limit_seconds, arguments, memory_gib).run(names, table, again=again)
-    their_table = ResumableTable(out / f"{stem}_torch_pruning.csv", theirs.COLUMNS) if against else None
+    Sweep(cover, cover_row, limit_seconds, arguments, memory_gib).run(names, table, again=again)
+    their_table = ResumableTable(out / f"{stem}_torch_pruning.csv", COLUMNS) if against else None
     if their_table is not None:
         call = {"library": library, "limit_seconds": limit_seconds, "image_size": image_size}
         # Judging takes about as long as pruning may.
-        sweep = Sweep(theirs.cover_torch_pruning, theirs.their_row, 3 * limit_seconds, call, memory_gib)
+        sweep = Sweep(cover_torch_pruning, their_row, 3 * limit_seconds, call, memory_gib)
         sweep.run(names, their_table, again=again)
     note = _NOTE.format(limit=limit_seconds, channels=CHANNEL_RATIO, where=_where(meta, image_size))
     write_page(out / f"{stem}.md", f"Coverage of {library}", note, *_sections(table, their_table))

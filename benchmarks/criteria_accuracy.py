@@ -13,13 +13,10 @@ import typer
 from torch import Tensor, nn
 
 import fxprune
-from benchmarks.cifar.accuracy import accuracy
-from benchmarks.cifar.files import shared_file
-from benchmarks.cifar.images import load_images
-from benchmarks.cifar.recalibrating import recalibrate
-from benchmarks.cifar.resnet import CifarResNet, cifar_model
-from benchmarks.harness.tables import ResumableTable, markdown_table, write_page
-from benchmarks.rivals import torch_pruning_criteria as rival
+from benchmarks import cifar
+from benchmarks import rivals as rival
+from benchmarks.cifar import CifarResNet, cifar_model, load_images, recalibrate, shared_file
+from benchmarks.tables import ResumableTable, markdown_table, write_page
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Calibration, Collector
 from fxprune.capture.samples import Sample
@@ -106,9 +103,9 @@ class Setup:
         """Measured accuracies of a pruned network; its batch norms end recalibrated."""
         calibration = torch.cat([images for images, _ in self.batches])
         removed = 1 - rival.macs(pruned, self.images) / rival.macs(self.model, self.images)
-        plain = accuracy(pruned, self.images, self.labels)
+        plain = cifar(pruned, self.images, self.labels)
         recalibrate(pruned, calibration)
-        after = accuracy(pruned, self.images, self.labels)
+        after = cifar(pruned, self.images, self.labels)
         case = f"{library} {criterion} {residual} {ratio:.0%}"
         shown = (f"{ratio:.0%}", f"{removed:.1%}", f"{plain:.1%}", f"{after:.1%}", f"{seconds:.1f}")
         return dict(zip(_COLUMNS, (case, library, criterion, residual, *shown), strict=True))
@@ -186,7 +183,7 @@ def main(
     )
     print(text)
     if out is not None:
-        before = accuracy(setup.model, setup.images, setup.labels)
+        before = cifar(setup.model, setup.images, setup.labels)
         write_page(out, f"Criteria on {model}", _note(model, images, calibration, before), text)
 
 

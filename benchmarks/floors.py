@@ -13,11 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
-from benchmarks.cifar.accuracy import accuracy
-from benchmarks.cifar.files import shared_file
-from benchmarks.cifar.images import load_images
-from benchmarks.cifar.recalibrating import recalibrate
-from benchmarks.cifar.resnet import cifar_resnet
+from benchmarks import cifar
+from benchmarks.cifar import cifar_resnet, load_images, recalibrate, shared_file
 from fxprune.errors import BudgetError
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7)
@@ -55,7 +52,7 @@ def _accuracy(
     except BudgetError:
         return "out of reach"
     recalibrate(pruned, images)
-    return f"{100 * accuracy(pruned, tested, labels):.1f}"
+    return f"{100 * cifar(pruned, tested, labels):.1f}"
 
 
 if __name__ == "__main__":

@@ -11,18 +11,13 @@ from torch import nn
 from torchvision.models import get_model
 
 import fxprune
-from benchmarks.cifar.files import shared_file
-from benchmarks.cifar.resnet import cifar_model
-from benchmarks.harness.tables import ResumableTable, write_page
-from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
-from benchmarks.networks.unet import UNet
-from benchmarks.recipes.data import Images, SmallImages
-from benchmarks.recipes.folder import FolderImages
-from benchmarks.recipes.masks import Masks
-from benchmarks.recipes.methods import FROM_SCRATCH, METHODS
+from benchmarks.cifar import cifar_model, shared_file
+from benchmarks.networks.papers import PAPER_NETWORKS, UNet, paper_network
+from benchmarks.recipes.data import FolderImages, Images, Masks, SmallImages
+from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
 from benchmarks.recipes.published import RATIOS
-from benchmarks.recipes.run import Run
 from benchmarks.recipes.training import Trainer
+from benchmarks.tables import ResumableTable, write_page
 from fxprune.cli.sources import load_weights
 from fxprune.util.progress import Steps
 

@@ -10,13 +10,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.accounting import ranges, segmentation
-from benchmarks.accounting.meeting import HALF_A_POINT, Met, meet, meet_widths
-from benchmarks.accounting.methods import criterion_for
-from benchmarks.accounting.rates import given_widths
-from benchmarks.accounting.rows import PublishedRow, published_rows
-from benchmarks.accounting.settling import Subject, subject_of
-from benchmarks.harness.tables import ResumableTable, write_page
+from benchmarks.accounting import meeting
+from benchmarks.accounting.meeting import HALF_A_POINT, Met, Subject, meet, meet_widths, subject_of
+from benchmarks.accounting.rows import PublishedRow, criterion_for, given_widths, published_rows
+from benchmarks.tables import ResumableTable, write_page
 from fxprune.errors import FxpruneError
 
 _COLUMNS = (
@@ -68,16 +65,16 @@ def main(
     for number, row in enumerate(rows, 1):
         print(f"{number}/{len(rows)} {row.name}", flush=True)
         table.add(_measured(row, seed))
-    between = ResumableTable(out.with_name(f"{out.stem}_ranges.csv"), ranges.COLUMNS)
+    between = ResumableTable(out.with_name(f"{out.stem}_ranges.csv"), meeting.COLUMNS)
     for row in (r for r in published_rows() if r.flops_removed and only in r.name):
         if again or row.name not in between.rows:
             print(f"ranges of {row.name}", flush=True)
-            between.add(ranges.range_row(row))
-    others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), segmentation.COLUMNS)
-    for name in segmentation.NETWORKS:
+            between.add(meeting.range_row(row))
+    others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), meeting.COLUMNS)
+    for name in meeting.NETWORKS:
         if only in name and (again or name not in others.rows):
             print(name, flush=True)
-            others.add(segmentation.segmentation_row(name, seed=seed))
+            others.add(meeting.segmentation_row(name, seed=seed))
     sections = [table.markdown(_SHOWN), _RANGES, between.markdown(), _SEGMENTATION, others.markdown()]
     write_page(out.with_suffix(".md"), "Published reductions, met", _NOTE, *sections)
 

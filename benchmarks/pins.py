@@ -12,9 +12,9 @@ import typer
 from rich.progress import track
 
 import fxprune
-from benchmarks.covering.shares import CHANNEL_RATIO, layer_weights, shares_left, sizes_left
-from benchmarks.harness.tables import Cells, markdown_table, write_page
+from benchmarks.coverage import CHANNEL_RATIO, layer_weights, shares_left, sizes_left
 from benchmarks.networks import find_network
+from benchmarks.tables import Cells, markdown_table, write_page
 from fxprune.analysis.groups import PinnedWidth
 
 _IDEAL = (1 - CHANNEL_RATIO) ** 2

@@ -11,12 +11,10 @@ from torch import nn
 
 import fxprune
 from benchmarks.checks import follows_batch, follows_resolution, train_one_step
-from benchmarks.harness.processes import Outcome, Record
-from benchmarks.harness.reports import REPORT_COLUMNS, report_fields
-from benchmarks.harness.sweeping import Sweep
-from benchmarks.harness.tables import ResumableTable, write_page
+from benchmarks.harness import Outcome, Record, Sweep
 from benchmarks.networks import find_network
 from benchmarks.networks.torchvision_networks import COMMON
+from benchmarks.tables import REPORT_COLUMNS, ResumableTable, report_fields, write_page
 
 _CHECKS = ["other_batch", "other_resolution", "parameters_trained"]
 COLUMNS = ["model", "status", *REPORT_COLUMNS, *_CHECKS, "seconds", "peak_mib", "failure"]

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 import fxprune
-from benchmarks.cifar.files import shared_file
-from benchmarks.cifar.images import load_images
-from benchmarks.cifar.resnet import cifar_resnet
+from benchmarks.cifar import cifar_resnet, load_images, shared_file
 from benchmarks.cifar_resnet import check_only_ends_are_pinned, measure
 from fxprune.cli.sources import load_weights
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.mutation.fault import Fault
-from benchmarks.mutation.faults import FAULTS
+from benchmarks.mutation.faults import FAULTS, Fault
 from benchmarks.mutation.tampering import TAMPERINGS, Tampering
 from fxprune import pipeline
 

@@ -1,19 +1,88 @@
-"""The ratio at which a network meets a published reduction, and what else is then gone."""
+"""Networks and calibration images for accounting: trained weights where there are some, else random ones that do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
 import fxprune
-from benchmarks.accounting.counting import count_flops, count_parameters
+from benchmarks.accounting.counting import MACS, count_flops, count_parameters
 from benchmarks.accounting.rows import PublishedRow
-from benchmarks.accounting.settling import Subject
+from benchmarks.cifar import load_images, shared_file
+from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
+from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.cli.sources import load_weights
+from fxprune.criteria import MultiSource
+
+__all__ = [
+    "HALF_A_POINT",
+    "Met",
+    "meet",
+    "meet_widths",
+]
+
+
+_BATCH = {32: 128, 112: 16, 224: 8}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in eval mode, calibration images, and where both come from."""
+
+    model: nn.Module
+    images: torch.Tensor
+    weights: str
+    data: str
+
+
+def subject_of(row: PublishedRow, *, seed: int = 0) -> Subject:
+    """The network of a row.
+
+    The trained ResNet-56 for CIFAR-10 is used if its file is there. All other weights are random; their batch norms get
+    random scales and shifts and the statistics of the images, because scales of one and means of zero would leave
+    every criterion that reads them with nothing but ties.
+    """
+    model = paper_network(row.network, row.classes, seed=seed)
+    images, data = _images(PAPER_NETWORKS[row.network].shape, seed)
+    trained = shared_file("weights", "cifar_resnet56.safetensors")
+    if row.network == "ResNet-56" and row.dataset == "CIFAR-10" and trained.exists():
+        load_weights(model, trained)
+        return Subject(model.eval(), images, "trained", data)
+    settle(model, images, seed)
+    return Subject(model, images, "random", data)
+
+
+def settle(model: nn.Module, images: torch.Tensor, seed: int) -> None:
+    """Random affine parameters for the batch norms, and running statistics of the images; ends in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.05, 1.0, generator=generator)
+        nn.init.normal_(norm.bias, 0.0, 0.1, generator=generator)
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        model.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    model.eval()
+
+
+def _images(shape: tuple[int, ...], seed: int) -> tuple[torch.Tensor, str]:
+    count = _BATCH.get(shape[-1], 2)
+    archive = shared_file("data", "cifar10.zip")
+    if shape[-1] == 32 and archive.exists():
+        return load_images(archive, "train", count)[0], "CIFAR-10"
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed)), "noise"
+
 
 _ATTEMPTS = 8
 HALF_A_POINT = 0.005
@@ -98,4 +167,62 @@ def _measured(pruned: torch.nn.Module, row: PublishedRow, shape: tuple[int, ...]
     return Met(*before, 1 - flops / before[0], 1 - params / before[1], error)
 
 
-__all__ = ["HALF_A_POINT", "Met", "meet", "meet_widths"]
+COLUMNS = ("row", "early layers first", "late layers first")
+
+
+@dataclass(frozen=True)
+class ByDepth:
+    """A scorer that takes whole layers (all but one channel) from one end of the network."""
+
+    late_first: bool
+
+    @property
+    def name(self) -> str:
+        """What reports print."""
+        return f"{'late' if self.late_first else 'early'} layers first"
+
+    def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> NDArray[np.float64]:
+        """The place of the group in the network for every unit, shape ``(group.size,)``."""
+        place = graph.groups.index(group)
+        return np.full(group.size, float(-place if self.late_first else place))
+
+
+def range_row(row: PublishedRow) -> dict[str, object]:
+    """The fractions of parameters that go with the row's reduction of FLOPs, taken from either end; nothing is proven.
+
+    Raises:
+        FxpruneError: the reduction is out of reach.
+    """
+    images = torch.zeros(1, *PAPER_NETWORKS[row.network].shape)
+    subject = Subject(paper_network(row.network, row.classes), images, "random", "none")
+    removed = [meet(row, subject, ByDepth(late), verify=False).params_removed for late in (False, True)]
+    return dict(zip(COLUMNS, (row.name, *(f"{share:.2%}" for share in removed)), strict=True))
+
+
+COLUMNS = ("network", "parameters", "MACs", "MACs removed", "parameters removed", "proof error", "seconds")
+NETWORKS = {"U-Net": 2, "DABNet": 19, "DeepLabV3": 21}
+
+
+def segmentation_row(name: str, *, ratio: float = 0.5, seed: int = 0) -> dict[str, object]:
+    """Compile with the paper's criterion, sets of filters judged by the output, couplings kept, and prove the result.
+
+    Raises:
+        FxpruneError: the network cannot be pruned so far, or not proven.
+    """
+    started = time.perf_counter()
+    model, shape = paper_network(name, NETWORKS[name], seed=seed), PAPER_NETWORKS[name].shape
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
+    settle(model, images, seed)
+    pruned = fxprune.compile(model, images[:1], ratio, criterion=MultiSource(), calibration=[images], progress=False)
+    proof = fxprune.report(pruned).proof
+    assert proof is not None
+    macs, parameters = count_flops(model, shape, MACS), count_parameters(model)
+    return {
+        "network": name,
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "MACs": f"{macs / 1e9:.3f} G at {shape[1]}x{shape[2]}",
+        "MACs removed": f"{1 - count_flops(pruned, shape, MACS) / macs:.2%}",
+        "parameters removed": f"{1 - count_parameters(pruned) / parameters:.2%}",
+        "proof error": f"{proof.relative_error:.0e}",
+        "seconds": f"{time.perf_counter() - started:.0f}",
+    }

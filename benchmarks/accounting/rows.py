@@ -1,15 +1,43 @@
-"""The published rows, read from ``published.csv``.
-
-``flops_*`` and ``params_*`` are in millions as printed, or percentages of 100 where only a reduction was published.
-"""
+"""Each paper's own criterion, as its released code sets it for a network."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.accounting.counting import EARLY_THOP, FOAD, MACS, THOP, CountingRule
+from fxprune.criteria import FeatureEntropy, criterion_by_name
+from fxprune.errors import CriterionError
+
+# What the released scripts of Shao et al. set for a network where it is not the default.
+_ENTROPY: dict[str, dict[str, Any]] = {
+    "ResNet-56": {"normalize": "variance", "tap": "producer"},
+    "ResNet-164": {"transform": "plain", "normalize": "variance", "tap": "producer"},
+    "DenseNet-40": {"transform": "plain"},
+}
+_PARALLEL: dict[str, dict[str, Any]] = {"ResNet-56": {"tap": "producer"}}
+
+
+def criterion_for(method: str, network: str) -> Any:
+    """The criterion object.
+
+    Raises:
+        CriterionError: the method is unknown, or its options do not fit.
+    """
+    makers: dict[str, Callable[[], Any]] = {
+        "entropy": lambda: criterion_by_name("feature_entropy", **_ENTROPY.get(network, {})),
+        "parallel": lambda: criterion_by_name("parallel", first=FeatureEntropy(**_PARALLEL.get(network, {}))),
+        "filter_similarity": lambda: criterion_by_name("filter_similarity"),
+        "feature_distance": lambda: criterion_by_name("feature_distance"),
+        "information_fusion": lambda: criterion_by_name("information_fusion"),
+    }
+    if method not in makers:
+        raise CriterionError(f"no paper prunes by {method!r}: choose one of {', '.join(makers)}")
+    return makers[method]()
+
 
 _FILE = Path(__file__).with_name("published.csv")
 _RULES = {"macs": MACS, "thop": THOP, "early_thop": EARLY_THOP, "foad": FOAD}
@@ -80,3 +108,16 @@ def _pair(before: str, after: str) -> tuple[float, float] | None:
 
 def _removed(pair: tuple[float, float] | None) -> float | None:
     return None if pair is None else 1 - pair[1] / pair[0]
+
+
+VGG16_RATES = (0.5, 0.5, 0.4, 0.4, 0.35, 0.35, 0.35, *(0.85,) * 6)
+"""Lin et al. 2021 (arXiv 2107.06916): shares of the filters that go, layer by layer."""
+
+_VGG16_FILTERS = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+
+
+def given_widths(row: PublishedRow) -> tuple[int, ...] | None:
+    """The kept widths of a row whose rates are published, rounded down as its code does; None for every other row."""
+    if row.criterion != "information_fusion" or (row.network, row.dataset) != ("VGG-16", "CIFAR-10"):
+        return None
+    return tuple(int(n * (1 - rate)) for n, rate in zip(_VGG16_FILTERS, VGG16_RATES, strict=True))

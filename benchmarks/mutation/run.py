@@ -25,8 +25,7 @@ import torch
 from torch import nn
 
 import fxprune
-from benchmarks.mutation.fault import Fault
-from benchmarks.mutation.faults import FAULTS
+from benchmarks.mutation.faults import FAULTS, Fault
 from fxprune.errors import ProofError
 from fxprune.planning import Plan
 from tests.nets.blocks.composite import copied, padded_shortcut, regrouped, shuffled

@@ -12,10 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.api import _analyzed
+from fxprune.capture.samples import Sample
 from fxprune.pipeline import prove_plan
 from fxprune.rewriting.rewriter import certified
-from fxprune.util.progress import Steps
 
 __all__ = ["TAMPERINGS", "Tampering", "Victim"]
 
@@ -58,7 +57,7 @@ class Tampering:
     def is_seen(self) -> bool:
         """Whether the proof refuses what the change makes of a right result."""
         model, sample = Victim().eval(), torch.randn(2, 3, 8, 8)
-        graph, given = _analyzed(model, sample, Steps(), "keep")
+        graph, given = fxprune.analyze(model, sample), Sample.from_input(sample)
         plan = fxprune.plan(model, sample, 0.4)
         masks = plan.masks(graph)
         pruned, certificates = certified(graph, model, masks)

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.mutation.fault import Fault
-from benchmarks.mutation.faults import FAULTS
+from benchmarks.mutation.faults import FAULTS, Fault
 from benchmarks.mutation.run import BLOCKS, on_network, on_specification
 from fxprune.util.progress import Steps
 from tests.nets.strategy import random_specification, single_block

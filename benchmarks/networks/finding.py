@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from benchmarks.cifar.resnet import cifar_model
+from benchmarks.cifar import cifar_model
 from benchmarks.networks import timm_networks, torchvision_networks, transformers_networks
 from fxprune.capture.samples import Sample
 from fxprune.cli.sources import find_model

@@ -1,21 +1,65 @@
-"""Each paper's method from a network to the finished smaller one."""
+"""Xiu et al. 2022: multi-source importance, then distillation from the unpruned network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD
 
 import fxprune
-from benchmarks.accounting.methods import criterion_for
-from benchmarks.accounting.rates import VGG16_RATES
+from benchmarks.accounting.rows import VGG16_RATES, criterion_for
 from benchmarks.recipes import published
-from benchmarks.recipes.distilling import multi_source, multi_source_unet
-from benchmarks.recipes.hooks import Fused, Hooks, Polarised, Soft, Sparse
-from benchmarks.recipes.run import Run
+from benchmarks.recipes.data import Images
+from benchmarks.recipes.training import Fused, Hooks, Polarised, Soft, Sparse, Trainer
+from fxprune.distillation import SoftTargets
 from fxprune.schedules import FusedTraining, IterativePruning, Polarization, SoftPruning, SparseTraining
+
+
+class Epochs:
+    """Batches that can be read again, each time in another order."""
+
+    def __init__(self, images: Images, batch: int) -> None:
+        self._images, self._batch = images, batch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # The trainer seeds torch by seed and epoch before it begins one.
+        return self._images.batches(self._batch, int(torch.randint(2**31, ())))
+
+
+def multi_source(run: Run) -> nn.Module:
+    """One cut by features and weights, sets of channels compared by their effect; then distillation."""
+    return _distilled(run, run.compile(run.network, "multi_source"), 1.0)
+
+
+def multi_source_unet(run: Run) -> nn.Module:
+    """The same for a U-Net that learns to segment first; the distillation is pixel by pixel, without masks."""
+    run.trainer.fit("teacher", run.network, published.TEACHER, 0.5)
+    run.before = run.trainer.images.accuracy(run.network)
+    return _distilled(run, run.compile(run.network, "multi_source"), 0.5, labels=0.0)
+
+
+def _distilled(run: Run, pruned: nn.Module, share: float, labels: float = 1 - published.SOFT_SHARE) -> nn.Module:
+    trainer, recipe = run.trainer, published.changed(published.DISTIL, run.trainer.batch, run.trainer.rate)
+    epochs, steps = trainer.epochs(published.DISTIL, share)
+    with trainer.timed("distil"):
+        found = fxprune.distill(
+            pruned,
+            copy.deepcopy(run.network),
+            Epochs(trainer.images, recipe.batch),
+            steps=epochs * steps,
+            loss=SoftTargets(published.TEMPERATURE, labels),
+            learning_rate=recipe.rate,
+            weight_decay=recipe.decay,
+            precision="bf16" if trainer.half else "no",
+            folder=None if trainer.state is None else trainer.state / "distil",
+            seed=trainer.seed,
+        )
+    return found.network.eval()
 
 
 def sparse_then(run: Run, criterion: Any) -> nn.Module:
@@ -129,3 +173,51 @@ METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
 }
 
 FROM_SCRATCH = ("apbm", "train_then_prune", "multi_source_unet")
+
+
+# Networks whose published pruning lets every layer select its inputs from a stream that keeps its width.
+_SELECTING = ("ResNet-164", "DenseNet-40")
+
+
+@dataclass
+class Run:
+    """One method on one network.
+
+    Attributes:
+        model: the network's name.
+        network: at full width; trained, or freshly initialised where a method trains from scratch.
+        trainer: with the data.
+        ratio: fraction of the MACs that goes.
+        before: accuracy of the trained network before anything was done; None where training begins from scratch.
+        cut: accuracy right after channels went, for the last time.
+    """
+
+    model: str
+    network: nn.Module
+    trainer: Trainer
+    ratio: float
+    before: float | None = None
+    cut: float | None = None
+
+    @property
+    def sample(self) -> Tensor:
+        """An input."""
+        return self.trainer.images.sample
+
+    def compile(self, network: nn.Module, criterion: Any) -> nn.Module:
+        """One-shot pruning on 128 training images, inside the residual blocks, as all of the papers do."""
+        pruned = fxprune.compile(
+            network,
+            self.sample,
+            self.ratio,
+            criterion=criterion,
+            calibration=self.trainer.images.calibration(128),
+            residual="inner",
+            couplings="drop" if self.model in _SELECTING else "keep",
+        )
+        return self.note(pruned)
+
+    def note(self, pruned: nn.Module) -> nn.Module:
+        """Keep the accuracy of a network that has just been cut."""
+        self.cut = self.trainer.images.accuracy(pruned)
+        return pruned

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.accounting.meeting import HALF_A_POINT, meet, meet_widths
-from benchmarks.accounting.methods import criterion_for
-from benchmarks.accounting.ranges import COLUMNS as RANGE_COLUMNS
-from benchmarks.accounting.ranges import range_row
-from benchmarks.accounting.rates import given_widths
-from benchmarks.accounting.rows import published_rows
-from benchmarks.accounting.settling import Subject, settle
+from benchmarks.accounting.meeting import COLUMNS as RANGE_COLUMNS
+from benchmarks.accounting.meeting import HALF_A_POINT, Subject, meet, meet_widths, range_row, settle
+from benchmarks.accounting.rows import criterion_for, given_widths, published_rows
 from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
 from fxprune.criteria import Magnitude
 from fxprune.errors import CriterionError

@@ -8,8 +8,8 @@ from torch import nn
 from torchvision.models import resnet
 
 import fxprune
-from benchmarks.cifar.resnet import cifar_resnet
-from benchmarks.networks.mobilefacenet import MobileFaceNet
+from benchmarks.cifar import cifar_resnet
+from benchmarks.networks.papers import MobileFaceNet
 
 
 def cut_outputs(model: nn.Module, shape: tuple[int, ...], ratio: float) -> set[str]:

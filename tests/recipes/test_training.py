@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.recipes.data import SmallImages, augmented
-from benchmarks.recipes.folder import FolderImages
-from benchmarks.recipes.hooks import Soft
+from benchmarks.recipes.data import FolderImages, SmallImages, augmented
 from benchmarks.recipes.published import Recipe
-from benchmarks.recipes.training import Trainer
+from benchmarks.recipes.training import Soft, Trainer
 from fxprune.schedules import SoftPruning
 from tests.criteria.calibrated import Small, images
 

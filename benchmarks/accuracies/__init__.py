@@ -1,1 +1,0 @@
-"""Accuracy of pruned networks, measured case by case."""

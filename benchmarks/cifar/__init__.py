@@ -1,1 +1,0 @@
-"""CIFAR networks and images for the measurements with trained weights."""

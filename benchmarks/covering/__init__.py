@@ -1,1 +1,0 @@
-"""What the sweep over whole libraries asks of each network."""

@@ -1,0 +1,276 @@
+"""Exceptions in a few words, for a cell of a table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks.tables import ResumableTable
+
+__all__ = [
+    "Outcome",
+    "Record",
+    "Task",
+    "run_in_process",
+]
+
+
+_LENGTH = 300
+
+
+def failure_text(error: BaseException) -> str:
+    """The exception's type and the beginning of its message, on one line."""
+    message = " ".join(str(error).split())
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return text if len(text) <= _LENGTH else text[: _LENGTH - 3] + "..."
+
+
+class TimeLimitReached(BaseException):
+    """A call took longer than it was allowed to; as with KeyboardInterrupt, ``except Exception`` lets it pass."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Interrupt the Python code of the body after so many seconds; a single call into C is waited for.
+
+    Raises:
+        TimeLimitReached: the body was interrupted.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        del number, frame
+        raise TimeLimitReached(f"more than {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+def peak_memory() -> int:
+    """The largest resident size so far, in bytes."""
+    # A process inherits ru_maxrss from the one that started it, the high-water mark in /proc is its own.
+    return _from_status("VmHWM") or _max_rss()
+
+
+def resident_memory() -> int:
+    """The resident size now, in bytes; the peak where the system does not tell."""
+    return _from_status("VmRSS") or peak_memory()
+
+
+def reset_peak_memory() -> bool:
+    """Make :func:`peak_memory` start again from what is resident now; False where the system cannot."""
+    try:
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Let allocations beyond ``limit_bytes`` of data fail in this process."""
+    resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def _from_status(field: str) -> int:
+    if not _STATUS.exists():
+        return 0
+    lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+def _max_rss() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_request(request: Mapping[str, Any], errors: str) -> None:
+    """Run the task of a request and write what it records, a JSON line each time; what it prints goes to ``errors``."""
+    _redirect_output(errors)
+    if request["gib"]:
+        limit_memory(int(request["gib"] * 2**30))
+    warnings.simplefilter("ignore")
+    with Path(request["records"]).open("a", encoding="utf-8") as file:
+
+        def record(**fields: Any) -> None:
+            file.write(json.dumps({"fields": fields, "peak": peak_memory()}) + "\n")
+            file.flush()
+
+        module, _, name = request["task"].partition(":")
+        try:
+            getattr(importlib.import_module(module), name)(record, **request["arguments"])
+        except (Exception, TimeLimitReached) as error:
+            record(failure=failure_text(error))
+        record()
+
+
+def _redirect_output(errors: str) -> None:
+    sink = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # Libraries in C write to the descriptors themselves.
+    for descriptor in (1, 2):
+        os.dup2(sink, descriptor)
+    os.close(sink)
+
+
+Record = Callable[..., None]
+"""``record(name=value, ...)``: JSON values that are kept even if the task fails or is stopped later."""
+
+Task = Callable[..., None]
+"""``task(record, **arguments)``, a function at the top level of a module."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        fields: everything it recorded.
+        failure: empty, or why it did not come to its end.
+        seconds: wall-clock time of the whole process, imports included.
+        peak_mib: largest resident size at the last time it recorded something, in MiB.
+    """
+
+    fields: dict[str, Any]
+    failure: str
+    seconds: float
+    peak_mib: float
+
+
+def run_in_process(
+    task: Task, arguments: Mapping[str, Any], limit_seconds: float, memory_gib: float | None = None
+) -> Outcome:
+    """Run ``task(record, **arguments)`` in a fresh process and stop it after ``limit_seconds``.
+
+    ``arguments`` are JSON values. With ``memory_gib``, allocations beyond that fail inside the process.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fxprune-benchmark-") as folder:
+        records, errors = Path(folder) / "records", Path(folder) / "errors"
+        request = {"task": _import_path(task), "arguments": dict(arguments), "records": str(records), "gib": memory_gib}
+        failure = _run(request, errors, limit_seconds)
+        if failure is None:
+            failure = _last_line(errors)
+        fields, peak = _collected(records)
+    failure = fields.pop("failure", "") or failure
+    return Outcome(fields, failure, time.perf_counter() - started, peak / 2**20)
+
+
+@cache
+def _context() -> ForkServerContext:
+    """Processes forked from one that has imported the heavy libraries, which take longer than many a measurement.
+
+    It has not imported fxprune, and it holds no threads and no caches of an earlier task.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision", "timm", "networkx"])  # those not installed are left out
+    return context
+
+
+def _run(request: Mapping[str, Any], errors: Path, limit_seconds: float) -> str | None:
+    """Why the process was stopped, "" if it ended well, None if it failed by itself."""
+    process = _context().Process(target=run_request, args=(dict(request), str(errors)))
+    process.start()
+    process.join(limit_seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"more than {limit_seconds:g} s"
+    code = process.exitcode or 0
+    if code < 0:
+        return f"stopped by signal {signal.Signals(-code).name}"
+    return None if code else ""
+
+
+def _import_path(task: Task) -> str:
+    module = task.__module__
+    if module == "__main__":
+        specification = sys.modules["__main__"].__spec__
+        assert specification is not None, "run the script with python -m"
+        module = specification.name
+    return f"{module}:{task.__name__}"
+
+
+def _collected(records: Path) -> tuple[dict[str, Any], float]:
+    fields: dict[str, Any] = {}
+    peak = 0.0
+    lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
+    for line in lines:
+        entry = json.loads(line)
+        fields.update(entry["fields"])
+        peak = max(peak, float(entry["peak"]))
+    return fields, peak
+
+
+def _last_line(errors: Path) -> str:
+    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it failed without a message"
+
+
+ToRow = Callable[[Outcome], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is done with every model.
+
+    Attributes:
+        task: called in a process of its own with ``model=NAME`` and ``arguments``.
+        to_row: the cells of an outcome, but for the first one.
+        limit_seconds: wall-clock time that a process may take.
+        arguments: further arguments of the task, JSON values.
+        memory_gib: memory that a process may allocate; None for all there is.
+    """
+
+    task: Task
+    to_row: ToRow
+    limit_seconds: float
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    memory_gib: float | None = None
+
+    def run(self, models: Sequence[str], table: ResumableTable, *, again: bool = False) -> None:
+        """Measure the models that ``table`` has no row of (``again``: and those whose row tells of a failure)."""
+        waiting = [name for name in models if name not in table.rows or (again and table.rows[name].get("failure"))]
+        console = Console(stderr=True)
+        with _progress(console) as progress:
+            bar = progress.add_task("", total=len(models), completed=len(models) - len(waiting))
+            for name in waiting:
+                progress.update(bar, description=name)
+                outcome = run_in_process(
+                    self.task, {"model": name, **self.arguments}, self.limit_seconds, self.memory_gib
+                )
+                table.add({table.columns[0]: name, **self.to_row(outcome)})
+                progress.advance(bar)
+                if outcome.failure:
+                    console.print(f"{name}: {outcome.failure}", style="yellow", markup=False, highlight=False)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.description}"), console=console)

@@ -1,1 +1,0 @@
-"""What every measurement shares: processes with limits, resumable tables, a progress bar."""

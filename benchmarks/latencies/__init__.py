@@ -1,1 +1,0 @@
-"""Preparing and timing of networks and of several pruned forms of each."""

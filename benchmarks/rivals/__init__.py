@@ -1,1 +1,0 @@
-"""Other pruning libraries, used as their own documentation says."""

@@ -1,1 +1,0 @@
-"""Tasks that measure the time and the memory of the pass."""
