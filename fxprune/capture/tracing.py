@@ -63,11 +63,13 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model, is_leaf)
     captured, untraced = _both_modes(model, sample, modes, {})
-    remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
+    remembers = _remembered(captured)
     written, differs = counters(model, sample, sorted(captured.flags) if remembers else ())
     if written:
         captured, untraced = _both_modes(model, sample, modes, written)
-    if differs and not captured.opaque:
+    if captured.opaque:
+        remembers = _remembered(captured)
+    if differs and remembers:
         raise ModelError(
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"
@@ -76,6 +78,17 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     for variant in captured.variants if not untraced else ():
         _add_training(model, variant, modes, written)
     return captured, untraced
+
+
+def _remembered(captured: Captured) -> tuple[str, ...]:
+    """What a call leaves for the next one; an opaque part keeps its own."""
+    own = tuple(f"{path}." for path in captured.opaque)
+    left = [(name, name) for name in captured.remembers]
+    left += [
+        (f"{words.partition(',')[0]}.".removeprefix("module "), f"{key!r} of the {words}")
+        for words, key in captured.written
+    ]
+    return () if "" in captured.opaque else tuple(said for place, said in left if not place.startswith(own))
 
 
 def _both_modes(

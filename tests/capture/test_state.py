@@ -236,3 +236,27 @@ def test_a_part_with_a_hook_keeps_it() -> None:
     pruned, x = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0).train(), torch.randn(2, 3, 8, 8)
     gradients = [torch.autograd.grad(m(x).square().sum(), m.get_parameter("0.weight"))[0] for m in (model, pruned)]
     torch.testing.assert_close(*gradients)
+
+
+class CountingBesideOpaque(nn.Module):
+    """Its dropout grows, and its last part cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.drop, self.sorting = nn.Dropout(0.0), Sorting()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.drop.p = min(0.5, self.drop.p + 0.1)
+        return self.sorting(self.drop(self.layers(x)))
+
+
+class Sorting(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x[x > 0].sum()
+
+
+def test_an_opaque_part_does_not_hide_what_the_rest_keeps() -> None:
+    with pytest.raises(fxprune.errors.ModelError, match=r"keeps drop\.p"):
+        fxprune.compile(CountingBesideOpaque().eval(), torch.randn(2, 3, 8, 8), 0.2)

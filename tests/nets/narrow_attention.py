@@ -32,5 +32,6 @@ class NarrowAttention(nn.Module):
         parts = torch.split(packed, [self.heads * width for width in widths], dim=2)
         query, key, value = (torch.unflatten(part, 2, (self.heads, -1)).transpose(1, 2) for part in parts)
         scores = (query * self.scale @ key.transpose(2, 3)).softmax(3)
-        out: Tensor = self.out_proj((scores @ value).transpose(1, 2).flatten(2))
+        # Tokens come first in memory, as torch leaves them in training: what is drawn behind it has that order.
+        out: Tensor = self.out_proj((scores @ value).permute(2, 0, 1, 3).flatten(2)).transpose(0, 1)
         return out
