@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch imports it, and sympy with a filter of warnings, with the first op on the meta device
 from torch import nn
 from torch.nn.parameter import is_lazy
 

@@ -1,19 +1,16 @@
-"""Who asks for the hash of a size: a table, whose answer hangs on it, or a cache, which calls the function behind it.
+"""Sizes that know where they came from, and numbers computed from them.
 
-A table that does not hold the size gives its answer without a comparison that could be seen, so its hash is a decision.
-``functools.lru_cache`` hashes its arguments, too, and then runs the function on them, or gives what it gave before.
+They are no ``int`` objects, so C code has to ask for their value, and each such answer is a decision on the size.
+``functools.lru_cache`` hashes its arguments and then runs the function on them, or gives what it gave before; a table
+that does not hold the size gives its answer without a comparison that could be seen, so its hash is a decision.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
-import linecache
 import math
 import numbers
 import operator
 import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -21,54 +18,18 @@ import numpy as np
 import torch
 from torch.fx import Graph, Node
 
-from fxprune.capture.sources import is_hidden
+from fxprune.capture.sources import asked_by_a_cache, is_hidden, is_of_a_message
 
 __all__ = [
     "Traced",
     "TracedFloat",
     "TracedInt",
-    "asked_by_a_cache",
     "decided",
     "graph_of",
     "plain",
     "size_of",
     "traced",
 ]
-
-
-def asked_by_a_cache(frame: types.FrameType) -> bool:
-    """Whether what a frame does now is a call of a function with an ``lru_cache``; False where that cannot be told."""
-    call = _expression(frame)
-    if not isinstance(call, ast.Call):
-        return False
-    return hasattr(_value(call.func, frame), "cache_info")
-
-
-def _expression(frame: types.FrameType) -> ast.AST | None:
-    """The expression that a frame is computing, read from its source."""
-    positions = getattr(frame.f_code, "co_positions", None)  # since Python 3.11
-    if positions is None:
-        return None
-    first, last, start, end = list(positions())[frame.f_lasti // 2]
-    if None in (first, last, start, end):
-        return None
-    lines = [linecache.getline(frame.f_code.co_filename, n, frame.f_globals).encode() for n in range(first, last + 1)]
-    lines[-1] = lines[-1][:end]
-    lines[0] = lines[0][start:]
-    try:
-        return ast.parse(b"".join(lines).decode().strip(), mode="eval").body
-    except SyntaxError:
-        return None
-
-
-def _value(expression: ast.AST, frame: types.FrameType) -> Any:
-    """What a name, or an attribute of one, stands for in a frame; None where that would take running code."""
-    if isinstance(expression, ast.Name):
-        scopes = (frame.f_locals, frame.f_globals, vars(builtins))
-        return next((scope[expression.id] for scope in scopes if expression.id in scope), None)
-    if isinstance(expression, ast.Attribute):
-        return getattr(_value(expression.value, frame), expression.attr, None)
-    return None
 
 
 Operands = tuple[Any, ...]
@@ -166,10 +127,16 @@ def size_of(node: Node, dim: int, value: int) -> Any:
 def decided(function: Callable[..., Any], operands: Operands) -> None:
     """Tell the mode that watches this thread's forward that its way hangs on ``function(*operands)`` being true.
 
-    Nobody watches what torch's own layers and functions ask themselves: they ask it again at every call.
+    Nobody watches what torch's own layers and functions ask themselves: they ask it again at every call. What only
+    goes into a message decides nothing.
     """
     mode = watching()
-    if mode is not None:
+    if mode is None:
+        return
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    if not is_of_a_message(frame):
         mode.decided(function, operands)
 
 

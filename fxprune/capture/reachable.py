@@ -237,14 +237,17 @@ def _restore(container: Any, contents: Any) -> None:
             dict.pop(container, key, None) if value is _MISSING else dict.__setitem__(container, key, value)
     elif isinstance(container, set):
         set.difference_update(container, [item for item in container if item not in contents and _matters(item)])
-    elif _is_changed(container, contents) and _matters(list(container), list(contents)):
-        base: Any = deque if isinstance(container, deque) else list
-        base.clear(container)
-        base.extend(container, contents)
+    else:
+        added, lost = _without(container, contents), _without(contents, container)
+        if _matters(added, lost):
+            base: Any = deque if isinstance(container, deque) else list
+            base.clear(container)
+            base.extend(container, [*contents, *(item for item in added if not _matters(item))])
 
 
-def _is_changed(container: Any, contents: Any) -> bool:
-    return len(container) != len(contents) or any(a is not b for a, b in zip(container, contents, strict=True))
+def _without(items: Any, others: Any) -> list[Any]:
+    known = {id(item) for item in others}
+    return [item for item in items if id(item) not in known]
 
 
 @functools.lru_cache(maxsize=8192)

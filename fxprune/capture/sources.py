@@ -1,11 +1,19 @@
-"""The line of the user's source that an op comes from."""
+"""The user's source that runs: the line that an op comes from, and the expression that asks for a number."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
+import functools
+import linecache
+import logging
 import os
 import sys
 import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -59,3 +67,150 @@ def short_location(filename: str, line: int) -> str:
     """The last two parts of a path with a line number."""
     parts = filename.replace(os.sep, "/").split("/")
     return f"{'/'.join(parts[-2:])}:{line}"
+
+
+# -- what an expression is for ----------------------------------------------------------------------------------------
+
+Span = tuple[tuple[int, int], tuple[int, int]]
+# What takes a message and gives nothing back, and where among the arguments the message begins.
+_MESSAGES: dict[Any, int] = {torch._assert: 1, warnings.warn: 0, print: 0}
+_LOGS = frozenset("critical debug error exception info log warn warning warning_advice warning_once".split())
+_NAMES = _LOGS | {function.__name__ for function in _MESSAGES}
+# What a message may consist of, calls of these builtins and of methods of literal text aside.
+_MAKES_TEXT = (str, repr, format, len, type, tuple, list)
+_PARTS: tuple[type[ast.AST], ...] = (ast.JoinedStr, ast.FormattedValue, ast.Constant, ast.Name, ast.Attribute)
+_PARTS += (ast.UnaryOp, ast.Subscript, ast.Tuple, ast.List, ast.Starred, ast.BinOp, ast.Call)
+_PARTS += (ast.expr_context, ast.operator, ast.unaryop)
+
+
+def asked_by_a_cache(frame: types.FrameType) -> bool:
+    """Whether what a frame does now is a call of a function with an ``lru_cache``; False where that cannot be told."""
+    span = _span(frame.f_code, frame.f_lasti)
+    call = next((node for node in _calls(frame) if _span_of(node) == span), None)
+    return call is not None and hasattr(_value(call.func, frame), "cache_info")
+
+
+def is_of_a_message(frame: types.FrameType) -> bool:
+    """Whether what a frame does now only makes the text of a warning, a log, a print or a check's message.
+
+    Python below 3.11 tells no more than the line: then nothing else in that line may make a text.
+    """
+    calls = [call for call in _calls(frame) if _name_of(call.func) in _NAMES]
+    if not calls:
+        return False
+    span = _span(frame.f_code, frame.f_lasti)
+    if span is None:
+        return _is_line_of_messages(calls, frame)
+    return any(
+        _covers(text, span) or _span_of(call) == span
+        for call in calls
+        if _covers(call, span)
+        for text in _texts(call, frame)
+    )
+
+
+def _is_line_of_messages(calls: list[ast.Call], frame: types.FrameType) -> bool:
+    texts = [(call, text) for call in calls for text in _texts(call, frame)]
+    inside = {id(node) for call, text in texts for node in (call, *ast.walk(text))}
+    kinds = (ast.JoinedStr, ast.Call, ast.BinOp, ast.AugAssign)
+    here = [id(n) for n in _nodes(frame) if isinstance(n, kinds) and n.lineno == frame.f_lineno]
+    return bool(here) and inside.issuperset(here)
+
+
+def _texts(call: ast.Call, frame: types.FrameType) -> Iterator[ast.expr]:
+    """The arguments of a call that are its message, where the call is of what only takes one, and nothing else."""
+    function = _value(call.func, frame)
+    holder = _value(call.func.value, frame) if isinstance(call.func, ast.Attribute) else None
+    is_log = isinstance(holder, (logging.Logger, logging.LoggerAdapter)) and _name_of(call.func) in _LOGS
+    first = 0 if is_log else next((place for known, place in _MESSAGES.items() if known is function), None)
+    if first is not None and not any(k.arg in (None, "file") for k in call.keywords):
+        given = [*call.args[first:], *(k.value for k in call.keywords if k.arg in ("message", "msg"))]
+        yield from (argument for argument in given if _only_makes_text(argument, frame))
+
+
+def _only_makes_text(part: ast.AST, frame: types.FrameType) -> bool:
+    """Whether an expression hands no part of itself to code that could keep it."""
+    if not isinstance(part, _PARTS) or not all(_only_makes_text(child, frame) for child in _children(part)):
+        return False
+    if isinstance(part, ast.Call):
+        by_literal = isinstance(part.func, ast.Attribute) and _is_literal(part.func.value)
+        return not part.keywords and (by_literal or any(_value(part.func, frame) is known for known in _MAKES_TEXT))
+    if isinstance(part, ast.FormattedValue):
+        return part.format_spec is None or all(isinstance(n, ast.Constant) for n in _children(part.format_spec))
+    makes_text = any(isinstance(node, (ast.JoinedStr, ast.Call)) for node in ast.walk(part))
+    if isinstance(part, ast.BinOp) and makes_text:
+        return _is_literal(part.left) and (isinstance(part.op, ast.Mod) or _is_text(part.right))
+    return not (isinstance(part, ast.Subscript) and makes_text)
+
+
+def _children(part: ast.AST) -> list[ast.AST]:
+    return list(ast.iter_child_nodes(part))
+
+
+def _is_literal(part: ast.AST) -> bool:
+    return isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def _is_text(part: ast.AST) -> bool:
+    return _is_literal(part) or (
+        isinstance(part, ast.Call) and _name_of(part.func) in ("str", "repr", "format", "join")
+    )
+
+
+def _name_of(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _value(expression: ast.AST, frame: types.FrameType) -> Any:
+    """What a name, or an attribute of one, stands for in a frame; None where that would take running code."""
+    if isinstance(expression, ast.Name):
+        scopes = (frame.f_locals, frame.f_globals, vars(builtins))
+        return next((scope[expression.id] for scope in scopes if expression.id in scope), None)
+    if isinstance(expression, ast.Attribute):
+        return getattr(_value(expression.value, frame), expression.attr, None)
+    return None
+
+
+def _covers(outer: ast.AST, span: Span) -> bool:
+    start, end = _span_of(outer)
+    return start <= span[0] and span[1] <= end
+
+
+def _span_of(node: Any) -> Span:
+    return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
+
+
+@functools.lru_cache(maxsize=8192)
+def _span(code: types.CodeType, at: int) -> Span | None:
+    """From which line and byte to which an instruction's expression reaches; None where that is not known."""
+    positions = getattr(code, "co_positions", None)  # since Python 3.11
+    if positions is None:
+        return None
+    first, last, start, end = list(positions())[at // 2]
+    return None if None in (first, last, start, end) else ((first, start), (last, end))
+
+
+def _calls(frame: types.FrameType) -> list[ast.Call]:
+    return [node for node in _nodes(frame) if isinstance(node, ast.Call)]
+
+
+def _nodes(frame: types.FrameType) -> list[Any]:
+    """The expressions in the lines of a frame's code."""
+    linecache.lazycache(frame.f_code.co_filename, frame.f_globals)
+    return _nodes_of(frame.f_code)
+
+
+@functools.lru_cache(maxsize=4096)
+def _nodes_of(code: types.CodeType) -> list[Any]:
+    lines = {line for _, _, line in code.co_lines() if line is not None}
+    nodes = _nodes_in("".join(linecache.getlines(code.co_filename)))
+    return [n for n in nodes if lines and min(lines) <= n.lineno <= max(lines)]
+
+
+@functools.lru_cache(maxsize=64)
+def _nodes_in(source: str) -> list[Any]:
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except SyntaxError:
+        return []
+    return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign))]

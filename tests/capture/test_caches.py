@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.capture.builtin_calls import _VARIANTS
 from fxprune.capture.reachable import reachable
+from tests.capture.compiled import captured
 
 _GRIDS: dict[Any, Any] = {}
 _NESTED: dict[str, dict[Any, Any]] = {"grids": {}}
@@ -316,3 +317,21 @@ def test_another_thread_runs_the_model_meanwhile() -> None:
         done.set()
         thread.join()
     assert wrong == []
+
+
+def test_only_tensors_and_sizes_are_taken_out_of_a_shared_list() -> None:
+    kept: list[Any] = [torch.ones(1)]
+    before = kept[0]
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept.extend((x.shape[0], made(x), "a word"))
+            return self.last(self.first(x))
+
+    captured(Keeps(), torch.randn(2, 4))
+    assert kept[0] is before
+    assert kept[1:] == ["a word"]
