@@ -29,6 +29,8 @@ from fxprune.capture.reachable import names_in
 
 __all__ = ["remembering"]
 
+_TENSOR_TYPE = type(torch.FloatTensor)
+
 
 def _int(*args: Any, **kwargs: Any) -> Any:
     """``int`` whose conversions of traced numbers stay traced."""
@@ -53,6 +55,19 @@ def _length(value: Any, /) -> int:
     if isinstance(value, torch.Tensor) and value.dim() > 0:
         return value.shape[0]
     return len(value)
+
+
+def _is_instance(value: Any, classes: Any, /) -> bool:
+    """``isinstance``, to which ``torch.FloatTensor`` and the like are questions about a tensor's dtype and device."""
+    kinds = classes if isinstance(classes, tuple) else (classes,)
+    if isinstance(value, torch.Tensor) and any(isinstance(kind, _TENSOR_TYPE) for kind in kinds):
+        return any(
+            value.type() == f"{kind.__module__}.{kind.__name__}"
+            if isinstance(kind, _TENSOR_TYPE)
+            else isinstance(value, kind)
+            for kind in kinds
+        )
+    return isinstance(value, classes)
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,7 +120,7 @@ class _Numpy(types.ModuleType):
 # Names of variants in code: no name that anybody else could write.
 _NAME = "fxprune's {}"
 _BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len": _length}
-_BUILTINS |= {"max": _remembered(max), "min": _remembered(min)}
+_BUILTINS |= {"isinstance": _is_instance, "max": _remembered(max), "min": _remembered(min)}
 _MODULES: dict[int, Any] = {id(math): _Math("math"), id(np): _Numpy("numpy")}
 _FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant in _MATHS.items()}
 _VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(), *_MATHS.items())}

@@ -358,7 +358,10 @@ class Recorder(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("cpu", "cuda"):
             return args[0].view_as(args[0])
         # A factory without a device makes its tensor on the default one.
-        return map_leaves(on_meta, func(*args, **kwargs))
+        value = map_leaves(on_meta, func(*args, **kwargs))
+        # A call may give its argument itself back (``float()`` of what is float32), which stays what it was.
+        given = isinstance(value, torch.Tensor) and not mutates(func) and any(value is arg for arg in args)
+        return value.view_as(value) if given else value
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         if sources.packs_saved_tensors():

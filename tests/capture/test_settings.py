@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,6 +62,8 @@ LIVE: dict[str, Between] = {
     "whether it is a float": lambda _, h: h * 2 if h.is_floating_point() else h,
     "the dtype of a weight": lambda net, h: h.to(net.last.weight.dtype) * 2,
     "a cast and back": lambda net, h: h.float().sin().to(net.table.dtype),
+    "a cast back to what it was": lambda _, h: torch.sigmoid(h.float()).type_as(h) * h,
+    "a cast and the value before it": lambda _, h: h.float().sin().to(h.dtype) + h,
     "a type by its name": lambda _, h: torch.ones(1).type(h.type()) * h,
     "the type of a result": lambda net, h: h.to(torch.result_type(h, net.table)),
 }
@@ -75,6 +78,8 @@ CHECKED: dict[str, Between] = {
     "half of a limit": lambda _, h: (h * 0 + torch.finfo(h.dtype).max / 2).clamp(max=3) + h,
     "the wider of two": lambda _, h: h.to(torch.promote_types(h.dtype, torch.float32)).sin().to(h.dtype),
     "the type's name": lambda _, h: h * 2 if h.type() == "torch.FloatTensor" else h,
+    "the type's class": lambda _, h: h * 2 if isinstance(h, torch.FloatTensor) else h,
+    "one of two classes": lambda _, h: h * 2 if isinstance(h, (np.ndarray, torch.BFloat16Tensor)) else h,
     "a buffer's": lambda net, h: (
         h * (2 if net.table.element_size() == 4 else 3) + (1 if net.table.is_contiguous() else 2)
     ),
