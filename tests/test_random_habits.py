@@ -91,14 +91,12 @@ def test_failing_choices_become_few() -> None:
     assert len(reduced(chooser.choices, fails)) <= 4
 
 
-@pytest.mark.deep
 @given(specifications(habits=True), st.integers(0, 999))
 @settings(max_examples=MOST_EXAMPLES)
 def test_arbitrary_networks_with_habits_do_what_their_twins_do(specification: Specification, seed: int) -> None:
     judge(specification, seed)
 
 
-@pytest.mark.deep
 @pytest.mark.parametrize("name", list(singles())[::29])
 def test_habits_alone_do_what_their_twins_do(name: str) -> None:
     judge(singles()[name](), seed=len(name))
