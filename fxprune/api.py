@@ -35,18 +35,18 @@ def compile(  # noqa: A001  the public name says what it does
     ratio: Ratio = None,
     *,
     budget: str | Mapping[str, float] = "macs",
-    criterion: str | Criterion = "magnitude",
+    criterion: str | Criterion = "auto",
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     exclude: Sequence[str | nn.Module] = (),
-    scope: str = "global",
+    scope: str = "auto",
     alike: str = "free",
     residual: str = "coupled",
     couplings: str = "keep",
     round_to: int | str | Counts = "auto",
     min_channels: int | Counts = 1,
     max_ratio: float | Shares | None = None,
-    recover: str | Recovery | Sequence[str | Recovery] | None = None,
+    recover: str | Recovery | Sequence[str | Recovery] | None = "auto",
     other_samples: Sequence[Any] = (),
     verify: bool = True,
     seed: int = 0,
@@ -69,8 +69,9 @@ def compile(  # noqa: A001  the public name says what it does
             Several at once with their fractions, ``{"macs": 0.5, "params": 0.3}``, are all met; ``ratio`` is then left
             out.
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
-        calibration: for recovery, and for criteria that look at activations or gradients: batches that can be iterated
-            again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
+            "auto" is "reconstruction" with calibration, "magnitude" without; the report says what was chosen and why.
+        calibration: for "auto", recovery, and criteria that look at activations or gradients: batches that can be
+            iterated again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
             ``torch.distributed`` is initialised every rank passes its own shard, and all get the plan of one process
             with all data.
         loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
@@ -79,7 +80,8 @@ def compile(  # noqa: A001  the public name says what it does
         scope: "global" ranks all groups together; "uniform" takes the same share of each, to the nearest step, so that
             layers of one width get one width; "reconstruction" chooses the
             widths by the error that a least-squares fit of the next layers leaves for what each channel saves (it needs
-            calibration), while the criterion says which channels of a group go first.
+            calibration), while the criterion says which channels of a group go first. "auto" is "reconstruction" where
+            the criterion is "auto" too and there is calibration, else "global".
         alike: "free", or "equal" to give layers in the same place of repeated blocks (equal but for the numbers in
             their paths) one width.
         residual: "coupled", or "inner" to keep the width of groups that cross an addition.
@@ -93,7 +95,8 @@ def compile(  # noqa: A001  the public name says what it does
         max_ratio: at most this share of a group's channels goes: by default 0.9, or 1 where ``ratio`` names layers.
             This, ``round_to`` and ``min_channels`` may also be mappings, as ``ratio`` may.
         recover: what is done, after the proof, to keep accuracy without labels or training: "reconstruct", "batchnorm",
-            "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order.
+            "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order; None for nothing. "auto"
+            is "reconstruct" with calibration, and nothing without: kept weights are then the original's bit for bit.
         other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
             the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
             tried without being asked.
@@ -151,11 +154,11 @@ def plan(
     ratio: Ratio = None,
     *,
     budget: str | Mapping[str, float] = "macs",
-    criterion: str | Criterion = "magnitude",
+    criterion: str | Criterion = "auto",
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     exclude: Sequence[str | nn.Module] = (),
-    scope: str = "global",
+    scope: str = "auto",
     alike: str = "free",
     residual: str = "coupled",
     couplings: str = "keep",
@@ -257,7 +260,7 @@ def remove(
 def recover(
     pruned: nn.Module,
     model: nn.Module,
-    how: str | Recovery | Sequence[str | Recovery] = "reconstruct",
+    how: str | Recovery | Sequence[str | Recovery] = "auto",
     *,
     calibration: Iterable[Any] | None = None,
     seed: int = 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ from fxprune.reporting import versions
 from fxprune.util.progress import Steps
 
 __all__ = ["Feed", "Options", "by_path", "kernel_multiple", "setting"]
+
+
+# What "auto" stands for. With data: what keeps most of a trained network in the tables of docs/recovery.md.
+_WITH_DATA = {"criterion": "reconstruction", "scope": "reconstruction"}
+_WITHOUT_DATA = {"criterion": "magnitude", "scope": "global"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,20 @@ class Options:
     def goals(self) -> dict[str, Any]:
         """``ratio`` and ``budget`` as :func:`fxprune.planning.allocate` takes them."""
         return {"budget": self.budgets} if self.budgets else {"ratio": self.ratio, "budget": self.budget}
+
+    def settled(self, why_not: str) -> tuple[Options, str]:
+        """What "auto" stands for, and what was chosen in words; nothing where nothing is left to choose.
+
+        Args:
+            why_not: why data cannot help; empty where they can.
+        """
+        usual = _WITHOUT_DATA if why_not else _WITH_DATA
+        chosen = {"criterion": usual["criterion"]} if self.criterion == "auto" else {}
+        if self.scope == "auto":
+            # A criterion that the caller chose brings widths of its own.
+            chosen["scope"] = usual["scope"] if chosen else "global"
+        words = ", ".join(f"{name} {value}" for name, value in chosen.items())
+        return replace(self, **chosen), words  # type: ignore[arg-type]
 
     def settings(self, criterion: Criterion, feed: Feed) -> dict[str, Any]:
         """JSON values that reproduce the plan."""

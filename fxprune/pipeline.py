@@ -30,8 +30,8 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import UNTRACED_TRAINING, trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
-from fxprune.errors import ModelError, RecoveryError
-from fxprune.options import Feed, Options, by_path, kernel_multiple
+from fxprune.errors import CriterionError, ModelError, RecoveryError
+from fxprune.options import Feed, by_path, kernel_multiple
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.plan import setting
@@ -99,7 +99,17 @@ def time_operations(program: Program) -> None:
 
 def score(program: Program) -> None:
     """Give each channel of each group a number by the criterion."""
-    graph, options, feed = program.graph, _asked(program), program.feed
+    try:
+        _score(program)
+    except CriterionError as error:
+        if program.why_no_data or program.options is None or program.options.criterion != "auto":
+            raise
+        program.choose(str(error))
+        _score(program)
+
+
+def _score(program: Program) -> None:
+    graph, options, feed = program.graph, program.chosen_options, program.feed
     if not graph.groups and options.removes:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
@@ -114,7 +124,7 @@ def score(program: Program) -> None:
 
 def allocate_budget(program: Program) -> None:
     """Choose the channels that stay, so that the budget is met."""
-    graph, options = program.graph, _asked(program)
+    graph, options = program.graph, program.chosen_options
     masks = allocate(
         graph,
         program.scores,
@@ -174,9 +184,10 @@ def report(program: Program) -> None:
         plan,
         program.masks,
         program.proof,
-        _why_unproven(program),
+        program.why_unproven,
         program.steps.seconds,
         scores,
+        program.notes,
     )
     about = {"report": program.report, "sample": program.sample.to_meta()}
     program.pruned.meta = {**getattr(program.pruned, "meta", {}), "fxprune": about}
@@ -219,7 +230,7 @@ def _has_data(program: Program) -> bool:
 
 
 def _is_provable(program: Program) -> bool:
-    return program.report is None and not _why_unproven(program)
+    return program.report is None and not program.why_unproven
 
 
 def _counts_seconds(program: Program) -> bool:
@@ -236,6 +247,7 @@ PASSES = (
     Pass("analyze", analyze),
     Pass("time", time_operations, when=lambda p: "latency" in p.budgets),
     Pass("plan", choose_by_hand, when=lambda p: p.channels is not None),
+    Pass("score", Program.choose, when=lambda p: p.plan is None),
     Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
@@ -243,12 +255,7 @@ PASSES = (
     Pass("rewrite", hold_to_sizes, when=_strays),
     Pass("verify", verify, when=_strays, makes_garbage=_always),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
-    Pass(
-        "time",
-        compare_latency,
-        when=lambda p: p.report is not None and p.report.budget == "latency",
-        makes_garbage=_always,
-    ),
+    Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=lambda p: bool(p.recoveries), makes_garbage=_always),
 )
 
@@ -275,17 +282,6 @@ def run(program: Program, *, until: str = "") -> Program:
 def _note(program: Program, made: Report) -> None:
     program.report = made
     program.pruned.meta["fxprune"] = {**program.pruned.meta["fxprune"], "report": made}
-
-
-def _asked(program: Program) -> Options:
-    assert program.options is not None
-    return program.options
-
-
-def _why_unproven(program: Program) -> str:
-    if is_meta(program.model):
-        return "structural, unproven"
-    return "" if program.verify else "verify=False"
 
 
 def _why_none(graph: ChannelGraph) -> str:

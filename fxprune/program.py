@@ -20,18 +20,24 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.calibration import Loss
 from fxprune.capture import Captured
+from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError
 from fxprune.options import Feed, Options
 from fxprune.planning import Plan
 from fxprune.proof import Proof
-from fxprune.recovery import Recovery
+from fxprune.recovery import Auto, Recovery
 from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
 from fxprune.util.progress import Steps
 
 __all__ = ["Program"]
+
+NEEDS_DATA = (
+    "a trained network needs data or training to keep its accuracy: pass calibration=, a list or DataLoader of batches "
+    "of what the model takes (labels are not needed), or train the result"
+)
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Program:
         couplings: "keep" or "drop".
         budgets: what is counted.
         verify: whether the result is proven.
-        recoveries: what is done after the proof.
+        recoveries: what is done after the proof; "choose" takes out what cannot be done.
         calibration: batches; None where there are none.
         loss: whose gradients criteria read.
         seed: of everything random; None for the plan's.
@@ -75,6 +81,8 @@ class Program:
     untraced: tuple[OpaqueOp, ...] = ()  # capture
     feed: Feed = field(init=False)  # capture
     graph: ChannelGraph = field(init=False)  # analyze
+    chosen_options: Options = field(init=False)  # choose
+    notes: tuple[str, ...] = ()  # choose
     scores: Mapping[Group, NDArray[np.float64]] | Any = None  # score
     plan: Plan | None = None  # plan, or given
     masks: Mapping[Channels, Mask] = field(default_factory=dict)  # rewrite
@@ -89,6 +97,42 @@ class Program:
         """The plan, after the pass that makes it."""
         assert self.plan is not None
         return self.plan
+
+    @property
+    def why_no_data(self) -> str:
+        """Why data cannot help to choose channels and to recover; empty where they can."""
+        if is_meta(self.model):
+            return "its weights are on the meta device"
+        if self.feed.calibration is None:
+            return "there is no calibration"
+        return "its own forward is opaque, so it has no graph" if "" in self.graph.captured.opaque else ""
+
+    @property
+    def why_unproven(self) -> str:
+        """Why there is no proof; empty where there is to be one."""
+        if is_meta(self.model):
+            return "structural, unproven"
+        return "" if self.verify else "verify=False"
+
+    def choose(self, why_not: str = "") -> None:
+        """Put what it stands for in the place of "auto", with a note that says what and why.
+
+        Args:
+            why_not: why data cannot help; that of the network and its data if empty.
+        """
+        assert self.options is not None
+        why_not = why_not or self.why_no_data
+        self.chosen_options, words = self.options.settled(why_not)
+        asked = [r for r in self.recoveries if isinstance(r, Auto)]
+        if self.why_no_data:
+            self.recoveries = [r for r in self.recoveries if not isinstance(r, Auto)]
+        if asked:
+            done = "nothing" if self.why_no_data else asked[0].stands_for
+            words = f"{words}, recover {done}" if words else f"recover {done}"
+        because = why_not or "what channels add is measured on the calibration's inputs, and fitted to"
+        self.notes = (f"auto chose {words}: {because}",) if words else ()
+        if asked and self.feed.calibration is None and self.options.removes:
+            self.notes += (NEEDS_DATA,)
 
     @property
     def result(self) -> fx.GraphModule:

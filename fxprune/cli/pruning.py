@@ -35,7 +35,11 @@ __all__ = ["compile_command"]
 
 
 Criterion = Annotated[
-    str, typer.Option(help="How channels are ranked; `fxprune criteria` lists them.", autocompletion=complete(CRITERIA))
+    str,
+    typer.Option(
+        help="How channels are ranked: auto, or one of `fxprune criteria`.",
+        autocompletion=complete(("auto", *CRITERIA)),
+    ),
 ]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
@@ -47,7 +51,8 @@ Calibration = Annotated[
 Recover = Annotated[
     list[str] | None,
     typer.Option(
-        help="Recovery after pruning, such as batchnorm; may be repeated.", autocompletion=complete(RECOVERIES)
+        help="Recovery after pruning: auto (usual), none, batchnorm ...; repeatable.",
+        autocompletion=complete(RECOVERIES),
     ),
 ]
 Budget = Annotated[
@@ -70,10 +75,12 @@ def compile_command(
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
     budget: Budget = "macs",
-    criterion: Criterion = "magnitude",
+    criterion: Criterion = "auto",
     calibration: Calibration = None,
     recover: Recover = None,
-    scope: Annotated[str, typer.Option(help="global: rank all groups together; uniform: the same share.")] = "global",
+    scope: Annotated[
+        str, typer.Option(help="auto; global: rank all groups together; uniform: the same share; reconstruction.")
+    ] = "auto",
     alike: Annotated[str, typer.Option(help="free, or equal: one width for a place of repeated blocks.")] = "free",
     residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
     couplings: Couplings = "keep",
@@ -141,7 +148,7 @@ def _with_data(calibration: Path | None, recover: list[str] | None) -> dict[str,
     if calibration is not None:
         given["calibration"] = BatchFolder(calibration)
     if recover:
-        given["recover"] = recover[0] if len(recover) == 1 else recover
+        given["recover"] = None if recover == ["none"] else recover
     known = inspect.signature(fxprune.compile).parameters
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:

@@ -1,5 +1,6 @@
 """Recovery: kept values are changed so that the smaller network does again what the original does, without training."""
 
+from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work
 from fxprune.recovery.batchnorm import BatchNorm
 from fxprune.recovery.fuse import Fuse
@@ -7,6 +8,7 @@ from fxprune.recovery.reconstruct import FoldBias, Reconstruct
 from fxprune.recovery.running import known_recoveries, resolve_recoveries, run_recoveries
 
 __all__ = [
+    "Auto",
     "BatchNorm",
     "FoldBias",
     "Fuse",

@@ -202,6 +202,7 @@ class Report:
         environment: the machine that the compilation ran on.
         latency: what was predicted and measured, where the budget was latency; else None.
         goals: one row for each budget, where there were several; ``budget`` is the first.
+        notes: what was chosen where "auto" was asked for, and why; what the caller should know.
     """
 
     ratio: float | None
@@ -229,6 +230,7 @@ class Report:
     recovery: tuple[RecoveryRow, ...] = ()
     latency: LatencyRow | None = None
     goals: tuple[GoalRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def achieved(self) -> float:
@@ -268,6 +270,7 @@ class Report:
         fields["costs"] = tuple(CostRow(**_tuples(row)) for row in data.get("costs", ()))
         fields["scores"] = tuple(ScoreRow(**_tuples(row)) for row in data.get("scores", ()))
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
+        fields["notes"] = tuple(data.get("notes", ()))
         fields["goals"] = tuple(GoalRow(**row) for row in data.get("goals", ()))
         rows = data.get("recovery", ())
         fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)

@@ -37,6 +37,7 @@ def summarise(
     unproven: str,
     seconds: Mapping[str, float],
     scores: Mapping[Group, FloatArray] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Report:
     """Costs before and after, a row for each group, pin and opaque call, the proof, and the plan itself."""
     budget = setting(plan, "budget", "macs")
@@ -67,6 +68,7 @@ def summarise(
         scores=tuple(_score_row(g, values, masks[g.variable]) for g, values in (scores or {}).items()),
         drawing=draw_network(graph),
         environment=machine(),
+        notes=notes,
         goals=tuple(GoalRow(name, asked, before[name], after[name]) for name, asked in budgets.items()),
     )
 

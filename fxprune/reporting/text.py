@@ -135,6 +135,7 @@ def _widths(row: GroupRow) -> tuple[str, str, str, str]:
 
 def _closing(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
+    lines += [labelled("note", note) for note in report.notes]
     lines += [labelled("recovery", recovery_in_words(row)) for row in report.recovery]
     if report.latency is not None:
         lines.append(labelled("latency", latency_in_words(report.latency)))

@@ -1,0 +1,120 @@
+"""What "auto" stands for: with data, without, and where data cannot help."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import RecoveryError
+
+
+class Opaque(nn.Module):
+    """A forward that goes by the values of its input, around a part that can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) if float(x.sum()) > 1e9 else self.body(x) * 2
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
+    return nn.Sequential(*layers).eval()
+
+
+def images(count: int = 64) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def data() -> list[Tensor]:
+    return list(images().split(16))
+
+
+def kept_bit_for_bit(pruned: nn.Module, model: nn.Module) -> bool:
+    """Whether every tensor is the block of the original's that the plan keeps."""
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    original = model.state_dict()
+    for name, tensor in pruned.state_dict().items():
+        block = original[name]
+        for dim, index in enumerate(plan.keep[name]):
+            block = block if index is None else block.index_select(dim, index)
+        if not torch.equal(tensor, block):
+            return False
+    return True
+
+
+def test_without_data_it_is_magnitude_and_kept_weights_stay() -> None:
+    model, x = net(), images(2)
+    pruned = fxprune.compile(model, x, 0.5)
+    report = fxprune.report(pruned)
+    assert report.plan is not None
+    assert report.plan.groups == fxprune.plan(model, x, 0.5, criterion="magnitude", scope="global").groups
+    assert kept_bit_for_bit(pruned, model)
+    assert not report.recovery
+    assert report.settings["scope"] == "global"
+    assert "there is no calibration" in report.notes[0]
+    assert "pass calibration=" in report.notes[1]
+    assert all(note[:20] in str(report) for note in report.notes)
+
+
+def test_with_data_it_is_the_recipe_by_name() -> None:
+    model, x = net(), images(2)
+    usual = fxprune.compile(model, x, 0.5, calibration=data())
+    recipe = {"criterion": "reconstruction", "scope": "reconstruction", "recover": "reconstruct"}
+    named = fxprune.compile(model, x, 0.5, calibration=data(), **recipe)
+    cut = fxprune.compile(model, x, 0.5, calibration=data(), recover=None)
+    for name, tensor in named.state_dict().items():
+        assert torch.equal(tensor, usual.state_dict()[name])
+    assert [row.method for row in fxprune.report(usual).recovery] == ["reconstruct"]
+    assert "recover reconstruct" in fxprune.report(usual).notes[0]
+    assert not fxprune.report(named).notes
+    wanted = model(images())
+    assert (usual(images()) - wanted).norm() < (cut(images()) - wanted).norm()
+    assert kept_bit_for_bit(cut, model)
+
+
+def test_a_named_criterion_keeps_its_own_widths() -> None:
+    model, x = net(), images(2)
+    usual = fxprune.plan(model, x, 0.5, criterion="hrank", calibration=data())
+    assert usual.groups == fxprune.plan(model, x, 0.5, criterion="hrank", calibration=data(), scope="global").groups
+
+
+def test_nothing_is_said_where_nothing_was_left_open() -> None:
+    pruned = fxprune.compile(net(), images(2), 0.5, criterion="magnitude", scope="global", recover=None)
+    assert fxprune.report(pruned).notes == ()
+
+
+def test_an_opaque_forward_is_cut_as_without_data() -> None:
+    model, x = Opaque().eval(), images(2)
+    pruned = fxprune.compile(model, x, 0.3, calibration=data())
+    report = fxprune.report(pruned)
+    assert report.achieved >= 0.3
+    assert not report.recovery
+    assert "opaque" in report.notes[0]
+
+
+def test_a_model_without_values_is_cut_as_without_data() -> None:
+    report = fxprune.report(fxprune.compile(net().to("meta"), images(2).to("meta"), 0.3, calibration=data()))
+    assert report.achieved >= 0.3
+    assert "meta" in report.notes[0]
+
+
+def test_a_network_that_reconstruction_cannot_read_is_cut_by_magnitude() -> None:
+    """The only reader of the channels is a grouped convolution, whose features reconstruction does not rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 3, groups=4)).eval()
+    report = fxprune.report(fxprune.compile(model, images(2), 0.25, calibration=data()))
+    assert "criterion magnitude" in report.notes[0]
+    assert "finds nothing to judge by" in report.notes[0]
+
+
+def test_recovery_that_was_asked_for_needs_data() -> None:
+    model = net()
+    with pytest.raises(RecoveryError, match="calibration"):
+        fxprune.recover(fxprune.compile(model, images(2), 0.5), model)
