@@ -14,7 +14,7 @@ from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, PlanError, RecoveryError
-from fxprune.options import Options
+from fxprune.options import Options, check_level
 from fxprune.pipeline import one_pass, run
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
@@ -48,7 +48,7 @@ def compile(  # noqa: A001  the public name says what it does
     max_ratio: float | Shares | None = None,
     recover: str | Recovery | Sequence[str | Recovery] | None = "auto",
     other_samples: Sequence[Any] = (),
-    verify: bool = True,
+    verify: bool | str = True,
     seed: int = 0,
     progress: bool | None = None,
 ) -> fx.GraphModule:
@@ -100,7 +100,9 @@ def compile(  # noqa: A001  the public name says what it does
         other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
             the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
             tried without being asked.
-        verify: prove the result; a failed proof raises and never returns a network.
+        verify: prove the result; a failed proof raises and never returns a network. True proves it node by node, which
+            takes a fraction of what running whole networks takes; "full" runs whole networks in float64, at the size of
+            the sample and at others; False proves nothing.
         seed: of everything random.
         progress: show what is being done; by default only on a terminal.
 
@@ -114,7 +116,7 @@ def compile(  # noqa: A001  the public name says what it does
     """
     choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
     options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
-    recoveries = resolve_recoveries(recover)
+    recoveries, verify = resolve_recoveries(recover), check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -197,7 +199,7 @@ def apply(
     plan: Plan,
     *,
     other_samples: Sequence[Any] = (),
-    verify: bool = True,
+    verify: bool | str = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut a network as a plan says: the rewrite and the proof alone.
@@ -208,6 +210,7 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
+    verify = check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
             model,

@@ -23,7 +23,22 @@ from fxprune.planning.plan import setting
 from fxprune.reporting import versions
 from fxprune.util.progress import Steps
 
-__all__ = ["Feed", "Options", "by_path", "kernel_multiple", "setting"]
+__all__ = ["LEVELS", "Feed", "Options", "by_path", "check_level", "kernel_multiple", "setting"]
+
+
+# What ``verify`` may be: no proof, node by node, or by whole networks at the sample's size.
+LEVELS = (False, True, "full")
+
+
+def check_level(verify: bool | str) -> bool | str:
+    """What was asked of the proof.
+
+    Raises:
+        OptionError: none of :data:`LEVELS`.
+    """
+    if not any(verify is level or (isinstance(verify, str) and verify == level) for level in LEVELS):
+        raise OptionError(f"verify must be True, False or 'full', not {verify!r}")
+    return verify
 
 
 # What "auto" stands for. With data: what keeps most of a trained network in the tables of docs/recovery.md.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,10 @@ from torch import nn
 
 from fxprune.analysis.solving import ChannelGraph, analyze_capture
 from fxprune.analysis.uncoupling import drop_couplings
-from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Channels
-from fxprune.capture import Captured
 from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
-from fxprune.capture.tracing import UNTRACED_TRAINING, trace
+from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.errors import CriterionError, ModelError, RecoveryError
@@ -37,16 +34,16 @@ from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Program
-from fxprune.proof import Pair, Proof, check_structure, prove
+from fxprune.provable import prove_plan
 from fxprune.recovery import Work, run_recoveries
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
-from fxprune.rewriting import Certificate, certified, node_keep
+from fxprune.rewriting import certified
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
 from fxprune.util.progress import Steps
 
-__all__ = ["PASSES", "Pass", "one_pass", "prove_plan", "run"]
+__all__ = ["PASSES", "Pass", "one_pass", "run"]
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
@@ -166,6 +163,7 @@ def verify(program: Program) -> None:
         program.masks,
         program.sample,
         program.certificates,
+        program.verify,
     )
 
 
@@ -327,70 +325,3 @@ def _garbage_collection(wanted: bool) -> Iterator[None]:
     finally:
         if collects:
             gc.enable()
-
-
-def prove_plan(
-    graph: ChannelGraph,
-    model: nn.Module,
-    pruned: nn.Module,
-    plan: Plan,
-    masks: Mapping[Channels, Mask],
-    sample: Sample,
-    certificates: Sequence[Certificate],
-) -> Proof:
-    """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
-
-    ``certificates``: what the rewrite says of its graphs.
-
-    Raises:
-        ProofError: a check failed.
-    """
-    check_structure(pairs_of(graph, masks, pruned, certificates))
-    cut = {variable for variable, mask in masks.items() if not mask.all()}
-    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
-    inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
-    keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
-
-    untrained = next((op.reason for op in graph.opaque if op.op == UNTRACED_TRAINING), "")
-
-    def proof(captured: Captured, given: Sample, *, alone: bool) -> Proof:
-        return prove(
-            model,
-            captured.module(model),
-            pruned,
-            keep,
-            (given.args, given.kwargs),
-            crosses_norm=graph.crosses_norm(cut),
-            seed=setting(plan, "seed", 0),
-            node_keep=node_keep(graph, captured, masks),
-            alone=alone,
-            untrained=None if alone and captured.training_twin is None else untrained,
-        )
-
-    found = proof(graph.captured, sample, alone=False)
-    for variant in graph.captured.variants:
-        given = sample.resized_like(variant.sample) if variant.other is None else sample.others[variant.other]
-        found = found.joined(proof(graph.captured.led_by(variant.variant), given, alone=True))
-    return found
-
-
-def pairs_of(
-    graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificates: Iterable[Certificate]
-) -> list[Pair]:
-    """Each captured graph beside the graph of ``pruned`` that the rewrite says it wrote for it."""
-    return [_pair(graph, masks, pruned, certificate) for certificate in certificates]
-
-
-def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificate: Certificate) -> Pair:
-    captured = certificate.captured
-    path = captured.prefix.removesuffix(".")
-    words = [path, "training" if captured.training else "eval", str(captured.variant or "")]
-    return Pair(
-        " ".join(filter(None, words)),
-        captured.graph,
-        certificate.narrow,
-        certificate.images,
-        node_keep(graph, captured, masks),
-        pruned.get_submodule(path),
-        captured.prefix,
-    )

@@ -54,7 +54,7 @@ class Program:
         other_samples: further calls that the result must take.
         couplings: "keep" or "drop".
         budgets: what is counted.
-        verify: whether the result is proven.
+        verify: whether the result is proven node by node, or by whole networks ("full").
         recoveries: what is done after the proof; "choose" takes out what cannot be done.
         calibration: batches; None where there are none.
         loss: whose gradients criteria read.
@@ -69,7 +69,7 @@ class Program:
     other_samples: Sequence[Any] = ()
     couplings: str = "keep"
     budgets: Collection[str] = ("macs",)
-    verify: bool = True
+    verify: bool | str = True
     recoveries: Sequence[Recovery] = ()
     calibration: Iterable[Any] | None = None
     loss: Loss | None = None

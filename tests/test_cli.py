@@ -94,7 +94,7 @@ def test_compile_reports_and_saves(run: Callable[..., Result], nets: str, tmp_pa
     assert result.code == 0, result.err
     assert "50.0 % asked" in result.out
     assert "multiply-accumulates of convolution, linear and matmul" in result.out
-    assert "outputs equal" in result.out
+    assert "nodes equals the masked original's" in result.out
     assert f"saved to {tmp_path / 'out'}" in result.out
     assert all(line == line.rstrip() and len(line) <= 100 for line in result.out.splitlines() if "saved to" not in line)
     pruned = fxprune.load(tmp_path / "out")

@@ -86,7 +86,7 @@ def test_a_proof_does_not_compare_what_only_rounding_made() -> None:
     randomise(model, 98)
     notes = []
     for twentieths in range(1, 13):
-        proof = fxprune.report(fxprune.compile(model, sample, twentieths / 20)).proof
+        proof = fxprune.report(fxprune.compile(model, sample, twentieths / 20, verify="full")).proof
         assert proof is not None
         notes += proof.notes
     assert any("zero but for rounding" in note for note in notes)

@@ -25,7 +25,7 @@ def test_the_python_example_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(marked("example: python"), "README.md", "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
-    assert "outputs equal the masked original's" in printed
+    assert "nodes equals the masked original's" in printed
     assert "by add" in printed
     assert {path.name for path in tmp_path.iterdir()} == {
         "plan.json",

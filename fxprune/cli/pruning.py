@@ -99,7 +99,8 @@ def compile_command(
     weights: Weights = None,
     allow: Allow = None,
     seed: Seed = 0,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result.")] = True,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result, node by node.")] = True,
+    verify_full: Annotated[bool, typer.Option(help="Prove it by whole networks in float64.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -123,7 +124,7 @@ def compile_command(
         min_channels=by_pattern("min-channels", min_channels, int, 1),
         max_ratio=by_pattern("max-ratio", max_ratio, float),
         other_samples=other_samples(source, other_size),
-        verify=verify,
+        verify="full" if verify_full else verify,
         seed=seed,
         **_with_data(calibration, recover),
     )

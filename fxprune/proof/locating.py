@@ -27,6 +27,7 @@ __all__ = [
     "MarkedRun",
     "NodeKeep",
     "first_difference",
+    "tables",
 ]
 
 
@@ -59,7 +60,7 @@ class _Marking(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False
         self._node_keep = node_keep
-        self._tables = _tables(module.graph)
+        self._tables = tables(module.graph)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -75,7 +76,7 @@ def _holds_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _tables(graph: fx.Graph) -> set[fx.Node]:
+def tables(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.capture.samples import IMAGE_DIMS, Sample, is_image
 from fxprune.proof.copies import promoted
 
-__all__ = ["Probe", "batch_sizes", "candidates", "randomised"]
+__all__ = ["Probe", "batch_sizes", "candidates", "randomised", "shortened"]
 
 # The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
 # leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
@@ -105,7 +105,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
             others += [_random(label, values, None, generator, share) for share in _shares(values)]
         elif lengths:
             label = f"random inputs{suffix}, another length"
-            others += [_random(label, *shorter, generator) for shorter in _shortened(values)]
+            others += [_random(label, *shorter, generator) for shorter in shortened(values)]
         others.append(_random(f"random inputs{suffix}", values, None, generator))
         # Floats may be numbers of rows of a table, or become such: then only values that were given are sure to fit.
         others += [
@@ -117,7 +117,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
     return [[Probe(f"the sample{suffix}", values) for suffix, values in first], others]
 
 
-def _shortened(sample: Sample) -> list[tuple[Sample, bool]]:
+def shortened(sample: Sample) -> list[tuple[Sample, bool]]:
     """The sample with fewer steps (tables of positions have an end), and whether it is a guess that these are steps.
 
     Steps are dim 1 of numbered tokens (batch, steps) and of all that is as long; of a series of floats alone, the last

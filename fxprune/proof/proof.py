@@ -27,6 +27,8 @@ class Proof:
         seconds: wall-clock time of the proof.
         strays: where, at another resolution or length, the traced network computes something else than the original
             instead of refusing; empty where it does not.
+        nodes: how many nodes were judged by themselves; 0 where whole networks were compared.
+        device: where it ran.
     """
 
     method: str
@@ -41,6 +43,8 @@ class Proof:
     notes: tuple[str, ...]
     seconds: float
     strays: str = ""
+    nodes: int = 0
+    device: str = "cpu"
 
     def joined(self, other: Proof) -> Proof:
         """Both as one, where ``other`` is that of the same networks on inputs of other sizes."""

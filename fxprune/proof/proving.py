@@ -11,7 +11,7 @@ from torch import nn
 
 from fxprune.capture.samples import Sample
 from fxprune.proof.attributes import check_attributes, check_code
-from fxprune.proof.copies import TOLERANCE, out_of_memory, precision
+from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, precision
 from fxprune.proof.holding import check_holding
 from fxprune.proof.locating import NodeKeep
 from fxprune.proof.masking import Keep, all_names, check_tensors
@@ -80,7 +80,8 @@ def prove(
                 raise
             dtype = torch.float32
             outcome = Validation(case, dtype).run()
-    return _as_proof(outcome, dtype, checked, time.perf_counter() - started)
+    device = next((str(tensor.device) for tensor in named_tensors(original).values()), "cpu")
+    return replace(_as_proof(outcome, dtype, checked, time.perf_counter() - started), device=device)
 
 
 def _as_proof(outcome: Outcome, dtype: torch.dtype, checked: int, seconds: float) -> Proof:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxprune.planning.differences import GroupDifference, PlanDifference
+from fxprune.proof.proof import Proof
 from fxprune.reporting.report import (
     MACS_MEANING,
     GoalRow,
@@ -159,16 +160,26 @@ def proof_in_words(report: Report) -> str:
         return f"none ({report.unproven or 'not asked for'})"
     if proof.method not in _PROVEN:
         return ". ".join([proof.method, *proof.notes])
-    ran = [f"{', '.join(map(str, values))}" for values in (proof.batch_sizes, proof.resolutions)]
-    where = "".join(f", {name} {values}" for name, values in zip(("batch", "resolution"), ran, strict=True) if values)
+    precision = f"tolerance {proof.tolerance:.0e}, {proof.dtype}"
     parts = [
-        f"outputs equal {_PROVEN[proof.method]} to {proof.relative_error:.1e} "
-        f"(tolerance {proof.tolerance:.0e}, {proof.dtype}{where})",
+        f"{_claim(proof)} to {proof.relative_error:.1e} ({precision}{_where(proof)})",
         f"{proof.tensors_checked} tensors equal bit for bit",
         *(["VACUOUS: what was removed has no measurable effect"] if proof.vacuous else []),
         *(note.rstrip(".") for note in proof.notes),
     ]
     return "; ".join(parts)
+
+
+def _claim(proof: Proof) -> str:
+    nodes = f"each of {proof.nodes} nodes equals" if proof.nodes else "outputs equal"
+    return f"{nodes} {_PROVEN[proof.method]}"
+
+
+def _where(proof: Proof) -> str:
+    """At which sizes, on which device and for how long it ran."""
+    ran = {"batch": proof.batch_sizes, "resolution": proof.resolutions}
+    sizes = [f", {name} {', '.join(map(str, values))}" for name, values in ran.items() if values]
+    return f"{''.join(sizes)}, on {proof.device} in {short_seconds(proof.seconds)} s"
 
 
 def latency_in_words(row: LatencyRow) -> str:

@@ -257,7 +257,7 @@ class FusedTraining:
         end: float = 10000.0,
         beta: float = 1.0,
         fusion: str = "proxy",
-        verify: bool = True,
+        verify: bool | str = True,
     ) -> None:
         self.epochs, self.kappa, self.end = _checked(epochs, kappa, end)
         self.beta, self.fusion = check_fusion(beta, fusion)

@@ -75,7 +75,7 @@ class IterativePruning:
         steps: int = 5,
         shape: str = "linear",
         recover: str | Recovery | Sequence[str | Recovery] | None = None,
-        verify: bool = True,
+        verify: bool | str = True,
         **options: Unpack[PlanOptions],
     ) -> None:
         self.ratio, self.steps, self.shape = ratio_at(steps, steps, ratio, shape), steps, shape

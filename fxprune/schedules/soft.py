@@ -152,7 +152,7 @@ class SoftPruning:
             put_back(self._model, self.plan, self._held, self._filters)
         self._held, self._silent = {}, False
 
-    def compact(self, *, verify: bool = True) -> fx.GraphModule:
+    def compact(self, *, verify: bool | str = True) -> fx.GraphModule:
         """The network without its silent channels; where they were woken, they are chosen and silenced once more.
 
         Raises:

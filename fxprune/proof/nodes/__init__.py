@@ -1,6 +1,7 @@
 """The proof node by node: the rewritten graphs against the captured ones, op for op."""
 
-from fxprune.proof.nodes.pairs import Pair
-from fxprune.proof.nodes.structure import Step, check_structure, matched
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError
+from fxprune.proof.nodes.proving import prove_nodes
+from fxprune.proof.nodes.structure import check_structure
 
-__all__ = ["Pair", "Step", "check_structure", "matched"]
+__all__ = ["Pair", "UnjudgedError", "check_structure", "prove_nodes"]

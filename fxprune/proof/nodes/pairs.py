@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.locating import NodeKeep
+from fxprune.util.paths import attribute
 
-__all__ = ["Pair", "described", "fault", "is_number", "is_sizes"]
+__all__ = ["Pair", "UnjudgedError", "described", "fault", "is_number", "is_sizes"]
+
+
+class UnjudgedError(Exception):
+    """A node that cannot be judged by itself; the text says why. It is no sign of a fault."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +33,12 @@ class Pair:
         kept: by the name of a node of ``full`` whose value loses something, the kept indices of every dim, None for
             all; a claim, too.
         root: what the targets of ``narrow`` are looked up in.
+        sample: inputs that go this way.
+        at_full_width: the captured graph as a module over the tensors of a network like the original.
+        constants: tensors that the trace made, by the names that ``full`` has for them.
         prefix: what stands before the targets of ``full`` and is cut from those of ``narrow``.
+        training: whether it is the graph of training mode.
+        both_modes: whether training mode runs the graph of eval mode.
     """
 
     label: str
@@ -36,7 +47,18 @@ class Pair:
     images: Mapping[fx.Node, Any]
     kept: NodeKeep
     root: nn.Module
+    sample: Sample
+    at_full_width: Callable[[nn.Module], nn.Module]
+    constants: Mapping[str, Tensor]
     prefix: str = ""
+    training: bool = False
+    both_modes: bool = False
+
+    def named(self, node: fx.Node) -> tuple[str, Any]:
+        """The true name of what a node of ``narrow`` calls or reads, and the module or tensor itself."""
+        name_of: Callable[[Any], str] = getattr(self.root, "name_of", str)
+        name = name_of(node.target)
+        return name, attribute(self.root, name)
 
 
 def described(node: fx.Node) -> str:

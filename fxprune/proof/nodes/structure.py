@@ -140,12 +140,9 @@ class _Walk:
 
     def _counterpart(self, node: fx.Node, written: tuple[fx.Node, ...]) -> fx.Node | None:
         """The written node that does the same: the last, or the one before the picks that cut what it gives."""
-        kind, target = _name(node), node.target
-        if node.op in ("get_attr", "call_module"):
-            target = str(target).removeprefix(self._pair.prefix)
+        kind = _name(node)
         for other in reversed(written):
-            same = other.op == node.op and self._name_of(other) == target
-            if same or (kind in _SPLITS and other.target is torch.split):
+            if (kind in _SPLITS and other.target is torch.split) or self._does_the_same(node, other):
                 return other
             sized = is_number(node) and other.target in _ARITHMETIC
             if other.target is not torch.index_select and other.op != "get_attr" and not sized:
@@ -155,16 +152,15 @@ class _Walk:
                 return None
         raise fault(self._pair, node, f"it became {described(written[-1]) if written else self._pair.images[node]}")
 
-    def _name_of(self, node: fx.Node) -> Any:
-        """The target of a written node; a part's true name where the graph has a number for it."""
-        is_part, name_of = node.op in ("get_attr", "call_module"), getattr(self._pair.root, "name_of", str)
-        return name_of(node.target) if is_part else node.target
+    def _does_the_same(self, node: fx.Node, other: fx.Node) -> bool:
+        if node.op not in ("get_attr", "call_module"):
+            return other.op == node.op and bool(other.target == node.target)
+        return other.op == node.op and self._pair.prefix + self._pair.named(other)[0] == node.target
 
     def _is_harmless(self, node: fx.Node) -> bool:
         """Whether a node that the rewrite added only picks entries or computes sizes."""
         if node.op == "get_attr":
-            path, _, name = str(node.target).rpartition(".")
-            value = getattr(self._pair.root.get_submodule(path), name, None)
+            value = self._pair.named(node)[1]
             return isinstance(value, torch.Tensor) and value.dtype == torch.int64
         if node.op != "call_function" or node.kwargs:
             return False

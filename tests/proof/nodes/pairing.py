@@ -10,8 +10,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.pipeline import pairs_of
 from fxprune.proof.nodes import Pair
+from fxprune.provable import pairs_of
 from fxprune.rewriting import certified
 
 

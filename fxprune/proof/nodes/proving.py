@@ -1,0 +1,296 @@
+"""The proof node by node, from the live tensors to the object that is returned.
+
+Four links: the pruned network's tensors are the kept entries of the original's; the traced graph gives what the
+original gives; each node of the rewritten graph gives what its captured node gives, cut to what is kept; and the pruned
+network runs its graph. The first, second and last are compared bit for bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
+from fxprune.proof.attributes import check_attributes, check_code
+from fxprune.proof.comparing import Leaves, compare, leaves_of
+from fxprune.proof.conditions import Conditions
+from fxprune.proof.copies import TOLERANCE, private_copy
+from fxprune.proof.holding import check_holding
+from fxprune.proof.masking import Keep, all_names, check_tensors
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError
+from fxprune.proof.nodes.patterns import Patterns
+from fxprune.proof.nodes.sizes import other_samples, small_samples
+from fxprune.proof.nodes.walk import Setting, Tally, walk
+from fxprune.proof.probes import Probe
+from fxprune.proof.proof import Proof
+from fxprune.proof.rounding import rounding_levels
+from fxprune.proof.running import evaluate, nothing_left_behind
+from fxprune.util.copies import deep_copy
+from fxprune.util.modes import flags_of, set_flags
+from fxprune.util.paths import ModelPaths
+
+__all__ = ["prove_nodes"]
+
+
+def prove_nodes(
+    original: nn.Module,
+    pruned: nn.Module,
+    pairs: Sequence[Pair],
+    keep: Keep,
+    *,
+    seed: int = 0,
+    untrained: str = "",
+) -> Proof:
+    """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, each of its graphs by itself.
+
+    Args:
+        original: the caller's model; only read.
+        pruned: the smaller network, to be judged.
+        pairs: all of its graphs beside the captured ones, that of eval mode first.
+        keep: for every parameter and buffer one kept-index tensor, or None for all, per dim.
+        seed: of the values that nodes are judged on.
+        untrained: why the two cannot be compared in training mode; "" where they can.
+
+    Raises:
+        ProofError: a tensor or a node differs; says which.
+        UnjudgedError: a part cannot be judged in this way; nothing is known.
+    """
+    started = time.perf_counter()
+    if not pairs or any(pair.prefix for pair in pairs):
+        raise UnjudgedError("parts of the model are opaque")
+    captured = pairs[0].at_full_width(original)
+    whole = all_names(original, captured, keep)
+    checked = check_tensors(original, captured, pruned, whole)
+    check_holding(original, captured, pruned)
+    check_attributes(original, pruned)
+    check_code(pruned)
+    with nothing_left_behind(original), torch.no_grad():
+        prover = _Prover(original, pruned, whole, seed)
+        for pair in pairs:
+            prover.prove(pair)
+        prover.witness(untrained)
+    tally = prover.tally
+    probes = [Probe("", sample) for sample in prover.samples]
+    sizes = {probe.batch_size for probe in probes}
+    return Proof(
+        method="nan-carrying" if tally.over_kept else "masked",
+        relative_error=tally.error,
+        tolerance=1e-11,
+        dtype="float64",
+        batch_sizes=tuple(sorted(size for size in sizes if size is not None)),
+        resolutions=tuple(dict.fromkeys(name for probe in probes for name in probe.resolutions)),
+        tensors_checked=checked,
+        vacuous=False,
+        randomised=True,
+        notes=tuple(dict.fromkeys(prover.notes)),
+        seconds=time.perf_counter() - started,
+        nodes=tally.exact + tally.close + tally.over_kept + tally.structure,
+        device=str(prover.device),
+    )
+
+
+class _Prover:
+    """Proves one graph after another over one private copy of the original."""
+
+    def __init__(self, original: nn.Module, pruned: nn.Module, keep: Keep, seed: int) -> None:
+        tensors = [*original.parameters(), *original.buffers()]
+        dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+        device = tensors[0].device if tensors else torch.device("cpu")
+        if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in tensors):
+            raise UnjudgedError(f"the model is on {device}, and partly elsewhere")
+        self.device = device
+        self._original, self._seed = original, seed
+        self._paths = ModelPaths(original)
+        self._pruned = pruned
+        self._keep = keep
+        self._copy = deep_copy(original, _copied).eval()
+        self._patterns = Patterns(dtype, device, seed)
+        self.tally = Tally()
+        self.samples: list[Sample] = []
+        self.notes: list[str] = []
+
+    def prove(self, pair: Pair) -> None:
+        """All that is to be shown of one graph."""
+        first, tally = self._first(pair)
+        self.tally.add(tally)
+        second = self._second(pair, first, tally)
+        # The trace and the object are compared where both rows and sides are not those of the trace.
+        for sample in (second or first,):
+            if not pair.training:
+                self._check_trace(pair, sample)
+            self._check_object(pair, sample)
+        self.samples += [first, *([second] if second else [])]
+
+    def witness(self, untrained: str) -> None:
+        """One step of training of both networks, whole and in float64, from outputs back to the gradients."""
+        probe = Probe("random inputs of a small size", self.samples[-1])
+        conditions = Conditions(
+            original=self._original,
+            pruned=self._pruned,
+            keep=self._keep,
+            probe=probe,
+            expected={},
+            answer={},
+            dtype=torch.float64,
+            tolerance=TOLERANCE[torch.float64],
+            seed=self._seed,
+            untrained=untrained,
+            levels=lambda: self._rounding(probe),
+            tells=not self.tally.over_kept,
+        )
+        try:
+            with torch.enable_grad():
+                note = conditions.train()
+        except ProofError as error:  # rounding may have grown, or another type be asked for: whole networks tell
+            raise UnjudgedError(str(error)) from error
+        self.notes += [note] if note else []
+
+    def _rounding(self, probe: Probe) -> dict[str, float]:
+        answer = evaluate(private_copy(self._pruned, torch.float64), probe, torch.float64, seed=self._seed)
+        twin = private_copy(self._pruned, torch.float64)
+        return rounding_levels(twin, probe, answer, torch.float64, seed=self._seed)
+
+    def _first(self, pair: Pair) -> tuple[Sample, Tally]:
+        """The smallest sample at which every node can be judged."""
+        reason: UnjudgedError | None = None
+        for sample in small_samples(pair.sample, pair.full):
+            try:
+                return sample, self._walk(pair, sample)
+            except UnjudgedError as error:
+                reason = reason or error
+        raise reason or UnjudgedError("there is no sample")
+
+    def _second(self, pair: Pair, first: Sample, tally: Tally) -> Sample | None:
+        """Another sample at which every node can be judged.
+
+        Where a node differs at other sizes alone, what goes may be no whole channels there: whole networks tell.
+        """
+        for sample in other_samples(pair.sample, first, pair.full):
+            try:
+                self._walk(pair, sample, tally.known)
+            except (ProofError, UnjudgedError) as error:
+                if self._takes(pair, sample):
+                    raise UnjudgedError(f"at other sizes, {error}") from error
+                self.notes.append(f"not at other sizes: {error}")
+                continue
+            return sample
+        return None
+
+    def _takes(self, pair: Pair, sample: Sample) -> bool:
+        """Whether the graph at full width takes a sample."""
+        traced = pair.at_full_width(self._copy)
+        try:
+            with _unchanged(self._copy):
+                _answers(lambda *args, **kwargs: nn.Module.__call__(traced, *args, **kwargs), sample)
+        except UnjudgedError:
+            return False
+        return True
+
+    def _walk(self, pair: Pair, sample: Sample, known: Mapping[str, tuple[bool, bool]] | None = None) -> Tally:
+        names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
+        values = _bound(pair.at_full_width(self._copy), sample)
+
+        def attribute(name: str) -> Any:
+            constant = pair.constants.get(name)
+            return self._paths.attribute(name) if constant is None else constant
+
+        inputs = dict(zip(names, map(self._input, values), strict=True))
+        return walk(pair, Setting(attribute, self._keep, inputs, self._patterns, known))
+
+    def _input(self, value: Any) -> Any:
+        def drawn(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point() or not tensor.numel() or not bool(torch.isfinite(tensor).all()):
+                return tensor.to(self._patterns.dtype) if tensor.is_floating_point() else tensor
+            return self._patterns.activation(tensor.to(self._patterns.dtype), tensor.numel())
+
+        return pytree.tree_map_only(Tensor, drawn, value)
+
+    def _check_trace(self, pair: Pair, sample: Sample) -> None:
+        """The traced graph at full width gives the original's outputs, bit for bit."""
+        traced = pair.at_full_width(self._copy)
+        with _unchanged(self._copy):
+            expected = _answers(self._copy, sample)
+        with _unchanged(self._copy):
+            found = _answers(lambda *args, **kwargs: nn.Module.__call__(traced, *args, **kwargs), sample)
+        if compare(expected, found).error != 0:
+            self._check_in_double(pair, sample)
+
+    def _check_in_double(self, pair: Pair, sample: Sample) -> None:
+        """The same to the tolerance of whole networks, where another kernel adds in another order."""
+        twin, probe = private_copy(self._copy, torch.float64), Probe("", sample)
+        expected = evaluate(twin, probe, torch.float64)
+        found = evaluate(pair.at_full_width(private_copy(self._copy, torch.float64)), probe, torch.float64)
+        error = compare(expected, found).error
+        if not error <= TOLERANCE[torch.float64]:
+            raise UnjudgedError(f"the traced network's outputs differ from the original's by {error:.3g} relative")
+
+    def _check_object(self, pair: Pair, sample: Sample) -> None:
+        """The pruned network gives what its graph gives, node by node, bit for bit."""
+        values = _bound(pair.root, sample)
+        with _in_mode(self._pruned, pair.training):
+            with _unchanged(self._pruned):
+                expected = _answers(lambda *_, **__: fx.Interpreter(pair.root, graph=pair.narrow).run(*values), sample)
+            with _unchanged(self._pruned):
+                found = _answers(self._pruned, sample)
+        if compare(expected, found).error != 0:
+            raise UnjudgedError("the pruned network's outputs are not those of its graph, bit for bit")
+
+
+def _bound(network: nn.Module, sample: Sample) -> list[Any]:
+    """The sample's arguments in the order of the network's parameters, which is that of its graph's inputs."""
+    try:
+        bound = inspect.signature(network.forward).bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        raise UnjudgedError(str(error)) from error
+    bound.apply_defaults()
+    return list(bound.arguments.values())
+
+
+def _answers(network: Callable[..., Any], sample: Sample) -> Leaves:
+    torch.manual_seed(0)
+    try:
+        return leaves_of(sample.map(torch.clone).call(network))
+    except Exception as error:  # the user's own code, and operators of all kinds
+        raise UnjudgedError(f"{type(error).__name__}: {error}") from error
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    data = tensor.detach().clone()
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put the buffers back that change inside."""
+    held = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in held:
+            buffer.copy_(value)
+        vars(module).pop("_chosen", None)
+
+
+@contextmanager
+def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in one mode, and back in their own."""
+    flags = flags_of(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module.train(training)
+        try:
+            yield
+        finally:
+            module.train(flags[""])
+            put_back = getattr(module, "set_modes", None) or partial(set_flags, module)
+            put_back(flags)

@@ -1,0 +1,123 @@
+"""The proof of a plan: what the pass knows of its graphs, handed to a proof that believes none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import Mask
+from fxprune.axes.expressions import Channels
+from fxprune.capture import Captured
+from fxprune.capture.samples import Sample
+from fxprune.capture.tracing import UNTRACED_TRAINING
+from fxprune.planning import Plan
+from fxprune.planning.plan import setting
+from fxprune.proof import Pair, Proof, UnjudgedError, check_structure, prove, prove_nodes
+from fxprune.rewriting import Certificate, node_keep
+from fxprune.util.paths import attribute
+
+__all__ = ["pairs_of", "prove_plan", "prove_whole"]
+
+
+def prove_plan(
+    graph: ChannelGraph,
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    masks: Mapping[Channels, Mask],
+    sample: Sample,
+    certificates: Sequence[Certificate],
+    level: bool | str,
+) -> Proof:
+    """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
+
+    ``certificates``: what the rewrite says of its graphs. ``level``: True for the proof node by node, "full" for that
+    of whole networks, which takes its place where a node cannot be judged by itself.
+
+    Raises:
+        ProofError: a check failed.
+    """
+    pairs = pairs_of(graph, masks, pruned, certificates)
+    check_structure(pairs)
+    note, seed, untrained = "", setting(plan, "seed", 0), _untrained(graph)
+    if level is True:
+        try:
+            return prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained)
+        except UnjudgedError as error:
+            note = f"proven as a whole, because node by node it cannot be judged: {error}"
+    proof = prove_whole(graph, model, pruned, plan, masks, sample)
+    return replace(proof, notes=(*proof.notes, note)) if note else proof
+
+
+def prove_whole(
+    graph: ChannelGraph,
+    model: nn.Module,
+    pruned: nn.Module,
+    plan: Plan,
+    masks: Mapping[Channels, Mask],
+    sample: Sample,
+) -> Proof:
+    """The same by whole networks in float64, at the sample's sizes and others.
+
+    Raises:
+        ProofError: a check failed.
+    """
+    cut = {variable for variable, mask in masks.items() if not mask.all()}
+    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
+    inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
+    keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
+
+    def proof(captured: Captured, given: Sample, *, alone: bool) -> Proof:
+        return prove(
+            model,
+            captured.module(model),
+            pruned,
+            keep,
+            (given.args, given.kwargs),
+            crosses_norm=graph.crosses_norm(cut),
+            seed=setting(plan, "seed", 0),
+            node_keep=node_keep(graph, captured, masks),
+            alone=alone,
+            untrained=None if alone and captured.training_twin is None else _untrained(graph),
+        )
+
+    found = proof(graph.captured, sample, alone=False)
+    for variant in graph.captured.variants:
+        given = sample.resized_like(variant.sample) if variant.other is None else sample.others[variant.other]
+        found = found.joined(proof(graph.captured.led_by(variant.variant), given, alone=True))
+    return found
+
+
+def _untrained(graph: ChannelGraph) -> str:
+    """Why training mode runs the graph of eval mode, where it cannot be traced."""
+    return next((op.reason for op in graph.opaque if op.op == UNTRACED_TRAINING), "")
+
+
+def pairs_of(
+    graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificates: Iterable[Certificate]
+) -> list[Pair]:
+    """Each captured graph beside the graph of ``pruned`` that the rewrite says it wrote for it."""
+    return [_pair(graph, masks, pruned, certificate) for certificate in certificates]
+
+
+def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificate: Certificate) -> Pair:
+    captured = certificate.captured
+    path = captured.prefix.removesuffix(".")
+    words = [path, "training" if captured.training else "eval", str(captured.variant or "")]
+    return Pair(
+        " ".join(filter(None, words)),
+        captured.graph,
+        certificate.narrow,
+        certificate.images,
+        node_keep(graph, captured, masks),
+        attribute(pruned, path),
+        captured.sample,
+        captured.module,
+        captured.constants,
+        captured.prefix,
+        captured.training,
+        captured.training_twin is None,
+    )
