@@ -30,7 +30,7 @@ def prove_plan(
     masks: Mapping[Channels, Mask],
     sample: Sample,
     certificates: Sequence[Certificate],
-    level: bool | str,
+    level: bool | str = True,
 ) -> Proof:
     """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
 

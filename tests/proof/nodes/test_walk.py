@@ -15,11 +15,15 @@ import fxprune
 from fxprune.errors import OptionError, ProofError
 from fxprune.proof import Proof, UnjudgedError, prove_nodes
 from fxprune.proof.nodes import Pair
-from tests.verifying.nodes.pairing import Rewritten, mixed, rewritten
+from tests.proof.nodes.pairing import Rewritten, mixed, rewritten
 
 
 def proven(given: Rewritten, pairs: list[Pair] | None = None) -> Proof:
     return prove_nodes(given.model, given.pruned, pairs or given.pairs, given.plan.keep)
+
+
+# With which channels of the last layer go that leave no run of neighbours.
+SEED = 1
 
 
 class Shuffled(nn.Module):
@@ -39,7 +43,7 @@ class Shuffled(nn.Module):
 
 
 def shuffled() -> Rewritten:
-    return rewritten(Shuffled(), torch.randn(2, 3, 8, 8), 0.4)
+    return rewritten(Shuffled(), torch.randn(2, 3, 8, 8), 0.4, criterion="random", seed=SEED)
 
 
 @pytest.mark.parametrize("make", [mixed, shuffled])
@@ -64,7 +68,7 @@ def changed(given: Rewritten, target: Any, change: Callable[[Any], Any]) -> None
     [
         ("transpose", lambda number: 3 - number if number == 1 else number),
         ("floordiv", lambda number: number + 1),
-        ("view", lambda number: 2 if number == 3 else number),
+        ("view", lambda number: number + 1 if number > 1 else number),
     ],
 )
 def test_other_numbers_are_refused_where_they_stand(target: str, change: Callable[[Any], Any]) -> None:
