@@ -15,6 +15,8 @@ __all__ = ["other_samples", "small_samples"]
 # The last maps have these sizes: a kernel of three shows its corners, and height is told from width.
 _LAST = (2, 3)
 _ROWS = 2
+# Where inputs are small, so many rows cost little.
+_FEW_VALUES, _MORE_ROWS = 8192, 17
 
 
 def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
@@ -26,7 +28,8 @@ def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
 
 def other_samples(sample: Sample, first: Sample, graph: fx.Graph) -> Iterator[Sample]:
     """Samples that differ from ``first`` in rows and in the sides of images or the number of steps, then in one."""
-    more = _with_rows(first, _ROWS + 1)
+    values = sum(tensor.numel() for tensor in first.tensors)
+    more = _with_rows(first, _MORE_ROWS if values <= _FEW_VALUES else _ROWS + 1)
     turned = _resized(_with_rows(sample, first.batch_size), graph, _LAST[::-1])
     images = any(map(is_image, sample.tensors))
     others = [turned] if turned else [] if images else [other for other, _ in shortened(first)]

@@ -22,7 +22,6 @@ from fxprune.proof.nodes.pairs import Pair, described, fault, is_number, is_size
 __all__ = ["Step", "check_structure", "matched"]
 
 # What a rewrite may add: picks of entries, and arithmetic on sizes.
-_ADDED_PICKS = frozenset((torch.index_select, operator.getitem))
 _ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))
 _SPLITS = frozenset(
     """split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit
@@ -105,7 +104,7 @@ class _Walk:
         if counterpart and (is_number(node) or is_sizes(node)):
             self._numbers.update((counterpart, image))
         for extra in written:
-            if extra is not counterpart and not self._is_harmless(extra):
+            if extra is not counterpart and not self._is_harmless(extra, node):
                 raise fault(self._pair, node, f"the rewritten graph adds {described(extra)}")
         return Step(node, written, counterpart, image)
 
@@ -157,7 +156,7 @@ class _Walk:
             return other.op == node.op and bool(other.target == node.target)
         return other.op == node.op and self._pair.prefix + self._pair.named(other)[0] == node.target
 
-    def _is_harmless(self, node: fx.Node) -> bool:
+    def _is_harmless(self, node: fx.Node, step: fx.Node) -> bool:
         """Whether a node that the rewrite added only picks entries or computes sizes."""
         if node.op == "get_attr":
             value = self._pair.named(node)[1]
@@ -169,7 +168,9 @@ class _Walk:
             return all(given in self._numbers for given in node.all_input_nodes)
         if node.target is operator.getitem and node.args[0] in self._numbers:
             self._numbers.add(node)
-        return node.target in _ADDED_PICKS
+            return True
+        # What is written to may be a view; anything else that is picked is picked by an index of the rewrite's own.
+        return node.target is torch.index_select or (node.target is operator.getitem and _name(step) == "setitem")
 
 
 def _name(node: fx.Node) -> str:

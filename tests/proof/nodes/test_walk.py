@@ -51,7 +51,7 @@ def test_a_right_rewrite_is_proven_node_by_node(make: Callable[[], Rewritten]) -
     given = make()
     proof = proven(given)
     assert proof.nodes >= sum(len(pair.full.nodes) for pair in given.pairs) - 8
-    assert proof.batch_sizes == (2, 3)
+    assert proof.batch_sizes == (2, 17)
     assert len(proof.resolutions) == 2
     assert proof.relative_error <= proof.tolerance == 1e-11
 
