@@ -35,6 +35,8 @@ RATIOS = (0.0, 0.3, 0.5, 0.7)
 EXACT, SINGLE, ROUGH = 1e-6, 1e-3, 0.1
 # What is smaller than this is zero but for rounding.
 NOTHING = 1e-7
+# Where steps of descent lead away, rounding soon decides.
+DIVERGED = 1e3
 
 Pair = tuple[nn.Module, nn.Module]
 Sample = tuple[Tensor, ...]
@@ -310,7 +312,7 @@ class _Comparison:
         for step, batch in enumerate((5, 2, 5)):
             kind = f"training, step {step}"
             made = self._compare(kind, pair, self._sample(batch, dtype, step), tolerance)
-            if made is None:
+            if made is None or _largest(made[1]) > DIVERGED:
                 return
             self._gradients(kind, pair, 10 * tolerance, *made)
             self._verdict.compared["gradients"] += 1
@@ -372,6 +374,11 @@ def _longer(value: Tensor) -> Tensor:
     if value.dim() == 4:
         return torch.cat([torch.cat([value, value[:, :, :2]], 2)] * 2, 3)[..., : value.shape[3] + 2]
     return torch.cat([value, value[:, :2]], 1) if value.dim() == 3 else value
+
+
+def _largest(output: Any) -> float:
+    leaves = [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel()]
+    return max((leaf.detach().abs().max().item() for leaf in leaves), default=0.0)
 
 
 def _gradients(network: nn.Module, output: Any) -> dict[str, Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+from tests.nets.coupling import ALIVE
 from tests.nets.draft import Draft, SeededChooser
 from tests.nets.habits.habit import ANY, Habit, Habitual
 from tests.nets.habits.inspecting import CACHES, NAMES, PASSED, QUESTIONS
@@ -27,6 +28,8 @@ HABITS: dict[str, dict[str, Habit]] = {
     "branches": BRANCHES,
 }
 
+# The dim of each rank that ``$n`` is the size of.
+SIZED = {4: 3, 3: 1, 2: 0}
 # Seeds that draw merged heads and recurrent layers of every kind, with a state and without.
 UNUSUAL_SEEDS = 24
 
@@ -46,7 +49,10 @@ def any_habit(draft: Draft, x: str) -> str:
     kind = draft.choice((*HABITS, "unusual"))
     if kind == "unusual":
         return unusual(draft, x)
-    return put(draft, x, draft.choice([habit for habit in HABITS[kind].values() if rank in habit.ranks]))
+    # A number that the forward reads off a dim keeps what it was when the dim is cut, which the twin would not do.
+    sized = rank == 2 or all(draft.net.root(cell) == ALIVE for cell in draft.net.values[x][SIZED[rank]])
+    fits = [habit for habit in HABITS[kind].values() if rank in habit.ranks and (sized or "$n" not in habit.forward)]
+    return put(draft, x, draft.choice(fits or [STATE["noise_in_training"]]))
 
 
 def unusual(draft: Draft, x: str) -> str:
