@@ -64,7 +64,7 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     modes = modes_of(model, is_leaf)
     captured, untraced = _both_modes(model, sample, modes, {})
     remembers = _remembered(captured)
-    written, differs = counters(model, sample, sorted(captured.flags) if remembers else ())
+    written, differs = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
         captured, untraced = _both_modes(model, sample, modes, written)
     if captured.opaque:

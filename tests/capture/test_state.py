@@ -260,3 +260,22 @@ class Sorting(nn.Module):
 def test_an_opaque_part_does_not_hide_what_the_rest_keeps() -> None:
     with pytest.raises(fxprune.errors.ModelError, match=r"keeps drop\.p"):
         fxprune.compile(CountingBesideOpaque().eval(), torch.randn(2, 3, 8, 8), 0.2)
+
+
+class CountingBehindNorm(nn.Module):
+    """Its norm refuses a batch of one in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.step = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.step += 1
+            return self.layers(x) * min(1.0, self.step / 10)
+        return self.layers(x)
+
+
+def test_what_training_keeps_is_found_with_a_sample_of_one() -> None:
+    with pytest.raises(fxprune.errors.ModelError, match="keeps step"):
+        fxprune.compile(CountingBehindNorm().eval(), torch.randn(1, 3), 0.2)

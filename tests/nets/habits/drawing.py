@@ -52,7 +52,7 @@ def any_habit(draft: Draft, x: str) -> str:
     # A number that the forward reads off a dim keeps what it was when the dim is cut, which the twin would not do.
     sized = rank == 2 or all(draft.net.root(cell) == ALIVE for cell in draft.net.values[x][SIZED[rank]])
     fits = [habit for habit in HABITS[kind].values() if rank in habit.ranks and (sized or "$n" not in habit.forward)]
-    return put(draft, x, draft.choice(fits or [STATE["noise_in_training"]]))
+    return put(draft, x, draft.choice(fits))
 
 
 def unusual(draft: Draft, x: str) -> str:
