@@ -96,6 +96,7 @@ class Decisions:
         self._new = new
         self._size = size
         self._numbers: dict[tuple[Any, ...], fx.Node] = {}
+        self._squeezed: dict[fx.Node, frozenset[fx.Node]] = {}
 
     def add(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         """Check that ``function(*operands)`` is true, unless it holds whatever the sizes are."""
@@ -137,6 +138,32 @@ class Decisions:
         """Check that a tensor has the shape of the sample's."""
         for size in shape:
             self.add(operator.eq, (size, plain(size)))
+
+    def add_rank(self, node: fx.Node) -> None:
+        """Check what the number of a tensor's dims hangs on: the sizes of one that ``squeeze`` took away before."""
+        for squeeze in self._squeezes(node):
+            shape = cast(fx.Node, squeeze.args[0]).meta["val"].shape
+            named = squeeze.kwargs.get("dim", squeeze.kwargs.get("axis", range(len(shape))))
+            dims = squeeze.args[1] if len(squeeze.args) > 1 else named
+            for dim in [dims] if isinstance(dims, int) else cast(Any, dims):
+                size = int(shape[dim])
+                operands = (size_of(cast(fx.Node, squeeze.args[0]), dim % len(shape), size), 1)
+                self.add(operator.eq if size == 1 else operator.ne, operands)
+
+    def _squeezes(self, node: fx.Node) -> frozenset[fx.Node]:
+        """The calls of ``squeeze`` that a tensor is computed from, each found once."""
+        pending = [node]
+        while pending:
+            top = pending[-1]
+            missing = [given for given in top.all_input_nodes if given not in self._squeezed]
+            if missing and top not in self._squeezed:
+                pending += missing
+                continue
+            is_call = top.op in ("call_function", "call_method")
+            own = [top] if is_call and canonical_name(top.target) == "squeeze" else []
+            before = (self._squeezed[given] for given in top.all_input_nodes)
+            self._squeezed.setdefault(pending.pop(), frozenset(own).union(*before))
+        return self._squeezed[node]
 
     def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
         """Check that a tensor is contiguous, or that it is not; weights of few dims never change."""

@@ -178,6 +178,8 @@ class Recorder(TorchFunctionMode):
             return func(*args)
         if name == "shape":
             return self._shape(tensor)
+        if name == "ndim":
+            self._decisions.add_rank(self.node_of(tensor))
         if name == "device":
             device = torch.device(str(self._device))
             self._devices[id(device)] = (device, self.node_of(tensor))
@@ -193,6 +195,7 @@ class Recorder(TorchFunctionMode):
 
     def _shape(self, tensor: torch.Tensor) -> torch.Size:
         node = self.node_of(tensor)
+        self._decisions.add_rank(node)
         with torch._C.DisableTorchFunction():
             return torch.Size(tuple(size_of(node, d, n) for d, n in enumerate(tuple(tensor.shape))))
 
@@ -200,6 +203,8 @@ class Recorder(TorchFunctionMode):
         value = func(*args, **kwargs)
         if not self._is_tracked(args[0]):
             return value
+        if name in ("dim", "ndimension"):
+            self._decisions.add_rank(self.node_of(args[0]))
         if name == "size":
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
             shape = self._shape(args[0])

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import SampleError
 
-__all__ = ["IMAGE_DIMS", "Sample", "is_image", "random_values"]
+__all__ = ["IMAGE_DIMS", "Sample", "is_image", "random_values", "resized"]
 
 # Images, and clips of them, with batch and colours.
 IMAGE_DIMS = (4, 5)
@@ -138,9 +138,9 @@ class Sample:
         return replace(self, others=others) if others else self
 
     def resized_like(self, other: Sample) -> Sample:
-        """The same sample with its images brought to the height and width of those in ``other``, pixel by pixel."""
-        sizes = (tensor.shape[-2:] for tensor in other.tensors)
-        return replace(self, others=()).map(lambda tensor: _resized(tensor, next(sizes)))
+        """The same sample with every tensor brought to the shape of that in ``other``: entries repeat, or are cut."""
+        shapes = (tensor.shape for tensor in other.tensors)
+        return replace(self, others=()).map(lambda tensor: resized(tensor, next(shapes)))
 
     def with_images_of(self, height: int, width: int) -> Sample:
         """The same sample with images of another height and width, pixel by pixel.
@@ -150,7 +150,9 @@ class Sample:
         """
         if not any(map(is_image, self.tensors)):
             raise SampleError("the sample has no images (batch, colours, height, width) that could have another size")
-        return replace(self, others=()).map(lambda tensor: _resized(tensor, torch.Size((height, width))))
+        return replace(self, others=()).map(
+            lambda tensor: resized(tensor, (*tensor.shape[:-2], height, width)) if is_image(tensor) else tensor
+        )
 
     def call(self, function: Callable[..., T]) -> T:
         """``function(*args, **kwargs)``."""
@@ -162,11 +164,12 @@ def is_image(tensor: torch.Tensor) -> bool:
     return tensor.ndim in IMAGE_DIMS and tensor.is_floating_point()
 
 
-def _resized(tensor: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    if not is_image(tensor) or tensor.shape[-2:] == size:
-        return tensor
-    rows, columns = (torch.arange(new) * old // new for new, old in zip(size, tensor.shape[-2:], strict=True))
-    return tensor[..., rows.to(tensor.device), :][..., columns.to(tensor.device)]
+def resized(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of another shape, which may be longer or shorter along each dim, of every so many of its entries."""
+    for dim, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
+        if old != new:
+            tensor = tensor.index_select(dim, (torch.arange(new) * old // new).to(tensor.device))
+    return tensor
 
 
 def random_values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Generator | None = None) -> torch.Tensor:

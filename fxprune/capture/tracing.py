@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from fxprune.capture.checking import counters, refuses
 from fxprune.capture.decisions import asks_sizes
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
-from fxprune.capture.samples import Sample, is_image
+from fxprune.capture.samples import Sample, is_image, resized
 from fxprune.capture.state import Place, PythonState
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.rules import has_rule, is_leaf
@@ -156,8 +156,9 @@ _REFUSALS = 3
 
 
 def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
-    """Capture the forward on the other samples, and at other resolutions, where the graphs so far refuse them.
+    """Capture the forward on the other samples, and at other sizes, where the graphs so far refuse them.
 
+    The other sizes are a batch of one against more, sequences of one step and of half the steps, and other resolutions.
     A model without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
 
     Raises:
@@ -169,10 +170,27 @@ def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
     if captured.opaque or not asks_sizes(captured.graph):
         return
-    known, refusals = [captured.without_values(model)], 0
+    known = [captured.without_values(model)]
+    kinds: list[Iterator[tuple[int | None, Sample]]] = [iter(enumerate(given))]
     # A graph that asks for values, such as whether they are finite, does not tell without values what it refuses.
-    tried = _resized(captured.sample) if known[0](captured.sample) is None else ()
-    for number, sample in (*enumerate(given), *((None, sample) for sample in tried)):
+    if known[0](captured.sample) is None:
+        own = replace(captured.sample, others=())
+        kinds += [((None, sample) for sample in tried(own)) for tried in (_of_one, _resized)]
+    for kind in kinds:
+        yield from _found(model, kind, known, len(given) + _MOST)
+
+
+def _found(
+    model: nn.Module,
+    samples: Iterator[tuple[int | None, Sample]],
+    known: list[Callable[[Sample], Exception | None]],
+    most: int,
+) -> Iterator[Captured]:
+    """The forward on the samples that all of the ``known`` graphs refuse, which then are known, too."""
+    refusals = 0
+    for number, sample in samples:
+        if refusals == _REFUSALS or (number is None and len(known) > most):
+            return
         if any(run(sample) is None for run in known):
             continue
         try:
@@ -184,23 +202,48 @@ def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
         else:
             yield variant
             known.append(variant.without_values(model))
-        if refusals == _REFUSALS or (number is None and len(known) > len(given) + _MOST):
-            return
 
 
 def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) -> Captured:
     variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=number)
     # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
-    refusal = refuses(model, sample) if other is None and variant.told else None
+    # So may a table of positions that is too short: on the meta device no row is missing.
+    refusal = refuses(model, sample) if other is None and (variant.told or _lengths(sample)) else None
     if refusal is not None:
         raise CaptureError(refusal)
     variant.other = other
     return variant
 
 
+def _of_one(sample: Sample) -> Iterator[Sample]:
+    """The sample with a batch of one, or of two where it is of one, and with sequences of one step and of half of them.
+
+    Sequences are along dim 1 of tensors (batch, steps) of integers and of tensors (batch, steps, features).
+    """
+    batch, steps = sample.batch_size, _lengths(sample)
+    batches = [batch, 2 if batch == 1 else 1] if batch is not None else [None]
+    lengths = [None, 1, (max(steps) + 1) // 2] if len(steps) == 1 else [None]
+    for length in lengths:
+        for rows in batches:
+            if (rows, length) != (batch, None):
+                yield sample.map(partial(_cut, rows=rows, length=length, steps=steps))
+
+
+def _lengths(sample: Sample) -> set[int]:
+    return {t.shape[1] for t in sample.tensors if t.ndim == 3 or (t.ndim == 2 and not t.is_floating_point())}
+
+
+def _cut(tensor: torch.Tensor, rows: int | None, length: int | None, steps: set[int]) -> torch.Tensor:
+    shape = list(tensor.shape)
+    if rows is not None and shape:
+        shape[0] = rows
+    if length is not None and len(shape) in (2, 3) and shape[1] in steps:
+        shape[1] = length
+    return resized(tensor, shape)
+
+
 def _resized(sample: Sample) -> Iterator[Sample]:
-    """The sample with images of other sizes, of ones: half of it, the next multiple of 32, and a quarter last."""
-    sample = replace(sample, others=())
+    """The sample with images of other sizes: half of it, the next multiple of 32, and a quarter last."""
     sides = [size for tensor in sample.tensors if is_image(tensor) for size in tensor.shape[-2:]]
     if not sides:
         return
@@ -214,4 +257,4 @@ def _changed(tensor: torch.Tensor, higher: int, wider: int) -> torch.Tensor:
     if not is_image(tensor):
         return tensor
     *front, height, width = tensor.shape
-    return tensor.new_ones((*front, height + higher, width + wider))
+    return resized(tensor, (*front, height + higher, width + wider))
