@@ -21,7 +21,7 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
-from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, tensors_in
+from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, deep_copy, tensors_in
 from fxprune.util.modes import Effects, flags_of, set_flags, switch
 from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph
 
@@ -252,11 +252,11 @@ class _Task:
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with settings.surroundings(self.elsewhere):
             copy = clone.meta_clone(self.model)
+            if self.precision is not None:  # that of plain tensors too, as in the copies of the proof
+                copy = deep_copy(copy, self._in_precision)
             switch(copy, "train" if self.training else "eval")
             set_flags(copy, self.flags)
             flags = {self.training: flags_of(copy)}
-            if self.precision is not None:
-                nn.Module.to(copy, self.precision)
             names = self._constant_names(copy)
             recorder = Recorder(self.keeps, _device_of(self.sample), names, self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)

@@ -100,7 +100,10 @@ def _batch_norm(module: Any, x: Tensor) -> Tensor | None:
 
 def _convolution(module: Any, x: Tensor) -> Tensor | None:
     spatial: int = len(module.kernel_size)
-    fits = _is_plain(x, module.weight) and x.dim() == spatial + 2 and x.shape[1] == module.in_channels
+    # The kernel of the meta device forgets the memory format, which those of devices keep.
+    layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    plain = _is_plain(module.weight) and x.dtype == module.weight.dtype and x.is_contiguous(memory_format=layout)
+    fits = plain and x.dim() == spatial + 2 and x.shape[1] == module.in_channels
     if not fits or isinstance(module.padding, str) or module.padding_mode != "zeros":
         return None
     geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
@@ -109,8 +112,12 @@ def _convolution(module: Any, x: Tensor) -> Tensor | None:
     ]
     if min(sizes) < 1:
         return None
-    made: Tensor = x.new_empty(x.shape[0], module.out_channels, *sizes)
-    return made
+    shape = (x.shape[0], module.out_channels, *sizes)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _linear(module: Any, x: Tensor) -> Tensor | None:

@@ -75,7 +75,7 @@ def unfold(call: Call) -> None:
     axes = call.tensor("input")
     shape = call.output_shape
     if len(shape) == len(axes) + 1:
-        dim = int(call.number("kernel_size")) % len(axes)
+        dim = int(call.number("dimension" if "dimension" in call.arguments else "kernel_size")) % len(axes)
         call.pin(axes[dim], _WINDOW)
         call.result = (*axes[:dim], call.fixed(shape[dim], _WINDOW), *axes[dim + 1 :], call.fixed(shape[-1], _WINDOW))
         return
