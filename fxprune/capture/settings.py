@@ -25,7 +25,6 @@ __all__ = [
     "Reads",
     "autocast",
     "refuse_autocast",
-    "refused_dtypes",
     "settle",
     "surroundings",
 ]
@@ -167,13 +166,13 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
     Raises:
         CaptureError: it goes another way without gradients, or the like.
     """
-    if trace.reads.asked:
-        others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
-        _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     if any(not _SURROUNDINGS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
         _refuse_other_way(trace, otherwise(elsewhere=True))
+    if trace.reads.asked:  # last, because it changes the graph
+        others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
+        _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
 
 
 def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Trace | None]) -> None:
@@ -279,12 +278,6 @@ def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> Non
         read.meta |= {"val": value.dtype, "source": asked, "module": ""}
         other.meta |= {"val": True, "source": asked, "module": ""}
         check.meta |= {"val": None, "source": asked, "module": ""}
-
-
-def refused_dtypes(graph: fx.Graph) -> set[torch.dtype]:
-    """The precisions that a graph refuses."""
-    conditions = [n.args[0] for n in graph.nodes if n.target is torch._assert and isinstance(n.args[0], fx.Node)]
-    return {c.args[1] for c in conditions if c.target is operator.ne and isinstance(c.args[1], torch.dtype)}
 
 
 @contextmanager

@@ -142,3 +142,23 @@ def asks(h: torch.Tensor) -> torch.Tensor:
 
 def is_on() -> bool:
     return torch.is_grad_enabled()
+
+
+def test_a_cast_that_changes_nothing_leaves_its_argument_a_tensor_of_its_own() -> None:
+    def rescaled(net: Net, h: torch.Tensor) -> torch.Tensor:
+        wide = h.to(torch.float32)
+        return h + (wide * wide.pow(2).mean(1, keepdim=True).rsqrt()).to(h.dtype)
+
+    model, x = Net(rescaled).eval(), torch.randn(2, 3, 8, 8)
+    result = fxprune.compile(model, x, 0.0)
+    for dtype in FLOATS:
+        original, twin, given = copy.deepcopy(model).to(dtype), copy.deepcopy(result).to(dtype), x.to(dtype)
+        torch.testing.assert_close(twin(given), original(given))
+
+
+def test_a_forward_that_asks_for_autocast_and_a_dtype_may_be_the_same_under_autocast() -> None:
+    def between(_: Net, h: torch.Tensor) -> torch.Tensor:
+        _.asked = torch.is_autocast_enabled("cpu")
+        return h * 2 if h.dtype == torch.float16 else h
+
+    assert fxprune.report(fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)).opaque == ()
