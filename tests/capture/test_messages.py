@@ -157,7 +157,7 @@ def spans(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
-def refused(function: Callable[[int], Any], batches: tuple[int, ...] = (1, 3, 12)) -> int:
+def refused(function: Callable[[int], Any], batches: tuple[int, ...] = (3, 5, 12)) -> int:
     _KEPT.clear()
     others = [torch.randn(n, 3, 2, 2) for n in batches]
     return assert_right_or_refused(Multiplied(function, 0), torch.randn(2, 3, 2, 2), others)
