@@ -162,3 +162,23 @@ def test_a_forward_that_asks_for_autocast_and_a_dtype_may_be_the_same_under_auto
         return h * 2 if h.dtype == torch.float16 else h
 
     assert fxprune.report(fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)).opaque == ()
+
+
+class AskingBeforeAttention(nn.Module):
+    """Its attention adds in another order than torch's, and its forward goes another way in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = h.clamp(max=0.1) if h.dtype is torch.float32 else h * 3
+        return self.last(self.attention(h, h, h, need_weights=False)[0])
+
+
+def test_a_proof_in_double_minds_what_the_graph_checks() -> None:
+    model, x = AskingBeforeAttention().eval(), torch.randn(2, 5, 3)
+    result = fxprune.compile(model, x, 0.0)
+    torch.testing.assert_close(result(x), model(x))

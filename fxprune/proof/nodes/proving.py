@@ -229,10 +229,13 @@ class _Prover:
         """The same to the tolerance of whole networks, where another kernel adds in another order."""
         twin, probe = private_copy(self._copy, torch.float64), Probe("", sample)
         expected = evaluate(twin, probe, torch.float64)
-        found = evaluate(pair.at_full_width(private_copy(self._copy, torch.float64)), probe, torch.float64)
-        error = compare(expected, found).error
-        if not error <= TOLERANCE[torch.float64]:
-            raise UnjudgedError(f"the traced network's outputs differ from the original's by {error:.3g} relative")
+        try:
+            found = evaluate(pair.at_full_width(private_copy(self._copy, torch.float64)), probe, torch.float64)
+        except AssertionError as error:  # the graph checks the dtype, which the forward asks for
+            raise UnjudgedError(f"the traced network refuses float64: {error}") from error
+        apart = compare(expected, found).error
+        if not apart <= TOLERANCE[torch.float64]:
+            raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
 
     def _check_object(self, pair: Pair, sample: Sample) -> None:
         """The pruned network gives what its graph gives, node by node, bit for bit."""
