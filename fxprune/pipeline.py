@@ -208,15 +208,15 @@ def compare_latency(program: Program) -> None:
 
 def recover(program: Program) -> None:
     """Change kept values so that they make up for what was cut; what was proven is the network before."""
-    if is_meta(program.model) or not isinstance(program.pruned, PrunedGraphModule):
+    if program.recoveries and (is_meta(program.model) or not isinstance(program.pruned, PrunedGraphModule)):
         meta = "its weights are on the meta device"
         why = meta if is_meta(program.model) else "its own forward is opaque, so it has no graph"
         raise RecoveryError(f"{type(program.model).__name__} cannot be recovered: {why}")
     made = program.pruned.meta["fxprune"]["report"]
     seed = setting(made.plan, "seed", 0) if program.seed is None else program.seed
-    data = program.feed.calibration
-    work = Work(program.graph, program.model, program.pruned, made.plan, data, program.steps, seed)
-    _note(program, replace(made, recovery=(*made.recovery, *run_recoveries(program.recoveries, work))))
+    given = (program.graph, program.model, program.pruned, made.plan, program.feed.calibration, program.steps, seed)
+    rows, fidelity = run_recoveries(program.recoveries, Work(*given))
+    _note(program, replace(made, recovery=(*made.recovery, *rows), fidelity=tuple(fidelity)))
 
 
 def _always(program: Program) -> bool:
@@ -229,6 +229,10 @@ def _has_data(program: Program) -> bool:
 
 def _is_provable(program: Program) -> bool:
     return program.report is None and not program.why_unproven
+
+
+def _is_compared(program: Program) -> bool:
+    return bool(program.recoveries) or (program.calibration is not None and not is_meta(program.model))
 
 
 def _counts_seconds(program: Program) -> bool:
@@ -254,7 +258,7 @@ PASSES = (
     Pass("verify", verify, when=_strays, makes_garbage=_always),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
-    Pass("recover", recover, when=lambda p: bool(p.recoveries), makes_garbage=_always),
+    Pass("recover", recover, when=_is_compared, makes_garbage=_always),
 )
 
 

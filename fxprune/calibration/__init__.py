@@ -1,6 +1,6 @@
 """Statistics of activations and gradients, streamed in one pass over calibration data on a private copy."""
 
-from fxprune.calibration.batches import Batch, Calibration, Loss
+from fxprune.calibration.batches import Batch, Calibration, Loss, held_out
 from fxprune.calibration.collecting import Collector, Observation
 from fxprune.calibration.rows import LayerRows
 from fxprune.calibration.statistic import Mean, Parameter, Seen, Statistic, Sums, Tap
@@ -21,4 +21,5 @@ __all__ = [
     "Sums",
     "Tap",
     "TapFinder",
+    "held_out",
 ]

@@ -55,6 +55,19 @@ class Moments:
         xy = self.xy[:, :-1] - x.unsqueeze(2) * y.unsqueeze(1) / count
         return xx, xy, (self.yy - y.square() / count).clamp_min(0)
 
+    def shrinkage(self) -> float:
+        """What to add to the diagonal, in mean variances of the features: much where rows are few for the features.
+
+        The oracle approximating shrinkage, of all groups' moments the largest (Chen et al., 2010, equation 23).
+        """
+        xx = self.centred()[0] / max(self.rows, 1.0)
+        size = xx.shape[-1]
+        trace = xx.diagonal(dim1=-2, dim2=-1).sum(-1)
+        squares = xx.square().sum((1, 2))
+        over = (self.rows + 1 - 2 / size) * (squares - trace.square() / size)
+        share = (((1 - 2 / size) * squares + trace.square()) / over.clamp_min(1e-300)).clamp(0, 0.99)
+        return float((share / (1 - share)).max())
+
     def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
         """Sum of squared residuals of ``x @ weight.mT + intercept``, shape ``(groups, targets)``.
 

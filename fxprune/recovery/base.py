@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.calibration import Calibration
+from fxprune.calibration import Calibration, held_out
 from fxprune.calibration.collecting import addition_after, norm_after
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
+from fxprune.cost.budgets import budget_model
 from fxprune.errors import RecoveryError
 from fxprune.planning import Plan
 from fxprune.recovery.walking import cone
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 
+# Values of so many bytes are held at once; calibration beyond that is not looked at.
+_MOST_BYTES = 4 << 30
+
+
 @dataclass(eq=False)
 class Work:
     """One pruned network to be recovered.
@@ -47,6 +52,9 @@ class Work:
         calibration: the data; None where there are none.
         steps: shows progress.
         seed: of the output positions that are drawn.
+        samples: the calibration's inputs, a batch each, once :meth:`batches` has read them.
+        holds_out: whether any row of any rank is held out.
+        held: for each of them which rows nothing is fitted to, so that what is gained is measured on them.
     """
 
     graph: ChannelGraph
@@ -56,6 +64,9 @@ class Work:
     calibration: Calibration | None = None
     steps: Steps = field(default_factory=lambda: Steps(False))
     seed: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    held: list[Tensor] = field(default_factory=list)
+    holds_out: bool = False
 
     @property
     def masks(self) -> Mapping[Channels, Mask]:
@@ -74,14 +85,30 @@ class Work:
                 f"recover={name!r} measures the network on data: pass calibration=, batches of what the model takes "
                 '(a DataLoader or a list); recover="fuse" needs none'
             )
-        samples = [batch.sample for batch in self.calibration]
-        seen = torch.tensor([self.calibration.seen], dtype=torch.float64)
+        if not self.samples:
+            self._read(self.calibration)
+        return self.samples
+
+    def _read(self, calibration: Calibration) -> None:
+        for batch in calibration:
+            self.samples.append(batch.sample)
+            self.held.append(held_out(batch))
+            if calibration.seen * self._bytes_of_one() > _MOST_BYTES:
+                break
+        seen = torch.tensor([calibration.seen, sum(int(h.sum()) for h in self.held)], dtype=torch.float64)
         add_over_ranks([seen])
-        self.calibration.seen = int(seen)
-        return samples
+        calibration.seen, held = int(seen[0]), int(seen[1])
+        if held in (0, calibration.seen):
+            self.held = [torch.zeros_like(mask) for mask in self.held]
+        self.holds_out = 0 < held < calibration.seen
+
+    def _bytes_of_one(self) -> float:
+        """What the values alive at the worst moment take for one sample, in the original and the pruned network."""
+        memory = budget_model(self.graph, "memory").full - 4 * budget_model(self.graph, "params").full
+        return 2 * max(memory, 0.0) / (self.graph.captured.sample.batch_size or 1)
 
     @property
-    def samples(self) -> int:
+    def seen(self) -> int:
         """How many samples the last look at the calibration saw."""
         return 0 if self.calibration is None else self.calibration.seen
 

@@ -40,7 +40,7 @@ class BatchNorm:
         for node, norm in work.steps.counted(self.name, found.items(), len(found)):
             _measure(walk, node, norm)
         changed = tuple(str(node.target) for node in found)
-        return RecoveryRow(self.name, changed, _left(work.pruned, found), work.samples)
+        return RecoveryRow(self.name, changed, _left(work.pruned, found), work.seen)
 
 
 def _batch_norms(pruned: nn.Module, graph: fx.Graph) -> dict[fx.Node, _Norm]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from fxprune.util.paths import name_seed
 
 __all__ = ["FoldBias", "Reconstruct"]
 
+_ROWS_OF_A_FEATURE = 8
+_ROWS_WITHOUT_SHRINKAGE = 4
+
 
 @recovery("reconstruct")
 @dataclass(frozen=True)
@@ -31,13 +35,19 @@ class Reconstruct:
     problem is solved in closed form from second moments of its features and targets (He et al., 2017, arXiv
     1707.06168, section 3, without the choice of channels). Weights are drawn to what they were, not to zero.
 
+    A layer whose error on samples that are held out would rise has only its intercept fitted, or nothing.
+
     Values that later layers read are held for all batches: memory grows with the calibration data.
 
     Args:
         ridge: strength of the pull to the old weights, in mean squares of the layer's features.
-        positions: at most so many output positions of each sample are rows of the problem, for one layer the same in
-            all samples, so that the result does not depend on how the data are cut into batches or shared by ranks.
+        positions: so many output positions of each sample are rows of the problem, more where a layer would have less
+            than eight rows for each of its features; for one layer the same in all samples, so that the result does not
+            depend on how the data are cut into batches or shared by ranks. With less than four rows for a feature the
+            ridge is at least the shrinkage of Chen et al. (2010, "Shrinkage algorithms for MMSE covariance estimation",
+            equation 23).
         most_features: layers with more features (input channels of a group x kernel) are left as they are.
+        hold_out: whether one sample in eight is held out; if not, nothing says that a layer fits its few samples alone.
 
     Raises:
         RecoveryError: a value makes no sense.
@@ -46,6 +56,7 @@ class Reconstruct:
     ridge: float = 1e-3
     positions: int = 32
     most_features: int = 8192
+    hold_out: bool = True
 
     def __post_init__(self) -> None:
         if not self.ridge >= 0:
@@ -59,7 +70,7 @@ class Reconstruct:
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm behind it."""
-        return _Pass(work, self.name, self.positions, self.ridge, self.most_features).run()
+        return _Pass(work, self.name, self, free_weight=True).run()
 
 
 @recovery("bias")
@@ -89,7 +100,7 @@ class FoldBias:
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite biases and, where a layer has none, the running mean of the batch norm behind it."""
-        return _Pass(work, self.name, self.positions, 0.0, None).run()
+        return _Pass(work, self.name, Reconstruct(0.0, self.positions), free_weight=False).run()
 
 
 def _check_positive(**values: int) -> None:
@@ -99,22 +110,22 @@ def _check_positive(**values: int) -> None:
 
 
 class _Pass:
-    """One walk through original and pruned network side by side. ``most_features`` is None where weights stay."""
+    """One walk through original and pruned network side by side."""
 
-    def __init__(self, work: Work, name: str, positions: int, ridge: float, most_features: int | None) -> None:
+    def __init__(self, work: Work, name: str, settings: Reconstruct, *, free_weight: bool) -> None:
         self.work = work
         self.name = name
-        self.positions = positions
-        self.ridge = ridge
-        self.free_weight = most_features is not None
+        self.settings = settings
+        self.free_weight = free_weight
+        self.kept: list[str] = []
         found, self.left = find_layers(work.graph, work.pruned, work.masks)
-        self.layers = [layer for layer in found if self._takes(layer, most_features)]
+        self.layers = [layer for layer in found if self._takes(layer)]
 
-    def _takes(self, layer: Layer, most_features: int | None) -> bool:
-        features = layer.matrix.shape[2]
-        if most_features is not None and features > most_features:
-            self.left[layer.name] = f"{features} features are more than most_features={most_features}"
-        elif most_features is None and layer.bias is None and layer.norm is None:
+    def _takes(self, layer: Layer) -> bool:
+        features, most = layer.matrix.shape[2], self.settings.most_features
+        if self.free_weight and features > most:
+            self.left[layer.name] = f"{features} features are more than most_features={most}"
+        elif not self.free_weight and layer.bias is None and layer.norm is None:
             self.left[layer.name] = "it has no bias and no batch norm that alone reads it"
         return layer.name not in self.left
 
@@ -126,53 +137,92 @@ class _Pass:
         pruned = Walk(self.work.pruned, self.work.pruned.graphs["eval"], batches)
         errors = []
         for layer in self.work.steps.counted(self.name, self.layers, len(self.layers)):
-            moments = self._moments(layer, original, pruned)
-            add_over_ranks(moments.sums())
-            errors.append(self._rewrite(layer, moments))
+            fitted, held = self._moments(layer, original, pruned)
+            add_over_ranks([*fitted.sums(), *held.sums()])
+            errors.append(self._rewrite(layer, fitted, held if held.rows else fitted))
         before, after = (sum(e) / max(len(errors), 1) for e in zip(*errors, strict=True)) if errors else (0.0, 0.0)
-        changed = tuple(layer.name for layer in self.layers)
-        return RecoveryRow(self.name, changed, self.left, self.work.samples, before, after)
+        changed = tuple(layer.name for layer in self.layers if layer.name not in self.kept)
+        return RecoveryRow(self.name, changed, self.left, self.work.seen, before, after, self._guards())
 
-    def _moments(self, layer: Layer, original: Walk, pruned: Walk) -> Moments:
+    def _guards(self) -> tuple[str, ...]:
+        if not self.kept:
+            return ()
+        names = ", ".join(self.kept[:3]) + (", ..." if len(self.kept) > 3 else "")
+        return (
+            f"{len(self.kept)} of {len(self.layers)} layers keep their weights ({names}): fitted to the samples, "
+            "they would be worse on those that are held out",
+        )
+
+    def _moments(self, layer: Layer, original: Walk, pruned: Walk) -> tuple[Moments, Moments]:
+        """Of the samples that the layer is fitted to, and of those that are held out."""
         groups, targets, features = layer.matrix.shape
-        moments = Moments(groups, features, targets, layer.weight.device)
+        fitted, held = (Moments(groups, features, targets, layer.weight.device) for _ in range(2))
+        positions = max(self.settings.positions, math.ceil(_ROWS_OF_A_FEATURE * features / max(self.work.seen, 1)))
         for batch in range(len(pruned)):
             alive = pruned.before(batch, layer.first.node)
             for reading in layer.readings:
                 # Where the weight is read again further on, the network is run ahead with its weights as they are.
                 given = alive[reading.input] if reading is layer.first else pruned.peek(batch, reading.input)
                 wanted = _wanted(layer, reading, original, pruned, batch)
-                places = reading.rows.draw(wanted, self.positions, self._generator(layer))
-                moments.add(reading.rows.features(given, groups, places), reading.rows.targets(wanted, groups, places))
-        return moments
+                places = reading.rows.draw(wanted, positions, self._generator(layer))
+                x, y = reading.rows.features(given, groups, places), reading.rows.targets(wanted, groups, places)
+                apart = self._rows_apart(batch, x.shape[1]).to(x.device)
+                fitted.add(x[:, ~apart], y[:, ~apart])
+                held.add(x[:, apart], y[:, apart])
+        return fitted, held
+
+    def _rows_apart(self, batch: int, rows: int) -> Tensor:
+        """Which rows are of samples that are held out; rows come sample by sample. None where they are mixed."""
+        held = self.work.held[batch]
+        if rows % len(held) or not self.settings.hold_out:
+            return torch.zeros(rows, dtype=torch.bool)
+        return held.repeat_interleave(rows // len(held))
 
     def _generator(self, layer: Layer) -> torch.Generator:
         """The same for every batch."""
         return torch.Generator().manual_seed((self.work.seed ^ name_seed(layer.name)) % (1 << 63))
 
-    def _rewrite(self, layer: Layer, moments: Moments) -> tuple[float, float]:
+    def _rewrite(self, layer: Layer, fitted: Moments, held: Moments) -> tuple[float, float]:
         """Put the solution into the pruned network; gives the relative squared error before and after."""
-        weight = layer.matrix.to(torch.float64)
-        rows = torch.zeros_like(moments.yy) if layer.bias is None else layer.bias.detach().reshape(moments.yy.shape)
-        start = Solution(weight, rows.to(torch.float64))
-        free = layer.bias is not None or layer.norm is not None
+        apart = _unreadable(layer).reshape(fitted.yy.shape)
+        energy = float(held.centred()[2][~apart].sum()) or 1.0
+
+        def error(solution: Solution) -> float:
+            return float(held.error(solution.weight, solution.intercept)[~apart].sum()) / energy
+
+        start = self._start(layer, fitted)
+        before = error(start)
+        for free_weight in (True, False) if self.free_weight else (False,):
+            found = self._solved(layer, fitted, start, apart, free_weight)
+            # Rounding is no rise.
+            if (after := error(found)) <= before * (1 + 1e-9) + 1e-12:
+                _write(layer, found)
+                if self.free_weight and not free_weight:
+                    self.kept.append(layer.name)
+                return before, after
+        self.kept.append(layer.name)
+        return before, before
+
+    def _start(self, layer: Layer, fitted: Moments) -> Solution:
+        shape = fitted.yy.shape
+        bias = torch.zeros_like(fitted.yy) if layer.bias is None else layer.bias.detach().reshape(shape)
+        return Solution(layer.matrix.to(torch.float64), bias.to(torch.float64))
+
+    def _solved(self, layer: Layer, fitted: Moments, start: Solution, apart: Tensor, free_weight: bool) -> Solution:
+        few = fitted.rows < _ROWS_WITHOUT_SHRINKAGE * start.weight.shape[2]
+        ridge = self.settings.ridge
         found = solve(
-            moments,
+            fitted,
             start.weight,
             start.intercept,
-            ridge=self.ridge,
-            free_weight=self.free_weight,
-            free_intercept=free,
+            ridge=max(ridge, fitted.shrinkage()) if few and ridge else ridge,
+            free_weight=free_weight,
+            free_intercept=layer.bias is not None or layer.norm is not None,
         )
-        apart = _unreadable(layer).reshape(moments.yy.shape)
-        found = Solution(
+        return Solution(
             torch.where(apart.unsqueeze(2), start.weight, found.weight),
             torch.where(apart, start.intercept, found.intercept),
         )
-        energy = float(moments.centred()[2][~apart].sum()) or 1.0
-        errors = [float(moments.error(s.weight, s.intercept)[~apart].sum()) / energy for s in (start, found)]
-        _write(layer, found)
-        return errors[0], errors[1]
 
 
 def _wanted(layer: Layer, reading: Reading, original: Walk, pruned: Walk, batch: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Recovery, Work, recovery
+from fxprune.recovery.fidelity import Yardstick
 from fxprune.recovery.walking import evaluating
-from fxprune.reporting import RecoveryRow
+from fxprune.reporting import FidelityRow, RecoveryRow
 
 __all__ = ["known_recoveries", "resolve_recoveries", "run_recoveries"]
 
@@ -31,15 +33,43 @@ def resolve_recoveries(recover: Any) -> list[Recovery]:
     return [_resolved(item) for item in recover]
 
 
-def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[RecoveryRow, ...]:
+def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[tuple[RecoveryRow, ...], list[FidelityRow]]:
     """Run them one after the other on ``work.pruned``, which is changed; it keeps its train or eval mode.
+
+    One after which the network's outputs are further from the original's, on samples that it was not fitted to, is
+    undone. Where there are no data, nothing is compared.
+
+    Returns:
+        A row for each recovery, and how near the outputs are as the network was cut and recovered.
 
     Raises:
         RecoveryError: a recovery needs calibration and there is none.
         CalibrationError: the data do not fit the model.
     """
-    with evaluating(work.pruned):
-        return tuple(one.recover(work) for one in recoveries)
+    if work.calibration is None:
+        with evaluating(work.pruned):
+            return tuple(one.recover(work) for one in recoveries), []
+    work.batches("fidelity")
+    yardstick = Yardstick(work)
+    rows, found = [], [yardstick.measure(work.pruned, "cut")]
+    for one in recoveries:
+        before = {name: tensor.clone() for name, tensor in work.pruned.state_dict().items()}
+        with evaluating(work.pruned):
+            row = one.recover(work)
+        after = yardstick.measure(work.pruned, "recovered")
+        if _is_worse(after.error, found[-1].error):
+            work.pruned.load_state_dict(before)
+            words = f"undone, as the outputs would be {after.error:.1%} off, not {found[-1].error:.1%}"
+            row = replace(row, changed=(), guards=(*row.guards, words))
+            after = replace(found[-1], network="recovered")
+        rows.append(row)
+        found.append(after)
+    return tuple(rows), [found[0], *found[1:][-1:]]
+
+
+def _is_worse(after: float | None, before: float | None) -> bool:
+    # What is not finite is worse than anything that is.
+    return before is not None and after is not None and not after <= before * (1 + 1e-6) + 1e-9
 
 
 def _resolved(item: Any) -> Recovery:

@@ -4,6 +4,7 @@ from fxprune.reporting.graph_summary import graph_as_dict, render_graph
 from fxprune.reporting.report import (
     MACS_MEANING,
     CostRow,
+    FidelityRow,
     GoalRow,
     GroupRow,
     LatencyRow,
@@ -19,6 +20,7 @@ from fxprune.util.tables import machine, plain_text, versions
 __all__ = [
     "MACS_MEANING",
     "CostRow",
+    "FidelityRow",
     "GoalRow",
     "GroupRow",
     "LatencyRow",

@@ -15,6 +15,7 @@ from fxprune.proof.proof import Proof
 __all__ = [
     "MACS_MEANING",
     "CostRow",
+    "FidelityRow",
     "GoalRow",
     "GroupRow",
     "LatencyRow",
@@ -118,6 +119,29 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class FidelityRow:
+    """How near a network's outputs are to the original's on calibration data.
+
+    Attributes:
+        network: "cut" or "recovered".
+        samples: how many samples were compared.
+        held_out: whether no recovery was fitted to them.
+        error: norm of the difference of all outputs, as a share of the norm of the original's; None where the outputs
+            cannot be compared.
+        agreement: share of decisions (the largest entry of each sample, token or pixel) that are the original's; None
+            where there are no classes.
+        cosine: mean cosine between the two outputs of each sample, token or pixel; None where there are no channels.
+    """
+
+    network: str
+    samples: int
+    held_out: bool
+    error: float | None = None
+    agreement: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
 class RecoveryRow:
     """What a recovery did after the proof.
 
@@ -129,6 +153,7 @@ class RecoveryRow:
         error_before: mean over the layers of the squared error of their outputs, as a share of the outputs' variance,
             on the calibration data, before; None where it is not measured.
         error_after: the same after.
+        guards: what was not done or taken back, as it would have made the network worse on samples that are held out.
     """
 
     method: str
@@ -137,6 +162,7 @@ class RecoveryRow:
     samples: int = 0
     error_before: float | None = None
     error_after: float | None = None
+    guards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -202,6 +228,7 @@ class Report:
         environment: the machine that the compilation ran on.
         latency: what was predicted and measured, where the budget was latency; else None.
         goals: one row for each budget, where there were several; ``budget`` is the first.
+        fidelity: one row for the network as it was cut, and one for the recovered, where there are data.
         notes: what was chosen where "auto" was asked for, and why; what the caller should know.
     """
 
@@ -231,6 +258,7 @@ class Report:
     latency: LatencyRow | None = None
     goals: tuple[GoalRow, ...] = ()
     notes: tuple[str, ...] = ()
+    fidelity: tuple[FidelityRow, ...] = ()
 
     @property
     def achieved(self) -> float:
@@ -247,7 +275,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` reads; the plan is left out, as it has a file format of its own."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "proof")}
-        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery", "goals"):
+        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery", "goals", "fidelity"):
             data[name] = [asdict(row) for row in data[name]]
         data["drawing"] = [node.as_list() for node in self.drawing]
         data["environment"] = dict(self.environment)
@@ -273,12 +301,14 @@ class Report:
         fields["notes"] = tuple(data.get("notes", ()))
         fields["goals"] = tuple(GoalRow(**row) for row in data.get("goals", ()))
         rows = data.get("recovery", ())
-        fields["recovery"] = tuple(RecoveryRow(**{**row, "changed": tuple(row["changed"])}) for row in rows)
+        fields["recovery"] = tuple(RecoveryRow(**_tuples(row)) for row in rows)
+        fields["fidelity"] = tuple(FidelityRow(**row) for row in data.get("fidelity", ()))
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
         latency = data.get("latency")
         fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
         rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery, report.goals)
+        rows += (report.fidelity,)
         single = [row for row in (report.proof, report.latency) if row is not None]
         check_types([report, *(row for part in rows for row in part), *single])
         return report

@@ -14,6 +14,7 @@ from fxprune.planning.differences import GroupDifference, PlanDifference
 from fxprune.proof.proof import Proof
 from fxprune.reporting.report import (
     MACS_MEANING,
+    FidelityRow,
     GoalRow,
     GroupRow,
     LatencyRow,
@@ -39,6 +40,7 @@ __all__ = [
     "Measured",
     "achieved_in_words",
     "as_text",
+    "fidelity_in_words",
     "latency_in_words",
     "print_report",
     "proof_in_words",
@@ -138,6 +140,7 @@ def _closing(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [Text(""), labelled("proof", proof_in_words(report))]
     lines += [labelled("note", note) for note in report.notes]
     lines += [labelled("recovery", recovery_in_words(row)) for row in report.recovery]
+    lines += [labelled("fidelity", fidelity_in_words(row)) for row in report.fidelity]
     if report.latency is not None:
         lines.append(labelled("latency", latency_in_words(report.latency)))
     if report.seconds:
@@ -197,7 +200,21 @@ def recovery_in_words(row: RecoveryRow) -> str:
         parts.append(f"{row.samples} samples")
     if row.error_before is not None and row.error_after is not None:
         parts.append(f"mean error of the layers' outputs {percent(row.error_before)} to {percent(row.error_after)}")
+    parts += [f"guard: {guard}" for guard in row.guards]
     return "; ".join([*parts, *(f"left {name}: {reason}" for name, reason in row.left.items())])
+
+
+def fidelity_in_words(row: FidelityRow) -> str:
+    """How near one network is to the original."""
+    seen = f"{row.samples} {'held-out ' if row.held_out else ''}samples of the calibration"
+    if row.error is None:
+        return f"{row.network}: its outputs cannot be compared with the original's; {seen}"
+    parts = [f"{row.network}: outputs {percent(row.error)} off the original's"]
+    if row.agreement is not None:
+        parts.append(f"the largest entry is the same for {percent(row.agreement)}")
+    if row.cosine is not None:
+        parts.append(f"cosine {row.cosine:.3f}")
+    return "; ".join([*parts, seen])
 
 
 def _setting(name: str, value: Any) -> str:

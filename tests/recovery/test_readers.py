@@ -11,7 +11,7 @@ import fxprune
 from fxprune.recovery import Reconstruct
 from tests.recovery.test_reconstruct import half
 
-EXACT = Reconstruct(ridge=0.0, positions=1000)
+EXACT = Reconstruct(ridge=0.0, positions=1000, hold_out=False)
 
 
 class Upwards(nn.Module):

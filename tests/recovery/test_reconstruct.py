@@ -47,7 +47,7 @@ def test_exact_combinations_are_reconstructed_exactly() -> None:
     model = Lines()
     x = torch.randn(64, 5, dtype=torch.float64)
     cut = half(model, x)
-    back = half(model, x, calibration=[x[:40], x[40:]], recover=Reconstruct(ridge=0.0))
+    back = half(model, x, calibration=[x[:40], x[40:]], recover=Reconstruct(ridge=0.0, hold_out=False))
     assert cut.first.out_features == 4
     assert (cut(x) - model(x)).abs().max() > 0.1
     torch.testing.assert_close(back(x), model(x), rtol=0, atol=1e-9)
@@ -73,7 +73,9 @@ def test_equals_lstsq_on_materialised_features(options: dict[str, object]) -> No
     model = Convolutions(**options)
     x = torch.randn(20, 3, 7, 7, dtype=torch.float64)
     exclude = ["second", "head"]
-    back = half(model, x, exclude=exclude, calibration=[x], recover=Reconstruct(ridge=0.0, positions=1000))
+    back = half(
+        model, x, exclude=exclude, calibration=[x], recover=Reconstruct(ridge=0.0, hold_out=False, positions=1000)
+    )
     pad = {"same": 1}.get(options.get("padding"), options.get("padding", 0))  # type: ignore[call-overload]
     features = F.relu(back.first(x)).detach()
     geometry = {"padding": pad, "stride": options.get("stride", 1), "dilation": options.get("dilation", 1)}

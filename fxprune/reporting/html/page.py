@@ -14,7 +14,14 @@ from markupsafe import Markup
 from fxprune.analysis.drawing import as_svg, colours
 from fxprune.planning.limits import MAX_RATIO
 from fxprune.reporting.report import MACS_MEANING, CostRow, Report, ScoreRow, removed
-from fxprune.reporting.text import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
+from fxprune.reporting.text import (
+    BUDGETS,
+    achieved_in_words,
+    fidelity_in_words,
+    latency_in_words,
+    proof_in_words,
+    recovery_in_words,
+)
 from fxprune.util.tables import percent, quantity, short_seconds
 
 __all__ = [
@@ -47,6 +54,7 @@ def as_html(report: Report) -> str:
         proof=proof_in_words(report),
         latency=None if report.latency is None else latency_in_words(report.latency),
         recoveries=[recovery_in_words(row) for row in report.recovery],
+        fidelities=[fidelity_in_words(row) for row in report.fidelity],
         reproduction=reproduction(report),
         style=Markup(_read("page.css")),
         script=Markup(_read("page.js")),

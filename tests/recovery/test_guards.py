@@ -1,0 +1,132 @@
+"""A recovery never ends worse than the cut, and the report says how near the outputs are to the original's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.calibration.batches import Batch, held_out
+from fxprune.capture.samples import Sample
+from fxprune.recovery import Work
+from fxprune.reporting import RecoveryRow
+
+
+def wide(features: int = 96) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, features), nn.ReLU(), nn.Linear(features, 10)).double().eval()
+
+
+def inputs(count: int, seed: int = 1) -> Tensor:
+    return torch.randn(count, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def apart(x: Tensor) -> Tensor:
+    return held_out(Batch(Sample((x,), {}), None, len(x)))
+
+
+@dataclass(frozen=True)
+class Ruin:
+    """Multiplies the last weights."""
+
+    factor: float
+
+    @property
+    def name(self) -> str:
+        return "ruin"
+
+    def recover(self, work: Work) -> RecoveryRow:
+        work.pruned.state_dict()["2.weight"].mul_(self.factor)
+        return RecoveryRow("ruin", ("2.weight",))
+
+
+@pytest.mark.parametrize("factor", [100.0, float("nan")])
+def test_what_makes_outputs_worse_is_undone_and_named(factor: float) -> None:
+    model, x = wide(), inputs(64)
+    cut = fxprune.compile(model, x[:2], 0.5, recover=None)
+    back = fxprune.recover(cut, model, Ruin(factor), calibration=[x])
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, cut.state_dict()[name])
+    report = fxprune.report(back)
+    (row,) = report.recovery
+    assert row.changed == ()
+    assert row.guards[0].startswith("undone")
+    assert "guard: undone" in " ".join(str(report).split())
+    first, second = report.fidelity
+    assert first.error == second.error
+
+
+@pytest.mark.parametrize("count", [3, 10, 24, 40])
+def test_few_samples_do_no_harm(count: int) -> None:
+    """With less rows than features least squares fits them exactly; on other samples the outputs must not get worse."""
+    model, fresh = wide(), inputs(400, seed=9)
+    cut = fxprune.compile(model, fresh[:2], 0.5, criterion="random", recover=None)
+    back = fxprune.recover(cut, model, calibration=[inputs(count)])
+    before, after = (float((net(fresh) - model(fresh)).detach().norm()) for net in (cut, back))
+    assert after <= before * 1.02
+
+
+def test_a_layer_that_fits_noise_keeps_its_weights() -> None:
+    """Features that are next to nothing on all samples but those that are held out: no fit can be trusted there."""
+    torch.manual_seed(0)
+    model, x = wide(), inputs(64)
+    x[apart(x)] *= 50
+    model[0].bias.data.copy_(-5.0 * torch.ones(96))
+    cut = fxprune.compile(model, x[:2], 0.5, criterion="random", recover=None)
+    back = fxprune.recover(cut, model, fxprune.recovery.Reconstruct(ridge=0.0), calibration=[x])
+    before, after = fxprune.report(back).fidelity
+    assert before.error is not None
+    assert after.error is not None
+    assert after.error <= before.error
+
+
+def test_fidelity_is_that_of_the_samples_held_out() -> None:
+    model, x = wide(), inputs(160)
+    pruned = fxprune.compile(model, x[:2], 0.5, calibration=list(x.split(50)))
+    cut, recovered = fxprune.report(pruned).fidelity
+    rows = x[apart(x)]
+    given, wanted = pruned(rows).detach(), model(rows).detach()
+    assert (cut.network, recovered.network) == ("cut", "recovered")
+    assert recovered.held_out
+    assert recovered.samples == len(rows) > 5
+    assert recovered.error == pytest.approx(float((given - wanted).norm() / wanted.norm()))
+    assert recovered.agreement == pytest.approx(float((given.argmax(1) == wanted.argmax(1)).double().mean()))
+    assert recovered.cosine == pytest.approx(float(nn.functional.cosine_similarity(given, wanted).mean()))
+    assert cut.error is not None
+    assert recovered.error is not None
+    assert recovered.error < cut.error
+
+
+def test_fidelity_stands_in_both_reports_and_travels(tmp_path: object) -> None:
+    model, x = wide(), inputs(64)
+    report = fxprune.report(fxprune.compile(model, x[:2], 0.5, calibration=[x], recover=None))
+    (cut,) = report.fidelity
+    assert cut.network == "cut"
+    assert "fidelity cut: outputs" in str(report)
+    report.save_html(f"{tmp_path}/report.html")
+    with open(f"{tmp_path}/report.html", encoding="utf-8") as page:
+        assert "cut: outputs" in page.read()
+    again = fxprune.Report.from_dict(report.as_dict())
+    assert again.fidelity == report.fidelity
+    assert again.notes == report.notes
+
+
+def test_decisions_of_tokens_are_compared_one_by_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(30, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 30)).eval()
+    tokens = torch.randint(0, 30, (40, 7))
+    pruned = fxprune.compile(model, tokens[:2], 0.3, calibration=[tokens[:20], tokens[20:]])
+    recovered = fxprune.report(pruned).fidelity[-1]
+    rows = tokens[apart(tokens)]
+    same = pruned(rows).argmax(2) == model(rows).argmax(2)
+    assert recovered.agreement == pytest.approx(float(same.double().mean()))
+
+
+def test_what_is_held_out_depends_on_the_samples_alone() -> None:
+    x = inputs(200)
+    parts = torch.cat([apart(part) for part in x.split(17)])
+    assert torch.equal(parts, apart(x))
+    assert 10 <= int(parts.sum()) <= 40
