@@ -274,13 +274,15 @@ def _copied(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put the buffers back that change inside."""
-    held = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    """Put back what changes inside: buffers and, in training, parameters that the forward writes to."""
+    written = [*module.buffers(), *(module.parameters() if module.training else ())]
+    held = [(tensor, tensor.detach().clone()) for tensor in written]
     try:
         yield
     finally:
-        for buffer, value in held:
-            buffer.copy_(value)
+        with torch.no_grad():
+            for tensor, value in held:
+                tensor.copy_(value)
         vars(module).pop("_chosen", None)
 
 
