@@ -12,14 +12,13 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import known_results, objects, recording, settings, sources
+from fxprune.capture import known_results, recording, settings, sources
+from fxprune.capture.arguments import Arguments
 from fxprune.capture.clone import META, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
@@ -33,8 +32,8 @@ from fxprune.capture.lowering import (
     mutates,
     node_form,
 )
-from fxprune.capture.numbers import Traced, plain, size_of
-from fxprune.capture.settings import Questions
+from fxprune.capture.numbers import Traced, size_of
+from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
@@ -85,13 +84,12 @@ class Recorder(TorchFunctionMode):
         self._given_data: set[str] = set()
         self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
-        self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
-        self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
         self._attributes: dict[str, fx.Node] = {}
-        self._decisions = Decisions(self.graph, self._new, self._size)
-        self._questions = Questions(self.node_of, self._shape, self._decisions, device, learning)
-        self.reads = self._questions.reads
+        self.reads = Reads()
+        self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)
+        self._decisions = Decisions(self.graph, self._new, self._arguments.size)
+        self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
 
     # -- naming tensors -------------------------------------------------------------------------------------------
@@ -112,23 +110,16 @@ class Recorder(TorchFunctionMode):
     def _adopt(self, node: fx.Node, value: Any) -> None:
         if isinstance(value, torch.Tensor):
             setattr(value, _NODE, self._without_gradient(node, value))
-        elif isinstance(value, (list, tuple)):
-            for i, item in enumerate(value):
-                self._adopt_item(node, i, item)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                self._adopt_item(node, key, item)
+        elif isinstance(value, (list, tuple, dict)):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if holds_tensor(item):
+                    self._adopt(self._new("call_function", operator.getitem, (node, key), {}, item), item)
 
     def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
         """Where the forward switches gradients off, the graph detaches what is computed."""
         if torch.is_grad_enabled() == self._gradients or not value.is_floating_point() or not node.all_input_nodes:
             return node
         return self._new("call_method", "detach", (node,), {}, value)
-
-    def _adopt_item(self, node: fx.Node, key: Any, item: Any) -> None:
-        if holds_tensor(item):
-            child = self._new("call_function", operator.getitem, (node, key), {}, item)
-            self._adopt(child, item)
 
     # -- the mode ---------------------------------------------------------------------------------------------------
 
@@ -168,7 +159,7 @@ class Recorder(TorchFunctionMode):
             return leaf.device == META or id(leaf) in self._constant_nodes
         if isinstance(leaf, slice):
             return any(isinstance(v, Traced) for v in (leaf.start, leaf.stop, leaf.step))
-        return isinstance(leaf, Traced) or (isinstance(leaf, torch.device) and id(leaf) in self._devices)
+        return isinstance(leaf, Traced) or (isinstance(leaf, torch.device) and self._arguments.knows(leaf))
 
     # -- questions about a tensor -----------------------------------------------------------------------------------
 
@@ -181,9 +172,7 @@ class Recorder(TorchFunctionMode):
         if name == "ndim":
             self._decisions.add_rank(self.node_of(tensor))
         if name == "device":
-            device = torch.device(str(self._device))
-            self._devices[id(device)] = (device, self.node_of(tensor))
-            return device
+            return self._arguments.device_of(self.node_of(tensor), self._device)
         if name.removeprefix("is_") in _DEVICES:
             return self._device.type == name.removeprefix("is_")
         if name in _VIEW_GETTERS:
@@ -231,14 +220,16 @@ class Recorder(TorchFunctionMode):
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
             self._decisions.add_pieces(func.__name__, self.node_of(args[0]), args, kwargs, len(value))
         op, target, args = node_form(func, args, kwargs)
-        node_args = self._arguments(args)
-        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
-        node = self._new(op, target, node_args, node_kwargs, value)
-        self._adopt(node, value)
+        node = self._call(op, target, args, kwargs, value)
         out = kwargs.get("out")
         if isinstance(out, torch.Tensor):
             setattr(out, _NODE, node)
         return value
+
+    def _call(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        node = self._new(op, target, self._arguments.of(tuple(args)), self._arguments.of(kwargs), value)
+        self._adopt(node, value)
+        return node
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
@@ -265,10 +256,7 @@ class Recorder(TorchFunctionMode):
             if value is None:
                 value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
         self._in_leaf = False
-        node_args = tuple(self._argument(a) for a in args)
-        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
-        node = self._new("call_module", path, node_args, node_kwargs, value)
-        self._adopt(node, value)
+        self._call("call_module", path, args, kwargs, value)
         return value
 
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:
@@ -279,10 +267,7 @@ class Recorder(TorchFunctionMode):
             raise CaptureError(f"{path} is called with an argument named {odd[0]!r}, which generated code cannot write")
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
-        node_args = tuple(self._argument(a) for a in args)
-        node_kwargs = {k: self._argument(v) for k, v in kwargs.items()}
-        node = self._new("call_module", path, node_args, node_kwargs, value)
-        self._adopt(node, value)
+        self._call("call_module", path, args, kwargs, value)
         return value
 
     @property
@@ -353,7 +338,7 @@ class Recorder(TorchFunctionMode):
                 raise CaptureError(
                     f"the forward gives {self._names[id(tensor)]} the memory of another tensor: use copy_()"
                 )
-        self.graph.output(self._argument(value))
+        self.graph.output(self._arguments.of(value))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_leaves(on_meta, (tuple(args), kwargs))
@@ -377,7 +362,7 @@ class Recorder(TorchFunctionMode):
         node.meta["module"] = self.module_path[-1] if self.module_path else ""
         return node
 
-    # -- arguments ----------------------------------------------------------------------------------------------------
+    # -- nodes --------------------------------------------------------------------------------------------------------
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
         """The node that made the tensor; a parameter, buffer or constant gets one on first use."""
@@ -411,63 +396,5 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self._constant_nodes:
             name = f"{self._constant_name(tensor)}{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
-            node = self._attribute(name, meta_like(tensor))
-            self._constant_nodes[id(tensor)] = (tensor, node)
+            self._constant_nodes[id(tensor)] = tensor, self._attribute(name, meta_like(tensor))
         return self._constant_nodes[id(tensor)][1]
-
-    def _arguments(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(self._argument(a) for a in args)
-
-    def _argument(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return self.node_of(value)
-        if isinstance(value, Traced):
-            return self._number(value)
-        if isinstance(value, torch.Generator):
-            raise CaptureError("the forward draws from a generator of its own, whose state no graph keeps")
-        if isinstance(value, torch.device):
-            return self._device_argument(value)
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, (torch.dtype, float)):
-            return self.reads.argument(value, self._new)
-        if isinstance(value, slice):
-            return slice(*(self._argument(v) for v in (value.start, value.stop, value.step)))
-        return self._container(value)
-
-    def _container(self, value: Any) -> Any:
-        made = objects.construction(value, lambda item: self._argument(item))
-        if made is not None:
-            # A packed sequence is an argument of layers; other containers of a class of their own are outputs.
-            return self._new("call_function", *made, value if isinstance(value, PackedSequence) else None)
-        if isinstance(value, list):
-            return [self._argument(v) for v in value]
-        if isinstance(value, tuple):
-            return tuple(self._argument(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self._argument(v) for k, v in value.items()}
-        return value
-
-    def _number(self, value: Any) -> fx.Node:
-        node: fx.Node | None = value.written
-        if node is None or node.graph is not self.graph:
-            check_forgotten(value)
-            if value.function is size_of:
-                node = self._size(*value.operands)
-            else:
-                operands = self._arguments(value.operands)
-                node = self._new("call_function", value.function, operands, {}, plain(value))
-            value.written = node
-        return node
-
-    def _size(self, node: fx.Node, dim: int) -> fx.Node:
-        if (node, dim) not in self._sizes:
-            with torch._C.DisableTorchFunction():
-                value = int(node.meta["val"].shape[dim])
-            self._sizes[node, dim] = self._new("call_method", "size", (node, dim), {}, value)
-        return self._sizes[node, dim]
-
-    def _device_argument(self, device: torch.device) -> Any:
-        if id(device) not in self._devices:
-            return device
-        return self._new("call_function", getattr, (self._devices[id(device)][1], "device"), {}, device)

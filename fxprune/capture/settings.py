@@ -37,21 +37,20 @@ _OF_SIZES = {"nbytes", "is_same_size", "storage", "storage_offset", "typed_stora
 
 
 class Questions:
-    """Gives the answers. ``learning``: whether tensors say that they need gradients.
-
-    Attributes:
-        reads: the questions about dtypes and gradients.
+    """Gives the answers. ``reads``: where questions about dtypes and gradients are noted. ``learning``: whether tensors
+    say that they need gradients.
     """
 
     def __init__(
         self,
+        reads: Reads,
         node_of: Callable[[torch.Tensor], fx.Node],
         shape_of: Callable[[torch.Tensor], torch.Size],
         decisions: Decisions,
         device: torch.device,
         learning: bool,
     ) -> None:
-        self.reads = Reads()
+        self._reads = reads
         self._node_of, self._shape_of = node_of, shape_of
         self._decisions = decisions
         self._device = device
@@ -63,11 +62,11 @@ class Questions:
         self._decisions.add_shape(leaf for leaf in given if isinstance(leaf, Traced))
         for tensor in (leaf for leaf in given if isinstance(leaf, torch.Tensor)):
             if name in _OF_DTYPE:
-                self.reads.read(value if isinstance(value, torch.dtype) else tensor.dtype, self._node_of(tensor))
+                self._reads.read(value if isinstance(value, torch.dtype) else tensor.dtype, self._node_of(tensor))
             if name in _OF_SIZES:
                 self._decisions.add_shape(self._shape_of(tensor))
         if name in _OF_GRADIENTS:
-            self.reads.asks_gradients = True
+            self._reads.asks_gradients = True
             return not value if self._learning else value
         if name == "is_contiguous":
             self._decisions.add_layout(self._node_of(args[0]), kwargs, value)

@@ -1,0 +1,98 @@
+"""Arguments of a call as they stand in the graph: tensors and numbers as their nodes, containers with nodes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.nn.utils.rnn import PackedSequence
+
+from fxprune.capture import objects
+from fxprune.capture.numbers import Traced, plain, size_of
+from fxprune.capture.settings import NewNode, Reads
+from fxprune.capture.state import check_forgotten
+from fxprune.errors import CaptureError
+
+__all__ = ["Arguments"]
+
+
+class Arguments:
+    """Writes arguments into ``graph``. ``new`` makes a node, ``node_of`` finds that of a tensor."""
+
+    def __init__(self, graph: fx.Graph, new: NewNode, node_of: Callable[[torch.Tensor], fx.Node], reads: Reads) -> None:
+        self._graph, self._new, self._node_of, self._reads = graph, new, node_of, reads
+        self._devices: dict[int, tuple[torch.device, fx.Node]] = {}
+        self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
+
+    def of(self, value: Any) -> Any:
+        """The value with nodes in the place of what was traced.
+
+        Raises:
+            CaptureError: no graph can hold it.
+        """
+        if isinstance(value, torch.Tensor):
+            return self._node_of(value)
+        if isinstance(value, Traced):
+            return self._number(value)
+        if isinstance(value, torch.Generator):
+            raise CaptureError("the forward draws from a generator of its own, whose state no graph keeps")
+        if isinstance(value, torch.device):
+            return self._device(value)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, (torch.dtype, float)):
+            return self._reads.argument(value, self._new)
+        if isinstance(value, slice):
+            return slice(*(self.of(v) for v in (value.start, value.stop, value.step)))
+        return self._container(value)
+
+    def size(self, node: fx.Node, dim: int) -> fx.Node:
+        """The node of a tensor's size, one for each dim."""
+        if (node, dim) not in self._sizes:
+            with torch._C.DisableTorchFunction():
+                value = int(node.meta["val"].shape[dim])
+            self._sizes[node, dim] = self._new("call_method", "size", (node, dim), {}, value)
+        return self._sizes[node, dim]
+
+    def device_of(self, node: fx.Node, device: torch.device) -> torch.device:
+        """A device that is known again, by its identity, as that of a node's tensor."""
+        device = torch.device(str(device))
+        self._devices[id(device)] = (device, node)
+        return device
+
+    def knows(self, device: Any) -> bool:
+        """Whether a device is that of a tensor of the graph."""
+        return id(device) in self._devices
+
+    def _device(self, device: torch.device) -> Any:
+        if not self.knows(device):
+            return device
+        return self._new("call_function", getattr, (self._devices[id(device)][1], "device"), {}, device)
+
+    def _container(self, value: Any) -> Any:
+        made = objects.construction(value, self.of)
+        if made is not None:
+            # A packed sequence is an argument of layers; other containers of a class of their own are outputs.
+            return self._new("call_function", *made, value if isinstance(value, PackedSequence) else None)
+        if isinstance(value, list):
+            return [self.of(v) for v in value]
+        if isinstance(value, tuple):
+            return tuple(self.of(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self.of(v) for k, v in value.items()}
+        return value
+
+    def _number(self, value: Any) -> fx.Node:
+        node: fx.Node | None = value.written
+        if node is None or node.graph is not self._graph:
+            check_forgotten(value)
+            if value.function is size_of:
+                node = self.size(*value.operands)
+            else:
+                operands = tuple(self.of(v) for v in value.operands)
+                node = self._new("call_function", value.function, operands, {}, plain(value))
+            value.written = node
+        return node
