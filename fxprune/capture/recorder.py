@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import known_results, recording, settings, sources
+from fxprune.capture import known_results, lowering, recording, settings, sources
 from fxprune.capture.arguments import Arguments
 from fxprune.capture.clone import META, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
@@ -142,9 +142,10 @@ class Recorder(TorchFunctionMode):
             return func(self._values.answer(name, args[0]), *args[1:], **kwargs)
         if not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
             return func(*args, **kwargs)
-        if enterable(func) and not self._keeps(canonical_name(name)):
+        fill = lowering.filled(name, args, kwargs)
+        if fill or (enterable(func) and not self._keeps(canonical_name(name))):
             with self:
-                return entered(func)(*args, **kwargs)
+                return fill() if fill else entered(func)(*args, **kwargs)
         return self._record(func, self._values.without_masks(args) if name == "__getitem__" else args, kwargs)
 
     def _varies(self, name: str, args: Any, kwargs: Any) -> bool:
@@ -357,9 +358,8 @@ class Recorder(TorchFunctionMode):
         if sources.packs_saved_tensors():
             self._refuse("the forward packs what is saved for the backward pass, which no graph would do")
         node = self.graph.create_node(op, target, args, kwargs)
-        node.meta["val"] = value
-        node.meta["source"] = sources.source_line()
-        node.meta["module"] = self.module_path[-1] if self.module_path else ""
+        module = self.module_path[-1] if self.module_path else ""
+        node.meta |= {"val": value, "source": sources.source_line(), "module": module}
         return node
 
     # -- nodes --------------------------------------------------------------------------------------------------------

@@ -406,3 +406,46 @@ def test_what_nobody_reads_and_changes_nothing_is_left_out() -> None:
     nodes = list(captured(Weighted().eval(), torch.randn(5, 2, 8)).graph.nodes)
     assert [n.name for n in nodes if not n.users] == ["dropout", "output"]
     assert not [n for n in nodes if "mean" in n.name]
+
+
+class Filling(Mlp):
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = torch.tensor(2.0)
+        self.register_buffer("three", torch.tensor(3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.a(x)
+        h = h + h.new_full((1, 16), self.two) * torch.full_like(h, self.three)
+        h = h + torch.full_like(input=h, fill_value=self.two) - h.new_full(size=(h.shape[0], 1), fill_value=self.three)
+        return self.b(h + h.new_full((1, 16), 2))
+
+
+def test_tensors_of_one_value_that_is_a_tensor() -> None:
+    pruned(Filling(), vector())
+    assert_equal_copy(Filling(), vector(), vector(5))
+
+
+class Windowed(Mlp):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x)[:, :, None].expand(-1, -1, 4).unfold(dimension=-1, size=2, step=2).sum((2, 3)))
+
+
+def test_unfold_by_keywords() -> None:
+    assert fxprune.report(pruned(Windowed(), vector())).opaque == ()
+
+
+class LastChannels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).permute(0, 2, 3, 1)
+        return self.b(y.view(-1, y.size(-1)))
+
+
+def test_a_view_that_channels_last_allows() -> None:
+    sample = image().to(memory_format=torch.channels_last)
+    pruned(LastChannels(), sample)
+    assert_equal_copy(LastChannels(), sample, image(3).to(memory_format=torch.channels_last))
