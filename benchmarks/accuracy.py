@@ -15,12 +15,12 @@ import typer
 from torch import Tensor, nn
 
 import fxprune
-from benchmarks import cifar
 from benchmarks import rivals as rival
 from benchmarks.cifar import (
     Budget,
     CifarResNet,
     ShiftedImages,
+    accuracy,
     cifar_model,
     distilled,
     fine_tuned,
@@ -116,7 +116,7 @@ class Setting:
 
     def accuracy(self, network: nn.Module) -> str:
         """Of a network, in percent."""
-        return f"{100 * cifar(network, self.images, self.labels):.2f}"
+        return f"{100 * accuracy(network, self.images, self.labels):.2f}"
 
 
 @dataclass(frozen=True)

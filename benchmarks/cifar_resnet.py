@@ -12,8 +12,7 @@ import typer
 from torch import nn
 
 import fxprune
-from benchmarks import cifar
-from benchmarks.cifar import cifar_model, load_images, shared_file
+from benchmarks.cifar import accuracy, cifar_model, load_images, shared_file
 from benchmarks.tables import Cells, markdown_table, write_page
 from fxprune.cli.sources import load_weights
 from fxprune.proof import Proof
@@ -67,7 +66,7 @@ def measure(
     Raises:
         PinnedStreamError: a width other than the input's and the output's is pinned.
     """
-    before = cifar(model, images, labels)
+    before = accuracy(model, images, labels)
     found = []
     for ratio in ratios:
         pruned = fxprune.compile(model, images[:2], ratio, scope=scope)
@@ -77,7 +76,7 @@ def measure(
         assert report.plan is not None
         streams = tuple(pruned.get_parameter(name).shape[0] for name in _STREAMS)
         parameters = 1 - report.parameters_after / report.parameters_before
-        after = cifar(pruned, images, labels)
+        after = accuracy(pruned, images, labels)
         found.append(Measured(ratio, report.achieved, parameters, before, after, report.proof, streams))
     return found
 

@@ -13,9 +13,8 @@ import typer
 from torch import Tensor, nn
 
 import fxprune
-from benchmarks import cifar
 from benchmarks import rivals as rival
-from benchmarks.cifar import CifarResNet, cifar_model, load_images, recalibrate, shared_file
+from benchmarks.cifar import CifarResNet, accuracy, cifar_model, load_images, recalibrate, shared_file
 from benchmarks.tables import ResumableTable, markdown_table, write_page
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Calibration, Collector
@@ -103,9 +102,9 @@ class Setup:
         """Measured accuracies of a pruned network; its batch norms end recalibrated."""
         calibration = torch.cat([images for images, _ in self.batches])
         removed = 1 - rival.macs(pruned, self.images) / rival.macs(self.model, self.images)
-        plain = cifar(pruned, self.images, self.labels)
+        plain = accuracy(pruned, self.images, self.labels)
         recalibrate(pruned, calibration)
-        after = cifar(pruned, self.images, self.labels)
+        after = accuracy(pruned, self.images, self.labels)
         case = f"{library} {criterion} {residual} {ratio:.0%}"
         shown = (f"{ratio:.0%}", f"{removed:.1%}", f"{plain:.1%}", f"{after:.1%}", f"{seconds:.1f}")
         return dict(zip(_COLUMNS, (case, library, criterion, residual, *shown), strict=True))
@@ -183,7 +182,7 @@ def main(
     )
     print(text)
     if out is not None:
-        before = cifar(setup.model, setup.images, setup.labels)
+        before = accuracy(setup.model, setup.images, setup.labels)
         write_page(out, f"Criteria on {model}", _note(model, images, calibration, before), text)
 
 

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import fxprune
-from benchmarks import cifar
-from benchmarks.cifar import cifar_resnet, load_images, recalibrate, shared_file
+from benchmarks.cifar import accuracy, cifar_resnet, load_images, recalibrate, shared_file
 from fxprune.errors import BudgetError
 
 SHARES = (1.0, 0.95, 0.9, 0.8, 0.7)
@@ -52,7 +51,7 @@ def _accuracy(
     except BudgetError:
         return "out of reach"
     recalibrate(pruned, images)
-    return f"{100 * cifar(pruned, tested, labels):.1f}"
+    return f"{100 * accuracy(pruned, tested, labels):.1f}"
 
 
 if __name__ == "__main__":

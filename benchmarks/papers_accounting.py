@@ -65,12 +65,12 @@ def main(
     for number, row in enumerate(rows, 1):
         print(f"{number}/{len(rows)} {row.name}", flush=True)
         table.add(_measured(row, seed))
-    between = ResumableTable(out.with_name(f"{out.stem}_ranges.csv"), meeting.COLUMNS)
+    between = ResumableTable(out.with_name(f"{out.stem}_ranges.csv"), meeting.RANGE_COLUMNS)
     for row in (r for r in published_rows() if r.flops_removed and only in r.name):
         if again or row.name not in between.rows:
             print(f"ranges of {row.name}", flush=True)
             between.add(meeting.range_row(row))
-    others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), meeting.COLUMNS)
+    others = ResumableTable(out.with_name(f"{out.stem}_segmentation.csv"), meeting.SEGMENTATION_COLUMNS)
     for name in meeting.NETWORKS:
         if only in name and (again or name not in others.rows):
             print(name, flush=True)

@@ -167,7 +167,7 @@ def _measured(pruned: torch.nn.Module, row: PublishedRow, shape: tuple[int, ...]
     return Met(*before, 1 - flops / before[0], 1 - params / before[1], error)
 
 
-COLUMNS = ("row", "early layers first", "late layers first")
+RANGE_COLUMNS = ("row", "early layers first", "late layers first")
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,10 @@ def range_row(row: PublishedRow) -> dict[str, object]:
     images = torch.zeros(1, *PAPER_NETWORKS[row.network].shape)
     subject = Subject(paper_network(row.network, row.classes), images, "random", "none")
     removed = [meet(row, subject, ByDepth(late), verify=False).params_removed for late in (False, True)]
-    return dict(zip(COLUMNS, (row.name, *(f"{share:.2%}" for share in removed)), strict=True))
+    return dict(zip(RANGE_COLUMNS, (row.name, *(f"{share:.2%}" for share in removed)), strict=True))
 
 
-COLUMNS = ("network", "parameters", "MACs", "MACs removed", "parameters removed", "proof error", "seconds")
+SEGMENTATION_COLUMNS = ("network", "parameters", "MACs", "MACs removed", "parameters removed", "proof error", "seconds")
 NETWORKS = {"U-Net": 2, "DABNet": 19, "DeepLabV3": 21}
 
 

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from benchmarks import cifar
-from benchmarks.cifar import load_images
+from benchmarks.cifar import accuracy, load_images
 
 _PAD = 4
 
@@ -72,7 +71,7 @@ class SmallImages:
     def accuracy(self, network: torch.nn.Module) -> float:
         """See Images."""
         training = network.training
-        found = cifar(network, self._tests, self._answers)
+        found = accuracy(network, self._tests, self._answers)
         network.train(training)
         return found
 

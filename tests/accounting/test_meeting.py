@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.accounting.meeting import COLUMNS as RANGE_COLUMNS
-from benchmarks.accounting.meeting import HALF_A_POINT, Subject, meet, meet_widths, range_row, settle
+from benchmarks.accounting.meeting import HALF_A_POINT, RANGE_COLUMNS, Subject, meet, meet_widths, range_row, settle
 from benchmarks.accounting.rows import criterion_for, given_widths, published_rows
 from benchmarks.networks.papers import PAPER_NETWORKS, paper_network
 from fxprune.criteria import Magnitude
