@@ -15,7 +15,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture.samples import Sample
-from fxprune.cost.budgets import BUDGETS, goals_of
+from fxprune.cost.budgets import goals_of, known_budgets
 from fxprune.criteria import Criterion
 from fxprune.errors import OptionError
 from fxprune.planning.limits import MAX_RATIO
@@ -132,7 +132,7 @@ class Options:
 
 def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
     """Whether the keys are names of budgets, and not of the model's own."""
-    return bool(ratio) and ratio.keys() <= set(BUDGETS) and not any(hasattr(model, name) for name in ratio)
+    return bool(ratio) and ratio.keys() <= set(known_budgets()) and not any(hasattr(model, name) for name in ratio)
 
 
 def by_path(model: nn.Module, option: str, value: Any) -> Any:

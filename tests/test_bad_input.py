@@ -59,7 +59,7 @@ def test_limits_that_stand_in_the_way_are_named() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"budget": "flops"}, errors.BudgetError, "unknown budget 'flops'; choose one of macs, params, channels"),
+        ({"budget": "flops"}, errors.BudgetError, "unknown budget 'flops'; choose one of channels, latency, macs"),
         ({"scope": "local"}, errors.BudgetError, "scope must be .*not 'local'"),
         ({"residual": "outer"}, errors.BudgetError, "residual must be .*not 'outer'"),
         ({"criterion": "magic"}, errors.CriterionError, "unknown criterion 'magic'; choose one of .*magnitude"),

@@ -213,7 +213,7 @@ class ChannelGraph:
         pairs: axes that must keep two elements, because an op does something else with one.
         constants: tensors made while tracing, by name.
         mac_terms: by node the terms of ``macs`` that are its own.
-        latency: the cost model of the seconds of a call, once they were measured; None before.
+        measured: cost models that need a run of the network, by the name of their budget; empty before it.
         batch_scale: the batch of the user's sample as a fraction of the batch that was traced.
         bytes: of an element of each parameter.
         captured: what was captured.
@@ -251,7 +251,7 @@ class ChannelGraph:
             self.mac_terms.setdefault(node, []).append(term)
         self.macs += tuple(Term(call.op, call.macs, ()) for call in self.opaque if call.macs)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
-        self.latency: Any = None
+        self.measured: dict[str, Any] = {}
         self.parameter_names = frozenset(term.owner for term in self.params)
         self.batch_scale = batch_scale
         self.bytes: Mapping[str, int] = {

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-BUDGETS = ("macs", "params", "channels", "memory", "latency")
+BUDGETS = registered_names("cost", "budget")
 CRITERIA = registered_names("criteria", "criterion")
 FORMATS = ("pt2", "onnx", "source")
 RECOVERIES = registered_names("recovery", "recovery")

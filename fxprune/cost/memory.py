@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Term
-from fxprune.cost.model import CostModel
+from fxprune.cost.model import CostModel, budget
 
 __all__ = ["LiveTerm", "MemoryModel", "live_terms", "memory_model", "paired_axes"]
 
@@ -51,6 +51,7 @@ class MemoryModel(CostModel):
         return float(values[: self._count].sum() + change.cumsum().max(initial=0.0))
 
 
+@budget("memory")
 def memory_model(graph: ChannelGraph) -> MemoryModel:
     """The bytes of the parameters and of the activations alive at the worst moment, for the sample as it was given."""
     weights = (Term(t.owner, graph.bytes.get(t.owner, 4) * t.coefficient, t.axes) for t in graph.params)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from fxprune.axes.elements import Mask, is_elementwise, kept_mask, kept_size, units_of
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, Term, variables
+from fxprune.errors import BudgetError
+from fxprune.util.registry import Registry
 
 __all__ = ["CostModel", "GatheredLeaf", "Leaf", "WidthLeaf"]
 
@@ -241,3 +243,7 @@ class _Builder:
             self._known_leaves[key] = len(self.leaves)
             self.leaves.append(WidthLeaf(variable, weights))
         return self._known_leaves[key]
+
+
+budget: Registry[CostModel] = Registry("budget", "fxprune.cost", BudgetError)
+"""Registers a function from a channel graph to its cost model, under the name by which users ask for it."""

@@ -1,7 +1,9 @@
 """Planning: scores and a budget in, the channels that stay out."""
 
-from fxprune.cost.budgets import BUDGETS, PlannedGraph, budget_model
+from fxprune.cost.budgets import budget_model, known_budgets
 from fxprune.planning.allocating import allocate
 from fxprune.planning.plan import Plan
 
-__all__ = ["BUDGETS", "Plan", "PlannedGraph", "allocate", "budget_model"]
+BUDGETS = known_budgets()
+
+__all__ = ["BUDGETS", "Plan", "allocate", "budget_model"]

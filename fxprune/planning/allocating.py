@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.cost.budgets import PlannedGraph, budget_model, check_ratio, goals_of
+from fxprune.cost.budgets import budget_model, check_ratio, goals_of
 from fxprune.criteria.base import Selection
 from fxprune.errors import BudgetError, CriterionError
 from fxprune.planning.descending import Goal, descend, frugal_staircase, paying, return_idle, score_staircase
@@ -33,7 +34,7 @@ Scores = Mapping[Group, FloatArray]
 
 
 def allocate(
-    graph: PlannedGraph,
+    graph: ChannelGraph,
     scores: Scores | Selection | None,
     *,
     ratio: float | Mapping[str, float] | None = None,
@@ -114,7 +115,7 @@ def allocate(
 class _Task:
     """One allocation: what is asked of which costs."""
 
-    def __init__(self, graph: PlannedGraph, scores: Scores | Selection | None, fractions: Mapping[str, float]) -> None:
+    def __init__(self, graph: ChannelGraph, scores: Scores | Selection | None, fractions: Mapping[str, float]) -> None:
         self.graph = graph
         self.scores = scores
         self.fractions = fractions
@@ -164,7 +165,7 @@ class _Task:
 
 
 def _shares_removed(
-    graph: PlannedGraph, scores: Scores | Selection | None, ratio: Mapping[str, float], limits: Limits
+    graph: ChannelGraph, scores: Scores | Selection | None, ratio: Mapping[str, float], limits: Limits
 ) -> dict[Group, Mask]:
     """At least that share of each group is gone, the lowest scores first."""
     if scores is not None and not isinstance(scores, Mapping):
@@ -192,7 +193,7 @@ def _check_choice(option: str, value: object, known: Sequence[str]) -> None:
         raise BudgetError(f"{option} must be {choices}, not {value!r}")
 
 
-def _values(graph: PlannedGraph, scores: Scores | None) -> dict[Group, FloatArray]:
+def _values(graph: ChannelGraph, scores: Scores | None) -> dict[Group, FloatArray]:
     if scores is None:
         return {group: np.zeros(group.size, dtype=np.float64) for group in graph.groups}
     for group in graph.groups:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask, owned_by
 from fxprune.axes.expressions import Axis, variables
-from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning.plan_text import write_ranges
 
@@ -20,7 +20,7 @@ __all__ = ["as_lists", "masks_without"]
 _ROLES = ("out", "other", "selection", "scale")
 
 
-def masks_without(graph: PlannedGraph, channels: Mapping[str, Any]) -> dict[Group, Mask]:
+def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Group, Mask]:
     """For every group a mask of the units that stay when the given channels go, with all that is tied to them.
 
     Args:
@@ -55,7 +55,7 @@ def masks_without(graph: PlannedGraph, channels: Mapping[str, Any]) -> dict[Grou
     return {group: stays[group.variable] for group in graph.groups}
 
 
-def as_lists(graph: PlannedGraph, channels: Mapping[str, Any]) -> dict[str, list[int]]:
+def as_lists(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[str, list[int]]:
     """The channels to remove as indices by path, for the plan's settings."""
     return {path: _indices(path, given, _place(graph, path)[0].size) for path, given in channels.items()}
 
@@ -78,7 +78,7 @@ def _indices(path: str, given: Any, size: int) -> list[int]:
     return [int(index) for index in np.unique(values)]
 
 
-def _place(graph: PlannedGraph, path: str) -> tuple[Axis, str]:
+def _place(graph: ChannelGraph, path: str) -> tuple[Axis, str]:
     """The axis of a layer's output channels, and why they stay where they do."""
     tensors = [name for name in graph.shapes if path in (name, name.rpartition(".")[0])]
     if not tensors:
@@ -92,7 +92,7 @@ def _place(graph: PlannedGraph, path: str) -> tuple[Axis, str]:
     return graph.tensors[tensors[0]][dim], pinned.get(dim, "")
 
 
-def _layers(graph: PlannedGraph) -> Iterator[str]:
+def _layers(graph: ChannelGraph) -> Iterator[str]:
     yield from list(dict.fromkeys(name.rpartition(".")[0] or name for name in graph.shapes))[:3]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, units_of
-from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Keep, Plan, same_indices
 from fxprune.planning.plan_text import kept_shapes
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def composed(graph: PlannedGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
+def composed(graph: ChannelGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
     """The plan that does at once what two do one after the other: kept indices of kept indices.
 
     Args:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Axis
-from fxprune.cost.budgets import PlannedGraph
 from fxprune.cost.model import CostModel, WidthLeaf
 from fxprune.criteria.base import removal_order
 from fxprune.planning.limits import Limits
@@ -32,7 +32,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 
 
-def score_staircase(graph: PlannedGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
+def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
     """Ascending scores; units without which some dim would become empty stay."""
     protected = _protected(graph, scores, limits)
     orders = [_moved_last(removal_order(scores[g]), protected[g]) for g in graph.groups]
@@ -40,7 +40,7 @@ def score_staircase(graph: PlannedGraph, scores: Mapping[Group, FloatArray], lim
 
 
 def frugal_staircase(
-    graph: PlannedGraph, scores: Mapping[Group, FloatArray], limits: Limits, model: CostModel
+    graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits, model: CostModel
 ) -> Staircase:
     """As :func:`score_staircase`, but the units that stay to the end are those that cost least.
 
@@ -61,7 +61,7 @@ def frugal_staircase(
     return Staircase(graph.groups, orders, steps)
 
 
-def _protected(graph: PlannedGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
+def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
     """Per group the units that keep every tensor dim and every contracted dim from becoming empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
     protected = protected_units(_axes(graph), free, graph.pairs)
@@ -69,7 +69,7 @@ def _protected(graph: PlannedGraph, preference: Mapping[Group, FloatArray], limi
     return {group: none[group] if group in none else protected[group.variable] for group in graph.groups}
 
 
-def _axes(graph: PlannedGraph) -> Iterator[Axis]:
+def _axes(graph: ChannelGraph) -> Iterator[Axis]:
     """Every axis that must keep an element."""
     yield from graph.activations
     for axes in graph.tensors.values():
@@ -84,7 +84,7 @@ def _moved_last(order: NDArray[np.intp], last: Mask) -> IntArray:
     return np.concatenate([order[~marked], order[marked]]).astype(np.int64)
 
 
-def _unit_costs(graph: PlannedGraph, model: CostModel) -> dict[Group, FloatArray]:
+def _unit_costs(graph: ChannelGraph, model: CostModel) -> dict[Group, FloatArray]:
     """What one unit of each group costs, to first order around a single kept unit each."""
     costs = {group.variable: np.zeros(group.size, dtype=np.float64) for group in graph.groups}
     leaves = np.array([leaf.expected(dict.fromkeys(costs, 1)) for leaf in model.leaves], dtype=np.float64)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Concat, Product
-from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import BudgetError, ExcludeError, FxpruneError
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 Value = TypeVar("Value")
 
 
-def excluded_groups(graph: PlannedGraph, patterns: Sequence[str]) -> frozenset[Group]:
+def excluded_groups(graph: ChannelGraph, patterns: Sequence[str]) -> frozenset[Group]:
     """The groups that contain output channels of what the patterns match.
 
     A group's own name means that group. Any other pattern (``fnmatch`` syntax, case-sensitive, ``*`` crosses dots)
@@ -46,7 +46,7 @@ def excluded_groups(graph: PlannedGraph, patterns: Sequence[str]) -> frozenset[G
 
 
 def per_group(
-    graph: PlannedGraph, option: str, value: Value | Mapping[str, Value] | Callable[[Group], Value], rest: Value
+    graph: ChannelGraph, option: str, value: Value | Mapping[str, Value] | Callable[[Group], Value], rest: Value
 ) -> dict[Group, Value]:
     """The value of an option for each group.
 
@@ -73,7 +73,7 @@ def per_group(
     return {group: found.get(group, rest) for group in graph.groups}
 
 
-def _groups(graph: PlannedGraph, pattern: str, option: str, error: type[FxpruneError]) -> set[Group]:
+def _groups(graph: ChannelGraph, pattern: str, option: str, error: type[FxpruneError]) -> set[Group]:
     if not isinstance(pattern, str):
         raise error(f"{option} takes modules of the model, or patterns as strings, not {pattern!r:.80}")
     named = {group for group in graph.groups if group.name == pattern}
@@ -95,13 +95,13 @@ def _matches(tensor: str, pattern: str) -> bool:
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(len(parts), 0, -1))
 
 
-def _holding(graph: PlannedGraph, tensors: frozenset[str], roles: Sequence[str]) -> Iterator[Group]:
+def _holding(graph: ChannelGraph, tensors: frozenset[str], roles: Sequence[str]) -> Iterator[Group]:
     for group in graph.groups:
         if any(member.role in roles and member.tensor in tensors for member in group.members):
             yield group
 
 
-def _why(graph: PlannedGraph, pattern: str) -> str:
+def _why(graph: ChannelGraph, pattern: str) -> str:
     reasons = (f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned if _matches(p.tensor, pattern))
     first = next(reasons, None)
     return f" ({first})" if first else ""
@@ -146,7 +146,7 @@ class Limits:
 
 
 def limits_of(
-    graph: PlannedGraph,
+    graph: ChannelGraph,
     *,
     exclude: Sequence[str] = (),
     residual: str = "coupled",
@@ -175,7 +175,7 @@ def limits_of(
     return Limits(fewest, multiples, frozenset(frozen), vectors or {}, given)
 
 
-def _multiples(graph: PlannedGraph, round_to: Count | str, multiple: int) -> dict[Group, int]:
+def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dict[Group, int]:
     if round_to == "auto":
         return automatic_multiples(graph, multiple)
     if isinstance(round_to, str):
@@ -183,7 +183,7 @@ def _multiples(graph: PlannedGraph, round_to: Count | str, multiple: int) -> dic
     return {g: _count("round_to", v) for g, v in per_group(graph, "round_to", round_to, 1).items()}
 
 
-def automatic_multiples(graph: PlannedGraph, multiple: int) -> dict[Group, int]:
+def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
     """For each group the multiple that kernels like: ``multiple``, or a power of two below that leaves it four widths.
 
     A unit that stands for several channels side by side, as a head does, counts as that many.
@@ -226,7 +226,7 @@ def _most(share: object, group: Group) -> int:
 
 
 def _in_words(
-    graph: PlannedGraph, frozen: frozenset[Group], round_to: Count | str, min_channels: Count, max_ratio: Share
+    graph: ChannelGraph, frozen: frozenset[Group], round_to: Count | str, min_channels: Count, max_ratio: Share
 ) -> tuple[str, ...]:
     notes = [f"{len(frozen)} of {len(graph.groups)} groups kept whole by exclude or residual"] if frozen else []
     for name, value in (("round_to", round_to), ("min_channels", min_channels), ("max_ratio", max_ratio)):

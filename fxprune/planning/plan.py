@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
-from fxprune.cost.budgets import PlannedGraph
 from fxprune.errors import PlanError
 from fxprune.planning.plan_text import PlanParts, plan_as_text, read_parts, write_parts
 from fxprune.util.tables import as_cell
@@ -44,7 +44,7 @@ class Plan:
     settings: Mapping[str, Any]
 
     @classmethod
-    def from_masks(cls, graph: PlannedGraph, masks: Mapping[Group, Mask], settings: Mapping[str, Any]) -> Plan:
+    def from_masks(cls, graph: ChannelGraph, masks: Mapping[Group, Mask], settings: Mapping[str, Any]) -> Plan:
         """The plan that keeps the units marked in ``masks`` (a group that is absent keeps all).
 
         Raises:
@@ -82,7 +82,7 @@ class Plan:
         if unknown is not None:
             raise PlanError(f"this plan is for another network: it does not know {unknown!r}")
 
-    def masks(self, graph: PlannedGraph) -> dict[Channels, Mask]:
+    def masks(self, graph: ChannelGraph) -> dict[Channels, Mask]:
         """The mask of every group's variable, after checking that the plan fits the graph.
 
         Raises:
@@ -196,7 +196,7 @@ def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
     return mask
 
 
-def _keep(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep]:
+def _keep(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep]:
     known: dict[Axis, Tensor | None] = {}
     keep: dict[str, Keep] = {}
     for name, axes in graph.tensors.items():
@@ -207,7 +207,7 @@ def _keep(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep
     return keep
 
 
-def _check_activations(graph: PlannedGraph, masks: Mapping[Channels, Mask]) -> None:
+def _check_activations(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
     if not all(kept_mask(axis, masks).any() for axis in graph.activations):
         raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
     if not all(kept_mask(axis, masks).sum() > 1 for axis in graph.pairs):

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group, PinnedWidth, position
+from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.cost.budgets import PlannedGraph, budget_model
+from fxprune.cost.budgets import budget_model
 from fxprune.cost.model import CostModel
 from fxprune.criteria.base import Ladder, Problem, Selection, removal_order
 from fxprune.errors import BudgetError
@@ -34,7 +35,7 @@ FloatArray = NDArray[np.float64]
 
 
 def selection_scores(
-    selection: Selection, graph: PlannedGraph, model: CostModel, limits: Limits, need: float
+    selection: Selection, graph: ChannelGraph, model: CostModel, limits: Limits, need: float
 ) -> dict[Group, FloatArray]:
     """Scores by which the allocator makes the choice of a selection, within the limits and at the exact budget.
 
@@ -50,7 +51,7 @@ def selection_scores(
 
 class _Search:
     def __init__(
-        self, selection: Selection, graph: PlannedGraph, model: CostModel, limits: Limits, need: float
+        self, selection: Selection, graph: ChannelGraph, model: CostModel, limits: Limits, need: float
     ) -> None:
         self._selection = selection
         self._model = model
@@ -95,7 +96,7 @@ class _Search:
         return found
 
 
-def ranks(graph: PlannedGraph, preference: Mapping[Group, FloatArray]) -> dict[Group, FloatArray]:
+def ranks(graph: ChannelGraph, preference: Mapping[Group, FloatArray]) -> dict[Group, FloatArray]:
     """Preferences of all groups as ranks in [0, 1); equal ones stay equal."""
     values = np.concatenate([np.zeros(0), *(preference[g] for g in graph.groups)])
     known, place = np.unique(values, return_inverse=True)
@@ -201,7 +202,7 @@ _SHOWN = 4
 
 
 def out_of_reach(
-    graph: PlannedGraph, budget: str, narrowest: Mapping[Group, Mask], limits: Limits, *, asked: float
+    graph: ChannelGraph, budget: str, narrowest: Mapping[Group, Mask], limits: Limits, *, asked: float
 ) -> BudgetError:
     """The error to raise; ``narrowest`` holds the masks with every group as narrow as its limits allow."""
     model = budget_model(graph, budget)
@@ -221,7 +222,7 @@ def out_of_reach(
     return BudgetError(message, reachable=reachable, pinned=[f"{p.tensor} dim {p.dim}" for p in pinned])
 
 
-def _unseen(graph: PlannedGraph, full: float) -> str:
+def _unseen(graph: ChannelGraph, full: float) -> str:
     """What is a constant, because it lies in parts that are not seen into."""
     held = sorted(((term.coefficient / full, term.owner) for term in graph.macs if not term.axes), reverse=True)
     parts = ", ".join(f"{owner} ({share:.1%} of the whole)" for share, owner in held[:_SHOWN])
@@ -236,7 +237,7 @@ def _reachable(saved: float, full: float) -> float:
     return ratio
 
 
-def _most_costly_first(graph: PlannedGraph, costs: Mapping[str, float]) -> list[PinnedWidth]:
+def _most_costly_first(graph: ChannelGraph, costs: Mapping[str, float]) -> list[PinnedWidth]:
     def rank(pinned: PinnedWidth) -> tuple[float, int, str, int]:
         elements = math.prod(graph.shapes.get(pinned.tensor, (pinned.size,)))
         return -_owner_cost(pinned.tensor, costs), -elements, pinned.tensor, pinned.dim

@@ -15,6 +15,7 @@ from fxprune.cost.latency import LatencyModel
 from fxprune.cost.latency.model import ShapedOp
 from fxprune.cost.latency.table import measured_surface
 from fxprune.cost.memory import LiveTerm, MemoryModel
+from fxprune.cost.model import CostModel
 
 IN = Fixed(3, "it is a dim of the network's input")
 OUT = Fixed(10, "it is a dim of the network's output")
@@ -43,13 +44,17 @@ class HandGraph:
         """Of every parameter."""
         return frozenset(term.owner for term in self.params)
 
+    @property
+    def measured(self) -> dict[str, CostModel]:
+        """Costs that are not read off the terms."""
+        return {"memory": self.memory(), "latency": self.latency()}
+
     def memory(self) -> MemoryModel:
         """Four bytes an element; each op's result has eight positions and is read by the next op alone."""
         outputs = [(term.owner, term.axes[0]) for term in self.macs if term.axes]
         live = [LiveTerm(Term(name, 32.0, (axis,)), step, step + 1) for step, (name, axis) in enumerate(outputs)]
         return MemoryModel((Term(t.owner, 4 * t.coefficient, t.axes) for t in self.params), live)
 
-    @property
     def latency(self) -> LatencyModel:
         """A second for each multiply-accumulate, looked up on a grid of the op's widths."""
         shaped = []
