@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.capture.samples import Sample
-from fxprune.pipeline import prove_plan
+from fxprune.provable import prove_plan
 from fxprune.rewriting.rewriter import certified
 
 __all__ = ["TAMPERINGS", "Tampering", "Victim"]
@@ -54,7 +54,7 @@ class Tampering:
     def __str__(self) -> str:
         return self.name
 
-    def is_seen(self) -> bool:
+    def is_seen(self, level: bool | str = True) -> bool:
         """Whether the proof refuses what the change makes of a right result."""
         model, sample = Victim().eval(), torch.randn(2, 3, 8, 8)
         graph, given = fxprune.analyze(model, sample), Sample.from_input(sample)
@@ -63,7 +63,7 @@ class Tampering:
         pruned, certificates = certified(graph, model, masks)
         self.change(pruned, model)
         try:
-            prove_plan(graph, model, pruned, plan, masks, given, certificates)
+            prove_plan(graph, model, pruned, plan, masks, given, certificates, level)
         except fxprune.errors.ProofError:
             return True
         return False
