@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.errors import PlanError
+from fxprune.errors import FileError, PlanError
 from fxprune.planning import Plan, allocate
 from fxprune.planning.plan_text import parse_ranges, write_ranges
 from tests.planning import graphs
@@ -206,7 +206,7 @@ def test_not_text(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(PlanError, match=r"plan.json: "):
         Plan.load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError):
         Plan.load(tmp_path / "absent.json")
 
 

@@ -22,7 +22,7 @@ from tests.killing import can_fork, in_child, killed_after
 from tests.saving.networks import make
 
 pytestmark = can_fork
-WATCHED = ("artefacts/folders.py", "artefacts/saving.py", "fxprune/util/writing.py")
+WATCHED = ("saving/folders.py", "saving/saving.py", "fxprune/util/writing.py")
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
