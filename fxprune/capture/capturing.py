@@ -57,6 +57,7 @@ class Captured:
         modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
         flags: by the mode of the whole, the mode of every module by its path in what was traced.
         written: what the forward leaves for its next call in attributes, containers, classes and globals, by place.
+        untraced: why the forward in training mode could not be captured; empty where it was, or need not be.
         effects: what the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     """
 
@@ -83,6 +84,13 @@ class Captured:
     remembers: tuple[str, ...] = ()
     effects: Effects = field(default_factory=dict)
     written: dict[Place, Any] = field(default_factory=dict)
+    untraced: str = ""
+
+    def refuse_training(self, reason: str) -> None:
+        """Let the graph of eval mode be the only one, and that in the modes that parts have in eval mode."""
+        self.untraced, self.training_twin = f"training mode cannot be captured: {reason}", None
+        self.flags.pop(True, None)
+        self.modes_read |= {"", *self.opaque}
 
     def everything(self) -> Iterator[Captured]:
         """This graph, the one of training mode, and the same for every variant and every island."""

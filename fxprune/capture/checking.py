@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import cmath
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,10 +19,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.capturing import Captured
 from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState
 from fxprune.errors import ModelError, SampleError
+from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
 _NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
@@ -195,8 +196,8 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     if is_meta(model):
         return None
     try:
-        duplicate = copy.deepcopy(model).eval()
-    except Exception:  # deepcopy runs the user's own code: anything may come out of it
+        duplicate = private_copy(model).eval()
+    except Exception:  # copying runs the user's own code: anything may come out of it
         return None
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
@@ -221,9 +222,9 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
     found: dict[Place, Any] = {}
     answers: dict[bool, Any] = {}
     differs = False
-    with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad(), restored(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), restored(model):
         try:
-            duplicate = copy.deepcopy(model)
+            duplicate = private_copy(model)
             tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
         except Exception:  # the user's own code; what cannot be copied cannot be compared
             return {}, False
@@ -231,22 +232,62 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
             for training in (*(mode for mode in modes for _ in range(2)), modes[0]):
                 switch(duplicate, "train" if training else "eval")
                 state = PythonState(duplicate)
-                torch.manual_seed(0)
-                answer = sample.map(torch.clone).call(duplicate)
+                answer = _answer(duplicate, sample, training)
                 found |= state.written() if training in answers else {}
                 differs |= not _alike(answers.setdefault(training, answer), answer)
-                for name, tensor in duplicate.state_dict().items():
-                    if name in tensors and tensors[name].shape == tensor.shape:
-                        tensor.copy_(tensors[name])
+                with torch.no_grad():
+                    for name, tensor in duplicate.state_dict().items():
+                        if name in tensors and tensors[name].shape == tensor.shape:
+                            tensor.copy_(tensors[name])
         except Exception:  # what does not run cannot be compared
             return {}, False
     return found, differs
 
 
+def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
+    """The modes (``training``) in which the graphs do not go on answering as a model does that is called again and again.
+
+    Both are run on private copies, in each mode twice and in training once more, with the same random numbers.
+    """
+    if "" in captured.opaque:
+        return []
+    modes = [mode for mode in (False, True) if not (mode and captured.untraced)]
+    unlike: set[bool] = set()
+    with torch.random.fork_rng(devices=_cuda_devices(model)), restored(model):
+        copies = [private_copy(model) for _ in range(2)]
+        graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}
+        for training in (*(mode for mode in modes for _ in range(2)), modes[-1]):
+            for duplicate in copies:
+                switch(duplicate, "train" if training else "eval")
+            pair = copies[0], graphs.get(training, graphs[False])
+            if not _alike(*(_answer(network, captured.sample, training) for network in pair)):
+                unlike.add(training)
+    return sorted(unlike)
+
+
+def _answer(network: nn.Module, sample: Sample, training: bool) -> Any:
+    """What a network gives, or that it raises; what hangs hooks on gradients in training wants some."""
+    torch.manual_seed(0)
+    try:
+        with torch.set_grad_enabled(training):
+            return sample.map(torch.clone).call(network)
+    except Exception as error:  # the user's own code: anything may come out of it
+        return type(error).__name__
+
+
 def _alike(first: Any, second: Any) -> bool:
-    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=False)
-    tensors = [(a, b) for a, b in pairs if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)]
-    return all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-6, equal_nan=True) for a, b in tensors)
+    leaves = [pytree.tree_leaves(answer) for answer in (first, second)]
+    return len(leaves[0]) == len(leaves[1]) and all(map(_equal, *leaves))
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+        literals = (bool, int, str, type(None))
+        return type(first) is type(second) and (first == second or not isinstance(first, literals))
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    pair = [tensor if tensor.is_complex() else tensor.double() for tensor in (first, second)]
+    return torch.allclose(*pair, 1e-4, 1e-6, equal_nan=True)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxprune.capture import clone
 from fxprune.capture.capturing import Captured, OpaqueCalls, capture
@@ -141,8 +142,19 @@ def capture_training(
     captured.modes_read |= training.modes_read
     captured.written |= training.written
     captured.remembers = tuple(dict.fromkeys((*captured.remembers, *training.remembers)))
+    # What is opaque may give another structure in training, which fits one of the two graphs alone.
+    captured.modes_read |= {path for path in captured.opaque if _given(captured, path) != _given(training, path)}
+    # So may a part in whose train() more is set than modes.
+    holders = (f"{name.rpartition('.')[0]}." for name in modes.sets)
+    captured.modes_read |= {p.removeprefix(captured.prefix)[:-1] for p in holders if p.startswith(captured.prefix)}
     same = str(training.graph) == str(captured.graph) and not training.constants and not captured.constants
     return None if same else training
+
+
+def _given(captured: Captured, path: str) -> list[str]:
+    """The structure of what each call of an opaque module gives."""
+    nodes = (node for node in captured.graph.nodes if node.op == "call_module" and node.target == path)
+    return [repr(pytree.tree_map_only(torch.Tensor, lambda t: (t.dtype, t.shape), node.meta["val"])) for node in nodes]
 
 
 def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, OpaqueCalls]:

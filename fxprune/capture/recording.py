@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.clone import meta_like
 from fxprune.capture.samples import Sample
+from fxprune.util.copies import private_copy
 
 _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)
 
@@ -36,7 +36,7 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
     Raises:
         Exception: whatever the model raises on its sample.
     """
-    twin = copy.deepcopy(model).train(training)
+    twin = private_copy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
     counter = FlopCounterMode(display=False)

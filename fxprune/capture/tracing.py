@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.capturing import Captured, capture
-from fxprune.capture.checking import counters, refuses
+from fxprune.capture.checking import counters, forgetful, refuses
 from fxprune.capture.decisions import asks_sizes
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
@@ -62,38 +62,39 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
 
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model, is_leaf)
-    captured, untraced = _both_modes(model, sample, modes, {})
-    remembers = _remembered(captured)
+    captured = _both_modes(model, sample, modes, {})
+    remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written, differs = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
-        captured, untraced = _both_modes(model, sample, modes, written)
-    if captured.opaque:
-        remembers = _remembered(captured)
-    if differs and remembers:
-        raise ModelError(
+        captured = _both_modes(model, sample, modes, written)
+    if differs:
+        _check_memory(model, captured, remembers)
+    captured.variants = tuple(find_variants(model, captured))
+    for variant in captured.variants if not captured.untraced else ():
+        _add_training(model, variant, modes, written)
+    untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
+    return captured, tuple(untraced)
+
+
+def _check_memory(model: nn.Module, captured: Captured, remembers: Sequence[str]) -> None:
+    """Refuse a mode in which the graph answers otherwise than the original, which keeps something between calls.
+
+    Raises:
+        ModelError: it is eval mode.
+    """
+    for training in forgetful(model, captured):
+        reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"
         )
-    captured.variants = tuple(find_variants(model, captured))
-    for variant in captured.variants if not untraced else ():
-        _add_training(model, variant, modes, written)
-    return captured, untraced
-
-
-def _remembered(captured: Captured) -> tuple[str, ...]:
-    """What a call leaves for the next one; an opaque part keeps its own."""
-    own = tuple(f"{path}." for path in captured.opaque)
-    left = [(name, name) for name in captured.remembers]
-    left += [
-        (f"{words.partition(',')[0]}.".removeprefix("module "), f"{key!r} of the {words}")
-        for words, key in captured.written
-    ]
-    return () if "" in captured.opaque else tuple(said for place, said in left if not place.startswith(own))
+        if not training:
+            raise ModelError(reason)
+        captured.refuse_training(reason)
 
 
 def _both_modes(
     model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]
-) -> tuple[Captured, tuple[OpaqueOp, ...]]:
+) -> Captured:
     """Both graphs of a model; a part that cannot be traced in training mode is opaque in both."""
     captured = _eval_graph(model, sample, modes, written)
     captured.effects = modes.effects
@@ -102,7 +103,7 @@ def _both_modes(
     except CaptureError as error:
         failure = error
     else:
-        return captured, ()
+        return captured
     try:
         if not failure.path or captured.opaque:
             raise failure
@@ -110,9 +111,9 @@ def _both_modes(
         parts.effects = modes.effects
         _add_training(model, parts, modes, written)
     except CaptureError as error:
-        reason = f"training mode runs the graph of eval mode: {error}"
-        return captured, (OpaqueOp("", UNTRACED_TRAINING, "", reason),)
-    return parts, ()
+        captured.refuse_training(str(error))
+        return captured
+    return parts
 
 
 def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]) -> Captured:

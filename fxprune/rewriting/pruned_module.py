@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.capture.tracing import UNTRACED_TRAINING
 from fxprune.errors import ModeError
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
@@ -53,7 +51,7 @@ class PrunedGraphModule(PartsModule):
         """
         # First of all, so that a part which is called like one of these is seen to be hidden by it.
         own: dict[str, Any] = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
-        own |= {"_modes": {"effects": {}, "flags": {}, **(modes or {})}, "_mode": False}
+        own |= {"_modes": {"effects": {}, "flags": {}, "untraced": "", **(modes or {})}, "_mode": False}
         vars(self).update(own, _forwards={}, _chosen={})
         super().__init__(root, graphs["eval"], class_name)
         for graph in self._graphs.values():
@@ -87,17 +85,16 @@ class PrunedGraphModule(PartsModule):
         """How the network switches modes.
 
         ``"effects"``: what ``train()`` and ``eval()`` of parts set (:mod:`fxprune.util.modes`). ``"flags"``: by path,
-        the mode that a part must have for the graph of eval mode and for that of training mode.
+        the mode that a part must have for the graph of eval mode and for that of training mode. ``"untraced"``: why
+        there is no graph of training mode, so that calls in it are refused; empty where nothing is missing.
         """
         return self._modes
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where the two modes have different ones.
 
-        Warns where training mode could not be traced, so that it runs the graph of eval mode.
+        Where training mode could not be traced, a call in it raises ModeError.
         """
-        if mode:
-            _warn_of_eval_graph(self.meta)
         return self._switched("train" if mode else "train(False)")
 
     def eval(self) -> PrunedGraphModule:
@@ -141,10 +138,15 @@ class PrunedGraphModule(PartsModule):
         known = all(flags[path] in pair for path, pair in self._modes["flags"].items())
         if not known or len(self._graphs) > self._count():
             odd = next(p for p, pair in self._modes["flags"].items() if flags[p] is not pair[self.training])
+            if self._modes["untraced"]:
+                raise ModeError(
+                    f"{odd or 'the network'} is in training mode, of which there is no graph ({self._modes['untraced']}): "
+                    "call eval(), whose graph has gradients, too; or train the original, and prune it then"
+                )
             raise ModeError(
                 f"{odd or 'the network'} is in {'training' if flags[odd] else 'eval'} mode and other parts are not, as "
                 "train() and eval() of the original never leave them: no graph was made for this mixture; call train() "
-                "or eval() of the whole network"
+                f"or eval() of the whole network, or let train() of the original keep {odd or 'it'} so and prune again"
             )
 
     def recompile(self) -> Any:
@@ -199,9 +201,9 @@ class PrunedGraphModule(PartsModule):
             node.target = plain[str(node.target)]
         root = {new: attribute(self, name) for name, new in plain.items()}
         kept_out = [plain[name] for name in self._kept_out]
-        modes = {
-            about: {names.of(path): value for path, value in known.items()} for about, known in self._modes.items()
-        }
+        by_path = {about: known for about, known in self._modes.items() if about != "untraced"}
+        modes = {about: {names.of(path): value for path, value in known.items()} for about, known in by_path.items()}
+        modes["untraced"] = self._modes["untraced"]
         twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out, modes=modes)
         twin.set_modes({names.of(path): mode for path, mode in flags_of(self).items()})
         twin.meta = self.meta
@@ -253,13 +255,6 @@ def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:
 def graph_name(training: bool, variant: int) -> str:
     """The name of a graph among :attr:`PrunedGraphModule.graphs`."""
     return ("training" if training else "eval") + (f"_{variant}" if variant else "")
-
-
-def _warn_of_eval_graph(meta: Mapping[str, Any]) -> None:
-    report = meta.get("fxprune", {}).get("report")
-    for row in getattr(report, "opaque", ()):
-        if row.name == UNTRACED_TRAINING:
-            warnings.warn(f"{row.reason} (functional dropout and the like stay off)", stacklevel=3)
 
 
 def _unpickled(

@@ -90,7 +90,7 @@ class Rewriter:
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
-        modes = {"effects": captured.effects, "flags": _modes_asked(variants)}
+        modes = {"effects": captured.effects, "flags": _modes_asked(variants), "untraced": captured.untraced}
         pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out, modes=modes)
         arrange(pruned, part)
         pruned.set_modes(flags_of(part))
@@ -274,8 +274,12 @@ def certified(
 
 
 def _modes_asked(variants: Iterable[Captured]) -> dict[str, list[bool]]:
-    """The modes in eval and in training of the parts that the forward asks, unless none makes a difference."""
-    asked = {p: [c.flags[False][p], c.flags[True][p]] for c in variants if True in c.flags for p in c.modes_read}
+    """The modes in eval and in training of the parts that the forward asks, unless none makes a difference.
+
+    Where training mode could not be captured, those of eval mode are the only ones.
+    """
+    flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in variants for p in c.modes_read]
+    asked = {path: [evaluating[path], training[path]] for path, evaluating, training in flags}
     two_graphs = any(captured.training_twin is not None for captured in variants)
     return {part: modes for part, modes in sorted(asked.items()) if two_graphs or modes != [False, True]}
 

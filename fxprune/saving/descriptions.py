@@ -157,7 +157,8 @@ def _checked_modes(modes: Any) -> dict[str, Any]:
         pairs = list(known.get("flags", {}).values())
         calls = [call for part in known.get("effects", {}).values() for call in part.items()]
         flags = [*(flag for pair in pairs for flag in pair), *(flag for _, own in calls for flag in own.values())]
-        right = known.keys() <= {"effects", "flags"} and all(type(pair) is list and len(pair) == 2 for pair in pairs)
+        right = known.keys() <= {"effects", "flags", "untraced"} and isinstance(known.get("untraced", ""), str)
+        right = right and all(type(pair) is list and len(pair) == 2 for pair in pairs)
     except (TypeError, ValueError, AttributeError):
         right, flags, calls = False, [], []
     if not right or not all(f is None or type(f) is bool for f in flags) or not {name for name, _ in calls} <= {*CALLS}:

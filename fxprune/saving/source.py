@@ -46,7 +46,8 @@ def model_source(
     start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
     constructor = "\n".join(f"        {line}" for line in [start, *tree.statements()])
     graphs = _graphs(network, tree)
-    own = f"\n{forward_source(graphs[''], tree.access, tree.states.name)}" if "" in graphs else ""
+    refusal = description.modes.get("untraced", "")
+    own = f"\n{forward_source(graphs[''], tree.access, tree.states.name, refusal)}" if "" in graphs else ""
     islands = "".join(_island_source(graphs[path], path, name, tree) for path, name in tree.islands.items())
     own += _train_source(network) if description.modes.get("effects") else ""
     body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"

@@ -54,18 +54,22 @@ _SHORT_NAMES = {"torch.nn.functional.": "F.", "builtins.": ""}
 _INDENT = 8
 
 
-def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access) -> str:
+def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access, untraced: str = "") -> str:
     """The ``forward`` method; where there are several graphs, it calls the one of the present mode and of the sizes.
 
     ``access`` gives the expression for the path of a module or a tensor, ``imported`` the name for an import path.
+    ``untraced``: why there is no graph of training mode, so that a call in it raises.
     """
-    if set(graphs) == {"eval"}:
+    if set(graphs) == {"eval"} and not untraced:
         return _method("forward", graphs["eval"], access, imported)
     printer = _Printer(graphs["eval"], access, imported, _INDENT)
     list(printer.lines())
     names = ", ".join(parameter.partition("=")[0] for parameter in printer.parameters)
     sized = has_variants(graphs)
     lines = [f"forward = self.forward_for({names})"] if sized else [f"forward = {_choice(graphs, '')}"]
+    if untraced:
+        reason = ascii(f"the network is in training mode, of which there is no graph ({untraced}): call eval()")
+        lines = ["if self.training:", f"    raise RuntimeError({reason})", *lines]
     body = "".join(f"        {line}\n" for line in [*lines, f"return forward({names})"])
     methods = [_method(f"forward_{name}", graph, access, imported) for name, graph in graphs.items()]
     head = f"    def forward({', '.join(['self', *printer.parameters])}):\n{body}"

@@ -21,6 +21,7 @@ __all__ = [
     "copied_attributes",
     "copy_module",
     "deep_copy",
+    "private_copy",
     "tensors_in",
 ]
 
@@ -129,6 +130,11 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, (list, tuple, set)):
         for item in value:
             yield from tensors_in(item, depth - 1)
+
+
+def private_copy(module: Module) -> Module:
+    """A deep copy over tensors of its own without a history, which need gradients where the original's do."""
+    return deep_copy(module, lambda tensor: cloned(tensor).requires_grad_(tensor.requires_grad))
 
 
 def cloned(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
-"""Branches on finiteness, and chance outside torch: training mode is right, or eval mode's graph and a warning."""
+"""Branches on finiteness, and chance outside torch: training mode is right, or calls in it are refused."""
 
 from __future__ import annotations
 
+import copy
 import random
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,15 +71,20 @@ class LayerDrop(Net):
 
 
 @pytest.mark.parametrize("network", [NumpyNoise, PythonChance, LayerDrop])
-def test_a_training_mode_of_other_chance_is_that_of_eval_and_says_so(network: type[Net]) -> None:
-    result = pruned(network(), vector())
+def test_calls_in_a_training_mode_of_other_chance_are_refused(network: type[Net], tmp_path: Path) -> None:
+    result = pruned(network(), vector()).eval()
     (row,) = fxprune.report(result).opaque
     assert row.name == "the forward in training mode"
+    fxprune.save(result, tmp_path / "saved")
+    source: nn.Module = runpy.run_path(str(tmp_path / "saved" / "model.py"))["Model"]()
+    source.load_state_dict(result.state_dict())
     x = vector()
     expected = result(x)
-    with pytest.warns(UserWarning, match="training mode runs the graph of eval mode"):
-        result.train()
-    assert torch.equal(result(x), expected)
+    for twin in (result, copy.deepcopy(result), fxprune.load(tmp_path / "saved"), source):
+        with pytest.raises(RuntimeError, match=r"of which there is no graph \(training mode cannot be captured: "):
+            twin.train()(x)
+        twin.last.train(), twin.eval(), twin.first.train()
+        torch.testing.assert_close(twin(x), expected)
 
 
 class AlwaysNoise(NumpyNoise):

@@ -131,8 +131,10 @@ def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool) ->
     except (fxprune.errors.CaptureError, fxprune.errors.ModelError):
         pass
     else:
-        with pytest.warns(UserWarning, match="training mode runs the graph of eval mode"):
-            pruned.train()
+        assert not always
+        with pytest.raises(fxprune.errors.ModeError, match="training mode, of which there is no graph"):
+            pruned.train()(torch.randn(2, 3, 8, 8))
+        torch.testing.assert_close(pruned.eval()(x := torch.randn(4, 3, 8, 8)), copy.deepcopy(model).eval()(x))
     assert (model.step, model.numbers, model.calls, model.history) == (0, {"step": 0}, 0, [])
     assert (SHARED.calls, COUNTS) == (0, {"calls": 0})
 
