@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -153,7 +154,8 @@ def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: B
 class Interrupted(nn.Module):
     """Raises in the n-th call of its forward, whoever calls it."""
 
-    remaining = 0
+    # A variable of the context, which no graph could forget.
+    remaining: ContextVar[int] = ContextVar("remaining")
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -169,8 +171,8 @@ class Interrupted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.dropout(self.first(x), 0.5, self.training)
-        Interrupted.remaining -= 1
-        if Interrupted.remaining < 0:
+        Interrupted.remaining.set(Interrupted.remaining.get() - 1)
+        if Interrupted.remaining.get() < 0:
             raise self.error[0]
         return self.second(x)
 
@@ -179,10 +181,10 @@ class Interrupted(nn.Module):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("half way")], ids=repr)
 def test_a_forward_that_raises_in_any_of_its_calls(error: BaseException, calls: int) -> None:
     model, sample = Interrupted(error), torch.randn(2, 8)
-    Interrupted.remaining = calls
+    Interrupted.remaining.set(calls)
     with contextlib.suppress(KeyboardInterrupt, fxprune.FxpruneError):
         unchanged(model, lambda: fxprune.compile(model, sample, 0.4))
-    Interrupted.remaining = 100
+    Interrupted.remaining.set(100)
     unchanged(model, lambda: fxprune.compile(model, sample, 0.4))
 
 

@@ -298,7 +298,7 @@ class _Task:
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module: recorder.mode_is_read(paths.get(id(module), "")))
         args, kwargs = _placeholders(copy, self.sample.to_meta().map(self._in_precision), recorder)
-        chance, python_state = OtherChance(), PythonState(copy, self.prefix)
+        chance, python_state = OtherChance(), PythonState(copy, reachable(self.model), self.prefix)
         try:
             with restored(self.model), builtin_calls.remembering(reachable(self.model).functions), recorder:
                 python_state.watch(self.written, next(iter(recorder.graph.nodes)))
@@ -315,6 +315,7 @@ class _Task:
             message = f"{_where(error, recorder)}: {_in_words(error)}"
             raise CaptureError(message, path=recorder.innermost) from error
         finally:
+            python_state.restore()
             chance.restore()
 
     def _handler(self, copy: nn.Module, recorder: Recorder, paths: Mapping[int, str]) -> clone.CallHandler:

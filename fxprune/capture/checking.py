@@ -20,9 +20,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.capturing import Captured
-from fxprune.capture.reachable import restored
+from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
-from fxprune.capture.state import Place, PythonState
+from fxprune.capture.state import Place, PythonState, left_alone
 from fxprune.errors import ModelError, SampleError
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
@@ -222,7 +222,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
     found: dict[Place, Any] = {}
     answers: dict[bool, Any] = {}
     differs = False
-    with torch.random.fork_rng(devices=_cuda_devices(model)), restored(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         try:
             duplicate = private_copy(model)
             tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
@@ -231,7 +231,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
         try:
             for training in (*(mode for mode in modes for _ in range(2)), modes[0]):
                 switch(duplicate, "train" if training else "eval")
-                state = PythonState(duplicate)
+                state = PythonState(duplicate, reachable(model))
                 answer = _answer(duplicate, sample, training)
                 found |= state.written() if training in answers else {}
                 differs |= not _alike(answers.setdefault(training, answer), answer)
@@ -245,7 +245,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
 
 
 def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
-    """The modes (``training``) in which the graphs do not go on answering as a model does that is called again and again.
+    """The modes (``training``) in which the graphs do not go on answering as a model does from call to call.
 
     Both are run on private copies, in each mode twice and in training once more, with the same random numbers.
     """
@@ -253,7 +253,7 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
         return []
     modes = [mode for mode in (False, True) if not (mode and captured.untraced)]
     unlike: set[bool] = set()
-    with torch.random.fork_rng(devices=_cuda_devices(model)), restored(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         copies = [private_copy(model) for _ in range(2)]
         graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}
         for training in (*(mode for mode in modes for _ in range(2)), modes[-1]):
@@ -286,8 +286,8 @@ def _equal(first: Any, second: Any) -> bool:
         return type(first) is type(second) and (first == second or not isinstance(first, literals))
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
-    pair = [tensor if tensor.is_complex() else tensor.double() for tensor in (first, second)]
-    return torch.allclose(*pair, 1e-4, 1e-6, equal_nan=True)
+    left, right = (tensor if tensor.is_complex() else tensor.double() for tensor in (first, second))
+    return torch.allclose(left, right, 1e-4, 1e-6, equal_nan=True)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

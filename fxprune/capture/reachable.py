@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import random
 import sys
 import types
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,6 +30,9 @@ _LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", __name__.part
 _CONTAINERS = (dict, list, set, deque)
 # Tables of more entries are registries, of which a forward uses few.
 _MOST_ENTRIES = 64
+# What is taken from these moves them on; and what is written into arrays changes these.
+STREAMS = (random.Random, np.random.Generator, np.random.RandomState, Iterator)
+_BUFFERS = (bytearray, np.ndarray)
 _Cache: Any = type(functools.lru_cache(lambda: None))
 _STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
 _MISSING: Any = object()
@@ -46,6 +51,7 @@ class Reachable:
         cells: variables of enclosing functions.
         namespaces: the globals of the functions, by their id.
         modules: the model's modules, by their id.
+        names: those of globals and attributes that the code uses.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -57,7 +63,7 @@ class Reachable:
         self.namespaces: dict[int, dict[str, Any]] = {}
         self.modules = {id(module): module for module in model.modules()}
         self._seen: dict[int, Any] = {}
-        self._names: set[str] = {"forward"}
+        self.names: set[str] = {"forward"}
         self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
         self._pending: list[Any] = [type(module) for module in model.modules()]
         # What the model itself holds is copied before anything runs; functions and classes are not.
@@ -66,6 +72,22 @@ class Reachable:
             self._pending += [v if callable(v) else type(v) for v in held]
         while self._pending:
             self._visit(self._pending.pop())
+
+    @functools.cached_property
+    def holders(self) -> list[tuple[str, Any]]:
+        """Everything that holds values, each in words."""
+        tables = [c for c in self.containers if len(c) <= _MOST_ENTRIES]
+        return [
+            *((in_words(cls), cls) for cls in self.classes),
+            *((f"globals of {namespace.get('__name__')}", namespace) for namespace in self.namespaces.values()),
+            *((f"variable {number} of a function around it", cell) for number, cell in enumerate(self.cells)),
+            *((f"container {number} that it shares", table) for number, table in enumerate(tables)),
+        ]
+
+    @functools.cached_property
+    def changeable(self) -> list[tuple[str, Any]]:
+        """Those of the holders in which there is something that may change without being another object."""
+        return [(words, holder) for words, holder in self.holders if any(is_changeable(type(v)) for v in _held(holder))]
 
     def _visit(self, value: Any) -> None:
         if id(value) in self._seen:
@@ -102,9 +124,9 @@ class Reachable:
             self._pending += [] if found is None or _is_data(found) else [found]
             if isinstance(found, types.ModuleType) and _root(found.__name__) not in _LEFT_OUT:
                 self._pending += [vars(found)[n] for n in names if n in vars(found)]
-        for name in names - self._names:
+        for name in names - self.names:
             self._pending += self._waiting.pop(name, ())
-        self._names |= names
+        self.names |= names
 
     def _visit_class(self, cls: type) -> None:
         for base in cls.__mro__:
@@ -112,7 +134,7 @@ class Reachable:
                 continue
             self.classes.append(base)
             for name, member in list(vars(base).items()):
-                used = name in self._names or (name.startswith("__") and name not in ("__init__", "__dict__"))
+                used = name in self.names or (name.startswith("__") and name not in ("__init__", "__dict__"))
                 (self._pending if used else self._waiting[name]).append(member)
 
     def _visit_object(self, value: Any) -> None:
@@ -140,6 +162,27 @@ class Reachable:
             and root not in _LEFT_OUT - {"collections", "types", "weakref"}
         ):
             self._pending.append(held)
+
+
+def in_words(cls: type) -> str:
+    """What a class is called, the same for a class that is watched in its place."""
+    return f"class {cls.__module__}.{cls.__qualname__}"
+
+
+def _changes_inside(cls: Any) -> bool:
+    return issubclass(cls, (*STREAMS, *_BUFFERS))
+
+
+# Whether an instance of a class is an iterator, a generator of random numbers or an array.
+is_changeable: Callable[[Any], bool] = functools.lru_cache(maxsize=8192)(_changes_inside)
+
+
+def _held(holder: Any) -> list[Any]:
+    if isinstance(holder, types.CellType):
+        return [holder.cell_contents]
+    if isinstance(holder, type):
+        return list(vars(holder).values())
+    return list(dict.values(holder) if isinstance(holder, dict) else holder)
 
 
 def _root(module: Any) -> str:

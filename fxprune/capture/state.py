@@ -7,16 +7,22 @@ their places that know where they came from.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+import operator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from random import Random
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, NoReturn
 
+import numpy as np
 from torch import fx, nn
 
 from fxprune.capture.numbers import Traced, plain, traced
+from fxprune.capture.reachable import STREAMS, Reachable, in_words, is_changeable, reachable, restored
 from fxprune.errors import CaptureError
 
-__all__ = ["Place", "PythonState", "check_forgotten"]
+__all__ = ["Place", "PythonState", "check_forgotten", "left_alone"]
 
 # What holds a value, in words that are the same for each copy of a model, and the attribute, key or index.
 Place = tuple[str, Any]
@@ -24,6 +30,7 @@ Place = tuple[str, Any]
 _LITERALS = (int, float, bool, str, type(None))
 _OWN = frozenset(vars(nn.Module()))
 _FOREIGN = ("torch", "builtins", "numpy", "functools", __name__.partition(".")[0])
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type, nn.Module)
 _LENGTH = "its length"
 _DEPTH = 4
 # Larger tables, and what they hold, are taken for what code looks up and no forward changes.
@@ -31,49 +38,155 @@ _MOST = 64
 
 
 class PythonState:
-    """The literals that a private copy of a model can reach outside of its tensors, before its forward runs."""
+    """What a private copy of a model can reach outside of its tensors, before its forward runs.
 
-    def __init__(self, model: nn.Module, prefix: str = "") -> None:
-        """``prefix``: the path of ``model``, and a dot, in the model that it is a part of."""
-        self._model, self._prefix = model, prefix
-        self._before = self._literals()
+    That is literals, and what stands inside of iterators, generators of random numbers and arrays.
+    """
+
+    def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "") -> None:
+        """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole."""
+        self._model, self._prefix, self._changeable = model, prefix, shared.changeable
+        # A class that is watched while it is traced is set in the place of the original.
+        watched = {type(module): None for module in model.modules() if type(module) not in shared.classes}
+        self._shared = [*shared.holders, *((in_words(cls), cls) for cls in watched)]
+        self._copies = [_copied(holder) for _, holder in self._shared]
+        self._own, self._inner = _literals(self._holders()), _literals(self._changeable)
 
     def written(self) -> dict[Place, Any]:
         """What the forward wrote since: values that are new or that changed, by their places."""
-        after, missing = self._literals(), object()
+        before, after = self._shared_literals()
+        before, after, missing = {**before, **self._own}, {**after, **_literals(self._holders())}, object()
         return {
-            place: value
-            for place, (_, value) in after.items()
-            if _differ(self._before.get(place, (None, missing))[1], value)
+            place: value for place, (_, value) in after.items() if _differ(before.get(place, (None, missing))[1], value)
         }
 
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
         """Put numbers that know where they came from, and other values as a call leaves them, in these places."""
-        holders = dict(_holders(self._model, self._prefix))
-        for place, value in written.items():
-            holder = holders.get(place[0])
-            if holder is not None and place[1] != _LENGTH:
-                _put(holder, place[1], traced(plain(value), _left_by_a_call, (node, place)))
+        wanted = {words for words, _ in written}
+        pairs = [*self._holders(), *self._shared] if wanted else []
+        for words, holder in [pair for pair in pairs if pair[0] in wanted]:
+            for place, value in written.items():
+                if place[0] != words or place[1] == _LENGTH:
+                    continue
+                if not isinstance(value, _Inner):
+                    _put(holder, place[1], traced(plain(value), _left_by_a_call, (node, place)))
+                elif isinstance(value.held, STREAMS):
+                    _put(holder, place[1], _Stream(place))
 
     def restore(self) -> None:
-        """Give classes, globals and what they hold the values from before; the model itself is left alone."""
-        for place, (holder, value) in {**self._literals(), **self._before}.items():
-            words, key = place
-            if words.startswith(("module ", "model")):
-                continue
-            if place not in self._before:
-                _remove(holder, key)
-            elif _differ(dict(_items(holder)).get(key), value):
-                _put(holder, key, value)
+        """Give what is shared with other code the values from before; the model itself is left alone."""
+        before, after = self._shared_literals()
+        for place, (holder, value) in {**after, **before}.items():
+            if place not in before:
+                _remove(holder, place[1])
+            elif _differ(after.get(place, (None, self))[1], value):
+                _put(after.get(place, (holder,))[0], place[1], value.rewound() if isinstance(value, _Inner) else value)
 
-    def _literals(self) -> dict[Place, tuple[Any, Any]]:
-        """By place, what holds a literal there, and the literal."""
-        found: dict[Place, tuple[Any, Any]] = {}
-        for words, holder in _holders(self._model, self._prefix):
-            for key, value in _items(holder):
-                if type(value) in _LITERALS or isinstance(value, Traced):
-                    found[words, key] = holder, value
-        return found
+    def _shared_literals(self) -> tuple[dict[Place, Any], dict[Place, Any]]:
+        """What is shared with other code and changed since: what was held there before, and now."""
+        both = zip(self._shared, self._copies, strict=True)
+        changed = [(words, holder, copy) for (words, holder), copy in both if _is_changed(holder, copy)]
+        before = {
+            place: (holder, value)
+            for words, holder, copy in changed
+            for place, (_, value) in _literals([(words, copy)]).items()
+        }
+        after = _literals((words, holder) for words, holder, _ in changed)
+        return {**self._inner, **before}, {**_literals(self._changeable), **after}
+
+    def _holders(self) -> Iterator[tuple[str, Any]]:
+        """Everything of the model that holds values, each in words."""
+        seen: set[int] = set()
+        for path, module in self._model.named_modules():
+            full = f"{self._prefix}{path}".removesuffix(".")
+            yield from _below(f"module {full}" if full else "model", module, seen, _DEPTH)
+
+
+@contextmanager
+def left_alone(model: nn.Module) -> Iterator[None]:
+    """Take back all that run code leaves in what it shares with the rest of the process."""
+    with restored(model):
+        outside = PythonState(model, reachable(model))
+        try:
+            yield
+        finally:
+            outside.restore()
+
+
+def _literals(holders: Iterable[tuple[str, Any]]) -> dict[Place, Any]:
+    """By place, what holds a literal there, and the literal."""
+    return {
+        (words, key): (holder, _Inner(value) if is_changeable(type(value)) else value)
+        for words, holder in holders
+        for key, value in _items(holder)
+        if type(value) in _LITERALS or is_changeable(type(value)) or isinstance(value, Traced)
+    }
+
+
+def _copied(holder: Any) -> Any:
+    """What a holder holds, in a holder of an ordinary class: others may do more when they are read."""
+    if isinstance(holder, (list, deque)):
+        return [*holder]
+    if isinstance(holder, set):
+        return {*holder}
+    return dict(dict.items(holder) if isinstance(holder, dict) else _items(holder))
+
+
+def _is_changed(holder: Any, copy: Any) -> bool:
+    now = _copied(holder)
+    if len(now) != len(copy) or isinstance(now, set):
+        return len(now) != len(copy)
+    return not all(map(operator.is_, *((now, copy) if isinstance(now, list) else (now.values(), copy.values()))))
+
+
+class _Inner:
+    """What stands inside of an object, which it may change without being another one."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+        if isinstance(held, np.ndarray):
+            self.state: Any = (held.copy().tobytes(), held.shape, held.dtype.str) if held.size <= _MOST else ()
+        elif isinstance(held, bytearray):
+            self.state = bytes(held[:_MOST])
+        elif isinstance(held, Iterator):
+            self.state = (
+                repr(held.__reduce__()) if type(held).__module__ == "itertools" else operator.length_hint(held, -1)
+            )
+        elif isinstance(held, Random):
+            self.state = held.getstate()
+        else:
+            self.state = repr(_numpy_state(held))
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Inner) and self.held is other.held and bool(self.state == other.state)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def rewound(self) -> Any:
+        """The object, with what stood in it where that can be written."""
+        if isinstance(self.held, np.ndarray) and self.state:
+            self.held[...] = np.frombuffer(self.state[0], self.held.dtype).reshape(self.held.shape)
+        elif isinstance(self.held, bytearray):
+            self.held[:_MOST] = self.state
+        elif isinstance(self.held, Random):
+            self.held.setstate(self.state)
+        return self.held
+
+
+class _Stream:
+    """Stands for an iterator or a generator of random numbers that the forward moves on."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __getattr__(self, name: str) -> Any:
+        _refuse(self._place)
+
+    def __next__(self) -> Any:
+        _refuse(self._place)
+
+    def __iter__(self) -> Any:
+        _refuse(self._place)
 
 
 def _left_by_a_call(node: fx.Node, place: Place) -> None:
@@ -91,12 +204,16 @@ def check_forgotten(value: Any) -> None:
         top = pending.pop()
         if isinstance(top, Traced):
             if top.function is _left_by_a_call:
-                words, key = top.operands[1]
-                raise CaptureError(
-                    f"the forward reads {key!r} of the {words}, which it changes itself: a graph forgets what a call "
-                    "leaves for the next one; keep such state in a buffer, or pass it as an argument"
-                )
+                _refuse(top.operands[1])
             pending.extend(top.operands)
+
+
+def _refuse(place: Place) -> NoReturn:
+    words, key = place
+    raise CaptureError(
+        f"the forward reads {key!r} of the {words}, which it changes itself: a graph forgets what a call leaves for "
+        "the next one; keep such state in a buffer, or pass it as an argument"
+    )
 
 
 def _differ(before: Any, after: Any) -> bool:
@@ -105,26 +222,6 @@ def _differ(before: Any, after: Any) -> bool:
 
 
 # -- what holds values -------------------------------------------------------------------------------------------------
-
-
-def _holders(model: nn.Module, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Everything that holds values, each in words: modules, their classes, the globals beside these, what they hold."""
-    seen: set[int] = set()
-    classes: dict[str, type] = {}
-    for path, module in model.named_modules():
-        full = f"{prefix}{path}".removesuffix(".")
-        yield from _below(f"module {full}" if full else "model", module, seen, _DEPTH)
-        for cls in type(module).__mro__:
-            if not cls.__module__.startswith(("torch.", "builtins")):
-                classes.setdefault(f"class {cls.__module__}.{cls.__qualname__}", cls)
-    for words, cls in classes.items():
-        yield from _below(words, cls, seen, _DEPTH)
-    for name in dict.fromkeys(cls.__module__ for cls in classes.values()):
-        if name in sys.modules:
-            yield from _below(f"globals of {name}", vars(sys.modules[name]), seen, 2)
-    for words, cls in classes.items():
-        for cell in (c for f in vars(cls).values() for c in getattr(f, "__closure__", None) or ()):
-            yield from _below(f"closure of {words}", cell, seen, 2)
 
 
 def _below(words: str, holder: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
@@ -139,23 +236,31 @@ def _below(words: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
 
 
 def _is_holder(value: Any) -> bool:
-    if isinstance(value, (dict, list)):
+    if isinstance(value, (dict, list, deque, set)):
         return len(value) <= _MOST
-    cls = type(value)
-    own = hasattr(value, "__dict__") and not cls.__module__.startswith(_FOREIGN)
-    return own and not isinstance(value, (nn.Module, type)) and not callable(value)
+    own = hasattr(value, "__dict__") or hasattr(value, "__slots__")
+    return own and not type(value).__module__.startswith(_FOREIGN) and not isinstance(value, _FUNCTIONS)
 
 
 def _items(holder: Any) -> list[tuple[Any, Any]]:
     if isinstance(holder, nn.Module):
         return [(name, value) for name, value in vars(holder).items() if name not in _OWN]
     if isinstance(holder, dict):
-        return [(key, value) for key, value in holder.items() if not str(key).startswith("__")]
-    if isinstance(holder, list):
+        return [(key, value) for key, value in dict.items(holder) if not str(key).startswith("__")]
+    if isinstance(holder, (list, deque)):
         return [(_LENGTH, len(holder)), *enumerate(holder)]
+    if isinstance(holder, set):
+        return [(_LENGTH, len(holder))]
     if type(holder).__name__ == "cell":
         return [("its value", value) for value in _contents(holder)]
-    return [(name, value) for name, value in vars(holder).items() if not name.startswith("__")]
+    slots = (name for cls in type(holder).__mro__ for name in getattr(cls, "__slots__", ()) if hasattr(holder, name))
+    held = getattr(holder, "__dict__", {}) | {name: getattr(holder, name) for name in slots}
+    return [(name, value) for name, value in held.items() if not name.startswith("__")]
+
+
+def _numpy_state(generator: Any) -> Any:
+    held: Any = generator if isinstance(generator, np.random.RandomState) else generator.bit_generator
+    return held.get_state() if isinstance(held, np.random.RandomState) else held.state
 
 
 def _contents(cell: Any) -> list[Any]:
@@ -168,21 +273,24 @@ def _contents(cell: Any) -> list[Any]:
 def _remove(holder: Any, key: Any) -> None:
     if isinstance(holder, dict):
         del holder[key]
-    elif not isinstance(holder, list):
+    elif not isinstance(holder, (list, deque, set)):
         delattr(holder, key)
 
 
 def _put(holder: Any, key: Any, value: Any) -> None:
     if isinstance(holder, dict):
         holder[key] = value
-    elif isinstance(holder, list):
+    elif isinstance(holder, (list, deque)):
         if key == _LENGTH:
-            del holder[value:]
+            while len(holder) > value:
+                holder.pop()
         elif key < len(holder):
             holder[key] = value
+    elif isinstance(holder, set):
+        return  # what was put into it cannot be told from what was there
     elif type(holder).__name__ == "cell":
         holder.cell_contents = value
-    elif isinstance(holder, type):
+    elif isinstance(holder, type) or key not in getattr(holder, "__dict__", {}):
         setattr(holder, key, value)
     else:
         vars(holder)[key] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from fxprune.capture.decisions import asks_sizes
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.samples import Sample, is_image, resized
-from fxprune.capture.state import Place, PythonState
+from fxprune.capture.state import Place, left_alone
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.rules import has_rule, is_leaf
 
@@ -53,11 +53,8 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
     Raises:
         FxpruneError: nothing of the model can be traced, or it refuses the sample.
     """
-    outside = PythonState(model)
-    try:
+    with left_alone(model):
         return _traced(model, sample)
-    finally:
-        outside.restore()
 
 
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
@@ -92,9 +89,7 @@ def _check_memory(model: nn.Module, captured: Captured, remembers: Sequence[str]
         captured.refuse_training(reason)
 
 
-def _both_modes(
-    model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]
-) -> Captured:
+def _both_modes(model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]) -> Captured:
     """Both graphs of a model; a part that cannot be traced in training mode is opaque in both."""
     captured = _eval_graph(model, sample, modes, written)
     captured.effects = modes.effects

@@ -138,9 +138,9 @@ class PrunedGraphModule(PartsModule):
         known = all(flags[path] in pair for path, pair in self._modes["flags"].items())
         if not known or len(self._graphs) > self._count():
             odd = next(p for p, pair in self._modes["flags"].items() if flags[p] is not pair[self.training])
-            if self._modes["untraced"]:
+            if why := self._modes["untraced"]:
                 raise ModeError(
-                    f"{odd or 'the network'} is in training mode, of which there is no graph ({self._modes['untraced']}): "
+                    f"{odd or 'the network'} is in training mode, of which there is no graph ({why}): "
                     "call eval(), whose graph has gradients, too; or train the original, and prune it then"
                 )
             raise ModeError(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
+import random
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,6 +34,10 @@ class Keeping(nn.Module):
         self.register_buffer("mean", torch.zeros(8))
         self.plain, self.history, self.numbers, self.step = torch.zeros(8), [], {"step": 0}, 0
         self.generator = torch.Generator().manual_seed(0)
+        self.numbers_to_come, self.turns = itertools.count(1), itertools.cycle([1.0, 2.0])
+        self.chance, self.numpy_chance, self.array = random.Random(0), np.random.default_rng(0), np.zeros(1)
+        self.bytes, self.set, self.queue = bytearray(2), set(), deque([1.0, 2.0, 3.0])
+        self.slots, self.scale = Slots(), Scale()
         self.leave, self.read = leave, read
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -80,6 +88,37 @@ def test_what_training_writes_into_tensors_is_written_in_the_result(name: str) -
         assert all(torch.equal(tensor, held[key]) for key, tensor in pruned.state_dict().items())
 
 
+class Slots:
+    __slots__ = ("step",)
+
+    def __init__(self) -> None:
+        self.step = 0
+
+
+class Scale:
+    """Scales by how often it was called."""
+
+    step = 0
+
+    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        self.step += 1
+        return h * min(1.0, self.step / 10)
+
+
+def by_default(h: torch.Tensor, calls: list[int] = []) -> torch.Tensor:  # noqa: B006
+    calls.append(1)
+    return h * min(1.0, len(calls) / 10)
+
+
+def on_itself(h: torch.Tensor) -> torch.Tensor:
+    on_itself.calls += 1  # type: ignore[attr-defined]
+    return h * min(1.0, on_itself.calls / 10)  # type: ignore[attr-defined]
+
+
+on_itself.calls = 0  # type: ignore[attr-defined]
+NUMBERS, CHANCE, ELSEWHERE = itertools.count(1), random.Random(0), Slots()
+
+
 def on(condition: Callable[[Any], bool]) -> Callable[..., Any]:
     return lambda m, h: h * 2 if condition(m) else h
 
@@ -110,22 +149,46 @@ KEPT = {
     ),
     "the same in place": (lambda m, s: m.plain.add_(s), lambda m, h: h - m.plain[:, None, None]),
     "a generator": (lambda m, s: None, lambda m, h: h + torch.rand(8, 1, 1, generator=m.generator)),
+    "an iterator": (lambda m, s: None, lambda m, h: h * next(m.numbers_to_come)),
+    "an iterator over and over": (lambda m, s: None, lambda m, h: h * next(m.turns)),
+    "an iterator in a global": (lambda m, s: None, lambda m, h: h * next(NUMBERS)),
+    "a generator of Python's": (lambda m, s: None, lambda m, h: h * m.chance.random()),
+    "the same in a global": (lambda m, s: None, lambda m, h: h * CHANCE.random()),
+    "a generator of numpy's": (lambda m, s: None, lambda m, h: h * m.numpy_chance.random()),
+    "an array": (lambda m, s: m.array.__iadd__(1), lambda m, h: h * float(m.array[0])),
+    "bytes": (lambda m, s: m.bytes.__setitem__(0, m.bytes[0] + 1), lambda m, h: h * m.bytes[0]),
+    "a set": (lambda m, s: m.set.add(len(m.set)), lambda m, h: h * (1 + len(m.set))),
+    "a queue that turns": (lambda m, s: m.queue.rotate(1), lambda m, h: h * m.queue[0]),
+    "slots": (lambda m, s: put(m.slots, "step", m.slots.step + 1), lambda m, h: h * (1 + m.slots.step)),
+    "a callable object": (lambda m, s: None, lambda m, h: m.scale(h)),
+    "a default argument": (lambda m, s: None, lambda m, h: by_default(h)),
+    "an attribute of a function": (lambda m, s: None, lambda m, h: on_itself(h)),
+    "a class of others": (lambda m, s: put(Scale, "step", Scale.step + 1), lambda m, h: h * (1 + Scale.step)),
     "the memory of another tensor": (lambda m, s: m.mean.set_(s), centred),
 }
 
 
+class OpaqueHead(nn.Module):
+    """Decides on values, in a list that training makes longer."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x, x[x > 0].sum(), *[x] * self.training]
+
+
 @pytest.mark.parametrize("always", [False, True], ids=["in training", "in both modes"])
 @pytest.mark.parametrize("name", KEPT)
-def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool) -> None:
+@pytest.mark.parametrize("opaque", [False, True], ids=["alone", "before an opaque part"])
+def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool, opaque: bool) -> None:
     class Model(Keeping):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor) -> Any:
             h = F.relu(self.first(x))
-            if always:
+            if always or self.training:
                 self.leave(self, h.detach().mean((0, 2, 3)))
-                return self.last(self.read(self, h))
-            return super().forward(x)
+                h = self.read(self, h)
+            return self.head(self.last(h))
 
     model = Model(*KEPT[name])
+    model.head = OpaqueHead() if opaque else nn.Identity()
     try:
         pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
     except (fxprune.errors.CaptureError, fxprune.errors.ModelError):
@@ -136,7 +199,8 @@ def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool) ->
             pruned.train()(torch.randn(2, 3, 8, 8))
         torch.testing.assert_close(pruned.eval()(x := torch.randn(4, 3, 8, 8)), copy.deepcopy(model).eval()(x))
     assert (model.step, model.numbers, model.calls, model.history) == (0, {"step": 0}, 0, [])
-    assert (SHARED.calls, COUNTS) == (0, {"calls": 0})
+    assert (SHARED.calls, COUNTS, CHANCE.getstate()) == (0, {"calls": 0}, random.Random(0).getstate())
+    assert (by_default.__defaults__, on_itself.calls, Scale.step) == (([],), 0, 0)  # type: ignore[attr-defined]
 
 
 class Part(nn.Module):
