@@ -324,8 +324,11 @@ class Sorting(nn.Module):
 
 
 def test_an_opaque_part_does_not_hide_what_the_rest_keeps() -> None:
-    with pytest.raises(fxprune.errors.ModelError, match=r"keeps drop\.p"):
-        fxprune.compile(CountingBesideOpaque().eval(), torch.randn(2, 3, 8, 8), 0.2)
+    model, x = CountingBesideOpaque().eval(), torch.randn(2, 3, 8, 8)
+    pruned = fxprune.compile(model, x, 0.0)
+    torch.testing.assert_close(pruned(x), model(x))
+    with pytest.raises(fxprune.errors.ModeError, match=r"'p' of the module drop|keeps drop\.p"):
+        pruned.train()(x)
 
 
 class CountingBehindNorm(nn.Module):
@@ -343,5 +346,8 @@ class CountingBehindNorm(nn.Module):
 
 
 def test_what_training_keeps_is_found_with_a_sample_of_one() -> None:
-    with pytest.raises(fxprune.errors.ModelError, match="keeps step"):
-        fxprune.compile(CountingBehindNorm().eval(), torch.randn(1, 3), 0.2)
+    model = CountingBehindNorm().eval()
+    pruned, x = fxprune.compile(model, torch.randn(1, 3), 0.0), torch.randn(4, 3)
+    torch.testing.assert_close(pruned(x), model(x))
+    with pytest.raises(fxprune.errors.ModeError, match="'step' of the model|keeps step"):
+        pruned.train()(x)
