@@ -315,7 +315,8 @@ class _Task:
             message = f"{_where(error, recorder)}: {_in_words(error)}"
             raise CaptureError(message, path=recorder.innermost) from error
         finally:
-            python_state.restore()
+            if self.written:  # what was put in their places
+                python_state.restore()
             chance.restore()
 
     def _handler(self, copy: nn.Module, recorder: Recorder, paths: Mapping[int, str]) -> clone.CallHandler:

@@ -59,11 +59,13 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
 
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model, is_leaf)
-    captured = _both_modes(model, sample, modes, {})
+    with left_alone(model):
+        captured = _both_modes(model, sample, modes, {})
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written, differs = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
-        captured = _both_modes(model, sample, modes, written)
+        with left_alone(model):
+            captured = _both_modes(model, sample, modes, written)
     if differs:
         _check_memory(model, captured, remembers)
     captured.variants = tuple(find_variants(model, captured))
