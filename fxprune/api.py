@@ -41,7 +41,7 @@ def compile(  # noqa: A001  the public name says what it does
     exclude: Sequence[str | nn.Module] = (),
     scope: str = "auto",
     alike: str = "free",
-    residual: str = "coupled",
+    residual: str = "auto",
     couplings: str = "keep",
     round_to: int | str | Counts = "auto",
     min_channels: int | Counts = 1,
@@ -84,7 +84,8 @@ def compile(  # noqa: A001  the public name says what it does
             the criterion is "auto" too and there is calibration, else "global".
         alike: "free", or "equal" to give layers in the same place of repeated blocks (equal but for the numbers in
             their paths) one width.
-        residual: "coupled", or "inner" to keep the width of groups that cross an addition.
+        residual: "coupled", or "inner" to keep the width of groups that cross an addition. "auto" is "inner" where the
+            criterion is "auto" too, there is calibration and the budget can be met so, else "coupled".
         couplings: "keep", or "drop" to let every convolution and linear layer that reads a residual stream or a
             concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
             its width.
@@ -162,7 +163,7 @@ def plan(
     exclude: Sequence[str | nn.Module] = (),
     scope: str = "auto",
     alike: str = "free",
-    residual: str = "coupled",
+    residual: str = "auto",
     couplings: str = "keep",
     round_to: int | str | Counts = "auto",
     min_channels: int | Counts = 1,

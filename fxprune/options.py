@@ -42,8 +42,8 @@ def check_level(verify: bool | str) -> bool | str:
 
 
 # What "auto" stands for. With data: what keeps most of a trained network in the tables of docs/recovery.md.
-_WITH_DATA = {"criterion": "reconstruction", "scope": "reconstruction"}
-_WITHOUT_DATA = {"criterion": "magnitude", "scope": "global"}
+_WITH_DATA = {"criterion": "reconstruction", "scope": "reconstruction", "residual": "inner"}
+_WITHOUT_DATA = {"criterion": "magnitude", "scope": "global", "residual": "coupled"}
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,9 @@ class Options:
             why_not: why data cannot help; empty where they can.
         """
         usual = _WITHOUT_DATA if why_not else _WITH_DATA
-        chosen = {"criterion": usual["criterion"]} if self.criterion == "auto" else {}
-        if self.scope == "auto":
-            # A criterion that the caller chose brings widths of its own.
-            chosen["scope"] = usual["scope"] if chosen else "global"
+        # A criterion that the caller chose brings widths of its own.
+        usual = usual if self.criterion == "auto" else _WITHOUT_DATA
+        chosen = {name: value for name, value in usual.items() if getattr(self, name) == "auto"}
         words = ", ".join(f"{name} {value}" for name, value in chosen.items())
         return replace(self, **chosen), words  # type: ignore[arg-type]
 

@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph, analyze_capture
 from fxprune.analysis.uncoupling import drop_couplings
+from fxprune.axes.elements import Mask
 from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
-from fxprune.errors import CriterionError, ModelError, RecoveryError
-from fxprune.options import Feed, by_path, kernel_multiple
+from fxprune.errors import BudgetError, CriterionError, ModelError, RecoveryError
+from fxprune.options import Feed, Options, by_path, kernel_multiple
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.plan import setting
@@ -122,8 +124,21 @@ def _score(program: Program) -> None:
 def allocate_budget(program: Program) -> None:
     """Choose the channels that stay, so that the budget is met."""
     graph, options = program.graph, program.chosen_options
-    masks = allocate(
-        graph,
+    criterion = resolve_criterion(options.criterion, seed=options.seed)
+    try:
+        masks = _allocated(program, options)
+    except BudgetError:
+        if program.options is None or program.options.residual != "auto" or options.residual == "coupled":
+            raise
+        options = replace(options, residual="coupled")
+        masks = _allocated(program, options)
+        program.notes += ("residual is coupled: without the channels of residual streams the budget cannot be met",)
+    program.plan = Plan.from_masks(graph, masks, options.settings(criterion, program.feed))
+
+
+def _allocated(program: Program, options: Options) -> dict[Group, Mask]:
+    return allocate(
+        program.graph,
         program.scores,
         **options.goals,
         scope="global" if options.scope == "reconstruction" else options.scope,
@@ -135,8 +150,6 @@ def allocate_budget(program: Program) -> None:
         min_channels=options.min_channels,
         max_ratio=options.max_ratio,
     )
-    criterion = resolve_criterion(options.criterion, seed=options.seed)
-    program.plan = Plan.from_masks(graph, masks, options.settings(criterion, program.feed))
 
 
 def choose_by_hand(program: Program) -> None:

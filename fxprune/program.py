@@ -129,7 +129,9 @@ class Program:
         if asked:
             done = "nothing" if self.why_no_data else asked[0].stands_for
             words = f"{words}, recover {done}" if words else f"recover {done}"
-        because = why_not or "what channels add is measured on the calibration's inputs, and fitted to"
+        because = why_not or "channels go whose part the next layers can take over, by the calibration's inputs"
+        if not why_not and self.options.criterion != "auto":
+            because = "a criterion that was chosen brings its own widths"
         self.notes = (f"auto chose {words}: {because}",) if words else ()
         if asked and self.feed.calibration is None and self.options.removes:
             self.notes += (NEEDS_DATA,)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Elimination", "Moments", "Solution", "inverse", "solve"]
+__all__ = ["Elimination", "Moments", "Solution", "inverse", "shrunk_ridge", "solve"]
+
+_ROWS_WITHOUT_SHRINKAGE = 4
 
 
 class Moments:
@@ -54,19 +56,6 @@ class Moments:
         xx = self.xx[:, :-1, :-1] - x.unsqueeze(2) * x.unsqueeze(1) / count
         xy = self.xy[:, :-1] - x.unsqueeze(2) * y.unsqueeze(1) / count
         return xx, xy, (self.yy - y.square() / count).clamp_min(0)
-
-    def shrinkage(self) -> float:
-        """What to add to the diagonal, in mean variances of the features: much where rows are few for the features.
-
-        The oracle approximating shrinkage, of all groups' moments the largest (Chen et al., 2010, equation 23).
-        """
-        xx = self.centred()[0] / max(self.rows, 1.0)
-        size = xx.shape[-1]
-        trace = xx.diagonal(dim1=-2, dim2=-1).sum(-1)
-        squares = xx.square().sum((1, 2))
-        over = (self.rows + 1 - 2 / size) * (squares - trace.square() / size)
-        share = (((1 - 2 / size) * squares + trace.square()) / over.clamp_min(1e-300)).clamp(0, 0.99)
-        return float((share / (1 - share)).max())
 
     def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
         """Sum of squared residuals of ``x @ weight.mT + intercept``, shape ``(groups, targets)``.
@@ -113,6 +102,21 @@ def solve(
     if free_intercept:
         intercept = means_y - (weight @ means_x.unsqueeze(2)).squeeze(2)
     return Solution(weight, intercept)
+
+
+def shrunk_ridge(ridge: float, xx: Tensor, rows: float) -> float:
+    """The ridge for second moments ``(..., n, n)`` of so many rows: more of it where they are few for the features.
+
+    With less than four rows a feature it is at least the oracle approximating shrinkage, of all matrices the largest
+    (Chen et al., 2010, "Shrinkage algorithms for MMSE covariance estimation", equation 23). A ridge of 0 stays.
+    """
+    size = xx.shape[-1]
+    if not ridge or rows >= _ROWS_WITHOUT_SHRINKAGE * size:
+        return ridge
+    trace, squares = xx.diagonal(dim1=-2, dim2=-1).sum(-1), xx.square().sum((-2, -1))
+    over = (rows + 1 - 2 / size) * (squares - trace.square() / size)
+    share = (((1 - 2 / size) * squares + trace.square()) / over.clamp_min(1e-300)).clamp(0, 0.99)
+    return max(ridge, float((share / (1 - share)).max()))
 
 
 def inverse(xx: Tensor, ridge: float) -> Tensor:

@@ -82,7 +82,7 @@ def compile_command(
         str, typer.Option(help="auto; global: rank all groups together; uniform: the same share; reconstruction.")
     ] = "auto",
     alike: Annotated[str, typer.Option(help="free, or equal: one width for a place of repeated blocks.")] = "free",
-    residual: Annotated[str, typer.Option(help="coupled, or inner: groups across an add stay.")] = "coupled",
+    residual: Annotated[str, typer.Option(help="auto; coupled; inner: groups across an add stay.")] = "auto",
     couplings: Couplings = "keep",
     exclude: Exclude = None,
     round_to: Annotated[

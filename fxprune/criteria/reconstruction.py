@@ -15,7 +15,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
-from fxprune.calibration.least_squares import Elimination
+from fxprune.calibration.least_squares import Elimination, shrunk_ridge
 from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
@@ -37,7 +37,7 @@ class Reconstruction:
     Args:
         order: per group the scores whose order is followed; empty to take the channel that adds least.
         positions: output positions of each sample that are looked at.
-        ridge: see :func:`fxprune.calibration.least_squares.inverse`.
+        ridge: see :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features are not looked at.
 
     Raises:
@@ -45,7 +45,7 @@ class Reconstruction:
     """
 
     order: Mapping[Group, FloatArray] = field(default_factory=dict, repr=False)
-    positions: int = 16
+    positions: int = 8
     ridge: float = 1e-3
     most_features: int = 8192
 
@@ -100,7 +100,9 @@ class Reconstruction:
         area = weight[0, 0].numel() if weight.ndim > 2 else 1
         blocks = (columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1)
         rows = weight.double().flatten(1).cpu() * scale.reshape(-1, 1).double().cpu() / total**0.5
-        return Elimination(moments.centred(), rows, torch.from_numpy(blocks), self.ridge)
+        xx = moments.centred()
+        ridge = shrunk_ridge(self.ridge, xx, float(moments.held["xx"][-1, -1]))
+        return Elimination(xx, rows, torch.from_numpy(blocks), ridge)
 
 
 def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:

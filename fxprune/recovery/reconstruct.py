@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxprune.calibration.collecting import PrivateNetwork
-from fxprune.calibration.least_squares import Moments, Solution, solve
+from fxprune.calibration.least_squares import Moments, Solution, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
@@ -21,7 +21,6 @@ from fxprune.util.paths import name_seed
 __all__ = ["FoldBias", "Reconstruct"]
 
 _ROWS_OF_A_FEATURE = 8
-_ROWS_WITHOUT_SHRINKAGE = 4
 
 
 @recovery("reconstruct")
@@ -43,9 +42,8 @@ class Reconstruct:
         ridge: strength of the pull to the old weights, in mean squares of the layer's features.
         positions: so many output positions of each sample are rows of the problem, more where a layer would have less
             than eight rows for each of its features; for one layer the same in all samples, so that the result does not
-            depend on how the data are cut into batches or shared by ranks. With less than four rows for a feature the
-            ridge is at least the shrinkage of Chen et al. (2010, "Shrinkage algorithms for MMSE covariance estimation",
-            equation 23).
+            depend on how the data are cut into batches or shared by ranks. For the ridge with less than four see
+            :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features (input channels of a group x kernel) are left as they are.
         hold_out: whether one sample in eight is held out; if not, nothing says that a layer fits its few samples alone.
 
@@ -54,7 +52,7 @@ class Reconstruct:
     """
 
     ridge: float = 1e-3
-    positions: int = 32
+    positions: int = 16
     most_features: int = 8192
     hold_out: bool = True
 
@@ -209,13 +207,12 @@ class _Pass:
         return Solution(layer.matrix.to(torch.float64), bias.to(torch.float64))
 
     def _solved(self, layer: Layer, fitted: Moments, start: Solution, apart: Tensor, free_weight: bool) -> Solution:
-        few = fitted.rows < _ROWS_WITHOUT_SHRINKAGE * start.weight.shape[2]
         ridge = self.settings.ridge
         found = solve(
             fitted,
             start.weight,
             start.intercept,
-            ridge=max(ridge, fitted.shrinkage()) if few and ridge else ridge,
+            ridge=shrunk_ridge(ridge, fitted.centred()[0], fitted.rows) if free_weight else ridge,
             free_weight=free_weight,
             free_intercept=layer.bias is not None or layer.norm is not None,
         )

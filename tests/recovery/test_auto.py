@@ -54,7 +54,10 @@ def test_without_data_it_is_magnitude_and_kept_weights_stay() -> None:
     pruned = fxprune.compile(model, x, 0.5)
     report = fxprune.report(pruned)
     assert report.plan is not None
-    assert report.plan.groups == fxprune.plan(model, x, 0.5, criterion="magnitude", scope="global").groups
+    assert (
+        report.plan.groups
+        == fxprune.plan(model, x, 0.5, criterion="magnitude", scope="global", residual="coupled").groups
+    )
     assert kept_bit_for_bit(pruned, model)
     assert not report.recovery
     assert report.settings["scope"] == "global"
@@ -66,7 +69,7 @@ def test_without_data_it_is_magnitude_and_kept_weights_stay() -> None:
 def test_with_data_it_is_the_recipe_by_name() -> None:
     model, x = net(), images(2)
     usual = fxprune.compile(model, x, 0.5, calibration=data())
-    recipe = {"criterion": "reconstruction", "scope": "reconstruction", "recover": "reconstruct"}
+    recipe = {"criterion": "reconstruction", "scope": "reconstruction", "residual": "inner", "recover": "reconstruct"}
     named = fxprune.compile(model, x, 0.5, calibration=data(), **recipe)
     cut = fxprune.compile(model, x, 0.5, calibration=data(), recover=None)
     for name, tensor in named.state_dict().items():
@@ -86,8 +89,34 @@ def test_a_named_criterion_keeps_its_own_widths() -> None:
 
 
 def test_nothing_is_said_where_nothing_was_left_open() -> None:
-    pruned = fxprune.compile(net(), images(2), 0.5, criterion="magnitude", scope="global", recover=None)
+    pruned = fxprune.compile(
+        net(), images(2), 0.5, criterion="magnitude", scope="global", residual="coupled", recover=None
+    )
     assert fxprune.report(pruned).notes == ()
+
+
+class Stream(nn.Module):
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.up, self.down = nn.Linear(6, 32), nn.Linear(32, inner), nn.Linear(inner, 32)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+def test_with_data_a_residual_stream_stays_where_the_budget_allows_it() -> None:
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    wide = fxprune.compile(Stream(64).eval(), x[:2], 0.5, calibration=[x])
+    assert (wide.stem.out_features, fxprune.report(wide).settings["residual"]) == (32, "inner")
+    narrow = fxprune.compile(Stream(4).eval(), x[:2], 0.5, calibration=[x])
+    report = fxprune.report(narrow)
+    assert report.achieved >= 0.5
+    assert report.settings["residual"] == "coupled"
+    assert "budget cannot be met" in report.notes[-1]
+    assert fxprune.compile(Stream(64).eval(), x[:2], 0.5).stem.out_features < 32
 
 
 def test_an_opaque_forward_is_cut_as_without_data() -> None:
