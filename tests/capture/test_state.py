@@ -268,6 +268,18 @@ def hooked_where_needed(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def hooked_with_a_history(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    if h.grad_fn is not None:
+        h.register_hook(tenth)
+    return h
+
+
+def hooked_where_computed(_: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    if not h.is_leaf:
+        h.register_hook(tenth)
+    return h
+
+
 def packed(model: Any, h: torch.Tensor) -> torch.Tensor:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t * 2, lambda t: t):
         return model.last.weight.sum() * h
@@ -278,7 +290,10 @@ def counted(model: Any, h: torch.Tensor) -> torch.Tensor:
     return h
 
 
-@pytest.mark.parametrize("read", [hooked, hooked_if_possible, hooked_where_needed, packed, counted])
+GUARDED = [hooked_if_possible, hooked_where_needed, hooked_with_a_history, hooked_where_computed]
+
+
+@pytest.mark.parametrize("read", [hooked, *GUARDED, packed, counted])
 def test_hooks_on_gradients_are_never_dropped(read: Callable[..., Any]) -> None:
     model = Keeping(lambda m, s: None, read).eval()
     with pytest.raises(fxprune.errors.CaptureError, match="no graph would"):
