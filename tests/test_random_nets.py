@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from hypothesis import currently_in_test_context, given, note
@@ -38,9 +39,10 @@ SHARES = st.integers(1, 19).map(lambda twentieths: twentieths / 20)
 def compiled(
     specification: Specification, model: nn.Module, ratio: float, tally: Tally, **options: str | bool
 ) -> fx.GraphModule | None:
-    """Compile, or count why not. A network that is made and then not proven is a failure, no refusal."""
+    """Compile to any widths, or count why not. One that is made and then not proven is a failure, no refusal."""
+    choices: dict[str, Any] = {"round_to": 1, "progress": False, **options}
     try:
-        pruned = fxprune.compile(model, specification.sample(2), ratio, progress=False, **options)  # type: ignore[arg-type]
+        pruned = fxprune.compile(model, specification.sample(2), ratio, **choices)
     except ProofError:
         raise
     except FxpruneError as error:
@@ -94,14 +96,14 @@ def assert_same_gradients(
 
 
 def assert_within_budget(specification: Specification, pruned: fx.GraphModule, ratio: float) -> None:
-    """At least the ratio is gone, and no unit could have stayed, except small ones."""
+    """At least the ratio is gone, and without the last of what went, in the order of the scores, it would not be."""
     keep = kept(pruned)
     achieved = achieved_ratio(specification, keep)
     assert achieved >= ratio - TOLERANCE
     report = fxprune.report(pruned)
     assert abs(1 - report.macs_after / report.macs_before - achieved) < TOLERANCE
     if achieved > ratio + SMALL_UNIT:
-        assert all(less < ratio + TOLERANCE for less in ratios_with_one_unit_back(specification, keep))
+        assert any(less < ratio + TOLERANCE for less in ratios_with_one_unit_back(specification, keep))
 
 
 def assert_trains(specification: Specification, pruned: fx.GraphModule) -> None:
