@@ -224,6 +224,15 @@ def restored(model: nn.Module) -> Iterator[None]:
         before.restore()
 
 
+def forget() -> None:
+    """Within :func:`restored`: take back by now what runs have left, so that the next one finds what the first found.
+
+    A cache that is not keyed by the type of its tensors would hand those of one precision to another.
+    """
+    for _, contents in _current[-1:]:
+        contents.restore()
+
+
 class _Contents:
     """What was held where."""
 

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.reachable import forget
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import Leaves, leaves_of
 from fxprune.proof.copies import promoted
@@ -90,6 +91,7 @@ def called(module: Callable[..., Any], sample: Sample) -> Any:
     """What ``module`` gives for the sample, which it may change."""
     # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
     call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
+    forget()
     return sample.call(call)
 
 

@@ -34,7 +34,7 @@ from fxprune.proof.nodes.walk import Setting, Tally, walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
 from fxprune.proof.rounding import rounding_levels
-from fxprune.proof.running import evaluate, nothing_left_behind
+from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import flags_of, set_flags
 from fxprune.util.paths import ModelPaths
@@ -262,7 +262,7 @@ def _bound(network: nn.Module, sample: Sample) -> list[Any]:
 def _answers(network: Callable[..., Any], sample: Sample) -> Leaves:
     torch.manual_seed(0)
     try:
-        return leaves_of(sample.map(torch.clone).call(network))
+        return leaves_of(called(network, sample.map(torch.clone)))
     except Exception as error:  # the user's own code, and operators of all kinds
         raise UnjudgedError(f"{type(error).__name__}: {error}") from error
 
