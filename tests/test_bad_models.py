@@ -312,3 +312,9 @@ def test_two_parameters_over_one_memory_are_refused_and_neighbours_are_not() -> 
     memory = torch.randn(8, 16)
     whole[0].weight, whole[1].weight = nn.Parameter(memory[:, :8]), nn.Parameter(memory[:, 8:])
     assert fxprune.report(fxprune.compile(whole, x, 0.2)).proof is not None
+
+
+def test_a_model_wrapped_for_several_devices_is_unwrapped_by_its_owner() -> None:
+    wrapped = nn.DataParallel(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)))
+    with pytest.raises(errors.ModelError, match=r"wrapped by DataParallel: pass its \.module"):
+        fxprune.compile(wrapped, torch.randn(2, 4), 0.3)

@@ -7,9 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
@@ -24,7 +22,7 @@ from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState, left_alone
 from fxprune.errors import ModelError, SampleError
-from fxprune.util.copies import private_copy
+from fxprune.util.copies import meet, private_copy
 from fxprune.util.modes import switch
 
 _NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
@@ -49,6 +47,8 @@ def check_model(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise ModelError(f"the model is wrapped by {type(model).__name__}: pass its .module, and wrap the result again")
     for path, module in model.named_modules():
         where = path or "the model"
         _check_kind(where, module)
@@ -81,31 +81,11 @@ def _check_memory(model: nn.Module) -> None:
             by_memory.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
     for held in by_memory.values():
         for (first, left), (second, right) in itertools.combinations(held, 2):
-            if isinstance(left, nn.Parameter) and _meet(left, right):
+            if isinstance(left, nn.Parameter) and meet(left, right):
                 raise ModelError(
                     f"{first} and {second} are two tensors over the same memory, which copies of them would not share: "
                     "let both names hold one tensor, or give each its own (clone)"
                 )
-
-
-def _meet(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors have an element in common."""
-    apart = _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr()
-    return not apart and len(np.intersect1d(_bytes_of(left), _bytes_of(right))) > 0
-
-
-def _last_byte(tensor: torch.Tensor) -> int:
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return tensor.data_ptr() + tensor.element_size() * sum((size - 1) * stride for size, stride in steps)
-
-
-def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int64]:
-    """Where in memory the elements of a tensor begin."""
-    places = np.zeros((), dtype=np.int64)
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + stride * np.arange(size)
-    found: NDArray[np.int64] = tensor.data_ptr() + tensor.element_size() * places
-    return found
 
 
 def _check_kind(where: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
 from fxprune.proof.copies import named_tensors
-from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR
+from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, meet
 
 __all__ = ["check_holding"]
 
@@ -80,8 +80,15 @@ def _check_ties(full: Tensors, narrow: Tensors, common: list[str]) -> None:
     _check_same_classes(ours, theirs, "one tensor")
     # Views of one memory are tied as well; of buffers, a run in training mode tells whether that matters.
     weights = [name for name in common if isinstance(full[name], nn.Parameter)]
-    ours, theirs = (_classes(_blocks({name: tensors[name] for name in weights})) for tensors in (full, narrow))
+    ours, theirs = (_sharing({name: tensors[name] for name in weights}) for tensors in (full, narrow))
     _check_same_classes(ours, theirs, "one memory")
+
+
+def _sharing(tensors: Tensors) -> set[frozenset[str]]:
+    """The names of tensors that have elements in common; columns of one memory lie in its rows, and have none."""
+    near = _classes(_blocks(tensors))
+    found = ({n for n in names if any(meet(tensors[n], tensors[o]) for o in names - {n})} for names in near)
+    return {frozenset(names) for names in found if names}
 
 
 def _classes(keys: Mapping[str, int]) -> set[frozenset[str]]:

@@ -12,7 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "copied_attributes",
     "copy_module",
     "deep_copy",
+    "meet",
     "private_copy",
     "tensors_in",
 ]
@@ -141,3 +144,23 @@ def cloned(tensor: torch.Tensor) -> torch.Tensor:
     """A copy without history; that of a parameter is one."""
     copy = tensor.detach().clone()
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+
+
+def meet(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors have an element in common."""
+    apart = _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr()
+    return not apart and len(np.intersect1d(_bytes_of(left), _bytes_of(right))) > 0
+
+
+def _last_byte(tensor: torch.Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.data_ptr() + tensor.element_size() * sum((size - 1) * stride for size, stride in steps)
+
+
+def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int64]:
+    """Where in memory the elements of a tensor begin."""
+    places = np.zeros((), dtype=np.int64)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + stride * np.arange(size)
+    found: NDArray[np.int64] = tensor.data_ptr() + tensor.element_size() * places
+    return found
