@@ -69,7 +69,7 @@ def measure(
     before = accuracy(model, images, labels)
     found = []
     for ratio in ratios:
-        pruned = fxprune.compile(model, images[:2], ratio, scope=scope)
+        pruned = fxprune.compile(model, images[:2], ratio, scope=scope, round_to=1)
         report = fxprune.report(pruned)
         check_only_ends_are_pinned(report)
         assert report.proof is not None

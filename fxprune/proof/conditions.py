@@ -87,7 +87,8 @@ class Conditions:
         if self.untrained:
             return f"not compared in training mode: {self.untrained}"
         differing, refused = [], []
-        for stand_in in (0.0, math.nan):
+        # Zeros come first where they can be the stand-in, because gradients can be compared over them alone.
+        for stand_in in (0.0, math.nan) if self.tells else (math.nan, 0.0):
             try:
                 return self._trained(stand_in)
             except _DiffersError as error:

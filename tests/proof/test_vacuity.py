@@ -68,7 +68,6 @@ class Fading(nn.Module):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [((0, 2, 3, 6), "lost different positions"), ((2, 0, 3, 7), "with random parameters|in training mode")],
-    [((0, 2, 3, 6), "lost different positions"), ((2, 0, 3, 7), "with random parameters|in training mode")],
 )
 def test_a_fault_below_rounding_is_refused_beside_a_visible_change(columns: tuple[int, ...], message: str) -> None:
     kept = twins.index(0, 2, 3, 7)

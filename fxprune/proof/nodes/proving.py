@@ -133,7 +133,8 @@ class _Prover:
 
     def witness(self, untrained: str) -> None:
         """One step of training of both networks, whole and in float64, from outputs back to the gradients."""
-        probe = Probe("random inputs of a small size", self.samples[-1])
+        smallest = min(self.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.tensors))
+        probe = Probe("random inputs of a small size", smallest)
         conditions = Conditions(
             original=self._original,
             pruned=self._pruned,
