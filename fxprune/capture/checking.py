@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import cmath
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -227,7 +228,9 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[d
 def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
     """The modes (``training``) in which the graphs do not go on answering as a model does from call to call.
 
-    Both are run on private copies, in each mode twice and in training once more, with the same random numbers.
+    Both are run on private copies, in each mode twice and in training once more, with the same random numbers. Between
+    the calls inputs become smaller and what a call has written into tensors moves: a tensor that the first call fills,
+    and later ones keep, would else be filled with the same again.
     """
     if "" in captured.opaque:
         return []
@@ -236,13 +239,31 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
     with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         copies = [private_copy(model) for _ in range(2)]
         graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}
-        for training in (*(mode for mode in modes for _ in range(2)), modes[-1]):
+        calls = (*(mode for mode in modes for _ in range(2)), modes[-1])
+        for number, training in enumerate(calls):
+            sample = captured.sample.map(partial(_smaller, share=0.75**number))
+            before = {name: tensor.detach().clone() for name, tensor in _floating(copies[0])}
             for duplicate in copies:
                 switch(duplicate, "train" if training else "eval")
             pair = copies[0], graphs.get(training, graphs[False])
-            if not _alike(*(_answer(network, captured.sample, training) for network in pair)):
+            if not _alike(*(_answer(network, sample, training) for network in pair)):
                 unlike.add(training)
+            _move_written(copies, before)
     return sorted(unlike)
+
+
+def _move_written(copies: Sequence[nn.Module], before: Mapping[str, torch.Tensor]) -> None:
+    """Change alike in all copies what the first of them has written."""
+    tensors = [dict(_floating(duplicate)) for duplicate in copies]
+    for name, old in before.items():
+        new = tensors[0].get(name)
+        if new is not None and not (new.shape == old.shape and torch.equal(new, old)):
+            for held in tensors:
+                held[name].data = 1.25 * held[name].data + 0.1
+
+
+def _smaller(tensor: torch.Tensor, share: float) -> torch.Tensor:
+    return tensor * share if tensor.is_floating_point() else tensor
 
 
 def _answer(network: nn.Module, sample: Sample, training: bool) -> Any:

@@ -366,3 +366,29 @@ def test_what_training_keeps_is_found_with_a_sample_of_one() -> None:
     torch.testing.assert_close(pruned(x), model(x))
     with pytest.raises(fxprune.errors.ModeError, match="'step' of the model|keeps step"):
         pruned.train()(x)
+
+
+class FilledOnFirstTraining(nn.Module):
+    """Takes a scale from the first training batch, and keeps it."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        norm = nn.BatchNorm1d(8, affine=False) if normed else nn.Identity()
+        self.layers, self.out = nn.Sequential(nn.Linear(3, 8), norm, nn.ReLU()), nn.Linear(8, 2)
+        self.scale, self.is_known = nn.Parameter(torch.ones(8)), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layers(x)
+        if self.training and not self.is_known:
+            self.scale.data.copy_(h.detach().std(0))
+            self.is_known = True
+        return self.out(h * self.scale)
+
+
+@pytest.mark.parametrize("normed", [False, True], ids=["plain", "behind a norm"])
+def test_what_the_first_training_call_fills_is_not_filled_again(normed: bool) -> None:
+    model = FilledOnFirstTraining(normed).eval()
+    pruned, x = fxprune.compile(model, torch.randn(4, 3), 0.0), torch.randn(4, 3)
+    torch.testing.assert_close(pruned(x), model(x))
+    with pytest.raises(fxprune.errors.ModeError, match="is_known"):
+        pruned.train()(x)
