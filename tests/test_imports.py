@@ -17,7 +17,7 @@ from fxprune.errors import FxpruneError
 from fxprune.planning import BUDGETS
 from fxprune.recovery import known_recoveries
 from fxprune.saving.exporting import FORMATS
-from fxprune.saving.timing import RUNTIMES
+from fxprune.timing import RUNTIMES
 
 ROOT = Path(fxprune.__file__).parent.parent
 HEAVY = ("torch", "torchvision", "networkx", "numpy")

@@ -60,7 +60,7 @@ def benchmark(
     import fxprune
     from fxprune.errors import OptionError
     from fxprune.reporting.text import render_latencies
-    from fxprune.saving.timing import RUNTIMES, measure_latency
+    from fxprune.timing import RUNTIMES, measure_latency
 
     pruned = fxprune.load(folder, allow=allow or ()).eval()
     report = fxprune.report(pruned)
