@@ -46,7 +46,7 @@ class Captured:
             there is no graph.
         opaque_macs: multiply-accumulates of the opaque modules, for the sample, without those of their islands.
         islands: parts inside opaque modules that are captured by themselves.
-        calls: how often an island is called in one run.
+        calls: how often an island is called in one run, counted in calls with its sample.
         training_twin: the graph of training mode where it is another one.
         variants: the same forward for inputs of other sizes, for which it takes other ways.
         variant: 0, or which of the variants this is.
@@ -74,7 +74,7 @@ class Captured:
     opaque: dict[str, str] = field(default_factory=dict)
     opaque_macs: dict[str, float] = field(default_factory=dict)
     islands: tuple[Captured, ...] = ()
-    calls: int = 1
+    calls: float = 1
     training_twin: Captured | None = None
     variants: tuple[Captured, ...] = ()
     variant: int = 0
@@ -132,7 +132,7 @@ class Captured:
     def hold_to_sizes(self) -> None:
         """Let every graph but those of islands refuse all sizes but those of its own sample, the batch aside."""
         for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
-            decisions.hold_to_sizes(captured.graph, captured.sample.batch_size is not None)
+            decisions.hold_to_sizes(captured.graph, slice(captured.sample.batch_size is not None, None))
 
     def led_by(self, number: int) -> Captured:
         """The same captures with one of the variants in front, and the first one among the variants."""
@@ -237,6 +237,9 @@ class _Task:
         own = {t.dtype for t in (*self.model.parameters(), *self.model.buffers(), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._otherwise)
         drop_unread(recorder.graph)
+        if self.sample.batch_size == 1:
+            # A size of one is folded away where sizes are multiplied, so that this graph is right for no other batch.
+            decisions.hold_to_sizes(recorder.graph, slice(1))
         shapes, aliases, parameters = names_among(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
         return Captured(

@@ -48,12 +48,12 @@ def refuses_sizes(error: BaseException) -> bool:
     return isinstance(error, AssertionError) and REFUSAL in str(error)
 
 
-def hold_to_sizes(graph: fx.Graph, batch: bool) -> None:
-    """Write checks into a graph that its inputs have the sizes of the sample, the first dim aside if it is a batch."""
+def hold_to_sizes(graph: fx.Graph, dims: slice) -> None:
+    """Write checks into a graph that these dims of its inputs have the sizes of the sample."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_before(inputs[-1].next):
         for node in (n for n in inputs if isinstance(n.meta["val"], torch.Tensor)):
-            for dim, known in list(enumerate(node.meta["val"].shape))[int(batch) :]:
+            for dim, known in list(enumerate(node.meta["val"].shape))[dims]:
                 size = graph.call_method("size", (node, dim))
                 same = graph.call_function(operator.eq, (size, known))
                 needs = f"dim {dim} of {node.name} is {known} in the sample, and with others its forward does otherwise"

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.capturing import Captured, capture
+from fxprune.capture.decisions import hold_at_batch
 from fxprune.capture.modes import Modes, capture_training, effects_below
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
 from fxprune.capture.samples import Sample
@@ -173,13 +174,30 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
     try:
         options = {name: value for name, value in forms.items() if name != "modes"}
         flags = forms["modes"].below(f"{path}.", training=False)
-        captured = capture(child, _with_rows(calls.sample), prefix=f"{path}.", flags=flags, **options)
+        sample = _with_rows(calls.sample)
+        captured = _of_two(child, sample, prefix=f"{path}.", flags=flags, **options)
         captured.training_twin = capture_training(child, captured, **forms)
         captured.effects = effects_below(forms["modes"].effects, path)
     except CaptureError:
         return None
-    captured.calls = len(calls.results)
+    captured.calls = len(calls.results) * (sample.batch_size or 1) / (captured.sample.batch_size or 1)
     return captured
+
+
+def _of_two(child: nn.Module, sample: Sample, **options: Any) -> Captured:
+    """The capture of a part: with two rows in the place of one, where both go the same way.
+
+    Raises:
+        CaptureError: it cannot be traced.
+    """
+    if sample.batch_size == 1:
+        try:
+            captured = capture(child, sample.with_batch(2), **options)
+            if hold_at_batch(captured.graph, 2, 1):
+                return captured
+        except CaptureError:
+            pass  # as it was called, then
+    return capture(child, sample, **options)
 
 
 def _with_rows(sample: Sample) -> Sample:

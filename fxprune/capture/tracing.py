@@ -135,7 +135,15 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
 def _parts(
     model: nn.Module, sample: Sample, failure: CaptureError, modes: Modes, written: Mapping[Place, Any]
 ) -> Captured:
-    return capture_parts(model, sample, failure, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written)
+    forms: dict[str, Any] = {"keeps": has_rule, "is_leaf": is_leaf, "modes": modes, "written": written}
+    if sample.batch_size == 1:
+        try:
+            captured = capture_parts(model, sample.with_batch(2), failure, **forms)
+            if captured.takes(model, sample):
+                return captured
+        except CaptureError:
+            pass  # the model may want one row alone
+    return capture_parts(model, sample, failure, **forms)
 
 
 def _add_training(model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]) -> None:
