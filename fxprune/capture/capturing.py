@@ -29,6 +29,10 @@ from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph
 OpaqueCalls = tuple[str, list[Any]]
 
 
+# How the reason begins for which a network has no graph of training mode.
+NO_TRAINING = "training mode cannot be captured: "
+
+
 @dataclass
 class Captured:
     """A captured forward.
@@ -88,7 +92,7 @@ class Captured:
 
     def refuse_training(self, reason: str) -> None:
         """Let the graph of eval mode be the only one, and that in the modes that parts have in eval mode."""
-        self.untraced, self.training_twin = f"training mode cannot be captured: {reason}", None
+        self.untraced, self.training_twin = f"{NO_TRAINING}{reason}", None
         self.flags.pop(True, None)
         self.modes_read |= {"", *self.opaque}
 

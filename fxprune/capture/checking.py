@@ -191,38 +191,37 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     return None
 
 
-def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> tuple[dict[Place, Any], bool]:
-    """What each call of a model changes for the next one outside of tensors, and whether the next answers otherwise.
+def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> dict[Place, Any]:
+    """What each call of a model changes for the next one outside of tensors.
 
     A private copy is called twice with the sample in each of ``modes`` (``training``), and in the first mode once more
     after all the others. Parameters and buffers are put back in between, as a graph keeps them as the model does; but
     not those that changed their shape, which serve as a cache. What only the first call changes is a cache, too.
     """
     if not modes or is_meta(model):
-        return {}, False
+        return {}
     found: dict[Place, Any] = {}
-    answers: dict[bool, Any] = {}
-    differs = False
+    called: set[bool] = set()
     with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         try:
             duplicate = private_copy(model)
             tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
         except Exception:  # the user's own code; what cannot be copied cannot be compared
-            return {}, False
+            return {}
         try:
             for training in (*(mode for mode in modes for _ in range(2)), modes[0]):
                 switch(duplicate, "train" if training else "eval")
                 state = PythonState(duplicate, reachable(model))
-                answer = _answer(duplicate, sample, training)
-                found |= state.written() if training in answers else {}
-                differs |= not _alike(answers.setdefault(training, answer), answer)
+                _answer(duplicate, sample, training)
+                found |= state.written() if training in called else {}
+                called.add(training)
                 with torch.no_grad():
                     for name, tensor in duplicate.state_dict().items():
                         if name in tensors and tensors[name].shape == tensor.shape:
                             tensor.copy_(tensors[name])
         except Exception:  # what does not run cannot be compared
-            return {}, False
-    return found, differs
+            return {}
+    return found
 
 
 def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
@@ -232,10 +231,11 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
     the calls inputs become smaller and what a call has written into tensors moves: a tensor that the first call fills,
     and later ones keep, would else be filled with the same again.
     """
-    if "" in captured.opaque:
+    if "" in captured.opaque or is_meta(model):
         return []
     modes = [mode for mode in (False, True) if not (mode and captured.untraced)]
     unlike: set[bool] = set()
+    heard: dict[bool, bool] = {}  # by mode, in which the model takes the sample, whether its graph answers to the bit
     with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         copies = [private_copy(model) for _ in range(2)]
         graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}
@@ -246,10 +246,15 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
             for duplicate in copies:
                 switch(duplicate, "train" if training else "eval")
             pair = copies[0], graphs.get(training, graphs[False])
-            if not _alike(*(_answer(network, sample, training) for network in pair)):
+            expected, answer = (_answer(network, sample, training) for network in pair)
+            exact = training in heard and heard[training]
+            states = [dict(_floating(duplicate)) for duplicate in copies]
+            if not (_alike(expected, answer, exact) and _alike(states[0], states[1])):
                 unlike.add(training)
+            if not isinstance(expected, str):
+                heard.setdefault(training, _alike(expected, answer, exact=True))
             _move_written(copies, before)
-    return sorted(unlike)
+    return sorted(unlike | ({True} & set(modes)) - heard.keys())
 
 
 def _move_written(copies: Sequence[nn.Module], before: Mapping[str, torch.Tensor]) -> None:
@@ -276,19 +281,20 @@ def _answer(network: nn.Module, sample: Sample, training: bool) -> Any:
         return type(error).__name__
 
 
-def _alike(first: Any, second: Any) -> bool:
+def _alike(first: Any, second: Any, exact: bool = False) -> bool:
     leaves = [pytree.tree_leaves(answer) for answer in (first, second)]
-    return len(leaves[0]) == len(leaves[1]) and all(map(_equal, *leaves))
+    return len(leaves[0]) == len(leaves[1]) and all(map(partial(_equal, exact=exact), *leaves))
 
 
-def _equal(first: Any, second: Any) -> bool:
+def _equal(first: Any, second: Any, exact: bool) -> bool:
     if not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
         literals = (bool, int, str, type(None))
         return type(first) is type(second) and (first == second or not isinstance(first, literals))
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     left, right = (tensor if tensor.is_complex() else tensor.double() for tensor in (first, second))
-    return torch.allclose(left, right, 1e-4, 1e-6, equal_nan=True)
+    relative, absolute = (0.0, 0.0) if exact else (1e-4, 1e-6)
+    return torch.allclose(left, right, relative, absolute, equal_nan=True)
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

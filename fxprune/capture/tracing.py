@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.capture.capturing import Captured, capture
+from fxprune.capture.capturing import NO_TRAINING, Captured, capture
 from fxprune.capture.checking import counters, forgetful, refuses
 from fxprune.capture.decisions import asks_sizes
 from fxprune.capture.modes import Modes, capture_training, modes_of
@@ -62,26 +62,30 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     with left_alone(model):
         captured = _both_modes(model, sample, modes, {})
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
-    written, differs = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
+    written = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
         with left_alone(model):
             captured = _both_modes(model, sample, modes, written)
-    if differs:
-        _check_memory(model, captured, remembers)
+    if remembers:
+        _check_memory(model, captured, captured, remembers)
     captured.variants = tuple(find_variants(model, captured))
     for variant in captured.variants if not captured.untraced else ():
         _add_training(model, variant, modes, written)
+        if kept := [name for mode in variant.modes() for name in (*mode.remembers, *(str(p) for p, _ in mode.written))]:
+            _check_memory(model, captured, variant, kept)
+    for variant in captured.variants if captured.untraced else ():
+        variant.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     return captured, tuple(untraced)
 
 
-def _check_memory(model: nn.Module, captured: Captured, remembers: Sequence[str]) -> None:
-    """Refuse a mode in which the graph answers otherwise than the original, which keeps something between calls.
+def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:
+    """Refuse a mode in which a graph answers otherwise than the original, which keeps something between calls.
 
     Raises:
         ModelError: it is eval mode.
     """
-    for training in forgetful(model, captured):
+    for training in forgetful(model, part):
         reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"

@@ -149,7 +149,8 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
     unsure = []
     for number, forward in enumerate(forwards):
         try:
-            with torch.no_grad():
+            # Random numbers that are not on the meta device are drawn all the same.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 forward(parts, *without_values(args), **without_values(kwargs))
         except AssertionError:
             continue
