@@ -124,9 +124,9 @@ def modes(dtype: torch.dtype, *, carry_nan: bool, gradients: bool = False) -> It
 def _decomposed() -> Iterator[None]:
     """Attention, transformer layers and recurrent nets as their parts: fused kernels would swallow the NaNs."""
     fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch._C._set_mkldnn_enabled(False)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
