@@ -73,9 +73,11 @@ class PythonState:
                 elif isinstance(value.held, STREAMS):
                     _put(holder, place[1], _Stream(place))
 
-    def restore(self) -> None:
-        """Give what is shared with other code the values from before; the model itself is left alone."""
+    def restore(self, *, own: bool = False) -> None:
+        """Give what is shared with other code the values from before, and with ``own`` the model itself, too."""
         before, after = self._shared_literals()
+        if own:
+            before, after = {**before, **self._own}, {**after, **_literals(self._holders())}
         for place, (holder, value) in {**after, **before}.items():
             if place not in before:
                 _remove(holder, place[1])

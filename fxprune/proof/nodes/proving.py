@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
+from fxprune.capture.state import PythonState
 from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code
 from fxprune.proof.comparing import Leaves, compare, leaves_of
@@ -275,7 +277,9 @@ def _copied(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put back what changes inside: buffers and, in training, parameters that the forward writes to."""
+    """Put back what changes inside: buffers, in training also parameters, and what opaque parts keep in attributes."""
+    foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for part in module.modules())
+    state = PythonState(module, reachable(module)) if foreign else None
     written = [*module.buffers(), *(module.parameters() if module.training else ())]
     held = [(tensor, tensor.detach().clone()) for tensor in written]
     try:
@@ -285,6 +289,8 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
             for tensor, value in held:
                 tensor.copy_(value)
         vars(module).pop("_chosen", None)
+        if state is not None:
+            state.restore(own=True)
 
 
 @contextmanager
