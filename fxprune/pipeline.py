@@ -36,11 +36,11 @@ from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Program
-from fxprune.provable import prove_plan
 from fxprune.recovery import Work, run_recoveries
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import certified
+from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
 from fxprune.util.progress import Steps

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 import fxprune
 
 ROOT = Path(fxprune.__file__).parent
-ORDER = """errors util axes rules capture analysis cost calibration criteria planning rewriting proof reporting recovery
-    options program provable pipeline api schedules distillation saving timing cli __main__""".split()
+ORDER = """errors util axes rules capture analysis cost calibration criteria planning proof rewriting reporting recovery
+    options program pipeline api schedules distillation saving timing cli __main__""".split()
 # The proof may know what was captured, and how a call's arguments are held; never what the analysis made of it.
 THE_PROOF_KNOWS = {"errors", "util", "capture"}
 
@@ -22,12 +24,18 @@ def imports() -> Iterator[tuple[str, str, str]]:
     """Importing package, imported package, and the line that says so."""
     for file in sorted(ROOT.rglob("*.py")):
         package = file.relative_to(ROOT).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                if name.startswith("fxprune.") and name.split(".")[1] != package and package != "__init__":
-                    yield package, name.split(".")[1], f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        for name, line in imported(file):
+            if name.startswith("fxprune.") and name.split(".")[1] != package and package != "__init__":
+                yield package, name.split(".")[1], f"{file.relative_to(ROOT)}:{line}"
+
+
+def imported(file: Path) -> Iterator[tuple[str, int]]:
+    """What a file imports, anywhere in it, and the lines."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or "", node.lineno
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
 
 
 def test_packages_import_from_above() -> None:
@@ -50,6 +58,13 @@ def test_nothing_is_imported_relatively() -> None:
     for file in ROOT.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree)), file
+
+
+@pytest.mark.parametrize(("folder", "other"), [("tests", "benchmarks"), ("benchmarks", "tests")])
+def test_tests_and_benchmarks_do_not_import_one_another(folder: str, other: str) -> None:
+    files = (ROOT.parent / folder).rglob("*.py")
+    found = [f"{file}: {name}" for file in files for name, _ in imported(file) if name.split(".")[0] == other]
+    assert not found, "\n".join(found)
 
 
 def test_a_compilation_loads_neither_saving_nor_training() -> None:

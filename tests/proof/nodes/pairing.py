@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.proof.nodes import Pair
-from fxprune.provable import pairs_of
 from fxprune.rewriting import certified
+from fxprune.rewriting.provable import pairs_of
 
 
 class Mixed(nn.Module):

@@ -1,10 +1,10 @@
 """Arbitrary networks by the thousand: each is compiled, proven, and compared with its oracles; failures are kept.
 
-    python -m benchmarks.random_nets --nets 20000 --out DIR     # networks by seed
-    python -m benchmarks.random_nets --habits --out DIR         # networks with state, modes, hooks, caches, ... by seed
-    python -m benchmarks.random_nets --each PATTERN --out DIR   # each habit alone, those whose name has PATTERN in it
-    python -m benchmarks.random_nets --pairs --out DIR          # one network for each pair of rules
-    python -m benchmarks.random_nets --describe --out DIR       # what was reached, in words
+    python -m tests.nets.at_scale --nets 20000 --out DIR     # networks by seed
+    python -m tests.nets.at_scale --habits --out DIR         # networks with state, modes, hooks, caches, ... by seed
+    python -m tests.nets.at_scale --each PATTERN --out DIR   # each habit alone, those whose name has PATTERN in it
+    python -m tests.nets.at_scale --pairs --out DIR          # one network for each pair of rules
+    python -m tests.nets.at_scale --describe --out DIR       # what was reached, in words
 
 The network of a number is always the same. A run that was stopped goes on where it was: DIR holds one line for every
 hundred numbers, the source of every network that failed, and the counts of rules reached. Needs the tests beside it.

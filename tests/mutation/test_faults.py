@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.mutation.faults import FAULTS, Fault
-from benchmarks.mutation.tampering import TAMPERINGS, Tampering
-from fxprune import provable
+from fxprune.rewriting import provable
+from tests.mutation.faults import FAULTS, Fault
+from tests.mutation.tampering import TAMPERINGS, Tampering
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)

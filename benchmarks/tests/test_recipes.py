@@ -14,9 +14,26 @@ from benchmarks.recipes.data import FolderImages, SmallImages, augmented
 from benchmarks.recipes.published import Recipe
 from benchmarks.recipes.training import Soft, Trainer
 from fxprune.schedules import SoftPruning
-from tests.criteria.calibrated import Small, images
 
 RECIPE = Recipe(4, 6, 0.05, 1e-4)
+
+
+class Small(nn.Sequential):
+    """Two convolutions and a classifier for images of 6x6 pixels, in float64."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        first = (nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        second = (nn.Conv2d(8, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten())
+        super().__init__(*first, *second, nn.Linear(54, 5))
+        self.double().eval()
+
+
+def images(count: int) -> tuple[Tensor, Tensor]:
+    """Images (count, 3, 6, 6) and labels."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.randint(0, 5, (count,), generator=generator)
 
 
 class Few:

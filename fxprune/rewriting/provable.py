@@ -16,7 +16,7 @@ from fxprune.capture.tracing import UNTRACED_TRAINING
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
 from fxprune.proof import Pair, Proof, UnjudgedError, check_structure, prove, prove_nodes
-from fxprune.rewriting import Certificate, node_keep
+from fxprune.rewriting.rewriter import Certificate, node_keep
 from fxprune.util.paths import attribute
 
 __all__ = ["pairs_of", "prove_plan", "prove_whole"]

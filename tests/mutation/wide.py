@@ -1,11 +1,11 @@
 """The faults on all networks that reach them: the corpus, chains of its ops, arbitrary and crossing ones.
 
-    python -m benchmarks.mutation.wide --out wide.jsonl [--faults FILE]
+    python -m tests.mutation.wide --out wide.jsonl [--faults FILE]
 
 Which functions a network reaches is found once, by running it without a fault. Each fault is then tried on networks
 that reach it, until one comes out wrong; the proof is asked about every one of them. A run that was stopped goes on
 where it was. ``--faults``: results of
-``benchmarks.mutation.run``; faults under which a network came out wrong there are left out.
+``tests.mutation.run``; faults under which a network came out wrong there are left out.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.mutation.faults import FAULTS, Fault
-from benchmarks.mutation.run import BLOCKS, on_network, on_specification
 from fxprune.util.progress import Steps
+from tests.mutation.faults import FAULTS, Fault
+from tests.mutation.run import BLOCKS, on_network, on_specification
 from tests.nets.strategy import random_specification, single_block
 from tests.rules.cases import Case
 from tests.rules.chains import chained, random_chain

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.capture.samples import Sample
-from fxprune.provable import prove_plan
+from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.rewriter import certified
 
 __all__ = ["TAMPERINGS", "Tampering", "Victim"]
