@@ -10,13 +10,13 @@ import typer
 from torch import nn
 from torchvision.models import get_model
 
-import fxprune
 from benchmarks.cifar import cifar_model, shared_file
 from benchmarks.networks.papers import PAPER_NETWORKS, UNet, paper_network
 from benchmarks.recipes.data import FolderImages, Images, Masks, SmallImages
 from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
 from benchmarks.recipes.published import RATIOS
 from benchmarks.recipes.training import Trainer
+from benchmarks.rivals import macs
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.cli.sources import load_weights
 from fxprune.util.progress import Steps
@@ -50,7 +50,7 @@ _NOTE = (
 
 
 def main(
-    paper: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
+    papers: Annotated[list[str], typer.Argument(help=f"Some of {', '.join(METHODS)}.")],
     model: Annotated[
         str, typer.Option(help="cifar_resnetDEPTH, a paper's (VGG-16, DenseNet-40, ...) or torchvision's.")
     ] = "cifar_resnet20",
@@ -67,40 +67,51 @@ def main(
     tests: Annotated[int | None, typer.Option(help="How many test images.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on.")] = None,
     size: Annotated[int | None, typer.Option(help="Read a folder of larger images, cut to so many pixels.")] = None,
+    recover: Annotated[
+        str | None, typer.Option(help="Repair what one cut left before it is trained, which no paper does.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
     table: Annotated[Path, typer.Option(help="CSV file to add to; a page is written beside it.")] = _RESULTS,
 ) -> None:
-    """Run one paper's method and add a row to the table of results."""
-    if paper not in METHODS:
-        raise typer.BadParameter(f"choose one of {', '.join(METHODS)}", param_hint="PAPER")
+    """Run papers' methods and add a row for each to the table of results; rows that are there are not run again."""
+    unknown = set(papers) - set(METHODS)
+    if unknown:
+        raise typer.BadParameter(f"choose some of {', '.join(METHODS)}", param_hint="PAPERS")
     images: Images
-    if paper == "multi_source_unet":
+    if "multi_source_unet" in papers:
         model, images = "U-Net, generated masks", Masks(train or 1024, tests or 128)
     else:
         images = _images(data or shared_file("data", "cifar10.zip"), size, train, tests)
-    trained = not scratch and paper not in FROM_SCRATCH
-    network = _network(model, images.classes, trained, weights, seed)
-    with Steps() as progress:
-        trainer = Trainer(images, steps, batch, rate, state, seed, progress=progress)
-        before = images.accuracy(network) if trained else None
-        run = Run(model, network, trainer, RATIOS[paper] if ratio is None else ratio, before)
-        pruned = METHODS[paper](run)
-    about = {"paper": paper, "network": model, "updates": steps or "published", "batch": batch, "rate": rate}
-    row = _row(about, seed, run, pruned)
     rows = ResumableTable(table, _COLUMNS)
-    rows.add(row)
-    write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
-    print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None))
+    before: dict[bool, float | None] = {False: None}
+    for paper in papers:
+        removed = RATIOS[paper] if ratio is None or paper == "uncut" else ratio
+        name = f"{paper} + {recover}" if recover else paper
+        about: dict[str, object] = {"paper": name, "network": model, "updates": steps or "published"}
+        about |= {"run": " ".join(map(str, (*about.values(), f"{removed:g}", seed))), "batch": batch, "rate": rate}
+        if about["run"] in rows.rows:
+            continue
+        trained = not scratch and paper not in FROM_SCRATCH
+        network = _network(model, images.classes, trained, weights, seed)
+        if trained not in before:
+            before[trained] = images.accuracy(network)
+        with Steps() as progress:
+            folder = None if state is None else state / str(about["run"]).replace(" ", "_")
+            trainer = Trainer(images, steps, batch, rate, folder, seed, progress=progress)
+            run = Run(model, network, trainer, removed, before[trained], recover=recover)
+            row = about | _row(run, METHODS[paper](run))
+        rows.add(row)
+        write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
+        print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None), flush=True)
 
 
-def _row(about: dict[str, object], seed: int, run: Run, pruned: nn.Module) -> dict[str, object]:
-    report, images = fxprune.report(pruned), run.trainer.images
-    key = (about["paper"], about["network"], about["updates"], f"{run.ratio:g}", seed)
-    return about | {
-        "run": " ".join(map(str, key)),
+def _row(run: Run, pruned: nn.Module) -> dict[str, object]:
+    images = run.trainer.images
+    wide, narrow = ((macs(net, run.sample), sum(p.numel() for p in net.parameters())) for net in (run.network, pruned))
+    return {
         "images": images.length(),
-        "MACs removed": f"{1 - report.macs_after / report.macs_before:.1%}",
-        "parameters removed": f"{1 - report.parameters_after / report.parameters_before:.1%}",
+        "MACs removed": f"{1 - narrow[0] / wide[0]:.1%}",
+        "parameters removed": f"{1 - narrow[1] / wide[1]:.1%}",
         "accuracy before": None if run.before is None else f"{run.before:.2%}",
         "after the (last) cut": None if run.cut is None else f"{run.cut:.2%}",
         "at the end": f"{images.accuracy(pruned):.2%}",

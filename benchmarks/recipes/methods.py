@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import fxprune
+from benchmarks import rivals
 from benchmarks.accounting.rows import VGG16_RATES, criterion_for
 from benchmarks.recipes import published
 from benchmarks.recipes.data import Images
 from benchmarks.recipes.training import Fused, Hooks, Polarised, Soft, Sparse, Trainer
+from fxprune.criteria import Magnitude
 from fxprune.distillation import SoftTargets
 from fxprune.schedules import FusedTraining, IterativePruning, Polarization, SoftPruning, SparseTraining
 
@@ -64,7 +66,9 @@ def _distilled(run: Run, pruned: nn.Module, share: float, labels: float = 1 - pu
 
 def sparse_then(run: Run, criterion: Any) -> nn.Module:
     """Sparse training of the scales, one cut, fine-tuning (entropy, parallel, slimming)."""
-    hooks = Sparse(SparseTraining(run.network, published.SPARSE_STRENGTH))
+    of_vgg = run.model.lower().startswith("vgg")
+    strength = published.SPARSE_STRENGTH_OF_VGG if of_vgg else published.SPARSE_STRENGTH
+    hooks = Sparse(SparseTraining(run.network, strength))
     return _regularised(run, hooks, criterion)
 
 
@@ -92,13 +96,15 @@ def filter_similarity_hard(run: Run) -> nn.Module:
         steps=published.ITERATIONS,
         criterion=criterion_for("filter_similarity", ""),
         residual="inner",
+        round_to=1,
     )
     network: nn.Module = run.network
     optimizer: SGD | None = None
     while not schedule.finished:
         network, optimizer = schedule.step(network, optimizer) if optimizer else schedule.step(network)
-        run.note(network)
         last = schedule.finished
+        if last:
+            run.note(network)
         name, recipe = ("fine-tune", published.WU_FINE) if last else (f"step {schedule.done}", published.BETWEEN)
         optimizer = run.trainer.fit(name, network, recipe, 0.6 if last else 0.1, optimizer=optimizer)
     return network
@@ -114,16 +120,14 @@ def filter_similarity_soft_tuned(run: Run) -> nn.Module:
 def filter_similarity_soft(run: Run, share: float = 1.0) -> nn.Module:
     """Channels chosen and silenced anew after every epoch, compacted at the end."""
     criterion = criterion_for("filter_similarity", "")
-    schedule = SoftPruning(run.network, run.sample, run.ratio, criterion=criterion, residual="inner")
+    schedule = SoftPruning(run.network, run.sample, run.ratio, criterion=criterion, residual="inner", round_to=1)
     run.trainer.fit("soft", run.network, published.SOFT, share, hooks=Soft(schedule))
     return run.note(schedule.compact())
 
 
 def foad(run: Run) -> nn.Module:
     """One cut by distances between feature maps, then fine-tuning."""
-    pruned = run.compile(run.network, criterion_for("feature_distance", ""))
-    run.trainer.fit("fine-tune", pruned, published.FOAD_FINE)
-    return pruned
+    return _tuned(run, run.compile(run.network, criterion_for("feature_distance", "")))
 
 
 def apbm(run: Run) -> nn.Module:
@@ -152,6 +156,34 @@ def train_then_prune(run: Run) -> nn.Module:
     return pruned
 
 
+def uncut(run: Run) -> nn.Module:
+    """What a cut network is compared with: the whole one, trained for as long."""
+    run.trainer.fit("fine-tune", run.network, published.FOAD_FINE)
+    return run.network
+
+
+def magnitude(run: Run) -> nn.Module:
+    """One cut by the L1 norm of filters, then fine-tuning."""
+    return _tuned(run, run.compile(run.network, Magnitude(1, "producer")))
+
+
+def auto(run: Run) -> nn.Module:
+    """What ``compile`` does of itself with calibration, the reconstruction included, then fine-tuning."""
+    images = run.trainer.images.calibration(published.RECONSTRUCTED_FROM)
+    return _tuned(run, run.note(fxprune.compile(run.network, run.sample, run.ratio, calibration=images, round_to=1)))
+
+
+def torch_pruning(run: Run) -> nn.Module:
+    """Another library's cut by distances from the geometric median, its best one here, then fine-tuning."""
+    cut, _ = rivals.pruned(run.network, "fpgm", run.ratio, run.trainer.images.calibration(128))
+    return _tuned(run, run.note(cut))
+
+
+def _tuned(run: Run, pruned: nn.Module) -> nn.Module:
+    run.trainer.fit("fine-tune", pruned, published.FOAD_FINE)
+    return pruned
+
+
 def _settings(run: Run) -> str:
     """Whose settings of a criterion a network takes: a CIFAR ResNet of any depth those of ResNet-56."""
     return "ResNet-56" if run.model.startswith("cifar_resnet") else run.model
@@ -170,6 +202,10 @@ METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "train_then_prune": train_then_prune,
     "slimming": lambda run: sparse_then(run, "slimming"),
     "polarization": polarization,
+    "uncut": uncut,
+    "magnitude": magnitude,
+    "auto": auto,
+    "torch_pruning": torch_pruning,
 }
 
 FROM_SCRATCH = ("apbm", "train_then_prune", "multi_source_unet")
@@ -190,6 +226,7 @@ class Run:
         ratio: fraction of the MACs that goes.
         before: accuracy of the trained network before anything was done; None where training begins from scratch.
         cut: accuracy right after channels went, for the last time.
+        recover: of ``fxprune.compile``; None as in the papers, which train what was cut as it is.
     """
 
     model: str
@@ -198,6 +235,7 @@ class Run:
     ratio: float
     before: float | None = None
     cut: float | None = None
+    recover: str | None = None
 
     @property
     def sample(self) -> Tensor:
@@ -213,6 +251,8 @@ class Run:
             criterion=criterion,
             calibration=self.trainer.images.calibration(128),
             residual="inner",
+            round_to=1,
+            recover=self.recover,
             couplings="drop" if self.model in _SELECTING else "keep",
         )
         return self.note(pruned)

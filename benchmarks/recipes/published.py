@@ -31,7 +31,7 @@ class Recipe:
 # Shao et al. 2021: the released trainer, and its command for ResNet-56's fine-tuning, which repeats the schedule.
 SPARSE = Recipe(160, 128, 0.1, 1e-4)
 SHAO_FINE = Recipe(160, 64, 0.1, 1e-4)
-SPARSE_STRENGTH = 1e-5
+SPARSE_STRENGTH, SPARSE_STRENGTH_OF_VGG = 1e-5, 1e-4
 # Wu et al. 2023: inferred (five steps, a few epochs after each, then a fine-tuning; soft pruning as He et al. 2018).
 BETWEEN = Recipe(10, 128, 0.01, 5e-4, ())
 WU_FINE = Recipe(160, 128, 0.01, 5e-4)
@@ -46,6 +46,8 @@ FUSED_RATE = 0.5
 DISTIL = Recipe(100, 128, 0.01, 1e-4)
 TEACHER = Recipe(100, 32, 0.05, 5e-4)
 TEMPERATURE, SOFT_SHARE = 4.0, 0.9
+# Reconstruction reads images without their labels; so many are enough for layers of up to 64 channels.
+RECONSTRUCTED_FROM = 1024
 # Zhuang et al. 2020: the recipe of slimming; the strength is a choice.
 POLAR_STRENGTH, POLAR_PULL = 1e-4, 1.2
 
@@ -63,6 +65,10 @@ RATIOS = {
     "train_then_prune": 0.5,
     "slimming": 0.5,
     "polarization": 0.5,
+    "uncut": 0.0,
+    "magnitude": 0.5,
+    "auto": 0.5,
+    "torch_pruning": 0.5,
 }
 
 

@@ -6,7 +6,8 @@
   before the activation. A concatenation changes no value, so reading before it is reading after it.
 
 The switch moves these places: "activated" on to the output of the activation function that follows directly,
-"producer" back to the bare outputs of the ops that make the channels.
+"pooled" further on to that of a max-pool where nothing else reads the activations, "producer" back to the bare outputs
+of the ops that make the channels.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fxprune.rules.call import Call, parameter_name
 
 __all__ = ["ACTIVATIONS", "NORMS", "TAP_RULES", "TapFinder", "check_tap_rule"]
 
-TAP_RULES = ("normalised", "activated", "producer")
+TAP_RULES = ("normalised", "activated", "pooled", "producer")
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
 ACTIVATIONS = frozenset(
     """
@@ -37,6 +38,7 @@ ACTIVATIONS = frozenset(
     rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold clamp clamp_min
     """.split()
 )
+POOLS = frozenset("max_pool1d max_pool2d max_pool3d".split())
 
 
 def check_tap_rule(rule: str) -> None:
@@ -70,8 +72,10 @@ class TapFinder:
             nodes = self._producers(group) or self._holders[group.variable.serial][:1]
             if rule != "producer":
                 nodes = [self._followed(node, group, NORMS) for node in nodes]
-        if rule == "activated":
+        if rule in ("activated", "pooled"):
             nodes = [self._followed(node, group, ACTIVATIONS) for node in nodes]
+        if rule == "pooled":
+            nodes = [self._followed(node, group, POOLS) if len(node.users) == 1 else node for node in nodes]
         found = self._readable(nodes, group)
         # Where the places of the rule are not readable channel by channel, the first one that is.
         return found or self._readable(self._holders[group.variable.serial], group)[:1]

@@ -56,7 +56,13 @@ class Problem:
 
 
 class Ladder(Protocol):
-    """Settings of a knob, from the one that removes least to the one that removes most."""
+    """Settings of a knob, from the one that removes least to the one that removes most.
+
+    Attributes:
+        monotone: whether no setting saves less than the one before it. Where some may, all are tried in turn.
+    """
+
+    monotone: bool
 
     def __len__(self) -> int:
         """How many settings there are."""
@@ -86,6 +92,8 @@ class QueueLadder:
     Args:
         queue: groups and units, the first to go first.
     """
+
+    monotone = True
 
     def __init__(self, queue: Sequence[tuple[Group, int]]) -> None:
         self._queue = queue

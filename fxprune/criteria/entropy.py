@@ -101,8 +101,10 @@ class FeatureEntropy:
 def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:
     """Entropy of the softmax over positions, of the squared deviations from the mean or of the map itself.
 
-    From (..., positions) to (...), in nats, between 0 and the logarithm of the number of positions.
+    From (..., positions) to (...), in nats, float64, between 0 and the logarithm of the number of positions. Maps of
+    small values lie so near that limit that float32 would leave nothing but its rounding.
     """
+    maps = maps.double()
     energy = (maps - maps.mean(-1, keepdim=True)).square_() if squared else maps
     # Below -80 a weight adds nothing, and further down are the numbers that processors are slow with.
     shifted = (energy - energy.amax(-1, keepdim=True)).clamp_(min=-80)

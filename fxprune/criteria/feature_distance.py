@@ -35,21 +35,22 @@ class FeatureDistance:
     Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as the released code does it:
     the similarity of two channels is the mean over samples of ``1 / (1 + |F_i - F_j|)``; in order of index, a channel
     that is left stays and takes the ``t`` most similar ones with a similarity of at least ``s`` with it. Which (t, s)
-    gave the published rows is not settled by the paper's text; here the knob is ``s`` for t = 1, then for t = 2, and so
-    on, and the first ``t`` that reaches the budget is taken with the largest ``s`` that does. For coupled channels
-    similarities are averaged over the places where they are tapped.
+    gave the published rows is not settled by the paper's text; here the first ``t`` that reaches the budget with s = 0
+    is taken, with the largest ``s`` that does, of 256 quantiles of all similarities. For coupled channels similarities
+    are averaged over the places where they are tapped.
 
     Args:
         kept_block_slots: whether a kept neighbour takes up one of the ``t`` slots, as in the released code (which so
             leaves most of a set of equal channels); False looks at undecided channels alone.
-        tap: where maps are read; after the activation, as in the released code.
+        tap: where maps are read; "pooled", behind the activation and a max-pool that alone reads it, is what the
+            released code does. "activated" reads before the pool.
 
     Raises:
         CriterionError: an unknown tap rule.
     """
 
     kept_block_slots: bool = True
-    tap: str = "activated"
+    tap: str = "pooled"
 
     def __post_init__(self) -> None:
         check_tap_rule(self.tap)
@@ -127,7 +128,10 @@ class Neighbours:
         count = len(self._similar)
         removed = np.zeros(count, dtype=np.bool_)
         kept = np.zeros(count, dtype=np.bool_)
-        for i in range(count):
+        # A channel with no other one as near as s neither goes nor removes any: only the others need looking at.
+        near = np.count_nonzero(self._similar >= s, axis=1) > (np.diagonal(self._similar) >= s)
+        kept[~near] = True
+        for i in np.flatnonzero(near).tolist():
             if removed[i]:
                 continue
             kept[i] = True
@@ -168,6 +172,8 @@ class _CoveringSelection:
 
 class _Coverings:
     """Coverings at one ``t`` by falling ``s``."""
+
+    monotone = False
 
     def __init__(
         self, neighbours: Mapping[Group, Neighbours], thresholds: Sequence[float], t: int, kept_block_slots: bool

@@ -41,7 +41,7 @@ class FeatureCriterion:
     Where a group is tapped at several places, each is normalised and the mean is taken.
 
     Args:
-        tap: where maps are read, "normalised", "activated" or "producer"; see :mod:`fxprune.calibration.taps`.
+        tap: where maps are read, see :mod:`fxprune.calibration.taps`.
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:

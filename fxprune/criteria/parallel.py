@@ -77,6 +77,8 @@ class _ParallelSelection:
 class _Thresholds:
     """Masks by the place of the threshold; at the first setting all units stay."""
 
+    monotone = True
+
     def __init__(self, first: Mapping[Group, FloatArray], second: Mapping[Group, FloatArray]) -> None:
         self._first = first
         self._second = second

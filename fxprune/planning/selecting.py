@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
@@ -74,12 +75,15 @@ class _Search:
         return best
 
     def _lowest(self, ladder: Ladder) -> Mapping[Group, Mask]:
-        low, high = -1, len(ladder) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            enough = self._saved(self._limited(ladder.keep(middle))) >= self._need
-            low, high = (low, middle) if enough else (middle, high)
-        return ladder.keep(high)
+        """The first setting that saves enough, where the last one does."""
+
+        def enough(rung: int) -> bool:
+            return self._saved(self._limited(ladder.keep(rung))) >= self._need
+
+        rungs = range(len(ladder) - 1)
+        if ladder.monotone:
+            return ladder.keep(bisect_left(rungs, True, key=enough))
+        return ladder.keep(next(filter(enough, rungs), len(rungs)))
 
     def _saved(self, masks: Mapping[Group, Mask]) -> float:
         return self._model.full - self._model.exact({g.variable: mask for g, mask in masks.items()})

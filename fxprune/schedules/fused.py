@@ -274,8 +274,8 @@ class FusedTraining:
 
     @property
     def temperature(self) -> float:
-        """That of the present epoch."""
-        return temperature_at(min(self.epoch, self.epochs), self.epochs, end=self.end, kappa=self.kappa)
+        """That of the present epoch, the one that the last :meth:`step` began; before the first, that of epoch 0."""
+        return temperature_at(min(max(self.epoch - 1, 0), self.epochs), self.epochs, end=self.end, kappa=self.kappa)
 
     @property
     def plan(self) -> Plan:
@@ -288,8 +288,8 @@ class FusedTraining:
 
     def step(self) -> None:
         """At the start of an epoch: its temperature, the filters that stay, and new shares."""
-        self._refresh()
         self.epoch += 1
+        self._refresh()
 
     def compact(self) -> fx.GraphModule:
         """An ordinary narrow network with the fused filters as they are, equal to ``network`` in its outputs."""

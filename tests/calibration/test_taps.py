@@ -59,12 +59,31 @@ IMAGE = torch.randn(2, 3, 4, 4)
     [
         ("normalised", ["add"], ["bn1", "depthwise"], ["last"]),
         ("activated", ["relu_1"], ["relu_", "depthwise"], ["relu__1"]),
+        ("pooled", ["relu_1"], ["relu_", "depthwise"], ["relu__1"]),
         ("producer", ["stem", "conv2"], ["conv1", "depthwise"], ["last"]),
     ],
 )
 def test_the_rule(rule: str, stem: list[str], inner: list[str], last: list[str]) -> None:
     found = nodes(Residual().eval(), IMAGE, rule)
     assert found == {"stem": stem, "conv1": inner, "last": last}
+
+
+class Pools(nn.Module):
+    """A max-pool that alone reads the activations, and one beside a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.second(F.max_pool2d(F.relu(self.first(x)), 2)))
+        return self.head(torch.cat((x, F.max_pool2d(x, 1)), 1).mean((2, 3)))
+
+
+def test_pooled_maps_are_read_where_nothing_else_reads_them_unpooled() -> None:
+    found = nodes(Pools().eval(), IMAGE, "pooled")
+    assert found["first"] == ["max_pool2d"]
+    assert found == nodes(Pools().eval(), IMAGE, "activated") | {"first": ["max_pool2d"]}
 
 
 def test_heads_are_read_after_attention() -> None:
@@ -85,7 +104,7 @@ def test_readings_are_where_a_channel_is_read_for_the_last_time() -> None:
 
 def test_unknown_rule() -> None:
     graph = fxprune.analyze(Residual().eval(), IMAGE)
-    with pytest.raises(CriterionError, match="'normalised', 'activated', 'producer', not 'before'"):
+    with pytest.raises(CriterionError, match="'normalised', 'activated', 'pooled', 'producer', not 'before'"):
         TapFinder(graph).taps(graph.groups[0], "before")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -62,6 +63,26 @@ def test_histograms_over_one_range_tell_scales_apart() -> None:
     for form, scaled in (("layer", expected), ("map", histogram_entropy(maps, bins=4).tolist())):
         found = FeatureEntropy("histogram", bins=4, value_range=form).measure(layers)
         assert found.tolist() == [pytest.approx(scaled)] * 2  # each sample has its own range
+
+
+@pytest.mark.parametrize("scale", [1, 0.1, 0.01])
+def test_small_maps_are_ranked_like_exact_ones(scale: float) -> None:
+    """A map whose values all lie near zero has an entropy just below ln n: ranked by fractions of 50 digits."""
+    maps = scale * torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+    with localcontext() as context:
+        context.prec = 50
+        exact = [-float(_shortfall(row)) for row in maps.tolist()]
+    found = FeatureEntropy().measure(maps.reshape(1, 12, 4, 4))[0]
+    assert np.argsort(found.numpy()).tolist() == np.argsort(exact).tolist()
+
+
+def _shortfall(values: list[float]) -> Decimal:
+    """How far the entropy of the softmax of squared deviations lies below ln n."""
+    exact = [Decimal(v) for v in values]
+    mean = sum(exact) / len(exact)
+    weights = [((v - mean) ** 2).exp() for v in exact]
+    shares = [w / sum(weights) for w in weights]
+    return sum((p * (p * len(shares)).ln() for p in shares), Decimal(0))
 
 
 def test_large_values_stay_finite() -> None:

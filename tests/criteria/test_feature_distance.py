@@ -7,9 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import fxprune
+from fxprune.analysis.groups import Group
 from fxprune.calibration import Seen
+from fxprune.criteria.base import Study
 from fxprune.criteria.feature_distance import FeatureSimilarity, covering
 
 
@@ -39,6 +42,59 @@ def test_worked_similarities() -> None:
 )
 def test_worked_coverings(t: int, s: float, kept: list[int]) -> None:
     assert covering(similar(FOUR), t, s) == kept
+
+
+@pytest.mark.parametrize("kept_block_slots", [True, False])
+def test_coverings_against_the_rule_written_out(kept_block_slots: bool) -> None:
+    found = similar(torch.randn(2, 24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    for t in (1, 2, 5):
+        for s in np.quantile(found, [0, 0.5, 0.8, 0.9, 0.97]):
+            assert covering(found, t, s, kept_block_slots) == written_out(found, t, s, kept_block_slots)
+
+
+def written_out(found: np.ndarray, t: int, s: float, kept_block_slots: bool) -> list[int]:
+    kept: list[int] = []
+    gone: set[int] = set()
+    for i in range(len(found)):
+        if i in gone:
+            continue
+        kept.append(i)
+        others = [j for j in range(len(found)) if j != i and j not in gone and (kept_block_slots or j not in kept)]
+        nearest = sorted(others, key=lambda j: (-found[i, j], j))[:t]
+        gone |= {j for j in nearest if found[i, j] >= s and j not in kept}
+    return kept
+
+
+class Rising:
+    """Three channels of one group, all alike; what stays does not fall from setting to setting."""
+
+    monotone = False
+    kept = (3, 1, 2, 2, 0, 1, 0)
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.preference = group, {group: np.zeros(3)}
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def keep(self, rung: int) -> dict[Group, np.ndarray]:
+        return {self.group: np.arange(3) < self.kept[rung]}
+
+    def ladders(self, problem: object) -> list[Rising]:
+        return [self]
+
+
+def test_the_first_setting_that_saves_enough_is_found_where_later_ones_save_less() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+
+    class Knob:
+        name = "knob"
+
+        def select(self, study: Study) -> Rising:
+            return Rising(study.graph.groups[0])
+
+    plan = fxprune.plan(model, torch.randn(1, 3, 4, 4), 0.6, criterion=Knob(), round_to=1)
+    assert [len(kept) for kept in plan.groups.values()] == [1]
 
 
 def test_order_matters() -> None:

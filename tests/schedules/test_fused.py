@@ -96,6 +96,7 @@ def test_training_is_that_of_a_network_written_by_hand() -> None:
     for epoch in range(3):
         schedule.step()
         temperature = temperature_at(epoch, 3, end=5.0, kappa=0.1)
+        assert schedule.temperature == temperature
         index = list(schedule.plan.groups["conv1"])
         distances = torch.cdist(twin.filters.detach().flatten(1), twin.filters.detach().flatten(1))
         similar = torch.softmax(-distances * temperature, dim=1)
