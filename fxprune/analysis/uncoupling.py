@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from fxprune.analysis.solving import Analyzer
+from fxprune.analysis.analyzer import Analyzer
 from fxprune.axes.expressions import Axis, Product, variables
 from fxprune.capture import Captured
 from fxprune.errors import OptionError

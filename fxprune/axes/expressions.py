@@ -219,3 +219,69 @@ class Term:
     owner: str
     coefficient: float
     axes: tuple[Axis, ...]
+
+
+# -- solving ----------------------------------------------------------------------------------------------------------
+
+
+def resolved(axis: Axis) -> Axis:
+    """The axis written in unbound representatives only, in normal form."""
+    if isinstance(axis, Channels):
+        root = _representative(axis)
+        if root.binding is None:
+            return root
+        root.binding = resolved(root.binding)
+        return root.binding
+    if isinstance(axis, Fixed):
+        return axis
+    if isinstance(axis, Product):
+        factors = [resolved(f) for f in axis.factors]
+        return axis if _same(factors, axis.factors) else product(factors)
+    if isinstance(axis, Concat):
+        parts = [resolved(p) for p in axis.parts]
+        return axis if _same(parts, axis.parts) else concat(parts)
+    base = resolved(axis.base)
+    return axis if base is axis.base else gather(base, axis.index)
+
+
+def _representative(variable: Channels) -> Channels:
+    root = variable
+    while root.parent is not None:
+        root = root.parent
+    while variable.parent is not None and variable.parent is not root:
+        variable.parent, variable = root, variable.parent
+    return root
+
+
+def _same(new: list[Axis], old: tuple[Axis, ...]) -> bool:
+    return all(n is o for n, o in zip(new, old, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why two axes are tied or one is pinned: the graph node's name, the op in words, the source line where known."""
+
+    node: str
+    op: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op} ({self.source})" if self.source else self.op
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """``left`` and ``right`` are the same channels, because of ``cause``."""
+
+    left: Axis
+    right: Axis
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """``axis`` keeps its size, because of ``reason`` at ``cause``."""
+
+    axis: Axis
+    reason: str
+    cause: Cause

@@ -61,7 +61,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -80,51 +79,25 @@ from fxprune.axes.elements import (
 from fxprune.axes.expressions import (
     PART,
     Axis,
+    Cause,
     Channels,
     Concat,
+    Coupling,
     Fixed,
     Gather,
     Origin,
+    Pin,
     Product,
     concat,
     gather,
     product,
+    resolved,
     variables,
 )
 from fxprune.errors import AnalysisError
 
 # A gather of more runs than this stays a gather: each run would become a variable of its own.
 _MOST_RUNS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why two axes are tied or one is pinned: the graph node's name, the op in words, the source line where known."""
-
-    node: str
-    op: str
-    source: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.op} ({self.source})" if self.source else self.op
-
-
-@dataclass(frozen=True, slots=True)
-class Coupling:
-    """``left`` and ``right`` are the same channels, because of ``cause``."""
-
-    left: Axis
-    right: Axis
-    cause: Cause
-
-
-@dataclass(frozen=True, slots=True)
-class Pin:
-    """``axis`` keeps its size, because of ``reason`` at ``cause``."""
-
-    axis: Axis
-    reason: str
-    cause: Cause
 
 
 class Solver:
@@ -146,22 +119,7 @@ class Solver:
 
     def resolve(self, axis: Axis) -> Axis:
         """The axis written in unbound representatives only, in normal form."""
-        if isinstance(axis, Channels):
-            root = _representative(axis)
-            if root.binding is None:
-                return root
-            root.binding = self.resolve(root.binding)
-            return root.binding
-        if isinstance(axis, Fixed):
-            return axis
-        if isinstance(axis, Product):
-            factors = [self.resolve(f) for f in axis.factors]
-            return axis if _same(factors, axis.factors) else product(factors)
-        if isinstance(axis, Concat):
-            parts = [self.resolve(p) for p in axis.parts]
-            return axis if _same(parts, axis.parts) else concat(parts)
-        base = self.resolve(axis.base)
-        return axis if base is axis.base else gather(base, axis.index)
+        return resolved(axis)
 
     # -- what rules ask for ------------------------------------------------------------------------------------------
 
@@ -435,19 +393,6 @@ class Solver:
         steps = [high - low for low, high in itertools.pairwise([0, *ends])]
         pieces = self._split(self.resolve(inner), steps)
         return regroup(pieces * outer.size, sizes)
-
-
-def _representative(variable: Channels) -> Channels:
-    root = variable
-    while root.parent is not None:
-        root = root.parent
-    while variable.parent is not None and variable.parent is not root:
-        variable.parent, variable = root, variable.parent
-    return root
-
-
-def _same(new: list[Axis], old: tuple[Axis, ...]) -> bool:
-    return all(n is o for n, o in zip(new, old, strict=True))
 
 
 __all__ = ["Cause", "Coupling", "Pin", "Solver"]

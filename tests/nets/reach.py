@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fxprune.analysis.solving import Analyzer
+from fxprune.analysis.analyzer import Analyzer
 from fxprune.axes.solver import Solver
 from fxprune.rules.registry import rule_names
 

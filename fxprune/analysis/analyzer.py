@@ -1,0 +1,227 @@
+"""Axes of every node of a captured graph, by the rules of its ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.axes.expressions import Axis, Origin
+from fxprune.axes.solver import Cause, Solver
+from fxprune.capture import Captured
+from fxprune.capture.decisions import is_check
+from fxprune.capture.tracing import OpaqueOp
+from fxprune.errors import AnalysisError
+from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
+from fxprune.rules.ops import canonical_name
+from fxprune.rules.registry import ModuleForm, Rule, bind, find_module_form, find_rule
+from fxprune.util.paths import ModelPaths
+
+
+@dataclass
+class Analyzer:
+    """Axes of every node and tensor of the captured graphs of one model: eval, and training where it differs."""
+
+    captured: Captured
+    model: nn.Module
+    solver: Solver = field(default_factory=Solver)
+    ledger: Ledger = field(default_factory=Ledger)
+    tensors: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    axes: dict[fx.Node, Any] = field(default_factory=dict)
+    calls: dict[fx.Node, Call] = field(default_factory=dict)
+    opaque: list[OpaqueOp] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+    macs: list[tuple[fx.Node, float, tuple[Axis, ...]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.paths = ModelPaths(self.model)
+        self._part = ""
+
+    def run(self) -> None:
+        """Visit every node in order."""
+        captures = list(self.captured.everything())
+        for name, shape in ((n, s) for c in captures for n, s in c.shapes.items()):
+            if self.captured.first_name(name) not in self.tensors:
+                self.tensors[name] = tuple(self.solver.fresh(s, Origin(name, d)) for d, s in enumerate(shape))
+        for captured in captures:
+            self.ledger.macs = []
+            self._part = captured.prefix.removesuffix(".")
+            for node in captured.graph.nodes:
+                self.ledger.follow(node)
+                self.axes[node] = self._visit(node)
+            if not (captured.training or captured.variant):
+                self.macs.extend((n, c * captured.calls, axes) for n, c, axes in self.ledger.macs)
+        for path, reason in self.captured.opaque.items():
+            self._note_opaque(path, reason)
+
+    def _note_opaque(self, path: str, reason: str) -> None:
+        islands = (i.prefix.removesuffix(".") for i in self.captured.islands)
+        inside = [island for island in islands if island.startswith(f"{path}.".lstrip("."))]
+        pruned = f"; pruned inside it: {', '.join(inside)}" if inside else ""
+        traced = tuple(f"{island}." for island in inside)
+        self._pin_opaque_tensors(path, traced)
+        own = self.model.get_submodule(path).named_parameters(prefix=path)
+        size = sum(parameter.numel() for name, parameter in own if not name.startswith(traced))
+        macs = self.captured.opaque_macs.get(path, 0.0)
+        self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}", macs, size))
+
+    def _pin_opaque_tensors(self, path: str, traced: tuple[str, ...]) -> None:
+        """What an opaque module holds outside of its traced parts, under whatever name, is read at full width."""
+        inside = f"{path}.".lstrip(".")
+        reason = f"{path or 'the model'} uses it outside of the parts that are traced"
+        for name in (*self.captured.shapes, *self.captured.aliases):
+            if name.startswith(inside) and not name.startswith(traced) and name not in self.captured.constants:
+                self.solver_pin(self.tensors[self.captured.first_name(name)], reason, Cause("", path))
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return fixed_axes(node.meta["val"], self._border("input"))
+        if node.op == "get_attr":
+            return self._tensor(str(node.target))
+        if node.op == "output":
+            self._pin_arguments(node, self._border("output"))
+            return None
+        if is_check(node):
+            return None
+        value = node.meta["val"]
+        if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
+            if value is None:
+                self._pin_arguments(node, self._border("output"))
+            return None
+        return self._apply_rule(node)
+
+    def _border(self, side: str) -> str:
+        whose = f"the {side} of {self._part}, which an opaque module calls" if self._part else f"the network's {side}"
+        return f"it is a dim of {whose}"
+
+    def _apply_rule(self, node: fx.Node) -> Any:
+        call, rule = self._call(node)
+        if rule is None:
+            return self._refuse(call, "there is no rule for it")
+        try:
+            rule.axes(call)
+            _check_sizes(call)
+        except (AnalysisError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            return self._refuse(call, f"this use of it is not understood ({type(error).__name__}: {error})")
+        self.calls[node] = call
+        return call.result
+
+    def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
+        name, arguments, rule = self._bound(node)
+        cause = Cause(node.name, _op_in_words(node, name), node.meta.get("source", ""))
+        read = (self._axes_of, self._shape_of, self.ledger, self._attribute_of)
+        call = Call(node, name, arguments, self.solver, cause, *read)
+        return call, rule
+
+    def _bound(self, node: fx.Node) -> tuple[str, dict[str, Any], Rule | None]:
+        if node.op == "call_module":
+            module = self.paths.module(str(node.target))
+            form = find_module_form(module)
+            if form is None or str(node.target) in self.captured.opaque:
+                return str(node.target), {}, None
+            rule = find_rule(form.rule)
+            assert rule is not None, form.rule
+            return form.rule, bind(rule.signature, node.args, node.kwargs) | self._module_arguments(node, form), rule
+        name, args = canonical_name(node.target), node.args
+        if node.target is getattr:
+            name, args = canonical_name(str(args[1])), args[:1]
+        rule = find_rule(name)
+        return name, bind(rule.signature, args, node.kwargs) if rule else {}, rule
+
+    def _module_arguments(self, node: fx.Node, form: ModuleForm) -> dict[str, Any]:
+        module = self.paths.module(str(node.target))
+        arguments = form.arguments(module)
+        for name, value in arguments.items():
+            if isinstance(value, str) and value.startswith("."):
+                full = f"{node.target}{value}"
+                arguments[name] = TensorName(self.captured.first_name(full))
+        return arguments
+
+    # -- what calls read ------------------------------------------------------------------------------------------
+
+    def _tensor(self, name: str) -> tuple[Axis, ...]:
+        first = self.captured.first_name(name)
+        self.used.add(first)
+        return self.tensors[first]
+
+    def _attribute_of(self, name: str) -> torch.Tensor:
+        captures = self.captured.everything()
+        constant = next((c.constants[name] for c in captures if name in c.constants), None)
+        value = self.paths.attribute(name) if constant is None else constant
+        assert isinstance(value, torch.Tensor)
+        return value
+
+    def _axes_of(self, value: Any) -> Any:
+        if isinstance(value, TensorName):
+            self.used.add(value.name)
+            return self.tensors[value.name]
+        if isinstance(value, fx.Node):
+            return self.axes[value]
+        if isinstance(value, (int, float, bool)):
+            return ()
+        raise AnalysisError(f"an argument of type {type(value).__name__} is no tensor")
+
+    def _shape_of(self, value: Any) -> tuple[int, ...]:
+        return tuple(a.size for a in self._axes_of(value))
+
+    # -- refusing -------------------------------------------------------------------------------------------------
+
+    def _refuse(self, call: Call, reason: str) -> Any:
+        if call.node.target in self.captured.opaque:
+            reason = "it is opaque"
+        else:
+            self.opaque.append(OpaqueOp(call.node.name, call.cause.op, call.cause.source, reason))
+        self._pin_arguments(call.node, f"{call.cause.op}: {reason}")
+        for value in call.arguments.values():
+            if isinstance(value, TensorName):
+                self.solver_pin(self.tensors[value.name], f"{call.cause.op}: {reason}", call.cause)
+        return fixed_axes(call.value, f"{call.cause.op}: {reason}")
+
+    def _pin_arguments(self, node: fx.Node, reason: str) -> None:
+        cause = Cause(node.name, _op_in_words(node, str(node.op)), node.meta.get("source", ""))
+        for argument in node.all_input_nodes:
+            self.solver_pin(_flat(self.axes[argument]), reason, cause)
+
+    def solver_pin(self, axes: Iterable[Axis], reason: str, cause: Cause) -> None:
+        """Pin several axes."""
+        for axis in axes:
+            self.solver.pin(axis, reason, cause)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(_holds_tensor(v) for v in value)
+    return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
+
+
+def _flat(axes: Any) -> list[Axis]:
+    if axes is None:
+        return []
+    if isinstance(axes, (list, tuple)):
+        return [a for item in axes for a in _flat(item)]
+    if isinstance(axes, dict):
+        return [a for item in axes.values() for a in _flat(item)]
+    return [axes]
+
+
+def _check_sizes(call: Call) -> None:
+    if isinstance(call.value, torch.Tensor):
+        sizes = None if call.result is None else tuple(a.size for a in call.result)
+        if sizes != tuple(call.value.shape):
+            raise AnalysisError(f"axes of sizes {sizes} for a tensor of shape {tuple(call.value.shape)}")
+    elif isinstance(call.value, (list, tuple)) and call.result is not None:
+        for axes, value in zip(call.result, call.value, strict=True):
+            if isinstance(value, torch.Tensor) and tuple(a.size for a in axes) != tuple(value.shape):
+                raise AnalysisError(f"wrong axes for a tensor of shape {tuple(value.shape)}")
+
+
+def _op_in_words(node: fx.Node, name: str) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    path = node.meta.get("module", "")
+    return f"{name} in {path}" if path else name
