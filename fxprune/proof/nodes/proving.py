@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,26 +17,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
-from fxprune.capture.state import PythonState
 from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code
-from fxprune.proof.comparing import Leaves, compare, leaves_of
+from fxprune.proof.comparing import compare
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, private_copy
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns
+from fxprune.proof.nodes.programs import Programs, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.walk import Setting, Tally, walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
 from fxprune.proof.rounding import rounding_levels
-from fxprune.proof.running import called, evaluate, nothing_left_behind
+from fxprune.proof.running import evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
-from fxprune.util.modes import flags_of, set_flags
+from fxprune.util.modes import CALLS, flags_of, switch
 from fxprune.util.paths import ModelPaths
 
 __all__ = ["prove_nodes"]
@@ -77,10 +74,11 @@ def prove_nodes(
     check_attributes(original, pruned)
     check_code(pruned)
     with nothing_left_behind(original), torch.no_grad():
-        prover = _Prover(original, pruned, whole, seed)
+        prover = _Prover(original, pruned, whole, seed, untrained)
+        prover.check_modes()
         for pair in pairs:
             prover.prove(pair)
-        prover.witness(untrained)
+        prover.witness()
     tally = prover.tally
     probes = [Probe("", sample) for sample in prover.samples]
     sizes = {probe.batch_size for probe in probes}
@@ -104,37 +102,59 @@ def prove_nodes(
 class _Prover:
     """Proves one graph after another over one private copy of the original."""
 
-    def __init__(self, original: nn.Module, pruned: nn.Module, keep: Keep, seed: int) -> None:
+    def __init__(self, original: nn.Module, pruned: nn.Module, keep: Keep, seed: int, untrained: str) -> None:
         tensors = [*original.parameters(), *original.buffers()]
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         device = tensors[0].device if tensors else torch.device("cpu")
         if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in tensors):
             raise UnjudgedError(f"the model is on {device}, and partly elsewhere")
         self.device = device
-        self._original, self._seed = original, seed
+        self._original, self._seed, self._untrained = original, seed, untrained
         self._paths = ModelPaths(original)
         self._pruned = pruned
         self._keep = keep
-        self._copy = deep_copy(original, _copied).eval()
+        self._copy = deep_copy(original, _shared).eval()
+        self._full, self._narrow = Programs(self._copy), Programs(pruned)
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
         self.samples: list[Sample] = []
         self.notes: list[str] = []
+        # Why whole networks have to take a step of training, too.
+        self._doubt = ""
+
+    def check_modes(self) -> None:
+        """Every call that switches modes sets the same flags in both networks."""
+        with in_mode(self._copy, False), in_mode(self._pruned, False):
+            for call in CALLS:
+                switch(self._copy, call)
+                switch(self._pruned, call)
+                ours = flags_of(self._copy)
+                for path, flag in flags_of(self._pruned).items():
+                    if ours.get(path, flag) is not flag:
+                        where = path or "the network"
+                        raise ProofError(f"in training mode: {where}.training is {flag} after {call}, which differs")
 
     def prove(self, pair: Pair) -> None:
         """All that is to be shown of one graph."""
         first, tally = self._first(pair)
         self.tally.add(tally)
         second = self._second(pair, first, tally)
-        # The trace and the object are compared where both rows and sides are not those of the trace.
-        for sample in (second or first,):
-            if not pair.training:
-                self._check_trace(pair, sample)
-            self._check_object(pair, sample)
+        # Both are compared where both rows and sides are not those of the trace.
+        sample = second or first
+        for training in (False, True) if pair.both_modes and not pair.training else (pair.training,):
+            self._check_trace(pair, sample, training)
+            self._check_object(pair, sample, training)
         self.samples += [first, *([second] if second else [])]
 
-    def witness(self, untrained: str) -> None:
-        """One step of training of both networks, whole and in float64, from outputs back to the gradients."""
+    def witness(self) -> None:
+        """One step of training of both networks, whole and in float64, from outputs back to the gradients.
+
+        It is taken where the trace did not train as the original does, to the bit and by the same way back.
+        """
+        if self._untrained:
+            self.notes.append(f"not compared in training mode: {self._untrained}")
+        if self._untrained or not self._doubt:
+            return
         smallest = min(self.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.tensors))
         probe = Probe("random inputs of a small size", smallest)
         conditions = Conditions(
@@ -147,7 +167,7 @@ class _Prover:
             dtype=torch.float64,
             tolerance=TOLERANCE[torch.float64],
             seed=self._seed,
-            untrained=untrained,
+            untrained="",
             levels=lambda: self._rounding(probe),
             tells=not self.tally.over_kept,
         )
@@ -192,12 +212,7 @@ class _Prover:
     def _takes(self, pair: Pair, sample: Sample) -> bool:
         """Whether the graph at full width takes a sample."""
         traced = pair.at_full_width(self._copy)
-        try:
-            with _unchanged(self._copy):
-                _answers(lambda *args, **kwargs: nn.Module.__call__(traced, *args, **kwargs), sample)
-        except UnjudgedError:
-            return False
-        return True
+        return self._full.takes(partial(nn.Module.__call__, traced), sample)
 
     def _walk(self, pair: Pair, sample: Sample, known: Mapping[str, tuple[bool, bool]] | None = None) -> Tally:
         names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
@@ -218,15 +233,21 @@ class _Prover:
 
         return pytree.tree_map_only(Tensor, drawn, value)
 
-    def _check_trace(self, pair: Pair, sample: Sample) -> None:
-        """The traced graph at full width gives the original's outputs, bit for bit."""
-        traced = pair.at_full_width(self._copy)
-        with _unchanged(self._copy):
-            expected = _answers(self._copy, sample)
-        with _unchanged(self._copy):
-            found = _answers(lambda *args, **kwargs: nn.Module.__call__(traced, *args, **kwargs), sample)
-        if compare(expected, found).error != 0:
+    def _check_trace(self, pair: Pair, sample: Sample, training: bool) -> None:
+        """The traced graph at full width gives the original's outputs, bit for bit, and learns alike."""
+        if training and self._untrained:
+            return
+        with in_mode(self._copy, training):
+            traced = pair.at_full_width(self._copy)
+            try:
+                found = self._full.part(self._copy, partial(nn.Module.__call__, traced), sample)
+            except UnjudgedError as error:
+                if not training:
+                    raise
+                found = str(error)
+        if found and not training:
             self._check_in_double(pair, sample)
+        self._doubt = self._doubt or found
 
     def _check_in_double(self, pair: Pair, sample: Sample) -> None:
         """The same to the tolerance of whole networks, where another kernel adds in another order."""
@@ -240,16 +261,18 @@ class _Prover:
         if not apart <= TOLERANCE[torch.float64]:
             raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
 
-    def _check_object(self, pair: Pair, sample: Sample) -> None:
-        """The pruned network gives what its graph gives, node by node, bit for bit."""
-        values = _bound(pair.root, sample)
-        with _in_mode(self._pruned, pair.training):
-            with _unchanged(self._pruned):
-                expected = _answers(lambda *_, **__: fx.Interpreter(pair.root, graph=pair.narrow).run(*values), sample)
-            with _unchanged(self._pruned):
-                found = _answers(self._pruned, sample)
-        if compare(expected, found).error != 0:
-            raise UnjudgedError("the pruned network's outputs are not those of its graph, bit for bit")
+    def _check_object(self, pair: Pair, sample: Sample, training: bool) -> None:
+        """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
+        if training and self._untrained:
+            return
+
+        def interpreted(*args: Any, **kwargs: Any) -> Any:
+            return fx.Interpreter(pair.root, graph=pair.narrow).run(*_bound(pair.root, Sample(args, kwargs)))
+
+        with in_mode(self._pruned, training):
+            found = self._narrow.part(interpreted, self._pruned, sample)
+        if found:
+            raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")
 
 
 def _bound(network: nn.Module, sample: Sample) -> list[Any]:
@@ -262,47 +285,8 @@ def _bound(network: nn.Module, sample: Sample) -> list[Any]:
     return list(bound.arguments.values())
 
 
-def _answers(network: Callable[..., Any], sample: Sample) -> Leaves:
-    torch.manual_seed(0)
-    try:
-        return leaves_of(called(network, sample.map(torch.clone)))
-    except Exception as error:  # the user's own code, and operators of all kinds
-        raise UnjudgedError(f"{type(error).__name__}: {error}") from error
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-
-
-@contextmanager
-def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Put back what changes inside: buffers, in training also parameters, and what opaque parts keep in attributes."""
-    foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for part in module.modules())
-    state = PythonState(module, reachable(module)) if foreign else None
-    written = [*module.buffers(), *(module.parameters() if module.training else ())]
-    held = [(tensor, tensor.detach().clone()) for tensor in written]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in held:
-                tensor.copy_(value)
-        vars(module).pop("_chosen", None)
-        if state is not None:
-            state.restore(own=True)
-
-
-@contextmanager
-def _in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode, and back in their own."""
-    flags = flags_of(module)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module.train(training)
-        try:
-            yield
-        finally:
-            module.train(flags[""])
-            put_back = getattr(module, "set_modes", None) or partial(set_flags, module)
-            put_back(flags)
+def _shared(tensor: Tensor) -> Tensor:
+    """A parameter over the same memory, which no program may write to, and a copy of any other tensor."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+    return tensor.detach().clone()
