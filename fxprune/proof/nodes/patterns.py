@@ -6,6 +6,9 @@ anew for each layer.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,6 +49,12 @@ class Patterns:
         low, high = value.aminmax()
         name = "any" if low < 0 else "share" if high <= 1 else "positive"
         return like(value, self._cut(name, value.numel(), salt).view(value.shape))
+
+    def signed(self, like: Tensor, shape: Sequence[int], salt: int) -> Tensor:
+        """Values of both signs of a shape; in memory channels come last where they do so in ``like``."""
+        last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
+        values = self._cut("any", math.prod(shape), salt).view(list(shape))
+        return values.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     def _cut(self, name: str, count: int, salt: int) -> Tensor:
         offset = salt * _STEP % _PERIOD

@@ -22,6 +22,7 @@ from fxprune.proof.locating import tables
 from fxprune.proof.masking import Keep, select
 from fxprune.proof.nodes.calls import call, in_dtype, may_write, on_tensors, on_values, tensors_among
 from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_silent, lost_entries
+from fxprune.proof.nodes.layers import product_of
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
 from fxprune.proof.nodes.patterns import Patterns, like
 from fxprune.proof.nodes.structure import Step, matched
@@ -33,6 +34,7 @@ __all__ = ["Setting", "Tally", "walk"]
 _TOLERANCE = 1e-11
 # Layers that judge every position alike, so that one size tells of all.
 _AT_ANY_SIZE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.Embedding)
+_SAME_SHAPE = nn.modules.batchnorm._BatchNorm
 # Memory that was not written to has a shape and no values.
 _UNWRITTEN = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
 # What only cuts a tensor in pieces.
@@ -157,10 +159,69 @@ class _Walk:
         elif step.image is None:
             if is_number(node) and node.op != "placeholder":
                 self._left_out(step)
+        elif (judged := self._by_algebra(step)) is not None:
+            self._tally.exact += 1
+            self._put(step, judged)
         elif self._is_known(step):
             self._put(step, self._shaped(step))
         else:
             self._call(step)
+
+    def _by_algebra(self, step: Step) -> Claim | None:
+        """The claim of a layer that needs no values to be judged, or None where it is none, or does not fit."""
+        node = step.full
+        images = [self._pair.images.get(given) for given in node.all_input_nodes]
+        if step.counterpart is None or step.written != (step.image,) or images != step.counterpart.all_input_nodes:
+            return None
+        modules = self._layers(step) if node.op == "call_module" else None
+        product = product_of(node, modules)
+        given = node.args[0] if node.args else None
+        if product is None or not isinstance(given, fx.Node):
+            return None
+        operands = self._weights(node, modules)
+        claim = self._claims[given]
+        if operands is None or not (isinstance(claim.full, Tensor) and isinstance(claim.narrow, Tensor)):
+            return None
+        (full, narrow), weight, bias = operands
+        kept = self._kept_of(node)
+        shapes = product.shape(claim.full.shape, full), product.shape(claim.narrow.shape, narrow)
+        ndim = claim.full.ndim
+        if shapes[0] is None or shapes[1] is None or not product.fits(self._kept_of(given), weight, bias, kept, ndim):
+            return None
+        value = self._setting.patterns.signed(claim.full, shapes[0], name_seed(node.name))
+        lost = lost_entries(value, kept)
+        for dim, index in lost:
+            value.index_fill_(dim, index, 0)
+        cut = select(value, kept)
+        if list(cut.shape) != shapes[1]:
+            return None
+        placed = torch.empty_like(cut, memory_format=torch.preserve_format).copy_(cut)
+        return Claim(value, placed, lost)
+
+    def _layers(self, step: Step) -> tuple[nn.Module, nn.Module]:
+        assert step.counterpart is not None
+        return self._setting.attribute(str(step.full.target)), self._pair.named(step.counterpart)[1]
+
+    def _weights(
+        self, node: fx.Node, modules: tuple[nn.Module, nn.Module] | None
+    ) -> tuple[tuple[torch.Size, torch.Size], Kept, Kept | None] | None:
+        """The shapes of the weight of both networks, and what it and the bias keep, where zeros are what goes."""
+        if modules is not None:
+            weights = tuple(module._parameters.get("weight") for module in modules)
+            biases = tuple(module._parameters.get("bias") for module in modules)
+            if weights[0] is None or weights[1] is None or (biases[0] is None) is not (biases[1] is None):
+                return None
+            keep, path = self._setting.keep, str(node.target)
+            bias = None if biases[0] is None else keep.get(f"{path}.bias", ())
+            return (weights[0].shape, weights[1].shape), keep.get(f"{path}.weight", ()), bias
+        operands = [given for given in node.args[1:] if given is not None]
+        claims = [self._claims[given] for given in operands if isinstance(given, fx.Node)]
+        if len(claims) != len(operands) or not all(
+            isinstance(c.full, Tensor) and isinstance(c.narrow, Tensor) and c.silent and c.caused for c in claims
+        ):
+            return None
+        kept = [self._kept_of(given) for given in operands if isinstance(given, fx.Node)]
+        return (claims[0].full.shape, claims[0].narrow.shape), kept[0], kept[1] if len(kept) > 1 else None
 
     def _is_known(self, step: Step) -> bool:
         known = self._setting.known or {}
@@ -172,7 +233,11 @@ class _Walk:
         """Values of the shape that a layer gives, which was judged at another size."""
         node, kept = step.full, self._kept_of(step.full)
         modules = (self._setting.attribute(str(node.target)), self._pair.named(step.image)[1])
-        full, narrow = (self._on_meta(step, module, side) for side, module in enumerate(modules))
+        given = self._claims.get(node.args[0]) if isinstance(modules[0], _SAME_SHAPE) else None  # type: ignore[arg-type]
+        if given is not None:
+            full, narrow = given.full, given.narrow
+        else:
+            full, narrow = (self._on_meta(step, module, side) for side, module in enumerate(modules))
         self._check_fit(node, full, kept)
         silent, caused = self._setting.known[node.name]  # type: ignore[index]
         patterns = self._setting.patterns
