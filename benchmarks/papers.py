@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +13,16 @@ from torchvision.models import get_model
 
 from benchmarks.cifar import cifar_model, shared_file
 from benchmarks.networks.papers import PAPER_NETWORKS, UNet, paper_network
-from benchmarks.recipes.data import FolderImages, Images, Masks, SmallImages
+from benchmarks.recipes.data import FolderImages, Identities, Images, Masks, SmallImages
 from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
-from benchmarks.recipes.published import RATIOS
+from benchmarks.recipes.published import RATIOS, TEACHER
 from benchmarks.recipes.training import Trainer
 from benchmarks.rivals import macs
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.cli.sources import load_weights
 from fxprune.util.progress import Steps
 
+_EMBEDDING = 128  # numbers that a face is told by
 _RESULTS = Path(__file__).parent / "results" / "papers.csv"
 _COLUMNS = (
     "run",
@@ -66,7 +68,9 @@ def main(
     train: Annotated[int | None, typer.Option(help="How many training images.")] = None,
     tests: Annotated[int | None, typer.Option(help="How many test images.")] = None,
     state: Annotated[Path | None, typer.Option(help="Folder from which a stopped run goes on.")] = None,
-    size: Annotated[int | None, typer.Option(help="Read a folder of larger images, cut to so many pixels.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels of an image's side; by default those that the network takes.")
+    ] = None,
     recover: Annotated[
         str | None, typer.Option(help="Repair what one cut left before it is trained, which no paper does.")
     ] = None,
@@ -77,13 +81,9 @@ def main(
     unknown = set(papers) - set(METHODS)
     if unknown:
         raise typer.BadParameter(f"choose some of {', '.join(METHODS)}", param_hint="PAPERS")
-    images: Images
-    if "multi_source_unet" in papers:
-        model, images = "U-Net, generated masks", Masks(train or 1024, tests or 128)
-    else:
-        images = _images(data or shared_file("data", "cifar10.zip"), size, train, tests)
+    images = _images(model, data or shared_file("data", "cifar10.zip"), size, train, tests)
     rows = ResumableTable(table, _COLUMNS)
-    before: dict[bool, float | None] = {False: None}
+    beginnings: dict[bool, tuple[nn.Module, float | None]] = {}
     for paper in papers:
         removed = RATIOS[paper] if ratio is None or paper == "uncut" else ratio
         name = f"{paper} + {recover}" if recover else paper
@@ -92,13 +92,14 @@ def main(
         if about["run"] in rows.rows:
             continue
         trained = not scratch and paper not in FROM_SCRATCH
-        network = _network(model, images.classes, trained, weights, seed)
-        if trained not in before:
-            before[trained] = images.accuracy(network)
         with Steps() as progress:
-            folder = None if state is None else state / str(about["run"]).replace(" ", "_")
-            trainer = Trainer(images, steps, batch, rate, folder, seed, progress=progress)
-            run = Run(model, network, trainer, removed, before[trained], recover=recover)
+            folders = [state and state / str(part).replace(" ", "_") for part in (f"{model} {seed}", about["run"])]
+            if trained not in beginnings:
+                first = Trainer(images, steps, batch, None, folders[0], seed, progress=progress)
+                beginnings[trained] = _beginning(model, first, trained, weights)
+            network, before = beginnings[trained]
+            trainer = Trainer(images, steps, batch, rate, folders[1], seed, progress=progress)
+            run = Run(model, copy.deepcopy(network), trainer, removed, before, recover=recover)
             row = about | _row(run, METHODS[paper](run))
         rows.add(row)
         write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
@@ -119,23 +120,45 @@ def _row(run: Run, pruned: nn.Module) -> dict[str, object]:
     }
 
 
-def _images(where: Path, size: int | None, train: int | None, tests: int | None) -> Images:
-    return SmallImages(where, train, tests) if size is None else FolderImages(where, size, train, tests)
+_SEGMENTATION = ("U-Net", "U-Net-8", "DABNet", "DeepLabV3")
+_VERIFICATION = ("MobileFaceNet",)
 
 
-def _network(model: str, classes: int, trained: bool, weights: Path | None, seed: int) -> nn.Module:
+def _images(model: str, where: Path, size: int | None, train: int | None, tests: int | None) -> Images:
+    if model in _SEGMENTATION:
+        return Masks(where, train, tests)
+    usual = PAPER_NETWORKS[model].shape[1] if model in PAPER_NETWORKS else 32
+    if model in _VERIFICATION:
+        return Identities(where, size or usual, _EMBEDDING, train, tests)
+    side = size or (None if usual == 32 else usual)
+    return SmallImages(where, train, tests) if side is None else FolderImages(where, side, train, tests)
+
+
+def _beginning(model: str, first: Trainer, trained: bool, weights: Path | None) -> tuple[nn.Module, float | None]:
+    """The network that the methods start from, and its accuracy if it is trained."""
+    images = first.images
+    network = _network(model, images.classes, first.seed)
+    if not trained:
+        return network, None
+    known = weights or shared_file("weights", f"{model}.safetensors")
+    if not known.exists() and model in (*_SEGMENTATION, *_VERIFICATION):
+        first.fit("first", network, TEACHER)
+    else:
+        load_weights(network, known)
+    return network, images.accuracy(network)
+
+
+def _network(model: str, classes: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    if model.startswith("U-Net"):
-        return UNet(classes, width=8)
     network: nn.Module
-    if model.startswith("cifar_"):
+    if model == "U-Net-8":
+        network = UNet(classes, width=8)
+    elif model.startswith("cifar_"):
         network = cifar_model(model, classes)
     elif model in PAPER_NETWORKS:
         network = paper_network(model, classes, seed=seed)
     else:
         network = get_model(model, weights=None, num_classes=classes)
-    if trained:
-        load_weights(network, weights or shared_file("weights", f"{model}.safetensors"))
     return network.eval().to(memory_format=torch.channels_last)
 
 

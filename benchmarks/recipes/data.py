@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms as T
@@ -17,11 +18,21 @@ from benchmarks.cifar import accuracy, load_images
 _PAD = 4
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 class Images(Protocol):
-    """A training and a test split."""
+    """A training and a test split.
+
+    Attributes:
+        classes: how many numbers a network gives: for an image, or for a pixel.
+        sample: an input.
+        loss: of a network's output and the targets of a batch; its parameters are trained with the network.
+    """
 
     classes: int
     sample: Tensor
+    loss: nn.Module
 
     def length(self) -> int:
         """How many training images there are."""
@@ -43,11 +54,13 @@ class Images(Protocol):
 class SmallImages:
     """Images of 32x32 pixels, from a folder or a zip file, held in memory."""
 
+    loss: nn.Module
+
     def __init__(self, path: Path, train: int | None, tests: int | None) -> None:
         self._images, self._labels = load_images(path, "train", train)
         self._tests, self._answers = load_images(path, "test", tests)
         self._tests = self._tests.contiguous(memory_format=torch.channels_last)
-        self.classes = int(self._labels.max()) + 1
+        self.classes, self.loss = int(self._labels.max()) + 1, nn.CrossEntropyLoss()
         self.sample = self._images[:2].contiguous(memory_format=torch.channels_last)
 
     def length(self) -> int:
@@ -91,7 +104,6 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TEST_NAMES = ("test", "val")
-Pair = tuple[Tensor, Tensor]
 
 
 class FolderImages:
@@ -106,6 +118,7 @@ class FolderImages:
         named = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), path / _TEST_NAMES[0])
         found = ImageFolder(named, whole)
         self._tests, self.classes, self._workers = _first(found, tests), len(found.classes), workers
+        self.loss: nn.Module = nn.CrossEntropyLoss()
         self.sample = torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     def length(self) -> int:
@@ -150,60 +163,126 @@ def _first(data: Dataset[Pair], count: int | None) -> Subset[Pair]:
     return Subset(data, [index * length // count for index in range(count)])
 
 
-_SIDE, _SHAPES = 48, 4
-_NOISE = 0.6
+class Masks(SmallImages):
+    """The same images, and of each pixel whether it is ground (0), an object (1) or on an object's edge (2).
 
+    What belongs to an object is not annotated but computed from the image: what differs in colour from the image's
+    border by more than the mean over the image. So a network has to look at the whole image to label a pixel.
+    """
 
-class Masks:
-    """Pictures (3, 48, 48), and for each pixel 0 (ground), 1 (disc) or 2 (square)."""
+    def __init__(self, path: Path, train: int | None, tests: int | None) -> None:
+        super().__init__(path, train, tests)
+        self.classes = 3
 
-    classes = 3
-
-    def __init__(self, train: int = 1024, tests: int = 128, seed: int = 0) -> None:
-        self._train, self._tests = generated(train, seed), generated(tests, seed + 1)
-        self.sample = self._train[0][:2]
-
-    def length(self) -> int:
+    def batches(self, size: int, seed: int) -> Iterator[Pair]:
         """See Images."""
-        return len(self._train[1])
+        return ((images, masks_of(images)) for images, _ in super().batches(size, seed))
 
-    def batches(self, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def calibration(self, count: int) -> list[Pair]:
         """See Images."""
-        images, masks = self._train
-        for index in torch.randperm(len(masks), generator=torch.Generator().manual_seed(seed)).split(size):
-            if len(index) == min(size, len(masks)):
-                yield images[index], masks[index]
-
-    def calibration(self, count: int) -> list[tuple[Tensor, Tensor]]:
-        """See Images."""
-        images, masks = self._train
-        return list(zip(images[:count].split(32), masks[:count].split(32), strict=True))
+        return [(images, masks_of(images)) for images, _ in super().calibration(count)]
 
     @torch.no_grad()
     def accuracy(self, network: nn.Module) -> float:
         """The mean over the classes of intersection over union, on all test pixels together."""
         training = network.training
         network.eval()
-        images, masks = self._tests
-        found = torch.cat([network(part).argmax(1) for part in images.split(32)])
+        found = torch.cat([network(part).argmax(1) for part in self._tests.split(64)])
         network.train(training)
+        masks = masks_of(self._tests)
         pairs = [(found == label, masks == label) for label in range(self.classes)]
         return sum(float((a & b).sum() / (a | b).sum()) for a, b in pairs) / self.classes
 
 
-def generated(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, 48, 48) and masks (count, 48, 48)."""
+def masks_of(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) to classes of pixels (N, H, W): ground, object, edge of an object (see :class:`Masks`)."""
+    border = torch.cat((images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1]), 2)
+    distance = (images - border.mean(2)[:, :, None, None]).norm(dim=1, keepdim=True)
+    distance = F.avg_pool2d(distance, 3, 1, 1, count_include_pad=False)
+    inside = (distance > distance.mean((2, 3), keepdim=True)).float()
+    outer = F.max_pool2d(inside, 3, 1, 1)
+    return torch.where(outer > inside, 2, inside.long())[:, 0]
+
+
+_SEEN = 0.7
+_FOLDS = 10
+
+
+class Identities(SmallImages):
+    """Pairs of images of the same or of two classes, where a class stands for a person.
+
+    A network learns embeddings on the first 70 % of the classes of the training split. Its accuracy is how many pairs
+    of test images of the other classes are told right by a threshold on the cosine of their embeddings; for each of
+    ten folds the threshold is that which is best on the others, as for the LFW data.
+    """
+
+    def __init__(self, path: Path, size: int, embedding: int, train: int | None, tests: int | None) -> None:
+        super().__init__(path, train, tests)
+        self._size, seen = size, round(_SEEN * self.classes)
+        known, new = self._labels < seen, self._answers >= seen
+        self._images, self._labels = self._images[known], self._labels[known]
+        self._tests, self._answers = self._tests[new], self._answers[new]
+        self.classes, self.loss = embedding, Margin(embedding, seen)
+        self.sample = self._sized(self._images[:2])
+
+    def batches(self, size: int, seed: int) -> Iterator[Pair]:
+        """See Images."""
+        return ((self._sized(images), labels) for images, labels in super().batches(size, seed))
+
+    def calibration(self, count: int) -> list[Pair]:
+        """See Images."""
+        return [(self._sized(images), labels) for images, labels in super().calibration(count)]
+
+    @torch.no_grad()
+    def accuracy(self, network: nn.Module) -> float:
+        """The share of pairs told right, on the mean over the folds."""
+        training = network.training
+        network.eval()
+        found = F.normalize(torch.cat([network(self._sized(part)) for part in self._tests.split(32)]))
+        network.train(training)
+        left, right = pairs_of(self._answers)
+        return verified((found[left] * found[right]).sum(1), self._answers[left] == self._answers[right])
+
+    def _sized(self, images: Tensor) -> Tensor:
+        sized = F.interpolate(images, (self._size, self._size), mode="bilinear")
+        return sized.contiguous(memory_format=torch.channels_last)
+
+
+class Margin(nn.Module):
+    """The additive margin loss of CosFace (Wang et al. 2018, arXiv 1801.09414) on embeddings ``(N, size)``."""
+
+    def __init__(self, size: int, identities: int, scale: float = 16.0, margin: float = 0.2) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(identities, size))
+        self.scale, self.margin = scale, margin
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the batch."""
+        cosines = F.linear(F.normalize(embeddings), F.normalize(self.centres))
+        return F.cross_entropy(self.scale * (cosines - self.margin * F.one_hot(labels, len(self.centres))), labels)
+
+
+def pairs_of(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two lists of indices: every image with a random other one of its class, and with a random one of another."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.arange(_SIDE).view(-1, 1)
-    masks = torch.zeros(count, _SIDE, _SIDE, dtype=torch.long)
-    images = _NOISE * torch.randn(count, 3, _SIDE, _SIDE, generator=generator)
-    for image, mask in zip(images, masks, strict=True):
-        for number in range(_SHAPES):
-            y, x = torch.randint(6, _SIDE - 6, (2,), generator=generator).tolist()
-            radius = int(torch.randint(4, 9, (), generator=generator))
-            down, right = rows - y, rows.T - x
-            disc = number % 2 == 0
-            inside = down**2 + right**2 <= radius**2 if disc else (down.abs() <= radius) & (right.abs() <= radius)
-            mask[inside] = 1 if disc else 2
-            image[:, inside] += torch.randn(3, 1, generator=generator)
-    return images, masks
+    right: list[Tensor] = []
+    for same in (True, False):
+        fits = (labels[:, None] == labels) == same
+        fits.fill_diagonal_(False)
+        right.append(torch.multinomial(fits.float(), 1, generator=generator)[:, 0])
+    every = torch.arange(len(labels))
+    # Alternately of one class and of two, so that every fold has both.
+    return torch.stack((every, every), 1).flatten(), torch.stack(right, 1).flatten()
+
+
+def verified(cosines: Tensor, same: Tensor, folds: int = _FOLDS) -> float:
+    """The mean over the folds of the share of pairs on the right side of a threshold chosen on the other folds."""
+    numbers = torch.arange(len(same)) * folds // len(same)
+    shares = []
+    for fold in range(folds):
+        here = numbers == fold
+        ordered = cosines[~here].sort().values
+        levels = (ordered[1:] + ordered[:-1]) / 2
+        right = ((cosines[~here] >= levels[:, None]) == same[~here]).float().mean(1)
+        shares.append(((cosines[here] >= levels[right.argmax()]) == same[here]).float().mean())
+    return float(torch.stack(shares).mean())

@@ -15,7 +15,7 @@ import fxprune
 from benchmarks import rivals
 from benchmarks.accounting.rows import VGG16_RATES, criterion_for
 from benchmarks.recipes import published
-from benchmarks.recipes.data import Images
+from benchmarks.recipes.data import Images, Masks
 from benchmarks.recipes.training import Fused, Hooks, Polarised, Soft, Sparse, Trainer
 from fxprune.criteria import Magnitude
 from fxprune.distillation import SoftTargets
@@ -34,27 +34,20 @@ class Epochs:
 
 
 def multi_source(run: Run) -> nn.Module:
-    """One cut by features and weights, sets of channels compared by their effect; then distillation."""
-    return _distilled(run, run.compile(run.network, "multi_source"), 1.0)
+    """One cut by features and weights, sets of channels compared by their effect; then distillation.
 
-
-def multi_source_unet(run: Run) -> nn.Module:
-    """The same for a U-Net that learns to segment first; the distillation is pixel by pixel, without masks."""
-    run.trainer.fit("teacher", run.network, published.TEACHER, 0.5)
-    run.before = run.trainer.images.accuracy(run.network)
-    return _distilled(run, run.compile(run.network, "multi_source"), 0.5, labels=0.0)
-
-
-def _distilled(run: Run, pruned: nn.Module, share: float, labels: float = 1 - published.SOFT_SHARE) -> nn.Module:
-    trainer, recipe = run.trainer, published.changed(published.DISTIL, run.trainer.batch, run.trainer.rate)
-    epochs, steps = trainer.epochs(published.DISTIL, share)
+    That of a network that segments is pixel by pixel, and does without masks.
+    """
+    pruned, trainer = run.compile(run.network, "multi_source"), run.trainer
+    recipe = published.changed(published.DISTIL, trainer.batch, trainer.rate)
+    epochs, steps = trainer.epochs(published.DISTIL, 1.0)
     with trainer.timed("distil"):
         found = fxprune.distill(
             pruned,
             copy.deepcopy(run.network),
             Epochs(trainer.images, recipe.batch),
             steps=epochs * steps,
-            loss=SoftTargets(published.TEMPERATURE, labels),
+            loss=SoftTargets(published.TEMPERATURE, 0.0 if run.segments else 1 - published.SOFT_SHARE),
             learning_rate=recipe.rate,
             weight_decay=recipe.decay,
             precision="bf16" if trainer.half else "no",
@@ -191,7 +184,6 @@ def _settings(run: Run) -> str:
 
 METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "multi_source": multi_source,
-    "multi_source_unet": multi_source_unet,
     "entropy": lambda run: sparse_then(run, criterion_for("entropy", _settings(run))),
     "parallel": lambda run: sparse_then(run, criterion_for("parallel", _settings(run))),
     "filter_similarity_hard": filter_similarity_hard,
@@ -208,7 +200,7 @@ METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "torch_pruning": torch_pruning,
 }
 
-FROM_SCRATCH = ("apbm", "train_then_prune", "multi_source_unet")
+FROM_SCRATCH = ("apbm", "train_then_prune")
 
 
 # Networks whose published pruning lets every layer select its inputs from a stream that keeps its width.
@@ -238,19 +230,24 @@ class Run:
     recover: str | None = None
 
     @property
+    def segments(self) -> bool:
+        """Whether the network labels pixels. Nearly all of such a network may lie in its residual streams."""
+        return isinstance(self.trainer.images, Masks)
+
+    @property
     def sample(self) -> Tensor:
         """An input."""
         return self.trainer.images.sample
 
     def compile(self, network: nn.Module, criterion: Any) -> nn.Module:
-        """One-shot pruning on 128 training images, inside the residual blocks, as all of the papers do."""
+        """One-shot pruning on 128 training images, inside the residual blocks where the papers classify images."""
         pruned = fxprune.compile(
             network,
             self.sample,
             self.ratio,
             criterion=criterion,
             calibration=self.trainer.images.calibration(128),
-            residual="inner",
+            residual="coupled" if self.segments else "inner",
             round_to=1,
             recover=self.recover,
             couplings="drop" if self.model in _SELECTING else "keep",

@@ -54,7 +54,6 @@ POLAR_STRENGTH, POLAR_PULL = 1e-4, 1.2
 # The published reductions of FLOPs: ResNet-56 on CIFAR-10, for FOAD VGG-16; half where no figure could be read.
 RATIOS = {
     "multi_source": 0.5,
-    "multi_source_unet": 0.5,
     "entropy": 0.45,
     "parallel": 0.50,
     "filter_similarity_hard": 0.611,

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -166,7 +165,9 @@ class Trainer:
         """Train in place; the optimiser comes back."""
         recipe, hooks = changed(recipe, self.batch, self.rate), hooks or Hooks()
         epochs, steps = self.epochs(recipe, share)
-        optimizer = optimizer or SGD(network.parameters(), recipe.rate, momentum=0.9, weight_decay=recipe.decay)
+        if optimizer is None:
+            trained = [*network.parameters(), *self.images.loss.parameters()]
+            optimizer = SGD(trained, recipe.rate, momentum=0.9, weight_decay=recipe.decay)
         first = self._load(stage, network, optimizer, hooks)
         network.train()
         for epoch in range(first, epochs):
@@ -195,7 +196,7 @@ class Trainer:
     def _update(self, network: nn.Module, optimizer: SGD, hooks: Hooks, images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            loss = F.cross_entropy(network(images), labels)
+            loss = self.images.loss(network(images), labels)
         loss.backward()
         hooks.before_update()
         optimizer.step()
@@ -209,6 +210,7 @@ class Trainer:
             return 0
         held: dict[str, Any] = torch.load(path, weights_only=True)
         network.load_state_dict(held["network"])
+        self.images.loss.load_state_dict(held["loss"])
         optimizer.load_state_dict(held["optimizer"])
         hooks.load_state_dict(held["hooks"])
         self.seconds[stage] = held["seconds"]
@@ -219,6 +221,7 @@ class Trainer:
             return
         self.state.mkdir(parents=True, exist_ok=True)
         states = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "hooks": hooks.state_dict()}
+        states["loss"] = self.images.loss.state_dict()
         part = self.state / f"{stage}.part"
         torch.save({**states, "epoch": epoch, "seconds": self.seconds[stage]}, part)
         part.replace(self.state / f"{stage}.pt")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.recipes.data import FolderImages, SmallImages, augmented
+from benchmarks.recipes.data import FolderImages, Margin, SmallImages, augmented, masks_of, pairs_of, verified
 from benchmarks.recipes.published import Recipe
 from benchmarks.recipes.training import Soft, Trainer
 from fxprune.schedules import SoftPruning
@@ -39,7 +39,7 @@ def images(count: int) -> tuple[Tensor, Tensor]:
 class Few:
     """Twelve images, in an order that the seed gives."""
 
-    classes, sample = 5, images(2)[0]
+    classes, sample, loss = 5, images(2)[0], nn.CrossEntropyLoss()
 
     def length(self) -> int:
         return 12
@@ -127,3 +127,37 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
         assert sorted(torch.cat([y for _, y in first]).tolist()) == [0, 0, 0, 1, 1, 1]
         assert sum(len(y) for _, y in data.calibration(4)) == 4
     assert copy.deepcopy(first[0][0]).shape == (2, 3, 16, 16)
+
+
+def test_masks_of_a_square() -> None:
+    image = torch.zeros(1, 3, 12, 12)
+    image[:, :, 4:8, 4:8] = 1
+    found = masks_of(image)[0]
+    # Averaged over 3x3 pixels, the distance exceeds its mean wherever the square has at least two of the nine.
+    inside = torch.zeros(12, 12, dtype=torch.bool)
+    inside[3:9, 3:9] = True
+    for corner in ((3, 3), (3, 8), (8, 3), (8, 8)):
+        inside[corner] = False
+    near = torch.stack([inside.roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]).any(0)
+    assert torch.equal(found == 1, inside)
+    assert torch.equal(found == 2, near & ~inside)
+
+
+def test_margin_by_hand() -> None:
+    """Unit centres along two axes; the embedding (3, 4) has the cosines 0.6 and 0.8."""
+    loss = Margin(2, 2, scale=10.0, margin=0.2)
+    loss.centres.data = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
+    found = loss(torch.tensor([[3.0, 4.0]]), torch.tensor([1]))
+    assert found.item() == pytest.approx(float(torch.tensor([6.0, 6.0]).logsumexp(0)) - 6.0)
+
+
+def test_pairs_and_thresholds() -> None:
+    labels = torch.arange(40) % 4
+    left, right = pairs_of(labels)
+    same = labels[left] == labels[right]
+    assert same.tolist() == [True, False] * 40
+    assert not (left == right).any()
+    cosines = torch.where(same, 0.7, 0.1) + 0.1 * torch.rand(80, generator=torch.Generator().manual_seed(0))
+    assert verified(cosines, same) == 1.0
+    cosines[:8] = -cosines[:8]  # the first of ten folds: below every threshold, of which half is right
+    assert verified(cosines, same) == pytest.approx(0.95)
