@@ -194,6 +194,7 @@ METHODS: Mapping[str, Callable[[Run], nn.Module]] = {
     "train_then_prune": train_then_prune,
     "slimming": lambda run: sparse_then(run, "slimming"),
     "polarization": polarization,
+    "hrank": lambda run: _tuned(run, run.compile(run.network, "hrank")),
     "uncut": uncut,
     "magnitude": magnitude,
     "auto": auto,

@@ -64,6 +64,7 @@ RATIOS = {
     "train_then_prune": 0.5,
     "slimming": 0.5,
     "polarization": 0.5,
+    "hrank": 0.5,
     "uncut": 0.0,
     "magnitude": 0.5,
     "auto": 0.5,
