@@ -12,6 +12,7 @@ from torch import fx, nn
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
+from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, PlanError, RecoveryError
 from fxprune.options import Options, check_level
@@ -55,7 +56,7 @@ def compile(  # noqa: A001  the public name says what it does
     """Prune ``model`` by ``ratio`` of a budget: trace, solve the channel groups, score, plan, rewrite and prove.
 
     Args:
-        model: any live network; it is only read.
+        model: any live network, or a ``torch.export.ExportedProgram``; it is only read.
         sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
             arguments, a dict with string keys the keyword arguments.
         ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy. Or
@@ -115,6 +116,7 @@ def compile(  # noqa: A001  the public name says what it does
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
+    model = network_of(model)
     choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
     options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     recoveries, verify = resolve_recoveries(recover), check_level(verify)
@@ -146,6 +148,7 @@ def analyze(
     Raises:
         FxpruneError: the model or the sample cannot be used; see :func:`compile`.
     """
+    model = network_of(model)
     with one_pass(False, model) as steps:
         program = Program(model, sample_input, steps, other_samples=other_samples, couplings=check_couplings(couplings))
         return run(program, until="analyze").graph
@@ -177,6 +180,7 @@ def plan(
     Raises:
         FxpruneError: see :func:`compile`.
     """
+    model = network_of(model)
     choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
     options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
     with one_pass(progress, model) as steps:
@@ -211,7 +215,7 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
-    verify = check_level(verify)
+    model, verify = network_of(model), check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -248,6 +252,7 @@ def remove(
         PlanError: a channel has to stay, or goes only with others; the message says why.
         FxpruneError: see :func:`compile`.
     """
+    model = network_of(model)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -285,7 +290,7 @@ def recover(
         PlanError: ``pruned`` was not cut from this model.
         FxpruneError: see :func:`compile`.
     """
-    recoveries = resolve_recoveries(how)
+    model, recoveries = network_of(model), resolve_recoveries(how)
     plan = report(pruned).plan
     sample = pruned.meta["fxprune"].get("sample")  # type: ignore[union-attr, index]
     if plan is None or sample is None:
