@@ -97,8 +97,8 @@ def _as_torch(overload: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Ca
         return None
     if name in _UNCHECKED:
         raise ModelError(
-            f"the exported program calls {name}, whose kernel takes states of a wrong size unasked: pass the module that "
-            "it was exported from"
+            f"the exported program calls {name}, whose kernel takes states of a wrong size unasked: pass the "
+            "module that it was exported from"
         )
     if name in _DIFFERENT:
         return "call_function", *_DIFFERENT[name](*_in_order(overload, args, kwargs)), {}
