@@ -19,7 +19,7 @@ from fxprune.capture.numbers import Traced, plain, size_of
 from fxprune.capture.samples import IMAGE_DIMS
 from fxprune.rules.ops import canonical_name
 
-__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "refuses_sizes"]
+__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "is_written_down", "refuses_sizes"]
 
 REFUSAL = "this network was made for "
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -195,7 +195,7 @@ class Decisions:
             return value
         if value.function is size_of:
             node, dim = value.operands
-            varies = node.graph is self._graph and node.op != "get_attr" and not _is_written_down(node, dim)
+            varies = node.graph is self._graph and node.op != "get_attr" and not is_written_down(node, dim)
             return self._size(_origin(node), dim) if varies else plain(value)
         args = tuple(map(self._operand, value.operands))
         return self._number(value.function, args, plain(value)) if _has_node(args) else plain(value)
@@ -220,7 +220,7 @@ def _origin(node: fx.Node) -> fx.Node:
     return node
 
 
-def _is_written_down(node: fx.Node, dim: int) -> bool:
+def is_written_down(node: fx.Node, dim: int) -> bool:
     """Whether the source says a size as a number, as in ``x.reshape(batch, tokens, 3, -1).permute(2, 0, 1, 3)``."""
     while node.op in ("call_function", "call_method"):
         name, numbers = canonical_name(node.target), cast(Any, node.args[1:])

@@ -66,6 +66,7 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     if written:
         with left_alone(model):
             captured = _both_modes(model, sample, modes, written)
+        _check_layers(model, captured, written)
     if remembers:
         _check_memory(model, captured, captured, remembers)
     captured.variants = tuple(find_variants(model, captured))
@@ -77,6 +78,26 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         variant.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     return captured, tuple(untraced)
+
+
+def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, Any]) -> None:
+    """Refuse a mode in which a layer is called whose settings the forward changes: a graph calls it as it was.
+
+    Raises:
+        ModelError: it is eval mode.
+    """
+    evaluating = counters(model, captured.sample, [False])
+    for mode in list(captured.everything()):
+        changed = {words: key for words, key in (written if mode.training else evaluating)}
+        called = (f"module {node.target}" for node in mode.graph.nodes if node.op == "call_module")
+        if place := next((words for words in called if words in changed), None):
+            reason = (
+                f"the forward changes {changed[place]!r} of the {place} for its next call: a graph calls the layer as "
+                "it was; write the operation as a function of a number in a buffer, or pass it as an argument"
+            )
+            if not mode.training:
+                raise ModelError(reason)
+            captured.refuse_training(reason)
 
 
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
 from fxprune.rewriting.choosing import idle_nodes
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
+from fxprune.rewriting.reshapes import hold_reshapes
 from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
@@ -265,6 +266,7 @@ def certified(
     graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
 ) -> tuple[nn.Module, tuple[Certificate, ...]]:
     """The same network, and for each of its graphs what a proof goes by."""
+    hold_reshapes(graph, masks)
     rewriter = Rewriter(graph, model, masks)
     for island in graph.captured.islands:
         rewriter.add_island(island)
