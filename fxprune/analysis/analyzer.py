@@ -86,6 +86,9 @@ class Analyzer:
             return None
         if is_check(node):
             return None
+        if node.target == "is_contiguous":  # a dim of one element has no order
+            self._call(node)[0].keeps_two(_flat(self.axes[node.all_input_nodes[0]]))
+            return None
         value = node.meta["val"]
         if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
             if value is None:

@@ -88,7 +88,7 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
     """
     evaluating = counters(model, captured.sample, [False])
     for mode in list(captured.everything()):
-        changed = {words: key for words, key in (written if mode.training else evaluating)}
+        changed = dict(place for place in (written if mode.training else evaluating))
         called = (f"module {node.target}" for node in mode.graph.nodes if node.op == "call_module")
         if place := next((words for words in called if words in changed), None):
             reason = (

@@ -230,7 +230,7 @@ class Conditions:
         return self._judge(name, probe, (expected, _without(ours, loose)), (answer, _without(theirs, loose)))
 
     def _exactly(self, probe: Probe) -> tuple[Leaves, Leaves]:
-        """What both answer in the type of the proof, once the pruned network is seen to answer as the masked original."""
+        """What both answer in the proof's type, once the pruned network is seen to answer as the masked original."""
         answer = evaluate(private_copy(self.pruned, self.dtype), probe, self.dtype, seed=self.seed)
         found = []
         for stand_in in (0.0, math.nan):
