@@ -208,7 +208,7 @@ class Recorder(TorchFunctionMode):
     # -- recording --------------------------------------------------------------------------------------------------
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        settings.refuse_autocast(self._autocast)
+        settings.refuse_autocast(self.reads, self._autocast)
         if (
             torch.is_grad_enabled() != self._gradients and sources.in_custom_function()
         ):  # autograd runs its forward without gradients
@@ -250,7 +250,7 @@ class Recorder(TorchFunctionMode):
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
-        settings.refuse_autocast(self._autocast)
+        settings.refuse_autocast(self.reads, self._autocast)
         self._in_leaf = True
         with torch._C.DisableTorchFunction():
             value: Any = known_results.known_result(module, args, kwargs)

@@ -91,7 +91,7 @@ _AUTOCAST = ("cpu", "cuda")
 _LIMITS = ("min", "max", "eps", "tiny")
 _SURROUNDINGS = frozenset(
     """is_grad_enabled is_inference_mode_enabled is_inference is_autocast_enabled is_autocast_cpu_enabled
-    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype""".split()
+    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype autocast custom_fwd set_autocast_enabled""".split()
 )
 NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
@@ -104,11 +104,13 @@ class Reads:
         asked: for each tensor's node, the source line and the last node of the graph before the question.
         guesses: nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
         asks_gradients: whether it asked tensors whether they need gradients.
+        leaves_autocast: whether it computed without the autocast that was on around it.
     """
 
     asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
     guesses: list[fx.Node] = field(default_factory=list)
     asks_gradients: bool = False
+    leaves_autocast: bool = False
     _latest: dict[torch.dtype, fx.Node] = field(default_factory=dict)
 
     def read(self, dtype: torch.dtype, node: fx.Node) -> None:
@@ -168,7 +170,10 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     if any(not _SURROUNDINGS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
-        _refuse_other_way(trace, otherwise(elsewhere=True))
+        other = otherwise(elsewhere=True)
+        _refuse_other_way(trace, other)
+        if other is not None and other.reads.leaves_autocast:
+            _refuse_autocast_around(trace.graph)
     if trace.reads.asked:  # last, because it changes the graph
         others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
         _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
@@ -194,7 +199,7 @@ def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
     node = next(iter(trace.graph.nodes))
     if other is None or (node := _compared(trace.graph, trace.reads, other.graph, other.reads)[0]) is not None:
         place = node.meta.get("source") or "the forward"
-        message = "asks whether gradients or autocast are on, or needed, and goes another way, which no graph carries"
+        message = "asks whether gradients or autocast are on, or needed, or sets them, which no graph carries"
         raise CaptureError(f"{place} {message}", path=node.meta.get("module", ""))
 
 
@@ -293,12 +298,29 @@ def surroundings(elsewhere: bool) -> Iterator[None]:
             torch.set_autocast_enabled(device, enabled)
 
 
-def refuse_autocast(around: bool) -> None:
-    """Raise CaptureError where a forward computes under an autocast of its own; ``around``: if there is another."""
-    if autocast() and not around:
+def _refuse_autocast_around(graph: fx.Graph) -> None:
+    """Write checks that there is no autocast around a forward that turns it off for a part, which no graph carries."""
+    text = f"{REFUSAL}calls without autocast around them, which its forward turns off in places: convert it instead"
+    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+        for device in _AUTOCAST:
+            asked = graph.call_function(torch.is_autocast_enabled, (device,))
+            free = graph.call_function(operator.not_, (asked,))
+            check = graph.call_function(torch._assert, (free, text))
+            for node, value in ((asked, False), (free, True), (check, None)):
+                node.meta |= {"val": value, "source": "", "module": ""}
+
+
+def refuse_autocast(reads: Reads, around: tuple[bool, ...]) -> None:
+    """Note where a forward leaves the autocast ``around`` it.
+
+    Raises:
+        CaptureError: it computes under an autocast of its own.
+    """
+    reads.leaves_autocast |= any(before and not now for before, now in zip(around, autocast(), strict=True))
+    if any(now and not before for before, now in zip(around, autocast(), strict=True)):
         raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
 
 
-def autocast() -> bool:
-    """Whether autocast is on."""
-    return any(map(torch.is_autocast_enabled, _AUTOCAST))
+def autocast() -> tuple[bool, ...]:
+    """Whether autocast is on, by the type of device."""
+    return tuple(map(torch.is_autocast_enabled, _AUTOCAST))

@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 
-# The dtype of a tensor, and its layout.
-_SETTINGS = (getattr, "is_contiguous")
+# The dtype of a tensor, its layout, and what is around a call.
+_SETTINGS = (getattr, "is_contiguous", torch.is_autocast_enabled)
 
 
 def idle_nodes(source: ChannelGraph, graph: fx.Graph) -> set[fx.Node]:

@@ -195,7 +195,7 @@ class Rewriter:
         if node.op == "call_method" and node.target == "size":
             return self._size(node)
         args = self._map(node.args)
-        if not any(isinstance(a, fx.Node) for a in args):
+        if not any(isinstance(a, fx.Node) for a in args) and node.target is not torch.is_autocast_enabled:
             return node.meta["val"]
         return self._create(node, args, node.kwargs)
 
