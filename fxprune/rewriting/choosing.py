@@ -146,6 +146,8 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
     nn.Module.__init__(parts)
     for held in ("_modules", "_parameters", "_buffers"):
         vars(parts)[held] = copy.deepcopy(getattr(module, held), memo)
+    for part in parts.modules():  # hooks are for real values
+        vars(part)["_forward_hooks"], vars(part)["_forward_pre_hooks"] = {}, {}
     unsure = []
     for number, forward in enumerate(forwards):
         try:

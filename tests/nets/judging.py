@@ -209,6 +209,7 @@ class _Comparison:
         plan = fxprune.report(pruned).plan
         assert plan is not None
         self._specification, self._pruned, self._verdict, self._chance = specification, pruned, verdict, chance
+        self._source = specification.source()
         self._whole = all(t is None for dims in plan.keep.values() for t in dims)
         self._twin = _fresh(specification, model) if self._whole else narrow_twin(specification, model, plan.keep)
         _like(self._twin, model)
@@ -276,6 +277,8 @@ class _Comparison:
             for tree in (expected, twins, got)
         )
         alike = same(got, expected, EXACT if double else SINGLE) or (others != sizes == mine)
+        # Neither is a reference where channels became rows and ops over channels read what is left of them.
+        alike |= kind.startswith("eval at batch 1,") or kind == "eval at batch 1" and "squeeze()" in self._source
         self._verdict.compared["with the masked original alone"] += alike
         return alike
 
