@@ -237,7 +237,7 @@ def remove(
     *,
     couplings: str = "keep",
     other_samples: Sequence[Any] = (),
-    verify: bool = True,
+    verify: bool | str = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut chosen channels, with all that is tied to them.
@@ -260,7 +260,7 @@ def remove(
             steps,
             other_samples=other_samples,
             couplings=check_couplings(couplings),
-            verify=verify,
+            verify=check_level(verify),
             channels=channels,
         )
         return run(program).result

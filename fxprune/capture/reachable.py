@@ -8,6 +8,7 @@ out.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dis
 import functools
 import random
@@ -31,7 +32,7 @@ _CONTAINERS = (dict, list, set, deque)
 # Tables of more entries are registries, of which a forward uses few.
 _MOST_ENTRIES = 64
 # What is taken from these moves them on; and what is written into arrays changes these.
-STREAMS = (random.Random, np.random.Generator, np.random.RandomState, Iterator)
+STREAMS = (random.Random, np.random.Generator, np.random.RandomState, Iterator, contextvars.ContextVar)
 _BUFFERS = (bytearray, np.ndarray)
 _Cache: Any = type(functools.lru_cache(lambda: None))
 _STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
@@ -159,7 +160,7 @@ class Reachable:
         if (
             isinstance(held, dict)
             and not isinstance(value, nn.Module)
-            and root not in _LEFT_OUT - {"collections", "types", "weakref"}
+            and root not in _LEFT_OUT - {"_thread", "collections", "types", "weakref"}
         ):
             self._pending.append(held)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Context, ContextVar, copy_context
 from random import Random
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NoReturn
@@ -156,6 +157,8 @@ class _Inner:
             )
         elif isinstance(held, Random):
             self.state = held.getstate()
+        elif isinstance(held, ContextVar):
+            self.state = _value_of(held)
         else:
             self.state = repr(_numpy_state(held))
 
@@ -172,7 +175,15 @@ class _Inner:
             self.held[:_MOST] = self.state
         elif isinstance(self.held, Random):
             self.held.setstate(self.state)
+        elif isinstance(self.held, ContextVar):
+            self.held.set(self.state)
         return self.held
+
+
+def _value_of(variable: ContextVar[Any]) -> Any:
+    """What a variable holds; one that was never set cannot be so again, so this is its default."""
+    with suppress(LookupError):
+        return variable.get() if variable in copy_context() else Context().run(variable.get)
 
 
 class _Stream:

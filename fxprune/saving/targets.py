@@ -62,7 +62,8 @@ _FURTHER = frozenset(
     "unbind_copy unfold_copy unique unique_consecutive unsqueeze_copy vander view_as_complex_copy "
     "view_as_real_copy".split()
 )
-_TORCH_EXTRAS = "_assert _weight_norm finfo iinfo is_autocast_enabled is_tensor sym_float sym_int sym_ite sym_max sym_min sym_not Size".split()
+_TORCH_EXTRAS = """_assert _weight_norm finfo iinfo is_autocast_enabled is_tensor sym_float sym_int sym_ite sym_max
+    sym_min sym_not Size""".split()
 _FUNCTIONAL_EXTRAS = frozenset(
     "gaussian_nll_loss gumbel_softmax multi_head_attention_forward pdist upsample upsample_bilinear "
     "upsample_nearest".split()
