@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -15,13 +16,16 @@ from fxprune.calibration import Loss
 from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, PlanError, RecoveryError
-from fxprune.options import Options, check_level
+from fxprune.options import Options, PlanOptions, check_level
 from fxprune.pipeline import one_pass, run
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
 from fxprune.program import Program
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["analyze", "apply", "compile", "plan", "recover", "remove", "report"]
 
@@ -117,8 +121,7 @@ def compile(  # noqa: A001  the public name says what it does
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
     model = network_of(model)
-    choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
-    options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
+    options = Options.checked(model, locals())
     recoveries, verify = resolve_recoveries(recover), check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
@@ -128,7 +131,7 @@ def compile(  # noqa: A001  the public name says what it does
             options,
             other_samples,
             options.couplings,
-            {options.budget, *options.budgets},
+            options.counted,
             verify,
             recoveries,
             calibration,
@@ -159,21 +162,9 @@ def plan(
     sample_input: Any,
     ratio: Ratio = None,
     *,
-    budget: str | Mapping[str, float] = "macs",
-    criterion: str | Criterion = "auto",
-    calibration: Iterable[Any] | None = None,
-    loss: Loss | None = None,
-    exclude: Sequence[str | nn.Module] = (),
-    scope: str = "auto",
-    alike: str = "free",
-    residual: str = "auto",
-    couplings: str = "keep",
-    round_to: int | str | Counts = "auto",
-    min_channels: int | Counts = 1,
-    max_ratio: float | Shares | None = None,
     other_samples: Sequence[Any] = (),
-    seed: int = 0,
     progress: bool | None = None,
+    **given: Unpack[PlanOptions],
 ) -> Plan:
     """The plan :func:`compile` would follow; the same arguments. It can be saved, reviewed and given to :func:`apply`.
 
@@ -181,8 +172,9 @@ def plan(
         FxpruneError: see :func:`compile`.
     """
     model = network_of(model)
-    choices = (ratio, budget, criterion, exclude, scope, alike, residual, couplings)
-    options = Options.checked(model, *choices, round_to, min_channels, max_ratio, seed)
+    if unknown := given.keys() - PlanOptions.__annotations__.keys():
+        raise TypeError(f"plan() got an unexpected keyword argument {min(unknown)!r}")
+    options = Options.checked(model, {"ratio": ratio, **given})
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -191,11 +183,21 @@ def plan(
             options,
             other_samples,
             options.couplings,
-            {options.budget, *options.budgets},
-            calibration=calibration,
-            loss=loss,
+            options.counted,
+            calibration=given.get("calibration"),
+            loss=given.get("loss"),
         )
         return run(program, until="plan").chosen_plan
+
+
+def _signature_of_plan() -> inspect.Signature:
+    """That of compile, apart from the proof and recovery."""
+    whole = inspect.signature(compile)
+    taken = [p for name, p in whole.parameters.items() if name not in ("verify", "recover")]
+    return whole.replace(parameters=taken, return_annotation=plan.__annotations__["return"])
+
+
+plan.__signature__ = _signature_of_plan()  # type: ignore[attr-defined]
 
 
 def apply(

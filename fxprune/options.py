@@ -1,29 +1,30 @@
-"""The options of a compilation that its plan depends on."""
+"""The options of a compilation that its plan depends on: one table, :class:`Options`, with a row an option.
+
+A row holds type, default, a line of help and how the command line reads it. From the table are made the options of
+``fxprune compile``, the settings that a plan keeps, and what the report's page leaves out as usual. A new option is a
+row here, a parameter of :func:`fxprune.compile` with its documentation, and the code that heeds it.
+
+Importing this module loads no torch, because a shell that completes a word cannot wait for it.
+"""
 
 from __future__ import annotations
 
 import glob
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-import torch
-from torch import nn
-
-from fxprune.analysis.solving import ChannelGraph
-from fxprune.analysis.uncoupling import check_couplings
-from fxprune.calibration import Calibration, Collector, Loss
-from fxprune.capture.samples import Sample
-from fxprune.cost.budgets import goals_of, known_budgets
-from fxprune.criteria import Criterion
 from fxprune.errors import OptionError
-from fxprune.planning.limits import MAX_RATIO
-from fxprune.planning.plan import setting
-from fxprune.reporting import versions
-from fxprune.util.progress import Steps
+from fxprune.util.registry import registered_names
 
-__all__ = ["LEVELS", "Feed", "Options", "by_path", "check_level", "kernel_multiple", "setting"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fxprune.calibration import Loss
+    from fxprune.criteria import Criterion
+
+__all__ = ["LEVELS", "Options", "PlanOptions", "Words", "by_path", "check_level", "table", "usual"]
 
 
 # What ``verify`` may be: no proof, node by node, or by whole networks at the sample's size.
@@ -46,6 +47,32 @@ _WITH_DATA = {"criterion": "reconstruction", "scope": "reconstruction", "residua
 _WITHOUT_DATA = {"criterion": "magnitude", "scope": "global", "residual": "coupled"}
 
 
+class Words(NamedTuple):
+    """An option on the command line.
+
+    Attributes:
+        help: a line that says what it is.
+        read: the value of one word.
+        many: "" for one word; "mapping" for one, or PATTERN=VALUE once or more; "list" for one or more.
+        choices: what a shell completes a word to.
+        metavar: what stands for the value in the help.
+    """
+
+    help: str
+    read: Callable[[str], Any] = str
+    many: str = ""
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+
+
+def _words(*words: Any, **more: Any) -> dict[str, Words]:
+    return {"words": Words(*words, **more)}
+
+
+def _multiple(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 @dataclass(frozen=True)
 class Options:
     """The choices of :func:`fxprune.compile` that a plan depends on; see there.
@@ -54,49 +81,89 @@ class Options:
     ``budgets`` holds all fractions and the first of them stands in ``ratio`` and ``budget``.
     """
 
-    ratio: float | Mapping[str, float]
-    budget: str
-    criterion: str | Criterion
-    exclude: Sequence[str]
-    scope: str
-    alike: str
-    residual: str
-    couplings: str
-    round_to: int | str | Mapping[str, int]
-    min_channels: int | Mapping[str, int]
-    max_ratio: float | Mapping[str, float]
-    seed: int
-    budgets: Mapping[str, float]
+    ratio: Any = field(
+        default=None,
+        metadata=_words(
+            "Fraction of the budget to remove, at least 0 and below 1; or, repeated, those of several budgets "
+            "(macs=0.5) or of the channels of layers (layer1.*=0.2).",
+            float,
+            "mapping",
+            metavar="FRACTION|NAME=FRACTION",
+        ),
+    )
+    budget: str = field(
+        default="macs",
+        metadata=_words(
+            "What ratio is a fraction of: macs, params, channels, memory or latency.",
+            choices=registered_names("cost", "budget"),
+        ),
+    )
+    criterion: str | Criterion = field(
+        default="auto",
+        metadata=_words(
+            "How channels are ranked: auto, or one of `fxprune criteria`.",
+            choices=("auto", *registered_names("criteria", "criterion")),
+        ),
+    )
+    exclude: Sequence[str] = field(
+        default=(),
+        metadata=_words("Module or parameter pattern whose output channels stay; may be repeated.", many="list"),
+    )
+    scope: str = field(
+        default="auto",
+        metadata=_words("auto; global: rank all groups together; uniform: the same share; reconstruction."),
+    )
+    alike: str = field(default="free", metadata=_words("free, or equal: one width for a place of repeated blocks."))
+    residual: str = field(default="auto", metadata=_words("auto; coupled; inner: groups across an add stay."))
+    couplings: str = field(
+        default="keep", metadata=_words("keep, or drop: readers of a stream select their own inputs.")
+    )
+    round_to: int | str | Mapping[str, int] = field(
+        default="auto",
+        metadata=_words("Keep widths a multiple of this: auto, 8, or PATTERN=8, repeated.", _multiple, "mapping"),
+    )
+    min_channels: int | Mapping[str, int] = field(
+        default=1, metadata=_words("Least channels left in a group: 4, or PATTERN=4, repeated.", int, "mapping")
+    )
+    max_ratio: Any = field(
+        default=None,
+        metadata=_words("Largest share removed from a group: 0.9, or PATTERN=0.9, repeated.", float, "mapping"),
+    )
+    seed: int = field(default=0, metadata=_words("Of random weights, the sample and the criterion.", int))
+    budgets: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def checked(cls, model: nn.Module, *given: Any) -> Options:
-        """The options, given in order, in the types they are stored in: paths of modules in the place of modules.
+    def checked(cls, model: nn.Module, given: Mapping[str, Any]) -> Options:
+        """The options among what is given, in the types they are stored in: paths of modules in the place of modules.
 
         Raises:
             RatioError, BudgetError, OptionError: a value that cannot be meant.
         """
-        fields = dict(zip(cls.__dataclass_fields__, given, strict=False))
-        for name in ("ratio", "round_to", "min_channels", "max_ratio"):
-            fields[name] = by_path(model, name, fields[name])
-        ratio, budget, patterns = fields["ratio"], fields["budget"], fields["exclude"]
+        from fxprune.analysis.uncoupling import check_couplings
+        from fxprune.cost.budgets import goals_of
+        from fxprune.planning.limits import MAX_RATIO
+
+        values = {name: given.get(name, row.default) for name, row in table().items()}
+        values |= {
+            n: by_path(model, n, values[n]) for n, row in table().items() if row.metadata["words"].many == "mapping"
+        }
+        ratio, budget, patterns = values["ratio"], values["budget"], values["exclude"]
         if isinstance(ratio, Mapping) and _are_budgets(model, ratio):
             ratio, budget = None, ratio
         goals = {} if isinstance(ratio, Mapping) else goals_of(ratio, budget)
         if goals:
             budget, ratio = next(iter(goals.items()))
-        if fields["max_ratio"] is None:
-            fields["max_ratio"] = 1.0 if isinstance(ratio, Mapping) else MAX_RATIO
-        return cls(
-            **fields
-            | {
-                "ratio": ratio,
-                "budget": budget,
-                "budgets": goals if len(goals) > 1 else {},
-                "exclude": patterns if isinstance(patterns, str) else [_path(model, "exclude", p) for p in patterns],
-                "couplings": check_couplings(fields["couplings"]),
-                "seed": _whole_number(fields["seed"]),
-            }
-        )
+        if values["max_ratio"] is None:
+            values["max_ratio"] = 1.0 if isinstance(ratio, Mapping) else MAX_RATIO
+        if not isinstance(patterns, str):
+            values["exclude"] = [_path(model, "exclude", p) for p in patterns]
+        values |= {"couplings": check_couplings(values["couplings"]), "seed": _whole_number(values["seed"])}
+        return cls(**values | {"ratio": ratio, "budget": budget, "budgets": goals if len(goals) > 1 else {}})
+
+    @property
+    def counted(self) -> set[str]:
+        """The names of all budgets that are asked for."""
+        return {self.budget, *self.budgets}
 
     @property
     def removes(self) -> bool:
@@ -121,16 +188,48 @@ class Options:
         words = ", ".join(f"{name} {value}" for name, value in chosen.items())
         return replace(self, **chosen), words  # type: ignore[arg-type]
 
-    def settings(self, criterion: Criterion, feed: Feed) -> dict[str, Any]:
+    def settings(self, criterion: Criterion) -> dict[str, Any]:
         """JSON values that reproduce the plan."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        values |= {"criterion": repr(criterion), "exclude": list(self.exclude), "versions": versions()}
-        values = {n: "of each group" if callable(v) else v for n, v in values.items() if n != "budgets" or v}
-        return values | ({"calibration": f"{feed.seen} samples"} if feed.seen else {})
+        values |= {"criterion": repr(criterion), "exclude": list(self.exclude)}
+        return {n: "of each group" if callable(v) else v for n, v in values.items() if n != "budgets" or v}
+
+
+class PlanOptions(TypedDict, total=False):
+    """What :func:`fxprune.plan` takes beside the ratio, for functions that pass it on."""
+
+    budget: str | Mapping[str, float]
+    criterion: str | Criterion
+    calibration: Iterable[Any] | None
+    loss: Loss | None
+    exclude: Sequence[str | nn.Module]
+    scope: str
+    alike: str
+    residual: str
+    couplings: str
+    round_to: int | str | Mapping[str | nn.Module, int]
+    min_channels: int | Mapping[str | nn.Module, int]
+    max_ratio: float | Mapping[str | nn.Module, float] | None
+    seed: int
+
+
+def table() -> dict[str, Field[Any]]:
+    """The rows that a caller fills, by name; a row's ``metadata["words"]`` are its :class:`Words`."""
+    return {row.name: row for row in fields(Options) if row.metadata}
+
+
+def usual() -> dict[str, Any]:
+    """The settings of a plan for which nothing was asked but a ratio, and for which there were no data."""
+    from fxprune.planning.limits import MAX_RATIO
+
+    values = {name: row.default for name, row in table().items() if name not in ("ratio", "exclude", "criterion")}
+    return {**values, "scope": _WITHOUT_DATA["scope"], "residual": _WITHOUT_DATA["residual"], "max_ratio": MAX_RATIO}
 
 
 def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
     """Whether the keys are names of budgets, and not of the model's own."""
+    from fxprune.cost.budgets import known_budgets
+
     return bool(ratio) and ratio.keys() <= set(known_budgets()) and not any(hasattr(model, name) for name in ratio)
 
 
@@ -141,57 +240,14 @@ def by_path(model: nn.Module, option: str, value: Any) -> Any:
 
 def _path(model: nn.Module, option: str, pattern: Any) -> Any:
     """The pattern, or the path of a module."""
+    from torch import nn
+
     if not isinstance(pattern, nn.Module):
         return pattern
     path = next((name for name, module in model.named_modules(remove_duplicate=False) if module is pattern), None)
     if path is None:
         raise OptionError(f"{option} names a {type(pattern).__name__} that is no part of the model")
     return glob.escape(path) if path else "*"
-
-
-def kernel_multiple(model: nn.Module) -> int:
-    """The multiple that kernels on the model's device like.
-
-    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (8).
-    """
-    weight = next(model.parameters(), None)
-    return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 8
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What criteria may look at besides weights.
-
-    Attributes:
-        calibration: the data; None where there are none.
-        loss: whose gradients are read; None for the default.
-    """
-
-    calibration: Calibration | None = None
-    loss: Loss | None = None
-
-    @classmethod
-    def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
-        """What a user passes as ``calibration`` and ``loss``.
-
-        Raises:
-            CalibrationError: the data are no iterable of batches.
-            OptionError: the loss is no function.
-        """
-        if loss is not None and not callable(loss):
-            raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
-        return cls(None if calibration is None else Calibration(calibration, sample), loss)
-
-    @property
-    def seen(self) -> int:
-        """How many samples the last pass has seen, on all ranks together."""
-        return 0 if self.calibration is None else self.calibration.seen
-
-    def collector(self, graph: ChannelGraph, model: nn.Module, steps: Steps, seed: int) -> Collector | None:
-        """What runs over the data; None where there are none."""
-        if self.calibration is None:
-            return None
-        return Collector(graph, model, self.calibration, self.loss, steps, seed)
 
 
 def _whole_number(seed: Any) -> int:

@@ -30,12 +30,12 @@ from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.errors import BudgetError, CriterionError, ModelError, RecoveryError
-from fxprune.options import Feed, Options, by_path, kernel_multiple
+from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
-from fxprune.program import Program
+from fxprune.program import Feed, Program, kernel_multiple
 from fxprune.recovery import Work, run_recoveries
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
@@ -133,7 +133,8 @@ def allocate_budget(program: Program) -> None:
         options = replace(options, residual="coupled")
         masks = _allocated(program, options)
         program.notes += ("residual is coupled: without the channels of residual streams the budget cannot be met",)
-    program.plan = Plan.from_masks(graph, masks, options.settings(criterion, program.feed))
+    seen = {"calibration": f"{program.feed.seen} samples"} if program.feed.seen else {}
+    program.plan = Plan.from_masks(graph, masks, {**options.settings(criterion), "versions": versions(), **seen})
 
 
 def _allocated(program: Program, options: Options) -> dict[Group, Mask]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
@@ -18,13 +19,13 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.calibration import Loss
+from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture import Captured
 from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
-from fxprune.errors import AnalysisError
-from fxprune.options import Feed, Options
+from fxprune.errors import AnalysisError, OptionError
+from fxprune.options import Options
 from fxprune.planning import Plan
 from fxprune.proof import Proof
 from fxprune.recovery import Auto, Recovery
@@ -32,12 +33,57 @@ from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
 from fxprune.util.progress import Steps
 
-__all__ = ["Program"]
+__all__ = ["Feed", "Program", "kernel_multiple"]
 
 NEEDS_DATA = (
     "a trained network needs data or training to keep its accuracy: pass calibration=, a list or DataLoader of batches "
     "of what the model takes (labels are not needed), or train the result"
 )
+
+
+def kernel_multiple(model: nn.Module) -> int:
+    """The multiple that kernels on the model's device like.
+
+    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (8).
+    """
+    weight = next(model.parameters(), None)
+    return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 8
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What criteria may look at besides weights.
+
+    Attributes:
+        calibration: the data; None where there are none.
+        loss: whose gradients are read; None for the default.
+    """
+
+    calibration: Calibration | None = None
+    loss: Loss | None = None
+
+    @classmethod
+    def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
+        """What a user passes as ``calibration`` and ``loss``.
+
+        Raises:
+            CalibrationError: the data are no iterable of batches.
+            OptionError: the loss is no function.
+        """
+        if loss is not None and not callable(loss):
+            raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
+        return cls(None if calibration is None else Calibration(calibration, sample), loss)
+
+    @property
+    def seen(self) -> int:
+        """How many samples the last pass has seen, on all ranks together."""
+        return 0 if self.calibration is None else self.calibration.seen
+
+    def collector(self, graph: ChannelGraph, model: nn.Module, steps: Steps, seed: int) -> Collector | None:
+        """What runs over the data; None where there are none."""
+        if self.calibration is None:
+            return None
+        return Collector(graph, model, self.calibration, self.loss, steps, seed)
 
 
 @dataclass

@@ -14,6 +14,7 @@ import fxprune
 from fxprune.cli import options
 from fxprune.criteria import known_criteria
 from fxprune.errors import FxpruneError
+from fxprune.options import table
 from fxprune.planning import BUDGETS
 from fxprune.recovery import known_recoveries
 from fxprune.saving.exporting import FORMATS
@@ -91,9 +92,9 @@ def test_every_part_can_be_imported_first(name: str) -> None:
 
 
 def test_completions_are_what_there_is() -> None:
-    assert list(options.CRITERIA) == known_criteria()
+    assert list(table()["criterion"].metadata["words"].choices) == ["auto", *known_criteria()]
     assert list(options.FORMATS) == list(FORMATS)
     assert list(options.RUNTIMES) == list(RUNTIMES)
     assert list(options.RECOVERIES) == known_recoveries()
-    assert options.BUDGETS == BUDGETS
-    assert options.complete(options.CRITERIA)("ma") == ["magnitude"]
+    assert table()["budget"].metadata["words"].choices == BUDGETS
+    assert options.complete(tuple(known_criteria()))("ma") == ["magnitude"]

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneError
+from fxprune.options import PlanOptions, table
 from tests.snapshots import storages
 
 
@@ -82,6 +83,13 @@ def test_plan_takes_what_compile_takes_apart_from_the_proof_and_recovery() -> No
     assert {n: (p.kind, p.default) for n, p in taken[fxprune.compile].items()} == {
         n: (p.kind, p.default) for n, p in taken[fxprune.plan].items()
     }
+
+
+def test_the_table_of_options_is_what_compile_takes_and_what_schedules_pass_on() -> None:
+    taken = inspect.signature(fxprune.compile).parameters
+    rows = {name: row.default for name, row in table().items()}
+    assert {name: taken[name].default for name in rows} == rows
+    assert PlanOptions.__annotations__.keys() == (rows.keys() - {"ratio"}) | {"calibration", "loss"}
 
 
 def test_the_steps_give_what_compile_gives(model: nn.Module, tmp_path: Path) -> None:

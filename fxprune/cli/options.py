@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 
+from fxprune.errors import OptionError
+from fxprune.options import Words, table
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
     from fxprune.cli.sources import Source
 
 __all__ = [
-    "BUDGETS",
-    "CRITERIA",
     "FORMATS",
     "RECOVERIES",
     "RUNTIMES",
@@ -29,20 +30,18 @@ __all__ = [
     "InputSize",
     "Model",
     "OtherSize",
-    "Seed",
     "Verbose",
     "Weights",
-    "by_pattern",
     "complete",
     "find",
     "other_samples",
+    "plan_options",
+    "plan_parameters",
     "show",
     "show_json",
 ]
 
 
-BUDGETS = registered_names("cost", "budget")
-CRITERIA = registered_names("criteria", "criterion")
 FORMATS = ("pt2", "onnx", "source")
 RECOVERIES = registered_names("recovery", "recovery")
 RUNTIMES = ("eager", "compile", "onnxruntime")
@@ -93,28 +92,46 @@ Allow = Annotated[
     list[str] | None,
     typer.Option(help="Import path of a class that a saved network with opaque modules needs; may be repeated."),
 ]
-Couplings = Annotated[str, typer.Option(help="keep, or drop: readers of a stream select their own inputs.")]
-Seed = Annotated[int, typer.Option(help="Of random weights, the sample and the criterion.")]
+Couplings = Annotated[str, typer.Option(help=table()["couplings"].metadata["words"].help)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every group and every pinned width.")]
 
 
-def by_pattern(option: str, texts: list[str] | None, read: Callable[[str], Any], usual: Any = None) -> Any:
-    """The value of an option that is one value, or NAME=VALUE once or more; ``usual`` where it is not given.
+def plan_parameters() -> list[inspect.Parameter]:
+    """A parameter for each option that a plan depends on, as typer reads it."""
+    found = []
+    for name, row in table().items():
+        words = row.metadata["words"]
+        kind: Any = list[str] | None if words.many else type(row.default)
+        usual = None if words.many else row.default
+        completion = complete(words.choices) if words.choices else None
+        shown = typer.Option(help=words.help, metavar=words.metavar, autocompletion=completion)
+        default = inspect.Parameter.empty if name == "ratio" else usual
+        place = inspect.Parameter.KEYWORD_ONLY
+        found.append(inspect.Parameter(name, place, default=default, annotation=Annotated[kind, shown]))
+    return found
+
+
+def plan_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among what was given, read; those that were not given are left out.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: words that cannot be read.
     """
-    from fxprune.errors import OptionError
+    asked = {name: row for name, row in table().items() if given.get(name) not in (None, [])}
+    return {name: _read(name, given[name], row.metadata["words"]) for name, row in asked.items()}
 
-    if not texts:
-        return usual
+
+def _read(name: str, given: Any, words: Words) -> Any:
+    if words.many != "mapping":
+        return given
     try:
-        if len(texts) == 1 and "=" not in texts[0]:
-            return read(texts[0])
-        return {text.rpartition("=")[0]: read(text.rpartition("=")[2]) for text in texts}
+        if len(given) == 1 and "=" not in given[0]:
+            return words.read(given[0])
+        return {text.rpartition("=")[0]: words.read(text.rpartition("=")[2]) for text in given}
     except ValueError:
-        raise OptionError(f"--{option} takes one value, or NAME=VALUE once or more, not {' '.join(texts)!r}") from None
+        flag = name.replace("_", "-")
+        raise OptionError(f"--{flag} takes one value, or NAME=VALUE once or more, not {' '.join(given)!r}") from None
 
 
 def find(

@@ -10,40 +10,26 @@ from typing import Annotated, Any
 import typer
 
 from fxprune.cli.options import (
-    BUDGETS,
-    CRITERIA,
     RECOVERIES,
     Allow,
     AsJson,
-    Couplings,
     InputSize,
     Model,
     OtherSize,
-    Seed,
     Verbose,
     Weights,
-    by_pattern,
     complete,
     find,
     other_samples,
+    plan_options,
+    plan_parameters,
     show,
     show_json,
 )
-from fxprune.errors import OptionError
 
 __all__ = ["compile_command"]
 
 
-Criterion = Annotated[
-    str,
-    typer.Option(
-        help="How channels are ranked: auto, or one of `fxprune criteria`.",
-        autocompletion=complete(("auto", *CRITERIA)),
-    ),
-]
-Exclude = Annotated[
-    list[str] | None, typer.Option(help="Module or parameter pattern whose output channels stay; may be repeated.")
-]
 Calibration = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder of batches (.safetensors, .pt) for criteria and recovery that read data."),
@@ -55,77 +41,35 @@ Recover = Annotated[
         autocompletion=complete(RECOVERIES),
     ),
 ]
-Budget = Annotated[
-    str,
-    typer.Option(
-        help="What ratio is a fraction of: macs, params, channels, memory or latency.", autocompletion=complete(BUDGETS)
-    ),
-]
 
 
 def compile_command(
     model: Model,
-    ratio: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FRACTION|NAME=FRACTION",
-            help="Fraction of the budget to remove, at least 0 and below 1; or, repeated, those of several budgets "
-            "(macs=0.5) or of the channels of layers (layer1.*=0.2).",
-        ),
-    ],
+    *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
-    budget: Budget = "macs",
-    criterion: Criterion = "auto",
     calibration: Calibration = None,
     recover: Recover = None,
-    scope: Annotated[
-        str, typer.Option(help="auto; global: rank all groups together; uniform: the same share; reconstruction.")
-    ] = "auto",
-    alike: Annotated[str, typer.Option(help="free, or equal: one width for a place of repeated blocks.")] = "free",
-    residual: Annotated[str, typer.Option(help="auto; coupled; inner: groups across an add stay.")] = "auto",
-    couplings: Couplings = "keep",
-    exclude: Exclude = None,
-    round_to: Annotated[
-        list[str] | None, typer.Option(help="Keep widths a multiple of this: auto, 8, or PATTERN=8, repeated.")
-    ] = None,
-    min_channels: Annotated[
-        list[str] | None, typer.Option(help="Least channels left in a group: 4, or PATTERN=4, repeated.")
-    ] = None,
-    max_ratio: Annotated[
-        list[str] | None, typer.Option(help="Largest share removed from a group: 0.9, or PATTERN=0.9, repeated.")
-    ] = None,
     input_size: InputSize = None,
     other_size: OtherSize = None,
     weights: Weights = None,
     allow: Allow = None,
-    seed: Seed = 0,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Prove the result, node by node.")] = True,
     verify_full: Annotated[bool, typer.Option(help="Prove it by whole networks in float64.")] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
+    **asked: Any,
 ) -> None:
     """Prune a network, prove the result, print a report and save it."""
     import fxprune
     from fxprune.reporting import render_report
 
-    source = find(model, input_size, weights, seed, allow)
+    source = find(model, input_size, weights, asked["seed"], allow)
     pruned = fxprune.compile(
         source.model,
         source.sample,
-        by_pattern("ratio", ratio, float),
-        budget=budget,
-        criterion=criterion,
-        scope=scope,
-        alike=alike,
-        residual=residual,
-        couplings=couplings,
-        exclude=exclude or (),
-        round_to=by_pattern("round-to", round_to, lambda text: text if text == "auto" else int(text), "auto"),
-        min_channels=by_pattern("min-channels", min_channels, int, 1),
-        max_ratio=by_pattern("max-ratio", max_ratio, float),
         other_samples=other_samples(source, other_size),
         verify="full" if verify_full else verify,
-        seed=seed,
+        **plan_options(asked),
         **_with_data(calibration, recover),
     )
     # The folder tells where the original came from, so that it can be made again and timed against.
@@ -142,16 +86,18 @@ def compile_command(
 
 def _with_data(calibration: Path | None, recover: list[str] | None) -> dict[str, Any]:
     """The options of criteria and recovery that read data, where they were given."""
-    import fxprune
     from fxprune.cli.sources import BatchFolder
 
-    given: dict[str, Any] = {}
-    if calibration is not None:
-        given["calibration"] = BatchFolder(calibration)
-    if recover:
-        given["recover"] = None if recover == ["none"] else recover
-    known = inspect.signature(fxprune.compile).parameters
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        raise OptionError(f"this version of fxprune has no option --{unknown}")
-    return given
+    given: dict[str, Any] = {} if calibration is None else {"calibration": BatchFolder(calibration)}
+    return given | ({"recover": None if recover == ["none"] else recover} if recover else {})
+
+
+def _with_plan_options(signature: inspect.Signature) -> inspect.Signature:
+    """The signature with a parameter for each option of a plan behind the model, in the place of ``**asked``."""
+    model, *rest = (p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD)
+    return signature.replace(parameters=[model, *plan_parameters(), *rest])
+
+
+compile_command.__signature__ = _with_plan_options(  # type: ignore[attr-defined]
+    inspect.signature(compile_command, eval_str=True)
+)

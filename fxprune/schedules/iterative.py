@@ -14,14 +14,15 @@ import fxprune.api as passes
 from fxprune.analysis.groups import Group
 from fxprune.capture.samples import Sample
 from fxprune.errors import BudgetError, OptionError, PlanError
-from fxprune.options import by_path, kernel_multiple
+from fxprune.options import PlanOptions, by_path
 from fxprune.planning import Plan, budget_model
 from fxprune.planning.composing import composed, migrate
 from fxprune.planning.limits import MAX_RATIO, limits_of
 from fxprune.planning.plan_text import kept_shapes
+from fxprune.program import kernel_multiple
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting.summarising import summarise
-from fxprune.schedules.steps import PlanOptions, agreed, ratio_at, unwrapped
+from fxprune.schedules.steps import agreed, ratio_at, unwrapped
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,7 +85,7 @@ class IterativePruning:
         self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
         _check_composable(options)
         self._graph = passes.analyze(model, self._sample)
-        self._cost = budget_model(self._graph, options.get("budget", "macs"))
+        self._cost = budget_model(self._graph, str(options.get("budget", "macs")))
         self._plan = Plan.from_masks(self._graph, {}, {})
         given = by_path(model, "max_ratio", options.get("max_ratio"))
         self._max_ratio = MAX_RATIO if given is None else given

@@ -13,10 +13,11 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import check_ratio
 from fxprune.errors import ModelError, OptionError
+from fxprune.options import PlanOptions
 from fxprune.planning import Plan
 from fxprune.proof.copies import named_tensors
 from fxprune.proof.masking import overwrite_removed, removed_entries
-from fxprune.schedules.steps import PlanOptions, agreed, exclusions, unwrapped
+from fxprune.schedules.steps import agreed, exclusions, unwrapped
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

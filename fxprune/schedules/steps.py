@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fxprune.analysis.groups import Group
-from fxprune.calibration import Loss
 from fxprune.calibration.statistic import is_distributed
 from fxprune.cost.budgets import check_ratio
-from fxprune.criteria import Criterion
 from fxprune.errors import OptionError
 from fxprune.planning import Plan
 
 __all__ = [
     "SHAPES",
-    "PlanOptions",
     "agreed",
     "agreed_values",
     "exclusions",
@@ -49,24 +45,6 @@ def agreed_values(values: Tensor) -> Tensor:
     moved = values.to("cuda") if dist.get_backend() == "nccl" else values.contiguous()
     dist.broadcast(moved, src=0)
     return moved.cpu()
-
-
-class PlanOptions(TypedDict, total=False):
-    """See :func:`fxprune.compile`."""
-
-    budget: str
-    criterion: str | Criterion
-    calibration: Iterable[Any] | None
-    loss: Loss | None
-    exclude: Sequence[str | nn.Module]
-    scope: str
-    alike: str
-    residual: str
-    couplings: str
-    round_to: int | str | Mapping[str | nn.Module, int]
-    min_channels: int | Mapping[str | nn.Module, int]
-    max_ratio: float | Mapping[str | nn.Module, float] | None
-    seed: int
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

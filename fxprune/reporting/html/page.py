@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fxprune.analysis.drawing import as_svg, colours
-from fxprune.planning.limits import MAX_RATIO
+from fxprune.options import usual
 from fxprune.reporting.report import MACS_MEANING, CostRow, Report, ScoreRow, removed
 from fxprune.reporting.text import (
     BUDGETS,
@@ -67,17 +67,6 @@ def _read(name: str) -> str:
 
 _MOST_STAGES, _FEWEST_STAGES = 16, 2
 _MOST_OF_ALL = 0.8
-_DEFAULTS = {
-    "budget": "macs",
-    "scope": "global",
-    "residual": "coupled",
-    "couplings": "keep",
-    "alike": "free",
-    "round_to": "auto",
-    "min_channels": 1,
-    "max_ratio": MAX_RATIO,
-    "seed": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +148,7 @@ def histogram(row: ScoreRow) -> Markup:
 def reproduction(report: Report) -> str:
     """The command, or where the network came from Python the call, that makes the same result again."""
     settings = dict(report.settings)
-    changed = {name: settings[name] for name, usual in _DEFAULTS.items() if settings.get(name, usual) != usual}
+    changed = {name: settings[name] for name, value in usual().items() if settings.get(name, value) != value}
     excluded = settings.get("exclude") or []
     asked = settings.get("budgets") or settings.get("ratio", report.ratio)
     if report.source:
