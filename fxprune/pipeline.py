@@ -33,6 +33,7 @@ from fxprune.errors import BudgetError, CriterionError, ModelError, RecoveryErro
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
+from fxprune.planning.limits import spared_groups
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Feed, Program, kernel_multiple
@@ -98,6 +99,7 @@ def time_operations(program: Program) -> None:
 
 def score(program: Program) -> None:
     """Give each channel of each group a number by the criterion."""
+    _settle_residual(program)
     try:
         _score(program)
     except CriterionError as error:
@@ -105,6 +107,18 @@ def score(program: Program) -> None:
             raise
         program.choose(str(error))
         _score(program)
+
+
+def _settle_residual(program: Program) -> None:
+    """Streams lose channels too where "auto" spares them and the budget cannot be met so."""
+    options = program.chosen_options
+    if program.options is None or program.options.residual != "auto" or options.residual == "coupled":
+        return
+    try:
+        _allocated(program, options)
+    except BudgetError:
+        program.chosen_options = replace(options, residual="coupled")
+        program.notes += ("residual is coupled: without the channels of residual streams the budget cannot be met",)
 
 
 def _score(program: Program) -> None:
@@ -116,23 +130,17 @@ def _score(program: Program) -> None:
     found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
     with torch.no_grad():
         collector = feed.collector(graph, program.model, program.steps, options.seed)
-        program.scores = judge(criterion, graph, found, collector)
+        spared = spared_groups(graph, options.ratio, options.exclude, options.residual)
+        program.scores = judge(criterion, graph, found, collector, spared)
         if options.scope == "reconstruction":
-            program.scores = width_scores(graph, criterion, program.scores, found, collector, options.budget)
+            program.scores = width_scores(graph, criterion, program.scores, found, collector, options.budget, spared)
 
 
 def allocate_budget(program: Program) -> None:
     """Choose the channels that stay, so that the budget is met."""
     graph, options = program.graph, program.chosen_options
     criterion = resolve_criterion(options.criterion, seed=options.seed)
-    try:
-        masks = _allocated(program, options)
-    except BudgetError:
-        if program.options is None or program.options.residual != "auto" or options.residual == "coupled":
-            raise
-        options = replace(options, residual="coupled")
-        masks = _allocated(program, options)
-        program.notes += ("residual is coupled: without the channels of residual streams the budget cannot be met",)
+    masks = _allocated(program, options)
     seen = {"calibration": f"{program.feed.seen} samples"} if program.feed.seen else {}
     program.plan = Plan.from_masks(graph, masks, {**options.settings(criterion), "versions": versions(), **seen})
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss
-from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks
+from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
 from fxprune.errors import CalibrationError, FxpruneError
@@ -187,6 +187,7 @@ class Collector:
         network = PrivateNetwork(self.graph, self.model, watched)
         parameters = [(o.place.name, o.statistic) for o in observations if isinstance(o.place, Parameter)]
         for number, batch in self.batches():
+            current.expected = (self.calibration.length or 1) * batch.size * ranks()
             for part in batch.singles() if "sample gradient" in needs else (batch,):
                 current.samples, current.batch, current.run = part.size, number, current.run + 1
                 if needs == {"value"}:
@@ -238,9 +239,10 @@ class _Current:
     samples: int = 1
     batch: int = 0
     run: int = 0
+    expected: float = 1.0
 
     def seen(self, value: Tensor, gradient: Tensor | None) -> Seen:
-        return Seen(value, gradient, self.samples, self.batch, self.run)
+        return Seen(value, gradient, self.samples, self.batch, self.run, self.expected)
 
 
 def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:

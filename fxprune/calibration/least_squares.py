@@ -6,15 +6,17 @@ itself; both need nothing but the moments of features ``x`` and targets ``y``, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Elimination", "Moments", "Solution", "inverse", "shrunk_ridge", "solve"]
+__all__ = ["Elimination", "Moments", "Solution", "enough_positions", "inverse", "shrunk_ridge", "solve"]
 
 _ROWS_WITHOUT_SHRINKAGE = 4
+_ROWS_OF_A_FEATURE = 8
 
 
 class Moments:
@@ -104,6 +106,11 @@ def solve(
     return Solution(weight, intercept)
 
 
+def enough_positions(least: int, features: int, samples: float) -> int:
+    """How many positions of each of so many samples are looked at: ``least``, or eight rows for each feature."""
+    return max(least, math.ceil(_ROWS_OF_A_FEATURE * features / max(samples, 1.0)))
+
+
 def shrunk_ridge(ridge: float, xx: Tensor, rows: float) -> float:
     """The ridge for second moments ``(..., n, n)`` of so many rows: more of it where they are few for the features.
 
@@ -164,20 +171,17 @@ class Elimination:
         found: Tensor = (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
         return found
 
-    def cost(self, unit: int) -> float:
-        """The error that the removal of one unit adds now."""
-        block = self._blocks[unit]
-        weights = self._weight[:, block].T
-        return float((weights * torch.linalg.solve(self._inverse[block][:, block], weights)).sum())
-
-    def remove(self, unit: int) -> None:
-        """Take a unit's features away and fit the others anew."""
-        block = self._blocks[unit]
-        share = torch.linalg.solve(self._inverse[block][:, block], self._inverse[block])
-        self._weight -= self._weight[:, block] @ share
-        self._inverse -= self._inverse[:, block] @ share
+    def remove(self, units: Sequence[int]) -> float:
+        """Take the features of some units away together, fit the others anew, and give the error that this adds."""
+        block = self._blocks[list(units)].reshape(-1)
+        rows, weights = self._inverse[block], self._weight[:, block]
+        solved = torch.linalg.solve(rows[:, block], torch.cat([rows, weights.T], dim=1))
+        share, added = solved[:, : rows.shape[1]], float((weights.T * solved[:, rows.shape[1] :]).sum())
+        self._weight -= weights @ share
+        self._inverse -= rows.T @ share
         # Their own rows are zero but for rounding: a one keeps the corners regular.
         self._weight[:, block] = 0
         self._inverse[block] = 0
         self._inverse[:, block] = 0
         self._inverse[block, block] = 1
+        return max(added, 0.0)

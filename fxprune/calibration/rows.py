@@ -92,16 +92,24 @@ class LayerRows:
         if self.is_linear:
             return _grid(value)[:, places].reshape(1, -1, value.shape[-1])
         value = self._spread(self._batched(value))
-        windows = F.pad(value, [side for pair in reversed(self.padding) for side in pair])
-        for dim, (size, step, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
-            windows = windows.unfold(2 + dim, (size - 1) * dilation + 1, step)[..., ::dilation]
-        if self.spread:
-            windows = windows.flip(tuple(range(2 + len(self.kernel), windows.ndim)))
-        index = _unravelled(places, windows.shape[2 : 2 + len(self.kernel)])
-        picked = windows.movedim((0, 1), (-2, -1))[tuple(index)].movedim((-2, -1), (0, 1)).flatten(3)
+        padded = F.pad(value, [side for pair in reversed(self.padding) for side in pair])
+        read = self._read(places, padded.shape[2:])
+        picked = padded.flatten(2)[:, :, read.reshape(-1)].reshape(*padded.shape[:2], *read.shape)
         batch, channels, count, area = picked.shape
-        rows = picked.permute(1, 0, 2, 3).reshape(groups, channels // groups, batch * count, area)
-        return rows.transpose(1, 2).reshape(groups, batch * count, -1)
+        rows = picked.transpose(1, 2).reshape(batch * count, groups, channels // groups * area)
+        return rows.transpose(0, 1)
+
+    def _read(self, places: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Indices of a padded input, flat, that positions read: ``(positions, kernel)``."""
+        geometry = list(zip(sizes, self.kernel, self.dilation, self.stride, strict=True))
+        made = [(size - (taps - 1) * apart - 1) // step + 1 for size, taps, apart, step in geometry]
+        found = torch.zeros(len(places), 1, dtype=torch.long, device=places.device)
+        for start, (size, taps, apart, step) in zip(_unravelled(places, made), geometry, strict=True):
+            offsets = torch.arange(taps, device=places.device) * apart
+            offsets = offsets.flip(0) if self.spread else offsets
+            read = (start * step).unsqueeze(1) + offsets
+            found = (found.unsqueeze(2) * size + read.unsqueeze(1)).flatten(1)
+        return found
 
     def targets(self, output: Tensor, groups: int, places: Tensor) -> Tensor:
         """What an output holds at the positions: ``(groups, rows, channels of a group)``."""

@@ -26,6 +26,7 @@ __all__ = [
     "add_over_ranks",
     "channel_tap",
     "is_distributed",
+    "ranks",
 ]
 
 
@@ -39,6 +40,7 @@ class Seen:
         samples: how many samples ran together.
         batch: the number of the batch.
         run: the number of the forward pass, of which a batch takes several where it runs sample by sample.
+        expected: about how many samples there will be, on all ranks together; one batch where nobody knows.
     """
 
     value: Tensor
@@ -46,6 +48,7 @@ class Seen:
     samples: int = 1
     batch: int = 0
     run: int = 0
+    expected: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,9 +209,14 @@ class Mean(Sums):
         return self.array("total") / max(float(self.held["samples"]), 1.0)
 
 
+def ranks() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_distributed() -> bool:
     """Whether several processes work together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return ranks() > 1
 
 
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:

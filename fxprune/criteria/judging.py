@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ def judge(
     graph: ChannelGraph,
     tensors: Mapping[str, Tensor],
     collector: Collector | None = None,
+    spared: Collection[Group] = (),
 ) -> dict[Group, FloatArray] | Selection | None:
     """What a criterion says of a network; None where the weights are on the meta device.
 
@@ -32,6 +33,7 @@ def judge(
         graph: the channel graph.
         tensors: every parameter and buffer by name.
         collector: runs over the calibration data; None where there are none.
+        spared: groups that lose nothing whatever they score: data are not looked at for them.
 
     Raises:
         CriterionError: scores of the wrong shape or not finite, or nothing that the criterion can judge.
@@ -39,10 +41,9 @@ def judge(
     """
     if any(tensors[m.tensor].is_meta for group in graph.groups for m in group.members if m.tensor in tensors):
         return None
-    study = _Study(graph, TensorSums(tensors), collector)
     if isinstance(criterion, Selector):
-        return criterion.select(study)
-    return study.scores(criterion)
+        return criterion.select(_Study(graph, TensorSums(tensors), collector))
+    return _Study(graph, TensorSums(tensors), collector, spared).scores(criterion)
 
 
 def score_groups(
@@ -77,20 +78,33 @@ def score_one(
 
 
 class _Study:
-    def __init__(self, graph: ChannelGraph, tensors: Mapping[str, Tensor], collector: Collector | None) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        tensors: Mapping[str, Tensor],
+        collector: Collector | None,
+        spared: Collection[Group] = (),
+    ) -> None:
         self.graph = graph
+        self._spared = spared
         self.tensors = tensors
         self._collector = collector
         self._finder: TapFinder | None = None
 
     def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
-        observed = self.observed(criterion) if isinstance(criterion, ObservingScorer) else {}
-        found = {g: score_one(criterion, g, observed.get(g, ()), self.tensors, self.graph) for g in self.graph.groups}
-        return _filled(criterion.name, found)
+        observed = self.observed(criterion) if isinstance(criterion, ObservingScorer) else None
+        found = {
+            g: score_one(criterion, g, (observed or {}).get(g, ()), self.tensors, self.graph)
+            if observed is None or g in observed
+            else None
+            for g in self.graph.groups
+        }
+        return _filled(criterion.name, found, judged=len(self._spared) < len(found))
 
     def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
         finder = self._taps(criterion).start()
-        trees = {group: criterion.observe(group, finder, self.tensors) for group in self.graph.groups}
+        groups = [group for group in self.graph.groups if group not in self._spared]
+        trees = {group: criterion.observe(group, finder, self.tensors) for group in groups}
         leaves = (leaf for tree in trees.values() for leaf in pytree.tree_leaves(tree))
         wanted = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Observation)))
         if wanted:
@@ -114,15 +128,15 @@ class _Study:
         return self._finder
 
 
-def _filled(name: str, found: Mapping[Group, FloatArray | None]) -> dict[Group, FloatArray]:
+def _filled(name: str, found: Mapping[Group, FloatArray | None], judged: bool) -> dict[Group, FloatArray]:
     """Groups that the criterion cannot judge are cut last: they score as high as the highest."""
     known = [scores.max() for scores in found.values() if scores is not None]
-    if found and not known:
+    if judged and not known:
         raise CriterionError(
             f"criterion {name!r} finds nothing to judge by in this network (batch norms for slimming, for example): "
             "choose another criterion"
         )
-    return {g: np.full(g.size, max(known)) if scores is None else scores for g, scores in found.items()}
+    return {g: np.full(g.size, max(known, default=1.0)) if scores is None else scores for g, scores in found.items()}
 
 
 def _checked(criterion: Scorer | ObservingScorer, group: Group, scores: FloatArray) -> FloatArray:

@@ -15,13 +15,16 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
-from fxprune.calibration.least_squares import Elimination, shrunk_ridge
+from fxprune.calibration.least_squares import Elimination, enough_positions, shrunk_ridge
 from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
 
 __all__ = ["Reconstruction"]
+
+# A wide group gives its units up in so many turns at least.
+_TURNS = 48
 
 
 @criterion("reconstruction")
@@ -36,7 +39,8 @@ class Reconstruction:
 
     Args:
         order: per group the scores whose order is followed; empty to take the channel that adds least.
-        positions: output positions of each sample that are looked at.
+        positions: output positions of each sample that are looked at; more where a layer would have less than eight
+            rows for each of its features.
         ridge: see :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features are not looked at.
 
@@ -107,24 +111,22 @@ class Reconstruction:
 
 def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:
     """The error that each unit adds when its turn comes, ascending in the order in which they go."""
-    left = np.ones(units, dtype=np.bool_)
+    left = np.arange(units)
     scores = np.zeros(units)
     highest = 0.0
-    for step in range(units):
-        if order is None:
-            costs = torch.stack([part.costs() for part in parts]).sum(0).numpy()
-            # Among equals the highest index goes first.
-            chosen = units - 1 - int(np.argmin(np.where(left, costs, np.inf)[::-1]))
-            cost = float(costs[chosen])
-        else:
-            chosen = int(order[step])
-            cost = sum(part.cost(chosen) for part in parts)
-        # The order has to stay, so a step costs at least what the one before did.
-        highest = max(highest, cost) * (1 + 1e-9) + 1e-15
-        scores[chosen] = highest
-        left[chosen] = False
-        for part in parts:
-            part.remove(chosen)
+    together = max(1, units // _TURNS)
+    while len(left):
+        costs = torch.stack([part.costs() for part in parts]).sum(0).numpy()[left]
+        # Among equals the highest index goes first.
+        turn = order[:together] if order is not None else left[np.lexsort((-left, costs))[:together]]
+        own = costs[np.searchsorted(left, turn)]
+        added = sum([part.remove(turn.tolist()) for part in parts])
+        # What goes together adds more than each of them alone.
+        for unit, cost in zip(turn, own * (added / max(own.sum(), 1e-300)), strict=True):
+            # The order has to stay, so a step costs at least what the one before did.
+            highest = scores[unit] = max(highest, cost) * (1 + 1e-9) + 1e-15
+        left = np.setdiff1d(left, turn)
+        order = None if order is None else order[together:]
     return scores
 
 
@@ -134,12 +136,15 @@ class _Moments(Sums):
     def __init__(self, features: int, rows: LayerRows, positions: int, seed: int, device: torch.device) -> None:
         super().__init__(xx=(features + 1, features + 1))
         self._rows = rows
-        self._positions = positions
+        self._least = positions
+        self._positions: int | None = None
         self._seed = seed
 
     def update(self, seen: Seen) -> None:
         """Take in one batch of the layer's input."""
         # The same positions in every batch: moments do not depend on how the data are cut.
+        if self._positions is None:
+            self._positions = enough_positions(self._least, self.held["xx"].shape[0] - 1, seen.expected)
         generator = torch.Generator().manual_seed(self._seed)
         places = self._rows.draw_of_input(seen.value, self._positions, generator)
         rows = self._rows.features(seen.value, 1, places)[0].double()
@@ -161,10 +166,12 @@ class _Variance(Sums):
 
     def update(self, seen: Seen) -> None:
         """Take in one batch."""
-        rows = seen.value.movedim(self._channel_dim, 0).flatten(1).double()
-        self.add("total", rows.sum(1))
-        self.add("squares", rows.square().sum(1))
-        self.add("count", float(rows.shape[1]))
+        others = [dim for dim in range(seen.value.ndim) if dim != self._channel_dim % seen.value.ndim]
+        count = seen.value.numel() / max(seen.value.shape[self._channel_dim], 1)
+        variance, mean = torch.var_mean(seen.value, others, correction=0)
+        self.add("total", mean.double() * count)
+        self.add("squares", (variance.double() + mean.double().square()) * count)
+        self.add("count", count)
 
     def mean(self) -> float:
         """Summed over channels."""

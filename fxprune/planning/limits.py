@@ -23,6 +23,7 @@ __all__ = [
     "excluded_groups",
     "limits_of",
     "per_group",
+    "spared_groups",
 ]
 
 
@@ -143,6 +144,15 @@ class Limits:
         kept = np.arange(lowest, group.size, multiple, dtype=np.int64)[::-1]
         kept = kept[(kept % vector == 0) | (kept < vector)]
         return np.concatenate([np.zeros(1, dtype=np.int64), group.size - kept])
+
+
+def spared_groups(
+    graph: ChannelGraph, ratio: float | Mapping[str, float] | None, exclude: Sequence[str], residual: str
+) -> frozenset[Group]:
+    """The groups that lose nothing, whatever the scores are; see :func:`fxprune.planning.allocate`."""
+    shares = per_group(graph, "ratio", ratio, 0.0) if isinstance(ratio, Mapping) else {}
+    idle = {g for g in graph.groups if shares.get(g) == 0 or (residual == "inner" and g.crosses_add)}
+    return excluded_groups(graph, exclude) | idle
 
 
 def limits_of(

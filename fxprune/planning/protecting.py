@@ -6,7 +6,7 @@ still lose all of its elements while the group lives on elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,7 @@ def width_scores(
     tensors: Mapping[str, Tensor],
     collector: Collector | None,
     budget: str,
+    spared: Collection[Group] = (),
 ) -> dict[Group, NDArray[np.float64]] | None:
     """Per unit the error that its removal adds for each unit of the budget that it saves, in the order of ``scores``.
 
@@ -152,6 +153,7 @@ def width_scores(
         tensors: every parameter and buffer by name.
         collector: runs over the calibration data.
         budget: what is to be saved.
+        spared: groups that lose nothing.
 
     Raises:
         CriterionError: the criterion selects and gives no scores.
@@ -162,7 +164,7 @@ def width_scores(
     if not isinstance(scores, Mapping):
         raise CriterionError('scope="reconstruction" needs a criterion that scores channels, not one that selects them')
     known = isinstance(criterion, Reconstruction)
-    errors = scores if known else judge(Reconstruction(order=scores), graph, tensors, collector)
+    errors = scores if known else judge(Reconstruction(order=scores), graph, tensors, collector, spared)
     assert isinstance(errors, Mapping)
     model = budget_model(graph, budget)
     saved = {group: max(model.marginal(group.variable, {}), 0.0) for group in errors}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxprune.calibration.collecting import PrivateNetwork
-from fxprune.calibration.least_squares import Moments, Solution, shrunk_ridge, solve
+from fxprune.calibration.least_squares import Moments, Solution, enough_positions, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
@@ -19,8 +18,6 @@ from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import name_seed
 
 __all__ = ["FoldBias", "Reconstruct"]
-
-_ROWS_OF_A_FEATURE = 8
 
 
 @recovery("reconstruct")
@@ -155,15 +152,16 @@ class _Pass:
         """Of the samples that the layer is fitted to, and of those that are held out."""
         groups, targets, features = layer.matrix.shape
         fitted, held = (Moments(groups, features, targets, layer.weight.device) for _ in range(2))
-        positions = max(self.settings.positions, math.ceil(_ROWS_OF_A_FEATURE * features / max(self.work.seen, 1)))
+        positions = enough_positions(self.settings.positions, features, self.work.seen)
         for batch in range(len(pruned)):
             alive = pruned.before(batch, layer.first.node)
             for reading in layer.readings:
                 # Where the weight is read again further on, the network is run ahead with its weights as they are.
                 given = alive[reading.input] if reading is layer.first else pruned.peek(batch, reading.input)
-                wanted = _wanted(layer, reading, original, pruned, batch)
+                wanted = original.held(batch, reading.target)
                 places = reading.rows.draw(wanted, positions, self._generator(layer))
-                x, y = reading.rows.features(given, groups, places), reading.rows.targets(wanted, groups, places)
+                x = reading.rows.features(given, groups, places)
+                y = _wanted(layer, reading, wanted, pruned, batch, places)
                 apart = self._rows_apart(batch, x.shape[1]).to(x.device)
                 fitted.add(x[:, ~apart], y[:, ~apart])
                 held.add(x[:, apart], y[:, apart])
@@ -222,18 +220,20 @@ class _Pass:
         )
 
 
-def _wanted(layer: Layer, reading: Reading, original: Walk, pruned: Walk, batch: int) -> Tensor:
-    """What the layer is to give at one place, (samples, ...) in the shape of its output."""
-    wanted = original.held(batch, reading.target)
-    if layer.kept is not None:
-        wanted = wanted.index_select(wanted.ndim + reading.rows.channel_dim, layer.kept.to(wanted.device))
-    if reading.other is None:
-        return wanted
-    wanted = wanted.double() - pruned.peek(batch, reading.other).double()
-    if layer.norm is not None:
-        scale = torch.where(_unreadable(layer), 1.0, layer.norm.scale)
-        wanted = (wanted - reading.rows.channels(layer.norm.shift)) / reading.rows.channels(scale)
-    return wanted
+def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch: int, places: Tensor) -> Tensor:
+    """What the layer is to give at these positions, ``(groups, rows, channels of a group)``."""
+    groups, targets, _ = layer.matrix.shape
+
+    def rows(value: Tensor, kept: Tensor | None = None) -> Tensor:
+        found = reading.rows.targets(value, 1, places)
+        return found if kept is None else found[:, :, kept.to(found.device)]
+
+    y = rows(wanted, layer.kept)
+    if reading.other is not None:
+        y = y.double() - rows(pruned.peek(batch, reading.other)).double()
+        if layer.norm is not None:
+            y = (y - layer.norm.shift) / torch.where(_unreadable(layer), 1.0, layer.norm.scale)
+    return y.reshape(-1, groups, targets).transpose(0, 1)
 
 
 def _unreadable(layer: Layer) -> Tensor:

