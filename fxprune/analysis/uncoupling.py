@@ -20,18 +20,12 @@ from fxprune.axes.expressions import Axis, Product, variables
 from fxprune.capture import Captured
 from fxprune.errors import OptionError
 from fxprune.rules.call import Call, parameter_name
-from fxprune.rules.ops import is_written, writes_in_place
+from fxprune.rules.ops import CONTRACTIONS, OWNS_MEMORY, is_written, writes_in_place
 from fxprune.rules.picking import select_channels
 
 __all__ = ["COUPLINGS", "check_couplings", "drop_couplings"]
 
 COUPLINGS = ("keep", "drop")
-_CONSUMERS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
-# What these give is memory of their own, so that a later write in place does not reach what they read.
-_FRESH = frozenset(
-    """batch_norm relu relu6 gelu silu hardswish leaky_relu elu sigmoid tanh avg_pool2d max_pool2d
-    adaptive_avg_pool2d""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ class _Uncoupler:
         """One place for each consumer of a shared width."""
         for node in graph.nodes:
             call = self._analyzer.calls.get(node)
-            if call is not None and call.name in _CONSUMERS and parameter_name(call.arguments["weight"]):
+            if call is not None and call.name in CONTRACTIONS and parameter_name(call.arguments["weight"]):
                 place = self._place(call)
                 if place is not None:
                     yield place
@@ -120,7 +114,7 @@ class _Uncoupler:
             above = self._above(stream, dim)
             if above is None:
                 return best if best is not None and self._is_shared(stream, dim) else None
-            written = (written or self._writes(stream)) and self._name(stream) not in _FRESH
+            written = (written or self._writes(stream)) and self._name(stream) not in OWNS_MEMORY
             user, (stream, dim) = stream, above
 
     @staticmethod
@@ -138,7 +132,7 @@ class _Uncoupler:
     def _above(self, node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
         """The activation and dim that an op of this consumer alone passes on, channel by channel; None: no such op."""
         call = self._analyzer.calls.get(node)
-        if call is None or len(_readers(node)) != 1 or call.name in _CONSUMERS or call.name == "cat":
+        if call is None or len(_readers(node)) != 1 or call.name in CONTRACTIONS or call.name == "cat":
             return None
         sources = [n for n in node.all_input_nodes if n.op != "get_attr" and isinstance(n.meta["val"], torch.Tensor)]
         carried = self._serials(self._analyzer.axes[node][dim])

@@ -27,18 +27,12 @@ from fxprune.calibration.statistic import Parameter, Statistic, Tap, channel_tap
 from fxprune.capture import Captured
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
+from fxprune.rules.ops import ACTIVATIONS, MAX_POOLS, NORMS
 
-__all__ = ["ACTIVATIONS", "NORMS", "TAP_RULES", "TapFinder", "check_tap_rule"]
+__all__ = ["TAP_RULES", "TapFinder", "check_tap_rule"]
 
 TAP_RULES = ("normalised", "activated", "pooled", "producer")
-NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
-ACTIVATIONS = frozenset(
-    """
-    celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish prelu relu relu6
-    rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold clamp clamp_min
-    """.split()
-)
-POOLS = frozenset("max_pool1d max_pool2d max_pool3d".split())
+_ACTIVATIONS = ACTIVATIONS | {"clamp", "clamp_min"}
 
 
 def check_tap_rule(rule: str) -> None:
@@ -73,9 +67,9 @@ class TapFinder:
             if rule != "producer":
                 nodes = [self._followed(node, group, NORMS) for node in nodes]
         if rule in ("activated", "pooled"):
-            nodes = [self._followed(node, group, ACTIVATIONS) for node in nodes]
+            nodes = [self._followed(node, group, _ACTIVATIONS) for node in nodes]
         if rule == "pooled":
-            nodes = [self._followed(node, group, POOLS) if len(node.users) == 1 else node for node in nodes]
+            nodes = [self._followed(node, group, MAX_POOLS) if len(node.users) == 1 else node for node in nodes]
         found = self._readable(nodes, group)
         # Where the places of the rule are not readable channel by channel, the first one that is.
         return found or self._readable(self._holders[group.variable.serial], group)[:1]

@@ -17,18 +17,13 @@ from fxprune.capture import sources
 from fxprune.capture.lowering import holds_tensor
 from fxprune.capture.numbers import Traced, plain, size_of
 from fxprune.capture.samples import IMAGE_DIMS
-from fxprune.rules.ops import canonical_name
+from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
 __all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "is_written_down", "refuses_sizes"]
 
 REFUSAL = "this network was made for "
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _SYMBOLS |= {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
-# Ops that give their input's shape back, whatever it is.
-_SAME_SHAPE = frozenset(
-    """clone contiguous detach dropout float gelu half layer_norm leaky_relu log_softmax relu requires_grad sigmoid silu
-    softmax tanh to""".split()
-)
 
 NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
@@ -212,7 +207,7 @@ def _has_node(args: tuple[Any, ...]) -> bool:
 
 def _origin(node: fx.Node) -> fx.Node:
     """The earliest tensor of the same shape, so that layers that ask the same are seen to do so."""
-    while node.op in ("call_function", "call_method") and canonical_name(node.target) in _SAME_SHAPE:
+    while node.op in ("call_function", "call_method") and canonical_name(node.target) in SAME_SHAPE:
         given = node.args[0] if node.args else None
         if not isinstance(given, fx.Node) or not isinstance(given.meta.get("val"), torch.Tensor):
             break

@@ -84,6 +84,23 @@ def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
     ]
 
 
+# -- traits: what other parts need to know of ops beside their rules --------------------------------------------
+
+# Layers that read every channel of their input for every channel that they make.
+CONTRACTIONS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
+NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
+# Element by element, into memory of their own and into their input's shape.
+ACTIVATIONS = frozenset(
+    """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish prelu relu relu6
+    rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold""".split()
+)
+MAX_POOLS = frozenset(f"max_pool{n}d" for n in (1, 2, 3))
+POOLS = MAX_POOLS | {f"{kind}_pool{n}d" for kind in ("avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
+# A later write in place does not reach what these read.
+OWNS_MEMORY = NORMS | ACTIVATIONS | POOLS
+SAME_SHAPE = frozenset(
+    {*NORMS, *ACTIVATIONS, *"clone contiguous detach dropout float half log_softmax requires_grad softmax to".split()}
+)
 _IN_PLACE = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split())
 _VIEWS = frozenset(
     """alias chunk detach diagonal expand expand_as flatten getitem mT movedim narrow permute real reshape select
