@@ -1,4 +1,4 @@
-"""A first call that no measurement has to pay for."""
+"""How long the pass and its proof take, beside torch-pruning, and how much memory the pass takes."""
 
 from __future__ import annotations
 
@@ -137,45 +137,43 @@ def memory_row(outcome: Outcome) -> dict[str, Any]:
 
 
 PASSES = ("capture", "analyze", "score", "plan", "rewrite")
-COLUMNS = ["model", "nodes", "channel_ratio", "fxprune_s", "torch_pruning_s", "times_faster", "ms_per_node", *PASSES]
-COLUMNS += ["proof_s", "torch_pruning_failure", "failure"]
+COLUMNS = ["model", "nodes", "channel_ratio", "whole_s", "proof_s", "pass_s", "torch_pruning_s", "whole_ratio"]
+COLUMNS += ["pass_ratio", "ms_per_node", *PASSES, "proven", "torch_pruning_failure", "failure"]
 
 
 def measure_speed(
     record: Record, library: str, model: str, ratio: float, rounds: int, limit_seconds: float, proof: bool
 ) -> None:
-    """Time both libraries on one network, in turn, then the proof."""
+    """Time the pass, the whole call with its proof, and the other library on one network, in turn."""
     network = find_network(library, model)
     _warm_up_both()
-    ours, theirs = Clock(limit_seconds), Clock(limit_seconds)
+    ours, whole, theirs = Clock(limit_seconds), Clock(limit_seconds), Clock(limit_seconds)
     channel_ratio = ratio
     passes: list[Mapping[str, float]] = []
+    proofs: list[float] = []
     for _ in range(rounds):
         pruned = ours.run(lambda: fxprune.compile(network.model, network.sample, ratio, verify=False))
         if pruned is not None:
             channel_ratio = _removed_channels(pruned)
             passes.append(fxprune.report(pruned).seconds)
-            record(nodes=len(pruned.graph.nodes), channel_ratio=channel_ratio, fxprune_s=ours.median)
+            record(nodes=len(pruned.graph.nodes), channel_ratio=channel_ratio, pass_s=ours.median)
         _time_torch_pruning(theirs, network, channel_ratio)
         record(failure=ours.failure, torch_pruning_s=theirs.median, torch_pruning_failure=theirs.failure)
+        proven = whole.run(lambda: fxprune.compile(network.model, network.sample, ratio)) if proof else None
+        if proven is not None:
+            report = fxprune.report(proven)
+            proofs.append(report.seconds["verify"])
+            way = "node by node" if report.proof is not None and report.proof.nodes else "as a whole"
+            record(whole_s=whole.median, proof_s=statistics.median(proofs), proven=way)
+        elif proof:
+            record(failure=f"with the proof: {whole.failure}")
     record(**{name: statistics.median(p[name] for p in passes) for name in PASSES if passes})
-    if proof and not ours.failure:
-        _time_proof(record, network, ratio, limit_seconds)
 
 
 def _time_torch_pruning(clock: Clock, network: Network, channel_ratio: float) -> None:
     if not clock.failure:
         cut = copy.deepcopy(network.model)
         clock.run(lambda: rivals.prune(cut, network.sample, channel_ratio))
-
-
-def _time_proof(record: Record, network: Network, ratio: float, limit_seconds: float) -> None:
-    clock = Clock(limit_seconds)
-    proven = clock.run(lambda: fxprune.compile(network.model, network.sample, ratio))
-    if proven is not None:
-        record(proof_s=fxprune.report(proven).seconds["verify"])
-    else:
-        record(failure=f"with the proof: {clock.failure}")
 
 
 def _removed_channels(pruned: fx.GraphModule) -> float:
@@ -187,6 +185,7 @@ def _removed_channels(pruned: fx.GraphModule) -> float:
 def _warm_up_both() -> None:
     """Run both libraries once on a tiny network, so that no measurement pays for imports and first calls."""
     tiny = warm_up()
+    fxprune.compile(tiny.model, tiny.sample, 0.2)
     # Where torch-pruning is not installed, its column says so.
     Clock(60).run(lambda: rivals.prune(tiny.model, tiny.sample, 0.2))
 
@@ -194,20 +193,22 @@ def _warm_up_both() -> None:
 def speed_row(outcome: Outcome) -> dict[str, Any]:
     """The cells of one outcome."""
     fields = dict(outcome.fields)
-    ours, theirs = fields.get("fxprune_s"), fields.get("torch_pruning_s")
-    if ours and theirs:
-        fields["times_faster"] = theirs / ours
-    if ours and fields.get("nodes"):
-        fields["ms_per_node"] = 1000 * ours / fields["nodes"]
+    theirs = fields.get("torch_pruning_s")
+    for name in ("whole", "pass"):
+        if theirs and fields.get(f"{name}_s"):
+            fields[f"{name}_ratio"] = fields[f"{name}_s"] / theirs
+    if fields.get("pass_s") and fields.get("nodes"):
+        fields["ms_per_node"] = 1000 * fields["pass_s"] / fields["nodes"]
     return fields | {"failure": outcome.failure}
 
 
 _RESULTS = Path("benchmarks/results")
-_SPEED = """Seconds of the whole pass (`fxprune.compile(..., verify=False)` at a ratio of MACs) and of torch-pruning
-(building its dependency graph plus one step at the same ratio of channels, by the recipe of its documentation):
-medians of rounds in which the two take turns in one process, a process for each network. Copies that torch-pruning
-cuts in place are made outside the clock; both have run once on a tiny network before. `nodes` are those of the pruned
-graph, `capture` to `rewrite` the parts of `fxprune_s`. The proof, `proof_s`, is timed once, apart. The sample is one
+_SPEED = """Seconds of the default call (`whole_s`, at a ratio of MACs) and of its proof (`proof_s`), of the same call
+without a proof (`pass_s`), and of torch-pruning (building its dependency graph plus one step at the same ratio of
+channels, by the recipe of its documentation): medians of rounds in which the three take turns in one process, a process
+for each network. `whole_ratio` and `pass_ratio` are multiples of torch-pruning's time: below 1 is faster. Copies that
+torch-pruning cuts in place are made outside the clock; both have run once on a tiny network before. `nodes` are those
+of the pruned graph, `capture` to `rewrite` the parts of `pass_s`, `proven` says which proof was run. The sample is one
 input at the size of the published weights; weights are random."""
 _DEPTHS = "The same for CIFAR ResNets of growing depth. Where cost grows linearly, `ms_per_node` is constant."
 _MEMORY = """Memory of the pass without proof, beyond the model itself and including the pruned network. `process`:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,21 +19,33 @@ from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
+from fxprune.proof.copies import promoted
 from fxprune.proof.nodes.pairs import UnjudgedError
 from fxprune.proof.nodes.standins import StandIns
-from fxprune.proof.running import called
+from fxprune.proof.running import called, modes
 from fxprune.util.modes import flags_of, set_flags
 
 __all__ = ["Programs", "in_mode"]
 
 Program = Callable[..., Any]
+# Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
+_MOVES = frozenset(
+    f"{name}Backward{number}"
+    for name in """View UnsafeView ReshapeAlias Transpose Permute T Clone Select Split SplitWithSizes Squeeze Unsqueeze
+    Unbind Slice Alias""".split()
+    for number in range(5)
+)
 
 
 class Programs:
-    """Compares programs over the tensors of ``owner``, which is left as it was."""
+    """Compares programs over the tensors of ``owner``, which is left as it was.
 
-    def __init__(self, owner: nn.Module) -> None:
-        self._owner = owner
+    ``tolerance``: the largest relative difference that passes. Where it is not 0, ``owner`` is in float64, and its
+    large parameters may be known by their names alone, so that all that meets them is replaced.
+    """
+
+    def __init__(self, owner: nn.Module, tolerance: float = 0.0) -> None:
+        self._owner, self._tolerance = owner, tolerance
         foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in owner.modules())
         self._state = PythonState(owner, reachable(owner)) if foreign else None
 
@@ -45,12 +57,12 @@ class Programs:
         Raises:
             UnjudgedError: one of them cannot be run.
         """
-        for replace in (True, False):
+        for replace in (True,) if self._tolerance else (True, False):
             with StandIns(self._owner.parameters(), replace=replace) as stand_ins:
                 try:
                     ours, theirs = self._run(first, sample), self._run(second, sample)
                 except UnjudgedError:
-                    if stand_ins.refused or not replace:
+                    if stand_ins.refused or self._tolerance or not replace:
                         raise
                     continue
             found = self._parting(ours, theirs)
@@ -70,11 +82,11 @@ class Programs:
     def _run(self, program: Program, sample: Sample) -> Leaves:
         """What a program gives, with its history, and what it leaves in the sample, the buffers and the generator."""
         torch.manual_seed(0)
-        given = sample.map(torch.clone)
+        given = sample.map(lambda tensor: promoted(tensor, torch.float64) if self._tolerance else tensor.clone())
         before = {name: tensor._version for name, tensor in given.named_tensors()}
         with self._unchanged() as shapes:
             try:
-                with torch.enable_grad():
+                with self._modes():
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
@@ -87,9 +99,14 @@ class Programs:
             leaves |= {f"{name} after the call": tensor.detach() for name, tensor in written.items()}
         return leaves | {"the generator": torch.get_rng_state()}
 
+    def _modes(self) -> AbstractContextManager[Any]:
+        if self._tolerance:
+            return modes(torch.float64, carry_nan=False, gradients=True)
+        return torch.enable_grad()
+
     def _parting(self, ours: Leaves, theirs: Leaves) -> str:
         found = compare(_plain(ours), _plain(theirs))
-        return found.describe(0.0) if found.error != 0 else self._ways_part(ours, theirs)
+        return found.describe(self._tolerance) if not found.error <= self._tolerance else self._ways_part(ours, theirs)
 
     def _ways_part(self, ours: Leaves, theirs: Leaves) -> str:
         """Where the functions of autograd behind equal values part."""
@@ -97,19 +114,19 @@ class Programs:
         stack = [(leaf.grad_fn, theirs[path].grad_fn) for path, leaf in ours.items() if isinstance(leaf, Tensor)]
         seen: dict[Any, Any] = {}
         while stack:
-            one, other = stack.pop()
+            one, other = (_moved_from(way) for way in stack.pop())
             if one is None or other is None or one in seen:
                 if seen.get(one) is not other:
                     return f"the way back differs at {(one or other).name()}"
                 continue
             seen[one] = other
-            before, after = one.next_functions, other.next_functions
+            (name, before), (other_name, after) = _asked(one), _asked(other)
             held = getattr(one, "variable", None), getattr(other, "variable", None)
-            if one.name() != other.name() or [n for _, n in before] != [n for _, n in after]:
-                return f"{one.name()} became {other.name()} on the way back"
+            if name != other_name or len(before) != len(after):
+                return f"{name} became {other_name} on the way back"
             if held[0] is not held[1]:
                 return f"the way back leads to {names.get(id(held[0]))} and to {names.get(id(held[1]))}"
-            stack += [(a, b) for (a, _), (b, _) in zip(before, after, strict=True)]
+            stack += zip(before, after, strict=True)
         return ""
 
     @contextmanager
@@ -130,6 +147,22 @@ class Programs:
             vars(owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
+
+
+def _moved_from(way: Any) -> Any:
+    """The function behind those that only give entries another place."""
+    while way is not None and way.name() in _MOVES and len(way.next_functions) == 1:
+        way = way.next_functions[0][0]
+    return way
+
+
+def _asked(way: Any) -> tuple[str, list[Any]]:
+    """The name of a function of autograd, and those behind it; a product and a sum are one function."""
+    name, behind = way.name(), [function for function, _ in way.next_functions]
+    product = _moved_from(behind[0]) if name == "AddBackward0" else None
+    if product is not None and product.name() == "MmBackward0":
+        return "AddmmBackward0", [*behind[1:], *(function for function, _ in product.next_functions)]
+    return name, behind
 
 
 def _plain(leaves: Leaves) -> Leaves:

@@ -29,6 +29,7 @@ from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns
 from fxprune.proof.nodes.programs import Programs, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
+from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.walk import Setting, Tally, walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
@@ -121,6 +122,7 @@ class _Prover:
         self.notes: list[str] = []
         # Why whole networks have to take a step of training, too.
         self._doubt = ""
+        self._last: tuple[Pair, nn.Module] | None = None
 
     def check_modes(self) -> None:
         """Every call that switches modes sets the same flags in both networks."""
@@ -141,9 +143,9 @@ class _Prover:
         second = self._second(pair, first, tally)
         # Both are compared where both rows and sides are not those of the trace.
         sample = second or first
+        self._check_object(pair, sample)
         for training in (False, True) if pair.both_modes and not pair.training else (pair.training,):
             self._check_trace(pair, sample, training)
-            self._check_object(pair, sample, training)
         self.samples += [first, *([second] if second else [])]
 
     def witness(self) -> None:
@@ -211,12 +213,18 @@ class _Prover:
 
     def _takes(self, pair: Pair, sample: Sample) -> bool:
         """Whether the graph at full width takes a sample."""
-        traced = pair.at_full_width(self._copy)
+        traced = self._traced(pair)
         return self._full.takes(partial(nn.Module.__call__, traced), sample)
+
+    def _traced(self, pair: Pair) -> nn.Module:
+        """The captured graph over the private copy."""
+        if self._last is None or self._last[0] is not pair:
+            self._last = pair, pair.at_full_width(self._copy)
+        return self._last[1]
 
     def _walk(self, pair: Pair, sample: Sample, known: Mapping[str, tuple[bool, bool]] | None = None) -> Tally:
         names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
-        values = _bound(pair.at_full_width(self._copy), sample)
+        values = _bound(self._traced(pair), sample)
 
         def attribute(name: str) -> Any:
             constant = pair.constants.get(name)
@@ -237,17 +245,22 @@ class _Prover:
         """The traced graph at full width gives the original's outputs, bit for bit, and learns alike."""
         if training and self._untrained:
             return
-        with in_mode(self._copy, training):
-            traced = pair.at_full_width(self._copy)
-            try:
-                found = self._full.part(self._copy, partial(nn.Module.__call__, traced), sample)
-            except UnjudgedError as error:
-                if not training:
-                    raise
-                found = str(error)
+        found = self._trace_parts(self._full, self._copy, pair, sample, training)
+        if found:
+            wide = deep_copy(self._copy, widened)
+            tolerance = TOLERANCE[torch.float64]
+            found = self._trace_parts(Programs(wide, tolerance), wide, pair, sample, training)
         if found and not training:
             self._check_in_double(pair, sample)
         self._doubt = self._doubt or found
+
+    def _trace_parts(self, programs: Programs, full: nn.Module, pair: Pair, sample: Sample, training: bool) -> str:
+        with in_mode(full, training):
+            traced = self._traced(pair) if full is self._copy else pair.at_full_width(full)
+            try:
+                return programs.part(full, partial(nn.Module.__call__, traced), sample)
+            except UnjudgedError as error:
+                return f"{error}"
 
     def _check_in_double(self, pair: Pair, sample: Sample) -> None:
         """The same to the tolerance of whole networks, where another kernel adds in another order."""
@@ -261,15 +274,15 @@ class _Prover:
         if not apart <= TOLERANCE[torch.float64]:
             raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
 
-    def _check_object(self, pair: Pair, sample: Sample, training: bool) -> None:
+    def _check_object(self, pair: Pair, sample: Sample) -> None:
         """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
-        if training and self._untrained:
+        if pair.training and self._untrained:
             return
 
         def interpreted(*args: Any, **kwargs: Any) -> Any:
             return fx.Interpreter(pair.root, graph=pair.narrow).run(*_bound(pair.root, Sample(args, kwargs)))
 
-        with in_mode(self._pruned, training):
+        with in_mode(self._pruned, pair.training):
             found = self._narrow.part(interpreted, self._pruned, sample)
         if found:
             raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")

@@ -13,16 +13,29 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.proof.copies import promoted
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-__all__ = ["StandIns"]
+__all__ = ["StandIns", "widened"]
 
 # Smaller products are computed.
 _LARGE = 1 << 20
+# Parameters of fewer entries are copied to another type.
+_MANY = 1 << 16
 _PERIOD, _STEP = 8191, 97
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A tensor in float64; of a large parameter one row, which stands for all of them."""
+    if not isinstance(tensor, nn.Parameter):
+        return promoted(tensor, torch.float64)
+    if tensor.ndim < 2 or tensor.numel() < _MANY or not tensor.is_floating_point():
+        return nn.Parameter(promoted(tensor, torch.float64), requires_grad=tensor.requires_grad)
+    row = promoted(tensor[:1], torch.float64).expand(tensor.shape)
+    return nn.Parameter(row, requires_grad=tensor.requires_grad)
 
 
 class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -31,6 +44,10 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         refused: whether a call would have written to a weight.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # a guard around each operator would take longer than the operator
 
     def __init__(self, weights: Iterable[Tensor], *, replace: bool = True) -> None:
         """With ``replace`` off, products are computed."""
@@ -67,7 +84,9 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor | None:
         """In place of ``left @ right``."""
-        if left.numel() * right.shape[-1] < _LARGE or not (left.is_floating_point() and left.dtype == right.dtype):
+        if not (left.is_floating_point() and left.dtype == right.dtype):
+            return None
+        if left.numel() * right.shape[-1] < _LARGE and not self._is_virtual(right):
             return None
         rows = left @ self._vector(left, left.shape[-1], 1) * left.shape[-1] ** -0.5
         number = self._number(right)
@@ -86,7 +105,9 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, *others: Any
     ) -> Tensor | None:
         transposed, output_padding, groups = others
-        if weight.numel() * (x.numel() // max(x.shape[1], 1)) < _LARGE or not x.is_floating_point():
+        if not x.is_floating_point():
+            return None
+        if weight.numel() * (x.numel() // max(x.shape[1], 1)) < _LARGE and not self._is_virtual(weight):
             return None
         kernel, channels = weight.shape[2:], weight.shape[1] * groups if transposed else weight.shape[0]
         shape = [1, -1] + [1] * len(kernel)
@@ -111,6 +132,10 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         key = (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
         return self._numbers.setdefault(key, len(self._numbers))
+
+    def _is_virtual(self, tensor: Tensor) -> bool:
+        """Whether a weight stands in for one of another type, and has no entries of its own."""
+        return 0 in tensor.stride() and tensor.untyped_storage()._cdata in self._weights
 
     def _vector(self, like: Tensor, size: int, salt: int) -> Tensor:
         """Numbers between -1 and 1, as if at random."""
