@@ -261,8 +261,8 @@ def _counts_seconds(program: Program) -> bool:
     return program.report is not None and program.report.budget == "latency"
 
 
-def _strays(program: Program) -> bool:
-    return program.proof is not None and bool(program.proof.strays)
+def _diverges(program: Program) -> bool:
+    return program.proof is not None and bool(program.proof.diverges)
 
 
 PASSES = (
@@ -276,8 +276,8 @@ PASSES = (
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
-    Pass("rewrite", hold_to_sizes, when=_strays),
-    Pass("verify", verify, when=_strays, makes_garbage=_always),
+    Pass("rewrite", hold_to_sizes, when=_diverges),
+    Pass("verify", verify, when=_diverges, makes_garbage=_always),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=_is_compared, makes_garbage=_always),

@@ -301,13 +301,13 @@ def test_a_size_in_words_decides() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_what_strays_at_another_resolution_refuses_it(batch: int) -> None:
+def test_what_diverges_at_another_resolution_refuses_it(batch: int) -> None:
     model = Unseen().double().eval()
     pruned = fxprune.compile(model, image((16, 16), batch), 0.4)
     proof = fxprune.report(pruned).proof
     assert proof is not None
     assert proof.resolutions == ("16x16",)
-    assert not proof.strays
+    assert not proof.diverges
     expected, x = masked(model, pruned), image((16, 16), 5)
     torch.testing.assert_close(pruned(x), expected(x))
     for size in [(32, 32), (16, 20)]:

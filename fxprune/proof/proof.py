@@ -25,7 +25,7 @@ class Proof:
         randomised: parameters were also randomised, to see the effect of all of them.
         notes: what else a reader should know, a sentence each.
         seconds: wall-clock time of the proof.
-        strays: where, at another resolution or length, the traced network computes something else than the original
+        diverges: where, at another resolution or length, the traced network computes something else than the original
             instead of refusing; empty where it does not.
         nodes: how many nodes were judged by themselves; 0 where whole networks were compared.
         device: where it ran.
@@ -42,7 +42,7 @@ class Proof:
     randomised: bool
     notes: tuple[str, ...]
     seconds: float
-    strays: str = ""
+    diverges: str = ""
     nodes: int = 0
     device: str = "cpu"
 

@@ -99,5 +99,5 @@ def _as_proof(outcome: Outcome, dtype: torch.dtype, checked: int, seconds: float
         randomised=outcome.randomised,
         notes=tuple(dict.fromkeys(outcome.notes)),
         seconds=seconds,
-        strays=outcome.strays,
+        diverges=outcome.diverges,
     )

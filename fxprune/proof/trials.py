@@ -41,7 +41,7 @@ class Trials:
         found: the trials on which the traced network equals the original.
         error: the worst relative error between the two.
         notes: which probes do not fit, and why.
-        strays: at which other sizes the traced network computes something else than the original.
+        diverges: at which other sizes the traced network computes something else than the original.
     """
 
     original: nn.Module
@@ -51,7 +51,7 @@ class Trials:
     found: list[Trial] = field(default_factory=list)
     error: float = 0.0
     notes: list[str] = field(default_factory=list)
-    strays: str = ""
+    diverges: str = ""
 
     def run(self, sample: Sample, *, resize: bool = True, alone: bool = False) -> Trials:
         """Find a trial for the sample itself and, unless ``alone``, one for random inputs, resized if ``resize``.
@@ -94,7 +94,7 @@ class Trials:
         failure, error_found = self._difference(trial)
         # What decides on sizes in ways that leave no trace is of the sample's sizes only.
         if failure and probe.resized and error_found > TOLERANCE[self.dtype]:
-            self.strays = f"{failure}"
+            self.diverges = f"{failure}"
         if failure == _SPECIALISED or (failure and probe.resized):
             return _SPECIALISED
         if failure:

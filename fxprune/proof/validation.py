@@ -87,7 +87,7 @@ class Outcome:
     error: float = 0.0
     vacuous: bool = False
     randomised: bool = False
-    strays: str = ""
+    diverges: str = ""
     probes: list[Probe] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -122,9 +122,9 @@ class Validation:
         except ProofError:
             if self._case.alone or self._plan_fits_all(self._outcome.probes):
                 raise
-        strays = self._outcome.strays
+        diverges = self._outcome.diverges
         outcome = self._attempt(resize=False)
-        outcome.strays = strays
+        outcome.diverges = diverges
         outcome.notes.append("not proven at another resolution: what the plan removes are no whole channels there")
         return outcome
 
@@ -152,7 +152,7 @@ class Validation:
         trials.run(case.sample, resize=resize, alone=case.alone)
         outcome.error = max(outcome.error, trials.error)
         outcome.notes += trials.notes
-        outcome.strays = trials.strays
+        outcome.diverges = trials.diverges
         outcome.probes = [trial.probe for trial in trials.found]
         return trials.found
 

@@ -339,7 +339,8 @@ class Report:
 
 
 def _proof(data: Mapping[str, Any]) -> Proof:
-    return Proof(**_tuples(data))
+    # Folders of earlier versions say more.
+    return Proof(**_tuples({n: v for n, v in data.items() if n in Proof.__dataclass_fields__}))
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
