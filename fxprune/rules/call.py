@@ -117,10 +117,9 @@ class Call:
         rank = len(self.tensor("input")) if ndim is None else ndim
         return int(self.number(name)) % max(rank, 1)
 
-    def dims(self, name: str = "dim", ndim: int | None = None) -> tuple[int, ...]:
+    def dims(self, name: str = "dim") -> tuple[int, ...]:
         """A dims argument counted from the front; None or an empty one means every dim."""
-        rank = len(self.tensor("input")) if ndim is None else ndim
-        value = self.number(name)
+        rank, value = len(self.tensor("input")), self.number(name)
         if value is None or (isinstance(value, (list, tuple)) and not value):
             return tuple(range(rank))
         values = value if isinstance(value, (list, tuple)) else (value,)

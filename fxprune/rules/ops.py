@@ -60,9 +60,9 @@ def canonical_name(target: Any) -> str:
     return _SYNONYMS.get(name, name)
 
 
-def names_of(model: nn.Module, prefix: str = "") -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
+def names_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
     """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
-    return names_among(named_tensors(model, prefix))
+    return names_among(named_tensors(model, ""))
 
 
 def names_among(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
