@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import importlib.metadata
 import io
@@ -106,11 +107,15 @@ def labelled(label: str, content: str) -> RenderableType:
 
 def versions() -> dict[str, str]:
     """Versions of fxprune, torch and Python, by name."""
+    return {"fxprune": _own_version(), "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+@functools.cache  # reading it takes longer than to prune a small network
+def _own_version() -> str:
     try:
-        own = importlib.metadata.version("fxprune")
+        return importlib.metadata.version("fxprune")
     except importlib.metadata.PackageNotFoundError:
-        own = "from source"
-    return {"fxprune": own, "torch": str(torch.__version__), "python": platform.python_version()}
+        return "from source"
 
 
 def machine() -> dict[str, str]:

@@ -30,6 +30,7 @@ from fxprune.proof.nodes.patterns import Patterns
 from fxprune.proof.nodes.programs import Programs, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.standins import widened
+from fxprune.proof.nodes.structure import Step, matched
 from fxprune.proof.nodes.walk import Setting, Tally, walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
@@ -122,6 +123,7 @@ class _Prover:
         self.notes: list[str] = []
         # Why whole networks have to take a step of training, too.
         self._doubt = ""
+        self._steps: list[Step] = []
         self._last: tuple[Pair, nn.Module] | None = None
 
     def check_modes(self) -> None:
@@ -138,6 +140,7 @@ class _Prover:
 
     def prove(self, pair: Pair) -> None:
         """All that is to be shown of one graph."""
+        self._steps = matched(pair)
         first, tally = self._first(pair)
         self.tally.add(tally)
         second = self._second(pair, first, tally)
@@ -231,7 +234,7 @@ class _Prover:
             return self._paths.attribute(name) if constant is None else constant
 
         inputs = dict(zip(names, map(self._input, values), strict=True))
-        return walk(pair, Setting(attribute, self._keep, inputs, self._patterns, known))
+        return walk(pair, Setting(attribute, self._keep, inputs, self._patterns, known), self._steps)
 
     def _input(self, value: Any) -> Any:
         def drawn(tensor: Tensor) -> Tensor:

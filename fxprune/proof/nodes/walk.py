@@ -9,7 +9,7 @@ before it hold, the outputs' claims follow along the graph, and these say that t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_sile
 from fxprune.proof.nodes.layers import product_of
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
 from fxprune.proof.nodes.patterns import Patterns, like
-from fxprune.proof.nodes.structure import Step, matched
+from fxprune.proof.nodes.structure import Step
 from fxprune.proof.running import modes
 from fxprune.util.paths import name_seed
 
@@ -35,6 +35,11 @@ _TOLERANCE = 1e-11
 # Layers that judge every position alike, so that one size tells of all.
 _AT_ANY_SIZE = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.Embedding)
 _SAME_SHAPE = nn.modules.batchnorm._BatchNorm
+# Functions that do the same.
+_POINTWISE = frozenset(
+    """add sub mul truediv relu relu6 gelu silu sigmoid tanh hardswish hardsigmoid hardtanh leaky_relu elu mish softplus
+    dropout neg""".split()
+)
 # Memory that was not written to has a shape and no values.
 _UNWRITTEN = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
 # What only cuts a tensor in pieces.
@@ -82,14 +87,14 @@ class Tally:
         self.error = max(self.error, other.error)
 
 
-def walk(pair: Pair, setting: Setting) -> Tally:
-    """Judge every node.
+def walk(pair: Pair, setting: Setting, steps: Sequence[Step]) -> Tally:
+    """Judge every node; ``steps``: those that both graphs match by.
 
     Raises:
         ProofError: a node's narrow value is not its full value cut to what is kept.
         UnjudgedError: a node cannot be judged by itself.
     """
-    return _Walk(pair, setting).run()
+    return _Walk(pair, setting).run(steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +132,8 @@ class _Walk:
         # The nodes that share memory with a node in the original.
         self._shared: dict[fx.Node, set[fx.Node]] = {}
 
-    def run(self) -> Tally:
-        for step in matched(self._pair):
+    def run(self, steps: Sequence[Step]) -> Tally:
+        for step in steps:
             try:
                 self._judge(step)
             except (ProofError, UnjudgedError):
@@ -225,19 +230,45 @@ class _Walk:
 
     def _is_known(self, step: Step) -> bool:
         known = self._setting.known or {}
+        if _name(step.full) in _POINTWISE:
+            return step.full.name in known and self._is_pointwise(step)
         if step.full.op != "call_module" or step.full.name not in known or step.counterpart is not step.image:
             return False
         return isinstance(self._setting.attribute(str(step.full.target)), _AT_ANY_SIZE)
 
     def _shaped(self, step: Step) -> Claim:
         """Values of the shape that a layer gives, which was judged at another size."""
-        node, kept = step.full, self._kept_of(step.full)
+        if step.full.op != "call_module":
+            return self._placed(step, *(self._broadcast(step.full, side) for side in range(2)))
+        node = step.full
         modules = (self._setting.attribute(str(node.target)), self._pair.named(step.image)[1])
         given = self._claims.get(node.args[0]) if isinstance(modules[0], _SAME_SHAPE) else None  # type: ignore[arg-type]
         if given is not None:
             full, narrow = given.full, given.narrow
         else:
             full, narrow = (self._on_meta(step, module, side) for side, module in enumerate(modules))
+        return self._placed(step, full, narrow)
+
+    def _is_pointwise(self, step: Step) -> bool:
+        """Whether a function gives every entry from the entries at its place alone, and writes to none."""
+        given = [self._claims[n] for n in step.full.all_input_nodes if n in self._claims]
+        floats = all(isinstance(v, Tensor) and v.is_floating_point() for c in given for v in (c.full, c.narrow))
+        images = [self._pair.images.get(n) for n in step.full.all_input_nodes]
+        torchs_own = not isinstance(step.full.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket))
+        direct = step.written == (step.image,) and step.counterpart and images == step.counterpart.all_input_nodes
+        return bool(given and floats and direct and torchs_own and not may_write(step.full, None))
+
+    def _broadcast(self, node: fx.Node, side: int) -> Tensor:
+        """A tensor of the shape that a function gives which treats all places alike."""
+        claims = (self._claims[given] for given in node.all_input_nodes)
+        values = [claim.narrow if side else claim.full for claim in claims]
+        shape: torch.Size = torch.broadcast_shapes(*(value.shape for value in values))  # type: ignore[no-untyped-call]
+        whole: Tensor = next((value for value in values if value.shape == shape), values[0].expand(shape))
+        return whole
+
+    def _placed(self, step: Step, full: Tensor, narrow: Tensor) -> Claim:
+        """Values of these shapes for a node that was judged at another size."""
+        node, kept = step.full, self._kept_of(step.full)
         self._check_fit(node, full, kept)
         silent, caused = self._setting.known[node.name]  # type: ignore[index]
         patterns = self._setting.patterns
