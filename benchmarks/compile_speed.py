@@ -235,7 +235,7 @@ class Part:
 _PARTS = (
     Part("networks", _SPEED, measure_speed, speed_row, COLUMNS),
     Part("depths", _DEPTHS, measure_speed, speed_row, COLUMNS),
-    Part("memory", _MEMORY, measure_memory, memory_row, COLUMNS),
+    Part("memory", _MEMORY, measure_memory, memory_row, MEMORY_COLUMNS),
 )
 
 
