@@ -93,9 +93,12 @@ def _pytorchcv() -> Makers:
     def maker(function: Callable[..., nn.Module]) -> Maker:
         def make() -> tuple[nn.Module, Any]:
             model: Any = function()
-            full = min(model.in_size)
+            full = min(getattr(model, "in_size", (224,)))
             return _images(
-                lambda: model, *(size for size in (64, 128) if size < full), full, channels=model.in_channels
+                lambda: model,
+                *(size for size in (64, 128) if size < full),
+                full,
+                channels=getattr(model, "in_channels", 3),
             )()
 
         return make
