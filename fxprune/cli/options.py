@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-FORMATS = ("pt2", "onnx", "source")
+FORMATS = ("pt2", "onnx", "source", "openvino", "aoti")
 RECOVERIES = registered_names("recovery", "recovery")
 RUNTIMES = ("eager", "compile", "onnxruntime")
 

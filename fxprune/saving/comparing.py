@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "Exported",
     "find_checks",
     "tensors_of",
+    "with_rows",
     "worst_error",
 ]
 
@@ -87,17 +88,16 @@ class Check:
         return any(bool((leaf != 0).any()) for leaf in self.expected.values())
 
 
-def find_checks(network: nn.Module, sample: Sample, seed: int = 0) -> list[Check]:
+def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int = 2) -> list[Check]:
     """What the network itself takes: the sample, other values at another batch size, and these at other sizes.
 
     Other sizes are another resolution or length; and of each size of an input that is no image, all dims of that size
-    at half or twice of it.
+    at half or twice of it. torch.export takes a batch of one for a size that never changes: ``smallest`` avoids it.
 
     Raises:
         ExportError: the network refuses the sample.
     """
-    # torch.export takes a batch of one for a size that never changes.
-    plain, resized = (candidates(sample, seed, resize=resize, smallest=2) for resize in (False, True))
+    plain, resized = (candidates(sample, seed, resize=resize, smallest=smallest) for resize in (False, True))
     found: list[Check] = []
     for slot in [*plain, [probe for probe in resized[1][:1] if probe.resized]]:
         check, reason = _first_taken(network, slot)
@@ -120,6 +120,12 @@ def _first_taken(network: nn.Module, probes: Sequence[Probe]) -> tuple[Check | N
         except Exception as error:  # the network's own code: anything may come out of it
             reason = f"{type(error).__name__}: {error}"
     return None, reason
+
+
+def with_rows(network: nn.Module, check: Check, rows: int) -> Check | None:
+    """The same check at another batch size; None where the network does not take it."""
+    probe = replace(check.probe, sample=check.probe.sample.with_batch(rows))
+    return _first_taken(network, [probe])[0]
 
 
 def _lengths(sample: Sample) -> list[int]:

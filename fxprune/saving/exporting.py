@@ -17,7 +17,7 @@ from fxprune.capture.samples import IMAGE_DIMS, Sample
 from fxprune.errors import ExportError, OptionError, SampleError
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
-from fxprune.saving.comparing import Check, Exported, find_checks, worst_error
+from fxprune.saving.comparing import Check, Exported, find_checks, with_rows, worst_error
 from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
 from fxprune.util.progress import Steps
@@ -32,34 +32,39 @@ def export(
     format: str | None = None,  # noqa: A002  the public name says what it is
     sample_input: Any = None,
     *,
+    dynamic: Sequence[str] | None = None,
     progress: bool | None = None,
 ) -> Exported:
     """Write a network to a file of another format; the file is read again, run and compared with the network first.
 
     The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution and the lengths
     where the network takes other ones, may change between calls of the file. Where the network has several graphs for
-    different resolutions, "pt2" and "onnx" hold the one of the sample.
+    different resolutions, all formats but "source" hold the one of the sample.
 
     Args:
         pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
         path: the file, or for "source" the folder; what is there is replaced once the new one has been checked.
-        format: "pt2" (``torch.export``), "onnx" (needs the ``onnx`` extra; run by onnxruntime) or "source" (a folder
-            with ``model.py``, which needs torch alone, and ``weights.safetensors``). By default what the suffix of
-            ``path`` says, and "pt2" where it has none.
+        format: "pt2" (``torch.export``), "onnx" (needs the ``onnx`` extra; run by onnxruntime), "source" (a folder
+            with ``model.py``, which needs torch alone, and ``weights.safetensors``), "openvino" (an ``.xml`` with a
+            ``.bin`` beside it; needs openvino) or "aoti" (``.aoti.pt2``: compiled ahead of time for this machine; needs
+            a C++ compiler). By default what the suffix of ``path`` says, and "pt2" where it has none.
         sample_input: one call's arguments as for :func:`fxprune.compile`; by default random values like the sample
             that the network was compiled with.
+        dynamic: which sizes may change: a choice of "batch", "resolution" and "length"; none of them for a file of the
+            sample's sizes alone. By default as many as the network and the format allow.
         progress: show what is being done; by default only on a terminal.
 
     Returns:
         What was written, which sizes may change, and the largest difference found.
 
     Raises:
-        ExportError: torch cannot export the network, the file does not equal it, or it cannot be written.
-        OptionError: the format is unknown, or the suffix is that of another one.
+        ExportError: torch cannot export the network, a size in ``dynamic`` cannot change, the file does not equal the
+            network, or it cannot be written.
+        OptionError: the format or a size is unknown, or the suffix is that of another format.
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
     """
-    target = Path(path)
+    target, wanted = Path(path), _sizes(dynamic)
     format = _format_of(target, format)  # noqa: A001
     chosen = FORMATS[format]
     chosen.check()
@@ -69,10 +74,12 @@ def export(
         network = network.for_sizes_of(*sample.args, **sample.kwargs)
     with Steps(progress) as steps:
         with steps("run the network"):
-            checks = find_checks(network, sample)
+            smallest = 2 if wanted is None or "batch" in wanted else 1
+            checks = find_checks(network, sample, smallest=smallest)
+            freedoms = list(_freedoms(checks)) if wanted is None else [_chosen(network, checks, wanted)]
         try:
             with _scratch(target) as file, steps(f"export to {format}"):
-                result = _first_that_works(chosen, network, checks, file, (str(target), format))
+                result = _first_that_works(chosen, network, freedoms, file, (str(target), format))
                 _put_in_place(file, target)
         except OSError as error:
             raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -82,7 +89,8 @@ def export(
 def _format_of(target: Path, given: str | None) -> str:
     """The format that was asked for, or that the suffix says; the two have to agree."""
     suffixes = {chosen.suffix: name for name, chosen in FORMATS.items() if chosen.suffix}
-    said = suffixes.get(target.suffix.lower())
+    longest = max((suffix for suffix in suffixes if target.name.lower().endswith(suffix)), key=len, default="")
+    said = suffixes.get(longest)
     if given is None and said is None and target.suffix:
         raise OptionError(
             f"{target.name}: no format has the suffix {target.suffix!r}: end the name in {' or '.join(suffixes)}, or "
@@ -93,6 +101,8 @@ def _format_of(target: Path, given: str | None) -> str:
         raise OptionError(f"unknown format {name!r}: choose one of {', '.join(FORMATS)}")
     if said not in (None, name):
         raise OptionError(f"{target.name} has the suffix of {said}, but the format is {name}: change one of them")
+    if FORMATS[name].suffixed and said != name:
+        raise OptionError(f"{name} is read from files called {FORMATS[name].suffix}: end the name {target.name} so")
     return name
 
 
@@ -107,13 +117,18 @@ def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
 
 
 def _first_that_works(
-    chosen: Format, network: nn.Module, checks: Sequence[Check], file: Path, named: tuple[str, str]
+    chosen: Format, network: nn.Module, freedoms: Sequence[Sequence[Check]], file: Path, named: tuple[str, str]
 ) -> Exported:
     """Let as many sizes change as torch, the format and the network allow."""
-    notes = [] if any(check.tells for check in checks) else ["its outputs are all zero, so that they tell little"]
+    notes = (
+        []
+        if any(check.tells for checks in freedoms for check in checks)
+        else ["its outputs are all zero, so that they tell little"]
+    )
     suffix = Path(named[0]).suffix
-    notes += [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"] if suffix not in ("", chosen.suffix) else []
-    for fitting in _freedoms(checks):
+    usual = not suffix or named[0].lower().endswith(chosen.suffix or suffix)
+    notes += [] if usual else [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"]
+    for fitting in freedoms:
         free = _free(fitting)
         try:
             chosen.write(network, [check.probe.sample for check in fitting], file)
@@ -140,6 +155,34 @@ def _freedoms(checks: Sequence[Check]) -> Iterator[list[Check]]:
         if fitting not in tried:
             tried.append(list(fitting))
             yield list(fitting)
+
+
+def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
+    """The sizes that were asked to be free; None where that is left open."""
+    if dynamic is None:
+        return None
+    wanted = {dynamic} if isinstance(dynamic, str) else set(dynamic)
+    if unknown := wanted - set(_SIZES):
+        raise OptionError(f"dynamic is a choice of {', '.join(_SIZES)}, and has no {min(map(repr, unknown))}")
+    return wanted
+
+
+def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> list[Check]:
+    """Checks that differ in the wanted sizes alone.
+
+    Raises:
+        ExportError: the network does not take another such size.
+    """
+    first = checks[0]
+    if "batch" not in wanted and (rows := first.probe.batch_size) is not None:
+        checks = [first, *(check for probe in checks[1:] if (check := with_rows(network, probe, rows)))]
+    fitting = [check for check in checks if set(_free([first, check])) <= wanted]
+    if missing := wanted - set(_free(fitting)):
+        raise ExportError(f"the network was not seen to take another {min(missing)}: leave it out of dynamic")
+    return fitting
+
+
+_SIZES = ("batch", "resolution", "length")
 
 
 def _free(checks: Sequence[Check]) -> tuple[str, ...]:

@@ -93,9 +93,13 @@ _LARGEST_ONNX = 1 << 30
 
 
 class Format(Protocol):
-    """One format: the ``suffix`` of its files; ``one_graph`` where a file holds one graph of the network."""
+    """One format: the ``suffix`` of its files; ``one_graph`` where a file holds one graph of the network.
+
+    ``suffixed`` where its runtime reads no file of another name.
+    """
 
     suffix: str
+    suffixed: bool
     one_graph: bool
 
     def check(self) -> None:
@@ -151,6 +155,7 @@ class Pt2:
     """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
 
     suffix = ".pt2"
+    suffixed = False
     one_graph = True
 
     def check(self) -> None:
@@ -176,6 +181,7 @@ class Onnx:
     """ONNX through torch's current exporter, run by onnxruntime."""
 
     suffix = ".onnx"
+    suffixed = False
     one_graph = True
 
     def check(self) -> None:
@@ -224,6 +230,7 @@ class Source:
     """A folder with readable code and the weights, which needs torch and safetensors alone."""
 
     suffix = ""
+    suffixed = False
     one_graph = False
 
     def check(self) -> None:
@@ -245,4 +252,71 @@ class Source:
         return lambda sample: tensors_of(sample.call(model))
 
 
-FORMATS: Mapping[str, Format] = {"pt2": Pt2(), "onnx": Onnx(), "source": Source()}
+class Aoti:
+    """A package of torch's ahead-of-time compiler, for the network's device; ``torch._inductor.aoti_load_package``."""
+
+    suffix = ".aoti.pt2"
+    suffixed = True
+    one_graph = True
+
+    def check(self) -> None:
+        """Torch alone is needed, and the C++ compiler that it calls."""
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        from torch import _inductor
+
+        _inductor.aoti_compile_and_package(exported_program(network, samples), package_path=str(file))
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        from torch import _inductor
+
+        package = _inductor.aoti_load_package(str(file))
+        return lambda sample: tensors_of(sample.call(package))
+
+
+class OpenVino:
+    """The representation that OpenVINO reads, in float32: an ``.xml`` with the weights in a ``.bin`` beside it."""
+
+    suffix = ".xml"
+    suffixed = True
+    one_graph = True
+
+    def check(self) -> None:
+        """Raise MissingDependencyError where a library is missing."""
+        if importlib.util.find_spec("openvino") is None:
+            raise MissingDependencyError("the openvino format needs openvino, not installed here: pip install openvino")
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        import openvino
+
+        program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        import openvino
+
+        # Some processors compute in half precision unless told, and no comparison with float32 would pass.
+        model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+        def run(sample: Sample) -> Leaves:
+            leaves = pytree.tree_leaves((sample.args, sample.kwargs))
+            answers = model([leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, torch.Tensor)])
+            return tensors_of([torch.from_numpy(answers[output].copy()) for output in model.outputs])
+
+        return run
+
+
+# Another format is one more class and its line here; the command line has the names once more, as it loads no torch.
+FORMATS: Mapping[str, Format] = {
+    "pt2": Pt2(),
+    "onnx": Onnx(),
+    "source": Source(),
+    "openvino": OpenVino(),
+    "aoti": Aoti(),
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from fxprune.saving import formats
 from fxprune.saving.formats import FORMATS
 from tests.killing import can_fork, in_child
 
-FILES = {"pt2": "net.pt2", "onnx": "net.onnx", "source": "net"}
+FILES = {"pt2": "net.pt2", "onnx": "net.onnx", "source": "net", "openvino": "net.xml", "aoti": "net.aoti.pt2"}
+# The compiler takes as long as all the others together.
+QUICK = [pytest.param(name, marks=pytest.mark.deep) if name == "aoti" else name for name in FORMATS]
 
 
 class Image(nn.Module):
@@ -73,9 +76,13 @@ def need(format_: str) -> None:
     if format_ == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name)
+    if format_ == "openvino":
+        pytest.importorskip("openvino")
+    if format_ == "aoti" and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", QUICK)
 def test_the_file_equals_the_network_at_other_sizes(format_: str, tmp_path: Path) -> None:
     need(format_)
     network = image()
@@ -86,7 +93,8 @@ def test_the_file_equals_the_network_at_other_sizes(format_: str, tmp_path: Path
     assert result.resolutions == ("32x32", "64x64")
     assert result.relative_error <= result.tolerance == 1e-4
     assert FILES[format_] in str(result)
-    assert [file.name for file in tmp_path.iterdir()] == [FILES[format_]]
+    beside = {"net.bin"} if format_ == "openvino" else set()
+    assert {file.name for file in tmp_path.iterdir()} == {FILES[format_], *beside}
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     run = FORMATS[format_].open(tmp_path / FILES[format_])
     for shape in ((1, 3, 32, 32), (5, 3, 40, 24)):
@@ -104,20 +112,20 @@ def test_pt2_keeps_the_structure_of_the_output(tmp_path: Path) -> None:
     assert set(torch.export.load(tmp_path / "net.pt2").module()(x)) == {"logits", "peak"}
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", QUICK)
 def test_a_resolution_that_cannot_change(format_: str, tmp_path: Path) -> None:
     need(format_)
-    result = fxprune.export(pruned(Flat, torch.randn(2, 3, 8, 8)), tmp_path / "net", format_)
+    result = fxprune.export(pruned(Flat, torch.randn(2, 3, 8, 8)), tmp_path / FILES[format_], format_)
     assert result.dynamic == ("batch",)
     assert len(result.batch_sizes) == 2
     assert result.resolutions == ("8x8",)
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", QUICK)
 def test_integers_keywords_and_a_fixed_batch(format_: str, tmp_path: Path) -> None:
     need(format_)
     sample = {"tokens": torch.randint(0, 9, (2, 5)), "scale": torch.tensor(2.0)}
-    result = fxprune.export(pruned(Tokens, sample), tmp_path / "net", format_)
+    result = fxprune.export(pruned(Tokens, sample), tmp_path / FILES[format_], format_)
     assert result.dynamic == ()
     assert result.batch_sizes == (2,)
     assert "every size is fixed" in str(result)
@@ -135,7 +143,7 @@ class Series(nn.Module):
         return self.right(tokens) @ self.left(x)
 
 
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", QUICK)
 def test_lengths_that_the_network_leaves_free_are_free(format_: str, tmp_path: Path) -> None:
     need(format_)
     network = pruned(Series, {"x": torch.randn(1, 3, 20), "tokens": torch.randn(1, 7, 6)})
@@ -191,12 +199,14 @@ def test_the_suffix_and_the_format_agree(tmp_path: Path) -> None:
     assert "'.bin' is not its usual suffix, '.pt2'" in str(told)
     with pytest.raises(OptionError, match="net.onnx has the suffix of onnx, but the format is pt2"):
         fxprune.export(network, tmp_path / "net.onnx", "pt2")
+    with pytest.raises(OptionError, match="openvino is read from files called .xml"):
+        fxprune.export(network, tmp_path / "net", "openvino")
     with pytest.raises(OptionError, match="no format has the suffix '.tflite': end the name in .pt2 or .onnx"):
         fxprune.export(network, tmp_path / "net.tflite")
 
 
 @can_fork
-@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.parametrize("format_", QUICK)
 @pytest.mark.parametrize("most", [0, 3000])
 def test_a_full_disk_is_an_export_error(format_: str, most: int, tmp_path: Path) -> None:
     need(format_)
@@ -312,3 +322,31 @@ def test_torch_compile_by_its_default_backend() -> None:
     compiled = torch.compile(network)
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(compiled(x)["logits"], network(x)["logits"])
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "free", "refused"),
+    [
+        ((), (), (5, 3, 32, 32)),
+        (["batch"], ("batch",), (5, 3, 40, 40)),
+        (["resolution"], ("resolution",), (5, 3, 32, 32)),
+    ],
+)
+def test_free_sizes_can_be_chosen(dynamic: Any, free: Any, refused: Any, tmp_path: Path) -> None:
+    network = image()
+    result = fxprune.export(network, tmp_path / "net.pt2", dynamic=dynamic)
+    run = torch.export.load(tmp_path / "net.pt2").module()
+    assert result.dynamic == free
+    with pytest.raises(AssertionError, match="Guard failed"):
+        run(torch.randn(refused))
+    shape = (5 if "batch" in free else 1, 3, *((40, 48) if "resolution" in free else (32, 32)))
+    x = torch.randn(shape)
+    torch.testing.assert_close(run(x), network(x))
+
+
+def test_a_size_that_cannot_change_is_no_choice(tmp_path: Path) -> None:
+    flat = pruned(Flat, torch.randn(1, 3, 8, 8))
+    with pytest.raises(ExportError, match="another resolution"):
+        fxprune.export(flat, tmp_path / "net.pt2", dynamic=["resolution"])
+    with pytest.raises(OptionError, match="'width'"):
+        fxprune.export(flat, tmp_path / "net.pt2", dynamic=["width"])
