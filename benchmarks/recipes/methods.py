@@ -1,4 +1,4 @@
-"""Xiu et al. 2022: multi-source importance, then distillation from the unpruned network."""
+"""The methods of the papers, each as a whole, and what they are compared with."""
 
 from __future__ import annotations
 
