@@ -103,7 +103,8 @@ passed. *Batch*, *sizes*: takes what the original takes (or the original takes o
 one step. *Saves*: loaded again, the
 package's own classes allowed, it answers to the bit. *Exports*: as a pt2 file, run and compared. `share_left`: of the
 layer weights when 40 % of every group that is not pinned goes. `opaque_share`: multiply-accumulates that are not seen
-into. Models that their own package does not build or run in this configuration are listed last, and count nowhere."""
+into. A cell is empty where the time ran out before.
+Models that their own package does not build or run in this configuration are listed last, and count nowhere."""
 
 
 def main(

@@ -437,22 +437,18 @@ def _x_transformers() -> Makers:
 def _kornia() -> Makers:
     import kornia.feature as features
 
-    patch = {
-        name: _with(getattr(features, name), lambda: torch.randn(2, 1, 32, 32))
-        for name in ("HardNet", "HardNet8", "HyNet", "SOSNet", "TFeat")
+    patches = {name: _with(getattr(features, name), _patches, pretrained=False) for name in _KORNIA_PATCHES}
+    return patches | {
+        "KeyNet": _with(features.KeyNet, lambda: torch.randn(2, 1, 64, 64), pretrained=False),
+        "OriNet": _with(features.OriNet, _patches, pretrained=False),
     }
-    return patch | {
-        "KeyNet": _with(features.KeyNet, lambda: torch.randn(2, 1, 64, 64)),
-        "OriNet": _with(features.OriNet, lambda: torch.randn(2, 1, 32, 32)),
-        "LAFAffNetShapeEstimator": _with(
-            lambda: features.LAFAffNetShapeEstimator().features, lambda: torch.randn(2, 1, 32, 32)
-        ),
-        "DISK": _with(lambda: features.DISK().unet, lambda: torch.randn(1, 3, 64, 64)),
-        "DeDoDe-encoder": _with(
-            lambda: features.DeDoDe().descriptor if hasattr(features.DeDoDe(), "descriptor") else features.DeDoDe(),
-            lambda: torch.randn(1, 3, 56, 56),
-        ),
-    }
+
+
+_KORNIA_PATCHES = ("HardNet", "HardNet8", "HyNet", "SOSNet", "TFeat")
+
+
+def _patches() -> torch.Tensor:
+    return torch.randn(2, 1, 32, 32)
 
 
 def _diffusers() -> Makers:
