@@ -53,6 +53,7 @@ def compile(  # noqa: A001  the public name says what it does
     max_ratio: float | Shares | None = None,
     recover: str | Recovery | Sequence[str | Recovery] | None = "auto",
     other_samples: Sequence[Any] = (),
+    keep_class: bool = False,
     verify: bool | str = True,
     seed: int = 0,
     progress: bool | None = None,
@@ -106,6 +107,9 @@ def compile(  # noqa: A001  the public name says what it does
         other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
             the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
             tried without being asked.
+        keep_class: return a copy of ``model``, of its own class, whose tensors and attributes have the new sizes: its
+            methods, hooks and properties work. Widths that no attribute of a module or of a configuration says stay,
+            and the report names the line that says them.
         verify: prove the result; a failed proof raises and never returns a network. True proves it node by node, which
             takes a fraction of what running whole networks takes; "full" runs whole networks in float64, at the size of
             the sample and at others; False proves nothing.
@@ -136,6 +140,7 @@ def compile(  # noqa: A001  the public name says what it does
             recoveries,
             calibration,
             loss,
+            keep_class=keep_class,
         )
         return run(program).result
 
@@ -206,6 +211,7 @@ def apply(
     plan: Plan,
     *,
     other_samples: Sequence[Any] = (),
+    keep_class: bool = False,
     verify: bool | str = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
@@ -228,6 +234,7 @@ def apply(
             budgets={setting(plan, "budget", "macs"), *setting(plan, "budgets", {})},
             verify=verify,
             plan=plan,
+            keep_class=keep_class,
         )
         return run(program).result
 

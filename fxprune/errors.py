@@ -7,6 +7,7 @@ the kind of mistake (a wrong value, a missing import), the exception derives fro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "AnalysisError",
@@ -84,11 +85,13 @@ class CaptureError(FxpruneError):
 
     Attributes:
         path: the innermost module whose forward failed; empty for the model itself.
+        graph: what had been traced by then; None where the forward did not run.
     """
 
-    def __init__(self, message: str, *, path: str = "") -> None:
+    def __init__(self, message: str, *, path: str = "", graph: Any = None) -> None:
         super().__init__(message)
         self.path = path
+        self.graph = graph
 
 
 class AnalysisError(FxpruneError):

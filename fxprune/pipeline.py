@@ -29,7 +29,8 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
-from fxprune.errors import BudgetError, CriterionError, ModelError, RecoveryError
+from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError
+from fxprune.keeping import finish, fitted, give_values, in_words
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
@@ -153,7 +154,7 @@ def _allocated(program: Program, options: Options) -> dict[Group, Mask]:
         scope="global" if options.scope == "reconstruction" else options.scope,
         alike=options.alike,
         residual=options.residual,
-        exclude=options.exclude,
+        exclude=[*options.exclude, *(group.name for group in program.held)],
         round_to=options.round_to,
         multiple=kernel_multiple(program.model),
         min_channels=options.min_channels,
@@ -173,6 +174,22 @@ def cut(program: Program) -> None:
     """Write the smaller graphs and modules, over tensors of their own."""
     program.masks = program.chosen_plan.masks(program.graph)
     program.pruned, program.certificates = certified(program.graph, program.model, program.masks)
+
+
+def fit_class(program: Program) -> None:
+    """Narrow a copy of the model, of its own class, to the same widths; hold those that no attribute of it says.
+
+    Raises:
+        PlanError: a given plan narrows such a width.
+    """
+    written = (program.masks, program.pruned, program.certificates)
+    program.kept, found = fitted(program.graph, program.model, *written, program.rules)
+    program.holds_more, program.held = bool(found), program.held | found
+    program.graph.pinned += tuple(found.values())
+    if found and program.options is None:
+        raise PlanError(f"the plan narrows what the class cannot follow: {in_words(found)}")
+    if found:
+        program.pruned = None  # what was cut is of another plan than the next
 
 
 def verify(program: Program) -> None:
@@ -241,6 +258,25 @@ def recover(program: Program) -> None:
     _note(program, replace(made, recovery=(*made.recovery, *rows), fidelity=tuple(fidelity)))
 
 
+def keep_class(program: Program) -> None:
+    """Give the class its values, compare it with the proven graph, and let it be the result.
+
+    Raises:
+        PlanError, ProofError: the class could follow no plan, or answers otherwise than the graph.
+    """
+    assert program.kept is not None
+    if program.holds_more:
+        raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
+    give_values(program.pruned, program.kept)
+    notes = finish(program.graph, program.model, program.masks, program.pruned, program.kept, program.sample)
+    made = program.pruned.meta["fxprune"]["report"]
+    _note(program, replace(made, notes=(*made.notes, *notes)))
+
+
+def _holds_more(program: Program) -> bool:
+    return program.holds_more
+
+
 def _always(program: Program) -> bool:
     return True
 
@@ -265,6 +301,12 @@ def _diverges(program: Program) -> bool:
     return program.proof is not None and bool(program.proof.diverges)
 
 
+# A width that no attribute of the class says is held, and the others are planned again.
+_AGAIN = (
+    Pass("plan", allocate_budget, when=_holds_more),
+    Pass("rewrite", cut, when=_holds_more),
+    Pass("keep", fit_class, when=_holds_more),
+)
 PASSES = (
     Pass("capture", capture),
     Pass("analyze", uncouple, when=lambda p: p.couplings == "drop"),
@@ -275,12 +317,15 @@ PASSES = (
     Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
+    Pass("keep", fit_class, when=lambda p: p.keep_class),
+    *3 * _AGAIN,
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", hold_to_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=_is_compared, makes_garbage=_always),
+    Pass("keep", keep_class, when=lambda p: p.keep_class),
 )
 
 
@@ -306,6 +351,8 @@ def run(program: Program, *, until: str = "") -> Program:
 def _note(program: Program, made: Report) -> None:
     program.report = made
     program.pruned.meta["fxprune"] = {**program.pruned.meta["fxprune"], "report": made}
+    if program.kept is not None:
+        program.kept.meta = program.pruned.meta
 
 
 def _why_none(graph: ChannelGraph) -> str:

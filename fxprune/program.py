@@ -25,6 +25,7 @@ from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError, OptionError
+from fxprune.keeping import Held, Rules
 from fxprune.options import Options
 from fxprune.planning import Plan
 from fxprune.proof import Proof
@@ -106,6 +107,7 @@ class Program:
         loss: whose gradients criteria read.
         seed: of everything random; None for the plan's.
         channels: what the caller removes by hand, by path of a layer or by layer.
+        keep_class: whether the result is a copy of the model, of its own class.
     """
 
     model: nn.Module
@@ -121,6 +123,7 @@ class Program:
     loss: Loss | None = None
     seed: int | None = None
     channels: Mapping[str | nn.Module, Any] | None = None
+    keep_class: bool = False
 
     sample: Sample = field(init=False)  # capture
     captured: Captured = field(init=False)  # capture
@@ -134,6 +137,10 @@ class Program:
     masks: Mapping[Channels, Mask] = field(default_factory=dict)  # rewrite
     pruned: Any = None  # rewrite, or given
     certificates: Sequence[Certificate] = ()  # rewrite
+    kept: nn.Module | None = None  # keep
+    held: Held = field(default_factory=dict)  # keep: groups that no attribute can narrow
+    holds_more: bool = False  # keep: whether the last try found more of them
+    rules: Rules = field(default_factory=dict)  # keep
     proof: Proof | None = None  # verify
     unproven: str = ""  # verify
     report: Report | None = None  # report
@@ -184,8 +191,8 @@ class Program:
 
     @property
     def result(self) -> fx.GraphModule:
-        """The pruned network; an opaque forward keeps its own class."""
-        network: fx.GraphModule = self.pruned
+        """The pruned network: of the model's own class with ``keep_class``, and where its forward is opaque."""
+        network: fx.GraphModule = self.pruned if self.kept is None else self.kept  # type: ignore[assignment]
         return network
 
     def __str__(self) -> str:

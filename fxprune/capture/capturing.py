@@ -196,7 +196,7 @@ def capture(
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    task = _Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {}, written or {})
+    task = Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {}, written or {})
     try:
         return task.run()
     except CaptureError as error:
@@ -215,7 +215,7 @@ def capture(
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """The arguments of :func:`capture`.
 
     ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
@@ -237,7 +237,7 @@ class _Task:
     learning: bool = False
 
     def run(self) -> Captured:
-        recorder, tensors, state, flags, written = self._recorded()
+        recorder, tensors, state, flags, written = self.recorded()
         own = {t.dtype for t in (*self.model.parameters(), *self.model.buffers(), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._otherwise)
         drop_unread(recorder.graph)
@@ -263,7 +263,8 @@ class _Task:
             written=written,
         )
 
-    def _recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
+    def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
+        """The recorder after the forward, and what the copy that ran holds."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with settings.surroundings(self.elsewhere):
             copy = clone.meta_clone(self.model)
@@ -283,7 +284,7 @@ class _Task:
     def _otherwise(self, **changes: Any) -> Recorder | None:
         """The forward with other settings, or None where it cannot be traced then; where gradients are needed, why."""
         try:
-            return replace(self, **changes)._recorded()[0]
+            return replace(self, **changes).recorded()[0]
         except CaptureError:
             if "learning" in changes:
                 raise
@@ -316,11 +317,10 @@ class _Task:
                 recorder.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)
             return left
-        except FxpruneError as error:
-            raise CaptureError(f"{_where(error, recorder)}: {error}", path=recorder.innermost) from error
         except Exception as error:  # the forward is the user's own code: anything may come out of it
-            message = f"{_where(error, recorder)}: {_in_words(error)}"
-            raise CaptureError(message, path=recorder.innermost) from error
+            words = str(error) if isinstance(error, FxpruneError) else _in_words(error)
+            message = f"{_where(error, recorder)}: {words}"
+            raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
             if self.written:  # what was put in their places
                 python_state.restore()

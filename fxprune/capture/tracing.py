@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from fxprune.capture.capturing import NO_TRAINING, Captured, capture
+from fxprune.capture import guards
+from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
 from fxprune.capture.checking import counters, forgetful, refuses
 from fxprune.capture.decisions import asks_sizes
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
+from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample, is_image, resized
 from fxprune.capture.state import Place, left_alone
 from fxprune.errors import CaptureError, ModelError, SampleError
@@ -23,6 +26,7 @@ from fxprune.rules import has_rule, is_leaf
 __all__ = [
     "UNTRACED_TRAINING",
     "OpaqueOp",
+    "attempt",
     "find_variants",
     "trace",
 ]
@@ -98,6 +102,20 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
             if not mode.training:
                 raise ModelError(reason)
             captured.refuse_training(reason)
+
+
+def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
+    """The trace of a forward as far as it comes, and what stopped it; nothing of it is settled, it is to be looked at.
+
+    The sample, the mode and what the forward is told are those of ``like``.
+    """
+    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {})
+    told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
+    with told:
+        try:
+            return task.recorded()[0].graph, None
+        except CaptureError as error:
+            return error.graph or fx.Graph(), error
 
 
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:

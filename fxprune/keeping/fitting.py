@@ -1,0 +1,369 @@
+"""A copy of a model at kept widths, of its own class, whose attributes say the new sizes.
+
+The copy's own forward is traced as the model's was. The two traces have nodes of one name for one call, so that the
+first call which does not give the kept sizes is known, and with it the module whose code makes it. An attribute of that
+module, of one around it or of a configuration that they hold is tried with the new size: it is taken where the
+forward comes further. What no attribute says stands in the code, and its width is held whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from fxprune.analysis.groups import Group, PinnedWidth
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.expressions import Axis, Channels, Concat, Product, variables
+from fxprune.capture.objects import CopiedObject
+from fxprune.capture.tracing import attempt
+from fxprune.keeping.slots import Slot, slots_of
+from fxprune.rewriting import Certificate, certified
+from fxprune.rewriting.slicing import kept_indices, sliced
+from fxprune.rules import is_leaf
+from fxprune.rules.ops import named_tensors
+from fxprune.util.copies import deep_copy
+from fxprune.util.paths import ModelPaths, attribute, is_held
+
+__all__ = ["Held", "Rules", "fitted", "in_words", "narrowed", "sizes_of"]
+
+Masks = Mapping[Channels, Mask]
+Held = dict[Group, PinnedWidth]
+# Which attribute of which class holds a size: found once, for all modules of the class.
+Rules = dict[tuple[type, tuple[str, ...]], None]
+Pairs = set[tuple[int, int]]
+_MOST_PAIRS = 60  # of two attributes that are tried together
+
+
+def fitted(
+    graph: ChannelGraph,
+    model: nn.Module,
+    masks: Masks,
+    pruned: nn.Module,
+    certificates: Sequence[Certificate],
+    rules: Rules,
+) -> tuple[nn.Module, Held]:
+    """A copy that fits, and the narrowed groups that it holds whole because no attribute says their size.
+
+    Where there are such groups, the copy fits a plan without them, and not the one that was given.
+    """
+    held: Held = {}
+    while True:
+        copy = narrowed(graph, model, masks, pruned)
+        if graph.captured.opaque:
+            return copy, held
+        more = Fit(graph, copy, masks, certificates[0], rules).solve()
+        if not more:
+            return copy, held
+        held |= more
+        masks = {**masks, **{group.variable: np.ones(group.size, dtype=np.bool_) for group in more}}
+        pruned, certificates = certified(graph, model, masks)
+
+
+def in_words(held: Held) -> str:
+    """Widths that were held, and why."""
+    return "; ".join(f"{pin.tensor} dim {pin.dim}: {pin.reason} ({pin.cause})" for pin in held.values())
+
+
+def narrowed(graph: ChannelGraph, model: nn.Module, masks: Masks, pruned: nn.Module) -> nn.Module:
+    """A copy of the model over the kept entries of its tensors, whose layers are as those of the pruned graph."""
+    kept: dict[int, Any] = {}
+    for name, tensor in named_tensors(model, ""):
+        axes = graph.tensors.get(graph.captured.first_name(name))
+        kept.setdefault(id(tensor), () if axes is None else kept_indices(axes, masks))
+    copy = deep_copy(model, lambda tensor: sliced(tensor, kept.get(id(tensor), ())))
+    for path, part in copy.named_modules():
+        if path and is_leaf(part) and is_held(pruned, path):
+            _take_attributes(part, attribute(pruned, path))
+    return copy
+
+
+def _take_attributes(part: nn.Module, narrow: nn.Module) -> None:
+    own = vars(part)
+    for name, value in vars(narrow).items():
+        if isinstance(value, (int, tuple)) and name in own and name != "training" and own[name] != value:
+            own[name] = value
+
+
+def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
+    """Kept sizes by full size, of every dim of a tensor and of runs of its factors."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for axes in graph.tensors.values():
+        for old, new in (pair for axis in axes for pair in sizes(axis, masks)):
+            found[old].add(new)
+    return found
+
+
+def sizes(axis: Axis, masks: Masks) -> Pairs:
+    """Full and kept size of a resolved axis, of runs of its factors, and of its parts."""
+    found = {(axis.size, int(kept_mask(axis, masks).sum()))}
+    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Concat) else ()
+    if isinstance(axis, Product):
+        factors = [(factor.size, int(kept_mask(factor, masks).sum())) for factor in axis.factors]
+        for start, end in itertools.combinations(range(len(factors) + 1), 2):
+            found.add((prod(old for old, _ in factors[start:end]), prod(new for _, new in factors[start:end])))
+    return found.union(*(sizes(part, masks) for part in parts))
+
+
+@dataclass
+class Fit:
+    """The search for the attributes of one copy."""
+
+    graph: ChannelGraph
+    copy: nn.Module
+    masks: Masks
+    certificate: Certificate
+    rules: Rules
+    order: dict[str, tuple[int, fx.Node]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nodes = self.certificate.captured.graph.nodes
+        self.order = {node.name: (number, node) for number, node in enumerate(nodes)}
+        self.paths = ModelPaths(self.copy)
+        self.by_module: dict[str, list[fx.Node]] = defaultdict(list)
+        for node in nodes:
+            self.by_module[node.meta.get("module", "")].append(node)
+
+    def solve(self) -> Held:
+        """Set attributes until the forward gives the kept sizes; the groups of the call at which it does not."""
+        for cls, place in self.rules:
+            self._spread(cls, place)
+        at, node = self._reached()
+        while node is not None:
+            further = self._advance(at, node)
+            if further is None:
+                return self._culprits(node)
+            at, node = further
+        return self._unlike_attention()
+
+    def _unlike_attention(self) -> Held:
+        """The groups that torch's attention has no attributes for: its forward wants one width all through.
+
+        The trace writes attention out, so what its forward checks by itself is not in it.
+        """
+        found: Held = {}
+        for path, module in self.copy.named_modules():
+            if isinstance(module, nn.MultiheadAttention):
+                width = module.out_proj.weight.shape[0]
+                weights = [w for w in (module.in_proj_weight, module.q_proj_weight) if w is not None]
+                if module.out_proj.weight.shape[1] == width and all(w.shape[0] in (width, 3 * width) for w in weights):
+                    _set_width(module, width)
+                else:
+                    names = {name for name in self.graph.tensors if name.startswith(f"{path}.")}
+                    for group in self.graph.groups:
+                        if not self.masks[group.variable].all() and names & {m.tensor for m in group.members}:
+                            found[group] = self._pin(self.by_module[path][0], group)
+        return found
+
+    # -- how far the forward comes ----------------------------------------------------------------------------------
+
+    def _reached(self) -> tuple[int, fx.Node | None]:
+        """The first node at which the copy's forward departs from the kept sizes; None where it does not."""
+        traced, error = attempt(self.copy, self.certificate.captured)
+        last, seen = -1, set()
+        for narrow in traced.nodes:
+            if narrow.name not in self.order:
+                continue
+            number, node = self.order[narrow.name]
+            if not self._fits(node, narrow):
+                return number, node
+            last = max(last, number)
+            seen.add(narrow.name)
+        if error is not None:
+            rest = [node for number, node in self.order.values() if number > last and node.op != "get_attr"]
+            return last + 1, next((node for node in rest if node.meta.get("source")), rest[0])
+        missing = [(number, node) for number, node in self.order.values() if node.name not in seen and _is_call(node)]
+        return missing[0] if missing else (len(self.order), None)
+
+    def _fits(self, node: fx.Node, narrow: fx.Node) -> bool:
+        """Whether a call is the same, gives the kept sizes and is given the numbers that the pruned graph has."""
+        if node.op != narrow.op or not (node.target == narrow.target or isinstance(node.target, CopiedObject)):
+            return False
+        if node in self.graph.axes and not self._has_sizes(self.graph.axes[node], narrow.meta.get("val")):
+            return False
+        image = self.certificate.images.get(node)
+        if not isinstance(image, fx.Node) or (image.op, image.target) != (narrow.op, narrow.target):
+            return True
+        given = [*_leaves(image.args), *_leaves(image.kwargs)]
+        own = [*_leaves(narrow.args), *_leaves(narrow.kwargs)]
+        return len(given) != len(own) or all(map(_agree, given, own))
+
+    def _has_sizes(self, axes: Any, value: Any) -> bool:
+        if isinstance(value, torch.Tensor) and isinstance(axes, tuple):
+            return len(axes) == value.dim() and all(self._kept(a) == n for a, n in zip(axes, value.shape, strict=True))
+        if isinstance(value, (list, tuple)) and isinstance(axes, (list, tuple)):
+            return len(axes) == len(value) and all(map(self._has_sizes, axes, value))
+        return True
+
+    def _kept(self, axis: Axis) -> int:
+        return int(kept_mask(self.graph.solver.resolve(axis), self.masks).sum())
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _advance(self, at: int, node: fx.Node) -> tuple[int, fx.Node | None] | None:
+        """Change attributes so that the forward comes further than ``node``; None where none makes it."""
+        for changes in self._candidates(at, node):
+            before = [slot.value for slot, _ in changes]
+            for slot, new in changes:
+                slot.set(new)
+            reached = self._reached()
+            if reached[1] is None or reached[0] > at:
+                for slot, _ in changes:
+                    cls = type(self.paths.module(slot.owner))
+                    self.rules[cls, slot.place] = None
+                    self._spread(cls, slot.place)
+                return self._reached()
+            for (slot, _), old in zip(changes, before, strict=True):
+                slot.set(old)
+        return None
+
+    def _candidates(self, at: int, node: fx.Node) -> Iterator[list[tuple[Slot, int]]]:
+        """Changes worth a try, the likeliest first: one number, all of one size in a module, two numbers."""
+        nodes = [n for i, n in self.order.values() if at <= i < at + 6]
+        literal = {pair for n in nodes for pair in self._changed_literals(n)}
+        known = literal | {pair for n in self.by_module[node.meta.get("module", "")] for pair in self._pairs(n)}
+        singles: dict[Any, tuple[Slot, int]] = {}
+        for pairs in (literal, known):
+            for slot in self._slots(node):
+                for old, new in sorted(pairs):
+                    if slot.value == old != new:
+                        singles.setdefault((slot.identity, new), (slot, new))
+        found = list(singles.values())
+        yield from ([change] for change in found)
+        together: dict[Any, list[tuple[Slot, int]]] = defaultdict(list)
+        for slot, new in found:
+            together[slot.owner, slot.value, new].append((slot, new))
+        yield from (changes for changes in together.values() if len(changes) > 1)
+        twos = (list(two) for two in itertools.combinations(found, 2) if two[0][0].identity != two[1][0].identity)
+        yield from itertools.islice(twos, _MOST_PAIRS)
+
+    def _slots(self, node: fx.Node) -> Iterator[Slot]:
+        path = str(node.meta.get("module", ""))
+        paths = [path]
+        while path:
+            path = path.rpartition(".")[0]
+            paths.append(path)
+        seen = set()
+        for owner in paths:
+            for slot in slots_of(self.paths.module(owner), owner):
+                if slot.identity not in seen:
+                    seen.add(slot.identity)
+                    yield slot
+
+    def _spread(self, cls: type, place: tuple[str, ...]) -> None:
+        """Change the same attribute of all modules of a class, where their sizes leave no choice."""
+        for path, module in self.copy.named_modules():
+            if type(module) is cls:
+                pairs = {pair for node in self.by_module[path] for pair in self._pairs(node)}
+                for slot in slots_of(module, path):
+                    wanted = {new for old, new in pairs if old == slot.value}
+                    if slot.place == place and len(wanted) == 1:
+                        slot.set(*wanted)
+
+    # -- sizes ------------------------------------------------------------------------------------------------------
+
+    def _pairs(self, node: fx.Node) -> Pairs:
+        """Full and kept sizes of the dims of what a call reads and gives, and of runs of their factors."""
+        found: Pairs = set()
+        for given in (node, *node.all_input_nodes):
+            for axis in _flat(self.graph.axes.get(given)):
+                found |= sizes(self.graph.solver.resolve(axis), self.masks)
+        return found
+
+    def _changed_literals(self, node: fx.Node) -> Iterator[tuple[int, int]]:
+        """The numbers of a call that the pruned graph has otherwise: old, new."""
+        image = self.certificate.images.get(node)
+        if isinstance(image, fx.Node) and image.op == node.op and image.target == node.target:
+            for old, new in zip(_leaves(node.args), _leaves(image.args), strict=False):
+                old = old.meta.get("val") if isinstance(old, fx.Node) else old
+                if type(new) is int and isinstance(old, int) and old != new:
+                    yield int(old), new
+
+    # -- what cannot be ---------------------------------------------------------------------------------------------
+
+    def _culprits(self, node: fx.Node) -> Held:
+        """The narrowed groups of what the call gives, or else of what it reads; also where the line runs elsewhere."""
+        groups = {group.variable: group for group in self.graph.groups}
+        found: Held = {}
+        for like in [node, *(n for n in self._same_line(node))]:
+            shrinking = self._shrinking([like]) or self._shrinking(like.all_input_nodes)
+            for variable in shrinking:
+                group = groups[variable]
+                found.setdefault(group, self._pin(like, group))
+        if not found:  # a check in the code, or a value computed from a width
+            narrow = self._shrinking(self.by_module[node.meta.get("module", "")]) or list(self.masks)
+            cut = [v for v in narrow if not self.masks[v].all()]
+            found = {groups[v]: self._pin(node, groups[v]) for v in cut}
+        return found
+
+    def _same_line(self, node: fx.Node) -> Iterator[fx.Node]:
+        source = node.meta.get("source")
+        return (
+            n for _, n in self.order.values() if source and n.meta.get("source") == source and n.target == node.target
+        )
+
+    def _shrinking(self, nodes: Iterable[fx.Node]) -> list[Channels]:
+        axes = (self.graph.solver.resolve(axis) for node in nodes for axis in _flat(self.graph.axes.get(node)))
+        found = dict.fromkeys(v for axis in axes for v in variables(axis))
+        return [v for v in found if v in self.masks and not self.masks[v].all()]
+
+    def _pin(self, node: fx.Node, group: Group) -> PinnedWidth:
+        path = str(node.meta.get("module", ""))
+        cls = type(self.paths.module(path)).__name__
+        first = group.members[0]
+        reason = f"keep_class: no attribute makes the forward of {cls}{f' ({path})' if path else ''} take another width"
+        return PinnedWidth(
+            first.tensor, first.dim, group.size, reason, f"{_words(node)} at {node.meta.get('source', '')}"
+        )
+
+
+def _set_width(attention: nn.MultiheadAttention, width: int) -> None:
+    weights = [getattr(attention, f"{name}_proj_weight") for name in "qkv"]
+    sizes = [width if weight is None else weight.shape[1] for weight in weights]
+    attention.embed_dim, attention.kdim, attention.vdim = sizes
+    attention.head_dim = width // attention.num_heads
+
+
+def _words(node: fx.Node) -> str:
+    return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _is_call(node: fx.Node) -> bool:
+    return node.op.startswith("call_") and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, slice):
+        return _leaves((value.start, value.stop, value.step))
+    return [value]
+
+
+def _agree(given: Any, own: Any) -> bool:
+    """Whether an argument of the copy's call is the number that the pruned graph has there, if it has one."""
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        return True
+    if isinstance(own, fx.Node):
+        own = own.meta.get("val")
+        own = operator.index(own) if isinstance(own, (int, torch.SymInt)) else own
+    return not isinstance(own, (int, float)) or own == given or own == -1 or given == -1
+
+
+def _flat(axes: Any) -> list[Axis]:
+    if axes is None:
+        return []
+    if isinstance(axes, (list, tuple)):
+        return [a for item in axes for a in _flat(item)]
+    return list(itertools.chain.from_iterable(map(_flat, axes.values()))) if isinstance(axes, dict) else [axes]

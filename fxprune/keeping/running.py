@@ -1,0 +1,141 @@
+"""Whether a kept class and the proven graph answer alike, to the last digits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.samples import Sample
+from fxprune.errors import FxpruneError, ProofError
+from fxprune.util.copies import private_copy
+from fxprune.util.modes import switch
+
+__all__ = ["check_equal", "give_values", "tensors_of"]
+
+# So many units of rounding of the largest value: the two run the same kernels in the same order, but for layouts.
+_ULPS = 64
+
+
+def give_values(source: nn.Module, target: nn.Module) -> None:
+    """Give a kept class the values of the graph form, name by name.
+
+    Raises:
+        ProofError: the two hold different tensors.
+    """
+    own = target.state_dict(keep_vars=True)
+    for name, value in source.state_dict(keep_vars=True).items():
+        if name not in own or own[name].shape != value.shape:
+            raise ProofError(f"{name} of the pruned graph is no tensor of {type(target).__name__}")
+        own[name].data.copy_(value.data)
+
+
+def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> None:
+    """Compare the two on each sample, with their own and with random weights, and one training step on the first.
+
+    Raises:
+        ProofError: the class's own forward raises or answers otherwise than the graph.
+    """
+    for randomised in (False, True):
+        pair = (private_copy(kept), private_copy(graph))
+        if randomised:
+            _randomise(*pair)
+        for number, sample in enumerate(samples):
+            for call in ("eval", "train") if number == 0 else ("eval",):
+                _compare(*pair, sample, call)
+
+
+def _randomise(kept: nn.Module, graph: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in kept.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) / max(parameter[:1].numel(), 1) ** 0.5
+            parameter.copy_(drawn)
+    own = dict(kept.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in graph.named_parameters():
+            parameter.copy_(own[name])
+
+
+def _compare(kept: nn.Module, graph: nn.Module, sample: Sample, call: str) -> None:
+    answers = []
+    for module in (graph, kept):
+        switch(module, call)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                answers.append(_answer(module, sample, learns=call == "train"))
+            except FxpruneError:
+                return  # the graph has no such mode
+            except Exception as error:  # the forward is the user's own code: anything may come out of it
+                if module is graph:
+                    return  # a size that the graph refuses
+                raise ProofError(
+                    f"the forward of the narrowed {type(kept).__name__} raises {type(error).__name__}: {error!s:.200}"
+                ) from error
+    expected, found = answers
+    if len(expected) != len(found):
+        raise ProofError(f"{type(kept).__name__} returns {len(found)} tensors, its graph {len(expected)}")
+    for number, (left, right) in enumerate(zip(expected, found, strict=True)):
+        _check_tensor(f"value {number} in {call} mode of {type(kept).__name__}", left, right)
+    if call == "train":
+        _check_step(kept, graph)
+
+
+def _check_step(kept: nn.Module, graph: nn.Module) -> None:
+    """Compare the gradients and the buffers that a training step left."""
+    own = {**dict(kept.named_parameters(remove_duplicate=False)), **dict(kept.named_buffers(remove_duplicate=False))}
+    for name, parameter in graph.named_parameters():
+        pair = [torch.zeros_like(t) if t.grad is None else t.grad for t in (parameter, own[name])]
+        _check_tensor(f"the gradient of {name}", *pair)
+    for name, buffer in graph.named_buffers():
+        if name in own:
+            _check_tensor(f"buffer {name} after a training step", buffer, own[name])
+
+
+def _check_tensor(what: str, left: torch.Tensor, right: torch.Tensor) -> None:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        raise ProofError(f"{what} is {tuple(right.shape)} {right.dtype}, the graph's {tuple(left.shape)} {left.dtype}")
+    if torch.equal(left, right) or not left.numel():
+        return
+    if not (left.is_floating_point() or left.is_complex()):
+        raise ProofError(f"{what} differs from the graph's")
+    finite = torch.isfinite(left)
+    scale = left[finite].abs().max().item() if finite.any() else 0.0
+    if not torch.allclose(left, right, rtol=0, atol=_ULPS * torch.finfo(left.dtype).eps * scale, equal_nan=True):
+        apart = (left - right)[finite].abs().max().item()
+        raise ProofError(f"{what} differs from the graph's by {apart:.3g}, where the largest entry is {scale:.3g}")
+
+
+def _answer(module: nn.Module, sample: Sample, *, learns: bool) -> list[torch.Tensor]:
+    """The outputs; a training step leaves gradients behind."""
+    with torch.set_grad_enabled(learns):
+        outputs = list(tensors_of(copy.deepcopy(sample.map(torch.Tensor.clone)).call(module)))
+    if not learns:
+        return outputs
+    roots = [o for o in outputs if o.requires_grad and o.is_floating_point()]
+    module.zero_grad()
+    if roots:
+        torch.autograd.backward([o.square().mean() for o in roots])
+    return [o.detach() for o in outputs]
+
+
+def tensors_of(value: Any, depth: int = 6) -> Iterator[torch.Tensor]:
+    """Tensors in an output, in order, through containers and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_of(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_of(item, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, (type, FunctionType, nn.Module)):
+        yield from tensors_of(vars(value), depth - 1)
+    elif depth and not isinstance(value, (str, bytes, int, float, type(None))):
+        yield from tensors_of([leaf for leaf in pytree.tree_leaves(value) if leaf is not value], depth - 1)

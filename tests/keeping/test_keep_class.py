@@ -1,0 +1,173 @@
+"""A kept class is the model's own, with other numbers, and answers as the proven graph does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import fxprune
+from fxprune.errors import PlanError
+
+
+class Attention(nn.Module):
+    """Heads by attributes of its own, the hidden size by a configuration."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.num_heads = config.heads
+        self.head_dim = config.hidden // config.heads
+        self.scale = self.head_dim**-0.5
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+        self.out = nn.Linear(config.hidden, config.hidden)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, steps, _ = x.shape
+        q, k, v = self.qkv(x).view(rows, steps, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-1, -2) * self.scale).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).reshape(rows, steps, self.num_heads * self.head_dim))
+
+
+class Blocks(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.into = nn.Linear(6, config.hidden)
+        self.attention = nn.ModuleList(Attention(config) for _ in range(2))
+        self.norm = nn.LayerNorm(config.hidden)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden, config.inner), nn.GELU(), nn.Linear(config.inner, config.hidden)
+        )
+        self.head = nn.Linear(config.hidden, 5)
+
+    @property
+    def width(self) -> int:
+        return self.head.in_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.into(x)
+        for layer in self.attention:
+            x = x + layer(x)
+        return self.head(x + self.mlp(self.norm(x)))
+
+
+class Flat(nn.Module):
+    """The width of ``b`` stands in the code; that of ``a`` nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 1), nn.Linear(12 * 16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x).relu()).relu().view(-1, 12 * 16))
+
+
+class Scaled(nn.Module):
+    """The forward computes a scale from the width of ``a``, which is therefore none that may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 24), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x).relu()
+        return self.c(functional.gelu(self.b(x * x.size(-1) ** -0.5)))
+
+
+def graph_form(model: nn.Module, sample: Any, kept: nn.Module) -> nn.Module:
+    plan = fxprune.report(kept).plan
+    assert plan is not None
+    return fxprune.apply(model, sample, plan, verify=False)
+
+
+def test_a_resnet_keeps_its_class_and_its_hooks() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
+    x = torch.randn(2, 3, 32, 32)
+    pruned: Any = fxprune.compile(model, x, 0.5, keep_class=True, verify=False)
+    graph = graph_form(model, x, pruned)
+    assert type(pruned) is type(model)
+    assert pruned.layer1[0].conv1.out_channels == pruned.layer1[0].conv1.weight.shape[0] < 64
+    torch.testing.assert_close(pruned(x), graph(x), rtol=0, atol=0)
+    seen: list[torch.Size] = []
+    pruned.layer4[-1].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    pruned(x)
+    assert seen == [torch.Size((2, pruned.fc.in_features, 1, 1))]
+    assert IntermediateLayerGetter(pruned, {"layer4": "out"})(x)["out"].shape == seen[0]
+    assert create_feature_extractor(pruned, ["layer4"])(x)["layer4"].shape == seen[0]
+
+
+def test_attributes_and_the_configuration_say_the_new_sizes() -> None:
+    torch.manual_seed(0)
+    model, x = Blocks(SimpleNamespace(hidden=24, heads=4, inner=32)).eval(), torch.randn(2, 5, 6)
+    pruned: Any = fxprune.compile(model, x, 0.4, keep_class=True, alike="equal", residual="inner", round_to=1)
+    assert type(pruned) is Blocks
+    assert pruned.mlp[0].out_features < 32
+    for layer in pruned.attention:
+        assert layer.num_heads * layer.head_dim * 3 == layer.qkv.out_features
+    torch.testing.assert_close(pruned(x), graph_form(model, x, pruned)(x), rtol=0, atol=0)
+    assert model.config.inner == 32, "the caller's configuration is only read"
+
+
+def test_a_configuration_that_fits_builds_the_pruned_network() -> None:
+    torch.manual_seed(0)
+    model, x = Blocks(SimpleNamespace(hidden=24, heads=4, inner=32)).eval(), torch.randn(2, 5, 6)
+    pruned: Any = fxprune.compile(model, x, {"mlp.0": 0.5}, keep_class=True)
+    assert pruned.config.inner == 16
+    assert "inner 32 -> 16" in "".join(fxprune.report(pruned).notes)
+    built = Blocks(pruned.config).eval()
+    built.load_state_dict(pruned.state_dict())
+    torch.testing.assert_close(built(x), pruned(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("model", "shape", "layer"), [(Flat(), (2, 3, 4, 4), "b"), (Scaled(), (2, 6), "a")])
+def test_a_width_that_the_code_says_stays(model: Any, shape: tuple[int, ...], layer: str) -> None:
+    model, x = model.eval(), torch.randn(shape)
+    pruned: Any = fxprune.compile(model, x, 0.3, keep_class=True, round_to=1, scope="uniform")
+    assert len(pruned.get_submodule(layer).weight) == len(model.get_submodule(layer).weight)
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+    pins = [pin for pin in fxprune.report(pruned).pinned if "keep_class" in pin.reason]
+    assert [pin.name.split(".")[0] for pin in pins] == [layer]
+    assert "test_keep_class.py" in pins[0].where
+
+
+def test_a_given_plan_that_the_class_cannot_follow_is_refused() -> None:
+    model, x = Flat().eval(), torch.randn(2, 3, 4, 4)
+    plan = fxprune.plan(model, x, {"b": 0.5})
+    fxprune.apply(model, x, plan)
+    with pytest.raises(PlanError, match="Flat"):
+        fxprune.apply(model, x, plan, keep_class=True)
+
+
+def test_what_recovery_changed_is_in_the_class() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    data = [torch.randn(16, 6) for _ in range(4)]
+    both = [fxprune.compile(model, data[0], 0.4, calibration=data, keep_class=keep) for keep in (False, True)]
+    assert type(both[1]) is nn.Sequential
+    torch.testing.assert_close(both[1](data[0]), both[0](data[0]), rtol=0, atol=0)
+
+
+def test_a_language_model_is_saved_loaded_and_generates(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3}
+    config = transformers.LlamaConfig(vocab_size=97, **sizes, **heads)
+    model, ids = transformers.LlamaForCausalLM(config).eval(), torch.randint(0, 97, (2, 8))
+    sample = {"input_ids": ids, "use_cache": False}
+    pruned: Any = fxprune.compile(model, sample, 0.2, keep_class=True, alike="equal", residual="inner", verify=False)
+    assert "intermediate_size 96 ->" in "".join(fxprune.report(pruned).notes)
+    pruned.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(**sample).logits, pruned(**sample).logits, rtol=0, atol=0)
+    how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(loaded.generate(ids, use_cache=True, **how), pruned.generate(ids, use_cache=False, **how))
