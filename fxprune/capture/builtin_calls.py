@@ -60,6 +60,7 @@ def _length(value: Any, /) -> int:
 def _is_instance(value: Any, classes: Any, /) -> bool:
     """``isinstance``, to which ``torch.FloatTensor`` and the like are questions about a tensor's dtype and device."""
     kinds = classes if isinstance(classes, tuple) else (classes,)
+    kinds = tuple(torch.Tensor if kind is _variable else kind for kind in kinds)
     if isinstance(value, torch.Tensor) and any(isinstance(kind, _TENSOR_TYPE) for kind in kinds):
         return any(
             value.type() == f"{kind.__module__}.{kind.__name__}"
@@ -67,7 +68,7 @@ def _is_instance(value: Any, classes: Any, /) -> bool:
             else isinstance(value, kind)
             for kind in kinds
         )
-    return isinstance(value, classes)
+    return isinstance(value, kinds)
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,13 +118,34 @@ class _Numpy(types.ModuleType):
         )
 
 
+def _variable(data: Any = None, requires_grad: bool = False, **kwargs: Any) -> Any:
+    """``torch.autograd.Variable``, which was once needed around each tensor, as what it still does."""
+    if not isinstance(data, torch.Tensor) or kwargs:
+        return torch.autograd.Variable(data, requires_grad, **kwargs)
+    return data.detach().requires_grad_(requires_grad) if requires_grad else data.detach()
+
+
+class _Autograd(types.ModuleType):
+    """``torch.autograd``, or ``torch``, with that variable."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "autograd":
+            return _AUTOGRAD
+        return _variable if name == "Variable" else getattr(torch if self is _TORCH else torch.autograd, name)
+
+
+_AUTOGRAD, _TORCH = _Autograd("autograd"), _Autograd("torch")
+_OF_VARIABLE = {id(torch): _TORCH, id(torch.autograd): _AUTOGRAD}
+
 # Names of variants in code: no name that anybody else could write.
 _NAME = "fxprune's {}"
 _BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len": _length}
 _BUILTINS |= {"isinstance": _is_instance, "max": _remembered(max), "min": _remembered(min)}
 _MODULES: dict[int, Any] = {id(math): _Math("math"), id(np): _Numpy("numpy")}
 _FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant in _MATHS.items()}
+_FUNCTIONS[id(torch.autograd.Variable)] = _variable
 _VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(), *_MATHS.items())}
+_VARIANTS |= {_NAME.format("Variable"): _variable, _NAME.format("torch"): _TORCH, _NAME.format("autograd"): _AUTOGRAD}
 _VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _MODULES.values()}
 _LOCK = threading.Lock()
 # How many captures need each function's other code, and what it had before.
@@ -181,6 +203,8 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
             found[name] = _NAME.format(value.__name__), True
         elif id(value) in _MODULES:
             found[name] = _NAME.format(value.__name__), False
+        elif id(value) in _OF_VARIABLE and "Variable" in names_in(code):
+            found[name] = _NAME.format(_OF_VARIABLE[id(value)].__name__), False
     return found
 
 
