@@ -15,6 +15,7 @@ from torch import fx, nn
 from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, settings, sources
 from fxprune.capture.guards import OtherChance
 from fxprune.capture.lowering import map_leaves
+from fxprune.capture.masked import VALUES_DECIDE, refuse
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.samples import Sample
@@ -360,16 +361,15 @@ def _device_of(sample: Sample) -> torch.device:
 def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     recorder.module_path.append(path)
     result = function(module, *args, **kwargs)
+    refuse(result)
     recorder.module_path.pop()
     return result
 
 
 def _in_words(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
-    if "data-independent" not in text:
-        return text
     # torch tells its own developers how a kernel that needs data might be registered.
-    return "the size of a result depends on values (indexing with a mask, nonzero, unique or the like)"
+    return VALUES_DECIDE if "data-independent" in text else text
 
 
 def _where(error: BaseException, recorder: Recorder) -> str:

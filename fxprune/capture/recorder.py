@@ -6,6 +6,7 @@ local to its thread, so other threads never notice that a model is being capture
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import math
 import operator
@@ -17,7 +18,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import known_results, lowering, recording, settings, sources
+from fxprune.capture import known_results, lowering, masked, recording, settings, sources
 from fxprune.capture.arguments import Arguments
 from fxprune.capture.clone import META, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
@@ -92,8 +93,6 @@ class Recorder(TorchFunctionMode):
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
 
-    # -- naming tensors -------------------------------------------------------------------------------------------
-
     def name_tensors(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Tell the recorder the state-dict names of the clone's tensors."""
         for name, tensor in named:
@@ -121,8 +120,6 @@ class Recorder(TorchFunctionMode):
             return node
         return self._new("call_method", "detach", (node,), {}, value)
 
-    # -- the mode ---------------------------------------------------------------------------------------------------
-
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -146,7 +143,10 @@ class Recorder(TorchFunctionMode):
         if fill or (enterable(func) and not self._keeps(canonical_name(name))):
             with self:
                 return fill() if fill else entered(func)(*args, **kwargs)
-        return self._record(func, self._values.without_masks(args) if name == "__getitem__" else args, kwargs)
+        args = self._values.without_masks(args) if name == "__getitem__" else args
+        with self if name == "__setitem__" else contextlib.nullcontext():
+            handled, result = masked.indexed(name, args, self.node_of)
+        return result if handled else self._record(func, args, kwargs)
 
     def _varies(self, name: str, args: Any, kwargs: Any) -> bool:
         """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""

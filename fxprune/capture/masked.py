@@ -1,0 +1,116 @@
+"""``d[k] = e[k]`` under a mask of values, which is a ``where``: how many entries it writes does not matter."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from fxprune.errors import CaptureError
+from fxprune.rules.ops import writes_in_place
+
+__all__ = ["VALUES_DECIDE", "Picked", "indexed", "refuse", "written"]
+
+VALUES_DECIDE = "the size of a result depends on values (indexing with a mask, nonzero, unique or the like)"
+
+
+class Picked:
+    """The entries of ``whole`` under ``mask``, of which nothing is known but that; whatever else is asked is refused.
+
+    ``node_of``: gives a tensor's node, by which two masks are seen to be one.
+    """
+
+    _whole: torch.Tensor
+    _mask: torch.Tensor
+    _node_of: Callable[[torch.Tensor], fx.Node]
+    _versions: tuple[int, int]
+
+    def __init__(self, whole: torch.Tensor, mask: torch.Tensor, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
+        vars(self).update(_whole=whole, _mask=mask, _node_of=node_of, _versions=(whole._version, mask._version))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise CaptureError(VALUES_DECIDE)
+
+    def __len__(self) -> NoReturn:
+        raise CaptureError(VALUES_DECIDE)
+
+    @classmethod
+    def __torch_function__(cls, *call: Any) -> NoReturn:
+        raise CaptureError(VALUES_DECIDE)
+
+    def __neg__(self) -> Picked:
+        return self._made(-self.values(self._mask))
+
+    def values(self, mask: torch.Tensor) -> torch.Tensor:
+        """The whole tensor, if ``mask`` is the one that picked and neither has been written to since."""
+        written = (self._whole._version, self._mask._version) != self._versions
+        if written or not (mask is self._mask or _are_one(self._node_of(self._mask), self._node_of(mask))):
+            raise CaptureError(VALUES_DECIDE)
+        return self._whole
+
+    def _made(self, whole: torch.Tensor) -> Picked:
+        return Picked(whole, self._mask, self._node_of)
+
+
+def _are_one(first: fx.Node, second: fx.Node) -> bool:
+    """Whether the second node computes what the first did: the same op on the same operands, with no write between."""
+    if (first.target, first.args, first.kwargs) != (second.target, second.args, second.kwargs):
+        return False
+    node = first
+    while node is not second and node.op != "root":
+        if node.op.startswith("call_") and writes_in_place(node):
+            return False
+        node = node.next
+    return node is second
+
+
+def _with_number(function: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[[Picked, Any], Picked]:
+    """An operator of picked entries and a number: it is the same for each entry, and its gradients are finite."""
+
+    def apply(self: Picked, other: Any) -> Picked:
+        if not isinstance(other, (int, float)):
+            raise CaptureError(VALUES_DECIDE)
+        whole = self.values(self._mask)
+        return self._made(function(other, whole) if swapped else function(whole, other))
+
+    return apply
+
+
+for _name in ("add", "sub", "mul", "truediv"):
+    for _form in (f"__{_name}__", f"__i{_name}__"):
+        setattr(Picked, _form, _with_number(getattr(operator, _name)))
+    if _name != "truediv":  # what is divided by may be zero where the mask is False
+        setattr(Picked, f"__r{_name}__", _with_number(getattr(operator, _name), swapped=True))
+
+
+def refuse(value: Any) -> None:
+    """Raise CaptureError where something picked is among what a module returns."""
+    if any(isinstance(leaf, Picked) for leaf in pytree.tree_leaves(value)):
+        raise CaptureError(VALUES_DECIDE)
+
+
+def indexed(name: str, args: tuple[Any, ...], node_of: Callable[[torch.Tensor], fx.Node]) -> tuple[bool, Any]:
+    """Whether an indexing call reads under a mask over first dims, or writes what was so read; and its result."""
+    if name == "__setitem__" and isinstance(args[2], Picked):
+        written(*args)
+        return True, None
+    index = args[1] if name == "__getitem__" else None
+    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or not index.dim() or not index.is_meta:
+        return False, None
+    with torch._C.DisableTorchFunction():  # other sizes are refused by the op itself
+        fits = args[0].shape[: index.dim()] == index.shape
+    return fits, Picked(args[0], index, node_of) if fits else None
+
+
+def written(tensor: torch.Tensor, mask: Any, value: Picked) -> None:
+    """Write ``tensor[mask] = value`` as a ``where``."""
+    whole = value.values(mask)
+    if (whole.shape, whole.dtype) != (tensor.shape, tensor.dtype):
+        raise CaptureError(VALUES_DECIDE)
+    for _ in range(tensor.dim() - mask.dim()):
+        mask = mask.unsqueeze(-1)
+    tensor.copy_(torch.where(mask, whole, tensor))

@@ -1,0 +1,121 @@
+"""Writes under a mask of values, and ``Variable`` around tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import Variable
+
+import fxprune
+from tests.nets.oracles import masked
+
+
+class Middle(nn.Module):
+    """Two convolutions with something between them."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.middle = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.middle(self.first(x)))
+        return out
+
+
+def copied(y: Tensor) -> Tensor:
+    d, k = torch.zeros_like(y), y > 0
+    d[k] = y[k]
+    return d
+
+
+def both_sides(y: Tensor) -> Tensor:
+    d, k = torch.zeros_like(y), y > 0
+    d[~k] = y[~k] / 4
+    d[k] = -y[k]
+    return d
+
+
+def in_place(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[y < 0.1] *= 0.25
+    return y
+
+
+def over_rows(y: Tensor) -> Tensor:
+    d, k = torch.zeros_like(y), y.mean((1, 2, 3)) > 0
+    d[k] = y[k]
+    return d
+
+
+@pytest.mark.parametrize("middle", [copied, both_sides, in_place])
+def test_what_a_mask_picks_and_writes_is_a_where(middle: Callable[[Tensor], Tensor]) -> None:
+    model, x = Middle(middle).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.5)
+    report = fxprune.report(pruned)
+    assert not report.opaque
+    assert report.plan is not None
+    x = torch.randn(5, 3, 12, 9)
+    torch.testing.assert_close(pruned(x), masked(model, report.plan.keep)(x))
+
+
+def test_gradients_pass_what_a_mask_over_rows_picks() -> None:
+    model, x = Middle(over_rows).eval(), torch.randn(6, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.0)
+    for network in (model, pruned):
+        network(x).square().sum().backward()
+    assert model.first.weight.grad is not None
+    torch.testing.assert_close(pruned.get_parameter("first.weight").grad, model.first.weight.grad)
+
+
+def test_what_was_picked_before_a_write_is_refused() -> None:
+    def late(y: Tensor) -> Tensor:
+        d, k, y = torch.zeros_like(y), y > 0, y.clone()
+        e = y[k]
+        y.mul_(2)
+        d[k] = e
+        return d
+
+    with pytest.raises(fxprune.FxpruneError, match="depends on values"):
+        fxprune.compile(Middle(late).eval(), torch.randn(2, 3, 9, 9), 0.5)
+
+
+class Picks(nn.Module):
+    """Returns entries under a mask."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y[y > 0]
+
+
+def test_a_part_that_returns_what_it_picks_is_the_opaque_one() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.picks = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), Picks()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            out: Tensor = self.last(y * self.picks(y).sum())
+            return out
+
+    graph = fxprune.analyze(Outer().eval(), torch.randn(2, 3, 9, 9))
+    assert [op.op for op in graph.opaque] == ["picks"]
+
+
+VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "by name": lambda y: y + Variable(torch.zeros(y.size(0), 8, 1, 1)),
+    "by path": lambda y: y * torch.autograd.Variable(y),
+    "asked": lambda y: y if isinstance(y, torch.autograd.Variable) else y * 2,
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_variable_is_a_tensor_without_history(name: str) -> None:
+    model, x = Middle(VARIABLES[name]).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.0)
+    for network in (model, pruned):
+        network(x).square().sum().backward()
+    torch.testing.assert_close(pruned(x), model(x))
+    torch.testing.assert_close(pruned.get_parameter("first.weight").grad, model.first.weight.grad)
