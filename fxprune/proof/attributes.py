@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxprune.errors import ProofError
 from fxprune.util.copies import deep_copy
+from fxprune.util.paths import Parts
 
 __all__ = ["check_attributes", "check_code"]
 
@@ -85,14 +86,14 @@ def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
     for path, module in pruned.named_modules(remove_duplicate=False):
         where = path or "the pruned network"
         if path not in full:
-            if type(module) is not nn.Module:
+            if type(module) not in (nn.Module, Parts):
                 raise _error(f"{where} ({type(module).__name__}) has no counterpart in the original")
             continue
         _check_methods(where, full[path], module)
         _check_hooks(where, full[path], module)
         if full[path].training != module.training:
             raise _error(f"{where}.training is {module.training}, and {full[path].training} in the original")
-        if isinstance(module, fx.GraphModule) or type(module) is nn.Module:
+        if isinstance(module, fx.GraphModule) or type(module) in (nn.Module, Parts):
             continue
         _check_class(where, full[path], module)
         _check_values(where, full[path], module)

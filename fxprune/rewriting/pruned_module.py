@@ -14,7 +14,7 @@ from fxprune.errors import ModeError
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
 from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flags
-from fxprune.util.paths import PartsModule, PlainNames, attribute, copied_graph, hold, is_held
+from fxprune.util.paths import Parts, PartsModule, PlainNames, attribute, copied_graph, hold, is_held
 
 Graphs = Mapping[str, fx.Graph]
 
@@ -61,7 +61,7 @@ class PrunedGraphModule(PartsModule):
             attribute(self, path)._non_persistent_buffers_set.add(leaf)
         for path in self._modes["flags"]:
             if path and not is_held(self, path):
-                hold(self, path, nn.Module())
+                hold(self, path, Parts())
         for name, graph in self._graphs.items():
             if "_" in name:
                 self._forward_of(graph)

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxprune.errors import ArtefactError
 from fxprune.saving.values import decode, encode
+from fxprune.util.paths import Parts
 
 __all__ = [
     "build_container",
@@ -67,19 +68,20 @@ def layer_names() -> frozenset[str]:
 
 def is_container(module: nn.Module) -> bool:
     """Whether a module only holds others."""
-    return type(module) in _CONTAINERS.values()
+    return type(module) in (Parts, *_CONTAINERS.values())
 
 
 def container_name(module: nn.Module) -> str | None:
     """The class name of a container that has nothing of its own beside what it holds; None for any other module."""
     if not is_container(module):
         return None
-    twin = build_container(type(module).__name__)
+    name = "Module" if isinstance(module, Parts) else type(module).__name__
+    twin = build_container(name)
     twin._parameters, twin._buffers, twin._modules = module._parameters, module._buffers, module._modules
     finish_container(twin)
     held = {**module._parameters, **module._buffers, **module._modules}
     as_usual = all(_plain_state(twin).get(key, twin) == value for key, value in _plain_state(module).items())
-    return type(module).__name__ if as_usual and None not in held.values() else None
+    return name if as_usual and None not in held.values() else None
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def build_container(name: Any) -> nn.Module:
     """
     if not isinstance(name, str) or name not in _CONTAINERS:
         raise ArtefactError(f"{name!r:.80} is no container")
-    return _CONTAINERS[name]()
+    return Parts() if name == "Module" else _CONTAINERS[name]()
 
 
 def finish_container(module: nn.Module) -> None:

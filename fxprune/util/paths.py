@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import copy
+import functools
 import keyword
 import re
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import fx, nn
 
-__all__ = ["ModelPaths", "PartsModule", "PlainNames", "attribute", "copied_graph", "hold", "is_held", "name_seed"]
+from fxprune.errors import ModelError
+
+__all__ = [
+    "ModelPaths",
+    "Parts",
+    "PartsModule",
+    "PlainNames",
+    "attribute",
+    "copied_graph",
+    "hold",
+    "is_held",
+    "name_seed",
+]
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 # What torch.fx prints into source as it is: a word of ASCII. Two leading underscores mean another name in a class.
@@ -91,11 +104,70 @@ class ModelPaths:
         return _held(self.module(path), leaf)
 
 
+class Parts(nn.Module):
+    """Stands where a module stood whose own forward the graph does not call, and holds its parts.
+
+    Parts are read as those of a Sequential, ModuleList or ModuleDict. What would never run is refused: a call, and a
+    hook on one.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to be called.
+
+        Raises:
+            ModelError: always.
+        """
+        self._refuse("called")
+
+    def __getitem__(self, key: int | str | slice) -> Any:
+        if isinstance(key, slice):
+            return list(self)[key]
+        if isinstance(key, int) and all(name.isdigit() for name in self._modules):
+            key = str(key) if key >= 0 else list(self._modules)[key]
+        return self._modules[key] if isinstance(key, str) else list(self)[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._modules.values())
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._modules
+
+    def keys(self) -> Iterable[str]:
+        """Names of the parts."""
+        return self._modules.keys()
+
+    def values(self) -> Iterable[Any]:
+        """The parts."""
+        return self._modules.values()
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Names and parts."""
+        return self._modules.items()
+
+    def _refuse(self, what: str, *args: Any, **kwargs: Any) -> NoReturn:
+        held = ", ".join(list(self._modules)[:5]) or "tensors"
+        raise ModelError(
+            f"this module is not {what}: the pruned graph calls what it holds ({held}) directly; call the network, and "
+            "put hooks on the layers inside or on the network"
+        )
+
+    register_forward_hook = register_forward_pre_hook = functools.partialmethod(
+        _refuse, "called, so no hook on it fires"
+    )
+    register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+
+
 def hold(module: nn.Module, name: str, part: Any) -> None:
     """Let a module hold a part (a module, parameter or buffer) at a dotted path, which may be of any words."""
     *parents, leaf = name.split(".")
     for parent in parents:
-        module = module._modules.setdefault(parent, nn.Module())  # type: ignore[assignment]
+        module = module._modules.setdefault(parent, Parts())  # type: ignore[assignment]
     is_module, is_parameter = isinstance(part, nn.Module), isinstance(part, nn.Parameter)
     kind = _TABLES[0 if is_module else 1 if is_parameter else 2]
     vars(module)[kind][leaf] = part

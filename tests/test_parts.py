@@ -1,0 +1,73 @@
+"""What stands where a container stood: it is read as before, and what would never run on it is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fxprune
+from fxprune.errors import ModelError
+
+
+class Staged(nn.Module):
+    """A Sequential, a ModuleList and a ModuleDict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Identity(), nn.ReLU(), nn.Conv2d(16, 16, 3))
+        self.rest = nn.ModuleList([nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 1)])
+        self.heads = nn.ModuleDict({"a": nn.Conv2d(8, 2, 1), "b": nn.Conv2d(8, 3, 1)})
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.stage(x)
+        for layer in self.rest:
+            x = layer(x).relu()
+        return [head(x) for head in self.heads.values()]
+
+
+@pytest.fixture(scope="module")
+def pruned() -> nn.Module:
+    return fxprune.compile(Staged().eval(), torch.randn(2, 3, 12, 12), 0.4)
+
+
+def _forms(pruned: nn.Module, folder: Path) -> list[nn.Module]:
+    fxprune.save(pruned, folder / "net")
+    return [pruned, copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned)), fxprune.load(folder / "net")]
+
+
+def test_parts_are_indexed_and_iterated_as_before(pruned: nn.Module, tmp_path: Path) -> None:
+    for network in _forms(pruned, tmp_path):
+        stage, rest, heads = (network.get_submodule(name) for name in ("stage", "rest", "heads"))
+        assert isinstance(stage[0], nn.Conv2d)  # type: ignore[index]
+        assert stage[3] is stage[-1] is list(stage)[-1]  # type: ignore[index, call-overload]
+        assert [layer.out_channels for layer in rest] == [layer.out_channels for layer in rest[:]]  # type: ignore
+        assert len(rest) == 2  # type: ignore[arg-type]
+        assert list(heads.keys()) == ["a", "b"]  # type: ignore[operator]
+        assert heads["b"].out_channels == 3  # type: ignore[index]
+        assert "a" in heads  # type: ignore[operator]
+
+
+def test_what_would_never_run_is_refused(pruned: nn.Module, tmp_path: Path) -> None:
+    for network in _forms(pruned, tmp_path):
+        stage = network.get_submodule("stage")
+        for register in (
+            stage.register_forward_hook,
+            stage.register_forward_pre_hook,
+            stage.register_full_backward_hook,
+        ):
+            with pytest.raises(ModelError, match="hook"):
+                register(print)
+        with pytest.raises(ModelError, match="not called"):
+            stage(torch.randn(2, 3, 12, 12))
+
+
+def test_a_hook_on_a_layer_inside_fires(pruned: nn.Module) -> None:
+    network, seen = copy.deepcopy(pruned), []
+    network.get_submodule("stage.3").register_forward_hook(lambda *call: seen.append(call[2].shape))
+    network(torch.randn(2, 3, 12, 12))
+    assert len(seen) == 1
