@@ -20,10 +20,15 @@ from tests.snapshots import snapshot
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None, "resnet18"], ids=["function", "class", "None", "name"])
+@pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None], ids=["function", "class", "None"])
 def test_what_is_no_module(model: Any) -> None:
     with pytest.raises(errors.ModelError, match="must be a torch.nn.Module, not"):
         fxprune.compile(model, image(), 0.3)
+
+
+def test_a_file_name_is_no_module() -> None:
+    with pytest.raises(errors.ModelError, match="a file name: load it"):
+        fxprune.compile("net.pt2", image(), 0.3)  # type: ignore[arg-type]
 
 
 def test_no_layers_at_all() -> None:

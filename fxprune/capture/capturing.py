@@ -220,7 +220,7 @@ class Task:
     """The arguments of :func:`capture`.
 
     ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
-    autocast is on. ``learning``: whether tensors need gradients.
+    autocast is on; ``cast``: whether that alone is. ``learning``: whether tensors need gradients.
     """
 
     model: nn.Module
@@ -235,6 +235,7 @@ class Task:
     written: Mapping[Place, Any] = field(default_factory=dict)
     precision: torch.dtype | None = None
     elsewhere: bool = False
+    cast: bool = False
     learning: bool = False
 
     def run(self) -> Captured:
@@ -267,7 +268,7 @@ class Task:
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
         """The recorder after the forward, and what the copy that ran holds."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
-        with settings.surroundings(self.elsewhere):
+        with settings.surroundings(self.elsewhere, self.cast):
             copy = clone.meta_clone(self.model)
             if self.precision is not None:  # that of plain tensors too, as in the copies of the proof
                 copy = deep_copy(copy, self._in_precision)

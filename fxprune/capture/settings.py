@@ -91,8 +91,9 @@ _AUTOCAST = ("cpu", "cuda")
 _LIMITS = ("min", "max", "eps", "tiny")
 _SURROUNDINGS = frozenset(
     """is_grad_enabled is_inference_mode_enabled is_inference is_autocast_enabled is_autocast_cpu_enabled
-    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype autocast custom_fwd set_autocast_enabled""".split()
+    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype""".split()
 )
+_AUTOCASTS = {"autocast", "custom_fwd", "set_autocast_enabled"}
 NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
 
@@ -161,8 +162,9 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
         trace: the forward; its graph is changed in place.
         model: whose forward it is.
         own: the dtypes of the model and the sample.
-        otherwise: gives the forward in another ``precision``, ``elsewhere`` (without gradients, with autocast on) or
-            ``learning`` (with tensors that need gradients); None where it cannot be traced then.
+        otherwise: gives the forward in another ``precision``, ``elsewhere`` (without gradients, with autocast on), with
+            autocast alone (``cast``) or ``learning`` (with tensors that need gradients); None where it cannot be traced
+            then.
 
     Raises:
         CaptureError: it goes another way without gradients, or the like.
@@ -170,9 +172,10 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     if any(not _SURROUNDINGS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
-        other = otherwise(elsewhere=True)
-        _refuse_other_way(trace, other)
-        if other is not None and other.reads.leaves_autocast:
+        _refuse_other_way(trace, otherwise(elsewhere=True))
+    if any(not _AUTOCASTS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
+        other = otherwise(cast=True)
+        if other is None or other.reads.leaves_autocast:
             _refuse_autocast_around(trace.graph)
     if trace.reads.asked:  # last, because it changes the graph
         others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
@@ -285,12 +288,12 @@ def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> Non
 
 
 @contextmanager
-def surroundings(elsewhere: bool) -> Iterator[None]:
-    """Gradients on and autocast off around a forward; ``elsewhere`` the other way round."""
+def surroundings(elsewhere: bool, cast: bool) -> Iterator[None]:
+    """Gradients on and autocast off around a forward; ``elsewhere`` the other way round, with ``cast`` the second."""
     before = [(device, torch.is_autocast_enabled(device)) for device in _AUTOCAST]
     try:
         for device in _AUTOCAST:
-            torch.set_autocast_enabled(device, elsewhere)
+            torch.set_autocast_enabled(device, elsewhere or cast)
         with torch.set_grad_enabled(not elsewhere):
             yield
     finally:

@@ -76,14 +76,14 @@ class PythonState:
 
     def restore(self, *, own: bool = False) -> None:
         """Give what is shared with other code the values from before, and with ``own`` the model itself, too."""
-        before, after = self._shared_literals()
+        # Holder by holder, as a class and the one that is watched in its place are called the same.
+        for (words, holder), copy in zip(self._shared, self._copies, strict=True):
+            if _is_changed(holder, copy):
+                before = {place: (holder, value) for place, (_, value) in _literals([(words, copy)]).items()}
+                _give_back(before, _literals([(words, holder)]))
+        _give_back(self._inner, _literals(self._changeable))
         if own:
-            before, after = {**before, **self._own}, {**after, **_literals(self._holders())}
-        for place, (holder, value) in {**after, **before}.items():
-            if place not in before:
-                _remove(holder, place[1])
-            elif _differ(after.get(place, (None, self))[1], value):
-                _put(after.get(place, (holder,))[0], place[1], value.rewound() if isinstance(value, _Inner) else value)
+            _give_back(self._own, _literals(self._holders()))
 
     def _shared_literals(self) -> tuple[dict[Place, Any], dict[Place, Any]]:
         """What is shared with other code and changed since: what was held there before, and now."""
@@ -124,6 +124,15 @@ def _literals(holders: Iterable[tuple[str, Any]]) -> dict[Place, Any]:
         for key, value in _items(holder)
         if type(value) in _LITERALS or is_changeable(type(value)) or isinstance(value, Traced)
     }
+
+
+def _give_back(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tuple[Any, Any]]) -> None:
+    """Write what was held before where something else is held after."""
+    for place, (holder, value) in {**after, **before}.items():
+        if place not in before:
+            _remove(holder, place[1])
+        elif place not in after or _differ(after[place][1], value):
+            _put(after.get(place, (holder,))[0], place[1], value.rewound() if isinstance(value, _Inner) else value)
 
 
 def _copied(holder: Any) -> Any:

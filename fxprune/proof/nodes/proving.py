@@ -22,7 +22,7 @@ from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code
 from fxprune.proof.comparing import compare
 from fxprune.proof.conditions import Conditions
-from fxprune.proof.copies import TOLERANCE, private_copy
+from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
@@ -268,11 +268,15 @@ class _Prover:
     def _check_in_double(self, pair: Pair, sample: Sample) -> None:
         """The same to the tolerance of whole networks, where another kernel adds in another order."""
         twin, probe = private_copy(self._copy, torch.float64), Probe("", sample)
-        expected = evaluate(twin, probe, torch.float64)
         try:
+            expected = evaluate(twin, probe, torch.float64)
             found = evaluate(pair.at_full_width(private_copy(self._copy, torch.float64)), probe, torch.float64)
-        except AssertionError as error:  # the graph checks the dtype, which the forward asks for
-            raise UnjudgedError(f"the traced network refuses float64: {error}") from error
+        except (
+            Exception
+        ) as error:  # the graph checks the dtype that the forward asks for, and a forward may raise at will
+            if out_of_memory(error):
+                raise
+            raise UnjudgedError(f"one of the two refuses float64: {error}") from error
         apart = compare(expected, found).error
         if not apart <= TOLERANCE[torch.float64]:
             raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
@@ -304,5 +308,6 @@ def _bound(network: nn.Module, sample: Sample) -> list[Any]:
 def _shared(tensor: Tensor) -> Tensor:
     """A parameter over the same memory, which no program may write to, and a copy of any other tensor."""
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor.detach(), requires_grad=tensor.requires_grad)
+        memory = tensor.clone() if tensor.is_inference() else tensor.detach()
+        return nn.Parameter(memory, requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
