@@ -188,3 +188,17 @@ def test_analyze_plan_and_apply_refuse_like_compile() -> None:
 def test_a_report_of_something_else(thing: Any) -> None:
     with pytest.raises(fxprune.FxpruneError, match="carries no report"):
         fxprune.report(thing)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({"criterion": "l1"}, "magnitude"), ({"criterion": "magnitud"}, "magnitude"), ({"budget": "FLOPs"}, "macs")],
+)
+def test_the_words_of_others_lead_to_ours(options: dict[str, str], hint: str) -> None:
+    with pytest.raises(fxprune.FxpruneError, match=f"did you mean '{hint}'"):
+        fxprune.compile(small_net(), image(), 0.3, **options)  # type: ignore[arg-type]
+
+
+def test_explain_says_what_a_wrong_name_is_near_to() -> None:
+    with pytest.raises(fxprune.FxpruneError, match=r"did you mean"):
+        fxprune.analyze(small_net(), image()).explain("conv1.wieght")

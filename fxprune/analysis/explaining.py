@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -84,7 +85,9 @@ class Explainer:
         names = (self._first_name(name) for name in (tensor, f"{tensor}.weight"))
         found = next((name for name in names if name in self._tensors), None)
         if found is None:
-            raise AnalysisError(f"no parameter, buffer or module with a weight is named {tensor!r}")
+            near = difflib.get_close_matches(tensor, self._tensors, n=2, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise AnalysisError(f"no parameter, buffer or module with a weight is named {tensor!r}{hint}")
         count = len(self._tensors[found])
         if not dim:
             return found, range(count)

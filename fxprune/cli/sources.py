@@ -72,6 +72,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
         raise ModelError(
             f"cannot tell what network {text!r} is: write torchvision:NAME, timm:NAME, path/to/file.py:factory, or the "
             "folder of a saved network"
+            + (f" (did you mean torchvision:{text} or timm:{text}?)" if text.isidentifier() else "")
         )
     if sizes:
         sample = sample_from_sizes(sizes)

@@ -245,5 +245,7 @@ class _Builder:
         return self._known_leaves[key]
 
 
-budget: Registry[CostModel] = Registry("budget", "fxprune.cost", BudgetError)
+_WORDS = {"flops": "macs", "ops": "macs", "mac": "macs", "parameters": "params", "size": "params", "time": "latency"}
+_WORDS |= {"speed": "latency", "seconds": "latency", "filters": "channels", "width": "channels"}
+budget: Registry[CostModel] = Registry("budget", "fxprune.cost", BudgetError, _WORDS)
 """Registers a function from a channel graph to its cost model, under the name by which users ask for it."""

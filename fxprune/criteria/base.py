@@ -297,5 +297,13 @@ def normaliser_by_name(name: str) -> Normaliser:
     return NORMALISERS[name]
 
 
-criterion: Registry[Criterion] = Registry("criterion", "fxprune.criteria", CriterionError)
+_WORDS = {"l1": "magnitude", "l2": "magnitude", "norm": "magnitude", "weight": "magnitude", "bn": "slimming"}
+_WORDS |= {
+    "bn_scale": "slimming",
+    "foad": "feature_distance",
+    "gradient": "taylor",
+    "obd": "hessian",
+    "osscar": "reconstruction",
+}
+criterion: Registry[Criterion] = Registry("criterion", "fxprune.criteria", CriterionError, _WORDS)
 """Registers a class of criteria under the name by which users ask for it."""

@@ -18,6 +18,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Registry", "registered_names"]
@@ -33,10 +34,13 @@ class Registry(Generic[T]):
         kind: what the things are, for messages.
         package: whose modules register them.
         error: raised for a name that nobody registered.
+        words: by other words of the field, the names that stand for them here.
     """
 
-    def __init__(self, kind: str, package: str, error: type[Exception]) -> None:
-        self._kind, self._package, self._error = kind, package, error
+    def __init__(
+        self, kind: str, package: str, error: type[Exception], words: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        self._kind, self._package, self._error, self._words = kind, package, error, words
         self._made: dict[str, Callable[..., T]] = {}
         self._complete = False
 
@@ -61,7 +65,9 @@ class Registry(Generic[T]):
 
     def unknown(self, name: str) -> str:
         """What to say of a name that nobody registered."""
-        near = difflib.get_close_matches(name, self._made, n=1, cutoff=0.5) or [n for n in self._made if name in n][:1]
+        known = [self._words[name.lower()]] if name.lower() in self._words else []
+        near = known or difflib.get_close_matches(name, self._made, n=1, cutoff=0.5)
+        near = near or [n for n in self._made if name in n][:1]
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         return f"unknown {self._kind} {name!r}; choose one of {', '.join(sorted(self._made))}{hint}"
 
