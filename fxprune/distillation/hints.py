@@ -149,7 +149,8 @@ def watched(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
 
     with ExitStack() as hooks:
         for path in dict.fromkeys(paths):
-            handle = network.get_submodule(path).register_forward_hook(remember(path))
+            # Where a module is not called, which its own method refuses, it is told below what to name instead.
+            handle = nn.Module.register_forward_hook(network.get_submodule(path), remember(path))
             hooks.callback(handle.remove)
         yield seen
 

@@ -27,6 +27,8 @@ FORMAT_VERSION = 2
 _HERE, _EXCHANGE = -100, 2
 # How often a folder that another takes the place of is opened again, and the wait, in seconds, where there is none.
 _TRIES, _PAUSE = 100, 0.02
+# How often a folder that is not there is looked for.
+_LOOKS = 5
 # Files of an open folder are found in it even where it has been renamed or replaced; not every system can do that.
 _BY_FOLDER = os.open in os.supports_dir_fd
 
@@ -280,7 +282,9 @@ def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
             try:
                 folder = SavedFolder(path, attempt)
             except (OSError, ValueError) as error:
-                if tries_left and _is_set_aside(path):
+                # It may have been set aside when it was opened, and be in place again when that is asked.
+                first = tries_left > _TRIES - _LOOKS and isinstance(error, FileNotFoundError)
+                if tries_left and (_is_set_aside(path) or (first and path.parent.is_dir())):
                     time.sleep(_PAUSE)
                     continue
                 raise ArtefactError(f"{path} is not a folder saved by fxprune: it cannot be opened") from error
