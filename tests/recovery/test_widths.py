@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.calibration import Calibration, Collector
 from fxprune.calibration.least_squares import Elimination
-from fxprune.criteria import Reconstruction
+from fxprune.capture.samples import Sample
+from fxprune.criteria import Reconstruction, judge
 from tests.criteria.calibrated import Small, batches, images, scores
 from tests.recovery.test_reconstruct import Lines
 
@@ -80,3 +82,59 @@ def test_streams_convolutions_and_flattened_maps_are_judged() -> None:
     assert report.achieved >= 0.4
     assert report.proof is not None
     assert report.recovery[0].left == {}
+
+
+class Sequences(nn.Module):
+    """A wide hidden layer over positions, beside a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.last = nn.Linear(5, 6), nn.Linear(6, 96), nn.Linear(96, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stream = self.stem(x)
+        return stream + self.last(torch.tanh(self.inner(stream)))
+
+
+def _sequences() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return Sequences().double(), torch.randn(16, 64, 5, dtype=torch.float64)
+
+
+def _scores(criterion: Reconstruction, model: nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
+    graph, data = fxprune.analyze(model, x[:2]), Calibration([x], Sample.from_input(x[:2]))
+    found = judge(criterion, graph, dict(model.state_dict()), Collector(graph, model, data))
+    assert isinstance(found, dict)
+    return {group.name: values for group, values in found.items()}
+
+
+def test_scores_of_a_wide_group_add_up_to_what_a_fit_without_its_units_leaves() -> None:
+    model, x = _sequences()
+    found = _scores(Reconstruction(ridge=0.0, positions=64), model, x)["inner"]
+    with torch.no_grad():
+        hidden, wanted = (value.flatten(0, 1) for value in (torch.tanh(model.inner(model.stem(x))), model(x)))
+        written = hidden @ model.last.weight.T
+    hidden, written, wanted = (value - value.mean(0) for value in (hidden, written, wanted))
+    gone = np.argsort(found)[:40]
+    rest = hidden[:, np.setdiff1d(np.arange(96), gone)]
+    residual = written - rest @ torch.linalg.lstsq(rest, written).solution
+    # No score is below that of a unit that goes before, so the sum may be a little more.
+    assert 0.999 < found[gone].sum() / float(residual.square().sum() / wanted.square().sum()) < 1.15
+
+
+def test_a_wide_layer_is_judged_by_enough_positions() -> None:
+    model, x = _sequences()
+    few = _scores(Reconstruction(positions=1), model, x)["inner"]
+    # Eight rows for each of 96 features are 48 of the 64 positions of 16 samples.
+    assert np.array_equal(few, _scores(Reconstruction(positions=48), model, x)["inner"])
+    assert not np.array_equal(few, _scores(Reconstruction(positions=64), model, x)["inner"])
+
+
+def test_groups_that_lose_nothing_are_not_looked_at() -> None:
+    model, x = _sequences()
+    options = {"criterion": "reconstruction", "calibration": [x], "budget": "channels"}
+    whole = fxprune.plan(model, x[:2], {"inner": 0.5}, **options)
+    inner = fxprune.plan(model, x[:2], 24 / 102, residual="inner", **options)
+    assert {n: len(u) for n, u in whole.groups.items()} == {"inner": 48}
+    assert {n: len(u) for n, u in inner.groups.items()} == {"inner": 72}
+    assert set(whole.groups["inner"]) < set(inner.groups["inner"])
