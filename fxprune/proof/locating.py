@@ -27,6 +27,7 @@ __all__ = [
     "MarkedRun",
     "NodeKeep",
     "first_difference",
+    "reads_about",
     "tables",
 ]
 
@@ -80,12 +81,12 @@ def tables(graph: fx.Graph) -> set[fx.Node]:
     """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if _reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
+        if reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
             found.add(node)
     return found
 
 
-def _reads_about(node: fx.Node) -> bool:
+def reads_about(node: fx.Node) -> bool:
     """Whether a node reads something about a tensor, and not its values."""
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _ABOUT

@@ -13,9 +13,16 @@ from torch.utils import _pytree as pytree
 
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-__all__ = ["call", "may_write", "on_tensors", "on_values"]
+__all__ = ["call", "call_name", "in_dtype", "may_write", "on_tensors", "on_values", "tensors_among"]
 
 _WRITES = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift".split())
+
+
+def call_name(node: fx.Node) -> str:
+    """The name of a method or function; an empty text for other nodes."""
+    if node.op not in ("call_method", "call_function"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def on_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Patterns", "like"]
+__all__ = ["Patterns", "domain_of", "like"]
 
 _PERIOD = 8191
 _STEP = 97
@@ -24,6 +24,7 @@ class Patterns:
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int) -> None:
         self.dtype = dtype
         self.device = device
+        self.one = torch.ones((), dtype=dtype, device=device)
         generator = torch.Generator().manual_seed(seed)
 
         def table(low: int, high: int, divisor: int) -> Tensor:
@@ -42,19 +43,15 @@ class Patterns:
         return self._cut("above" if positive else "whole", tensor.numel(), salt).view(tensor.shape)
 
     def activation(self, value: Tensor, salt: int) -> Tensor:
-        """Values in place of ``value``, of its shape and strides: as it is from 0 to 1, positive, or of both signs."""
+        """Values in place of ``value``, of its shape, strides and domain."""
         if value.is_complex():
             parts = [self._cut("any", value.numel(), salt + n).view(value.shape) for n in (0, 7)]
             return like(value, torch.complex(*parts))
-        low, high = value.aminmax()
-        name = "any" if low < 0 else "share" if high <= 1 else "positive"
-        return like(value, self._cut(name, value.numel(), salt).view(value.shape))
+        return like(value, self.drawn(domain_of(value), value.shape, salt))
 
-    def signed(self, like: Tensor, shape: Sequence[int], salt: int) -> Tensor:
-        """Values of both signs of a shape; in memory channels come last where they do so in ``like``."""
-        last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
-        values = self._cut("any", math.prod(shape), salt).view(list(shape))
-        return values.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    def drawn(self, domain: str, shape: Sequence[int], salt: int) -> Tensor:
+        """Values of a domain in a shape; a view that must not be written."""
+        return self._cut(domain, math.prod(shape), salt).view(list(shape))
 
     def _cut(self, name: str, count: int, salt: int) -> Tensor:
         offset = salt * _STEP % _PERIOD
@@ -63,6 +60,12 @@ class Patterns:
             table = table[:_PERIOD].repeat(-(-(offset + count) // _PERIOD))
             self._tables[name] = table
         return table[offset : offset + count]
+
+
+def domain_of(value: Tensor) -> str:
+    """Where values are: as "share" from 0 to 1, "positive", or of both signs."""
+    low, high = (bound.item() for bound in value.aminmax())
+    return "any" if low < 0 else "share" if high <= 1 else "positive"
 
 
 def like(value: Tensor, content: Tensor) -> Tensor:

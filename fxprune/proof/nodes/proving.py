@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,13 +25,14 @@ from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
+from fxprune.proof.nodes.drawing import Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns
 from fxprune.proof.nodes.programs import Programs, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.structure import Step, matched
-from fxprune.proof.nodes.walk import Setting, Tally, walk
+from fxprune.proof.nodes.walk import Tally, walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
 from fxprune.proof.rounding import rounding_levels
@@ -96,7 +97,7 @@ def prove_nodes(
         randomised=True,
         notes=tuple(dict.fromkeys(prover.notes)),
         seconds=time.perf_counter() - started,
-        nodes=tally.exact + tally.close + tally.over_kept + tally.structure,
+        nodes=tally.nodes,
         device=str(prover.device),
     )
 
@@ -143,7 +144,7 @@ class _Prover:
         self._steps = matched(pair)
         first, tally = self._first(pair)
         self.tally.add(tally)
-        second = self._second(pair, first, tally)
+        second = None if tally.at_any_size else self._second(pair, first)
         # Both are compared where both rows and sides are not those of the trace.
         sample = second or first
         self._check_object(pair, sample)
@@ -198,14 +199,14 @@ class _Prover:
                 reason = reason or error
         raise reason or UnjudgedError("there is no sample")
 
-    def _second(self, pair: Pair, first: Sample, tally: Tally) -> Sample | None:
+    def _second(self, pair: Pair, first: Sample) -> Sample | None:
         """Another sample at which every node can be judged.
 
         Where a node differs at other sizes alone, what goes may be no whole channels there: whole networks tell.
         """
         for sample in other_samples(pair.sample, first, pair.full):
             try:
-                self._walk(pair, sample, tally.known)
+                self._walk(pair, sample)
             except (ProofError, UnjudgedError) as error:
                 if self._takes(pair, sample):
                     raise UnjudgedError(f"at other sizes, {error}") from error
@@ -225,7 +226,7 @@ class _Prover:
             self._last = pair, pair.at_full_width(self._copy)
         return self._last[1]
 
-    def _walk(self, pair: Pair, sample: Sample, known: Mapping[str, tuple[bool, bool]] | None = None) -> Tally:
+    def _walk(self, pair: Pair, sample: Sample) -> Tally:
         names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
         values = _bound(self._traced(pair), sample)
 
@@ -234,7 +235,7 @@ class _Prover:
             return self._paths.attribute(name) if constant is None else constant
 
         inputs = dict(zip(names, map(self._input, values), strict=True))
-        return walk(pair, Setting(attribute, self._keep, inputs, self._patterns, known), self._steps)
+        return walk(pair, Setting(attribute, self._keep, inputs, self._patterns), self._steps)
 
     def _input(self, value: Any) -> Any:
         def drawn(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from fxprune.errors import ProofError
+from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.pairs import Pair, described, fault, is_number, is_sizes
 
 __all__ = ["Step", "check_structure", "matched"]
@@ -126,12 +127,12 @@ class _Walk:
             if not is_number(node) or type(literal) is not type(node.meta["val"]) or literal != node.meta["val"]:
                 raise fault(self._pair, node, f"it became {literal!r}")
             return
-        kind = _name(node)
+        kind = call_name(node)
         if kind == "_assert":
             condition = images.get(node.all_input_nodes[0]) if node.all_input_nodes else node.args[0]
             allowed = condition is None or condition is True
         elif node.op == "get_attr":
-            allowed = all(_name(user) == _GATE for user in node.users)
+            allowed = all(call_name(user) == _GATE for user in node.users)
         else:
             allowed = is_number(node) and all(images.get(user) is None for user in node.users)
         if not allowed:
@@ -139,7 +140,7 @@ class _Walk:
 
     def _counterpart(self, node: fx.Node, written: tuple[fx.Node, ...]) -> fx.Node | None:
         """The written node that does the same: the last, or the one before the picks that cut what it gives."""
-        kind = _name(node)
+        kind = call_name(node)
         for other in reversed(written):
             if (kind in _SPLITS and other.target is torch.split) or self._does_the_same(node, other):
                 return other
@@ -170,14 +171,7 @@ class _Walk:
             self._numbers.add(node)
             return True
         # What is written to may be a view; anything else that is picked is picked by an index of the rewrite's own.
-        return node.target is torch.index_select or (node.target is operator.getitem and _name(step) == "setitem")
-
-
-def _name(node: fx.Node) -> str:
-    """The name of a method or function; an empty text for other nodes."""
-    if node.op not in ("call_method", "call_function"):
-        return ""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return node.target is torch.index_select or (node.target is operator.getitem and call_name(step) == "setitem")
 
 
 class _Arguments:
@@ -195,7 +189,7 @@ class _Arguments:
                 source = step.image.all_input_nodes[0] if step.written else step.image
                 self._check(step, self._operand(node.args[0], source))
             return
-        kind = _name(node)
+        kind = call_name(node)
         if kind == "getitem" and not _is_tensor(node.args[0]) and node.args[1] != other.args[1]:
             raise fault(self._pair, node, f"item {node.args[1]!r} became {other.args[1]!r}")
         if kind in _JUDGED_BY_VALUES:

@@ -1,0 +1,260 @@
+"""A node judged on values drawn for it alone, where no law tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.proof.locating import tables
+from fxprune.proof.masking import select
+from fxprune.proof.nodes.calls import call_name, may_write, tensors_among
+from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_silent
+from fxprune.proof.nodes.drawing import Setting, renewed
+from fxprune.proof.nodes.evaluating import WAYS, Evaluation, Result, Way
+from fxprune.proof.nodes.memory import Memory, sharing, written_by
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
+from fxprune.proof.nodes.structure import Step
+
+__all__ = ["ByValues", "Tally"]
+
+# Memory that was not written to has a shape and no values.
+_UNWRITTEN = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
+# What only cuts a tensor in pieces.
+_CUTS = frozenset("split split_with_sizes chunk tensor_split unbind unsafe_chunk unsafe_split".split())
+
+
+@dataclass
+class Tally:
+    """How nodes were judged.
+
+    Attributes:
+        by_law: for all values at once.
+        exact, close, over_kept: on values, to the bit, to the tolerance, and over what is kept alone.
+        structure: by their shapes, as they are random.
+        error: the largest difference.
+        at_any_size: whether all of it holds for inputs of all sizes.
+    """
+
+    by_law: int = 0
+    exact: int = 0
+    close: int = 0
+    over_kept: int = 0
+    structure: int = 0
+    error: float = 0.0
+    at_any_size: bool = True
+
+    def add(self, other: Tally) -> None:
+        """Count those of another graph, too."""
+        self.by_law += other.by_law
+        self.exact += other.exact
+        self.close += other.close
+        self.over_kept += other.over_kept
+        self.structure += other.structure
+        self.error = max(self.error, other.error)
+
+    @property
+    def nodes(self) -> int:
+        """How many were judged."""
+        return self.by_law + self.exact + self.close + self.over_kept + self.structure
+
+
+class ByValues:
+    """Judges nodes of a pair of graphs on values; ``claims`` grow with each."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        setting: Setting,
+        claims: dict[fx.Node, Claim],
+        owners: Mapping[fx.Node, fx.Node],
+        memory: Memory,
+    ) -> None:
+        self._pair, self._setting = pair, setting
+        self._claims, self._owners, self._memory = claims, owners, memory
+        self.evaluation = Evaluation(pair, setting, claims, owners)
+        self._tables = tables(pair.full)
+        self.tally = Tally()
+
+    def judge(self, step: Step) -> None:
+        """Judge one node; its claim is then among the others.
+
+        Raises:
+            ProofError: it differs.
+            UnjudgedError: it cannot be judged by itself.
+        """
+        kept: Kept = self.kept_of(step.full)
+        failures: list[str] = []
+        for way in WAYS[self._setting.patterns.dtype == torch.float64 :]:
+            if way.over_kept and not self._may_lose(step):
+                continue
+            result = self.evaluation.run(step, way)
+            if way is WAYS[0] and _is_inexact_tuple(step.full, result.full):
+                continue
+            if isinstance(result.full, Tensor):
+                self.check_fit(step.full, result.full.shape, kept)
+            text = self._differs(step, result, kept, way)
+            if not text:
+                self._accept(step, result, kept, way)
+                return
+            failures.append(text)
+        raise fault(self._pair, step.full, failures[min(len(failures), 2) - 1])
+
+    def check_fit(self, node: fx.Node, shape: Sequence[int], kept: Kept) -> None:
+        """What goes is known for the sizes of the trace: a dim of another size, such as a flattened map, is another.
+
+        Raises:
+            UnjudgedError: it has another size.
+        """
+        traced = node.meta["val"].shape if any(index is not None for index in kept) else ()
+        if len(kept) > len(shape) or any(k is not None and shape[d] != traced[d] for d, k in enumerate(kept)):
+            raise UnjudgedError(f"{node.name} is {tuple(shape)} here, and what goes is known of {tuple(traced)}")
+
+    def kept_of(self, node: fx.Node) -> Kept:
+        """What a node's value keeps, as the certificate says."""
+        if node.op == "get_attr":
+            return self._setting.keep.get(str(node.target), ())
+        return self._pair.kept.get(node.name, ())
+
+    def _lossy(self, step: Step) -> list[Claim]:
+        claims = map(self._claims.get, step.full.all_input_nodes)
+        return [claim for claim in claims if claim and (claim.is_lossy or claim.buried)]
+
+    def _may_lose(self, step: Step) -> bool:
+        """Whether anything that the node reads loses entries, all of them because of what goes before."""
+        lossy = self._lossy(step)
+        if any(not claim.caused for claim in lossy):
+            raise UnjudgedError(f"{step.full.name}: nothing shows why entries of what it reads go")
+        return bool(lossy) or step.full.op == "call_module"
+
+    def _differs(self, step: Step, result: Result, kept: Kept, way: Way) -> str:
+        node, full, narrow = step.full, result.full, result.narrow
+        if isinstance(full, Tensor):
+            if result.random or call_name(node) in _UNWRITTEN:
+                same = isinstance(narrow, Tensor) and select(full, kept).shape == narrow.shape
+                return "" if same else f"the shape is {getattr(narrow, 'shape', None)}"
+            return self._unlike(full, kept, narrow, way)
+        if isinstance(full, (bool, int, float)):
+            return "" if type(full) is type(narrow) and full == narrow else f"{full!r} became {narrow!r}"
+        whole = not isinstance(full, (tuple, list)) or isinstance(full, torch.Size)
+        return "" if whole or len(full) == len(narrow) else f"{len(full)} values became {len(narrow)}"
+
+    def _unlike(self, full: Tensor, kept: Kept, narrow: Any, way: Way) -> str:
+        """How the narrow value is not the kept part of the full one; an empty text where it is."""
+        found = difference(full, kept, narrow)
+        if not found.error <= way.tolerance:
+            return found.describe(way.tolerance)
+        self.tally.error = max(self.tally.error, found.error)
+        return ""
+
+    def _accept(self, step: Step, result: Result, kept: Kept, way: Way) -> None:
+        self._count(result, way)
+        node, full = step.full, result.full
+        self._check_written(step, result, way)
+        self._check_statistics(step, result)
+        if isinstance(full, Tensor):
+            self._claims[node] = self._claim(step, result, kept, way)
+            return
+        claim = Claim((full, result.narrow))
+        if isinstance(full, (tuple, list)) and tensors_among(full):
+            lossy = self._lossy(step)
+            if lossy or node.op == "call_module":
+                claim.caused = all(c.caused for c in lossy)
+                claim.buried = self._burying(
+                    step, {given: self._claims[given] for given in node.all_input_nodes if given in self._claims}
+                )
+        self._claims[node] = claim
+
+    def _claim(self, step: Step, result: Result, kept: Kept, way: Way) -> Claim:
+        node, full = step.full, result.full
+        claim = Claim((full, result.narrow), kept)
+        claim.silent = way.over_kept or is_silent(full, claim.lost)
+        if claim.is_lossy and not way.over_kept and node not in self._tables:
+            claim.caused = self._is_caused(step, claim)
+        if way.over_kept and not is_gone(full, claim.lost):
+            raise UnjudgedError(f"{node.name}: entries that should go stay")
+        if way.over_kept:
+            full = torch.nan_to_num(full, nan=0.0)
+        claim = Claim((full, result.narrow), kept, silent=claim.silent, caused=claim.caused)
+        if step.written:
+            return self.renewed(node, claim)
+        # A gate: the node before it stands for it, with the values that are known of that.
+        return claim.changed(self._setting.cast((full, result.narrow)))
+
+    def renewed(self, node: fx.Node, claim: Claim) -> Claim:
+        """A claim over values that are drawn anew where the node gives floats that hang on inputs or parameters."""
+        if node in self._tables:
+            return claim.changed(self._setting.cast(claim.values()))
+        return renewed(self._setting, node.name, claim)
+
+    def _is_caused(self, step: Step, claim: Claim) -> bool:
+        """Whether entries go because of what went before: they are zero where that is zero, or NaN where it is NaN."""
+        if claim.silent and (self._lossy(step) or step.full.op == "call_module"):
+            return True
+        try:
+            result = self.evaluation.run(step, WAYS[-1])
+        except UnjudgedError:
+            return False
+        return isinstance(result.full, Tensor) and is_gone(result.full, claim.lost)
+
+    def _burying(self, step: Step, known: Mapping[fx.Node, Claim]) -> Callable[[], Any]:
+        """What the node gives over what is kept alone, worked out when it is asked for."""
+        evaluation = Evaluation(self._pair, self._setting, known, dict(self._owners))
+        return lambda: evaluation.run(step, WAYS[-1]).full
+
+    def _check_statistics(self, step: Step, result: Result) -> None:
+        """A batch norm takes one step of training: its output and its new statistics are judged, too."""
+        if result.modules is None or not isinstance(result.modules[0], nn.modules.batchnorm._BatchNorm):
+            return
+        if not self._pair.training:
+            if not self._pair.both_modes:
+                return
+            found = ""
+            for way in WAYS[1:]:  # positions may be gone as well as channels, and statistics are then of what is kept
+                result = self.evaluation.run(step, way, training=True)
+                text = self._differs(step, result, self.kept_of(step.full), way)
+                if not text:
+                    break
+                found = found or text
+            else:
+                raise fault(self._pair, step.full, f"in training mode, {found}")
+        assert result.modules is not None
+        full, narrow = result.modules
+        for name, buffer in full._buffers.items():
+            kept = self._setting.keep.get(f"{step.full.target}.{name}", ())
+            if buffer is not None and (text := self._unlike(buffer, kept, narrow._buffers[name], WAYS[1])):
+                raise fault(self._pair, step.full, f"its {name} after a step of training: {text}")
+
+    def _check_written(self, step: Step, result: Result, way: Way) -> None:
+        """Notes whose memory the node's value shares, and judges again what it wrote to and others read later."""
+        node, writes = step.full, may_write(step.full, result.modules and result.modules[0])
+        shared = sharing(result) or ({written_by(node)} if writes else set())
+        members = self._memory.note(node, shared)
+        written = self._memory.rewritten(node, members, self._claims) if writes else None
+        if written is None or result.random or not isinstance(result.used[written][0], Tensor):
+            return
+        full, narrow = result.used[written]
+        kept, old = self.kept_of(written), self._claims[written]
+        if text := self._unlike(full, kept, narrow, way):
+            raise fault(self._pair, node, f"what it writes to {written.name}: {text}")
+        now = Claim((full, narrow), kept, caused=old.caused)
+        now.silent = is_silent(full, now.lost)
+        self._claims[written] = self.renewed(node, now)
+
+    def _count(self, result: Result, way: Way) -> None:
+        if result.random:
+            self.tally.structure += 1
+        elif way.over_kept:
+            self.tally.over_kept += 1
+        elif way.tolerance:
+            self.tally.close += 1
+        else:
+            self.tally.exact += 1
+
+
+def _is_inexact_tuple(node: fx.Node, value: Any) -> bool:
+    """Whether several tensors were computed, which are compared only where they are read."""
+    return isinstance(value, (tuple, list)) and bool(tensors_among(value)) and call_name(node) not in _CUTS

@@ -1,0 +1,113 @@
+"""Fresh values in both networks: of parameters and buffers, of what nodes give, and in the places of computed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.proof.masking import Keep, select
+from fxprune.proof.nodes.calls import in_dtype
+from fxprune.proof.nodes.claims import Claim, cut_shape, lost_entries
+from fxprune.proof.nodes.pairs import UnjudgedError
+from fxprune.proof.nodes.patterns import Patterns, domain_of, like
+from fxprune.util.paths import name_seed
+
+__all__ = ["Setting", "drawn", "held", "held_claim", "renewed"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a walk goes by besides the two graphs.
+
+    Attributes:
+        attribute: the full network's module or tensor by its full name.
+        keep: for every parameter and buffer, the kept indices of every dim; the pruned network is known to hold
+            exactly these entries.
+        inputs: by name of the graph's inputs, their values.
+        patterns: where values come from, in the type that they are in between nodes.
+    """
+
+    attribute: Callable[[str], Any]
+    keep: Keep
+    inputs: Mapping[str, Any]
+    patterns: Patterns
+
+    def cast(self, value: Any) -> Any:
+        """Nested values in the type that they have between nodes."""
+        return in_dtype(value, self.patterns.dtype)
+
+
+def held(setting: Setting, name: str, value: Tensor, narrow: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Values for a parameter or buffer of both networks; what goes is zero, but for running variances.
+
+    Raises:
+        UnjudgedError: the narrow network's tensor has another shape.
+    """
+    kept = setting.keep.get(name, ())
+    if narrow is not None and cut_shape(value.shape, kept) != tuple(narrow.shape):
+        raise UnjudgedError(f"{name} is {tuple(narrow.shape)} and should be {cut_shape(value.shape, kept)}")
+    full = _held(setting, name, value)
+    if not name.endswith("running_var") and (full.is_floating_point() or full.is_complex()):
+        for number, (dim, index) in enumerate(lost_entries(value, kept)):
+            full = full.index_fill(dim, index, 0) if number == 0 else full.index_fill_(dim, index, 0)
+    cut = select(full, kept)
+    return full, cut.clone() if cut is full else cut
+
+
+def _held(setting: Setting, name: str, value: Tensor) -> Tensor:
+    domain = _domain_held(name, value)
+    if not domain:
+        value = value.detach().clone()
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    full = setting.patterns.parameter(value, name_seed(name), positive=domain == "positive")
+    return full if isinstance(value, nn.Parameter) else full.clone()
+
+
+def _domain_held(name: str, value: Tensor) -> str:
+    """Where the values of a tensor are drawn from; "" for tables and masks, which mean something."""
+    drawn_anew = isinstance(value, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+    if not drawn_anew or not value.is_floating_point():
+        return ""
+    return "positive" if name.endswith("running_var") or (value.ndim < 2 and bool((value >= 0).all())) else "any"
+
+
+def held_claim(setting: Setting, name: str, value: Tensor, narrow: Tensor | None) -> Claim:
+    """The claim of a parameter or buffer that a graph reads."""
+    domain, silent = _domain_held(name, value), not name.endswith("running_var")
+    kept, like_it = setting.keep.get(name, ()), setting.patterns.one
+    if not domain or (narrow is not None and cut_shape(value.shape, kept) != tuple(narrow.shape)):
+        return Claim(held(setting, name, value, narrow), kept, silent=silent)
+
+    def values(claim: Claim) -> tuple[Tensor, Tensor]:
+        return held(setting, name, value, narrow)
+
+    return Claim(values, kept, shape=value.shape, domain=domain, silent=silent, like=like_it)
+
+
+def drawn(setting: Setting, name: str, claim: Claim) -> tuple[Tensor, Tensor]:
+    """Values of a node for which its claim holds, of the claim's shape and domain."""
+    assert claim.shape is not None
+    full = setting.patterns.drawn(claim.domain, claim.shape, name_seed(name)).clone()
+    for dim, index in lost_entries(full, claim.kept) if claim.silent else ():
+        full.index_fill_(dim, index, 0)
+    cut = select(full, claim.kept)
+    return full, cut.clone() if cut is full else cut
+
+
+def renewed(setting: Setting, name: str, claim: Claim) -> Claim:
+    """The claim over values drawn anew, where it is one of finite floats, of the shape, strides and domain of these."""
+    full, narrow = claim.values()
+    domain, cast = "", setting.cast(full)
+    floats = full.is_floating_point() or full.is_complex()
+    if floats and full.numel() and bool(torch.isfinite(full).all()):
+        domain = "" if full.is_complex() else domain_of(cast)
+        full = setting.patterns.activation(cast, name_seed(name))
+        for dim, index in claim.lost if claim.silent else ():
+            full.index_fill_(dim, index, 0)
+    elif full.dtype in (torch.float64, torch.complex128):
+        full = cast
+    return claim.changed((full, like(setting.cast(narrow), select(full, claim.kept))), domain)

@@ -1,0 +1,168 @@
+"""One node evaluated in both networks, on values for which the claims of what it reads hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.proof.locating import reads_about
+from fxprune.proof.nodes.calls import call, in_dtype, may_write, on_tensors, on_values, tensors_among
+from fxprune.proof.nodes.claims import Claim
+from fxprune.proof.nodes.drawing import Setting, held
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
+from fxprune.proof.nodes.structure import Step
+from fxprune.proof.running import modes
+
+__all__ = ["TOLERANCE", "WAYS", "Evaluation", "Result", "Way"]
+
+TOLERANCE = 1e-11
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How a node is tried: in which type, to which tolerance, and over kept entries alone or with all."""
+
+    dtype: torch.dtype
+    tolerance: float
+    over_kept: bool = False
+
+
+WAYS = (Way(torch.float32, 0.0), Way(torch.float64, TOLERANCE), Way(torch.float64, TOLERANCE, over_kept=True))
+
+
+@dataclass(eq=False)
+class Result:
+    """What a node gave in one way, and the values that it was called with, by node, as the call left them."""
+
+    full: Any
+    narrow: Any
+    used: dict[fx.Node, tuple[Any, Any]]
+    modules: tuple[nn.Module, nn.Module] | None
+    random: bool
+
+
+class Evaluation:
+    """Evaluates nodes of a pair of graphs; ``claims`` and ``owners`` grow while a walk goes on."""
+
+    def __init__(
+        self, pair: Pair, setting: Setting, claims: Mapping[fx.Node, Claim], owners: Mapping[fx.Node, fx.Node]
+    ) -> None:
+        """``owners``: by node of the rewritten graph, the captured one that it stands for."""
+        self._pair, self._setting = pair, setting
+        self._claims, self._owners = claims, owners
+
+    def run(self, step: Step, way: Way, training: bool | None = None) -> Result:
+        """The node in both networks; ``training``: the mode of modules, that of the graph by default.
+
+        Raises:
+            UnjudgedError: a call fails, or reads what is not known.
+        """
+        modules = self._modules(step, way, training)
+        used: dict[fx.Node, tuple[Any, Any]] = {}
+        full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
+        local: dict[fx.Node, Any] = {}
+
+        def narrow_value(given: fx.Node) -> Any:
+            if given in local:
+                return local[given]
+            owner = self._owners.get(given)
+            if owner is None or owner not in self._claims:
+                raise UnjudgedError(f"{given.name} is read and not known")
+            if owner not in used:
+                self._full_value(step, modules, way, used)(owner)
+            return used[owner][1]
+
+        for written in step.written:
+            if written.op == "get_attr":
+                local[written] = self._pair.named(written)[1]
+            else:
+                module = modules[1] if modules and written is step.counterpart else None
+                local[written], _ = self.called(written, module, narrow_value, Way(way.dtype, way.tolerance))
+        narrow = narrow_value(step.image) if isinstance(step.image, fx.Node) else step.image
+        return Result(full, narrow, used, modules, random)
+
+    def run_full(self, step: Step, way: Way) -> Result:
+        """The node in the full network alone."""
+        modules = self._modules(step, way, None)
+        used: dict[fx.Node, tuple[Any, Any]] = {}
+        full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
+        return Result(full, full, used, modules, random)
+
+    def _full_value(
+        self, step: Step, modules: Any, way: Way, used: dict[fx.Node, tuple[Any, Any]]
+    ) -> Callable[[fx.Node], Any]:
+        writes, about = may_write(step.full, modules and modules[0]), reads_about(step.full)
+
+        def value_of(given: fx.Node) -> Any:
+            if given not in used:
+                claim = self._claims[given]
+                full, narrow = claim.sized() if about else claim.values()
+                full = claim.over_kept() if way.over_kept and not about else full
+                pair = (in_dtype(full, way.dtype), in_dtype(narrow, way.dtype))
+                used[given] = _cloned(pair) if writes else pair
+            return used[given][0]
+
+        return value_of
+
+    def called(
+        self, node: fx.Node, module: nn.Module | None, value_of: Callable[[fx.Node], Any], way: Way
+    ) -> tuple[Any, bool]:
+        """What one call gives, and whether it drew random numbers."""
+        args, kwargs = on_values(node, value_of)
+        versions = [(tensor, tensor._version) for tensor in tensors_among((args, kwargs))]
+        state = self._random_state()
+        try:
+            if way.dtype == torch.float32:
+                result = call(node, args, kwargs, module)
+            else:
+                with modes(way.dtype, carry_nan=way.over_kept):
+                    result = call(node, args, kwargs, module)
+        except AssertionError as error:
+            raise UnjudgedError(f"{node.name} refuses these sizes: {error}") from error
+        except Exception as error:
+            raise UnjudgedError(f"{node.name}: {type(error).__name__}: {error}") from error
+        if not may_write(node, module) and any(tensor._version != version for tensor, version in versions):
+            raise UnjudgedError(f"{node.name} writes in place and does not say so")
+        return result, not torch.equal(state, self._random_state())
+
+    def _random_state(self) -> Tensor:
+        device = self._setting.patterns.device
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+    def modules(self, step: Step) -> tuple[nn.Module, nn.Module] | None:
+        """The modules that a node calls in both networks."""
+        if step.full.op != "call_module" or step.counterpart is None:
+            return None
+        return self._setting.attribute(str(step.full.target)), self._pair.named(step.counterpart)[1]
+
+    def _modules(self, step: Step, way: Way, training: bool | None) -> tuple[nn.Module, nn.Module] | None:
+        """The same over fresh values."""
+        found = self.modules(step)
+        if found is None:
+            return None
+        full, narrow = found
+        training = self._pair.training if training is None else training
+        tensors: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        for name, tensor in (*full._parameters.items(), *full._buffers.items()):
+            other = narrow._parameters.get(name, narrow._buffers.get(name))
+            if tensor is None or other is None:
+                tensors[0][name], tensors[1][name] = None, None
+                if tensor is not other:
+                    raise fault(self._pair, step.full, f"{name} is there in one network alone")
+                continue
+            tensors[0][name], tensors[1][name] = self._tensors(f"{step.full.target}.{name}", tensor, other, way)
+        return on_tensors(full, tensors[0], training), on_tensors(narrow, tensors[1], training)
+
+    def _tensors(self, name: str, full: Tensor, narrow: Tensor, way: Way) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = in_dtype(held(self._setting, name, full, narrow), way.dtype)
+        if not way.over_kept:
+            return pair
+        return Claim(pair, self._setting.keep.get(name, ())).over_kept(), pair[1]
+
+
+def _cloned(pair: tuple[Any, Any]) -> Any:
+    return fx.node.map_aggregate(pair, lambda v: v.clone() if isinstance(v, Tensor) else v)

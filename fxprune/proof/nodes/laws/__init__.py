@@ -1,0 +1,92 @@
+"""Laws: ops of torch whose claim follows from the claims of what they read, for all values at once."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
+from fxprune.proof.nodes.laws.moves import concatenated, permuted, sliced, viewed
+from fxprune.proof.nodes.laws.products import LAYERS, attention, linear, matmul
+from fxprune.proof.nodes.laws.reading import Reading, Verdict
+
+__all__ = ["Reading", "Verdict", "judged", "law_name"]
+
+_VIEWS = frozenset("view reshape flatten unflatten squeeze unsqueeze".split())
+_OTHERS = {
+    **dict.fromkeys("transpose permute swapaxes movedim t contiguous clone detach".split(), permuted),
+    **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
+    **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    "getitem": sliced,
+    "linear": linear,
+    "scaled_dot_product_attention": attention,
+}
+_SPACES = (torch, F, operator, torch._C._nn)
+_KNOWN = frozenset((*POINTWISE, *LOCAL, *_VIEWS, *_OTHERS))
+# By function, its name: another function may be called like one of torch.
+_FUNCTIONS = {
+    getattr(space, written): name
+    for name in _KNOWN
+    for written in (name, f"{name}_")
+    for space in _SPACES
+    if hasattr(space, written)
+}
+_POINTWISE_CLASSES = frozenset(getattr(nn, name) for name in POINTWISE_MODULES)
+_VIEW_CLASSES = {nn.Flatten: "flatten", nn.Unflatten: "unflatten"}
+
+
+def law_name(node: fx.Node) -> str:
+    """The name of the function or method of torch that has a law; an empty text for others."""
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target, "")
+    name = str(node.target)
+    name = name.removesuffix("_") if not name.endswith("__") else name
+    return name if node.op == "call_method" and name in _KNOWN else ""
+
+
+def judged(reading: Reading) -> Verdict | None:
+    """What the law of the op says; None where there is none, or where it does not apply."""
+    if reading.modules is not None:
+        return _judged_module(reading, type(reading.module))
+    name = law_name(reading.node)
+    if name in POINTWISE:
+        return pointwise(reading)
+    if not name or reading.writes:
+        return None
+    if name in LOCAL:
+        return local(reading, LOCAL[name])
+    return viewed(reading, name) if name in _VIEWS else _OTHERS[name](reading)
+
+
+def _judged_module(reading: Reading, kind: Any) -> Verdict | None:
+    assert reading.modules is not None
+    full, narrow = reading.modules
+    if type(narrow) is not kind or "forward" in vars(full) or len(reading.node.args) != 1 or reading.node.kwargs:
+        return None
+    verdict = None
+    if kind in LAYERS:
+        verdict = LAYERS[kind](reading)
+    elif kind in _VIEW_CLASSES:
+        verdict = viewed(reading, _VIEW_CLASSES[kind])
+    if verdict is None and has_same_attributes(full, narrow):
+        if kind in _POINTWISE_CLASSES:
+            verdict = pointwise(reading)
+        elif kind in LOCAL_MODULES:
+            verdict = local(reading, LOCAL_MODULES[kind])
+    return verdict
+
+
+_PLAIN = (type(None), bool, int, float, str, tuple, list)
+
+
+def has_same_attributes(full: nn.Module, narrow: nn.Module) -> bool:
+    """Whether all plain attributes of two modules are equal but the mode."""
+    ours, theirs = (
+        {n: v for n, v in vars(module).items() if isinstance(v, _PLAIN) and n != "training"}
+        for module in (full, narrow)
+    )
+    return ours == theirs

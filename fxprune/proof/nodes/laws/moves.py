@@ -1,0 +1,165 @@
+"""Ops that give entries another place: transposes, views, slices and concatenations, by arithmetic on indices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
+from fxprune.proof.nodes.laws.reading import Reading, Verdict, on_meta, widest
+
+__all__ = ["concatenated", "permuted", "sliced", "viewed"]
+
+_BY_DIMS = frozenset("flatten unflatten squeeze unsqueeze".split())
+
+
+def permuted(reading: Reading) -> Verdict | None:
+    """The dims in another order, or the same value."""
+    given = reading.tensor()
+    if given is None or given.shape is None or not reading.same:
+        return None
+    # No two dims are alike, so the result's sizes tell where each one went.
+    moved = reading.tried(lambda claim: on_meta(range(2, 2 + len(claim.shape or ()))))
+    if not isinstance(moved, Tensor) or sorted(moved.shape) != list(range(2, 2 + len(given.shape))):
+        return None
+    order = [size - 2 for size in moved.shape]
+    if not all(same_kept(at(given.kept, dim), at(reading.kept, place)) for place, dim in enumerate(order)):
+        return None
+    return Verdict([given.shape[dim] for dim in order], given.domain or "any", given.silent, shares=True)
+
+
+def viewed(reading: Reading, name: str) -> Verdict | None:
+    """Another shape of the same memory: blocks of dims with as many entries before and after keep the same entries."""
+    given = reading.tensor()
+    if given is None or given.shape is None:
+        return None
+    full = reading.tried(lambda claim: on_meta(claim.shape or ()))
+    narrow = reading.tried_narrow(lambda claim: on_meta(cut_shape(claim.shape or (), claim.kept)))
+    if not (isinstance(full, Tensor) and isinstance(narrow, Tensor)) or full.dtype != torch.float32:
+        return None
+    if tuple(narrow.shape) != cut_shape(full.shape, reading.kept):
+        return None
+    blocks = _blocks(given.shape, full.shape)
+    if blocks is None or not all(_keeps_alike(given.shape, given.kept, full.shape, reading.kept, *b) for b in blocks):
+        return None
+    by_dims = name in _BY_DIMS and reading.same
+    return Verdict(tuple(full.shape), given.domain or "any", given.silent, shares=True, at_any_size=by_dims)
+
+
+def _blocks(one: Sequence[int], other: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
+    """Groups of neighbouring dims, without those of one entry, with as many entries in both shapes."""
+    if math.prod(one) == 0:
+        return None
+    rest = [[dim for dim, size in enumerate(shape) if size != 1] for shape in (one, other)]
+    found = []
+    while rest[0]:
+        left, right = [rest[0].pop(0)], [rest[1].pop(0)]
+        sizes = [one[left[0]], other[right[0]]]
+        while sizes[0] != sizes[1]:
+            shorter = int(sizes[1] < sizes[0])
+            dim = rest[shorter].pop(0)
+            (left, right)[shorter].append(dim)
+            sizes[shorter] *= (one, other)[shorter][dim]
+        found.append((left, right))
+    return found
+
+
+def _keeps_alike(
+    one: Sequence[int], kept: Kept, other: Sequence[int], kept_after: Kept, left: list[int], right: list[int]
+) -> bool:
+    before, after = [at(kept, dim) for dim in left], [at(kept_after, dim) for dim in right]
+    if all(index is None for index in (*before, *after)):
+        return True
+    if len(left) == len(right) == 1:
+        return same_kept(before[0], after[0])
+    sides = [([one[d] for d in left], before), ([other[d] for d in right], after)]
+    return torch.equal(*(_numbered(sizes, index) for sizes, index in sides))
+
+
+def _numbered(sizes: Sequence[int], kept: Sequence[Tensor | None]) -> Tensor:
+    """The numbers of the entries that a block of dims keeps, in order."""
+    numbers = torch.arange(math.prod(sizes)).view(list(sizes))
+    for dim, index in enumerate(kept):
+        if index is not None:
+            numbers = numbers.index_select(dim, index.cpu())
+    return numbers.flatten()
+
+
+def sliced(reading: Reading) -> Verdict | None:
+    """Slices and single entries along dims that keep everything."""
+    given, index = reading.tensor(0, "self"), reading.argument(1, "index")
+    if given is None or given.shape is None or not reading.same:
+        return None
+    dims = _dims_left(index if isinstance(index, tuple) else (index,), len(given.shape))
+    if dims is None:
+        return None
+    touched = set(range(len(given.shape))) - {dim for dim, whole in dims if whole}
+    if any(at(given.kept, dim) is not None for dim in touched if dim is not None):
+        return None
+    expected = [at(given.kept, dim) if whole and dim is not None else None for dim, whole in dims]
+    result = reading.tried(lambda claim: on_meta(claim.shape or ()))
+    if not isinstance(result, Tensor) or result.ndim != len(dims):
+        return None
+    if not all(same_kept(index, at(reading.kept, place)) for place, index in enumerate(expected)):
+        return None
+    return Verdict(tuple(result.shape), given.domain or "any", given.silent, shares=True)
+
+
+def _dims_left(index: tuple[Any, ...], ndim: int) -> list[tuple[int | None, bool]] | None:
+    """For each dim of the result, the dim that it was, and whether all of that is taken."""
+    taken = sum(item is not None and item is not Ellipsis for item in index)
+    if sum(item is Ellipsis for item in index) > 1 or taken > ndim:
+        return None
+    if not any(item is Ellipsis for item in index):
+        index = (*index, Ellipsis)
+    found: list[tuple[int | None, bool]] = []
+    dims: Iterator[int] = iter(range(ndim))
+    for item in index:
+        if item is None:
+            found.append((None, False))
+        elif item is Ellipsis:
+            found += [(next(dims), True) for _ in range(ndim - taken)]
+        elif type(item) is slice:
+            found.append((next(dims), item == slice(None)))
+        elif type(item) is int:
+            next(dims)
+        else:
+            return None
+    return found
+
+
+def concatenated(reading: Reading) -> Verdict | None:
+    """Tensors end to end: the result keeps what its parts keep, one after another."""
+    parts, dim = reading.argument(0, "tensors"), reading.argument(1, "dim", 0)
+    if not isinstance(parts, (list, tuple)) or not parts or type(dim) is not int or not reading.same:
+        return None
+    if not all(isinstance(part, Claim) and part.shape and part.is_float for part in parts):
+        return None
+    ndim = len(parts[0].shape)
+    if any(len(part.shape) != ndim for part in parts) or len(reading.kept) > ndim:
+        return None
+    dim %= ndim
+    for place in range(ndim):
+        if place != dim and not all(same_kept(at(part.kept, place), at(reading.kept, place)) for part in parts):
+            return None
+    if not same_kept(_end_to_end(parts, dim), at(reading.kept, dim)):
+        return None
+    shape = [
+        sum(part.shape[dim] for part in parts) if place == dim else size for place, size in enumerate(parts[0].shape)
+    ]
+    silent = all(part.silent for part in parts if part.is_lossy)
+    return Verdict(shape, widest(parts), silent)
+
+
+def _end_to_end(parts: Iterable[Claim], dim: int) -> Tensor | None:
+    found, start, whole = [], 0, True
+    for part in parts:
+        size, index = (part.shape or ())[dim], at(part.kept, dim)
+        whole = whole and index is None
+        found.append(start + (torch.arange(size) if index is None else index.cpu()))
+        start += size
+    return None if whole else torch.cat(found)

@@ -1,0 +1,152 @@
+"""A node as laws look at it: what is known of the values that it reads, and its arguments in both networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.proof.masking import Keep
+from fxprune.proof.nodes.calls import call, may_write, on_values
+from fxprune.proof.nodes.claims import Claim, Kept
+from fxprune.proof.nodes.patterns import Patterns
+
+__all__ = ["Reading", "Verdict", "widest"]
+
+_DOMAINS = ("share", "positive", "any")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """That the claim of a node holds for all values, and what is known of its own.
+
+    Attributes:
+        shape: of the full value.
+        domain: where fresh values are drawn from.
+        silent: whether what goes is zero.
+        shares: whether it may share memory with what it reads.
+        at_any_size: whether this was shown for inputs of all sizes.
+        over_kept: whether what goes was left out of a norm, instead of being zero there.
+    """
+
+    shape: Sequence[int]
+    domain: str = "any"
+    silent: bool = True
+    shares: bool = False
+    at_any_size: bool = True
+    over_kept: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One call in both networks.
+
+    Attributes:
+        node: the call in the captured graph.
+        other: the call in the rewritten one.
+        kept: what its value keeps, as the certificate says.
+        claims: of the captured graph's nodes.
+        owners: by node of the rewritten graph, the captured node that it stands for.
+        images: the other way round.
+        modules: of both networks, where the call is one of a module.
+        keep: what every parameter and buffer keeps.
+        patterns: where values come from.
+    """
+
+    node: fx.Node
+    other: fx.Node
+    kept: Kept
+    claims: Mapping[fx.Node, Claim]
+    owners: Mapping[fx.Node, fx.Node]
+    images: Mapping[fx.Node, Any]
+    modules: tuple[nn.Module, nn.Module] | None
+    keep: Keep
+    patterns: Patterns
+
+    @property
+    def module(self) -> Any:
+        """The full network's module."""
+        return None if self.modules is None else self.modules[0]
+
+    @property
+    def narrow_module(self) -> Any:
+        """The rewritten network's module."""
+        return None if self.modules is None else self.modules[1]
+
+    @cached_property
+    def operands(self) -> list[Claim]:
+        """The claims of what it reads."""
+        return [self.claims[given] for given in self.node.all_input_nodes]
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes to what it reads."""
+        return may_write(self.node, self.module)
+
+    @cached_property
+    def same(self) -> bool:
+        """Whether both calls have the same literals, and read the same nodes."""
+        args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), self.images.get)
+        return bool(args == self.other.args and kwargs == self.other.kwargs)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument: a literal, a number, or the claim of a tensor."""
+        args, kwargs = self.node.args, self.node.kwargs
+        given = args[position] if position < len(args) else kwargs.get(name, default)
+        return fx.node.map_arg(given, self._claim_or_number)
+
+    def tensor(self, position: int = 0, name: str = "input") -> Claim | None:
+        """The claim of a floating tensor among the arguments."""
+        found = self.argument(position, name)
+        return found if isinstance(found, Claim) and found.shape is not None and found.is_float else None
+
+    def kept_of(self, name: str) -> Kept | None:
+        """What one of the module's tensors keeps; None where it has none of that name."""
+        return None if self.tensors_of(name)[0] is None else self.keep.get(f"{self.node.target}.{name}", ())
+
+    def tensors_of(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """One of the module's tensors in both networks."""
+        assert self.modules is not None
+        full, narrow = (module._parameters.get(name, module._buffers.get(name)) for module in self.modules)
+        return full, narrow
+
+    def tried(self, value_of: Callable[[Claim], Any]) -> Any:
+        """What the full network's call gives for values in the places of tensors; None where it raises."""
+        return self._called(self.node, self.module, lambda n: _value(self.claims[n], value_of, narrow=False))
+
+    def tried_narrow(self, value_of: Callable[[Claim], Any]) -> Any:
+        """The same of the rewritten call."""
+        return self._called(
+            self.other, self.narrow_module, lambda n: _value(self.claims[self.owners[n]], value_of, narrow=True)
+        )
+
+    def _called(self, node: fx.Node, module: nn.Module | None, value_of: Callable[[fx.Node], Any]) -> Any:
+        try:
+            args, kwargs = on_values(node, value_of)
+            return call(node, args, kwargs, module)
+        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError):
+            return None
+
+    def _claim_or_number(self, given: fx.Node) -> Any:
+        claim = self.claims[given]
+        return claim.full if claim.shape is None else claim
+
+
+def _value(claim: Claim, value_of: Callable[[Claim], Any], *, narrow: bool) -> Any:
+    if claim.shape is None:
+        return claim.narrow if narrow else claim.full
+    return value_of(claim)
+
+
+def widest(operands: Sequence[Claim]) -> str:
+    """A domain that holds the values of all operands."""
+    return max((claim.domain or "any" for claim in operands), key=_DOMAINS.index, default="any")
+
+
+def on_meta(shape: Sequence[int]) -> Tensor:
+    """A tensor without values."""
+    return torch.empty(list(shape), device="meta")

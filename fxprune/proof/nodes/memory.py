@@ -1,0 +1,80 @@
+"""Which nodes share memory, and who reads later what a node writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from torch import fx
+
+from fxprune.proof.nodes.calls import tensors_among
+from fxprune.proof.nodes.evaluating import Result
+from fxprune.proof.nodes.pairs import UnjudgedError
+
+__all__ = ["Memory", "sharing", "written_by"]
+
+
+class Memory:
+    """The nodes of a captured graph by the memory that their values lie in, and when each is read last."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._last = _last_users(graph)
+        self._families: dict[fx.Node, set[fx.Node]] = {}
+
+    def note(self, node: fx.Node, shared: Iterable[fx.Node]) -> set[fx.Node]:
+        """Say that a node's value lies in the memory of others; returns all that share it."""
+        members: set[fx.Node] = set()
+        for given in shared:
+            members |= self._families.get(given, {given})
+        family = members | {node}
+        for member in family:
+            self._families[member] = family
+        return members
+
+    def rewritten(self, node: fx.Node, members: Collection[fx.Node], live: Collection[fx.Node]) -> fx.Node | None:
+        """The node whose value a write changes for those that read it later; None where nobody does.
+
+        ``live``: nodes whose values are still known.
+
+        Raises:
+            UnjudgedError: others share the memory, and are read later.
+        """
+        written = written_by(node)
+        later = {member for member in members if member in live and not self._dies_at(member, node)}
+        for member in later - {written}:
+            raise UnjudgedError(f"{node.name} writes to memory that {member.name} shares and others read later")
+        return written if written in later else None
+
+    def dying(self, node: fx.Node) -> Collection[fx.Node]:
+        """The nodes that nobody reads after ``node``."""
+        return self._last.get(node, ())
+
+    def _dies_at(self, member: fx.Node, node: fx.Node) -> bool:
+        return member.op != "get_attr" and member in self._last.get(node, ())
+
+
+def sharing(result: Result) -> set[fx.Node]:
+    """The nodes whose memory a result lies in."""
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_among(result.full)}
+    return {
+        given
+        for given, (full, _) in result.used.items()
+        if any(tensor.untyped_storage()._cdata in storages for tensor in tensors_among(full))
+    }
+
+
+def written_by(node: fx.Node) -> fx.Node:
+    """The node whose memory one that writes in place writes to."""
+    out = node.kwargs.get("out")
+    return out if isinstance(out, fx.Node) else node.all_input_nodes[0]
+
+
+def _last_users(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """By node, the nodes that it is the last to read."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        for given in (*node.all_input_nodes, *(() if node.users else (node,))):
+            if given not in seen:
+                seen.add(given)
+                found.setdefault(node, []).append(given)
+    return found
