@@ -48,9 +48,7 @@ def shuffled() -> Rewritten:
 
 # Views and picks by numbers are judged at two sizes; laws hold at all.
 @pytest.mark.parametrize(("make", "batch_sizes"), [(mixed, (2,)), (shuffled, (2, 17))])
-def test_a_right_rewrite_is_proven_node_by_node(
-    make: Callable[[], Rewritten], batch_sizes: tuple[int, ...]
-) -> None:
+def test_a_right_rewrite_is_proven_node_by_node(make: Callable[[], Rewritten], batch_sizes: tuple[int, ...]) -> None:
     given = make()
     proof = proven(given)
     assert proof.nodes >= sum(len(pair.full.nodes) for pair in given.pairs) - 8
