@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import ModeError
+from fxprune.errors import CaptureError, ModeError, ModelError
 
 COUNT: ContextVar[int] = ContextVar("COUNT", default=0)
 STEPS = threading.local()
@@ -154,6 +154,43 @@ def test_a_question_about_layout_keeps_two_channels() -> None:
     pruned = fxprune.compile(Layout().eval(), torch.randn(2, 3, 8, 8), 0.7, max_ratio=1.0)
     assert _width(pruned, "first") == 2
     assert _width(pruned, "second") < 16
+
+
+class AsksLayout(nn.Module):
+    """Goes one way where what is made in the middle is contiguous, and another where it is not."""
+
+    def __init__(self, middle: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm, self.middle = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), middle
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.middle(self, self.first(x))
+        h = h.clamp(max=0.1) if h.is_contiguous() else h * 3
+        return self.last(h) if h.shape[-1] == 8 else h.mean((1, 2, 3))
+
+
+def tokens(_: nn.Module, h: Tensor) -> Tensor:
+    return h.flatten(2).permute(0, 2, 1)
+
+
+def test_a_question_about_the_layout_behind_a_norm_is_proven() -> None:
+    model = AsksLayout(lambda net, h: net.norm(tokens(net, h))).eval()
+    assert _width(fxprune.compile(model, torch.randn(2, 3, 4, 4), 0.5), "first") < 8
+
+
+def test_a_question_about_the_layout_of_every_second_channel_keeps_all() -> None:
+    model = AsksLayout(lambda net, h: torch.cat([net.first(h.new_ones(2, 3, 4, 4)), h], 1)[:, ::2]).eval()
+    with pytest.raises(ModelError, match="memory format of a part"):
+        fxprune.compile(model, torch.randn(2, 3, 4, 4), 0.5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_layout_that_attention_gives_is_no_question_to_decide_on(bias: bool) -> None:
+    model = AsksLayout(lambda net, h: net.attention(*[tokens(net, h)] * 3)[0])
+    model.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=bias)
+    with pytest.raises(CaptureError, match=r"memory format .* call \.contiguous\(\)"):
+        fxprune.compile(model.eval(), torch.randn(2, 3, 4, 4), 0.3)
 
 
 class Threshold(nn.Module):

@@ -86,8 +86,8 @@ class Analyzer:
             return None
         if is_check(node):
             return None
-        if node.target == "is_contiguous":  # a dim of one element has no order
-            self._call(node)[0].keeps_two(_flat(self.axes[node.all_input_nodes[0]]))
+        if node.target == "is_contiguous":
+            self._keep_layout(node)
             return None
         value = node.meta["val"]
         if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
@@ -95,6 +95,15 @@ class Analyzer:
                 self._pin_arguments(node, self._border("output"))
             return None
         return self._apply_rule(node)
+
+    def _keep_layout(self, node: fx.Node) -> None:
+        """Keep what the answer of a question on a memory format hangs on: that dims have an order, and gaps."""
+        (tensor,) = node.all_input_nodes
+        while tensor.all_input_nodes and _has_gaps(tensor.meta["val"]):
+            for part in (node, tensor):
+                self._pin_arguments(part, "the forward asks for the memory format of a part of a tensor")
+            node, tensor = tensor, tensor.all_input_nodes[0]
+        self._call(node)[0].keeps_two(_flat(self.axes[tensor]))  # a dim of one element has no order
 
     def _border(self, side: str) -> str:
         whose = f"the {side} of {self._part}, which an opaque module calls" if self._part else f"the network's {side}"
@@ -192,6 +201,17 @@ class Analyzer:
         """Pin several axes."""
         for axis in axes:
             self.solver.pin(axis, reason, cause)
+
+
+def _has_gaps(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is not all of a block of memory, each place once."""
+    dims = sorted(zip(tensor.stride(), tensor.shape, strict=True))
+    dense = 1
+    for stride, size in dims:
+        if size > 1 and stride != dense:
+            return True
+        dense *= size
+    return False
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -320,8 +320,7 @@ class Task:
             recorder.output(value)
             return left
         except Exception as error:  # the forward is the user's own code: anything may come out of it
-            words = str(error) if isinstance(error, FxpruneError) else _in_words(error)
-            message = f"{_where(error, recorder)}: {words}"
+            message = f"{_where(error, recorder)}: {error if isinstance(error, FxpruneError) else _in_words(error)}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
             if self.written:  # what was put in their places
@@ -337,7 +336,9 @@ class Task:
             if path in self.opaque:
                 return recorder.call_opaque(path, self._in_precision(next(supply[path])), args, kwargs)
             if lowering.is_lowered(module):
-                return _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
+                value = _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
+                recorder.node_of(value[0]).meta["layer"] = "MultiheadAttention"
+                return value
             if module is not copy and self.is_leaf(module):
                 return recorder.call_module(path, module, original, args, kwargs)
             return _inside(recorder, path, original, module, args, kwargs)
@@ -368,9 +369,8 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
 
 
 def _in_words(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
     # torch tells its own developers how a kernel that needs data might be registered.
-    return VALUES_DECIDE if "data-independent" in text else text
+    return VALUES_DECIDE if "data-independent" in str(error) else f"{type(error).__name__}: {error}"
 
 
 def _where(error: BaseException, recorder: Recorder) -> str:

@@ -17,11 +17,14 @@ from fxprune.capture import sources
 from fxprune.capture.lowering import holds_tensor
 from fxprune.capture.numbers import Traced, plain, size_of
 from fxprune.capture.samples import IMAGE_DIMS
+from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
 __all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "is_written_down", "refuses_sizes"]
 
 REFUSAL = "this network was made for "
+# Layers and functions with a kernel of their own for inference, or one for each device.
+_KERNELS = {"multi_head_attention_forward", "scaled_dot_product_attention", "MultiheadAttention", "LSTM", "GRU", "RNN"}
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _SYMBOLS |= {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**"}
 
@@ -161,13 +164,35 @@ class Decisions:
         return self._squeezed[node]
 
     def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
-        """Check that a tensor is contiguous, or that it is not; weights of few dims never change."""
+        """Check that a tensor is contiguous, or that it is not; weights of few dims never change.
+
+        Raises:
+            CaptureError: it hangs on which of its kernels an attention or recurrent layer takes.
+        """
         if node.op == "get_attr" and node.meta["val"].dim() not in IMAGE_DIMS:
             return
+        if kernel := self._kernel_before(node):
+            message = (
+                f"the forward asks for the memory format of what {kernel.name} gives, which is its kernel's choice"
+            )
+            raise CaptureError(f"{message}: call .contiguous() first")
         asked = self._new("call_method", "is_contiguous", (node,), kwargs, answer)
         condition = asked if answer else self._new("call_function", operator.not_, (asked,), {}, True)
         text = f"{REFUSAL}another memory format: {sources.source_line()} asks for that of {node.name}"
         self._new("call_function", torch._assert, (condition, text), {}, None)
+
+    def _kernel_before(self, node: fx.Node) -> fx.Node | None:
+        """A call before the node of which torch has several kernels, each with a memory format of its own."""
+        pending, seen = [node], set[fx.Node]()
+        while pending:
+            top = pending.pop()
+            name = top.meta.get("layer") or (canonical_name(top.target) if top.op != "placeholder" else "")
+            if name in _KERNELS:
+                return top
+            if name not in ("contiguous", "size") and top not in seen:
+                pending += top.all_input_nodes
+            seen.add(top)
+        return None
 
     def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
         """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""

@@ -6,7 +6,7 @@ part keeps its class, and what lies inside it is looked at in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -91,7 +91,8 @@ def capture_parts(
     """Capture what can be captured, after ``failure`` of the whole.
 
     Raises:
-        CaptureError: ``failure`` again where nothing inside can be traced either.
+        CaptureError: ``failure`` again where nothing inside can be traced either, or code that stays as it is asks for
+            the memory format of a tensor, which a graph around or inside it may give otherwise.
     """
     if any(t.is_meta for t in model.parameters()):
         raise failure
@@ -105,8 +106,21 @@ def capture_parts(
     main.islands = tuple(inner)
     if not main.islands and "" in main.opaque:
         raise failure
+    _refuse_layouts(main, recorded)
     main.opaque_macs = {path: _own_macs(main, path, recorded) for path in main.opaque}
     return main
+
+
+def _refuse_layouts(main: Captured, recorded: Mapping[str, Calls]) -> None:
+    islands = tuple(map(island_path, main.islands))
+    for path in (path for path, calls in recorded.items() if calls.asks_layout):
+        if _is_inside(path, tuple(main.opaque)) and not _is_inside(path, islands):
+            message = "code that cannot be traced asks for the memory format of a tensor: call .contiguous() instead"
+            raise CaptureError(message, path=path)
+
+
+def _is_inside(path: str, parts: Sequence[str]) -> bool:
+    return any(not part or path == part or path.startswith(f"{part}.") for part in parts)
 
 
 def _own_macs(main: Captured, path: str, recorded: Mapping[str, Calls]) -> float:

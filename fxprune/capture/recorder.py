@@ -257,7 +257,7 @@ class Recorder(TorchFunctionMode):
             if value is None:
                 value = self._compute(lambda *a, **k: original(module, *a, **k), args, kwargs)
         self._in_leaf = False
-        self._call("call_module", path, args, kwargs, value)
+        self._call("call_module", path, args, kwargs, value).meta["layer"] = type(module).__name__
         return value
 
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:

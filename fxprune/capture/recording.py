@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,13 +22,29 @@ _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.de
 class Calls:
     """Calls of one submodule: arguments of the first, results of all, and the modules that were running at each.
 
-    ``macs``: multiply-accumulates of all calls together.
+    ``macs``: multiply-accumulates of all calls together. ``asks_layout``: whether its own code asked a tensor for its
+    memory format.
     """
 
     sample: Sample
     macs: float = 0.0
+    asks_layout: bool = False
     results: list[Any] = field(default_factory=list)
     stacks: list[tuple[str, ...]] = field(default_factory=list)
+
+
+class _Questions(TorchFunctionMode):
+    """Notes the modules whose own code asks for memory formats."""
+
+    def __init__(self, stack: list[str]) -> None:
+        super().__init__()
+        self.asking: set[str] = set()
+        self._stack = stack
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("is_contiguous", "stride") and self._stack:
+            self.asking.add(self._stack[-1])
+        return func(*args, **kwargs or {})
 
 
 def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) -> dict[str, Calls]:
@@ -39,7 +56,7 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
     twin = private_copy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
-    counter = FlopCounterMode(display=False)
+    counter, questions = FlopCounterMode(display=False), _Questions(stack)
     for path, module in twin.named_modules():
 
         def before(_: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
@@ -56,8 +73,10 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)
     # Code of training mode may hang hooks on gradients, which there must be.
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training), counter:
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training), counter, questions:
         sample.call(twin)
+    for path in questions.asking:
+        found[path].asks_layout = True
     return found
 
 

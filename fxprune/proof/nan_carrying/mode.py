@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import ProofError
@@ -75,7 +76,27 @@ def _handled(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[st
             f"{func} meets removed positions, and how they pass through it is unknown: the proof cannot speak for it"
         )
     result = handler(Call(func, args, kwargs))
-    return args[0].copy_(result) if in_place else result
+    return args[0].copy_(result) if in_place else _laid_out(result, func, args, kwargs)
+
+
+def _laid_out(result: Any, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result in the memory format that the operator gives, for which the network may ask."""
+    try:
+        given = func(*_on_meta(args), **_on_meta(kwargs))
+    except (NotImplementedError, RuntimeError):  # not every operator can say what it gives
+        return result
+    return pytree.tree_map(_like, result, given)
+
+
+def _on_meta(tree: Any) -> Any:
+    return pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), tree)
+
+
+def _like(result: Any, given: Any) -> Any:
+    both = isinstance(result, torch.Tensor) and isinstance(given, torch.Tensor) and result.shape == given.shape
+    if not both or result.stride() == given.stride():
+        return result
+    return torch.empty_strided(given.shape, given.stride(), dtype=result.dtype, device=result.device).copy_(result)
 
 
 @functools.cache

@@ -131,13 +131,9 @@ CACHES: dict[str, Habit] = {
         "type(self).held = getattr(type(self), 'held', None)",
     ),
     "global": Habit(
-        """
-        global TABLE
-        if TABLE is None:
-            TABLE = torch.linspace(0, 1, 64)
-        $y = $x * TABLE[:$n].to($x)$w
-        """,
-        above="TABLE = None",
+        "$y = $x * table()[:$n].to($x)$w",
+        above="TABLE = None\ndef table():\n    global TABLE\n    if TABLE is None:\n"
+        "        TABLE = torch.linspace(0, 1, 64)\n    return TABLE",
     ),
     "shape_recipe": Habit(
         "$y = $x.reshape(recipe(tuple($x.shape))).tanh().reshape($x.shape)",
