@@ -259,11 +259,19 @@ class Conditions:
             (t.dtype for t in ours[1].values() if _is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
         )
         limit = max(_ROUGH.get(narrow or torch.float32, 0.1), _OWN_ERRORS * known.error)
+        if narrow and not found.error <= limit:
+            limit = max(limit, _OWN_ERRORS * self._movement(probe, theirs[0], torch.finfo(narrow).eps))
         if limit >= 1:
-            return f"values not compared {name}: the original's own error there is {known.error:.1g}"
+            return f"values not compared {name}: rounding alone makes an error of {limit / _OWN_ERRORS:.1g} there"
         if not found.error <= limit:
             raise ProofError(f"{name}: {found.describe(limit)} from its answer in float64 on {probe.label}")
         return ""
+
+    def _movement(self, probe: Probe, answer: Leaves, change: float) -> float:
+        """How far the pruned network's answer moves in the proof's type if its parameters move by ``change``."""
+        narrow = private_copy(self.pruned, self.dtype)
+        move_parameters(narrow, change, self.seed)
+        return _error_between(answer, evaluate(narrow, probe, self.dtype, seed=self.seed)).error
 
     def _plain(self, module: nn.Module, probe: Probe, dtype: torch.dtype | None) -> Leaves:
         """The outputs of a private copy without any promotion."""
