@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ class _Questions(TorchFunctionMode):
         self._stack = stack
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("is_contiguous", "stride") and self._stack:
+        asks = getattr(func, "__name__", "") in ("is_contiguous", "stride") and self._stack
+        if asks and not sys._getframe(1).f_globals.get("__name__", "").startswith(("torch.", "fxprune.")):
             self.asking.add(self._stack[-1])
         return func(*args, **kwargs or {})
 
