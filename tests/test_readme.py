@@ -19,6 +19,14 @@ def marked(kind: str) -> str:
     return found[1]
 
 
+def test_the_first_example_trains_prunes_and_prints_both_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    exec(compile(marked("example: front"), "README.md", "exec"), {"__name__": "__main__"})
+    before, after = (float(line.rstrip("%")) for line in capsys.readouterr().out.split())
+    assert before > 90
+    assert after > before - 2
+
+
 def test_the_python_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,9 +18,8 @@ from fxprune.axes.expressions import Channels
 from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
-from fxprune.keeping.fitting import sizes_of
 from fxprune.keeping.running import check_equal
-from fxprune.keeping.slots import Slot, slots_of
+from fxprune.keeping.slots import Slot, sizes_of, slots_of
 from fxprune.util.copies import private_copy
 
 __all__ = ["Change", "configure", "finish"]

@@ -11,9 +11,8 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from torch import fx, nn
 
 from fxprune.analysis.groups import Group, PinnedWidth
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels, Concat, Product, variables
+from fxprune.axes.elements import kept_mask
+from fxprune.axes.expressions import Axis, Channels, variables
 from fxprune.capture.objects import CopiedObject
 from fxprune.capture.tracing import attempt
-from fxprune.keeping.slots import Slot, slots_of
+from fxprune.keeping.slots import Masks, Pairs, Slot, columns_of, sizes, slots_of
 from fxprune.rewriting import Certificate, certified
 from fxprune.rewriting.slicing import kept_indices, sliced
 from fxprune.rules import is_leaf
@@ -34,13 +33,11 @@ from fxprune.rules.ops import named_tensors
 from fxprune.util.copies import deep_copy
 from fxprune.util.paths import ModelPaths, attribute, is_held
 
-__all__ = ["Held", "Rules", "fitted", "in_words", "narrowed", "sizes_of"]
+__all__ = ["Held", "Rules", "fitted", "in_words", "narrowed"]
 
-Masks = Mapping[Channels, Mask]
 Held = dict[Group, PinnedWidth]
 # Which attribute of which class holds a size: found once, for all modules of the class.
 Rules = dict[tuple[type, tuple[str, ...]], None]
-Pairs = set[tuple[int, int]]
 _MOST_PAIRS = 60  # of two attributes that are tried together
 
 
@@ -94,26 +91,6 @@ def _take_attributes(part: nn.Module, narrow: nn.Module) -> None:
             own[name] = value
 
 
-def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
-    """Kept sizes by full size, of every dim of a tensor and of runs of its factors."""
-    found: dict[int, set[int]] = defaultdict(set)
-    for axes in graph.tensors.values():
-        for old, new in (pair for axis in axes for pair in sizes(axis, masks)):
-            found[old].add(new)
-    return found
-
-
-def sizes(axis: Axis, masks: Masks) -> Pairs:
-    """Full and kept size of a resolved axis, of runs of its factors, and of its parts."""
-    found = {(axis.size, int(kept_mask(axis, masks).sum()))}
-    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Concat) else ()
-    if isinstance(axis, Product):
-        factors = [(factor.size, int(kept_mask(factor, masks).sum())) for factor in axis.factors]
-        for start, end in itertools.combinations(range(len(factors) + 1), 2):
-            found.add((prod(old for old, _ in factors[start:end]), prod(new for _, new in factors[start:end])))
-    return found.union(*(sizes(part, masks) for part in parts))
-
-
 @dataclass
 class Fit:
     """The search for the attributes of one copy."""
@@ -124,14 +101,22 @@ class Fit:
     certificate: Certificate
     rules: Rules
     order: dict[str, tuple[int, fx.Node]] = field(init=False)
+    changed: set[Any] = field(default_factory=set)  # slots that have their new number, which may be another's old one
 
     def __post_init__(self) -> None:
         nodes = self.certificate.captured.graph.nodes
         self.order = {node.name: (number, node) for number, node in enumerate(nodes)}
         self.paths = ModelPaths(self.copy)
         self.by_module: dict[str, list[fx.Node]] = defaultdict(list)
+        self.between: dict[str, set[fx.Node]] = defaultdict(set)  # what the children of a module hand on
         for node in nodes:
             self.by_module[node.meta.get("module", "")].append(node)
+            for user in node.users:
+                path = _common(node.meta.get("module", ""), user.meta.get("module", ""))
+                self.between[path].add(node)
+                while path and isinstance(self.paths.module(path), (nn.Sequential, nn.ModuleList)):
+                    path = path.rpartition(".")[0]
+                    self.between[path].add(node)
 
     def solve(self) -> Held:
         """Set attributes until the forward gives the kept sizes; the groups of the call at which it does not."""
@@ -143,7 +128,31 @@ class Fit:
             if further is None:
                 return self._culprits(node)
             at, node = further
+        self._follow_unread()
         return self._unlike_attention()
+
+    def _follow_unread(self) -> None:
+        """Give numbers that the forward does not read (``num_features``) the new size where only one can be meant.
+
+        That is one of the sizes between a module's own children; where the forward then goes another way, none changes.
+        """
+        changes = list[tuple[Slot, int, int]]()
+        for path, module in self.copy.named_modules():
+            known: dict[int, set[int]] = defaultdict(set)
+            for old, new in () if is_leaf(module) else self._sizes_between(path):
+                known[old].add(new)
+            for column in columns_of(module, path):
+                if all(len(known[slot.value]) == 1 and slot.identity not in self.changed for slot in column):
+                    changes += [(slot, slot.value, next(iter(known[slot.value]))) for slot in column]
+        for slot, _, new in changes:
+            slot.set(new)
+        if changes and self._reached()[1] is not None:
+            for slot, old, _ in changes:
+                slot.set(old)
+
+    def _sizes_between(self, path: str) -> Pairs:
+        axes = (axis for node in self.between[path] for axis in _flat(self.graph.axes.get(node)))
+        return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
 
     def _unlike_attention(self) -> Held:
         """The groups that torch's attention has no attributes for: its forward wants one width all through.
@@ -193,9 +202,11 @@ class Fit:
         image = self.certificate.images.get(node)
         if not isinstance(image, fx.Node) or (image.op, image.target) != (narrow.op, narrow.target):
             return True
-        given = [*_leaves(image.args), *_leaves(image.kwargs)]
-        own = [*_leaves(narrow.args), *_leaves(narrow.kwargs)]
-        return len(given) != len(own) or all(map(_agree, given, own))
+        if image.kwargs.keys() != narrow.kwargs.keys():  # a default, such as attention's scale, that follows a width
+            return False
+        values = [(image.args, narrow.args), *((image.kwargs[name], narrow.kwargs[name]) for name in image.kwargs)]
+        both = [(_leaves(given), _leaves(own)) for given, own in values]
+        return all(len(given) != len(own) or all(map(_agree, given, own)) for given, own in both)
 
     def _has_sizes(self, axes: Any, value: Any) -> bool:
         if isinstance(value, torch.Tensor) and isinstance(axes, tuple):
@@ -220,6 +231,7 @@ class Fit:
                 for slot, _ in changes:
                     cls = type(self.paths.module(slot.owner))
                     self.rules[cls, slot.place] = None
+                    self.changed.add(slot.identity)
                     self._spread(cls, slot.place)
                 return self._reached()
             for (slot, _), old in zip(changes, before, strict=True):
@@ -266,8 +278,9 @@ class Fit:
                 pairs = {pair for node in self.by_module[path] for pair in self._pairs(node)}
                 for slot in slots_of(module, path):
                     wanted = {new for old, new in pairs if old == slot.value}
-                    if slot.place == place and len(wanted) == 1:
+                    if slot.place == place and len(wanted) == 1 and slot.identity not in self.changed:
                         slot.set(*wanted)
+                        self.changed.add(slot.identity)
 
     # -- sizes ------------------------------------------------------------------------------------------------------
 
@@ -324,6 +337,12 @@ class Fit:
         return PinnedWidth(
             first.tensor, first.dim, group.size, reason, f"{_words(node)} at {node.meta.get('source', '')}"
         )
+
+
+def _common(a: str, b: str) -> str:
+    """The path of the innermost module that holds both."""
+    both = zip(a.split("."), b.split("."), strict=False)
+    return ".".join(x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
 
 def _set_width(attention: nn.MultiheadAttention, width: int) -> None:

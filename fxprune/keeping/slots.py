@@ -1,16 +1,26 @@
-"""Where a model keeps its sizes: whole numbers in attributes of modules, and in what these hold."""
+"""Where a model keeps its sizes: whole numbers in attributes of modules, and in what these hold; and which they may be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Slot", "slots_of"]
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.expressions import Axis, Channels, Concat, Product
+
+__all__ = ["Masks", "Pairs", "Slot", "columns_of", "sizes", "sizes_of", "slots_of"]
+
+Masks = Mapping[Channels, Mask]
+Pairs = set[tuple[int, int]]
 
 # What holds no sizes of a network, or holds much else.
 _SKIPPED = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, str, bytes, torch.Generator)
@@ -72,3 +82,34 @@ def _in_table(table: dict[Any, Any], owner: str, place: tuple[str, ...], depth: 
             inner = value if type(value) is dict else getattr(value, "__dict__", None)
             if isinstance(inner, dict) and not (place == () and str(key).startswith("_")):
                 yield from _in_table(inner, owner, here, depth - 1, seen | {id(value)})
+
+
+def columns_of(module: nn.Module, owner: str) -> Iterator[list[Slot]]:
+    """Numbers of one kind: each attribute by itself, and each column of a list of dicts (the stages of a backbone)."""
+    for key, value in vars(module).items():
+        if type(value) is int:
+            yield [Slot(owner, (key,), vars(module), key)]
+        elif type(value) in (list, tuple) and value and all(type(row) is dict for row in value):
+            for name, entry in value[0].items():
+                if type(entry) is int and all(type(row.get(name)) is int for row in value):
+                    yield [Slot(owner, (key, str(i), str(name)), row, name) for i, row in enumerate(value)]
+
+
+def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
+    """Kept sizes by full size, of every dim of a tensor and of runs of its factors."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for axes in graph.tensors.values():
+        for old, new in (pair for axis in axes for pair in sizes(axis, masks)):
+            found[old].add(new)
+    return found
+
+
+def sizes(axis: Axis, masks: Masks) -> Pairs:
+    """Full and kept size of a resolved axis, of runs of its factors, and of its parts."""
+    found = {(axis.size, int(kept_mask(axis, masks).sum()))}
+    parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Concat) else ()
+    if isinstance(axis, Product):
+        factors = [(factor.size, int(kept_mask(factor, masks).sum())) for factor in axis.factors]
+        for start, end in itertools.combinations(range(len(factors) + 1), 2):
+            found.add((prod(old for old, _ in factors[start:end]), prod(new for _, new in factors[start:end])))
+    return found.union(*(sizes(part, masks) for part in parts))

@@ -105,6 +105,83 @@ def test_a_resnet_keeps_its_class_and_its_hooks() -> None:
     assert create_feature_extractor(pruned, ["layer4"])(x)["layer4"].shape == seen[0]
 
 
+class Staged(nn.Module):
+    """Numbers that the forward does not read, and a table of the stages, one of whose columns is no width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = 64
+        self.feature_info = [{"num_chs": n, "reduction": r} for n, r in ((16, 1), (32, 16), (64, 32))]
+        self.stages = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 1), nn.Conv2d(32, 64, 1))
+        self.fc = nn.Linear(self.num_features, 5)
+
+    def reset_classifier(self, classes: int) -> None:
+        self.fc = nn.Linear(self.num_features, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.stages(x).mean((2, 3)))
+
+
+def test_numbers_that_no_forward_reads_follow_where_only_one_width_can_be_meant() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    shares = {"stages.0": 0.25, "stages.1": 0.5, "stages.2": 0.25}
+    pruned: Any = fxprune.compile(Staged().eval(), x, shares, keep_class=True)
+    assert pruned.num_features == 48
+    assert [tuple(row.values()) for row in pruned.feature_info] == [(12, 1), (16, 16), (48, 32)]
+    pruned.reset_classifier(3)
+    assert pruned(x).shape == (2, 3)
+
+
+class Implicit(nn.Module):
+    """Attention whose scale is a default that follows the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.width = 2, 8
+        self.qkv, self.out = nn.Linear(6, 48), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.out(mixed.reshape(*x.shape[:2], self.heads * self.width))
+
+
+def test_a_default_that_follows_a_width_holds_it() -> None:
+    model, x = Implicit().eval(), torch.randn(2, 5, 6)
+    pruned: Any = fxprune.compile(model, x, 0.2, keep_class=True, round_to=1)
+    assert pruned.heads == 1
+    assert pruned.width == 8
+
+
+class Chain(nn.Module):
+    """The new width of one layer is the old width of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Named(a, b) for a, b in ((6, 32), (32, 16), (16, 8), (8, 4)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Named(nn.Module):
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.into, self.out = into, out
+        self.weight = nn.Parameter(torch.randn(out, into))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight.reshape(self.out, -1))
+
+
+def test_a_new_width_that_is_anothers_old_one_is_not_changed_again() -> None:
+    shares = {"layers.0*": 0.5, "layers.1*": 0.5, "layers.2*": 0.5}
+    pruned: Any = fxprune.compile(Chain().eval(), torch.randn(2, 6), shares, keep_class=True)
+    assert [layer.out for layer in pruned.layers] == [16, 8, 4, 4]
+
+
 def test_attributes_and_the_configuration_say_the_new_sizes() -> None:
     torch.manual_seed(0)
     model, x = Blocks(SimpleNamespace(hidden=24, heads=4, inner=32)).eval(), torch.randn(2, 5, 6)
