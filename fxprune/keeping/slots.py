@@ -1,4 +1,4 @@
-"""Where a model keeps its sizes: whole numbers in attributes of modules, and in what these hold; and which they may be."""
+"""Where a model keeps its sizes (numbers in attributes of modules, and in what these hold), and how sizes shrink."""
 
 from __future__ import annotations
 
