@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,37 @@ from fxprune.capture.settings import NewNode, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.errors import CaptureError
 
-__all__ = ["Arguments"]
+__all__ = ["Arguments", "as_torch_names_them"]
+
+# What numpy calls an argument, for which torch's parser takes it.
+_NUMPY = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
+
+
+@cache
+def _names(func: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of a function's arguments, and of those tensors that come first, over all of its overloads."""
+    if isinstance(func, types.FunctionType):
+        own = tuple(inspect.signature(func).parameters)
+        return frozenset(own), frozenset(own[:1])
+    found: set[str] = set()
+    first: set[str] = set()
+    for schema in torch._C._jit_get_schemas_for_operator(f"aten::{getattr(func, '__name__', '')}"):
+        names = ["input" if argument.name == "self" else argument.name for argument in schema.arguments]
+        tensors = ["Tensor" in str(argument.type) for argument in schema.arguments]
+        found.update(names if any(tensors) else ())  # others are of numbers, under names of their own
+        first.update(names[:1] if any(tensors[:1]) else ())
+    return frozenset(found), frozenset(first)
+
+
+def as_torch_names_them(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments under the names of torch's documentation, and a first tensor in the first place."""
+    if args and _NUMPY.keys().isdisjoint(kwargs):
+        return args, kwargs
+    names, first = _names(func)
+    known = names | {"input"} if args else names
+    kwargs = {_NUMPY[n] if n in _NUMPY and n not in names and _NUMPY[n] in known else n: v for n, v in kwargs.items()}
+    place = None if args else next((name for name in kwargs if name in first), None)
+    return (args, kwargs) if place is None else ((kwargs.pop(place),), kwargs)
 
 
 class Arguments:

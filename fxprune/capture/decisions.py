@@ -141,7 +141,7 @@ class Decisions:
         """Check what the number of a tensor's dims hangs on: the sizes of one that ``squeeze`` took away before."""
         for squeeze in self._squeezes(node):
             shape = cast(fx.Node, squeeze.args[0]).meta["val"].shape
-            named = squeeze.kwargs.get("dim", squeeze.kwargs.get("axis", range(len(shape))))
+            named = squeeze.kwargs.get("dim", range(len(shape)))
             dims = squeeze.args[1] if len(squeeze.args) > 1 else named
             for dim in [dims] if isinstance(dims, int) else cast(Any, dims):
                 size = int(shape[dim])
@@ -197,10 +197,7 @@ class Decisions:
     def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
         """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""
         position = 1 if name == "unbind" else 2
-        dim = (
-            kwargs.get("dim", kwargs.get("axis", args[position] if len(args) > position else 0))
-            % node.meta["val"].dim()
-        )
+        dim = kwargs.get("dim", args[position] if len(args) > position else 0) % node.meta["val"].dim()
         size = size_of(node, dim, int(node.meta["val"].shape[dim]))
         named = (kwargs[key] for key in ("split_size", "split_size_or_sections", "chunks") if key in kwargs)
         argument = args[1] if len(args) > 1 else next(named, None)

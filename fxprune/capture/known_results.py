@@ -55,7 +55,7 @@ def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, A
     if not args:
         return None
     if name in (lowering.PACK, lowering.PAD):
-        return lowering.known(name, args)
+        return lowering.known(name, args, kwargs)
     if name == "linear" and not kwargs and len(args) in (2, 3):
         return _linear_of(*args[:2])
     if name == "cat" and not kwargs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -159,11 +159,11 @@ def padded(
     return data.new_empty(*sizes, *data.shape[1:]), torch.empty(batch, dtype=torch.int64, device="meta")
 
 
-def known(name: str, args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+def known(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     """What a function that packs or pads gives, or None for any other."""
     if name == PACK:
-        return packed(*args)
-    return padded(*args) if name == PAD else None
+        return packed(*args, **kwargs)
+    return padded(*args, **kwargs) if name == PAD else None
 
 
 def batch_of(sequence: PackedSequence) -> int:

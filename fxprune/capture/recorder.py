@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxprune.capture import known_results, lowering, masked, recording, settings, sources
-from fxprune.capture.arguments import Arguments
+from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
@@ -41,8 +41,6 @@ from fxprune.rules.ops import canonical_name
 from fxprune.util.copies import HELD_TENSOR
 
 _NODE = "_fxprune_node"
-# First arguments of the few functions whose ``input`` is not the first one.
-_BEFORE_INPUT = frozenset({"condition", "sorted_sequence", "self"})
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
@@ -123,9 +121,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if not args and "input" in kwargs and _BEFORE_INPUT.isdisjoint(kwargs):
-            args, kwargs = (kwargs["input"],), {key: value for key, value in kwargs.items() if key != "input"}
+        args, kwargs = as_torch_names_them(func, args, kwargs) if kwargs else (args, {})
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._read_attribute(getter_name(func), func, args)
@@ -196,7 +192,7 @@ class Recorder(TorchFunctionMode):
         if name in ("dim", "ndimension"):
             self._decisions.add_rank(self.node_of(args[0]))
         if name == "size":
-            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
             shape = self._shape(args[0])
             return shape if dim is None else shape[int(dim)]
         if name in ("numel", "nelement"):

@@ -21,7 +21,6 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "a_min": ("min",),
     "arrays": ("tensors",),
     "axes": ("dims",),
-    "axis": ("dim",),
     "axis0": ("dim0",),
     "axis1": ("dim1",),
     "batch1": ("mat1",),
@@ -29,9 +28,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "chunks": ("split_size_or_sections",),
     "dims": ("repeats",),
     "exponent": ("other",),
-    "indices": ("split_size_or_sections",),
+    "indices": ("split_size_or_sections", "weight"),
     "indices_or_sections": ("split_size_or_sections",),
-    "keepdims": ("keepdim",),
     "mat": ("mat1",),
     "mat1": ("input",),
     "mat2": ("other",),
@@ -45,8 +43,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "vec": ("other", "mat2"),
     "vec2": ("other",),
     "x": ("input",),
-    "x1": ("input",),
-    "x2": ("other",),
+    "y": ("other",),
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.errors import SampleError
@@ -217,3 +218,29 @@ def test_a_wrong_number_of_arguments() -> None:
         fxprune.compile(Two(), vector(), 0.3)
     with pytest.raises(SampleError, match="unexpected keyword argument 'middle'"):
         fxprune.compile(Two(), {"left": vector(), "right": vector(), "middle": vector()}, 0.3)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda h: torch.cat(torch.chunk(x=h, chunks=2, axis=1)[::-1], 1),
+        lambda h: torch.cat(torch.split(tensor=h, split_size_or_sections=4, dim=1)[::-1], 1),
+        lambda h: h.view(h.size(axis=0), h.size(axis=1), 1).sum(axis=-1) + torch.relu_(input=h.clone()),
+        lambda h: torch.add(a=h, x2=torch.neg_(x=h.sigmoid())),
+    ],
+    ids=["chunk", "split", "size", "in place"],
+)
+def test_arguments_under_any_name_that_torch_takes(middle: Callable[[Tensor], Tensor]) -> None:
+    width = middle(torch.ones(2, 8)).shape[1]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(width, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(middle(self.first(x)))
+
+    pruned = fxprune.compile(Net().eval(), torch.randn(2, 5), 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] < 8
+    pruned(torch.randn(7, 5))

@@ -1,0 +1,179 @@
+"""Each op of the corpus means the same where its arguments are given by keyword, by numpy's names or by position."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxprune.analysis.solving import analyze_capture
+from fxprune.capture.capturing import Captured, capture
+from fxprune.capture.samples import Sample
+from fxprune.capture.tracing import attempt
+from fxprune.rules import has_rule, is_leaf, rule_names
+from fxprune.rules.ops import canonical_name, drop_unread
+from tests.rules.cases import Case
+from tests.rules.corpus import CASES
+from tests.rules.prepared import BATCHES, built, sampled
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+# Other names that torch's own parser takes.
+NUMPY = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a", "x1", "input"), "other": ("x2", "other")}
+WAYS = ("keywords", "positions")
+
+
+@cache
+def overloads(func: Any) -> tuple[tuple[str, ...], ...]:
+    """Names of the arguments that have a position, for each way to call a function."""
+    if isinstance(func, types.FunctionType):
+        taken = inspect.signature(func, follow_wrapped=False).parameters.values()
+        named = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in taken)
+        return (tuple(p.name for p in taken),) if named else ()
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{func.__name__}")
+    return tuple(
+        tuple("input" if a.name == "self" else a.name for a in schema.arguments if not a.kwarg_only)
+        for schema in schemas
+    )
+
+
+def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Arguments]:
+    """The arguments of a call in another way, for each overload whose names fit."""
+    first = 0 if isinstance(func, (types.FunctionType, types.BuiltinFunctionType)) else 1
+    for names in overloads(func):
+        given = (*args[: len(names) - 1], args[len(names) - 1 :]) if len(args) > len(names) > first else args
+        by_name = dict(zip(names, given, strict=False))
+        if len(given) > len(names) or by_name.keys() & kwargs.keys():
+            continue
+        by_name |= kwargs
+        if way == "positions":
+            front = [by_name.pop(name) for name in names[: len(given)]]
+            while len(front) < len(names) and names[len(front)] in by_name:
+                front.append(by_name.pop(names[len(front)]))
+        else:
+            front = [by_name.pop(name) for name in names[:first]]
+        if (tuple(front), by_name) != (args, kwargs):
+            yield from ((tuple(front), named) for named in renamed(by_name, way))
+
+
+def renamed(by_name: dict[str, Any], way: str) -> Iterator[dict[str, Any]]:
+    """Keywords under one of numpy's names each, where torch may take that, and as they are."""
+    if way == "keywords":
+        other = {n: NUMPY[n][len(by_name) % len(NUMPY[n])] for n in by_name if n in NUMPY}
+        yield {other.get(name, name): value for name, value in by_name.items()}
+    yield by_name
+
+
+def key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func, tuple(map(type, args)), tuple(kwargs)
+
+
+class Learning(TorchFunctionMode):
+    """Notes how else torch takes each call: the number of an overload, for a call and a way."""
+
+    def __init__(self, taken: dict[Any, int]) -> None:
+        super().__init__()
+        self.taken = taken
+        self.met: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "__")
+        for way in WAYS if not name.startswith("__") else ():
+            call = key(func, args, kwargs), way
+            number = self.taken[call] if call in self.taken else self._number(func, way, args, kwargs)
+            if number is not None:
+                self.met.add((func, way))
+                self.taken[call] = number
+        return func(*args, **kwargs)
+
+    def _number(self, func: Any, way: str, args: Any, kwargs: Any) -> int | None:
+        calls = enumerate(worded(func, way, args, kwargs))
+        return next((number for number, (front, by_name) in calls if self._takes(func, front, by_name)), None)
+
+    @staticmethod
+    def _takes(func: Any, front: tuple[Any, ...], by_name: dict[str, Any]) -> bool:
+        front, by_name = pytree.tree_map_only(torch.Tensor, torch.clone, (front, by_name))
+        try:
+            func(*front, **by_name)
+        except (TypeError, RuntimeError):
+            return False
+        return True
+
+
+class Wording(TorchFunctionMode):
+    """Gives the arguments of each call in another way, where torch takes it."""
+
+    def __init__(self, taken: dict[Any, int], way: str) -> None:
+        super().__init__()
+        self.taken, self.way = taken, way
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        number = self.taken.get((key(func, args, kwargs), self.way))
+        if number is not None:
+            args, kwargs = list(worded(func, self.way, args, kwargs))[number]
+        return func(*args, **kwargs)
+
+
+def chosen() -> tuple[dict[Any, int], list[tuple[Case, list[str]]]]:
+    """How torch takes each call, and cases and ways that together have each of them once."""
+    taken: dict[Any, int] = {}
+    cases, seen = [], set()
+    for case in CASES:
+        net, learning = built(case), Learning(taken)
+        with torch.no_grad(), learning:
+            net(*sampled(case, BATCHES[0]))
+        if ways := [way for way in WAYS if any(w == way for _, w in learning.met - seen)]:
+            cases.append((case, ways))
+        seen |= learning.met
+    return taken, cases
+
+
+TAKEN, WORDED = chosen()
+
+
+def solved(net: nn.Module, like: Captured) -> list[str]:
+    """What an analysis finds, as text in which variables are numbered."""
+    graph, failure = attempt(net, like)
+    assert failure is None
+    drop_unread(graph)
+    found = analyze_capture(replace(like, graph=graph), net, None)
+    numbers: dict[str, str] = {}
+    axes = [f"{name}: {axes}" for name, axes in sorted(found.tensors.items())]
+    numbered = [
+        re.sub(r"[a-z]\w*(?=:\d)", lambda found: numbers.setdefault(found[0], f"v{len(numbers)}"), line)
+        for line in axes
+    ]
+    return [*(op.reason for op in found.opaque), *numbered, *(f"{p.tensor} {p.dim}" for p in found.pinned)]
+
+
+@pytest.mark.parametrize(("case", "ways"), WORDED, ids=[case.name for case, _ in WORDED])
+def test_a_call_means_the_same_in_other_words(case: Case, ways: list[str]) -> None:
+    net, sample = built(case), Sample(sampled(case, BATCHES[0]), {})
+    plain = type(net).forward
+    like = capture(net, sample, keeps=has_rule, is_leaf=is_leaf)
+    expected = solved(net, like)
+    for way in ways:
+        wording = Wording(TAKEN, way)
+
+        def forward(self: Any, *args: Any, wording: Wording = wording, **kwargs: Any) -> Any:
+            with wording:
+                return plain(self, *args, **kwargs)
+
+        net.__class__ = type("Worded", (type(net),), {"forward": forward})
+        assert solved(net, like) == expected
+
+
+def test_most_rules_are_called_in_other_words() -> None:
+    reached = {canonical_name(call[0]) for call, way in TAKEN if way == "keywords"}
+    assert len(reached.intersection(rule_names())) > 420
