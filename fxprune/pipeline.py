@@ -389,12 +389,16 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
 
 @contextmanager
 def _garbage_collection(wanted: bool) -> Iterator[None]:
-    """Without automatic garbage collection, unless it is wanted."""
-    collects = gc.isenabled()
+    """Without automatic garbage collection, or where it is wanted, of what is made from now on alone."""
+    collects, freezes = gc.isenabled(), wanted and not gc.get_freeze_count()
     if not wanted:
         gc.disable()
+    if freezes:
+        gc.freeze()
     try:
         yield
     finally:
+        if freezes:
+            gc.unfreeze()
         if collects:
             gc.enable()

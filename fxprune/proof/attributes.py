@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType
@@ -11,13 +12,21 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.util.copies import deep_copy
 from fxprune.util.paths import Parts
 
-__all__ = ["check_attributes", "check_code"]
+__all__ = ["check_attributes", "check_code", "runs_its_graph"]
 
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
+_CALLED = (
+    "forward",
+    "__call__",
+    "_wrapped_call",
+    "_call_impl",
+    "_wrapped_call_impl",
+    "__getattr__",
+    "__getattribute__",
+)
 _MODES = ("train", "eval")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
 
@@ -167,13 +176,29 @@ def check_code(pruned: nn.Module) -> None:
     Raises:
         ProofError: a method is another one than that of a copy.
     """
-    twin = deep_copy(pruned, lambda tensor: tensor)
     for path, module in pruned.named_modules():
         if isinstance(module, fx.GraphModule):
-            made = vars(type(twin.get_submodule(path)))
+            parts = (*module.modules(), *module.parameters(), *module.buffers())
+            made = vars(type(copy.deepcopy(module, {id(part): part for part in parts if part is not module})))
             for name in sorted(vars(type(module)).keys() | made.keys()):
                 if not _same_code(vars(type(module)).get(name), made.get(name)):
                     raise _error(f"{path or 'the pruned network'}: its method {name!r} is not what its graph says")
+
+
+def runs_its_graph(pruned: nn.Module, graph: fx.Graph) -> bool:
+    """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, and nothing around it."""
+    forward = getattr(type(pruned), "forward", None)
+    if not isinstance(pruned, fx.GraphModule) or pruned.graph is not graph or not isinstance(forward, FunctionType):
+        return False
+    between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
+    if any(name in vars(cls) for cls in between for name in _CALLED):
+        return False
+    printed = graph.python_code("self")
+    names: dict[str, Any] = dict(printed.globals)
+    exec(compile(printed.src, "<graph>", "exec"), names)
+    if not _same_code(forward, names["forward"]):
+        return False
+    return all(forward.__globals__.get(name) is value for name, value in printed.globals.items())
 
 
 def _same_code(ours: Any, theirs: Any) -> bool:

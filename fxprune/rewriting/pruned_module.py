@@ -34,7 +34,8 @@ class PrunedGraphModule(PartsModule):
     _kept_out: tuple[str, ...]
     _modes: dict[str, Any]
     _mode: bool
-    _forwards: dict[int, Callable[..., Any]]
+    # By id of a graph, the forward that was made of it, and its source.
+    _forwards: dict[int, tuple[Callable[..., Any], str]]
 
     def __init__(
         self,
@@ -65,7 +66,6 @@ class PrunedGraphModule(PartsModule):
         for name, graph in self._graphs.items():
             if "_" in name:
                 self._forward_of(graph)
-        self.recompile()
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
@@ -117,7 +117,11 @@ class PrunedGraphModule(PartsModule):
         fitting = self._fitting()
         self._mode = fitting[0] if len(fitting) == 1 else training
         wanted = self._graph_of(self._mode, 0)
-        if self._graph is not wanted:
+        if self._graph is not wanted and id(wanted) in self._forwards:
+            self._graph = wanted
+            forward, self._code = self._forwards[id(wanted)]
+            self._set_forward(forward)
+        elif self._graph is not wanted:
             self.graph = wanted
 
     def _fitting(self) -> list[bool]:
@@ -152,10 +156,15 @@ class PrunedGraphModule(PartsModule):
     def recompile(self) -> Any:
         """Make ``forward`` from the graph anew."""
         code = super().recompile()
-        if self._count() > 1 or self._modes["flags"]:
-            cls: Any = type(self)
-            cls.forward = _choosing(cls.forward)
+        if len(self._graph.nodes):
+            forward = type(self).forward
+            self._forwards[id(self._graph)] = forward, self._code
+            self._set_forward(forward)
         return code
+
+    def _set_forward(self, forward: Callable[..., Any]) -> None:
+        cls: Any = type(self)
+        cls.forward = _choosing(forward) if self._count() > 1 or self._modes["flags"] else forward
 
     def forwards(self, present: Callable[..., Any]) -> list[Callable[..., Any]]:
         """The forwards of the mode in force, for inputs of several sizes; ``present``: that of the graph in place."""
@@ -168,8 +177,9 @@ class PrunedGraphModule(PartsModule):
     def _forward_of(self, graph: fx.Graph) -> Callable[..., Any]:
         if id(graph) not in self._forwards:
             self._replace_targets(graph)
-            self._forwards[id(graph)] = type(fx.GraphModule(self, copied_graph(graph))).forward
-        return self._forwards[id(graph)]
+            made = fx.GraphModule(self, copied_graph(graph))
+            self._forwards[id(graph)] = type(made).forward, made.code
+        return self._forwards[id(graph)][0]
 
     def for_sizes_of(self, *args: Any, **kwargs: Any) -> PrunedGraphModule:
         """A network over the same tensors with the one graph, in each mode, that takes inputs of such sizes."""

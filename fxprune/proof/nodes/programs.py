@@ -48,6 +48,9 @@ class Programs:
         self._owner, self._tolerance = owner, tolerance
         foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in owner.modules())
         self._state = PythonState(owner, reachable(owner)) if foreign else None
+        self._tables = [(part, dict(part._buffers)) for part in owner.modules() if part._buffers]
+        self._values = {name: buffer.detach().clone() for name, buffer in owner.named_buffers()}
+        self._held = [(buffer, self._values[name]) for name, buffer in owner.named_buffers()]
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
         """Where two programs part, or an empty text.
@@ -58,13 +61,13 @@ class Programs:
             UnjudgedError: one of them cannot be run.
         """
         for replace in (True,) if self._tolerance else (True, False):
-            with StandIns(self._owner.parameters(), replace=replace) as stand_ins:
-                try:
-                    ours, theirs = self._run(first, sample), self._run(second, sample)
-                except UnjudgedError:
-                    if stand_ins.refused or self._tolerance or not replace:
-                        raise
-                    continue
+            stand_ins = StandIns(self._owner.parameters(), replace=replace)
+            try:
+                ours, theirs = (self._run(program, sample, stand_ins) for program in (first, second))
+            except UnjudgedError:
+                if stand_ins.refused or self._tolerance or not replace:
+                    raise
+                continue
             found = self._parting(ours, theirs)
             if not found and all(map(_is_finite, ours.values())):
                 return ""
@@ -72,30 +75,31 @@ class Programs:
 
     def takes(self, program: Program, sample: Sample) -> bool:
         """Whether a program takes a sample."""
-        with StandIns(self._owner.parameters(), replace=False):
-            try:
-                self._run(program, sample)
-            except UnjudgedError:
-                return False
+        try:
+            self._run(program, sample, StandIns(self._owner.parameters(), replace=False))
+        except UnjudgedError:
+            return False
         return True
 
-    def _run(self, program: Program, sample: Sample) -> Leaves:
+    def _run(self, program: Program, sample: Sample, stand_ins: StandIns) -> Leaves:
         """What a program gives, with its history, and what it leaves in the sample, the buffers and the generator."""
         torch.manual_seed(0)
         given = sample.map(lambda tensor: promoted(tensor, torch.float64) if self._tolerance else tensor.clone())
-        before = {name: tensor._version for name, tensor in given.named_tensors()}
-        with self._unchanged() as shapes:
+        versions = {name: tensor._version for name, tensor in given.named_tensors()}
+        with self._unchanged() as held:
             try:
-                with self._modes():
+                with stand_ins, self._modes():
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
             except Exception as error:  # the user's own code, and operators of all kinds
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
-            # A buffer that got another shape is a cache.
-            left = {n: b for n, b in self._owner.named_buffers() if b.shape == shapes.get(n)}
-            leaves |= {f"buffer {name}": buffer.detach().clone() for name, buffer in left.items()}
-            written = {n: t for n, t in given.named_tensors() if t._version != before[n]}
+            for name, buffer in self._owner.named_buffers():
+                before = held.get(name)
+                # A buffer that got another shape is a cache.
+                if before is not None and buffer.shape == before.shape and not torch.equal(buffer, before):
+                    leaves[f"buffer {name}"] = buffer.detach().clone()
+            written = {n: t for n, t in given.named_tensors() if t._version != versions[n]}
             leaves |= {f"{name} after the call": tensor.detach() for name, tensor in written.items()}
         return leaves | {"the generator": torch.get_rng_state()}
 
@@ -130,21 +134,19 @@ class Programs:
         return ""
 
     @contextmanager
-    def _unchanged(self) -> Iterator[dict[str, torch.Size]]:
-        """Put back what changes inside: buffers, and what parts keep in attributes; gives the buffers' shapes."""
-        owner = self._owner
-        tables = [(part, dict(part._buffers)) for part in owner.modules() if part._buffers]
-        held = [(b, b.detach().clone()) for _, bs in tables for b in bs.values() if b is not None]
+    def _unchanged(self) -> Iterator[dict[str, Tensor]]:
+        """Put back what changes inside: buffers, and what parts keep in attributes; gives the buffers' values."""
         try:
-            yield {name: buffer.shape for name, buffer in owner.named_buffers()}
+            yield self._values
         finally:
-            for part, buffers in tables:
+            for part, buffers in self._tables:
                 part._buffers.clear()
                 part._buffers.update(buffers)
             with torch.no_grad():
-                for tensor, value in held:  # a batch norm does not count its writes as versions
-                    tensor.copy_(value)
-            vars(owner).pop("_chosen", None)
+                for tensor, value in self._held:  # a batch norm does not count its writes as versions
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
+            vars(self._owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
 

@@ -7,6 +7,7 @@ network runs its graph. The first, second and last are compared bit for bit.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
-from fxprune.proof.attributes import check_attributes, check_code
+from fxprune.proof.attributes import check_attributes, check_code, runs_its_graph
 from fxprune.proof.comparing import compare
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
@@ -70,7 +71,7 @@ def prove_nodes(
     started = time.perf_counter()
     if not pairs or any(pair.prefix for pair in pairs):
         raise UnjudgedError("parts of the model are opaque")
-    captured = pairs[0].at_full_width(original)
+    captured = pairs[0].at_full_width(original, runs=False)
     whole = all_names(original, captured, keep)
     checked = check_tensors(original, captured, pruned, whole)
     check_holding(original, captured, pruned)
@@ -286,6 +287,8 @@ class _Prover:
         """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
         if pair.training and self._untrained:
             return
+        if runs_its_graph(self._pruned, pair.narrow) and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
+            return
 
         def interpreted(*args: Any, **kwargs: Any) -> Any:
             return fx.Interpreter(pair.root, graph=pair.narrow).run(*_bound(pair.root, Sample(args, kwargs)))
@@ -294,6 +297,13 @@ class _Prover:
             found = self._narrow.part(interpreted, self._pruned, sample)
         if found:
             raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")
+
+
+def _finds_its_part(pair: Pair, node: fx.Node) -> bool:
+    """Whether code finds what a node names where the proof found it."""
+    if node.op not in ("call_module", "get_attr"):
+        return True
+    return functools.reduce(getattr, str(node.target).split("."), pair.root) is pair.named(node)[1]
 
 
 def _bound(network: nn.Module, sample: Sample) -> list[Any]:
