@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "MarkedRun",
     "NodeKeep",
     "first_difference",
+    "first_layer",
     "reads_about",
     "tables",
 ]
@@ -137,6 +139,35 @@ def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: 
     except Exception:  # a hint for the message is not worth a second error
         return ""
     return ""
+
+
+def first_layer(original: nn.Module, traced: nn.Module, call: Callable[[nn.Module], Any]) -> str:
+    """The first layer that answers otherwise in ``traced`` than in ``original``, as the end of a message, or "".
+
+    Both are private copies; ``call`` runs one. Layers have the same paths in both.
+    """
+    if not isinstance(traced, fx.GraphModule):
+        return ""
+    lines = {str(n.target): n.meta.get("source", "") for n in traced.graph.nodes if n.op == "call_module"}
+    calls: list[list[tuple[str, _Fingerprint]]] = []
+    for network in (original, traced):
+        answers: list[tuple[str, _Fingerprint]] = []
+        parts = {path: part for path, part in network.named_modules() if path in lines}
+        hooks = [part.register_forward_hook(partial(_note_answer, answers, path)) for path, part in parts.items()]
+        call(network)
+        for hook in hooks:
+            hook.remove()
+        calls.append(answers)
+    for (path, mine), other in zip(calls[1], calls[0], strict=False):
+        if (path, mine[0]) != (other[0], other[1][0]) or not math.isclose(mine[1], other[1][1], rel_tol=1e-6):
+            return f"; the first layer that answers otherwise is {path} (called at {lines[path]})"
+    return "; all layers answer alike: it lies behind the last of them" if calls[1] else ""
+
+
+def _note_answer(answers: list[tuple[str, _Fingerprint]], path: str, _: nn.Module, given: Any, answer: Any) -> None:
+    if isinstance(answer, Tensor):
+        with _disable_current_modes():
+            answers.append((path, _fingerprint(answer)))
 
 
 class _FoundError(Exception):

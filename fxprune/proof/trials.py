@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.comparing import Leaves, compare, has_nan
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
+from fxprune.proof.locating import first_layer
 from fxprune.proof.probes import Probe, candidates
 from fxprune.proof.running import evaluate, where
 
@@ -98,7 +100,7 @@ class Trials:
         if failure == _SPECIALISED or (failure and probe.resized):
             return _SPECIALISED
         if failure:
-            raise ProofError(f"traced network: {failure}{self._unsteadiness(trial)}")
+            raise ProofError(f"traced network: {failure}{self._unsteadiness(trial) or self._place(trial)}")
         self.found.append(trial)
         self.error = max(self.error, error_found)
         return ""
@@ -127,6 +129,13 @@ class Trials:
         if found.error <= TOLERANCE[self.dtype]:
             return "", found.error
         return f"{found.describe(TOLERANCE[self.dtype])} from the original on {trial.probe.label}", found.error
+
+    def _place(self, trial: Trial) -> str:
+        try:
+            call = partial(evaluate, probe=trial.probe, dtype=self.dtype, seed=self.seed)
+            return first_layer(self._original, self._captured or self._original, call)
+        except Exception:  # a hint for the message is not worth a second error
+            return ""
 
     def _unsteadiness(self, trial: Trial) -> str:
         """What the original does that no graph can repeat, as the end of a message, or ""."""
