@@ -220,3 +220,28 @@ class ChecksUnlessTraced(nn.Module):
 def test_sizes_that_the_model_refuses_unless_it_is_traced_make_no_variant() -> None:
     pruned = fxprune.compile(ChecksUnlessTraced().eval(), torch.randn(2, 3, 64, 64), 0.3)
     assert pruned(torch.randn(1, 3, 32, 32)).shape == (1, 4, 32, 32)
+
+
+class HeadsInTheBatch(nn.Module):
+    """Heads go into the dim of the batch, and a table that the forward computes loses positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.of_time, self.out, self.head = (nn.Linear(a, b) for a, b in ((6, 8), (8, 8), (8, 8), (8, 3)))
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        h = self.up(x)
+        (batch, tokens, _), waves = h.shape, (time[:, None] * torch.arange(8, dtype=x.dtype)[None]).cos()
+        h = h + self.of_time(waves)[:, None]
+        q, k, v = (p(h).view(batch, tokens, 2, -1).transpose(1, 2).reshape(batch * 2, tokens, -1) for p in self.parts)
+        mixed = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v).view(batch, 2, tokens, -1)
+        return self.head(self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1)) + h)
+
+
+def test_what_is_kept_of_heads_in_the_batch_is_known_of_the_traced_batch_alone() -> None:
+    model, sample = HeadsInTheBatch().eval(), (torch.randn(1, 5, 6), torch.rand(1))
+    pruned = fxprune.compile(model, sample, 0.5, scope="uniform")
+    assert pruned.of_time.in_features < 8
+    assert pruned.parts[0].out_features < 8
+    assert pruned(torch.randn(3, 5, 6), torch.rand(3)).shape == (3, 5, 3)

@@ -69,6 +69,9 @@ class _Marking(fx.Interpreter):
         result = super().run_node(n)
         kept = self._node_keep.get(n.name, ())
         if isinstance(result, Tensor) and _holds_nan(result) and len(kept) == result.ndim:
+            # What is kept of a dim with the batch in it is known of the batch of the trace.
+            sizes = zip(kept, n.meta.get("val", result).shape, result.shape, strict=True)
+            kept = tuple(index if traced == size else None for index, traced, size in sizes)
             with _disable_current_modes():
                 lost = _lost(result, kept, anything=n in self._tables)
                 return result if lost is None else bury(result, lost)
