@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx, nn
@@ -16,7 +16,7 @@ from fxprune.calibration import Loss
 from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, PlanError, RecoveryError
-from fxprune.options import Options, PlanOptions, check_level
+from fxprune.options import Alike, Couplings, Level, Options, PlanOptions, Residual, Scope, check_level
 from fxprune.pipeline import one_pass, run
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
@@ -44,17 +44,17 @@ def compile(  # noqa: A001  the public name says what it does
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     exclude: Sequence[str | nn.Module] = (),
-    scope: str = "auto",
-    alike: str = "free",
-    residual: str = "auto",
-    couplings: str = "keep",
-    round_to: int | str | Counts = "auto",
+    scope: Scope = "auto",
+    alike: Alike = "free",
+    residual: Residual = "auto",
+    couplings: Couplings = "keep",
+    round_to: int | Literal["auto"] | Counts = "auto",
     min_channels: int | Counts = 1,
     max_ratio: float | Shares | None = None,
     recover: str | Recovery | Sequence[str | Recovery] | None = "auto",
     other_samples: Sequence[Any] = (),
     keep_class: bool = False,
-    verify: bool | str = True,
+    verify: Level = True,
     seed: int = 0,
     progress: bool | None = None,
 ) -> fx.GraphModule:
@@ -126,7 +126,7 @@ def compile(  # noqa: A001  the public name says what it does
     """
     model = network_of(model)
     options = Options.checked(model, locals())
-    recoveries, verify = resolve_recoveries(recover), check_level(verify)
+    recoveries, level = resolve_recoveries(recover), check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -136,7 +136,7 @@ def compile(  # noqa: A001  the public name says what it does
             other_samples,
             options.couplings,
             options.counted,
-            verify,
+            level,
             recoveries,
             calibration,
             loss,
@@ -146,7 +146,7 @@ def compile(  # noqa: A001  the public name says what it does
 
 
 def analyze(
-    model: nn.Module, sample_input: Any, *, couplings: str = "keep", other_samples: Sequence[Any] = ()
+    model: nn.Module, sample_input: Any, *, couplings: Couplings = "keep", other_samples: Sequence[Any] = ()
 ) -> ChannelGraph:
     """The channel groups of a network: ``.groups``, ``.pinned``, ``.graph`` (networkx), ``.explain()``, ``.draw()``.
 
@@ -212,7 +212,7 @@ def apply(
     *,
     other_samples: Sequence[Any] = (),
     keep_class: bool = False,
-    verify: bool | str = True,
+    verify: Level = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut a network as a plan says: the rewrite and the proof alone.
@@ -223,7 +223,7 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
-    model, verify = network_of(model), check_level(verify)
+    model, level = network_of(model), check_level(verify)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -232,7 +232,7 @@ def apply(
             other_samples=other_samples,
             couplings=check_couplings(setting(plan, "couplings", "keep")),
             budgets={setting(plan, "budget", "macs"), *setting(plan, "budgets", {})},
-            verify=verify,
+            verify=level,
             plan=plan,
             keep_class=keep_class,
         )
@@ -244,9 +244,9 @@ def remove(
     sample_input: Any,
     channels: Mapping[str | nn.Module, Any],
     *,
-    couplings: str = "keep",
+    couplings: Couplings = "keep",
     other_samples: Sequence[Any] = (),
-    verify: bool | str = True,
+    verify: Level = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut chosen channels, with all that is tied to them.

@@ -13,7 +13,7 @@ import glob
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
 from fxprune.errors import OptionError
 from fxprune.util.registry import registered_names
@@ -24,8 +24,29 @@ if TYPE_CHECKING:
     from fxprune.calibration import Loss
     from fxprune.criteria import Criterion
 
-__all__ = ["LEVELS", "Options", "PlanOptions", "Words", "by_path", "check_level", "table", "usual"]
+__all__ = [
+    "LEVELS",
+    "Alike",
+    "Couplings",
+    "Level",
+    "Options",
+    "PlanOptions",
+    "Residual",
+    "Scope",
+    "Words",
+    "by_path",
+    "check_level",
+    "table",
+    "usual",
+]
 
+
+# Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's.
+Scope = Literal["auto", "global", "uniform", "reconstruction"]
+Alike = Literal["free", "equal"]
+Residual = Literal["auto", "coupled", "inner"]
+Couplings = Literal["keep", "drop"]
+Level = bool | Literal["full"]
 
 # What ``verify`` may be: no proof, node by node, or by whole networks at the sample's size.
 LEVELS = (False, True, "full")
@@ -94,7 +115,7 @@ class Options:
     budget: str = field(
         default="macs",
         metadata=_words(
-            "What ratio is a fraction of: macs, params, channels, memory or latency.",
+            "What ratio is a fraction of.",
             choices=registered_names("cost", "budget"),
         ),
     )
@@ -107,27 +128,43 @@ class Options:
     )
     exclude: Sequence[str] = field(
         default=(),
-        metadata=_words("Module or parameter pattern whose output channels stay; may be repeated.", many="list"),
+        metadata=_words(
+            "Module or parameter whose output channels stay; may be repeated.", many="list", metavar="PATTERN"
+        ),
     )
     scope: str = field(
         default="auto",
-        metadata=_words("auto; global: rank all groups together; uniform: the same share; reconstruction."),
+        metadata=_words(
+            "Rank all groups together, take the same share of each, or go by what can be made up for.",
+            choices=get_args(Scope),
+        ),
     )
-    alike: str = field(default="free", metadata=_words("free, or equal: one width for a place of repeated blocks."))
-    residual: str = field(default="auto", metadata=_words("auto; coupled; inner: groups across an add stay."))
+    alike: str = field(
+        default="free",
+        metadata=_words("equal: one width for a place of repeated blocks.", choices=get_args(Alike)),
+    )
+    residual: str = field(
+        default="auto", metadata=_words("inner: groups across an add stay.", choices=get_args(Residual))
+    )
     couplings: str = field(
-        default="keep", metadata=_words("keep, or drop: readers of a stream select their own inputs.")
+        default="keep",
+        metadata=_words("drop: readers of a stream select their own inputs.", choices=get_args(Couplings)),
     )
     round_to: int | str | Mapping[str, int] = field(
         default="auto",
-        metadata=_words("Keep widths a multiple of this: auto, 8, or PATTERN=8, repeated.", _multiple, "mapping"),
+        metadata=_words(
+            "Keep widths a multiple of this; patterns may be repeated.",
+            _multiple,
+            "mapping",
+            metavar="auto|N|PATTERN=N",
+        ),
     )
     min_channels: int | Mapping[str, int] = field(
-        default=1, metadata=_words("Least channels left in a group: 4, or PATTERN=4, repeated.", int, "mapping")
+        default=1, metadata=_words("Least channels left in a group.", int, "mapping", metavar="N|PATTERN=N")
     )
     max_ratio: Any = field(
         default=None,
-        metadata=_words("Largest share removed from a group: 0.9, or PATTERN=0.9, repeated.", float, "mapping"),
+        metadata=_words("Largest share removed from a group.", float, "mapping", metavar="SHARE|PATTERN=SHARE"),
     )
     seed: int = field(default=0, metadata=_words("Of random weights, the sample and the criterion.", int))
     budgets: Mapping[str, float] = field(default_factory=dict)
@@ -203,11 +240,11 @@ class PlanOptions(TypedDict, total=False):
     calibration: Iterable[Any] | None
     loss: Loss | None
     exclude: Sequence[str | nn.Module]
-    scope: str
-    alike: str
-    residual: str
-    couplings: str
-    round_to: int | str | Mapping[str | nn.Module, int]
+    scope: Scope
+    alike: Alike
+    residual: Residual
+    couplings: Couplings
+    round_to: int | Literal["auto"] | Mapping[str | nn.Module, int]
     min_channels: int | Mapping[str | nn.Module, int]
     max_ratio: float | Mapping[str | nn.Module, float] | None
     seed: int

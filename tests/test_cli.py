@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 
 import fxprune
 from fxprune import cli
 from fxprune.cli import sources
+from fxprune.cli.batches import batches_of
 from fxprune.errors import FxpruneError, ModelError, SampleError
+from fxprune.util.tables import add_row, new_table
 
 NETS = """
 import torch
@@ -36,6 +40,15 @@ class Net(nn.Module):
 
 def with_sample():
     return Net(), torch.randn(1, 3, 8, 8)
+
+class Loud(Net):
+    def __init__(self):
+        super().__init__()
+        print("made")
+
+    def forward(self, x):
+        print("called")
+        return super().forward(x)
 
 def broken():
     raise ValueError("no such file")
@@ -296,7 +309,7 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_calibration_files(tmp_path: Path) -> None:
-    from fxprune.cli.sources import BatchFolder
+    from fxprune.cli.batches import BatchFolder
 
     safetensors.torch.save_file({"input": torch.ones(2), "target": torch.zeros(2)}, tmp_path / "a.safetensors")
     safetensors.torch.save_file({"input": torch.ones(3)}, tmp_path / "b.safetensors")
@@ -341,9 +354,12 @@ def test_calibration_files(tmp_path: Path) -> None:
         (["diff", "NETS", "NETS"], "nets.py: the plan: not JSON"),
         (
             ["compile", "NETS:with_sample", "--ratio", "0.5", "--calibration", "no"],
-            "there is no folder no of calibration",
+            "there is no folder no of images",
         ),
-        (["compile", "NETS:with_sample", "--ratio", "0.5", "--calibration", "EMPTY"], "holds no batches"),
+        (
+            ["compile", "NETS:with_sample", "--ratio", "0.5", "--calibration", "EMPTY"],
+            "holds neither images nor batches",
+        ),
         (["explain", "NETS:with_sample", "colour"], "colour"),
         (["compile", "NETS:with_sample", "--ratio", "1.5"], "ratio"),
         (["compile", "NETS:with_sample", "--ratio", "nan"], "ratio"),
@@ -461,3 +477,70 @@ def test_shells_can_complete(run: Callable[..., Result]) -> None:
     code = "import sys; sys.argv[0] = 'fxprune'; from fxprune.cli import app; app(prog_name='fxprune')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert "compile" in result.stdout
+
+
+def test_json_stays_pure_where_a_model_prints(run: Callable[..., Result], nets: str) -> None:
+    result = run("compile", f"{nets}:Loud", "--input-size", "1,3,8,8", "--ratio", 0.3, "--no-verify", "--json")
+    assert json.loads(result.out)["groups"]
+    assert "made" in result.err
+    assert "called" in result.err
+
+
+def test_names_are_whole_in_a_pipe(run: Callable[..., Result], tmp_path: Path) -> None:
+    long = "a_layer_with_a_name_that_is_longer_than_any_column_would_be_on_a_terminal_of_a_hundred"
+    (tmp_path / "long.py").write_text(
+        "import torch\n"
+        "def net():\n"
+        f"    inner = torch.nn.Sequential(); inner.add_module({long!r}, torch.nn.Linear(6, 16))\n"
+        "    return torch.nn.Sequential(inner, torch.nn.ReLU(), torch.nn.Linear(16, 3)), torch.randn(2, 6)\n"
+    )
+    out = run("compile", f"{tmp_path / 'long.py'}:net", "--ratio", 0.3, "--no-verify").out
+    assert f"0.{long} " in out
+    assert "…" not in out
+
+
+def test_names_are_shortened_in_the_middle_on_a_terminal() -> None:
+    stream = io.StringIO()
+    table = new_table("name", ["number"], last="why")
+    add_row(table, "layers.0." + 60 * "x" + ".weight", "3", "because")
+    Console(file=stream, width=70, force_terminal=True, color_system=None).print(table)
+    row = stream.getvalue().splitlines()[-1]
+    assert "layers.0.xx" in row
+    assert "…" in row
+    assert "x.weight" in row
+    assert "because" in row
+
+
+def test_every_verb_has_an_example_and_names_its_choices(run: Callable[..., Result]) -> None:
+    for command in cli.app.registered_commands:
+        assert f"Example: fxprune {command.name}" in " ".join(run(command.name, "--help").out.split())
+    shown = run("compile", "--help").out
+    for choices in ("auto|global|uniform|reconstruction", "keep|drop", "macs"):
+        assert choices in shown
+
+
+def test_criteria_say_what_they_need(run: Callable[..., Result]) -> None:
+    rows = json.loads(run("criteria", "--json").out)
+    assert rows["magnitude"]["needs_data"] is False
+    assert rows["parallel"]["needs_data"] is rows["taylor"]["needs_data"] is True
+    assert "p=2" in rows["magnitude"]["defaults"]
+
+
+def test_a_folder_of_images_calibrates(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    images = pytest.importorskip("PIL.Image")
+    for number, place in enumerate(("cat", "dog", "cat")):
+        (tmp_path / "photos" / place).mkdir(parents=True, exist_ok=True)
+        colour = (50 * number, 9, 200)
+        images.new("RGB" if number else "L", (20 + number, 12), colour if number else 7).save(
+            tmp_path / "photos" / place / f"{number}.png"
+        )
+    images_of = batches_of(tmp_path / "photos", torch.randn(1, 3, 8, 8))
+    ((batch, targets),) = images_of
+    assert batch.shape == (3, 3, 8, 8)
+    assert targets.tolist() == [0, 0, 1]
+    dog = (torch.tensor([50, 9, 200]) / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(batch[2, :, 4, 4], dog, rtol=0, atol=1e-4)
+    given = ("--ratio", 0.3, "--no-verify", "--calibration", tmp_path / "photos", "--criterion", "taylor", "--json")
+    assert "3 samples" in run("compile", f"{nets}:with_sample", *given).out
+    with pytest.raises(SampleError, match="takes something else"):
+        batches_of(tmp_path / "photos", torch.zeros(2, 5, dtype=torch.long))

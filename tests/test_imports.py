@@ -71,7 +71,7 @@ def test_the_package_imports_what_is_asked_for() -> None:
 
 
 def test_every_name_is_found() -> None:
-    assert set(fxprune.__all__) <= set(dir(fxprune))
+    assert dir(fxprune) == sorted(fxprune.__all__)
     for name in fxprune.__all__:
         assert getattr(fxprune, name).__module__.startswith("fxprune.")
     assert fxprune.errors.FxpruneError is fxprune.FxpruneError is FxpruneError

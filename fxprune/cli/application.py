@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fxprune.cli import inspecting, pruning, shipping
+from fxprune.cli.options import answers_alone
 from fxprune.errors import FxpruneError
 
 __all__ = ["app", "main"]
@@ -20,15 +21,19 @@ _HELP = """A structured-pruning compiler for PyTorch networks.
 Exit codes: 0 done, 1 two plans differ (diff), 2 a mistake in the request, 130 interrupted. Files and folders are
 written whole or not at all.
 """
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "compile": pruning.compile_command,
-    "analyze": inspecting.analyze,
-    "explain": inspecting.explain,
-    "export": shipping.export,
-    "report": inspecting.report,
-    "benchmark": shipping.benchmark,
-    "criteria": inspecting.criteria,
-    "diff": inspecting.diff,
+# By verb the function, and an example for its help.
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "compile": (
+        pruning.compile_command,
+        "compile torchvision:resnet50 --weights resnet50.pth --ratio 0.5 --calibration photos -o resnet50-pruned",
+    ),
+    "analyze": (inspecting.analyze, "analyze torchvision:resnet50 --draw groups.svg"),
+    "explain": (inspecting.explain, "explain torchvision:resnet18 conv1 layer1.1.conv2"),
+    "export": (shipping.export, "export resnet50-pruned -o resnet50.onnx"),
+    "report": (inspecting.report, "report resnet50-pruned --html report.html"),
+    "benchmark": (shipping.benchmark, "benchmark resnet50-pruned --runtime onnxruntime --batch 1"),
+    "criteria": (inspecting.criteria, "criteria"),
+    "diff": (inspecting.diff, "diff resnet50-pruned other/plan.json"),
 }
 
 app = typer.Typer(
@@ -51,7 +56,8 @@ def _polite(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with answers_alone():
+                command(*args, **kwargs)
         except (FxpruneError, OSError) as error:
             _print_error(str(error))
             raise typer.Exit(USER_ERROR) from None
@@ -86,5 +92,5 @@ def _options(
 
 
 _options.__doc__ = _HELP
-for _name, _command in _COMMANDS.items():
-    app.command(_name)(_polite(_command))
+for _name, (_command, _example) in _COMMANDS.items():
+    app.command(_name, epilog=f"Example: fxprune {_example}")(_polite(_command))

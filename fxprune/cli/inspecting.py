@@ -17,6 +17,7 @@ from fxprune.cli.options import (
     Verbose,
     Weights,
     find,
+    say,
     show,
     show_json,
 )
@@ -32,7 +33,7 @@ def analyze(
     input_size: InputSize = None,
     weights: Weights = None,
     allow: Allow = None,
-    draw: Annotated[Path | None, typer.Option(help="Write a picture too: FILE.svg or FILE.dot.")] = None,
+    draw: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture too: .svg or .dot.")] = None,
     couplings: Couplings = "keep",
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -43,7 +44,7 @@ def analyze(
     from fxprune.util.writing import write_text
 
     source = find(model, input_size, weights, 0, allow)
-    graph = fxprune.analyze(source.model, source.sample, couplings=couplings)
+    graph = fxprune.analyze(source.model, source.sample, couplings=couplings)  # type: ignore[arg-type]  # checked there
     if draw is not None:
         write_text(draw, graph.draw(draw.suffix.removeprefix(".")))
     if as_json:
@@ -65,16 +66,19 @@ def explain(
     import fxprune
 
     source = find(model, input_size, None, 0, allow)
-    answer = fxprune.analyze(source.model, source.sample, couplings=couplings).explain(first, second)
+    graph = fxprune.analyze(source.model, source.sample, couplings=couplings)  # type: ignore[arg-type]  # checked there
+    answer = graph.explain(first, second)
     if as_json:
         show_json({"first": first, "second": second, "answer": answer})
     else:
-        typer.echo(answer)
+        say(answer)
 
 
 def report(
     folder: Folder,
-    html: Annotated[Path | None, typer.Option(help="Write it as one HTML file instead; it needs no network.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as one HTML file instead; it needs no network.")
+    ] = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -88,24 +92,27 @@ def report(
     if as_json:
         show_json(found.as_dict())
     elif html is not None:
-        typer.echo(f"written to {html}")
+        say(f"written to {html}")
     else:
         show(render_report(found, verbose=verbose))
 
 
 def criteria(as_json: AsJson = False) -> None:
-    """List the criteria that rank channels."""
-    from fxprune.criteria import criterion_by_name, known_criteria
+    """List the criteria that rank channels: whether they need data, what they rank by, and their defaults."""
+    from fxprune.criteria import criterion_by_name, known_criteria, needs_data
     from fxprune.util.tables import add_row, new_table
 
-    about = {name: (type(criterion_by_name(name)).__doc__ or "").partition("\n\n")[0] for name in known_criteria()}
-    lines = {name: " ".join(text.split()) for name, text in about.items()}
+    rows = {}
+    for name in known_criteria():
+        made = criterion_by_name(name)
+        about = " ".join((type(made).__doc__ or "").partition("\n\n")[0].split())
+        rows[name] = {"needs_data": needs_data(made), "about": about, "defaults": repr(made)}
     if as_json:
-        show_json(lines)
+        show_json(rows)
         return
-    table = new_table("criterion", [], last="what it ranks by")
-    for name, line in lines.items():
-        add_row(table, name, line)
+    table = new_table("criterion", ["needs data"], last="what it ranks by, and its defaults")
+    for name, row in rows.items():
+        add_row(table, name, "yes" if row["needs_data"] else "no", f"{row['about']} {row['defaults']}")
     show(table)
 
 

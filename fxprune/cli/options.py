@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -32,11 +33,13 @@ __all__ = [
     "OtherSize",
     "Verbose",
     "Weights",
+    "answers_alone",
     "complete",
     "find",
     "other_samples",
     "plan_options",
     "plan_parameters",
+    "say",
     "show",
     "show_json",
 ]
@@ -56,19 +59,39 @@ def complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
     return completion
 
 
+# Where answers go while what models and libraries print goes elsewhere.
+_ANSWERS: list[TextIO] = []
+
+
+@contextmanager
+def answers_alone() -> Iterator[None]:
+    """Keep standard output for answers: what a model's code prints goes to standard error."""
+    _ANSWERS.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _ANSWERS.pop()
+
+
+def say(text: str) -> None:
+    """Print a line, or several, as the answer."""
+    typer.echo(text, file=_ANSWERS[-1] if _ANSWERS else None)
+
+
 def show(renderable: RenderableType) -> None:
-    """Print for people; without colours and at 100 columns where the output is no terminal."""
+    """Print for people; without colours, and without cutting names, where the output is no terminal."""
     from fxprune.reporting import plain_text
 
-    if sys.stdout.isatty():
-        Console().print(renderable)
+    if _ANSWERS and _ANSWERS[-1].isatty():
+        Console(file=_ANSWERS[-1]).print(renderable)
     else:
-        typer.echo(plain_text(renderable))
+        say(plain_text(renderable))
 
 
 def show_json(data: Any) -> None:
     """Print JSON."""
-    typer.echo(json.dumps(data, indent=2, default=str))
+    say(json.dumps(data, indent=2, default=str))
 
 
 Model = Annotated[
@@ -78,23 +101,26 @@ Model = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved network.")]
 InputSize = Annotated[
     list[str] | None,
-    typer.Option(help="Shape of an input, such as 1,3,224,224 or 1,128:int64; once for each positional input."),
+    typer.Option(metavar="SIZES", help="Shape of an input: 1,3,224,224 or 1,128:int64; once for each positional one."),
 ]
 OtherSize = Annotated[
     list[str] | None,
-    typer.Option(help="Height and width of images that the result must take, too, such as 320x480; may be repeated."),
+    typer.Option(metavar="HxW", help="Images that the result must take, too, such as 320x480; may be repeated."),
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="State dict to load: .safetensors, or a file of torch.save (read without running pickle)."),
+    typer.Option(metavar="FILE", help="State dict to load: .safetensors, or of torch.save (no pickle is run)."),
 ]
 Allow = Annotated[
     list[str] | None,
-    typer.Option(help="Import path of a class that a saved network with opaque modules needs; may be repeated."),
+    typer.Option(metavar="MODULE:CLASS", help="A class that a saved network may import; may be repeated."),
 ]
-Couplings = Annotated[str, typer.Option(help=table()["couplings"].metadata["words"].help)]
+Couplings = Annotated[str, typer.Option(metavar="keep|drop", help=table()["couplings"].metadata["words"].help)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every group and every pinned width.")]
+
+
+_FEW = 6  # choices that the help can name
 
 
 def plan_parameters() -> list[inspect.Parameter]:
@@ -105,7 +131,8 @@ def plan_parameters() -> list[inspect.Parameter]:
         kind: Any = list[str] | None if words.many else type(row.default)
         usual = None if words.many else row.default
         completion = complete(words.choices) if words.choices else None
-        shown = typer.Option(help=words.help, metavar=words.metavar, autocompletion=completion)
+        named = "|".join(words.choices) if len(words.choices) <= _FEW else None
+        shown = typer.Option(help=words.help, metavar=words.metavar or named or None, autocompletion=completion)
         default = inspect.Parameter.empty if name == "ratio" else usual
         place = inspect.Parameter.KEYWORD_ONLY
         found.append(inspect.Parameter(name, place, default=default, annotation=Annotated[kind, shown]))

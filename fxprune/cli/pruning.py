@@ -23,6 +23,7 @@ from fxprune.cli.options import (
     other_samples,
     plan_options,
     plan_parameters,
+    say,
     show,
     show_json,
 )
@@ -32,12 +33,15 @@ __all__ = ["compile_command"]
 
 Calibration = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of batches (.safetensors, .pt) for criteria and recovery that read data."),
+    typer.Option(
+        metavar="DIR", help="Folder of images (in folders by class, or not), or of batches (.safetensors, .pt)."
+    ),
 ]
 Recover = Annotated[
     list[str] | None,
     typer.Option(
-        help="Recovery after pruning: auto (usual), none, batchnorm ...; repeatable.",
+        metavar="|".join(("none", *RECOVERIES)),
+        help="What is done after the proof; may be repeated.  [default: auto]",
         autocompletion=complete(RECOVERIES),
     ),
 ]
@@ -46,7 +50,9 @@ Recover = Annotated[
 def compile_command(
     model: Model,
     *,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to save the pruned network to.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to save the pruned network to.")
+    ] = None,
     calibration: Calibration = None,
     recover: Recover = None,
     input_size: InputSize = None,
@@ -72,7 +78,7 @@ def compile_command(
         keep_class=keep_class,
         verify="full" if verify_full else verify,
         **plan_options(asked),
-        **_with_data(calibration, recover),
+        **_with_data(calibration, recover, source.sample),
     )
     # The folder tells where the original came from, so that it can be made again and timed against.
     report = dataclasses.replace(fxprune.report(pruned), source=model)
@@ -83,14 +89,14 @@ def compile_command(
         show_json(report.as_dict())
         return
     show(render_report(report, verbose=verbose))
-    typer.echo(f"saved to {output}" if output is not None else "not saved: give a folder with -o")
+    say(f"saved to {output}" if output is not None else "not saved: give a folder with -o")
 
 
-def _with_data(calibration: Path | None, recover: list[str] | None) -> dict[str, Any]:
+def _with_data(calibration: Path | None, recover: list[str] | None, sample: Any) -> dict[str, Any]:
     """The options of criteria and recovery that read data, where they were given."""
-    from fxprune.cli.sources import BatchFolder
+    from fxprune.cli.batches import batches_of
 
-    given: dict[str, Any] = {} if calibration is None else {"calibration": BatchFolder(calibration)}
+    given: dict[str, Any] = {} if calibration is None else {"calibration": batches_of(calibration, sample)}
     return given | ({"recover": None if recover == ["none"] else recover} if recover else {})
 
 

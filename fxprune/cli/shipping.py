@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.options import FORMATS, RUNTIMES, Allow, AsJson, Folder, complete, find, show, show_json
+from fxprune.cli.options import FORMATS, RUNTIMES, Allow, AsJson, Folder, complete, find, say, show, show_json
 
 __all__ = ["benchmark", "export"]
 
@@ -17,7 +17,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         "-f",
-        help="pt2 (torch.export), onnx or source.",
+        metavar="|".join(FORMATS),
+        help="Of the file.",
         autocompletion=complete(FORMATS),
         show_default="by suffix",
     ),
@@ -38,7 +39,7 @@ def export(
     if as_json:
         show_json(result.as_dict())
     else:
-        typer.echo(str(result))
+        say(str(result))
 
 
 def benchmark(
@@ -46,9 +47,13 @@ def benchmark(
     original: Annotated[str | None, typer.Option(metavar="MODEL", help="The network it was made from.")] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="eager, compile or onnxruntime; may be repeated.", autocompletion=complete(RUNTIMES)),
+        typer.Option(
+            metavar="|".join(RUNTIMES), help="May be repeated; all by default.", autocompletion=complete(RUNTIMES)
+        ),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Batch size; may be repeated; 1 and 8 by default.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Batch size; may be repeated; 1 and 8 by default.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads inside a call; as torch has them.")] = None,
     seconds: Annotated[float, typer.Option(help="How long each pair is timed.")] = 1.0,
     allow: Allow = None,
@@ -61,6 +66,7 @@ def benchmark(
     from fxprune.errors import OptionError
     from fxprune.reporting.text import render_latencies
     from fxprune.timing import RUNTIMES, measure_latency
+    from fxprune.util.progress import Steps
 
     pruned = fxprune.load(folder, allow=allow or ()).eval()
     report = fxprune.report(pruned)
@@ -70,28 +76,13 @@ def benchmark(
     if threads is not None:
         torch.set_num_threads(threads)
     sample = pruned.meta["fxprune"]["sample"] or source.sample
-    measured = [
-        *_shown(
-            measure_latency(
-                source.model,
-                pruned,
-                sample,
-                runtimes=runtime or list(RUNTIMES),
-                batches=batch or (1, 8),
-                seconds=seconds,
-            )
-        )
-    ]
+    chosen, sizes = runtime or list(RUNTIMES), batch or [1, 8]
+    results = measure_latency(source.model, pruned, sample, runtimes=chosen, batches=sizes, seconds=seconds)
+    labels = [f"{name}, batch {size}" for name in chosen for size in sizes]
+    with Steps() as steps:
+        measured: list[Any] = list(steps.counted("timing", results, len(labels), labels))
     if as_json:
         macs = {"before": report.macs_before, "after": report.macs_after}
         show_json({"original": place, "macs": macs, "latency": [latency.as_dict() for latency in measured]})
     else:
         show(render_latencies(measured, report))
-
-
-def _shown(results: Any) -> Any:
-    """The results one by one, with a line about progress on a terminal."""
-    from fxprune.util.progress import Steps
-
-    with Steps() as steps:
-        yield from steps.counted("timing", results, None)

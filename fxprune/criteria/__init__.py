@@ -16,7 +16,7 @@ from fxprune.criteria.judging import judge, score_groups
 from fxprune.criteria.multi_source import MultiSource
 from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.reconstruction import Reconstruction
-from fxprune.criteria.registry import criterion_by_name, known_criteria, resolve_criterion
+from fxprune.criteria.registry import criterion_by_name, known_criteria, needs_data, resolve_criterion
 from fxprune.criteria.thinet import ThiNet
 from fxprune.criteria.weights import FPGM, Lamp, Magnitude, Random, Slimming
 
@@ -56,6 +56,7 @@ __all__ = [
     "fused_filters",
     "judge",
     "known_criteria",
+    "needs_data",
     "resolve_criterion",
     "score_groups",
     "temperature_at",

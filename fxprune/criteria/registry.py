@@ -8,7 +8,7 @@ from typing import Any
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selector, criterion
 from fxprune.errors import CriterionError
 
-__all__ = ["criterion_by_name", "known_criteria", "resolve_criterion"]
+__all__ = ["criterion_by_name", "known_criteria", "needs_data", "resolve_criterion"]
 
 
 def known_criteria() -> list[str]:
@@ -27,6 +27,11 @@ def criterion_by_name(name: str, **options: Any) -> Criterion:
         return made(**options)
     except TypeError as error:
         raise CriterionError(f"criterion {name!r} cannot be built with {options}: {error}") from error
+
+
+def needs_data(criterion: Criterion) -> bool:
+    """Whether a criterion looks at calibration data, by itself or in one of its parts."""
+    return any(isinstance(part, ObservingScorer) for part in (criterion, *vars(criterion).values()))
 
 
 def resolve_criterion(given: str | Criterion, *, seed: int = 0) -> Criterion:

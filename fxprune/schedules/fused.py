@@ -28,6 +28,7 @@ from fxprune.criteria.information_fusion import (
 )
 from fxprune.criteria.rows import settled
 from fxprune.errors import OptionError
+from fxprune.options import Level
 from fxprune.planning import Plan
 from fxprune.proof.masking import select
 from fxprune.reporting.summarising import summarise
@@ -257,7 +258,7 @@ class FusedTraining:
         end: float = 10000.0,
         beta: float = 1.0,
         fusion: str = "proxy",
-        verify: bool | str = True,
+        verify: Level = True,
     ) -> None:
         self.epochs, self.kappa, self.end = _checked(epochs, kappa, end)
         self.beta, self.fusion = check_fusion(beta, fusion)

@@ -14,7 +14,7 @@ import fxprune.api as passes
 from fxprune.analysis.groups import Group
 from fxprune.capture.samples import Sample
 from fxprune.errors import BudgetError, OptionError, PlanError
-from fxprune.options import PlanOptions, by_path
+from fxprune.options import Level, PlanOptions, by_path
 from fxprune.planning import Plan, budget_model
 from fxprune.planning.composing import composed, migrate
 from fxprune.planning.limits import MAX_RATIO, limits_of
@@ -76,7 +76,7 @@ class IterativePruning:
         steps: int = 5,
         shape: str = "linear",
         recover: str | Recovery | Sequence[str | Recovery] | None = None,
-        verify: bool | str = True,
+        verify: Level = True,
         **options: Unpack[PlanOptions],
     ) -> None:
         self.ratio, self.steps, self.shape = ratio_at(steps, steps, ratio, shape), steps, shape

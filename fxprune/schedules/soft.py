@@ -13,7 +13,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import check_ratio
 from fxprune.errors import ModelError, OptionError
-from fxprune.options import PlanOptions
+from fxprune.options import Level, PlanOptions
 from fxprune.planning import Plan
 from fxprune.proof.copies import named_tensors
 from fxprune.proof.masking import overwrite_removed, removed_entries
@@ -153,7 +153,7 @@ class SoftPruning:
             put_back(self._model, self.plan, self._held, self._filters)
         self._held, self._silent = {}, False
 
-    def compact(self, *, verify: bool | str = True) -> fx.GraphModule:
+    def compact(self, *, verify: Level = True) -> fx.GraphModule:
         """The network without its silent channels; where they were woken, they are chosen and silenced once more.
 
         Raises:

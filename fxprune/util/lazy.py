@@ -16,7 +16,7 @@ __all__ = ["find_lazily"]
 def find_lazily(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package.
+    """``__getattr__`` and ``__dir__`` of a package; the latter lists the names that are given here alone.
 
     Args:
         package: its name.
@@ -35,7 +35,7 @@ def find_lazily(
         return value
 
     def dir_() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of})
+        return sorted(home_of)
 
     return getattr_, dir_
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
@@ -40,17 +40,25 @@ class Steps:
     def __call__(self, name: str) -> Iterator[None]:
         """Run a pass under its name."""
         if self._status is not None:
-            self._status.update(name)
+            done = "".join(f"{past} {seconds:.2f} s, " for past, seconds in self.seconds.items())
+            self._status.update(f"{done}{name} ...")
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
-    def counted(self, name: str, items: Iterable[T], total: int | None) -> Iterator[T]:
-        """The items one by one, with a bar (a count, where the total is not known) on a terminal."""
-        for done, item in enumerate(items):
-            if self._status is not None:
-                row = Table.grid(padding=(0, 1))
-                count = f"{done} of {total}" if total else str(done)
-                row.add_row(name, ProgressBar(total, done, width=30) if total else "", count)
-                self._status.update(row)
+    def counted(self, name: str, items: Iterable[T], total: int | None, labels: Sequence[str] = ()) -> Iterator[T]:
+        """The items one by one, with a bar (a count, where the total is not known) on a terminal.
+
+        ``labels`` say what each is, in order.
+        """
+        self._show_count(name, 0, total, labels)
+        for done, item in enumerate(items, 1):
             yield item
+            self._show_count(name, done, total, labels)
+
+    def _show_count(self, name: str, done: int, total: int | None, labels: Sequence[str]) -> None:
+        if self._status is not None:
+            row = Table.grid(padding=(0, 1))
+            count = f"{done} of {total} done" if total else str(done)
+            row.add_row(name, ProgressBar(total, done, width=30) if total else "", count, *labels[done : done + 1])
+            self._status.update(row)

@@ -9,11 +9,13 @@ import io
 import os
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.console import Group as Stack
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -53,14 +55,32 @@ def short_seconds(value: float) -> str:
 
 _TOP_LISTED = 5
 _WIDTH = 100
+_NAME = 46  # of a terminal's columns
+
+
+@dataclass
+class Whole:
+    """A cell that is not wrapped: whole in a file or a pipe, shortened in its middle where a terminal has no room."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        least = min(len(self.text), _NAME) if console.is_terminal else len(self.text)
+        return Measurement(least, least)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = max(options.max_width, 3)
+        left = (room - 1) // 2
+        short = self.text if len(self.text) <= room else f"{self.text[:left]}…{self.text[left + 1 - room :]}"
+        yield Text(short, no_wrap=True)
 
 
 def new_table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
     """A table with a column of names, columns of numbers and perhaps one of long text."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True, overflow="ellipsis", min_width=18, max_width=46)
+    table.add_column(first, no_wrap=True, min_width=18)
     for name in numbers:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Whole(name), justify="right", no_wrap=True)
     if last is not None:
         table.add_column(last, overflow="fold")
     return table
@@ -68,7 +88,7 @@ def new_table(first: str, numbers: Iterable[str], last: str | None = None) -> Ta
 
 def add_row(table: Table, *cells: str) -> None:
     """Add a row of plain text."""
-    table.add_row(*(Text(cell) for cell in cells))
+    table.add_row(*(Whole(c) if column.no_wrap else Text(c) for column, c in zip(table.columns, cells, strict=True)))
 
 
 def with_rest(table: Table, rest: int, what: str = "") -> RenderableType:
@@ -82,16 +102,19 @@ def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> R
     table = new_table(name, [])
     columns = ["why", "where"] if any(where for _, _, where in shown) else ["why"]
     for column in columns:
-        table.add_column(column, overflow="fold" if verbose else "ellipsis", no_wrap=not verbose)
+        table.add_column(column, overflow="fold")
     for row in shown:
         add_row(table, *row[: 1 + len(columns)])
     return with_rest(table, len(rows) - len(shown))
 
 
 def plain_text(renderable: RenderableType) -> str:
-    """What a console of 100 columns would show, without colours and without blanks at the ends of lines."""
+    """What a console of 100 columns (more where names need it) shows, without colours and blanks at ends of lines."""
     stream = io.StringIO()
-    console = Console(file=stream, width=_WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
+    least = Measurement.get(Console(width=10_000), Console(width=10_000).options, renderable).minimum
+    console = Console(
+        file=stream, width=max(_WIDTH, least), color_system=None, force_terminal=False, legacy_windows=False
+    )
     console.print(renderable)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
