@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
+from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError
 from fxprune.keeping import finish, fitted, give_values, in_words
 from fxprune.options import Options, by_path
@@ -127,6 +128,8 @@ def _score(program: Program) -> None:
     if not graph.groups and options.removes:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
+    if isinstance(criterion, Reconstruction) and isinstance(options.ratio, Mapping):
+        criterion = replace(criterion, weigh=False)  # each group has its share already
     paths = ModelPaths(program.model)
     found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
     with torch.no_grad():

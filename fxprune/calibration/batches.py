@@ -19,6 +19,7 @@ __all__ = [
     "Calibration",
     "Loss",
     "batch_size",
+    "checksums",
     "default_loss",
     "describe_arguments",
     "describe_value",
@@ -91,6 +92,11 @@ def held_out(batch: Batch) -> torch.Tensor:
 
     So it makes no difference how the data are cut into batches or shared by ranks, and equal samples stay together.
     """
+    return torch.tensor([check % _HELD_OUT == 0 for check in checksums(batch)])
+
+
+def checksums(batch: Batch) -> list[int]:
+    """A number below 2 ** 32 for each sample of a batch, by its content; the same for all where they share no dim."""
     shared = batch.sample.batch_size == batch.size
     tensors = [t.detach().cpu().contiguous() for t in batch.sample.tensors if t.ndim and t.numel()]
     checks = [0] * batch.size
@@ -102,7 +108,7 @@ def held_out(batch: Batch) -> torch.Tensor:
         for tensor in tensors:
             whole = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().tobytes(), whole)
         checks = [whole] * batch.size
-    return torch.tensor([check % _HELD_OUT == 0 for check in checks])
+    return checks
 
 
 def read_batch(given: Any, sample: Sample) -> tuple[Sample, Any] | None:
@@ -214,6 +220,11 @@ class Calibration:
             return len(self._data)  # type: ignore[arg-type]
         except TypeError:
             return None
+
+    @property
+    def again(self) -> bool:
+        """Whether there is another pass: an iterator has one."""
+        return not self._exhausted
 
     def __iter__(self) -> Iterator[Batch]:
         """Every batch, on the sample's device; counts samples in ``seen``.

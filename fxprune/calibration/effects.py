@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import owned_by
+from fxprune.calibration.batches import checksums
 from fxprune.calibration.collecting import Collector, PrivateNetwork
 from fxprune.calibration.statistic import add_over_ranks
+from fxprune.capture.samples import Sample
 
-__all__ = ["output_changes"]
-
-Entries = list[tuple[str, int, Tensor]]
+__all__ = ["OutputErrors", "output_changes"]
 
 
 def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> NDArray[np.float64]:
@@ -38,37 +38,101 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
             whole = network.run(batch.sample)
             totals[-1] += batch.size
             for number, (group, units) in enumerate(sets):
-                with _zeroed(network, _entries(group, units)):
+                with _replaced(network, _zeroed(network, group, units)):
                     totals[number] += _difference(whole, network.run(batch.sample)) * batch.size
     add_over_ranks([totals])
     found: NDArray[np.float64] = (totals[:-1] / totals[-1]).numpy()
     return found
 
 
-def _entries(group: Group, units: NDArray[np.int64]) -> Entries:
-    """The entries that go with the units: all of the masked original's but running variances, by which it divides."""
-    found: Entries = []
+class OutputErrors:
+    """How far the network's outputs go off where tensors are replaced, on a few samples of the calibration.
+
+    Which samples follows from their contents, so that neither batches nor ranks make a difference.
+
+    Args:
+        collector: the network and the data.
+        samples: how many samples are run each time, about.
+    """
+
+    def __init__(self, collector: Collector, samples: int) -> None:
+        self._network = PrivateNetwork(collector.graph, collector.model)
+        chosen: list[tuple[int, Sample]] = []
+        for _, batch in collector.batches():
+            rows = batch.singles() if batch.sample.batch_size == batch.size else [batch]
+            chosen += zip(checksums(batch), (row.sample for row in rows), strict=False)
+            chosen = sorted(chosen, key=lambda pair: pair[0])[:samples]
+        last = _lowest([check for check, _ in chosen], samples)
+        self._runs = self._tried([sample for check, sample in chosen if check <= last])
+
+    def _tried(self, samples: list[Sample]) -> list[tuple[Sample, list[Tensor]]]:
+        """The samples side by side and the outputs as they are; one by one where the network takes them only so."""
+        for way in (_joined, list):
+            try:
+                with torch.no_grad():
+                    return [(sample, _tensors(self._network.run(sample.map(torch.clone)))) for sample in way(samples)]
+            except Exception:  # the network is the user's own code, and may be written for one batch size
+                continue
+        return []
+
+    def of(self, tensors: Mapping[str, Tensor]) -> float:
+        """The squared error of the outputs with these tensors in the place of those of their names, as a share of the
+        outputs' squares; NaN where the network takes no sample by itself."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad(), _replaced(self._network, tensors):
+            for sample, whole in self._runs:
+                for one, other in zip(whole, _tensors(self._network.run(sample.map(torch.clone))), strict=True):
+                    sums += torch.stack([(other - one).square().sum(), one.square().sum()]).cpu()
+        add_over_ranks([sums])
+        return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+
+
+def _joined(samples: list[Sample]) -> list[Sample]:
+    tensors = zip(*(sample.tensors for sample in samples), strict=True)
+    return [first.map(lambda _: _side_by_side(next(tensors))) for first in samples[:1]]
+
+
+def _side_by_side(tensors: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(tensors) if tensors[0].ndim else tensors[0]
+
+
+def _lowest(checks: Sequence[int], count: int) -> int:
+    """The number at or below which there are so many of all ranks' numbers, which are below 2 ** 32."""
+    low, high = -1, (1 << 32) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = torch.tensor([float(sum(check <= middle for check in checks))])
+        add_over_ranks([found])
+        low, high = (low, middle) if found >= count else (middle, high)
+    return high
+
+
+def _zeroed(network: PrivateNetwork, group: Group, units: NDArray[np.int64]) -> dict[str, Tensor]:
+    """The tensors of a group with what goes with the units zero: all of the masked original's entries but running
+    variances, by which it divides."""
+    known = {**network.parameters, **network.buffers}
+    found: dict[str, Tensor] = {}
     for member in group.members:
-        if not member.tensor.endswith("running_var"):
+        name = member.tensor
+        if name in known and known[name].is_floating_point() and not name.endswith("running_var"):
             needed, elements = owned_by(member.axis, group.variable)
-            index = np.unique(elements[np.isin(needed, units)])
-            found.append((member.tensor, member.dim, torch.from_numpy(index)))
+            index = torch.from_numpy(np.unique(elements[np.isin(needed, units)]))
+            tensor = found.setdefault(name, known[name].detach().clone())
+            tensor.index_fill_(member.dim, index.to(tensor.device), 0)
     return found
 
 
 @contextmanager
-def _zeroed(network: PrivateNetwork, entries: Entries) -> Iterator[None]:
+def _replaced(network: PrivateNetwork, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     known = {**network.parameters, **network.buffers}
-    touched = {name: known[name] for name, _, _ in entries if name in known and known[name].is_floating_point()}
-    before = {name: tensor.clone() for name, tensor in touched.items()}
+    before = {name: known[name].clone() for name in tensors}
     try:
-        for name, dim, index in entries:
-            if name in touched:
-                touched[name].index_fill_(dim, index.to(touched[name].device), 0)
+        for name, tensor in tensors.items():
+            known[name].copy_(tensor)
         yield
     finally:
-        for name, tensor in touched.items():
-            tensor.copy_(before[name])
+        for name, tensor in before.items():
+            known[name].copy_(tensor)
 
 
 def _difference(whole: object, masked: object) -> float:

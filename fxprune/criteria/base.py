@@ -32,6 +32,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Study",
+    "WeighingScorer",
     "normaliser_by_name",
     "removal_order",
 ]
@@ -164,6 +165,21 @@ class ObservingScorer(Protocol):
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """As :meth:`Scorer.score`; ``observed`` is what :meth:`observe` gave, with statistics for observations."""
+        ...
+
+
+@runtime_checkable
+class WeighingScorer(ObservingScorer, Protocol):
+    """An observing scorer that makes the scores of all groups comparable in a second look at the data."""
+
+    def weighed(
+        self,
+        scores: Mapping[Group, FloatArray | None],
+        observed: Mapping[Group, Any],
+        tensors: Mapping[str, Tensor],
+        collector: Collector,
+    ) -> Mapping[Group, FloatArray | None]:
+        """The scores of all groups; None stays for those that it cannot judge."""
         ...
 
 

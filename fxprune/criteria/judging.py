@@ -12,7 +12,15 @@ from torch.utils import _pytree as pytree
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration import Collector, Observation, TapFinder
-from fxprune.criteria.base import Criterion, FloatArray, ObservingScorer, Scorer, Selection, Selector
+from fxprune.criteria.base import (
+    Criterion,
+    FloatArray,
+    ObservingScorer,
+    Scorer,
+    Selection,
+    Selector,
+    WeighingScorer,
+)
 from fxprune.criteria.rows import TensorSums
 from fxprune.errors import CalibrationError, CriterionError
 
@@ -99,6 +107,8 @@ class _Study:
             else None
             for g in self.graph.groups
         }
+        if isinstance(criterion, WeighingScorer) and observed is not None:
+            found = dict(criterion.weighed(found, observed, self.tensors, self.collector(criterion.name)))
         return _filled(criterion.name, found, judged=len(self._spared) < len(found))
 
     def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:

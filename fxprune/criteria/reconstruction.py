@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.analysis.groups import Group, Member
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import is_elementwise, owned_by
-from fxprune.calibration import LayerRows, Observation, Seen, Sums, TapFinder
+from fxprune.calibration import Collector, LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
-from fxprune.calibration.least_squares import Elimination, enough_positions, shrunk_ridge
+from fxprune.calibration.effects import OutputErrors
+from fxprune.calibration.least_squares import Elimination, enough_positions, inverse, shrunk_ridge
 from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
@@ -25,6 +28,8 @@ __all__ = ["Reconstruction"]
 
 # A wide group gives its units up in so many turns at least.
 _TURNS = 48
+# Groups are weighed on so many samples at least.
+_FEWEST_SAMPLES = 2
 
 
 @criterion("reconstruction")
@@ -43,6 +48,7 @@ class Reconstruction:
             rows for each of its features.
         ridge: see :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features are not looked at.
+        weigh: see above.
 
     Raises:
         CriterionError: a value makes no sense.
@@ -52,6 +58,7 @@ class Reconstruction:
     positions: int = 8
     ridge: float = 1e-3
     most_features: int = 8192
+    weigh: bool = True
 
     def __post_init__(self) -> None:
         if self.positions < 1 or self.most_features < 1 or not self.ridge >= 0:
@@ -74,39 +81,90 @@ class Reconstruction:
             if rows is None or not plain or not dense or features > self.most_features:
                 continue
             moments = _Moments(features, rows, self.positions, name_seed(name), weight.device)
-            readout, scale = _readout(call, finder.calls, tensors)
-            variance = _Variance(rows.channel_dim, weight.shape[0])
-            places = Observation(finder.raw(tap.node), moments), Observation(finder.raw(readout), variance)
-            found.append((*places, scale, member, weight.detach()))
+            readout = _Readout.of(call, finder.calls, tensors)
+            variance = Observation(finder.raw(readout.node), _Variance(rows.channel_dim, weight.shape[0]))
+            found.append(_Part(call, member, readout, Observation(finder.raw(tap.node), moments), variance))
         return found
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without a layer that is understood."""
-        parts = [self._elimination(group, *part) for part in observed]
+        parts = [part.elimination(group, tensors, self.ridge) for part in observed]
         known = [part for part in parts if part is not None]
         if not known:
             return None
         given = self.order.get(group)
         return _scores(known, group.size, None if given is None else removal_order(given))
 
-    def _elimination(
-        self, group: Group, moments: _Moments, variance: _Variance, scale: Tensor, member: Member, weight: Tensor
-    ) -> Elimination | None:
-        units, elements = owned_by(member.axis, group.variable)
+    def weighed(
+        self,
+        scores: Mapping[Group, FloatArray | None],
+        observed: Mapping[Group, list[_Part]],
+        tensors: Mapping[str, Tensor],
+        collector: Collector,
+    ) -> dict[Group, FloatArray | None]:
+        """The scores of all groups as errors of the outputs; as they are where there is nothing to compare."""
+        known = {group: own for group in observed if (own := scores[group]) is not None}
+        if not self.weigh or len(known) < 2 or not collector.calibration.again:
+            return dict(scores)
+        samples = max(_FEWEST_SAMPLES, math.ceil(collector.calibration.seen / len(known)))
+        outputs = OutputErrors(collector, samples)
+        factors = {}
+        for group, own in known.items():
+            gone = removal_order(own)[: max(group.size // 2, 1)]
+            replaced: dict[str, Tensor] = {}
+            for part in observed[group]:
+                replaced |= part.without(group, gone, tensors, self.ridge)
+            factors[group] = outputs.of(replaced) / max(float(own[gone].sum()), 1e-9)
+        usual = [factor for factor in factors.values() if 0 < factor < math.inf]
+        # What says nothing (no output is off, or all are) counts as the least or the most that is said.
+        limits = (min(usual), max(usual)) if usual else (1.0, 1.0)
+        weights = {group: limits[1] if math.isnan(f) else float(np.clip(f, *limits)) for group, f in factors.items()}
+        return {**scores, **{group: own * weights[group] for group, own in known.items()}}
+
+
+class _Part(NamedTuple):
+    """One layer that reads a group."""
+
+    call: Call
+    member: Member
+    readout: _Readout
+    moments: Any
+    variance: Any
+
+    def blocks(self, group: Group, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """The features of each unit, ``(units, features of a unit)``; None where units share some."""
+        units, elements = owned_by(self.member.axis, group.variable)
         counts = np.bincount(units, minlength=group.size)
-        total = variance.mean()
-        shared = len(np.unique(elements)) < len(elements)
-        if shared or counts.min() < 1 or counts.min() != counts.max() or not total > 0:
+        if len(np.unique(elements)) < len(elements) or counts.min() < 1 or counts.min() != counts.max():
             return None
+        area = tensors[self.member.tensor][0, 0].numel()
         columns = elements.reshape(group.size, -1)
-        area = weight[0, 0].numel() if weight.ndim > 2 else 1
-        blocks = (columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1)
-        rows = weight.double().flatten(1).cpu() * scale.reshape(-1, 1).double().cpu() / total**0.5
-        xx = moments.centred()
-        ridge = shrunk_ridge(self.ridge, xx, float(moments.held["xx"][-1, -1]))
-        return Elimination(xx, rows, torch.from_numpy(blocks), ridge)
+        return torch.from_numpy((columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1))
+
+    def elimination(self, group: Group, tensors: Mapping[str, Tensor], ridge: float) -> Elimination | None:
+        """What the removal of units costs; None where that cannot be told."""
+        blocks, total = self.blocks(group, tensors), self.variance.mean()
+        if blocks is None or not total > 0:
+            return None
+        rows = tensors[self.member.tensor].detach().double().flatten(1).cpu()
+        rows = rows * self.readout.scale.reshape(-1, 1).double().cpu() / total**0.5
+        return Elimination(self.moments.centred(), rows, blocks, self.moments.ridge(ridge))
+
+    def without(
+        self, group: Group, gone: NDArray[np.int64], tensors: Mapping[str, Tensor], ridge: float
+    ) -> dict[str, Tensor]:
+        """The layer's tensors without some units, those left fitted anew."""
+        blocks, name = self.blocks(group, tensors), self.member.tensor
+        if blocks is None:
+            return {}
+        weight, intercept = self.moments.without(blocks[gone].reshape(-1), tensors[name], ridge)
+        bias = parameter_name(self.call.arguments.get("bias"))
+        if bias is not None:
+            return {name: weight, bias: tensors[bias] + intercept}
+        mean = self.readout.mean
+        return {name: weight, mean: tensors[mean] - intercept} if mean else {name: weight}
 
 
 def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:
@@ -151,10 +209,30 @@ class _Moments(Sums):
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
         self.add("xx", rows.T @ rows)
 
+    @property
+    def rows(self) -> float:
+        """How many rows have been taken in."""
+        return float(self.held["xx"][-1, -1])
+
     def centred(self) -> Tensor:
         """About the means, for one row."""
         xx = self.held["xx"].cpu() / self.held["xx"][-1, -1].clamp_min(1).cpu()
         return xx[:-1, :-1] - torch.outer(xx[:-1, -1], xx[:-1, -1])
+
+    def ridge(self, ridge: float) -> float:
+        """More of it where rows are few."""
+        return shrunk_ridge(ridge, self.centred(), self.rows)
+
+    def without(self, gone: Tensor, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """The weight without some features, those left fitted anew, and the intercept that makes up for the means."""
+        xx, matrix = self.centred(), weight.detach().double().flatten(1).cpu()
+        left = torch.ones(len(xx), dtype=torch.bool)
+        left[gone] = False
+        fitted = matrix * left
+        solved = inverse(xx[left][:, left], self.ridge(ridge))
+        fitted[:, left] += matrix[:, gone] @ xx[gone][:, left] @ solved
+        means = self.held["xx"][:-1, -1].cpu() / max(self.rows, 1.0)
+        return fitted.reshape(weight.shape), (matrix - fitted) @ means
 
 
 class _Variance(Sums):
@@ -179,15 +257,31 @@ class _Variance(Sums):
         return float((self.held["squares"] / count - (self.held["total"] / count).square()).clamp_min(0).sum())
 
 
-def _readout(call: Call, calls: Mapping[fx.Node, Call], tensors: Mapping[str, Tensor]) -> tuple[fx.Node, Tensor]:
-    """Where a layer's output goes by itself: through a batch norm, into a sum; and the scale of each channel there."""
-    node, scale = call.node, tensors[str(parameter_name(call.arguments["weight"]))].new_ones(())
-    norm = norm_after(node, calls)
-    if norm is not None:
-        names = {n: parameter_name(calls[norm].arguments.get(n)) for n in ("running_var", "weight")}
-        if names["running_var"] is not None and names["weight"] is not None:
-            node = norm
-            variance = tensors[names["running_var"]].detach().double()
-            scale = tensors[names["weight"]].detach().double() * (variance + 1e-5).rsqrt()
-    after = addition_after(node, calls)
-    return (node if after is None else after[0]), scale
+@dataclass(frozen=True)
+class _Readout:
+    """Where a layer's output goes by itself.
+
+    Attributes:
+        node: behind a batch norm, and behind the sum that the output goes into.
+        scale: of each channel there.
+        mean: the running mean of that batch norm; empty where there is none.
+    """
+
+    node: fx.Node
+    scale: Tensor
+    mean: str = ""
+
+    @classmethod
+    def of(cls, call: Call, calls: Mapping[fx.Node, Call], tensors: Mapping[str, Tensor]) -> _Readout:
+        """What is behind a layer."""
+        node, mean = call.node, ""
+        scale = tensors[str(parameter_name(call.arguments["weight"]))].new_ones(())
+        norm = norm_after(node, calls)
+        if norm is not None:
+            names = {n: parameter_name(calls[norm].arguments.get(n)) for n in ("running_mean", "running_var", "weight")}
+            if names["running_var"] is not None and names["weight"] is not None:
+                node, mean = norm, names["running_mean"] or ""
+                variance = tensors[names["running_var"]].detach().double()
+                scale = tensors[names["weight"]].detach().double() * (variance + 1e-5).rsqrt()
+        after = addition_after(node, calls)
+        return cls(node if after is None else after[0], scale, mean)

@@ -13,7 +13,17 @@ import fxprune
 from tests.criteria.calibrated import Batches, Small, batches, images
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["feature_entropy", "feature_distance", "taylor", "hessian", "thinet", "multi_source", "parallel", "chip"]
+NAMES = [
+    "feature_entropy",
+    "feature_distance",
+    "taylor",
+    "hessian",
+    "thinet",
+    "multi_source",
+    "parallel",
+    "chip",
+    "reconstruction",
+]
 
 PROGRAM = """
 import sys

@@ -8,6 +8,7 @@ from torch import nn
 
 import fxprune
 from fxprune.calibration import Calibration, Collector
+from fxprune.calibration.effects import OutputErrors
 from fxprune.calibration.least_squares import Elimination
 from fxprune.capture.samples import Sample
 from fxprune.criteria import Reconstruction, judge
@@ -138,3 +139,43 @@ def test_groups_that_lose_nothing_are_not_looked_at() -> None:
     assert {n: len(u) for n, u in whole.groups.items()} == {"inner": 48}
     assert {n: len(u) for n, u in inner.groups.items()} == {"inner": 72}
     assert set(whole.groups["inner"]) < set(inner.groups["inner"])
+
+
+class Halves(nn.Module):
+    """The same network twice, the second times a hundred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double() for _ in range(2))
+        self.far.load_state_dict(self.near.state_dict())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.near(x), 100 * self.far(x)], dim=1)
+
+
+def test_groups_are_weighed_by_the_outputs() -> None:
+    """Errors a hundred times as large count ten thousand times as much, squared as they are."""
+    model, x = Halves(), torch.randn(64, 4, dtype=torch.float64)
+    alike = _scores(Reconstruction(weigh=False), model, x)
+    assert np.allclose(alike["near.0"], alike["far.0"])
+    weighed = _scores(Reconstruction(), model, x)
+    assert np.allclose(weighed["near.0"] * 1e4, weighed["far.0"])
+    widths = fxprune.plan(model, x[:2], 0.4, calibration=list(x.split(16)), round_to=1).groups
+    assert len(widths["near.0"]) < len(widths["far.0"]) == 6
+
+
+def test_output_errors_are_those_of_the_network_with_other_tensors() -> None:
+    model, x = Halves(), torch.randn(20, 4, dtype=torch.float64)
+    errors = [_output_errors(model, list(x.split(size)), 64) for size in (20, 7)]
+    before = model(x).detach()
+    with torch.no_grad():
+        model.near[2].weight.zero_()
+    expected = float((model(x).detach() - before).square().sum() / before.square().sum())
+    assert np.allclose(errors, expected)
+    assert _output_errors(model, [x], 5) == _output_errors(model, list(x.split(3)), 5)
+
+
+def _output_errors(model: nn.Module, data: list[torch.Tensor], samples: int) -> float:
+    graph = fxprune.analyze(model, data[0])
+    collector = Collector(graph, model, Calibration(data, Sample.from_input(data[0])))
+    return OutputErrors(collector, samples).of({"near.2.weight": torch.zeros(3, 6)})
