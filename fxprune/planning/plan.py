@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import PlanError
 from fxprune.planning.plan_text import PlanParts, plan_as_text, read_parts, write_parts
 from fxprune.util.tables import as_cell
-from fxprune.util.writing import file_errors, write_text
+from fxprune.util.writing import file_errors, named, write_text
 
 __all__ = ["Plan"]
 
@@ -122,7 +121,7 @@ class Plan:
         Raises:
             FileError: the disk refuses.
         """
-        write_text(Path(path), self.to_json())
+        write_text(named(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -133,7 +132,7 @@ class Plan:
             FileError: the file cannot be read.
         """
         with file_errors(f"{os.fspath(path)} cannot be read"):
-            content = Path(path).read_bytes()
+            content = named(path).read_bytes()
         try:
             return cls.from_json(content.decode("utf-8"))
         except UnicodeDecodeError as error:

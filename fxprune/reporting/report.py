@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from fxprune.analysis.drawing import DrawnNode
@@ -320,9 +319,9 @@ class Report:
             FileError: the disk refuses.
         """
         from fxprune.reporting.html import as_html
-        from fxprune.util.writing import write_text
+        from fxprune.util.writing import named, write_text
 
-        write_text(Path(path), as_html(self))
+        write_text(named(path), as_html(self))
 
     def __repr__(self) -> str:
         return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"

@@ -21,7 +21,7 @@ from fxprune.saving.comparing import Check, Exported, find_checks, with_rows, wo
 from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
 from fxprune.util.progress import Steps
-from fxprune.util.writing import scratch_folder
+from fxprune.util.writing import named, scratch_folder
 
 __all__ = ["FORMATS", "export"]
 
@@ -64,7 +64,7 @@ def export(
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
     """
-    target, wanted = Path(path), _sizes(dynamic)
+    target, wanted = named(path), _sizes(dynamic)
     format = _format_of(target, format)  # noqa: A001
     chosen = FORMATS[format]
     chosen.check()
@@ -88,6 +88,8 @@ def export(
 
 def _format_of(target: Path, given: str | None) -> str:
     """The format that was asked for, or that the suffix says; the two have to agree."""
+    if not isinstance(given, str | None):
+        raise OptionError(f"format must be one of {', '.join(FORMATS)}, and a {type(given).__name__} was given")
     suffixes = {chosen.suffix: name for name, chosen in FORMATS.items() if chosen.suffix}
     longest = max((suffix for suffix in suffixes if target.name.lower().endswith(suffix)), key=len, default="")
     said = suffixes.get(longest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -33,6 +32,7 @@ from fxprune.saving.opaque import STATE_TENSOR, Imported, StateReader, build_opa
 from fxprune.saving.targets import check_identifier
 from fxprune.saving.tensors import TensorEntry, attach
 from fxprune.saving.values import decode_sample
+from fxprune.util.writing import named
 
 __all__ = [
     "build",
@@ -227,7 +227,7 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
             a class that ``allow`` does not name; the message lists them.
     """
-    with open_folder(Path(path)) as folder:
+    with open_folder(named(path)) as folder:
         for name in ("graph.json", "weights.safetensors"):
             if name not in folder.manifest["files"]:
                 raise ArtefactError(f"{folder.path} is incomplete: its {MANIFEST} does not list {name}")
@@ -261,7 +261,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or holds no report.
     """
-    with open_folder(Path(path)) as folder:
+    with open_folder(named(path)) as folder:
         if "report.json" not in folder.manifest["files"]:
             raise ArtefactError(f"{folder.path} holds no report: the network was not made by fxprune.compile")
         return _read_report(folder)

@@ -19,6 +19,7 @@ from fxprune.saving.folders import replace_folder, write_json
 from fxprune.saving.source import model_source
 from fxprune.saving.tensors import named_tensors
 from fxprune.saving.values import encode_sample
+from fxprune.util.writing import named
 
 __all__ = ["save", "write_source"]
 
@@ -51,7 +52,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         if report is not None:
             _write_report(folder, report)
 
-    replace_folder(Path(path), write, {"versions": versions()})
+    replace_folder(named(path), write, {"versions": versions()})
 
 
 def write_source(pruned: nn.Module, folder: Path) -> None:

@@ -10,14 +10,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fxprune.errors import FileError, FxpruneError
+from fxprune.errors import FileError, FxpruneError, OptionError
 
-__all__ = ["file_errors", "remove_abandoned", "scratch_folder", "write_text"]
+__all__ = ["file_errors", "named", "remove_abandoned", "scratch_folder", "write_text"]
 
 _LOCKS = os.name == "posix"  # elsewhere nothing that was left is ever taken for abandoned
 if _LOCKS:
     import fcntl
 _PARTS = r"((saving|old|exporting)-[0-9a-f]{8}|[0-9a-f]{8}\.part)"
+
+
+def named(path: str | os.PathLike[str]) -> Path:
+    """The path of a name.
+
+    Raises:
+        OptionError: it is none, as where arguments are in another order.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionError(f"path must be the name of a file or folder, and a {type(path).__name__} was given")
+    return Path(path)
 
 
 @contextmanager
