@@ -104,6 +104,33 @@ def test_torchscript(convert: Callable[[nn.Module], nn.Module]) -> None:
         fxprune.compile(convert(small_net()), image(), 0.3)
 
 
+class WithScript(nn.Module):
+    """A TorchScript part in a list and one in a dict; the forward may call the second."""
+
+    def __init__(self, calls: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([torch.jit.script(nn.ReLU()), nn.Linear(6, 8), nn.Linear(8, 8)])
+        self.parts = nn.ModuleDict(
+            {"odd": torch.jit.trace(nn.Linear(8, 8), torch.randn(2, 8)), "even": nn.Linear(8, 8)}
+        )
+        self.calls = calls
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.layers[2](torch.relu(self.layers[1](x)))
+        return self.parts["odd"](h) if self.calls else h
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_parts_that_nothing_calls() -> None:
+    model = WithScript(calls=False).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 6), 0.5)
+    assert pruned.get_parameter("layers.1.weight").shape[0] < 8
+    assert isinstance(model.parts["odd"], torch.jit.ScriptModule)
+    with pytest.raises(errors.ModelError, match=r"parts\.odd is a TorchScript module: pass the Python module"):
+        fxprune.compile(WithScript(calls=True).eval(), torch.randn(2, 6), 0.5)
+
+
 def test_a_compiled_module_names_the_way_back() -> None:
     compiled = torch.compile(small_net(), backend="eager")
     refused(errors.ModelError, "torch.compile.*_orig_mod", compiled, image())

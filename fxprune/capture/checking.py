@@ -173,7 +173,11 @@ def check_sample(model: nn.Module, sample: Sample) -> None:
 
 
 def refuses(model: nn.Module, sample: Sample) -> str | None:
-    """The error a private copy of the model raises on the sample, in one line; None where it runs or has no copy."""
+    """The error a private copy of the model raises on the sample, in one line; None where it runs or has no copy.
+
+    Raises:
+        ModelError: the model calls a part that is TorchScript.
+    """
     if is_meta(model):
         return None
     try:
@@ -186,6 +190,8 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
     except RuntimeError as error:
         # What registers hooks runs with gradients alone.
         return None if "require gradient" in str(error) else f"{type(error).__name__}: {error}".splitlines()[0]
+    except ModelError:  # a part of it is none that can be used
+        raise
     except Exception as error:  # so may the forward
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

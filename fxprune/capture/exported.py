@@ -1,4 +1,7 @@
-"""Exported programs of torch as networks: each aten op is written as the call of torch that it came from."""
+"""What is given for a model, as a network that can be traced.
+
+Each aten op of an exported program is written as the call of torch that it came from. TorchScript parts hold tensors.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,37 @@ def network_of(model: Any) -> nn.Module:
         onnx = str(model).endswith(".onnx")
         do = "make a module of it (onnx2torch.convert)" if onnx else "load it (fxprune.load, torch.export.load)"
         raise ModelError(f"the model is a file name: {do} and pass that")
-    return model  # type: ignore[no-any-return]  # whether it is a network is asked when it is captured
+    scripted = isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
+    # Whether it is a network is asked when it is captured.
+    return model if not scripted or isinstance(model, torch.jit.ScriptModule) else _without_scripts(model, {}, "")
+
+
+class ScriptedPart(nn.Module):
+    """Holds the tensors of a TorchScript module, which no Python code tells what it does, until something calls it."""
+
+    def __init__(self, path: str, part: nn.Module) -> None:
+        super().__init__()
+        self.path, self.training = path, part.training
+        self._parameters.update(part._parameters.items())
+        self._buffers.update(part._buffers.items())
+        self._modules.update((n, ScriptedPart(f"{path}.{n}", m)) for n, m in part._modules.items() if m is not None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise ModelError(f"{self.path} is a TorchScript module: pass the Python module it was made from")
+
+
+def _without_scripts(module: nn.Module, made: dict[int, nn.Module], path: str) -> nn.Module:
+    """The module itself where nothing in it is scripted, else one of its class around the same tensors and parts."""
+    if id(module) not in made and isinstance(module, torch.jit.ScriptModule):
+        made[id(module)] = ScriptedPart(path, module)
+    elif id(module) not in made:
+        held = module._modules.items()
+        parts = {n: m if m is None else _without_scripts(m, made, f"{path}.{n}".lstrip(".")) for n, m in held}
+        made[id(module)] = module
+        if any(parts[name] is not part for name, part in held):
+            made[id(module)] = twin = object.__new__(type(module))
+            vars(twin).update(vars(module), _modules=parts)
+    return made[id(module)]
 
 
 def _written(program: Any) -> fx.GraphModule:
