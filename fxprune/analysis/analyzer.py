@@ -17,6 +17,7 @@ from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError
 from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
 from fxprune.rules.ops import canonical_name
+from fxprune.rules.probing import PROBED, is_probed
 from fxprune.rules.registry import ModuleForm, Rule, bind, find_module_form, find_rule
 from fxprune.util.paths import ModelPaths
 
@@ -140,7 +141,7 @@ class Analyzer:
         name, args = canonical_name(node.target), node.args
         if node.target is getattr:
             name, args = canonical_name(str(args[1])), args[:1]
-        rule = find_rule(name)
+        rule = PROBED if is_probed(node.target) else find_rule(name)
         return name, bind(rule.signature, args, node.kwargs) if rule else {}, rule
 
     def _module_arguments(self, node: fx.Node, form: ModuleForm) -> dict[str, Any]:

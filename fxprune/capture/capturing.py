@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture import builtin_calls, clone, decisions, guards, lowering, settings, sources
+from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
 from fxprune.capture.guards import OtherChance
 from fxprune.capture.lowering import map_leaves
 from fxprune.capture.masked import VALUES_DECIDE, refuse
@@ -311,7 +311,8 @@ class Task:
         args, kwargs = _placeholders(copy, self.sample.to_meta().map(self._in_precision), recorder)
         chance, python_state = OtherChance(), PythonState(copy, reachable(self.model), self.prefix)
         try:
-            with restored(self.model), builtin_calls.remembering(reachable(self.model).functions), recorder:
+            remembering = builtin_calls.remembering(reachable(self.model).functions)
+            with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:
                 python_state.watch(self.written, next(iter(recorder.graph.nodes)))
                 value = copy(*args, **kwargs)
                 left = python_state.written()
@@ -391,11 +392,6 @@ def _placeholders(copy: nn.Module, sample: Sample, recorder: Recorder) -> tuple[
     except TypeError as error:
         raise CaptureError(f"the sample does not fit forward{signature}: {error}") from error
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            recorder.placeholder(f"*{name}", value)
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            recorder.placeholder(f"**{name}", value)
-        else:
-            recorder.placeholder(name, value)
+        stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(signature.parameters[name].kind.name, "")
+        recorder.placeholder(f"{stars}{name}", value)
     return bound.args, bound.kwargs

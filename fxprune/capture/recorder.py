@@ -7,7 +7,6 @@ local to its thread, so other threads never notice that a model is being capture
 from __future__ import annotations
 
 import contextlib
-import keyword
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -18,21 +17,13 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxprune.capture import known_results, lowering, masked, recording, settings, sources
+from fxprune.capture import custom, known_results, lowering, masked, recording, settings, sources
 from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, meta_like, on_meta
+from fxprune.capture.custom import CustomFunction
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
-from fxprune.capture.lowering import (
-    enterable,
-    entered,
-    getter_name,
-    holds_tensor,
-    leaves,
-    map_leaves,
-    mutates,
-    node_form,
-)
+from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
@@ -84,6 +75,7 @@ class Recorder(TorchFunctionMode):
         self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
+        self._asked_for_gradients = self._gradients
         self._attributes: dict[str, fx.Node] = {}
         self.reads = Reads()
         self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)
@@ -114,7 +106,8 @@ class Recorder(TorchFunctionMode):
 
     def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
         """Where the forward switches gradients off, the graph detaches what is computed."""
-        if torch.is_grad_enabled() == self._gradients or not value.is_floating_point() or not node.all_input_nodes:
+        unchanged = self._gradients in (torch.is_grad_enabled(), self._asked_for_gradients)
+        if unchanged or not value.is_floating_point() or not node.all_input_nodes:
             return node
         return self._new("call_method", "detach", (node,), {}, value)
 
@@ -127,6 +120,9 @@ class Recorder(TorchFunctionMode):
             return self._read_attribute(getter_name(func), func, args)
         if name == "__set__" and self._is_tracked(args[0]):
             return self._set_attribute(getter_name(func), *args)
+        if name == "_set_grad_enabled":
+            self._refuse_custom()
+            self._asked_for_gradients = bool(args[0])
         if name in _HOOKS and self._is_tracked(args[0]):
             self._refuse(f"the forward calls {name}(), and no graph would call the hook")
         if name in _QUERIES:
@@ -136,9 +132,9 @@ class Recorder(TorchFunctionMode):
         if not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
             return func(*args, **kwargs)
         fill = lowering.filled(name, args, kwargs)
-        if fill or (enterable(func) and not self._keeps(canonical_name(name))):
+        if fill or (lowering.enterable(func) and not self._keeps(canonical_name(name))):
             with self:
-                return fill() if fill else entered(func)(*args, **kwargs)
+                return fill() if fill else lowering.entered(func)(*args, **kwargs)
         args = self._values.without_masks(args) if name == "__getitem__" else args
         with self if name == "__setitem__" else contextlib.nullcontext():
             handled, result = masked.indexed(name, args, self.node_of)
@@ -205,10 +201,7 @@ class Recorder(TorchFunctionMode):
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         settings.refuse_autocast(self.reads, self._autocast)
-        if (
-            torch.is_grad_enabled() != self._gradients and sources.in_custom_function()
-        ):  # autograd runs its forward without gradients
-            raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
+        self._refuse_custom()
         self._own_constants_before_mutation(func, args)
         self._keep_shape_before_reshaping(func, args)
         value = self._compute(func, args, kwargs)
@@ -216,12 +209,16 @@ class Recorder(TorchFunctionMode):
             return self._questions.answer(getattr(func, "__name__", ""), args, kwargs, value)
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
             self._decisions.add_pieces(func.__name__, self.node_of(args[0]), args, kwargs, len(value))
-        op, target, args = node_form(func, args, kwargs)
+        op, target, args = lowering.node_form(func, args, kwargs)
         node = self._call(op, target, args, kwargs, value)
         out = kwargs.get("out")
         if isinstance(out, torch.Tensor):
             setattr(out, _NODE, node)
         return value
+
+    def _refuse_custom(self) -> None:
+        if torch.is_grad_enabled() != self._gradients and custom.runs():
+            raise CaptureError("a custom autograd function cannot be watched: its backward would be lost")
 
     def _call(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         node = self._new(op, target, self._arguments.of(tuple(args)), self._arguments.of(kwargs), value)
@@ -256,12 +253,19 @@ class Recorder(TorchFunctionMode):
         self._call("call_module", path, args, kwargs, value).meta["layer"] = type(module).__name__
         return value
 
+    def call_custom(self, function: CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Record the call of a custom autograd function; ``run(*args)`` gives its results.
+
+        Raises:
+            CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
+        """
+        value = custom.without_values(run, args, lambda t: id(t) in self._names or hasattr(t, _NODE))
+        self._call("call_function", function, args, {}, value)
+        return value
+
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
-        if not recording.is_plain(result):
-            raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
-        if odd := [name for name in kwargs if not name.isidentifier() or keyword.iskeyword(name)]:
-            raise CaptureError(f"{path} is called with an argument named {odd[0]!r}, which generated code cannot write")
+        recording.check(path, result, kwargs)
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
         self._call("call_module", path, args, kwargs, value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.clone import meta_like
 from fxprune.capture.samples import Sample
+from fxprune.errors import CaptureError
 from fxprune.util.copies import private_copy
 
 _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.device)
@@ -85,6 +88,18 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
 def is_plain(value: Any) -> bool:
     """Whether a value is tensors and literals in lists, tuples and dicts."""
     return all(isinstance(leaf, _PLAIN) for leaf in pytree.tree_leaves(value))
+
+
+def check(path: str, result: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse the call of an opaque module that no generated code can make.
+
+    Raises:
+        CaptureError: it returns an object of its own, or an argument has a name that is no identifier.
+    """
+    if not is_plain(result):
+        raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
+    if odd := [name for name in kwargs if not name.isidentifier() or keyword.iskeyword(name)]:
+        raise CaptureError(f"{path} is called with an argument named {odd[0]!r}, which generated code cannot write")
 
 
 def only_called_inside(recorded: dict[str, Calls], path: str) -> bool:

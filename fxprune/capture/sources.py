@@ -36,20 +36,6 @@ def is_hidden(frame: types.FrameType) -> bool:
     return frame.f_code.co_filename.startswith(_HIDDEN)
 
 
-def in_custom_function() -> bool:
-    """Whether the forward of a ``torch.autograd.Function`` is running, whose backward no graph would keep."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        # Its context, of a class that autograd derives for each function, is the first argument.
-        if code.co_name == "forward" and code.co_argcount:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, torch.autograd.function.FunctionCtx):
-                return True
-        frame = frame.f_back
-    return False
-
-
 def packs_saved_tensors() -> bool:
     """Whether hooks of the user's own are called with what is saved for the backward pass; torch's change no values."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)

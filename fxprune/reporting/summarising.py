@@ -68,7 +68,7 @@ def summarise(
         scores=tuple(_score_row(g, values, masks[g.variable]) for g, values in (scores or {}).items()),
         drawing=draw_network(graph),
         environment=machine(),
-        notes=notes,
+        notes=(*notes, *dict.fromkeys(c.notes["probed"] for c in graph.calls.values() if "probed" in c.notes)),
         goals=tuple(GoalRow(name, asked, before[name], after[name]) for name, asked in budgets.items()),
     )
 

@@ -14,6 +14,7 @@ from torch.fx.node import _get_qualified_name
 
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
+from fxprune.capture.custom import CustomFunction
 from fxprune.capture.objects import CopiedObject
 from fxprune.rules.registry import torch_class
 from fxprune.util.copies import copied_attributes
@@ -96,13 +97,13 @@ def graph_from_data(nodes: list[NodeData]) -> fx.Graph:
 
 
 def _target_name(node: fx.Node) -> Any:
-    if isinstance(node.target, (str, CopiedObject)):
+    if isinstance(node.target, (str, CopiedObject, CustomFunction)):
         return node.target
     return _get_qualified_name(node.target)
 
 
 def _function(name: Any) -> Any:
-    if isinstance(name, CopiedObject):
+    if not isinstance(name, str):
         return name
     path = name if "." in name else f"builtins.{name}"
     parts: list[str] = []

@@ -340,40 +340,6 @@ def test_operators_in_all_their_spellings() -> None:
     assert_equal_copy(Spelled(), vector(), vector(5))
 
 
-class StraightThrough(torch.autograd.Function):
-    """Rounds, and passes gradients on as if it did not."""
-
-    @staticmethod
-    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
-        return grad
-
-
-def test_a_backward_of_ones_own_is_not_lost_in_silence() -> None:
-    class Rounded(Mlp):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.b(StraightThrough.apply(self.a(x)))
-
-    with pytest.raises(fxprune.FxpruneError, match=r"test_ops.py:\d+: .*its backward would be lost"):
-        fxprune.compile(Rounded().eval(), vector(), 0.3)
-
-
-def test_a_backward_of_ones_own_in_a_corner_stays_there() -> None:
-    class Corner(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return StraightThrough.apply(x)
-
-    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), Corner(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)]
-    model = nn.Sequential(*layers)
-    result = pruned(model, vector())
-    result(vector()).sum().backward()
-    assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in result.parameters())
-    assert any("its backward would be lost" in row.reason for row in fxprune.report(result).opaque)
-
-
 def test_images_through_a_larger_net() -> None:
     class Unet(nn.Module):
         def __init__(self) -> None:

@@ -94,7 +94,7 @@ class Refused(nn.Module):
     [
         ("autocast", "autocast"),
         ("vmap", "cannot be watched"),
-        ("reentrant", "custom autograd function"),
+        ("reentrant", "custom autograd function cannot be watched"),
         ("replaced parameter", "replaces first.bias"),
     ],
 )

@@ -1,0 +1,294 @@
+"""Ops that nobody wrote a rule for, found by trial on random values: along which dims they pass channels through.
+
+A dim passes where picking channels before the call and after it is the same, in the results and in the gradients: then
+each channel hangs on its own alone. A dim is normed over where another order of channels, and each channel given twice,
+are the same before and after: then each hangs on its own and on averages, as in a norm. Everything else is pinned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.axes.expressions import Axis, Fixed
+from fxprune.errors import AnalysisError
+from fxprune.rules.call import Call, concrete, fixed_axes, is_tensor
+from fxprune.rules.registry import Rule
+
+__all__ = ["PROBED", "is_probed"]
+
+# Dims by operand, and by result: None where a tensor does not have the channels.
+Places = tuple[tuple[int | None, ...], tuple[int | None, ...]]
+
+_WHY = "it has no rule, and on random values picking channels before it and after it is not the same"
+_KNOWN = frozenset({"aten", "prims", "prim", "torchvision"})
+# Random values, of both signs and of one. In all but the first, channels are large and small by decades, so that the
+# picked ones go another way where all of them together decide.
+_VALUES: tuple[Callable[[Tensor], Tensor], ...] = (lambda t: t, lambda t: t, lambda t: t, torch.abs, lambda t: -t.abs())
+# Sums over channels that a norm of its own would divide by their number, which no proof can tell from a constant.
+_SUMS = ("sum", "prod", "norm", "mm", "dot", "matmul", "einsum", "conv")
+_MOST_ELEMENTS, _MOST_PLACES, _SEED = 1 << 16, 64, 20_773
+
+
+def is_probed(target: Any) -> bool:
+    """Whether a call's target is no op of torch, so that its name says nothing."""
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        space = getattr(target, "namespace", "") or str(getattr(target, "_qualified_op_name", "")).split("::")[0]
+        return space not in _KNOWN
+    cls = getattr(target, "cls", None)
+    return isinstance(cls, type) and issubclass(cls, torch.autograd.Function)
+
+
+def _probed(call: Call) -> None:
+    trial = Trial(call.node)
+    results: list[list[Axis]] = [list(axes) for axes in fixed_axes(trial.outputs, _WHY)]
+    done: set[tuple[int, int]] = set()
+    pinned: list[Axis] = []
+    for number, node in enumerate(trial.nodes):
+        for dim, axis in enumerate(map(call.solver.resolve, call.axes_of(node))):
+            if (number, dim) in done or isinstance(axis, Fixed) or axis.size == 1:
+                continue
+            places = trial.passes(number, dim)
+            if places is None:
+                pinned.append(axis)
+            else:
+                done.update(_pass(call, trial, axis, places, results))
+    if pinned and not done:
+        raise AnalysisError(f"{_WHY}: write a rule for it")
+    call.pin_all(pinned, _WHY)
+    shaped = iter(map(tuple, results))
+    call.result = pytree.tree_map_only(torch.Tensor, lambda _: next(shaped), call.value)
+    if done:
+        call.notes["probed"] = f"{call.cause.op} has no rule; by trial on random values it passes channels through"
+
+
+def _pass(call: Call, trial: Trial, axis: Axis, places: Places, results: list[list[Axis]]) -> Iterator[tuple[int, int]]:
+    """Tie the dims at these places, by operand and by result; the operands' are given back."""
+    for number, dim in enumerate(places[0]):
+        if dim is not None:
+            call.unify(axis, call.axes_of(trial.nodes[number])[dim])
+            yield number, dim
+    for number, dim in enumerate(places[1]):
+        if dim is not None:
+            results[number][dim] = axis
+    if trial.crosses(places):
+        call.crosses((axis,))
+
+
+PROBED = Rule("", _probed)
+
+
+@dataclass
+class Trial:
+    """Runs of one node's op on random operands of its shapes, and of others."""
+
+    node: fx.Node
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        leaves, self._structure = pytree.tree_flatten((tuple(self.node.args), dict(self.node.kwargs)))
+        self.nodes = [leaf for leaf in leaves if is_tensor(leaf)]
+        if any(isinstance(leaf, fx.Node) and not is_tensor(leaf) for leaf in leaves):
+            raise AnalysisError("it takes a number that is computed in the forward")
+        self._literals = [None if is_tensor(leaf) else concrete(leaf) for leaf in leaves]
+        self._slots = [number for number, leaf in enumerate(leaves) if is_tensor(leaf)]
+        self.outputs = [v for v in pytree.tree_leaves(self.node.meta["val"]) if isinstance(v, Tensor)]
+        self._normed: set[Places] = set()
+
+    def crosses(self, places: Places) -> bool:
+        """Whether channels at these places hang on averages over them."""
+        return places in self._normed
+
+    def passes(self, number: int, dim: int) -> Places | None:
+        """Where the channels of an operand's dim are in the other operands and in the results, or None."""
+        shapes = [tuple(node.meta["val"].shape) for node in self.nodes]
+        for places in itertools.islice(self._candidates(number, dim, shapes), _MOST_PLACES):
+            if all(self._holds(places, sizes, self._picks) for sizes in self._sizes(places, shapes)):
+                return places
+            normed = not any(self._holds(places, sizes, self._maps) for sizes in self._sizes(places, shapes))
+            if normed and all(self._holds(places, sizes, self._averages) for sizes in self._sizes(places, shapes)):
+                self._normed.add(places)
+                return places
+        return None
+
+    def _candidates(self, number: int, dim: int, shapes: Sequence[tuple[int, ...]]) -> Iterator[Places]:
+        size, rank = shapes[number][dim], len(shapes[number])
+
+        def options(shape: Sequence[int]) -> list[int | None]:
+            dims = [d for d, n in enumerate(shape) if n == size]
+            same = [d for d in dims if len(shape) == rank and d == dim]
+            return [*same, *(d for d in dims if d not in same), None]
+
+        given = [[dim] if k == number else options(shape) for k, shape in enumerate(shapes)]
+        made = [options(value.shape) for value in self.outputs]
+        for chosen in itertools.product(*made, *given):
+            if any(d is not None for d in chosen[: len(made)]):
+                yield chosen[len(made) :], chosen[: len(made)]
+
+    def _sizes(self, places: Places, shapes: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+        """Shapes of the operands with the call's own number of channels, and with others; other dims are small."""
+        numbers = sorted({n for shape in shapes for n in shape if n > 1})
+        size = next(shape[d] for shape, d in zip(shapes, places[0], strict=True) if d is not None)
+        elements = max((torch.Size(shape).numel() for shape in shapes), default=0)
+        small = {n: n if n == size or elements <= _MOST_ELEMENTS else min(n, 8 + k) for k, n in enumerate(numbers)}
+        for more in (0, 1):
+            yield [tuple(small[n] + more if n > 1 else n for n in shape) for shape in shapes]
+
+    # -- one trial ------------------------------------------------------------------------------------------------
+
+    def _holds(self, places: Places, shapes: Sequence[tuple[int, ...]], test: Callable[..., bool]) -> bool:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.default_generator.manual_seed(_SEED)
+            try:
+                runs = (_Run(self, places, self._values(places, shapes, n)) for n in range(len(_VALUES)))
+                return all(map(test, runs))
+            except Exception:  # the op is the user's own code: anything may come out of it
+                return False
+
+    def _values(self, places: Places, shapes: Sequence[tuple[int, ...]], number: int) -> list[Tensor]:
+        values = []
+        for node, shape, dim in zip(self.nodes, shapes, places[0], strict=True):
+            kind = node.meta["val"].dtype
+            value = torch.randn(shape, dtype=torch.float64) if kind.is_floating_point else torch.randint(2, shape)
+            if number and dim is not None and kind.is_floating_point:
+                value *= _along(10 ** (4 * torch.rand(shape[dim], dtype=torch.float64) - 2), value, dim)
+            values.append(_VALUES[number](value) if kind.is_floating_point else value.to(kind))
+        return values
+
+    def call(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The op's results on other operands."""
+        leaves = list(self._literals)
+        for slot, value in zip(self._slots, values, strict=True):
+            leaves[slot] = value
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        target: Any = self.node.target
+        return [v for v in pytree.tree_leaves(target(*args, **kwargs)) if isinstance(v, Tensor)]
+
+    @staticmethod
+    def _maps(run: _Run) -> bool:
+        """Whether the results alone pass channels through: then averages in the way back are none of a norm."""
+        index = torch.randperm(run.size)[: run.size // 2 + 1]
+        values = [_picked(v, d, index) for v, d in zip(run.values, run.places[0], strict=True)]
+        expected = [_picked(v, d, index) for v, d in zip(run.results, run.places[1], strict=True)]
+        return _close(run.trial.call(values), expected)
+
+    @staticmethod
+    def _picks(run: _Run) -> bool:
+        chosen = [torch.randperm(run.size)[: max(1, run.size // parts)].sort().values for parts in (2, 3, run.size)]
+        return run.repeats() and all(run.agrees(index, alone=True) for index in chosen)
+
+    @staticmethod
+    def _averages(run: _Run) -> bool:
+        with _Names() as names:
+            run.trial.call(run.values)
+        if any(part in name for name in names.met for part in _SUMS):
+            return False
+        twice = torch.arange(run.size).repeat_interleave(2)
+        return run.repeats() and run.agrees(torch.randperm(run.size)) and run.agrees(twice, copies=2)
+
+
+class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the names of the ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.met: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.met.add(func._schema.name.rpartition("::")[2])
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class _Run:
+    """An op on given values, and on what is picked of them at the places of the channels."""
+
+    trial: Trial
+    places: Places
+    values: list[Tensor]
+
+    def __post_init__(self) -> None:
+        self.size = next(v.shape[d] for v, d in zip(self.values, self.places[0], strict=True) if d is not None)
+
+    @cached_property
+    def results(self) -> list[Tensor]:
+        """Those of the whole call."""
+        return [v.detach() for v in self.trial.call([v.clone() for v in self.values])]
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """Random gradients of the results."""
+        return [torch.randn(v.shape, dtype=torch.float64).to(v.dtype) for v in self.results]
+
+    def repeats(self) -> bool:
+        """Whether the op gives the same twice, and leaves its operands as they are."""
+        given = [v.clone() for v in self.values]
+        again = self.trial.call(given)
+        kept = all(map(torch.equal, given, self.values))
+        return kept and len(again) == len(self.results) and all(map(torch.equal, again, self.results))
+
+    def agrees(self, index: Tensor, alone: bool = False, copies: int = 1) -> bool:
+        """Whether picking channels by ``index`` before the call and after it are the same.
+
+        ``alone``: the whole call gets gradients of the picked ones only. ``copies``: how often each channel is picked.
+        """
+        given, made = self.places
+        mask = torch.zeros(self.size, dtype=torch.float64).index_fill_(0, index, 1.0)
+        weights = [w * _along(mask, w, d).to(w.dtype) if alone and d is not None else w for w, d in self._weighted()]
+        whole = self._learn(self.values, weights)
+        values = [_picked(v, d, index) for v, d in zip(self.values, given, strict=True)]
+        part = self._learn(values, [_picked(w, d, index) for w, d in self._weighted()])
+        expected = [_picked(v, d, index) for v, d in zip(whole[0], made, strict=True)]
+        shared = [1 if d is not None else copies for d in given]
+        grads = [_picked(g, d, index) * n for g, d, n in zip(whole[1], given, shared, strict=True)]
+        if alone and any(
+            bool((g * _along(1 - mask, g, d)).any()) for g, d in zip(whole[1], given, strict=True) if d is not None
+        ):
+            return False
+        return _close(part[0], expected) and _close(part[1], grads)
+
+    def _weighted(self) -> list[tuple[Tensor, int | None]]:
+        return list(zip(self.weights, self.places[1], strict=True))
+
+    def _learn(self, values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Results, and gradients of the operands; zeros where there are none."""
+        leaves = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in values]
+        results = self.trial.call(leaves)
+        pairs = [(r, w) for r, w in zip(results, weights, strict=True) if r.requires_grad]
+        learning = [v for v in leaves if v.requires_grad]
+        found: Sequence[Tensor | None] = [None] * len(learning)
+        if pairs and learning:
+            made, given = zip(*pairs, strict=True)
+            found = torch.autograd.grad(made, learning, given, allow_unused=True)
+        by_leaf = {id(v): g for v, g in zip(learning, found, strict=True)}
+        grads = [by_leaf.get(id(v)) for v in leaves]
+        filled = [torch.zeros(v.shape) if g is None else g for v, g in zip(leaves, grads, strict=True)]
+        return [r.detach() for r in results], filled
+
+
+def _picked(tensor: Tensor, dim: int | None, index: Tensor) -> Tensor:
+    return tensor if dim is None else tensor.index_select(dim, index)
+
+
+def _along(vector: Tensor, like: Tensor, dim: int) -> Tensor:
+    return vector.view([-1 if d == dim else 1 for d in range(like.dim())])
+
+
+def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Equal but for rounding, in the precision of the less precise; and finite."""
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return False
+        digits = [torch.finfo(t.dtype).eps for t in (a, b) if t.is_floating_point()]
+        bound = max(digits, default=0.0) ** 0.7 * max(1.0, float(b.abs().max()) if b.numel() else 1.0)
+        if not bool(((a - b).abs() <= bound).all() if digits else (a == b).all()):
+            return False
+    return True
