@@ -28,6 +28,7 @@ class Claim:
         silent: whether the entries that go are zero.
         caused: whether they go because of what goes before, and not by the certificate's word alone.
         like: one entry in the type and on the device of the values.
+        pieces: the claims of its tensors, where there are several and a law tells of them.
         buried: the value over what is kept alone, where ``full`` is no single tensor; removed entries are NaN.
     """
 
@@ -42,9 +43,10 @@ class Claim:
         caused: bool = True,
         buried: Callable[[], Any] | None = None,
         like: Tensor | None = None,
+        pieces: Sequence[Claim] = (),
     ) -> None:
         """``values``: the full and the narrow value, or what gives them for this claim, which then needs a shape."""
-        self._values = values
+        self._values, self.pieces = values, pieces
         self.kept, self.domain = kept, domain
         self.silent, self.caused, self.buried, self.like = silent, caused, buried, like
         if shape is None and not callable(values) and isinstance(values[0], Tensor):
@@ -89,6 +91,19 @@ class Claim:
     def is_drawn(self) -> bool:
         """Whether the narrow value was made of the full one."""
         return bool(self.domain)
+
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[Claim], *, caused: bool) -> Claim:
+        """A claim of several tensors."""
+
+        def values(claim: Claim) -> tuple[Any, Any]:
+            return tuple(piece.full for piece in pieces), tuple(piece.narrow for piece in pieces)
+
+        def buried() -> Any:
+            return tuple(piece.over_kept() for piece in pieces)
+
+        lossy = any(piece.is_lossy for piece in pieces)
+        return cls(values, caused=caused, buried=buried if lossy else None, pieces=pieces)
 
     @cached_property
     def is_lossy(self) -> bool:

@@ -88,12 +88,13 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if left.numel() * right.shape[-1] < _LARGE and not self._is_virtual(right):
             return None
-        rows = left @ self._vector(left, left.shape[-1], 1) * left.shape[-1] ** -0.5
-        number = self._number(right)
+        # Not a product, whose bits may hang on the place of a row among the others.
+        rows = (left * self._vector(left, left.shape[-1], 1)).sum(-1) * left.shape[-1] ** -0.5
+        number, first = self._rows(right)
         if number is None:
             columns = self._vector(right, right.shape[-2], 2) @ right * right.shape[-2] ** -0.5
         else:
-            columns = self._vector(right, right.shape[-1], number + 3)
+            columns = self._vector(right, first + right.shape[-1], number + 3)[first:]
         product: Tensor = rows.unsqueeze(-1) * columns.unsqueeze(-2)
         return product
 
@@ -124,6 +125,17 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         mixed = _aten.convolution(mixed, taps, None, stride, padding, dilation, transposed, output_padding, 1)
         result: Tensor = mixed * gains.view(shape)
         return result if bias is None else result.add_(bias.view(shape))
+
+    def _rows(self, tensor: Tensor) -> tuple[int | None, int]:
+        """The number of a weight of which a transposed matrix holds rows, and the first of them."""
+        size = tensor.shape[-2]
+        if tensor.ndim != 2 or tensor.stride() != (1, size) or tensor.storage_offset() % size:
+            return self._number(tensor), 0
+        storage = tensor.untyped_storage()._cdata
+        if self._weights.get(storage) != tensor._version:
+            return None, 0
+        key = (storage, size, tensor.dtype)
+        return self._numbers.setdefault(key, len(self._numbers)), int(tensor.storage_offset() // size)
 
     def _number(self, tensor: Tensor) -> int | None:
         """The number of a weight that nothing has written to, or of a view of one."""

@@ -20,7 +20,7 @@ from fxprune.errors import ProofError
 from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.nodes.by_values import ByValues, Tally
 from fxprune.proof.nodes.calls import call_name
-from fxprune.proof.nodes.claims import Claim
+from fxprune.proof.nodes.claims import Claim, Kept
 from fxprune.proof.nodes.drawing import Setting, drawn, held_claim
 from fxprune.proof.nodes.evaluating import TOLERANCE, WAYS
 from fxprune.proof.nodes.laws import Reading, Verdict, has_same_attributes, judged
@@ -135,7 +135,15 @@ class _Walk:
         written = written_by(node) if reading.writes else None
         members = self._memory.note(node, [written] if written else node.all_input_nodes if verdict.shares else ())
         later = self._memory.rewritten(node, members, self._claims) if written else None
-        self._claims[node] = self._drawn(reading, verdict)
+        caused = all(claim.caused for claim in reading.operands if claim.is_lossy or claim.buried)
+        if verdict.pieces:
+            pieces = [
+                self._drawn(f"{node.name}[{number}]", piece.shape, piece.kept, verdict, caused)
+                for number, piece in enumerate(verdict.pieces)
+            ]
+            self._claims[node] = Claim.of_pieces(pieces, caused=caused)
+        else:
+            self._claims[node] = self._drawn(node.name, verdict.shape, reading.kept, verdict, caused)
         if later is not None:
             self._claims[later] = self._claims[node]
         self._tally.at_any_size &= verdict.at_any_size
@@ -143,14 +151,14 @@ class _Walk:
         self._tally.by_law += not verdict.over_kept
         return True
 
-    def _drawn(self, reading: Reading, verdict: Verdict) -> Claim:
+    def _drawn(self, name: str, shape: Sequence[int], kept: Kept, verdict: Verdict, caused: bool) -> Claim:
         return Claim(
-            partial(drawn, self._setting, reading.node.name),
-            reading.kept,
-            shape=verdict.shape,
-            domain=verdict.domain,
+            partial(drawn, self._setting, name),
+            kept,
+            shape=shape,
+            domain=verdict.domain or "any",
             silent=verdict.silent,
-            caused=all(claim.caused for claim in reading.operands if claim.is_lossy),
+            caused=caused,
             like=self._setting.patterns.one,
         )
 

@@ -10,13 +10,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
-from fxprune.proof.nodes.laws.moves import concatenated, permuted, sliced, viewed
+from fxprune.proof.nodes.laws.moves import concatenated, cut, permuted, sliced, viewed
 from fxprune.proof.nodes.laws.products import LAYERS, attention, linear, matmul
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
 __all__ = ["Reading", "Verdict", "judged", "law_name"]
 
 _VIEWS = frozenset("view reshape flatten unflatten squeeze unsqueeze".split())
+_CUTS = frozenset("chunk split split_with_sizes tensor_split unbind".split())
 _OTHERS = {
     **dict.fromkeys("transpose permute swapaxes movedim t contiguous clone detach".split(), permuted),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
@@ -26,7 +27,7 @@ _OTHERS = {
     "scaled_dot_product_attention": attention,
 }
 _SPACES = (torch, F, operator, torch._C._nn)
-_KNOWN = frozenset((*POINTWISE, *LOCAL, *_VIEWS, *_OTHERS))
+_KNOWN = frozenset((*POINTWISE, *LOCAL, *_VIEWS, *_CUTS, *_OTHERS))
 # By function, its name: another function may be called like one of torch.
 _FUNCTIONS = {
     getattr(space, written): name
@@ -59,7 +60,9 @@ def judged(reading: Reading) -> Verdict | None:
         return None
     if name in LOCAL:
         return local(reading, LOCAL[name])
-    return viewed(reading, name) if name in _VIEWS else _OTHERS[name](reading)
+    if name in _VIEWS or name in _CUTS:
+        return (viewed if name in _VIEWS else cut)(reading, name)
+    return _OTHERS[name](reading)
 
 
 def _judged_module(reading: Reading, kind: Any) -> Verdict | None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
-from fxprune.proof.nodes.laws.reading import Reading, Verdict, on_meta, widest
+from fxprune.proof.nodes.laws.reading import Piece, Reading, Verdict, on_meta, widest
 
-__all__ = ["concatenated", "permuted", "sliced", "viewed"]
+__all__ = ["concatenated", "cut", "permuted", "sliced", "viewed"]
 
 _BY_DIMS = frozenset("flatten unflatten squeeze unsqueeze".split())
 
@@ -91,6 +91,8 @@ def _numbered(sizes: Sequence[int], kept: Sequence[Tensor | None]) -> Tensor:
 
 def sliced(reading: Reading) -> Verdict | None:
     """Slices and single entries along dims that keep everything."""
+    if reading.operands and reading.operands[0].pieces:
+        return piece(reading)
     given, index = reading.tensor(0, "self"), reading.argument(1, "index")
     if given is None or given.shape is None or not reading.same:
         return None
@@ -153,6 +155,62 @@ def concatenated(reading: Reading) -> Verdict | None:
     ]
     silent = all(part.silent for part in parts if part.is_lossy)
     return Verdict(shape, widest(parts), silent)
+
+
+def cut(reading: Reading, name: str) -> Verdict | None:
+    """Pieces along a dim: each keeps what the whole keeps there, if both networks cut between the same entries."""
+    given, place = reading.tensor(), 1 if name == "unbind" else 2
+    dims = [_literal(node, place, "dim", 0) for node in (reading.node, reading.other)]
+    if given is None or not given.shape or not all(type(dim) is int for dim in dims):
+        return None
+    dim = dims[0] % len(given.shape)
+    if dim != dims[1] % len(given.shape):
+        return None
+    full = reading.tried(lambda claim: on_meta(claim.shape or ()))
+    narrow = reading.tried_narrow(lambda claim: on_meta(cut_shape(claim.shape or (), claim.kept)))
+    if not isinstance(full, (tuple, list)) or not isinstance(narrow, (tuple, list)) or len(full) != len(narrow):
+        return None
+    index, rest = at(given.kept, dim), [at(given.kept, n) for n in range(len(given.shape)) if n != dim]
+    if name == "unbind":
+        pieces = [Piece(tuple(piece.shape), tuple(rest)) for piece in full]
+        return None if index is not None else Verdict((), given.domain, given.silent, shares=True, pieces=pieces)
+    kept = _cut_index(index, [t.shape[dim] for t in full], [t.shape[dim] for t in narrow])
+    if kept is None:
+        return None
+    pieces = [Piece(tuple(t.shape), (*rest[:dim], own, *rest[dim:])) for t, own in zip(full, kept, strict=True)]
+    return Verdict((), given.domain, given.silent, shares=True, at_any_size=False, pieces=pieces)
+
+
+def _literal(node: Any, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def _cut_index(index: Tensor | None, sizes: Sequence[int], narrow_sizes: Sequence[int]) -> list[Tensor | None] | None:
+    """What each piece keeps; None where the pieces of both networks do not hold the same entries."""
+    if index is None:
+        return [None] * len(sizes) if [*sizes] == [*narrow_sizes] else None
+    found: list[Tensor | None] = []
+    starts = 0, 0
+    for size, narrow_size in zip(sizes, narrow_sizes, strict=True):
+        own = index[starts[1] : starts[1] + narrow_size] - starts[0]
+        if len(own) != narrow_size or (narrow_size and not 0 <= int(own.min()) <= int(own.max()) < size):
+            return None
+        found.append(own)
+        starts = starts[0] + size, starts[1] + narrow_size
+    return found if starts[1] == len(index) else None
+
+
+def piece(reading: Reading) -> Verdict | None:
+    """One of the pieces."""
+    whole, number = reading.claims[reading.node.all_input_nodes[0]], reading.node.args[1]
+    if type(number) is not int or not -len(whole.pieces) <= number < len(whole.pieces) or not reading.same:
+        return None
+    found = whole.pieces[number]
+    if found.shape is None or len(reading.kept) > len(found.shape):
+        return None
+    if not all(same_kept(at(found.kept, dim), at(reading.kept, dim)) for dim in range(len(found.shape))):
+        return None
+    return Verdict(found.shape, found.domain or "any", found.silent, shares=True)
 
 
 def _end_to_end(parts: Iterable[Claim], dim: int) -> Tensor | None:

@@ -15,9 +15,17 @@ from fxprune.proof.nodes.calls import call, may_write, on_values
 from fxprune.proof.nodes.claims import Claim, Kept
 from fxprune.proof.nodes.patterns import Patterns
 
-__all__ = ["Reading", "Verdict", "widest"]
+__all__ = ["Piece", "Reading", "Verdict", "on_meta", "widest"]
 
 _DOMAINS = ("share", "positive", "any")
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The shape of one tensor of several, and what it keeps."""
+
+    shape: tuple[int, ...]
+    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Verdict:
         shares: whether it may share memory with what it reads.
         at_any_size: whether this was shown for inputs of all sizes.
         over_kept: whether what goes was left out of a norm, instead of being zero there.
+        pieces: the tensors, where it gives several.
     """
 
     shape: Sequence[int]
@@ -39,6 +48,7 @@ class Verdict:
     shares: bool = False
     at_any_size: bool = True
     over_kept: bool = False
+    pieces: Sequence[Piece] = ()
 
 
 @dataclass(frozen=True, eq=False)
