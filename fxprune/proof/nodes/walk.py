@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fxprune.errors import ProofError
 from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.nodes.by_values import ByValues, Tally
-from fxprune.proof.nodes.calls import call_name
+from fxprune.proof.nodes.calls import call, call_name, on_values
 from fxprune.proof.nodes.claims import Claim, Kept
 from fxprune.proof.nodes.drawing import Setting, drawn, held_claim
 from fxprune.proof.nodes.evaluating import TOLERANCE, WAYS
@@ -83,7 +83,9 @@ class _Walk:
                 self._left_out(node)
         else:
             reading = self._reading(step)
-            if reading is None or not (self._by_law(reading) or self._by_identity(step, reading)):
+            if reading is None or not (
+                self._by_arithmetic(reading) or self._by_law(reading) or self._by_identity(step, reading)
+            ):
                 self._by_values.judge(step)
                 self._tally.at_any_size &= reading is not None and is_number(node) and reading.same
 
@@ -124,6 +126,23 @@ class _Walk:
             self._setting.keep,
             self._setting.patterns,
         )
+
+    def _by_arithmetic(self, reading: Reading) -> bool:
+        """Whether both networks make the same call on the same numbers, or on tensors of sizes that give the same."""
+        node = reading.node
+        if not is_number(node) or node.op == "call_module" or reading.writes or not reading.same:
+            return False
+        values = []
+        for side in range(2):
+            args, kwargs = on_values(node, lambda n, side=side: self._claims[n].sized()[side])  # type: ignore[misc]
+            values.append(call(node, args, kwargs, None))
+            if all(claim.shape is None and _is_alike(claim) for claim in reading.operands):
+                break
+        if type(values[0]) is not type(values[-1]) or values[0] != values[-1]:
+            return False
+        self._claims[node] = Claim((values[0], values[-1]))
+        self._tally.exact += 1
+        return True
 
     def _by_law(self, reading: Reading) -> bool:
         """Whether a law tells that the claim holds."""

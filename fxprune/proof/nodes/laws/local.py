@@ -188,6 +188,16 @@ def _named(reading: Reading, ndim: int) -> Mixed | None:
     return None if dims is None else (dims, False)
 
 
+def _padded(reading: Reading, ndim: int) -> Mixed | None:
+    """Along the dims that are padded by anything but a literal zero; pads are named from the last dim on."""
+    args = reading.node.args
+    pads = args[1] if len(args) > 1 else reading.node.kwargs.get("pad")
+    if not isinstance(pads, (list, tuple)) or len(pads) % 2 or len(pads) > 2 * ndim:
+        return None
+    dims = [ndim - 1 - number for number in range(len(pads) // 2) if any(p != 0 for p in pads[2 * number :][:2])]
+    return frozenset(dims), False
+
+
 def _count(value: Any) -> int:
     return len(value) if isinstance(value, (list, tuple)) else 1
 
@@ -203,7 +213,7 @@ LOCAL: dict[str, MixedOf] = {
     "normalize": _along(2, default=1),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "logsumexp"), _reduced),
     **dict.fromkeys(("layer_norm", "rms_norm"), _last(lambda r, ndim: _count(r.argument(1, "normalized_shape")))),
-    "pad": _last(lambda reading, ndim: _count(reading.argument(1, "pad")) // 2),
+    "pad": _padded,
     "interpolate": _MAPS,
     **{f"{kind}{sides}d": _map(sides) for kind in _KINDS for sides in (1, 2, 3)},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -90,45 +90,62 @@ def _numbered(sizes: Sequence[int], kept: Sequence[Tensor | None]) -> Tensor:
 
 
 def sliced(reading: Reading) -> Verdict | None:
-    """Slices and single entries along dims that keep everything."""
+    """Slices, single entries and entries by number, along dims that keep everything."""
     if reading.operands and reading.operands[0].pieces:
         return piece(reading)
-    given, index = reading.tensor(0, "self"), reading.argument(1, "index")
-    if given is None or given.shape is None or not reading.same:
+    given = reading.tensor(0, "self")
+    if given is None or given.shape is None or len(reading.node.args) != 2:
         return None
-    dims = _dims_left(index if isinstance(index, tuple) else (index,), len(given.shape))
+    ndim = len(given.shape)
+    ours, theirs = (_every_index(index, ndim) for index in (reading.node.args[1], reading.other.args[1]))
+    if ours is None or torch.fx.node.map_arg(ours, reading.images.get) != theirs:
+        return None
+    dims = _dims_left([reading.known(item) for item in ours], ndim)
     if dims is None:
         return None
-    touched = set(range(len(given.shape))) - {dim for dim, whole in dims if whole}
-    if any(at(given.kept, dim) is not None for dim in touched if dim is not None):
+    whole = {dim for dim, all_of_it in dims if all_of_it}
+    if any(at(given.kept, dim) is not None for dim in range(ndim) if dim not in whole):
         return None
-    expected = [at(given.kept, dim) if whole and dim is not None else None for dim, whole in dims]
-    result = reading.tried(lambda claim: on_meta(claim.shape or ()))
-    if not isinstance(result, Tensor) or result.ndim != len(dims):
+    result = reading.tried(lambda claim: on_meta(claim.shape or ()) if claim.is_float else claim.full.to("meta"))
+    if not isinstance(result, Tensor) or result.ndim != len(dims) or len(reading.kept) > len(dims):
         return None
-    if not all(same_kept(index, at(reading.kept, place)) for place, index in enumerate(expected)):
+    if not all(
+        same_kept(at(given.kept, dim) if dim in whole else None, at(reading.kept, place))
+        for place, (dim, _) in enumerate(dims)
+    ):
         return None
     return Verdict(tuple(result.shape), given.domain or "any", given.silent, shares=True)
 
 
-def _dims_left(index: tuple[Any, ...], ndim: int) -> list[tuple[int | None, bool]] | None:
-    """For each dim of the result, the dim that it was, and whether all of that is taken."""
-    taken = sum(item is not None and item is not Ellipsis for item in index)
-    if sum(item is Ellipsis for item in index) > 1 or taken > ndim:
+def _every_index(index: Any, ndim: int) -> tuple[Any, ...] | None:
+    """What is taken of each dim, and where new ones are put in; None where that is not known."""
+    items = tuple(index) if isinstance(index, (tuple, list)) else (index,)
+    around = [n for n, item in enumerate(items) if item is Ellipsis]
+    taken = sum(item is not None and item is not Ellipsis for item in items)
+    if len(around) > 1 or taken > ndim or isinstance(index, list):
         return None
-    if not any(item is Ellipsis for item in index):
-        index = (*index, Ellipsis)
-    found: list[tuple[int | None, bool]] = []
-    dims: Iterator[int] = iter(range(ndim))
+    place = around[0] if around else len(items)
+    return (*items[:place], *[slice(None)] * (ndim - taken), *items[place + 1 :])
+
+
+def _dims_left(index: Sequence[Any], ndim: int) -> list[tuple[int, bool]] | None:
+    """For each dim of the result, the dim that it was, or -1, and whether all of that is taken."""
+    if sum(isinstance(item, Claim) for item in index) > 1 or (
+        any(isinstance(item, Claim) for item in index) and any(type(item) is int for item in index)
+    ):
+        return None
+    found: list[tuple[int, bool]] = []
+    dims = iter(range(ndim))
     for item in index:
         if item is None:
-            found.append((None, False))
-        elif item is Ellipsis:
-            found += [(next(dims), True) for _ in range(ndim - taken)]
+            found.append((-1, False))
         elif type(item) is slice:
             found.append((next(dims), item == slice(None)))
         elif type(item) is int:
             next(dims)
+        elif isinstance(item, Claim) and item.shape is not None and item.is_whole and item.full.dtype == torch.int64:
+            next(dims)
+            found += [(-1, False)] * len(item.shape)
         else:
             return None
     return found

@@ -106,7 +106,10 @@ class Reading:
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument: a literal, a number, or the claim of a tensor."""
         args, kwargs = self.node.args, self.node.kwargs
-        given = args[position] if position < len(args) else kwargs.get(name, default)
+        return self.known(args[position] if position < len(args) else kwargs.get(name, default))
+
+    def known(self, given: Any) -> Any:
+        """Nested arguments with numbers and claims in the places of nodes."""
         return fx.node.map_arg(given, self._claim_or_number)
 
     def tensor(self, position: int = 0, name: str = "input") -> Claim | None:
