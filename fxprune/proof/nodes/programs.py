@@ -120,7 +120,7 @@ class Programs:
         while stack:
             one, other = (_moved_from(way) for way in stack.pop())
             if one is None or other is None or one in seen:
-                if seen.get(one) is not other:
+                if one is not other and (other is None or seen.get(one) is not other):
                     return f"the way back differs at {(one or other).name()}"
                 continue
             seen[one] = other
