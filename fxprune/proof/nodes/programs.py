@@ -88,7 +88,7 @@ class Programs:
         versions = {name: tensor._version for name, tensor in given.named_tensors()}
         with self._unchanged() as held:
             try:
-                with stand_ins, self._modes():
+                with stand_ins, self._modes(), _only_the_way_back():
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
@@ -149,6 +149,16 @@ class Programs:
             vars(self._owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
+
+
+def _only_the_way_back() -> AbstractContextManager[Any]:
+    """History without the values that a way back would use, as nobody goes it."""
+
+    def unpacked(_: Any) -> Tensor:
+        raise AssertionError("nobody goes back")
+
+    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(lambda _: None, unpacked)
+    return hooks
 
 
 def _moved_from(way: Any) -> Any:
