@@ -168,6 +168,7 @@ def plan(
     ratio: Ratio = None,
     *,
     other_samples: Sequence[Any] = (),
+    keep_class: bool = False,
     progress: bool | None = None,
     **given: Unpack[PlanOptions],
 ) -> Plan:
@@ -191,6 +192,7 @@ def plan(
             options.counted,
             calibration=given.get("calibration"),
             loss=given.get("loss"),
+            keep_class=keep_class,
         )
         return run(program, until="plan").chosen_plan
 
@@ -246,13 +248,14 @@ def remove(
     *,
     couplings: Couplings = "keep",
     other_samples: Sequence[Any] = (),
+    keep_class: bool = False,
     verify: Level = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
     """Cut chosen channels, with all that is tied to them.
 
     Args:
-        model, sample_input, couplings, other_samples, verify, progress: as for :func:`compile`.
+        model, sample_input, couplings, other_samples, keep_class, verify, progress: as for :func:`compile`.
         channels: by path of a layer, or by layer, the output channels to remove: ``{"conv1": [2, 6, 9]}``, or a boolean
             mask with an entry a channel, in which True goes.
 
@@ -271,6 +274,7 @@ def remove(
             couplings=check_couplings(couplings),
             verify=check_level(verify),
             channels=channels,
+            keep_class=keep_class,
         )
         return run(program).result
 

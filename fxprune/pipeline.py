@@ -7,13 +7,10 @@ such as "prove, hold to sizes, rewrite, prove", stands in the list as often as i
 
 from __future__ import annotations
 
-import gc
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +28,7 @@ from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError
-from fxprune.keeping import finish, fitted, give_values, in_words
+from fxprune.keeping import finish, fitted, give_values, in_words, solve, unsaid, without_unsaid
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without
@@ -46,7 +43,7 @@ from fxprune.rewriting import certified
 from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
-from fxprune.util.progress import Steps
+from fxprune.util.progress import Steps, garbage_collection
 
 __all__ = ["PASSES", "Pass", "one_pass", "run"]
 
@@ -165,6 +162,21 @@ def _allocated(program: Program, options: Options) -> dict[Group, Mask]:
     )
 
 
+def allocate_again(program: Program) -> None:
+    """The same without held widths, but for those that only the configuration does not say, if the budget needs them."""
+    try:
+        allocate_budget(program)
+    except BudgetError:
+        kept = without_unsaid(program.held)
+        if kept == program.held:
+            raise
+        program.graph.pinned = tuple(
+            p for p in program.graph.pinned if p in kept.values() or p not in program.held.values()
+        )
+        program.held, program.follows_config = kept, False
+        allocate_budget(program)
+
+
 def choose_by_hand(program: Program) -> None:
     """Take the channels that the caller names, with all that is tied to them."""
     channels = by_path(program.model, "channels", program.channels)
@@ -187,6 +199,10 @@ def fit_class(program: Program) -> None:
     """
     written = (program.masks, program.pruned, program.certificates)
     program.kept, found = fitted(program.graph, program.model, *written, program.rules)
+    if not found:
+        program.solution = solve(program.graph, program.model, program.masks, program.kept)
+    if not found and program.follows_config and program.options is not None and program.options.alike == "equal":
+        found = unsaid(program.graph, program.masks, program.solution)
     program.holds_more, program.held = bool(found), program.held | found
     program.graph.pinned += tuple(found.values())
     if found and program.options is None:
@@ -271,13 +287,11 @@ def keep_class(program: Program) -> None:
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
     give_values(program.pruned, program.kept)
-    notes = finish(program.graph, program.model, program.masks, program.pruned, program.kept, program.sample)
+    notes = finish(
+        program.graph, program.model, program.masks, program.pruned, program.kept, program.sample, program.solution
+    )
     made = program.pruned.meta["fxprune"]["report"]
     _note(program, replace(made, notes=(*made.notes, *notes)))
-
-
-def _holds_more(program: Program) -> bool:
-    return program.holds_more
 
 
 def _always(program: Program) -> bool:
@@ -306,9 +320,9 @@ def _diverges(program: Program) -> bool:
 
 # A width that no attribute of the class says is held, and the others are planned again.
 _AGAIN = (
-    Pass("plan", allocate_budget, when=_holds_more),
-    Pass("rewrite", cut, when=_holds_more),
-    Pass("keep", fit_class, when=_holds_more),
+    Pass("plan", allocate_again, when=lambda p: p.holds_more),
+    Pass("rewrite", cut, when=lambda p: p.holds_more),
+    Pass("keep", fit_class, when=lambda p: p.holds_more),
 )
 PASSES = (
     Pass("capture", capture),
@@ -321,7 +335,7 @@ PASSES = (
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
     Pass("keep", fit_class, when=lambda p: p.keep_class),
-    *3 * _AGAIN,
+    *5 * _AGAIN,
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", hold_to_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),
@@ -342,10 +356,10 @@ def run(program: Program, *, until: str = "") -> Program:
     for number, step in enumerate(PASSES[: last + 1]):
         if not step.when(program):
             continue
-        with program.steps(step.name), _garbage_collection(step.makes_garbage(program)):
+        with program.steps(step.name), garbage_collection(step.makes_garbage(program)):
             step.run(program)
         program.check()
-        _dump(program, number, step.run.__name__)
+        program.dump(f"{number:02}-{step.run.__name__}")
     if program.report is not None:
         _note(program, replace(program.report, seconds=dict(program.steps.seconds)))
     return program
@@ -362,13 +376,6 @@ def _why_none(graph: ChannelGraph) -> str:
     opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
     pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
     return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
-
-
-def _dump(program: Program, number: int, name: str) -> None:
-    folder = os.environ.get("FXPRUNE_DUMP")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / f"{number:02}-{name}.txt").write_text(f"{program}\n", encoding="utf-8")
 
 
 @contextmanager
@@ -388,20 +395,3 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
             around.enter_context(restored(model))
         steps = around.enter_context(Steps(progress))
         yield steps
-
-
-@contextmanager
-def _garbage_collection(wanted: bool) -> Iterator[None]:
-    """Without automatic garbage collection, or where it is wanted, of what is made from now on alone."""
-    collects, freezes = gc.isenabled(), wanted and not gc.get_freeze_count()
-    if not wanted:
-        gc.disable()
-    if freezes:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if freezes:
-            gc.unfreeze()
-        if collects:
-            gc.enable()

@@ -6,8 +6,10 @@ environment that text is written to ``DIR`` after every pass, so that two passes
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError, OptionError
-from fxprune.keeping import Held, Rules
+from fxprune.keeping import Held, Rules, Solution
 from fxprune.options import Options
 from fxprune.planning import Plan
 from fxprune.proof import Proof
@@ -140,7 +142,9 @@ class Program:
     kept: nn.Module | None = None  # keep
     held: Held = field(default_factory=dict)  # keep: groups that no attribute can narrow
     holds_more: bool = False  # keep: whether the last try found more of them
+    follows_config: bool = True  # plan: whether widths are held that the class's configuration does not say
     rules: Rules = field(default_factory=dict)  # keep
+    solution: Solution = field(default_factory=Solution)  # keep: of the class's configuration
     proof: Proof | None = None  # verify
     unproven: str = ""  # verify
     report: Report | None = None  # report
@@ -201,6 +205,13 @@ class Program:
         if hasattr(self, "captured"):
             return "\n".join(str(part.graph) for part in self.captured.everything())
         return f"{type(self.model).__name__}, not captured yet"
+
+    def dump(self, name: str) -> None:
+        """Write the program to the folder that ``FXPRUNE_DUMP`` names, if any."""
+        folder = os.environ.get("FXPRUNE_DUMP")
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / f"{name}.txt").write_text(f"{self}\n", encoding="utf-8")
 
     def check(self) -> None:
         """What holds after every pass, as far as they have come.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -200,6 +202,7 @@ def test_generated_source_knows_torch_alone_and_is_clean(tmp_path: Path) -> None
     imports = {line for line in lines if line.startswith(("import ", "from "))}
     assert imports == {
         "import copy",
+        "import inspect",
         "import sys",
         "from collections.abc import Callable, Sequence",
         "from concurrent.futures import ThreadPoolExecutor",
@@ -360,7 +363,7 @@ def test_other_samples_are_taken(tmp_path: Path, batch: int) -> None:
     ("others", "words"),
     [
         (series(9), "must be a list of samples"),
-        ([series(9)], r"other_samples\[0\] has other arguments"),
+        ([{"colour": series(9)}], r"other_samples\[0\]|colour"),
         (
             [(series(9), False), (series(9)[:, :2], False)],
             r"other_samples\[1\]: cannot trace the model at .*test_variants\.py",
@@ -372,3 +375,35 @@ def test_other_samples_are_taken(tmp_path: Path, batch: int) -> None:
 def test_bad_other_samples_are_refused(others: Any, words: str) -> None:
     with pytest.raises(SampleError, match=words):
         fxprune.compile(Scan().double().eval(), (series(6), False), 0.4, other_samples=others)
+
+
+class WithLoss(nn.Module):
+    """A loss where there are labels, as networks of transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.b(self.a(x).relu())
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_an_optional_argument_stays_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = torch.randn(2, 4), torch.tensor([0, 1])
+    model = WithLoss().eval()
+    pruned = fxprune.compile(model, {"x": x}, 0.5, other_samples=[{"x": x, "labels": labels}])
+    fxprune.save(pruned, tmp_path / "net")
+    monkeypatch.syspath_prepend(str(tmp_path / "net"))
+    source = importlib.import_module("model").Model().eval()
+    sys.modules.pop("model")
+    source.load_state_dict(load_file(tmp_path / "net" / "weights.safetensors"))
+    full = fxprune.report(pruned).plan.expand(pruned.state_dict())  # type: ignore[union-attr]
+    model.load_state_dict(full)
+    for network in (pruned, fxprune.load(tmp_path / "net"), source):
+        assert network(x).keys() == network(x=x).keys() == {"logits"}
+        for given in ({"labels": labels}, {"labels": labels.repeat(3)}):
+            batch = x.repeat(len(given["labels"]) // 2, 1)
+            torch.testing.assert_close(network(x=batch, **given), model(x=batch, **given))

@@ -123,19 +123,20 @@ class Sample:
         return Sample(args, kwargs, tuple(other.map(transform) for other in self.others))
 
     def beside(self, other_samples: Sequence[Any]) -> Sample:
-        """The sample with others, each as :meth:`from_input` reads it.
+        """The sample with others, each as :meth:`from_input` reads it; one may have other arguments.
 
         Raises:
-            SampleError: they are no sequence of samples, or one has other arguments than this one.
+            SampleError: they are no sequence of samples.
         """
         if isinstance(other_samples, (torch.Tensor, dict, str)) or not isinstance(other_samples, Sequence):
             raise SampleError("other_samples must be a list of samples, each like sample_input")
         others = tuple(Sample.from_input(other) for other in other_samples)
-        own = pytree.tree_structure((self.args, self.kwargs))
-        for number, other in enumerate(others):
-            if pytree.tree_structure((other.args, other.kwargs)) != own:
-                raise SampleError(f"other_samples[{number}] has other arguments than sample_input: pass the same ones")
         return replace(self, others=others) if others else self
+
+    @property
+    def structure(self) -> Any:
+        """Which arguments there are, and how they are nested."""
+        return pytree.tree_structure((self.args, self.kwargs))
 
     def resized_like(self, other: Sample) -> Sample:
         """The same sample with every tensor brought to the shape of that in ``other``: entries repeat, or are cut."""

@@ -217,7 +217,8 @@ def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
     if captured.opaque and given:
         path = next(iter(captured.opaque)) or "the model's own forward"
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
-    if captured.opaque or not asks_sizes(captured.graph):
+    other_arguments = any(other.structure != captured.sample.structure for other in given)
+    if captured.opaque or not (asks_sizes(captured.graph) or other_arguments):
         return
     known = [captured.without_values(model)]
     kinds: list[Iterator[tuple[int | None, Sample]]] = [iter(enumerate(given))]

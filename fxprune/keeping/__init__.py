@@ -1,7 +1,18 @@
 """The pruned network as a copy of the user's model, of its own class: what ``keep_class=True`` gives."""
 
-from fxprune.keeping.configuring import finish
+from fxprune.keeping.configuring import Solution, finish, solve, unsaid, without_unsaid
 from fxprune.keeping.fitting import Held, Rules, fitted, in_words
 from fxprune.keeping.running import give_values
 
-__all__ = ["Held", "Rules", "finish", "fitted", "give_values", "in_words"]
+__all__ = [
+    "Held",
+    "Rules",
+    "Solution",
+    "finish",
+    "fitted",
+    "give_values",
+    "in_words",
+    "solve",
+    "unsaid",
+    "without_unsaid",
+]

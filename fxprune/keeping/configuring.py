@@ -12,20 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.analysis.groups import PinnedWidth
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
+from fxprune.keeping.fitting import Held
 from fxprune.keeping.running import check_equal
-from fxprune.keeping.slots import Slot, sizes_of, slots_of
+from fxprune.keeping.slots import Slot, sizes_of, slots_of, unset_slots_of
 from fxprune.util.copies import private_copy
 
-__all__ = ["Change", "configure", "finish"]
+__all__ = ["Change", "Solution", "finish", "solve", "unsaid", "without_unsaid"]
 
 Shapes = dict[str, tuple[int, ...]]
-_MOST_BUILDS = 200
+_MOST_BUILDS = 400
+_FROM_CONFIG = "the class is built from it"
 _MOST_FIELDS = 4  # that are tried together at once
 
 
@@ -37,7 +40,48 @@ class Change:
     new: int
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.slot.place)} {self.slot.value} -> {self.new}"
+        return f"{'.'.join(self.slot.place)} {self.slot.value or None} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How near a configuration comes to the pruned shapes.
+
+    Attributes:
+        name: the attribute of the model that holds it; empty where the class is not built from one.
+        changes: fields and their new values.
+        odd: dims of tensors that the class builds otherwise.
+    """
+
+    name: str = ""
+    changes: tuple[Change, ...] = ()
+    odd: tuple[tuple[str, int], ...] = ()
+
+
+def solve(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask], kept: nn.Module) -> Solution:
+    """Look for the configuration from which the class builds the pruned shapes; ``kept`` is only read."""
+    name = "" if is_meta(model) else _configuration(model)
+    if not name:
+        return Solution()
+    wanted, config = _shapes(kept), getattr(kept, name)
+    changes, shapes = _solved(type(kept), config, sizes_of(graph, masks), wanted)
+    return Solution(name, tuple(changes), tuple(_odd_dims(shapes, wanted)))
+
+
+def unsaid(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Solution) -> Held:
+    """The groups of the widths that no field of the configuration says; none where none of them is narrowed."""
+    odd, found = set(solution.odd), Held()
+    for group in graph.groups:
+        member = next((m for m in group.members if (m.tensor, m.dim) in odd), None)
+        if member is not None:
+            reason = f"keep_class: no field of {solution.name} says this width"
+            found[group] = PinnedWidth(member.tensor, member.dim, group.size, reason, _FROM_CONFIG)
+    return found if any(not masks[group.variable].all() for group in found) else {}
+
+
+def without_unsaid(held: Held) -> Held:
+    """Those that are held for another reason."""
+    return {group: pin for group, pin in held.items() if pin.cause != _FROM_CONFIG}
 
 
 def finish(
@@ -47,6 +91,7 @@ def finish(
     pruned: nn.Module,
     kept: nn.Module,
     own: Sample,
+    solution: Solution,
 ) -> list[str]:
     """Compare a kept class with the proven graph at several sizes, and solve its configuration; notes for the report.
 
@@ -59,33 +104,29 @@ def finish(
     samples = [own, *more, *own.others, *(variant.sample for variant in graph.captured.variants)]
     samples = [replace(sample, others=()).with_values(0) for sample in samples]
     check_equal(kept, pruned, samples)
-    words = configure(model, kept, sizes_of(graph, masks), pruned, samples)
+    words = _configured(model, kept, solution, pruned, samples)
     return [words] if words else []
 
 
-def configure(
-    model: nn.Module, kept: nn.Module, pairs: Mapping[int, set[int]], graph: nn.Module, samples: list[Sample]
-) -> str:
+def _configured(model: nn.Module, kept: nn.Module, solution: Solution, graph: nn.Module, samples: list[Sample]) -> str:
     """Change the configuration that a kept class holds so that its class builds it; what was done, or why nothing.
 
     Args:
         model: the original.
         kept: the narrowed copy, which is changed.
-        pairs: kept sizes by full size, of all dims and their factors.
+        solution: of its configuration.
         graph: the proven network, with which the class is compared once more.
         samples: for that.
 
     Returns:
         Words for the report; empty where the class is not built from a configuration.
     """
-    name = _configuration(model)
+    name, found = solution.name, solution.changes
     if not name:
         return ""
-    wanted = _shapes(kept)
     config = getattr(kept, name)
-    found = _solved(type(kept), config, pairs, wanted)
-    if found is None:
-        return f"no values of {name} make {type(kept).__name__} build these shapes: {_first_odd(kept, config, wanted)}"
+    if solution.odd:
+        return _why_none(kept, solution)
     words = ", ".join(map(str, found)) or "no field changes"
     trial = private_copy(kept)
     for change in found:
@@ -141,71 +182,71 @@ def _shapes(module: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _solved(cls: Any, config: Any, pairs: Mapping[int, set[int]], wanted: Shapes) -> list[Change] | None:
-    """The fewest changes of fields that give the wanted shapes, found a few at a time; None where there are none."""
-    builds = itertools.count()
+def _solved(cls: Any, config: Any, pairs: Mapping[int, set[int]], wanted: Shapes) -> tuple[list[Change], Shapes]:
+    """The fewest changes of fields that come nearest to the wanted shapes, found a few at a time; what they build."""
     trial, done = copy.deepcopy(config), list[Change]()
-    odd = _odd(_built(cls, trial), wanted)
-    while odd:
-        odd, best = _best(cls, trial, pairs, {change.slot.place for change in done}, odd, wanted, builds)
+    shapes = _built(cls, trial)
+    while odd := _odd_dims(shapes, wanted):
+        tries = _tries(trial, pairs, {change.slot.place for change in done}, {wanted[name][dim] for name, dim in odd})
+        best = _best(cls, trial, tries, len(odd), wanted)
         if not best:
-            return None
+            break
         for change in best:
             done.append(Change(_same_slot(config, change.slot), change.new))
             change.slot.set(change.new)
-    return done
+        shapes = _built(cls, trial)
+    return done, shapes or {}
 
 
-def _best(
-    cls: Any,
-    config: Any,
-    pairs: Mapping[int, set[int]],
-    taken: set[tuple[str, ...]],
-    odd: float,
-    wanted: Shapes,
-    builds: Iterator[int],
-) -> tuple[float, list[Change]]:
-    """The changes of the fewest fields that leave fewer odd dims than ``odd``, and how many those are."""
+def _best(cls: Any, config: Any, tries: Iterator[list[Change]], odd: int, wanted: Shapes) -> list[Change]:
+    """The changes of the fewest fields that leave the fewest odd dims, fewer than ``odd``."""
     best: list[Change] = []
-    for changes in _tries(config, pairs, taken):
-        if next(builds) > _MOST_BUILDS or odd == 0 or (best and len(changes) > len(best)):
+    for changes in itertools.islice(tries, _MOST_BUILDS):
+        if odd == 0 or (best and len(changes) > len(best)):
             break
         olds = [change.slot.value for change in changes]
         for change in changes:
             change.slot.set(change.new)
-        fewer = _odd(_built(cls, config), wanted)
+        fewer = len(_odd_dims(_built(cls, config), wanted))
         for change, old in zip(changes, olds, strict=True):
             change.slot.set(old)
         if fewer < odd:
             odd, best = fewer, changes
-    return odd, best
+    return best
 
 
-def _tries(config: Any, pairs: Mapping[int, set[int]], taken: set[tuple[str, ...]]) -> Iterator[list[Change]]:
+def _tries(
+    config: Any, pairs: Mapping[int, set[int]], taken: set[tuple[str, ...]], odd: set[int]
+) -> Iterator[list[Change]]:
+    """Changes worth a try, the fewest fields first; ``odd``: the sizes that are not built yet."""
     slots = [slot for slot in slots_of(config) if slot.place not in taken and slot.value > 1]
     singles = [Change(slot, new) for slot in slots for new in sorted(pairs.get(slot.value, ())) if new != slot.value]
-    for count in range(1, _MOST_FIELDS + 1):
+    unset = [slot for slot in unset_slots_of(config) if slot.place not in taken]
+    yield from ([change] for change in singles)
+    yield from ([Change(slot, new)] for slot in unset for new in sorted(odd))
+    for count in range(2, _MOST_FIELDS + 1):
         for changes in itertools.combinations(singles, count):
             if len({change.slot.place for change in changes}) == count:
                 yield list(changes)
 
 
-def _odd(shapes: Shapes | None, wanted: Shapes) -> float:
-    """How many dims are not as wanted."""
-    if shapes is None or shapes.keys() != wanted.keys():
-        return float("inf")
-    pairs = ((a, b) for name in wanted for a, b in itertools.zip_longest(shapes[name], wanted[name]))
-    return float(sum(a != b for a, b in pairs))
+def _odd_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
+    """The dims that are not as wanted: all where the class builds nothing, or other tensors."""
+    if shapes is None or shapes.keys() != wanted.keys() or any(len(shapes[n]) != len(wanted[n]) for n in wanted):
+        shapes = {name: (-1,) * len(size) for name, size in wanted.items()}
+    return [(n, dim) for n in wanted for dim, (a, b) in enumerate(zip(shapes[n], wanted[n], strict=True)) if a != b]
 
 
-def _first_odd(kept: nn.Module, config: Any, wanted: Shapes) -> str:
-    shapes = _built(type(kept), config) or {}
-    name = next((n for n in wanted if shapes.get(n) != wanted[n]), "")
-    return f'{name} is {wanted.get(name)} (alike="equal" gives repeated blocks one width)'
+def _why_none(kept: nn.Module, solution: Solution) -> str:
+    name, _ = solution.odd[0]
+    return (
+        f"no values of {solution.name} make {type(kept).__name__} build these shapes: {name} is "
+        f'{tuple(kept.state_dict()[name].shape)} (alike="equal" gives repeated blocks one width; try a lower ratio)'
+    )
 
 
 def _same_slot(config: Any, like: Slot) -> Slot:
-    return next(slot for slot in slots_of(config) if slot.place == like.place)
+    return next(slot for slot in (*slots_of(config), *unset_slots_of(config)) if slot.place == like.place)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -38,7 +38,7 @@ __all__ = ["Held", "Rules", "fitted", "in_words", "narrowed"]
 Held = dict[Group, PinnedWidth]
 # Which attribute of which class holds a size: found once, for all modules of the class.
 Rules = dict[tuple[type, tuple[str, ...]], None]
-_MOST_PAIRS = 60  # of two attributes that are tried together
+_MOST_PAIRS = 24  # of two attributes that are tried together
 
 
 def fitted(
@@ -313,7 +313,9 @@ class Fit:
                 group = groups[variable]
                 found.setdefault(group, self._pin(like, group))
         if not found:  # a check in the code, or a value computed from a width
-            narrow = self._shrinking(self.by_module[node.meta.get("module", "")]) or list(self.masks)
+            cls = type(self.paths.module(node.meta.get("module", "")))
+            alike = [path for path, module in self.copy.named_modules() if type(module) is cls]
+            narrow = self._shrinking([n for path in alike for n in self.by_module[path]]) or list(self.masks)
             cut = [v for v in narrow if not self.masks[v].all()]
             found = {groups[v]: self._pin(node, groups[v]) for v in cut}
         return found

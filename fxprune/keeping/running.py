@@ -54,7 +54,7 @@ def _randomise(kept: nn.Module, graph: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in kept.parameters():
-            drawn = torch.randn(parameter.shape, generator=generator) / max(parameter[:1].numel(), 1) ** 0.5
+            drawn = torch.randn(parameter.shape, generator=generator) / max(parameter.shape[1:].numel(), 1) ** 0.5
             parameter.copy_(drawn)
     own = dict(kept.named_parameters(remove_duplicate=False))
     with torch.no_grad():

@@ -17,7 +17,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Concat, Product
 
-__all__ = ["Masks", "Pairs", "Slot", "columns_of", "sizes", "sizes_of", "slots_of"]
+__all__ = ["Masks", "Pairs", "Slot", "columns_of", "sizes", "sizes_of", "slots_of", "unset_slots_of"]
 
 Masks = Mapping[Channels, Mask]
 Pairs = set[tuple[int, int]]
@@ -39,12 +39,13 @@ class Slot:
     table: dict[Any, Any]
     key: Any
     index: int | None = None
+    optional: bool = False
 
     @property
     def value(self) -> int:
-        """The number that stands there."""
-        found = self.table[self.key]
-        return int(found if self.index is None else found[self.index])
+        """The number that stands there; 0 for a field that is None, which stands for a number made of others."""
+        found = self.table[self.key] if self.index is None else self.table[self.key][self.index]
+        return found or 0
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -52,9 +53,9 @@ class Slot:
         return id(self.table), self.key, self.index
 
     def set(self, value: int) -> None:
-        """Put another number there."""
+        """Put another number there, or None again for 0."""
         if self.index is None:
-            self.table[self.key] = value
+            self.table[self.key] = value or None if self.optional else value
         else:
             entries = list(self.table[self.key])
             entries[self.index] = value
@@ -67,6 +68,13 @@ class Slot:
 def slots_of(module: Any, owner: str = "") -> Iterator[Slot]:
     """Every number that a module, or another object, holds by itself; not those of its submodules."""
     yield from _in_table(vars(module), owner, (), _DEPTH, {id(module)})
+
+
+def unset_slots_of(config: Any) -> Iterator[Slot]:
+    """The fields of a configuration that are None, and may be numbers."""
+    for key, value in vars(config).items():
+        if value is None and not key.startswith("_"):
+            yield Slot("", (key,), vars(config), key, optional=True)
 
 
 def _in_table(table: dict[Any, Any], owner: str, place: tuple[str, ...], depth: int, seen: set[int]) -> Iterator[Slot]:

@@ -151,6 +151,10 @@ def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], a
     unsure = []
     for number, forward in enumerate(forwards):
         try:
+            inspect.signature(forward).bind(parts, *args, **kwargs)
+        except TypeError:  # it is a graph for other arguments
+            continue
+        try:
             # Random numbers that are not on the meta device are drawn all the same.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 forward(parts, *without_values(args), **without_values(kwargs))

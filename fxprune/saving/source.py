@@ -104,6 +104,7 @@ def _imports(body: str, tuples: str, constants: str) -> str:
         "import base64": bool(constants),
         "import collections": "collections." in body,
         "import copy": "copy." in body,
+        "import inspect": "inspect." in body,
         "import functools": "functools." in body,
         "import math": "math." in body,
         "import operator": "operator." in body,

@@ -62,9 +62,10 @@ def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access
     """
     if set(graphs) == {"eval"} and not untraced:
         return _method("forward", graphs["eval"], access, imported)
-    printer = _Printer(graphs["eval"], access, imported, _INDENT)
-    list(printer.lines())
-    names = ", ".join(parameter.partition("=")[0] for parameter in printer.parameters)
+    taken = [_parameters(graph, access, imported) for graph in graphs.values()]
+    # Graphs for other arguments: which of them a call gives decides.
+    parameters = taken[0] if all(one == taken[0] for one in taken) else ["*args", "**kwargs"]
+    names = ", ".join(parameter.partition("=")[0] for parameter in parameters)
     sized = has_variants(graphs)
     lines = [f"forward = self.forward_for({names})"] if sized else [f"forward = {_choice(graphs, '')}"]
     if untraced:
@@ -72,8 +73,14 @@ def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access
         lines = ["if self.training:", f"    raise RuntimeError({reason})", *lines]
     body = "".join(f"        {line}\n" for line in [*lines, f"return forward({names})"])
     methods = [_method(f"forward_{name}", graph, access, imported) for name, graph in graphs.items()]
-    head = f"    def forward({', '.join(['self', *printer.parameters])}):\n{body}"
+    head = f"    def forward({', '.join(['self', *parameters])}):\n{body}"
     return "\n".join([head, *[_forward_for(graphs)] * sized, *methods])
+
+
+def _parameters(graph: Graph, access: Access, imported: Access) -> list[str]:
+    printer = _Printer(graph, access, imported, _INDENT)
+    list(printer.lines())
+    return printer.parameters
 
 
 def has_variants(graphs: Mapping[str, Graph]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,3 +63,20 @@ class Steps:
             count = f"{done} of {total} done" if total else str(done)
             row.add_row(name, ProgressBar(total, done, width=30) if total else "", count, *labels[done : done + 1])
             self._status.update(row)
+
+
+@contextmanager
+def garbage_collection(wanted: bool) -> Iterator[None]:
+    """Without automatic garbage collection, or where it is wanted, of what is made from now on alone."""
+    collects, freezes = gc.isenabled(), wanted and not gc.get_freeze_count()
+    if not wanted:
+        gc.disable()
+    if freezes:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if freezes:
+            gc.unfreeze()
+        if collects:
+            gc.enable()
