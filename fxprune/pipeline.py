@@ -163,7 +163,7 @@ def _allocated(program: Program, options: Options) -> dict[Group, Mask]:
 
 
 def allocate_again(program: Program) -> None:
-    """The same without held widths, but for those that only the configuration does not say, if the budget needs them."""
+    """The same without held widths; those that only the configuration asks for give way to the budget."""
     try:
         allocate_budget(program)
     except BudgetError:

@@ -18,7 +18,7 @@ import fxprune
 from fxprune.analysis.drawing import draw_network, places
 from fxprune.reporting import Report
 from fxprune.reporting.html import as_html
-from fxprune.reporting.html.page import layers, reproduction, stages
+from fxprune.reporting.html.page import layers, macs_of, reproduction, stages
 from tests.test_reporting import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -99,6 +99,16 @@ def test_it_says_what_the_report_holds(page: Path, report: Report) -> None:
     assert f"{report.proof.relative_error:.1e}" in text
     assert all(f"<td>{name}</td>" in text for name in report.seconds)
     assert reproduction(report) in text
+
+
+def test_tables_sort_and_filter_and_the_page_has_a_dark_form(page: Path, report: Report) -> None:
+    text = page.read_text()
+    row = report.groups[0]
+    before, after = macs_of(report, row)
+    assert report.macs_before >= before > after > 0
+    assert f'data-value="{before}"' in text
+    assert 'data-rows="of-groups"' in text
+    assert "prefers-color-scheme:dark" in text
 
 
 def test_layers_and_stages_add_up(report: Report) -> None:

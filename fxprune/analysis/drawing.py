@@ -146,7 +146,7 @@ _LONGEST = 32
 _PLAIN = "#f4f4f2"
 _STYLE = (
     "text{font:11px ui-monospace,monospace;fill:#1a1a1a}path{fill:none;stroke:#9a9a94;stroke-width:1}"
-    "rect{stroke:#6b6b66;stroke-width:1}.pinned{stroke:#b3261e;stroke-width:2;stroke-dasharray:4 2}"
+    "rect{stroke:#6b6b66;stroke-width:1}.pinned{stroke:#3a3a36;stroke-width:2.5;stroke-dasharray:4 2}"
 )
 
 
@@ -158,7 +158,7 @@ def colours(nodes: Sequence[DrawnNode]) -> dict[str, str]:
 
 
 def as_svg(nodes: Sequence[DrawnNode]) -> str:
-    """The operations as boxes from top to bottom, coloured by their first group; a dashed red edge marks pins."""
+    """The operations as boxes from top to bottom, coloured by their first group; a dashed edge marks pins."""
     spots = [(column * (_WIDTH + _GAP_X), row * (_HEIGHT + _GAP_Y)) for row, column in places(nodes)]
     left = min((x for x, _ in spots), default=0)
     width = max((x for x, _ in spots), default=0) - left + _WIDTH

@@ -1,5 +1,36 @@
 (function () {
   "use strict";
+  function value(row, place) {
+    var text = row.cells[place].textContent.trim();
+    var number = parseFloat(row.cells[place].dataset.value || text);
+    return isNaN(number) ? text.toLowerCase() : number;
+  }
+  document.querySelectorAll("table").forEach(function (table) {
+    if (!table.tHead) return;
+    var body = table.tBodies[0];
+    Array.prototype.forEach.call(table.tHead.rows[0].cells, function (head, place) {
+      head.addEventListener("click", function () {
+        var down = head.getAttribute("aria-sort") !== "descending";
+        Array.prototype.forEach.call(table.tHead.rows[0].cells, function (cell) { cell.removeAttribute("aria-sort"); });
+        head.setAttribute("aria-sort", down ? "descending" : "ascending");
+        Array.prototype.slice.call(body.rows).sort(function (a, b) {
+          var x = value(a, place), y = value(b, place);
+          return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1);
+        }).forEach(function (row) { body.appendChild(row); });
+      });
+    });
+  });
+  document.querySelectorAll("input.filter").forEach(function (field) {
+    field.addEventListener("input", function () {
+      var wanted = field.value.toLowerCase();
+      document.querySelectorAll("#" + field.dataset.rows + " tbody tr").forEach(function (row) {
+        row.hidden = row.textContent.toLowerCase().indexOf(wanted) < 0;
+      });
+    });
+  });
+})();
+(function () {
+  "use strict";
   var frame = document.getElementById("graph");
   if (!frame) return;
   var svg = frame.querySelector("svg");
@@ -28,12 +59,14 @@
     show({ x: all.x + (all.width - width) / 2, y: all.y, width: width, height: width * frame.clientHeight / frame.clientWidth });
   }
   frame.addEventListener("wheel", function (event) {
+    if (!event.ctrlKey && !event.metaKey) return; // the wheel alone scrolls the page
     event.preventDefault();
     var r = frame.getBoundingClientRect();
     zoom(event.deltaY < 0 ? 0.85 : 1.18, (event.clientX - r.left) / r.width, (event.clientY - r.top) / r.height);
   }, { passive: false });
   var held = null;
   frame.addEventListener("pointerdown", function (event) {
+    if (event.pointerType === "touch") return; // a finger scrolls the page; the buttons zoom
     held = { x: event.clientX, y: event.clientY, box: current() };
     frame.setPointerCapture(event.pointerId);
   });

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from fxprune.analysis.drawing import as_svg, colours
 from fxprune.options import usual
-from fxprune.reporting.report import MACS_MEANING, CostRow, Report, ScoreRow, removed
+from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, Report, ScoreRow, removed
 from fxprune.reporting.text import (
     BUDGETS,
     achieved_in_words,
@@ -30,6 +30,7 @@ __all__ = [
     "as_html",
     "histogram",
     "layers",
+    "macs_of",
     "reproduction",
     "stages",
 ]
@@ -47,6 +48,7 @@ def as_html(report: Report) -> str:
         macs_meaning=MACS_MEANING,
         removed=removed,
         layers=layers(report),
+        groups=[(row, macs_of(report, row)) for row in report.groups],
         stages=stages(report),
         histograms=[(row, histogram(row)) for row in report.scores],
         drawing=Markup(as_svg(report.drawing)) if report.drawing else None,
@@ -98,6 +100,12 @@ def layers(report: Report) -> list[Layer]:
             kept = report.plan.keep[name][0]
             found.append(Layer(name.removesuffix(".weight"), shape[0], shape[0] if kept is None else len(kept)))
     return sorted(found, key=lambda layer: order.get(layer.name, len(order)))
+
+
+def macs_of(report: Report, group: GroupRow) -> tuple[int, int]:
+    """Multiply-accumulates, before and after, of the layers that a group cuts."""
+    owners = {member.partition(" ")[0].rpartition(".")[0] for member in group.members}
+    return _added(row.macs for row in report.costs if row.name in owners)
 
 
 def stages(report: Report) -> list[Stage]:
