@@ -11,12 +11,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Elimination", "Moments", "Solution", "enough_positions", "inverse", "shrunk_ridge", "solve"]
+from fxprune.calibration.statistic import add_over_ranks
+
+__all__ = [
+    "Elimination",
+    "Moments",
+    "Rows",
+    "Solution",
+    "enough_positions",
+    "inverse",
+    "products",
+    "shrunk_ridge",
+    "solve",
+]
 
 _ROWS_WITHOUT_SHRINKAGE = 4
 _ROWS_OF_A_FEATURE = 8
+_TURNS = 3  # of targets beyond a bound
 
 
 class Moments:
@@ -36,11 +50,9 @@ class Moments:
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Take in rows: ``(groups, rows, features)`` and ``(groups, rows, targets)``."""
-        x, y = features.to(torch.float64), targets.to(torch.float64)
-        x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=2)
-        self.xx += x.mT @ x
-        self.xy += x.mT @ y
-        self.yy += y.square().sum(1)
+        self.xx += products(features, features)
+        self.xy += products(features, targets)[:, :, :-1]
+        self.yy += targets.to(torch.float64).square().sum(1)
 
     def sums(self) -> Iterable[Tensor]:
         """The accumulators; they add up over batches and over ranks."""
@@ -70,6 +82,27 @@ class Moments:
         return (self.yy - 2 * (whole.mT * self.xy).sum(1) + ((whole @ self.xx) * whole).sum(2)).clamp_min(0)
 
 
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Sums over rows of products of two sets of features with a one behind each, float64.
+
+    About the means, which are put back afterwards, single precision is enough for the large product.
+
+    Args:
+        one: ``(groups, rows, m)``.
+        other: ``(groups, rows, n)``.
+
+    Returns:
+        ``(groups, m + 1, n + 1)``.
+    """
+    count = max(one.shape[1], 1)
+    kind = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
+    means = [rows.sum(1, keepdim=True, dtype=torch.float64) / count for rows in (one, other)]
+    left, right = (rows.to(kind) - mean.to(kind) for rows, mean in zip((one, other), means, strict=True))
+    found = F.pad((left.mT @ right).to(torch.float64), (0, 1, 0, 1))
+    ends = [F.pad(mean, (0, 1), value=1.0) for mean in means]
+    return found + one.shape[1] * ends[0].mT @ ends[1]
+
+
 @dataclass(frozen=True)
 class Solution:
     """The best linear map: ``weight`` (groups, targets, features) and ``intercept`` (groups, targets)."""
@@ -77,9 +110,67 @@ class Solution:
     weight: Tensor
     intercept: Tensor
 
+    def __call__(self, features: Tensor) -> Tensor:
+        """What it makes of rows ``(groups, rows, features)``: ``(groups, rows, targets)``."""
+        weight, intercept = self.weight.to(features), self.intercept.to(features)
+        return torch.baddbmm(intercept.unsqueeze(1), features, weight.mT)
+
+
+class Rows:
+    """Rows of features and targets, held together, with bounds beyond which all targets are one.
+
+    So it is in front of a ReLU, which gives zero for whatever is below zero: where a row's target is beyond a bound,
+    anything beyond it will do.
+
+    Args:
+        moments: of rows of the same kind.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self._like = moments
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor) -> None:
+        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, and bounds of the targets that
+        broadcast against them."""
+        if features.shape[1]:
+            self._parts.append((features, targets.to(features), low.to(features), high.to(features)))
+
+    def error(self, solution: Solution) -> Tensor:
+        """The sum of squared differences within the bounds, ``(groups, targets)``."""
+        total = torch.zeros_like(self._like.yy)
+        for x, y, low, high in self._parts:
+            total += (solution(x).clamp(low, high) - y.clamp(low, high)).square().sum(1)
+        return total
+
+    def spread(self) -> Tensor:
+        """How many rows, and sums of their targets within the bounds and of the squares, ``(3, groups, targets)``."""
+        total = torch.zeros_like(self._like.yy).expand(3, -1, -1).clone()
+        for _, y, low, high in self._parts:
+            inside = y.clamp(low, high)
+            total += torch.stack([torch.ones_like(inside).sum(1), inside.sum(1), inside.square().sum(1)])
+        return total
+
+    def towards(self, solution: Solution) -> Tensor:
+        """The moments ``xy`` with what a map gives beyond the bounds as the target, where the target is there too."""
+        total = torch.zeros_like(self._like.xy)
+        for x, y, low, high in self._parts:
+            given = solution(x)
+            met = torch.where(y <= low, given.minimum(low), torch.where(y >= high, given.maximum(high), y))
+            total[:, :-1] += x.mT @ met
+            total[:, -1] += met.sum(1)
+        return total
+
 
 def solve(
-    moments: Moments, weight: Tensor, intercept: Tensor, *, ridge: float, free_weight: bool, free_intercept: bool
+    moments: Moments,
+    weight: Tensor,
+    intercept: Tensor,
+    *,
+    ridge: float,
+    free_weight: bool,
+    free_intercept: bool,
+    rows: Rows | None = None,
 ) -> Solution:
     """Minimise ``|y - x w' - b|^2 + r |w - weight|^2``: what the data do not tell stays as it was.
 
@@ -91,19 +182,29 @@ def solve(
             over rows.
         free_weight: whether the weights may change.
         free_intercept: whether the intercepts may change.
+        rows: where targets have bounds, the rows that the moments are of: with the weights free, targets beyond a bound
+            follow what the map so far gives there, in so many turns that more make no difference.
     """
     weight, intercept = weight.to(torch.float64), intercept.to(torch.float64)
-    xx, xy = moments.xx[:, :-1, :-1], moments.xy[:, :-1]
-    means_x, means_y = (m / max(moments.rows, 1.0) for m in (moments.xx[:, :-1, -1], moments.xy[:, -1]))
+    count = max(moments.rows, 1.0)
+    xx, means = moments.xx[:, :-1, :-1], moments.xx[:, :-1, -1:] / count
     if free_intercept:
-        xx, xy, _ = moments.centred()
-    else:
-        xy = xy - moments.xx[:, :-1, -1:] * intercept.unsqueeze(1)
-    if free_weight:
-        weight = weight + (inverse(xx, ridge) @ (xy - xx @ weight.mT)).mT
-    if free_intercept:
-        intercept = means_y - (weight @ means_x.unsqueeze(2)).squeeze(2)
-    return Solution(weight, intercept)
+        xx = xx - means @ means.mT * count
+    inverted = inverse(xx, ridge) if free_weight else None
+
+    def solved(xy: Tensor) -> Solution:
+        given = xy[:, -1:] / count
+        xy = xy[:, :-1] - means @ (given if free_intercept else intercept.unsqueeze(1)) * count
+        found = weight if inverted is None else weight + (inverted @ (xy - xx @ weight.mT)).mT
+        return Solution(found, given.squeeze(1) - (found @ means).squeeze(2) if free_intercept else intercept)
+
+    found = solved(moments.xy)
+    if rows is not None and free_weight:
+        for _ in range(_TURNS):
+            xy = rows.towards(found)
+            add_over_ranks([xy])
+            found = solved(xy)
+    return found
 
 
 def enough_positions(least: int, features: int, samples: float) -> int:

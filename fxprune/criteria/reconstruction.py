@@ -18,7 +18,7 @@ from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import Collector, LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
 from fxprune.calibration.effects import OutputErrors
-from fxprune.calibration.least_squares import Elimination, enough_positions, inverse, shrunk_ridge
+from fxprune.calibration.least_squares import Elimination, enough_positions, inverse, products, shrunk_ridge
 from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
@@ -205,9 +205,8 @@ class _Moments(Sums):
             self._positions = enough_positions(self._least, self.held["xx"].shape[0] - 1, seen.expected)
         generator = torch.Generator().manual_seed(self._seed)
         places = self._rows.draw_of_input(seen.value, self._positions, generator)
-        rows = self._rows.features(seen.value, 1, places)[0].double()
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        self.add("xx", rows.T @ rows)
+        rows = self._rows.features(seen.value, 1, places)
+        self.add("xx", products(rows, rows)[0])
 
     @property
     def rows(self) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, fx, nn
 
@@ -19,6 +20,7 @@ from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import attribute
 
+_BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 __all__ = ["Layer", "Norm", "Reading", "find_layers"]
 
 
@@ -81,6 +83,7 @@ class Layer:
         groups: into how many groups its channels fall.
         kept: the original's output channels that stay; None for all.
         norm: the batch norm that alone reads it; None where it is read at several places.
+        bounds: between which values a ReLU that alone reads its target (behind the batch norm) tells them apart.
     """
 
     name: str
@@ -90,6 +93,12 @@ class Layer:
     groups: int
     kept: Tensor | None
     norm: Norm | None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a value that a ReLU does not tell from others."""
+        return any(map(math.isfinite, self.bounds))
 
     @property
     def first(self) -> Reading:
@@ -130,7 +139,16 @@ class _Search:
         chosen = {reading.node for layer in found.values() for reading in layer.readings}
         ranks = {node: rank for rank, node in enumerate(self.pruned.graphs["eval"].nodes)}
         layers = sorted(found.values(), key=lambda layer: ranks[layer.first.node])
-        return [sum_after(layer, self.calls, self.nodes, chosen, ranks) for layer in layers], self.left
+        aimed = (sum_after(layer, self.calls, self.nodes, chosen, ranks) for layer in layers)
+        return [replace(layer, bounds=self._bounds(layer)) for layer in aimed], self.left
+
+    def _bounds(self, layer: Layer) -> tuple[float, float]:
+        """Of the ReLU behind a layer that is read at one place."""
+        reading = layer.first
+        last = norm_after(reading.source, self.calls) if reading.other is None and layer.norm else reading.target
+        user = next(iter(last.users)) if last is not None and len(last.users) == 1 else None
+        call = self.calls.get(user) if user is not None and len(layer.readings) == 1 else None
+        return _BOUNDS.get(call.name if call is not None else "", layer.bounds)
 
     def _layers(self, node: fx.Node) -> Iterator[Layer]:
         call = self.calls[node]

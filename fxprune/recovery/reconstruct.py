@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxprune.calibration.collecting import PrivateNetwork
-from fxprune.calibration.least_squares import Moments, Solution, enough_positions, shrunk_ridge, solve
+from fxprune.calibration.least_squares import Moments, Rows, Solution, enough_positions, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
-from fxprune.recovery.layers import Layer, Reading, find_layers
+from fxprune.recovery.layers import Layer, Norm, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import name_seed
 
 __all__ = ["FoldBias", "Reconstruct"]
+
+# Rows with bounds are held together, up to so many numbers.
+_MOST_ELEMENTS = 1 << 27
 
 
 @recovery("reconstruct")
@@ -130,11 +134,8 @@ class _Pass:
         targets = {reading.target for layer in self.layers for reading in layer.readings}
         original = Walk(network.module, self.work.graph.captured.graph, batches, targets)
         pruned = Walk(self.work.pruned, self.work.pruned.graphs["eval"], batches)
-        errors = []
-        for layer in self.work.steps.counted(self.name, self.layers, len(self.layers)):
-            fitted, held = self._moments(layer, original, pruned)
-            add_over_ranks([*fitted.sums(), *held.sums()])
-            errors.append(self._rewrite(layer, fitted, held if held.rows else fitted))
+        layers = self.work.steps.counted(self.name, self.layers, len(self.layers))
+        errors = [self._rewrite(layer, *self._rows(layer, original, pruned)) for layer in layers]
         before, after = (sum(e) / max(len(errors), 1) for e in zip(*errors, strict=True)) if errors else (0.0, 0.0)
         changed = tuple(layer.name for layer in self.layers if layer.name not in self.kept)
         return RecoveryRow(self.name, changed, self.left, self.work.seen, before, after, self._guards())
@@ -148,11 +149,13 @@ class _Pass:
             "they would be worse on those that are held out",
         )
 
-    def _moments(self, layer: Layer, original: Walk, pruned: Walk) -> tuple[Moments, Moments]:
-        """Of the samples that the layer is fitted to, and of those that are held out."""
+    def _rows(self, layer: Layer, original: Walk, pruned: Walk) -> tuple[Moments, Rows | None, Rows]:
+        """Moments of the rows that the layer is fitted to, those rows where they have bounds, and rows held out."""
         groups, targets, features = layer.matrix.shape
-        fitted, held = (Moments(groups, features, targets, layer.weight.device) for _ in range(2))
+        fitted = Moments(groups, features, targets, layer.weight.device)
+        near, held = Rows(fitted), Rows(fitted)
         positions = enough_positions(self.settings.positions, features, self.work.seen)
+        bounded = self.free_weight and layer.bounded and positions * self.work.seen * features < _MOST_ELEMENTS
         for batch in range(len(pruned)):
             alive = pruned.before(batch, layer.first.node)
             for reading in layer.readings:
@@ -161,11 +164,15 @@ class _Pass:
                 wanted = original.held(batch, reading.target)
                 places = reading.rows.draw(wanted, positions, self._generator(layer))
                 x = reading.rows.features(given, groups, places)
-                y = _wanted(layer, reading, wanted, pruned, batch, places)
+                parts = _wanted(layer, reading, wanted, pruned, batch, places)
                 apart = self._rows_apart(batch, x.shape[1]).to(x.device)
-                fitted.add(x[:, ~apart], y[:, ~apart])
-                held.add(x[:, apart], y[:, apart])
-        return fitted, held
+                held.add(x[:, apart], *(_picked(part, apart) for part in parts))
+                x, parts = x[:, ~apart], [_picked(part, ~apart) for part in parts]
+                fitted.add(x, parts[0])
+                if bounded:
+                    near.add(x, *parts)
+        add_over_ranks(fitted.sums())
+        return fitted, near if bounded else None, held
 
     def _rows_apart(self, batch: int, rows: int) -> Tensor:
         """Which rows are of samples that are held out; rows come sample by sample. None where they are mixed."""
@@ -178,33 +185,49 @@ class _Pass:
         """The same for every batch."""
         return torch.Generator().manual_seed((self.work.seed ^ name_seed(layer.name)) % (1 << 63))
 
-    def _rewrite(self, layer: Layer, fitted: Moments, held: Moments) -> tuple[float, float]:
+    def _rewrite(self, layer: Layer, fitted: Moments, near: Rows | None, held: Rows) -> tuple[float, float]:
         """Put the solution into the pruned network; gives the relative squared error before and after."""
         apart = _unreadable(layer).reshape(fitted.yy.shape)
-        energy = float(held.centred()[2][~apart].sum()) or 1.0
-
-        def error(solution: Solution) -> float:
-            return float(held.error(solution.weight, solution.intercept)[~apart].sum()) / energy
-
         start = self._start(layer, fitted)
-        before = error(start)
-        for free_weight in (True, False) if self.free_weight else (False,):
-            found = self._solved(layer, fitted, start, apart, free_weight)
+        ways = (True, False) if self.free_weight else (False,)
+        found = [start, *(self._solved(layer, fitted, near, start, apart, way) for way in ways)]
+        before, *after = self._errors(found, fitted, near, held, ~apart)
+        for way, solution, error in zip(ways, found[1:], after, strict=True):
             # Rounding is no rise.
-            if (after := error(found)) <= before * (1 + 1e-9) + 1e-12:
-                _write(layer, found)
-                if self.free_weight and not free_weight:
+            if error <= before * (1 + 1e-9) + 1e-12:
+                _write(layer, solution)
+                if self.free_weight and not way:
                     self.kept.append(layer.name)
-                return before, after
+                return before, error
         self.kept.append(layer.name)
         return before, before
+
+    def _errors(
+        self, found: list[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
+    ) -> list[float]:
+        """The relative squared errors of solutions on rows that are held out, on those fitted to where none are."""
+        for rows in (held, near):
+            if rows is not None:
+                spread, errors = rows.spread(), torch.stack([rows.error(solution) for solution in found])
+                add_over_ranks([spread, errors])
+                count, sums, squares = spread
+                if count.any():
+                    energy = (squares - sums.square() / count).clamp_min(0)
+                    break
+        else:
+            errors = torch.stack([fitted.error(solution.weight, solution.intercept) for solution in found])
+            energy = fitted.centred()[2]
+        whole = float(energy[counted].sum()) or 1.0
+        return [float(error[counted].sum()) / whole for error in errors]
 
     def _start(self, layer: Layer, fitted: Moments) -> Solution:
         shape = fitted.yy.shape
         bias = torch.zeros_like(fitted.yy) if layer.bias is None else layer.bias.detach().reshape(shape)
         return Solution(layer.matrix.to(torch.float64), bias.to(torch.float64))
 
-    def _solved(self, layer: Layer, fitted: Moments, start: Solution, apart: Tensor, free_weight: bool) -> Solution:
+    def _solved(
+        self, layer: Layer, fitted: Moments, near: Rows | None, start: Solution, apart: Tensor, free_weight: bool
+    ) -> Solution:
         ridge = self.settings.ridge
         found = solve(
             fitted,
@@ -213,6 +236,7 @@ class _Pass:
             ridge=shrunk_ridge(ridge, fitted.centred()[0], fitted.rows) if free_weight else ridge,
             free_weight=free_weight,
             free_intercept=layer.bias is not None or layer.norm is not None,
+            rows=near,
         )
         return Solution(
             torch.where(apart.unsqueeze(2), start.weight, found.weight),
@@ -220,20 +244,29 @@ class _Pass:
         )
 
 
-def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch: int, places: Tensor) -> Tensor:
-    """What the layer is to give at these positions, ``(groups, rows, channels of a group)``."""
+def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch: int, places: Tensor) -> list[Tensor]:
+    """What the layer is to give at these positions, ``(groups, rows, channels of a group)``, and its bounds."""
     groups, targets, _ = layer.matrix.shape
-
-    def rows(value: Tensor, kept: Tensor | None = None) -> Tensor:
-        found = reading.rows.targets(value, 1, places)
-        return found if kept is None else found[:, :, kept.to(found.device)]
-
-    y = rows(wanted, layer.kept)
+    y = reading.rows.targets(wanted, 1, places)[0]
+    y = y if layer.kept is None else y[:, layer.kept.to(y.device)]
+    scale, shift = torch.ones(1, y.shape[1], device=y.device), torch.zeros(1, 1, device=y.device)
+    flat = torch.zeros_like(scale, dtype=torch.bool)
+    if layer.norm is not None:
+        scale, shift = layer.norm.scale[None], layer.norm.shift[None]
+        flat = _flat(layer.norm)[None]
+        scale = torch.where(flat, 1.0, scale)
     if reading.other is not None:
-        y = y.double() - rows(pruned.peek(batch, reading.other)).double()
-        if layer.norm is not None:
-            y = (y - layer.norm.shift) / torch.where(_unreadable(layer), 1.0, layer.norm.scale)
-    return y.reshape(-1, groups, targets).transpose(0, 1)
+        shift = shift + reading.rows.targets(pruned.peek(batch, reading.other), 1, places)[0].double()
+        y = (y - shift) / scale
+    ends = [(bound - shift) / scale for bound in layer.bounds]
+    low, high = torch.where(scale > 0, ends[0], ends[1]), torch.where(scale > 0, ends[1], ends[0])
+    low, high = low.masked_fill(flat, -math.inf), high.masked_fill(flat, math.inf)
+    return [part.reshape(-1, groups, targets).transpose(0, 1) for part in (y, low, high)]
+
+
+def _picked(rows: Tensor, which: Tensor) -> Tensor:
+    """Some rows of ``(groups, rows, ...)``, or the one that stands for all."""
+    return rows if rows.shape[1] != len(which) else rows[:, which]
 
 
 def _unreadable(layer: Layer) -> Tensor:
@@ -241,7 +274,12 @@ def _unreadable(layer: Layer) -> Tensor:
     if layer.first.other is None or layer.norm is None:
         groups, targets, _ = layer.matrix.shape
         return torch.zeros(groups * targets, dtype=torch.bool, device=layer.weight.device)
-    scale = layer.norm.scale.abs()
+    return _flat(layer.norm)
+
+
+def _flat(norm: Norm) -> Tensor:
+    """Channels of which a batch norm leaves next to nothing."""
+    scale = norm.scale.abs()
     return scale < 1e-4 * scale.max().clamp_min(1e-30)
 
 
