@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from fxprune.util.paths import name_seed
 
 __all__ = ["FoldBias", "Reconstruct"]
 
+# The ridge is so many times what is given, whichever serves the rows best that are held out.
+_RIDGES = (1, 10, 100)
 # Rows with bounds are held together, up to so many numbers.
 _MOST_ELEMENTS = 1 << 27
 
@@ -189,21 +192,34 @@ class _Pass:
         """Put the solution into the pruned network; gives the relative squared error before and after."""
         apart = _unreadable(layer).reshape(fitted.yy.shape)
         start = self._start(layer, fitted)
-        ways = (True, False) if self.free_weight else (False,)
-        found = [start, *(self._solved(layer, fitted, near, start, apart, way) for way in ways)]
-        before, *after = self._errors(found, fitted, near, held, ~apart)
-        for way, solution, error in zip(ways, found[1:], after, strict=True):
+
+        def solved(ridge: float, rows: Rows | None = None, *, free_weight: bool = True) -> Solution:
+            found = self._solved(layer, fitted, start, ridge, rows, free_weight)
+            weight = torch.where(apart.unsqueeze(2), start.weight, found.weight)
+            return Solution(weight, torch.where(apart, start.intercept, found.intercept))
+
+        def errors(*found: Solution) -> list[float]:
+            return self._errors(found, fitted, near, held, ~apart)
+
+        fits = []
+        if self.free_weight:
+            tried = [self.settings.ridge * more for more in _RIDGES] if self.work.holds_out else [self.settings.ridge]
+            tries = errors(*map(solved, tried)) if len(tried) > 1 else [0.0]
+            fits = [solved(tried[tries.index(min(tries))], near)]
+        fits.append(solved(self.settings.ridge, free_weight=False))
+        before, *after = errors(start, *fits)
+        for found, error in zip(fits, after, strict=True):
             # Rounding is no rise.
             if error <= before * (1 + 1e-9) + 1e-12:
-                _write(layer, solution)
-                if self.free_weight and not way:
+                _write(layer, found)
+                if found is not fits[0]:
                     self.kept.append(layer.name)
                 return before, error
         self.kept.append(layer.name)
         return before, before
 
     def _errors(
-        self, found: list[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
+        self, found: Sequence[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
     ) -> list[float]:
         """The relative squared errors of solutions on rows that are held out, on those fitted to where none are."""
         for rows in (held, near):
@@ -226,21 +242,16 @@ class _Pass:
         return Solution(layer.matrix.to(torch.float64), bias.to(torch.float64))
 
     def _solved(
-        self, layer: Layer, fitted: Moments, near: Rows | None, start: Solution, apart: Tensor, free_weight: bool
+        self, layer: Layer, fitted: Moments, start: Solution, ridge: float, rows: Rows | None, free_weight: bool
     ) -> Solution:
-        ridge = self.settings.ridge
-        found = solve(
+        return solve(
             fitted,
             start.weight,
             start.intercept,
             ridge=shrunk_ridge(ridge, fitted.centred()[0], fitted.rows) if free_weight else ridge,
             free_weight=free_weight,
             free_intercept=layer.bias is not None or layer.norm is not None,
-            rows=near,
-        )
-        return Solution(
-            torch.where(apart.unsqueeze(2), start.weight, found.weight),
-            torch.where(apart, start.intercept, found.intercept),
+            rows=rows,
         )
 
 
