@@ -111,7 +111,7 @@ def _why(graph: ChannelGraph, pattern: str) -> str:
 MAX_RATIO = 0.9
 """The share of a group's units that goes at most, unless asked: see ``benchmarks/floors.py``."""
 
-_STEPS = 4  # an automatic multiple leaves a group at least that many widths
+_STEPS = 8  # an automatic multiple leaves a group at least that many widths
 Share = float | Mapping[str, float] | Callable[[Group], float]
 Count = int | Mapping[str, int] | Callable[[Group], int]
 
@@ -194,7 +194,7 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
 
 
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
-    """For each group the multiple that kernels like: ``multiple``, or a power of two below that leaves it four widths.
+    """For each group the multiple that kernels like: ``multiple``, or a power of two below that leaves it eight widths.
 
     A unit that stands for several channels side by side, as a head does, counts as that many.
     """
