@@ -40,14 +40,15 @@ class Yardstick:
         sums = torch.zeros(6, dtype=torch.float64)
         odd = torch.zeros(1, dtype=torch.float64)
         with evaluating(network):
-            for sample, wanted in self._wanted:
-                given = _leaves(_copied(sample).call(network))
+            for sample, rows, wanted in self._wanted:
+                given = _rows_of(_leaves(_copied(sample).call(network)), rows)
                 if [g.shape for g in given] != [w.shape for w in wanted]:
                     odd += 1
                     continue
                 for one, other in zip(given, wanted, strict=True):
                     sums += _sums(one.double(), other.double())
-        samples = torch.tensor([sum(sample.batch_size or 1 for sample, _ in self._wanted)], dtype=torch.float64)
+        counts = (len(rows) if rows is not None else sample.batch_size or 1 for sample, rows, _ in self._wanted)
+        samples = torch.tensor([sum(counts)], dtype=torch.float64)
         add_over_ranks([sums, odd, samples])
         error, energy, agreeing, decided, cosines, compared = sums.tolist()
         if odd or not energy > 0:
@@ -70,15 +71,25 @@ class Yardstick:
                 yield sample, rows
 
 
-def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, list[Tensor]]:
-    """Some rows of a sample, and what the network gives for them; the whole sample where it takes no other batch."""
+def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, Tensor | None, list[Tensor]]:
+    """Some rows of a sample, and what the network gives for them.
+
+    Where it takes no other batch, the whole sample and the rows to look at in what it gives.
+    """
     apart = sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
     if (sample.batch_size or 1) > len(rows):
         try:
-            return apart, _leaves(network.run(_copied(apart)))
+            return apart, None, _leaves(network.run(_copied(apart)))
         except Exception:  # the network is the user's own code, and may be written for one batch size
-            return sample, _leaves(network.run(_copied(sample)))
-    return sample, _leaves(network.run(_copied(sample)))
+            return sample, rows, _rows_of(_leaves(network.run(_copied(sample))), rows)
+    return sample, None, _leaves(network.run(_copied(sample)))
+
+
+def _rows_of(leaves: list[Tensor], rows: Tensor | None) -> list[Tensor]:
+    """The rows of the samples; of an output without them all."""
+    if rows is None:
+        return leaves
+    return [leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) > int(rows[-1]) else leaf for leaf in leaves]
 
 
 def _copied(sample: Sample) -> Sample:

@@ -38,12 +38,16 @@ class Reconstruct:
     problem is solved in closed form from second moments of its features and targets (He et al., 2017, arXiv
     1707.06168, section 3, without the choice of channels). Weights are drawn to what they were, not to zero.
 
+    Where a ReLU alone reads what a layer gives (behind its batch norm, behind the sum), only what it lets through is to
+    be met: in a few turns, targets below zero follow the fit where that is below zero too.
+
     A layer whose error on samples that are held out would rise has only its intercept fitted, or nothing.
 
     Values that later layers read are held for all batches: memory grows with the calibration data.
 
     Args:
-        ridge: strength of the pull to the old weights, in mean squares of the layer's features.
+        ridge: strength of the pull to the old weights, in mean squares of the layer's features; ten or a hundred times
+            as much where that serves the samples better that are held out.
         positions: so many output positions of each sample are rows of the problem, more where a layer would have less
             than eight rows for each of its features; for one layer the same in all samples, so that the result does not
             depend on how the data are cut into batches or shared by ranks. For the ridge with less than four see
@@ -201,22 +205,27 @@ class _Pass:
         def errors(*found: Solution) -> list[float]:
             return self._errors(found, fitted, near, held, ~apart)
 
-        fits = []
+        fits: list[Solution] = []
         if self.free_weight:
-            tried = [self.settings.ridge * more for more in _RIDGES] if self.work.holds_out else [self.settings.ridge]
-            tries = errors(*map(solved, tried)) if len(tried) > 1 else [0.0]
-            fits = [solved(tried[tries.index(min(tries))], near)]
-        fits.append(solved(self.settings.ridge, free_weight=False))
-        before, *after = errors(start, *fits)
-        for found, error in zip(fits, after, strict=True):
-            # Rounding is no rise.
-            if error <= before * (1 + 1e-9) + 1e-12:
-                _write(layer, found)
-                if found is not fits[0]:
-                    self.kept.append(layer.name)
-                return before, error
-        self.kept.append(layer.name)
-        return before, before
+            more = _RIDGES if self.work.holds_out and self.settings.hold_out else _RIDGES[:1]
+            tried = [self.settings.ridge * times for times in more]
+            fits = [solved(ridge) for ridge in tried]
+            if near is not None:
+                tries = errors(*fits)
+                fits.insert(0, solved(tried[tries.index(min(tries))], near))
+        mean = solved(self.settings.ridge, free_weight=False)
+        before, *after, last = errors(start, *fits, mean)
+        least = min(after, default=math.inf)
+        # Rounding is no rise.
+        most = before * (1 + 1e-9) + 1e-12
+        if least <= most:
+            _write(layer, fits[after.index(least)])
+            return before, least
+        if self.free_weight or last > most:
+            self.kept.append(layer.name)
+        if last <= most:
+            _write(layer, mean)
+        return before, min(before, last)
 
     def _errors(
         self, found: Sequence[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor

@@ -130,3 +130,23 @@ def test_what_is_held_out_depends_on_the_samples_alone() -> None:
     parts = torch.cat([apart(part) for part in x.split(17)])
     assert torch.equal(parts, apart(x))
     assert 10 <= int(parts.sum()) <= 40
+
+
+class Fixed(nn.Module):
+    """Takes batches of 16 alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = wide()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.reshape(16, 12))
+
+
+def test_fidelity_counts_no_fitted_sample_where_the_network_takes_one_batch_size() -> None:
+    model, x = Fixed(), inputs(96)
+    pruned = fxprune.compile(model, x[:16], 0.5, calibration=list(x.split(16)))
+    recovered = fxprune.report(pruned).fidelity[-1]
+    given, wanted = (torch.cat([net(part)[apart(part)] for part in x.split(16)]).detach() for net in (pruned, model))
+    assert recovered.samples == len(given) < 96
+    assert recovered.error == pytest.approx(float((given - wanted).norm() / wanted.norm()))

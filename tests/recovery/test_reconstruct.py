@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.calibration.batches import Batch, held_out
+from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
 from fxprune.recovery import FoldBias, Reconstruct
 
@@ -173,3 +175,67 @@ def test_without_calibration_it_says_so() -> None:
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="reconstruct")
     with pytest.raises(RecoveryError, match="batchnorm, bias, fuse, reconstruct"):
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="magic")
+
+
+class Floors(nn.Module):
+    """A layer whose outputs go through a ReLU, behind a batch norm that turns one of them round."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(4, 8), nn.Linear(8, 5), nn.BatchNorm1d(5)
+        self.norm.weight.data.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0]))
+        self.norm.running_mean += 0.1
+        self.norm.bias.data -= 0.2
+        self.last = nn.Linear(5, 2)
+        self.behind = norm
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(F.relu(self.first(x)))
+        return self.last(F.relu(self.norm(x) if self.behind else x))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_in_front_of_a_relu_only_what_it_lets_through_is_met(norm: bool) -> None:
+    """Least squares, then three times towards targets that follow the fit where both are below zero."""
+    torch.manual_seed(0)
+    model = Floors(norm)
+    x = torch.randn(200, 4, dtype=torch.float64)
+    recover = Reconstruct(ridge=0.0, hold_out=False)
+    back = fxprune.compile(model, x[:2], {"first": 0.5}, calibration=[x], recover=recover)
+    with torch.no_grad():
+        features = torch.cat([F.relu(back.first(x)), torch.ones(200, 1, dtype=torch.float64)], dim=1)
+        wanted = model.second(F.relu(model.first(x)))
+        floor = model.norm.running_mean - model.norm.bias * (model.norm.running_var + 1e-5).sqrt() / model.norm.weight
+        floor = floor if norm else torch.zeros(5)
+        sign = model.norm.weight.sign() if norm else torch.ones(5)
+        met = wanted
+        for _ in range(4):
+            found = torch.linalg.lstsq(features, met).solution
+            given = features @ found
+            below = sign * (wanted - floor) <= 0
+            met = torch.where(below, torch.where(sign * (given - floor) < 0, given, floor), wanted)
+        torch.testing.assert_close(back.second.weight, found[:-1].T, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(back.second.bias, found[-1], rtol=1e-6, atol=1e-8)
+
+
+def test_the_pull_to_the_old_weights_is_as_strong_as_serves_other_samples() -> None:
+    """Few rows: of three ridges the one whose fit is nearest on the samples that are held out."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 3)).double()
+    x = torch.randn(64, 6, dtype=torch.float64)
+    apart = held_out(Batch(Sample((x,), {}), None, len(x)))
+    cut = fxprune.compile(model, x[:2], 0.5, recover=None)
+    with torch.no_grad():
+        features, wanted = torch.tanh(cut.get_submodule("0")(x)), model(x)
+        errors = []
+        for ridge in (1e-2, 1e-1, 1.0):
+            xs, ys = (rows[~apart] - rows[~apart].mean(0) for rows in (features, wanted))
+            old, gram = cut.get_submodule("2").weight, xs.T @ xs
+            pull = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+            weight = torch.linalg.solve(gram + pull, xs.T @ ys + pull @ old.T)
+            off = (features[apart] - features[~apart].mean(0)) @ weight - wanted[apart] + wanted[~apart].mean(0)
+            errors.append((float(off.square().sum()), weight.T))
+        back = fxprune.recover(cut, model, Reconstruct(ridge=1e-2), calibration=[x])
+        expected = min(errors, key=lambda pair: pair[0])[1]
+        torch.testing.assert_close(back.get_submodule("2").weight, expected, rtol=1e-6, atol=1e-8)
