@@ -3,7 +3,7 @@
 torch.fx prints a graph as Python source and runs that source, so every name that reaches the source is checked first.
 What a node may call is listed (:mod:`fxprune.saving.targets`); beside that a graph makes the objects that a network
 returns: named tuples, which are written as names, and dataclasses and dicts of a library's own, which are imported
-where the caller allows it.
+where the caller allows it, as custom autograd functions are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 from torch.nn.utils.rnn import PackedSequence
 
+from fxprune.capture.custom import CustomFunction
 from fxprune.errors import ArtefactError
 from fxprune.saving.layers import is_container, submodule
 from fxprune.saving.opaque import Imported, import_path
@@ -29,6 +30,7 @@ from fxprune.saving.values import decode, encode
 __all__ = ["decode_graph", "encode_graph", "is_namedtuple", "output_class_path", "tensor_in"]
 
 _ROLE = "the class of an output"
+CUSTOM_ROLE = "a custom autograd function"
 Need = Callable[[Any, str], str]
 
 
@@ -62,6 +64,8 @@ def _encode_target(node: Node, owner: GraphModule, need: Need) -> Any:
         return str(node.target)
     if is_namedtuple(node.target):
         return {"namedtuple": [node.target.__name__, *node.target._fields]}  # type: ignore[union-attr]
+    if isinstance(node.target, CustomFunction):
+        return {"custom": need(node.target.cls, CUSTOM_ROLE)}
     return {"import": need(node.target, _ROLE)} if _is_output_class(node.target) else function_name(node.target)
 
 
@@ -106,6 +110,11 @@ def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
         return resolve_function(written)
     if set(written) == {"import"}:
         return _output_class(written["import"], found)
+    if set(written) == {"custom"}:
+        cls = found.get(written["custom"]) if isinstance(written["custom"], str) else None
+        if not isinstance(cls, type) or not issubclass(cls, torch.autograd.Function):
+            raise ArtefactError(f"the graph calls {written!r:.80}, which is no custom function that its imports list")
+        return CustomFunction(cls)
     names = written.get("namedtuple")
     if set(written) != {"namedtuple"} or not isinstance(names, list) or not names:
         raise ArtefactError(f"the graph calls {written!r:.80}, which is no named tuple")

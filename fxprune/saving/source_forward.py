@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from fxprune.saving.graphs import is_namedtuple, output_class_path
+from fxprune.capture.custom import CustomFunction
+from fxprune.saving.graphs import CUSTOM_ROLE, is_namedtuple, output_class_path
+from fxprune.saving.opaque import import_path
 from fxprune.saving.source_names import VariableNames, call, quoted
 from fxprune.saving.targets import function_name
 from fxprune.saving.values import to_source
@@ -191,6 +193,8 @@ class _Printer:
             return str(target.__name__)
         if (path := output_class_path(target)) is not None:
             return self._imported(path)
+        if isinstance(target, CustomFunction):
+            return f"{self._imported(import_path(target.cls, CUSTOM_ROLE))}.apply"
         name = function_name(target)
         for prefix, short in _SHORT_NAMES.items():
             if name.startswith(prefix):

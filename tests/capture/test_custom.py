@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import fxprune
+from fxprune.errors import ArtefactError
 
 
 class Swish(Function):
@@ -235,3 +237,14 @@ def test_an_op_of_a_library_is_not_known_by_its_name() -> None:
     gated, x = fxprune.compile(model, image(), 0.5), image(3)
     assert gated.get_parameter("0.weight").shape[0] < 16
     torch.testing.assert_close(gated(x), narrow(model, gated)(x))
+
+
+def test_a_folder_names_the_custom_function_that_loading_is_to_import(tmp_path: Path) -> None:
+    pruned, x = fxprune.compile(network(Called(Swish.apply)), image(), 0.5), image()
+    fxprune.save(pruned, tmp_path / "net")
+    name = f"{Swish.__module__}:Swish"
+    with pytest.raises(ArtefactError, match=name):
+        fxprune.load(tmp_path / "net")
+    loaded = fxprune.load(tmp_path / "net", allow=[name])
+    assert torch.equal(loaded(x), pruned(x))
+    torch.testing.assert_close(gradients(loaded, x), gradients(pruned, x))
