@@ -76,6 +76,11 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 _ATTEMPTS = 100
+# What helps where the model's own forward cannot be traced, and calls no module that could be.
+_MOVE = (
+    "move the lines from there on out of the forward, into a function of what it returns, or those before into a module "
+    "of their own, which then is pruned inside"
+)
 
 
 def capture_parts(
@@ -105,7 +110,7 @@ def capture_parts(
     inner = (i for path in main.opaque for i in _islands(model, path, recorded, {**forms, "modes": modes}, frozenset()))
     main.islands = tuple(inner)
     if not main.islands and "" in main.opaque:
-        raise failure
+        raise CaptureError(f"{failure}; {_MOVE}", path=failure.path) from failure
     _refuse_layouts(main, recorded)
     main.opaque_macs = {path: _own_macs(main, path, recorded) for path in main.opaque}
     return main
