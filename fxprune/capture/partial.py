@@ -78,8 +78,8 @@ def _names(code: CodeType) -> Iterator[str]:
 _ATTEMPTS = 100
 # What helps where the model's own forward cannot be traced, and calls no module that could be.
 _MOVE = (
-    "move the lines from there on out of the forward, into a function of what it returns, or those before into a module "
-    "of their own, which then is pruned inside"
+    "move the lines from there on out of the forward, into a function of what it returns, or those before them into a "
+    "module of their own, which then is pruned inside"
 )
 
 

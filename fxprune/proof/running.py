@@ -24,6 +24,7 @@ from fxprune.proof.copies import promoted
 from fxprune.proof.depthwise import by_taps, is_summed
 from fxprune.proof.nan_carrying import NanCarrying
 from fxprune.proof.nan_carrying.calls import tensors_among
+from fxprune.proof.nan_carrying.contractions import by_groups
 from fxprune.proof.probes import Probe
 
 __all__ = ["called", "changed_inputs", "evaluate", "modes", "nothing_left_behind", "where"]
@@ -66,6 +67,8 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 args = fixed + args
         if is_summed(func, args):
             return by_taps(*args)
+        if func is torch.ops.aten._grouped_mm.default and self._dtype is torch.float64:
+            return by_groups(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
         if func is torch.ops.aten.native_batch_norm_backward.default:
             # With one row and gradients that lie channels last, its kernel sums up other entries.
             args = (args[0].contiguous(), *args[1:])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import gcd
 
 import torch
 from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, product
+from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
@@ -153,6 +155,22 @@ def inner(call: Call) -> None:
     contract(call, left[-1], right[-1])
     call.result = (*left[:-1], *right[:-1])
     call.macs((*call.result, left[-1]))
+
+
+@rule("_grouped_mm", "input, mat2, offs=None, bias=None, out_dtype=None")
+def grouped_mm(call: Call) -> None:
+    """Rows (n, inner), sorted by group, times the matrix (inner, outer) of their group; or as many batches of rows."""
+    rows, matrices = call.tensor("input"), call.tensor("mat2")
+    if len(matrices) != 3 or call.has("bias"):
+        raise AnalysisError("groups along the sum, or a bias")
+    (*front, inner), (groups, other, outer) = rows, matrices
+    call.pin(groups, "each group of rows has a matrix of its own")
+    call.unify(inner, other)
+    for axis in (inner, outer):  # the kernel wants steps of 16 bytes, in half precision too
+        step = gcd(axis.size, 8)
+        call.unify(axis, product((call.fresh(axis.size // step), call.fixed(step, "the kernel takes multiples of it"))))
+    call.result = (*front, outer)
+    call.macs((*front, inner, outer))
 
 
 @rule("linalg_vecdot", "input, other, dim=-1")

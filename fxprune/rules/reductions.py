@@ -235,3 +235,10 @@ def transform_of_all(call: Call) -> None:
 @rule("fft_fftshift fft_ifftshift", "input, dim=None")
 def shift(call: Call) -> None:
     _transformed(call, call.dims())
+
+
+@rule("histc", "input")
+def histc(call: Call) -> None:
+    """Numbers of values in intervals."""
+    call.pin_all(call.tensor("input"), "it counts all values")
+    call.output_fixed("it numbers intervals")

@@ -6,6 +6,7 @@ the narrower network would pair the wrong rows with the wrong columns: a fault, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from fxprune.proof.nan_carrying.calls import Call, Handler, bury, filled, gone
 from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
 
-__all__ = ["CONTRACTIONS", "has_copies"]
+__all__ = ["CONTRACTIONS", "by_groups", "has_copies"]
 
 
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
@@ -125,6 +126,30 @@ def _bmm(call: Call) -> Any:
     return product(call["self"], call["mat2"], call)
 
 
+def by_groups(
+    left: Tensor, right: Tensor, offs: Tensor | None, times: Callable[[Tensor, Tensor], Tensor] = torch.mm
+) -> Tensor:
+    """``torch._grouped_mm``, whose kernels know few types: rows, or what is summed over, in groups up to ``offs``."""
+    if offs is None:
+        return torch.stack([times(a, b) for a, b in zip(left, right, strict=True)])
+    ends = offs.tolist()
+    groups = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    if left.dim() == right.dim():
+        return torch.stack([times(left[:, group], right[group]) for group in groups])
+    parts = [times(left[group], matrix) for group, matrix in zip(groups, right, strict=True)]
+    rest = left.new_zeros(
+        len(left) - ends[-1], right.shape[-1]
+    )  # rows of no group, which the kernel leaves as they are
+    return torch.cat([*parts, rest])
+
+
+def _grouped_mm(call: Call) -> Any:
+    def times(left: Tensor, right: Tensor) -> Tensor:
+        return product(left[None], right[None], call)[0]
+
+    return by_groups(call["self"], call["mat2"], call.get("offs"), times)
+
+
 def _mv(call: Call) -> Any:
     return product(call["self"][None], call["vec"][None, :, None], call)[0, :, 0]
 
@@ -190,6 +215,7 @@ def _trilinear(call: Call) -> Any:
 CONTRACTIONS: dict[str, Handler] = {
     "mm": _mm,
     "bmm": _bmm,
+    "_grouped_mm": _grouped_mm,
     "mv": _mv,
     "dot": _dot,
     "vdot": _dot,

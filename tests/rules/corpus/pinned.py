@@ -79,6 +79,7 @@ _ORDERED: dict[str, tuple[Layout, Op]] = {
     "index_reduce": (VECTOR, lambda h: h.index_reduce(1, torch.tensor([0, 3]), h[:, :2], "prod")),
     "index_put": (VECTOR, _put),
     "masked_scatter": (VECTOR, lambda h: h.masked_scatter(h > 0, h.abs())),
+    "histc": (VECTOR, lambda h: h + torch.histc(h.detach(), 4, -3.0, 3.0).sum()),
     "searchsorted": (VECTOR, lambda h: h + torch.searchsorted(h.sort(1)[0], h)),
     "computed index": (VECTOR, lambda h: h[:, h.argsort(1)[0]]),
     "two lists": (TOKENS, lambda h: h[:, [0, 2, 4], [1, 3, 5]].unsqueeze(1).expand(-1, 2, -1)),
