@@ -2,7 +2,8 @@
 
 A dim passes where picking channels before the call and after it is the same, in the results and in the gradients: then
 each channel hangs on its own alone. A dim is normed over where another order of channels, and each channel given twice,
-are the same before and after: then each hangs on its own and on averages, as in a norm. Everything else is pinned.
+are the same before and after: then each hangs on its own and on averages, as in a norm. A dim that two operands share
+is summed over where zeros in either, for channels, are as good as their absence. Everything else is pinned.
 """
 
 from __future__ import annotations
@@ -111,10 +112,15 @@ class Trial:
         """Where the channels of an operand's dim are in the other operands and in the results, or None."""
         shapes = [tuple(node.meta["val"].shape) for node in self.nodes]
         for places in itertools.islice(self._candidates(number, dim, shapes), _MOST_PLACES):
-            if all(self._holds(places, sizes, self._picks) for sizes in self._sizes(places, shapes)):
+            sizes = list(self._sizes(places, shapes))
+            if not any(d is not None for d in places[1]):
+                if sum(d is not None for d in places[0]) > 1 and all(self._holds(places, s, _sums) for s in sizes):
+                    return places
+            elif all(self._holds(places, s, _picks) for s in sizes):
                 return places
-            normed = not any(self._holds(places, sizes, self._maps) for sizes in self._sizes(places, shapes))
-            if normed and all(self._holds(places, sizes, self._averages) for sizes in self._sizes(places, shapes)):
+            elif not any(self._holds(places, s, _maps) for s in sizes) and all(
+                self._holds(places, s, self._averages) for s in sizes
+            ):
                 self._normed.add(places)
                 return places
         return None
@@ -130,8 +136,7 @@ class Trial:
         given = [[dim] if k == number else options(shape) for k, shape in enumerate(shapes)]
         made = [options(value.shape) for value in self.outputs]
         for chosen in itertools.product(*made, *given):
-            if any(d is not None for d in chosen[: len(made)]):
-                yield chosen[len(made) :], chosen[: len(made)]
+            yield chosen[len(made) :], chosen[: len(made)]
 
     def _sizes(self, places: Places, shapes: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
         """Shapes of the operands with the call's own number of channels, and with others; other dims are small."""
@@ -172,27 +177,34 @@ class Trial:
         target: Any = self.node.target
         return [v for v in pytree.tree_leaves(target(*args, **kwargs)) if isinstance(v, Tensor)]
 
-    @staticmethod
-    def _maps(run: _Run) -> bool:
-        """Whether the results alone pass channels through: then averages in the way back are none of a norm."""
-        index = torch.randperm(run.size)[: run.size // 2 + 1]
-        values = [_picked(v, d, index) for v, d in zip(run.values, run.places[0], strict=True)]
-        expected = [_picked(v, d, index) for v, d in zip(run.results, run.places[1], strict=True)]
-        return _close(run.trial.call(values), expected)
-
-    @staticmethod
-    def _picks(run: _Run) -> bool:
-        chosen = [torch.randperm(run.size)[: max(1, run.size // parts)].sort().values for parts in (2, 3, run.size)]
-        return run.repeats() and all(run.agrees(index, alone=True) for index in chosen)
-
-    @staticmethod
-    def _averages(run: _Run) -> bool:
+    def _averages(self, run: _Run) -> bool:
         with _Names() as names:
-            run.trial.call(run.values)
+            self.call(run.values)
         if any(part in name for name in names.met for part in _SUMS):
             return False
         twice = torch.arange(run.size).repeat_interleave(2)
         return run.repeats() and run.agrees(torch.randperm(run.size)) and run.agrees(twice, copies=2)
+
+
+def _chosen(run: _Run) -> list[Tensor]:
+    """Half of the channels, a third of them, and one."""
+    return [torch.randperm(run.size)[: max(1, run.size // parts)].sort().values for parts in (2, 3, run.size)]
+
+
+def _picks(run: _Run) -> bool:
+    return run.repeats() and all(run.agrees(index, alone=True) for index in _chosen(run))
+
+
+def _maps(run: _Run) -> bool:
+    """Whether the results alone pass channels through: then averages in the way back are none of a norm."""
+    index = _chosen(run)[0]
+    values = [_picked(v, d, index) for v, d in zip(run.values, run.places[0], strict=True)]
+    expected = [_picked(v, d, index) for v, d in zip(run.results, run.places[1], strict=True)]
+    return _close(run.trial.call(values), expected)
+
+
+def _sums(run: _Run) -> bool:
+    return run.repeats() and all(run.ignores_zeros(index) for index in _chosen(run))
 
 
 class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -254,6 +266,19 @@ class _Run:
         ):
             return False
         return _close(part[0], expected) and _close(part[1], grads)
+
+    def ignores_zeros(self, index: Tensor) -> bool:
+        """Whether zeros in any one operand, for channels beside those of ``index``, are as good as their absence."""
+        mask = torch.zeros(self.size, dtype=torch.float64).index_fill_(0, index, 1.0)
+        dims = self.places[0]
+        zeroed = [v if d is None else v * _along(mask, v, d) for v, d in zip(self.values, dims, strict=True)]
+        part = self._learn([_picked(v, d, index) for v, d in zip(self.values, dims, strict=True)], self.weights)
+        whole = self._learn(zeroed, self.weights)
+        for number, dim in enumerate(dims):
+            mixed = [z if k == number else v for k, (z, v) in enumerate(zip(zeroed, self.values, strict=True))]
+            if dim is not None and not _close(part[0], self.trial.call(mixed)):
+                return False
+        return _close(part[1], [_picked(g, d, index) for g, d in zip(whole[1], dims, strict=True)])
 
     def _weighted(self) -> list[tuple[Tensor, int | None]]:
         return list(zip(self.weights, self.places[1], strict=True))

@@ -138,6 +138,61 @@ def test_widths_around_a_custom_function_go_and_its_backward_stays(middle: nn.Mo
         torch.testing.assert_close(gradients(net, x), gradients(built, x))
 
 
+class Product(Function):
+    """A linear layer that computes its own backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t() + bias
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        return grad @ weight, rows.t() @ x.flatten(0, -2), rows.sum(0)
+
+
+class Layer(nn.Module):
+    """The layer of that function."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(outer, inner) / 4), nn.Parameter(torch.randn(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Product.apply(x, self.weight, self.bias)
+
+
+def test_both_widths_of_a_custom_product_go() -> None:
+    model = nn.Sequential(nn.Linear(5, 16), Layer(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    pruned, x = fxprune.compile(model, torch.randn(2, 7, 5), 0.5), torch.randn(4, 3, 5)
+    outer, inner = pruned.get_parameter("1.weight").shape
+    assert inner < 16
+    assert outer < 12
+    built = nn.Sequential(nn.Linear(5, inner), Layer(inner, outer), nn.ReLU(), nn.Linear(outer, 3)).eval()
+    built.load_state_dict(pruned.state_dict())
+    torch.testing.assert_close(gradients(pruned, x), gradients(built, x))
+
+
+def test_two_functions_with_one_forward_are_not_taken_for_one_another() -> None:
+    class Doubled(Function):
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None: ...
+
+    class Tripled(Doubled):
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return 9 * grad
+
+    with pytest.raises(fxprune.FxpruneError, match="have one forward: give each its own"):
+        fxprune.compile(Called(Tripled.apply), image(), 0.5)
+
+
 def _function(forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor] | None) -> Any:
     """A custom function; without a backward it has that of its forward."""
 
