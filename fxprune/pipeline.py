@@ -42,6 +42,7 @@ from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import certified
 from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
+from fxprune.util.copies import room_for
 from fxprune.util.paths import ModelPaths
 from fxprune.util.progress import Steps, garbage_collection
 
@@ -392,6 +393,7 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
             if torch.is_autocast_enabled(device):
                 around.enter_context(torch.autocast(device, enabled=False))
         if isinstance(model, nn.Module):
+            around.enter_context(room_for(model))
             around.enter_context(restored(model))
         steps = around.enter_context(Steps(progress))
         yield steps

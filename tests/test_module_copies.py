@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from fxprune.util.copies import copy_module
+import fxprune
+from fxprune.util.copies import copy_module, private_copy
 
 
 class Odd(nn.Module):
@@ -86,3 +90,49 @@ def test_what_takes_the_place_of_tensors_is_used() -> None:
 
 def test_a_class_that_says_how_it_is_copied_is_asked() -> None:
     assert copy_module(nn.Sequential(Special(2, 2)), {})[0].copied  # type: ignore[operator, index]
+
+
+class Holding(nn.Module):
+    """Holds a lock that its forward takes, one that it does not, and an open file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.lock, self.locks = threading.Lock(), {"other": [threading.RLock()]}
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115  held as long as the module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            return self.last(torch.relu(self.first(x)))
+
+
+def test_locks_and_files_that_a_module_holds() -> None:
+    model = Holding().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 6), 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] < 16
+    twin = private_copy(model)
+    assert twin.lock is not model.lock
+    assert twin.file.closed
+    assert not model.file.closed
+    model.file.close()
+
+
+class Wrapper(nn.Module):
+    """Calls what it wraps."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def test_modules_nested_two_hundred_deep() -> None:
+    layer: nn.Module = nn.Linear(8, 8)
+    for _ in range(200):
+        layer = Wrapper(layer)
+    before = sys.getrecursionlimit()
+    pruned = fxprune.compile(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3)).eval(), torch.randn(2, 4), 0.5)
+    assert pruned.get_parameter("0.weight").shape[0] < 8
+    assert sys.getrecursionlimit() == before

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -25,6 +29,7 @@ __all__ = [
     "deep_copy",
     "meet",
     "private_copy",
+    "room_for",
     "tensors_in",
 ]
 
@@ -32,6 +37,8 @@ __all__ = [
 Memo = dict[int, Any]
 
 _LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
+# What Python cannot copy, and no forward computes with: a lock of its own for the copy, and a file that is closed.
+_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
 
 
@@ -58,6 +65,18 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
     return {name: _copied(value, memo) for name, value in attributes.items()}
 
 
+@contextmanager
+def room_for(module: nn.Module) -> Iterator[None]:
+    """Let calls go as deep as copies and traces of deeply nested modules do."""
+    before = sys.getrecursionlimit()
+    deepest = max(path.count(".") for path, _ in module.named_modules(remove_duplicate=False))
+    sys.setrecursionlimit(max(before, 40 * deepest))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
 @functools.cache
 def _is_ordinary(cls: Any) -> bool:
     """Whether copying an instance means copying its attributes."""
@@ -73,6 +92,9 @@ def _copied(value: Any, memo: Memo) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
+    if kind in _LOCKS or isinstance(value, io.IOBase):
+        memo[id(value)] = _LOCKS.get(kind, _closed)()
+        return memo[id(value)]
     if kind in (dict, OrderedDict):
         return _copied_dict(value, memo)
     if kind is list:
@@ -86,6 +108,12 @@ def _copied(value: Any, memo: Memo) -> Any:
     if kind is tuple and all(type(item) in _LITERALS for item in value):
         return value
     return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+
+
+def _closed() -> io.BytesIO:
+    file = io.BytesIO()
+    file.close()
+    return file
 
 
 def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
