@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
 from fxprune.capture.guards import OtherChance
+from fxprune.capture.known_results import OnMeta
 from fxprune.capture.lowering import map_leaves
 from fxprune.capture.masked import VALUES_DECIDE, refuse
 from fxprune.capture.reachable import reachable, restored
@@ -123,11 +124,12 @@ class Captured:
         """A function that runs the graph on the meta device; it returns the error that comes of a sample, if any."""
         constants = {name: tensor.to("meta") for name, tensor in self.constants.items()}
         module = replace(self, constants=constants).module(clone.meta_clone(model))
+        called = OnMeta(module) if isinstance(module, fx.GraphModule) else module
 
         def run(sample: Sample) -> Exception | None:
             try:
                 with torch.no_grad():
-                    sample.to_meta().call(functools.partial(nn.Module.__call__, module))
+                    sample.to_meta().call(called)
             except Exception as error:  # the graph holds the user's own operations: anything may come out of them
                 return error
             return None

@@ -7,6 +7,7 @@ included: then the kernel has to say.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from fxprune.errors import CaptureError
 
 __all__ = [
     "KnownValues",
+    "OnMeta",
     "known_function_result",
     "known_result",
 ]
@@ -243,6 +245,30 @@ def _pointwise(x: Any, other: Any = 0.0) -> Tensor | None:
 
 def _alike(x: Tensor, other: Tensor) -> bool:
     return other.is_meta and other.shape == x.shape and other.dtype == x.dtype
+
+
+class OnMeta(fx.Interpreter):
+    """Runs a graph on the meta device, without the kernels whose results are known."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the graph gives for the arguments of its module."""
+        bound = inspect.signature(self.module.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.run(*bound.arguments.values())
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """One node."""
+        known = known_result(self.fetch_attr(target), args, kwargs)
+        return super().call_module(target, args, kwargs) if known is None else known
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """One node."""
+        known = known_function_result(getattr(target, "__name__", ""), args, kwargs)
+        return super().call_function(target, args, kwargs) if known is None else known
 
 
 class KnownValues:

@@ -14,16 +14,18 @@ __all__ = ["other_samples", "small_samples"]
 
 # The last maps have these sizes: a kernel of three shows its corners, and height is told from width.
 _LAST = (2, 3)
+# Where kernels without padding need more.
+_LARGER = (3, 4)
 _ROWS = 2
 # Where inputs are small, so many rows cost little.
 _FEW_VALUES, _MORE_ROWS = 8192, 17
 
 
 def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
-    """The sample with few rows and small images, then with images of its own size, then as it was traced."""
+    """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
     few = _with_rows(sample, _ROWS)
-    small = _resized(few, graph, _LAST)
-    yield from (s for s in (small, few, sample if few is not sample else None) if s is not None)
+    small = [_resized(few, graph, last) for last in (_LAST, _LARGER)]
+    yield from (s for s in (*small, few, sample if few is not sample else None) if s is not None)
 
 
 def other_samples(sample: Sample, first: Sample, graph: fx.Graph) -> Iterator[Sample]:
