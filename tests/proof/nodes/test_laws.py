@@ -297,3 +297,29 @@ def test_layers(case: Any) -> None:
     assert all(judged(reading_of(*ends)) is None for ends in ((wrong, result), (given, wrong), (given, flipped)))
     assert judged(reading_of((wrong[1], *given[1:]), result)) is None
     assert judged(reading_of(given, result, {**keep, "bias": wrong[1:]})) is None
+
+
+class Doubled(nn.Conv2d):
+    """Another way to convolve under the forward of torch."""
+
+    def _conv_forward(self, *args: Any) -> Tensor:
+        return 2 * super()._conv_forward(*args)
+
+
+class Striding(nn.Conv2d):
+    """The same layer with a method more."""
+
+    def step(self) -> int:
+        return int(self.stride[0])
+
+
+@pytest.mark.parametrize(("kind", "has_one"), [(Doubled, False), (Striding, True)])
+def test_a_class_of_its_own_has_the_law_of_what_it_runs(kind: type[nn.Conv2d], has_one: bool) -> None:
+    values = [drawn((2, 4, 3, 3), (None, EVEN), True, 0)]
+    keep: dict[str, Kept] = {"layer.weight": (None, EVEN)}
+    modules = kind(4, 4, 1), kind(2, 4, 1)
+    made = read(lambda graph, x: graph.call_module("layer", (x,)), values, [(None, EVEN)], (), True)
+    reading = Reading(made.node, made.other, (), made.claims, made.owners, made.images, modules, keep, made.patterns)
+    assert (judged(reading) is not None) is has_one
+    vars(modules[0])["_conv_forward"] = lambda *args: args[0]
+    assert judged(reading) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from typing import Any
 
@@ -52,7 +53,7 @@ def law_name(node: fx.Node) -> str:
 def judged(reading: Reading) -> Verdict | None:
     """What the law of the op says; None where there is none, or where it does not apply."""
     if reading.modules is not None:
-        return _judged_module(reading, type(reading.module))
+        return _judged_module(reading)
     name = law_name(reading.node)
     if name in POINTWISE:
         return pointwise(reading)
@@ -65,10 +66,18 @@ def judged(reading: Reading) -> Verdict | None:
     return _OTHERS[name](reading)
 
 
-def _judged_module(reading: Reading, kind: Any) -> Verdict | None:
+def _judged_module(reading: Reading) -> Verdict | None:
     assert reading.modules is not None
     full, narrow = reading.modules
-    if type(narrow) is not kind or "forward" in vars(full) or len(reading.node.args) != 1 or reading.node.kwargs:
+    classes: tuple[Any, Any] = type(full), type(narrow)
+    kind = _class_with_a_law(classes[0])
+    if kind is None or _class_with_a_law(classes[1]) is not kind:
+        return None
+    if (
+        any(callable(getattr(kind, name, None)) for name in vars(full))
+        or len(reading.node.args) != 1
+        or reading.node.kwargs
+    ):
         return None
     verdict = None
     if kind in LAYERS:
@@ -81,6 +90,22 @@ def _judged_module(reading: Reading, kind: Any) -> Verdict | None:
         elif kind in LOCAL_MODULES:
             verdict = local(reading, LOCAL_MODULES[kind])
     return verdict
+
+
+_CLASSES = frozenset((*LAYERS, *_VIEW_CLASSES, *LOCAL_MODULES, *_POINTWISE_CLASSES))
+# What a class may say of itself and runs as the class does that it inherits from.
+_ITS_OWN = frozenset("__init__ __module__ __doc__ __dict__ __weakref__ __annotations__ __constants__".split())
+
+
+@functools.cache
+def _class_with_a_law(kind: Any) -> Any:
+    """The class of torch.nn that a class is, or that it inherits from without another method of the same name."""
+    for cls in kind.__mro__:
+        if cls in _CLASSES:
+            return cls
+        if any(name not in _ITS_OWN and any(hasattr(base, name) for base in cls.__bases__) for name in vars(cls)):
+            return None
+    return None
 
 
 _PLAIN = (type(None), bool, int, float, str, tuple, list)
