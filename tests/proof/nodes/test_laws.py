@@ -17,6 +17,7 @@ from fxprune.proof.nodes.claims import Claim, Kept
 from fxprune.proof.nodes.laws import Reading, Verdict, judged
 from fxprune.proof.nodes.patterns import Patterns
 
+EVEN, ODD, HALF = torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([2, 3])
 INDICES = (torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([2, 0]))
 SHAPE = (2, 4, 4, 4)
 
@@ -178,6 +179,18 @@ def test_ops_on_two_tensors(name: str, silent: bool) -> None:
     assert lossy >= (0 if name == "linear" and not silent else 3)
 
 
+def test_zero_against_a_value_of_any_sign_is_not_silent() -> None:
+    kept = (None, EVEN)
+    pairs = [drawn((2, 4), kept, True, 0), drawn((2, 4), kept, False, 1)]
+    for op, silent in ((torch.maximum, False), (torch.minimum, False), (torch.mul, True), (torch.add, False)):
+        reading = read(function(op), pairs, [kept, kept], kept, True)
+        for claim, own in zip(reading.operands, (True, False), strict=True):
+            claim.silent, claim.domain = own, "any"
+        verdict = judged(reading)
+        assert verdict is not None
+        assert verdict.silent is silent
+
+
 def test_a_view_keeps_blocks_of_channels() -> None:
     index = torch.tensor([0, 1, 4, 5])
     values = [drawn((2, 8, 3), (None, index), True, 0)]
@@ -246,10 +259,6 @@ def narrowed(module: nn.Module, keep: dict[str, Kept], **sizes: Any) -> tuple[nn
                 tensor, nn.Parameter
             ) else narrow.get_buffer(name).copy_(select(tensor, keep.get(name, ())))
     return module.eval(), narrow
-
-
-EVEN, ODD = torch.tensor([0, 2]), torch.tensor([1, 3])
-HALF = torch.tensor([2, 3])
 
 
 def layers() -> Iterator[tuple[str, nn.Module, dict[str, Kept], dict[str, Any], tuple[int, ...], Kept, Kept]]:

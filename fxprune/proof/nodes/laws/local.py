@@ -22,13 +22,14 @@ POINTWISE = frozenset(
     """add sub mul truediv div iadd isub imul itruediv maximum minimum pow neg abs exp expm1 log log1p sqrt rsqrt square
     reciprocal sin cos erf sign floor ceil round clamp clamp_min clamp_max relu relu6 gelu silu sigmoid tanh hardswish
     hardsigmoid hardtanh leaky_relu elu selu celu mish softplus softsign logsigmoid tanhshrink hardshrink softshrink
-    threshold dropout alpha_dropout""".split()
+    threshold dropout""".split()
 )
 POINTWISE_MODULES = frozenset(
     """ReLU ReLU6 GELU SiLU Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign
-    LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Dropout AlphaDropout Identity""".split()
+    LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Dropout Identity""".split()
 )
-_COUNT, _AT_ZERO = 16, 4
+# So many values are tried, and the first ones with zero for what goes: the others have both signs there.
+_COUNT, _AT_ZERO = 96, 32
 
 
 def pointwise(reading: Reading) -> Verdict | None:
