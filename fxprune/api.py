@@ -15,12 +15,12 @@ from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
 from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
-from fxprune.errors import FxpruneError, PlanError, RecoveryError
+from fxprune.errors import FxpruneError, OptionError, PlanError, RecoveryError
 from fxprune.options import Alike, Couplings, Level, Options, PlanOptions, Residual, Scope, check_level
-from fxprune.pipeline import one_pass, run
+from fxprune.pipeline import run
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
-from fxprune.program import Program
+from fxprune.program import Program, one_pass
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
 
@@ -76,6 +76,7 @@ def compile(  # noqa: A001  the public name says what it does
             out.
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
             "auto" is "reconstruction" with calibration, "magnitude" without; the report says what was chosen and why.
+            "zeros", without a ratio, removes the channels that are exactly zero, which changes no output.
         calibration: for "auto", recovery, and criteria that look at activations or gradients: batches that can be
             iterated again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
             ``torch.distributed`` is initialised every rank passes its own shard, and all get the plan of one process
@@ -124,9 +125,15 @@ def compile(  # noqa: A001  the public name says what it does
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
-    model = network_of(model)
+    model, level = network_of(model), check_level(verify)
+    if criterion == "zeros":
+        if ratio is not None or not isinstance(budget, str):
+            raise OptionError(
+                'criterion="zeros" removes what is zero, however much that is: leave out ratio and budget'
+            )
+        return _cut(model, sample_input, progress, couplings, other_samples, level, keep_class=keep_class, zeros=True)
     options = Options.checked(model, locals())
-    recoveries, level = resolve_recoveries(recover), check_level(verify)
+    recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -141,6 +148,29 @@ def compile(  # noqa: A001  the public name says what it does
             calibration,
             loss,
             keep_class=keep_class,
+        )
+        return run(program).result
+
+
+def _cut(
+    model: nn.Module,
+    sample_input: Any,
+    progress: bool | None,
+    couplings: str,
+    other_samples: Sequence[Any],
+    level: bool | str,
+    **chosen: Any,
+) -> fx.GraphModule:
+    """Cut channels that are given by a plan, by name or by their values."""
+    with one_pass(progress, model) as steps:
+        program = Program(
+            model,
+            sample_input,
+            steps,
+            other_samples=other_samples,
+            couplings=check_couplings(couplings),
+            verify=level,
+            **chosen,
         )
         return run(program).result
 
@@ -225,20 +255,9 @@ def apply(
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
-    model, level = network_of(model), check_level(verify)
-    with one_pass(progress, model) as steps:
-        program = Program(
-            model,
-            sample_input,
-            steps,
-            other_samples=other_samples,
-            couplings=check_couplings(setting(plan, "couplings", "keep")),
-            budgets={setting(plan, "budget", "macs"), *setting(plan, "budgets", {})},
-            verify=level,
-            plan=plan,
-            keep_class=keep_class,
-        )
-        return run(program).result
+    budgets = {setting(plan, "budget", "macs"), *setting(plan, "budgets", {})}
+    given = (network_of(model), sample_input, progress, setting(plan, "couplings", "keep"), other_samples)
+    return _cut(*given, check_level(verify), keep_class=keep_class, plan=plan, budgets=budgets)
 
 
 def remove(
@@ -264,19 +283,8 @@ def remove(
         PlanError: a channel has to stay, or goes only with others; the message says why.
         FxpruneError: see :func:`compile`.
     """
-    model = network_of(model)
-    with one_pass(progress, model) as steps:
-        program = Program(
-            model,
-            sample_input,
-            steps,
-            other_samples=other_samples,
-            couplings=check_couplings(couplings),
-            verify=check_level(verify),
-            channels=channels,
-            keep_class=keep_class,
-        )
-        return run(program).result
+    given = (network_of(model), sample_input, progress, couplings, other_samples, check_level(verify))
+    return _cut(*given, channels=channels, keep_class=keep_class)
 
 
 def recover(

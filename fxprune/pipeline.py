@@ -7,31 +7,26 @@ such as "prove, hold to sizes, rewrite, prove", stands in the list as often as i
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import nn
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph, analyze_capture
 from fxprune.analysis.uncoupling import drop_couplings
 from fxprune.axes.elements import Mask
 from fxprune.capture.checking import check_model, check_sample, is_meta
-from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
 from fxprune.cost.latency import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError
-from fxprune.keeping import finish, fitted, give_values, in_words, solve, unsaid, without_unsaid
+from fxprune.keeping import check_without_loss, finish, fitted, give_values, in_words, solve, unsaid, without_unsaid
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
-from fxprune.planning.by_hand import as_lists, masks_without
+from fxprune.planning.by_hand import as_lists, masks_without, masks_without_zeros
 from fxprune.planning.limits import spared_groups
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
@@ -42,14 +37,10 @@ from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import certified
 from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.util.copies import room_for
 from fxprune.util.paths import ModelPaths
-from fxprune.util.progress import Steps, garbage_collection
+from fxprune.util.progress import garbage_collection
 
-__all__ = ["PASSES", "Pass", "one_pass", "run"]
-
-# The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
-_LOCK = threading.RLock()
+__all__ = ["PASSES", "Pass", "run"]
 
 
 @dataclass(frozen=True)
@@ -186,6 +177,18 @@ def choose_by_hand(program: Program) -> None:
     program.plan = Plan.from_masks(program.graph, masks_without(program.graph, channels), settings)
 
 
+def choose_zeros(program: Program) -> None:
+    """Take the channels that are exactly zero."""
+    paths = ModelPaths(program.model)
+    masks = masks_without_zeros(
+        program.graph, {n: paths.attribute(n) for n in program.graph.shapes if n not in program.graph.constants}
+    )
+    gone, whole = sum(int((~mask).sum()) for mask in masks.values()), sum(map(len, masks.values()))
+    program.notes = (f"zeros: {gone} of {whole} channels were exactly zero",)
+    settings = {"criterion": "zeros", "couplings": program.couplings, "versions": versions()}
+    program.plan = Plan.from_masks(program.graph, masks, settings)
+
+
 def cut(program: Program) -> None:
     """Write the smaller graphs and modules, over tensors of their own."""
     program.masks = program.chosen_plan.masks(program.graph)
@@ -224,6 +227,11 @@ def verify(program: Program) -> None:
         program.certificates,
         program.verify,
     )
+
+
+def compare_outputs(program: Program) -> None:
+    """Hold a result that is said to lose nothing to that."""
+    check_without_loss(program.model, program.pruned, program.sample)
 
 
 def hold_to_sizes(program: Program) -> None:
@@ -331,6 +339,7 @@ PASSES = (
     Pass("analyze", analyze),
     Pass("time", time_operations, when=lambda p: "latency" in p.budgets),
     Pass("plan", choose_by_hand, when=lambda p: p.channels is not None),
+    Pass("plan", choose_zeros, when=lambda p: p.zeros),
     Pass("score", Program.choose, when=lambda p: p.plan is None),
     Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
@@ -340,6 +349,7 @@ PASSES = (
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", hold_to_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),
+    Pass("verify", compare_outputs, when=lambda p: p.zeros and not is_meta(p.model)),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=_is_compared, makes_garbage=_always),
@@ -377,23 +387,3 @@ def _why_none(graph: ChannelGraph) -> str:
     opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
     pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
     return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
-
-
-@contextmanager
-def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
-    """One pass over a model, which shows its steps if ``progress`` (None: only on a terminal).
-
-    What the model's code shares with the rest of the process, caches among it, is afterwards what it was.
-    """
-    with ExitStack() as around:
-        around.enter_context(_LOCK)
-        # Tensors made in inference mode could not be trained, and autocast would round what is proven.
-        around.enter_context(torch.inference_mode(False))
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                around.enter_context(torch.autocast(device, enabled=False))
-        if isinstance(model, nn.Module):
-            around.enter_context(room_for(model))
-            around.enter_context(restored(model))
-        steps = around.enter_context(Steps(progress))
-        yield steps

@@ -7,7 +7,9 @@ environment that text is written to ``DIR`` after every pass, so that two passes
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from fxprune.axes.expressions import Channels
 from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture import Captured
 from fxprune.capture.checking import is_meta
+from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError, OptionError
@@ -34,9 +37,13 @@ from fxprune.proof import Proof
 from fxprune.recovery import Auto, Recovery
 from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
+from fxprune.util.copies import room_for
 from fxprune.util.progress import Steps
 
-__all__ = ["Feed", "Program", "kernel_multiple"]
+__all__ = ["Feed", "Program", "kernel_multiple", "one_pass"]
+
+# The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
+_LOCK = threading.RLock()
 
 NEEDS_DATA = (
     "a trained network needs data or training to keep its accuracy: pass calibration=, a list or DataLoader of batches "
@@ -110,6 +117,7 @@ class Program:
         seed: of everything random; None for the plan's.
         channels: what the caller removes by hand, by path of a layer or by layer.
         keep_class: whether the result is a copy of the model, of its own class.
+        zeros: whether the channels go that are exactly zero, and no others.
     """
 
     model: nn.Module
@@ -126,6 +134,7 @@ class Program:
     seed: int | None = None
     channels: Mapping[str | nn.Module, Any] | None = None
     keep_class: bool = False
+    zeros: bool = False
 
     sample: Sample = field(init=False)  # capture
     captured: Captured = field(init=False)  # capture
@@ -239,3 +248,23 @@ class Program:
                     raise AnalysisError(
                         f"{name} dim {dim} has {tensor.shape[dim]} entries, and the plan keeps {len(kept)}"
                     )
+
+
+@contextmanager
+def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
+    """One pass over a model, which shows its steps if ``progress`` (None: only on a terminal).
+
+    What the model's code shares with the rest of the process, caches among it, is afterwards what it was.
+    """
+    with ExitStack() as around:
+        around.enter_context(_LOCK)
+        # Tensors made in inference mode could not be trained, and autocast would round what is proven.
+        around.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                around.enter_context(torch.autocast(device, enabled=False))
+        if isinstance(model, nn.Module):
+            around.enter_context(room_for(model))
+            around.enter_context(restored(model))
+        steps = around.enter_context(Steps(progress))
+        yield steps

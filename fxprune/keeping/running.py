@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
-from fxprune.errors import FxpruneError, ProofError
+from fxprune.errors import CriterionError, FxpruneError, ProofError
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
-__all__ = ["check_equal", "give_values", "tensors_of"]
+__all__ = ["check_equal", "check_without_loss", "give_values", "tensors_of"]
 
 # So many units of rounding of the largest value: the two run the same kernels in the same order, but for layouts.
 _ULPS = 64
@@ -48,6 +48,25 @@ def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> Non
         for number, sample in enumerate(samples):
             for call in ("eval", "train") if number == 0 else ("eval",):
                 _compare(*pair, sample, call)
+
+
+def check_without_loss(model: nn.Module, pruned: nn.Module, sample: Sample) -> None:
+    """Compare the outputs of a network that lost channels that are zero with those of the original, in eval mode.
+
+    Raises:
+        CriterionError: they differ, so that the channels were not without effect.
+    """
+    pair = [private_copy(network) for network in (model, pruned)]
+    for network in pair:
+        switch(network, "eval")
+    try:
+        for left, right in zip(*(_answer(network, sample, learns=False) for network in pair), strict=True):
+            _check_tensor("an output", left, right)
+    except ProofError as error:
+        raise CriterionError(
+            f"channels whose weights are zero have an effect all the same ({error}): a mean may run over them; "
+            "remove chosen ones with fxprune.remove"
+        ) from error
 
 
 def _randomise(kept: nn.Module, graph: nn.Module) -> None:

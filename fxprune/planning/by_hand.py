@@ -15,7 +15,7 @@ from fxprune.axes.expressions import Axis, variables
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning.plan_text import write_ranges
 
-__all__ = ["as_lists", "masks_without"]
+__all__ = ["as_lists", "masks_without", "masks_without_zeros"]
 
 _ROLES = ("out", "other", "selection", "scale")
 
@@ -53,6 +53,28 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
     if empty is not None:
         raise PlanError(f"nothing would be left of {empty.name!r}: keep at least one of its {empty.size} channels")
     return {group: stays[group.variable] for group in graph.groups}
+
+
+def masks_without_zeros(graph: ChannelGraph, tensors: Mapping[str, torch.Tensor]) -> dict[Group, Mask]:
+    """For every group a mask of the units that are not exactly zero; one stays where all are.
+
+    A unit is zero where all rows that make it are and its scales, or all columns that read it.
+    """
+    return {group: _not_zero(group, tensors) for group in graph.groups}
+
+
+def _not_zero(group: Group, tensors: Mapping[str, torch.Tensor]) -> Mask:
+    some = {role: np.zeros(group.size, dtype=np.bool_) for role in ("made", "read")}
+    for member in group.members:
+        values = tensors.get(member.tensor)
+        if isinstance(values, torch.nn.Parameter):
+            units, elements = owned_by(member.axis, group.variable)
+            present = (values != 0).movedim(member.dim, 0).reshape(values.shape[member.dim], -1).any(1).cpu().numpy()
+            some["read" if member.role == "in" else "made"][units[present[elements]]] = True
+    read = some["read"] if any(m.role == "in" for m in group.members) else True
+    stays: Mask = some["made"] & read
+    stays[0] |= not stays.any()
+    return stays
 
 
 def as_lists(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[str, list[int]]:

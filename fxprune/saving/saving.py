@@ -97,6 +97,9 @@ def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     seen: set[int] = set()
     flat: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+            raise ArtefactError(f"{name} is a {kind}, no plain tensor: save the network before it is quantised")
         values = tensor.detach().cpu().contiguous()
         # The format has no ties: every further name gets a copy of its own.
         flat[name] = values.clone() if values.data_ptr() in seen else values

@@ -3,10 +3,21 @@
 One-shot pruning is :func:`fxprune.compile` itself, followed by training.
 """
 
+from fxprune.schedules.callbacks import lightning_callback, step_in_place, trainer_callback
 from fxprune.schedules.fused import FusedTraining
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import SoftPruning
 from fxprune.schedules.sparse import Polarization, SparseTraining
 from fxprune.schedules.steps import ratio_at
 
-__all__ = ["FusedTraining", "IterativePruning", "Polarization", "SoftPruning", "SparseTraining", "ratio_at"]
+__all__ = [
+    "FusedTraining",
+    "IterativePruning",
+    "Polarization",
+    "SoftPruning",
+    "SparseTraining",
+    "lightning_callback",
+    "ratio_at",
+    "step_in_place",
+    "trainer_callback",
+]

@@ -58,7 +58,7 @@ class IterativePruning:
         steps: how many steps there are.
         shape: how the ratio grows: "linear" (the same share of the original each time), "cubic" (more at first; Zhu and
             Gupta, 2017, arXiv 1710.01878) or "geometric" (the same share of what is left each time).
-        recover: as for :func:`fxprune.compile`, after each step.
+        recover, keep_class: as for :func:`fxprune.compile`, for each step; not both.
         verify: prove each step.
 
     Raises:
@@ -76,11 +76,16 @@ class IterativePruning:
         steps: int = 5,
         shape: str = "linear",
         recover: str | Recovery | Sequence[str | Recovery] | None = None,
+        keep_class: bool = False,
         verify: Level = True,
         **options: Unpack[PlanOptions],
     ) -> None:
         self.ratio, self.steps, self.shape = ratio_at(steps, steps, ratio, shape), steps, shape
-        self.done = 0
+        self.done, self.keep_class = 0, keep_class
+        if keep_class and recover:
+            raise OptionError(
+                "what keeps its class is no graph that a recovery could walk: leave out recover, and train"
+            )
         self._sample, self._network = Sample.from_input(sample_input), type(unwrapped(model)).__name__
         self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
         _check_composable(options)
@@ -128,8 +133,9 @@ class IterativePruning:
         self._check_present(network)
         target = ratio_at(self.done + 1, self.steps, self.ratio, self.shape)
         options: Any = {**self._options, "max_ratio": self._share, "round_to": self._multiple}
-        cut = agreed(passes.plan(network, self._sample, self._of_present(target), **options))
-        pruned = passes.apply(network, self._sample, cut, verify=self._verify)
+        ratio = self._of_present(target)
+        cut = agreed(passes.plan(network, self._sample, ratio, keep_class=self.keep_class, **options))
+        pruned = passes.apply(network, self._sample, cut, keep_class=self.keep_class, verify=self._verify)
         if self._recover:
             calibration = self._options.get("calibration")
             pruned = passes.recover(pruned, network, self._recover, calibration=calibration)

@@ -1,0 +1,154 @@
+"""Kept classes: small networks of transformers are pruned, saved, loaded by their library alone, and compared."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+from rich.progress import track
+
+import fxprune
+from benchmarks.harness import failure_text
+from benchmarks.tables import markdown_table, write_page
+
+_COLUMNS = ("model", "parameters removed", "configuration", "loads and answers alike", "generates alike", "seconds")
+_NOTE = """Small networks of transformers with random weights, pruned with `keep_class=True, alike="equal"` and saved by
+`save_pretrained`. *Loads and answers alike*: `from_pretrained` of the library alone gives outputs that are equal to
+the bit. *Generates alike*: equal tokens, with a cache and without. Where the configuration cannot say a width, the
+class is kept and the folder cannot be loaded by the library; the note says which width that is."""
+
+_DECODER = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+_GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_IMAGES = {**_DECODER, "image_size": 32, "patch_size": 8}
+
+
+def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]]]:
+    """By name: class, configuration, its fields, the inputs, and other options of the compilation."""
+    text = ("input_ids",)
+    mlp = {"ratio": {"*.mlp.c_fc": 0.5}}
+    halves = {f"{half}_{field}": n for half in ("encoder", "decoder") for field, n in _HALF.items()}
+    towers = {"text_config": dict(_DECODER), "vision_config": dict(_IMAGES)}
+    seq, sound = ("input_ids", "decoder_input_ids"), ("input_features", "decoder_input_ids")
+    return {
+        "Llama": ("LlamaForCausalLM", "LlamaConfig", _GROUPED, text, {}),
+        "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_GROUPED, "head_dim": 8}, text, {}),
+        "Gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPED, "head_dim": 8}, text, {}),
+        "Mistral": ("MistralForCausalLM", "MistralConfig", _GROUPED, text, {}),
+        "GPT-2": ("GPT2LMHeadModel", "GPT2Config", _GPT2, text, mlp),
+        "BERT": ("BertModel", "BertConfig", _DECODER, text, {}),
+        "T5": ("T5ForConditionalGeneration", "T5Config", _T5, seq, {}),
+        "ViT": ("ViTForImageClassification", "ViTConfig", _IMAGES, ("pixel_values",), {}),
+        "Swin": ("SwinForImageClassification", "SwinConfig", _SWIN, ("pixel_values",), {}),
+        "ConvNeXt": ("ConvNextForImageClassification", "ConvNextConfig", _CONVNEXT, ("pixel_values",), {}),
+        "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {**_WHISPER, **halves}, sound, {}),
+        "CLIP": ("CLIPModel", "CLIPConfig", {**towers, "projection_dim": 16}, ("input_ids", "pixel_values"), {}),
+    }
+
+
+_HALF = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
+_GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+_T5 = {
+    "vocab_size": 97,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 1,
+    "num_heads": 4,
+}
+_SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4}
+_CONVNEXT = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1]}
+_WHISPER = {
+    "vocab_size": 97,
+    "num_mel_bins": 8,
+    "d_model": 32,
+    "max_source_positions": 16,
+    "max_target_positions": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+_MADE = {
+    "input_ids": lambda: torch.randint(3, 97, (2, 12)),
+    "decoder_input_ids": lambda: torch.randint(3, 97, (2, 5)),
+    "pixel_values": lambda: torch.randn(2, 3, 32, 32),
+    "input_features": lambda: torch.randn(2, 8, 32),
+}
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Argument(help="Names of the table; all by default.")] = None,
+    ratio: Annotated[float, typer.Option(help="Of the parameters.")] = 0.2,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("benchmarks/results/keeping.md"),
+) -> None:
+    """Write a table of round trips."""
+    transformers.logging.set_verbosity_error()
+    rows = [list(_row(name, ratio)) for name in track(models or list(_models()))]
+    write_page(out, "Kept classes", _NOTE, markdown_table(_COLUMNS, rows))
+
+
+def _row(name: str, ratio: float) -> Iterator[str]:
+    class_name, config_name, fields, inputs, options = _models()[name]
+    torch.manual_seed(0)
+    cls = getattr(transformers, class_name)
+    model = cls(getattr(transformers, config_name)(**fields)).eval()
+    sample = {given: _MADE[given]() for given in inputs}
+    if hasattr(model.config, "use_cache"):
+        sample["use_cache"] = False
+    started = time.perf_counter()
+    asked: dict[str, Any] = {"ratio": ratio, "budget": "params", **options}
+    if isinstance(asked["ratio"], Mapping):
+        del asked["budget"]
+    yield name
+    try:
+        pruned = fxprune.compile(model, sample, keep_class=True, alike="equal", residual="inner", **asked)
+    except fxprune.FxpruneError as error:
+        yield from ("", failure_text(error), "", "", f"{time.perf_counter() - started:.1f}")
+        return
+    seconds = time.perf_counter() - started
+    report = fxprune.report(pruned)
+    yield f"{1 - report.parameters_after / report.parameters_before:.1%}"
+    yield next((note for note in report.notes if "config" in note), "not built from one")
+    with tempfile.TemporaryDirectory() as folder:
+        pruned.save_pretrained(folder)
+        try:
+            loaded = cls.from_pretrained(folder).eval()
+        except RuntimeError:
+            yield from ("no", "", f"{seconds:.1f}")
+            return
+    with torch.no_grad():
+        pairs = zip(_tensors(loaded(**sample)), _tensors(pruned(**sample)), strict=True)
+        yield "yes" if all(torch.equal(a, b) for a, b in pairs) else "no"
+        yield _generates(loaded, pruned, next(iter(sample.values())))
+    yield f"{seconds:.1f}"
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [value for value in output.values() if isinstance(value, torch.Tensor)]
+
+
+def _generates(loaded: Any, pruned: Any, given: torch.Tensor) -> str:
+    if not pruned.can_generate():
+        return ""
+    how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    found = [net.generate(given, use_cache=cache, **how) for net in (loaded, pruned) for cache in (True, False)]
+    return "yes" if all(torch.equal(found[0], other) for other in found[1:]) else "no"
+
+
+if __name__ == "__main__":
+    typer.run(main)
