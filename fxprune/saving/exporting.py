@@ -20,6 +20,7 @@ from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import Check, Exported, find_checks, with_rows, worst_error
 from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
+from fxprune.saving.strangers import conditions, find_strangers, refuse_strangers
 from fxprune.util.progress import Steps
 from fxprune.util.writing import named, scratch_folder
 
@@ -39,7 +40,8 @@ def export(
 
     The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution and the lengths
     where the network takes other ones, may change between calls of the file. Where the network has several graphs for
-    different resolutions, all formats but "source" hold the one of the sample.
+    different sizes, all formats but "source" hold the one of the sample; a size then changes only where the file equals
+    the network at those sizes, or refuses them, and the notes say what it needs.
 
     Args:
         pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
@@ -70,16 +72,17 @@ def export(
     chosen.check()
     network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
+    whole = network
     if chosen.one_graph and isinstance(network, PrunedGraphModule):
         network = network.for_sizes_of(*sample.args, **sample.kwargs)
     with Steps(progress) as steps:
         with steps("run the network"):
             smallest = 2 if wanted is None or "batch" in wanted else 1
             checks = find_checks(network, sample, smallest=smallest)
-            freedoms = list(_freedoms(checks)) if wanted is None else [_chosen(network, checks, wanted)]
+            freedoms = list(_freedoms(network, checks)) if wanted is None else [_chosen(network, checks, wanted)]
         try:
             with _scratch(target) as file, steps(f"export to {format}"):
-                result = _first_that_works(chosen, network, freedoms, file, (str(target), format))
+                result = _first_that_works(chosen, (whole, network), freedoms, file, (str(target), format))
                 _put_in_place(file, target)
         except OSError as error:
             raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -119,22 +122,32 @@ def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
 
 
 def _first_that_works(
-    chosen: Format, network: nn.Module, freedoms: Sequence[Sequence[Check]], file: Path, named: tuple[str, str]
+    chosen: Format,
+    networks: tuple[nn.Module, nn.Module],
+    freedoms: Sequence[Sequence[Check]],
+    file: Path,
+    named: tuple[str, str],
 ) -> Exported:
-    """Let as many sizes change as torch, the format and the network allow."""
+    """Let as many sizes change as torch, the format and the network allow; ``networks``: the whole, and its graph."""
+    whole, network = networks
     notes = (
         []
         if any(check.tells for checks in freedoms for check in checks)
         else ["its outputs are all zero, so that they tell little"]
     )
+    if network is not whole:
+        notes += [f"it holds one graph of several, that of the sample's sizes: {text}" for text in conditions(network)]
     suffix = Path(named[0]).suffix
     usual = not suffix or named[0].lower().endswith(chosen.suffix or suffix)
     notes += [] if usual else [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"]
     for fitting in freedoms:
         free = _free(fitting)
         try:
+            strangers = find_strangers(whole, network, fitting) if chosen.one_graph else []
             chosen.write(network, [check.probe.sample for check in fitting], file)
-            error = worst_error(chosen.open(file), fitting)
+            run = chosen.open(file)
+            error = worst_error(run, fitting)
+            needs = refuse_strangers(run, strangers, max(check.tolerance for check in fitting))
         except OSError:
             raise
         except Exception as failure:  # exporters raise many types
@@ -142,6 +155,7 @@ def _first_that_works(
             notes = [*notes, f"no change of {' and '.join(free)}: {failure!s:.200}"] if free else notes
             last = failure
             continue
+        notes += [f"it refuses sizes for which this does not hold: {text}" for text in needs]
         sizes = dict.fromkeys(size for c in fitting if (size := c.probe.batch_size) is not None)
         resolutions = dict.fromkeys(name for c in fitting for name in c.probe.resolutions)
         tolerance = max(check.tolerance for check in fitting)
@@ -149,14 +163,24 @@ def _first_that_works(
     raise ExportError(f"the network cannot be exported to {named[1]}: {last!s:.600}") from last
 
 
-def _freedoms(checks: Sequence[Check]) -> Iterator[list[Check]]:
+def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Check]]:
     """Checks at sizes between which the file is to change, the most first; each differs from the first in some size."""
     plain = [check for check in checks if not check.probe.resized]
     tried = list[list[Check]]()
-    for fitting in (list(checks), checks[: len(plain) + 1], plain, plain[:1]):
+    for fitting in (list(checks), checks[: len(plain) + 1], plain):
         if fitting not in tried:
             tried.append(list(fitting))
             yield list(fitting)
+    if _free(checks)[1:] and "batch" in _free(checks):
+        yield _of_one_batch(network, checks)
+    if len(plain) > 1:
+        yield plain[:1]
+
+
+def _of_one_batch(network: nn.Module, checks: Sequence[Check]) -> list[Check]:
+    """The checks with as many rows as the first, as far as the network takes them so."""
+    first, rows = checks[0], checks[0].probe.batch_size
+    return list(checks) if rows is None else [first, *filter(None, (with_rows(network, c, rows) for c in checks[1:]))]
 
 
 def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
@@ -175,10 +199,8 @@ def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> li
     Raises:
         ExportError: the network does not take another such size.
     """
-    first = checks[0]
-    if "batch" not in wanted and (rows := first.probe.batch_size) is not None:
-        checks = [first, *(check for probe in checks[1:] if (check := with_rows(network, probe, rows)))]
-    fitting = [check for check in checks if set(_free([first, check])) <= wanted]
+    checks = checks if "batch" in wanted else _of_one_batch(network, checks)
+    fitting = [check for check in checks if set(_free([checks[0], check])) <= wanted]
     if missing := wanted - set(_free(fitting)):
         raise ExportError(f"the network was not seen to take another {min(missing)}: leave it out of dynamic")
     return fitting

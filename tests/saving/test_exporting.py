@@ -360,3 +360,42 @@ def test_arguments_in_another_order_are_told() -> None:
         fxprune.export(network, "net.onnx", x)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="path must be"):
         fxprune.load(3)  # type: ignore[arg-type]
+
+
+class Ways(nn.Module):
+    """Goes another way for some sizes."""
+
+    def __init__(self, asked: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self.asked = asked
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        return -y if self.asked(y) else y
+
+
+@pytest.mark.parametrize(
+    ("asked", "stranger", "free"),
+    [
+        (lambda y: y.shape[0] == 1, (1, 3, 8, 8), {"resolution"}),
+        (lambda y: y.shape[-1] % 4, (2, 3, 8, 12), {"batch"}),
+        (lambda y: y.shape[-1] > 40, (2, 3, 8, 90), {"batch"}),
+    ],
+)
+@pytest.mark.parametrize("format_", ["pt2", "onnx"])
+def test_no_file_is_wrong_at_sizes_of_another_way(
+    format_: str, asked: Any, stranger: Any, free: set[str], tmp_path: Path
+) -> None:
+    need(format_)
+    original, x = Ways(asked).eval(), torch.randn(stranger)
+    network = fxprune.compile(original, torch.randn(2, 3, 8, 8), 0, verify=False)
+    result = fxprune.export(network, tmp_path / FILES[format_], format_)
+    assert free <= set(result.dynamic)
+    assert "for the sample needs" in str(result)
+    run = FORMATS[format_].open(tmp_path / FILES[format_])
+    try:
+        answer = run(fxprune.saving.comparing.Sample.from_input(x))["output 0"]
+    except Exception:  # each runtime has its own
+        return
+    torch.testing.assert_close(answer, original(x))
