@@ -177,10 +177,11 @@ def _shares(sample: Sample) -> list[float]:
 
 
 def _resized(resolution: Sequence[int], share: float) -> tuple[int, ...]:
-    smallest = min(resolution)
+    smallest = min((size for size in resolution if size > 1), default=0)
     fewer = max(int(share * smallest / _PIXELS), 1) * _PIXELS
     change = -fewer if smallest >= _ENOUGH else min(_PIXELS, smallest)
-    return tuple(size + change for size in resolution)
+    # One pixel, as of gates and scales, meets images of every size.
+    return tuple(size + change if size > 1 else size for size in resolution)
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None) -> Tensor:

@@ -100,7 +100,7 @@ def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int
     plain, resized = (candidates(sample, seed, resize=resize, smallest=smallest) for resize in (False, True))
     found: list[Check] = []
     for slot in [*plain, [probe for probe in resized[1][:1] if probe.resized]]:
-        check, reason = _first_taken(network, slot)
+        check, reason = _first_taken(network, [_with_constants(probe, sample) for probe in slot])
         if check is not None:
             found.append(check)
         elif not found:
@@ -120,6 +120,20 @@ def _first_taken(network: nn.Module, probes: Sequence[Probe]) -> tuple[Check | N
         except Exception as error:  # the network's own code: anything may come out of it
             reason = f"{type(error).__name__}: {error}"
     return None, reason
+
+
+def _with_constants(probe: Probe, sample: Sample) -> Probe:
+    """The probe with the one value of inputs that have only one, beside others: masks, weights of rows and the like."""
+    constant = [t.is_floating_point() and t.numel() > 0 and bool((t == t.flatten()[0]).all()) for t in sample.tensors]
+    if all(constant):
+        return probe
+    given = iter(zip(constant, sample.tensors, strict=True))
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        is_constant, like = next(given)
+        return torch.full_like(tensor, like.flatten()[0].item()) if is_constant else tensor
+
+    return replace(probe, sample=probe.sample.map(kept)) if len(probe.sample.tensors) == len(constant) else probe
 
 
 def with_rows(network: nn.Module, check: Check, rows: int) -> Check | None:

@@ -23,6 +23,7 @@ from fxprune.proof.comparing import Leaves
 from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import tensors_of
 from fxprune.saving.saving import write_source
+from fxprune.util.paths import copied_graph
 
 __all__ = [
     "FORMATS",
@@ -46,7 +47,7 @@ def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedP
     bound = [signature.bind(*other.args, **other.kwargs).arguments for other in samples]
     shapes = {name: pytree.tree_map(_changing_dims, *(other[name] for other in bound)) for name in bound[0]}
     if isinstance(network, fx.GraphModule):
-        network = _with_copied_lists(network)
+        network = _called(network)
     with torch.no_grad():
         return torch.export.export(network, sample.args, sample.kwargs, dynamic_shapes=shapes)
 
@@ -65,26 +66,16 @@ def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:
     return dict.fromkeys(changing, Dim.AUTO)
 
 
-def _with_copied_lists(network: fx.GraphModule) -> fx.GraphModule:
-    """The network, but modules that are kept as one call are handed copies of lists, which they may write into.
+def _called(network: fx.GraphModule) -> nn.Module:
+    """The parts of a graph module with its code as the forward of a plain module.
 
-    torch.export runs a graph node by node, with the lists that the nodes themselves hold, and these cannot be written.
+    torch.export would run a graph node by node: arguments by position, and lists that cannot be written into.
     """
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(network.graph, {}))
-    for node in graph.find_nodes(op="call_module"):
-        with graph.inserting_before(node):
-            node.args = tuple(_copied(graph, argument) for argument in node.args)
-            node.kwargs = {name: _copied(graph, argument) for name, argument in node.kwargs.items()}
-    if len(graph.nodes) == len(network.graph.nodes):
-        return network
-    return fx.GraphModule(network, graph)
-
-
-def _copied(graph: fx.Graph, argument: Any) -> Any:
-    if not isinstance(argument, list):
-        return argument
-    return graph.call_function(list, ([_copied(graph, item) for item in argument],))
+    made = fx.GraphModule(network, copied_graph(network.graph))
+    called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
+    for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
+        vars(called)[held] = vars(network)[held]
+    return called
 
 
 Run = Callable[[Sample], Leaves]
