@@ -376,14 +376,13 @@ class Ways(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("asked", "stranger", "free"),
+    ("format_", "asked", "stranger", "free"),
     [
-        (lambda y: y.shape[0] == 1, (1, 3, 8, 8), {"resolution"}),
-        (lambda y: y.shape[-1] % 4, (2, 3, 8, 12), {"batch"}),
-        (lambda y: y.shape[-1] > 40, (2, 3, 8, 90), {"batch"}),
+        ("pt2", lambda y: y.shape[0] == 1, (1, 3, 8, 8), {"resolution"}),
+        ("pt2", lambda y: y.shape[-1] > 40, (2, 3, 8, 90), {"batch"}),
+        ("onnx", lambda y: y.shape[-1] % 4, (2, 3, 8, 12), {"batch"}),
     ],
 )
-@pytest.mark.parametrize("format_", ["pt2", "onnx"])
 def test_no_file_is_wrong_at_sizes_of_another_way(
     format_: str, asked: Any, stranger: Any, free: set[str], tmp_path: Path
 ) -> None:
@@ -399,3 +398,46 @@ def test_no_file_is_wrong_at_sizes_of_another_way(
     except Exception:  # each runtime has its own
         return
     torch.testing.assert_close(answer, original(x))
+
+
+class Masked(nn.Module):
+    """A mean over the tokens of a mask, gated by one pixel of a second image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+        self.tokens = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4))
+
+    def forward(self, image: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return self.image(image) * gate
+
+
+class Mean(Masked):
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.tokens((tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("build", "sample", "free"),
+    [
+        (Masked, (torch.randn(2, 3, 8, 8), torch.randn(2, 1, 1, 1)), ("batch", "resolution")),
+        (Mean, (torch.randn(2, 7, 6), torch.ones(2, 7)), ("batch", "length")),
+    ],
+)
+def test_gates_of_one_pixel_and_masks_leave_sizes_free(build: Any, sample: Any, free: Any, tmp_path: Path) -> None:
+    need("onnx")
+    assert fxprune.export(pruned(build, sample), tmp_path / "net.onnx").dynamic == free
+
+
+class Keywords(Masked):
+    def forward(self, x: torch.Tensor, scale: float = 2.0, **more: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.image(x) - scale * self.image(more["y"])
+
+
+@pytest.mark.parametrize("format_", ["pt2", "onnx"])
+def test_keywords_in_any_order_are_handed_over_by_name(format_: str, tmp_path: Path) -> None:
+    need(format_)
+    original, inputs = Keywords().eval(), {"y": torch.randn(2, 3, 8, 8), "x": torch.randn(2, 3, 8, 8)}
+    fxprune.export(fxprune.compile(original, inputs, 0, verify=False), tmp_path / FILES[format_], format_)
+    answer = FORMATS[format_].open(tmp_path / FILES[format_])(fxprune.saving.comparing.Sample.from_input(inputs))
+    torch.testing.assert_close(answer["output 0"], original(**inputs))
