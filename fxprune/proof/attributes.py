@@ -195,7 +195,7 @@ def runs_its_graph(pruned: nn.Module, graph: fx.Graph) -> bool:
         return False
     printed = graph.python_code("self")
     names: dict[str, Any] = dict(printed.globals)
-    exec(compile(printed.src, "<graph>", "exec"), names)
+    exec(compile(printed.src, "<eval_with_key>", "exec"), names)
     if not _same_code(forward, names["forward"]):
         return False
     return all(forward.__globals__.get(name) is value for name, value in printed.globals.items())
