@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -158,13 +159,17 @@ def _handler(classes: list[type[Function]], original: Callable[..., Any], record
     return handle
 
 
-def _template(*args: Any, **kwargs: Any) -> Any:
-    handler: Any = "handler"
-    return handler(*args, **kwargs)
-
-
 def _calling(handler: Callable[..., Any], code: types.CodeType) -> types.CodeType:
     """Code that calls ``handler``, for a function that had ``code``."""
-    own = _template.__code__
+    own = _template(len(code.co_freevars))
     consts = tuple(handler if const == "handler" else const for const in own.co_consts)
-    return own.replace(co_consts=consts, co_freevars=code.co_freevars, co_name=code.co_name)
+    return own.replace(co_consts=consts, co_name=code.co_name)
+
+
+@cache
+def _template(cells: int) -> types.CodeType:
+    """Code for a function with so many variables of enclosing functions, whose frames must hold as many."""
+    names = ", ".join(f"v{number}" for number in range(cells))
+    forward = f"def forward(*args, **kwargs):\n  handler = 'handler'\n  return handler(*args, **kwargs)\n  {names}"
+    outer = compile(f"def outer({names}):\n {forward}\n", __file__, "exec").co_consts[0]
+    return next(const for const in outer.co_consts if isinstance(const, types.CodeType))

@@ -37,8 +37,7 @@ _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
-_CUTS = {"unbind", "split", "chunk"}
-_DEVICES = {"cpu", "cuda", "meta", "mps", "xpu"}
+_CUTS, _DEVICES = {"unbind", "split", "chunk"}, {"cpu", "cuda", "meta", "mps", "xpu"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
 
 
@@ -260,7 +259,8 @@ class Recorder(TorchFunctionMode):
             CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
         """
         value = custom.without_values(run, args, lambda t: id(t) in self._names or hasattr(t, _NODE))
-        self._call("call_function", function, args, {}, value)
+        with torch._C.DisableTorchFunction():
+            self._call("call_function", function, args, {}, value)
         return value
 
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:

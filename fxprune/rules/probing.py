@@ -99,6 +99,9 @@ class Trial:
         self.nodes = [leaf for leaf in leaves if is_tensor(leaf)]
         if any(isinstance(leaf, fx.Node) and not is_tensor(leaf) for leaf in leaves):
             raise AnalysisError("it takes a number that is computed in the forward")
+        kinds = {node.meta["val"].dtype for node in self.nodes}
+        if any(not kind.is_floating_point and kind is not torch.bool for kind in kinds):
+            raise AnalysisError("it has no rule, and takes integers, which a kernel may trust to be in range")
         self._literals = [None if is_tensor(leaf) else concrete(leaf) for leaf in leaves]
         self._slots = [number for number, leaf in enumerate(leaves) if is_tensor(leaf)]
         self.outputs = [v for v in pytree.tree_leaves(self.node.meta["val"]) if isinstance(v, Tensor)]

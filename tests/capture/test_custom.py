@@ -279,6 +279,21 @@ def test_a_custom_function_without_gradients_gives_none() -> None:
     torch.testing.assert_close(gradients(pruned, x), gradients(built, x))
 
 
+def test_integers_are_not_drawn_for_a_kernel_that_trusts_them() -> None:
+    drawn = []
+
+    class Picked(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+            drawn.append(index)
+            return x[:, :, index]
+
+    table = torch.tensor([5, 3, 4])
+    pruned = fxprune.compile(network(Called(lambda x: Picked.apply(x, table))), image(), 0.2, verify=False)
+    assert "takes integers" in fxprune.report(pruned).opaque[0].reason
+    assert all(index.is_meta or torch.equal(index, table) for index in drawn)
+
+
 def test_an_op_of_a_library_is_not_known_by_its_name() -> None:
     library = torch.library.Library("fxprune_tests", "FRAGMENT")
     library.define("relu(Tensor x) -> Tensor")
