@@ -231,7 +231,7 @@ def test_automatic_rounding() -> None:
     graph = graphs.chain(64, 30, 16, 9, 5)
     for ratio in (0.1, 0.3, 0.5, 0.7):
         masks = allocate(graph, random_scores(graph), ratio=ratio, round_to="auto")
-        for group, multiple in zip(graph.groups, (8, 4, 4, 2, 1), strict=True):
+        for group, multiple in zip(graph.groups, (8, 2, 2, 1, 1), strict=True):
             assert masks[group].all() or masks[group].sum() % multiple == 0
     # A ratio that only finer widths reach is reached.
     most = (
@@ -244,7 +244,7 @@ def test_automatic_rounding() -> None:
 def test_a_head_counts_as_its_channels_in_automatic_rounding() -> None:
     graph = graphs.attention(width=64, heads=8)
     multiples = automatic_multiples(graph, 8)
-    assert {g.name: n for g, n in multiples.items()} == {"stream": 8, "heads": 1, "head_dim": 2}
+    assert {g.name: n for g, n in multiples.items()} == {"stream": 8, "heads": 1, "head_dim": 1}
 
 
 def test_lowest_scores_go_first() -> None:
