@@ -320,7 +320,7 @@ class Task:
                 left = python_state.written()
             chance.refuse_draws()
             for name, old, new in state.replaced_tensors():
-                recorder.replaced(f"{self.prefix}{name}", old, new)
+                recorder.writes.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)
             return left
         except Exception as error:  # the forward is the user's own code: anything may come out of it

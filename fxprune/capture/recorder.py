@@ -27,6 +27,7 @@ from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leav
 from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
+from fxprune.capture.writes import Writes
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
 from fxprune.util.copies import HELD_TENSOR
@@ -68,14 +69,12 @@ class Recorder(TorchFunctionMode):
         self._buffer = buffer
         self._in_leaf = False
         self._device = device
-        self._names: dict[int, str] = {}
-        self._held: list[tuple[torch.Tensor, int]] = []
-        self._given_data: set[str] = set()
         self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
         self._asked_for_gradients = self._gradients
         self._attributes: dict[str, fx.Node] = {}
+        self.writes = Writes(self._new, self.node_of, self._attribute)
         self.reads = Reads()
         self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
@@ -85,8 +84,7 @@ class Recorder(TorchFunctionMode):
     def name_tensors(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Tell the recorder the state-dict names of the clone's tensors."""
         for name, tensor in named:
-            self._names.setdefault(id(tensor), name)
-            self._held.append((tensor, tensor.untyped_storage()._cdata))
+            self.writes.name(name, tensor)
 
     def placeholder(self, name: str, value: Any) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container."""
@@ -118,7 +116,7 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             return self._read_attribute(getter_name(func), func, args)
         if name == "__set__" and self._is_tracked(args[0]):
-            return self._set_attribute(getter_name(func), *args)
+            return self.writes.data(getter_name(func), *args)
         if name == "_set_grad_enabled":
             self._refuse_custom()
             self._asked_for_gradients = bool(args[0])
@@ -208,7 +206,11 @@ class Recorder(TorchFunctionMode):
             return self._questions.answer(getattr(func, "__name__", ""), args, kwargs, value)
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
             self._decisions.add_pieces(func.__name__, self.node_of(args[0]), args, kwargs, len(value))
+        unlearned = self.writes.unlearned(func, args, torch.is_grad_enabled() != self._gradients)
         op, target, args = lowering.node_form(func, args, kwargs)
+        if unlearned is not None:
+            self._new(op, target, (unlearned, *self._arguments.of(args[1:])), self._arguments.of(kwargs), value)
+            return value
         node = self._call(op, target, args, kwargs, value)
         out = kwargs.get("out")
         if isinstance(out, torch.Tensor):
@@ -258,7 +260,7 @@ class Recorder(TorchFunctionMode):
         Raises:
             CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
         """
-        value = custom.without_values(run, args, lambda t: id(t) in self._names or hasattr(t, _NODE))
+        value = custom.without_values(run, args, lambda t: self.writes.name_of(t) or hasattr(t, _NODE))
         with torch._C.DisableTorchFunction():
             self._call("call_function", function, args, {}, value)
         return value
@@ -291,40 +293,9 @@ class Recorder(TorchFunctionMode):
             check_forgotten(operand)
         self._decisions.add(function, operands)
 
-    def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
-        """A forward that gives a buffer another tensor (``self.mean = ...``) has it written into the buffer.
-
-        Raises:
-            CaptureError: it is no tensor, or the old one is a parameter.
-        """
-        if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor):
-            raise CaptureError(f"the forward replaces {name}, which is no buffer, or by what is no tensor")
-        node = self._attribute(name, old)
-        with self.graph.inserting_after(node):  # readers of the old values, gradients among them, keep a copy
-            before = self._new("call_method", "clone", (node,), {}, meta_like(old))
-        node.replace_all_uses_with(before, lambda user: user is not before)
-        value = self._new("call_method", "detach", (self.node_of(new),), {}, new)
-        self._new("call_method", "copy_", (node, value), {}, old)
-
     def _refuse(self, reason: str) -> None:
         self._refusal = CaptureError(reason, path=self.innermost)
         raise self._refusal
-
-    def _set_attribute(self, name: str, tensor: torch.Tensor, value: Any) -> None:
-        """A forward that gives a parameter or buffer other data (``self.mean.data = ...``) has them written into it."""
-        held, old = self._names.get(id(tensor)), self.node_of(tensor)
-        if name != "data" or held is None or not isinstance(value, torch.Tensor) or held in self._given_data:
-            raise CaptureError(f"the forward sets .{name} of {held or 'an activation'}, which no graph would do again")
-        with torch._C.DisableTorchFunction():
-            shared = value.untyped_storage()._cdata in {memory for _, memory in self._held}
-            if shared or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
-                raise CaptureError(f"the forward gives {held} data of another shape or type, or of another tensor")
-        self._given_data.add(held)
-        with self.graph.inserting_after(old):  # readers of the old values, gradients among them, keep a copy
-            before = self._new("call_method", "clone", (old,), {}, meta_like(tensor))
-        old.replace_all_uses_with(before, lambda user: user is not before)
-        data = self._new("call_function", getattr, (old, "data"), {}, meta_like(tensor))
-        self._new("call_method", "copy_", (data, self.node_of(value)), {}, meta_like(tensor))
 
     def output(self, value: Any) -> None:
         """Close the graph.
@@ -334,11 +305,7 @@ class Recorder(TorchFunctionMode):
         """
         if self._refusal is not None:  # the forward caught it
             raise self._refusal
-        for tensor, memory in self._held:
-            if tensor.untyped_storage()._cdata != memory:
-                raise CaptureError(
-                    f"the forward gives {self._names[id(tensor)]} the memory of another tensor: use copy_()"
-                )
+        self.writes.check_memory()
         self.graph.output(self._arguments.of(value))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -371,7 +338,7 @@ class Recorder(TorchFunctionMode):
         node = getattr(tensor, _NODE, None)
         if isinstance(node, fx.Node) and node.graph is self.graph:
             return node
-        name = self._names.get(id(tensor))
+        name = self.writes.name_of(tensor)
         if name is not None:
             node = self._attribute(name, tensor)
             setattr(tensor, _NODE, node)

@@ -1,0 +1,100 @@
+"""What a forward writes to parameters and buffers, as nodes that write it again at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.clone import meta_like
+from fxprune.capture.lowering import mutates
+from fxprune.errors import CaptureError
+
+__all__ = ["Writes"]
+
+
+class Writes:
+    """Writes to the tensors of a model that a recorder watches.
+
+    ``attribute``: the node that reads a tensor by its name; ``new`` makes a node, ``node_of`` gives that of a tensor.
+    """
+
+    def __init__(
+        self,
+        new: Callable[..., fx.Node],
+        node_of: Callable[[torch.Tensor], fx.Node],
+        attribute: Callable[[str, torch.Tensor], fx.Node],
+    ) -> None:
+        self._new, self._node_of, self._attribute = new, node_of, attribute
+        self._names: dict[int, str] = {}
+        self._held: list[tuple[torch.Tensor, int]] = []
+        self._given_data: set[str] = set()
+
+    def name(self, name: str, tensor: torch.Tensor) -> None:
+        """Tell the state-dict name of a tensor; the first is its own."""
+        self._names.setdefault(id(tensor), name)
+        self._held.append((tensor, tensor.untyped_storage()._cdata))
+
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """The state-dict name of a tensor, if it has one."""
+        return self._names.get(id(tensor))
+
+    def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
+        """A forward that gives a buffer another tensor (``self.mean = ...``) has it written into the buffer.
+
+        Raises:
+            CaptureError: it is no tensor, or the old one is a parameter.
+        """
+        if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor):
+            raise CaptureError(f"the forward replaces {name}, which is no buffer, or by what is no tensor")
+        node = self._attribute(name, old)
+        self._keep_for_readers(node, old)
+        value = self._new("call_method", "detach", (self._node_of(new),), {}, new)
+        self._new("call_method", "copy_", (node, value), {}, old)
+
+    def data(self, name: str, tensor: torch.Tensor, value: Any) -> None:
+        """A forward that gives a parameter or buffer other data (``self.mean.data = ...``) has them written into it.
+
+        Raises:
+            CaptureError: it sets something else, or data that the tensor cannot hold.
+        """
+        held, old = self.name_of(tensor), self._node_of(tensor)
+        if name != "data" or held is None or not isinstance(value, torch.Tensor) or held in self._given_data:
+            raise CaptureError(f"the forward sets .{name} of {held or 'an activation'}, which no graph would do again")
+        with torch._C.DisableTorchFunction():
+            shared = value.untyped_storage()._cdata in {memory for _, memory in self._held}
+            if shared or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
+                raise CaptureError(f"the forward gives {held} data of another shape or type, or of another tensor")
+        self._given_data.add(held)
+        self._keep_for_readers(old, tensor)
+        data = self._new("call_function", getattr, (old, "data"), {}, meta_like(tensor))
+        self._new("call_method", "copy_", (data, self._node_of(value)), {}, meta_like(tensor))
+
+    def _keep_for_readers(self, node: fx.Node, tensor: torch.Tensor) -> None:
+        """Readers of the old values, gradients among them, keep a copy."""
+        with node.graph.inserting_after(node):
+            before = self._new("call_method", "clone", (node,), {}, meta_like(tensor))
+        node.replace_all_uses_with(before, lambda user: user is not before)
+
+    def unlearned(self, func: Any, args: tuple[Any, ...], without_gradients: bool) -> fx.Node | None:
+        """What stands for a parameter that the forward writes to in place where it has switched gradients off.
+
+        There the parameter may be written to, and elsewhere what shares its memory and wants no gradient.
+        """
+        if not (without_gradients and mutates(func) and args and isinstance(args[0], nn.Parameter)):
+            return None
+        return self._new("call_method", "detach", (self._node_of(args[0]),), {}, meta_like(args[0]))
+
+    def check_memory(self) -> None:
+        """Whether every tensor still has its own memory.
+
+        Raises:
+            CaptureError: one was given that of another tensor.
+        """
+        for tensor, memory in self._held:
+            if tensor.untyped_storage()._cdata != memory:
+                raise CaptureError(
+                    f"the forward gives {self.name_of(tensor)} the memory of another tensor: use copy_()"
+                )
