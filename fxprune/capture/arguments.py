@@ -76,6 +76,8 @@ class Arguments:
             return self._device(value)
         if isinstance(value, np.generic):
             value = value.item()
+        if isinstance(value, type(torch.FloatTensor)):
+            value = value.dtype
         if isinstance(value, (torch.dtype, float)):
             return self._reads.argument(value, self._new)
         if isinstance(value, slice):

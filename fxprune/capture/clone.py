@@ -14,6 +14,7 @@ from fxprune.util.copies import copy_module
 
 __all__ = [
     "META",
+    "conversion_on_meta",
     "meta_like",
     "on_meta",
 ]
@@ -41,6 +42,19 @@ def on_meta(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.device != META:
         return meta_like(value)
     return value
+
+
+def conversion_on_meta(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``to()`` and ``type()`` for a run on the meta device, where they name devices in words."""
+    if name == "to":
+        kwargs = {key: META if key == "device" and value is not None else value for key, value in kwargs.items()}
+        return tuple(META if isinstance(value, str) else value for value in args), kwargs
+    if name == "type" and len(args) > 1:
+        kind: Any = getattr(torch, args[1].split(".")[-1]) if isinstance(args[1], str) else args[1]
+        return (args[0], getattr(kind, "dtype", kind), *args[2:]), kwargs
+    return args, kwargs
 
 
 CallHandler = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

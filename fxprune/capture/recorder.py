@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import custom, known_results, lowering, masked, recording, settings, sources
 from fxprune.capture.arguments import Arguments, as_torch_names_them
-from fxprune.capture.clone import META, meta_like, on_meta
+from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.custom import CustomFunction
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
@@ -37,6 +37,7 @@ _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+_UNANSWERED = {"data_ptr", "dim_order", "grad", "is_set_to", "storage", "typed_storage", "untyped_storage"}
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
 _CUTS, _DEVICES = {"unbind", "split", "chunk"}, {"cpu", "cuda", "meta", "mps", "xpu"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
@@ -113,6 +114,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         args, kwargs = as_torch_names_them(func, args, kwargs) if kwargs else (args, {})
         name = getattr(func, "__name__", "")
+        if (asked := getter_name(func) if name == "__get__" else name) in _UNANSWERED and self._is_tracked(args[0]):
+            self._refuse(f"the forward asks a tensor for its {asked}, which a graph's own tensors have otherwise")
         if name == "__get__":
             return self._read_attribute(getter_name(func), func, args)
         if name == "__set__" and self._is_tracked(args[0]):
@@ -310,6 +313,7 @@ class Recorder(TorchFunctionMode):
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_leaves(on_meta, (tuple(args), kwargs))
+        args, kwargs = conversion_on_meta(getattr(func, "__name__", ""), args, kwargs)
         known = known_results.known_function_result(getattr(func, "__name__", ""), args, kwargs)
         if known is not None:
             return known

@@ -33,7 +33,7 @@ __all__ = [
 # All others hang on nothing that another input, or another use of the network, changes.
 _OF_DTYPE = {"dtype", "element_size", "itemsize", "nbytes", "type", "result_type", "can_cast"}
 _OF_GRADIENTS = {"requires_grad", "is_leaf", "grad_fn"}
-_OF_SIZES = {"nbytes", "is_same_size", "storage", "storage_offset", "typed_storage", "untyped_storage"}
+_OF_SIZES = {"nbytes", "is_same_size", "storage_offset"}
 
 
 class Questions:
