@@ -309,7 +309,7 @@ class Task:
         """Run the copy on the meta device while the recorder watches; what it left outside of tensors, by place."""
         paths = {id(module): path for path, module in copy.named_modules()}
         handler = self._handler(copy, recorder, paths)
-        clone.watch(copy, handler, lambda module: recorder.mode_is_read(paths.get(id(module), "")))
+        clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
         args, kwargs = _placeholders(copy, self.sample.to_meta().map(self._in_precision), recorder)
         chance, python_state = OtherChance(), PythonState(copy, reachable(self.model), self.prefix)
         try:

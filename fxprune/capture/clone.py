@@ -72,26 +72,40 @@ def meta_clone(model: nn.Module) -> nn.Module:
         raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
 
 
-def watch(model: nn.Module, handler: CallHandler, mode_is_read: Callable[[nn.Module], None]) -> None:
+def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:
     """Send every call of a submodule of ``model`` (a private copy) through ``handler``.
 
-    ``mode_is_read`` is called with each module that code asks for its ``training`` flag.
+    ``mode_is_used`` is called with each module whose ``training`` flag code reads or sets, and whether that changes it.
     """
-
-    def training(self: nn.Module) -> bool:
-        mode_is_read(self)
-        return bool(vars(self)["training"])
-
-    flag = property(training, lambda self, mode: vars(self).__setitem__("training", mode))
     watched: dict[type, type] = {}
     for module in model.modules():
         cls = type(module)
         if cls not in watched:
-            watched[cls] = _watched(cls, handler, flag)
+            watched[cls] = _watched(cls, handler, _flag_of(cls, mode_is_used))
         try:
             object.__setattr__(module, "__class__", watched[cls])  # a part may have any name, this one too
         except TypeError as error:
             raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
+
+
+def _flag_of(cls: type, mode_is_used: Callable[[nn.Module, bool], None]) -> property:
+    """The flag of a class's modules, as the class keeps it, with each use told."""
+    own = getattr(cls, "training", None)
+    own = own if isinstance(own, property) else None
+
+    def get(self: nn.Module) -> bool:
+        mode_is_used(self, False)
+        return bool(own.fget(self) if own and own.fget else vars(self)["training"])
+
+    def put(self: nn.Module, mode: bool) -> None:
+        before = own.fget(self) if own and own.fget else vars(self).get("training")
+        mode_is_used(self, bool(before) is not bool(mode))
+        if own and own.fset:
+            own.fset(self, mode)
+        else:
+            vars(self)["training"] = mode
+
+    return property(get, put)
 
 
 def _watched(cls: type, handler: CallHandler, flag: property) -> type:

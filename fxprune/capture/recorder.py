@@ -281,8 +281,14 @@ class Recorder(TorchFunctionMode):
         """Path of the module whose forward is running."""
         return next((p for p in reversed(self.module_path) if p), "")
 
-    def mode_is_read(self, path: str) -> None:
-        """Note that the forward depends on a module's training flag (leaf modules carry theirs with them)."""
+    def mode_is_used(self, path: str, changed: bool) -> None:
+        """Note that the forward depends on a module's training flag (leaf modules carry theirs with them).
+
+        Raises:
+            CaptureError: it changes the flag.
+        """
+        if changed:
+            self._refuse(f"the forward changes the mode of {path or 'the model'}, which no graph does: do so in train()")
         if not self._in_leaf:
             self.modes_read.add(path)
 

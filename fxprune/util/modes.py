@@ -55,6 +55,7 @@ def has_own_modes(part: nn.Module) -> bool:
     """Whether a module's class, or the module itself, switches modes in a way of its own."""
     cls = type(part)
     ordinary = cls.train is nn.Module.train and cls.eval is nn.Module.eval
+    ordinary &= cls.__setattr__ is nn.Module.__setattr__ and not isinstance(getattr(cls, "training", None), property)
     return not ordinary or "train" in vars(part) or "eval" in vars(part)
 
 
