@@ -327,8 +327,7 @@ class Task:
             message = f"{_where(error, recorder)}: {error if isinstance(error, FxpruneError) else _in_words(error)}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
-            if self.written:  # what was put in their places
-                python_state.restore()
+            python_state.unwatch()
             chance.restore()
 
     def _handler(self, copy: nn.Module, recorder: Recorder, paths: Mapping[int, str]) -> clone.CallHandler:

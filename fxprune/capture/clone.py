@@ -99,7 +99,8 @@ def _flag_of(cls: type, mode_is_used: Callable[[nn.Module, bool], None]) -> prop
 
     def put(self: nn.Module, mode: bool) -> None:
         before = own.fget(self) if own and own.fget else vars(self).get("training")
-        mode_is_used(self, bool(before) is not bool(mode))
+        if before is not None:  # else it is made: a slice of a list of modules is one of the same class
+            mode_is_used(self, bool(before) is not bool(mode))
         if own and own.fset:
             own.fset(self, mode)
         else:

@@ -288,7 +288,9 @@ class Recorder(TorchFunctionMode):
             CaptureError: it changes the flag.
         """
         if changed:
-            self._refuse(f"the forward changes the mode of {path or 'the model'}, which no graph does: do so in train()")
+            self._refuse(
+                f"the forward changes the mode of {path or 'the model'}, which no graph does: do so in train()"
+            )
         if not self._in_leaf:
             self.modes_read.add(path)
 

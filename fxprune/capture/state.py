@@ -47,6 +47,7 @@ class PythonState:
     def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "") -> None:
         """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole."""
         self._model, self._prefix, self._changeable = model, prefix, shared.changeable
+        self._watching = False
         # A class that is watched while it is traced is set in the place of the original.
         watched = {type(module): None for module in model.modules() if type(module) not in shared.classes}
         self._shared = [*shared.holders, *((in_words(cls), cls) for cls in watched)]
@@ -62,7 +63,15 @@ class PythonState:
         }
 
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
-        """Put numbers that know where they came from, and other values as a call leaves them, in these places."""
+        """Put numbers that know where they came from, and other values as a call leaves them, in these places.
+
+        Generators and other iterators, which nobody can put back, are not moved on: to use one is refused.
+        """
+        for place, (holder, value) in self._inner.items():
+            if isinstance(value, _Inner) and value.is_spent:
+                _put(holder, place[1], _Stream(place))
+                self._watching = True
+        self._watching |= bool(written)
         wanted = {words for words, _ in written}
         pairs = [*self._holders(), *self._shared] if wanted else []
         for words, holder in [pair for pair in pairs if pair[0] in wanted]:
@@ -73,6 +82,11 @@ class PythonState:
                     _put(holder, place[1], traced(plain(value), _left_by_a_call, (node, place)))
                 elif isinstance(value.held, STREAMS):
                     _put(holder, place[1], _Stream(place))
+
+    def unwatch(self) -> None:
+        """Give back what was put in the places of other things."""
+        if self._watching:
+            self.restore()
 
     def restore(self, *, own: bool = False) -> None:
         """Give what is shared with other code the values from before, and with ``own`` the model itself, too."""
@@ -175,6 +189,11 @@ class _Inner:
         return isinstance(other, _Inner) and self.held is other.held and bool(self.state == other.state)
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether what is taken from it is gone for ever."""
+        return isinstance(self.held, Iterator) and type(self.held).__module__ in ("builtins", "itertools")
 
     def rewound(self) -> Any:
         """The object, with what stood in it where that can be written."""
