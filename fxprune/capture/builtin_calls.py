@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, traced
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, traced, watching
 from fxprune.capture.reachable import names_in
+from fxprune.errors import CaptureError
 
 __all__ = ["remembering"]
 
@@ -125,17 +126,36 @@ def _variable(data: Any = None, requires_grad: bool = False, **kwargs: Any) -> A
     return data.detach().requires_grad_(requires_grad) if requires_grad else data.detach()
 
 
-class _Autograd(types.ModuleType):
-    """``torch.autograd``, or ``torch``, with that variable."""
+def _seeding(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that seeds torch's generator, or puts a state back, which no graph does."""
+
+    @functools.wraps(function)
+    def variant(*args: Any, **kwargs: Any) -> Any:
+        if watching() is not None:
+            raise CaptureError(
+                f"the forward calls torch.{function.__name__}(), and no graph does: leave it to the caller"
+            )
+        return function(*args, **kwargs)
+
+    return variant
+
+
+_SEEDS = {name: _seeding(getattr(torch.random, name)) for name in ("manual_seed", "seed", "set_rng_state", "fork_rng")}
+_CHANGED: dict[str, Any] = {"Variable": _variable, **_SEEDS}
+
+
+class _Torch(types.ModuleType):
+    """``torch``, ``torch.autograd`` or ``torch.random`` with such variants."""
+
+    def __init__(self, original: types.ModuleType) -> None:
+        super().__init__(original.__name__)
+        self.original = original
 
     def __getattr__(self, name: str) -> Any:
-        if name == "autograd":
-            return _AUTOGRAD
-        return _variable if name == "Variable" else getattr(torch if self is _TORCH else torch.autograd, name)
+        return _CHANGED.get(name) or _TORCH.get(id(getattr(self.original, name))) or getattr(self.original, name)
 
 
-_AUTOGRAD, _TORCH = _Autograd("autograd"), _Autograd("torch")
-_OF_VARIABLE = {id(torch): _TORCH, id(torch.autograd): _AUTOGRAD}
+_TORCH = {id(module): _Torch(module) for module in (torch, torch.autograd, torch.random)}
 
 # Names of variants in code: no name that anybody else could write.
 _NAME = "fxprune's {}"
@@ -143,9 +163,10 @@ _BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len":
 _BUILTINS |= {"isinstance": _is_instance, "max": _remembered(max), "min": _remembered(min)}
 _MODULES: dict[int, Any] = {id(math): _Math("math"), id(np): _Numpy("numpy")}
 _FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant in _MATHS.items()}
-_FUNCTIONS[id(torch.autograd.Variable)] = _variable
+_FUNCTIONS |= {id(torch.autograd.Variable): _variable, **{id(getattr(torch.random, n)): v for n, v in _SEEDS.items()}}
 _VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(), *_MATHS.items())}
-_VARIANTS |= {_NAME.format("Variable"): _variable, _NAME.format("torch"): _TORCH, _NAME.format("autograd"): _AUTOGRAD}
+_VARIANTS |= {_NAME.format(name): variant for name, variant in _CHANGED.items()}
+_VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _TORCH.values()}
 _VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _MODULES.values()}
 _LOCK = threading.Lock()
 # How many captures need each function's other code, and what it had before.
@@ -201,10 +222,8 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
             found[name] = _NAME.format(name), True
         elif id(value) in _FUNCTIONS:
             found[name] = _NAME.format(value.__name__), True
-        elif id(value) in _MODULES:
+        elif id(value) in _MODULES or (id(value) in _TORCH and not _CHANGED.keys().isdisjoint(names_in(code))):
             found[name] = _NAME.format(value.__name__), False
-        elif id(value) in _OF_VARIABLE and "Variable" in names_in(code):
-            found[name] = _NAME.format(_OF_VARIABLE[id(value)].__name__), False
     return found
 
 

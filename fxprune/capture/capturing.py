@@ -223,7 +223,8 @@ class Task:
     """The arguments of :func:`capture`.
 
     ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
-    autocast is on; ``cast``: whether that alone is. ``learning``: whether tensors need gradients.
+    autocast is on; ``cast``: whether that alone is; ``inference``: whether there are none. ``learning``: whether
+    tensors need gradients.
     """
 
     model: nn.Module
@@ -239,6 +240,7 @@ class Task:
     precision: torch.dtype | None = None
     elsewhere: bool = False
     cast: bool = False
+    inference: bool = False
     learning: bool = False
 
     def run(self) -> Captured:
@@ -271,7 +273,7 @@ class Task:
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
         """The recorder after the forward, and what the copy that ran holds."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
-        with settings.surroundings(self.elsewhere, self.cast):
+        with settings.surroundings(self.elsewhere, self.cast, self.inference):
             copy = clone.meta_clone(self.model)
             if self.precision is not None:  # that of plain tensors too, as in the copies of the proof
                 copy = deep_copy(copy, self._in_precision)
@@ -279,7 +281,8 @@ class Task:
             set_flags(copy, self.flags)
             flags = {self.training: flags_of(copy)}
             names = self._constant_names(copy)
-            recorder = Recorder(self.keeps, _device_of(self.sample), names, self._buffer, self.learning)
+            device = next((tensor.device for tensor in self.sample.tensors), torch.device("cpu"))
+            recorder = Recorder(self.keeps, device, names, self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)
             recorder.name_tensors(tensors)
             state = clone.State(copy)
@@ -359,10 +362,6 @@ class Task:
         return None if isinstance(value, nn.Parameter) or value.is_meta else value.detach()
 
 
-def _device_of(sample: Sample) -> torch.device:
-    return sample.tensors[0].device if sample.tensors else torch.device("cpu")
-
-
 def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, args: Any, kwargs: Any) -> Any:
     recorder.module_path.append(path)
     result = function(module, *args, **kwargs)
@@ -377,7 +376,7 @@ def _in_words(error: Exception) -> str:
 
 
 def _where(error: BaseException, recorder: Recorder) -> str:
-    path = next((p for p in reversed(recorder.module_path) if p), "") or "the model"
+    path = recorder.innermost or "the model"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f for f in frames if not f.filename.startswith(sources._HIDDEN)]
     if not lines:

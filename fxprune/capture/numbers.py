@@ -29,6 +29,7 @@ __all__ = [
     "plain",
     "size_of",
     "traced",
+    "watching",
 ]
 
 

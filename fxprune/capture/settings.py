@@ -90,9 +90,10 @@ PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _AUTOCAST = ("cpu", "cuda")
 _LIMITS = ("min", "max", "eps", "tiny")
 _SURROUNDINGS = frozenset(
-    """is_grad_enabled is_inference_mode_enabled is_inference is_autocast_enabled is_autocast_cpu_enabled
-    get_autocast_dtype get_autocast_gpu_dtype get_autocast_cpu_dtype""".split()
+    """is_grad_enabled is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype get_autocast_gpu_dtype
+    get_autocast_cpu_dtype""".split()
 )
+_INFERENCE = frozenset(("is_inference_mode_enabled", "is_inference"))
 _AUTOCASTS = {"autocast", "custom_fwd", "set_autocast_enabled"}
 NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
@@ -163,17 +164,19 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
         model: whose forward it is.
         own: the dtypes of the model and the sample.
         otherwise: gives the forward in another ``precision``, ``elsewhere`` (without gradients, with autocast on), with
-            autocast alone (``cast``) or ``learning`` (with tensors that need gradients); None where it cannot be traced
-            then.
+            autocast alone (``cast``), in ``inference`` mode or ``learning`` (with tensors that need gradients); None
+            where it cannot be traced then.
 
     Raises:
         CaptureError: it goes another way without gradients, or the like.
     """
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
-    if any(not _SURROUNDINGS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
-        _refuse_other_way(trace, otherwise(elsewhere=True))
-    if any(not _AUTOCASTS.isdisjoint(names_in(function.__code__)) for function in reachable(model).functions):
+    named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
+    for names, change in ((_SURROUNDINGS, "elsewhere"), (_INFERENCE, "inference")):
+        if not names.isdisjoint(named):
+            _refuse_other_way(trace, otherwise(**{change: True}))
+    if not _AUTOCASTS.isdisjoint(named):
         other = otherwise(cast=True)
         if other is None or other.reads.leaves_autocast:
             _refuse_autocast_around(trace.graph)
@@ -288,13 +291,13 @@ def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> Non
 
 
 @contextmanager
-def surroundings(elsewhere: bool, cast: bool) -> Iterator[None]:
+def surroundings(elsewhere: bool, cast: bool, inference: bool) -> Iterator[None]:
     """Gradients on and autocast off around a forward; ``elsewhere`` the other way round, with ``cast`` the second."""
     before = [(device, torch.is_autocast_enabled(device)) for device in _AUTOCAST]
     try:
         for device in _AUTOCAST:
             torch.set_autocast_enabled(device, elsewhere or cast)
-        with torch.set_grad_enabled(not elsewhere):
+        with torch.inference_mode(inference), torch.set_grad_enabled(not (elsewhere or inference)):
             yield
     finally:
         for device, enabled in before:

@@ -257,6 +257,7 @@ class _Prover:
             found = self._trace_parts(Programs(wide, tolerance), wide, pair, sample, training)
         if found and not training:
             self._check_in_double(pair, sample)
+            self._check_nearly(pair, sample)
         self._doubt = self._doubt or found
 
     def _trace_parts(self, programs: Programs, full: nn.Module, pair: Pair, sample: Sample, training: bool) -> str:
@@ -282,6 +283,17 @@ class _Prover:
         apart = compare(expected, found).error
         if not apart <= TOLERANCE[torch.float64]:
             raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
+
+    def _check_nearly(self, pair: Pair, sample: Sample) -> None:
+        """The same in the network's own type, where a forward may go another way than in float64."""
+        answers = []
+        for program in (self._copy, self._traced(pair)):
+            torch.manual_seed(0)
+            with torch.no_grad():
+                answers.append(leaves_of(called(program, sample.map(Tensor.clone))))
+        apart = compare(*answers).error
+        if not apart <= _NEARLY:
+            raise UnjudgedError(f"in their own type the traced network's outputs differ by {apart:.3g} relative")
 
     def _check_object(self, pair: Pair, sample: Sample) -> None:
         """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
