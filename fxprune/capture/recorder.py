@@ -263,7 +263,7 @@ class Recorder(TorchFunctionMode):
         Raises:
             CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
         """
-        value = custom.without_values(run, args, lambda t: self.writes.name_of(t) or hasattr(t, _NODE))
+        value = custom.without_values(run, args, lambda t: self.writes.name_of(t) is not None or hasattr(t, _NODE))
         with torch._C.DisableTorchFunction():
             self._call("call_function", function, args, {}, value)
         return value

@@ -258,20 +258,25 @@ class Conditions:
         narrow = min(
             (t.dtype for t in ours[1].values() if _is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
         )
+        if known.error > rough and found.error * _OWN_ERRORS < known.error and narrow:
+            moved = self._movement(self.original, probe, ours[0], torch.finfo(narrow).eps)
+            if moved * _OWN_ERRORS < known.error:
+                text = f"the original's answer differs by {known.error:.3g} relative from its own in float64"
+                raise ProofError(f"{name}: {text}, and the pruned network's does not, on {probe.label}")
         limit = max(_ROUGH.get(narrow or torch.float32, 0.1), _OWN_ERRORS * known.error)
         if narrow and not found.error <= limit:
-            limit = max(limit, _OWN_ERRORS * self._movement(probe, theirs[0], torch.finfo(narrow).eps))
+            limit = max(limit, _OWN_ERRORS * self._movement(self.pruned, probe, theirs[0], torch.finfo(narrow).eps))
         if limit >= 1:
             return f"values not compared {name}: rounding alone makes an error of {limit / _OWN_ERRORS:.1g} there"
         if not found.error <= limit:
             raise ProofError(f"{name}: {found.describe(limit)} from its answer in float64 on {probe.label}")
         return ""
 
-    def _movement(self, probe: Probe, answer: Leaves, change: float) -> float:
-        """How far the pruned network's answer moves in the proof's type if its parameters move by ``change``."""
-        narrow = private_copy(self.pruned, self.dtype)
-        move_parameters(narrow, change, self.seed)
-        return _error_between(answer, evaluate(narrow, probe, self.dtype, seed=self.seed)).error
+    def _movement(self, network: nn.Module, probe: Probe, answer: Leaves, change: float) -> float:
+        """How far a network's answer moves in the proof's type if its parameters move by ``change``."""
+        copy = private_copy(network, self.dtype)
+        move_parameters(copy, change, self.seed)
+        return _error_between(answer, evaluate(copy, probe, self.dtype, seed=self.seed)).error
 
     def _plain(self, module: nn.Module, probe: Probe, dtype: torch.dtype | None) -> Leaves:
         """The outputs of a private copy without any promotion."""
