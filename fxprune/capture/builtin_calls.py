@@ -173,13 +173,16 @@ _LOCK = threading.Lock()
 _changed: dict[types.FunctionType, tuple[int, types.CodeType]] = {}
 
 
+# They stay, because a frame of another thread may run the code of a forward that was captured meanwhile.
+vars(builtins).update(_VARIANTS)
+
+
 @contextmanager
 def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
     """Let calls in these functions go to the variants."""
     mine: list[types.FunctionType] = []
     try:
         with _LOCK:
-            vars(builtins).update(_VARIANTS)
             for function in functions:
                 _change(function)
                 mine.append(function)
@@ -188,9 +191,6 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
         with _LOCK:
             for function in mine:
                 _change_back(function)
-            if not _changed:
-                for name in _VARIANTS:
-                    vars(builtins).pop(name, None)
 
 
 def _change(function: types.FunctionType) -> None:

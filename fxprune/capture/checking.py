@@ -74,7 +74,7 @@ def _check_names(model: nn.Module) -> None:
 
 
 def _check_memory(model: nn.Module) -> None:
-    """Refuse a parameter that shares elements with another tensor of the model, which copies of both would not."""
+    """Refuse what training changes and that shares elements with another tensor, which copies of both would not."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in tensors:
@@ -82,7 +82,8 @@ def _check_memory(model: nn.Module) -> None:
             by_memory.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
     for held in by_memory.values():
         for (first, left), (second, right) in itertools.combinations(held, 2):
-            if isinstance(left, nn.Parameter) and meet(left, right):
+            learns = isinstance(left, nn.Parameter) or first.endswith(_STATISTICS) or second.endswith(_STATISTICS)
+            if learns and meet(left, right):
                 raise ModelError(
                     f"{first} and {second} are two tensors over the same memory, which copies of them would not share: "
                     "let both names hold one tensor, or give each its own (clone)"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.capture.numbers import Traced, plain
 from fxprune.errors import CaptureError
-from fxprune.util.copies import copy_module
+from fxprune.util.copies import copy_module, with_literals_of
 
 __all__ = [
     "META",
@@ -172,5 +172,5 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 def _meta(tensor: torch.Tensor) -> torch.Tensor:
     empty = meta_like(tensor)
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=False)
-    return empty
+        empty = nn.Parameter(empty, requires_grad=False)
+    return with_literals_of(tensor, empty)

@@ -81,7 +81,7 @@ def _is_number(node: fx.Node) -> bool:
     """Whether a node is computed from sizes, and neither from a dtype nor from a layout."""
     return (
         node.op != "placeholder"
-        and node.target not in (getattr, "is_contiguous")
+        and node.target not in (getattr, "is_contiguous", len)
         and not holds_tensor(node.meta["val"])
     )
 
@@ -118,6 +118,18 @@ class Decisions:
             condition = self._new("call_function", function, (node, value), {}, True)
             text = f"{REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
+
+    def add_lengths(self, node: fx.Node, value: Any) -> None:
+        """Check that the containers in an argument have as many entries as the sample's."""
+        if not isinstance(value, (list, tuple, dict)):
+            return
+        length = self._new("call_function", len, (node,), {}, len(value))
+        condition = self._new("call_function", operator.eq, (length, len(value)), {}, True)
+        text = f"{REFUSAL}{node.name} with {len(value)} entries, as in the sample: compile it again for another number"
+        self._new("call_function", torch._assert, (condition, text), {}, None)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, (list, tuple, dict)):
+                self.add_lengths(self._new("call_function", operator.getitem, (node, key), {}, item), item)
 
     def add_finite(self, node: fx.Node, answer: bool) -> None:
         """Check that values are finite, as ``node`` asks, whose answer then is ``answer``."""

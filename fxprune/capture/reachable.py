@@ -14,7 +14,7 @@ import functools
 import random
 import sys
 import types
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -285,7 +285,12 @@ def _copied(container: Any) -> Any:
 
 
 def _restore(container: Any, contents: Any) -> None:
-    if isinstance(container, dict):
+    if isinstance(container, OrderedDict):
+        if _differences(dict(dict.items(container)), contents):
+            added = [(k, v) for k, v in dict.items(container) if k not in contents and not _matters(k, v)]
+            OrderedDict.clear(container)
+            OrderedDict.update(container, {**contents, **dict(added)})
+    elif isinstance(container, dict):
         for key, value in _differences(container, contents):
             dict.pop(container, key, None) if value is _MISSING else dict.__setitem__(container, key, value)
     elif isinstance(container, set):

@@ -92,6 +92,7 @@ class Recorder(TorchFunctionMode):
         node = self.graph.placeholder(name)
         node.meta["val"] = value
         self._adopt(node, value)
+        self._decisions.add_lengths(node, value)
         self._decisions.add_literal(node, value)
 
     def _adopt(self, node: fx.Node, value: Any) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from torch import fx, nn
 
 from fxprune.capture.numbers import Traced, plain, traced
+from fxprune.capture.objects import held_leaves
 from fxprune.capture.reachable import STREAMS, Reachable, in_words, is_changeable, reachable, restored
 from fxprune.errors import CaptureError
 
@@ -109,7 +110,7 @@ class PythonState:
             for place, (_, value) in _literals([(words, copy)]).items()
         }
         after = _literals((words, holder) for words, holder, _ in changed)
-        return {**self._inner, **before}, {**_literals(self._changeable), **after}
+        return {**before, **self._inner}, {**_literals(self._changeable), **after}
 
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """Everything of the model that holds values, each in words."""
@@ -136,8 +137,12 @@ def _literals(holders: Iterable[tuple[str, Any]]) -> dict[Place, Any]:
         (words, key): (holder, _Inner(value) if is_changeable(type(value)) else value)
         for words, holder in holders
         for key, value in _items(holder)
-        if type(value) in _LITERALS or is_changeable(type(value)) or isinstance(value, Traced)
+        if type(value) in _LITERALS or _is_inner(value) or isinstance(value, Traced)
     }
+
+
+def _is_inner(value: Any) -> bool:
+    return is_changeable(type(value)) and not isinstance(value, _Stream)
 
 
 def _give_back(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tuple[Any, Any]]) -> None:
@@ -186,7 +191,8 @@ class _Inner:
             self.state = repr(_numpy_state(held))
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, _Inner) and self.held is other.held and bool(self.state == other.state)
+        same = isinstance(other, _Inner) and self.held is other.held
+        return same and (self.state is other.state or (not _is_tensor(self.state) and bool(self.state == other.state)))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -206,6 +212,10 @@ class _Inner:
         elif isinstance(self.held, ContextVar):
             self.held.set(self.state)
         return self.held
+
+
+def _is_tensor(value: Any) -> bool:
+    return any(True for _ in held_leaves(value, 6))
 
 
 def _value_of(variable: ContextVar[Any]) -> Any:

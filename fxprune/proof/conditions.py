@@ -260,7 +260,9 @@ class Conditions:
         )
         if known.error > rough and found.error * _OWN_ERRORS < known.error and narrow:
             moved = self._movement(self.original, probe, ours[0], torch.finfo(narrow).eps)
-            if moved * _OWN_ERRORS < known.error:
+            gone = self.levels()
+            apart = _error_between(_without(ours[0], gone), _without(ours[1], gone)).error
+            if max(moved * _OWN_ERRORS, rough) < apart:
                 text = f"the original's answer differs by {known.error:.3g} relative from its own in float64"
                 raise ProofError(f"{name}: {text}, and the pruned network's does not, on {probe.label}")
         limit = max(_ROUGH.get(narrow or torch.float32, 0.1), _OWN_ERRORS * known.error)

@@ -147,8 +147,14 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
     for owner in module.modules():
         for tensor in tensors_in(vars(owner), depth=4):
             if id(tensor) not in memo:
-                memo[id(tensor)] = fresh(tensor)
+                memo[id(tensor)] = with_literals_of(tensor, fresh(tensor))
     return cast(Module, copy_module(module, memo))
+
+
+def with_literals_of(tensor: Tensor, twin: Tensor) -> Tensor:
+    """The twin with the numbers and words that the tensor has as attributes (``weight.gain = 2.0``)."""
+    vars(twin).update({name: held for name, held in vars(tensor).items() if type(held) in _LITERALS})
+    return twin
 
 
 def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:

@@ -292,7 +292,7 @@ def test_names_keep_their_meaning() -> None:
     pruned = fxprune.compile(model, sample, 0.0)
     assert {f: f.__code__ for f in codes} == codes
     assert vars(__import__("builtins")) == names
-    assert not _VARIANTS.keys() & names.keys()
+    assert not any(name.isidentifier() for name in _VARIANTS)  # what stays there nobody else can name
     assert {_seen.get() for _ in range(_seen.qsize())} == {(int, type, len, True, None)}
     for batch, length in ((2, 5), (3, 5), (4, 9)):  # sizes stay sizes through int, max and map
         x = torch.randn(batch, length, 8)
