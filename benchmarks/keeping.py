@@ -38,7 +38,6 @@ _IMAGES = {**_DECODER, "image_size": 32, "patch_size": 8}
 def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]]]:
     """By name: class, configuration, its fields, the inputs, and other options of the compilation."""
     text = ("input_ids",)
-    mlp = {"ratio": {"*.mlp.c_fc": 0.5}}
     halves = {f"{half}_{field}": n for half in ("encoder", "decoder") for field, n in _HALF.items()}
     towers = {"text_config": dict(_DECODER), "vision_config": dict(_IMAGES)}
     seq, sound = ("input_ids", "decoder_input_ids"), ("input_features", "decoder_input_ids")
@@ -47,7 +46,7 @@ def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict
         "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_GROUPED, "head_dim": 8}, text, {}),
         "Gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPED, "head_dim": 8}, text, {}),
         "Mistral": ("MistralForCausalLM", "MistralConfig", _GROUPED, text, {}),
-        "GPT-2": ("GPT2LMHeadModel", "GPT2Config", _GPT2, text, mlp),
+        "GPT-2": ("GPT2LMHeadModel", "GPT2Config", _GPT2, text, {"residual": "coupled"}),
         "BERT": ("BertModel", "BertConfig", _DECODER, text, {}),
         "T5": ("T5ForConditionalGeneration", "T5Config", _T5, seq, {}),
         "ViT": ("ViTForImageClassification", "ViTConfig", _IMAGES, ("pixel_values",), {}),
@@ -111,12 +110,12 @@ def _row(name: str, ratio: float) -> Iterator[str]:
     if hasattr(model.config, "use_cache"):
         sample["use_cache"] = False
     started = time.perf_counter()
-    asked: dict[str, Any] = {"ratio": ratio, "budget": "params", **options}
+    asked: dict[str, Any] = {"ratio": ratio, "budget": "params", "residual": "inner", **options}
     if isinstance(asked["ratio"], Mapping):
         del asked["budget"]
     yield name
     try:
-        pruned = fxprune.compile(model, sample, keep_class=True, alike="equal", residual="inner", **asked)
+        pruned = fxprune.compile(model, sample, keep_class=True, alike="equal", **asked)
     except fxprune.FxpruneError as error:
         yield from ("", failure_text(error), "", "", f"{time.perf_counter() - started:.1f}")
         return
