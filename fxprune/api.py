@@ -15,7 +15,7 @@ from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
 from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
-from fxprune.errors import FxpruneError, OptionError, PlanError, RecoveryError
+from fxprune.errors import FxpruneError, ModelError, OptionError, PlanError, RecoveryError
 from fxprune.options import Alike, Couplings, Level, Options, PlanOptions, Residual, Scope, check_level
 from fxprune.pipeline import run
 from fxprune.planning import Plan
@@ -283,6 +283,8 @@ def remove(
         PlanError: a channel has to stay, or goes only with others; the message says why.
         FxpruneError: see :func:`compile`.
     """
+    if not isinstance(channels, Mapping):
+        raise OptionError(f"channels maps layers to their channels, {{'conv1': [2, 6, 9]}}, and is {channels!r:.80}")
     given = (network_of(model), sample_input, progress, couplings, other_samples, check_level(verify))
     return _cut(*given, channels=channels, keep_class=keep_class)
 
@@ -312,6 +314,8 @@ def recover(
         FxpruneError: see :func:`compile`.
     """
     model, recoveries = network_of(model), resolve_recoveries(how)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be the network that it was cut from, not a {type(model).__name__}")
     plan = report(pruned).plan
     sample = pruned.meta["fxprune"].get("sample")  # type: ignore[union-attr, index]
     if plan is None or sample is None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
-from fxprune.errors import OptionError
+from fxprune.errors import ExcludeError, OptionError
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ class Options:
         Raises:
             RatioError, BudgetError, OptionError: a value that cannot be meant.
         """
+        from torch import nn
+
         from fxprune.analysis.uncoupling import check_couplings
         from fxprune.cost.budgets import goals_of
         from fxprune.planning.limits import MAX_RATIO
@@ -192,6 +194,8 @@ class Options:
             budget, ratio = next(iter(goals.items()))
         if values["max_ratio"] is None:
             values["max_ratio"] = 1.0 if isinstance(ratio, Mapping) else MAX_RATIO
+        if isinstance(patterns, nn.Module) or not isinstance(patterns, Iterable):
+            raise ExcludeError(f"exclude takes a list of patterns and modules, not {type(patterns).__name__}")
         if not isinstance(patterns, str):
             values["exclude"] = [_path(model, "exclude", p) for p in patterns]
         values |= {"couplings": check_couplings(values["couplings"]), "seed": _whole_number(values["seed"])}
@@ -272,7 +276,12 @@ def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
 
 def by_path(model: nn.Module, option: str, value: Any) -> Any:
     """A mapping with paths in the place of modules; anything else as it is."""
-    return {_path(model, option, key): item for key, item in value.items()} if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return value
+    paths = {_path(model, option, key): item for key, item in value.items()}
+    if odd := [key for key in paths if not isinstance(key, str)]:
+        raise OptionError(f"{option} names {odd[0]!r:.40}: give patterns of paths, or modules")
+    return paths
 
 
 def _path(model: nn.Module, option: str, pattern: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 
 import fxprune
 from fxprune import errors
+from fxprune.calibration.batches import Calibration
+from fxprune.capture.samples import Sample
 from tests.refusing import Options, image, refused, small_net, vector
 from tests.snapshots import snapshot
 
@@ -202,3 +205,48 @@ def test_the_words_of_others_lead_to_ours(options: dict[str, str], hint: str) ->
 def test_explain_says_what_a_wrong_name_is_near_to() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"did you mean"):
         fxprune.analyze(small_net(), image()).explain("conv1.wieght")
+
+
+def without_end(value: float) -> list[torch.Tensor]:
+    return [torch.full_like(image(), 0.5), torch.full_like(image(), value)]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "words"),
+    [
+        (lambda m: fxprune.compile(m, image(), 0.3, calibration=without_end(float("nan"))), "Calibration", "batch 1 "),
+        (lambda m: fxprune.compile(m, image(), 0.3, calibration=without_end(float("inf"))), "Calibration", "batch 1 "),
+        (lambda m: fxprune.compile(m, image(), 0.3, exclude=None), "Exclude", "list of patterns"),
+        (lambda m: fxprune.compile(m, image(), 0.3, exclude=m), "Exclude", "list of patterns"),
+        (lambda m: fxprune.compile(m, image(), {3: 0.3}), "Option", "patterns of paths, or modules"),
+        (lambda m: fxprune.compile(m, image(), budget={}), "Budget", "names with a fraction each"),
+        (lambda m: fxprune.remove(m, image(), {"0": 3}), "Option", "indices from 0"),
+        (lambda m: fxprune.remove(m, image(), {"0": [[1], [2, 3]]}), "Option", "indices from 0"),
+        (lambda m: fxprune.remove(m, image(), None), "Option", "maps layers"),
+        (lambda m: fxprune.remove(m, image(), ["0"]), "Option", "maps layers"),
+        (lambda m: fxprune.analyze(m, image()).explain(3), "Analysis", "names of tensors"),
+        (lambda m: fxprune.recover(fxprune.compile(m, image(), 0), None), "Model", "cut from"),
+        (lambda m: fxprune.export(None, "x.pt2"), "Export", "only a network"),
+        (lambda m: fxprune.export(m, "x.pt2", dynamic=3), "Option", "choice of batch"),
+    ],
+)
+def test_an_argument_of_another_kind(call: Any, kind: str, words: str) -> None:
+    with pytest.raises(getattr(errors, f"{kind}Error"), match=words):
+        call(small_net())
+
+
+@pytest.mark.parametrize("path", ["", "\0", "a\0b", "\ud800", "/", pathlib.Path("/"), b"x", 3, None], ids=ascii)
+def test_a_path_that_names_nothing(path: Any) -> None:
+    network = fxprune.compile(small_net(), image(), 0, verify=False)
+    report = fxprune.report(network)
+    assert report.plan is not None
+    calls = [fxprune.Plan.load, fxprune.load, report.plan.save, report.save_html]
+    for call in [*calls, lambda p: fxprune.save(network, p), lambda p: fxprune.export(network, p)]:
+        with pytest.raises(errors.OptionError, match="path must be the name"):
+            call(path)
+
+
+def test_masks_with_infinity_are_calibration() -> None:
+    mask = torch.zeros(2, 8).index_fill(1, torch.tensor([0]), -torch.inf)
+    batch = next(iter(Calibration([mask], Sample.from_input(mask))))
+    assert torch.equal(batch.sample.args[0], mask)

@@ -32,6 +32,8 @@ class Explainer:
 
     def explain(self, first: str, second: str | None) -> str:
         """See :meth:`fxprune.analysis.solving.ChannelGraph.explain`."""
+        if not isinstance(first, str) or not isinstance(second, str | None):
+            raise AnalysisError("explain takes names of tensors and modules, such as 'conv1' or 'conv1.weight:0'")
         starts = self._nodes(first)
         if second is None:
             return self._explain_pins(first, starts)

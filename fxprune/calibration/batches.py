@@ -210,6 +210,8 @@ class Calibration:
         self._data = data
         self._sample = sample
         self._device = sample.tensors[0].device
+        # Masks may be written with infinity, and then the sample's are.
+        self._finite = not any(t.is_floating_point() and not t.is_meta and t.isinf().any() for t in sample.tensors)
         self._exhausted = False
         self.seen = 0
 
@@ -253,6 +255,9 @@ class Calibration:
                 f"batch {number} of calibration does not fit the model: it is {describe_value(given)}; expected what "
                 f"the model takes, {describe_arguments(self._sample)}, or a pair of that and the target"
             )
+        for tensor in (t for t in found[0].tensors if t.is_floating_point()):
+            if tensor.isnan().any() or (self._finite and tensor.isinf().any()):
+                raise CalibrationError(f"batch {number} of calibration holds NaN or infinity: leave such samples out")
         sample = found[0].map(self._placed)
         return Batch(sample, pytree.tree_map_only(torch.Tensor, self._placed, found[1]), batch_size(sample))
 

@@ -60,8 +60,10 @@ def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str,
     """
     if isinstance(asked, str):
         return {asked: check_ratio(ratio)}
+    if not isinstance(asked, Mapping) or not asked:
+        raise BudgetError(f"budget must be a name, or names with a fraction each, not {asked!r:.80}")
     unknown = next((name for name in asked if name not in known_budgets()), None)
-    if unknown is not None or not asked:
+    if unknown is not None:
         raise BudgetError(budget.unknown(str(unknown)))
     if ratio is not None:
         raise RatioError(f"leave ratio out where budget names the fractions, {dict(asked)!r:.80}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fxprune.errors import DistillationError
-from fxprune.util.writing import write_text
+from fxprune.util.writing import named, write_text
 
 __all__ = ["Folder"]
 
@@ -31,7 +31,7 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+        self.path = named(path)
         self._settings = dict(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

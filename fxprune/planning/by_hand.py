@@ -88,7 +88,10 @@ def _indices(path: str, given: Any, size: int) -> list[int]:
     Raises:
         OptionError: they are neither indices within ``size`` nor a boolean mask of that length.
     """
-    values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else list(given))
+    try:
+        values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else list(given))
+    except (TypeError, ValueError):  # no list, or one whose rows have several lengths
+        values = np.asarray(None)
     if values.dtype == np.bool_ and values.shape == (size,):
         return [int(index) for index in np.flatnonzero(values)]
     whole = values.ndim == 1 and (values.dtype.kind in "iu" or not values.size)

@@ -95,7 +95,10 @@ class Plan:
         masks = {group.variable: _mask(group, self.groups[group.name]) for group in graph.groups}
         for name, expected in _keep(graph, masks).items():
             if not same_indices(expected, self.keep[name]):
-                raise PlanError(f"the plan contradicts itself: kept indices of {name!r} are not those of its groups")
+                raise PlanError(
+                    f"the plan contradicts itself: kept indices of {name!r} are not those of its groups; who edits "
+                    '"groups" by hand has to edit "tensors" too, or use fxprune.remove'
+                )
         _check_activations(graph, masks)
         return masks
 
@@ -131,14 +134,15 @@ class Plan:
             PlanError: the file is no plan.
             FileError: the file cannot be read.
         """
-        with file_errors(f"{os.fspath(path)} cannot be read"):
-            content = named(path).read_bytes()
+        file = named(path)
+        with file_errors(f"{file} cannot be read"):
+            content = file.read_bytes()
         try:
             return cls.from_json(content.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise PlanError(f"{os.fspath(path)}: a plan is UTF-8 text: {error}") from error
+            raise PlanError(f"{file}: a plan is UTF-8 text: {error}") from error
         except PlanError as error:
-            raise PlanError(f"{os.fspath(path)}: {error}") from error
+            raise PlanError(f"{file}: {error}") from error
 
     def expand(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A pruned network's state dict at the original's sizes: what was kept in its old place, zeros elsewhere.

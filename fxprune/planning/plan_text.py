@@ -150,7 +150,9 @@ def read_parts(text: str) -> PlanParts:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
+        return document
     except RecursionError as error:
         raise PlanError("the plan: it is nested too deeply") from error
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -288,8 +289,9 @@ class Report:
         """The report that :meth:`as_dict` wrote, with its plan.
 
         Raises:
-            KeyError, TypeError: the data was not written by :meth:`as_dict`.
+            KeyError, TypeError, ValueError: the data was not written by :meth:`as_dict`.
         """
+        json.dumps(data, ensure_ascii=False).encode()  # halves of characters are no text
         fields = dict(data)
         fields["groups"] = tuple(GroupRow(**{**row, "members": tuple(row["members"])}) for row in data["groups"])
         fields["pinned"] = tuple(PinnedRow(**row) for row in data["pinned"])
@@ -307,9 +309,13 @@ class Report:
         fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
         rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery, report.goals)
-        rows += (report.fidelity,)
+        rows += (report.fidelity, report.drawing)
         single = [row for row in (report.proof, report.latency) if row is not None]
         check_types([report, *(row for part in rows for row in part), *single])
+        if any(len(row.kept) != len(row.removed) for row in report.scores):
+            raise ValueError("scores: kept and removed are not of the same intervals")
+        if any(not 0 <= given < here for here, node in enumerate(report.drawing) for given in node.inputs):
+            raise ValueError("drawing: an operation reads what comes after it")
         return report
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
@@ -351,6 +357,7 @@ def removed(before: float, after: float) -> float:
     return 1 - after / before if before else 0.0
 
 
+_LARGEST = 1 << 256  # no count comes near, and quotients of larger ones are no floats
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int, float),
     "float": (int, float),
@@ -386,7 +393,12 @@ def _fits_one(value: Any, annotation: str) -> bool:
         return True
     if isinstance(value, bool) and bool not in kinds:
         return False
-    of_what = inside.split(", ")[-1 if name == "Mapping" else 0]
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return False
+    parts = inside.split(", ")
+    of_what = parts[-1 if name == "Mapping" else 0]
+    if name == "tuple" and parts[-1] != "..." and "[" not in inside and len(_held(value)) != len(parts):
+        return False
     return isinstance(value, kinds) and all(_fits_one(held, of_what) for held in _held(value))
 
 

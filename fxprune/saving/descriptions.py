@@ -12,11 +12,12 @@ from torch.fx import Graph, GraphModule
 from fxprune.errors import ArtefactError
 from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
 from fxprune.saving.graphs import encode_graph
-from fxprune.saving.layers import container_name, describe_layer, is_container, is_layer
+from fxprune.saving.layers import build_container, container_name, describe_layer, is_container, is_layer
 from fxprune.saving.opaque import StateWriter, describe_opaque, is_plain_layer, plain_attributes
 from fxprune.saving.targets import check_identifier
 from fxprune.saving.tensors import TensorEntry, inventory
 from fxprune.util.modes import CALLS
+from fxprune.util.paths import Parts
 
 __all__ = ["Description", "ModuleEntry", "check_name", "describe", "graphs_of"]
 
@@ -187,7 +188,7 @@ def describe(network: nn.Module) -> Description:
     for tensor_entry in tensors:
         check_name(tensor_entry.name)
     graphs = _encoded(network, writer) if isinstance(network, GraphModule) else {}
-    name, imports = type(network).__name__, list(writer.imports)
+    name, imports = check_identifier(type(network).__name__, "class"), list(writer.imports)
     about = (entries, tensors, graphs, imports, dict(writer.tensors), _modes_of(network))
     return Description(name, network.training, *about)
 
@@ -223,6 +224,7 @@ class _Modules:
         found = list(self._network.named_modules(remove_duplicate=False))
         for path, module in found:
             _check_hooks(path, module)
+            _check_hidden(path, module)
         return found[1:] if isinstance(self._network, GraphModule) else found
 
     def entry(self, path: str, module: nn.Module, writer: StateWriter) -> ModuleEntry:
@@ -247,13 +249,27 @@ class _Modules:
 
 
 def _check_hooks(path: str, module: nn.Module) -> None:
-    if any(held and name.endswith("hooks") for name, held in vars(module).items()):
+    if any(name.endswith("hooks") and held for name, held in vars(module).items()):
         where = path or "the network"
         raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
 
 
+def _check_hidden(path: str, module: nn.Module) -> None:
+    """Refuse parts of a container that are called like what it keeps for itself."""
+    own = (
+        build_container("Module" if isinstance(module, Parts) else type(module).__name__)
+        if is_container(module)
+        else None
+    )
+    if hidden := (vars(own).keys() & module._modules.keys() if own is not None else None):
+        where = f"{path}.{min(hidden)}".lstrip(".")
+        raise ArtefactError(
+            f"cannot save {where!r}: it is called like an attribute of the module that holds it: rename it"
+        )
+
+
 def _island(path: str, module: GraphModule, writer: StateWriter) -> ModuleEntry:
-    island: dict[str, Any] = {"kind": "GraphModule", "name": type(module).__name__}
+    island: dict[str, Any] = {"kind": "GraphModule", "name": check_identifier(type(module).__name__, "class")}
     if attributes := writer.attributes(plain_attributes(module), type(module), path):
         island["state"] = attributes
     graphs, modes = _encoded(module, writer), _modes_of(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ def export(
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
     """
+    if not isinstance(pruned, nn.Module):
+        raise ExportError(f"only a network can be exported, not a {type(pruned).__name__}")
     target, wanted = named(path), _sizes(dynamic)
     format = _format_of(target, format)  # noqa: A001
     chosen = FORMATS[format]
@@ -187,6 +189,8 @@ def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
     """The sizes that were asked to be free; None where that is left open."""
     if dynamic is None:
         return None
+    if not isinstance(dynamic, Iterable):
+        raise OptionError(f"dynamic is a choice of {', '.join(_SIZES)}, and not {dynamic!r:.80}")
     wanted = {dynamic} if isinstance(dynamic, str) else set(dynamic)
     if unknown := wanted - set(_SIZES):
         raise OptionError(f"dynamic is a choice of {', '.join(_SIZES)}, and has no {min(map(repr, unknown))}")

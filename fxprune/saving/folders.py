@@ -27,6 +27,8 @@ FORMAT_VERSION = 2
 _HERE, _EXCHANGE = -100, 2
 # How often a folder that another takes the place of is opened again, and the wait, in seconds, where there is none.
 _TRIES, _PAUSE = 100, 0.02
+# Bytes of a manifest, a graph, a report or a plan; the largest published networks stay far below.
+_LARGEST_TEXT = 1 << 28
 # How often a folder that is not there is looked for.
 _LOOKS = 5
 # Files of an open folder are found in it even where it has been renamed or replaced; not every system can do that.
@@ -132,6 +134,10 @@ def _fingerprint_of(stream: BinaryIO) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def _size(stream: BinaryIO) -> int:
+    return os.fstat(stream.fileno()).st_size
+
+
 def write_json(file: Path, data: dict[str, Any]) -> None:
     """Write data as JSON, each entry of a top-level list on a line of its own so that files can be compared."""
     parts = [f"{json.dumps(key)}: {_dump(value)}" for key, value in data.items()]
@@ -196,6 +202,10 @@ class SavedFolder:
             ArtefactError: it is missing or is no such file.
         """
         stream = self._open(name)
+        if _size(stream) > _LARGEST_TEXT:
+            raise ArtefactError(
+                f"{self.path / name} holds more text than any saved network: it was not saved by fxprune"
+            )
         try:
             stream.seek(0)
             return stream.read().decode("utf-8")
@@ -239,7 +249,10 @@ class SavedFolder:
         return manifest
 
     def _check(self, name: str, expected: Any) -> None:
-        if _fingerprint_of(self._open(name)) != expected:
+        stream = self._open(name)
+        size = expected.get("bytes") if isinstance(expected, dict) else None
+        # Hashing a file of the wrong size could take for ever.
+        if _size(stream) != size or _fingerprint_of(stream) != expected:
             raise ArtefactError(
                 f"{self.path / name} was changed or cut short after it was saved: save the network again"
             )

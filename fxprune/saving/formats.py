@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import TensorArgument
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
@@ -188,7 +189,14 @@ class Onnx:
         program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
+            try:
+                onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False)
+            except Exception as error:
+                outputs = program.graph_signature.output_specs
+                if all(isinstance(output.arg, TensorArgument) for output in outputs):
+                    raise
+                message = "the network returns more than tensors, such as a size, and a file gives tensors alone"
+                raise ExportError(f"{message}: return tensors") from error
         assert onnx_program is not None
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         onnx_program.save(file, external_data=size > _LARGEST_ONNX)

@@ -82,6 +82,9 @@ def _check_names(description: Description) -> None:
             twice = next(name for name in listed if listed.count(name) > 1)
             raise ArtefactError(f"two {kind} are called {twice!r:.80}")
     for entry in description.modules:
+        layers = (entry.layer or {}).get("arguments", {}).get("num_layers", 0)
+        if isinstance(layers, int) and layers > len(names):
+            raise ArtefactError(f"{entry.path!r:.80} is to have {layers} layers, and there are {len(names)} tensors")
         if entry.shared_with is not None and f"{entry.path}.".startswith(f"{entry.shared_with}.".lstrip(".")):
             raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hold itself")
 

@@ -59,11 +59,18 @@ def name_seed(name: str) -> int:
     return zlib.crc32(name.encode(errors="surrogatepass"))
 
 
+@functools.cache
+def _own_names() -> frozenset[str]:
+    """What a graph module keeps for itself, some of it only once it has a graph."""
+    made = fx.GraphModule(nn.Module(), fx.Graph())
+    return frozenset((*dir(made), *dir(type(made))))
+
+
 class PlainNames:
     """Other names for parts: words of ASCII that mean nothing else to a module, each different from its siblings."""
 
     def __init__(self) -> None:
-        self._taken = {*dir(fx.GraphModule), *vars(fx.GraphModule(nn.Module(), fx.Graph())), *keyword.kwlist}
+        self._taken = {*_own_names(), *keyword.kwlist}
         self._known: dict[str, str] = {"": ""}
 
     def of(self, name: str) -> str:
@@ -243,7 +250,8 @@ class PartsModule(fx.GraphModule):
             if not _WORD.fullmatch(part) or keyword.iskeyword(part):
                 return False
             table = next((table for table in _tables(found) if part in table), None)
-            if table is not None and (part in vars(found) or hasattr(type(found), part)):
+            own = part in vars(found) or hasattr(type(found), part) or (found is self and part in _own_names())
+            if table is not None and own:
                 return False  # the attribute of that name hides it
             found = None if table is None else table[part]
         return True

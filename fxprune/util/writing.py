@@ -26,9 +26,16 @@ def named(path: str | os.PathLike[str]) -> Path:
     Raises:
         OptionError: it is none, as where arguments are in another order.
     """
-    if not isinstance(path, (str, os.PathLike)):
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
         raise OptionError(f"path must be the name of a file or folder, and a {type(path).__name__} was given")
-    return Path(path)
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        encoded = b""
+    if not encoded or b"\0" in encoded or not os.path.basename(os.path.abspath(text)):
+        raise OptionError(f"path must be the name of a file or folder, and {text!r:.80} is none")
+    return Path(text)
 
 
 @contextmanager
@@ -56,7 +63,7 @@ def write_text(target: Path, text: str) -> None:
         remove_abandoned(target)
         part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)
         try:
-            with part.open("w", encoding="utf-8", newline="\n") as file:
+            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -441,3 +441,14 @@ def test_keywords_in_any_order_are_handed_over_by_name(format_: str, tmp_path: P
     fxprune.export(fxprune.compile(original, inputs, 0, verify=False), tmp_path / FILES[format_], format_)
     answer = FORMATS[format_].open(tmp_path / FILES[format_])(fxprune.saving.comparing.Sample.from_input(inputs))
     torch.testing.assert_close(answer["output 0"], original(**inputs))
+
+
+def test_a_size_among_the_outputs_is_refused_in_our_words(tmp_path: Path) -> None:
+    need("onnx")
+
+    class Sized(Flat):
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.body(x), x.shape[0]
+
+    with pytest.raises(ExportError, match="more than tensors"):
+        fxprune.export(pruned(Sized, torch.randn(2, 3, 8, 8)), tmp_path / "net.onnx")

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from fxprune.errors import ArtefactError
+from fxprune.errors import ArtefactError, PlanError
+from fxprune.planning.plan import Plan
 from fxprune.saving import load, load_report, save
 from fxprune.saving.folders import MANIFEST
 from tests.saving.networks import make
@@ -331,3 +332,48 @@ def test_any_change_of_bytes(saved: Path, tmp_path: Path, name: str) -> None:
             load(folder)
 
     check()
+
+
+# -- reports, plans and files without end ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "model.py", "graph.json"])
+def test_a_file_without_end_is_not_read(folder: Path, name: str) -> None:
+    os.truncate(folder / name, 1 << 35)
+    refused(folder, "more text than any|changed or cut short")
+
+
+def test_a_stack_of_layers_needs_tensors(folder: Path) -> None:
+    layer = {"class": "LSTM", "arguments": {"input_size": 3, "hidden_size": 1, "num_layers": 10**8}}
+    edit_graph(folder, lambda graph: graph["modules"].append({"path": "stack", **layer}))
+    refused(folder, "100000000 layers")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("drawing", [["a", ["b"], [], ""]]),
+        ("drawing", [[{}, [], [], ""]]),
+        ("drawing", [["a", [], [{}], ""]]),
+        ("drawing", [["a", [7], [], ""]]),
+        ("costs", [{"name": "a", "macs": [1, 2], "parameters": []}]),
+        ("settings", {"couplings": "\ud800"}),
+    ],
+)
+def test_a_report_that_was_edited_by_hand(folder: Path, part: str, value: Any) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps({**report, part: value}))
+    sign_again(folder)
+    refused(folder, "report.json is malformed")
+
+
+def test_half_of_a_character_is_no_plan() -> None:
+    with pytest.raises(PlanError, match="surrogates"):
+        Plan.from_json('{"format": "fxprune-plan-1", "groups": {}, "settings": {"a": "\\ud800"}, "tensors": {}}')
+
+
+def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
+    network, _ = make("residual")
+    type(network).__name__ = "class"
+    with pytest.raises(ArtefactError, match="'class' cannot be the name of a class"):
+        save(network, tmp_path / "net")
