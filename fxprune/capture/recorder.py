@@ -274,7 +274,7 @@ class Recorder(TorchFunctionMode):
         recording.check(path, result, kwargs)
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
-        self._call("call_module", path, args, kwargs, value)
+        self._decisions.add_lengths(self._call("call_module", path, args, kwargs, value), value)
         return value
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -220,3 +221,24 @@ def test_constants_of_parts_inside_opaque_modules_are_cut_and_proven() -> None:
     pruned = fxprune.compile(model, torch.randn(4, 5), 0.3)
     assert fxprune.report(pruned).proof is not None
     assert {row.name for row in fxprune.report(pruned).groups} == {"1.inner.first"}
+
+
+class OneEach(nn.Module):
+    """Gives a list as long as the batch, of what its values decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        h = self.last(x).flatten(2)
+        chosen = h[:, 0] > h[:, 0].mean()
+        return [h[number][:, chosen[number]] for number in range(len(h))]
+
+
+def test_an_opaque_list_of_another_length_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), OneEach()).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.5)
+    assert len(pruned(torch.randn(2, 3, 8, 8))) == 2
+    with pytest.raises(AssertionError, match="with 2 entries"):
+        pruned(torch.randn(6, 3, 8, 8))
