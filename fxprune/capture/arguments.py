@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.capture import objects
 from fxprune.capture.numbers import Traced, plain, size_of
+from fxprune.capture.samples import Sample
 from fxprune.capture.settings import NewNode, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.errors import CaptureError
 
-__all__ = ["Arguments", "as_torch_names_them"]
+__all__ = ["Arguments", "as_torch_names_them", "placeholders"]
 
 # What numpy calls an argument, for which torch's parser takes it.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
@@ -131,3 +132,44 @@ class Arguments:
                 node = self._new("call_function", value.function, operands, {}, plain(value))
             value.written = node
         return node
+
+
+def placeholders(
+    forward: Callable[..., Any], sample: Sample, add: Callable[..., None]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """One placeholder for every argument that the sample gives, under the name that the forward gives it.
+
+    ``add(name, value, default)`` writes one. Returns the arguments for a call.
+
+    Raises:
+        CaptureError: the sample does not fit the forward, or leaves out what no graph can hold.
+    """
+    signature = inspect.signature(forward)
+    try:
+        bound = signature.bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        raise CaptureError(f"the sample does not fit forward{signature}: {error}") from error
+    skipped = _skipped(signature, bound.arguments)
+    behind = bool(skipped) and list(signature.parameters).index(skipped[0])
+    for number, (name, parameter) in enumerate(signature.parameters.items()):
+        stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+        if name in bound.arguments:
+            optional = skipped and number > behind and not stars
+            add(f"{stars}{name}", bound.arguments[name], (None,) if optional else ())
+        elif name in skipped:
+            add(name, parameter.default, (parameter.default,))
+    return bound.args, bound.kwargs
+
+
+def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
+    """Optional arguments that the sample leaves out before others that it gives, so that all keep their places.
+
+    Raises:
+        CaptureError: the default of one is no literal.
+    """
+    places = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    last = max((number for number, p in enumerate(places) if p.name in given), default=-1)
+    left_out = [p for p in places[: last + 1] if p.name not in given]
+    if odd := [p.name for p in left_out if not isinstance(p.default, (type(None), bool, int, float, str))]:
+        raise CaptureError(f"the sample leaves out {odd[0]!r}, whose default no graph can hold: give it in the sample")
+    return [p.name for p in left_out]

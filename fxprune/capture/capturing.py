@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
+from fxprune.capture.arguments import placeholders
 from fxprune.capture.guards import OtherChance
 from fxprune.capture.known_results import OnMeta
 from fxprune.capture.lowering import map_leaves
@@ -313,7 +313,7 @@ class Task:
         paths = {id(module): path for path, module in copy.named_modules()}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
-        args, kwargs = _placeholders(copy, self.sample.to_meta().map(self._in_precision), recorder)
+        args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
         chance, python_state = OtherChance(), PythonState(copy, reachable(self.model), self.prefix)
         try:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
@@ -382,16 +382,3 @@ def _where(error: BaseException, recorder: Recorder) -> str:
     if not lines:
         return f"cannot trace {path}"
     return f"cannot trace {path} at {sources.short_location(lines[-1].filename, lines[-1].lineno or 0)}"
-
-
-def _placeholders(copy: nn.Module, sample: Sample, recorder: Recorder) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One placeholder for every argument that the sample gives, under the name that the forward gives it."""
-    signature = inspect.signature(copy.forward)
-    try:
-        bound = signature.bind(*sample.args, **sample.kwargs)
-    except TypeError as error:
-        raise CaptureError(f"the sample does not fit forward{signature}: {error}") from error
-    for name, value in bound.arguments.items():
-        stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(signature.parameters[name].kind.name, "")
-        recorder.placeholder(f"{stars}{name}", value)
-    return bound.args, bound.kwargs

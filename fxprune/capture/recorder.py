@@ -87,9 +87,13 @@ class Recorder(TorchFunctionMode):
         for name, tensor in named:
             self.writes.name(name, tensor)
 
-    def placeholder(self, name: str, value: Any) -> None:
-        """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container."""
+    def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
+        """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.
+
+        ``default``: the value that a call may leave out, alone in a tuple.
+        """
         node = self.graph.placeholder(name)
+        node.args = default
         node.meta["val"] = value
         self._adopt(node, value)
         self._decisions.add_lengths(node, value)

@@ -119,7 +119,7 @@ class Rewriter:
 
     def _write(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._note(self.graph.placeholder(str(node.target)))
+            return self._note(self.graph.create_node("placeholder", str(node.target), node.args))
         if node.op == "output":
             return self.graph.output(self._map(node.args[0]))
         if node.op == "get_attr":

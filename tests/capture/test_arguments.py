@@ -244,3 +244,26 @@ def test_arguments_under_any_name_that_torch_takes(middle: Callable[[Tensor], Te
     pruned = fxprune.compile(Net().eval(), torch.randn(2, 5), 0.5)
     assert pruned.get_parameter("first.weight").shape[0] < 8
     pruned(torch.randn(7, 5))
+
+
+class Optional(nn.Module):
+    """Takes two arguments that it may do without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, mask: Any = None, shift: Any = None) -> torch.Tensor:
+        h = self.first(x).relu()
+        h = h if mask is None else h * mask
+        out: torch.Tensor = self.last(h if shift is None else h + shift)
+        return out
+
+
+def test_an_argument_that_the_sample_leaves_out_keeps_its_place() -> None:
+    model, x, other = Optional().eval(), torch.randn(2, 4), torch.randn(2, 1)
+    pruned = fxprune.compile(model, {"x": x, "shift": other}, 0.0)
+    torch.testing.assert_close(pruned(x, shift=other), model(x, shift=other))
+    torch.testing.assert_close(pruned(x, None, other), model(x, None, other))
+    with pytest.raises(AssertionError, match="mask = None, as in the sample"):
+        pruned(x, other, other)
