@@ -80,6 +80,8 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
                     found[reason, "least"] = min(known, sample, key=_elements)
     rows = {(number, dim) for number, dim in free if dim == 0}
     singles = [("", _with_size(first, rows, 1))] if rows else []
+    if not isinstance(network, PrunedGraphModule):  # its own code decides, and nobody knows at which sizes
+        singles += [("", _with_size(first, dims, _given(first, dims) + 1)) for dims in _together(first, free)]
     pairs = [*singles, *((reason, sample) for (reason, _), sample in found.items())]
     strangers = (_stranger(whole, sample, reason) for reason, sample in pairs)
     return [stranger for stranger in strangers if stranger is not None]
@@ -152,12 +154,16 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 def _sizes(sample: Sample, dims: set[tuple[int, int]], numbers: Sequence[int]) -> list[int]:
     """Sizes to try in the place of the sample's, next to what the numbers say of it and of what is strided."""
-    number, dim = next(iter(dims))
-    given = sample.tensors[number].shape[dim]
+    given = _given(sample, dims)
     around = {value * stride + step for value in numbers for stride in _STRIDES for step in (-1, 0, 1, stride)}
     tried = {*_FEW, given + 1, given * 2, given * 2 + 1, *around} - {given}
     most = max(_MOST_ELEMENTS, 4 * _elements(sample)) * given // _elements(sample)
     return sorted((size for size in tried if 0 < size <= most), key=lambda size: abs(size - given))
+
+
+def _given(sample: Sample, dims: set[tuple[int, int]]) -> int:
+    number, dim = next(iter(dims))
+    return sample.tensors[number].shape[dim]
 
 
 def _elements(sample: Sample) -> int:

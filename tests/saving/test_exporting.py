@@ -400,6 +400,14 @@ def test_no_file_is_wrong_at_sizes_of_another_way(
     torch.testing.assert_close(answer, original(x))
 
 
+def test_no_file_of_a_plain_module_is_wrong_at_the_next_size(tmp_path: Path) -> None:
+    need("onnx")
+    module = Ways(lambda y: bool(y.shape[-1] % 4)).eval()
+    result = fxprune.export(module, tmp_path / "net.onnx", sample_input=torch.randn(2, 3, 8, 8))
+    assert result.dynamic == ("batch",)
+    assert "the network goes another way there" in str(result)
+
+
 class Masked(nn.Module):
     """A mean over the tokens of a mask, gated by one pixel of a second image."""
 
