@@ -22,6 +22,7 @@ from fxprune.errors import CaptureError
 
 __all__ = ["Arguments", "as_torch_names_them", "placeholders"]
 
+_LITERALS = (type(None), bool, int, float, str)
 # What numpy calls an argument, for which torch's parser takes it.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}
 
@@ -150,14 +151,16 @@ def placeholders(
     except TypeError as error:
         raise CaptureError(f"the sample does not fit forward{signature}: {error}") from error
     skipped = _skipped(signature, bound.arguments)
-    behind = bool(skipped) and list(signature.parameters).index(skipped[0])
-    for number, (name, parameter) in enumerate(signature.parameters.items()):
+    optional = False
+    for name, parameter in signature.parameters.items():
         stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
-        if name in bound.arguments:
-            optional = skipped and number > behind and not stars
-            add(f"{stars}{name}", bound.arguments[name], (None,) if optional else ())
-        elif name in skipped:
-            add(name, parameter.default, (parameter.default,))
+        if name not in bound.arguments and name not in skipped:
+            continue
+        value = bound.arguments.get(name, parameter.default)
+        literal = parameter.default if isinstance(parameter.default, _LITERALS) else None
+        # What is given as it is by default may be left out, and all behind it.
+        optional |= name in skipped or (isinstance(value, _LITERALS) and value is literal)
+        add(f"{stars}{name}", value, (literal,) if optional and not stars else ())
     return bound.args, bound.kwargs
 
 
@@ -169,7 +172,9 @@ def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str
     """
     places = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     last = max((number for number, p in enumerate(places) if p.name in given), default=-1)
+    if any(p.kind is p.KEYWORD_ONLY and p.name in given for p in signature.parameters.values()):
+        last = len(places)
     left_out = [p for p in places[: last + 1] if p.name not in given]
-    if odd := [p.name for p in left_out if not isinstance(p.default, (type(None), bool, int, float, str))]:
+    if odd := [p.name for p in left_out if not isinstance(p.default, _LITERALS)]:
         raise CaptureError(f"the sample leaves out {odd[0]!r}, whose default no graph can hold: give it in the sample")
     return [p.name for p in left_out]

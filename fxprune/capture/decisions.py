@@ -119,6 +119,12 @@ class Decisions:
             text = f"{REFUSAL}{node.name} = {value!r}, as in the sample: compile it again for another value"
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
+    def add_given(self, node: fx.Node) -> None:
+        """Check that an argument is given that the sample gives, where a call may leave it out."""
+        condition = self._new("call_function", operator.is_not, (node, None), {}, True)
+        text = f"{REFUSAL}calls with {node.name}, as in the sample: compile it again for calls without"
+        self._new("call_function", torch._assert, (condition, text), {}, None)
+
     def add_lengths(self, node: fx.Node, value: Any) -> None:
         """Check that the containers in an argument have as many entries as the sample's."""
         if not isinstance(value, (list, tuple, dict)):

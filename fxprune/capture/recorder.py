@@ -96,6 +96,8 @@ class Recorder(TorchFunctionMode):
         node.args = default
         node.meta["val"] = value
         self._adopt(node, value)
+        if default == (None,) and value is not None:
+            self._decisions.add_given(node)
         self._decisions.add_lengths(node, value)
         self._decisions.add_literal(node, value)
 

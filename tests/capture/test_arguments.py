@@ -267,3 +267,30 @@ def test_an_argument_that_the_sample_leaves_out_keeps_its_place() -> None:
     torch.testing.assert_close(pruned(x, None, other), model(x, None, other))
     with pytest.raises(AssertionError, match="mask = None, as in the sample"):
         pruned(x, other, other)
+
+
+class Flagged(nn.Module):
+    """Takes a flag, and a tensor by its name alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, flag: bool = True, *, shift: Any = None) -> torch.Tensor:
+        h = self.first(x).relu() * (2 if flag else 1)
+        out: torch.Tensor = self.last(h if shift is None else h + shift)
+        return out
+
+
+def test_what_is_given_as_it_is_by_default_may_be_left_out() -> None:
+    model, x, shift = Flagged().eval(), torch.randn(2, 4), torch.randn(2, 1)
+    pruned = fxprune.compile(model, (x, True), 0.0)
+    torch.testing.assert_close(pruned(x), model(x))
+    with pytest.raises(AssertionError, match="flag = True, as in the sample"):
+        pruned(x, False)
+    pruned = fxprune.compile(model, {"x": x, "shift": shift}, 0.0)
+    torch.testing.assert_close(pruned(x, shift=shift), model(x, shift=shift))
+    with pytest.raises(AssertionError, match="flag = True, as in the sample"):
+        pruned(x, False, shift=shift)
+    with pytest.raises(AssertionError, match="calls with shift, as in the sample"):
+        pruned(x)
