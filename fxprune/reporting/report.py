@@ -186,7 +186,7 @@ class GoalRow:
 
     Attributes:
         budget: its name.
-        asked: the fraction of it that was to go.
+        asked: the fraction that was to go.
         before: its total in the original network.
         after: the same in the pruned network.
     """
@@ -195,6 +195,11 @@ class GoalRow:
     asked: float | None
     before: float
     after: float
+
+
+# Tables of a report, and what their rows are.
+_ROWS: dict[str, Any] = {"groups": GroupRow, "pinned": PinnedRow, "opaque": OpaqueRow, "costs": CostRow}
+_ROWS |= {"scores": ScoreRow, "recovery": RecoveryRow, "goals": GoalRow, "fidelity": FidelityRow}
 
 
 @dataclass(frozen=True, repr=False)
@@ -275,7 +280,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON data that :meth:`from_dict` reads; the plan is left out, as it has a file format of its own."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("plan", "proof")}
-        for name in ("groups", "pinned", "opaque", "costs", "scores", "recovery", "goals", "fidelity"):
+        for name in _ROWS:
             data[name] = [asdict(row) for row in data[name]]
         data["drawing"] = [node.as_list() for node in self.drawing]
         data["environment"] = dict(self.environment)
@@ -293,23 +298,14 @@ class Report:
         """
         json.dumps(data, ensure_ascii=False).encode()  # halves of characters are no text
         fields = dict(data)
-        fields["groups"] = tuple(GroupRow(**{**row, "members": tuple(row["members"])}) for row in data["groups"])
-        fields["pinned"] = tuple(PinnedRow(**row) for row in data["pinned"])
-        fields["opaque"] = tuple(OpaqueRow(**row) for row in data["opaque"])
-        fields["costs"] = tuple(CostRow(**_tuples(row)) for row in data.get("costs", ()))
-        fields["scores"] = tuple(ScoreRow(**_tuples(row)) for row in data.get("scores", ()))
+        fields |= {name: tuple(row(**_tuples(held)) for held in data.get(name, ())) for name, row in _ROWS.items()}
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
         fields["notes"] = tuple(data.get("notes", ()))
-        fields["goals"] = tuple(GoalRow(**row) for row in data.get("goals", ()))
-        rows = data.get("recovery", ())
-        fields["recovery"] = tuple(RecoveryRow(**_tuples(row)) for row in rows)
-        fields["fidelity"] = tuple(FidelityRow(**row) for row in data.get("fidelity", ()))
         fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
         latency = data.get("latency")
         fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
-        rows = (report.groups, report.pinned, report.opaque, report.costs, report.scores, report.recovery, report.goals)
-        rows += (report.fidelity, report.drawing)
+        rows = [report.drawing, *(getattr(report, name) for name in _ROWS)]
         single = [row for row in (report.proof, report.latency) if row is not None]
         check_types([report, *(row for part in rows for row in part), *single])
         if any(len(row.kept) != len(row.removed) for row in report.scores):

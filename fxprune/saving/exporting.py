@@ -60,8 +60,7 @@ def export(
         What was written, which sizes may change, and the largest difference found.
 
     Raises:
-        ExportError: torch cannot export the network, a size in ``dynamic`` cannot change, the file does not equal the
-            network, or it cannot be written.
+        ExportError: torch cannot export it, a size in ``dynamic`` cannot change, or the file differs or has no place.
         OptionError: the format or a size is unknown, or the suffix is that of another format.
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
@@ -72,9 +71,8 @@ def export(
     format = _format_of(target, format)  # noqa: A001
     chosen = FORMATS[format]
     chosen.check()
-    network = copy.deepcopy(pruned).eval()
+    whole = network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
-    whole = network
     if chosen.one_graph and isinstance(network, PrunedGraphModule):
         network = network.for_sizes_of(*sample.args, **sample.kwargs)
     with Steps(progress) as steps:

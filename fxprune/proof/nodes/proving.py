@@ -296,8 +296,13 @@ class _Prover:
         answers = []
         for program in (self._copy, self._traced(pair)):
             torch.manual_seed(0)
-            with in_mode(program, False), torch.no_grad():
-                answers.append(leaves_of(called(program, sample.map(Tensor.clone))))
+            try:
+                with in_mode(program, False), torch.no_grad():
+                    answers.append(leaves_of(called(program, sample.map(Tensor.clone))))
+            except Exception as error:  # a forward may raise at will
+                if out_of_memory(error):
+                    raise
+                raise UnjudgedError(f"one of the two refuses the sample: {error}") from error
         eps = max((torch.finfo(t.dtype).eps for t in answers[0].values() if _is_float(t)), default=0.0)
         apart = compare(*answers).error
         if not apart <= min(_NEARLY * eps, 0.1):
