@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,9 +82,12 @@ def _holds_nan(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def tables(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs."""
-    found: set[fx.Node] = set()
+def tables(graph: fx.Graph, held: Iterable[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs.
+
+    ``held``: nodes on which they may depend besides.
+    """
+    found = set(held)
     for node in graph.nodes:
         if reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
             found.add(node)

@@ -46,7 +46,7 @@ def test_a_step_in_place_keeps_optimiser_and_scheduler_going() -> None:
 
 def test_the_trainer_of_transformers_prunes_while_it_trains(tmp_path: Any) -> None:
     transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
+    state = pytest.importorskip("accelerate.state")
     torch.manual_seed(0)
     rows = [{"x": torch.randn(4), "labels": torch.tensor(i % 2)} for i in range(16)]
     network = Net()
@@ -55,6 +55,9 @@ def test_the_trainer_of_transformers_prunes_while_it_trains(tmp_path: Any) -> No
     how = {"num_train_epochs": 3, "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
     arguments = transformers.TrainingArguments(str(tmp_path), **how)
     callback = trainer_callback(schedule, network)
-    transformers.Trainer(network, arguments, train_dataset=rows, callbacks=[callback]).train()
+    try:
+        transformers.Trainer(network, arguments, train_dataset=rows, callbacks=[callback]).train()
+    finally:
+        state.AcceleratorState._reset_state(reset_partial_state=True)  # it holds for the whole process
     assert schedule.finished
     assert network.a.out_features == network.a.weight.shape[0] == 16

@@ -13,7 +13,7 @@ from fxprune.proof.locating import tables
 from fxprune.proof.masking import select
 from fxprune.proof.nodes.calls import call_name, may_write, tensors_among
 from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_silent
-from fxprune.proof.nodes.drawing import Setting, renewed
+from fxprune.proof.nodes.drawing import Setting, means_something, renewed
 from fxprune.proof.nodes.evaluating import WAYS, Evaluation, Result, Way
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
@@ -77,6 +77,9 @@ class ByValues:
         self._claims, self._owners, self._memory = claims, owners, memory
         self.evaluation = Evaluation(pair, setting, claims, owners)
         self._tables = tables(pair.full)
+        # Numbers of rows, boxes and the like, put together from what is held: a kernel may trust them.
+        held = [node for node in pair.full.nodes if means_something(setting, node)]
+        self.fixed = tables(pair.full, held) - self._tables
         self.tally = Tally()
 
     def judge(self, step: Step) -> None:
@@ -186,7 +189,7 @@ class ByValues:
 
     def renewed(self, node: fx.Node, claim: Claim) -> Claim:
         """A claim over values that are drawn anew where the node gives floats that hang on inputs or parameters."""
-        if node in self._tables:
+        if node in self._tables or node in self.fixed:
             return claim.changed(self._setting.cast(claim.values()))
         return renewed(self._setting, node.name, claim)
 

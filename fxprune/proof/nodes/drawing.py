@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.proof.masking import Keep, select
 from fxprune.proof.nodes.calls import in_dtype
@@ -16,7 +16,7 @@ from fxprune.proof.nodes.pairs import UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns, domain_of, like
 from fxprune.util.paths import name_seed
 
-__all__ = ["Setting", "drawn", "held", "held_claim", "renewed"]
+__all__ = ["Setting", "drawn", "held", "held_claim", "means_something", "renewed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,11 @@ def _domain_held(name: str, value: Tensor) -> str:
     if not drawn_anew or not value.is_floating_point():
         return ""
     return "positive" if name.endswith("running_var") or (value.ndim < 2 and bool((value >= 0).all())) else "any"
+
+
+def means_something(setting: Setting, node: fx.Node) -> bool:
+    """Whether a node reads a table or a mask, or numbers of rows, whose values are not drawn anew."""
+    return node.op == "get_attr" and not _domain_held(str(node.target), setting.attribute(str(node.target)))
 
 
 def held_claim(setting: Setting, name: str, value: Tensor, narrow: Tensor | None) -> Claim:

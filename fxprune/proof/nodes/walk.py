@@ -84,7 +84,9 @@ class _Walk:
         else:
             reading = self._reading(step)
             if reading is None or not (
-                self._by_arithmetic(reading) or self._by_law(reading) or self._by_identity(step, reading)
+                self._by_arithmetic(reading)
+                or (node not in self._by_values.fixed and self._by_law(reading))
+                or self._by_identity(step, reading)
             ):
                 self._by_values.judge(step)
                 self._tally.at_any_size &= reading is not None and is_number(node) and reading.same
