@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,17 @@ def installed(package: str) -> bool:
 
 # What an example writes itself before it imports it.
 WRITTEN = {"model"}
+
+
 # What a whole page needs, where its head does not import it.
+@pytest.fixture(autouse=True)
+def _no_setting_left() -> Iterator[None]:
+    """Take back what a trainer sets for the whole process."""
+    yield
+    if state := sys.modules.get("accelerate.state"):
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 NEEDS = {"distilling": ("accelerate",), "tutorial": ("accelerate", "sklearn")}
 WITH_EXAMPLES = [page for page in PAGES if examples(page).strip()]
 

@@ -77,9 +77,9 @@ class ByValues:
         self._claims, self._owners, self._memory = claims, owners, memory
         self.evaluation = Evaluation(pair, setting, claims, owners)
         self._tables = tables(pair.full)
-        # Numbers of rows, boxes and the like, put together from what is held: a kernel may trust them.
+        # Numbers of rows, boxes and the like, put together from constants: a kernel may trust them.
         held = [node for node in pair.full.nodes if means_something(setting, node)]
-        self.fixed = tables(pair.full, held) - self._tables
+        self.fixed = tables(pair.full, held) - _by_chance(pair.full)
         self.tally = Tally()
 
     def judge(self, step: Step) -> None:
@@ -261,3 +261,17 @@ class ByValues:
 def _is_inexact_tuple(node: fx.Node, value: Any) -> bool:
     """Whether several tensors were computed, which are compared only where they are read."""
     return isinstance(value, (tuple, list)) and bool(tensors_among(value)) and call_name(node) not in _CUTS
+
+
+# Parts of the names of ops that draw, or hand out memory as it is.
+_CHANCE = ("rand", "bernoulli", "normal", "uniform", "exponential", "multinomial", "poisson", "dropout", "empty")
+
+
+def _by_chance(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values hang on random numbers, or on memory that nobody wrote to."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        name = call_name(node)
+        if any(part in name for part in _CHANCE) or any(given in found for given in node.all_input_nodes):
+            found.add(node)
+    return found
