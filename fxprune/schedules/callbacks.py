@@ -76,7 +76,7 @@ def lightning_callback(schedule: Schedule, network: nn.Module, *, every: int = 1
         raise MissingDependencyError("lightning is not installed: pip install lightning") from None
     loop = _Loop(schedule, every)
 
-    class PruningCallback(Callback):  # type: ignore[misc]
+    class PruningCallback(Callback):  # type: ignore[misc, unused-ignore]
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
             loop.epoch_begins(trainer.current_epoch, network, trainer.optimizers[0])
 
@@ -103,7 +103,7 @@ def trainer_callback(schedule: Schedule, network: nn.Module, *, every: int = 1) 
         raise MissingDependencyError("transformers is not installed: pip install transformers") from None
     loop = _Loop(schedule, every)
 
-    class PruningCallback(TrainerCallback):
+    class PruningCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_epoch_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **given: Any) -> None:
             inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
             loop.epoch_begins(round(state.epoch or 0), network, inner)
