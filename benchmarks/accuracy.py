@@ -31,15 +31,6 @@ from benchmarks.cifar import (
 from benchmarks.tables import ResumableTable, Row, markdown_table, write_page
 from fxprune.cli.sources import load_weights
 
-__all__ = [
-    "COLUMNS",
-    "OURS",
-    "Comparison",
-    "Setting",
-    "page_of",
-]
-
-
 COLUMNS = (
     "case",
     "method",

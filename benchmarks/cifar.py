@@ -16,14 +16,6 @@ from torchvision.io import ImageReadMode, decode_image
 
 import fxprune
 
-__all__ = [
-    "Budget",
-    "ShiftedImages",
-    "distilled",
-    "fine_tuned",
-]
-
-
 _VARIABLE = "FXPRUNE_SHARED"
 _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared"
 

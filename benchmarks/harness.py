@@ -26,14 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.tables import ResumableTable
 
-__all__ = [
-    "Outcome",
-    "Record",
-    "Task",
-    "run_in_process",
-]
-
-
 _LENGTH = 300
 
 

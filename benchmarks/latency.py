@@ -23,15 +23,6 @@ from fxprune.cost.latency.measuring import in_turns
 from fxprune.saving.formats import FORMATS, onnx_session
 from fxprune.timing import RUNTIMES
 
-__all__ = [
-    "ORIGINAL",
-    "Place",
-    "compile_once",
-    "prepare",
-    "time_forms",
-    "use_threads",
-]
-
 
 def time_forms(
     record: Record, model: str, work: str, size: int, threads: int, seconds: float, forms: dict[str, list[str]]

@@ -18,13 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.cifar import CifarResNet
 
-__all__ = [
-    "CRITERIA",
-    "macs",
-    "pruned",
-]
-
-
 CRITERIA = ("magnitude", "fpgm", "taylor", "batch norm scale")
 _HALVINGS = 12
 

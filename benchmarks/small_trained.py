@@ -21,8 +21,6 @@ import fxprune
 from benchmarks.cifar import accuracy, load_images, shared_file
 from benchmarks.tables import markdown_table, write_page
 
-__all__ = ["NETWORKS", "Inverted", "Transformer", "measured", "trained"]
-
 _SHOWN = ("network", "MACs removed", "original", "cut only", "plain call", "points lost", "seconds")
 
 

@@ -27,8 +27,6 @@ from fxprune.reporting import Report
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["analyze", "apply", "compile", "plan", "recover", "remove", "report"]
-
 Shares = Mapping[str | nn.Module, float]
 Counts = Mapping[str | nn.Module, int]
 Ratio = float | Shares | Mapping[str, float] | None

@@ -24,23 +24,6 @@ if TYPE_CHECKING:
     from fxprune.calibration import Loss
     from fxprune.criteria import Criterion
 
-__all__ = [
-    "LEVELS",
-    "Alike",
-    "Couplings",
-    "Level",
-    "Options",
-    "PlanOptions",
-    "Residual",
-    "Scope",
-    "Words",
-    "by_path",
-    "check_level",
-    "table",
-    "usual",
-]
-
-
 # Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's.
 Scope = Literal["auto", "global", "uniform", "reconstruction"]
 Alike = Literal["free", "equal"]

@@ -40,8 +40,6 @@ from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
 from fxprune.util.progress import garbage_collection
 
-__all__ = ["PASSES", "Pass", "run"]
-
 
 @dataclass(frozen=True)
 class Pass:

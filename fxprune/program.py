@@ -40,8 +40,6 @@ from fxprune.rewriting import Certificate
 from fxprune.util.copies import room_for
 from fxprune.util.progress import Steps
 
-__all__ = ["Feed", "Program", "kernel_multiple", "one_pass"]
-
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
 

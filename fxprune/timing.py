@@ -19,13 +19,6 @@ from fxprune.cost.latency.measuring import Prepared, in_turns
 from fxprune.errors import OptionError
 from fxprune.saving.formats import FORMATS, onnx_session
 
-__all__ = [
-    "RUNTIMES",
-    "Latency",
-    "measure_latency",
-    "missing",
-]
-
 
 def _eager(network: nn.Module, sample: Sample) -> Prepared:
     return lambda: sample.call(network)

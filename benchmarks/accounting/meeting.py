@@ -22,14 +22,6 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.cli.sources import load_weights
 from fxprune.criteria import MultiSource
 
-__all__ = [
-    "HALF_A_POINT",
-    "Met",
-    "meet",
-    "meet_widths",
-]
-
-
 _BATCH = {32: 128, 112: 16, 224: 8}
 
 

@@ -16,8 +16,6 @@ from torch import nn
 
 from benchmarks.networks.finding import Network
 
-__all__ = ["PACKAGES", "wild_names", "wild_network"]
-
 Maker = Callable[[], tuple[nn.Module, Any]]
 Makers = dict[str, Maker]
 

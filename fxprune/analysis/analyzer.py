@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.axes.expressions import Axis, Origin
-from fxprune.axes.solver import Cause, Solver
+from fxprune.axes.expressions import Axis, Cause, Origin
+from fxprune.axes.solver import Solver
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.capture.tracing import OpaqueOp

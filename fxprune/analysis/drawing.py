@@ -15,14 +15,6 @@ from fxprune.axes.expressions import Axis, variables
 if TYPE_CHECKING:
     from fxprune.analysis.solving import ChannelGraph
 
-__all__ = [
-    "DrawnNode",
-    "as_svg",
-    "colours",
-    "draw_network",
-    "places",
-]
-
 
 @dataclass(frozen=True)
 class DrawnNode:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Origin, Product, variables
-from fxprune.axes.solver import Cause, Coupling, Pin, Solver
+from fxprune.axes.expressions import Axis, Cause, Channels, Concat, Coupling, Fixed, Origin, Pin, Product, variables
+from fxprune.axes.solver import Solver
 
 PINNED = None
 ChannelNode = tuple[int, int | None]

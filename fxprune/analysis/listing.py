@@ -39,8 +39,6 @@ from fxprune.rules.ops import canonical_name
 if TYPE_CHECKING:
     from fxprune.analysis.solving import ChannelGraph
 
-__all__ = ["axis_text", "network_text"]
-
 Masks = Mapping[Channels, Mask]
 _WIDEST_CALL = 56
 _WIDEST_AXES = 48

@@ -23,8 +23,6 @@ from fxprune.rules.call import Call, parameter_name
 from fxprune.rules.ops import CONTRACTIONS, OWNS_MEMORY, is_written, writes_in_place
 from fxprune.rules.picking import select_channels
 
-__all__ = ["COUPLINGS", "check_couplings", "drop_couplings"]
-
 COUPLINGS = ("keep", "drop")
 
 

@@ -393,6 +393,3 @@ class Solver:
         steps = [high - low for low, high in itertools.pairwise([0, *ends])]
         pieces = self._split(self.resolve(inner), steps)
         return regroup(pieces * outer.size, sizes)
-
-
-__all__ = ["Cause", "Coupling", "Pin", "Solver"]

@@ -14,21 +14,6 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.samples import Sample
 from fxprune.errors import CalibrationError
 
-__all__ = [
-    "Batch",
-    "Calibration",
-    "Loss",
-    "batch_size",
-    "checksums",
-    "default_loss",
-    "describe_arguments",
-    "describe_value",
-    "held_out",
-    "read_batch",
-    "read_pair",
-]
-
-
 _HELD_OUT = 8  # one sample in so many
 
 Loss = Callable[[Any, Any], torch.Tensor]

@@ -22,14 +22,6 @@ from fxprune.rules.call import Call
 from fxprune.util.copies import deep_copy
 from fxprune.util.progress import Steps
 
-__all__ = [
-    "Collector",
-    "Observation",
-    "PrivateNetwork",
-    "addition_after",
-    "norm_after",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Observation:

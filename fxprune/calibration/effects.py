@@ -19,8 +19,6 @@ from fxprune.calibration.collecting import Collector, PrivateNetwork
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
 
-__all__ = ["OutputErrors", "output_changes"]
-
 
 def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> NDArray[np.float64]:
     """The mean change of the output when all entries of each set of units are zero, one masked run a set and batch.

@@ -16,18 +16,6 @@ from torch import Tensor
 
 from fxprune.calibration.statistic import add_over_ranks
 
-__all__ = [
-    "Elimination",
-    "Moments",
-    "Rows",
-    "Solution",
-    "enough_positions",
-    "inverse",
-    "products",
-    "shrunk_ridge",
-    "solve",
-]
-
 _ROWS_WITHOUT_SHRINKAGE = 4
 _ROWS_OF_A_FEATURE = 8
 _TURNS = 3  # of targets beyond a bound

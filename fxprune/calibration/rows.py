@@ -13,8 +13,6 @@ from torch import Tensor
 
 from fxprune.rules.call import Call
 
-__all__ = ["LayerRows"]
-
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 

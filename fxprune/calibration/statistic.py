@@ -15,20 +15,6 @@ from torch import Tensor, fx
 from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variables
 
-__all__ = [
-    "Mean",
-    "Parameter",
-    "Place",
-    "Seen",
-    "Statistic",
-    "Sums",
-    "Tap",
-    "add_over_ranks",
-    "channel_tap",
-    "is_distributed",
-    "ranks",
-]
-
 
 @dataclass(frozen=True)
 class Seen:

@@ -29,8 +29,6 @@ from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.rules.ops import ACTIVATIONS, MAX_POOLS, NORMS
 
-__all__ = ["TAP_RULES", "TapFinder", "check_tap_rule"]
-
 TAP_RULES = ("normalised", "activated", "pooled", "producer")
 _ACTIVATIONS = ACTIVATIONS | {"clamp", "clamp_min"}
 

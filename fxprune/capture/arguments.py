@@ -20,8 +20,6 @@ from fxprune.capture.settings import NewNode, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.errors import CaptureError
 
-__all__ = ["Arguments", "as_torch_names_them", "placeholders"]
-
 _LITERALS = (type(None), bool, int, float, str)
 # What numpy calls an argument, for which torch's parser takes it.
 _NUMPY = {"axis": "dim", "keepdims": "keepdim", "a": "input", "x": "input", "x1": "input", "x2": "other"}

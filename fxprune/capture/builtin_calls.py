@@ -28,8 +28,6 @@ from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, trace
 from fxprune.capture.reachable import names_in
 from fxprune.errors import CaptureError
 
-__all__ = ["remembering"]
-
 _TENSOR_TYPE = type(torch.FloatTensor)
 
 

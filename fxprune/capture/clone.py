@@ -12,14 +12,6 @@ from fxprune.capture.numbers import Traced, plain
 from fxprune.errors import CaptureError
 from fxprune.util.copies import copy_module, with_literals_of
 
-__all__ = [
-    "META",
-    "conversion_on_meta",
-    "meta_like",
-    "on_meta",
-]
-
-
 META = torch.device("meta")
 
 

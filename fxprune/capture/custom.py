@@ -26,8 +26,6 @@ from fxprune.capture.lowering import leaves, map_leaves
 from fxprune.capture.numbers import Traced
 from fxprune.errors import CaptureError
 
-__all__ = ["CustomFunction", "runs", "watched", "without_values"]
-
 _LITERALS = (Tensor, Traced, int, float, complex, str, type(None), torch.dtype, torch.device)
 
 Record = Callable[["CustomFunction", Callable[..., Any], tuple[Any, ...]], Any]

@@ -20,8 +20,6 @@ from fxprune.capture.samples import IMAGE_DIMS
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
-__all__ = ["Decisions", "asks_sizes", "hold_at_batch", "hold_to_sizes", "is_check", "is_written_down", "refuses_sizes"]
-
 REFUSAL = "this network was made for "
 # Layers and functions with a kernel of their own for inference, or one for each device.
 _KERNELS = {"multi_head_attention_forward", "scaled_dot_product_attention", "MultiheadAttention", "LSTM", "GRU", "RNN"}

@@ -18,8 +18,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import ModelError
 
-__all__ = ["network_of"]
-
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 

@@ -18,11 +18,6 @@ from fxprune.capture import sources
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
 
-__all__ = [
-    "OtherChance",
-    "answer_if_finite",
-]
-
 
 class OtherChance:
     """The states of numpy's and Python's generators as they were."""

@@ -22,14 +22,6 @@ from fxprune.capture.folding import Stored, deciding_sizes, known_value
 from fxprune.capture.guards import answer_if_finite
 from fxprune.errors import CaptureError
 
-__all__ = [
-    "KnownValues",
-    "OnMeta",
-    "known_function_result",
-    "known_result",
-]
-
-
 _SAME_SHAPE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
     *(nn.Dropout, nn.Dropout2d, nn.Identity),

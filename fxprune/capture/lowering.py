@@ -14,13 +14,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-__all__ = [
-    "holds_tensor",
-    "leaves",
-    "map_leaves",
-]
-
-
 _LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), slice})
 _SIMPLE = (torch.Tensor, int, float, torch.dtype, torch.device)
 

@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import writes_in_place
 
-__all__ = ["VALUES_DECIDE", "Picked", "indexed", "refuse", "written"]
-
 VALUES_DECIDE = "the size of a result depends on values (indexing with a mask, nonzero, unique or the like)"
 
 

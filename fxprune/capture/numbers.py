@@ -20,19 +20,6 @@ from torch.fx import Graph, Node
 
 from fxprune.capture.sources import asked_by_a_cache, is_hidden, is_of_a_message
 
-__all__ = [
-    "Traced",
-    "TracedFloat",
-    "TracedInt",
-    "decided",
-    "graph_of",
-    "plain",
-    "size_of",
-    "traced",
-    "watching",
-]
-
-
 Operands = tuple[Any, ...]
 
 

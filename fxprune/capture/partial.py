@@ -23,11 +23,6 @@ from fxprune.capture.state import Place
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import names_of
 
-__all__ = [
-    "is_only_called",
-    "names_used",
-]
-
 
 def names_used(module: nn.Module) -> frozenset[str]:
     """Every name and every string in the code of a module's own class and its bases, nn.Module's left out."""

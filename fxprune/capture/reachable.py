@@ -25,8 +25,6 @@ from torch import nn
 
 from fxprune.capture.objects import held_leaves
 
-__all__ = ["Reachable", "names_in", "reachable", "restored"]
-
 _LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", __name__.partition(".")[0]})
 _CONTAINERS = (dict, list, set, deque)
 # Tables of more entries are registries, of which a forward uses few.

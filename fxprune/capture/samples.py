@@ -11,8 +11,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.errors import SampleError
 
-__all__ = ["IMAGE_DIMS", "Sample", "is_image", "random_values", "resized"]
-
 # Images, and clips of them, with batch and colours.
 IMAGE_DIMS = (4, 5)
 T = TypeVar("T")

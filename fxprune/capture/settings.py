@@ -19,17 +19,6 @@ from fxprune.capture.reachable import names_in, reachable
 from fxprune.capture.sources import source_line
 from fxprune.errors import CaptureError
 
-__all__ = [
-    "PRECISIONS",
-    "Questions",
-    "Reads",
-    "autocast",
-    "refuse_autocast",
-    "settle",
-    "surroundings",
-]
-
-
 # All others hang on nothing that another input, or another use of the network, changes.
 _OF_DTYPE = {"dtype", "element_size", "itemsize", "nbytes", "type", "result_type", "can_cast"}
 _OF_GRADIENTS = {"requires_grad", "is_leaf", "grad_fn"}

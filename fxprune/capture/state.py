@@ -24,8 +24,6 @@ from fxprune.capture.objects import held_leaves
 from fxprune.capture.reachable import STREAMS, Reachable, in_words, is_changeable, reachable, restored
 from fxprune.errors import CaptureError
 
-__all__ = ["Place", "PythonState", "check_forgotten", "left_alone"]
-
 # What holds a value, in words that are the same for each copy of a model, and the attribute, key or index.
 Place = tuple[str, Any]
 

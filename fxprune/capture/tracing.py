@@ -23,14 +23,6 @@ from fxprune.capture.state import Place, left_alone
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.rules import has_rule, is_leaf
 
-__all__ = [
-    "UNTRACED_TRAINING",
-    "OpaqueOp",
-    "attempt",
-    "find_variants",
-    "trace",
-]
-
 
 @dataclass(frozen=True)
 class OpaqueOp:

@@ -12,8 +12,6 @@ from fxprune.capture.clone import meta_like
 from fxprune.capture.lowering import mutates
 from fxprune.errors import CaptureError
 
-__all__ = ["Writes"]
-
 
 class Writes:
     """Writes to the tensors of a model that a recorder watches.

@@ -13,8 +13,6 @@ from fxprune.cli import inspecting, pruning, shipping
 from fxprune.cli.options import answers_alone
 from fxprune.errors import FxpruneError
 
-__all__ = ["app", "main"]
-
 USER_ERROR, INTERRUPTED = 2, 130
 _HELP = """A structured-pruning compiler for PyTorch networks.
 

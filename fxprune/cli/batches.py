@@ -12,8 +12,6 @@ import torch
 from fxprune.capture.samples import Sample
 from fxprune.errors import SampleError
 
-__all__ = ["BatchFolder", "ImageBatches", "batches_of"]
-
 _ENDINGS = (".safetensors", ".pt", ".pth")
 _BATCH, _MOST_IMAGES = 32, 1024
 

@@ -22,8 +22,6 @@ from fxprune.cli.options import (
     show_json,
 )
 
-__all__ = ["analyze", "criteria", "diff", "explain", "report"]
-
 DIFFERENT = 1
 PlanPlace = Annotated[Path, typer.Argument(help="A plan.json, or the folder of a saved network.")]
 

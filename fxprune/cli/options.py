@@ -20,31 +20,6 @@ from fxprune.util.registry import registered_names
 if TYPE_CHECKING:
     from fxprune.cli.sources import Source
 
-__all__ = [
-    "FORMATS",
-    "RECOVERIES",
-    "RUNTIMES",
-    "Allow",
-    "AsJson",
-    "Couplings",
-    "Folder",
-    "InputSize",
-    "Model",
-    "OtherSize",
-    "Verbose",
-    "Weights",
-    "answers_alone",
-    "complete",
-    "find",
-    "other_samples",
-    "plan_options",
-    "plan_parameters",
-    "say",
-    "show",
-    "show_json",
-]
-
-
 FORMATS = ("pt2", "onnx", "source", "openvino", "aoti")
 RECOVERIES = registered_names("recovery", "recovery")
 RUNTIMES = ("eager", "compile", "onnxruntime")

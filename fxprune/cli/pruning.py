@@ -28,9 +28,6 @@ from fxprune.cli.options import (
     show_json,
 )
 
-__all__ = ["compile_command"]
-
-
 Calibration = Annotated[
     Path | None,
     typer.Option(

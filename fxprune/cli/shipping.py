@@ -9,9 +9,6 @@ import typer
 
 from fxprune.cli.options import FORMATS, RUNTIMES, Allow, AsJson, Folder, complete, find, say, show, show_json
 
-__all__ = ["benchmark", "export"]
-
-
 Format = Annotated[
     str | None,
     typer.Option(

@@ -19,14 +19,6 @@ from torch import nn
 from fxprune.capture.samples import Sample, random_values
 from fxprune.errors import FxpruneError, MissingDependencyError, ModelError, SampleError
 
-__all__ = [
-    "Source",
-    "find_model",
-    "load_weights",
-    "sample_from_sizes",
-]
-
-
 _DEFAULT_SIZE = (1, 3, 224, 224)
 
 

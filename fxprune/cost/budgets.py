@@ -10,8 +10,6 @@ from fxprune.axes.expressions import Term
 from fxprune.cost.model import CostModel, budget
 from fxprune.errors import BudgetError, RatioError
 
-__all__ = ["budget_model", "check_ratio", "goals_of", "known_budgets"]
-
 
 @budget("macs")
 def macs(graph: ChannelGraph) -> CostModel:

@@ -15,8 +15,6 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Term
 from fxprune.cost.model import CostModel, budget
 
-__all__ = ["LiveTerm", "MemoryModel", "live_terms", "memory_model", "paired_axes"]
-
 
 @dataclass(frozen=True, slots=True)
 class LiveTerm:

@@ -18,8 +18,6 @@ from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Prod
 from fxprune.errors import BudgetError
 from fxprune.util.registry import Registry
 
-__all__ = ["CostModel", "GatheredLeaf", "Leaf", "WidthLeaf"]
-
 FloatArray = NDArray[np.float64]
 Monomial = tuple[float, tuple[int, ...]]
 """A coefficient and the nodes it is multiplied with: leaf ``i`` is written ``i``, sum ``j`` is written ``~j``."""

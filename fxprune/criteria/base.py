@@ -17,27 +17,6 @@ from fxprune.calibration import Collector, TapFinder
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Registry
 
-__all__ = [
-    "NORMALISERS",
-    "ChannelGraph",
-    "Criterion",
-    "FloatArray",
-    "Ladder",
-    "ObservingScorer",
-    "Problem",
-    "QueueLadder",
-    "QueueSelection",
-    "Scorer",
-    "Scores",
-    "Selection",
-    "Selector",
-    "Study",
-    "WeighingScorer",
-    "normaliser_by_name",
-    "removal_order",
-]
-
-
 FloatArray = NDArray[np.float64]
 
 

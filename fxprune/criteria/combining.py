@@ -16,8 +16,6 @@ from fxprune.criteria.base import FloatArray, ObservingScorer, Scorer, normalise
 from fxprune.criteria.judging import observations_of, score_one
 from fxprune.errors import CriterionError
 
-__all__ = ["Combination", "Minimum", "Product", "RankAverage", "WeightedSum"]
-
 Part = Scorer | ObservingScorer
 
 

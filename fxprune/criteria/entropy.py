@@ -20,8 +20,6 @@ from fxprune.criteria.features import flat
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
 
-__all__ = ["FeatureEntropy", "histogram_entropy", "normalised_entropies", "spatial_entropy"]
-
 _ELEMENTS = 1 << 16  # of the maps handled at a time: temporaries stay in the cache
 
 

@@ -20,8 +20,6 @@ from fxprune.criteria.features import flat
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
 
-__all__ = ["FeatureDistance", "FeatureSimilarity", "covering"]
-
 _THRESHOLDS = 256
 _SAMPLED = 1 << 16  # similarities of one layer that quantiles are taken of
 _NEAR = 64

@@ -17,16 +17,6 @@ from fxprune.calibration import Mean, Observation, TapFinder
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 
-__all__ = [
-    "CHIP",
-    "APoZ",
-    "FeatureCriterion",
-    "HRank",
-    "MeanActivation",
-    "flat",
-    "nuclear_norm_changes",
-]
-
 
 def flat(maps: Tensor) -> Tensor:
     """Maps (samples, channels, ...) as (samples, channels, positions), in float32 or wider."""

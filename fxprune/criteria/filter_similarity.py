@@ -17,8 +17,6 @@ from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
 
-__all__ = ["FilterSimilarity", "Removal", "pair_removals", "similarities", "standardised"]
-
 Removal = tuple[float, float, int, int, int]
 """What puts a removal in the global queue: ``-z, -s`` of the pair, its two filters, and the one that goes."""
 

@@ -20,15 +20,6 @@ from fxprune.criteria.features import flat
 from fxprune.criteria.rows import scoped_members, unit_totals
 from fxprune.errors import CriterionError
 
-__all__ = [
-    "ChannelChanges",
-    "GradientPowers",
-    "Hessian",
-    "Taylor",
-    "check_over",
-    "gradient_powers",
-]
-
 
 def check_over(over: str) -> None:
     """Refuse what changes cannot be averaged over.

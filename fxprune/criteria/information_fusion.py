@@ -15,16 +15,6 @@ from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
 
-__all__ = [
-    "InformationFusion",
-    "check_fusion",
-    "divergence_importance",
-    "fused_filters",
-    "fusion_shares",
-    "log_similarity_distributions",
-    "temperature_at",
-]
-
 
 @criterion("information_fusion")
 @dataclass(frozen=True)

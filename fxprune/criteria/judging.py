@@ -24,8 +24,6 @@ from fxprune.criteria.base import (
 from fxprune.criteria.rows import TensorSums
 from fxprune.errors import CalibrationError, CriterionError
 
-__all__ = ["judge", "observations_of", "score_groups", "score_one"]
-
 
 def judge(
     criterion: Criterion,

@@ -22,8 +22,6 @@ from fxprune.criteria.features import flat
 from fxprune.criteria.rows import producers, settled, unit_rows
 from fxprune.errors import CriterionError
 
-__all__ = ["Correlation", "MultiSource", "uniqueness", "weight_entropy"]
-
 Order = Mapping[Group, NDArray[np.int64]]
 _GRID = 9
 

@@ -24,8 +24,6 @@ from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.weights import Slimming
 from fxprune.errors import CriterionError
 
-__all__ = ["Parallel", "fewer_kept", "threshold_masks"]
-
 
 @criterion("parallel")
 @dataclass(frozen=True)

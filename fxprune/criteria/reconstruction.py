@@ -24,8 +24,6 @@ from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
 
-__all__ = ["Reconstruction"]
-
 # A wide group gives its units up in so many turns at least.
 _TURNS = 48
 # Groups are weighed on so many samples at least.

@@ -8,8 +8,6 @@ from typing import Any
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selector, criterion
 from fxprune.errors import CriterionError
 
-__all__ = ["criterion_by_name", "known_criteria", "needs_data", "resolve_criterion"]
-
 
 def known_criteria() -> list[str]:
     """The names that :func:`criterion_by_name` accepts, sorted."""

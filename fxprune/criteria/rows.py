@@ -16,19 +16,6 @@ from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
 from fxprune.criteria.base import FloatArray
 
-__all__ = [
-    "TensorSums",
-    "distances",
-    "fold",
-    "parameter_members",
-    "producer_rows",
-    "producers",
-    "scoped_members",
-    "settled",
-    "unit_rows",
-    "unit_totals",
-]
-
 
 def parameter_members(group: Group, graph: ChannelGraph) -> list[Member]:
     """The group's members that are parameters."""

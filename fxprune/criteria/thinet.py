@@ -21,8 +21,6 @@ from fxprune.errors import CriterionError
 from fxprune.rules.call import Call
 from fxprune.util.paths import name_seed
 
-__all__ = ["ThiNet", "greedy_errors"]
-
 Parts = Callable[[Tensor], Tensor]
 
 

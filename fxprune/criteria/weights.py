@@ -15,14 +15,6 @@ from fxprune.criteria.rows import TensorSums, distances, producer_rows, scoped_m
 from fxprune.errors import CriterionError
 from fxprune.util.paths import name_seed
 
-__all__ = [
-    "FPGM",
-    "Lamp",
-    "Magnitude",
-    "Random",
-    "Slimming",
-]
-
 
 @criterion("magnitude")
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import torch
 from fxprune.errors import DistillationError
 from fxprune.util.writing import named, write_text
 
-__all__ = ["Folder"]
-
 _VERSION = 1
 
 

@@ -21,8 +21,6 @@ from fxprune.distillation.training import engine as started
 from fxprune.errors import DistillationError, OptionError
 from fxprune.util.progress import Steps
 
-__all__ = ["distill"]
-
 
 def distill(
     pruned: nn.Module,

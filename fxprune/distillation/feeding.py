@@ -11,8 +11,6 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from fxprune.distillation.options import seed_everything
 from fxprune.errors import DistillationError
 
-__all__ = ["Feed"]
-
 T = TypeVar("T")
 
 

@@ -14,8 +14,6 @@ from fxprune.api import analyze, report
 from fxprune.errors import DistillationError, FxpruneError
 from fxprune.rewriting import node_keep
 
-__all__ = ["Hint", "Kept", "Projections", "hint_loss", "kept_channels", "resolve_hints", "watched"]
-
 # Kept indices of each dim of the teacher's features, None for all.
 Kept = tuple[Tensor | None, ...]
 

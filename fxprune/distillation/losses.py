@@ -12,8 +12,6 @@ from torch import Tensor
 
 from fxprune.errors import DistillationError
 
-__all__ = ["DistillationLoss", "SoftTargets", "as_parts", "named_outputs"]
-
 # Given the pruned network's output, the teacher's and the target (None where the loader gives none).
 DistillationLoss = Callable[[Any, Any, Any], Any]
 

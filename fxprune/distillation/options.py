@@ -17,15 +17,6 @@ from torch.optim import Optimizer
 
 from fxprune.errors import OptionError
 
-__all__ = [
-    "Distilled",
-    "MakeOptimizer",
-    "Training",
-    "keep_random_state",
-    "seed_everything",
-]
-
-
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
 _SCHEDULES = ("cosine", "step", "constant")

@@ -17,8 +17,6 @@ from fxprune.distillation.hints import Hint, Kept, Projections, check_seen, hint
 from fxprune.distillation.losses import DistillationLoss, as_parts
 from fxprune.errors import DistillationError
 
-__all__ = ["Pair", "Student"]
-
 # What is trained, called with arguments: its output and its features at the hints.
 Called = Callable[..., tuple[Any, dict[str, Tensor]]]
 

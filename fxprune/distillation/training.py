@@ -21,12 +21,6 @@ from fxprune.distillation.pairing import Pair
 from fxprune.errors import DistillationError, MissingDependencyError, OptionError
 from fxprune.util.progress import Steps
 
-__all__ = [
-    "Trainer",
-    "engine",
-]
-
-
 _PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 
 

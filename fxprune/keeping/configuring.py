@@ -24,8 +24,6 @@ from fxprune.keeping.running import check_equal
 from fxprune.keeping.slots import Slot, sizes_of, slots_of, unset_slots_of
 from fxprune.util.copies import private_copy
 
-__all__ = ["Change", "Solution", "finish", "solve", "unsaid", "without_unsaid"]
-
 Shapes = dict[str, tuple[int, ...]]
 _MOST_BUILDS = 400
 _FROM_CONFIG = "the class is built from it"

@@ -33,8 +33,6 @@ from fxprune.rules.ops import named_tensors
 from fxprune.util.copies import deep_copy
 from fxprune.util.paths import ModelPaths, attribute, is_held
 
-__all__ = ["Held", "Rules", "fitted", "in_words", "narrowed"]
-
 Held = dict[Group, PinnedWidth]
 # Which attribute of which class holds a size: found once, for all modules of the class.
 Rules = dict[tuple[type, tuple[str, ...]], None]

@@ -16,8 +16,6 @@ from fxprune.errors import CriterionError, FxpruneError, ProofError
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
-__all__ = ["check_equal", "check_without_loss", "give_values", "tensors_of"]
-
 # So many units of rounding of the largest value: the two run the same kernels in the same order, but for layouts.
 _ULPS = 64
 

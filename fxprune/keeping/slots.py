@@ -17,8 +17,6 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Concat, Product
 
-__all__ = ["Masks", "Pairs", "Slot", "columns_of", "sizes", "sizes_of", "slots_of", "unset_slots_of"]
-
 Masks = Mapping[Channels, Mask]
 Pairs = set[tuple[int, int]]
 

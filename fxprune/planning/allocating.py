@@ -27,8 +27,6 @@ from fxprune.planning.selecting import (
 )
 from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
-__all__ = ["allocate"]
-
 FloatArray = NDArray[np.float64]
 Scores = Mapping[Group, FloatArray]
 

@@ -15,8 +15,6 @@ from fxprune.axes.expressions import Axis, variables
 from fxprune.errors import OptionError, PlanError
 from fxprune.planning.plan_text import write_ranges
 
-__all__ = ["as_lists", "masks_without", "masks_without_zeros"]
-
 _ROLES = ("out", "other", "selection", "scale")
 
 

@@ -19,11 +19,6 @@ from fxprune.planning.plan import Keep, Plan, same_indices
 from fxprune.planning.plan_text import kept_shapes
 from fxprune.util.paths import attribute
 
-__all__ = [
-    "composed",
-    "migrate",
-]
-
 
 def composed(graph: ChannelGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
     """The plan that does at once what two do one after the other: kept indices of kept indices.

@@ -19,16 +19,6 @@ from fxprune.planning.protecting import protected_units
 from fxprune.planning.selecting import StepSequence
 from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
-__all__ = [
-    "Goal",
-    "descend",
-    "frugal_staircase",
-    "paying",
-    "return_idle",
-    "score_staircase",
-]
-
-
 FloatArray = NDArray[np.float64]
 
 

@@ -13,8 +13,6 @@ from fxprune.errors import PlanError
 from fxprune.planning.plan import Plan
 from fxprune.planning.plan_text import write_ranges
 
-__all__ = ["GroupDifference", "PlanDifference", "difference", "read_plan"]
-
 _ABSENT = "absent"
 
 

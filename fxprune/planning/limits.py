@@ -16,17 +16,6 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Concat, Product
 from fxprune.errors import BudgetError, ExcludeError, FxpruneError
 
-__all__ = [
-    "MAX_RATIO",
-    "Limits",
-    "automatic_multiples",
-    "excluded_groups",
-    "limits_of",
-    "per_group",
-    "spared_groups",
-]
-
-
 Value = TypeVar("Value")
 
 

@@ -20,8 +20,6 @@ from fxprune.planning.plan_text import PlanParts, plan_as_text, read_parts, writ
 from fxprune.util.tables import as_cell
 from fxprune.util.writing import file_errors, named, write_text
 
-__all__ = ["Plan"]
-
 Keep = tuple[Tensor | None, ...]
 
 

@@ -22,16 +22,6 @@ from fxprune.util.tables import add_row, new_table, plain_text, with_rest
 if TYPE_CHECKING:
     from fxprune.planning.plan import Plan
 
-__all__ = [
-    "FORMAT",
-    "PlanParts",
-    "parse_ranges",
-    "read_parts",
-    "write_parts",
-    "write_ranges",
-]
-
-
 IntArray = NDArray[np.int64]
 _RANGE = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?", re.ASCII)
 

@@ -22,12 +22,6 @@ from fxprune.criteria import Criterion, Reconstruction, judge
 from fxprune.criteria.base import Selection
 from fxprune.errors import CriterionError
 
-__all__ = [
-    "protected_units",
-    "width_scores",
-]
-
-
 FloatArray = NDArray[np.float64]
 
 

@@ -21,17 +21,6 @@ from fxprune.errors import BudgetError
 from fxprune.planning.limits import Limits
 from fxprune.planning.staircase import IntArray, Staircase
 
-__all__ = [
-    "StepSequence",
-    "alike_sequence",
-    "out_of_reach",
-    "ranks",
-    "score_sequence",
-    "selection_scores",
-    "uniform_sequence",
-]
-
-
 FloatArray = NDArray[np.float64]
 
 

@@ -12,8 +12,6 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.cost.model import CostModel, GatheredLeaf, WidthLeaf
 
-__all__ = ["Staircase", "StaircaseCost"]
-
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 

@@ -14,8 +14,6 @@ from torch import fx, nn
 from fxprune.errors import ProofError
 from fxprune.util.paths import Parts
 
-__all__ = ["check_attributes", "check_code", "runs_its_graph"]
-
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
 _CALLED = (

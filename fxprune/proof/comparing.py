@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Difference", "Leaves", "all_finite", "compare", "has_nan", "kept_block", "leaves_of", "magnitude"]
-
 Leaves = dict[str, Any]
 
 

@@ -13,8 +13,6 @@ from fxprune.proof.comparing import Leaves, compare
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import evaluate
 
-__all__ = ["is_steady", "move_parameters"]
-
 # Rounding errors of a layer's sums are this many units in the last place, or fewer.
 _UNITS = 30
 

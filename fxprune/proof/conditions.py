@@ -21,8 +21,6 @@ from fxprune.proof.running import called, changed_inputs, evaluate, where
 from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
-__all__ = ["Conditions"]
-
 # Rows of the larger batch, and how many values an input may then have: networks that take no small input are left out.
 _BATCH, _MOST_VALUES = 17, 400_000
 # Largest relative error in a narrow type, unless the original's own is nearly as large.

@@ -11,16 +11,6 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
-__all__ = [
-    "TOLERANCE",
-    "named_tensors",
-    "out_of_memory",
-    "precision",
-    "private_copy",
-    "promoted",
-]
-
-
 # Largest relative error that passes.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["by_taps", "is_summed"]
-
 _CONVOLUTION = torch.ops.aten.convolution.default
 _CLIP_DIMS = 5
 

@@ -12,8 +12,6 @@ from fxprune.errors import ProofError
 from fxprune.proof.copies import named_tensors
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, meet
 
-__all__ = ["check_holding"]
-
 Tensors = Mapping[str, Tensor]
 
 

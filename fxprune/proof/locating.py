@@ -24,16 +24,6 @@ from fxprune.proof.nan_carrying.contractions import has_copies
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import modes
 
-__all__ = [
-    "MarkedRun",
-    "NodeKeep",
-    "first_difference",
-    "first_layer",
-    "reads_about",
-    "tables",
-]
-
-
 _ABOUT = ("size", "dim", "numel", "shape", "dtype", "device", "ndim")
 
 NodeKeep = Mapping[str, tuple[Tensor | None, ...]]

@@ -12,19 +12,6 @@ from fxprune.errors import ProofError
 from fxprune.proof.copies import named_tensors
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR
 
-__all__ = [
-    "GAINS",
-    "Keep",
-    "all_names",
-    "check_tensors",
-    "overwrite_removed",
-    "randomise",
-    "removed_entries",
-    "removes_anything",
-    "select",
-]
-
-
 GAINS = (2.0, 1.0, 0.25)
 """Variances of random weights times their number of inputs, to be tried in turn.
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from fxprune.capture.samples import IMAGE_DIMS, Sample, is_image
 from fxprune.proof.copies import promoted
 
-__all__ = ["Probe", "batch_sizes", "candidates", "randomised", "shortened"]
-
 # The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
 # leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
 _SHARES, _PIXELS, _ENOUGH = (0.72, 0.0), 32, 96

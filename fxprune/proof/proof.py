@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-__all__ = ["Proof"]
-
 
 @dataclass(frozen=True)
 class Proof:

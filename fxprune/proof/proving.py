@@ -20,8 +20,6 @@ from fxprune.proof.running import nothing_left_behind
 from fxprune.proof.trials import RefusedError
 from fxprune.proof.validation import Case, Outcome, Validation
 
-__all__ = ["prove"]
-
 
 def prove(
     original: nn.Module,

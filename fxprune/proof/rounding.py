@@ -14,8 +14,6 @@ from fxprune.proof.conditioning import move_parameters
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import evaluate
 
-__all__ = ["rounding_levels", "without_rounding"]
-
 # What cancels leaves at most this many units in the last place of the largest value on the way.
 _UNITS = 100
 # Parameters that move by rounding move such an output by at least this share of itself.

@@ -27,8 +27,6 @@ from fxprune.proof.nan_carrying.calls import tensors_among
 from fxprune.proof.nan_carrying.contractions import by_groups
 from fxprune.proof.probes import Probe
 
-__all__ = ["called", "changed_inputs", "evaluate", "modes", "nothing_left_behind", "where"]
-
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 

@@ -16,8 +16,6 @@ from fxprune.proof.masking import Keep, select
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import called, changed_inputs, modes
 
-__all__ = ["Step", "forward_difference", "gradient_difference", "training_step"]
-
 # Differences are relative to the largest entry of the tensor, but not below this share of the largest of all tensors:
 # the mean of what a batch norm gave, and the gradient of a bias in front of one, are nothing but rounding.
 _FLOOR = 1e-4

@@ -17,9 +17,6 @@ from fxprune.proof.locating import first_layer
 from fxprune.proof.probes import Probe, candidates
 from fxprune.proof.running import evaluate, where
 
-__all__ = ["Trial", "Trials"]
-
-
 _SPECIALISED = "the traced network fits the sample's own sizes only"
 
 

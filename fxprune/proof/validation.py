@@ -24,8 +24,6 @@ from fxprune.proof.rounding import rounding_levels, without_rounding
 from fxprune.proof.running import evaluate, where
 from fxprune.proof.trials import Trial, Trials
 
-__all__ = ["Case", "Outcome", "Validation"]
-
 # A change below this many tolerances cannot tell a removed entry from a kept one.
 _VISIBLE = 100
 

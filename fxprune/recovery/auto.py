@@ -8,8 +8,6 @@ from fxprune.recovery.base import Recovery, Work, recovery
 from fxprune.recovery.reconstruct import Reconstruct
 from fxprune.reporting import RecoveryRow
 
-__all__ = ["Auto"]
-
 
 @recovery("auto")
 @dataclass(frozen=True)

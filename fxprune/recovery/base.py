@@ -29,13 +29,6 @@ from fxprune.util.registry import Registry
 if TYPE_CHECKING:
     from fxprune.recovery.layers import Layer
 
-__all__ = [
-    "Recovery",
-    "Work",
-    "sum_after",
-]
-
-
 # Values of so many bytes are held at once; calibration beyond that is not looked at.
 _MOST_BYTES = 4 << 30
 

@@ -12,8 +12,6 @@ from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 
-__all__ = ["BatchNorm", "measure_batch_norms"]
-
 _Norm = nn.modules.batchnorm._BatchNorm
 
 

@@ -16,8 +16,6 @@ from fxprune.recovery.base import Work
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow
 
-__all__ = ["Yardstick"]
-
 # More samples than these change no decision.
 _MOST_SAMPLES = 256
 

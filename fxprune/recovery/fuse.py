@@ -21,8 +21,6 @@ from fxprune.recovery.base import Work, recovery
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import ModelPaths, attribute
 
-__all__ = ["Fuse", "nearest_kept"]
-
 
 @recovery("fuse")
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import attribute
 
 _BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
-__all__ = ["Layer", "Norm", "Reading", "find_layers"]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import name_seed
 
-__all__ = ["FoldBias", "Reconstruct"]
-
 # The ridge is so many times what is given, whichever serves the rows best that are held out.
 _RIDGES = (1, 10, 100)
 # Rows with bounds are held together, up to so many numbers.

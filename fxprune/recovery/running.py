@@ -12,8 +12,6 @@ from fxprune.recovery.fidelity import Yardstick
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow, RecoveryRow
 
-__all__ = ["known_recoveries", "resolve_recoveries", "run_recoveries"]
-
 
 def known_recoveries() -> list[str]:
     """The names that ``recover`` takes, sorted."""

@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
 
-__all__ = ["Walk", "evaluating"]
-
 
 class Walk:
     """One network over all batches. Values live from the node that makes them to the last one that reads them.

@@ -15,8 +15,6 @@ from fxprune.axes.expressions import Term, variables
 from fxprune.reporting.report import MACS_MEANING
 from fxprune.util.tables import add_row, listing, new_table, percent, with_rest
 
-__all__ = ["graph_as_dict", "render_graph"]
-
 _TOP_GROUPS = 15
 
 

@@ -13,21 +13,6 @@ from fxprune.planning.plan import Plan
 from fxprune.proof.proof import Proof
 from fxprune.util.annotations import check_types
 
-__all__ = [
-    "MACS_MEANING",
-    "CostRow",
-    "FidelityRow",
-    "GoalRow",
-    "GroupRow",
-    "LatencyRow",
-    "OpaqueRow",
-    "PinnedRow",
-    "RecoveryRow",
-    "Report",
-    "ScoreRow",
-]
-
-
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
 

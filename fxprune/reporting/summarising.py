@@ -22,8 +22,6 @@ from fxprune.proof import Proof
 from fxprune.reporting.report import CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
 from fxprune.util.tables import machine
 
-__all__ = ["summarise"]
-
 FloatArray = NDArray[np.float64]
 _INTERVALS = 24
 

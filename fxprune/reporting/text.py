@@ -35,22 +35,6 @@ from fxprune.util.tables import (
     with_rest,
 )
 
-__all__ = [
-    "BUDGETS",
-    "Measured",
-    "achieved_in_words",
-    "as_text",
-    "fidelity_in_words",
-    "latency_in_words",
-    "print_report",
-    "proof_in_words",
-    "recovery_in_words",
-    "render_difference",
-    "render_latencies",
-    "render_report",
-]
-
-
 _TOP_GROUPS = 10
 _PROVEN = {"masked": "the masked original's", "nan-carrying": "the original's over the kept entries"}
 BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memory": "memory", "latency": "latency"}

@@ -17,13 +17,6 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Fixed, Gather, Product
 from fxprune.capture.decisions import is_check
 
-__all__ = [
-    "idle_nodes",
-    "number_of_forward",
-    "source",
-]
-
-
 # The dtype of a tensor, its layout, and what is around a call.
 _SETTINGS = (getattr, "is_contiguous", torch.is_autocast_enabled)
 

@@ -19,8 +19,6 @@ from fxprune.proof import Pair, Proof, UnjudgedError, check_structure, prove, pr
 from fxprune.rewriting.rewriter import Certificate, node_keep
 from fxprune.util.paths import attribute
 
-__all__ = ["pairs_of", "prove_plan", "prove_whole"]
-
 
 def prove_plan(
     graph: ChannelGraph,

@@ -22,8 +22,6 @@ from fxprune.axes.expressions import Channels, Fixed, has_fixed
 from fxprune.capture.decisions import REFUSAL, is_written_down
 from fxprune.rules.ops import canonical_name
 
-__all__ = ["hold_reshapes"]
-
 
 @dataclass(frozen=True)
 class _Block:

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import fx
 
-from fxprune.axes.expressions import Axis, Fixed, Origin, has_fixed
-from fxprune.axes.solver import Cause, Solver
+from fxprune.axes.expressions import Axis, Cause, Fixed, Origin, has_fixed
+from fxprune.axes.solver import Solver
 from fxprune.rules.ops import is_written, writes_in_place
 
 Axes = tuple[Axis, ...]

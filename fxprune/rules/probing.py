@@ -24,8 +24,6 @@ from fxprune.errors import AnalysisError
 from fxprune.rules.call import Call, concrete, fixed_axes, is_tensor
 from fxprune.rules.registry import Rule
 
-__all__ = ["PROBED", "is_probed"]
-
 # Dims by operand, and by result: None where a tensor does not have the channels.
 Places = tuple[tuple[int | None, ...], tuple[int | None, ...]]
 

@@ -17,12 +17,6 @@ from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Product, has
 from fxprune.axes.solver import Solver
 from fxprune.rules.call import Call
 
-__all__ = [
-    "SizeMap",
-    "size_map",
-]
-
-
 Emit = Callable[..., Any]
 
 

@@ -15,15 +15,6 @@ from fxprune.errors import ExportError
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.probes import Probe, candidates
 
-__all__ = [
-    "Check",
-    "Exported",
-    "find_checks",
-    "tensors_of",
-    "with_rows",
-    "worst_error",
-]
-
 
 @dataclass(frozen=True)
 class Exported:

@@ -19,8 +19,6 @@ from fxprune.saving.tensors import TensorEntry, inventory
 from fxprune.util.modes import CALLS
 from fxprune.util.paths import Parts
 
-__all__ = ["Description", "ModuleEntry", "check_name", "describe", "graphs_of"]
-
 # Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
 _GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
 

@@ -24,8 +24,6 @@ from fxprune.saving.strangers import conditions, find_strangers, refuse_stranger
 from fxprune.util.progress import Steps
 from fxprune.util.writing import named, scratch_folder
 
-__all__ = ["FORMATS", "export"]
-
 
 def export(
     pruned: nn.Module,

@@ -18,8 +18,6 @@ from typing import Any, BinaryIO
 from fxprune.errors import ArtefactError
 from fxprune.util.writing import file_errors, remove_abandoned, scratch_folder
 
-__all__ = ["MANIFEST", "SavedFolder", "open_folder", "replace_folder", "write_json"]
-
 MANIFEST = "manifest.json"
 FORMAT = "fxprune"
 FORMAT_VERSION = 2

@@ -26,13 +26,6 @@ from fxprune.saving.comparing import tensors_of
 from fxprune.saving.saving import write_source
 from fxprune.util.paths import copied_graph
 
-__all__ = [
-    "FORMATS",
-    "Format",
-    "exported_program",
-    "onnx_session",
-]
-
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
     """The program of one call, that of the first sample; sizes in which another sample differs may change.

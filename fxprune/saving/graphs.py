@@ -27,8 +27,6 @@ from fxprune.saving.opaque import Imported, import_path
 from fxprune.saving.targets import check_call, check_identifier, check_method, function_name, resolve_function
 from fxprune.saving.values import decode, encode
 
-__all__ = ["decode_graph", "encode_graph", "is_namedtuple", "output_class_path", "tensor_in"]
-
 _ROLE = "the class of an output"
 CUSTOM_ROLE = "a custom autograd function"
 Need = Callable[[Any, str], str]

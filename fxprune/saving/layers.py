@@ -16,19 +16,6 @@ from fxprune.errors import ArtefactError
 from fxprune.saving.values import decode, encode
 from fxprune.util.paths import Parts
 
-__all__ = [
-    "build_container",
-    "build_layer",
-    "container_name",
-    "describe_layer",
-    "finish_container",
-    "is_container",
-    "is_layer",
-    "layer_names",
-    "public_class",
-    "submodule",
-]
-
 _CONTAINERS: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

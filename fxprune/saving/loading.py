@@ -34,13 +34,6 @@ from fxprune.saving.tensors import TensorEntry, attach
 from fxprune.saving.values import decode_sample
 from fxprune.util.writing import named
 
-__all__ = [
-    "build",
-    "load",
-    "load_report",
-]
-
-
 Graphs = Mapping[str, list[dict[str, Any]]]
 
 

@@ -27,20 +27,6 @@ from fxprune.saving.layers import build_layer, describe_layer, submodule
 from fxprune.saving.targets import resolve_function, tensor_function_name
 from fxprune.saving.values import decode, encode
 
-__all__ = [
-    "STATE_TENSOR",
-    "Imported",
-    "StateReader",
-    "StateWriter",
-    "build_opaque",
-    "describe_opaque",
-    "fill",
-    "import_path",
-    "is_plain_layer",
-    "plain_attributes",
-    "resolve_imports",
-]
-
 Imported = Mapping[str, Any]
 STATE_TENSOR = "_state."
 _SLOTS = ("_parameters", "_buffers", "_modules")

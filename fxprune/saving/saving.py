@@ -21,8 +21,6 @@ from fxprune.saving.tensors import named_tensors
 from fxprune.saving.values import encode_sample
 from fxprune.util.writing import named
 
-__all__ = ["save", "write_source"]
-
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned network to a folder, whole or not at all; an earlier saved network at ``path`` is replaced.

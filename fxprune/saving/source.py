@@ -20,8 +20,6 @@ from fxprune.saving.source_names import PART
 from fxprune.saving.source_tree import HELPER, ModuleTree
 from fxprune.util.modes import flags_of
 
-__all__ = ["model_source"]
-
 _USE = """
 Load its weights with
 

@@ -12,16 +12,6 @@ import torch
 from fxprune.saving.source_names import call, quoted
 from fxprune.saving.values import decode, to_source
 
-__all__ = [
-    "RESTORED",
-    "RESTORED_OBJECT",
-    "ConstantTable",
-    "StateSource",
-    "literal_source",
-    "zeros_source",
-]
-
-
 _LONGEST_LITERAL = 48
 _LINE = 100
 _UNPACK = '''

@@ -15,8 +15,6 @@ from fxprune.saving.source_names import VariableNames, call, quoted
 from fxprune.saving.targets import function_name
 from fxprune.saving.values import to_source
 
-__all__ = ["forward_source", "has_variants"]
-
 Access = Callable[[str], str]
 _INFIX: dict[Any, str] = {
     operator.add: "+",

@@ -13,15 +13,6 @@ from torch.fx import Graph, Node
 
 from fxprune.saving.targets import CALLABLE_BUILTINS
 
-__all__ = [
-    "PART",
-    "VariableNames",
-    "call",
-    "is_plain_name",
-    "quoted",
-]
-
-
 _WIDTH = 120
 _TAKEN = frozenset(vars(nn.Module()))
 PART = '''

@@ -16,8 +16,6 @@ from fxprune.saving.source_names import call, is_plain_name, quoted
 from fxprune.saving.tensors import TensorEntry
 from fxprune.saving.values import decode
 
-__all__ = ["HELPER", "ModuleTree"]
-
 HELPER = '''
 def named(**modules: nn.Module) -> nn.Module:
     """A module that only holds others under the names they have in the original network."""

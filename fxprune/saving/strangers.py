@@ -23,8 +23,6 @@ from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import Check, tensors_of
 from fxprune.util.paths import copied_graph
 
-__all__ = ["Stranger", "conditions", "find_strangers", "refuse_strangers"]
-
 # Sizes to try beside those that the numbers in checks lead to. No test of divisibility in use holds for all of them.
 _FEW, _STRIDES = range(1, 10), (1, 2, 4, 8, 16, 32)
 _MOST_ELEMENTS = 1 << 22

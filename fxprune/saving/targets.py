@@ -26,16 +26,6 @@ from fxprune.errors import ArtefactError
 from fxprune.rules.ops import canonical_name
 from fxprune.rules.registry import has_rule
 
-__all__ = [
-    "CALLABLE_BUILTINS",
-    "check_call",
-    "check_identifier",
-    "check_method",
-    "function_name",
-    "resolve_function",
-    "tensor_function_name",
-]
-
 _OPERATORS = (
     "abs add and_ concat contains eq floordiv ge getitem gt iadd iand ifloordiv ilshift imatmul imod imul index inv "
     "invert ior ipow irshift is_ is_not isub itruediv ixor le lshift lt matmul mod mul ne neg not_ or_ pos pow rshift "

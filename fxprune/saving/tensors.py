@@ -12,8 +12,6 @@ from torch import nn
 from fxprune.errors import ArtefactError
 from fxprune.saving.layers import is_container, submodule
 
-__all__ = ["TensorEntry", "attach", "inventory", "named_tensors"]
-
 
 @dataclass(frozen=True)
 class TensorEntry:

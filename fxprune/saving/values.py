@@ -18,8 +18,6 @@ from torch.fx import Node
 from fxprune.capture.samples import Sample
 from fxprune.errors import ArtefactError
 
-__all__ = ["decode", "decode_sample", "encode", "encode_sample", "to_source"]
-
 _NAMED_TYPES: dict[str, type] = {
     "dtype": torch.dtype,
     "layout": torch.layout,

@@ -15,8 +15,6 @@ from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import SoftPruning
 from fxprune.schedules.sparse import Polarization, SparseTraining
 
-__all__ = ["lightning_callback", "step_in_place", "trainer_callback"]
-
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
 
 

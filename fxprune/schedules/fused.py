@@ -35,17 +35,6 @@ from fxprune.reporting.summarising import summarise
 from fxprune.schedules.steps import agreed_values, exclusions, unwrapped
 from fxprune.util.paths import attribute
 
-__all__ = [
-    "FusedGroup",
-    "FusedRows",
-    "FusedTraining",
-    "fuse_rows",
-    "fused_groups",
-    "why_not",
-    "widths_of_plan",
-    "widths_of_rates",
-]
-
 
 class FusedRows(nn.Module):
     """A parametrisation: what the layer uses is ``shares @ rows``, and the rows are what is trained.

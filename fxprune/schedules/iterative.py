@@ -27,8 +27,6 @@ from fxprune.schedules.steps import agreed, ratio_at, unwrapped
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["IterativePruning"]
-
 Kind = TypeVar("Kind", bound=Optimizer)
 
 

@@ -22,12 +22,6 @@ from fxprune.schedules.steps import agreed, exclusions, unwrapped
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "SoftPruning",
-    "put_back",
-    "silence",
-]
-
 
 @torch.no_grad()
 def silence(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

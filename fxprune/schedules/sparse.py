@@ -10,13 +10,6 @@ from torch import nn
 
 from fxprune.errors import OptionError
 
-__all__ = [
-    "Polarization",
-    "SparseTraining",
-    "at_least_zero",
-    "batch_norm_scales",
-]
-
 
 def batch_norm_scales(model: nn.Module) -> list[nn.Parameter]:
     """The scales of all batch norms, each of shape ``(channels,)``.

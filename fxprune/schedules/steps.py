@@ -15,15 +15,6 @@ from fxprune.cost.budgets import check_ratio
 from fxprune.errors import OptionError
 from fxprune.planning import Plan
 
-__all__ = [
-    "SHAPES",
-    "agreed",
-    "agreed_values",
-    "exclusions",
-    "ratio_at",
-    "unwrapped",
-]
-
 
 def agreed(plan: Plan) -> Plan:
     """The plan of the first rank, which every rank has to ask for; the plan itself in a single process.

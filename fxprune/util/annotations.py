@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-__all__ = ["check_types"]
-
 _LARGEST = 1 << 256  # no count comes near, and quotients of larger ones are no floats
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int, float),

@@ -21,19 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-__all__ = [
-    "HELD_TENSOR",
-    "MADE_TENSOR",
-    "copied_attributes",
-    "copy_module",
-    "deep_copy",
-    "meet",
-    "private_copy",
-    "room_for",
-    "tensors_in",
-]
-
-
 Memo = dict[int, Any]
 
 _LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})

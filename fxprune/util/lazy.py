@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-__all__ = ["find_lazily"]
-
 
 def find_lazily(
     package: str, homes: Mapping[str, Sequence[str]]

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-__all__ = ["CALLS", "Effects", "flags_of", "follow", "give_own_modes", "own_modes", "set_flags", "switch"]
-
 # The calls that switch modes, and the mode that an ordinary module takes in each.
 CALLS = {"train": True, "train(False)": False, "eval": False}
 # By part and call, the flags of modules below the part that are not the mode of the call; None: the flag stays.

@@ -15,18 +15,6 @@ from torch import fx, nn
 
 from fxprune.errors import ModelError
 
-__all__ = [
-    "ModelPaths",
-    "Parts",
-    "PartsModule",
-    "PlainNames",
-    "attribute",
-    "copied_graph",
-    "hold",
-    "is_held",
-    "name_seed",
-]
-
 _TABLES = ("_modules", "_parameters", "_buffers")
 # What torch.fx prints into source as it is: a word of ASCII. Two leading underscores mean another name in a class.
 _WORD = re.compile(r"(?!__)[A-Za-z0-9_]+")

@@ -21,8 +21,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "registered_names"]
-
 T = TypeVar("T")
 Kind = TypeVar("Kind")
 

@@ -19,20 +19,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "add_row",
-    "labelled",
-    "listing",
-    "machine",
-    "new_table",
-    "percent",
-    "plain_text",
-    "quantity",
-    "short_seconds",
-    "versions",
-    "with_rest",
-]
-
 
 def quantity(value: float) -> str:
     """A count with a decimal prefix and about four digits: ``4.089 G``."""

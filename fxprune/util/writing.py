@@ -12,8 +12,6 @@ from pathlib import Path
 
 from fxprune.errors import FileError, FxpruneError, OptionError
 
-__all__ = ["file_errors", "named", "remove_abandoned", "scratch_folder", "write_text"]
-
 _LOCKS = os.name == "posix"  # elsewhere nothing that was left is ever taken for abandoned
 if _LOCKS:
     import fcntl

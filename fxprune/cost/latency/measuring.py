@@ -27,13 +27,6 @@ from fxprune.errors import BudgetError
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.paths import ModelPaths
 
-__all__ = [
-    "Seen",
-    "measured_latency",
-    "profile",
-]
-
-
 _ROUNDS = 5
 
 

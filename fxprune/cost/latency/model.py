@@ -13,12 +13,6 @@ from fxprune.axes.expressions import Axis, Channels, Term
 from fxprune.cost.latency.table import Surface, SurfaceStack, stacks
 from fxprune.cost.model import CostModel
 
-__all__ = [
-    "LatencyModel",
-    "ShapedOp",
-]
-
-
 FloatArray = NDArray[np.float64]
 
 

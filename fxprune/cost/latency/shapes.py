@@ -14,15 +14,6 @@ from torch.nn import functional
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, factors_of
 from fxprune.rules.call import Call, TensorName, concrete
 
-__all__ = [
-    "Kernel",
-    "ShapedCall",
-    "TensorSpec",
-    "function_of",
-    "shaped_call",
-]
-
-
 _FILLING = 0.5
 
 

@@ -19,19 +19,6 @@ from numpy.typing import NDArray
 
 from fxprune.util.writing import write_text
 
-__all__ = [
-    "MOST_WIDTHS",
-    "LatencyTable",
-    "Surface",
-    "SurfaceStack",
-    "cache_directory",
-    "conditions",
-    "measured_surface",
-    "stacks",
-    "time_call",
-]
-
-
 FloatArray = NDArray[np.float64]
 Widths = tuple[int, ...]
 

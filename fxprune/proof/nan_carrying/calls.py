@@ -11,21 +11,6 @@ from torch import Tensor
 
 from fxprune.errors import ProofError
 
-__all__ = [
-    "Call",
-    "Handler",
-    "PositionError",
-    "bury",
-    "carries",
-    "constant_along",
-    "filled",
-    "gone",
-    "tensors_among",
-    "trailing",
-    "unexpanded",
-    "words",
-]
-
 
 class Call:
     """An aten operator with its arguments bound to the names of its schema."""

@@ -15,8 +15,6 @@ from torch import Tensor
 from fxprune.proof.nan_carrying.calls import Call, Handler, bury, filled, gone
 from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
 
-__all__ = ["CONTRACTIONS", "by_groups", "has_copies"]
-
 
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
     """``left @ right`` for shapes [b, n, k] and [b, k, m], removed positions of k left out.

@@ -11,11 +11,6 @@ from torch import Tensor
 from fxprune.proof.nan_carrying.calls import Call, Handler, bury, carries, constant_along, filled, gone, trailing
 from fxprune.proof.nan_carrying.contractions import has_copies
 
-__all__ = [
-    "CONVOLUTIONS",
-    "WINDOWS",
-]
-
 
 def _convolution(call: Call) -> Any:
     x, weight = call["input"], call["weight"]

@@ -12,8 +12,6 @@ from fxprune.proof.nan_carrying.calls import Call
 from fxprune.proof.nan_carrying.pointwise import Shadows
 from fxprune.proof.nan_carrying.reductions import all_gone
 
-__all__ = ["counted", "is_counting"]
-
 # What stands for a removed entry, so that it does not change the answer.
 _FILLS = {"all": 1, "any": 0, "count_nonzero": 0, "sum": 0, "prod": 1}
 _OF_ANY_TYPE = ("all", "any", "count_nonzero")

@@ -18,8 +18,6 @@ from fxprune.proof.nan_carrying.pointwise import Shadows, is_pointwise, keeps_na
 from fxprune.proof.nan_carrying.reductions import NORMALIZATIONS, REDUCTIONS
 from fxprune.proof.nan_carrying.structural import JOINING, is_structural, is_unwritten, moved
 
-__all__ = ["NanCarrying"]
-
 _HANDLERS: dict[str, Handler] = {
     **CONTRACTIONS,
     **CONVOLUTIONS,

@@ -16,8 +16,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxprune.proof.nan_carrying.calls import bury, gone, tensors_among, unexpanded, words
 
-__all__ = ["Shadows", "is_pointwise", "keeps_nan", "marked_again"]
-
 # Operators of which every tensor argument passes its NaN on to the output.
 _KEEP_NAN = words(
     """abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh ceil celu clamp clamp_max clamp_min clip clone

@@ -15,12 +15,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.proof.nan_carrying.calls import Call, Handler, bury, constant_along, filled, gone, trailing, words
 
-__all__ = [
-    "NORMALIZATIONS",
-    "REDUCTIONS",
-    "all_gone",
-]
-
 
 def _dims(call: Call) -> tuple[int, ...]:
     """The dims reduced over, counted from the front; all of them where none is named."""

@@ -13,17 +13,6 @@ from torch.utils import _pytree as pytree
 from fxprune.proof.nan_carrying.calls import Call, Handler, bury, gone, tensors_among, words
 from fxprune.proof.nan_carrying.pointwise import Shadows
 
-__all__ = [
-    "JOINING",
-    "Lines",
-    "bury_slices",
-    "is_structural",
-    "is_unwritten",
-    "lost_slices",
-    "moved",
-]
-
-
 Lines = tuple[Tensor | None, ...]
 
 

@@ -19,8 +19,6 @@ from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
 from fxprune.proof.nodes.structure import Step
 
-__all__ = ["ByValues", "Tally"]
-
 # Memory that was not written to has a shape and no values.
 _UNWRITTEN = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
 # What only cuts a tensor in pieces.

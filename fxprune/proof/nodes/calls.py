@@ -13,8 +13,6 @@ from torch.utils import _pytree as pytree
 
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-__all__ = ["call", "call_name", "in_dtype", "may_write", "on_tensors", "on_values", "tensors_among"]
-
 _WRITES = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift".split())
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from fxprune.proof.comparing import Difference, compare
 from fxprune.proof.masking import removed_entries, select
 
-__all__ = ["Claim", "Kept", "at", "cut_shape", "difference", "is_gone", "is_silent", "lost_entries", "same_kept"]
-
 Kept = tuple[Tensor | None, ...]
 
 

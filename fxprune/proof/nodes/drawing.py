@@ -16,8 +16,6 @@ from fxprune.proof.nodes.pairs import UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns, domain_of, like
 from fxprune.util.paths import name_seed
 
-__all__ = ["Setting", "drawn", "held", "held_claim", "means_something", "renewed"]
-
 
 @dataclass(frozen=True, eq=False)
 class Setting:

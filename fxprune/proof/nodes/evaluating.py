@@ -17,8 +17,6 @@ from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
 from fxprune.proof.nodes.structure import Step
 from fxprune.proof.running import modes
 
-__all__ = ["TOLERANCE", "WAYS", "Evaluation", "Result", "Way"]
-
 TOLERANCE = 1e-11
 
 

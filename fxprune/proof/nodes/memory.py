@@ -10,8 +10,6 @@ from fxprune.proof.nodes.calls import tensors_among
 from fxprune.proof.nodes.evaluating import Result
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-__all__ = ["Memory", "sharing", "written_by"]
-
 
 class Memory:
     """The nodes of a captured graph by the memory that their values lie in, and when each is read last."""

@@ -13,8 +13,6 @@ from fxprune.errors import ProofError
 from fxprune.proof.locating import NodeKeep
 from fxprune.util.paths import attribute
 
-__all__ = ["Pair", "UnjudgedError", "described", "fault", "is_number", "is_sizes"]
-
 
 class UnjudgedError(Exception):
     """A node that cannot be judged by itself; the text says why. It is no sign of a fault."""

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Patterns", "domain_of", "like"]
-
 _PERIOD = 8191
 _STEP = 97
 

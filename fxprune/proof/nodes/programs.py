@@ -25,8 +25,6 @@ from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.modes import flags_of, set_flags
 
-__all__ = ["Programs", "in_mode"]
-
 Program = Callable[..., Any]
 # Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
 _MOVES = frozenset(

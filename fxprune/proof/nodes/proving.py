@@ -26,6 +26,7 @@ from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
+from fxprune.proof.nodes.by_values import Tally
 from fxprune.proof.nodes.drawing import Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns
@@ -33,7 +34,7 @@ from fxprune.proof.nodes.programs import Programs, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.structure import Step, matched
-from fxprune.proof.nodes.walk import Tally, walk
+from fxprune.proof.nodes.walk import walk
 from fxprune.proof.probes import Probe
 from fxprune.proof.proof import Proof
 from fxprune.proof.rounding import rounding_levels
@@ -41,8 +42,6 @@ from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, switch
 from fxprune.util.paths import ModelPaths
-
-__all__ = ["prove_nodes"]
 
 # Units in the last place by which outputs may differ where sums are in another order.
 _NEARLY = 1e4

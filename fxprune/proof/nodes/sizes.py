@@ -10,8 +10,6 @@ from torch import Tensor, fx
 from fxprune.capture.samples import Sample, is_image
 from fxprune.proof.probes import shortened
 
-__all__ = ["other_samples", "small_samples"]
-
 # The last maps have these sizes: a kernel of three shows its corners, and height is told from width.
 _LAST = (2, 3)
 # Where kernels without padding need more.

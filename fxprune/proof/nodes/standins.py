@@ -19,8 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.proof.copies import promoted
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-__all__ = ["StandIns", "widened"]
-
 # Smaller products are computed.
 _LARGE = 1 << 20
 # Parameters of fewer entries are copied to another type.

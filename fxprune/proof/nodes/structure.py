@@ -20,8 +20,6 @@ from fxprune.errors import ProofError
 from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.pairs import Pair, described, fault, is_number, is_sizes
 
-__all__ = ["Step", "check_structure", "matched"]
-
 # What a rewrite may add: picks of entries, and arithmetic on sizes.
 _ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))
 _SPLITS = frozenset(

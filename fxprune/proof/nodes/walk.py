@@ -28,8 +28,6 @@ from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
 from fxprune.proof.nodes.structure import Step
 
-__all__ = ["Tally", "walk"]
-
 # What tells how values lie in memory: then they are computed, and keep their strides.
 _LAYOUT = frozenset("is_contiguous stride as_strided storage_offset data_ptr".split())
 

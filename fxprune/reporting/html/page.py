@@ -24,17 +24,6 @@ from fxprune.reporting.text import (
 )
 from fxprune.util.tables import percent, quantity, short_seconds
 
-__all__ = [
-    "Layer",
-    "Stage",
-    "as_html",
-    "histogram",
-    "layers",
-    "macs_of",
-    "reproduction",
-    "stages",
-]
-
 
 def as_html(report: Report) -> str:
     """The report as one HTML page: asked and achieved, widths, costs, scores, the graph, pins, proof and timings."""

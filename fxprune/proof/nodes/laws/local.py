@@ -16,8 +16,6 @@ from fxprune.proof.nodes.claims import Claim, at, same_kept
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 from fxprune.proof.nodes.patterns import domain_of
 
-__all__ = ["LOCAL", "LOCAL_MODULES", "POINTWISE", "POINTWISE_MODULES", "local", "pointwise"]
-
 POINTWISE = frozenset(
     """add sub mul truediv div iadd isub imul itruediv maximum minimum pow neg abs exp expm1 log log1p sqrt rsqrt square
     reciprocal sin cos erf sign floor ceil round clamp clamp_min clamp_max relu relu6 gelu silu sigmoid tanh hardswish

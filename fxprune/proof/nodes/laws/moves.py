@@ -12,8 +12,6 @@ from torch import Tensor
 from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
 from fxprune.proof.nodes.laws.reading import Piece, Reading, Verdict, on_meta, widest
 
-__all__ = ["concatenated", "cut", "permuted", "sliced", "viewed"]
-
 _BY_DIMS = frozenset("flatten unflatten squeeze unsqueeze".split())
 
 

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
-__all__ = ["LAYERS", "attention", "linear", "matmul"]
-
 
 def _keeps_only(kept: Kept, *dims: int) -> bool:
     """Whether nothing goes along any other dim."""

@@ -15,8 +15,6 @@ from fxprune.proof.nodes.calls import call, may_write, on_values
 from fxprune.proof.nodes.claims import Claim, Kept
 from fxprune.proof.nodes.patterns import Patterns
 
-__all__ = ["Piece", "Reading", "Verdict", "on_meta", "widest"]
-
 _DOMAINS = ("share", "positive", "any")
 
 
