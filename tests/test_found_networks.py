@@ -245,3 +245,22 @@ def test_what_is_kept_of_heads_in_the_batch_is_known_of_the_traced_batch_alone()
     assert pruned.of_time.in_features < 8
     assert pruned.parts[0].out_features < 8
     assert pruned(torch.randn(3, 5, 6), torch.rand(3)).shape == (3, 5, 3)
+
+
+class Centred(nn.Module):
+    """Of one channel, what is left behind its mean is zero: no output says what could stand for those that went."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return self.head(h - h.mean(dim=1, keepdim=True))
+
+
+def test_outputs_that_are_zero_show_no_stand_in_for_gradients() -> None:
+    model, x = Centred().eval(), torch.randn(2, 2, 6, 6)
+    pruned = fxprune.compile(model, x, 0.75, round_to=1, max_ratio=1.0, verify="full")
+    assert pruned.first.out_channels == 1
+    assert pruned(x).abs().max() < 1e-6

@@ -212,7 +212,7 @@ def _check_activations(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> N
     if not all(kept_mask(axis, masks).any() for axis in graph.activations):
         raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
     if not all(kept_mask(axis, masks).sum() > 1 for axis in graph.pairs):
-        raise PlanError("the plan leaves one channel where squeeze() or a variance needs two: keep one more")
+        raise PlanError("the plan leaves one channel where squeeze(), a variance or a norm needs two: keep one more")
 
 
 def _indices(mask: Mask) -> Tensor | None:

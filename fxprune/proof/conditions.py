@@ -113,16 +113,17 @@ class Conditions:
             raise _RefusedError("what is drawn at random depends on what was removed")
         if carries:
             masked.outputs = kept_block(masked.outputs)
+        outputs = masked.outputs
         masked.outputs, narrow.outputs = self._without_rounding(masked.outputs, narrow.outputs)
         wrong = forward_difference(masked, narrow, self.keep, self.tolerance)
         if wrong:
             raise _DiffersError(wrong)
         if carries:
             return "gradients not compared: zeros are no stand-in for what was removed"
-        return self._back(masked, narrow)
+        return self._back(masked, narrow, tells=self.tells and len(masked.outputs) == len(outputs))
 
-    def _back(self, masked: Step, narrow: Step) -> str:
-        """Compare gradients, once zeros have shown to be the stand-in."""
+    def _back(self, masked: Step, narrow: Step, *, tells: bool) -> str:
+        """Compare gradients; if outputs ``tells``, zeros have shown to be the stand-in."""
         try:
             masked.go_back()
         except Exception as error:  # in-place writes may forbid it
@@ -135,7 +136,7 @@ class Conditions:
             ) from error
         if not wrong:
             return ""
-        if not self.tells:
+        if not tells:
             raise _RefusedError("what was removed does not reach the outputs, so gradients have no reference")
         if not self._is_steady(narrow):
             return "gradients not compared: they magnify rounding"

@@ -56,6 +56,8 @@ def layer_norm(call: Call) -> None:
             call.unify_all(axes[-count:], call.tensor(name))
             call.role(name, *["scale"] * count)
     call.crosses(axes[-count:])
+    if count == 1:  # of one value alone a norm leaves nothing, or the sign
+        call.keeps_two(axes[-1:])
     call.notes["normalized"] = axes[-count:]
     call.result = axes
 
