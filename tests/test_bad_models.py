@@ -249,11 +249,11 @@ class Halving(nn.Module):
         return x
 
 
-class Scaled(nn.Module):
-    """Reads one value as a Python number."""
+class Listed(nn.Module):
+    """Reads all values as a list."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * int(x[0, 0].item())
+        return x * sum(x[0, :4].numpy())
 
 
 def line_of(function: Callable[..., Any], text: str) -> int:
@@ -273,11 +273,11 @@ def test_a_loop_over_values_names_module_and_line() -> None:
     refused(errors.CaptureError, rf"cannot trace the model at tests/test_bad_models.py:{line}: ", Halving(), vector())
 
 
-def test_a_value_read_as_a_number_names_module_and_line() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), Scaled(), nn.Linear(8, 4))
-    line = line_of(Scaled.forward, "item")
+def test_values_read_as_an_array_name_module_and_line() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Listed(), nn.Linear(8, 4))
+    line = line_of(Listed.forward, "numpy")
     refused(
-        errors.ModelError, rf"no prunable .*cannot trace 1 at tests/test_bad_models.py:{line}: .*item", model, vector()
+        errors.ModelError, rf"no prunable .*cannot trace 1 at tests/test_bad_models.py:{line}: .*numpy", model, vector()
     )
 
 

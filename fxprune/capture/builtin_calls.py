@@ -32,15 +32,24 @@ _TENSOR_TYPE = type(torch.FloatTensor)
 
 
 def _int(*args: Any, **kwargs: Any) -> Any:
-    """``int`` whose conversions of traced numbers stay traced."""
+    """``int`` whose conversions of traced numbers stay traced, those that a tensor holds among them."""
+    args = (args[0].item(),) if len(args) == 1 and _is_watched(args[0]) else args
     value = int(*map(plain, args), **kwargs)
     return traced(value, int, args) if len(args) == 1 and isinstance(args[0], Traced) else value
 
 
 def _float(*args: Any) -> Any:
     """The same for ``float``."""
+    args = (args[0].item(),) if len(args) == 1 and _is_watched(args[0]) else args
     value = float(*map(plain, args))
     return traced(value, float, args) if args and isinstance(args[0], Traced) else value
+
+
+def _is_watched(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or watching() is None:
+        return False
+    with torch._C.DisableTorchFunction():
+        return value.is_meta
 
 
 def _type(*args: Any, **kwargs: Any) -> Any:
@@ -74,6 +83,9 @@ def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of numbers whose results remember them."""
 
     def variant(*args: Any, **kwargs: Any) -> Any:
+        if function in (max, min) and len(args) == 1 and not kwargs and _is_watched(args[0]) and args[0].dim() == 1:
+            # Of floats that tie, the first one alone would learn.
+            return function(args[0]) if args[0].is_floating_point() else getattr(args[0], function.__name__)()
         numbers = len(args) > 0 and not kwargs and all(isinstance(a, (int, float)) for a in args)
         if not numbers or not any(isinstance(a, Traced) for a in args):
             return function(*args, **kwargs)

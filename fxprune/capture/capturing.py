@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from fxprune.capture import builtin_calls, clone, custom, decisions, guards, low
 from fxprune.capture.arguments import placeholders
 from fxprune.capture.guards import OtherChance
 from fxprune.capture.known_results import OnMeta
+from fxprune.capture.live import LiveValues
 from fxprune.capture.lowering import map_leaves
 from fxprune.capture.masked import VALUES_DECIDE, refuse
 from fxprune.capture.reachable import reachable, restored
@@ -23,7 +23,7 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState
 from fxprune.errors import CaptureError, FxpruneError
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
-from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, deep_copy, tensors_in
+from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, cloned, deep_copy, private_copy, tensors_in
 from fxprune.util.modes import Effects, flags_of, set_flags, switch
 from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph
 
@@ -63,6 +63,7 @@ class Captured:
         modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
         flags: by the mode of the whole, the mode of every module by its path in what was traced.
         written: what the forward leaves for its next call in attributes, containers, classes and globals, by place.
+        answers: what the sample's values decided, where data decide; None where nothing of the kind is traced.
         untraced: why the forward in training mode could not be captured; empty where it was, or need not be.
         effects: what the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     """
@@ -90,6 +91,7 @@ class Captured:
     remembers: tuple[str, ...] = ()
     effects: Effects = field(default_factory=dict)
     written: dict[Place, Any] = field(default_factory=dict)
+    answers: list[Any] | None = None
     untraced: str = ""
 
     def refuse_training(self, reason: str) -> None:
@@ -121,15 +123,19 @@ class Captured:
         return self.without_values(model)(sample) is None
 
     def without_values(self, model: nn.Module) -> Callable[[Sample], Exception | None]:
-        """A function that runs the graph on the meta device; it returns the error that comes of a sample, if any."""
-        constants = {name: tensor.to("meta") for name, tensor in self.constants.items()}
-        module = replace(self, constants=constants).module(clone.meta_clone(model))
-        called = OnMeta(module) if isinstance(module, fx.GraphModule) else module
+        """A function that runs the graph; it returns the error that comes of a sample, if any.
+
+        On the meta device, unless data decide.
+        """
+        without = self.answers is None
+        constants = {name: tensor.to("meta") if without else tensor for name, tensor in self.constants.items()}
+        module = replace(self, constants=constants).module(clone.meta_clone(model) if without else private_copy(model))
+        called = OnMeta(module) if isinstance(module, fx.GraphModule) and without else module
 
         def run(sample: Sample) -> Exception | None:
             try:
-                with torch.no_grad():
-                    sample.to_meta().call(called)
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    (sample.to_meta() if without else sample.with_values()).call(called)
             except Exception as error:  # the graph holds the user's own operations: anything may come out of them
                 return error
             return None
@@ -187,6 +193,7 @@ def capture(
     variant: int = 0,
     flags: Mapping[str, bool] | None = None,
     written: Mapping[Place, Any] | None = None,
+    live: bool = False,
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
@@ -195,12 +202,14 @@ def capture(
     are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
     ``variant``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes of
     modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are known
-    to leave outside of its tensors, which must not decide anything.
+    to leave outside of its tensors, which must not decide anything. ``live``: go on where data decide, with the values
+    that the sample has.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
     task = Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {}, written or {})
+    task = replace(task, answers=[]) if live else task
     try:
         return task.run()
     except CaptureError as error:
@@ -224,7 +233,7 @@ class Task:
 
     ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
     autocast is on; ``cast``: whether that alone is; ``inference``: whether there are none. ``learning``: whether
-    tensors need gradients.
+    tensors need gradients. ``answers``: what data decided in earlier traces; None where they may decide nothing.
     """
 
     model: nn.Module
@@ -242,8 +251,11 @@ class Task:
     cast: bool = False
     inference: bool = False
     learning: bool = False
+    answers: list[Any] | None = None
 
     def run(self) -> Captured:
+        if self.answers is not None:
+            self.answers.clear()
         recorder, tensors, state, flags, written = self.recorded()
         own = {t.dtype for t in (*self.model.parameters(), *self.model.buffers(), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._otherwise)
@@ -268,6 +280,7 @@ class Task:
             variant=self.variant,
             remembers=state.changed(),
             written=written,
+            answers=self.answers,
         )
 
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
@@ -284,10 +297,20 @@ class Task:
             device = next((tensor.device for tensor in self.sample.tensors), torch.device("cpu"))
             recorder = Recorder(self.keeps, device, names, self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)
-            recorder.name_tensors(tensors)
+            for name, tensor in tensors:
+                recorder.writes.name(name, tensor)
+            if self.answers is not None:
+                values = self.sample.map(self._in_precision), recorder.constants, self.prefix, self.answers
+                recorder.read_live(LiveValues(self._live_copy, *values))
             state = clone.State(copy)
             written = self._forward(copy, recorder, state)
         return recorder, tensors, state, flags, written
+
+    def _live_copy(self) -> nn.Module:
+        copy = deep_copy(self.model, lambda tensor: self._in_precision(cloned(tensor)))
+        switch(copy, "train" if self.training else "eval")
+        set_flags(copy, self.flags)
+        return copy
 
     def _otherwise(self, **changes: Any) -> Recorder | None:
         """The forward with other settings, or None where it cannot be traced then; where gradients are needed, why."""
@@ -327,7 +350,8 @@ class Task:
             recorder.output(value)
             return left
         except Exception as error:  # the forward is the user's own code: anything may come out of it
-            message = f"{_where(error, recorder)}: {error if isinstance(error, FxpruneError) else _in_words(error)}"
+            words = error if isinstance(error, FxpruneError) else _in_words(error)
+            message = f"{sources.place_of(error, recorder.innermost)}: {words}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
             python_state.unwatch()
@@ -373,12 +397,3 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
 def _in_words(error: Exception) -> str:
     # torch tells its own developers how a kernel that needs data might be registered.
     return VALUES_DECIDE if "data-independent" in str(error) else f"{type(error).__name__}: {error}"
-
-
-def _where(error: BaseException, recorder: Recorder) -> str:
-    path = recorder.innermost or "the model"
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f for f in frames if not f.filename.startswith(sources._HIDDEN)]
-    if not lines:
-        return f"cannot trace {path}"
-    return f"cannot trace {path} at {sources.short_location(lines[-1].filename, lines[-1].lineno or 0)}"

@@ -39,6 +39,11 @@ def asks_sizes(graph: fx.Graph) -> bool:
     return any(is_check(node) and REFUSAL in str(node.args[1]) for node in graph.nodes)
 
 
+def asks_values(graph: fx.Graph) -> bool:
+    """Whether a graph checks what the forward decided on values of data, and so refuses other values."""
+    return any(is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1]) for node in graph.nodes)
+
+
 def refuses_sizes(error: BaseException) -> bool:
     """Whether an error came from such a check."""
     return isinstance(error, AssertionError) and REFUSAL in str(error)
@@ -103,7 +108,10 @@ class Decisions:
         if (function, args) not in self._numbers:
             condition = self._number(function, args, True)
             needs = f"the way that {sources.source_line()} took for the sample needs {_described(function, operands)}"
-            self._new("call_function", torch._assert, (condition, f"{REFUSAL}inputs of other sizes: {needs}"), {}, None)
+            other = "values" if any(map(_hangs_on_values, nodes)) else "sizes"
+            self._new(
+                "call_function", torch._assert, (condition, f"{REFUSAL}inputs of other {other}: {needs}"), {}, None
+            )
 
     def add_literal(self, node: fx.Node, value: Any) -> None:
         """Check that an argument that is no tensor is the one of the sample: the forward's ways hang on it."""
@@ -266,6 +274,13 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
     return False
 
 
+def _hangs_on_values(number: fx.Node) -> bool:
+    """Whether a number is computed from one that was read from a tensor, or is a size that hangs on values."""
+    if number.target == "size":
+        return "by_values" in cast(fx.Node, number.args[0]).meta
+    return number.target == "item" or any(map(_hangs_on_values, number.all_input_nodes))
+
+
 def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:
     """The condition in words, with the sample's sizes."""
     symbol = _SYMBOLS.get(function.__name__)
@@ -276,6 +291,8 @@ def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:
 def _in_words(value: Any) -> str:
     if not isinstance(value, Traced):
         return str(value)
+    if value.written is not None and value.written.target == "item":
+        return f"{value.written.args[0]} ({plain(value)} in the sample)"
     if value.function is size_of:
         node, dim = value.operands
         return f"dim {dim} of {node.name} ({plain(value)} in the sample)"

@@ -20,6 +20,7 @@ from fxprune.capture.clone import meta_like
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.folding import Stored, deciding_sizes, known_value
 from fxprune.capture.guards import answer_if_finite
+from fxprune.capture.live import ByValues
 from fxprune.errors import CaptureError
 
 _SAME_SHAPE = (
@@ -270,6 +271,19 @@ class KnownValues:
         self._node_of = node_of
         self._stored = stored
         self._decisions = decisions
+
+    def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: ByValues | None) -> Any:
+        """What a call gives that reads a tensor's values; ``by_values`` answers where data would have to say.
+
+        Raises:
+            CaptureError: data would have to say, and cannot.
+        """
+        try:
+            return func(self.answer(name, args[0]), *args[1:], **kwargs)
+        except CaptureError:
+            if by_values is None:
+                raise
+            return by_values.read(name, args[0])
 
     def answer(self, name: str, tensor: Any) -> torch.Tensor:
         """The values of a tensor that no data enters, or a truth value that finite data have.

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture import clone
 from fxprune.capture.capturing import Captured, OpaqueCalls, capture
+from fxprune.capture.decisions import asks_values
 from fxprune.capture.lowering import mutates
 from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
@@ -137,7 +138,10 @@ def capture_training(
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
     options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True), "written": written}
+    options["live"] = captured.answers is not None
     training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
+    if captured.answers is not None and asks_values(training.graph) and not asks_values(captured.graph):
+        raise CaptureError("values decide in training mode which way it goes")
     captured.flags |= training.flags
     captured.modes_read |= training.modes_read
     captured.written |= training.written

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.custom import CustomFunction
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
+from fxprune.capture.live import ByValues, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.settings import Questions, Reads
@@ -38,7 +39,6 @@ _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
 _HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 _UNANSWERED = {"data_ptr", "dim_order", "grad", "is_set_to", "storage", "typed_storage", "untyped_storage"}
-_RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
 _CUTS, _DEVICES = {"unbind", "split", "chunk"}, {"cpu", "cuda", "meta", "mps", "xpu"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
 
@@ -81,11 +81,12 @@ class Recorder(TorchFunctionMode):
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
+        self._by_values: ByValues | None = None
+        self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
 
-    def name_tensors(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Tell the recorder the state-dict names of the clone's tensors."""
-        for name, tensor in named:
-            self.writes.name(name, tensor)
+    def read_live(self, live: LiveValues) -> None:
+        """Go on where data decide, with the sample's values, as far as a graph can do so for others."""
+        self._by_values = ByValues(live, self._new, self.node_of, self._call, self._adopt, self._decisions)
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.
@@ -135,16 +136,29 @@ class Recorder(TorchFunctionMode):
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA and self._tracks(args, kwargs):
-            return func(self._values.answer(name, args[0]), *args[1:], **kwargs)
+            return self._values.read(name, func, args, kwargs, self._by_values)
         if not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
             return func(*args, **kwargs)
         fill = lowering.filled(name, args, kwargs)
-        if fill or (lowering.enterable(func) and not self._keeps(canonical_name(name))):
+        if fill or (lowering.enterable(func) and func is not self._entered and not self._keeps(canonical_name(name))):
+            return self._enter(func, fill, args, kwargs)
+        return self._index_or_record(name, func, args, kwargs)
+
+    def _enter(self, func: Any, fill: Callable[[], Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before, self._entered = self._entered, func
+        try:
             with self:
                 return fill() if fill else lowering.entered(func)(*args, **kwargs)
+        finally:
+            self._entered = before
+
+    def _index_or_record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         args = self._values.without_masks(args) if name == "__getitem__" else args
+        args = self._by_values.picked(*args) if self._by_values and name == "__setitem__" else args
         with self if name == "__setitem__" else contextlib.nullcontext():
             handled, result = masked.indexed(name, args, self.node_of)
+        if self._by_values and isinstance(result, masked.Picked):
+            return self._by_values.entries(result, func, args)
         return result if handled else self._record(func, args, kwargs)
 
     def _varies(self, name: str, args: Any, kwargs: Any) -> bool:
@@ -210,8 +224,13 @@ class Recorder(TorchFunctionMode):
         settings.refuse_autocast(self.reads, self._autocast)
         self._refuse_custom()
         self._own_constants_before_mutation(func, args)
-        self._keep_shape_before_reshaping(func, args)
-        value = self._compute(func, args, kwargs)
+        self.writes.keep_shape(func, args)
+        try:
+            value = self._compute(func, args, kwargs)
+        except (NotImplementedError, RuntimeError):
+            if self._by_values is None or mutates(func):
+                raise
+            return self._by_values.result(func, args, kwargs)
         if not holds_tensor(value) and not mutates(func):
             return self._questions.answer(getattr(func, "__name__", ""), args, kwargs, value)
         if getattr(func, "__name__", "") in _CUTS and isinstance(args[0], torch.Tensor):
@@ -244,13 +263,6 @@ class Recorder(TorchFunctionMode):
                 raise CaptureError("the forward writes to a tensor that is no buffer: no state dict would keep it")
             node = self._new("call_method", "clone", (self._constant(constant),), {}, meta_like(constant))
             self._constant_nodes[id(constant)] = (constant, node)
-
-    def _keep_shape_before_reshaping(self, func: Any, args: tuple[Any, ...]) -> None:
-        """A tensor that is given another shape in place must not change what its earlier node says of it."""
-        if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
-            node = self.node_of(args[0])
-            with torch._C.DisableTorchFunction():
-                node.meta["val"] = node.meta["val"].detach()
 
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
@@ -324,6 +336,8 @@ class Recorder(TorchFunctionMode):
         if self._refusal is not None:  # the forward caught it
             raise self._refusal
         self.writes.check_memory()
+        if self._by_values:
+            self._by_values.finish()
         self.graph.output(self._arguments.of(value))
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import linecache
 import logging
 import os
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Iterator
@@ -200,3 +201,12 @@ def _nodes_in(source: str) -> list[Any]:
     except SyntaxError:
         return []
     return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign))]
+
+
+def place_of(error: BaseException, path: str) -> str:
+    """Where a module, whose path is empty for the model itself, could not be traced."""
+    path = path or "the model"
+    lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_HIDDEN)]
+    return f"cannot trace {path}" + (
+        f" at {short_location(lines[-1].filename, lines[-1].lineno or 0)}" if lines else ""
+    )

@@ -13,8 +13,8 @@ from torch import fx, nn
 
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
-from fxprune.capture.checking import counters, forgetful, refuses
-from fxprune.capture.decisions import asks_sizes
+from fxprune.capture.checking import counters, forgetful, is_meta, refuses
+from fxprune.capture.decisions import asks_sizes, asks_values
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.reachable import reachable
@@ -39,7 +39,8 @@ class OpaqueOp:
     parameters: int = 0
 
 
-# The name, among what is opaque, of a training mode that could not be traced.
+# The names, among what is opaque, of decisions of the forward, and of a training mode that could not be traced.
+DECIDED_BY_VALUES = "decisions on values"
 UNTRACED_TRAINING = "the forward in training mode"
 
 
@@ -73,6 +74,12 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     for variant in captured.variants if captured.untraced else ():
         variant.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
+    if any(asks_values(mode.graph) for mode in captured.modes()):
+        untraced.append(
+            OpaqueOp(
+                "", DECIDED_BY_VALUES, "", "the way of the sample is taken, and calls that would go another are refused"
+            )
+        )
     return captured, tuple(untraced)
 
 
@@ -101,7 +108,8 @@ def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | 
 
     The sample, the mode and what the forward is told are those of ``like``.
     """
-    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {})
+    answers = None if like.answers is None else list(like.answers)
+    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers)
     told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
     with told:
         try:
@@ -164,7 +172,51 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     refusal = refuses(model, sample)
     if refusal is not None:
         raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
-    return _parts(model, sample, failure, modes, written)
+    live = _live_graph(model, sample, written)
+    if live is not None and not asks_values(live.graph) and _takes(model, live, _other_batches(live.sample)):
+        return live
+    try:
+        return _parts(model, sample, failure, modes, written)
+    except CaptureError:
+        if live is None:
+            raise
+        return live
+
+
+def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) -> Captured | None:
+    """The graph of a forward in which data decide; None where other data would decide otherwise, or it has none."""
+    if is_meta(model) or sample.image_lists or any(tensor.is_meta for tensor in sample.tensors):
+        return None
+    for candidate in [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]:
+        try:
+            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf, written=written, live=True)
+        except CaptureError:
+            continue
+        if (candidate is sample or captured.takes(model, sample)) and _takes(model, captured, _other_values(candidate)):
+            return captured
+    return None
+
+
+def _other_values(sample: Sample) -> list[Sample]:
+    own = replace(sample, others=())
+    larger = own.map(lambda t: 4 * t.flip(-1) if t.dim() and t.is_floating_point() else t)
+    return [larger, own.map(lambda t: -t / 4 if t.is_floating_point() else t)]
+
+
+def _other_batches(sample: Sample) -> list[Sample]:
+    own, batch = replace(sample, others=()), sample.batch_size
+    return [] if batch is None else [own.with_batch(batch + 1)]
+
+
+def _takes(model: nn.Module, captured: Captured, samples: Sequence[Sample]) -> bool:
+    """Whether a graph takes those of the samples that the model takes."""
+    run = captured.without_values(model)
+    with torch.random.fork_rng(devices=[]):
+        for seed, sample in enumerate(samples):
+            torch.manual_seed(seed)  # chance must not decide either
+            if run(sample) is not None and refuses(model, sample) is None:
+                return False
+    return True
 
 
 def _parts(
@@ -206,11 +258,11 @@ def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
         SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
     given = captured.sample.others
-    if captured.opaque and given:
-        path = next(iter(captured.opaque)) or "the model's own forward"
+    if (captured.opaque or captured.answers is not None) and given:
+        path = next(iter(captured.opaque), "") or "the model's own forward"
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
     other_arguments = any(other.structure != captured.sample.structure for other in given)
-    if captured.opaque or not (asks_sizes(captured.graph) or other_arguments):
+    if captured.opaque or captured.answers is not None or not (asks_sizes(captured.graph) or other_arguments):
         return
     known = [captured.without_values(model)]
     kinds: list[Iterator[tuple[int | None, Sample]]] = [iter(enumerate(given))]

@@ -12,6 +12,8 @@ from fxprune.capture.clone import meta_like
 from fxprune.capture.lowering import mutates
 from fxprune.errors import CaptureError
 
+_RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
+
 
 class Writes:
     """Writes to the tensors of a model that a recorder watches.
@@ -75,6 +77,13 @@ class Writes:
         with node.graph.inserting_after(node):
             before = self._new("call_method", "clone", (node,), {}, meta_like(tensor))
         node.replace_all_uses_with(before, lambda user: user is not before)
+
+    def keep_shape(self, func: Any, args: Any) -> None:
+        """A tensor that is given another shape in place must not change what its earlier node says of it."""
+        if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
+            node = self._node_of(args[0])
+            with torch._C.DisableTorchFunction():
+                node.meta["val"] = node.meta["val"].detach()
 
     def unlearned(self, func: Any, args: tuple[Any, ...], without_gradients: bool) -> fx.Node | None:
         """What stands for a parameter that the forward writes to in place where it has switched gradients off.

@@ -81,10 +81,18 @@ def _items(index: Any, rank: int) -> list[Any]:
 def getitem(call: Call) -> None:
     source = call.arguments["input"]
     if is_tensor(source):
-        taken_by_index(call)
+        index = call.arguments["index"]
+        (_under_mask if isinstance(index, fx.Node) and _is_mask(index) else taken_by_index)(call)
         return
     held = call.axes_of(source)
     call.result = None if held is None else held[concrete(call.arguments["index"])]
+
+
+def _under_mask(call: Call) -> None:
+    """Entries of first dims under a mask of values, each with all of the other dims."""
+    axes, mask = call.tensor("input"), call.tensor("index")
+    call.pin_all((*axes[: len(mask)], *mask), "it is indexed by a mask")
+    call.result = (call.fixed(call.output_shape[0], "it is indexed by a mask"), *axes[len(mask) :])
 
 
 def taken_by_index(call: Call) -> None:

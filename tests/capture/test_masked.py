@@ -70,40 +70,6 @@ def test_gradients_pass_what_a_mask_over_rows_picks() -> None:
     torch.testing.assert_close(pruned.get_parameter("first.weight").grad, model.first.weight.grad)
 
 
-def test_what_was_picked_before_a_write_is_refused() -> None:
-    def late(y: Tensor) -> Tensor:
-        d, k, y = torch.zeros_like(y), y > 0, y.clone()
-        e = y[k]
-        y.mul_(2)
-        d[k] = e
-        return d
-
-    with pytest.raises(fxprune.FxpruneError, match="depends on values"):
-        fxprune.compile(Middle(late).eval(), torch.randn(2, 3, 9, 9), 0.5)
-
-
-class Picks(nn.Module):
-    """Returns entries under a mask."""
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y[y > 0]
-
-
-def test_a_part_that_returns_what_it_picks_is_the_opaque_one() -> None:
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last, self.picks = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), Picks()
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            out: Tensor = self.last(y * self.picks(y).sum())
-            return out
-
-    graph = fxprune.analyze(Outer().eval(), torch.randn(2, 3, 9, 9))
-    assert [op.op for op in graph.opaque] == ["picks"]
-
-
 VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "by name": lambda y: y + Variable(torch.zeros(y.size(0), 8, 1, 1)),
     "by path": lambda y: y * torch.autograd.Variable(y),

@@ -1,0 +1,182 @@
+"""Values that data decide, computed on the sample while a forward is traced: numbers, and sizes of results.
+
+The trace needs them to go on. What it decides by them becomes a check in the graph, as with sizes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.arguments import placeholders
+from fxprune.capture.clone import meta_like
+from fxprune.capture.decisions import Decisions
+from fxprune.capture.lowering import leaves, map_leaves, node_form
+from fxprune.capture.masked import Picked
+from fxprune.capture.numbers import size_of, traced
+from fxprune.capture.samples import Sample
+from fxprune.errors import CaptureError
+from fxprune.util.paths import attribute
+
+
+class LiveValues:
+    """Runs a graph that is being written on the sample, as far as values are asked for.
+
+    Args:
+        model: makes a private copy, which runs in the mode that is traced.
+        sample: with values.
+        constants: those of the graph, by name.
+        prefix: of the names in the graph.
+        answers: of earlier traces of the same forward, which are given again in their order; new ones are added.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], nn.Module],
+        sample: Sample,
+        constants: Mapping[str, torch.Tensor],
+        prefix: str,
+        answers: list[Any],
+    ) -> None:
+        self._make, self._sample, self._constants, self._prefix = model, sample, constants, prefix
+        self._answers, self._asked = answers, 0
+        self._model: nn.Module | None = None
+        self._inputs: dict[str, Any] = {}
+        self._known: dict[fx.Node, Any] = {}
+
+    def of(self, node: fx.Node) -> Any:
+        """What a node gives: numbers as they are, tensors on the meta device."""
+        self._asked += 1
+        if self._asked > len(self._answers):
+            # In a thread of its own no mode of the trace sees what runs.
+            with ThreadPoolExecutor(1) as thread:
+                self._answers.append(thread.submit(self._run_to, node).result())
+        value = self._answers[self._asked - 1]
+        return map_leaves(lambda leaf: meta_like(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+    def _run_to(self, node: fx.Node) -> Any:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            if self._model is None:
+                self._model = self._make()
+                placeholders(
+                    self._model.forward, self._sample, lambda name, value, _: self._inputs.update({name: value})
+                )
+            for present in node.graph.nodes:
+                if present not in self._known:
+                    self._known[present] = self._value(present, self._model)
+                if present is node:
+                    break
+        return map_leaves(lambda leaf: meta_like(leaf) if isinstance(leaf, torch.Tensor) else leaf, self._known[node])
+
+    def _value(self, node: fx.Node, model: nn.Module) -> Any:
+        name = str(node.target)
+        if node.op == "placeholder":
+            return self._inputs[name]
+        if node.op == "get_attr":
+            constant = self._constants.get(name)
+            return attribute(model, name.removeprefix(self._prefix)) if constant is None else constant.clone()
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._known.__getitem__)
+        if node.op == "call_module":
+            return attribute(model, name.removeprefix(self._prefix))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], name)(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+class ByValues:
+    """Writes what data decide into a recorder's graph: numbers that are read, and results whose sizes hang on values.
+
+    ``live``: the values; ``new`` makes a node, ``node_of`` gives that of a tensor, ``call`` writes a call, and
+    ``adopt`` tells what it gives.
+    """
+
+    def __init__(
+        self,
+        live: LiveValues,
+        new: Callable[..., fx.Node],
+        node_of: Callable[[torch.Tensor], fx.Node],
+        call: Callable[..., fx.Node],
+        adopt: Callable[[fx.Node, Any], None],
+        decisions: Decisions,
+    ) -> None:
+        self._live, self._new, self._node_of, self._call, self._adopt = live, new, node_of, call, adopt
+        self._decisions = decisions
+        self._picked: dict[int, tuple[torch.Tensor, Picked]] = {}
+        self._results: list[torch.Tensor] = []
+
+    def read(self, name: str, tensor: Any) -> Any:
+        """What ``tensor.item()`` and the like give: a number that is known again, as a size is.
+
+        Raises:
+            CaptureError: many numbers are read at once, or in a way that forgets where they came from.
+        """
+        if isinstance(tensor, torch.Tensor) and name == "tolist" and tensor.dim() == 1:
+            self._decisions.add(operator.eq, (size_of(self._node_of(tensor), 0, len(tensor)), len(tensor)))
+            return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]
+        if not isinstance(tensor, torch.Tensor) or name not in _READS:
+            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+        node = self._new("call_method", "item", (self._node_of(tensor),), {}, None)
+        value = node.meta["val"] = self._live.of(node)
+        number = traced(int(value) if isinstance(value, bool) else value, operator.pos, (node,))
+        number.written = node
+        if name == "item" and not isinstance(value, bool):
+            return number
+        if name == "__bool__" or isinstance(value, bool):
+            self._decisions.add(operator.ne if value else operator.eq, (number, 0))
+        else:
+            self._decisions.add(operator.eq, (number, value))
+        return _READS[name](value)
+
+    def _entry(self, tensor: torch.Tensor, place: int) -> torch.Tensor:
+        with torch._C.DisableTorchFunction():
+            entry = tensor[place]
+        self._call("call_function", operator.getitem, (tensor, place), {}, entry)
+        return entry
+
+    def result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call whose sizes no kernel of the meta device knows: those of the sample's values."""
+        op, target, args = node_form(func, args, kwargs)
+        node = self._call(op, target, args, kwargs, None)
+        value = node.meta["val"] = self._live.of(node)
+        node.meta["by_values"] = True
+        self._adopt(node, value)
+        self._results += [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+        return value
+
+    def entries(self, picked: Picked, func: Any, args: tuple[Any, ...]) -> torch.Tensor:
+        """The entries under a mask, which a write under the same mask still knows."""
+        tensor: torch.Tensor = self.result(func, args, {})
+        self._picked[id(tensor)] = tensor, picked
+        return tensor
+
+    def picked(self, tensor: Any, mask: Any, value: Any) -> tuple[Any, Any, Any]:
+        """The arguments of a write, with what was picked under the same mask in the place of its entries."""
+        _, known = self._picked.get(id(value), (None, None))
+        try:
+            fits = known is not None and known.values(mask).shape == tensor.shape
+        except CaptureError:
+            fits = False
+        return tensor, mask, known if fits else value
+
+    def finish(self) -> None:
+        """Check that sizes of none and one, which broadcast and vanish in products, are so for other values, too."""
+        for tensor in (t for t in self._results if self._node_of(t).users):
+            for dim, size in enumerate(tensor.shape):
+                if size < 2:
+                    self._decisions.add(operator.eq, (size_of(self._node_of(tensor), dim, size), size))
+
+
+_READS: dict[str, Callable[[Any], Any]] = {
+    "item": lambda value: value,
+    "__bool__": bool,
+    "__int__": int,
+    "__float__": float,
+    "__index__": operator.index,
+}

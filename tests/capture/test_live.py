@@ -1,0 +1,196 @@
+"""Numbers and sizes that data decide, in the middle of a forward and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+import fxprune.errors
+from tests.nets.oracles import masked
+
+
+class Net(nn.Module):
+    """Three convolutions, and something made of each result."""
+
+    def __init__(self, middle: Callable[..., Tensor], tail: Callable[..., Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.middle, self.tail = middle, tail
+
+    def forward(self, x: Tensor, *lengths: Tensor) -> Any:
+        y = self.second(self.middle(self.first(x).relu(), *lengths))
+        return self.tail(self.last(y))
+
+
+def same(y: Tensor) -> Tensor:
+    return y
+
+
+def selected(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, y[y > 0].sum()
+
+
+def boxes(y: Tensor) -> tuple[Tensor, Tensor]:
+    found = torch.nonzero(y[:, 0] > 0)
+    return found, y[:, 1][tuple(found.t())]
+
+
+def mean(y: Tensor) -> tuple[Tensor, float]:
+    return y, y.mean().item()
+
+
+def best(y: Tensor) -> Tensor:
+    y = y.flatten()[y.flatten() > 0]
+    return torch.topk(y, min(10, len(y)))[0]
+
+
+def classes(y: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.unique(y.argmax(1)), y
+
+
+def of_rows(y: Tensor) -> Tensor:
+    return y[y.mean((1, 2, 3)) > 0]
+
+
+def picked_before_a_write(y: Tensor) -> Tensor:
+    d, k, y = torch.zeros_like(y), y > 0, y.clone()
+    e = y[k]
+    y.mul_(2)
+    d[k] = e
+    return d
+
+
+def scaled(y: Tensor) -> Tensor:
+    return y * int(y.abs().amax() * 8) + float(y.amax())
+
+
+def cut_to_longest(y: Tensor, lengths: Tensor) -> Tensor:
+    return y[..., : max(lengths).item()]
+
+
+def cut_to_lengths(y: Tensor, lengths: Tensor) -> Tensor:
+    longest = int(torch.max(lengths))
+    return y[..., :longest] * (torch.arange(longest)[None] < lengths[:, None])[:, None, None]
+
+
+def in_pieces(y: Tensor, lengths: Tensor) -> Tensor:
+    return torch.cat([piece.mul(2) for piece in y.split(lengths.tolist(), -1)], -1)
+
+
+TAILS = [selected, boxes, mean, best, classes]
+MIDDLES = [of_rows, picked_before_a_write, scaled]
+OF_LENGTHS = [cut_to_longest, cut_to_lengths]
+
+
+def flat(value: Any) -> list[Tensor]:
+    return [torch.as_tensor(v) for v in (value if isinstance(value, tuple) else (value,))]
+
+
+def assert_follows(model: nn.Module, pruned: nn.Module, *args: Tensor) -> None:
+    """The pruned network answers as the masked original does, and learns the same."""
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    wanted = masked(model, plan.keep)
+    for mode in (False, True):
+        expected, given = wanted.train(mode)(*args), pruned.train(mode)(*args)
+        for a, b in zip(flat(expected), flat(given), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    name, param = next(iter(pruned.named_parameters()))
+    if any(t.requires_grad for t in flat(given)):
+        pruned.zero_grad()
+        for outputs in (expected, given):
+            sum(t.square().sum() for t in flat(outputs) if t.requires_grad).backward()
+        gradient = wanted.get_parameter(name).grad
+        assert gradient is not None
+        if (kept := plan.keep[name][0]) is not None:
+            gradient = gradient[kept]
+        torch.testing.assert_close(gradient, param.grad)
+
+
+@pytest.mark.parametrize("function", [*TAILS, *MIDDLES], ids=lambda f: f.__name__)
+def test_what_data_decide_stays_so(function: Callable[..., Any]) -> None:
+    model = Net(same, function) if function in TAILS else Net(function, same)
+    ratio = 0.2 if function is picked_before_a_write else 0.4  # what is written under a mask keeps its width
+    pruned = fxprune.compile(model.eval(), torch.randn(2, 3, 9, 9), ratio)
+    report = fxprune.report(pruned)
+    assert report.proof is not None
+    assert report.achieved >= ratio
+    for shape in ((1, 3, 9, 9), (5, 3, 9, 9), (3, 3, 12, 7)):
+        assert_follows(model, pruned, torch.randn(shape))
+
+
+@pytest.mark.parametrize("function", OF_LENGTHS, ids=lambda f: f.__name__)
+def test_lengths_stay_data(function: Callable[..., Any]) -> None:
+    model, x = Net(function, same).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, (x, torch.tensor([7, 5])), 0.4)
+    for lengths in ([7, 7], [2, 6], [3, 1]):
+        assert_follows(model, pruned, x, torch.tensor(lengths))
+    assert_follows(model, pruned, torch.randn(3, 3, 9, 9), torch.tensor([4, 4, 3]))
+
+
+def test_pieces_of_other_lengths_are_cut_so_or_refused() -> None:
+    model, x = Net(in_pieces, same).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, (x, torch.tensor([3, 4])), 0.4)
+    assert_follows(model, pruned, x, torch.tensor([5, 2]))
+    with pytest.raises(AssertionError, match="made for"):
+        pruned(x, torch.tensor([3, 2, 2]))
+
+
+def guarded(y: Tensor) -> Tensor:
+    return y.mean((1, 2, 3)) if y.sum() > 1e5 else y
+
+
+def flipping(y: Tensor) -> Tensor:
+    return y if y[..., 0].sum() > y[..., -1].sum() else -y
+
+
+def counted(y: Tensor) -> Tensor:
+    return torch.stack(list(y.flatten()[y.flatten() > 0]))
+
+
+def test_a_way_that_was_not_seen_is_refused() -> None:
+    model, x = Net(guarded, same).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.4)
+    (row,) = fxprune.report(pruned).opaque
+    assert "refused" in row.reason
+    assert_follows(model, pruned, torch.randn(4, 3, 9, 9))
+    with pytest.raises(AssertionError, match=r"test_live.py:\d+ took for the sample needs gt \(0 in the sample\)"):
+        pruned(1e7 * x.abs())
+
+
+@pytest.mark.parametrize("tail", [flipping, counted])
+def test_a_way_that_other_values_leave_at_once_is_no_way(tail: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(fxprune.FxpruneError, match="move the lines"):
+        fxprune.compile(Net(same, tail).eval(), torch.randn(2, 3, 9, 9), 0.4)
+
+
+class Chance(Net):
+    """Values decide a size, and in training chance decides the way."""
+
+    def forward(self, x: Tensor, *lengths: Tensor) -> Any:
+        y = self.second(self.first(x))
+        if self.training and torch.rand(()) < 0.5:
+            y = y * 2
+        return selected(self.last(y))
+
+
+def test_chance_that_decides_in_training_leaves_no_graph_of_it() -> None:
+    model = Chance(same, same).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 9, 9), 0.4)
+    with pytest.raises(fxprune.errors.ModeError, match="values decide"):
+        pruned.train()(torch.randn(2, 3, 9, 9))
+
+
+def test_a_saved_network_reads_values_too(tmp_path: Path) -> None:
+    model, x = Net(scaled, boxes).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.4)
+    fxprune.save(pruned, tmp_path / "net")
+    loaded = fxprune.load(tmp_path / "net")
+    for a, b in zip(pruned(x), loaded(x), strict=True):
+        assert torch.equal(a, b)
