@@ -32,6 +32,7 @@ from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Feed, Program, kernel_multiple
 from fxprune.recovery import Work, run_recoveries
+from fxprune.recovery.fidelity import errors_of_groups
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import certified
@@ -280,7 +281,11 @@ def recover(program: Program) -> None:
     made = program.pruned.meta["fxprune"]["report"]
     seed = setting(made.plan, "seed", 0) if program.seed is None else program.seed
     given = (program.graph, program.model, program.pruned, made.plan, program.feed.calibration, program.steps, seed)
-    rows, fidelity = run_recoveries(program.recoveries, Work(*given))
+    work = Work(*given)
+    rows, fidelity = run_recoveries(program.recoveries, work)
+    if work.calibration is not None:
+        errors = errors_of_groups(work)
+        made = replace(made, groups=tuple(replace(group, error=errors.get(group.name)) for group in made.groups))
     _note(program, replace(made, recovery=(*made.recovery, *rows), fidelity=tuple(fidelity)))
 
 

@@ -21,6 +21,7 @@ from fxprune import cli
 from fxprune.cli import sources
 from fxprune.cli.batches import batches_of
 from fxprune.errors import FxpruneError, ModelError, SampleError
+from fxprune.saving import targets
 from fxprune.util.tables import add_row, new_table
 
 NETS = """
@@ -211,6 +212,32 @@ def test_torchvision_by_name() -> None:
 )
 def test_torchvision_sizes(name: str, size: tuple[int, ...]) -> None:
     assert sources._torchvision_size(name) == size
+
+
+@pytest.mark.parametrize("fault", ["absent", "built for another torch"])
+def test_torchvision_may_be_missing(
+    run: Callable[..., Result], nets: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """As where a torch for CPUs is installed, and the registry's torchvision was built for CUDA."""
+    (tmp_path / "torchvision").mkdir()
+    text = "raise ImportError('no')" if fault == "absent" else "raise RuntimeError('operator nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(text)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    caches = (targets._namespaces, targets._names_of_functions)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        found = run("compile", f"{nets}:with_sample", "--ratio", "0.3", "-o", str(tmp_path / "out"))
+        assert (found.code, found.err) == (0, "")
+        assert run("report", str(tmp_path / "out")).code == 0
+        found = run("analyze", "torchvision:resnet18")
+        assert found.code == 2
+        assert "install the one that belongs to torch" in found.err
+    finally:
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_timm_by_name() -> None:

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from fxprune.capture.samples import Sample
+from fxprune.cli.sources import torchvision_part
 from fxprune.errors import SampleError
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
@@ -62,8 +63,8 @@ class ImageBatches:
 
     def _read(self, file: Path) -> torch.Tensor:
         from PIL import Image
-        from torchvision.transforms import functional
 
+        functional = torchvision_part("transforms.functional")
         try:
             with Image.open(file) as opened:
                 image = functional.to_tensor(opened.convert("RGB" if self._colours == 3 else "L"))

@@ -108,12 +108,26 @@ def _from_folder(path: str, allow: Iterable[str]) -> tuple[nn.Module, Any]:
     return model, sample.map(lambda tensor: random_values(tensor.shape, tensor.dtype))
 
 
-def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
-    import torchvision.models
+def torchvision_part(name: str) -> Any:
+    """A module of torchvision.
 
-    if name not in torchvision.models.list_models():
-        raise ModelError(f"torchvision has no model {name!r}{_did_you_mean(name, torchvision.models.list_models())}")
-    builder = torchvision.models.get_model_builder(name)
+    Raises:
+        MissingDependencyError: it is not installed, or was built for another torch.
+    """
+    try:
+        return importlib.import_module(f"torchvision.{name}")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingDependencyError(
+            f"torchvision cannot be imported ({error!s:.120}): install the one that belongs to torch {torch.__version__}, "
+            "from the same package index"
+        ) from error
+
+
+def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
+    models = torchvision_part("models")
+    if name not in models.list_models():
+        raise ModelError(f"torchvision has no model {name!r}{_did_you_mean(name, models.list_models())}")
+    builder = models.get_model_builder(name)
     names = ("weights", "weights_backbone")
     # None in place of the defaults, so that nothing is fetched over the network.
     untrained = {key: None for key in names if key in inspect.signature(builder).parameters}
@@ -125,26 +139,19 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
 
 def _torchvision_size(name: str) -> tuple[int, ...]:
     """The size that the model's published weights were evaluated with."""
-    import torchvision.models
-
+    models = torchvision_part("models")
     size: tuple[int, ...] = _DEFAULT_SIZE
     with contextlib.suppress(ValueError, TypeError, AttributeError, IndexError):
-        transform = next(iter(torchvision.models.get_model_weights(name))).transforms()
+        transform = next(iter(models.get_model_weights(name))).transforms()
         crop = [int(edge) for edge in transform.crop_size]
         size = (1, 3, *(crop * 2 if len(crop) == 1 else crop))
-    return (*size[:2], 16, *size[2:]) if name in _video_models() else size
+    return (*size[:2], 16, *size[2:]) if name in models.list_models(module=models.video) else size
 
 
 def _size_for(model: nn.Module, published: tuple[int, ...]) -> tuple[int, ...]:
     """The published size, or the one that the model was built for where it says so: some weights came with another."""
     own = getattr(model, "image_size", None)
     return (*published[:-2], own, own) if isinstance(own, int) else published
-
-
-def _video_models() -> list[str]:
-    import torchvision.models
-
-    return list(torchvision.models.list_models(module=torchvision.models.video))
 
 
 def _from_timm(name: str) -> tuple[nn.Module, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -12,12 +13,15 @@ from torch.utils import _pytree as pytree
 from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
+from fxprune.errors import FxpruneError
 from fxprune.recovery.base import Work
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow
+from fxprune.rewriting.rewriter import unchecked
 
 # More samples than these change no decision.
 _MOST_SAMPLES = 256
+_SAMPLES_A_GROUP = 16
 
 
 class Yardstick:
@@ -25,13 +29,14 @@ class Yardstick:
 
     Args:
         work: the original and the data.
+        most: how many samples are compared, at most.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
         network = PrivateNetwork(work.graph, work.model)
         self._held_out = work.holds_out
         with torch.no_grad():
-            self._wanted = [_run(network, sample, rows) for sample, rows in self._chosen(work)]
+            self._wanted = [_run(network, sample, rows) for sample, rows in self._chosen(work, most)]
 
     def measure(self, network: nn.Module, called: str) -> FidelityRow:
         """Compare a network, in eval mode; ``called`` is what the report calls it."""
@@ -60,13 +65,33 @@ class Yardstick:
             cosines / compared if compared else None,
         )
 
-    def _chosen(self, work: Work) -> Iterator[tuple[Sample, Tensor]]:
-        left = _MOST_SAMPLES
+    def _chosen(self, work: Work, left: int) -> Iterator[tuple[Sample, Tensor]]:
         for sample, held in zip(work.samples, work.held, strict=True):
             rows = torch.nonzero(held).reshape(-1)[:left] if self._held_out else torch.arange(len(held))[:left]
             left -= len(rows)
             if len(rows):
                 yield sample, rows
+
+
+def errors_of_groups(work: Work) -> dict[str, float]:
+    """How far the outputs go off where a single group is cut, as a share of the original's, by name of the group.
+
+    All of it costs at most one run of the calibration: groups share its samples, and where there are more groups, those
+    that lose most are looked at.
+    """
+    masks = work.masks
+    cut = sorted((g for g in work.graph.groups if not masks[g.variable].all()), key=lambda g: masks[g.variable].mean())
+    cut = cut[: work.seen]
+    yardstick = Yardstick(work, min(work.seen // max(len(cut), 1), _SAMPLES_A_GROUP))
+    whole = {variable: np.ones_like(mask) for variable, mask in masks.items()}
+    errors = {}
+    for group in cut:
+        try:
+            alone, _ = unchecked(work.graph, work.model, {**whole, group.variable: masks[group.variable]})
+            errors[group.name] = yardstick.measure(alone, group.name).error
+        except FxpruneError:  # it can be cut with others alone
+            continue
+    return {name: error for name, error in errors.items() if error is not None}
 
 
 def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, Tensor | None, list[Tensor]]:

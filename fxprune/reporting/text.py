@@ -103,21 +103,16 @@ def _totals(report: Report) -> Table:
 
 
 def _groups(groups: tuple[GroupRow, ...], verbose: bool) -> RenderableType:
-    if verbose:
-        table = new_table("group", ["before", "after", "kept"], last="members")
-        for row in groups:
-            add_row(table, *_widths(row), "\n".join(row.members))
-        return table
     # Most channels removed first; sorting is stable, so equals stay in the network's order.
-    ranked = sorted(groups, key=lambda row: row.after - row.before)
-    table = new_table("group", ["before", "after", "kept", "members"])
-    for row in ranked[:_TOP_GROUPS]:
-        add_row(table, *_widths(row), str(len(row.members)))
-    return with_rest(table, len(groups) - _TOP_GROUPS, "groups")
-
-
-def _widths(row: GroupRow) -> tuple[str, str, str, str]:
-    return row.name, str(row.before), str(row.after), percent(row.after / row.before if row.before else 0.0)
+    shown = groups if verbose else sorted(groups, key=lambda row: row.after - row.before)[:_TOP_GROUPS]
+    errors = ["error added"] if any(row.error is not None for row in groups) else []
+    columns = ["before", "after", "kept", *errors]
+    table = new_table("group", columns, last="members") if verbose else new_table("group", [*columns, "members"])
+    for row in shown:
+        cells = [row.name, str(row.before), str(row.after), percent(row.after / row.before if row.before else 0.0)]
+        cells += ["" if row.error is None else percent(row.error)] * len(errors)
+        add_row(table, *cells, "\n".join(row.members) if verbose else str(len(row.members)))
+    return with_rest(table, len(groups) - len(shown), "groups")
 
 
 def _closing(report: Report) -> list[RenderableType]:

@@ -19,7 +19,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torchvision
 from torch.fx import Node
 
 from fxprune.errors import ArtefactError
@@ -113,12 +112,21 @@ def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
         "torch.special": (torch.special, _of_native(torch.special)),
         "torch.fft": (torch.fft, _of_native(torch.fft)),
         "torch.linalg": (torch.linalg, _of_native(torch.linalg)),
-        "torchvision.ops": (torchvision.ops, [n for n in torchvision.ops.__all__ if n[0].islower()]),
+        "torchvision.ops": _of_torchvision(),
         "torch.Tensor": (torch.Tensor, _chosen(torch.Tensor, dir(torch.Tensor))),
         "torch._C._nn": (native, _chosen(native, dir(native), _NATIVE_EXTRAS)),
         "torch._C._VariableFunctions": (variable_functions, _chosen(variable_functions, dir(variable_functions))),
     }
     return {prefix: (holder, frozenset(names)) for prefix, (holder, names) in listed.items()}
+
+
+def _of_torchvision() -> tuple[Any, list[str]]:
+    """Its operators; none where it is not installed, or was built for another torch, which its import finds out."""
+    try:
+        import torchvision.ops
+    except (ImportError, RuntimeError, OSError):
+        return None, []
+    return torchvision.ops, [name for name in torchvision.ops.__all__ if name[0].islower()]
 
 
 def _of_native(public: Any) -> list[str]:

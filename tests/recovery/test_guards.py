@@ -100,6 +100,27 @@ def test_fidelity_is_that_of_the_samples_held_out() -> None:
     assert recovered.error < cut.error
 
 
+def test_the_error_that_a_group_adds_is_that_of_cutting_it_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)).double().eval()
+    x = inputs(160)
+    report = fxprune.report(fxprune.compile(model, x[:2], 0.5, calibration=[x], round_to=1, residual="coupled"))
+    rows = x[apart(x)][:16]
+    for row, layer, reader in zip(report.groups, (model[0], model[2]), (model[2], model[4]), strict=True):
+        gone = torch.ones(row.before, dtype=torch.bool)
+        gone[list(report.plan.groups[row.name])] = False
+        weight = reader.weight.detach().clone()
+        with torch.no_grad():
+            reader.weight[:, gone] = 0
+            off = model(rows)
+            reader.weight.copy_(weight)
+            wanted = model(rows)
+        assert row.error == pytest.approx(float((off - wanted).norm() / wanted.norm()))
+        assert layer.out_features == row.before
+    assert "error added" in str(report)
+    assert fxprune.Report.from_dict(report.as_dict()).groups == report.groups
+
+
 def test_fidelity_stands_in_both_reports_and_travels(tmp_path: object) -> None:
     model, x = wide(), inputs(64)
     report = fxprune.report(fxprune.compile(model, x[:2], 0.5, calibration=[x], recover=None))
