@@ -18,6 +18,7 @@ import fxprune
 from fxprune.analysis.drawing import draw_network, places
 from fxprune.reporting import Report
 from fxprune.reporting.html import as_html
+from fxprune.reporting.html import comparison_as_html as as_page
 from fxprune.reporting.html.page import layers, macs_of, reproduction, stages
 from tests.test_reporting import make_report
 
@@ -90,7 +91,7 @@ def test_it_says_what_the_report_holds(page: Path, report: Report) -> None:
     text = page.read_text()
     assert f"{100 * report.achieved:.1f} % of MACs removed" in text
     for row in report.groups:
-        assert f'<td class="name">{row.name}</td><td class="number">{row.before}</td>' in text
+        assert f'{row.name}</td><td class="number">{row.before}</td>' in text
         assert f'"number">{row.after}</td>' in text
     for pin in report.pinned:
         assert f"{pin.name} ({pin.width})" in text
@@ -109,6 +110,17 @@ def test_tables_sort_and_filter_and_the_page_has_a_dark_form(page: Path, report:
     assert f'data-value="{before}"' in text
     assert 'data-rows="of-groups"' in text
     assert "prefers-color-scheme:dark" in text
+
+
+def test_a_group_is_told_by_one_number_in_bars_rows_plots_and_boxes(page: Path, report: Report) -> None:
+    text = page.read_text()
+    for number, row in enumerate(report.groups):
+        drawn = [node for node in report.drawing if node.groups == (row.name,)]
+        assert text.count(f'<g data-group="{number}">') == len(drawn) > 0
+        assert text.count(f">{row.before}→{row.after}</text>") >= len(drawn)
+        assert f'<div class="row" data-group="{number}"><div class="name">{drawn[0].label}</div>' in text
+        assert f'<figure data-group="{number}"><figcaption><code>{row.name}</code>' in text
+        assert f'<tr id="group-{number}" data-group="{number}"' in text
 
 
 def test_layers_and_stages_add_up(report: Report) -> None:
@@ -193,13 +205,23 @@ window.addEventListener("load", function () {
   find.value = "head"; find.dispatchEvent(new Event("input"));
   var dim = document.querySelectorAll("g.dim").length, all = document.querySelectorAll("#graph g").length;
   find.value = ""; find.dispatchEvent(new Event("input"));
+  function chosen() { return ["tr", ".row", "figure", "#graph g"].map(function (s) {
+    return document.querySelectorAll(s + ".chosen").length; }); }
+  var links = [], card = document.getElementById("chosen");
+  var marked = "[data-group='" + document.querySelector("tr[data-group]").dataset.group + "']";
+  ["tr", ".row", "#graph g"].forEach(function (s) {
+    document.querySelector(s + marked).dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    links.push(chosen());
+    card.querySelector("button").click();
+    links.push(chosen());
+  });
   var wide = [];
   document.querySelectorAll("body *").forEach(function (e) {
     if (e.closest("svg") || e.closest(".scroll table")) return;
     if (e.getBoundingClientRect().right > innerWidth + 1) wide.push(e.tagName + "." + e.className);
   });
   parent.postMessage(JSON.stringify({inner: innerWidth, page: document.documentElement.scrollWidth, wide: wide,
-    dim: dim, all: all, title: document.title}), "*");
+    links: links, card: card.hidden, dim: dim, all: all, title: document.title}), "*");
 });
 </script>"""
 
@@ -232,4 +254,43 @@ def test_in_a_browser(page: Path, width: int, tmp_path: Path) -> None:
     assert found["page"] <= width
     assert found["wide"] == []
     assert 0 < found["dim"] < found["all"]
+    assert found["links"][::2] == [found["links"][0]] * 3
+    assert all(found["links"][0])
+    assert not any(map(any, found["links"][1::2]))
+    assert found["card"]
     assert "of MACs removed" in found["title"]
+
+
+# -- two beside one another --------------------------------------------------------------------------------------------
+
+
+def test_two_results_beside_one_another(report: Report, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = fxprune.report(fxprune.compile(Branches().eval(), torch.randn(2, 3, 8, 8), 0.2, budget="params"))
+    found = report.compare(other, ("A", "<b>"))
+    macs = found.costs[0]
+    assert (macs.before, macs.after) == ((report.macs_before,) * 2, (report.macs_after, other.macs_after))
+    assert [row.after for row in found.widths] == [
+        (a.after, b.after) for a, b in zip(report.groups, other.groups, strict=True)
+    ]
+    assert found.settings["budget"] == ("macs", "params")
+    assert "scope" not in found.settings
+    assert "A beside <b>" in str(found)
+    found.save_html(tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert "<b></h1>" not in text
+    assert f'<td class="name">{report.groups[0].name}</td>' in text
+
+
+def test_networks_of_other_groups_stand_beside_one_another_too(report: Report) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    other = fxprune.report(fxprune.compile(net, torch.randn(1, 4), 0.5, calibration=[torch.randn(16, 4)]))
+    rows = {row.name: row for row in report.compare(other).widths}
+    assert rows["stem.0"].after == (report.groups[0].after, None)
+    assert rows["0"].before == (None, 8)
+    assert rows["0"].errors[1] is not None
+    assert " / " in str(report.compare(other))
+    assert "None" not in as_page(report.compare(other))

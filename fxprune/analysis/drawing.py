@@ -134,11 +134,12 @@ def _nearest_free(wanted: int, taken: set[float]) -> float:
 
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 210, 22, 24, 14
-_LONGEST = 32
+_LONGEST = 29
 _PLAIN = "#f4f4f2"
 _STYLE = (
-    "text{font:11px ui-monospace,monospace;fill:#1a1a1a}path{fill:none;stroke:#9a9a94;stroke-width:1}"
-    "rect{stroke:#6b6b66;stroke-width:1}.pinned{stroke:#3a3a36;stroke-width:2.5;stroke-dasharray:4 2}"
+    ".net text{font:11px ui-monospace,monospace;fill:#1a1a1a}.net .width{text-anchor:end;fill:#50504a}"
+    ".net path{fill:none;stroke:#9a9a94;stroke-width:1}.net rect{stroke:#6b6b66;stroke-width:1}"
+    ".net .pinned{stroke:#3a3a36;stroke-width:2.5;stroke-dasharray:4 2}"
 )
 
 
@@ -149,18 +150,22 @@ def colours(nodes: Sequence[DrawnNode]) -> dict[str, str]:
     return {name: f"hsl({round(i * 137.508) % 360} 65% {82 - 8 * (i % 2)}%)" for i, name in enumerate(names)}
 
 
-def as_svg(nodes: Sequence[DrawnNode]) -> str:
-    """The operations as boxes from top to bottom, coloured by their first group; a dashed edge marks pins."""
+def as_svg(nodes: Sequence[DrawnNode], widths: Mapping[str, str]) -> str:
+    """The operations as boxes from top to bottom, coloured by their first group; a dashed edge marks pins.
+
+    A box says its group's width, as ``widths`` has it by name; ``data-group`` holds places in :func:`colours`.
+    """
     spots = [(column * (_WIDTH + _GAP_X), row * (_HEIGHT + _GAP_Y)) for row, column in places(nodes)]
     left = min((x for x, _ in spots), default=0)
     width = max((x for x, _ in spots), default=0) - left + _WIDTH
     height = max((y for _, y in spots), default=0) + _HEIGHT
-    found = colours(nodes)
+    found = {name: (colour, place) for place, (name, colour) in enumerate(colours(nodes).items())}
     edges = [_edge(spots[i], spots[number]) for number, node in enumerate(nodes) for i in node.inputs]
-    boxes = [_box(node, *spot, found) for node, spot in zip(nodes, spots, strict=True)]
+    boxes = [_box(node, *spot, found, widths) for node, spot in zip(nodes, spots, strict=True)]
     view = f"{left - 40:g} -10 {width + 80:g} {height + 20:g}"
+    size = f'width="{width + 80:g}" height="{height + 20:g}"'
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}" width="{width + 80:g}" height="{height + 20:g}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="net" viewBox="{view}" {size} '
         f'role="img" aria-label="operations of the network, coloured by channel group"><style>{_STYLE}</style>'
     )
     return "\n".join([head, *edges, *boxes, "</svg>"])
@@ -177,14 +182,20 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     return f'<path d="M{x:g} {y:g}{turns}C{side:g} {to_y:g} {to_x:g} {to_y - 8:g} {to_x:g} {to_y:g}"/>'
 
 
-def _box(node: DrawnNode, x: float, y: float, found: Mapping[str, str]) -> str:
-    fill = found[node.groups[0]] if node.groups else _PLAIN
+def _box(node: DrawnNode, x: float, y: float, found: Mapping[str, tuple[str, int]], widths: Mapping[str, str]) -> str:
+    fill = found[node.groups[0]][0] if node.groups else _PLAIN
     mark = ' class="pinned"' if node.pin else ""
+    numbers = " ".join(str(found[name][1]) for name in node.groups)
+    known = [widths[name] for name in node.groups if name in widths]
+    width = (known[0] if len(known) == 1 else f"{len(known)} groups") if known else ""
     # The end of a path tells more than its beginning.
-    label = node.label if len(node.label) <= _LONGEST else f"…{node.label[1 - _LONGEST :]}"
-    lines = [node.label, *(f"group {name}" for name in node.groups), *([f"pinned: {node.pin}"] if node.pin else [])]
-    title = escape("\n".join(lines))
+    room = _LONGEST - (len(width) + 1 if width else 0)
+    label = node.label if len(node.label) <= room else f"…{node.label[1 - room :]}"
+    lines = [node.label, *(f"group {name}: {widths.get(name, '?')}" for name in node.groups)]
+    title = escape("\n".join([*lines, *([f"pinned: {node.pin}"] if node.pin else [])]))
+    text = f'<text x="{x + 6:g}" y="{y + 15:g}">{escape(label)}</text>'
+    text += f'<text class="width" x="{x + _WIDTH - 6:g}" y="{y + 15:g}">{escape(width)}</text>' if width else ""
     return (
-        f'<g><title>{title}</title><rect{mark} x="{x:g}" y="{y:g}" width="{_WIDTH}" height="{_HEIGHT}" rx="3" '
-        f'fill="{fill}"/><text x="{x + 6:g}" y="{y + 15:g}">{escape(label)}</text></g>'
+        f'<g data-group="{numbers}"><title>{title}</title><rect{mark} x="{x:g}" y="{y:g}" width="{_WIDTH}" '
+        f'height="{_HEIGHT}" rx="3" fill="{fill}"/>{text}</g>'
     )

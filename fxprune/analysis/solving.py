@@ -112,7 +112,9 @@ class ChannelGraph:
         Raises:
             AnalysisError: another format.
         """
-        return as_svg(draw_network(self)) if fmt == "svg" else self._explainer.draw(fmt)
+        if fmt != "svg":
+            return self._explainer.draw(fmt)
+        return as_svg(draw_network(self), {group.name: str(group.size) for group in self.groups})
 
     def crosses_norm(self, variable_set: Iterable[Channels]) -> bool:
         """Whether any of these groups' variables runs through a norm, softmax, reduction or product of activations."""

@@ -30,6 +30,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "export": (shipping.export, "export resnet50-pruned -o resnet50.onnx"),
     "report": (inspecting.report, "report resnet50-pruned --html report.html"),
     "benchmark": (shipping.benchmark, "benchmark resnet50-pruned --runtime onnxruntime --batch 1"),
+    "compare": (inspecting.compare, "compare resnet50-pruned resnet50-other --html both.html"),
     "criteria": (inspecting.criteria, "criteria"),
     "diff": (inspecting.diff, "diff resnet50-pruned other/plan.json"),
 }

@@ -1,4 +1,4 @@
-"""Commands that look: ``fxprune analyze``, ``explain``, ``report``, ``criteria`` and ``diff``."""
+"""Commands that look: ``fxprune analyze``, ``explain``, ``report``, ``compare``, ``criteria`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -93,6 +93,30 @@ def report(
         say(f"written to {html}")
     else:
         show(render_report(found, verbose=verbose))
+
+
+def compare(
+    a: Folder,
+    b: Folder,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as one HTML file instead; it needs no network.")
+    ] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show two saved networks beside one another: costs, distance from the originals, widths, settings."""
+    from fxprune.saving import load_report
+
+    names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    found = load_report(a).compare(load_report(b), names)
+    if html is not None:
+        found.save_html(html)
+    if as_json:
+        show_json(found.as_dict())
+    elif html is not None:
+        say(f"written to {html}")
+    else:
+        show(found.render(verbose=verbose))
 
 
 def criteria(as_json: AsJson = False) -> None:

@@ -118,8 +118,8 @@ def torchvision_part(name: str) -> Any:
         return importlib.import_module(f"torchvision.{name}")
     except (ImportError, RuntimeError, OSError) as error:
         raise MissingDependencyError(
-            f"torchvision cannot be imported ({error!s:.120}): install the one that belongs to torch {torch.__version__}, "
-            "from the same package index"
+            f"torchvision cannot be imported ({error!s:.120}): install the one that belongs to torch "
+            f"{torch.__version__}, from the same package index"
         ) from error
 
 

@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.proof.proof import Proof
 from fxprune.util.annotations import check_types
+
+if TYPE_CHECKING:
+    from fxprune.reporting.comparing import Comparison
 
 MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
@@ -223,6 +226,9 @@ class Report:
         goals: one row for each budget, where there were several; ``budget`` is the first.
         fidelity: one row for the network as it was cut, and one for the recovered, where there are data.
         notes: what was chosen where "auto" was asked for, and why; what the caller should know.
+        memory_before: bytes of the parameters and of the activations that are alive at once, for one call with the
+            sample, before; 0 in reports of earlier versions.
+        memory_after: the same after.
     """
 
     ratio: float | None
@@ -252,6 +258,8 @@ class Report:
     goals: tuple[GoalRow, ...] = ()
     notes: tuple[str, ...] = ()
     fidelity: tuple[FidelityRow, ...] = ()
+    memory_before: float = 0.0
+    memory_after: float = 0.0
 
     @property
     def achieved(self) -> float:
@@ -301,6 +309,12 @@ class Report:
         if any(not 0 <= given < here for here, node in enumerate(report.drawing) for given in node.inputs):
             raise ValueError("drawing: an operation reads what comes after it")
         return report
+
+    def compare(self, other: Report, names: tuple[str, str] = ("first", "second")) -> Comparison:
+        """This result beside another one, called by these names: ``print`` it, or write it with ``save_html``."""
+        from fxprune.reporting.comparing import Comparison
+
+        return Comparison(self, other, names)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one HTML file that needs no network; the file appears whole or not at all.

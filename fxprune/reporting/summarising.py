@@ -41,7 +41,7 @@ def summarise(
     budget = setting(plan, "budget", "macs")
     budgets = {name: check_ratio(asked) for name, asked in setting(plan, "budgets", {}).items()}
     models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params)}
-    models |= {name: budget_model(graph, name) for name in (budget, *budgets)}
+    models |= {name: budget_model(graph, name) for name in ("memory", budget, *budgets)}
     before = {name: cost.exact({}) for name, cost in models.items()}
     after = {name: cost.exact(masks) for name, cost in models.items()}
     return Report(
@@ -68,6 +68,8 @@ def summarise(
         environment=machine(),
         notes=(*notes, *dict.fromkeys(c.notes["probed"] for c in graph.calls.values() if "probed" in c.notes)),
         goals=tuple(GoalRow(name, asked, before[name], after[name]) for name, asked in budgets.items()),
+        memory_before=before["memory"],
+        memory_after=after["memory"],
     )
 
 

@@ -93,12 +93,13 @@ def _totals(report: Report) -> Table:
     table = new_table("", ["before", "after", "removed"])
     widths = [(row.before, row.after) for row in report.groups]
     rows = [
-        ("MACs *", report.macs_before, report.macs_after),
-        ("parameters", report.parameters_before, report.parameters_after),
-        ("channels of groups", sum(before for before, _ in widths), sum(after for _, after in widths)),
+        ("MACs *", report.macs_before, report.macs_after, ""),
+        ("parameters", report.parameters_before, report.parameters_after, ""),
+        ("channels of groups", sum(before for before, _ in widths), sum(after for _, after in widths), ""),
+        ("memory of a call", report.memory_before, report.memory_after, "B"),
     ]
-    for name, before, after in rows:
-        add_row(table, name, quantity(before), quantity(after), percent(removed(before, after)))
+    for name, before, after, unit in rows if report.memory_before else rows[:-1]:
+        add_row(table, name, quantity(before) + unit, quantity(after) + unit, percent(removed(before, after)))
     return table
 
 

@@ -31,6 +31,32 @@
 })();
 (function () {
   "use strict";
+  var card = document.getElementById("chosen");
+  if (!card) return;
+  function choose(wanted, origin) {
+    var row = null, box = null;
+    document.querySelectorAll("[data-group]").forEach(function (element) {
+      var hit = wanted !== "" && (" " + element.dataset.group + " ").indexOf(" " + wanted + " ") >= 0;
+      element.classList.toggle("chosen", hit);
+      if (hit && element.tagName === "TR") row = element;
+      if (hit && element.tagName === "g") box = box || element;
+    });
+    document.body.classList.toggle("choosing", row !== null);
+    card.hidden = row === null;
+    if (!row) return;
+    card.querySelector("code").textContent = row.dataset.name;
+    card.querySelector("a").href = "#" + row.id;
+    if (box && !origin.closest("#graph")) document.getElementById("graph").dispatchEvent(new CustomEvent("chosen", { detail: box }));
+  }
+  document.addEventListener("click", function (event) {
+    var hit = event.target.closest("[data-group]");
+    if (hit && hit.dataset.group !== "") choose(hit.dataset.group.split(" ")[0], hit);
+  });
+  document.addEventListener("keydown", function (event) { if (event.key === "Escape") choose("", card); });
+  card.querySelector("button").addEventListener("click", function () { choose("", card); });
+})();
+(function () {
+  "use strict";
   var frame = document.getElementById("graph");
   if (!frame) return;
   var svg = frame.querySelector("svg");
@@ -64,20 +90,44 @@
     var r = frame.getBoundingClientRect();
     zoom(event.deltaY < 0 ? 0.85 : 1.18, (event.clientX - r.left) / r.width, (event.clientY - r.top) / r.height);
   }, { passive: false });
-  var held = null;
+  // One finger scrolls the page; a mouse or two fingers move the picture, and fingers that part zoom it.
+  var held = {}, from = null;
+  function grip() {
+    var places = Object.keys(held).map(function (id) { return held[id]; }), two = places[1] || places[0];
+    return { x: (places[0].x + two.x) / 2, y: (places[0].y + two.y) / 2, box: current(),
+      apart: Math.hypot(places[0].x - two.x, places[0].y - two.y) };
+  }
+  function release(event) {
+    delete held[event.pointerId];
+    from = Object.keys(held).length ? grip() : null;
+  }
   frame.addEventListener("pointerdown", function (event) {
-    if (event.pointerType === "touch") return; // a finger scrolls the page; the buttons zoom
-    held = { x: event.clientX, y: event.clientY, box: current() };
-    frame.setPointerCapture(event.pointerId);
+    held[event.pointerId] = { x: event.clientX, y: event.clientY, touch: event.pointerType === "touch" };
+    from = grip();
   });
   frame.addEventListener("pointermove", function (event) {
-    if (!held) return;
-    var scale = Math.max(held.box.width / frame.clientWidth, held.box.height / frame.clientHeight);
-    show({ x: held.box.x - (event.clientX - held.x) * scale, y: held.box.y - (event.clientY - held.y) * scale,
-      width: held.box.width, height: held.box.height });
+    if (!held[event.pointerId]) return;
+    held[event.pointerId].x = event.clientX;
+    held[event.pointerId].y = event.clientY;
+    var now = grip();
+    if (held[event.pointerId].touch ? !now.apart : Math.hypot(now.x - from.x, now.y - from.y) < 4) return;
+    frame.setPointerCapture(event.pointerId);
+    if (now.apart && from.apart) {
+      var r = frame.getBoundingClientRect();
+      zoom(from.apart / now.apart, (now.x - r.left) / r.width, (now.y - r.top) / r.height);
+      from = { x: from.x, y: from.y, box: current(), apart: now.apart };
+    }
+    var scale = Math.max(from.box.width / frame.clientWidth, from.box.height / frame.clientHeight);
+    show({ x: from.box.x - (now.x - from.x) * scale, y: from.box.y - (now.y - from.y) * scale,
+      width: from.box.width, height: from.box.height });
+    if (now.apart) from = grip();
   });
-  frame.addEventListener("pointerup", function () { held = null; });
-  frame.addEventListener("pointercancel", function () { held = null; });
+  ["pointerup", "pointercancel", "lostpointercapture"].forEach(function (name) { frame.addEventListener(name, release); });
+  frame.addEventListener("chosen", function (event) {
+    var box = current(), first = event.detail.querySelector("rect");
+    var x = parseFloat(first.getAttribute("x")), y = parseFloat(first.getAttribute("y"));
+    show({ x: x - box.width / 2 + 100, y: y - box.height / 4, width: box.width, height: box.height });
+  });
   document.getElementById("closer").addEventListener("click", function () { zoom(0.7, 0.5, 0.5); });
   document.getElementById("farther").addEventListener("click", function () { zoom(1.43, 0.5, 0.5); });
   document.getElementById("whole").addEventListener("click", function () { show(all); });

@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from fxprune.analysis.drawing import as_svg, colours
 from fxprune.options import usual
+from fxprune.reporting.comparing import Comparison, said
 from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, Report, ScoreRow, removed
 from fxprune.reporting.text import (
     BUDGETS,
     achieved_in_words,
-    fidelity_in_words,
     latency_in_words,
     proof_in_words,
     recovery_in_words,
@@ -27,29 +27,41 @@ from fxprune.util.tables import percent, quantity, short_seconds
 
 def as_html(report: Report) -> str:
     """The report as one HTML page: asked and achieved, widths, costs, scores, the graph, pins, proof and timings."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "quantity": quantity, "seconds": short_seconds}
-    template = environment.from_string(_read("page.html.j2"))
-    return template.render(
+    drawn = colours(report.drawing)
+    # What stands for a group, anywhere on the page, has its place among these as data-group.
+    places = {name: place for place, name in enumerate({**drawn, **{row.name: "" for row in report.groups}})}
+    widths = {row.name: f"{row.before}→{row.after}" for row in report.groups}
+    return _filled(
+        "page.html.j2",
         report=report,
         budget=BUDGETS.get(report.budget, report.budget),
         achieved=achieved_in_words(report),
         macs_meaning=MACS_MEANING,
-        removed=removed,
         layers=layers(report),
         groups=[(row, macs_of(report, row)) for row in report.groups],
+        places=places,
+        colours=drawn,
+        with_errors=any(row.error is not None for row in report.groups),
         stages=stages(report),
         histograms=[(row, histogram(row)) for row in report.scores],
-        drawing=Markup(as_svg(report.drawing)) if report.drawing else None,
-        colours=colours(report.drawing),
+        drawing=Markup(as_svg(report.drawing, widths)) if report.drawing else None,
         proof=proof_in_words(report),
         latency=None if report.latency is None else latency_in_words(report.latency),
         recoveries=[recovery_in_words(row) for row in report.recovery],
-        fidelities=[fidelity_in_words(row) for row in report.fidelity],
         reproduction=reproduction(report),
-        style=Markup(_read("page.css")),
-        script=Markup(_read("page.js")),
     )
+
+
+def comparison_as_html(comparison: Comparison) -> str:
+    """Two reports beside one another as one HTML page."""
+    return _filled("comparison.html.j2", comparison=comparison, describe=proof_in_words, said=said)
+
+
+def _filled(template: str, **values: Any) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "quantity": quantity, "seconds": short_seconds}
+    made = environment.from_string(_read(template))
+    return made.render(removed=removed, style=Markup(_read("page.css")), script=Markup(_read("page.js")), **values)
 
 
 def _read(name: str) -> str:
@@ -62,11 +74,12 @@ _MOST_OF_ALL = 0.8
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight's number of output channels before and after."""
+    """A weight's number of output channels before and after, and the group that they are of, where one is drawn."""
 
     name: str
     before: int
     after: int
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +96,13 @@ def layers(report: Report) -> list[Layer]:
     if report.plan is None:
         return []
     order = {name: position for position, name in enumerate(row.name for row in report.costs)}
+    groups = {node.label: node.groups[0] for node in report.drawing if len(node.groups) == 1}
     found = []
     for name, shape in report.plan.shapes.items():
         if len(shape) >= 2 and shape[0] > 1:
             kept = report.plan.keep[name][0]
-            found.append(Layer(name.removesuffix(".weight"), shape[0], shape[0] if kept is None else len(kept)))
+            path, after = name.removesuffix(".weight"), shape[0] if kept is None else len(kept)
+            found.append(Layer(path, shape[0], after, groups.get(path)))
     return sorted(found, key=lambda layer: order.get(layer.name, len(order)))
 
 
