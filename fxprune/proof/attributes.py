@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from types import CodeType, FunctionType
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -169,13 +172,13 @@ def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
 
 
 def check_code(pruned: nn.Module) -> None:
-    """Whether each GraphModule runs its graph: its class has the code that a copy of it has.
+    """Whether each GraphModule runs its graph: its class has the code that torch.fx makes of it, or that a copy has.
 
     Raises:
         ProofError: a method is another one than that of a copy.
     """
     for path, module in pruned.named_modules():
-        if isinstance(module, fx.GraphModule):
+        if isinstance(module, fx.GraphModule) and not _is_as_made(module):
             parts = (*module.modules(), *module.parameters(), *module.buffers())
             made = vars(type(copy.deepcopy(module, {id(part): part for part in parts if part is not module})))
             for name in sorted(vars(type(module)).keys() | made.keys()):
@@ -183,20 +186,72 @@ def check_code(pruned: nn.Module) -> None:
                     raise _error(f"{path or 'the pruned network'}: its method {name!r} is not what its graph says")
 
 
-def runs_its_graph(pruned: nn.Module, graph: fx.Graph) -> bool:
-    """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, and nothing around it."""
-    forward = getattr(type(pruned), "forward", None)
-    if not isinstance(pruned, fx.GraphModule) or pruned.graph is not graph or not isinstance(forward, FunctionType):
-        return False
-    between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
-    if any(name in vars(cls) for cls in between for name in _CALLED):
-        return False
+@functools.cache
+def _plain_class() -> type:
+    """The class that torch.fx makes for a GraphModule."""
+    return type(fx.GraphModule(nn.Module(), fx.Graph()))
+
+
+def _is_as_made(module: fx.GraphModule) -> bool:
+    own, made = vars(type(module)), {**vars(_plain_class()), "forward": _printed(module.graph)}
+    return own.keys() == made.keys() and all(_same_code(own[name], made[name]) for name in own)
+
+
+def _printed(graph: fx.Graph) -> FunctionType:
+    """The function that torch.fx prints for a graph."""
     printed = graph.python_code("self")
     names: dict[str, Any] = dict(printed.globals)
     exec(compile(printed.src, "<eval_with_key>", "exec"), names)
-    if not _same_code(forward, names["forward"]):
+    made: FunctionType = names["forward"]
+    return made
+
+
+class _ReachedError(Exception):
+    """Raised in the place of a graph's code, once a call has come that far."""
+
+
+def runs_its_graph(pruned: nn.Module, graph: fx.Graph, call: Callable[[], Any], given: Sequence[Any]) -> bool:
+    """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
+
+    ``call``: calls it on the inputs ``given``, in the order of its graph's. What is around the code is that of a copy,
+    as :func:`check_code` tells. The call ends where the code begins.
+    """
+    between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
+    if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
         return False
-    return all(forward.__globals__.get(name) is value for name, value in printed.globals.items())
+    frame = _frame_reached(call)
+    if frame is None or frame.f_code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+        return False
+    values = [frame.f_locals[name] for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
+    if len(values) != len(given) + 1 or any(a is not b for a, b in zip(values, (pruned, *given), strict=True)):
+        return False
+    printed = _printed(graph)
+    return _same_instructions(frame.f_code, printed.__code__) and all(
+        frame.f_globals.get(name) is value for name, value in printed.__globals__.items() if name in frame.f_code.co_names
+    )
+
+
+def _frame_reached(call: Callable[[], Any]) -> FrameType | None:
+    """Where a call begins to run code of a graph; None where it does not, or where somebody profiles this thread."""
+    if sys.getprofile() is not None:
+        return None
+    frames: list[FrameType] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith("<eval_with_key>"):
+            frames.append(frame)
+            raise _ReachedError
+
+    sys.setprofile(watch)
+    try:
+        call()
+    except _ReachedError:
+        return frames[0]
+    except Exception:  # a check may refuse the call before it gets there
+        return None
+    finally:
+        sys.setprofile(None)
+    return None
 
 
 def _same_code(ours: Any, theirs: Any) -> bool:

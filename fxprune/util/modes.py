@@ -25,7 +25,8 @@ def flags_of(module: nn.Module) -> dict[str, bool]:
 def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
     """Give modules their flags by path; what is not named keeps its own."""
     for path, part in module.named_modules():
-        part.training = flags.get(path, part.training)
+        if flags.get(path, part.training) is not part.training:
+            part.training = flags[path]
 
 
 def switch(module: nn.Module, call: str) -> None:

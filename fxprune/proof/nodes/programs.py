@@ -187,6 +187,9 @@ def _is_finite(leaf: Any) -> bool:
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode, and back in their own."""
     flags = flags_of(module)
+    if all(flag is training for flag in flags.values()):
+        yield
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module.train(training)

@@ -46,9 +46,6 @@ from fxprune.util.paths import ModelPaths
 # Units in the last place by which outputs may differ where sums are in another order.
 _NEARLY = 1e4
 
-# Units in the last place by which outputs may differ where sums are in another order.
-_NEARLY = 1e4
-
 
 def prove_nodes(
     original: nn.Module,
@@ -123,7 +120,7 @@ class _Prover:
         self._pruned = pruned
         self._keep = keep
         self._copy = deep_copy(original, _shared).eval()
-        self._full, self._narrow = Programs(self._copy), Programs(pruned)
+        self._full = Programs(self._copy)
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
         self.samples: list[Sample] = []
@@ -311,14 +308,20 @@ class _Prover:
         """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
         if pair.training and self._untrained:
             return
-        if runs_its_graph(self._pruned, pair.narrow) and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
+        given = sample.map(Tensor.detach)
+        with in_mode(self._pruned, pair.training):
+            reaches = runs_its_graph(
+                self._pruned, pair.narrow, partial(called, self._pruned, given), _bound(pair.root, given)
+            )
+            vars(self._pruned).pop("_chosen", None)
+        if reaches and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
             return
 
         def interpreted(*args: Any, **kwargs: Any) -> Any:
             return fx.Interpreter(pair.root, graph=pair.narrow).run(*_bound(pair.root, Sample(args, kwargs)))
 
         with in_mode(self._pruned, pair.training):
-            found = self._narrow.part(interpreted, self._pruned, sample)
+            found = Programs(self._pruned).part(interpreted, self._pruned, sample)
         if found:
             raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")
 
