@@ -9,22 +9,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.proof.copies import named_tensors
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, meet
 
 Tensors = Mapping[str, Tensor]
 
 
-def check_holding(original: nn.Module, captured: nn.Module, pruned: nn.Module) -> None:
-    """Compare all tensors of both networks by name in everything but their values.
+def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow: Tensors, traced: Tensors) -> None:
+    """Compare the tensors ``full`` and ``narrow`` of both networks by name in everything but their values.
 
-    ``captured`` holds, in addition to those of ``original``, the constants of its trace.
+    ``traced``: the constants of the trace.
 
     Raises:
         ProofError: a tensor is of another kind, its flags differ, a tie is broken or new, memory is shared with the
             original, the order is another one, or the pruned network holds a tensor that nothing accounts for.
     """
-    full, narrow = named_tensors(original), named_tensors(pruned)
     unsaved_full, unsaved_narrow = set(_unsaved(original)), set(_unsaved(pruned))
     common = [name for name in full if name in narrow]
     for name in common:
@@ -36,7 +34,7 @@ def check_holding(original: nn.Module, captured: nn.Module, pruned: nn.Module) -
     _check_order("buffers", original.named_buffers, pruned.named_buffers, common)
     _check_ties(full, narrow, common)
     added = {name: tensor for name, tensor in narrow.items() if name not in full}
-    _check_added(added, named_tensors(captured).keys(), unsaved_narrow, set(_read(pruned)))
+    _check_added(added, traced.keys(), unsaved_narrow, set(_read(pruned)))
     _check_memory(full, narrow)
 
 

@@ -79,6 +79,7 @@ def _draw(tensor: Tensor, name: str, seed: int, gain: float) -> None:
 
 
 Keep = Mapping[str, tuple[Tensor | None, ...]]
+Tensors = Mapping[str, Tensor]
 
 
 def select(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
@@ -99,39 +100,42 @@ def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator
                 yield dim, present.nonzero().flatten().to(tensor.device)
 
 
-def all_names(original: nn.Module, captured: nn.Module, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
-    """``keep`` for every parameter and buffer of both networks: a tie listed once counts for all of its names.
+def all_names(full: Tensors, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
+    """``keep`` for every tensor of the original and of its trace: a tie listed once counts for all of its names.
 
     Raises:
         ProofError: an entry names no tensor, or does not fit the shape of its tensor.
     """
-    # The trace leaves out what the network holds and does not run, and holds constants that were made while tracing.
-    tensors = {**named_tensors(captured), **named_tensors(original)}
-    by_identity = {id(tensors[name]): kept for name, kept in keep.items() if name in tensors}
+    by_identity = {id(full[name]): kept for name, kept in keep.items() if name in full}
+    fit: set[tuple[int, int]] = set()
     for name, kept in keep.items():
-        if name not in tensors:
+        if name not in full:
             raise ProofError(f"the plan keeps entries of {name!r}, and the network has no such parameter or buffer")
-        _check_fit(name, tensors[name], kept)
+        _check_fit(name, full[name], kept, fit)
     whole: tuple[None, ...] = ()
-    return {name: keep.get(name, by_identity.get(id(tensor), whole)) for name, tensor in tensors.items()}
+    return {name: keep.get(name, by_identity.get(id(tensor), whole)) for name, tensor in full.items()}
 
 
-def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...]) -> None:
+def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...], fit: set[tuple[int, int]]) -> None:
+    """``fit``: by identity and size the indices that were found to fit, as many tensors keep the same ones."""
     if len(kept) != tensor.ndim:
         raise ProofError(f"the plan has {len(kept)} dims for {name!r}, which has {tensor.ndim}")
     for dim, index in enumerate(kept):
-        if index is None:
+        if index is None or (id(index), tensor.shape[dim]) in fit:
             continue
+        fit.add((id(index), tensor.shape[dim]))
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tensor.shape[dim]:
             raise ProofError(f"the plan keeps indices of {name!r} beyond its dim {dim} of size {tensor.shape[dim]}")
         if torch.bincount(index.flatten()).count_nonzero() != index.numel():
             raise ProofError(f"the plan keeps an index of {name!r} twice along dim {dim}")
 
 
-def check_tensors(original: nn.Module, captured: nn.Module, pruned: nn.Module, keep: Keep) -> int:
-    """Compare every parameter and buffer of ``pruned`` with the kept entries of the original, bit for bit.
+def check_tensors(full: Tensors, narrow: Tensors, keep: Keep) -> int:
+    """Compare every tensor of the pruned network with the kept entries of the original, bit for bit.
 
     Args:
+        full: the tensors of the original, and the constants of its trace.
+        narrow: those of the pruned network.
         keep: kept indices for every name, as :func:`all_names` returns them.
 
     Returns:
@@ -140,13 +144,8 @@ def check_tensors(original: nn.Module, captured: nn.Module, pruned: nn.Module, k
     Raises:
         ProofError: a tensor differs, or a floating one has no counterpart.
     """
-    traced, source = named_tensors(captured), named_tensors(original)
-    for name in sorted(traced.keys() & source.keys()):
-        if not _same(traced[name], source[name]):
-            raise ProofError(f"kept tensors: the traced network's {name!r} is not the original's")
-    full = {**traced, **source}
     checked = 0
-    for name, tensor in named_tensors(pruned).items():
+    for name, tensor in narrow.items():
         if name not in full:
             _check_added(name, tensor)
             continue

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import Sample
+from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code
 from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, precision
 from fxprune.proof.holding import check_holding
@@ -61,10 +62,14 @@ def prove(
         ProofError: a check failed; the message says which, where, and by how much.
     """
     started = time.perf_counter()
-    whole = all_names(original, captured, keep)
+    held, narrow = named_tensors(original), named_tensors(pruned)
+    traced = {name: tensor for name, tensor in named_tensors(captured).items() if tensor is not held.get(name)}
+    if changed := traced.keys() & held.keys():
+        raise ProofError(f"kept tensors: the traced network's {min(changed)!r} is not the original's")
+    whole = all_names({**traced, **held}, keep)
     with nothing_left_behind(original):
-        checked = check_tensors(original, captured, pruned, whole)
-        check_holding(original, captured, pruned)
+        checked = check_tensors({**traced, **held}, narrow, whole)
+        check_holding(original, pruned, held, narrow, traced)
         check_attributes(original, pruned)
         check_code(pruned)
         case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
@@ -78,7 +83,7 @@ def prove(
                 raise
             dtype = torch.float32
             outcome = Validation(case, dtype).run()
-    device = next((str(tensor.device) for tensor in named_tensors(original).values()), "cpu")
+    device = next((str(tensor.device) for tensor in held.values()), "cpu")
     return replace(_as_proof(outcome, dtype, checked, time.perf_counter() - started), device=device)
 
 

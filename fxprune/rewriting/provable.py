@@ -39,11 +39,11 @@ def prove_plan(
         ProofError: a check failed.
     """
     pairs = pairs_of(graph, masks, pruned, certificates)
-    check_structure(pairs)
+    steps = check_structure(pairs)
     note, seed, untrained = "", setting(plan, "seed", 0), _untrained(graph)
     if level is True:
         try:
-            return prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained)
+            return prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained, steps=steps)
         except UnjudgedError as error:
             note = f"proven as a whole, because node by node it cannot be judged: {error}"
     proof = prove_whole(graph, model, pruned, plan, masks, sample)

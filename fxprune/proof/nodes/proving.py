@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code, runs_its_graph
 from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.conditions import Conditions
-from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
+from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
 from fxprune.proof.nodes.by_values import Tally
@@ -40,7 +40,7 @@ from fxprune.proof.proof import Proof
 from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
-from fxprune.util.modes import CALLS, flags_of, switch
+from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
 from fxprune.util.paths import ModelPaths
 
 # Units in the last place by which outputs may differ where sums are in another order.
@@ -55,6 +55,7 @@ def prove_nodes(
     *,
     seed: int = 0,
     untrained: str = "",
+    steps: Mapping[Pair, Sequence[Step]] | None = None,
 ) -> Proof:
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, each of its graphs by itself.
 
@@ -65,6 +66,7 @@ def prove_nodes(
         keep: for every parameter and buffer one kept-index tensor, or None for all, per dim.
         seed: of the values that nodes are judged on.
         untrained: why the two cannot be compared in training mode; "" where they can.
+        steps: what :func:`check_structure` gave for the pairs.
 
     Raises:
         ProofError: a tensor or a node differs; says which.
@@ -73,17 +75,18 @@ def prove_nodes(
     started = time.perf_counter()
     if not pairs or any(pair.prefix for pair in pairs):
         raise UnjudgedError("parts of the model are opaque")
-    captured = pairs[0].at_full_width(original, runs=False)
-    whole = all_names(original, captured, keep)
-    checked = check_tensors(original, captured, pruned, whole)
-    check_holding(original, captured, pruned)
+    held, narrow = named_tensors(original), named_tensors(pruned)
+    constants = {n: t for pair in pairs for n, t in pair.constants.items() if n not in held}
+    whole = all_names({**constants, **held}, keep)
+    checked = check_tensors({**constants, **held}, narrow, whole)
+    check_holding(original, pruned, held, narrow, constants)
     check_attributes(original, pruned)
     check_code(pruned)
     with nothing_left_behind(original), torch.no_grad():
         prover = _Prover(original, pruned, whole, seed, untrained)
         prover.check_modes()
         for pair in pairs:
-            prover.prove(pair)
+            prover.prove(pair, matched(pair) if steps is None else steps[pair])
         prover.witness()
     tally = prover.tally
     probes = [Probe("", sample) for sample in prover.samples]
@@ -127,24 +130,27 @@ class _Prover:
         self.notes: list[str] = []
         # Why whole networks have to take a step of training, too.
         self._doubt = ""
-        self._steps: list[Step] = []
+        self._steps: Sequence[Step] = ()
         self._last: tuple[Pair, nn.Module] | None = None
 
     def check_modes(self) -> None:
         """Every call that switches modes sets the same flags in both networks."""
+        parts = dict(self._copy.named_modules())
+        ordinary = not any(map(has_own_modes, parts.values()))
         with in_mode(self._copy, False), in_mode(self._pruned, False):
-            for call in CALLS:
-                switch(self._copy, call)
+            for call, mode in CALLS.items():
                 switch(self._pruned, call)
-                ours = flags_of(self._copy)
+                if not ordinary:
+                    switch(self._copy, call)
+                ours = dict.fromkeys(parts, mode) if ordinary else flags_of(self._copy)
                 for path, flag in flags_of(self._pruned).items():
                     if ours.get(path, flag) is not flag:
                         where = path or "the network"
                         raise ProofError(f"in training mode: {where}.training is {flag} after {call}, which differs")
 
-    def prove(self, pair: Pair) -> None:
-        """All that is to be shown of one graph."""
-        self._steps = matched(pair)
+    def prove(self, pair: Pair, steps: Sequence[Step]) -> None:
+        """All that is to be shown of one graph; ``steps``: those that it matches by."""
+        self._steps = steps
         first, tally = self._first(pair)
         self.tally.add(tally)
         second = None if tally.at_any_size else self._second(pair, first)

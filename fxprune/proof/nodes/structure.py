@@ -51,17 +51,19 @@ class Step:
     image: Any
 
 
-def check_structure(pairs: Iterable[Pair]) -> None:
-    """Check that every rewritten graph is its captured one, op for op, and that the pruned network runs no other.
+def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
+    """The steps by which every rewritten graph is its captured one, op for op; the pruned network runs no other.
 
     Raises:
         ProofError: it is not; says at which node.
     """
+    found = {}
     for pair in pairs:
         graphs = getattr(pair.root, "graphs", {}).values()
         if not any(graph is pair.narrow for graph in graphs):
             raise ProofError(f"{pair.label} graph: the pruned network runs another one than the rewrite speaks of")
-        matched(pair)
+        found[pair] = matched(pair)
+    return found
 
 
 def matched(pair: Pair) -> list[Step]:
