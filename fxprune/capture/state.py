@@ -27,7 +27,7 @@ from fxprune.errors import CaptureError
 # What holds a value, in words that are the same for each copy of a model, and the attribute, key or index.
 Place = tuple[str, Any]
 
-_LITERALS = (int, float, bool, str, type(None))
+_LITERALS = frozenset((int, float, bool, str, type(None)))
 _OWN = frozenset(vars(nn.Module()))
 _FOREIGN = ("torch", "builtins", "numpy", "functools", __name__.partition(".")[0])
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type, nn.Module)
@@ -43,20 +43,26 @@ class PythonState:
     That is literals, and what stands inside of iterators, generators of random numbers and arrays.
     """
 
-    def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "") -> None:
-        """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole."""
+    def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "", *, own: bool = True) -> None:
+        """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole.
+
+        With ``own`` off, what the model holds by itself is left aside.
+        """
         self._model, self._prefix, self._changeable = model, prefix, shared.changeable
         self._watching = False
         # A class that is watched while it is traced is set in the place of the original.
         watched = {type(module): None for module in model.modules() if type(module) not in shared.classes}
         self._shared = [*shared.holders, *((in_words(cls), cls) for cls in watched)]
         self._copies = [_copied(holder) for _, holder in self._shared]
-        self._own, self._inner = _literals(self._holders()), _literals(self._changeable)
+        held = list(self._holders()) if own else []
+        self._inside = [(holder, _copied(holder)) for _, holder in held]
+        self._own, self._inner = _literals(held), _literals(self._changeable)
+        self._moves = any(isinstance(value, _Inner) for _, value in self._own.values())
 
     def written(self) -> dict[Place, Any]:
         """What the forward wrote since: values that are new or that changed, by their places."""
         before, after = self._shared_literals()
-        before, after, missing = {**before, **self._own}, {**after, **_literals(self._holders())}, object()
+        before, after, missing = {**before, **self._own}, {**after, **self._own_now()}, object()
         return {
             place: value for place, (_, value) in after.items() if _differ(before.get(place, (None, missing))[1], value)
         }
@@ -96,7 +102,12 @@ class PythonState:
                 _give_back(before, _literals([(words, holder)]))
         _give_back(self._inner, _literals(self._changeable))
         if own:
-            _give_back(self._own, _literals(self._holders()))
+            _give_back(self._own, self._own_now())
+
+    def _own_now(self) -> dict[Place, Any]:
+        """The literals that the model holds now; holders that hold the same objects as before are not looked into."""
+        changed = self._moves or any(_is_changed(holder, copy) for holder, copy in self._inside)
+        return _literals(self._holders()) if changed else self._own
 
     def _shared_literals(self) -> tuple[dict[Place, Any], dict[Place, Any]]:
         """What is shared with other code and changed since: what was held there before, and now."""
@@ -122,7 +133,7 @@ class PythonState:
 def left_alone(model: nn.Module) -> Iterator[None]:
     """Take back all that run code leaves in what it shares with the rest of the process."""
     with restored(model):
-        outside = PythonState(model, reachable(model))
+        outside = PythonState(model, reachable(model), own=False)
         try:
             yield
         finally:
@@ -158,6 +169,8 @@ def _copied(holder: Any) -> Any:
         return [*holder]
     if isinstance(holder, set):
         return {*holder}
+    if isinstance(holder, nn.Module):
+        return {name: value for name, value in vars(holder).items() if name not in _OWN}
     return dict(dict.items(holder) if isinstance(holder, dict) else _items(holder))
 
 
@@ -285,6 +298,8 @@ def _below(words: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
 
 
 def _is_holder(value: Any) -> bool:
+    if type(value) in _LITERALS:
+        return False
     if isinstance(value, (dict, list, deque, set)):
         return len(value) <= _MOST
     own = hasattr(value, "__dict__") or hasattr(value, "__slots__")

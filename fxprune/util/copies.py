@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 Memo = dict[int, Any]
 
+_DICTS = frozenset((dict, OrderedDict))
 _LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
 # What Python cannot copy, and no forward computes with: a lock of its own for the copy, and a file that is closed.
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
@@ -49,7 +50,7 @@ def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
 
 def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, Any]:
     """Copies of a module's attributes, by name."""
-    return {name: _copied(value, memo) for name, value in attributes.items()}
+    return {name: value if type(value) in _LITERALS else _copied(value, memo) for name, value in attributes.items()}
 
 
 @contextmanager
@@ -77,13 +78,17 @@ def _copied(value: Any, memo: Memo) -> Any:
     kind = type(value)
     if kind in _LITERALS:
         return value
+    if kind in _DICTS and not value:
+        return kind()
     if id(value) in memo:
         return memo[id(value)]
+    if kind in _DICTS:
+        return _copied_dict(value, memo)
+    if isinstance(value, nn.Module):
+        return copy_module(value, memo)
     if kind in _LOCKS or isinstance(value, io.IOBase):
         memo[id(value)] = _LOCKS.get(kind, _closed)()
         return memo[id(value)]
-    if kind in (dict, OrderedDict):
-        return _copied_dict(value, memo)
     if kind is list:
         twin: list[Any] = []
         memo[id(value)] = twin
@@ -94,7 +99,7 @@ def _copied(value: Any, memo: Memo) -> Any:
         return memo[id(value)]
     if kind is tuple and all(type(item) in _LITERALS for item in value):
         return value
-    return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
+    return copy.deepcopy(value, memo)
 
 
 def _closed() -> io.BytesIO:
@@ -105,8 +110,6 @@ def _closed() -> io.BytesIO:
 
 def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
     twin = type(value)()
-    if not value:
-        return twin
     if not all(type(key) in _LITERALS for key in value):
         return copy.deepcopy(value, memo)
     memo[id(value)] = twin
@@ -148,12 +151,10 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
     """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item, depth - 1)
-    elif depth and isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from tensors_in(item, depth - 1)
+    elif depth and isinstance(value, (dict, list, tuple, set)):
+        for item in value.values() if isinstance(value, dict) else value:
+            if type(item) not in _LITERALS:
+                yield from tensors_in(item, depth - 1)
 
 
 def private_copy(module: Module) -> Module:

@@ -34,12 +34,17 @@ def attribute(model: nn.Module, name: str) -> Any:
 
 def _held(module: nn.Module, name: str) -> Any:
     """What a module holds under a name, whatever else the name may mean for its class."""
-    table = next((table for table in _tables(module) if name in table), None)
-    return getattr(module, name) if table is None else table[name]
+    for table in _tables(module):
+        if name in table:
+            return table[name]
+    return getattr(module, name)
 
 
-def _tables(module: Any) -> list[dict[str, Any]]:
-    return [vars(module)[table] for table in _TABLES] if isinstance(module, nn.Module) else []
+def _tables(module: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(module, nn.Module):
+        return ()
+    own = module.__dict__
+    return own["_modules"], own["_parameters"], own["_buffers"]
 
 
 def name_seed(name: str) -> int:
@@ -172,7 +177,12 @@ def is_held(module: nn.Module, name: str) -> bool:
     """Whether there is a module or a tensor at a dotted path."""
     found: Any = module
     for part in name.split("."):
-        found = next((table[part] for table in _tables(found) if part in table), None)
+        for table in _tables(found):
+            if part in table:
+                found = table[part]
+                break
+        else:
+            return False
     return found is not None
 
 
