@@ -152,14 +152,13 @@ class Captured:
         first, *rest = self.variants[number - 1], replace(self, variants=()), *self.variants
         return replace(first, variants=tuple(c for c in rest if c.variant != number))
 
-    def module(self, model: nn.Module, *, runs: bool = True) -> nn.Module:
+    def module(self, model: nn.Module) -> nn.Module:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
 
         It also holds the constants of training mode and of the variants, so that every tensor that a plan names is one
         of its own.
 
-        Where the model's own forward is opaque there is no graph, and the model itself is given back. With ``runs``
-        off there is no code, only what the graph runs over.
+        Where the model's own forward is opaque there is no graph, and the model itself is given back.
         """
         if "" in self.opaque:
             return model
@@ -175,7 +174,7 @@ class Captured:
         root |= {n: paths.attribute(n) for n in (*self.shapes, *self.aliases) if n not in self.constants}
         for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
             root |= captured.constants
-        module = PartsModule(root, copied_graph(self.graph) if runs else fx.Graph(), type(model).__name__)
+        module = PartsModule(root, copied_graph(self.graph), type(model).__name__)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
         module.training = self.training
         return module

@@ -171,19 +171,27 @@ def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
     return ours is theirs if isinstance(ours, (FunctionType, type)) else True
 
 
-def check_code(pruned: nn.Module) -> None:
+def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
     """Whether each GraphModule runs its graph: its class has the code that torch.fx makes of it, or that a copy has.
+
+    Returns:
+        The functions that torch.fx prints for their graphs.
 
     Raises:
         ProofError: a method is another one than that of a copy.
     """
+    printed: dict[fx.Graph, FunctionType] = {}
     for path, module in pruned.named_modules():
-        if isinstance(module, fx.GraphModule) and not _is_as_made(module):
+        if isinstance(module, fx.GraphModule):
+            printed[module.graph] = _printed(module.graph)
+            if _is_as_made(module, printed[module.graph]):
+                continue
             parts = (*module.modules(), *module.parameters(), *module.buffers())
             made = vars(type(copy.deepcopy(module, {id(part): part for part in parts if part is not module})))
             for name in sorted(vars(type(module)).keys() | made.keys()):
                 if not _same_code(vars(type(module)).get(name), made.get(name)):
                     raise _error(f"{path or 'the pruned network'}: its method {name!r} is not what its graph says")
+    return printed
 
 
 @functools.cache
@@ -192,8 +200,8 @@ def _plain_class() -> type:
     return type(fx.GraphModule(nn.Module(), fx.Graph()))
 
 
-def _is_as_made(module: fx.GraphModule) -> bool:
-    own, made = vars(type(module)), {**vars(_plain_class()), "forward": _printed(module.graph)}
+def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
+    own, made = vars(type(module)), {**vars(_plain_class()), "forward": printed}
     return own.keys() == made.keys() and all(_same_code(own[name], made[name]) for name in own)
 
 
@@ -210,11 +218,13 @@ class _ReachedError(Exception):
     """Raised in the place of a graph's code, once a call has come that far."""
 
 
-def runs_its_graph(pruned: nn.Module, graph: fx.Graph, call: Callable[[], Any], given: Sequence[Any]) -> bool:
+def runs_its_graph(
+    pruned: nn.Module, graph: fx.Graph, printed: FunctionType | None, call: Callable[[], Any], given: Sequence[Any]
+) -> bool:
     """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
 
-    ``call``: calls it on the inputs ``given``, in the order of its graph's. What is around the code is that of a copy,
-    as :func:`check_code` tells. The call ends where the code begins.
+    ``printed``: that code, where it is known. ``call``: calls the module on the inputs ``given``, in the order of its
+    graph's. What is around the code is that of a copy, as :func:`check_code` tells. The call ends where the code begins.
     """
     between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
     if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
@@ -227,7 +237,9 @@ def runs_its_graph(pruned: nn.Module, graph: fx.Graph, call: Callable[[], Any], 
         return False
     printed = _printed(graph)
     return _same_instructions(frame.f_code, printed.__code__) and all(
-        frame.f_globals.get(name) is value for name, value in printed.__globals__.items() if name in frame.f_code.co_names
+        frame.f_globals.get(name) is value
+        for name, value in printed.__globals__.items()
+        if name in frame.f_code.co_names
     )
 
 

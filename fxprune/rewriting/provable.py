@@ -113,7 +113,6 @@ def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module
         node_keep(graph, captured, masks),
         attribute(pruned, path),
         captured.sample,
-        captured.module,
         captured.constants,
         captured.prefix,
         captured.training,

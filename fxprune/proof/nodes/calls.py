@@ -34,13 +34,15 @@ def on_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[tuple[
     return tuple(args), dict(kwargs)
 
 
-def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module | None) -> Any:
-    """What a node gives; ``module`` is that of a call of a module."""
+def call(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module | None, *, drawn: bool = True
+) -> Any:
+    """What a node gives; ``module`` is that of a call of a module; ``drawn``: whether on values of the proof's own."""
     if module is not None:
-        return module.forward(*args, **kwargs)
+        return module.forward(*args, **kwargs) if drawn else module(*args, **kwargs)
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
-    if node.target == "is_contiguous":
+    if drawn and node.target == "is_contiguous":
         raise UnjudgedError(f"{node.name} asks for the memory format, which values of the proof's own do not have")
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -15,7 +15,7 @@ class Memory:
     """The nodes of a captured graph by the memory that their values lie in, and when each is read last."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        self._last = _last_users(graph)
+        self._last = last_readers(graph)
         self._families: dict[fx.Node, set[fx.Node]] = {}
 
     def note(self, node: fx.Node, shared: Iterable[fx.Node]) -> set[fx.Node]:
@@ -66,7 +66,7 @@ def written_by(node: fx.Node) -> fx.Node:
     return out if isinstance(out, fx.Node) else node.all_input_nodes[0]
 
 
-def _last_users(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def last_readers(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """By node, the nodes that it is the last to read."""
     found: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()

@@ -32,8 +32,6 @@ class Pair:
             all; a claim, too.
         root: what the targets of ``narrow`` are looked up in.
         sample: inputs that go this way.
-        at_full_width: the captured graph as a module over the tensors of a network like the original; with ``runs``
-            off it only holds them.
         constants: tensors that the trace made, by the names that ``full`` has for them.
         prefix: what stands before the targets of ``full`` and is cut from those of ``narrow``.
         training: whether it is the graph of training mode.
@@ -47,7 +45,6 @@ class Pair:
     kept: NodeKeep
     root: nn.Module
     sample: Sample
-    at_full_width: Callable[..., nn.Module]
     constants: Mapping[str, Tensor]
     prefix: str = ""
     training: bool = False

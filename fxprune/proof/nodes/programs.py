@@ -6,6 +6,7 @@ functions of autograd in the same order from the outputs back to the same parame
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -13,17 +14,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.copies import promoted
-from fxprune.proof.nodes.pairs import UnjudgedError
+from fxprune.proof.nodes.calls import call
+from fxprune.proof.nodes.memory import last_readers
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.modes import flags_of, set_flags
+from fxprune.util.paths import ModelPaths
 
 Program = Callable[..., Any]
 # Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
@@ -147,6 +151,50 @@ class Programs:
             vars(self._owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
+
+
+class GraphOver:
+    """A captured graph as a program over the modules and tensors of a network like the original."""
+
+    def __init__(self, pair: Pair, network: nn.Module) -> None:
+        self._graph, self._constants, self._paths = pair.full, pair.constants, ModelPaths(network)
+        self._dying = last_readers(pair.full)
+
+    def attribute(self, name: str) -> Any:
+        """The module or tensor of a name, which may be a constant of the trace."""
+        constant = self._constants.get(name)
+        return self._paths.attribute(name) if constant is None else constant
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = iter(bound(self._graph, Sample(args, kwargs)))
+        values: dict[fx.Node, Any] = {}
+        for node in self._graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(given)
+            elif node.op == "get_attr":
+                values[node] = self.attribute(str(node.target))
+            else:
+                own, named = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                if node.op == "output":
+                    return own[0]
+                module = self.attribute(str(node.target)) if node.op == "call_module" else None
+                values[node] = call(node, own, named, module, drawn=False)
+            for gone in self._dying.get(node, ()):
+                del values[gone]
+        return None
+
+
+def bound(graph: fx.Graph, sample: Sample) -> list[Any]:
+    """The sample's arguments in the order of a graph's inputs."""
+    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    inputs = [(str(n.target), next(iter(n.args), none)) for n in graph.nodes if n.op == "placeholder"]
+    try:
+        signature = inspect.Signature([inspect.Parameter(name, kind, default=value) for name, value in inputs])
+        found = signature.bind(*sample.args, **sample.kwargs)
+    except (TypeError, ValueError) as error:
+        raise UnjudgedError(str(error)) from error
+    found.apply_defaults()
+    return list(found.arguments.values())
 
 
 def _only_the_way_back() -> AbstractContextManager[Any]:

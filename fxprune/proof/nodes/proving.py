@@ -8,10 +8,10 @@ network runs its graph. The first, second and last are compared bit for bit.
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from fxprune.proof.nodes.by_values import Tally
 from fxprune.proof.nodes.drawing import Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.patterns import Patterns
-from fxprune.proof.nodes.programs import Programs, in_mode
+from fxprune.proof.nodes.programs import GraphOver, Programs, bound, in_mode
 from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.structure import Step, matched
@@ -41,7 +41,6 @@ from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
-from fxprune.util.paths import ModelPaths
 
 # Units in the last place by which outputs may differ where sums are in another order.
 _NEARLY = 1e4
@@ -81,9 +80,10 @@ def prove_nodes(
     checked = check_tensors({**constants, **held}, narrow, whole)
     check_holding(original, pruned, held, narrow, constants)
     check_attributes(original, pruned)
-    check_code(pruned)
+    printed = check_code(pruned)
     with nothing_left_behind(original), torch.no_grad():
         prover = _Prover(original, pruned, whole, seed, untrained)
+        prover.printed = printed
         prover.check_modes()
         for pair in pairs:
             prover.prove(pair, matched(pair) if steps is None else steps[pair])
@@ -119,19 +119,18 @@ class _Prover:
             raise UnjudgedError(f"the model is on {device}, and partly elsewhere")
         self.device = device
         self._original, self._seed, self._untrained = original, seed, untrained
-        self._paths = ModelPaths(original)
         self._pruned = pruned
         self._keep = keep
         self._copy = deep_copy(original, _shared).eval()
         self._full = Programs(self._copy)
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
+        self.printed: dict[fx.Graph, FunctionType] = {}
         self.samples: list[Sample] = []
         self.notes: list[str] = []
         # Why whole networks have to take a step of training, too.
         self._doubt = ""
         self._steps: Sequence[Step] = ()
-        self._last: tuple[Pair, nn.Module] | None = None
 
     def check_modes(self) -> None:
         """Every call that switches modes sets the same flags in both networks."""
@@ -226,24 +225,13 @@ class _Prover:
 
     def _takes(self, pair: Pair, sample: Sample) -> bool:
         """Whether the graph at full width takes a sample."""
-        traced = self._traced(pair)
-        return self._full.takes(partial(nn.Module.__call__, traced), sample)
-
-    def _traced(self, pair: Pair) -> nn.Module:
-        """The captured graph over the private copy."""
-        if self._last is None or self._last[0] is not pair:
-            self._last = pair, pair.at_full_width(self._copy)
-        return self._last[1]
+        return self._full.takes(GraphOver(pair, self._copy), sample)
 
     def _walk(self, pair: Pair, sample: Sample) -> Tally:
         names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
-        values = _bound(self._traced(pair), sample)
-
-        def attribute(name: str) -> Any:
-            constant = pair.constants.get(name)
-            return self._paths.attribute(name) if constant is None else constant
-
+        values = bound(pair.full, sample)
         inputs = dict(zip(names, map(self._input, values), strict=True))
+        attribute = GraphOver(pair, self._copy).attribute
         return walk(pair, Setting(attribute, self._keep, inputs, self._patterns), self._steps)
 
     def _input(self, value: Any) -> Any:
@@ -271,9 +259,8 @@ class _Prover:
 
     def _trace_parts(self, programs: Programs, full: nn.Module, pair: Pair, sample: Sample, training: bool) -> str:
         with in_mode(full, training):
-            traced = self._traced(pair) if full is self._copy else pair.at_full_width(full)
             try:
-                return programs.part(full, partial(nn.Module.__call__, traced), sample)
+                return programs.part(full, GraphOver(pair, full), sample)
             except UnjudgedError as error:
                 return f"{error}"
 
@@ -282,7 +269,7 @@ class _Prover:
         twin, probe = private_copy(self._copy, torch.float64), Probe("", sample)
         try:
             expected = evaluate(twin, probe, torch.float64)
-            found = evaluate(pair.at_full_width(private_copy(self._copy, torch.float64)), probe, torch.float64)
+            found = evaluate(GraphOver(pair, private_copy(self._copy, torch.float64)), probe, torch.float64)
         except (
             Exception
         ) as error:  # the graph checks the dtype that the forward asks for, and a forward may raise at will
@@ -296,10 +283,10 @@ class _Prover:
     def _check_nearly(self, pair: Pair, sample: Sample) -> None:
         """The same in the network's own type, where a forward may go another way than in float64."""
         answers = []
-        for program in (self._copy, self._traced(pair)):
+        for program in (self._copy, GraphOver(pair, self._copy)):
             torch.manual_seed(0)
             try:
-                with in_mode(program, False), torch.no_grad():
+                with in_mode(self._copy, False), torch.no_grad():
                     answers.append(leaves_of(called(program, sample.map(Tensor.clone))))
             except Exception as error:  # a forward may raise at will
                 if out_of_memory(error):
@@ -317,14 +304,18 @@ class _Prover:
         given = sample.map(Tensor.detach)
         with in_mode(self._pruned, pair.training):
             reaches = runs_its_graph(
-                self._pruned, pair.narrow, partial(called, self._pruned, given), _bound(pair.root, given)
+                self._pruned,
+                pair.narrow,
+                self.printed.get(pair.narrow),
+                partial(called, self._pruned, given),
+                bound(pair.narrow, given),
             )
             vars(self._pruned).pop("_chosen", None)
         if reaches and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
             return
 
         def interpreted(*args: Any, **kwargs: Any) -> Any:
-            return fx.Interpreter(pair.root, graph=pair.narrow).run(*_bound(pair.root, Sample(args, kwargs)))
+            return fx.Interpreter(pair.root, graph=pair.narrow).run(*bound(pair.narrow, Sample(args, kwargs)))
 
         with in_mode(self._pruned, pair.training):
             found = Programs(self._pruned).part(interpreted, self._pruned, sample)
@@ -341,16 +332,6 @@ def _finds_its_part(pair: Pair, node: fx.Node) -> bool:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _bound(network: nn.Module, sample: Sample) -> list[Any]:
-    """The sample's arguments in the order of the network's parameters, which is that of its graph's inputs."""
-    try:
-        bound = inspect.signature(network.forward).bind(*sample.args, **sample.kwargs)
-    except TypeError as error:
-        raise UnjudgedError(str(error)) from error
-    bound.apply_defaults()
-    return list(bound.arguments.values())
 
 
 def _shared(tensor: Tensor) -> Tensor:

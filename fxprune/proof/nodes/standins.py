@@ -120,7 +120,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             taps = self._vector(x, math.prod(kernel), number + 5).view(1, 1, *kernel)
             gains = self._vector(x, channels, number + 3)
-        mixed = _aten.convolution(mixed, taps, None, stride, padding, dilation, transposed, output_padding, 1)
+        mixed = _aten.convolution.default(mixed, taps, None, stride, padding, dilation, transposed, output_padding, 1)
         result: Tensor = mixed * gains.view(shape)
         return result if bias is None else result.add_(bias.view(shape))
 
