@@ -224,7 +224,7 @@ def runs_its_graph(
     """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
 
     ``printed``: that code, where it is known. ``call``: calls the module on the inputs ``given``, in the order of its
-    graph's. What is around the code is that of a copy, as :func:`check_code` tells. The call ends where the code begins.
+    graph's. What is around the code is that of a copy, as :func:`check_code` tells. The call ends where that begins.
     """
     between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
     if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
