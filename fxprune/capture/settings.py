@@ -16,7 +16,7 @@ from fxprune.capture.decisions import REFUSAL, Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.reachable import names_in, reachable
-from fxprune.capture.sources import source_line
+from fxprune.capture.sources import Site, calls_now, source_line, taken_by
 from fxprune.errors import CaptureError
 
 # All others hang on nothing that another input, or another use of the network, changes.
@@ -96,18 +96,31 @@ class Reads:
         guesses: nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
         asks_gradients: whether it asked tensors whether they need gradients.
         leaves_autocast: whether it computed without the autocast that was on around it.
+        loose: whether an answer may have gone elsewhere than into the one call that took it (``like=x.dtype``), or a
+            guess may be no answer.
     """
 
     asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
     guesses: list[fx.Node] = field(default_factory=list)
     asks_gradients: bool = False
     leaves_autocast: bool = False
+    loose: bool = False
+    # The calls that take answers, and did not get them yet.
+    _waiting: list[Site] = field(default_factory=list)
     _latest: dict[torch.dtype, fx.Node] = field(default_factory=dict)
 
     def read(self, dtype: torch.dtype, node: fx.Node) -> None:
         """Note that a forward asked for ``node``'s dtype, or for what hangs on it."""
         self._latest[dtype] = node
         self.asked.setdefault(node, (source_line(), next(reversed(node.graph.nodes))))
+        site = taken_by("dtype")
+        self.loose |= site is None
+        self._waiting += [] if site is None else [site]
+
+    @property
+    def are_arguments(self) -> bool:
+        """Whether each answer became an argument of one call of torch, and nothing else: then it decides nothing."""
+        return not self.loose and not self._waiting
 
     def holds(self, value: Any) -> bool:
         """Whether a value may have come from a tensor's dtype."""
@@ -127,6 +140,10 @@ class Reads:
         return value
 
     def _guess(self, dtype: torch.dtype, new: NewNode, node: fx.Node) -> fx.Node:
+        site = calls_now()
+        self.loose |= site not in self._waiting
+        if site in self._waiting:
+            self._waiting.remove(site)
         made = new("call_function", getattr, (node, "dtype"), {}, dtype)
         self.guesses.append(made)
         return made
@@ -169,7 +186,7 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
         other = otherwise(cast=True)
         if other is None or other.reads.leaves_autocast:
             _refuse_autocast_around(trace.graph)
-    if trace.reads.asked:  # last, because it changes the graph
+    if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
         others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
         _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
 

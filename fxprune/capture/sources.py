@@ -56,9 +56,35 @@ def short_location(filename: str, line: int) -> str:
     return f"{'/'.join(parts[-2:])}:{line}"
 
 
+Span = tuple[tuple[int, int], tuple[int, int]]
+# A frame by its identity, and the span of a call in it.
+Site = tuple[int, Span]
+
+
+def taken_by(attribute: str) -> Site | None:
+    """The call that alone takes the attribute which the user's frame reads now; None where that cannot be told."""
+    frame = user_frame()
+    span = None if frame is None else _span(frame.f_code, frame.f_lasti)
+    if frame is None or span is None:
+        return None
+    for call in _calls(frame):
+        for given in (*call.args, *(keyword.value for keyword in call.keywords)):
+            if isinstance(given, ast.Attribute) and given.attr == attribute and _span_of(given) == span:
+                return id(frame), _span_of(call)
+    return None
+
+
+def calls_now() -> Site | None:
+    """The call that code makes now which is not this package's, without code of torch's in between."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    span = None if frame is None or is_hidden(frame) else _span(frame.f_code, frame.f_lasti)
+    return None if span is None else (id(frame), span)
+
+
 # -- what an expression is for ----------------------------------------------------------------------------------------
 
-Span = tuple[tuple[int, int], tuple[int, int]]
 # What takes a message and gives nothing back, and where among the arguments the message begins.
 _MESSAGES: dict[Any, int] = {torch._assert: 1, warnings.warn: 0, print: 0}
 _LOGS = frozenset("critical debug error exception info log warn warning warning_advice warning_once".split())
