@@ -201,8 +201,20 @@ def _plain_class() -> type:
 
 
 def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
-    own, made = vars(type(module)), {**vars(_plain_class()), "forward": printed}
-    return own.keys() == made.keys() and all(_same_code(own[name], made[name]) for name in own)
+    """Whether its class is that of any GraphModule, with the printed code, or with what its base's file has around it."""
+    own, made = dict(vars(type(module))), vars(_plain_class())
+    forward = own["forward"]
+    around = isinstance(forward, FunctionType) and forward.__code__ in _inner_codes(type(module).__mro__[1].__module__)
+    inner = [cell for cell in _cells(forward) if isinstance(cell, FunctionType)] if around else [forward]
+    plain = own.keys() == made.keys() and all(_same_code(own[name], made[name]) for name in own if name != "forward")
+    return plain and len(inner) == 1 and _same_code(inner[0], printed)
+
+
+@functools.cache
+def _inner_codes(name: str) -> frozenset[CodeType]:
+    """The code of functions that functions of a module make."""
+    outer = [v for v in vars(sys.modules[name]).values() if isinstance(v, FunctionType) and v.__module__ == name]
+    return frozenset(c for function in outer for c in function.__code__.co_consts if isinstance(c, CodeType))
 
 
 def _printed(graph: fx.Graph) -> FunctionType:

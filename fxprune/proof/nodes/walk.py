@@ -130,7 +130,8 @@ class _Walk:
     def _by_arithmetic(self, reading: Reading) -> bool:
         """Whether both networks make the same call on the same numbers, or on tensors of sizes that give the same."""
         node = reading.node
-        if not is_number(node) or node.op == "call_module" or reading.writes or not reading.same:
+        asks = node.target is getattr and node.args[1] in ("dtype", "device")
+        if not (is_number(node) or asks) or node.op == "call_module" or reading.writes or not reading.same:
             return False
         values = []
         for side in range(2):
@@ -204,7 +205,7 @@ def _is_alike(claim: Claim) -> bool:
     if claim.shape is not None:
         return claim.is_whole
     return (
-        isinstance(claim.full, (bool, int, float))
+        isinstance(claim.full, (bool, int, float, torch.dtype, torch.device))
         and type(claim.full) is type(claim.narrow)
         and claim.full == claim.narrow
     )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.claims import Claim, at, same_kept
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 from fxprune.proof.nodes.patterns import domain_of
@@ -22,6 +23,9 @@ POINTWISE = frozenset(
     hardsigmoid hardtanh leaky_relu elu selu celu mish softplus softsign logsigmoid tanhshrink hardshrink softshrink
     threshold dropout""".split()
 )
+# Draws in place: both networks make the same ones where nothing goes.
+_DRAWS = frozenset("bernoulli uniform normal exponential".split())
+POINTWISE |= _DRAWS
 POINTWISE_MODULES = frozenset(
     """ReLU ReLU6 GELU SiLU Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign
     LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Dropout Identity""".split()
@@ -34,6 +38,8 @@ def pointwise(reading: Reading) -> Verdict | None:
     """An op that gives each entry from the entries at its place, with dims of one entry or none stretched."""
     tensors = [claim for claim in reading.operands if claim.shape is not None]
     if not tensors or not reading.same or not all(claim.is_float for claim in tensors):
+        return None
+    if call_name(reading.node).removesuffix("_") in _DRAWS and not all(claim.is_whole for claim in tensors):
         return None
     shape = _broadcast([claim.shape or () for claim in tensors])
     if shape is None or not all(_fits(claim, shape, reading) for claim in tensors):
