@@ -183,7 +183,7 @@ def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
     printed: dict[fx.Graph, FunctionType] = {}
     for path, module in pruned.named_modules():
         if isinstance(module, fx.GraphModule):
-            printed[module.graph] = _printed(module.graph)
+            printed[module.graph] = printed_function(module.graph)
             if _is_as_made(module, printed[module.graph]):
                 continue
             parts = (*module.modules(), *module.parameters(), *module.buffers())
@@ -201,7 +201,7 @@ def _plain_class() -> type:
 
 
 def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
-    """Whether its class is that of any GraphModule, with the printed code, or with what its base's file has around it."""
+    """Whether its class is that of any GraphModule, with the printed code, or that in what its base's file makes."""
     own, made = dict(vars(type(module))), vars(_plain_class())
     forward = own["forward"]
     around = isinstance(forward, FunctionType) and forward.__code__ in _inner_codes(type(module).__mro__[1].__module__)
@@ -217,7 +217,7 @@ def _inner_codes(name: str) -> frozenset[CodeType]:
     return frozenset(c for function in outer for c in function.__code__.co_consts if isinstance(c, CodeType))
 
 
-def _printed(graph: fx.Graph) -> FunctionType:
+def printed_function(graph: fx.Graph) -> FunctionType:
     """The function that torch.fx prints for a graph."""
     printed = graph.python_code("self")
     names: dict[str, Any] = dict(printed.globals)
@@ -231,27 +231,43 @@ class _ReachedError(Exception):
 
 
 def runs_its_graph(
-    pruned: nn.Module, graph: fx.Graph, printed: FunctionType | None, call: Callable[[], Any], given: Sequence[Any]
+    pruned: nn.Module,
+    printed: FunctionType,
+    others: Sequence[FunctionType],
+    call: Callable[[], Any],
+    given: Sequence[Any],
 ) -> bool:
     """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
 
-    ``printed``: that code, where it is known. ``call``: calls the module on the inputs ``given``, in the order of its
-    graph's. What is around the code is that of a copy, as :func:`check_code` tells. The call ends where that begins.
+    ``printed``: that code. ``others``: the code of all graphs of its mode, of which a call runs the first that takes
+    the inputs. ``call``: calls the module on the inputs ``given``, in the order of its graph's. What is around the code
+    is that of a copy, as :func:`check_code` tells. The call ends where the code begins.
     """
     between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
     if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
         return False
+    several = getattr(pruned, "forwards", None)
+    if several is not None and len(others) > 1:
+        forward: Any = type(pruned).forward
+        run = several(next(_cells(forward), None))
+        return all(any(_is_code(f, f.__globals__, other) for other in others) for f in run) and any(
+            _is_code(f, f.__globals__, printed) for f in run
+        )
     frame = _frame_reached(call)
     if frame is None or frame.f_code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
         return False
     values = [frame.f_locals[name] for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
     if len(values) != len(given) + 1 or any(a is not b for a, b in zip(values, (pruned, *given), strict=True)):
         return False
-    printed = _printed(graph)
-    return _same_instructions(frame.f_code, printed.__code__) and all(
-        frame.f_globals.get(name) is value
-        for name, value in printed.__globals__.items()
-        if name in frame.f_code.co_names
+    return _is_code(frame, frame.f_globals, printed)
+
+
+def _is_code(run: Any, names: Mapping[str, Any], printed: FunctionType) -> bool:
+    """Whether a function or a frame has the instructions of a printed function, and means the same by names."""
+    code: CodeType = run.f_code if isinstance(run, FrameType) else run.__code__
+    known = printed.__globals__
+    return _same_instructions(code, printed.__code__) and all(
+        names.get(name) is known[name] for name in code.co_names if name in known
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
-from fxprune.proof.attributes import check_attributes, check_code, runs_its_graph
+from fxprune.proof.attributes import check_attributes, check_code, printed_function, runs_its_graph
 from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, private_copy
@@ -82,8 +82,7 @@ def prove_nodes(
     check_attributes(original, pruned)
     printed = check_code(pruned)
     with nothing_left_behind(original), torch.no_grad():
-        prover = _Prover(original, pruned, whole, seed, untrained)
-        prover.printed = printed
+        prover = _Prover(original, pruned, whole, seed, untrained, pairs, printed)
         prover.check_modes()
         for pair in pairs:
             prover.prove(pair, matched(pair) if steps is None else steps[pair])
@@ -111,7 +110,16 @@ def prove_nodes(
 class _Prover:
     """Proves one graph after another over one private copy of the original."""
 
-    def __init__(self, original: nn.Module, pruned: nn.Module, keep: Keep, seed: int, untrained: str) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        pruned: nn.Module,
+        keep: Keep,
+        seed: int,
+        untrained: str,
+        pairs: Sequence[Pair],
+        printed: dict[fx.Graph, FunctionType],
+    ) -> None:
         tensors = [*original.parameters(), *original.buffers()]
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         device = tensors[0].device if tensors else torch.device("cpu")
@@ -125,7 +133,7 @@ class _Prover:
         self._full = Programs(self._copy)
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
-        self.printed: dict[fx.Graph, FunctionType] = {}
+        self._pairs, self._functions = pairs, printed
         self.samples: list[Sample] = []
         self.notes: list[str] = []
         # Why whole networks have to take a step of training, too.
@@ -297,16 +305,22 @@ class _Prover:
         if not apart <= min(_NEARLY * eps, 0.1):
             raise UnjudgedError(f"in their own type the traced network's outputs differ by {apart:.3g} relative")
 
+    def _printed(self, graph: fx.Graph) -> FunctionType:
+        if graph not in self._functions:
+            self._functions[graph] = printed_function(graph)
+        return self._functions[graph]
+
     def _check_object(self, pair: Pair, sample: Sample) -> None:
         """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
         if pair.training and self._untrained:
             return
         given = sample.map(Tensor.detach)
         with in_mode(self._pruned, pair.training):
+            modes = [p.narrow for p in self._pairs if p.training is pair.training or (p.both_modes and pair.training)]
             reaches = runs_its_graph(
                 self._pruned,
-                pair.narrow,
-                self.printed.get(pair.narrow),
+                self._printed(pair.narrow),
+                list(map(self._printed, modes)),
                 partial(called, self._pruned, given),
                 bound(pair.narrow, given),
             )

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from fxprune.errors import ProofError
 from fxprune.proof.comparing import compare, leaves_of
+from fxprune.proof.locating import reads_about
 from fxprune.proof.nodes.by_values import ByValues, Tally
 from fxprune.proof.nodes.calls import call, call_name, on_values
 from fxprune.proof.nodes.claims import Claim, Kept
@@ -87,7 +88,7 @@ class _Walk:
                 or self._by_identity(step, reading)
             ):
                 self._by_values.judge(step)
-                self._tally.at_any_size &= reading is not None and is_number(node) and reading.same
+                self._tally.at_any_size &= reading is not None and reading.same and _hangs_on_wholes(reading)
 
     def _attribute(self, step: Step) -> None:
         node, name = step.full, str(step.full.target)
@@ -198,6 +199,15 @@ class _Walk:
             self._claims[node] = self._by_values.renewed(node, claim)
         self._tally.by_law += 1
         return True
+
+
+def _hangs_on_wholes(reading: Reading) -> bool:
+    """Whether a call gives a number, or hangs on what is the same in both networks alone."""
+    if is_number(reading.node):
+        return True
+    about = reads_about(reading.node) or call_name(reading.node).startswith("new_")
+    alike = (_is_alike(claim) or (about and claim.shape is not None) for claim in reading.operands)
+    return all(index is None for index in reading.kept) and all(alike)
 
 
 def _is_alike(claim: Claim) -> bool:
