@@ -169,7 +169,7 @@ def test_folders_and_their_source(name: str, tmp_path: Path) -> None:
     source = (tmp_path / "saved" / "model.py").read_text(encoding="utf-8")
     functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     called = {function.id for function in functions if isinstance(function, ast.Name)}
-    assert called <= {"Model", "load_file", "named", "next", "part", "super"}
+    assert called <= {"Model", "load_file", "next", "part", "restored", "super"}
     namespace: dict[str, Any] = {"__name__": "model"}
     exec(compile(source, "model.py", "exec"), namespace)
     model = namespace["Model"]().eval()

@@ -68,7 +68,7 @@ def export(
     target, wanted = named(path), _sizes(dynamic)
     format = _format_of(target, format)  # noqa: A001
     chosen = FORMATS[format]
-    chosen.check()
+    chosen.check(format)
     whole = network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
     if chosen.one_graph and isinstance(network, PrunedGraphModule):

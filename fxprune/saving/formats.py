@@ -1,4 +1,4 @@
-"""A network as an exported program of torch, with the sizes that may change."""
+"""The formats of exported files: what each needs, and how it is written and read again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import inspect
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -77,18 +77,28 @@ Run = Callable[[Sample], Leaves]
 _LARGEST_ONNX = 1 << 30
 
 
-class Format(Protocol):
-    """One format: the ``suffix`` of its files; ``one_graph`` where a file holds one graph of the network.
+class Format:
+    """One format of files; torch's own ahead-of-time compilers and other runtimes of torch read this one.
 
-    ``suffixed`` where its runtime reads no file of another name.
+    Attributes:
+        suffix: of its files.
+        suffixed: whether its runtime reads no file of another name.
+        one_graph: whether a file holds one graph of the network.
+        needs: libraries beside torch, and what installs them.
     """
 
-    suffix: str
-    suffixed: bool
-    one_graph: bool
+    suffix = ".pt2"
+    suffixed = False
+    one_graph = True
+    needs: tuple[Sequence[str], str] = ((), "")
 
-    def check(self) -> None:
+    def check(self, name: str) -> None:
         """Raise MissingDependencyError where a library is missing."""
+        libraries, install = self.needs
+        if missing := [library for library in libraries if importlib.util.find_spec(library) is None]:
+            raise MissingDependencyError(
+                f"the {name} format needs {', '.join(missing)}, not installed here: pip install {install}"
+            )
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """Write the network to a file (or to a new folder); sizes in which the samples differ may change.
@@ -96,90 +106,27 @@ class Format(Protocol):
         Raises:
             OSError: the disk refuses.
         """
+        # Not into the file: torch's writer aborts the process where the disk refuses.
+        memory = io.BytesIO()
+        torch.export.save(exported_program(network, samples), memory)
+        file.write_bytes(memory.getbuffer())
 
     def open(self, file: Path) -> Run:
         """Read the file again, without the network."""
-
-
-class _PatientWriter(io.RawIOBase):
-    """Passes bytes on until the disk refuses, and keeps the error: torch's writer aborts the process if it gets one."""
-
-    def __init__(self, stream: io.FileIO) -> None:
-        super().__init__()
-        self.error: OSError | None = None
-        self._stream = stream
-
-    def writable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, as what lies under it does."""
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        """The position."""
-        return self._stream.tell()
-
-    def write(self, data: Any) -> int:
-        """How many bytes it takes: all of them."""
-        try:
-            rest = memoryview(data)
-            while self.error is None and len(rest):
-                rest = rest[self._stream.write(rest) :]
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-
-class Pt2:
-    """``torch.export``: a file that torch, ahead-of-time compilers and other runtimes of torch read."""
-
-    suffix = ".pt2"
-    suffixed = False
-    one_graph = True
-
-    def check(self) -> None:
-        """Torch alone is needed."""
-
-    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
-        program = exported_program(network, samples)
-        with file.open("wb", buffering=0) as stream:
-            patient = _PatientWriter(stream)
-            torch.export.save(program, patient)  # type: ignore[arg-type]  # it asks for no more than these methods
-        if patient.error is not None:
-            raise patient.error
-
-    def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
         with file.open("rb") as stream:
             module = torch.export.load(stream).module()
         return lambda sample: tensors_of(sample.call(module))
 
 
-class Onnx:
+class Onnx(Format):
     """ONNX through torch's current exporter, run by onnxruntime."""
 
     suffix = ".onnx"
-    suffixed = False
-    one_graph = True
-
-    def check(self) -> None:
-        """Raise MissingDependencyError where a library is missing."""
-        missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-        if missing:
-            raise MissingDependencyError(
-                f"the onnx format needs {', '.join(missing)}, not installed here: pip install 'fxprune[onnx]'"
-            )
+    needs = (("onnx", "onnxscript", "onnxruntime"), "'fxprune[onnx]'")
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
-        program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
+        program = _program_on_cpu(network, samples)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -198,35 +145,44 @@ class Onnx:
         """See :class:`Format`."""
         session = onnx_session(file)
         names = [argument.name for argument in session.get_inputs()]
+        return lambda sample: _of_arrays(session.run(None, dict(zip(names, _arrays(sample), strict=True))))
+
+
+class OpenVino(Format):
+    """The representation that OpenVINO reads, in float32: an ``.xml`` with the weights in a ``.bin`` beside it."""
+
+    suffix = ".xml"
+    suffixed = True
+    needs = (("openvino",), "openvino")
+
+    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
+        """See :class:`Format`."""
+        import openvino
+
+        program = _program_on_cpu(network, samples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
+
+    def open(self, file: Path) -> Run:
+        """See :class:`Format`."""
+        import openvino
+
+        # Some processors compute in half precision unless told, and no comparison with float32 would pass.
+        model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def run(sample: Sample) -> Leaves:
-            leaves = pytree.tree_leaves((sample.args, sample.kwargs))
-            tensors = [leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-            results = session.run(None, dict(zip(names, tensors, strict=True)))
-            return tensors_of([torch.from_numpy(result) for result in results])
+            answers = model(_arrays(sample))
+            return _of_arrays([answers[output].copy() for output in model.outputs])
 
         return run
 
 
-def onnx_session(file: Path, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU; ``threads`` of 0 lets it choose."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # a refusal is raised; it need not be printed too
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-
-class Source:
+class Source(Format):
     """A folder with readable code and the weights, which needs torch and safetensors alone."""
 
     suffix = ""
-    suffixed = False
     one_graph = False
-
-    def check(self) -> None:
-        """Torch alone is needed."""
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
@@ -244,15 +200,11 @@ class Source:
         return lambda sample: tensors_of(sample.call(model))
 
 
-class Aoti:
-    """A package of torch's ahead-of-time compiler, for the network's device; ``torch._inductor.aoti_load_package``."""
+class Aoti(Format):
+    """A package of torch's ahead-of-time compiler, for the network's device; it needs a C++ compiler."""
 
     suffix = ".aoti.pt2"
     suffixed = True
-    one_graph = True
-
-    def check(self) -> None:
-        """Torch alone is needed, and the C++ compiler that it calls."""
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """See :class:`Format`."""
@@ -268,47 +220,33 @@ class Aoti:
         return lambda sample: tensors_of(sample.call(package))
 
 
-class OpenVino:
-    """The representation that OpenVINO reads, in float32: an ``.xml`` with the weights in a ``.bin`` beside it."""
-
-    suffix = ".xml"
-    suffixed = True
-    one_graph = True
-
-    def check(self) -> None:
-        """Raise MissingDependencyError where a library is missing."""
-        if importlib.util.find_spec("openvino") is None:
-            raise MissingDependencyError("the openvino format needs openvino, not installed here: pip install openvino")
-
-    def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
-        import openvino
-
-        program = exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
-
-    def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
-        import openvino
-
-        # Some processors compute in half precision unless told, and no comparison with float32 would pass.
-        model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-
-        def run(sample: Sample) -> Leaves:
-            leaves = pytree.tree_leaves((sample.args, sample.kwargs))
-            answers = model([leaf.numpy(force=True) for leaf in leaves if isinstance(leaf, torch.Tensor)])
-            return tensors_of([torch.from_numpy(answers[output].copy()) for output in model.outputs])
-
-        return run
-
-
 # Another format is one more class and its line here; the command line has the names once more, as it loads no torch.
-FORMATS: Mapping[str, Format] = {
-    "pt2": Pt2(),
+FORMATS: dict[str, Format] = {
+    "pt2": Format(),
     "onnx": Onnx(),
     "source": Source(),
     "openvino": OpenVino(),
     "aoti": Aoti(),
 }
+
+
+def onnx_session(file: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU; ``threads`` of 0 lets it choose."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # a refusal is raised; it need not be printed too
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _program_on_cpu(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
+    return exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
+
+
+def _arrays(sample: Sample) -> list[Any]:
+    return [tensor.numpy(force=True) for tensor in sample.tensors]
+
+
+def _of_arrays(results: Sequence[Any]) -> Leaves:
+    return tensors_of([torch.from_numpy(result) for result in results])

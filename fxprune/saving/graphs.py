@@ -23,16 +23,15 @@ from torch.nn.utils.rnn import PackedSequence
 from fxprune.capture.custom import CustomFunction
 from fxprune.errors import ArtefactError
 from fxprune.saving.layers import is_container, submodule
-from fxprune.saving.opaque import Imported, import_path
+from fxprune.saving.opaque import Imported
 from fxprune.saving.targets import check_call, check_identifier, check_method, function_name, resolve_function
-from fxprune.saving.values import decode, encode
+from fxprune.saving.values import Codec, GraphCodec
 
-_ROLE = "the class of an output"
-CUSTOM_ROLE = "a custom autograd function"
+Json = dict[str, Any]
 Need = Callable[[Any, str], str]
 
 
-def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[dict[str, Any]]:
+def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[Json]:
     """The nodes of a graph in order, as JSON data; ``need`` notes what loading has to import.
 
     Raises:
@@ -40,34 +39,27 @@ def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[dict[str,
     """
     if type(graph._codegen) is not CodeGen:  # another one may unpack inputs in its own way
         raise ArtefactError(f"the graph prints itself through {type(graph._codegen).__name__}, which cannot be saved")
-    return [_encode_node(node, owner, need) for node in graph.nodes]
+    codec = GraphCodec({})
+    return [_encode_node(node, owner, need, codec) for node in graph.nodes]
 
 
-def _encode_node(node: Node, owner: GraphModule, need: Need) -> dict[str, Any]:
-    data: dict[str, Any] = {"name": node.name, "op": node.op, "target": _encode_target(node, owner, need)}
+def _encode_node(node: Node, owner: GraphModule, need: Need, codec: Codec) -> Json:
+    target = _encode_function(node.target, need) if node.op == "call_function" else str(node.target)
+    if node.op != "call_function":
+        _check_target(node.op, target, owner)
     check_call(node.op, node.target, node.args, node.kwargs)
+    data: Json = {"name": node.name, "op": node.op, "target": target}
     try:
         if node.args:
-            data["args"] = [encode(argument) for argument in node.args]
+            data["args"] = [codec.write(argument) for argument in node.args]
         if node.kwargs:
-            data["kwargs"] = {key: encode(argument) for key, argument in node.kwargs.items()}
+            data["kwargs"] = {key: codec.write(argument) for key, argument in node.kwargs.items()}
     except ArtefactError as error:
         raise ArtefactError(f"node {node.name!r}: {error}") from None
     return data
 
 
-def _encode_target(node: Node, owner: GraphModule, need: Need) -> Any:
-    if node.op != "call_function":
-        _check_target(node.op, str(node.target), owner)
-        return str(node.target)
-    if is_namedtuple(node.target):
-        return {"namedtuple": [node.target.__name__, *node.target._fields]}  # type: ignore[union-attr]
-    if isinstance(node.target, CustomFunction):
-        return {"custom": need(node.target.cls, CUSTOM_ROLE)}
-    return {"import": need(node.target, _ROLE)} if _is_output_class(node.target) else function_name(node.target)
-
-
-def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Imported) -> Graph:
+def decode_graph(data: list[Json], owner: nn.Module, found: Imported) -> Graph:
     """The graph that :func:`encode_graph` wrote; ``owner`` holds the modules and tensors that it names.
 
     ``found`` is what the allowed import paths lead to.
@@ -77,46 +69,65 @@ def decode_graph(data: list[dict[str, Any]], owner: nn.Module, found: Imported) 
     """
     graph = Graph()
     nodes: dict[str, Node] = {}
+    codec = GraphCodec(nodes)
     for entry in data:
         name = check_identifier(entry["name"], "node")
         if name in nodes:
             raise ArtefactError(f"two nodes of the graph are called {name!r}")
-        nodes[name] = _decode_node(graph, entry, nodes, owner, found)
+        op, target = entry["op"], entry["target"]
+        args = tuple(codec.read(argument) for argument in entry.get("args", []))
+        kwargs = {check_identifier(k, "keyword"): codec.read(v) for k, v in entry.get("kwargs", {}).items()}
+        if op == "call_function":
+            target = _decode_function(target, found)
+        else:
+            _check_target(op, target, owner)
+        check_call(op, target, args, kwargs)
+        nodes[name] = graph.create_node(op, target, args, kwargs, name)
     outputs = [entry for entry in data if entry["op"] == "output"]
     if len(outputs) != 1 or data[-1] is not outputs[0]:
         raise ArtefactError("the graph does not end in one output")
     return graph
 
 
-def _decode_node(
-    graph: Graph, entry: dict[str, Any], nodes: dict[str, Node], owner: nn.Module, found: Imported
-) -> Node:
-    op, name = entry["op"], entry["name"]
-    args = tuple(decode(argument, nodes) for argument in entry.get("args", []))
-    kwargs = {check_identifier(k, "keyword"): decode(v, nodes) for k, v in entry.get("kwargs", {}).items()}
-    target: Any = entry["target"]
-    if op == "call_function":
-        target = _decode_function(target, found)
-    else:
-        _check_target(op, target, owner)
-    check_call(op, target, args, kwargs)
-    return graph.create_node(op, target, args, kwargs, name)
+def _encode_function(target: Any, need: Need) -> Any:
+    if isinstance(target, CustomFunction):
+        return {"custom": need(target.cls, "a custom autograd function")}
+    # Layers know torch's own named tuple by its class.
+    if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
+        if target is not PackedSequence:
+            return {"namedtuple": [target.__name__, *target._fields]}
+    elif _is_output_class(target):
+        return {"import": need(target, "the class of an output")}
+    return function_name(target)
 
 
 def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
     if not isinstance(written, dict):
         return resolve_function(written)
-    if set(written) == {"import"}:
-        return _output_class(written["import"], found)
-    if set(written) == {"custom"}:
-        cls = found.get(written["custom"]) if isinstance(written["custom"], str) else None
-        if not isinstance(cls, type) or not issubclass(cls, torch.autograd.Function):
-            raise ArtefactError(f"the graph calls {written!r:.80}, which is no custom function that its imports list")
-        return CustomFunction(cls)
-    names = written.get("namedtuple")
-    if set(written) != {"namedtuple"} or not isinstance(names, list) or not names:
-        raise ArtefactError(f"the graph calls {written!r:.80}, which is no named tuple")
-    return _namedtuple(*(check_identifier(text, "named tuple or its field") for text in names))
+    if len(written) == 1 and (content := written.get("namedtuple")) and isinstance(content, list):
+        return _namedtuple(*(check_identifier(text, "named tuple or its field") for text in content))
+    made = next((found.get(path) for path in written.values() if isinstance(path, str)), None)
+    if set(written) == {"custom"} and isinstance(made, type) and issubclass(made, torch.autograd.Function):
+        return CustomFunction(made)
+    if set(written) == {"import"} and _is_output_class(made):
+        return made  # type: ignore[return-value]
+    known = "no class of outputs, custom function or named tuple that its imports list"
+    raise ArtefactError(f"the graph calls {written!r:.80}, which is {known}")
+
+
+def _is_output_class(target: Any) -> bool:
+    """Whether a target is a dataclass, or a dict of its own class, that holds tensors."""
+    if not isinstance(target, type) or target in (dict, OrderedDict) or issubclass(target, nn.Module):
+        return False
+    return dataclasses.is_dataclass(target) or issubclass(target, dict)
+
+
+@cache
+def _namedtuple(name: str, *fields: str) -> type:
+    try:
+        return namedtuple(name, fields)
+    except ValueError as error:
+        raise ArtefactError(f"the graph returns an impossible named tuple: {error}") from error
 
 
 def _check_target(op: str, target: Any, owner: nn.Module) -> None:
@@ -130,57 +141,15 @@ def _check_target(op: str, target: Any, owner: nn.Module) -> None:
         if is_container(submodule(owner, target)):
             raise ArtefactError(f"the graph calls {target!r}, which only holds other modules")
     elif op == "get_attr":
-        path, _, name = target.rpartition(".")
-        if tensor_in(submodule(owner, path), name) is None:
+        if tensor_in(owner, target) is None:
             raise ArtefactError(f"the graph reads {target!r:.80}, which the network does not hold")
     elif op != "output":
         raise ArtefactError(f"{op!r:.80} is no kind of node")
 
 
-def tensor_in(holder: nn.Module, name: str) -> torch.Tensor | None:
-    """The parameter, buffer or plain tensor that a module holds under a name; nothing else that it has is looked at."""
-    for held in (holder._parameters, holder._buffers, vars(holder)):
-        if isinstance(found := held.get(name), torch.Tensor):
-            return found
-    return None
-
-
-# -- objects that a network returns ------------------------------------------------------------------------------------
-
-
-def is_namedtuple(target: Any) -> bool:
-    """Whether a call target is a class made by ``collections.namedtuple`` or ``typing.NamedTuple``, not torch's own."""
-    if target is PackedSequence:  # layers know it by its class
-        return False
-    return isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields")
-
-
-@cache
-def _namedtuple(name: str, *fields: str) -> type:
-    try:
-        return namedtuple(name, fields)
-    except ValueError as error:
-        raise ArtefactError(f"the graph returns an impossible named tuple: {error}") from error
-
-
-def output_class_path(target: Any) -> str | None:
-    """The import path of a dataclass, or of a dict of its own class, that holds tensors; None for any other target.
-
-    Raises:
-        ArtefactError: it cannot be imported by its name.
-    """
-    return import_path(target, _ROLE) if _is_output_class(target) else None
-
-
-def _is_output_class(target: Any) -> bool:
-    if not isinstance(target, type) or target in (dict, OrderedDict) or issubclass(target, nn.Module):
-        return False
-    return dataclasses.is_dataclass(target) or issubclass(target, dict)
-
-
-def _output_class(path: Any, found: Imported) -> type:
-    kind = found.get(path) if isinstance(path, str) else None
-    if not _is_output_class(kind):
-        raise ArtefactError(f"the graph makes a {path!r:.80}, which is no class of outputs that its imports list")
-    assert isinstance(kind, type)
-    return kind
+def tensor_in(owner: nn.Module, name: str) -> torch.Tensor | None:
+    """The parameter, buffer or plain tensor at a dotted name; nothing else that modules have is looked at."""
+    path, _, leaf = name.rpartition(".")
+    holder = submodule(owner, path)
+    held = (table.get(leaf) for table in (holder._parameters, holder._buffers, vars(holder)))
+    return next((tensor for tensor in held if isinstance(tensor, torch.Tensor)), None)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import ArtefactError
-from fxprune.saving.values import decode, encode
+from fxprune.saving.values import PLAIN
 from fxprune.util.paths import Parts
 
 _CONTAINERS: dict[str, type[nn.Module]] = {
@@ -141,10 +141,10 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     for parameter in _constructor(kind):
         value = _read(path, module, parameter)
         if parameter.default is parameter.empty or not _same(value, parameter.default):
-            arguments[parameter.name] = encode(value)
+            arguments[parameter.name] = PLAIN.write(value)
     dtype = _dtype(module)
     if dtype is not torch.float32 and "dtype" in inspect.signature(kind.__init__).parameters:
-        arguments["dtype"] = encode(dtype)
+        arguments["dtype"] = PLAIN.write(dtype)
     description = {"class": kind.__name__, "arguments": arguments}
     _check_told(path, module, description)
     return description
@@ -172,7 +172,7 @@ def build_layer(path: str, description: dict[str, Any]) -> nn.Module:
     name = description["class"]
     if not isinstance(name, str) or name not in layer_names():
         raise ArtefactError(f"{path!r:.80} is to be a {name!r:.80}, which is no torch.nn layer that a network may hold")
-    arguments = {key: decode(value, {}) for key, value in description["arguments"].items()}
+    arguments = {key: PLAIN.read(value) for key, value in description["arguments"].items()}
     try:
         with torch.device("meta"):
             layer: nn.Module = getattr(nn, name)(**arguments)

@@ -1,4 +1,4 @@
-"""The network of a description."""
+"""``load``: the network of a saved folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fxprune.errors import ArtefactError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting import Report
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.saving.descriptions import Description, ModuleEntry, check_name
+from fxprune.saving.descriptions import GRAPH_MODULE, check_name, graphs_of
 from fxprune.saving.folders import MANIFEST, SavedFolder, open_folder
-from fxprune.saving.graphs import decode_graph, tensor_in
+from fxprune.saving.graphs import Json, decode_graph, tensor_in
 from fxprune.saving.layers import (
     build_container,
     build_layer,
@@ -28,181 +28,13 @@ from fxprune.saving.layers import (
     public_class,
     submodule,
 )
-from fxprune.saving.opaque import STATE_TENSOR, Imported, StateReader, build_opaque, fill, resolve_imports
+from fxprune.saving.opaque import STATE_TENSOR, AttributeReader, Imported, build_opaque, resolve_imports
 from fxprune.saving.targets import check_identifier
-from fxprune.saving.tensors import TensorEntry, attach
 from fxprune.saving.values import decode_sample
+from fxprune.util.modes import CALLS
 from fxprune.util.writing import named
 
-Graphs = Mapping[str, list[dict[str, Any]]]
-
-
-def build(description: Description, tensors: Mapping[str, torch.Tensor], found: Imported) -> nn.Module:
-    """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to.
-
-    Raises:
-        ArtefactError: the description is inconsistent, or a tensor is missing or has the wrong shape.
-    """
-    _check_names(description)
-    root = description.root
-    tree = nn.Module() if root is None else _made(nn.Module(), root, found)
-    below = [entry for entry in description.modules if entry.path]
-    for entry in below:
-        _add_module(tree, entry, found)
-    _attach_all(tree, description, tensors)
-    for module in tree.modules():
-        finish_container(module)
-    # From the inside out, so that each graph finds what it calls.
-    islands = [entry for entry in below if entry.graphs is not None]
-    for entry in reversed(islands):
-        _replace(tree, entry.path, _island(tree, entry, description, found))
-    network = tree
-    if root is None:
-        about = (description.class_name, description.graphs, tree, description, "", found, description.modes)
-        network = _assemble(*about)
-    _fill_all(network, description, tensors, found)
-    _set_modes(network, description)
-    _check_tensors(network, description, tensors)
-    return network
-
-
-def _check_names(description: Description) -> None:
-    """Refuse two entries of one name, and a module inside itself."""
-    paths = [entry.path for entry in description.modules]
-    names = [entry.name for entry in description.tensors]
-    for kind, listed in (("modules", paths), ("tensors", names)):
-        if len(set(listed)) != len(listed):
-            twice = next(name for name in listed if listed.count(name) > 1)
-            raise ArtefactError(f"two {kind} are called {twice!r:.80}")
-    for entry in description.modules:
-        layers = (entry.layer or {}).get("arguments", {}).get("num_layers", 0)
-        if isinstance(layers, int) and layers > len(names):
-            raise ArtefactError(f"{entry.path!r:.80} is to have {layers} layers, and there are {len(names)} tensors")
-        if entry.shared_with is not None and f"{entry.path}.".startswith(f"{entry.shared_with}.".lstrip(".")):
-            raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hold itself")
-
-
-def _check_tensors(network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that nothing asks for. A shared module's are in a file under each of its paths."""
-    held = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
-    known = {name for name, _ in held} | {entry.name for entry in description.tensors}
-    unknown = sorted(name for name in set(tensors) - known if not name.startswith(STATE_TENSOR))
-    if unknown:
-        raise ArtefactError(f"the weights hold {unknown[0]!r:.80}, which the network does not have")
-
-
-# -- modules ---------------------------------------------------------------------------------------------------------
-
-
-def _add_module(network: nn.Module, entry: ModuleEntry, found: Imported) -> None:
-    check_name(entry.path)
-    parent_path, _, name = entry.path.rpartition(".")
-    parent, made = submodule(network, parent_path), _made(network, entry, found)
-    place = parent._modules.get(name)
-    if is_layer(parent) and (place is None or public_class(place) is not public_class(made)):
-        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: its layer has none there")
-    if is_container(parent) and place is None and name in vars(parent):
-        raise ArtefactError(f"the module {entry.path!r:.80} cannot be put in its place: it would hide an attribute")
-    parent._modules[name] = made
-
-
-def _made(network: nn.Module, entry: ModuleEntry, found: Imported) -> nn.Module:
-    if entry.shared_with is not None:
-        return submodule(network, entry.shared_with)
-    if entry.layer is not None:
-        return build_layer(entry.path, entry.layer)
-    if entry.foreign is not None and entry.graphs is None:
-        return build_opaque(entry.foreign, found)
-    return build_container(entry.container)
-
-
-def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
-    """Put a module in the place of another, under every path that leads to it."""
-    old = submodule(network, path)
-    for holder in list(network.modules()):
-        for name, held in holder._modules.items():
-            if held is old:
-                holder._modules[name] = new
-
-
-def _fill_all(
-    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], found: Imported
-) -> None:
-    reader = StateReader(network, tensors, found)
-    for entry in description.modules:
-        if entry.foreign is not None:
-            fill(submodule(network, entry.path), entry.foreign.get("state", {}), reader)
-
-
-def _set_modes(network: nn.Module, description: Description) -> None:
-    # Not by train(), which a class of the user's may have of its own.
-    modes = {"": description.training} | {entry.path: entry.training for entry in description.modules}
-    for path, mode in modes.items():
-        submodule(network, path).training = mode
-    for module in network.modules():
-        if isinstance(module, PrunedGraphModule):
-            module.set_modes({})
-
-
-# -- tensors ---------------------------------------------------------------------------------------------------------
-
-
-def _attach_all(tree: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor]) -> None:
-    foreign = {entry.path for entry in description.modules if entry.foreign is not None}
-    for entry in description.tensors:
-        check_name(entry.name)
-        if entry.name not in tensors and entry.tied_to is None:
-            raise ArtefactError(f"the weights lack {entry.name!r:.80}")
-        tensor = _tensor_of(tree, entry, tensors)
-        attach(tree, entry, tensor, foreign=entry.name.rpartition(".")[0] in foreign)
-    for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]:
-        if tensor.is_meta:
-            raise ArtefactError(f"the network lists no values for {name!r}")
-
-
-def _tensor_of(network: nn.Module, entry: TensorEntry, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    if entry.tied_to is None:
-        return tensors[entry.name]
-    path, _, name = entry.tied_to.rpartition(".")
-    holder = submodule(network, path)
-    tensor = holder._parameters.get(name) if entry.kind == "parameter" else holder._buffers.get(name)
-    if tensor is None:
-        raise ArtefactError(f"{entry.name!r:.80} is tied to {entry.tied_to!r:.80}, which the network does not hold")
-    return tensor
-
-
-# -- graphs ----------------------------------------------------------------------------------------------------------
-
-
-def _island(network: nn.Module, entry: ModuleEntry, description: Description, found: Imported) -> PrunedGraphModule:
-    name = check_identifier((entry.foreign or {}).get("name"), "class")
-    tree = submodule(network, entry.path)
-    return _assemble(name, entry.graphs or {}, tree, description, f"{entry.path}.", found, entry.modes)
-
-
-def _assemble(
-    class_name: str,
-    encoded: Graphs,
-    tree: nn.Module,
-    description: Description,
-    prefix: str,
-    found: Imported,
-    modes: Mapping[str, Any],
-) -> PrunedGraphModule:
-    graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in encoded.items()}
-    for mode in graphs.keys() - {"eval"}:  # which is printed at once; one that cannot be is no graph
-        graphs[mode].python_code("self")
-    nodes = [node for graph in graphs.values() for node in graph.nodes]
-    root: dict[str, Any] = {str(n.target): submodule(tree, str(n.target)) for n in nodes if n.op == "call_module"}
-    read = dict.fromkeys(str(node.target) for node in nodes if node.op == "get_attr")
-    root |= {name: tensor_in(submodule(tree, path), leaf) for name in read for path, _, leaf in [name.rpartition(".")]}
-    constants = [e.name for e in description.tensors if e.kind == "constant" and e.name.startswith(prefix)]
-    kept_out = [name[len(prefix) :] for name in constants if name[len(prefix) :] in read]
-    network = PrunedGraphModule(root, graphs, class_name=class_name, kept_out=kept_out, modes=modes)
-    # The tree has their order, which optimisers go by, what is in the state dict but in no graph, and its containers.
-    for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
-        vars(network)[held] = vars(tree)[held]
-    return network
+Tensors = Mapping[str, torch.Tensor]
 
 
 def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphModule:
@@ -236,21 +68,6 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
             raise ArtefactError(f"{folder.path} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
 
 
-def _load(folder: SavedFolder, allow: Iterable[Any]) -> GraphModule:
-    data = folder.read_json("graph.json")
-    description = Description.from_dict(data)
-    found = resolve_imports(description.imports, allow)
-    tensors = _read_tensors(folder, "weights.safetensors")
-    if "constants.safetensors" in folder.manifest["files"]:
-        tensors |= _read_tensors(folder, "constants.safetensors")
-    network = build(description, tensors, found)
-    about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
-    if "report.json" in folder.manifest["files"]:
-        about["report"] = _read_report(folder)
-    network.meta = {"fxprune": about}  # type: ignore[assignment]  # what is no GraphModule has no such attribute yet
-    return network  # type: ignore[return-value]  # as the docstring says
-
-
 def load_report(path: str | os.PathLike[str]) -> Report:
     """The report of a saved network alone, without building the network.
 
@@ -261,6 +78,19 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         if "report.json" not in folder.manifest["files"]:
             raise ArtefactError(f"{folder.path} holds no report: the network was not made by fxprune.compile")
         return _read_report(folder)
+
+
+def _load(folder: SavedFolder, allow: Iterable[Any]) -> GraphModule:
+    data = folder.read_json("graph.json")
+    found = resolve_imports(list(data.get("imports", [])), allow)
+    files = [name for name in ("weights.safetensors", "constants.safetensors") if name in folder.manifest["files"]]
+    tensors = {name: tensor for file in files for name, tensor in _read_tensors(folder, file).items()}
+    network = _build(data, tensors, found)
+    about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
+    if "report.json" in folder.manifest["files"]:
+        about["report"] = _read_report(folder)
+    network.meta = {"fxprune": about}  # type: ignore[assignment]  # what is no GraphModule has no such attribute yet
+    return network  # type: ignore[return-value]  # as the docstring says
 
 
 def _read_report(folder: SavedFolder) -> Report:
@@ -289,3 +119,221 @@ def _version_hint(manifest: dict[str, Any]) -> str:
     versions = manifest.get("versions")
     saved = versions.get("torch") if isinstance(versions, dict) else None
     return f" (saved with torch {saved}, this is {torch.__version__})" if saved != str(torch.__version__) else ""
+
+
+# -- the whole network -------------------------------------------------------------------------------------------------
+
+
+def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
+    """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to."""
+    _check_entries(data)
+    modules = data["modules"]
+    has_root = bool(modules) and not modules[0]["path"]
+    tree = _made(nn.Module(), modules[0], found) if has_root else nn.Module()
+    for entry in modules[has_root:]:
+        _add_module(tree, entry, found)
+    _attach_all(tree, data, tensors)
+    for module in tree.modules():
+        finish_container(module)
+    # From the inside out, so that each graph finds what it calls.
+    for entry in reversed([entry for entry in modules if entry.get("kind") == GRAPH_MODULE]):
+        _replace(tree, entry["path"], _assemble(entry.get("name"), entry, tree, data, found))
+    network = tree if has_root else _assemble(data["class_name"], {**data, "path": ""}, tree, data, found)
+    reader = AttributeReader(network, tensors, found)
+    for entry in modules:
+        if "kind" in entry:
+            module = submodule(network, entry["path"])
+            vars(module).update(reader.attributes(entry.get("state", {}), type(module)))
+    _set_modes(network, data)
+    _check_tensors(network, data, tensors)
+    return network
+
+
+def _check_entries(data: Json) -> None:
+    """Refuse entries that are two things at once, two of one name, and a module inside itself."""
+    tensors = [entry["name"] for entry in data["tensors"]]
+    for kind, names in (("modules", [entry["path"] for entry in data["modules"]]), ("tensors", tensors)):
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ArtefactError(f"two {kind} are called {twice!r:.80}")
+    for entry in data["tensors"]:
+        check_name(entry["name"])
+        if entry["kind"] not in ("parameter", "buffer", "constant"):
+            raise ArtefactError(f"the graph lists {entry['name']!r:.80} as a {entry['kind']!r:.80}, no kind of tensor")
+    for entry in data["modules"]:
+        path, shared = entry["path"], entry.get("shared_with")
+        if len(entry.keys() & {"class", "kind", "container", "shared_with"}) > 1:
+            raise ArtefactError(f"the module {path!r:.80} is to be two things at once")
+        layers = entry.get("arguments", {}).get("num_layers", 0)
+        if isinstance(layers, int) and layers > len(tensors):
+            raise ArtefactError(f"{path!r:.80} is to have {layers} layers, and there are {len(tensors)} tensors")
+        if "shared_with" in entry and f"{path}.".startswith(f"{shared or ''}.".lstrip(".")):
+            raise ArtefactError(f"the module {path!r:.80} cannot be put in its place: it would hold itself")
+
+
+def _check_tensors(network: nn.Module, data: Json, tensors: Tensors) -> None:
+    """Refuse tensors that nothing asks for. A shared module's are in a file under each of its paths."""
+    held = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
+    known = {name for name, _ in held} | {entry["name"] for entry in data["tensors"]}
+    unknown = sorted(name for name in set(tensors) - known if not name.startswith(STATE_TENSOR))
+    if unknown:
+        raise ArtefactError(f"the weights hold {unknown[0]!r:.80}, which the network does not have")
+
+
+def _set_modes(network: nn.Module, data: Json) -> None:
+    # Not by train(), which a class of the user's may have of its own.
+    for entry in ({"path": "", "training": data["training"]}, *data["modules"]):
+        mode = entry.get("training", False)
+        if not isinstance(mode, bool):
+            raise ArtefactError(f"{mode!r:.80} is no mode: train mode is true or false")
+        submodule(network, entry["path"]).training = mode
+    for module in network.modules():
+        if isinstance(module, PrunedGraphModule):
+            module.set_modes({})
+
+
+# -- modules ---------------------------------------------------------------------------------------------------------
+
+
+def _add_module(network: nn.Module, entry: Json, found: Imported) -> None:
+    check_name(entry["path"])
+    parent_path, _, name = entry["path"].rpartition(".")
+    parent, made = submodule(network, parent_path), _made(network, entry, found)
+    place = parent._modules.get(name)
+    problem = ""
+    if is_layer(parent) and (place is None or public_class(place) is not public_class(made)):
+        problem = "its layer has none there"
+    elif is_container(parent) and place is None and name in vars(parent):
+        problem = "it would hide an attribute"
+    if problem:
+        raise ArtefactError(f"the module {entry['path']!r:.80} cannot be put in its place: {problem}")
+    parent._modules[name] = made
+
+
+def _made(network: nn.Module, entry: Json, found: Imported) -> nn.Module:
+    if "shared_with" in entry:
+        return submodule(network, entry["shared_with"])
+    if "class" in entry:
+        return build_layer(entry["path"], entry)
+    if entry.get("kind", GRAPH_MODULE) != GRAPH_MODULE:
+        return build_opaque(entry, found)
+    return build_container(entry.get("container", "Module"))
+
+
+def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
+    """Put a module in the place of another, under every path that leads to it."""
+    old = submodule(network, path)
+    for holder in list(network.modules()):
+        for name, held in holder._modules.items():
+            if held is old:
+                holder._modules[name] = new
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _attach_all(tree: nn.Module, data: Json, tensors: Tensors) -> None:
+    foreign = {entry["path"] for entry in data["modules"] if "kind" in entry}
+    for entry in data["tensors"]:
+        name, tied_to = entry["name"], entry.get("tied_to")
+        tensor = tensors.get(name) if tied_to is None else _tied(tree, entry)
+        if tensor is None:
+            raise ArtefactError(
+                f"the weights lack {name!r:.80}"
+                if tied_to is None
+                else f"{name!r:.80} is tied to {tied_to!r:.80}, which the network does not hold"
+            )
+        _attach(tree, entry, tensor, foreign=name.rpartition(".")[0] in foreign)
+    for name, tensor in [*tree.named_parameters(), *tree.named_buffers()]:
+        if tensor.is_meta:
+            raise ArtefactError(f"the network lists no values for {name!r}")
+
+
+def _tied(network: nn.Module, entry: Json) -> torch.Tensor | None:
+    path, _, name = entry["tied_to"].rpartition(".")
+    holder = submodule(network, path)
+    return (holder._parameters if entry["kind"] == "parameter" else holder._buffers).get(name)
+
+
+def _attach(model: nn.Module, entry: Json, tensor: torch.Tensor, *, foreign: bool) -> None:
+    """Put a tensor at its name, in the place its layer keeps for it; ``foreign``: its class has no places yet."""
+    path, _, name = entry["name"].rpartition(".")
+    module = submodule(model, path)
+    slots: dict[str, Any] = module._parameters if entry["kind"] == "parameter" else module._buffers
+    if not foreign:
+        _check_place(module, slots, entry["name"], tensor)
+    if entry["kind"] == "parameter":
+        trained = entry.get("requires_grad", True)
+        if trained and _kind_of(tensor) != "float":
+            raise ArtefactError(
+                f"{entry['name']!r} holds {tensor.dtype}, and only floating-point numbers can be trained"
+            )
+        slots[name] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, trained)
+        return
+    # Not by the methods of the class, which may be its own.
+    slots[name] = tensor
+    (set.discard if entry["kind"] == "buffer" else set.add)(module._non_persistent_buffers_set, name)
+
+
+def _check_place(module: nn.Module, slots: Json, full_name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that a layer does not have, or has with another shape or kind of numbers."""
+    name = full_name.rpartition(".")[2]
+    expected = slots.get(name)
+    if expected is None:
+        if name in slots or (hasattr(module, name) and not is_container(module)):
+            raise ArtefactError(f"{full_name!r} has no place in its layer {module}")
+    elif expected.shape != tensor.shape:
+        wanted = tuple(expected.shape)
+        raise ArtefactError(f"{full_name!r} has shape {tuple(tensor.shape)}, but its layer {module} wants {wanted}")
+    elif _kind_of(expected) != _kind_of(tensor):
+        raise ArtefactError(f"{full_name!r} holds {tensor.dtype}, but its layer {module} wants {expected.dtype}")
+
+
+def _kind_of(tensor: torch.Tensor) -> str:
+    """What arithmetic a tensor takes part in; precision is the owner's choice."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return "float"
+    return "bool" if tensor.dtype is torch.bool else "integer"
+
+
+# -- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def _assemble(class_name: Any, entry: Json, network: nn.Module, data: Json, found: Imported) -> PrunedGraphModule:
+    """The graph module of an entry over the modules and tensors that lie in the network at its path."""
+    path = entry["path"]
+    tree, prefix = submodule(network, path), f"{path}." if path else ""
+    graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in graphs_of(entry).items()}
+    for mode in graphs.keys() - {"eval"}:  # which is printed at once; one that cannot be is no graph
+        graphs[mode].python_code("self")
+    nodes = [node for graph in graphs.values() for node in graph.nodes]
+    root: dict[str, Any] = {str(n.target): submodule(tree, str(n.target)) for n in nodes if n.op == "call_module"}
+    read = {str(node.target): tensor_in(tree, str(node.target)) for node in nodes if node.op == "get_attr"}
+    constants = (entry["name"] for entry in data["tensors"] if entry["kind"] == "constant")
+    made = PrunedGraphModule(
+        root | read,
+        graphs,
+        class_name=check_identifier(class_name, "class"),
+        kept_out=[name[len(prefix) :] for name in constants if name.startswith(prefix) and name[len(prefix) :] in read],
+        modes=_checked_modes(entry.get("modes", {})),
+    )
+    # The tree has their order, which optimisers go by, what is in the state dict but in no graph, and its containers.
+    for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        vars(made)[held] = vars(tree)[held]
+    return made
+
+
+def _checked_modes(modes: Any) -> Json:
+    """``modes`` itself where it has the form that :class:`PrunedGraphModule` wants."""
+    try:
+        known = dict(modes)
+        pairs = list(known.get("flags", {}).values())
+        calls = [call for part in known.get("effects", {}).values() for call in part.items()]
+        flags = [*(flag for pair in pairs for flag in pair), *(flag for _, own in calls for flag in own.values())]
+        right = known.keys() <= {"effects", "flags", "untraced"} and isinstance(known.get("untraced", ""), str)
+        right = right and all(type(pair) is list and len(pair) == 2 for pair in pairs)
+    except (TypeError, ValueError, AttributeError):
+        right, flags, calls = False, [], []
+    if not right or not all(f is None or type(f) is bool for f in flags) or not {name for name, _ in calls} <= {*CALLS}:
+        raise ArtefactError(f"{modes!r:.80} does not say how a network switches modes")
+    return known

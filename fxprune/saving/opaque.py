@@ -1,10 +1,7 @@
 """Modules of classes from outside torch: the class's import path, which loading wants allowed, and attributes as data.
 
-Attributes are the values of a folder (:mod:`fxprune.saving.values`), sets, tensors, modules of the network, torch's
-own functions of tensors, and what is imported by a name that the caller allows: classes, functions, members of
-enumerations, objects and partial functions made of them. Nothing is constructed or called but ``functools.partial``: an
-object is made empty and given its attributes. No attribute may stand where the class, or every module, has a method, a
-hook or a slot of its own.
+An object among the attributes is made empty and given its own attributes. No attribute may stand where the class, or
+every module, has a method, a hook or a slot of its own.
 """
 
 from __future__ import annotations
@@ -14,36 +11,25 @@ import functools
 import importlib
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
 from fxprune.errors import ArtefactError
+from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.saving.layers import build_layer, describe_layer, submodule
 from fxprune.saving.targets import resolve_function, tensor_function_name
-from fxprune.saving.values import decode, encode
+from fxprune.saving.values import Codec, Kind
 
 Imported = Mapping[str, Any]
 STATE_TENSOR = "_state."
 _SLOTS = ("_parameters", "_buffers", "_modules")
 # What every module has of its own: methods, hooks, slots, the mode.
 _OWN = frozenset([*dir(nn.Module()), *vars(nn.Module()), "meta"])
-_OWN_OF_GRAPHS = frozenset(
-    [
-        *vars(GraphModule(nn.Module(), torch.fx.Graph())),
-        "_kept_out",
-        "_graphs",
-        "_forwards",
-        "_chosen",
-        "_class_name",
-        "_mode",
-        "modes",
-    ]
-)
+_OWN_OF_GRAPHS = frozenset((*vars(GraphModule(nn.Module(), Graph())), *vars(PrunedGraphModule({}, {"eval": Graph()}))))
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
@@ -123,7 +109,7 @@ def is_plain_layer(path: str, module: nn.Module) -> bool:
         return False
 
 
-def describe_opaque(path: str, module: nn.Module, writer: StateWriter) -> dict[str, Any]:
+def describe_opaque(path: str, module: nn.Module, writer: AttributeWriter) -> dict[str, Any]:
     """Import path, attributes and empty places of a module, as JSON data.
 
     Raises:
@@ -163,13 +149,102 @@ def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
     return module
 
 
-def fill(module: nn.Module, state: Mapping[str, Any], reader: StateReader) -> None:
-    """Give a module its attributes.
+# -- attributes --------------------------------------------------------------------------------------------------------
 
-    Raises:
-        ArtefactError: an attribute is malformed, or one that its class or every module keeps for itself.
-    """
-    vars(module).update(reader.attributes(state, type(module)))
+
+class AttributeWriter(Codec):
+    """Writes attributes down, collecting the tensors among them and the import paths that they need."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(ATTRIBUTES)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.imports: dict[str, None] = {}
+        self._paths: dict[int, str] = {id(module): path for path, module in network.named_modules()}
+        self._inside: list[int] = []
+        self._place = ""
+
+    def attributes(self, values: Mapping[str, Any], kind: type, owner: str) -> dict[str, Any]:
+        """Every attribute of an object of a class, by name.
+
+        Raises:
+            ArtefactError: one cannot be written down; the message names it.
+        """
+        outer, data = self._place, {}
+        for name, value in values.items():
+            _check_attribute(name, value, kind, f"cannot save {owner}: it")
+            self._place = f"{owner}.{name}"
+            data[name] = self.write(value)
+        self._place = outer
+        return data
+
+    def need(self, target: Any, role: str = "") -> str:
+        """The import path of a class or function, noted as needed."""
+        path: str = import_path(target, role or self._place)
+        self.imports.setdefault(path)
+        return path
+
+    def write(self, value: Any) -> Any:
+        """See :class:`Codec`; what holds itself is refused."""
+        if id(value) in self._inside:
+            raise ArtefactError(f"cannot save {self._place}: it holds itself")
+        self._inside.append(id(value))
+        try:
+            return super().write(value)
+        finally:
+            self._inside.pop()
+
+    def write_other(self, value: Any) -> Any:
+        """The class of an object and its attributes."""
+        plain = hasattr(value, "__dict__") and not any("__slots__" in vars(c) for c in type(value).__mro__[:-1])
+        # Builtin types and what is derived from them make their instances in a way of their own.
+        if not plain or any("__new__" in vars(base) for base in type(value).__mro__[:-1]):
+            kind = type(value).__qualname__
+            raise ArtefactError(f"cannot save {self._place}: there is no way to write a {kind} as data")
+        return {"object": [self.need(type(value)), self.attributes(vars(value), type(value), self._place)]}
+
+    def module(self, value: nn.Module) -> str:
+        """The path of a module of the network."""
+        if id(value) not in self._paths:
+            raise ArtefactError(f"cannot save {self._place}: it is a module that is not registered in the network")
+        return self._paths[id(value)]
+
+    def tensor(self, value: torch.Tensor) -> str:
+        """The name under which a tensor is kept."""
+        if value.requires_grad or value.is_meta:
+            reason = "a tensor that is trained, or without values, must be registered"
+            raise ArtefactError(f"cannot save {self._place}: {reason}")
+        name = f"{STATE_TENSOR}.{len(self.tensors)}"  # two dots: no tensor of the network is called so
+        self.tensors[name] = value
+        return name
+
+
+class AttributeReader(Codec):
+    """Reads what :class:`AttributeWriter` wrote, given the network, the tensors and what import paths lead to."""
+
+    def __init__(self, network: nn.Module, tensors: Mapping[str, torch.Tensor], found: Imported) -> None:
+        super().__init__(ATTRIBUTES)
+        self.network = network
+        self.tensors = tensors
+        self._found = found
+
+    def attributes(self, data: Mapping[str, Any], kind: type) -> dict[str, Any]:
+        """The attributes of an object of a class, by name.
+
+        Raises:
+            ArtefactError: a value is malformed, or one that its class or every module keeps for itself.
+        """
+        values = {name: self.read(value) for name, value in data.items()}
+        for name, value in values.items():
+            _check_attribute(name, value, kind, "it")
+        return values
+
+    def named(self, path: str, kind: type = object) -> Any:
+        """What an import path leads to, of a kind."""
+        if path not in self._found:
+            raise ArtefactError(f"it uses {path!r:.80}, which its list of imports lacks")
+        if not isinstance(found := self._found[path], kind):
+            raise ArtefactError(f"{path} is no {'enumeration' if kind is enum.EnumMeta else 'class of plain objects'}")
+        return found
 
 
 def _check_attribute(name: Any, value: Any, kind: type, owner: str) -> None:
@@ -187,172 +262,83 @@ def _check_attribute(name: Any, value: Any, kind: type, owner: str) -> None:
         raise ArtefactError(f"{owner} has an attribute called {name!r:.80}, which its class keeps for itself")
 
 
-# -- attributes --------------------------------------------------------------------------------------------------------
+def _read_partial(parts: Any, codec: Any) -> Any:
+    function, args, kwargs = parts
+    if not isinstance(function, dict) or not set(function) <= {"function", "import", "partial"}:
+        raise ArtefactError("a partial function is one of nothing that is imported or torch's own")
+    return functools.partial(codec.read(function), *codec.read(args), **codec.read(kwargs))
 
 
-class StateWriter:
-    """Writes attributes down, collecting the tensors among them and the import paths that they need.
-
-    ``modules`` gives the path of every module of the network by id.
-    """
-
-    def __init__(self, modules: Mapping[int, str]) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.imports: dict[str, None] = {}
-        self._modules = modules
-        self._inside: list[int] = []
-
-    def attributes(self, values: Mapping[str, Any], kind: type, owner: str) -> dict[str, Any]:
-        """Every attribute of an object of a class, by name.
-
-        Raises:
-            ArtefactError: one cannot be written down; the message names it.
-        """
-        for name, value in values.items():
-            _check_attribute(name, value, kind, f"cannot save {owner}: it")
-        return {name: self._encode(value, f"{owner}.{name}") for name, value in values.items()}
-
-    def need(self, target: Any, role: str) -> str:
-        """The import path of a class or function, noted as needed."""
-        path = import_path(target, role)
-        self.imports.setdefault(path)
-        return path
-
-    def _encode(self, value: Any, place: str) -> Any:
-        if id(value) in self._inside:
-            raise ArtefactError(f"cannot save {place}: it holds itself")
-        self._inside.append(id(value))
-        try:
-            return self._container(value, place)
-        finally:
-            self._inside.pop()
-
-    def _container(self, value: Any, place: str) -> Any:
-        if type(value) in (list, tuple, torch.Size, set, frozenset):
-            items = [self._encode(item, place) for item in value]
-            if isinstance(value, list):
-                return items
-            return {"tuple" if isinstance(value, tuple) else type(value).__name__: items}
-        if type(value) in (dict, OrderedDict):
-            return {"dict": [[self._encode(k, place), self._encode(v, place)] for k, v in value.items()]}
-        if isinstance(value, enum.Enum):
-            return {"member": [self.need(type(value), place), value.name]}
-        if isinstance(value, functools.partial):
-            parts = (value.func, value.args, value.keywords)
-            return {"partial": [self._encode(part, place) for part in parts]}
-        return self._leaf(value, place)
-
-    def _leaf(self, value: Any, place: str) -> Any:
-        if isinstance(value, nn.Module):
-            return self._module(value, place)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value, place)
-        if (name := tensor_function_name(value)) is not None:
-            return {"function": name}
-        if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
-            return {"import": self.need(value, place)}
-        try:
-            return encode(value)
-        except ArtefactError:
-            return self._object(value, place)
-
-    def _module(self, value: nn.Module, place: str) -> dict[str, Any]:
-        if id(value) not in self._modules:
-            raise ArtefactError(f"cannot save {place}: it is a module that is not registered in the network")
-        return {"module": self._modules[id(value)]}
-
-    def _tensor(self, value: torch.Tensor, place: str) -> dict[str, Any]:
-        if value.requires_grad or value.is_meta:
-            raise ArtefactError(f"cannot save {place}: a tensor that is trained, or without values, must be registered")
-        name = f"{STATE_TENSOR}{len(self.tensors)}"
-        self.tensors[name] = value
-        return {"tensor": name}
-
-    def _object(self, value: Any, place: str) -> dict[str, Any]:
-        plain = hasattr(value, "__dict__") and not any("__slots__" in vars(c) for c in type(value).__mro__[:-1])
-        if not plain or _own_new(type(value)):
-            raise ArtefactError(f"cannot save {place}: there is no way to write a {type(value).__qualname__} as data")
-        kind = self.need(type(value), place)
-        return {"object": [kind, self.attributes(vars(value), type(value), place)]}
-
-
-def _own_new(kind: type) -> bool:
-    """Whether instances are made in a way of their own, as those of builtin types and their subclasses are."""
-    return any("__new__" in vars(base) for base in kind.__mro__[:-1])
-
-
-class StateReader:
-    """Reads what :class:`StateWriter` wrote, given the network, the tensors and what import paths lead to."""
-
-    def __init__(self, network: nn.Module, tensors: Mapping[str, torch.Tensor], found: Imported) -> None:
-        self._tensors = tensors
-        self._found = found
-        self._kinds: dict[str, Callable[[Any], Any]] = {
-            "tuple": lambda items: tuple(map(self.read, items)),
-            "set": lambda items: set(map(self.read, items)),
-            "frozenset": lambda items: frozenset(map(self.read, items)),
-            "dict": lambda pairs: {self.read(key): self.read(value) for key, value in pairs},
-            "member": lambda parts: self._member(*parts),
-            "partial": lambda parts: self._partial(*parts),
-            "module": lambda path: submodule(network, path),
-            "tensor": lambda name: self._tensors[name],
-            "function": _tensor_function,
-            "import": self._named,
-            "object": lambda parts: self._object(*parts),
-        }
-
-    def attributes(self, data: Mapping[str, Any], kind: type) -> dict[str, Any]:
-        """The attributes of an object of a class, by name, as :meth:`StateWriter.attributes` wrote them.
-
-        Raises:
-            ArtefactError: a name is one that the class or Python itself uses, or a value is malformed.
-        """
-        values = {name: self.read(value) for name, value in data.items()}
-        for name, value in values.items():
-            _check_attribute(name, value, kind, "it")
-        return values
-
-    def read(self, data: Any) -> Any:
-        """One value.
-
-        Raises:
-            ArtefactError: the data is not what a writer writes.
-        """
-        if isinstance(data, list):
-            return [self.read(item) for item in data]
-        if isinstance(data, dict) and len(data) == 1:
-            ((kind, content),) = data.items()
-            if kind in self._kinds:
-                return self._kinds[kind](content)
-        return decode(data, {})
-
-    def _named(self, path: str) -> Any:
-        if path not in self._found:
-            raise ArtefactError(f"it uses {path!r:.80}, which its list of imports lacks")
-        return self._found[path]
-
-    def _member(self, path: str, name: str) -> Any:
-        kind = self._named(path)
-        if not isinstance(kind, enum.EnumMeta):
-            raise ArtefactError(f"{path} is no enumeration")
-        return kind[name]
-
-    def _partial(self, function: Any, args: Any, kwargs: Any) -> Any:
-        if not isinstance(function, dict) or not set(function) <= {"function", "import", "partial"}:
-            raise ArtefactError("a partial function is one of nothing that is imported or torch's own")
-        return functools.partial(self.read(function), *self.read(args), **self.read(kwargs))
-
-    def _object(self, path: str, attributes: dict[str, Any]) -> Any:
-        kind = self._named(path)
-        if not isinstance(kind, type) or issubclass(kind, (nn.Module, torch.Tensor)):
-            raise ArtefactError(f"{path} is no class of plain objects")
-        made = object.__new__(kind)
-        vars(made).update(self.attributes(attributes, kind))
-        return made
-
-
-def _tensor_function(name: Any) -> Callable[..., Any]:
+def _read_function(name: Any, _: Any) -> Callable[..., Any]:
     found = resolve_function(name)
     if tensor_function_name(found) is None:
         raise ArtefactError(f"an attribute holds the function {name!r:.80}, which is none of torch's own")
     return found
+
+
+def _read_object(parts: Any, codec: Any) -> Any:
+    path, attributes = parts
+    kind = codec.named(path, type)
+    if issubclass(kind, (nn.Module, torch.Tensor)):
+        raise ArtefactError(f"{path} is no class of plain objects")
+    made = object.__new__(kind)
+    vars(made).update(codec.attributes(attributes, kind))
+    return made
+
+
+def _set(kind: type) -> Kind:
+    return Kind(
+        lambda value: type(value) is kind,
+        lambda value, codec: [codec.write(item) for item in value],
+        lambda items, codec: kind(codec.read(item) for item in items),
+        lambda items, codec: f"{kind.__name__}([{codec.prints(items)}])",
+    )
+
+
+# What attributes may hold beside plain values. Nothing is constructed or called but ``functools.partial``.
+ATTRIBUTES: dict[str, Kind] = {
+    "set": _set(set),
+    "frozenset": _set(frozenset),
+    "member": Kind(
+        lambda value: isinstance(value, enum.Enum),
+        lambda value, codec: [codec.need(type(value)), value.name],
+        lambda parts, codec: codec.named(parts[0], enum.EnumMeta)[parts[1]],
+        lambda parts, codec: f"{codec.name(parts[0])}.{parts[1]}",
+    ),
+    "partial": Kind(
+        lambda value: isinstance(value, functools.partial),
+        lambda value, codec: [codec.write(part) for part in (value.func, value.args, value.keywords)],
+        _read_partial,
+        lambda parts, codec: "functools.partial({}, *{}, **{})".format(*map(codec.print, parts)),
+    ),
+    "module": Kind(
+        lambda value: isinstance(value, nn.Module),
+        lambda value, codec: codec.module(value),
+        lambda path, codec: submodule(codec.network, path),
+        lambda path, codec: codec.access(path),
+    ),
+    "tensor": Kind(
+        lambda value: isinstance(value, torch.Tensor),
+        lambda value, codec: codec.tensor(value),
+        lambda name, codec: codec.tensors[name],
+        lambda name, codec: codec.constant(name),
+    ),
+    "function": Kind(
+        lambda value: tensor_function_name(value) is not None,
+        lambda value, _: tensor_function_name(value),
+        _read_function,
+        lambda name, _: str(name),
+    ),
+    "import": Kind(
+        lambda value: isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)),
+        lambda value, codec: codec.need(value),
+        lambda path, codec: codec.named(path),
+        lambda path, codec: codec.name(path),
+    ),
+    "object": Kind(
+        lambda _: False,  # what is of no other kind
+        lambda *_: None,
+        _read_object,
+        lambda parts, codec: f"restored_object({codec.name(parts[0])}, {codec.attributes(parts[1])})",
+    ),
+}

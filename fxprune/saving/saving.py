@@ -14,10 +14,11 @@ from torch.fx import GraphModule
 
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
-from fxprune.saving.descriptions import Description, describe
+from fxprune.saving.descriptions import describe, named_tensors
 from fxprune.saving.folders import replace_folder, write_json
+from fxprune.saving.graphs import Json
+from fxprune.saving.opaque import STATE_TENSOR
 from fxprune.saving.source import model_source
-from fxprune.saving.tensors import named_tensors
 from fxprune.saving.values import encode_sample
 from fxprune.util.writing import named
 
@@ -34,21 +35,23 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
         FileError: the disk refuses; what was at ``path`` before is still there.
     """
-    about = _about(pruned)
-    description, tensors = _described(pruned)
-    constants = {entry.name: tensors[entry.name] for entry in description.tensors if entry.kind == "constant"}
-    constants |= description.state_tensors
+    about, description, tensors, source = _described(pruned)
+    constants = {
+        entry["name"]: tensors[entry["name"]] for entry in description["tensors"] if entry["kind"] == "constant"
+    }
+    constants |= {name: tensor for name, tensor in tensors.items() if name.startswith(f"{STATE_TENSOR}.")}
     report: Report | None = about.get("report")
-    source = model_source(pruned, description, tensors, _headline(description.class_name, report))
 
     def write(folder: Path) -> None:
         (folder / "model.py").write_text(source, encoding="utf-8")
         _write_tensors(folder / "weights.safetensors", pruned.state_dict())
         if constants:
             _write_tensors(folder / "constants.safetensors", constants)
-        write_json(folder / "graph.json", {**description.as_dict(), "sample": encode_sample(about.get("sample"))})
+        write_json(folder / "graph.json", {**description, "sample": encode_sample(about.get("sample"))})
         if report is not None:
-            _write_report(folder, report)
+            write_json(folder / "report.json", report.as_dict())
+        if report is not None and report.plan is not None:
+            (folder / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
 
     replace_folder(named(path), write, {"versions": versions()})
 
@@ -59,36 +62,21 @@ def write_source(pruned: nn.Module, folder: Path) -> None:
     Raises:
         ArtefactError: see :func:`save`.
     """
-    about = _about(pruned)
-    description, tensors = _described(pruned)
-    source = model_source(pruned, description, tensors, _headline(description.class_name, about.get("report")))
-    (folder / "model.py").write_text(source, encoding="utf-8")
+    (folder / "model.py").write_text(_described(pruned)[-1], encoding="utf-8")
     _write_tensors(folder / "weights.safetensors", pruned.state_dict())
 
 
-def _about(pruned: nn.Module) -> dict[str, Any]:
+def _described(pruned: nn.Module) -> tuple[dict[str, Any], Json, dict[str, torch.Tensor], str]:
+    """What is known of a network, its description, every tensor by name, and its source."""
     about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
     if not isinstance(pruned, GraphModule) and not about:
         raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
-    return about
-
-
-def _described(pruned: nn.Module) -> tuple[Description, dict[str, torch.Tensor]]:
-    """The description of a network, and every tensor by name."""
-    description = describe(pruned)
-    return description, {name: tensor for name, _, tensor in named_tensors(pruned)} | description.state_tensors
-
-
-def _headline(class_name: str, report: Report | None) -> str:
-    if report is None:
-        return f"{class_name}, saved by fxprune."
-    return f"{class_name}, pruned by fxprune: {report.headline}."
-
-
-def _write_report(folder: Path, report: Report) -> None:
-    write_json(folder / "report.json", report.as_dict())
-    if report.plan is not None:
-        (folder / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
+    description, held = describe(pruned)
+    tensors = {name: tensor for name, _, tensor in named_tensors(pruned)} | held
+    report: Report | None = about.get("report")
+    done = "saved by fxprune." if report is None else f"pruned by fxprune: {report.headline}."
+    source = model_source(pruned, description, tensors, f"{description['class_name']}, {done}")
+    return about, description, tensors, source
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -1,23 +1,28 @@
-"""``model.py``: the network as Python source that needs torch alone."""
+"""``model.py``: the network of a description as Python source that needs torch alone."""
 
 from __future__ import annotations
 
+import base64
 import copy
+import functools
+import inspect
+import keyword
+import re
 import textwrap
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule
 
 from fxprune.rewriting import choosing
-from fxprune.saving.descriptions import Description, graphs_of
-from fxprune.saving.graphs import is_namedtuple
-from fxprune.saving.layers import submodule
-from fxprune.saving.source_data import RESTORED, RESTORED_OBJECT
-from fxprune.saving.source_forward import forward_source, has_variants
-from fxprune.saving.source_names import PART
-from fxprune.saving.source_tree import HELPER, ModuleTree
+from fxprune.saving.descriptions import GRAPH_MODULE, graphs_of
+from fxprune.saving.graphs import Json
+from fxprune.saving.layers import build_layer
+from fxprune.saving.opaque import ATTRIBUTES
+from fxprune.saving.source_forward import call, forward_source, has_variants
+from fxprune.saving.values import PLAIN, Codec, quoted
 from fxprune.util.modes import flags_of
 
 _USE = """
@@ -28,38 +33,72 @@ Load its weights with
     model = Model()
     model.load_state_dict(load_file("weights.safetensors"))
 """
+_IMPORTED = "base64 collections copy functools inspect math operator sys zlib".split()
+# What source calls, defined where it does.
+_HELPERS = {
+    "restored": '''
+def restored(kind: type, /, **modules: nn.Module) -> nn.Module:
+    """A module made without its constructor, with the submodules that it had."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    module._modules.update(modules)
+    return module
+''',
+    "restored_object": '''
+def restored_object(kind: type, attributes: dict) -> object:
+    """An object made without its constructor, with the attributes that it had."""
+    made = object.__new__(kind)
+    vars(made).update(attributes)
+    return made
+''',
+    "part": '''
+def part(module: nn.Module, name: str) -> nn.Module | torch.Tensor:
+    """What a module holds under a name that cannot be written as an attribute."""
+    tables = (module._modules, module._parameters, module._buffers)
+    return next(table[name] for table in tables if name in table)
+''',
+}
+_UNPACK = '''
+def unpack(text: str, stored: torch.dtype, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A constant from its compressed bytes."""
+    data = zlib.decompress(base64.b85decode(text.replace("\\n", "")))
+    return torch.frombuffer(bytearray(data), dtype=stored).to(dtype).reshape(shape)
+'''
+_OWN_NAMES = {*_HELPERS, "Model", "unpack", "torch", "nn", "F"}
+_TAKEN = frozenset(vars(nn.Module()))
+_LONGEST_LITERAL, _LINE = 48, 100
 
 
-def model_source(
-    network: nn.Module, description: Description, tensors: Mapping[str, torch.Tensor], headline: str
-) -> str:
+def model_source(network: nn.Module, description: Json, tensors: Mapping[str, torch.Tensor], headline: str) -> str:
     """Source of a module that defines ``Model``, a class without constructor arguments.
 
     ``tensors`` holds every tensor by name, of which only constants are written out; ``headline`` is the docstring's
     first line.
     """
-    tree = ModuleTree(description, tensors)
-    root = description.root
+    tree = _Tree(description, tensors)
+    root = next((entry for entry in description["modules"] if not entry["path"]), None)
     base = "nn.Module" if root is None else tree.kind(root)
     start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
-    constructor = "\n".join(f"        {line}" for line in [start, *tree.statements()])
-    graphs = _graphs(network, tree)
-    refusal = description.modes.get("untraced", "")
-    own = f"\n{forward_source(graphs[''], tree.access, tree.states.name, refusal)}" if "" in graphs else ""
-    islands = "".join(_island_source(graphs[path], path, name, tree) for path, name in tree.islands.items())
-    own += _train_source(network) if description.modes.get("effects") else ""
-    body = f"class Model({base}):\n    def __init__(self) -> None:\n{constructor}\n{own}"
-    helpers = [HELPER] * ("named(" in constructor) + [RESTORED] * ("restored(" in constructor)
-    helpers += [RESTORED_OBJECT] * ("restored_object(" in constructor)
-    helpers += [PART] * ("part(" in body + islands)
-    if any(map(has_variants, graphs.values())):
+    body = "".join(f"        {line}\n" for line in [start, *tree.statements()])
+    body = f"class Model({base}):\n    def __init__(self) -> None:\n{body}\n"
+    islands = ""
+    for path, name in tree.islands.items():
+        graphs, access = graphs_of(tree.entries[path]), functools.partial(tree.access, below=path)
+        islands += f"class {name}(nn.Module):\n{forward_source(graphs, access, tree.values.name)}\n\n"
+    modes = description.get("modes", {})
+    if root is None:
+        body += f"\n{forward_source(graphs_of(description), tree.access, tree.values.name, modes.get('untraced', ''))}"
+    body += _train_source(network) if modes.get("effects") else ""
+    helpers = [text for name, text in _HELPERS.items() if f"{name}(" in body + islands]
+    entries = (description, *tree.entries.values())
+    if any(has_variants(graphs_of(entry)) for entry in entries):
         helpers.append(f"\n{choosing.source()}")
     helper = "".join(f"\n{text}" for text in helpers)
     # The headline may quote names of the user's; it must not end the docstring.
     safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
-    tuples = _namedtuples(graphs)
-    constants = tree.constants.definitions()
-    imports = "\n".join([_imports(helper + islands + body, tuples, constants), *_foreign_imports(tree)])
+    tuples = _namedtuples(entries)
+    constants = tree.values.definitions()
+    imports = "\n".join([_imports(tuples, helper + islands + body, constants), *tree.values.imports()])
     return f'"""{safe}\n{_USE}"""\n\n{imports}\n{tuples}{helper}\n\n{islands}{body}{constants}'
 
 
@@ -81,34 +120,10 @@ def _train_source(network: nn.Module) -> str:
 '''
 
 
-def _graphs(network: nn.Module, tree: ModuleTree) -> dict[str, Mapping[str, Graph]]:
-    """The graphs of the network itself, under "", and of the GraphModules inside its opaque modules."""
-    modules = {path: submodule(network, path) for path in ("", *tree.islands)}
-    return {path: graphs_of(module) for path, module in modules.items() if isinstance(module, GraphModule)}
-
-
-def _island_source(graphs: Mapping[str, Graph], path: str, name: str, tree: ModuleTree) -> str:
-    forward = forward_source(graphs, lambda target: tree.access(target, path), tree.states.name)
-    return f"class {name}(nn.Module):\n{forward}\n\n"
-
-
-def _foreign_imports(tree: ModuleTree) -> list[str]:
-    lines = tree.states.imports()
-    return ["", *lines] if lines else []
-
-
-def _imports(body: str, tuples: str, constants: str) -> str:
+def _imports(tuples: str, body: str, constants: str) -> str:
+    own = [f"import {name}" for name in _IMPORTED if f"{name}." in body + constants]
     wanted = {
-        "import base64": bool(constants),
-        "import collections": "collections." in body,
-        "import copy": "copy." in body,
-        "import inspect": "inspect." in body,
-        "import functools": "functools." in body,
-        "import math": "math." in body,
-        "import operator": "operator." in body,
-        "import sys": "sys." in body,
-        "import zlib": bool(constants),
-        "from collections import namedtuple": bool(tuples),
+        "from collections import namedtuple": tuples,
         "from collections.abc import Callable, Sequence": "Callable[" in body,
         "from concurrent.futures import ThreadPoolExecutor": "ThreadPoolExecutor(" in body,
         "from typing import Any": "Any" in body,
@@ -118,13 +133,259 @@ def _imports(body: str, tuples: str, constants: str) -> str:
         "import torchvision": "torchvision." in body,
         "from torch import nn": True,
     }
-    return "\n".join(line for line, needed in wanted.items() if needed).lstrip("\n")
+    return "\n".join([*own, *(line for line, needed in wanted.items() if needed)]).lstrip("\n")
 
 
-def _namedtuples(graphs: Mapping[str, Mapping[str, Graph]]) -> str:
-    nodes = [node for modes in graphs.values() for graph in modes.values() for node in graph.nodes]
-    classes = {node.target.__name__: node.target for node in nodes if is_namedtuple(node.target)}
-    lines = [
-        f"{name} = namedtuple({name!r}, {list(kind._fields)!r})".replace("'", '"') for name, kind in classes.items()
+def _namedtuples(entries: tuple[Json, ...]) -> str:
+    nodes = [node for entry in entries for graph in graphs_of(entry).values() for node in graph]
+    targets = [node["target"] for node in nodes if isinstance(node["target"], dict) and "namedtuple" in node["target"]]
+    classes = {name: fields for name, *fields in (target["namedtuple"] for target in targets)}
+    lines = [f"{name} = namedtuple({PLAIN.prints([name, fields])})\n" for name, fields in classes.items()]
+    return "".join(["\n", *lines]) if lines else ""
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether the text can stand in source as the name of a part: a word that means nothing else to a module.
+
+    Two leading underscores would mean another name inside a class.
+    """
+    taken = keyword.iskeyword(text) or hasattr(nn.Module, text) or text in _TAKEN
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)) and not taken and not text.startswith(("__", "forward"))
+
+
+# -- the constructor ---------------------------------------------------------------------------------------------------
+
+
+class _Tree:
+    """The modules and tensors of a description, printed as source; ``tensors`` holds all values by name."""
+
+    def __init__(self, description: Json, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._listed = description["tensors"]
+        self.values = _Values(self.access, tensors)
+        self.islands: dict[str, str] = {}
+        self.entries: dict[str, Json] = {entry["path"]: entry for entry in description["modules"]}
+        self._children: dict[str, list[str]] = {"": []}
+        for entry in (entry for path, entry in self.entries.items() if path):
+            parent, _, name = entry["path"].rpartition(".")
+            self._children.setdefault(entry["path"], [])
+            if "shared_with" not in entry and parent in self._children:
+                self._children[parent].append(name)
+        layers = {path: build_layer(path, entry) for path, entry in self.entries.items() if "class" in entry}
+        self._made = {f"{path}.{n}" for path, made in layers.items() for n in (*made._parameters, *made._buffers)}
+        # Containers that hold nothing but "0", "1", ... in order print as lists.
+        holding_more = {path.rpartition(".")[0] for path, entry in self.entries.items() if "shared_with" in entry}
+        holding_more |= {entry["name"].rpartition(".")[0] for entry in self._listed}
+        holding_more |= {path for path, entry in self.entries.items() if "kind" in entry}
+        self._lists = {
+            path
+            for path, names in self._children.items()
+            if path and names and set(names) == {str(i) for i in range(len(names))} and path not in holding_more
+        }
+
+    def statements(self) -> list[str]:
+        """The body of ``__init__``; constants are written out, of the other tensors the shape and dtype."""
+        lines = []
+        for name in self._children[""]:
+            start = f"self.{name} = " if is_plain_name(name) else f"self._modules[{quoted(name)}] = "
+            lines.append(start + self._module(name, 8, len(start)))
+        for path, entry in self.entries.items():
+            parent, _, name = path.rpartition(".")
+            if "shared_with" in entry and parent in self._children:
+                lines.append(f"{self.access(parent)}._modules[{quoted(name)}] = {self.access(entry['shared_with'])}")
+        lines += [line for entry in self._listed for line in self._tensor(entry)]
+        return [*lines, *self._attributes(), *self._frozen()]
+
+    def access(self, path: str, below: str = "") -> str:
+        """The expression that reaches what lies at ``path`` below the module ``below``, which is ``self``."""
+        expression, parent = "self", below
+        for name in path.split(".") if path else []:
+            if parent in self._lists:
+                expression += f"[{name}]"
+            else:
+                plain = is_plain_name(name)
+                expression = f"{expression}.{name}" if plain else f"part({expression}, {quoted(name)})"
+            parent = f"{parent}.{name}" if parent else name
+        return expression
+
+    def kind(self, entry: Json) -> str:
+        """The name of a module's class, or of the class that is written for a graph inside a module of others."""
+        if "kind" not in entry:
+            return f"nn.{entry.get('container', 'Module')}"
+        if entry["kind"] != GRAPH_MODULE:
+            return self.values.name(entry["kind"])
+        wanted = "Traced" + re.sub(r"[^A-Za-z0-9_]+", "_", entry["name"])
+        return self.islands.setdefault(entry["path"], _free_name(wanted, set(self.islands.values())))
+
+    def _module(self, path: str, indent: int, reserve: int) -> str:
+        """The expression that makes a module; ``reserve`` is what else stands on its first line."""
+        entry, names = self.entries[path], self._children[path]
+        if "class" in entry:
+            return _layer_source(entry, indent, reserve)
+        kind = self.kind(entry)
+        if path in self._lists:
+            items = [self._module(f"{path}.{i}", indent + 4, 1) for i in range(len(names))]
+            start, end = (f"{kind}(", ")") if kind == "nn.Sequential" else ("nn.ModuleList([", "])")
+            return call(start, items, indent, end, reserve)
+        if kind == "nn.Module" and not names:
+            return "nn.Module()"
+        plain = [f"{n}={self._module(f'{path}.{n}', indent + 4, len(n) + 2)}" for n in names if is_plain_name(n)]
+        odd = [n for n in names if not is_plain_name(n)]
+        items = [f"{quoted(n)}: {self._module(f'{path}.{n}', indent + 8, len(n) + 5)}" for n in odd]
+        rest = [call("**{", items, indent + 4, "}")] if items else []
+        return call("restored(", [kind, *plain, *rest], indent, reserve=reserve)
+
+    def _attributes(self) -> list[str]:
+        """Statements that give foreign modules and containers what they hold beside modules and tensors."""
+        lines = []
+        for path, entry in self.entries.items():
+            keys = [name for holder, _, name in (e["name"].rpartition(".") for e in self._listed) if holder == path]
+            if entry.get("container") == "ParameterList":
+                lines.append(f'vars({self.access(path)}).update({{"_size": {len(keys)}}})')
+            if entry.get("container") == "ParameterDict":
+                lines.append(f'vars({self.access(path)}).update({{"_keys": dict.fromkeys({keys!a})}})')
+        for path, entry in self.entries.items():
+            owner = self.access(path)
+            for slot, names in entry.get("absent", {}).items():
+                lines += [f"{owner}.{slot}[{quoted(name)}] = None" for name in names]
+            if attributes := entry.get("state"):
+                lines.append(call(f"vars({owner}).update({{", self.values.items(attributes), 8, "})"))
+        return lines
+
+    def _tensor(self, entry: Json) -> list[str]:
+        """The statements that register a tensor; none where its layer does."""
+        tensor, tied_to = self._tensors[entry["name"]], entry.get("tied_to")
+        path, _, name = entry["name"].rpartition(".")
+        if tied_to is None and entry["name"] in self._made:
+            return []
+        owner, foreign = self.access(path), "kind" in self.entries.get(path, {})
+        by_hand, constant = foreign or not (is_plain_name(name) or name.isdecimal()), entry["kind"] == "constant"
+        value = self.access(tied_to) if tied_to is not None else _zeros_source(tensor)
+        if tied_to is None and constant:
+            value = self.values.constant(entry["name"])
+        if entry["kind"] == "parameter":
+            if tied_to is None:
+                value = f"nn.Parameter({value}{'' if tensor.requires_grad else ', requires_grad=False'})"
+            if by_hand:
+                return [f"{owner}._parameters[{quoted(name)}] = {value}"]
+            return [call(f"{owner}.register_parameter(", [quoted(name), value], 8)]
+        if by_hand and not foreign:
+            note = f"{owner}._non_persistent_buffers_set.add({quoted(name)})"
+            return [f"{owner}._buffers[{quoted(name)}] = {value}", *[note] * constant]
+        return [call(f"{owner}.register_buffer(", [quoted(name), value, *["persistent=False"] * constant], 8)]
+
+    def _frozen(self) -> list[str]:
+        parameters = [entry for entry in self._listed if entry["kind"] == "parameter" and "tied_to" not in entry]
+        frozen = [entry for entry in parameters if not entry.get("requires_grad", True)]
+        if frozen and len(frozen) == len(parameters):
+            return ["self.requires_grad_(False)"]
+        return [f"{self.access(e['name'])}.requires_grad_(False)" for e in frozen if e["name"] in self._made]
+
+
+def _layer_source(entry: Json, indent: int, reserve: int) -> str:
+    parameters = inspect.signature(getattr(nn, entry["class"]).__init__).parameters
+    rendered = [
+        ("" if parameters.get(name, inspect.Parameter).default is inspect.Parameter.empty else f"{name}=")
+        + PLAIN.print(value)
+        for name, value in entry["arguments"].items()
     ]
-    return "".join(["\n", *(f"{line}\n" for line in lines)]) if lines else ""
+    return call(f"nn.{entry['class']}(", rendered, indent, reserve=reserve)
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    candidates = [wanted, *(f"{wanted}_{i}" for i in range(2, len(taken) + 3))]
+    return next(name for name in candidates if name not in taken)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+class _Values(Codec):
+    """Prints attributes, with the imports that they need and the tensors that have no short expression.
+
+    ``access`` gives the expression that reaches a module; ``tensors`` the tensors by name.
+    """
+
+    def __init__(self, access: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(ATTRIBUTES)
+        self.access = access
+        self._tensors = tensors
+        self._names: dict[str, str] = {}
+        self._packed: dict[str, str] = {}
+
+    def name(self, path: str) -> str:
+        """The name under which a class or function is imported."""
+        last = path.rpartition(":")[2].replace(".", "_")
+        return self._names.setdefault(path, _free_name(last, {*self._names.values(), *_OWN_NAMES}))
+
+    def imports(self) -> list[str]:
+        """The import statements of everything that was named so far, behind an empty line."""
+        named: dict[str, list[str]] = {}
+        nested = []
+        for path, name in sorted(self._names.items()):
+            module, _, qualified = path.partition(":")
+            outer, _, inner = qualified.partition(".")
+            nested += [f"{name} = {qualified}"] if inner else []
+            named.setdefault(module, []).append(outer if inner or outer == name else f"{outer} as {name}")
+        lines = [call(f"from {module} import ", list(dict.fromkeys(n)), 0, "") for module, n in named.items()]
+        return ["", *lines, *nested] if lines else []
+
+    def attributes(self, state: Mapping[str, Any]) -> str:
+        """A dictionary display of attributes by name."""
+        return f"{{{', '.join(self.items(state))}}}"
+
+    def items(self, state: Mapping[str, Any]) -> list[str]:
+        """The entries of that display."""
+        return [f"{quoted(name)}: {self.print(value)}" for name, value in state.items()]
+
+    def constant(self, name: str) -> str:
+        """An expression that makes exactly the tensor of a name."""
+        tensor = self._tensors[name].detach().cpu().contiguous()
+        if (short := _short_source(tensor)) is not None:
+            return short
+        return self._packed.setdefault(_packed_source(tensor), f"CONSTANT_{len(self._packed) + 1}") + ".clone()"
+
+    def definitions(self) -> str:
+        """The source that defines the packed constants; empty where there are none."""
+        lines = [f"{name} = {source}\n" for source, name in self._packed.items()]
+        return "".join(["\n", _UNPACK, "\n\n", *lines]) if lines else ""
+
+
+def _zeros_source(tensor: torch.Tensor) -> str:
+    """Zeros of the tensor's shape and dtype, to be filled from the state dict."""
+    dtype = "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
+    return f"torch.zeros({', '.join(map(str, tensor.shape)) or '()'}{dtype})"
+
+
+def _short_source(tensor: torch.Tensor) -> str | None:
+    shape, dtype = tuple(tensor.shape), f"dtype={tensor.dtype}"
+    if tensor.numel() == 0:
+        return f"torch.zeros({shape}, {dtype})"
+    if tensor.numel() <= 16 and len(literal := PLAIN.print(PLAIN.write(tensor.tolist()))) <= _LONGEST_LITERAL:
+        return f"torch.tensor({literal}, {dtype})"
+    first = tensor.flatten()[0]
+    if _same_bits(tensor, first.expand(shape).contiguous()):
+        return f"torch.full({shape}, {PLAIN.print(PLAIN.write(first.item()))}, {dtype})"
+    counts = not tensor.is_complex() and tensor.dtype is not torch.bool
+    if counts and _same_bits(tensor, torch.arange(tensor.numel(), dtype=tensor.dtype)):
+        return f"torch.arange({tensor.numel()}, {dtype}).reshape({shape})"
+    return None
+
+
+def _packed_source(tensor: torch.Tensor) -> str:
+    # Tables of positions are long and their values small.
+    stored = tensor.dtype
+    if stored in (torch.int64, torch.int32):
+        low, high = int(tensor.min()), int(tensor.max())
+        fitting = (d for d in (torch.uint8, torch.int16) if torch.iinfo(d).min <= low and high <= torch.iinfo(d).max)
+        stored = next(fitting, stored)
+    data = tensor.to(stored).flatten().view(torch.uint8).numpy().tobytes()
+    text = base64.b85encode(zlib.compress(data, 9)).decode("ascii")
+    # The alphabet of this encoding has neither quotes nor backslashes.
+    lines = "\n".join(text[i : i + _LINE] for i in range(0, len(text), _LINE))
+    return f'unpack(\n    """\n{lines}\n""",\n    {stored},\n    {tensor.dtype},\n    {tuple(tensor.shape)},\n)'
+
+
+def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
+    # Bits and not values: zero equals minus zero, and no NaN equals itself.
+    return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))

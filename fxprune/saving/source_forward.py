@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
+import builtins
+import itertools
+import keyword
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch.fx import Graph, Node
-
-from fxprune.capture.custom import CustomFunction
-from fxprune.saving.graphs import CUSTOM_ROLE, is_namedtuple, output_class_path
-from fxprune.saving.opaque import import_path
-from fxprune.saving.source_names import VariableNames, call, quoted
-from fxprune.saving.targets import function_name
-from fxprune.saving.values import to_source
+from fxprune.saving.graphs import Json
+from fxprune.saving.targets import CALLABLE_BUILTINS
+from fxprune.saving.values import GraphCodec, quoted
 
 Access = Callable[[str], str]
-_INFIX: dict[Any, str] = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.truediv: "/",
-    operator.floordiv: "//",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.matmul: "@",
-    operator.and_: "&",
-    operator.or_: "|",
-    operator.xor: "^",
-    operator.lshift: "<<",
-    operator.rshift: ">>",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.gt: ">",
-    operator.ge: ">=",
-    operator.is_: "is",
-    operator.is_not: "is not",
+_WIDTH, _INDENT = 120, 8
+_SYMBOLS = (
+    "add + sub - mul * truediv / floordiv // mod % pow ** matmul @ and_ & or_ | xor ^ lshift << rshift >> eq == ne != "
+    "lt < le <= gt > ge >= is_ is"
+).split()
+_INFIX = {f"operator.{name}": symbol for name, symbol in zip(_SYMBOLS[::2], _SYMBOLS[1::2], strict=True)}
+_INFIX["operator.is_not"] = "is not"
+_IN_PLACE = {
+    f"operator.i{name}": f"{_INFIX[known]}="
+    for known in _INFIX
+    if hasattr(operator, f"i{(name := known[9:].rstrip('_'))}")
 }
-_IN_PLACE: dict[Any, str] = {
-    getattr(operator, f"i{name}"): f"{_INFIX[getattr(operator, plain)]}="
-    for name, plain in [
-        *((name, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")),
-        *((name, f"{name}_") for name in ("and", "or")),
-        *((name, name) for name in ("xor", "lshift", "rshift")),
-    ]
-}
-_PREFIX: dict[Any, str] = {operator.neg: "-", operator.pos: "+", operator.invert: "~", operator.not_: "not "}
+_PREFIX = {"operator.neg": "-", "operator.pos": "+", "operator.invert": "~", "operator.not_": "not "}
 _SHORT_NAMES = {"torch.nn.functional.": "F.", "builtins.": ""}
+_MENTIONED = {"self", "torch", "torchvision", "math", "collections", "nn", "F", *CALLABLE_BUILTINS, *keyword.kwlist}
+# Methods, attributes and functions whose results are sizes and other small values.
+_SIZE_METHODS = {"size", "dim", "numel", "stride", "ndimension", "nelement", "is_contiguous", "is_floating_point"}
+_SIZE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
+_OF_NUMBERS = ("operator.", "builtins.", "math.")
 
 
-_INDENT = 8
+def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve: int = 0) -> str:
+    """``head`` + arguments + ``tail`` on one line if it fits, else one argument a line.
+
+    ``indent`` is that of the statement, ``reserve`` what stands before ``head`` on its line.
+    """
+    line = head + ", ".join(arguments) + tail
+    if "\n" not in line and indent + reserve + len(line) <= _WIDTH:
+        return line
+    inner = " " * (indent + 4)
+    return head + "\n" + "".join(f"{inner}{argument},\n" for argument in arguments) + " " * indent + tail
 
 
-def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access, untraced: str = "") -> str:
+def forward_source(graphs: Mapping[str, list[Json]], access: Access, imported: Access, untraced: str = "") -> str:
     """The ``forward`` method; where there are several graphs, it calls the one of the present mode and of the sizes.
 
     ``access`` gives the expression for the path of a module or a tensor, ``imported`` the name for an import path.
     ``untraced``: why there is no graph of training mode, so that a call in it raises.
     """
+    printers = {name: _Printer(nodes, access, imported) for name, nodes in graphs.items()}
     if set(graphs) == {"eval"} and not untraced:
-        return _method("forward", graphs["eval"], access, imported)
-    taken = [_parameters(graph, access, imported) for graph in graphs.values()]
+        return printers["eval"].method("forward")
+    taken = [printer.parameters for printer in printers.values()]
     # Graphs for other arguments: which of them a call gives decides.
     parameters = taken[0] if all(one == taken[0] for one in taken) else ["*args", "**kwargs"]
     names = ", ".join(parameter.partition("=")[0] for parameter in parameters)
@@ -72,30 +66,24 @@ def forward_source(graphs: Mapping[str, Graph], access: Access, imported: Access
         reason = ascii(f"the network is in training mode, of which there is no graph ({untraced}): call eval()")
         lines = ["if self.training:", f"    raise RuntimeError({reason})", *lines]
     body = "".join(f"        {line}\n" for line in [*lines, f"return forward({names})"])
-    methods = [_method(f"forward_{name}", graph, access, imported) for name, graph in graphs.items()]
+    methods = [printer.method(f"forward_{name}") for name, printer in printers.items()]
     head = f"    def forward({', '.join(['self', *parameters])}):\n{body}"
     return "\n".join([head, *[_forward_for(graphs)] * sized, *methods])
 
 
-def _parameters(graph: Graph, access: Access, imported: Access) -> list[str]:
-    printer = _Printer(graph, access, imported, _INDENT)
-    list(printer.lines())
-    return printer.parameters
-
-
-def has_variants(graphs: Mapping[str, Graph]) -> bool:
+def has_variants(graphs: Mapping[str, Any]) -> bool:
     """Whether there are graphs for inputs of other sizes."""
     return "eval_1" in graphs
 
 
-def _choice(graphs: Mapping[str, Graph], suffix: str) -> str:
+def _choice(graphs: Mapping[str, Any], suffix: str) -> str:
     """The method of the present mode."""
     if f"training{suffix}" not in graphs:
         return f"self.forward_eval{suffix}"
     return f"self.forward_training{suffix} if self.training else self.forward_eval{suffix}"
 
 
-def _forward_for(graphs: Mapping[str, Graph]) -> str:
+def _forward_for(graphs: Mapping[str, Any]) -> str:
     suffixes = [name.removeprefix("eval") for name in graphs if name.startswith("eval")]
     forwards = call("forwards = [", [_choice(graphs, suffix) for suffix in suffixes], 8, "]")
     return f'''    def forward_for(self, *args, **kwargs):
@@ -105,134 +93,204 @@ def _forward_for(graphs: Mapping[str, Graph]) -> str:
 '''
 
 
-def _method(name: str, graph: Graph, access: Access, imported: Access) -> str:
-    printer = _Printer(graph, access, imported, _INDENT)
-    body = "\n".join(printer.lines())
-    return f"    def {name}({', '.join(['self', *printer.parameters])}):\n{body}\n"
+def _references(data: Any) -> Iterator[str]:
+    """Names of the nodes that arguments refer to."""
+    if isinstance(data, dict) and set(data) == {"node"}:
+        yield data["node"]
+    elif isinstance(data, (dict, list)):
+        for inner in data.values() if isinstance(data, dict) else data:
+            yield from _references(inner)
+
+
+def _inputs(node: Json) -> list[str]:
+    """Names of the nodes that a node reads, each once."""
+    return list(dict.fromkeys(_references([*node.get("args", []), *node.get("kwargs", {}).values()])))
+
+
+class _Variables:
+    """Gives each node of a graph the name of the variable that holds its result.
+
+    Tensors take turns on x, y, z, ...; a result takes over the name of an argument that is not used again. Sizes and
+    other small values keep the name that their node has. ``names`` may have an expression in the place of a variable.
+    """
+
+    def __init__(self, nodes: list[Json]) -> None:
+        self.names: dict[str, str] = {}
+        self._last_use = {used: node["name"] for node in nodes for used in _inputs(node)}
+        inputs = {node["target"].lstrip("*") for node in nodes if node["op"] == "placeholder"}
+        unusable = {*_MENTIONED, *dir(builtins), *inputs, *(node["name"] for node in nodes)}
+        candidates = itertools.chain("xyzw", (f"t{i}" for i in itertools.count(1)))
+        self._fresh = (name for name in candidates if name not in unusable)
+        self._taken = set(_MENTIONED)
+        self._pooled: set[str] = set()
+        self._free: set[str] = set()
+        self._small: set[str] = set()
+
+    def is_used(self, node: Json) -> bool:
+        """Whether any node reads the result."""
+        return node["name"] in self._last_use
+
+    def is_taken_over(self, argument: str, node: Json) -> bool:
+        """Whether the variable of an argument is free once ``node`` has read it."""
+        return self._last_use[argument] == node["name"] and self.names[argument] in self._pooled
+
+    def declare(self, node: Json, *, may_inherit: bool = True) -> str:
+        """Name the result of a node, after its arguments have been printed.
+
+        ``may_inherit``: whether the name may be that of an argument which is not used again.
+        """
+        released = [self.names[used] for used in _inputs(node) if self.is_taken_over(used, node)]
+        if node["op"] == "placeholder" or self._is_small(node):
+            name = self._own_name(node)
+        else:
+            usable = [*(released if may_inherit else []), *sorted(self._free)]
+            name = usable[0] if usable else next(self._fresh)
+            self._pooled.add(name)
+        self._free = {*self._free, *released} - {name}
+        if not self.is_used(node) and name in self._pooled:
+            self._free.add(name)
+        self.names[node["name"]] = name
+        return name
+
+    def release(self, node: Json) -> str:
+        """Free the arguments of a node whose result is not used; the empty string."""
+        self._free |= {self.names[used] for used in _inputs(node) if self.is_taken_over(used, node)}
+        return ""
+
+    def _own_name(self, node: Json) -> str:
+        wanted: str = node["name"]
+        if node["op"] == "placeholder":
+            wanted = node["target"].lstrip("*")
+        elif node["target"] == "builtins.getattr":
+            wanted = node["args"][1]
+        candidates = itertools.chain([wanted], (f"{wanted}_{i}" for i in itertools.count(1)))
+        name = next(name for name in candidates if name not in self._taken)
+        self._taken.add(name)
+        if node["op"] == "placeholder":
+            self._pooled.add(name)
+        else:
+            self._small.add(node["name"])
+        return name
+
+    def _is_small(self, node: Json) -> bool:
+        if node["op"] == "call_method":
+            return node["target"] in _SIZE_METHODS
+        if node["target"] == "builtins.getattr":
+            return node["args"][1] in _SIZE_ATTRIBUTES
+        of_numbers = node["op"] == "call_function" and str(node["target"]).startswith(_OF_NUMBERS)
+        return of_numbers and self._small.issuperset(_inputs(node))
 
 
 class _Printer:
-    def __init__(self, graph: Graph, access: Access, imported: Access, indent: int) -> None:
-        self._graph = graph
+    """The parameters and the statements of one graph."""
+
+    def __init__(self, nodes: list[Json], access: Access, imported: Access) -> None:
         self._access = access
         self._imported = imported
-        self._indent = indent
-        self._names = VariableNames(graph)
+        self._variables = _Variables(nodes)
+        self._value = GraphCodec(self._variables.names).print
         self.parameters: list[str] = []
-        self._section = ""
+        self._lines = list(self._statements(nodes))
 
-    def lines(self) -> Iterator[str]:
-        """The statements, with a comment wherever another part of the network begins."""
-        margin = " " * self._indent
-        for node in self._graph.nodes:
-            if node.op == "placeholder":
+    def method(self, name: str) -> str:
+        """A method that runs the graph."""
+        body = "".join(f"{' ' * _INDENT}{line}\n" for line in self._lines)
+        return f"    def {name}({', '.join(['self', *self.parameters])}):\n{body}"
+
+    def _statements(self, nodes: list[Json]) -> Iterator[str]:
+        """One statement a node, with a comment wherever another part of the network begins."""
+        present = ""
+        for node in nodes:
+            if node["op"] == "placeholder":
                 self.parameters.append(self._parameter(node))
-                continue
-            if node.op == "call_module" and (section := _section(str(node.target))) != self._section:
-                self._section = section
-                if section:
-                    yield f"{margin}# {quoted(section)[1:-1]}"
-            if statement := self._statement(node):
-                yield margin + statement
+            elif node["op"] == "get_attr":
+                # Reading an attribute costs nothing, so the uses say it themselves.
+                self._variables.names[node["name"]] = self._access(node["target"])
+            else:
+                if node["op"] == "call_module" and (section := _section(node["target"])) != present:
+                    present = section
+                    yield from [f"# {quoted(section)[1:-1]}"] if section else []
+                yield self._statement(node)
 
-    def _parameter(self, node: Node) -> str:
-        name = self._names.declare(node)
-        stars = "*" * (len(str(node.target)) - len(str(node.target).lstrip("*")))
-        return stars + name + (f"={self._value(node.args[0])}" if node.args else "")
+    def _parameter(self, node: Json) -> str:
+        name, target = self._variables.declare(node), node["target"]
+        default = f"={self._value(node['args'][0])}" if node.get("args") else ""
+        return "*" * (len(target) - len(target.lstrip("*"))) + name + default
 
-    def _statement(self, node: Node) -> str:
-        if node.op == "output":
-            return f"return {self._value(node.args[0])}"
-        if node.op == "get_attr":
-            # Reading an attribute costs nothing, so the uses say it themselves.
-            self._names.set(node, self._access(str(node.target)))
-            return ""
-        if node.target is operator.setitem:
-            holder, index, value = node.args
-            line = f"{self._value(holder)}[{self._index(index)}] = {self._value(value)}"
-            self._names.release(node)
-            return line
-        if node.op == "call_function" and node.target in _IN_PLACE:
-            return self._in_place(node)
-        target = f"{self._names.declare(node)} = " if node.users else self._names.release(node)
-        return target + self._expression(node, len(target))
+    def _statement(self, node: Json) -> str:
+        args = node.get("args", [])
+        if node["op"] == "output":
+            return f"return {self._value(args[0])}"
+        if node["target"] == "operator.setitem":
+            line = f"{self._value(args[0])}[{self._index(args[1])}] = {self._value(args[2])}"
+            return line + self._variables.release(node)
+        if isinstance(node["target"], str) and node["target"] in _IN_PLACE:
+            return self._in_place(node, *args)
+        used = self._variables.is_used(node)
+        start = f"{self._variables.declare(node)} = " if used else self._variables.release(node)
+        return start + self._expression(node, args, len(start))
 
-    def _in_place(self, node: Node) -> str:
-        left, right = node.args
-        symbol, value, source = _IN_PLACE[node.target], self._value(right), self._value(left)
+    def _in_place(self, node: Json, left: Any, right: Any) -> str:
+        symbol, value, source = _IN_PLACE[node["target"]], self._value(right), self._value(left)
         # On a number the update makes a new value, so the old one must keep its variable if it is used again.
-        taken_over = isinstance(left, Node) and self._names.is_taken_over(left, node)
-        name = self._names.declare(node, may_inherit=taken_over)
+        inherits = isinstance(left, dict) and "node" in left and self._variables.is_taken_over(left["node"], node)
+        name = self._variables.declare(node, may_inherit=inherits)
         update = f"{name} {symbol} {value}"
         return update if name == source else f"{name} = {source}; {update}"
 
-    def _expression(self, node: Node, reserve: int) -> str:
-        if node.op == "call_module":
-            return self._call(f"{self._access(str(node.target))}(", node.args, node.kwargs, reserve)
-        if node.op == "call_method":
-            owner, *rest = node.args
-            return self._call(f"{self._owner(owner)}.{node.target}(", rest, node.kwargs, reserve)
-        return self._function(node, reserve)
+    def _expression(self, node: Json, args: list[Any], reserve: int) -> str:
+        target = node["target"]
+        if node["op"] == "call_method":
+            head, args = f"{self._owner(args[0])}.{target}", args[1:]
+        elif node["op"] == "call_module":
+            head = self._access(target)
+        elif isinstance(target, dict):
+            head = self._made(target)
+        else:
+            if (operation := self._operation(target, args)) is not None:
+                return operation
+            prefix = next((prefix for prefix in _SHORT_NAMES if target.startswith(prefix)), "")
+            head = _SHORT_NAMES.get(prefix, "") + target.removeprefix(prefix)
+        keywords = [f"{key}={self._value(value)}" for key, value in node.get("kwargs", {}).items()]
+        return call(f"{head}(", [*map(self._value, args), *keywords], _INDENT, reserve=reserve)
 
-    def _function(self, node: Node, reserve: int) -> str:
-        target, args = node.target, node.args
+    def _made(self, target: Json) -> str:
+        """A class that the network returns, or a custom function."""
+        ((kind, content),) = target.items()
+        return content[0] if kind == "namedtuple" else self._imported(content) + ".apply" * (kind == "custom")
+
+    def _operation(self, target: str, args: list[Any]) -> str | None:
+        """A use of an operator, an index or an attribute; None for any other function."""
         if target in _INFIX and len(args) == 2:
-            return f"{self._left(args[0])} {_INFIX[target]} {self._value(args[1])}"
+            left = self._value(args[0])
+            # -1 ** x would misread.
+            return f"{f'({left})' if left.startswith('-') else left} {_INFIX[target]} {self._value(args[1])}"
         if target in _PREFIX and len(args) == 1:
             return f"{_PREFIX[target]}{self._owner(args[0])}"
-        if target is operator.getitem:
+        if target == "operator.getitem":
             return f"{self._owner(args[0])}[{self._index(args[1])}]"
-        if target is getattr:
-            return f"{self._owner(args[0])}.{args[1]}"
-        return self._call(f"{self._name_of(target)}(", args, node.kwargs, reserve)
-
-    def _name_of(self, target: Any) -> str:
-        if is_namedtuple(target):
-            return str(target.__name__)
-        if (path := output_class_path(target)) is not None:
-            return self._imported(path)
-        if isinstance(target, CustomFunction):
-            return f"{self._imported(import_path(target.cls, CUSTOM_ROLE))}.apply"
-        name = function_name(target)
-        for prefix, short in _SHORT_NAMES.items():
-            if name.startswith(prefix):
-                return short + name.removeprefix(prefix)
-        return name
-
-    def _call(self, head: str, args: Any, kwargs: dict[str, Any], reserve: int) -> str:
-        rendered = [self._value(argument) for argument in args]
-        rendered += [f"{key}={self._value(value)}" for key, value in kwargs.items()]
-        return call(head, rendered, self._indent, reserve=reserve)
-
-    def _value(self, value: Any) -> str:
-        return to_source(value, self._names.get)
+        return f"{self._owner(args[0])}.{args[1]}" if target == "builtins.getattr" else None
 
     def _owner(self, value: Any) -> str:
         """A value before a dot: numbers in parentheses, as ``1.real`` would misread."""
-        source = self._value(value)
-        return source if isinstance(value, (Node, tuple, list, dict, str)) else f"({source})"
-
-    def _left(self, value: Any) -> str:
-        """A value before an operator: negative numbers in parentheses, as ``-1 ** x`` would misread."""
-        source = self._value(value)
-        return f"({source})" if source.startswith("-") or isinstance(value, complex) else source
+        plain = isinstance(value, (str, list)) or (isinstance(value, dict) and {*value} <= {"node", "tuple", "dict"})
+        return self._value(value) if plain else f"({self._value(value)})"
 
     def _index(self, index: Any) -> str:
-        if isinstance(index, tuple) and index:
-            return ", ".join(self._index_part(part) for part in index) + ("," if len(index) == 1 else "")
-        return self._index_part(index)
+        parts = index.get("tuple") if isinstance(index, dict) else None
+        if not parts:
+            return self._index_part(index)
+        return ", ".join(map(self._index_part, parts)) + ("," if len(parts) == 1 else "")
 
     def _index_part(self, part: Any) -> str:
-        if not isinstance(part, slice):
+        if not isinstance(part, dict) or "slice" not in part:
             return self._value(part)
-        start, stop = (self._value(bound) if bound is not None else "" for bound in (part.start, part.stop))
-        return f"{start}:{stop}" + (f":{self._value(part.step)}" if part.step is not None else "")
+        start, stop, step = ("" if bound is None else self._value(bound) for bound in part["slice"])
+        return f"{start}:{stop}" + (f":{step}" if step else "")
 
 
 def _section(path: str) -> str:
     """The part of the network a layer belongs to: its path up to the first number, or its first two names."""
     parents = path.split(".")[:-1]
-    for position, name in enumerate(parents):
-        if name.isdigit():
-            return ".".join(parents[: position + 1])
-    return ".".join(parents[:2])
+    position = next((position for position, name in enumerate(parents) if name.isdigit()), 1)
+    return ".".join(parents[: position + 1])

@@ -1,16 +1,16 @@
-"""The values that a saved folder may hold: as JSON data, and as source.
+"""The values that a saved folder may hold: one table of kinds, each with how it is known, written, read and printed.
 
-They are numbers, strings, ``None``, slices, dtypes and the like, and lists, tuples and dicts of them; in a graph also
-references to nodes, in a sample also shapes of tensors. Plain JSON values stand for themselves; everything else is an
-object with one key that names its kind, such as ``{"slice": [0, null, 2]}``. Decoding looks kinds up in a table and can
-therefore build nothing else.
+Numbers, strings, ``None`` and lists stand for themselves. Everything else is an object with one key that names its
+kind, such as ``{"slice": [0, null, 2]}``; reading looks the kind up and can therefore build nothing else. Graphs add
+references to nodes, samples add tensors, and attributes add what :mod:`fxprune.saving.opaque` lists.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -18,182 +18,201 @@ from torch.fx import Node
 from fxprune.capture.samples import Sample
 from fxprune.errors import ArtefactError
 
-_NAMED_TYPES: dict[str, type] = {
-    "dtype": torch.dtype,
-    "layout": torch.layout,
-    "memory_format": torch.memory_format,
-}
 _MOST_DIMS = 64
 
 
-def encode(value: Any) -> Any:
-    """JSON data for a literal value or a reference to a node.
+class Kind(NamedTuple):
+    """One kind of value. ``write``, ``read`` and ``print`` get what they work on and the :class:`Codec` for the rest.
 
-    Raises:
-        ArtefactError: the value is of a kind that cannot be written down.
+    Attributes:
+        known: whether a value is of this kind.
+        write: the JSON data of a value.
+        read: the value of JSON data.
+        print: an expression in Python that makes the value of JSON data.
     """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    return _encode_tagged(value)
+
+    known: Callable[[Any], bool]
+    write: Callable[[Any, Any], Any]
+    read: Callable[[Any, Any], Any]
+    print: Callable[[Any, Any], str]
 
 
-def _encode_tagged(value: Any) -> dict[str, Any]:
-    for kind, named_type in _NAMED_TYPES.items():
-        if isinstance(value, named_type):
-            return {kind: str(value).removeprefix("torch.")}
-    if isinstance(value, Node):
-        return {"node": value.name}
-    if type(value) in (tuple, torch.Size):
-        return {"tuple": [encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, slice):
-        return {"slice": [encode(value.start), encode(value.stop), encode(value.step)]}
-    if value is ...:
-        return {"ellipsis": None}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    raise ArtefactError(f"cannot write a value of type {type(value).__module__}.{type(value).__qualname__}: {value!r}")
+class Codec:
+    """Writes, reads and prints nested values of some kinds; those given are looked at before the :data:`KINDS`."""
+
+    def __init__(self, kinds: Mapping[str, Kind] | None = None) -> None:
+        self._kinds = {**(kinds or {}), **KINDS}
+
+    def write(self, value: Any) -> Any:
+        """JSON data for a value.
+
+        Raises:
+            ArtefactError: the value is of a kind that cannot be written down.
+        """
+        for name, kind in self._kinds.items():
+            if kind.known(value):
+                return {name: kind.write(value, self)}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        return [self.write(item) for item in value] if isinstance(value, list) else self.write_other(value)
+
+    def write_other(self, value: Any) -> Any:
+        """JSON data for a value of no kind."""
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ArtefactError(f"cannot write a value of type {kind}: {value!r}")
+
+    def read(self, data: Any) -> Any:
+        """The value that :meth:`write` wrote.
+
+        Raises:
+            ArtefactError: the data is not what :meth:`write` writes.
+        """
+        if data is None or isinstance(data, (bool, int, float, str)):
+            return data
+        if isinstance(data, list):
+            return [self.read(item) for item in data]
+        if not isinstance(data, dict) or len(data) != 1:
+            raise ArtefactError(f"the graph holds a value of unknown form: {data!r:.80}")
+        ((name, content),) = data.items()
+        if name not in self._kinds:
+            raise ArtefactError(f"the graph holds a value of unknown kind {name!r:.80}")
+        try:
+            return self._kinds[name].read(content, self)
+        except ArtefactError:
+            raise
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError) as error:
+            raise ArtefactError(f"the graph holds a malformed {name}: {content!r:.80}") from error
+
+    def print(self, data: Any) -> str:
+        """Python source that makes the value of the data."""
+        if isinstance(data, dict):
+            ((name, content),) = data.items()
+            return self._kinds[name].print(content, self)
+        if isinstance(data, list):
+            return f"[{self.prints(data)}]"
+        return quoted(data) if isinstance(data, str) else repr(data)
+
+    def prints(self, items: list[Any]) -> str:
+        """The same for several, with commas between them."""
+        return ", ".join(map(self.print, items))
 
 
-def decode(data: Any, nodes: Mapping[str, Node]) -> Any:
-    """The value that :func:`encode` wrote; ``nodes`` maps names to the nodes built so far.
-
-    Raises:
-        ArtefactError: the data is not what :func:`encode` writes.
-    """
-    if data is None or isinstance(data, (bool, int, float, str)):
-        return data
-    if isinstance(data, list):
-        return [decode(item, nodes) for item in data]
-    if not isinstance(data, dict) or len(data) != 1:
-        raise ArtefactError(f"the graph holds a value of unknown form: {data!r:.80}")
-    ((kind, content),) = data.items()
-    if kind == "node":
-        return _look_up(nodes, content)
-    if kind not in _DECODERS:
-        raise ArtefactError(f"the graph holds a value of unknown kind {kind!r}")
-    try:
-        return _DECODERS[kind](content, lambda item: decode(item, nodes))
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ArtefactError(f"the graph holds a malformed {kind}: {content!r:.80}") from error
+def quoted(text: str) -> str:
+    """A string literal of ASCII."""
+    return f'"{text}"' if re.fullmatch(r"[^\"\\\x00-\x1f\x7f-\U0010ffff]*", text) else ascii(text)
 
 
-def _look_up(nodes: Mapping[str, Node], name: Any) -> Node:
-    if not isinstance(name, str) or name not in nodes:
-        raise ArtefactError(f"the graph refers to {name!r:.80}, which no earlier node is called")
-    return nodes[name]
-
-
-def _named(kind: str) -> Callable[[Any, Callable[[Any], Any]], Any]:
-    def decoder(name: Any, _: Callable[[Any], Any]) -> Any:
+def _of_torch(kind: type) -> Kind:
+    def read(name: Any, _: Any) -> Any:
         # Not getattr: torch imports some of its parts when they are first asked for.
-        value = vars(torch).get(name)
-        if not isinstance(value, _NAMED_TYPES[kind]):
-            raise ArtefactError(f"the graph names torch.{name!s:.80}, which is no {kind}")
+        if not isinstance(value := vars(torch).get(name), kind):
+            raise ArtefactError(f"the graph names torch.{name!s:.80}, which is no {kind.__name__}")
         return value
 
-    return decoder
+    return Kind(
+        lambda value: isinstance(value, kind),
+        lambda value, _: str(value).removeprefix("torch."),
+        read,
+        lambda name, _: f"torch.{name}",
+    )
 
 
-_DECODERS: dict[str, Callable[[Any, Callable[[Any], Any]], Any]] = {
-    "float": lambda text, _: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}.__getitem__(text),
-    "tuple": lambda items, inner: tuple(inner(item) for item in items),
-    "dict": lambda pairs, inner: {inner(key): inner(item) for key, item in pairs},
-    "slice": lambda parts, inner: slice(*(inner(part) for part in parts)),
-    "ellipsis": lambda _, __: ...,
-    "complex": lambda parts, _: complex(*parts),
-    "device": lambda text, _: torch.device(text),
-    **{kind: _named(kind) for kind in _NAMED_TYPES},
+KINDS: dict[str, Kind] = {
+    "float": Kind(
+        lambda value: isinstance(value, float) and not math.isfinite(value),
+        lambda value, _: repr(value),
+        lambda text, _: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[text],
+        lambda text, _: f'float("{text}")',
+    ),
+    "tuple": Kind(
+        lambda value: type(value) in (tuple, torch.Size),
+        lambda value, codec: [codec.write(item) for item in value],
+        lambda items, codec: tuple(codec.read(item) for item in items),
+        lambda items, codec: f"({codec.prints(items)}{',' if len(items) == 1 else ''})",
+    ),
+    "dict": Kind(
+        lambda value: isinstance(value, dict),
+        lambda value, codec: [[codec.write(key), codec.write(item)] for key, item in value.items()],
+        lambda pairs, codec: {codec.read(key): codec.read(item) for key, item in pairs},
+        lambda pairs, codec: "{" + ", ".join(": ".join(map(codec.print, pair)) for pair in pairs) + "}",
+    ),
+    "slice": Kind(
+        lambda value: isinstance(value, slice),
+        lambda value, codec: [codec.write(part) for part in (value.start, value.stop, value.step)],
+        lambda parts, codec: slice(*(codec.read(part) for part in parts)),
+        lambda parts, codec: f"slice({codec.prints(parts)})",
+    ),
+    "ellipsis": Kind(lambda value: value is ..., lambda *_: None, lambda *_: ..., lambda *_: "..."),
+    "complex": Kind(
+        lambda value: isinstance(value, complex),
+        lambda value, _: [value.real, value.imag],
+        lambda parts, _: complex(*parts),
+        lambda parts, _: repr(complex(*parts)),
+    ),
+    "device": Kind(
+        lambda value: isinstance(value, torch.device),
+        lambda value, _: str(value),
+        lambda text, _: torch.device(text),
+        lambda text, _: f'torch.device("{text}")',
+    ),
+    **{kind.__name__: _of_torch(kind) for kind in (torch.dtype, torch.layout, torch.memory_format)},
 }
+PLAIN = Codec()
 
 
-def to_source(value: Any, name_of: Callable[[Node], str]) -> str:
-    """Python source of a literal value; ``name_of`` gives the variable that holds a node's result."""
-    if isinstance(value, Node):
-        return name_of(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value!r}")'
-    if isinstance(value, torch.device):
-        return f'torch.device("{value}")'
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{to_source(k, name_of)}: {to_source(v, name_of)}" for k, v in value.items()) + "}"
-    if isinstance(value, slice):
-        return f"slice({', '.join(to_source(part, name_of) for part in (value.start, value.stop, value.step))})"
-    if isinstance(value, list):
-        return f"[{', '.join(to_source(item, name_of) for item in value)}]"
-    if isinstance(value, tuple):
-        items = [to_source(item, name_of) for item in value]
-        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-    return "..." if value is ... else repr(value)
+# -- graphs ------------------------------------------------------------------------------------------------------------
 
 
-def _quoted(text: str) -> str:
-    quoted = repr(text)
-    plain = quoted[0] == "'" and '"' not in text and "\\" not in quoted
-    return f'"{text}"' if plain else quoted
+class GraphCodec(Codec):
+    """Values in a graph; ``nodes`` has the nodes so far by name, or the variables that hold their results."""
+
+    def __init__(self, nodes: Mapping[str, Any]) -> None:
+        def found(name: Any, _: Any) -> Any:
+            if not isinstance(name, str) or name not in nodes:
+                raise ArtefactError(f"the graph refers to {name!r:.80}, which no earlier node is called")
+            return nodes[name]
+
+        super().__init__({"node": Kind(lambda value: isinstance(value, Node), lambda node, _: node.name, found, found)})
 
 
 # -- samples -----------------------------------------------------------------------------------------------------------
+
+
+def _meta_tensor(content: Any, codec: Codec) -> torch.Tensor:
+    shape, dtype = content
+    sizes = shape if isinstance(shape, list) and len(shape) <= _MOST_DIMS else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
+        raise ArtefactError(f"the sample has a tensor of shape {shape!r:.80}")
+    return torch.empty(shape, dtype=codec.read(dtype), device="meta")
+
+
+_SAMPLES = Codec(
+    {
+        "tensor": Kind(
+            lambda value: isinstance(value, torch.Tensor),
+            lambda tensor, codec: [list(tensor.shape), codec.write(tensor.dtype)],
+            _meta_tensor,
+            lambda *_: "",
+        )
+    }
+)
 
 
 def encode_sample(sample: Sample | None) -> Any:
     """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
     if sample is None:
         return None
-    kwargs = {key: _encode_input(value) for key, value in sample.kwargs.items()}
-    data = {"args": [_encode_input(value) for value in sample.args], "kwargs": kwargs}
+    kwargs = {key: _SAMPLES.write(value) for key, value in sample.kwargs.items()}
+    data = {"args": _SAMPLES.write(list(sample.args)), "kwargs": kwargs}
     return data | ({"others": [encode_sample(other) for other in sample.others]} if sample.others else {})
-
-
-def _encode_input(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return {"tensor": [list(value.shape), encode(value.dtype)]}
-    if isinstance(value, list):
-        return [_encode_input(item) for item in value]
-    if type(value) is tuple:
-        return {"tuple": [_encode_input(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(key), _encode_input(item)] for key, item in value.items()]}
-    return encode(value)
 
 
 def decode_sample(data: Any) -> Sample | None:
     """The sample that :func:`encode_sample` wrote, its tensors on the meta device."""
     if data is None:
         return None
-    return Sample(*_call(data), tuple(Sample(*_call(other)) for other in data.get("others", ())))
-
-
-def _call(data: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kwargs = {key: _decode_input(value) for key, value in data["kwargs"].items()}
-    return tuple(_decode_input(value) for value in data["args"]), kwargs
-
-
-def _decode_input(data: Any) -> Any:
-    if isinstance(data, list):
-        return [_decode_input(item) for item in data]
-    if isinstance(data, dict) and len(data) == 1:
-        ((kind, content),) = data.items()
-        if kind == "tensor":
-            return _meta_tensor(*content)
-        if kind == "tuple":
-            return tuple(_decode_input(item) for item in content)
-        if kind == "dict":
-            return {decode(key, {}): _decode_input(value) for key, value in content}
-    return decode(data, {})
-
-
-def _meta_tensor(shape: Any, dtype: Any) -> torch.Tensor:
-    sizes = shape if isinstance(shape, list) and len(shape) <= _MOST_DIMS else [None]
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
-        raise ArtefactError(f"the sample has a tensor of shape {shape!r:.80}")
-    return torch.empty(shape, dtype=decode(dtype, {}), device="meta")
+    kwargs = {key: _SAMPLES.read(value) for key, value in data["kwargs"].items()}
+    others = (decode_sample(other) for other in data.get("others", ()))
+    return Sample(
+        tuple(map(_SAMPLES.read, data["args"])), kwargs, tuple(other for other in others if other is not None)
+    )
