@@ -1,4 +1,4 @@
-"""The measured rows as one table for each budget."""
+"""Accuracy of trained CIFAR networks at three budgets: cut, recalibrated, reconstructed, fine-tuned and distilled."""
 
 from __future__ import annotations
 

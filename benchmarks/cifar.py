@@ -1,4 +1,4 @@
-"""Where trained weights and images are, when nobody says."""
+"""CIFAR ResNets, their trained weights and images, and a short training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchvision.io import ImageReadMode, decode_image
 import fxprune
 
 _VARIABLE = "FXPRUNE_SHARED"
-_BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared"
+_BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[2] / "shared"
 
 
 def shared_folder() -> Path:

@@ -32,8 +32,7 @@ from benchmarks.harness import (
     resident_memory,
     time_limit,
 )
-from benchmarks.networks import Network, find_network
-from benchmarks.networks.torchvision_networks import COMMON
+from benchmarks.networks import COMMON, Network, find_network
 from benchmarks.tables import ResumableTable, write_page
 
 

@@ -1,4 +1,4 @@
-"""How much is left of the layers that pruning is about."""
+"""Every network of a library: pruned, proven, how far, how fast; the same for torch-pruning."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from benchmarks.checks import follows_batch, output_shapes, train_one_step
 from benchmarks.compile_speed import Clock
-from benchmarks.harness import Outcome, Record, Sweep, failure_text
+from benchmarks.harness import Outcome, Record, Sweep, failure_text, follows_batch, output_shapes, train_one_step
 from benchmarks.networks import Network, find_network, model_names, with_images_of
 from benchmarks.rivals import Keep, kept_entries, number_entries, prune
 from benchmarks.tables import REPORT_COLUMNS, ResumableTable, Row, markdown_table, report_fields, write_page

@@ -110,7 +110,7 @@ class Setup:
         return dict(zip(_COLUMNS, (case, library, criterion, residual, *shown), strict=True))
 
 
-def ours(setup: Setup, name: str, ratios: Sequence[float], residual: Sequence[str]) -> Iterator[Row]:
+def ours(setup: Setup, name: str, ratios: Sequence[float], residual: Sequence[str], max_ratio: float) -> Iterator[Row]:
     """One criterion of fxprune at every ratio; it is run once."""
     sample = setup.images[:2]
     graph: ChannelGraph = fxprune.analyze(setup.model, sample)
@@ -121,7 +121,7 @@ def ours(setup: Setup, name: str, ratios: Sequence[float], residual: Sequence[st
     seconds = time.perf_counter() - started
     for mode in residual:
         for ratio in ratios:
-            masks = allocate(graph, judged, ratio=ratio, residual=mode)
+            masks = allocate(graph, judged, ratio=ratio, residual=mode, max_ratio=max_ratio)
             pruned = rewrite(graph, setup.model, {group.variable: mask for group, mask in masks.items()})
             yield setup.row("fxprune", name, mode, ratio, pruned, seconds)
 
@@ -158,6 +158,7 @@ def main(
     ratio: Annotated[list[float] | None, typer.Option(help="Fraction of MACs to remove; may be repeated.")] = None,
     criterion: Annotated[list[str] | None, typer.Option(help="A name of the table; all by default.")] = None,
     residual: Annotated[list[str] | None, typer.Option(help='"inner", "coupled" or both, the default.')] = None,
+    max_ratio: Annotated[float, typer.Option(help="The largest share of a group that may go.")] = 1.0,
     table: Annotated[Path | None, typer.Option(help="CSV file, taken up again where it stopped.")] = None,
     out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
@@ -169,7 +170,7 @@ def main(
     for name in criterion or CRITERIA:
         modes = [m for m in residual or ("inner", "coupled") if ("fxprune", name, m) not in done]
         if modes:
-            for row in ours(setup, name, ratios, modes):
+            for row in ours(setup, name, ratios, modes, max_ratio):
                 rows.add(row)
                 print(*row.values(), flush=True)
     for name in rival.CRITERIA if _has_rival() else ():

@@ -15,8 +15,7 @@ from benchmarks.cifar import cifar_model, shared_file
 from benchmarks.networks.papers import PAPER_NETWORKS, UNet, paper_network
 from benchmarks.recipes.data import FolderImages, Identities, Images, Masks, SmallImages
 from benchmarks.recipes.methods import FROM_SCRATCH, METHODS, Run
-from benchmarks.recipes.published import RATIOS, TEACHER
-from benchmarks.recipes.training import Trainer
+from benchmarks.recipes.training import RATIOS, TEACHER, Trainer
 from benchmarks.rivals import macs
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.cli.sources import load_weights
@@ -41,7 +40,7 @@ _COLUMNS = (
 )
 _NOTE = (
     "`python -m benchmarks.papers PAPERS --model M`, a row for each run. *updates*: of the whole method together, "
-    "on so many training *images*; *published* is the full recipe of `benchmarks/recipes/published.py`. *batch* "
+    "on so many training *images*; *published* is the full recipe of `benchmarks/recipes/training.py`. *batch* "
     "and *rate* are given where they were not the published ones. Methods without *accuracy before* start from "
     "random weights, the others from a trained network. On ResNets all cut inside residual blocks only. **A few "
     "hundred updates are no training**: such rows compare methods that had the same little, and do not say how "

@@ -1,4 +1,4 @@
-"""How the papers count: FLOPs of one forward and parameters, of any network made of torch.nn modules.
+"""The papers' published rows, each paper's own criterion, and how the papers count FLOPs and parameters.
 
 Four rules are in use. ``macs``: the multiply-accumulates of convolutions and linear layers, once. ``thop``: the same,
 and two for every element that a batch norm gives. ``early_thop``: the same, one for every element of a rectifier and

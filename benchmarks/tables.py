@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Tables that are taken up again where they stopped, and the pages that are made of them."""
 
 from __future__ import annotations
 

@@ -10,10 +10,8 @@ import typer
 from torch import nn
 
 import fxprune
-from benchmarks.checks import follows_batch, follows_resolution, train_one_step
-from benchmarks.harness import Outcome, Record, Sweep
-from benchmarks.networks import find_network
-from benchmarks.networks.torchvision_networks import COMMON
+from benchmarks.harness import Outcome, Record, Sweep, follows_batch, follows_resolution, train_one_step
+from benchmarks.networks import COMMON, find_network
 from benchmarks.tables import REPORT_COLUMNS, ResumableTable, report_fields, write_page
 
 _CHECKS = ["other_batch", "other_resolution", "parameters_trained"]

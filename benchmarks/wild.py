@@ -14,9 +14,8 @@ import typer
 from torch import fx
 
 import fxprune
-from benchmarks.checks import follows_batch, follows_resolution, train_one_step
 from benchmarks.coverage import shares_left_by_uniform_plan
-from benchmarks.harness import Outcome, Record, Sweep, failure_text
+from benchmarks.harness import Outcome, Record, Sweep, failure_text, follows_batch, follows_resolution, train_one_step
 from benchmarks.networks.wild_networks import PACKAGES, wild_names, wild_network
 from benchmarks.tables import ResumableTable, Row, markdown_table, report_fields, write_page
 from fxprune.capture.samples import Sample

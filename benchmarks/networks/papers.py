@@ -1,4 +1,4 @@
-"""DenseNet for 32x32 images (Huang et al. 2017, arXiv 1608.06993), without bottlenecks and without compression."""
+"""The papers' networks: CIFAR ResNets, DenseNet-40, VGG-16 and others, as their code builds them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.networks.finding import Network
+from benchmarks.networks import Network
 
 Maker = Callable[[], tuple[nn.Module, Any]]
 Makers = dict[str, Maker]

@@ -13,8 +13,8 @@ from torch.optim import SGD
 
 import fxprune
 from benchmarks import rivals
-from benchmarks.accounting.rows import VGG16_RATES, criterion_for
-from benchmarks.recipes import published
+from benchmarks.published import VGG16_RATES, criterion_for
+from benchmarks.recipes import training
 from benchmarks.recipes.data import Images, Masks
 from benchmarks.recipes.training import Fused, Hooks, Polarised, Soft, Sparse, Trainer
 from fxprune.criteria import Magnitude
@@ -39,15 +39,15 @@ def multi_source(run: Run) -> nn.Module:
     That of a network that segments is pixel by pixel, and does without masks.
     """
     pruned, trainer = run.compile(run.network, "multi_source"), run.trainer
-    recipe = published.changed(published.DISTIL, trainer.batch, trainer.rate)
-    epochs, steps = trainer.epochs(published.DISTIL, 1.0)
+    recipe = training.changed(training.DISTIL, trainer.batch, trainer.rate)
+    epochs, steps = trainer.epochs(training.DISTIL, 1.0)
     with trainer.timed("distil"):
         found = fxprune.distill(
             pruned,
             copy.deepcopy(run.network),
             Epochs(trainer.images, recipe.batch),
             steps=epochs * steps,
-            loss=SoftTargets(published.TEMPERATURE, 0.0 if run.segments else 1 - published.SOFT_SHARE),
+            loss=SoftTargets(training.TEMPERATURE, 0.0 if run.segments else 1 - training.SOFT_SHARE),
             learning_rate=recipe.rate,
             weight_decay=recipe.decay,
             precision="bf16" if trainer.half else "no",
@@ -60,7 +60,7 @@ def multi_source(run: Run) -> nn.Module:
 def sparse_then(run: Run, criterion: Any) -> nn.Module:
     """Sparse training of the scales, one cut, fine-tuning (entropy, parallel, slimming)."""
     of_vgg = run.model.lower().startswith("vgg")
-    strength = published.SPARSE_STRENGTH_OF_VGG if of_vgg else published.SPARSE_STRENGTH
+    strength = training.SPARSE_STRENGTH_OF_VGG if of_vgg else training.SPARSE_STRENGTH
     hooks = Sparse(SparseTraining(run.network, strength))
     return _regularised(run, hooks, criterion)
 
@@ -69,14 +69,14 @@ def polarization(run: Run) -> nn.Module:
     """Polarised scales, one cut by them, fine-tuning."""
     # A trained network may have scales above the paper's bound of 1, and clipping those would damage it.
     bound = max(1.0, *(float(m.weight.detach().max()) for m in run.network.modules() if isinstance(m, nn.BatchNorm2d)))
-    regulariser = Polarization(run.network, published.POLAR_STRENGTH, published.POLAR_PULL, bound)
+    regulariser = Polarization(run.network, training.POLAR_STRENGTH, training.POLAR_PULL, bound)
     return _regularised(run, Polarised(regulariser), "slimming")
 
 
 def _regularised(run: Run, hooks: Hooks, criterion: Any) -> nn.Module:
-    run.trainer.fit("sparse", run.network, published.SPARSE, 0.5, hooks=hooks)
+    run.trainer.fit("sparse", run.network, training.SPARSE, 0.5, hooks=hooks)
     pruned = run.compile(run.network, criterion)
-    run.trainer.fit("fine-tune", pruned, published.SHAO_FINE, 0.5)
+    run.trainer.fit("fine-tune", pruned, training.SHAO_FINE, 0.5)
     return pruned
 
 
@@ -86,7 +86,7 @@ def filter_similarity_hard(run: Run) -> nn.Module:
         run.network,
         run.sample,
         run.ratio,
-        steps=published.ITERATIONS,
+        steps=training.ITERATIONS,
         criterion=criterion_for("filter_similarity", ""),
         residual="inner",
         round_to=1,
@@ -98,7 +98,7 @@ def filter_similarity_hard(run: Run) -> nn.Module:
         last = schedule.finished
         if last:
             run.note(network)
-        name, recipe = ("fine-tune", published.WU_FINE) if last else (f"step {schedule.done}", published.BETWEEN)
+        name, recipe = ("fine-tune", training.WU_FINE) if last else (f"step {schedule.done}", training.BETWEEN)
         optimizer = run.trainer.fit(name, network, recipe, 0.6 if last else 0.1, optimizer=optimizer)
     return network
 
@@ -106,7 +106,7 @@ def filter_similarity_hard(run: Run) -> nn.Module:
 def filter_similarity_soft_tuned(run: Run) -> nn.Module:
     """Soft, and then fine-tuned at the compact width, which the paper's abstract does not speak of."""
     pruned = filter_similarity_soft(run, 0.6)
-    run.trainer.fit("fine-tune", pruned, published.WU_FINE, 0.4)
+    run.trainer.fit("fine-tune", pruned, training.WU_FINE, 0.4)
     return pruned
 
 
@@ -114,7 +114,7 @@ def filter_similarity_soft(run: Run, share: float = 1.0) -> nn.Module:
     """Channels chosen and silenced anew after every epoch, compacted at the end."""
     criterion = criterion_for("filter_similarity", "")
     schedule = SoftPruning(run.network, run.sample, run.ratio, criterion=criterion, residual="inner", round_to=1)
-    run.trainer.fit("soft", run.network, published.SOFT, share, hooks=Soft(schedule))
+    run.trainer.fit("soft", run.network, training.SOFT, share, hooks=Soft(schedule))
     return run.note(schedule.compact())
 
 
@@ -125,9 +125,9 @@ def foad(run: Run) -> nn.Module:
 
 def apbm(run: Run) -> nn.Module:
     """From scratch at compact width, with kernels fused from all filters."""
-    epochs, _ = run.trainer.epochs(published.FUSED, 1.0)
+    epochs, _ = run.trainer.epochs(training.FUSED, 1.0)
     schedule = FusedTraining(run.network, run.sample, epochs=epochs, rates=fused_rates(run))
-    run.trainer.fit("fused", schedule.network, published.FUSED, hooks=Fused(schedule))
+    run.trainer.fit("fused", schedule.network, training.FUSED, hooks=Fused(schedule))
     return schedule.compact()
 
 
@@ -137,21 +137,21 @@ def fused_rates(run: Run) -> dict[str, float]:
     if run.model == "VGG-16":
         return dict(zip(convolutions, VGG16_RATES, strict=True))
     inside = ("conv1", "conv2") if any(name.endswith(".conv3") for name in convolutions) else ("conv1",)
-    return {f"layer*.{name}": published.FUSED_RATE for name in inside}
+    return {f"layer*.{name}": training.FUSED_RATE for name in inside}
 
 
 def train_then_prune(run: Run) -> nn.Module:
     """What fused training is compared with: half of the training wide, one cut to the same widths, half narrow."""
-    run.trainer.fit("wide", run.network, published.FUSED, 0.5)
+    run.trainer.fit("wide", run.network, training.FUSED, 0.5)
     widths = FusedTraining(run.network, run.sample, epochs=1, rates=fused_rates(run))
     pruned = run.note(fxprune.apply(run.network, run.sample, widths.plan))
-    run.trainer.fit("narrow", pruned, published.FUSED, 0.5)
+    run.trainer.fit("narrow", pruned, training.FUSED, 0.5)
     return pruned
 
 
 def uncut(run: Run) -> nn.Module:
     """What a cut network is compared with: the whole one, trained for as long."""
-    run.trainer.fit("fine-tune", run.network, published.FOAD_FINE)
+    run.trainer.fit("fine-tune", run.network, training.FOAD_FINE)
     return run.network
 
 
@@ -162,7 +162,7 @@ def magnitude(run: Run) -> nn.Module:
 
 def auto(run: Run) -> nn.Module:
     """What ``compile`` does of itself with calibration, the reconstruction included, then fine-tuning."""
-    images = run.trainer.images.calibration(published.RECONSTRUCTED_FROM)
+    images = run.trainer.images.calibration(training.RECONSTRUCTED_FROM)
     return _tuned(run, run.note(fxprune.compile(run.network, run.sample, run.ratio, calibration=images, round_to=1)))
 
 
@@ -173,7 +173,7 @@ def torch_pruning(run: Run) -> nn.Module:
 
 
 def _tuned(run: Run, pruned: nn.Module) -> nn.Module:
-    run.trainer.fit("fine-tune", pruned, published.FOAD_FINE)
+    run.trainer.fit("fine-tune", pruned, training.FOAD_FINE)
     return pruned
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torchvision.models import resnet
 
 import fxprune
 from benchmarks.cifar import cifar_resnet, load_images, shared_file
 from benchmarks.cifar_resnet import check_only_ends_are_pinned, measure
+from benchmarks.networks.papers import MobileFaceNet
 from fxprune.cli.sources import load_weights
 
 WEIGHTS = shared_file("weights", "cifar_resnet20.safetensors")
@@ -43,3 +46,40 @@ def test_trained_resnet20_on_test_images() -> None:
         assert found.proof.relative_error <= TOLERANCE
         assert not found.proof.vacuous
     assert sum(light.streams) > sum(heavy.streams)
+
+
+def cut_outputs(model: nn.Module, shape: tuple[int, ...], ratio: float) -> set[str]:
+    """The modules that lost output channels."""
+    plan = fxprune.plan(model.eval(), torch.randn(1, *shape), ratio, residual="inner", scope="uniform")
+    return {name.removesuffix(".weight") for name, dims in plan.keep.items() if len(dims) == 4 and dims[0] is not None}
+
+
+def test_option_a_shortcuts() -> None:
+    cut = cut_outputs(cifar_resnet(20), (3, 32, 32), 0.4)
+    assert cut == {f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)}
+
+
+def test_bottlenecks_with_projections() -> None:
+    model = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], num_classes=10)
+    blocks = {f"layer{stage}.{block}" for stage, count in ((1, 1), (2, 2), (3, 1), (4, 1)) for block in range(count)}
+    # The stem's output runs into convolutions alone: nothing adds to it.
+    expected = {f"{block}.{conv}" for block in blocks for conv in ("conv1", "conv2")} | {"conv1"}
+    assert cut_outputs(model, (3, 64, 64), 0.4) == expected
+
+
+def test_inverted_bottlenecks() -> None:
+    model = MobileFaceNet()
+    cut = cut_outputs(model, (3, 112, 112), 0.3)
+    projections = {name for name, m in model.named_modules() if name.endswith("body.2.0") and isinstance(m, nn.Conv2d)}
+    expansions = {name.replace("body.2.0", "body.0.0") for name in projections}
+    assert expansions <= cut
+    joined = {f"features.{i}.body.2.0" for i in (2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 15, 16)}
+    assert not cut & (joined - {"features.2.body.2.0"})
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.4])
+def test_the_result_is_proven_at_the_ratio(ratio: float) -> None:
+    pruned = fxprune.compile(cifar_resnet(8).eval(), torch.randn(1, 3, 32, 32), ratio, residual="inner", round_to=1)
+    report = fxprune.report(pruned)
+    assert ratio <= report.achieved <= ratio + 0.02
+    assert report.proof is not None

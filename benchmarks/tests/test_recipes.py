@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.recipes.data import FolderImages, Margin, SmallImages, augmented, masks_of, pairs_of, verified
-from benchmarks.recipes.published import Recipe
-from benchmarks.recipes.training import Soft, Trainer
+from benchmarks.recipes.training import Recipe, Soft, Trainer
 from fxprune.schedules import SoftPruning
 
 RECIPE = Recipe(4, 6, 0.05, 1e-4)

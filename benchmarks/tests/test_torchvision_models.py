@@ -12,7 +12,7 @@ from torchvision.models import convnext, resnet
 from torchvision.models.video import resnet as video
 
 import fxprune
-from benchmarks.checks import follows_batch, follows_resolution, train_one_step
+from benchmarks.harness import follows_batch, follows_resolution, train_one_step
 
 IMAGE = (1, 3, 64, 64)
 RATIO = 0.5

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import fxprune
-from benchmarks.checks import follows_batch, train_one_step
+from benchmarks.harness import follows_batch, train_one_step
 from benchmarks.networks import Network, find_network
 
 pytest.importorskip("transformers")

@@ -1,1 +1,0 @@
-"""Published pruning results counted again: the papers' networks, counting rules and rows."""
