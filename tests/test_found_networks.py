@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import runpy
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -264,3 +268,38 @@ def test_outputs_that_are_zero_show_no_stand_in_for_gradients() -> None:
     pruned = fxprune.compile(model, x, 0.75, round_to=1, max_ratio=1.0, verify="full")
     assert pruned.first.out_channels == 1
     assert pruned(x).abs().max() < 1e-6
+
+
+class Positions(nn.Module):
+    """A table made in float32 whatever the type of the network, half of it written through a step from float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.offset = torch.linspace(0, 3, 16)  # a tensor that no conversion of the module reaches
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = 3 * torch.arange(x.size(1))[:, None] * torch.exp(-torch.arange(0, 16, 2) / 16)
+        table = torch.zeros(x.size(1), 16) + (self.offset * 40).sin()
+        table[:, 0::2], table[:, 1::2] = angles.sin().double(), angles.cos()
+        return self.head((self.first(x) + 4 * table.to(x.dtype)).relu())
+
+
+def test_constants_keep_their_type_when_the_network_is_converted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Positions().eval(), torch.randn(2, 200, 6)
+    pruned = fxprune.compile(model, x, 0.5, round_to=1)
+    assert pruned.first.out_features == 8
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    full = masked(model, {name: kept for name, kept in plan.keep.items() if name in model.state_dict()})
+    torch.testing.assert_close(pruned(x), full(x))
+    fxprune.save(pruned, tmp_path / "net")
+    scope = runpy.run_path(str(tmp_path / "net" / "model.py"))
+    alone = scope["Model"]()
+    alone.load_state_dict(pruned.state_dict())
+    expected = full.bfloat16()(x.bfloat16())
+    for network in (pruned, fxprune.load(tmp_path / "net"), alone.eval()):
+        answer = copy.deepcopy(network).bfloat16()(x.bfloat16())
+        assert relative_error([answer], [expected]) < 0.02
+        assert all(b.dtype == torch.float32 for b in copy.deepcopy(network).half().buffers() if b.is_floating_point())

@@ -397,4 +397,5 @@ class Recorder(TorchFunctionMode):
             name = f"{self._constant_name(tensor)}{len(self.constants)}"
             self.constants[name] = tensor.detach().clone()
             self._constant_nodes[id(tensor)] = tensor, self._attribute(name, meta_like(tensor))
+            self._constant_nodes[id(tensor)][1].meta["constant"] = self.constants[name]
         return self._constant_nodes[id(tensor)][1]

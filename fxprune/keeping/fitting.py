@@ -197,6 +197,8 @@ class Fit:
             return False
         if node in self.graph.axes and not self._has_sizes(self.graph.axes[node], narrow.meta.get("val")):
             return False
+        if "constant" in narrow.meta and not self._has_values(str(node.target), narrow.meta["constant"]):
+            return False
         image = self.certificate.images.get(node)
         if not isinstance(image, fx.Node) or (image.op, image.target) != (narrow.op, narrow.target):
             return True
@@ -212,6 +214,12 @@ class Fit:
         if isinstance(value, (list, tuple)) and isinstance(axes, (list, tuple)):
             return len(axes) == len(value) and all(map(self._has_sizes, axes, value))
         return True
+
+    def _has_values(self, name: str, own: torch.Tensor) -> bool:
+        """Whether what the copy's forward makes is the kept part of what the model's makes (frequencies by a width)."""
+        full = self.graph.constants[name]
+        expected = sliced(full, kept_indices(self.graph.tensors[name], self.masks))
+        return own.is_meta or full.is_meta or torch.allclose(own, expected, equal_nan=True)
 
     def _kept(self, axis: Axis) -> int:
         return int(kept_mask(self.graph.solver.resolve(axis), self.masks).sum())

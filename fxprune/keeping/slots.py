@@ -57,7 +57,8 @@ class Slot:
         else:
             entries = list(self.table[self.key])
             entries[self.index] = value
-            self.table[self.key] = type(self.table[self.key])(entries)
+            kind = type(self.table[self.key])
+            self.table[self.key] = getattr(kind, "_make", kind)(entries)
 
     def __str__(self) -> str:
         return ".".join(filter(None, (self.owner, *self.place)))
@@ -80,7 +81,7 @@ def _in_table(table: dict[Any, Any], owner: str, place: tuple[str, ...], depth: 
         here = (*place, str(key))
         if type(value) is int:
             yield Slot(owner, here, table, key)
-        elif type(value) in (tuple, list, torch.Size):
+        elif type(value) in (tuple, list, torch.Size) or (isinstance(value, tuple) and hasattr(value, "_make")):
             for index, entry in enumerate(value):
                 if type(entry) is int:
                     yield Slot(owner, (*here, str(index)), table, key, index)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, meet
+from fxprune.util.copies import is_constant, meet
 
 Tensors = Mapping[str, Tensor]
 
@@ -146,6 +146,6 @@ def _check_added(added: Tensors, traced: Collection[str], unsaved: set[str], rea
         what = "a parameter" if isinstance(tensor, nn.Parameter) else "a buffer"
         if name not in read or what == "a parameter" or not (name in unsaved or name in traced):
             raise _error(f"{name!r} is {what} of the pruned network that the original does not have")
-        constant = name in traced or f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name
+        constant = name in traced or is_constant(name)
         if not constant and (tensor.dtype != torch.int64 or tensor.ndim != 1):
             raise _error(f"{name!r} of the pruned network is no list of indices and has no counterpart in the original")

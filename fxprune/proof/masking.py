@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import ProofError
 from fxprune.proof.copies import named_tensors
-from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR
+from fxprune.util.copies import is_constant
 
 GAINS = (2.0, 1.0, 0.25)
 """Variances of random weights times their number of inputs, to be tried in turn.
@@ -156,7 +156,7 @@ def check_tensors(full: Tensors, narrow: Tensors, keep: Keep) -> int:
 
 def _check_added(name: str, tensor: Tensor) -> None:
     # The original makes constants of parts inside its opaque modules anew at every call: the outputs tell of them.
-    if f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name:
+    if is_constant(name):
         return
     # Index lists are the only other tensors a rewrite may add; a value would have no original to be compared with.
     if tensor.is_floating_point() or tensor.is_complex():

@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxprune.errors import ModeError
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
+from fxprune.util.copies import is_constant
 from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flags
 from fxprune.util.paths import Parts, PartsModule, PlainNames, attribute, copied_graph, hold, is_held
 
@@ -89,6 +90,16 @@ class PrunedGraphModule(PartsModule):
         there is no graph of training mode, so that calls in it are refused; empty where nothing is missing.
         """
         return self._modes
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PrunedGraphModule:
+        """Convert or move all tensors; constants, which no conversion of the original reaches, keep their type."""
+        constants = {name: buffer for name, buffer in self._buffers.items() if is_constant(name)}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in constants.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where the two modes have different ones.

@@ -178,9 +178,10 @@ class Rewriter:
             written.meta["source"] = self._current.meta.get("source", "")
         return written
 
-    def emit(self, function: Callable[..., Any], *args: Any) -> fx.Node:
-        """Write an extra call before the current node."""
-        return self._note(self.graph.call_function(function, args))
+    def emit(self, function: Callable[..., Any] | str, *args: Any) -> fx.Node:
+        """Write an extra call of a function, or of a method by its name, before the current node."""
+        call = self.graph.call_method if isinstance(function, str) else self.graph.call_function
+        return self._note(call(function, args))  # type: ignore[arg-type]
 
     # -- values -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from fxprune.axes.expressions import Axis
-from fxprune.rules.call import Axes, Call
+from fxprune.rules.call import Axes, Call, is_tensor
 from fxprune.rules.indexing import (
     ALL,
     NUMBERED,
@@ -164,6 +164,9 @@ def repair_setitem(repair: Repair) -> None:
     if picks:
         if any(item != ALL for item in items):
             repair.set("input", repair.emit(operator.getitem, repair.arguments["input"], tuple(items)))
+        if is_tensor(repair.call.arguments["value"]) and any(isinstance(taken[place].item, slice) for place in picks):
+            # A write through a slice takes values of any type, and one by positions does not.
+            repair.set("value", repair.emit("type_as", repair.arguments["value"], repair.arguments["input"]))
         items = [repair.constant(picks[place]) if place in picks else ALL for place in range(len(items))]
     repair.set("index", tuple(items))
 

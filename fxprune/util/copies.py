@@ -122,6 +122,13 @@ def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
 MADE_TENSOR = "made_tensor"
 # The same of tensors that the model holds outside of its state dict.
 HELD_TENSOR = "held_tensor"
+
+
+def is_constant(name: str) -> bool:
+    """Whether a tensor of a traced network is one of these, which no conversion of the original changes."""
+    return f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name
+
+
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,6 +215,30 @@ def test_a_width_that_the_code_says_stays(model: Any, shape: tuple[int, ...], la
     pins = [pin for pin in fxprune.report(pruned).pinned if "keep_class" in pin.reason]
     assert [pin.name.split(".")[0] for pin in pins] == [layer]
     assert "test_keep_class.py" in pins[0].where
+
+
+class Sinusoid(nn.Module):
+    """Frequencies are made of the width, so that another width has other ones: ``b`` alone may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.sizes = 16, collections.namedtuple("Sizes", "inner outer")(24, 3)
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(x.size(1))[:, None] * torch.exp(torch.arange(0, self.width, 2) / -self.width)
+        table = torch.zeros(x.size(1), self.width)
+        table[:, 0::2], table[:, 1::2] = angles.sin(), angles.double().cos()
+        x = self.b((self.a(x) + table).relu())
+        return self.c(x.relu().reshape(-1, x.size(1), self.sizes.inner))
+
+
+def test_values_made_of_a_width_hold_it_and_a_named_tuple_says_one() -> None:
+    model, x = Sinusoid().eval(), torch.randn(2, 5, 6)
+    pruned: Any = fxprune.compile(model, x, 0.3, keep_class=True, round_to=1, scope="uniform")
+    assert pruned.width == 16
+    assert pruned.sizes.inner == len(pruned.b.weight) < 24
+    assert type(pruned.sizes) is type(model.sizes)
 
 
 def test_a_given_plan_that_the_class_cannot_follow_is_refused() -> None:

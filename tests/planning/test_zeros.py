@@ -61,3 +61,48 @@ def test_zeros_with_an_effect_are_refused() -> None:
 def test_a_ratio_beside_it_is_refused() -> None:
     with pytest.raises(OptionError, match="leave out ratio"):
         fxprune.compile(trained(), torch.randn(2, 3, 8, 8), 0.5, criterion="zeros")
+
+
+class Shifted(nn.Module):
+    """Zero channels stay zero only for inputs of a small mean, or of a small sum of channels."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(4, 8), nn.Linear(8, 2), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.a(x)
+        if self.how == "shift":
+            return self.b(made + torch.relu(x.mean(-1, keepdim=True) - 50))
+        if self.how == "sign":
+            return self.b(made + torch.relu(x.amin(-1, keepdim=True) - 1))
+        return self.b(made) * torch.relu(made.sum(-1, keepdim=True) - 100)
+
+
+@pytest.mark.parametrize("how", ["shift", "sign", "sum"])
+def test_zeros_with_an_effect_on_other_inputs_than_the_sample_are_refused(how: str) -> None:
+    net = Shifted(how).eval()
+    with torch.no_grad():
+        if how == "sum":
+            net.b.weight[:, 3] = 0
+        else:
+            net.a.weight[3] = net.a.bias[3] = 0
+    with pytest.raises(CriterionError, match="have an effect"):
+        fxprune.compile(net, torch.randn(2, 4), criterion="zeros")
+
+
+def test_rounding_of_large_products_is_no_effect() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.o = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.e(x)
+            return self.o((30 * x @ x.transpose(1, 2)).softmax(-1) @ x)
+
+    net = Attention().eval()
+    with torch.no_grad():
+        net.e.weight[3] = net.e.bias[3] = 0
+    pruned = fxprune.compile(net.bfloat16(), torch.randn(2, 5, 6).bfloat16(), criterion="zeros")
+    assert fxprune.report(pruned).groups[0].after == 15

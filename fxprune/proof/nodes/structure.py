@@ -162,6 +162,8 @@ class _Walk:
         if node.op == "get_attr":
             value = self._pair.named(node)[1]
             return isinstance(value, torch.Tensor) and value.dtype == torch.int64
+        if node.op == "call_method" and node.target == "type_as":  # as a write through a slice does by itself
+            return call_name(step) == "setitem" and node.args[1] is self._pair.images.get(step.all_input_nodes[0])
         if node.op != "call_function" or node.kwargs:
             return False
         if node.target in _ARITHMETIC:
