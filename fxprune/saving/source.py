@@ -21,9 +21,8 @@ from fxprune.saving.descriptions import GRAPH_MODULE, graphs_of
 from fxprune.saving.graphs import Json
 from fxprune.saving.layers import build_layer
 from fxprune.saving.opaque import ATTRIBUTES
-from fxprune.saving.source_forward import call, forward_source, has_variants
+from fxprune.saving.source_forward import call, conversion_source, forward_source, has_variants
 from fxprune.saving.values import PLAIN, Codec, quoted
-from fxprune.util.copies import is_constant
 from fxprune.util.modes import flags_of
 
 _USE = """
@@ -65,16 +64,6 @@ def unpack(text: str, stored: torch.dtype, dtype: torch.dtype, shape: tuple[int,
     data = zlib.decompress(base64.b85decode(text.replace("\\n", "")))
     return torch.frombuffer(bytearray(data), dtype=stored).to(dtype).reshape(shape)
 '''
-_CONVERSION = '''
-    def _apply(self, fn, recurse=True):
-        """Convert or move all tensors; constants of the forward keep their type."""
-        constants = {{name: self._buffers[name] for name in {constants!a}}}
-        super()._apply(fn, recurse)
-        for name, constant in constants.items():
-            if self._buffers[name].dtype != constant.dtype:
-                self._buffers[name] = constant.to(self._buffers[name].device)
-        return self
-'''
 _OWN_NAMES = {*_HELPERS, "Model", "unpack", "torch", "nn", "F"}
 _TAKEN = frozenset(vars(nn.Module()))
 _LONGEST_LITERAL, _LINE = 48, 100
@@ -95,12 +84,12 @@ def model_source(network: nn.Module, description: Json, tensors: Mapping[str, to
     islands = ""
     for path, name in tree.islands.items():
         graphs, access = graphs_of(tree.entries[path]), functools.partial(tree.access, below=path)
-        own = forward_source(graphs, access, tree.values.name) + _conversion(tensors, f"{path}.")
+        own = forward_source(graphs, access, tree.values.name) + conversion_source(tensors, f"{path}.")
         islands += f"class {name}(nn.Module):\n{own}\n\n"
     modes = description.get("modes", {})
     if root is None:
         body += f"\n{forward_source(graphs_of(description), tree.access, tree.values.name, modes.get('untraced', ''))}"
-    body += (_train_source(network) if modes.get("effects") else "") + _conversion(tensors, "")
+    body += (_train_source(network) if modes.get("effects") else "") + conversion_source(tensors, "")
     helpers = [text for name, text in _HELPERS.items() if f"{name}(" in body + islands]
     entries = (description, *tree.entries.values())
     if any(has_variants(graphs_of(entry)) for entry in entries):
@@ -130,13 +119,6 @@ def _train_source(network: nn.Module) -> str:
                 parts[path].training = flag
         return self
 '''
-
-
-def _conversion(tensors: Mapping[str, torch.Tensor], prefix: str) -> str:
-    """The method that converts a class which holds constants; ``prefix``: of their names."""
-    names = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix) and is_constant(name))
-    constants = [name for name in names if "." not in name]
-    return _CONVERSION.format(constants=constants) if constants else ""
 
 
 def _imports(tuples: str, body: str, constants: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from fxprune.saving.graphs import Json
 from fxprune.saving.targets import CALLABLE_BUILTINS
 from fxprune.saving.values import GraphCodec, quoted
+from fxprune.util.copies import is_constant
 
 Access = Callable[[str], str]
 _WIDTH, _INDENT = 120, 8
@@ -33,6 +34,16 @@ _MENTIONED = {"self", "torch", "torchvision", "math", "collections", "nn", "F", 
 _SIZE_METHODS = {"size", "dim", "numel", "stride", "ndimension", "nelement", "is_contiguous", "is_floating_point"}
 _SIZE_ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "is_cuda", "itemsize"}
 _OF_NUMBERS = ("operator.", "builtins.", "math.")
+_CONVERSION = '''
+    def _apply(self, fn, recurse=True):
+        """Convert or move all tensors; constants of the forward keep their type."""
+        constants = {{name: self._buffers[name] for name in {constants!a}}}
+        super()._apply(fn, recurse)
+        for name, constant in constants.items():
+            if self._buffers[name].dtype != constant.dtype:
+                self._buffers[name] = constant.to(self._buffers[name].device)
+        return self
+'''
 
 
 def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve: int = 0) -> str:
@@ -45,6 +56,13 @@ def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve:
         return line
     inner = " " * (indent + 4)
     return head + "\n" + "".join(f"{inner}{argument},\n" for argument in arguments) + " " * indent + tail
+
+
+def conversion_source(tensors: Mapping[str, Any], prefix: str) -> str:
+    """The method that converts a class which holds constants; ``prefix``: of their names."""
+    names = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix) and is_constant(name))
+    constants = [name for name in names if "." not in name]
+    return _CONVERSION.format(constants=constants) if constants else ""
 
 
 def forward_source(graphs: Mapping[str, list[Json]], access: Access, imported: Access, untraced: str = "") -> str:
