@@ -5,6 +5,7 @@ Such loops keep the network and the optimiser, so both stay the objects that the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -14,35 +15,64 @@ from fxprune.errors import MissingDependencyError, OptionError
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import SoftPruning
 from fxprune.schedules.sparse import Polarization, SparseTraining
+from fxprune.schedules.steps import is_count
 
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
 
 
-def step_in_place(schedule: IterativePruning, network: nn.Module, optimizer: Optimizer) -> None:
-    """One step of a schedule after which ``network`` and ``optimizer`` are the smaller ones.
+def step_in_place(schedule: IterativePruning, network: nn.Module, *optimizers: Optimizer) -> None:
+    """One step of a schedule after which ``network``, its parts and ``optimizers`` are the smaller ones.
+
+    Args:
+        schedule: made with ``keep_class=True``.
+        network: stays the object that it is, as its submodules do; their parameters are others.
+        optimizers: all that hold parameters of it; each may hold others, too.
 
     Raises:
-        OptionError: the schedule gives graphs: make it with ``keep_class=True``.
+        OptionError: the schedule gives graphs, or none of the optimisers trains the network.
         FxpruneError: see :meth:`IterativePruning.step`.
     """
-    if not schedule.keep_class:
+    _check(schedule)
+    _check_trained(network, optimizers)
+    pruned, moved = schedule.advance(network, optimizers)
+    parts = dict(pruned.named_modules())
+    for path, part in list(network.named_modules()):  # what else holds a part holds the smaller one
+        parts[path]._modules.update(part._modules)
+        part.__dict__ = parts[path].__dict__
+    for optimizer, smaller in zip(optimizers, moved, strict=True):
+        optimizer.state, optimizer.param_groups[:] = smaller.state, smaller.param_groups
+
+
+def _check(schedule: Schedule) -> None:
+    if not isinstance(schedule, Schedule):
+        raise OptionError(f"a {type(schedule).__name__} gives a network of its own: train it in a loop of your own")
+    if isinstance(schedule, IterativePruning) and not schedule.keep_class:
         raise OptionError("a network can be pruned in place only if its class stays: give the schedule keep_class=True")
-    pruned, moved = schedule.step(network, optimizer)
-    network.__dict__ = pruned.__dict__
-    optimizer.state, optimizer.param_groups[:] = moved.state, moved.param_groups
+
+
+def _check_trained(network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(parameter) in held for parameter in network.parameters()):
+        raise OptionError(
+            f"no optimiser has a parameter of this {type(network).__name__}: give the network that is trained, and not "
+            "a copy of it"
+        )
 
 
 class _Loop:
     """What a schedule has to do at each place of a training loop."""
 
     def __init__(self, schedule: Schedule, every: int) -> None:
+        _check(schedule)
+        if not is_count(every) or every < 1:
+            raise OptionError(f"every must be a whole number of epochs, at least 1, not {every!r}")
         self.schedule, self.every = schedule, every
 
-    def epoch_begins(self, epoch: int, network: nn.Module, optimizer: Optimizer) -> None:
+    def epoch_begins(self, epoch: int, network: nn.Module, *optimizers: Optimizer) -> None:
         if isinstance(self.schedule, SoftPruning):
             self.schedule.wake()
         elif isinstance(self.schedule, IterativePruning) and epoch % self.every == 0 and not self.schedule.finished:
-            step_in_place(self.schedule, network, optimizer)
+            step_in_place(self.schedule, network, *optimizers)
 
     def before_update(self) -> None:
         if isinstance(self.schedule, (SparseTraining, Polarization)):
@@ -67,16 +97,17 @@ def lightning_callback(schedule: Schedule, network: nn.Module, *, every: int = 1
 
     Raises:
         MissingDependencyError: lightning is not installed.
+        OptionError: the schedule gives networks of its own, or ``every`` is no number of epochs.
     """
+    loop = _Loop(schedule, every)
     try:
         from lightning.pytorch import Callback
     except ImportError:
         raise MissingDependencyError("lightning is not installed: pip install lightning") from None
-    loop = _Loop(schedule, every)
 
     class PruningCallback(Callback):  # type: ignore[misc, unused-ignore]
         def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-            loop.epoch_begins(trainer.current_epoch, network, trainer.optimizers[0])
+            loop.epoch_begins(trainer.current_epoch, network, *trainer.optimizers)
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
             loop.before_update()
@@ -95,11 +126,11 @@ def trainer_callback(schedule: Schedule, network: nn.Module, *, every: int = 1) 
 
     The gradient hooks of :class:`SparseTraining` need a version of transformers with ``on_pre_optimizer_step``.
     """
+    loop = _Loop(schedule, every)
     try:
         from transformers import TrainerCallback
     except ImportError:
         raise MissingDependencyError("transformers is not installed: pip install transformers") from None
-    loop = _Loop(schedule, every)
 
     class PruningCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         def on_epoch_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **given: Any) -> None:

@@ -126,6 +126,11 @@ class IterativePruning:
             PlanError: ``network`` is not the one that the last step returned.
             FxpruneError: see :func:`fxprune.compile`.
         """
+        pruned, moved = self.advance(network, [] if optimizer is None else [optimizer])
+        return pruned, moved[0] if moved else None
+
+    def advance(self, network: nn.Module, optimizers: Sequence[Kind]) -> tuple[fx.GraphModule, list[Kind]]:
+        """:meth:`step` for any number of optimisers, each of which may have some of the parameters."""
         if self.finished:
             raise OptionError(f"all {self.steps} steps of this schedule are done")
         self._check_present(network)
@@ -137,7 +142,7 @@ class IterativePruning:
         if self._recover:
             calibration = self._options.get("calibration")
             pruned = passes.recover(pruned, network, self._recover, calibration=calibration)
-        moved = None if optimizer is None else migrate(optimizer, cut, network, pruned)
+        moved = [migrate(optimizer, cut, network, pruned) for optimizer in optimizers]
         self._plan, self.done = composed(self._graph, self._plan, cut, self._settings(cut, target)), self.done + 1
         self._report(pruned)
         return pruned, moved

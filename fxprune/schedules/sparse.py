@@ -54,13 +54,13 @@ class SparseTraining:
 
     def __init__(self, model: nn.Module, strength: float = 1e-4) -> None:
         self.strength = at_least_zero("strength", strength)
-        self._scales = batch_norm_scales(model)
+        self._model, _ = model, batch_norm_scales(model)
         self.steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the subgradient; scales without a gradient stay as they are."""
-        for scale in self._scales:
+        for scale in batch_norm_scales(self._model):
             if scale.grad is not None:
                 scale.grad.add_(scale.sign(), alpha=self.strength)
         self.steps += 1
@@ -96,17 +96,18 @@ class Polarization:
     def __init__(self, model: nn.Module, strength: float = 1e-4, pull: float = 1.2, bound: float = 1.0) -> None:
         self.strength = at_least_zero("strength", strength)
         self.pull, self.bound = at_least_zero("pull", pull), at_least_zero("bound", bound)
-        self._scales = batch_norm_scales(model)
+        self._model, _ = model, batch_norm_scales(model)
         self.steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the subgradient; scales without a gradient stay as they are, though they count in the mean."""
-        values = torch.cat([scale.flatten() for scale in self._scales])
+        scales = batch_norm_scales(self._model)
+        values = torch.cat([scale.flatten() for scale in scales])
         mean = values.mean()
         # Moving one scale by d moves the mean by d / n, and with it every term abs(scale - mean).
         through_mean = (values - mean).sign().mean()
-        for scale in self._scales:
+        for scale in scales:
             if scale.grad is not None:
                 slope = self.pull * scale.sign() - (scale - mean).sign() + through_mean
                 scale.grad.add_(slope, alpha=self.strength)
@@ -115,7 +116,7 @@ class Polarization:
     @torch.no_grad()
     def clamp(self) -> None:
         """Put every scale back between 0 and ``bound``."""
-        for scale in self._scales:
+        for scale in batch_norm_scales(self._model):
             scale.clamp_(0.0, self.bound)
 
     def state_dict(self) -> dict[str, Any]:

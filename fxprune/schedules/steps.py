@@ -82,14 +82,15 @@ def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> floa
     ratio = check_ratio(ratio)
     if shape not in SHAPES:
         raise OptionError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
-    if not _is_count(steps) or steps < 1:
+    if not is_count(steps) or steps < 1:
         raise OptionError(f"steps must be a whole number of at least 1, not {steps!r}")
-    if not _is_count(step) or not 0 <= step <= steps:
+    if not is_count(step) or not 0 <= step <= steps:
         raise OptionError(f"step must be a whole number from 0 to {steps}, not {step!r}")
     if step in (0, steps):
         return ratio if step else 0.0
     return SHAPES[shape](ratio, step / steps)
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,14 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import OptionError
-from fxprune.schedules import IterativePruning, step_in_place, trainer_callback
+from fxprune.schedules import (
+    FusedTraining,
+    IterativePruning,
+    Polarization,
+    SparseTraining,
+    step_in_place,
+    trainer_callback,
+)
 
 
 class Net(nn.Module):
@@ -42,6 +50,66 @@ def test_a_step_in_place_keeps_optimiser_and_scheduler_going() -> None:
         assert optimizer.state[parameter]["momentum_buffer"].shape == parameter.shape
     with pytest.raises(OptionError, match="keep_class"):
         step_in_place(IterativePruning(network, torch.randn(4, 6), 0.1), network, optimizer)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(4, 32), nn.BatchNorm1d(32), nn.Linear(32, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.b(self.norm(self.a(x)).relu())
+        return out
+
+
+def in_place(network: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
+    schedule = IterativePruning(network, torch.randn(4, 4), 0.5, steps=1, keep_class=True, verify=False)
+    step_in_place(schedule, network, *optimizers)
+
+
+def test_what_else_holds_a_part_of_the_network_holds_the_smaller_one() -> None:
+    network = Normed()
+    holder, optimizer = [network.a, network.norm], torch.optim.SGD(network.parameters(), lr=0.1)
+    in_place(network, optimizer)
+    assert holder == [network.a, network.norm]
+    assert holder[0].weight is network.a.weight
+    assert len(network.a.weight) == 16
+
+
+def test_every_optimiser_goes_on_with_its_parameters() -> None:
+    network = Normed()
+    first = torch.optim.SGD(network.a.parameters(), lr=0.1, momentum=0.9)
+    second = torch.optim.Adam([*network.norm.parameters(), *network.b.parameters()])
+    network(torch.randn(8, 4)).square().mean().backward()
+    first.step()
+    second.step()
+    in_place(network, first, second)
+    assert [id(p) for p in first.param_groups[0]["params"]] == [id(p) for p in network.a.parameters()]
+    assert second.state[network.norm.weight]["exp_avg"].shape == (16,)
+
+
+@pytest.mark.parametrize("kind", [SparseTraining, Polarization])
+def test_penalties_reach_the_scales_that_are_left(kind: Any) -> None:
+    network = Normed()
+    penalty = kind(network, 1.0)
+    in_place(network, torch.optim.SGD(network.parameters(), lr=0.1))
+    network.norm.weight.grad = torch.zeros(16)
+    penalty.step()
+    assert network.norm.weight.grad.abs().sum() > 0
+
+
+def test_what_would_train_nothing_is_refused() -> None:
+    network, x = Normed(), torch.randn(4, 4)
+    with pytest.raises(OptionError, match="not a copy"):
+        in_place(network, torch.optim.SGD(copy.deepcopy(network).parameters(), lr=0.1))
+    schedule: Any = IterativePruning(network, x, 0.5, keep_class=True)
+    with pytest.raises(OptionError, match="every must be"):
+        trainer_callback(schedule, network, every=0)
+    with pytest.raises(OptionError, match="keep_class"):
+        trainer_callback(IterativePruning(network, x, 0.5), network)
+    schedule = FusedTraining(network, x, epochs=1, ratio=0.3)
+    with pytest.raises(OptionError, match="FusedTraining gives a network of its own"):
+        trainer_callback(schedule, network)
 
 
 def test_the_trainer_of_transformers_prunes_while_it_trains(tmp_path: Any) -> None:
