@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType, FunctionType
@@ -235,13 +235,13 @@ def runs_its_graph(
     printed: FunctionType,
     others: Sequence[FunctionType],
     call: Callable[[], Any],
-    given: Sequence[Any],
+    given: Mapping[str, Any],
 ) -> bool:
     """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
 
     ``printed``: that code. ``others``: the code of all graphs of its mode, of which a call runs the first that takes
-    the inputs. ``call``: calls the module on the inputs ``given``, in the order of its graph's. What is around the code
-    is that of a copy, as :func:`check_code` tells. The call ends where the code begins.
+    the inputs. ``call``: calls the module on the inputs ``given``, by name. What is around the code is that of
+    a copy, as :func:`check_code` tells. The call ends where the code begins.
     """
     between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
     if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
@@ -254,12 +254,16 @@ def runs_its_graph(
             _is_code(f, f.__globals__, printed) for f in run
         )
     frame = _frame_reached(call)
-    if frame is None or frame.f_code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
-        return False
-    values = [frame.f_locals[name] for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]]
-    if len(values) != len(given) + 1 or any(a is not b for a, b in zip(values, (pruned, *given), strict=True)):
+    if frame is None or not all(_is_given(frame.f_locals.get(n), v) for n, v in {"self": pruned, **given}.items()):
         return False
     return _is_code(frame, frame.f_globals, printed)
+
+
+def _is_given(found: Any, value: Any) -> bool:
+    """Whether an argument is the one that was given, and no other like it."""
+    if isinstance(value, tuple) and isinstance(found, tuple):  # those of ``*args`` come in a tuple made for the call
+        return len(value) == len(found) and all(map(operator.is_, found, value))
+    return found is value
 
 
 def _is_code(run: Any, names: Mapping[str, Any], printed: FunctionType) -> bool:

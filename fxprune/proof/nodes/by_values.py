@@ -79,6 +79,7 @@ class ByValues:
         held = [node for node in pair.full.nodes if means_something(setting, node)]
         self.fixed = tables(pair.full, held) - _by_chance(pair.full)
         self.tally = Tally()
+        self.steps: dict[fx.Node, Step] = {}
 
     def judge(self, step: Step) -> None:
         """Judge one node; its claim is then among the others.
@@ -234,16 +235,32 @@ class ByValues:
         node, writes = step.full, may_write(step.full, result.modules and result.modules[0])
         shared = sharing(result) or ({written_by(node)} if writes else set())
         members = self._memory.note(node, shared)
-        written = self._memory.rewritten(node, members, self._claims) if writes else None
-        if written is None or result.random or not isinstance(result.used[written][0], Tensor):
+        later = self._memory.rewritten(node, members, self._claims) if writes else set()
+        if not later or result.random:
             return
-        full, narrow = result.used[written]
-        kept, old = self.kept_of(written), self._claims[written]
+        written = written_by(node)
+        found = result.used if later == {written} else self._through_views(step, later, way)
+        for member in later:
+            if isinstance(found[member][0], Tensor):
+                self._rewritten(node, member, *found[member], way)
+
+    def _through_views(self, step: Step, later: set[fx.Node], way: Way) -> Mapping[fx.Node, tuple[Any, Any]]:
+        """What a write to a view leaves in what it is a view of, and in the views on the way, by node."""
+        lineage = self._memory.lineage(written_by(step.full))
+        views = [self.steps[node] for node in lineage[1:] if node in self.steps]
+        plain = len(views) == len(lineage) - 1 and not any(may_write(view.full, None) for view in views)
+        if way.over_kept or not plain or any(member not in lineage for member in later):
+            raise UnjudgedError(f"{step.full.name} writes to memory that others share in another way and read later")
+        return self.evaluation.replayed(views, step, lineage[0], way)
+
+    def _rewritten(self, node: fx.Node, member: fx.Node, full: Any, narrow: Any, way: Way) -> None:
+        """Judge what a write made of another node's value."""
+        kept, old = self.kept_of(member), self._claims[member]
         if text := self._unlike(full, kept, narrow, way):
-            raise fault(self._pair, node, f"what it writes to {written.name}: {text}")
+            raise fault(self._pair, node, f"what it writes to {member.name}: {text}")
         now = Claim((full, narrow), kept, caused=old.caused)
         now.silent = is_silent(full, now.lost)
-        self._claims[written] = self.renewed(node, now)
+        self._claims[member] = self.renewed(member, now)
 
     def _count(self, result: Result, way: Way) -> None:
         if result.random:

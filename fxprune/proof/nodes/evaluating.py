@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,6 +90,30 @@ class Evaluation:
         used: dict[fx.Node, tuple[Any, Any]] = {}
         full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
         return Result(full, full, used, modules, random)
+
+    def replayed(self, views: Sequence[Step], write: Step, base: fx.Node, way: Way) -> dict[fx.Node, tuple[Any, Any]]:
+        """What a write leaves in ``base`` and in the views through which it writes, in both networks, by node."""
+        full, narrow = _cloned(tuple(in_dtype(value, way.dtype) for value in self._claims[base].values()))
+        values: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = {base: full}, {base: narrow}
+        local: dict[fx.Node, Any] = {}
+
+        def value_of(side: int, given: fx.Node) -> Any:
+            if side and given in local:
+                return local[given]
+            node = self._owners[given] if side else given
+            if node not in values[side]:
+                values[side][node] = in_dtype(self._claims[node].values()[side], way.dtype)
+            return values[side][node]
+
+        for step in (*views, write):
+            values[0][step.full], _ = self.called(step.full, None, partial(value_of, 0), way)
+            for written in step.written:
+                if written.op == "get_attr":
+                    local[written] = self._pair.named(written)[1]
+                else:
+                    local[written], _ = self.called(written, None, partial(value_of, 1), way)
+            values[1][step.full] = local[step.image]
+        return {node: (values[0][node], values[1][node]) for node in values[0].keys() & values[1].keys()}
 
     def _full_value(
         self, step: Step, modules: Any, way: Way, used: dict[fx.Node, tuple[Any, Any]]

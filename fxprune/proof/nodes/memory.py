@@ -8,7 +8,6 @@ from torch import fx
 
 from fxprune.proof.nodes.calls import tensors_among
 from fxprune.proof.nodes.evaluating import Result
-from fxprune.proof.nodes.pairs import UnjudgedError
 
 
 class Memory:
@@ -28,19 +27,18 @@ class Memory:
             self._families[member] = family
         return members
 
-    def rewritten(self, node: fx.Node, members: Collection[fx.Node], live: Collection[fx.Node]) -> fx.Node | None:
-        """The node whose value a write changes for those that read it later; None where nobody does.
+    def rewritten(self, node: fx.Node, members: Collection[fx.Node], live: Collection[fx.Node]) -> set[fx.Node]:
+        """The nodes whose values a write changes for those that read them later; ``live``: whose are still known."""
+        return {member for member in members if member in live and not self._dies_at(member, node)}
 
-        ``live``: nodes whose values are still known.
-
-        Raises:
-            UnjudgedError: others share the memory, and are read later.
-        """
-        written = written_by(node)
-        later = {member for member in members if member in live and not self._dies_at(member, node)}
-        for member in later - {written}:
-            raise UnjudgedError(f"{node.name} writes to memory that {member.name} shares and others read later")
-        return written if written in later else None
+    def lineage(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes from the one that made the memory that a node's value lies in, each a view of that before it."""
+        found = [node]
+        while parents := [
+            n for n in found[0].all_input_nodes if n in self._families.get(found[0], ()) and n not in found
+        ]:
+            found.insert(0, parents[0])
+        return found
 
     def dying(self, node: fx.Node) -> Collection[fx.Node]:
         """The nodes that nobody reads after ``node``."""

@@ -166,7 +166,7 @@ class GraphOver:
         return self._paths.attribute(name) if constant is None else constant
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = iter(bound(self._graph, Sample(args, kwargs)))
+        given = iter(bound(self._graph, Sample(args, kwargs)).values())
         values: dict[fx.Node, Any] = {}
         for node in self._graph.nodes:
             if node.op == "placeholder":
@@ -184,17 +184,24 @@ class GraphOver:
         return None
 
 
-def bound(graph: fx.Graph, sample: Sample) -> list[Any]:
-    """The sample's arguments in the order of a graph's inputs."""
-    kind, none = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-    inputs = [(str(n.target), next(iter(n.args), none)) for n in graph.nodes if n.op == "placeholder"]
+def bound(graph: fx.Graph, sample: Sample) -> dict[str, Any]:
+    """The sample's arguments by name, in the order of a graph's inputs."""
+    inputs = [
+        (str(n.target), next(iter(n.args), inspect.Parameter.empty)) for n in graph.nodes if n.op == "placeholder"
+    ]
+    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = []
+    for name, default in inputs:
+        own: Any = {0: kind, 1: inspect.Parameter.VAR_POSITIONAL, 2: inspect.Parameter.VAR_KEYWORD}[name.count("*")]
+        parameters.append(inspect.Parameter(name.lstrip("*"), own, default=default))
+        kind = inspect.Parameter.KEYWORD_ONLY if own is not kind else kind
     try:
-        signature = inspect.Signature([inspect.Parameter(name, kind, default=value) for name, value in inputs])
+        signature = inspect.Signature(parameters)
         found = signature.bind(*sample.args, **sample.kwargs)
     except (TypeError, ValueError) as error:
         raise UnjudgedError(str(error)) from error
     found.apply_defaults()
-    return list(found.arguments.values())
+    return found.arguments
 
 
 def _only_the_way_back() -> AbstractContextManager[Any]:

@@ -237,7 +237,7 @@ class _Prover:
 
     def _walk(self, pair: Pair, sample: Sample) -> Tally:
         names = [node.name for node in pair.full.nodes if node.op == "placeholder"]
-        values = bound(pair.full, sample)
+        values = bound(pair.full, sample).values()
         inputs = dict(zip(names, map(self._input, values), strict=True))
         attribute = GraphOver(pair, self._copy).attribute
         return walk(pair, Setting(attribute, self._keep, inputs, self._patterns), self._steps)
@@ -328,11 +328,9 @@ class _Prover:
         if reaches and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
             return
 
-        def interpreted(*args: Any, **kwargs: Any) -> Any:
-            return fx.Interpreter(pair.root, graph=pair.narrow).run(*bound(pair.narrow, Sample(args, kwargs)))
-
+        written = partial(self._printed(pair.narrow), pair.root)
         with in_mode(self._pruned, pair.training):
-            found = Programs(self._pruned).part(interpreted, self._pruned, sample)
+            found = Programs(self._pruned).part(written, self._pruned, sample)
         if found:
             raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")
 

@@ -54,6 +54,7 @@ class _Walk:
         self._has_laws = not any(call_name(node) in _LAYOUT for node in pair.full.nodes)
 
     def run(self, steps: Sequence[Step]) -> Tally:
+        self._by_values.steps = {step.full: step for step in steps}
         for step in steps:
             try:
                 self._judge(step)
@@ -64,7 +65,8 @@ class _Walk:
             if isinstance(step.image, fx.Node):
                 self._owners[step.image] = step.full
             for node in self._memory.dying(step.full):
-                self._claims.pop(node, None)
+                if not is_number(node):  # a write may ask once more for the bounds of the view that it goes through
+                    self._claims.pop(node, None)
         return self._tally
 
     def _judge(self, step: Step) -> None:
@@ -155,7 +157,9 @@ class _Walk:
         self._by_values.check_fit(node, verdict.shape, reading.kept)
         written = written_by(node) if reading.writes else None
         members = self._memory.note(node, [written] if written else node.all_input_nodes if verdict.shares else ())
-        later = self._memory.rewritten(node, members, self._claims) if written else None
+        later = self._memory.rewritten(node, members, self._claims) if written else set()
+        if later - {written}:
+            return False
         caused = all(claim.caused for claim in reading.operands if claim.is_lossy or claim.buried)
         if verdict.pieces:
             pieces = [
@@ -165,8 +169,8 @@ class _Walk:
             self._claims[node] = Claim.of_pieces(pieces, caused=caused)
         else:
             self._claims[node] = self._drawn(node.name, verdict.shape, reading.kept, verdict, caused)
-        if later is not None:
-            self._claims[later] = self._claims[node]
+        for member in later:
+            self._claims[member] = self._claims[node]
         self._tally.at_any_size &= verdict.at_any_size
         self._tally.over_kept += verdict.over_kept
         self._tally.by_law += not verdict.over_kept

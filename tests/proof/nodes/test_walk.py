@@ -182,18 +182,31 @@ def test_nothing_of_the_caller_changes() -> None:
     assert flags == [m.training for m in given.pruned.modules()]
 
 
+class Written(nn.Module):
+    """Writes to a view of what is read later, and with ``twice`` another view is read, too."""
+
+    def __init__(self, *, twice: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.twice, self.first, self.last = twice, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        rows, columns = x[:, :, 1:3], x[..., 1]
+        rows.zero_()
+        return self.last(x + columns.mean() if self.twice else x)
+
+
+def test_a_write_through_a_view_is_judged_in_what_others_read() -> None:
+    given = rewritten(Written(), torch.randn(2, 3, 4, 5))
+    assert proven(given).nodes
+    changed(given, "getitem", lambda number: 4 if number == 3 else number)
+    with pytest.raises(ProofError, match="node getitem"):
+        proven(given)
+
+
 def test_memory_that_others_read_is_left_to_whole_networks() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.first(x)
-            x.flatten(2).mul_(2.0)
-            return self.last(x)
-
-    pruned = fxprune.compile(Shared().eval(), torch.randn(2, 3, 4, 4), 0.3)
+    pruned = fxprune.compile(Written(twice=True).eval(), torch.randn(2, 3, 4, 5), 0.3)
     proof = fxprune.report(pruned).proof
     assert proof is not None
     assert proof.nodes == 0

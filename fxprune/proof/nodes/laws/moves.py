@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
 from fxprune.proof.nodes.laws.reading import Piece, Reading, Verdict, on_meta, widest
 
@@ -27,7 +28,8 @@ def permuted(reading: Reading) -> Verdict | None:
     order = [size - 2 for size in moved.shape]
     if not all(same_kept(at(given.kept, dim), at(reading.kept, place)) for place, dim in enumerate(order)):
         return None
-    return Verdict([given.shape[dim] for dim in order], given.domain or "any", given.silent, shares=True)
+    shares = call_name(reading.node) != "clone"
+    return Verdict([given.shape[dim] for dim in order], given.domain or "any", given.silent, shares=shares)
 
 
 def viewed(reading: Reading, name: str) -> Verdict | None:
