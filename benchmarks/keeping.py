@@ -50,13 +50,15 @@ def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict
         "BERT": ("BertModel", "BertConfig", _DECODER, text, {}),
         "T5": ("T5ForConditionalGeneration", "T5Config", _T5, seq, {}),
         "ViT": ("ViTForImageClassification", "ViTConfig", _IMAGES, ("pixel_values",), {}),
-        "Swin": ("SwinForImageClassification", "SwinConfig", _SWIN, ("pixel_values",), {}),
+        "Swin": ("SwinForImageClassification", "SwinConfig", _SWIN, ("pixel_values",), _SHARES),
         "ConvNeXt": ("ConvNextForImageClassification", "ConvNextConfig", _CONVNEXT, ("pixel_values",), {}),
         "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {**_WHISPER, **halves}, sound, {}),
         "CLIP": ("CLIPModel", "CLIPConfig", {**towers, "projection_dim": 16}, ("input_ids", "pixel_values"), {}),
     }
 
 
+# Stages of several widths, whose configuration says one factor for all.
+_SHARES = {"scope": "uniform", "exclude": ["*attention*"]}
 _HALF = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
 _GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 _T5 = {

@@ -205,17 +205,12 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
 
 def _change(function: types.FunctionType) -> None:
     count, original = _changed.get(function, (0, function.__code__))
-    if not count:
-        renames = _renames(original, function.__globals__)
-        if not renames:
-            return
+    if not count and (renames := _renames(original, function.__globals__)):
         function.__code__ = _with_variants(original, frozenset(renames.items()))
     _changed[function] = count + 1, original
 
 
 def _change_back(function: types.FunctionType) -> None:
-    if function not in _changed:
-        return
     count, original = _changed.pop(function)
     if count > 1:
         _changed[function] = count - 1, original

@@ -11,12 +11,14 @@ import contextlib
 import contextvars
 import dis
 import functools
+import operator
 import random
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -266,6 +268,8 @@ class _Contents:
 
 def _differences(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     """Keys whose values became, or were, tensors or sizes, with the values that they had."""
+    if len(now) == len(before) and all(map(operator.is_, chain(now, now.values()), chain(before, before.values()))):
+        return []
     changed = [(key, before.get(key, _MISSING), value) for key, value in now.items()]
     changed = [(key, old, value) for key, old, value in changed if old is not value]
     changed += [(key, old, None) for key, old in before.items() if key not in now] if len(now) < len(before) else []

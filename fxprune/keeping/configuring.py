@@ -21,7 +21,7 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.keeping.fitting import Held
 from fxprune.keeping.running import check_equal
-from fxprune.keeping.slots import Slot, sizes_of, slots_of, unset_slots_of
+from fxprune.keeping.slots import Slot, factor_slots_of, sizes_of, slots_of, unset_slots_of
 from fxprune.util.copies import private_copy
 
 Shapes = dict[str, tuple[int, ...]]
@@ -35,7 +35,7 @@ class Change:
     """A field of a configuration, and its new value."""
 
     slot: Slot
-    new: int
+    new: float
 
     def __str__(self) -> str:
         return f"{'.'.join(self.slot.place)} {self.slot.value or None} -> {self.new}"
@@ -220,8 +220,11 @@ def _tries(
     slots = [slot for slot in slots_of(config) if slot.place not in taken and slot.value > 1]
     singles = [Change(slot, new) for slot in slots for new in sorted(pairs.get(slot.value, ())) if new != slot.value]
     unset = [slot for slot in unset_slots_of(config) if slot.place not in taken]
+    factors = [slot for slot in factor_slots_of(config) if slot.place not in taken]
+    shares = sorted({new / old for old, kept in pairs.items() for new in kept if new != old})
     yield from ([change] for change in singles)
     yield from ([Change(slot, new)] for slot in unset for new in sorted(odd))
+    yield from ([Change(slot, slot.value * share)] for slot in factors for share in shares)
     for count in range(2, _MOST_FIELDS + 1):
         for changes in itertools.combinations(singles, count):
             if len({change.slot.place for change in changes}) == count:
@@ -236,15 +239,18 @@ def _odd_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
 
 
 def _why_none(kept: nn.Module, solution: Solution) -> str:
-    name, _ = solution.odd[0]
+    name, dim = solution.odd[0]
+    width, others = kept.state_dict()[name].shape[dim], len({odd for odd, _ in solution.odd}) - 1
     return (
-        f"no values of {solution.name} make {type(kept).__name__} build these shapes: {name} is "
-        f'{tuple(kept.state_dict()[name].shape)} (alike="equal" gives repeated blocks one width; try a lower ratio)'
+        f"no values of {solution.name} make {type(kept).__name__} build these shapes: none makes dim {dim} of {name} "
+        f'{width} wide ({others} more tensors are so). With alike="equal" and scope="uniform" repeated blocks and '
+        "stages lose one share, which a field can say; a width that the class computes from another goes with exclude"
     )
 
 
 def _same_slot(config: Any, like: Slot) -> Slot:
-    return next(slot for slot in (*slots_of(config), *unset_slots_of(config)) if slot.place == like.place)
+    every = (*slots_of(config), *unset_slots_of(config), *factor_slots_of(config))
+    return next(slot for slot in every if slot.place == like.place)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

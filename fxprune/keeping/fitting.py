@@ -23,7 +23,9 @@ from fxprune.analysis.groups import Group, PinnedWidth
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import kept_mask
 from fxprune.axes.expressions import Axis, Channels, variables
+from fxprune.capture.builtin_calls import remembering
 from fxprune.capture.objects import CopiedObject
+from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.tracing import attempt
 from fxprune.keeping.slots import Masks, Pairs, Slot, columns_of, sizes, slots_of
 from fxprune.rewriting import Certificate, certified
@@ -56,7 +58,9 @@ def fitted(
         copy = narrowed(graph, model, masks, pruned)
         if graph.captured.opaque:
             return copy, held
-        more = Fit(graph, copy, masks, certificates[0], rules).solve()
+        # What the copy's code reaches is found, and changed, once for all tries.
+        with restored(copy), remembering(reachable(copy).functions):
+            more = Fit(graph, copy, masks, certificates[0], rules).solve()
         if not more:
             return copy, held
         held |= more

@@ -40,7 +40,7 @@ class Slot:
     optional: bool = False
 
     @property
-    def value(self) -> int:
+    def value(self) -> Any:
         """The number that stands there; 0 for a field that is None, which stands for a number made of others."""
         found = self.table[self.key] if self.index is None else self.table[self.key][self.index]
         return found or 0
@@ -50,7 +50,7 @@ class Slot:
         """The same for all slots that are one place in memory."""
         return id(self.table), self.key, self.index
 
-    def set(self, value: int) -> None:
+    def set(self, value: float) -> None:
         """Put another number there, or None again for 0."""
         if self.index is None:
             self.table[self.key] = value or None if self.optional else value
@@ -67,6 +67,13 @@ class Slot:
 def slots_of(module: Any, owner: str = "") -> Iterator[Slot]:
     """Every number that a module, or another object, holds by itself; not those of its submodules."""
     yield from _in_table(vars(module), owner, (), _DEPTH, {id(module)})
+
+
+def factor_slots_of(config: Any) -> Iterator[Slot]:
+    """The fields of a configuration that may say a width as a multiple of another."""
+    for key, value in vars(config).items():
+        if type(value) is float and value > 1:
+            yield Slot("", (key,), vars(config), key)
 
 
 def unset_slots_of(config: Any) -> Iterator[Slot]:

@@ -206,6 +206,36 @@ def test_a_configuration_that_fits_builds_the_pruned_network() -> None:
     torch.testing.assert_close(built(x), pruned(x), rtol=0, atol=0)
 
 
+class Factored(nn.Module):
+    """Two stages, each with an inner width that is the same multiple of its own; one that is twice it in the code."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        widths = [(w, int(config.factor * w)) for w in config.widths]
+        self.stages = nn.Sequential(*(nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, a)) for a, b in widths))
+        self.between, last = nn.Linear(*config.widths), config.widths[1]
+        self.head = nn.Sequential(nn.Linear(last, 2 * last), nn.ReLU(), nn.Linear(2 * last, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stages[1](self.between(self.stages[0](x))))
+
+
+def test_a_factor_says_the_same_share_of_several_widths() -> None:
+    model, x = Factored(SimpleNamespace(factor=4.0, widths=[8, 16])).eval(), torch.randn(2, 8)
+    pruned: Any = fxprune.compile(model, x, {"stages.*.0": 0.5}, keep_class=True)
+    assert "factor 4.0 -> 2.0" in fxprune.report(pruned).notes[-1]
+    built = Factored(pruned.config).eval()
+    built.load_state_dict(pruned.state_dict())
+    torch.testing.assert_close(built(x), pruned(x), rtol=0, atol=0)
+
+
+def test_a_width_that_no_field_says_is_named() -> None:
+    model, x = Factored(SimpleNamespace(factor=4.0, widths=[8, 16])).eval(), torch.randn(2, 8)
+    pruned: Any = fxprune.compile(model, x, {"head.0": 0.5}, keep_class=True)
+    assert "none makes dim 0 of head.0.weight 16 wide (2 more" in fxprune.report(pruned).notes[-1]
+
+
 @pytest.mark.parametrize(("model", "shape", "layer"), [(Flat(), (2, 3, 4, 4), "b"), (Scaled(), (2, 6), "a")])
 def test_a_width_that_the_code_says_stays(model: Any, shape: tuple[int, ...], layer: str) -> None:
     model, x = model.eval(), torch.randn(shape)
