@@ -16,7 +16,21 @@ from fxprune.calibration import Loss
 from fxprune.capture.exported import network_of
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, ModelError, OptionError, PlanError, RecoveryError
-from fxprune.options import Alike, Couplings, Level, Options, PlanOptions, Residual, Scope, check_level
+from fxprune.options import (
+    Alike,
+    Budget,
+    Counts,
+    Couplings,
+    CriterionName,
+    Level,
+    Options,
+    PlanOptions,
+    RecoveryName,
+    Residual,
+    Scope,
+    Shares,
+    check_level,
+)
 from fxprune.pipeline import run
 from fxprune.planning import Plan
 from fxprune.planning.plan import setting
@@ -27,9 +41,7 @@ from fxprune.reporting import Report
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Shares = Mapping[str | nn.Module, float]
-Counts = Mapping[str | nn.Module, int]
-Ratio = float | Shares | Mapping[str, float] | None
+Ratio = float | Shares | None
 
 
 def compile(  # noqa: A001  the public name says what it does
@@ -37,8 +49,8 @@ def compile(  # noqa: A001  the public name says what it does
     sample_input: Any,
     ratio: Ratio = None,
     *,
-    budget: str | Mapping[str, float] = "macs",
-    criterion: str | Criterion = "auto",
+    budget: Budget | Mapping[str, float] = "macs",
+    criterion: CriterionName | Criterion = "auto",
     calibration: Iterable[Any] | None = None,
     loss: Loss | None = None,
     exclude: Sequence[str | nn.Module] = (),
@@ -49,7 +61,7 @@ def compile(  # noqa: A001  the public name says what it does
     round_to: int | Literal["auto"] | Counts = "auto",
     min_channels: int | Counts = 1,
     max_ratio: float | Shares | None = None,
-    recover: str | Recovery | Sequence[str | Recovery] | None = "auto",
+    recover: RecoveryName | Recovery | Sequence[RecoveryName | Recovery] | None = "auto",
     other_samples: Sequence[Any] = (),
     keep_class: bool = False,
     verify: Level = True,
@@ -261,7 +273,7 @@ def apply(
 def remove(
     model: nn.Module,
     sample_input: Any,
-    channels: Mapping[str | nn.Module, Any],
+    channels: Mapping[Any, Any],
     *,
     couplings: Couplings = "keep",
     other_samples: Sequence[Any] = (),
@@ -290,7 +302,7 @@ def remove(
 def recover(
     pruned: nn.Module,
     model: nn.Module,
-    how: str | Recovery | Sequence[str | Recovery] = "auto",
+    how: RecoveryName | Recovery | Sequence[RecoveryName | Recovery] = "auto",
     *,
     calibration: Iterable[Any] | None = None,
     seed: int = 0,

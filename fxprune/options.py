@@ -24,12 +24,47 @@ if TYPE_CHECKING:
     from fxprune.calibration import Loss
     from fxprune.criteria import Criterion
 
-# Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's.
+# Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's, so that any
+# other string is as good.
+Budget = Literal["channels", "latency", "macs", "memory", "params"] | str
+CriterionName = (
+    Literal[
+        "auto",
+        "zeros",
+        "apoz",
+        "chip",
+        "feature_distance",
+        "feature_entropy",
+        "filter_similarity",
+        "fpgm",
+        "hessian",
+        "hrank",
+        "information_fusion",
+        "lamp",
+        "magnitude",
+        "mean_activation",
+        "multi_source",
+        "parallel",
+        "random",
+        "reconstruction",
+        "slimming",
+        "taylor",
+        "taylor_activations",
+        "thinet",
+    ]
+    | str
+)
+RecoveryName = Literal["auto", "batchnorm", "bias", "fuse", "reconstruct"] | str
+FormatName = Literal["pt2", "onnx", "source", "openvino", "aoti"]
+FreeSize = Literal["batch", "resolution", "length"]
 Scope = Literal["auto", "global", "uniform", "reconstruction"]
 Alike = Literal["free", "equal"]
 Residual = Literal["auto", "coupled", "inner"]
 Couplings = Literal["keep", "drop"]
 Level = bool | Literal["full"]
+# By pattern of paths or by module; a checker takes a mapping by the one alone, or by both, for the same no other way.
+Shares = Mapping[Any, float]
+Counts = Mapping[Any, int]
 
 # What ``verify`` may be: no proof, node by node, or by whole networks at the sample's size.
 LEVELS = (False, True, "full")
@@ -105,8 +140,8 @@ class Options:
     criterion: str | Criterion = field(
         default="auto",
         metadata=_words(
-            "How channels are ranked: auto, or one of `fxprune criteria`.",
-            choices=("auto", *registered_names("criteria", "criterion")),
+            "How channels are ranked: auto, or one of `fxprune criteria`; zeros, without a ratio, removes zeros.",
+            choices=("auto", "zeros", *registered_names("criteria", "criterion")),
         ),
     )
     exclude: Sequence[str] = field(
@@ -222,8 +257,8 @@ class Options:
 class PlanOptions(TypedDict, total=False):
     """What :func:`fxprune.plan` takes beside the ratio, for functions that pass it on."""
 
-    budget: str | Mapping[str, float]
-    criterion: str | Criterion
+    budget: Budget | Mapping[str, float]
+    criterion: CriterionName | Criterion
     calibration: Iterable[Any] | None
     loss: Loss | None
     exclude: Sequence[str | nn.Module]
@@ -231,9 +266,9 @@ class PlanOptions(TypedDict, total=False):
     alike: Alike
     residual: Residual
     couplings: Couplings
-    round_to: int | Literal["auto"] | Mapping[str | nn.Module, int]
-    min_channels: int | Mapping[str | nn.Module, int]
-    max_ratio: float | Mapping[str | nn.Module, float] | None
+    round_to: int | Literal["auto"] | Counts
+    min_channels: int | Counts
+    max_ratio: float | Shares | None
     seed: int
 
 

@@ -130,7 +130,7 @@ class Program:
     calibration: Iterable[Any] | None = None
     loss: Loss | None = None
     seed: int | None = None
-    channels: Mapping[str | nn.Module, Any] | None = None
+    channels: Mapping[Any, Any] | None = None
     keep_class: bool = False
     zeros: bool = False
 

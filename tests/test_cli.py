@@ -144,6 +144,28 @@ def test_compile_takes_its_options(run: Callable[..., Result], nets: str) -> Non
     assert all(row["after"] % 4 == 0 for row in report["groups"])
 
 
+def test_zeros_need_no_ratio(run: Callable[..., Result], nets: str) -> None:
+    result = run("compile", f"{nets}:with_sample", "--criterion", "zeros")
+    assert result.code == 0, result.err
+    assert "0 of 16 channels were exactly zero" in result.out
+    result = run("compile", f"{nets}:with_sample")
+    assert result.code == 2
+    assert "--ratio" in result.err
+
+
+def test_two_saved_networks_beside_one_another(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
+    for name, ratio in (("a", 0.3), ("b", 0.6)):
+        assert run("compile", f"{nets}:with_sample", "--ratio", ratio, "-o", tmp_path / name).code == 0
+    result = run("compare", tmp_path / "a", tmp_path / "b")
+    assert result.code == 0, result.err
+    assert "a beside b" in result.out
+    data = json.loads(run("compare", tmp_path / "a", tmp_path / "b", "--json").out)
+    first, second = data["costs"][0]["removed"]
+    assert 0.3 <= first < 0.6 <= second
+    assert "written to" in run("compare", tmp_path / "a", tmp_path / "b", "--html", tmp_path / "both.html").out
+    assert (tmp_path / "both.html").stat().st_size > 1000
+
+
 def test_without_output_nothing_is_saved(run: Callable[..., Result], nets: str, tmp_path: Path) -> None:
     result = run("compile", f"{nets}:with_sample", "--ratio", 0.2, "--no-verify")
     assert "not saved: give a folder with -o" in result.out

@@ -151,6 +151,28 @@ def test_the_reproduction_reproduces(report: Report) -> None:
     assert plan == report.plan
 
 
+@pytest.mark.parametrize("options", [{"criterion": "lamp", "ratio": 0.3}, {"criterion": "zeros"}])
+def test_the_reproduction_names_the_criterion(options: dict[str, object]) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    torch.manual_seed(0)
+    model = Branches().eval()
+    with torch.no_grad():
+        model.stem[0].weight[:2] = model.stem[1].weight[:2] = model.stem[1].bias[:2] = 0
+        for branch in model.body.values():
+            branch.weight[:2] = branch.bias[:2] = 0
+    made = fxprune.compile(model, x, **options, verify=False)
+    again = eval(reproduction(fxprune.report(made)), {"fxprune": fxprune, "model": model, "sample_input": x})
+    assert fxprune.report(again).plan == fxprune.report(made).plan
+    with_source = replace(fxprune.report(made), source="net.py:net")
+    assert f"--criterion {options['criterion']}" in reproduction(with_source)
+    assert "None" not in reproduction(with_source)
+
+
+def test_the_reproduction_says_where_data_go(report: Report) -> None:
+    known = replace(report, settings={**report.settings, "calibration": "9 samples"})
+    assert reproduction(known).endswith("calibration=batches, recover=None)")
+
+
 def test_names_are_no_markup() -> None:
     text = as_html(replace(make_report(), network="<script>alert(1)</script>", plan=None))
     assert "<script>alert" not in text

@@ -7,7 +7,7 @@ import inspect
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.errors import FxpruneError
-from fxprune.options import PlanOptions, table
+from fxprune.options import Budget, CriterionName, FormatName, FreeSize, PlanOptions, RecoveryName, table
 from tests.snapshots import storages
 
 
@@ -384,3 +384,19 @@ def test_compiling_twice_gives_the_same(model: nn.Module) -> None:
     first, second = (fxprune.compile(model, sample, 0.5) for _ in range(2))
     assert first.code == second.code
     assert fxprune.report(first).plan == fxprune.report(second).plan
+
+
+def test_editors_complete_every_name() -> None:
+    from fxprune.cost.budgets import known_budgets
+    from fxprune.recovery import known_recoveries
+    from fxprune.saving.exporting import _SIZES
+    from fxprune.saving.formats import FORMATS
+
+    def names(annotation: Any) -> set[str]:
+        return set(get_args(get_args(annotation)[0]))
+
+    assert names(Budget) == set(known_budgets())
+    assert names(CriterionName) == {"auto", "zeros", *fxprune.known_criteria()}
+    assert names(RecoveryName) == {"auto", *known_recoveries()}
+    assert set(get_args(FormatName)) == set(FORMATS)
+    assert set(get_args(FreeSize)) == set(_SIZES)

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_args
 
 import typer
 from rich.console import Console, RenderableType
 
 from fxprune.errors import OptionError
-from fxprune.options import Words, table
+from fxprune.options import FormatName, FreeSize, Words, table
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
     from fxprune.cli.sources import Source
 
-FORMATS = ("pt2", "onnx", "source", "openvino", "aoti")
+FORMATS, SIZES = get_args(FormatName), get_args(FreeSize)
 RECOVERIES = registered_names("recovery", "recovery")
 RUNTIMES = ("eager", "compile", "onnxruntime")
 
@@ -108,9 +108,8 @@ def plan_parameters() -> list[inspect.Parameter]:
         completion = complete(words.choices) if words.choices else None
         named = "|".join(words.choices) if len(words.choices) <= _FEW else None
         shown = typer.Option(help=words.help, metavar=words.metavar or named or None, autocompletion=completion)
-        default = inspect.Parameter.empty if name == "ratio" else usual
         place = inspect.Parameter.KEYWORD_ONLY
-        found.append(inspect.Parameter(name, place, default=default, annotation=Annotated[kind, shown]))
+        found.append(inspect.Parameter(name, place, default=usual, annotation=Annotated[kind, shown]))
     return found
 
 

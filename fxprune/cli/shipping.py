@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxprune.cli.options import FORMATS, RUNTIMES, Allow, AsJson, Folder, complete, find, say, show, show_json
+from fxprune.cli.options import FORMATS, RUNTIMES, SIZES, Allow, AsJson, Folder, complete, find, say, show, show_json
 
 Format = Annotated[
     str | None,
@@ -26,13 +26,18 @@ def export(
     folder: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; for source a folder.")],
     format: Format = None,  # noqa: A002  as in Python
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="|".join(SIZES), help="What may change between calls; all that can by default."),
+    ] = None,
     allow: Allow = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a saved network to a file of another format, and compare what it answers before saying so."""
     import fxprune
 
-    result = fxprune.export(fxprune.load(folder, allow=allow or ()), output, format)
+    chosen: Any = {"format": format, "dynamic": dynamic or None}
+    result = fxprune.export(fxprune.load(folder, allow=allow or ()), output, **chosen)
     if as_json:
         show_json(result.as_dict())
     else:

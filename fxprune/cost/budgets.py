@@ -74,6 +74,11 @@ def check_ratio(ratio: object) -> float:
     Raises:
         RatioError: it is not a number with ``0 <= ratio < 1``.
     """
+    if ratio is None:
+        raise RatioError(
+            "say how much is to go: ratio (--ratio on the command line), a number with 0 <= ratio < 1, or a mapping "
+            "from layers or budgets to such numbers"
+        )
     if isinstance(ratio, (bool, str, bytes)):
         raise RatioError(f"ratio must be a number with 0 <= ratio < 1, not {ratio!r}")
     try:

@@ -15,6 +15,7 @@ from torch import nn
 
 from fxprune.capture.samples import IMAGE_DIMS, Sample
 from fxprune.errors import ExportError, OptionError, SampleError
+from fxprune.options import FormatName, FreeSize
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import Check, Exported, find_checks, with_rows, worst_error
@@ -28,10 +29,10 @@ from fxprune.util.writing import named, scratch_folder
 def export(
     pruned: nn.Module,
     path: str | os.PathLike[str],
-    format: str | None = None,  # noqa: A002  the public name says what it is
+    format: FormatName | None = None,  # noqa: A002  the public name says what it is
     sample_input: Any = None,
     *,
-    dynamic: Sequence[str] | None = None,
+    dynamic: Sequence[FreeSize] | None = None,
     progress: bool | None = None,
 ) -> Exported:
     """Write a network to a file of another format; the file is read again, run and compared with the network first.
@@ -66,9 +67,9 @@ def export(
     if not isinstance(pruned, nn.Module):
         raise ExportError(f"only a network can be exported, not a {type(pruned).__name__}")
     target, wanted = named(path), _sizes(dynamic)
-    format = _format_of(target, format)  # noqa: A001
-    chosen = FORMATS[format]
-    chosen.check(format)
+    name = _format_of(target, format)
+    chosen = FORMATS[name]
+    chosen.check(name)
     whole = network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
     if chosen.one_graph and isinstance(network, PrunedGraphModule):
@@ -79,8 +80,8 @@ def export(
             checks = find_checks(network, sample, smallest=smallest)
             freedoms = list(_freedoms(network, checks)) if wanted is None else [_chosen(network, checks, wanted)]
         try:
-            with _scratch(target) as file, steps(f"export to {format}"):
-                result = _first_that_works(chosen, (whole, network), freedoms, file, (str(target), format))
+            with _scratch(target) as file, steps(f"export to {name}"):
+                result = _first_that_works(chosen, (whole, network), freedoms, file, (str(target), name))
                 _put_in_place(file, target)
         except OSError as error:
             raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error

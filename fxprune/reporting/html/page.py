@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -12,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from fxprune.analysis.drawing import as_svg, colours
+from fxprune.criteria import criterion_by_name, known_criteria
 from fxprune.options import usual
 from fxprune.reporting.comparing import Comparison, said
 from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, Report, ScoreRow, removed
@@ -161,19 +163,32 @@ def reproduction(report: Report) -> str:
     """The command, or where the network came from Python the call, that makes the same result again."""
     settings = dict(report.settings)
     changed = {name: settings[name] for name, value in usual().items() if settings.get(name, value) != value}
+    if (criterion := _criterion(settings)) not in ("", "magnitude"):
+        changed = {"criterion": criterion, **changed}
     excluded = settings.get("exclude") or []
     asked = settings.get("budgets") or settings.get("ratio", report.ratio)
+    with_data = "calibration" in settings
     if report.source:
         words = ["fxprune", "compile", report.source]
-        words += [word for k, v in {"ratio": asked, **changed}.items() for word in _flags(k, v)]
+        given = changed if asked is None else {"ratio": asked, **changed}
+        words += [word for k, v in given.items() for word in _flags(k, v)]
+        words += ["--calibration", "DIR"] * with_data + ["--recover", "none"] * (with_data and not report.recovery)
         return shlex.join([*words, *(word for pattern in excluded for word in ("--exclude", pattern))])
     if settings.get("budgets"):
         changed.pop("budget", None)
     options = [f"{name}={json.dumps(value)}" for name, value in changed.items()]
     options += [f"exclude={json.dumps(excluded)}"] if excluded else []
-    call = "remove" if asked is None else "compile"
+    options += ["calibration=batches"] * with_data + ["recover=None"] * (with_data and not report.recovery)
+    call = "remove" if "channels" in settings else "compile"
     asked = settings.get("channels") if asked is None else asked
-    return f"fxprune.{call}({', '.join(['model', 'sample_input', json.dumps(asked), *options])})"
+    words = ["model", "sample_input", *([] if asked is None else [json.dumps(asked)])]
+    return f"fxprune.{call}({', '.join([*words, *options])})"
+
+
+def _criterion(settings: Mapping[str, Any]) -> str:
+    """The name of the criterion; of one that is not as its name gives it, its text."""
+    text = str(settings.get("criterion", ""))
+    return next((name for name in known_criteria() if repr(criterion_by_name(name)) == text), text)
 
 
 def _flags(name: str, value: Any) -> list[str]:
