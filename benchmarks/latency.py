@@ -21,7 +21,7 @@ from benchmarks.tables import ResumableTable, as_text, markdown_table, write_pag
 from fxprune.capture.samples import Sample
 from fxprune.cost.latency.measuring import in_turns
 from fxprune.saving.formats import FORMATS, onnx_session
-from fxprune.timing import RUNTIMES
+from fxprune.saving.timing import RUNTIMES
 
 
 def time_forms(

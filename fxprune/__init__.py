@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fxprune.saving.comparing import Exported
     from fxprune.saving.exporting import export
 else:
-    from fxprune.util.lazy import find_lazily
+    from fxprune.util.registry import find_lazily
 
     __getattr__, __dir__ = find_lazily(
         __name__,

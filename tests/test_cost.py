@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Term, concat, gather, product
-from fxprune.cost.model import CostModel
+from fxprune.cost.budgets import CostModel
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph, brute_force, channels
 

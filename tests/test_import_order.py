@@ -15,7 +15,7 @@ import fxprune
 
 ROOT = Path(fxprune.__file__).parent
 ORDER = """errors util axes rules capture analysis cost calibration criteria planning options proof rewriting reporting
-    recovery keeping program pipeline api schedules distillation saving timing cli __main__""".split()
+    recovery keeping program pipeline api schedules distillation saving cli __main__""".split()
 # The proof may know what was captured, and how a call's arguments are held; never what the analysis made of it.
 THE_PROOF_KNOWS = {"errors", "util", "capture"}
 

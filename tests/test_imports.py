@@ -18,7 +18,7 @@ from fxprune.options import table
 from fxprune.planning import BUDGETS
 from fxprune.recovery import known_recoveries
 from fxprune.saving.exporting import FORMATS
-from fxprune.timing import RUNTIMES
+from fxprune.saving.timing import RUNTIMES
 
 ROOT = Path(fxprune.__file__).parent.parent
 HEAVY = ("torch", "torchvision", "networkx", "numpy")

@@ -67,7 +67,7 @@ def benchmark(
     import fxprune
     from fxprune.errors import OptionError
     from fxprune.reporting.text import render_latencies
-    from fxprune.timing import RUNTIMES, measure_latency
+    from fxprune.saving.timing import RUNTIMES, measure_latency
     from fxprune.util.progress import Steps
 
     pruned = fxprune.load(folder, allow=allow or ()).eval()

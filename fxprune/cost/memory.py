@@ -13,7 +13,7 @@ from torch import fx
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Term
-from fxprune.cost.model import CostModel, budget
+from fxprune.cost.budgets import CostModel, budget
 
 
 @dataclass(frozen=True, slots=True)

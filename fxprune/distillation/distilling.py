@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.distillation.checkpoints import Folder
-from fxprune.distillation.feeding import Feed
-from fxprune.distillation.hints import Hint, resolve_hints
+from fxprune.distillation.feeding import Feed, Folder
+from fxprune.distillation.hints import Hint, Pair, resolve_hints
 from fxprune.distillation.losses import DistillationLoss, SoftTargets
 from fxprune.distillation.options import Distilled, MakeOptimizer, Training, keep_random_state, seed_everything
-from fxprune.distillation.pairing import Pair
 from fxprune.distillation.training import Trainer
 from fxprune.distillation.training import engine as started
 from fxprune.errors import DistillationError, OptionError

@@ -14,10 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.distillation.checkpoints import Folder
-from fxprune.distillation.feeding import Feed
+from fxprune.distillation.feeding import Feed, Folder
+from fxprune.distillation.hints import Pair
 from fxprune.distillation.options import Training, seed_everything
-from fxprune.distillation.pairing import Pair
 from fxprune.errors import DistillationError, MissingDependencyError, OptionError
 from fxprune.util.progress import Steps
 

@@ -12,7 +12,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Axis
-from fxprune.cost.model import CostModel, WidthLeaf
+from fxprune.cost.budgets import CostModel, WidthLeaf
 from fxprune.criteria.base import removal_order
 from fxprune.planning.limits import Limits
 from fxprune.planning.protecting import protected_units

@@ -98,7 +98,7 @@ def _why(graph: ChannelGraph, pattern: str) -> str:
 
 
 MAX_RATIO = 0.9
-"""The share of a group's units that goes at most, unless asked: see ``benchmarks/floors.py``."""
+"""The share of a group's units that goes at most; see ``--max-ratio`` of ``benchmarks/criteria_accuracy.py``."""
 
 _STEPS = 8  # an automatic multiple leaves a group at least that many widths
 Share = float | Mapping[str, float] | Callable[[Group], float]

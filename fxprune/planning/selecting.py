@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from fxprune.analysis.groups import Group, PinnedWidth, position
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.cost.budgets import budget_model
-from fxprune.cost.model import CostModel
+from fxprune.cost.budgets import CostModel, budget_model
 from fxprune.criteria.base import Ladder, Problem, Selection, removal_order
 from fxprune.errors import BudgetError
 from fxprune.planning.limits import Limits

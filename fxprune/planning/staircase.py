@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.cost.model import CostModel, GatheredLeaf, WidthLeaf
+from fxprune.cost.budgets import CostModel, GatheredLeaf, WidthLeaf
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

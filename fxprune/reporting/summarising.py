@@ -14,8 +14,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
-from fxprune.cost.budgets import check_ratio
-from fxprune.cost.model import CostModel
+from fxprune.cost.budgets import CostModel, check_ratio
 from fxprune.planning import Plan, budget_model
 from fxprune.planning.plan import setting
 from fxprune.proof import Proof

@@ -204,7 +204,7 @@ def _setting(name: str, value: Any) -> str:
 
 
 class Measured(Protocol):
-    """What a row needs; see :class:`fxprune.timing.Latency`."""
+    """What a row needs; see :class:`fxprune.saving.timing.Latency`."""
 
     runtime: str
     batch: int | None

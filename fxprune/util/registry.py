@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
+import random
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -88,3 +91,39 @@ def registered_names(package: str, decorator: str) -> tuple[str, ...]:
         re.findall(rf'(?m)^@{decorator}\("(\w+)"', file.read_text(encoding="utf-8")) for file in folder.glob("*.py")
     )
     return tuple(sorted(name for names in found for name in names))
+
+
+def find_lazily(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package; the latter lists the names that are given here alone.
+
+    Args:
+        package: its name.
+        homes: by submodule the names that are the package's too.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def getattr_(name: str) -> Any:
+        if name in home_of:
+            value = getattr(_imported(f"{package}.{home_of[name]}"), name)
+        elif not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is not None:
+            value = _imported(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def dir_() -> list[str]:
+        return sorted(home_of)
+
+    return getattr_, dir_
+
+
+def _imported(name: str) -> ModuleType:
+    """Import with Python's random numbers left where they were: some libraries draw of them while they are imported."""
+    state = random.getstate()
+    try:
+        return importlib.import_module(name)
+    finally:
+        random.setstate(state)

@@ -11,8 +11,8 @@ from torch import nn
 
 import fxprune
 from fxprune.capture.samples import Sample
+from fxprune.cost.budgets import CostModel
 from fxprune.cost.latency import measured_latency
-from fxprune.cost.model import CostModel
 from tests.cost.tables import MacsTable, no_bar
 
 

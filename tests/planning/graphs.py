@@ -11,11 +11,10 @@ import numpy as np
 from fxprune.analysis.groups import Group, Member, PinnedWidth
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, Term, concat, gather, product, variables
+from fxprune.cost.budgets import CostModel
 from fxprune.cost.latency import LatencyModel
-from fxprune.cost.latency.model import ShapedOp
-from fxprune.cost.latency.table import measured_surface
+from fxprune.cost.latency.table import ShapedOp, measured_surface
 from fxprune.cost.memory import LiveTerm, MemoryModel
-from fxprune.cost.model import CostModel
 
 IN = Fixed(3, "it is a dim of the network's input")
 OUT = Fixed(10, "it is a dim of the network's output")

@@ -19,9 +19,8 @@ from fxprune.analysis.solving import ChannelGraph, owner_of
 from fxprune.axes.expressions import Term
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.model import LatencyModel, ShapedOp
 from fxprune.cost.latency.shapes import ShapedCall, TensorSpec, shaped_call
-from fxprune.cost.latency.table import MOST_WIDTHS, LatencyTable, Surface, measured_surface
+from fxprune.cost.latency.table import MOST_WIDTHS, LatencyModel, LatencyTable, ShapedOp, Surface, measured_surface
 from fxprune.cost.memory import paired_axes
 from fxprune.errors import BudgetError
 from fxprune.util.copies import cloned, deep_copy
