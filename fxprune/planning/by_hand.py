@@ -39,9 +39,9 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
         if goes.any() and not any(v in stays for v in variables(axis)):
             raise PlanError(f"the channels of {path!r} stay: {why or 'none of them can go by itself'}")
         for variable in (v for v in dict.fromkeys(variables(axis)) if v in stays):
-            units, elements = owned_by(axis, variable)
-            held = np.bincount(units[~goes[elements]], minlength=variable.size)
-            stays[variable][np.setdiff1d(units[goes[elements]], np.flatnonzero(held))] = False
+            owned, elements = owned_by(axis, variable)
+            held = np.bincount(owned[~goes[elements]], minlength=variable.size)
+            stays[variable][np.setdiff1d(owned[goes[elements]], np.flatnonzero(held))] = False
         wanted.append((path, axis, goes))
     for path, axis, goes in wanted:
         left = np.flatnonzero(goes & kept_mask(axis, stays))
