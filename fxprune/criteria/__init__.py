@@ -2,6 +2,10 @@
 
 A scorer gives one number per unit of each group, from weights or from what it observes on calibration data; higher
 stays. A selector chooses the units that stay, with one knob that planning turns until the budget is met.
+
+>>> from fxprune.criteria import criterion_by_name
+>>> criterion_by_name("magnitude", p=1)
+Magnitude(p=1, scope='group', normalise='mean')
 """
 
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector, Study

@@ -1,4 +1,10 @@
-"""The pruned network as a copy of the user's model, of its own class: what ``keep_class=True`` gives."""
+"""The pruned network as a copy of the user's model, of its own class: what ``keep_class=True`` gives.
+
+>>> import torch, fxprune
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+>>> fxprune.compile(net, torch.randn(1, 4), 0.5, keep_class=True)[0]
+Linear(in_features=4, out_features=4, bias=True)
+"""
 
 from fxprune.keeping.configuring import Solution, finish, solve, unsaid, without_unsaid
 from fxprune.keeping.fitting import Held, Rules, fitted, in_words

@@ -1,4 +1,9 @@
-"""Recovery: kept values are changed so that the smaller network does again what the original does, without training."""
+"""Recovery: kept values are changed so that the smaller network does again what the original does, without training.
+
+>>> from fxprune.recovery import resolve_recoveries
+>>> resolve_recoveries("bias")
+[FoldBias(positions=64)]
+"""
 
 from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work

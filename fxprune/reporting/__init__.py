@@ -1,4 +1,10 @@
-"""What a compilation did, as data and on the terminal."""
+"""What a compilation did, as data and on the terminal.
+
+>>> import torch, fxprune
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+>>> fxprune.report(fxprune.compile(net, torch.randn(1, 4), 0.5)).headline.split(" and ")[0]
+'50.0% of the multiply-accumulates of convolution, linear'
+"""
 
 from fxprune.reporting.graph_summary import graph_as_dict, render_graph
 from fxprune.reporting.report import (

@@ -1,4 +1,13 @@
-"""Rewriting: the smaller network is written as a new graph over new tensors."""
+"""Rewriting: the smaller network is written as a new graph over new tensors.
+
+>>> import torch, fxprune
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+>>> graph = fxprune.analyze(net, torch.randn(1, 4))
+>>> from fxprune.rewriting import rewrite
+>>> keep = {graph.groups[0].variable: torch.arange(8).numpy() < 3}
+>>> rewrite(graph, net, keep).get_submodule("2")
+Linear(in_features=3, out_features=2, bias=True)
+"""
 
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.rewriting.rewriter import Certificate, certified, node_keep, rewrite

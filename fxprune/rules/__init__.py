@@ -1,4 +1,9 @@
-"""Rules: one op family a file. Importing the package registers all of them."""
+"""Rules: one op family a file. Importing the package registers all of them.
+
+>>> from fxprune.rules.registry import has_rule
+>>> has_rule("conv2d"), has_rule("an_op_of_tomorrow")
+(True, False)
+"""
 
 from fxprune.rules import (  # noqa: F401  importing them is what registers their rules
     convolution,

@@ -1,4 +1,10 @@
-"""Saved networks: a folder that stands alone, and the network back from it."""
+"""Saved networks: a folder that stands alone, and the network back from it.
+
+>>> from fxprune.saving.values import PLAIN
+>>> data = PLAIN.write((1, slice(None, 2)))  # as graph.json has it
+>>> data, PLAIN.read(data), PLAIN.print(data)
+({'tuple': [1, {'slice': [None, 2, None]}]}, (1, slice(None, 2, None)), '(1, slice(None, 2, None))')
+"""
 
 from fxprune.saving.loading import load, load_report
 from fxprune.saving.saving import save

@@ -1,6 +1,10 @@
 """Schedules: pruning as a part of training, each a few lines in the user's own loop.
 
 One-shot pruning is :func:`fxprune.compile` itself, followed by training.
+
+>>> from fxprune.schedules import ratio_at
+>>> [round(ratio_at(step, 3, 0.5, "geometric"), 2) for step in range(4)]
+[0.0, 0.21, 0.37, 0.5]
 """
 
 from fxprune.schedules.callbacks import lightning_callback, step_in_place, trainer_callback
