@@ -65,7 +65,7 @@ class OutputErrors:
 
     def _tried(self, samples: list[Sample]) -> list[tuple[Sample, list[Tensor]]]:
         """The samples side by side and the outputs as they are; one by one where the network takes them only so."""
-        for way in (_joined, list):
+        for way in (_together, list):
             try:
                 with torch.no_grad():
                     return [(sample, _tensors(self._network.run(sample.map(torch.clone)))) for sample in way(samples)]
@@ -85,9 +85,14 @@ class OutputErrors:
         return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
 
 
-def _joined(samples: list[Sample]) -> list[Sample]:
+def _together(samples: list[Sample]) -> list[Sample]:
+    return [joined(samples)] if samples else []
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Samples of one kind side by side."""
     tensors = zip(*(sample.tensors for sample in samples), strict=True)
-    return [first.map(lambda _: _side_by_side(next(tensors))) for first in samples[:1]]
+    return samples[0].map(lambda _: _side_by_side(next(tensors)))
 
 
 def _side_by_side(tensors: tuple[Tensor, ...]) -> Tensor:

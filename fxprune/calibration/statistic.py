@@ -205,6 +205,15 @@ def is_distributed() -> bool:
     return ranks() > 1
 
 
+def least_over_ranks(number: int) -> int:
+    """The least of the numbers that all ranks give."""
+    if not is_distributed():
+        return number
+    held = torch.tensor([number], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(held, dist.ReduceOp.MIN)
+    return int(held)
+
+
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Replace every tensor by its sum over all ranks; nothing happens in a single process.
 

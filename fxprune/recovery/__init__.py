@@ -9,6 +9,7 @@ from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work
 from fxprune.recovery.batchnorm import BatchNorm
 from fxprune.recovery.fuse import Fuse
+from fxprune.recovery.matching import Match
 from fxprune.recovery.reconstruct import FoldBias, Reconstruct
 from fxprune.recovery.running import known_recoveries, resolve_recoveries, run_recoveries
 
@@ -17,6 +18,7 @@ __all__ = [
     "BatchNorm",
     "FoldBias",
     "Fuse",
+    "Match",
     "Reconstruct",
     "Recovery",
     "Work",

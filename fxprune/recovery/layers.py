@@ -82,7 +82,8 @@ class Layer:
         groups: into how many groups its channels fall.
         kept: the original's output channels that stay; None for all.
         norm: the batch norm that alone reads it; None where it is read at several places.
-        bounds: between which values a ReLU that alone reads its target (behind the batch norm) tells them apart.
+        answer: the original's node of what it gives in the end: the sum that it goes into, or its batch norm.
+        bounds: between which values a ReLU that alone reads the answer tells them apart.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Layer:
     groups: int
     kept: Tensor | None
     norm: Norm | None
+    answer: fx.Node
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
@@ -139,15 +141,16 @@ class _Search:
         ranks = {node: rank for rank, node in enumerate(self.pruned.graphs["eval"].nodes)}
         layers = sorted(found.values(), key=lambda layer: ranks[layer.first.node])
         aimed = (sum_after(layer, self.calls, self.nodes, chosen, ranks) for layer in layers)
-        return [replace(layer, bounds=self._bounds(layer)) for layer in aimed], self.left
+        return [self._answered(layer) for layer in aimed], self.left
 
-    def _bounds(self, layer: Layer) -> tuple[float, float]:
-        """Of the ReLU behind a layer that is read at one place."""
+    def _answered(self, layer: Layer) -> Layer:
+        """With its answer, and the bounds of the ReLU behind it where the layer is read at one place."""
         reading = layer.first
-        last = norm_after(reading.source, self.calls) if reading.other is None and layer.norm else reading.target
-        user = next(iter(last.users)) if last is not None and len(last.users) == 1 else None
+        behind = norm_after(reading.source, self.calls) if reading.other is None and layer.norm else None
+        answer = behind or reading.target
+        user = next(iter(answer.users)) if len(answer.users) == 1 else None
         call = self.calls.get(user) if user is not None and len(layer.readings) == 1 else None
-        return _BOUNDS.get(call.name if call is not None else "", layer.bounds)
+        return replace(layer, answer=answer, bounds=_BOUNDS.get(call.name if call is not None else "", layer.bounds))
 
     def _layers(self, node: fx.Node) -> Iterator[Layer]:
         call = self.calls[node]
@@ -199,6 +202,7 @@ class _Search:
             self._groups(first, call),
             self._kept(first, call),
             self._norm(first) if len(readers) == 1 else None,
+            first,
         )
 
     def _reading(self, node: fx.Node) -> Reading:

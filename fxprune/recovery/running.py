@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxprune.errors import RecoveryError
+from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work, recovery
 from fxprune.recovery.fidelity import Yardstick
 from fxprune.recovery.walking import evaluating
@@ -44,6 +45,7 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[tuple[Re
         RecoveryError: a recovery needs calibration and there is none.
         CalibrationError: the data do not fit the model.
     """
+    recoveries = [part for one in recoveries for part in (one.parts if isinstance(one, Auto) else (one,))]
     if work.calibration is None:
         with evaluating(work.pruned):
             return tuple(one.recover(work) for one in recoveries), []

@@ -33,7 +33,7 @@ class Walk:
         self._done = _last_reads(self._nodes)
         self._held = set(held)
         self._taken: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        self._values: list[dict[fx.Node, Any]] = [_inputs(self._nodes, sample) for sample in batches]
+        self._values: list[dict[fx.Node, Any]] = [inputs_of(self._nodes, sample) for sample in batches]
         self._next = [0 for _ in batches]
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ def _last_reads(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     return done
 
 
-def _inputs(nodes: Sequence[fx.Node], sample: Sample) -> dict[fx.Node, Any]:
+def inputs_of(nodes: Sequence[fx.Node], sample: Sample) -> dict[fx.Node, Any]:
     """The placeholders' values for one call."""
     places = [node for node in nodes if node.op == "placeholder"]
     bound = _signature(places).bind(*sample.args, **sample.kwargs)

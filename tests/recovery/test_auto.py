@@ -69,13 +69,18 @@ def test_without_data_it_is_magnitude_and_kept_weights_stay() -> None:
 def test_with_data_it_is_the_recipe_by_name() -> None:
     model, x = net(), images(2)
     usual = fxprune.compile(model, x, 0.5, calibration=data())
-    recipe = {"criterion": "reconstruction", "scope": "reconstruction", "residual": "inner", "recover": "reconstruct"}
+    recipe = {
+        "criterion": "reconstruction",
+        "scope": "reconstruction",
+        "residual": "inner",
+        "recover": ["reconstruct", "match"],
+    }
     named = fxprune.compile(model, x, 0.5, calibration=data(), **recipe)
     cut = fxprune.compile(model, x, 0.5, calibration=data(), recover=None)
     for name, tensor in named.state_dict().items():
         assert torch.equal(tensor, usual.state_dict()[name])
-    assert [row.method for row in fxprune.report(usual).recovery] == ["reconstruct"]
-    assert "recover reconstruct" in fxprune.report(usual).notes[0]
+    assert [row.method for row in fxprune.report(usual).recovery] == ["reconstruct", "match"]
+    assert "recover reconstruct and match" in fxprune.report(usual).notes[0]
     assert not fxprune.report(named).notes
     wanted = model(images())
     assert (usual(images()) - wanted).norm() < (cut(images()) - wanted).norm()

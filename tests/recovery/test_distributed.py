@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import fxprune
-from fxprune.recovery import FoldBias, Reconstruct
+from fxprune.recovery import FoldBias, Match, Reconstruct
 from tests.processes import run_ranks
 from tests.recovery.test_reconstruct import Block
 
@@ -19,7 +19,12 @@ torch.save(recovered(list(images().split(5))[rank::2]), f"{folder}/found.{rank}"
 # Fewer positions than there are, so that they are drawn.
 # The fits are of few samples, and magnify rounding.
 ROUNDING = {"rtol": 1e-7, "atol": 1e-8}
-HOW = {"reconstruct": Reconstruct(positions=9), "bias": FoldBias(positions=9), "batchnorm": "batchnorm"}
+HOW = {
+    "reconstruct": Reconstruct(positions=9),
+    "bias": FoldBias(positions=9),
+    "batchnorm": "batchnorm",
+    "match": Match(passes=1),
+}
 
 
 def images() -> Tensor:
@@ -45,7 +50,11 @@ def test_shards_of_two_ranks(tmp_path: Path) -> None:
     run_ranks(PROGRAM, tmp_path)
     first, second = (torch.load(tmp_path / f"found.{rank}", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    torch.testing.assert_close(first, recovered(list(images().split(5))), **ROUNDING)
+    # Ranks train on batches of their own, and go the same way all the same.
+    alike = {
+        name: tensor for name, tensor in recovered(list(images().split(5))).items() if not name.startswith("match.")
+    }
+    torch.testing.assert_close({name: first[name] for name in alike}, alike, **ROUNDING)
     assert first["reconstruct.samples"] == 40
 
 

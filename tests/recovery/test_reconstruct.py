@@ -173,7 +173,7 @@ def test_a_constant_folds_exactly(bias: bool) -> None:
 def test_without_calibration_it_says_so() -> None:
     with pytest.raises(RecoveryError, match="calibration"):
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="reconstruct")
-    with pytest.raises(RecoveryError, match="batchnorm, bias, fuse, reconstruct"):
+    with pytest.raises(RecoveryError, match="batchnorm, bias, fuse, match, reconstruct"):
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="magic")
 
 

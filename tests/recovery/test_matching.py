@@ -1,0 +1,103 @@
+"""Passes of gradient descent towards what the original's parts give: nearer on other samples, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune.errors import RecoveryError
+from fxprune.recovery import Match
+
+
+class Residual(nn.Module):
+    """Tokens, two blocks beside a stream, classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(20, 16)
+        self.up, self.down = (nn.ModuleList(nn.Linear(*size) for _ in range(2)) for size in ((16, 24), (24, 16)))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+        return self.head(x)
+
+
+def tokens(count: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, 20, (count, 6), generator=torch.Generator().manual_seed(seed))
+
+
+def error(network: nn.Module, model: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((network(x) - model(x)).norm() / model(x).norm())
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[nn.Module, nn.Module]:
+    model = Residual().eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model, fxprune.compile(model, tokens(2), 0.5, calibration=list(tokens(160).split(40)), recover="reconstruct")
+
+
+def test_the_outputs_come_nearer_on_other_samples(pair: tuple[nn.Module, nn.Module]) -> None:
+    model, cut = pair
+    before = [tensor.clone() for network in pair for tensor in network.state_dict().values()]
+    back = fxprune.recover(cut, model, Match(passes=3), calibration=list(tokens(160).split(40)))
+    fresh = tokens(400, seed=2)
+    assert error(back, model, fresh) < 0.95 * error(cut, model, fresh)
+    assert torch.equal(back.table.weight, model.table.weight)
+    assert not any(p.requires_grad or p.grad is not None for p in back.parameters())
+    assert all(map(torch.equal, before, [tensor for network in pair for tensor in network.state_dict().values()]))
+    row = fxprune.report(back).recovery[-1]
+    assert row.method == "match"
+    assert not row.guards
+    assert row.error_before is not None
+    assert row.error_after is not None
+    assert row.error_after < row.error_before
+
+
+def test_batches_make_no_difference(pair: tuple[nn.Module, nn.Module]) -> None:
+    model, cut = pair
+    one, other = (fxprune.recover(cut, model, "match", calibration=list(tokens(90).split(n))) for n in (90, 7))
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=1e-3, atol=1e-4)
+
+
+def test_steps_that_are_too_long_are_undone(pair: tuple[nn.Module, nn.Module]) -> None:
+    model, cut = pair
+    back = fxprune.recover(cut, model, Match(rate=30.0), calibration=[tokens(64)])
+    assert fxprune.report(back).recovery[-1].guards[0].startswith("undone")
+    assert all(torch.equal(tensor, cut.state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+class Fixed(nn.Module):
+    """Takes batches of eight alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(6, 24), nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] != 8:
+            raise ValueError("eight")
+        return self.down(self.up(x).relu())
+
+
+def test_a_network_for_one_batch_size_keeps_its_values() -> None:
+    model, data = Fixed().eval(), list(torch.randn(64, 6, generator=torch.Generator().manual_seed(1)).split(8))
+    cut = fxprune.compile(model, data[0], 0.4, recover=None)
+    back = fxprune.recover(cut, model, Match(batch=5), calibration=data)
+    assert "cannot be trained on parts of a batch" in fxprune.report(back).recovery[-1].guards[0]
+    assert all(torch.equal(tensor, cut.state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+@pytest.mark.parametrize("values", [{"passes": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
+def test_values_that_make_no_sense(values: dict[str, float]) -> None:
+    with pytest.raises(RecoveryError, match="at least 1"):
+        Match(**values)
