@@ -114,7 +114,8 @@ def compile(  # noqa: A001  the public name says what it does
             This, ``round_to`` and ``min_channels`` may also be mappings, as ``ratio`` may.
         recover: what is done, after the proof, to keep accuracy without labels: "reconstruct", "match", "batchnorm",
             "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order; None for nothing. "auto"
-            is "reconstruct" and "match" with calibration, nothing without: kept weights are then the original's bit for bit.
+            is "reconstruct" and "match" with calibration; without it is nothing, and kept weights are the original's
+            bit for bit.
         other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
             the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
             tried without being asked.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ __all__ = ["Match"]
 
 # The step grows over so many steps; the moments of the gradients are few before.
 _FIRST_STEPS = 5
+_STEPS_OF_A_PASS = 16
 _LEAST_SCALE = 1e-3
 
 
@@ -45,7 +46,7 @@ class Match:
     Args:
         passes: how often each sample is seen.
         rate: the first step of each tensor's entries, as a share of their root mean square.
-        batch: samples of a step; one of sequences counts as one.
+        batch: samples of a step; fewer, but two, where a pass would have less than sixteen steps.
 
     Raises:
         RecoveryError: a value makes no sense.
@@ -120,13 +121,15 @@ class Match:
             if not held.all():
                 pools.setdefault(_kind(sample), []).append((sample, held))
         whole = [(joined([s for s, _ in pool]), torch.cat([~held for _, held in pool])) for pool in pools.values()]
+        count = sum(int(fitted.sum()) for _, fitted in whole)
+        size = max(min(self.batch, count // _STEPS_OF_A_PASS), min(self.batch, 2))
         chosen: list[tuple[Sample, Tensor]] = []
         for _ in range(self.passes):
             parts: list[tuple[Sample, Tensor]] = []
             for sample, fitted in whole:
                 rows = torch.nonzero(fitted).reshape(-1)
                 rows = rows[torch.randperm(len(rows), generator=generator)]
-                parts += [(sample, part) for part in torch.split(rows, self.batch)]
+                parts += [(sample, part) for part in torch.split(rows, size)]
             chosen += [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
         return [_part(*one) for one in chosen[: least_over_ranks(len(chosen))]]
 
@@ -140,10 +143,11 @@ class _Place(NamedTuple):
     kept: Tensor | None
     bounds: tuple[float, float]
 
-    def difference(self, given: Tensor, wanted: Tensor) -> Tensor:
-        """See :func:`_share`."""
-        wanted = wanted if self.kept is None else wanted.index_select(self.dim, self.kept.to(wanted.device))
-        return _share(given.clamp(*self.bounds), wanted.clamp(*self.bounds), self.dim)
+    def values(self, given: Mapping[fx.Node, Tensor], wanted: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor, int]:
+        """What is compared, and the dim of channels."""
+        one, other = given[self.pruned], wanted[self.original]
+        other = other if self.kept is None else other.index_select(self.dim, self.kept.to(other.device))
+        return one.clamp(*self.bounds), other.clamp(*self.bounds), self.dim
 
 
 class _Pair:
@@ -165,6 +169,9 @@ class _Pair:
             if layer.answer.name in nodes
         ]
         network = PrivateNetwork(work.graph, work.model).module
+        # Variances, added up over the steps: those of few samples are little to go by.
+        self._spreads: list[float] = []
+        self._steps = 0
         self._original = _Watched(network, graphs[0], {place.original for place in self.places})
         self._pruned = _Watched(work.pruned, graphs[1], {place.pruned for place in self.places})
 
@@ -174,9 +181,15 @@ class _Pair:
             wanted, wanted_outputs = self._original.run_on(sample)
         with torch.enable_grad():
             given, outputs = self._pruned.run_on(sample)
-            parts = [place.difference(given[place.pruned], wanted[place.original]) for place in self.places]
+            compared = [place.values(given, wanted) for place in self.places]
             pairs = zip(outputs, wanted_outputs, strict=True)
-            parts += [_share(one, other, -1 if one.ndim == 3 else 1) for one, other in pairs]
+            compared += [(one, other, -1 if one.ndim == 3 else 1) for one, other in pairs]
+            self._spreads += [0.0] * (len(compared) - len(self._spreads))
+            self._steps += 1
+            parts = []
+            for place, (one, other, dim) in enumerate(compared):
+                self._spreads[place] += float(other.var(_but(dim, other), correction=0).mean())
+                parts.append((one - other).square().mean() / max(self._spreads[place] / self._steps, 1e-12))
             return torch.stack(parts).sum()
 
 
@@ -202,11 +215,10 @@ class _Watched(fx.Interpreter):
         return self._found, leaves
 
 
-def _share(given: Tensor, wanted: Tensor, dim: int) -> Tensor:
-    """The squared difference as a share of the variance about the means of the channels, which lie along ``dim``."""
-    others = [d for d in range(wanted.ndim) if d != dim % max(wanted.ndim, 1)]
-    spread = (wanted - wanted.mean(others, keepdim=True)).square().sum() if others else wanted.square().sum()
-    return (given - wanted).square().sum() / spread.clamp_min(1e-12)
+def _but(dim: int, value: Tensor) -> list[int]:
+    """All dims but one; all where there is no other."""
+    others = [d for d in range(value.ndim) if d != dim % value.ndim] if value.ndim else []
+    return others or list(range(value.ndim))
 
 
 def _kind(sample: Sample) -> str:
