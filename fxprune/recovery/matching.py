@@ -23,8 +23,6 @@ from fxprune.reporting import RecoveryRow
 from fxprune.rules.call import parameter_name
 from fxprune.util.paths import attribute
 
-__all__ = ["Match"]
-
 # The step grows over so many steps; the moments of the gradients are few before.
 _FIRST_STEPS = 5
 _STEPS_OF_A_PASS = 16
