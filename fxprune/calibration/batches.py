@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, FxpruneError
 
 _HELD_OUT = 8  # one sample in so many
 
@@ -249,3 +250,21 @@ class Calibration:
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         # A network may write to its input, and the data is the caller's.
         return tensor.detach().to(self._device, copy=True)
+
+
+@contextmanager
+def fitting(sample: Sample) -> Iterator[None]:
+    """Say of what a network raises on a batch that it came of the batch.
+
+    Raises:
+        CalibrationError: anything else than an error of this package is raised inside.
+    """
+    try:
+        yield
+    except FxpruneError:
+        raise
+    except Exception as error:  # the model is the user's own code: anything may come out of it
+        shapes = ", ".join(str(tuple(t.shape)) for t in sample.tensors)
+        raise CalibrationError(
+            f"the model fails on a batch of calibration (tensors of shape {shapes}): {type(error).__name__}: {error}"
+        ) from error

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss
+from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, fitting
 from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
-from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.errors import CalibrationError
 from fxprune.rules.call import Call
 from fxprune.util.copies import deep_copy
 from fxprune.util.progress import Steps
@@ -107,9 +107,14 @@ class PrivateNetwork:
         self.buffers: dict[str, Tensor] = dict(copied.named_buffers())
 
     def run(self, sample: Sample) -> Any:
-        """The output of one call."""
+        """The output of one call.
+
+        Raises:
+            CalibrationError: the network fails.
+        """
         # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
-        return sample.call(partial(nn.Module.__call__, self.module))
+        with fitting(sample):
+            return sample.call(partial(nn.Module.__call__, self.module))
 
     def _opened(self, captured: Captured, model: nn.Module) -> nn.Module:
         module = captured.module(model).eval()
@@ -184,7 +189,7 @@ class Collector:
                 current.samples, current.batch, current.run = part.size, number, current.run + 1
                 if needs == {"value"}:
                     with torch.no_grad():
-                        _run(network, part)
+                        network.run(part.sample)
                 else:
                     self._run_back(network, part, parameters, current)
         # One statistic may be taken at several places.
@@ -210,7 +215,7 @@ class Collector:
             if not parameters and not any(t.requires_grad for t in carried.tensors):
                 for parameter in network.parameters.values():
                     parameter.requires_grad_(parameter.is_floating_point())
-            output = _run(network, Batch(carried, batch.target, batch.size))
+            output = network.run(carried)
             loss = (self.loss or default_loss)(output, batch.target)
             if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
                 raise CalibrationError(
@@ -257,18 +262,6 @@ def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:
             arrived(torch.zeros_like(kept))
 
     return show if statistic.needs == "value" else show_with_gradient
-
-
-def _run(network: PrivateNetwork, batch: Batch) -> object:
-    try:
-        return network.run(batch.sample)
-    except FxpruneError:
-        raise
-    except Exception as error:  # the model is the user's own code: anything may come out of it
-        shapes = ", ".join(str(tuple(t.shape)) for t in batch.sample.tensors)
-        raise CalibrationError(
-            f"the model fails on a batch of calibration (tensors of shape {shapes}): {type(error).__name__}: {error}"
-        ) from error
 
 
 @contextmanager

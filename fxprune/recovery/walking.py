@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.calibration.batches import fitting
 from fxprune.capture.samples import Sample
 
 
@@ -34,7 +35,7 @@ class Walk:
         self._held = set(held)
         self._taken: list[dict[fx.Node, Any]] = [{} for _ in batches]
         self._values: list[dict[fx.Node, Any]] = [inputs_of(self._nodes, sample) for sample in batches]
-        self._next = [0 for _ in batches]
+        self._next, self._samples = [0 for _ in batches], batches
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -73,7 +74,8 @@ class Walk:
     def _step(self, batch: int, values: dict[fx.Node, Any]) -> None:
         node = self._nodes[self._next[batch]]
         if node.op not in ("placeholder", "output"):
-            values[node] = self._interpreter.run_node(node)
+            with fitting(self._samples[batch]):
+                values[node] = self._interpreter.run_node(node)
         if node in self._held:
             self._taken[batch][node] = _copied(values[node])
         for read in self._done[node]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.calibration.batches import Batch, held_out
 from fxprune.capture.samples import Sample
-from fxprune.errors import RecoveryError
+from fxprune.errors import CalibrationError, RecoveryError
 from fxprune.recovery import FoldBias, Reconstruct
 
 
@@ -175,6 +175,17 @@ def test_without_calibration_it_says_so() -> None:
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="reconstruct")
     with pytest.raises(RecoveryError, match="batchnorm, bias, fuse, match, reconstruct"):
         half(Lines(), torch.randn(4, 5, dtype=torch.float64), recover="magic")
+
+
+@pytest.mark.parametrize("how", ["reconstruct", "batchnorm", "bias"])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_batch_on_which_the_model_fails_is_named(how: str, bad: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.3)
+    batches = [torch.randn(8, 3, 8, 8), torch.randn(8, 3, 8, 8)]
+    batches[bad] = torch.randn(8, 5, 8, 8)
+    with pytest.raises(CalibrationError, match=r"fails on a batch .*\(\d, 5, 8, 8\)"):
+        fxprune.recover(pruned, model, how, calibration=batches)
 
 
 class Floors(nn.Module):
