@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +83,23 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # An example may register a rule, which is for it alone.
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     exec(compile(program, str(page), "exec"), {"__name__": f"docs_{page.stem}"})
+
+
+def test_the_notebook_runs_and_shows_what_it_showed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("make", DOCS / "pictures" / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    stored = json.loads((DOCS / "digits.ipynb").read_text())["cells"]
+    monkeypatch.chdir(tmp_path)
+
+    def shown(cells: list[dict[str, Any]]) -> list[list[tuple[str, list[str]]]]:
+        return [[(o["output_type"], sorted(o.get("data", ()))) for o in cell.get("outputs", ())] for cell in cells]
+
+    assert shown(make.run_notebook(stored)) == shown(stored)
+    assert all(cell["outputs"] or cell["id"] == "c12" for cell in stored if cell["cell_type"] == "code")
 
 
 def test_links_lead_somewhere() -> None:

@@ -209,6 +209,17 @@ def test_the_drawing_shows_every_operation_below_its_inputs() -> None:
     assert svg.count("<rect") == len(nodes)
 
 
+def test_a_notebook_shows_graph_report_and_comparison(report: Report) -> None:
+    graph = fxprune.analyze(Branches().eval(), torch.randn(2, 3, 8, 8))
+    assert "<svg" in graph._repr_html_()
+    shown = (graph, report, report.compare(report), report.plan)
+    for value in shown:
+        checker = Checker()
+        checker.feed(value._repr_html_())
+        assert checker.open == []
+        assert len(repr(value)) < 100
+
+
 def test_other_formats_are_refused() -> None:
     graph = fxprune.analyze(Branches().eval(), torch.randn(2, 3, 8, 8))
     assert graph.draw().startswith("graph channels {")

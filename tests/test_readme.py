@@ -56,6 +56,12 @@ def test_continuous_integration_runs_the_test_command_as_it_stands_here() -> Non
     assert "pytest" not in script
 
 
+def test_pages_and_pictures_are_there() -> None:
+    places = re.findall(r"""\]\(([\w/.]+)(?:#[\w-]+)?\)|src="([\w/.]+)\"""", README)
+    assert len(places) > 10
+    assert all((ROOT / (link or picture)).exists() for link, picture in places)
+
+
 def test_every_command_is_mentioned() -> None:
     for command in cli.app.registered_commands:
         assert command.callback is not None

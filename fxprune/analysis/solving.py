@@ -116,6 +116,9 @@ class ChannelGraph:
             return self._explainer.draw(fmt)
         return as_svg(draw_network(self), {group.name: str(group.size) for group in self.groups})
 
+    def _repr_html_(self) -> str:
+        return f'<div style="max-height:32em;overflow:auto">{self.draw("svg")}</div>'
+
     def crosses_norm(self, variable_set: Iterable[Channels]) -> bool:
         """Whether any of these groups' variables runs through a norm, softmax, reduction or product of activations."""
         wanted = {v.serial for v in variable_set}

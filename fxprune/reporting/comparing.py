@@ -54,7 +54,7 @@ class WidthPair:
     errors: tuple[float | None, float | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What :meth:`fxprune.Report.compare` gives; ``print`` shows it, and a notebook too.
 
@@ -143,6 +143,9 @@ class Comparison:
             cells = ["-" if width is None else str(width) for width in row.after]
             add_row(table, row.name, " / ".join(known), *cells, *map(_share, row.errors * with_errors))
         return with_rest(table, len(self.widths) - len(rows), "groups, of which less differs")
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.names[0]} beside {self.names[1]}>"
 
     def __str__(self) -> str:
         return plain_text(self.render())
