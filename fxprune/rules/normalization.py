@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -33,12 +34,18 @@ def batch_norm(call: Call) -> None:
     call.result = axes
 
 
+def _normalize(call: Call, axes: Sequence[Axis]) -> None:
+    """Statistics run over ``axes``; of one value alone a norm leaves nothing, or refuses it."""
+    call.crosses(axes)
+    call.keeps_two(sorted(axes, key=lambda axis: -axis.size)[:1])
+
+
 @rule("instance_norm", _INSTANCE)
 def instance_norm(call: Call) -> None:
     axes = call.tensor("input")
     channel = 0 if len(axes) == call.arguments["unbatched"] else 1
     _per_channel(call, axes[channel])
-    call.crosses(axes[channel + 1 :])
+    _normalize(call, axes[channel + 1 :])
     call.result = axes
 
 
@@ -55,9 +62,7 @@ def layer_norm(call: Call) -> None:
         if call.has(name):
             call.unify_all(axes[-count:], call.tensor(name))
             call.role(name, *["scale"] * count)
-    call.crosses(axes[-count:])
-    if count == 1:  # of one value alone a norm leaves nothing, or the sign
-        call.keeps_two(axes[-1:])
+    _normalize(call, axes[-count:])
     call.notes["normalized"] = axes[-count:]
     call.result = axes
 
@@ -76,7 +81,7 @@ def group_norm(call: Call) -> None:
             call.unify(channel, call.tensor(name)[0])
             call.role(name, "scale")
     groups, inner = call.solver.factor(channel, [count, channel.size // count], call.cause)
-    call.crosses((inner, *axes[2:]))
+    _normalize(call, (inner, *axes[2:]))
     call.notes.update(groups=groups, channels=channel)
     call.result = axes
 

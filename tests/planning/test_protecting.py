@@ -152,6 +152,9 @@ SQUEEZES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "several dims": lambda x: x.squeeze((1, 2, 3)),
     "halves": lambda x: x[:, ::2].squeeze().repeat(1, 2),
     "a deviation": lambda x: x.flatten(1) / (1 + x.flatten(1).std(1, keepdim=True)),
+    "a layer norm": lambda x: functional.layer_norm(x.flatten(1), (x.shape[1],)),
+    "a group norm": lambda x: functional.group_norm(x, 1).flatten(1),
+    "an instance norm": lambda x: functional.instance_norm(x.transpose(1, 2)).flatten(1),
 }
 
 
