@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -57,55 +58,38 @@ def allocate(
         graph: the channel graph.
         scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the (first)
             budget; None without weights (then shares are uniform and the lowest indices stay).
-        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; or the least share of units to remove from the
-            groups that patterns match: then there is no budget, and other groups stay whole.
-        budget: "macs", "params", "channels", "memory" or "latency"; or the fractions of several, all of which go.
-        scope: "global" ranks the units of all groups together; "uniform" takes the same share of each group, rounded to
-            the nearest step, so that groups of one size get one width.
-        alike: "equal" gives groups in the same place of repeated blocks one width.
-        residual: "inner" keeps the width of every group that crosses an addition.
-        exclude: patterns of module and parameter paths whose output channels stay.
-        round_to: a narrowed group's width is a multiple of this; "auto" takes ``multiple`` for wide groups, less for
-            narrow ones, and less for all where the budget cannot be met otherwise. A mapping gives it by pattern.
-        multiple: see ``round_to``.
-        min_channels: a narrowed group keeps at least this many units; or a mapping.
-        max_ratio: at most this share of a group's units goes; or a mapping.
+        multiple: what "auto" rounds wide groups to; narrow ones, and all where the budget is out of reach, to less.
+        ratio, budget, scope, alike, residual, exclude, round_to, min_channels, max_ratio: as for fxprune.compile.
 
     Returns:
         For every group of the graph a boolean mask of shape ``(group.size,)``; True stays.
 
     Raises:
-        RatioError: ``ratio`` is not a number with ``0 <= ratio < 1``.
-        BudgetError: an unknown budget, scope or limit, or a ratio out of reach.
-        ExcludeError: a pattern matches nothing.
+        RatioError, BudgetError, ExcludeError: an option makes no sense, or the ratio is out of reach.
         CriterionError: scores that do not fit the groups.
     """
     _check_choice("scope", scope, ("global", "uniform"))
     _check_choice("alike", alike, ("free", "equal"))
 
-    def limits(multiple: int = 1, vectors: Mapping[Group, int] | None = None) -> Limits:
-        return limits_of(
-            graph,
-            exclude=exclude,
-            residual=residual,
-            round_to=round_to,
-            multiple=multiple,
-            min_channels=min_channels,
-            max_ratio=max_ratio,
-            vectors=vectors,
-        )
-
+    limits = functools.partial(
+        limits_of,
+        graph,
+        exclude=exclude,
+        residual=residual,
+        round_to=round_to,
+        min_channels=min_channels,
+        max_ratio=max_ratio,
+    )
     if isinstance(ratio, Mapping):
-        return _shares_removed(graph, scores, ratio, limits())
+        return _shares_removed(graph, scores, ratio, limits(multiple=1))
     task = _Task(graph, scores, goals_of(ratio, budget))
     while True:
-        tried = limits(multiple, task.vectors)
+        tried = limits(multiple=multiple, vectors=task.vectors)
         stairs, values = task.stairs(tried)
         if round_to != "auto" or multiple == 1 or not task.shortfall(stairs):
             break
         multiple //= 2
-    short = task.shortfall(stairs)
-    if short is not None:
+    if (short := task.shortfall(stairs)) is not None:
         raise out_of_reach(graph, short, stairs.masks(stairs.heights), tried, asked=task.fractions[short])
     return stairs.masks(task.levels(stairs, values, uniform=scope == "uniform" or scores is None, alike=alike))
 

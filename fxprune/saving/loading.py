@@ -142,8 +142,10 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
     reader = AttributeReader(network, tensors, found)
     for entry in modules:
         if "kind" in entry:
-            module = submodule(network, entry["path"])
-            vars(module).update(reader.attributes(entry.get("state", {}), type(module)))
+            module, state = submodule(network, entry["path"]), dict(entry.get("state", {}))
+            if isinstance(module, GraphModule):
+                state.pop("_modes", None)  # earlier versions noted "modes" here once more
+            vars(module).update(reader.attributes(state, type(module)))
     _set_modes(network, data)
     _check_tensors(network, data, tensors)
     return network

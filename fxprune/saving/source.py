@@ -80,7 +80,7 @@ def model_source(network: nn.Module, description: Json, tensors: Mapping[str, to
     base = "nn.Module" if root is None else tree.kind(root)
     start = "super().__init__()" if root is None else "nn.Module.__init__(self)"
     body = "".join(f"        {line}\n" for line in [start, *tree.statements()])
-    body = f"class Model({base}):\n    def __init__(self) -> None:\n{body}\n"
+    body = f"class Model({base}):\n    def __init__(self) -> None:\n{body}"
     islands = ""
     for path, name in tree.islands.items():
         graphs, access = graphs_of(tree.entries[path]), functools.partial(tree.access, below=path)

@@ -206,6 +206,17 @@ def test_tampered_attributes_are_refused(edit: Callable[[dict[str, Any]], None],
         fxprune.load(tmp_path / "net", allow=allow)
 
 
+def test_modes_that_earlier_versions_noted_twice_are_read_once(tmp_path: Path) -> None:
+    network, sample = pruned(Whole)
+    fxprune.save(network, tmp_path / "net")
+    allow = imports_of(tmp_path / "net")
+    harm = {"dict": [["effects", {"dict": []}], ["flags", {"dict": [["", [True, True]]]}], ["untraced", "a lie"]]}
+    edit_graph(tmp_path / "net", lambda d: module_entry(d, "rich.layers").update(state={"_modes": harm}))
+    loaded = fxprune.load(tmp_path / "net", allow=allow)
+    assert loaded.get_submodule("rich.layers").modes == network.get_submodule("rich.layers").modes
+    assert_same(loaded(*copy.deepcopy(sample)), network(*copy.deepcopy(sample)))
+
+
 class Odd:
     __slots__ = ("x",)
 
