@@ -109,7 +109,7 @@ class Explainer:
         return path
 
     def _explain_pins(self, name: str, nodes: Sequence[ChannelNode]) -> str:
-        return "\n".join(dict.fromkeys(map(self._explain_pin, nodes))) or f"{name} takes part in no coupling"
+        return "\n".join(dict.fromkeys(map(self._explain_pin, nodes))) or f"{name} takes part in no dependency"
 
     def _explain_pin(self, node: ChannelNode) -> str:
         if node[1] is not None:

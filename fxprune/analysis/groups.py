@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import networkx as nx
 
-from fxprune.axes.expressions import Axis, Cause, Channels, Concat, Coupling, Fixed, Origin, Pin, Product, variables
+from fxprune.axes.expressions import Axis, Cause, Channels, Concat, Dependency, Fixed, Origin, Pin, Product, variables
 from fxprune.axes.solver import Solver
 
 PINNED = None
@@ -63,15 +63,15 @@ def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
     """The graph whose components are the groups.
 
     A node is (variable, unit set): a variable as it occurs at a tensor and dim, and the part of it that one group owns
-    (``PINNED`` where no unit may go). Every coupling an op asked for is an edge labelled with its cause. ``used``:
+    (``PINNED`` where no unit may go). Every dependency an op asked for is an edge labelled with its cause. ``used``:
     variables that are nodes even where no op ties them to another one.
     """
     graph = nx.Graph()
     for variable in used:
         graph.add_nodes_from(_nodes(solver, variable), origin=variable.origin)
-    for coupling in solver.couplings:
-        _add_coupling(graph, solver, coupling)
-        _note_fixed_sides(graph, solver, coupling)
+    for dependency in solver.dependencies:
+        _add_dependency(graph, solver, dependency)
+        _note_fixed_sides(graph, solver, dependency)
     for pin in solver.pins:
         for variable in variables(pin.axis):
             for node in _nodes(solver, variable):
@@ -81,14 +81,14 @@ def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
     return graph
 
 
-def _add_coupling(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:
-    left, right = _by_unit_set(solver, coupling.left), _by_unit_set(solver, coupling.right)
+def _add_dependency(graph: nx.Graph, solver: Solver, dependency: Dependency) -> None:
+    left, right = _by_unit_set(solver, dependency.left), _by_unit_set(solver, dependency.right)
     for key in left.keys() & right.keys():
         hub = left[key][0][0]
         for node, origin in (*left[key], *right[key]):
             graph.add_node(node, origin=origin)
             if node != hub:
-                _add_cause(graph, hub, node, coupling.cause)
+                _add_cause(graph, hub, node, dependency.cause)
 
 
 def _add_cause(graph: nx.Graph, left: ChannelNode, right: ChannelNode, cause: Cause) -> None:
@@ -99,15 +99,15 @@ def _add_cause(graph: nx.Graph, left: ChannelNode, right: ChannelNode, cause: Ca
         causes.append(cause)
 
 
-def _note_fixed_sides(graph: nx.Graph, solver: Solver, coupling: Coupling) -> None:
+def _note_fixed_sides(graph: nx.Graph, solver: Solver, dependency: Dependency) -> None:
     """A side written with a fixed size is what pins the pinned variables of the other side."""
-    for side, other in ((coupling.left, coupling.right), (coupling.right, coupling.left)):
+    for side, other in ((dependency.left, dependency.right), (dependency.right, dependency.left)):
         fixed = _fixed_part(other)
         if fixed is None:
             continue
         for node, origin in _by_unit_set(solver, side).get(PINNED, ()):
             graph.add_node(node, origin=origin)
-            graph.nodes[node].setdefault("pin", Pin(side, fixed.why, coupling.cause))
+            graph.nodes[node].setdefault("pin", Pin(side, fixed.why, dependency.cause))
 
 
 def _fixed_part(axis: Axis) -> Fixed | None:

@@ -270,7 +270,7 @@ class Cause:
 
 
 @dataclass(frozen=True, slots=True)
-class Coupling:
+class Dependency:
     """``left`` and ``right`` are the same channels, because of ``cause``."""
 
     left: Axis

@@ -1,7 +1,7 @@
 """Unification of axes: the solver that turns what ops say about their axes into channel groups.
 
 ``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op
-that asked. Every request is written to ``couplings``, from which the channel graph is built afterwards. Four worked
+that asked. Every request is written to ``dependencies``, from which the channel graph is built afterwards. Four worked
 examples, from the plain to the hard:
 
 >>> from fxprune.axes.expressions import Channels, Fixed, Origin, concat, gather, product
@@ -82,7 +82,7 @@ from fxprune.axes.expressions import (
     Cause,
     Channels,
     Concat,
-    Coupling,
+    Dependency,
     Fixed,
     Gather,
     Origin,
@@ -101,10 +101,10 @@ _MOST_RUNS = 8
 
 
 class Solver:
-    """Holds the couplings and pins of one analysis and keeps the variables solved as they come in."""
+    """Holds the dependencies and pins of one analysis and keeps the variables solved as they come in."""
 
     def __init__(self) -> None:
-        self.couplings: list[Coupling] = []
+        self.dependencies: list[Dependency] = []
         self.pins: list[Pin] = []
         self._cause = Cause("", "")
         self._inner = Origin("", PART)
@@ -129,7 +129,7 @@ class Solver:
             return
         if left.size != right.size:
             raise AnalysisError(f"{cause}: axes of {left.size} and {right.size} elements cannot be the same")
-        self.couplings.append(Coupling(left, right, cause))
+        self.dependencies.append(Dependency(left, right, cause))
         self._blame(cause)
         self._unify(self.resolve(left), self.resolve(right))
 
@@ -157,7 +157,7 @@ class Solver:
         """Cut the axis into consecutive parts of the given sizes."""
         self._blame(cause)
         parts = self._split(self.resolve(axis), sizes)
-        self.couplings.append(Coupling(axis, concat(parts), cause))
+        self.dependencies.append(Dependency(axis, concat(parts), cause))
         return parts
 
     def factor(self, axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
@@ -258,7 +258,7 @@ class Solver:
 
     def _unify_parts(self, axis: Axis, made_here: Axis) -> None:
         """Unify with an axis of the solver's own variables, which the channel graph would not see otherwise."""
-        self.couplings.append(Coupling(axis, made_here, self._cause))
+        self.dependencies.append(Dependency(axis, made_here, self._cause))
         self._unify(axis, made_here)
 
     def _unify_concats(self, a: Concat, b: Concat) -> None:
@@ -331,7 +331,7 @@ class Solver:
         for variable, label in labels.of.items():
             used = base if bool((label == labels.free).any()) else units
             variable.binding = gather(used, label)
-            self.couplings.append(Coupling(variable, variable.binding, self._cause))
+            self.dependencies.append(Dependency(variable, variable.binding, self._cause))
 
     def _in_runs(self, axis: Axis) -> Axis:
         """A gather of a few runs of neighbours as the concatenation of those runs; any other axis as it is."""
@@ -368,7 +368,7 @@ class Solver:
         if isinstance(axis, Channels):
             parts: list[Axis] = [self.fresh(s, self._inner) for s in sizes]
             axis.binding = concat(parts)
-            self.couplings.append(Coupling(axis, axis.binding, self._cause))
+            self.dependencies.append(Dependency(axis, axis.binding, self._cause))
             return parts
         if isinstance(axis, Gather):
             bounds = np.cumsum([0, *sizes])

@@ -35,7 +35,7 @@ class Crossing:
 
 @dataclass
 class Ledger:
-    """What the rules of one analysis write down besides the couplings."""
+    """What the rules of one analysis write down besides the dependencies."""
 
     crossings: list[Crossing] = field(default_factory=list)
     joins: list[Axis] = field(default_factory=list)

@@ -314,7 +314,7 @@ def test_every_request_is_remembered_with_its_cause() -> None:
     a, b = channels(4), channels(4)
     solver.unify(a, b, CAUSE)
     solver.unify(a, a, CAUSE)
-    assert [(c.left, c.right, str(c.cause)) for c in solver.couplings] == [(a, b, "op (file.py:1)")]
+    assert [(c.left, c.right, str(c.cause)) for c in solver.dependencies] == [(a, b, "op (file.py:1)")]
 
 
 def test_resolved_axes_are_resolved() -> None:
