@@ -136,7 +136,7 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
     for module in tree.modules():
         finish_container(module)
     # From the inside out, so that each graph finds what it calls.
-    for entry in reversed([entry for entry in modules if entry.get("kind") == GRAPH_MODULE]):
+    for entry in reversed([entry for entry in modules[has_root:] if entry.get("kind") == GRAPH_MODULE]):
         _replace(tree, entry["path"], _assemble(entry.get("name"), entry, tree, data, found))
     network = tree if has_root else _assemble(data["class_name"], {**data, "path": ""}, tree, data, found)
     reader = AttributeReader(network, tensors, found)
