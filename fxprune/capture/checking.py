@@ -28,9 +28,8 @@ from fxprune.util.modes import switch
 
 _NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
 _NORM_HOOKS = (WeightNorm, SpectralNorm)
+# Those of the forward are traced with it.
 _HOOKS = {
-    "_forward_hooks": "a forward hook",
-    "_forward_pre_hooks": "a forward pre-hook",
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
@@ -111,7 +110,7 @@ def _check_kind(where: str, module: nn.Module) -> None:
 
 def _check_hooks(where: str, module: nn.Module) -> None:
     for attribute, words in _HOOKS.items():
-        hooks = [h for h in getattr(module, attribute).values() if not isinstance(h, _NORM_HOOKS)]
+        hooks = list(getattr(module, attribute).values())
         if hooks:
             name = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
             raise ModelError(f"{where} has {words} ({name}): remove it, because what it does would be lost")
@@ -121,6 +120,12 @@ def _check_hooks(where: str, module: nn.Module) -> None:
                 f"{where}.{name} has a gradient hook: remove it and register it on the pruned network, "
                 "because it would be lost"
             )
+
+
+def traced_hooks(model: nn.Module) -> list[str]:
+    """The modules with hooks that run in a forward, torch's own norms of weights aside."""
+    held = ((path, (*m._forward_pre_hooks.values(), *m._forward_hooks.values())) for path, m in model.named_modules())
+    return [path or "the model" for path, hooks in held if any(not isinstance(h, _NORM_HOOKS) for h in hooks)]
 
 
 def _check_parametrizations(where: str, module: nn.Module) -> None:

@@ -172,7 +172,8 @@ def like(sequence: PackedSequence, data: Tensor) -> PackedSequence:
 
 def is_lowered(module: nn.Module) -> bool:
     """Whether the module is written out by :func:`multi_head_attention`."""
-    return type(module).forward is nn.MultiheadAttention.forward
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module).forward is nn.MultiheadAttention.forward and not hooked
 
 
 def multi_head_attention(

@@ -71,6 +71,7 @@ class Reachable:
         for module in model.modules():
             held = [v for n, v in vars(module).items() if not n.startswith("_") and not _is_data(v)]
             self._pending += [v if callable(v) else type(v) for v in held]
+            self._pending += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         while self._pending:
             self._visit(self._pending.pop())
 

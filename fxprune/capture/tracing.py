@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
-from fxprune.capture.checking import counters, forgetful, is_meta, refuses
+from fxprune.capture.checking import counters, forgetful, is_meta, refuses, traced_hooks
 from fxprune.capture.decisions import asks_sizes, asks_values
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
@@ -80,6 +80,9 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
                 "", DECIDED_BY_VALUES, "", "the way of the sample is taken, and calls that would go another are refused"
             )
         )
+    if hooked := traced_hooks(model):
+        words = "what they do to values is in the graphs, and what else they do is not"
+        untraced.append(OpaqueOp("", f"forward hooks of {', '.join(hooked):.100}", "", words))
     return captured, tuple(untraced)
 
 

@@ -18,6 +18,7 @@ from fxprune.errors import ModelError
 _TABLES = ("_modules", "_parameters", "_buffers")
 # What torch.fx prints into source as it is: a word of ASCII. Two leading underscores mean another name in a class.
 _WORD = re.compile(r"(?!__)[A-Za-z0-9_]+")
+_DEEPEST = 50  # each number in a path is a pair of parentheses in generated code, of which Python takes 200
 
 
 def attribute(model: nn.Module, name: str) -> Any:
@@ -244,6 +245,8 @@ class PartsModule(fx.GraphModule):
     def _is_plain(self, name: str) -> bool:
         """Whether generated code finds a part by its name alone."""
         found: Any = self
+        if name.count(".") > _DEEPEST:
+            return False
         for part in name.split("."):
             if not _WORD.fullmatch(part) or keyword.iskeyword(part):
                 return False
