@@ -257,7 +257,7 @@ class Chosen(nn.Module):
         return self.parts["o\nut"](x)
 
 
-def test_variants_find_parts_of_odd_names() -> None:
+def test_specializations_find_parts_of_odd_names() -> None:
     model = Chosen().eval()
     pruned = fxprune.compile(model, torch.randn(2, 3, 16, 16), 0.0)
     for size in (16, 17):

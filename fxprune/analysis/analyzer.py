@@ -53,7 +53,7 @@ class Analyzer:
             for node in captured.graph.nodes:
                 self.ledger.follow(node)
                 self.axes[node] = self._visit(node)
-            if not (captured.training or captured.variant):
+            if not (captured.training or captured.specialization):
                 self.macs.extend((n, c * captured.calls, axes) for n, c, axes in self.ledger.macs)
         for path, reason in self.captured.opaque.items():
             self._note_opaque(path, reason)

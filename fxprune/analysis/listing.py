@@ -93,7 +93,7 @@ def _title(part: Captured, parts: int) -> list[str]:
     if parts == 1:
         return []
     words = [f"part {part.prefix.removesuffix('.')}"] if part.prefix else []
-    words += [f"specialization {part.variant}"] if part.variant else []
+    words += [f"specialization {part.specialization}"] if part.specialization else []
     return [f"-- {', '.join([*words, 'training mode' if part.training else 'eval mode'])}"]
 
 

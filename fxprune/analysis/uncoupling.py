@@ -57,7 +57,7 @@ def drop_couplings(captured: Captured, model: nn.Module) -> None:
     analyzer = Analyzer(captured, model)
     analyzer.run()
     uncoupler = _Uncoupler(analyzer)
-    for part in (mode for variant in (captured, *captured.variants) for mode in variant.modes()):
+    for part in (mode for specialization in (captured, *captured.specializations) for mode in specialization.modes()):
         for place in list(uncoupler.places(part.graph)):
             uncoupler.insert(part, place)
 

@@ -53,10 +53,10 @@ class Captured:
         opaque_macs: multiply-accumulates of the opaque modules, for the sample, without those of their islands.
         islands: parts inside opaque modules that are captured by themselves.
         calls: how often an island is called in one run, counted in calls with its sample.
-        training_twin: the graph of training mode where it is another one.
-        variants: the same forward for inputs of other sizes, for which it takes other ways.
-        variant: 0, or which of the variants this is.
-        other: which of the sample's other samples a variant was traced on; None for one that nobody gave.
+        training_graph: the graph of training mode where it is another one.
+        specializations: the same forward for inputs of other sizes, for which it takes other ways.
+        specialization: 0, or which of the specializations this is.
+        other: which of the sample's other samples a specialization was traced on; None for one that nobody gave.
         selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
         told: the questions whether it is being traced that were answered yes, because the forward failed otherwise.
         remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
@@ -82,9 +82,9 @@ class Captured:
     opaque_macs: dict[str, float] = field(default_factory=dict)
     islands: tuple[Captured, ...] = ()
     calls: float = 1
-    training_twin: Captured | None = None
-    variants: tuple[Captured, ...] = ()
-    variant: int = 0
+    training_graph: Captured | None = None
+    specializations: tuple[Captured, ...] = ()
+    specialization: int = 0
     other: int | None = None
     selections: dict[str, str] = field(default_factory=dict)
     told: frozenset[str] = frozenset()
@@ -96,20 +96,20 @@ class Captured:
 
     def refuse_training(self, reason: str) -> None:
         """Let the graph of eval mode be the only one, and that in the modes that parts have in eval mode."""
-        self.untraced, self.training_twin = f"{NO_TRAINING}{reason}", None
+        self.untraced, self.training_graph = f"{NO_TRAINING}{reason}", None
         self.flags.pop(True, None)
         self.modes_read |= {"", *self.opaque}
 
     def everything(self) -> Iterator[Captured]:
-        """This graph, the one of training mode, and the same for every variant and every island."""
-        for captured in (self, *self.variants, *self.islands):
+        """This graph, the one of training mode, and the same for every specialization and every island."""
+        for captured in (self, *self.specializations, *self.islands):
             yield from captured.modes()
 
     def modes(self) -> Iterator[Captured]:
         """This graph, and the one of training mode where that is another one."""
         yield self
-        if self.training_twin is not None:
-            yield self.training_twin
+        if self.training_graph is not None:
+            yield self.training_graph
 
     def first_name(self, name: str) -> str:
         """The name under which a tied tensor is known."""
@@ -144,19 +144,19 @@ class Captured:
 
     def hold_to_sizes(self) -> None:
         """Let every graph but those of islands refuse all sizes but those of its own sample, the batch aside."""
-        for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
+        for captured in (mode for specialization in (self, *self.specializations) for mode in specialization.modes()):
             decisions.hold_to_sizes(captured.graph, slice(captured.sample.batch_size is not None, None))
 
     def led_by(self, number: int) -> Captured:
-        """The same captures with one of the variants in front, and the first one among the variants."""
-        first, *rest = self.variants[number - 1], replace(self, variants=()), *self.variants
-        return replace(first, variants=tuple(c for c in rest if c.variant != number))
+        """The same captures with one of the specializations in front, and the first one among the specializations."""
+        first, *rest = self.specializations[number - 1], replace(self, specializations=()), *self.specializations
+        return replace(first, specializations=tuple(c for c in rest if c.specialization != number))
 
     def module(self, model: nn.Module) -> nn.Module:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
 
-        It also holds the constants of training mode and of the variants, so that every tensor that a plan names is one
-        of its own.
+        It also holds the constants of training mode and of the specializations, so that every tensor that a plan names
+        is one of its own.
 
         Where the model's own forward is opaque there is no graph, and the model itself is given back.
         """
@@ -172,7 +172,7 @@ class Captured:
                 if root[node.target] is None:
                     root[node.target] = paths.attribute(node.target)
         root |= {n: paths.attribute(n) for n in (*self.shapes, *self.aliases) if n not in self.constants}
-        for captured in (mode for variant in (self, *self.variants) for mode in variant.modes()):
+        for captured in (mode for specialization in (self, *self.specializations) for mode in specialization.modes()):
             root |= captured.constants
         module = PartsModule(root, copied_graph(self.graph), type(model).__name__)
         # Not module.train(): that would switch the submodules too, and they are the caller's.
@@ -189,7 +189,7 @@ def capture(
     training: bool = False,
     prefix: str = "",
     opaque: Mapping[str, OpaqueCalls] | None = None,
-    variant: int = 0,
+    specialization: int = 0,
     flags: Mapping[str, bool] | None = None,
     written: Mapping[Place, Any] | None = None,
     live: bool = False,
@@ -199,15 +199,17 @@ def capture(
     ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
     stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
     are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
-    ``variant``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes of
-    modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are known
-    to leave outside of its tensors, which must not decide anything. ``live``: go on where data decide, with the values
-    that the sample has.
+    ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes
+    of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are
+    known to leave outside of its tensors, which must not decide anything. ``live``: go on where data decide, with the
+    values that the sample has.
 
     Raises:
         CaptureError: the forward cannot be traced; names the module and the source line.
     """
-    task = Task(model, sample, keeps, is_leaf, training, prefix, opaque or {}, variant, flags or {}, written or {})
+    task = Task(
+        model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}
+    )
     task = replace(task, answers=[]) if live else task
     try:
         return task.run()
@@ -242,7 +244,7 @@ class Task:
     training: bool
     prefix: str
     opaque: Mapping[str, OpaqueCalls]
-    variant: int = 0
+    specialization: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
     written: Mapping[Place, Any] = field(default_factory=dict)
     precision: torch.dtype | None = None
@@ -276,7 +278,7 @@ class Task:
             flags,
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
-            variant=self.variant,
+            specialization=self.specialization,
             remembers=state.changed(),
             written=written,
             answers=self.answers,
@@ -322,7 +324,7 @@ class Task:
 
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
         """The beginning of a constant's name: whether the model holds it, or the forward makes it."""
-        mode = "training_" * self.training + f"variant{self.variant}_" * (self.variant > 0)
+        mode = "training_" * self.training + f"variant{self.specialization}_" * (self.specialization > 0)
 
         @functools.cache
         def held() -> set[int]:

@@ -137,7 +137,11 @@ def capture_training(
     if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
-    options |= {"variant": captured.variant, "flags": modes.below(captured.prefix, training=True), "written": written}
+    options |= {
+        "specialization": captured.specialization,
+        "flags": modes.below(captured.prefix, training=True),
+        "written": written,
+    }
     options["live"] = captured.answers is not None
     training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
     if captured.answers is not None and asks_values(training.graph) and not asks_values(captured.graph):

@@ -190,7 +190,7 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
         flags = forms["modes"].below(f"{path}.", training=False)
         sample = _with_rows(calls.sample)
         captured = _of_two(child, sample, prefix=f"{path}.", flags=flags, **options)
-        captured.training_twin = capture_training(child, captured, **forms)
+        captured.training_graph = capture_training(child, captured, **forms)
         captured.effects = effects_below(forms["modes"].effects, path)
     except CaptureError:
         return None

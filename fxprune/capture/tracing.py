@@ -66,13 +66,15 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         _check_layers(model, captured, written)
     if remembers:
         _check_memory(model, captured, captured, remembers)
-    captured.variants = tuple(find_variants(model, captured))
-    for variant in captured.variants if not captured.untraced else ():
-        _add_training(model, variant, modes, written)
-        if kept := [name for mode in variant.modes() for name in (*mode.remembers, *(str(p) for p, _ in mode.written))]:
-            _check_memory(model, captured, variant, kept)
-    for variant in captured.variants if captured.untraced else ():
-        variant.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
+    captured.specializations = tuple(find_specializations(model, captured))
+    for specialization in captured.specializations if not captured.untraced else ():
+        _add_training(model, specialization, modes, written)
+        if kept := [
+            name for mode in specialization.modes() for name in (*mode.remembers, *(str(p) for p, _ in mode.written))
+        ]:
+            _check_memory(model, captured, specialization, kept)
+    for specialization in captured.specializations if captured.untraced else ():
+        specialization.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     if any(asks_values(mode.graph) for mode in captured.modes()):
         untraced.append(
@@ -238,7 +240,7 @@ def _parts(
 
 def _add_training(model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]) -> None:
     """Capture the graph of training mode where it is another one."""
-    captured.training_twin = capture_training(
+    captured.training_graph = capture_training(
         model, captured, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written
     )
 
@@ -251,7 +253,7 @@ _MOST = 4
 _REFUSALS = 3
 
 
-def find_variants(model: nn.Module, captured: Captured) -> Iterator[Captured]:
+def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captured]:
     """Capture the forward on the other samples, and at other sizes, where the graphs so far refuse them.
 
     The other sizes are a batch of one against more, sequences of one step and of half the steps, and other resolutions.
@@ -291,25 +293,25 @@ def _found(
         if any(run(sample) is None for run in known):
             continue
         try:
-            variant = _captured(model, sample, number, len(known))
+            specialization = _captured(model, sample, number, len(known))
         except CaptureError as error:
             if number is not None:
                 raise SampleError(f"other_samples[{number}]: {error}") from error
             refusals += 1
         else:
-            yield variant
-            known.append(variant.without_values(model))
+            yield specialization
+            known.append(specialization.without_values(model))
 
 
 def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) -> Captured:
-    variant = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, variant=number)
+    specialization = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, specialization=number)
     # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
     # So may a table of positions that is too short: on the meta device no row is missing.
-    refusal = refuses(model, sample) if other is None and (variant.told or _lengths(sample)) else None
+    refusal = refuses(model, sample) if other is None and (specialization.told or _lengths(sample)) else None
     if refusal is not None:
         raise CaptureError(refusal)
-    variant.other = other
-    return variant
+    specialization.other = other
+    return specialization
 
 
 def _of_one(sample: Sample) -> Iterator[Sample]:

@@ -99,7 +99,7 @@ def finish(
     if is_meta(model):
         return []
     more = [own.with_batch(own.batch_size + 1)] if own.batch_size is not None else []
-    samples = [own, *more, *own.others, *(variant.sample for variant in graph.captured.variants)]
+    samples = [own, *more, *own.others, *(specialization.sample for specialization in graph.captured.specializations)]
     samples = [replace(sample, others=()).with_values(0) for sample in samples]
     check_equal(kept, pruned, samples)
     words = _configured(model, kept, solution, pruned, samples)

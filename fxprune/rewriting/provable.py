@@ -79,13 +79,17 @@ def prove_whole(
             seed=setting(plan, "seed", 0),
             node_keep=node_keep(graph, captured, masks),
             alone=alone,
-            untrained=None if alone and captured.training_twin is None else _untrained(graph),
+            untrained=None if alone and captured.training_graph is None else _untrained(graph),
         )
 
     found = proof(graph.captured, sample, alone=False)
-    for variant in graph.captured.variants:
-        given = sample.resized_like(variant.sample) if variant.other is None else sample.others[variant.other]
-        found = found.joined(proof(graph.captured.led_by(variant.variant), given, alone=True))
+    for specialization in graph.captured.specializations:
+        given = (
+            sample.resized_like(specialization.sample)
+            if specialization.other is None
+            else sample.others[specialization.other]
+        )
+        found = found.joined(proof(graph.captured.led_by(specialization.specialization), given, alone=True))
     return found
 
 
@@ -104,7 +108,7 @@ def pairs_of(
 def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificate: Certificate) -> Pair:
     captured = certificate.captured
     path = captured.prefix.removesuffix(".")
-    words = [path, "training" if captured.training else "eval", str(captured.variant or "")]
+    words = [path, "training" if captured.training else "eval", str(captured.specialization or "")]
     return Pair(
         " ".join(filter(None, words)),
         captured.graph,
@@ -116,5 +120,5 @@ def _pair(graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module
         captured.constants,
         captured.prefix,
         captured.training,
-        captured.training_twin is None,
+        captured.training_graph is None,
     )

@@ -256,7 +256,7 @@ class PrunedGraphModule(PartsModule):
         return self._graphs.get(graph_name(True, number), plain) if training else plain
 
     def _number_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Which variant takes inputs of these sizes."""
+        """Which specialization takes inputs of these sizes."""
         first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
         return number_of_forward(self, self.forwards(first), args, kwargs)
 
@@ -273,9 +273,9 @@ def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:
     return chosen
 
 
-def graph_name(training: bool, variant: int) -> str:
+def graph_name(training: bool, specialization: int) -> str:
     """The name of a graph among :attr:`PrunedGraphModule.graphs`."""
-    return ("training" if training else "eval") + (f"_{variant}" if variant else "")
+    return ("training" if training else "eval") + (f"_{specialization}" if specialization else "")
 
 
 def _unpickled(

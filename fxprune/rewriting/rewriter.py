@@ -80,9 +80,11 @@ class Rewriter:
 
     def assembled(self, captured: Captured) -> PrunedGraphModule:
         """A module over the graphs of one capture; names lose its prefix."""
-        variants = (captured, *captured.variants)
+        specializations = (captured, *captured.specializations)
         graphs = {
-            graph_name(mode.training, mode.variant): self.run(mode) for variant in variants for mode in variant.modes()
+            graph_name(mode.training, mode.specialization): self.run(mode)
+            for specialization in specializations
+            for mode in specialization.modes()
         }
         cut = len(captured.prefix)
         for node in (n for g in graphs.values() for n in g.nodes if n.op in ("call_module", "get_attr")):
@@ -91,7 +93,7 @@ class Rewriter:
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
         made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
         kept_out = [*made_here, *_kept_out(part, root)]
-        modes = {"effects": captured.effects, "flags": _modes_asked(variants), "untraced": captured.untraced}
+        modes = {"effects": captured.effects, "flags": _modes_asked(specializations), "untraced": captured.untraced}
         pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out, modes=modes)
         arrange(pruned, part)
         pruned.set_modes(flags_of(part))
@@ -283,14 +285,14 @@ def unchecked(
     return pruned, tuple(rewriter.certificates)
 
 
-def _modes_asked(variants: Iterable[Captured]) -> dict[str, list[bool]]:
+def _modes_asked(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
     """The modes in eval and in training of the parts that the forward asks, unless none makes a difference.
 
     Where training mode could not be captured, those of eval mode are the only ones.
     """
-    flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in variants for p in c.modes_read]
+    flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in specializations for p in c.modes_read]
     asked = {path: [evaluating[path], training[path]] for path, evaluating, training in flags}
-    two_graphs = any(captured.training_twin is not None for captured in variants)
+    two_graphs = any(captured.training_graph is not None for captured in specializations)
     return {part: modes for part, modes in sorted(asked.items()) if two_graphs or modes != [False, True]}
 
 

@@ -21,7 +21,7 @@ from fxprune.saving.descriptions import GRAPH_MODULE, graphs_of
 from fxprune.saving.graphs import Json
 from fxprune.saving.layers import build_layer
 from fxprune.saving.opaque import ATTRIBUTES
-from fxprune.saving.source_forward import call, conversion_source, forward_source, has_variants
+from fxprune.saving.source_forward import call, conversion_source, forward_source, has_specializations
 from fxprune.saving.values import PLAIN, Codec, quoted
 from fxprune.util.modes import flags_of
 
@@ -92,7 +92,7 @@ def model_source(network: nn.Module, description: Json, tensors: Mapping[str, to
     body += (_train_source(network) if modes.get("effects") else "") + conversion_source(tensors, "")
     helpers = [text for name, text in _HELPERS.items() if f"{name}(" in body + islands]
     entries = (description, *tree.entries.values())
-    if any(has_variants(graphs_of(entry)) for entry in entries):
+    if any(has_specializations(graphs_of(entry)) for entry in entries):
         helpers.append(f"\n{choosing.source()}")
     helper = "".join(f"\n{text}" for text in helpers)
     # The headline may quote names of the user's; it must not end the docstring.

@@ -78,7 +78,7 @@ def forward_source(graphs: Mapping[str, list[Json]], access: Access, imported: A
     # Graphs for other arguments: which of them a call gives decides.
     parameters = taken[0] if all(one == taken[0] for one in taken) else ["*args", "**kwargs"]
     names = ", ".join(parameter.partition("=")[0] for parameter in parameters)
-    sized = has_variants(graphs)
+    sized = has_specializations(graphs)
     lines = [f"forward = self.forward_for({names})"] if sized else [f"forward = {_choice(graphs, '')}"]
     if untraced:
         reason = ascii(f"the network is in training mode, of which there is no graph ({untraced}): call eval()")
@@ -89,7 +89,7 @@ def forward_source(graphs: Mapping[str, list[Json]], access: Access, imported: A
     return "\n".join([head, *[_forward_for(graphs)] * sized, *methods])
 
 
-def has_variants(graphs: Mapping[str, Any]) -> bool:
+def has_specializations(graphs: Mapping[str, Any]) -> bool:
     """Whether there are graphs for inputs of other sizes."""
     return "eval_1" in graphs
 

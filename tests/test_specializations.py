@@ -103,7 +103,7 @@ def test_what_is_wrong_in_one_graph_alone_fails_the_proof(monkeypatch: pytest.Mo
 
     def wrong(self: Any, captured: Any) -> fx.Graph:
         graph = run(self, captured)
-        for node in graph.nodes if captured.variant == 2 else ():
+        for node in graph.nodes if captured.specialization == 2 else ():
             if node.target == "roll" or "roll" in str(node.target):
                 node.args = (node.args[0], (2, 1), node.args[2])
         return graph
@@ -174,7 +174,7 @@ class Moving(nn.Module):
 def test_sizes_that_no_graph_takes_are_refused() -> None:
     _, pruned = compiled(0.3, Moving)
     assert len(pruned.graphs) == 5
-    with pytest.raises(AssertionError, match=r"test_variants\.py:\d+ took"):
+    with pytest.raises(AssertionError, match=r"test_specializations\.py:\d+ took"):
         pruned(image((16, 19)))
 
 
@@ -366,7 +366,7 @@ def test_other_samples_are_taken(tmp_path: Path, batch: int) -> None:
         ([{"colour": series(9)}], r"other_samples\[0\]|colour"),
         (
             [(series(9), False), (series(9)[:, :2], False)],
-            r"other_samples\[1\]: cannot trace the model at .*test_variants\.py",
+            r"other_samples\[1\]: cannot trace the model at .*test_specializations\.py",
         ),
         ([(series(9).float(), False)], "float32"),
         (["a"], "holds no tensor"),
