@@ -80,3 +80,15 @@ def test_a_compilation_loads_neither_saving_nor_training() -> None:
     command = [sys.executable, "-c", code]
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=120)
     assert found.stdout.split() == []
+
+
+def test_rooms_are_small_and_few() -> None:
+    files = {file: file.read_text(encoding="utf-8") for file in ROOT.rglob("*.py")}
+    assert not [str(file) for file, text in files.items() if text.count("\n") > 400]
+    assert len([part for part in ROOT.iterdir() if part.name not in ("__pycache__", "py.typed")]) <= 25
+
+
+def test_names_are_listed_at_the_entry_of_a_package_alone() -> None:
+    """Everywhere else an underscore says what is private."""
+    listing = {file for file in ROOT.rglob("*.py") if "\n__all__ = " in file.read_text(encoding="utf-8")}
+    assert {file.name for file in listing} <= {"__init__.py", "errors.py"}

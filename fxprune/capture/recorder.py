@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import custom, known_results, lowering, masked, recording, settings, sources
 from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
-from fxprune.capture.custom import CustomFunction
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import ByValues, LiveValues
@@ -276,7 +275,7 @@ class Recorder(TorchFunctionMode):
         self._call("call_module", path, args, kwargs, value).meta["layer"] = type(module).__name__
         return value
 
-    def call_custom(self, function: CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def call_custom(self, function: custom.CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Record the call of a custom autograd function; ``run(*args)`` gives its results.
 
         Raises:
