@@ -71,6 +71,10 @@ def _described(pruned: nn.Module) -> tuple[dict[str, Any], Json, dict[str, torch
     about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
     if not isinstance(pruned, GraphModule) and not about:
         raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
+    for name, _, tensor in named_tensors(pruned):
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+            raise ArtefactError(f"{name} is a {kind}, no plain tensor: save the network before it is quantised")
     description, held = describe(pruned)
     tensors = {name: tensor for name, _, tensor in named_tensors(pruned)} | held
     report: Report | None = about.get("report")
@@ -83,9 +87,6 @@ def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     seen: set[int] = set()
     flat: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
-            raise ArtefactError(f"{name} is a {kind}, no plain tensor: save the network before it is quantised")
         values = tensor.detach().cpu().contiguous()
         # The format has no ties: every further name gets a copy of its own.
         flat[name] = values.clone() if values.data_ptr() in seen else values

@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
+import fxprune
 import fxprune.saving.folders as folders
 from fxprune.capture.samples import Sample
 from fxprune.errors import ArtefactError
@@ -293,6 +294,18 @@ def test_overlapping_tensors_cannot_be_saved(tmp_path: Path) -> None:
     network.get_submodule("1").weight = nn.Parameter(network.get_submodule("0").weight.detach().t())
     with pytest.raises(ArtefactError, match="views of the same memory"):
         save(network, tmp_path / "net")
+
+
+def test_a_quantised_network_is_to_be_saved_before(tmp_path: Path) -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    pruned = fxprune.compile(net, torch.randn(1, 4), 0.5, verify=False)
+    layer = pruned.get_submodule("0")
+    layer.weight = nn.Parameter(TwoTensor(layer.weight.detach(), layer.weight.detach()))
+    with pytest.raises(ArtefactError, match=r"0.weight is a .*TwoTensor, no plain tensor: save the network before"):
+        save(pruned, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
 
 
 def test_only_graph_modules_can_be_saved(tmp_path: Path) -> None:
