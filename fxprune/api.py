@@ -86,7 +86,8 @@ def compile(  # noqa: A001  the public name says what it does
             out.
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
             "auto" is "reconstruction" with calibration, "magnitude" without; the report says what was chosen and why.
-            "zeros", without a ratio, removes the channels that are exactly zero, which changes no output.
+            "zeros", without a ratio, removes the channels that are exactly zero, which changes no output, but for those
+            of ``exclude``; it takes no other option that chooses channels.
         calibration: for "auto", recovery, and criteria that look at activations or gradients: batches that can be
             iterated again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
             ``torch.distributed`` is initialised every rank passes its own shard, and all get the plan of one process
@@ -136,14 +137,13 @@ def compile(  # noqa: A001  the public name says what it does
     Raises:
         FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
     """
+    given = locals()
     model, level = network_of(model), check_level(verify)
     if criterion == "zeros":
-        if ratio is not None or not isinstance(budget, str):
-            raise OptionError(
-                'criterion="zeros" removes what is zero, however much that is: leave out ratio and budget'
-            )
-        return _cut(model, sample_input, progress, couplings, other_samples, level, keep_class=keep_class, zeros=True)
-    options = Options.checked(model, locals())
+        _check_beside_zeros(given)
+        stays = Options.checked(model, {"ratio": 0.0, "exclude": exclude}).exclude
+        return _cut(model, sample_input, progress, couplings, other_samples, level, keep_class=keep_class, zeros=stays)
+    options = Options.checked(model, given)
     recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
         program = Program(
@@ -161,6 +161,15 @@ def compile(  # noqa: A001  the public name says what it does
             keep_class=keep_class,
         )
         return run(program).result
+
+
+def _check_beside_zeros(given: Mapping[str, Any]) -> None:
+    """Refuse options of :func:`compile` that would choose among channels, or make up for what they did."""
+    usual = inspect.signature(compile).parameters
+    fine = "model sample_input criterion exclude couplings other_samples keep_class verify seed progress".split()
+    odd = [n for n, v in given.items() if n not in fine and v is not usual[n].default and v != usual[n].default]
+    if odd:
+        raise OptionError(f'criterion="zeros" removes what is zero, however much that is: leave out {", ".join(odd)}')
 
 
 def _cut(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from fxprune.analysis.groups import Group
@@ -27,7 +28,7 @@ from fxprune.keeping import check_without_loss, finish, fitted, give_values, in_
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without, masks_without_zeros
-from fxprune.planning.limits import spared_groups
+from fxprune.planning.limits import excluded_groups, spared_groups
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Feed, Program, kernel_multiple
@@ -178,13 +179,19 @@ def choose_by_hand(program: Program) -> None:
 
 def choose_zeros(program: Program) -> None:
     """Take the channels that are exactly zero."""
-    paths = ModelPaths(program.model)
+    stays, paths = program.zeros or (), ModelPaths(program.model)
     masks = masks_without_zeros(
         program.graph, {n: paths.attribute(n) for n in program.graph.shapes if n not in program.graph.constants}
     )
+    masks |= {group: np.ones_like(masks[group]) for group in excluded_groups(program.graph, stays)}
     gone, whole = sum(int((~mask).sum()) for mask in masks.values()), sum(map(len, masks.values()))
     program.notes = (f"zeros: {gone} of {whole} channels were exactly zero",)
-    settings = {"criterion": "zeros", "couplings": program.couplings, "versions": versions()}
+    settings = {
+        "criterion": "zeros",
+        "exclude": list(program.zeros or ()),
+        "couplings": program.couplings,
+        "versions": versions(),
+    }
     program.plan = Plan.from_masks(program.graph, masks, settings)
 
 
@@ -342,7 +349,7 @@ PASSES = (
     Pass("analyze", analyze),
     Pass("time", time_operations, when=lambda p: "latency" in p.budgets),
     Pass("plan", choose_by_hand, when=lambda p: p.channels is not None),
-    Pass("plan", choose_zeros, when=lambda p: p.zeros),
+    Pass("plan", choose_zeros, when=lambda p: p.zeros is not None),
     Pass("score", Program.choose, when=lambda p: p.plan is None),
     Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
@@ -352,7 +359,7 @@ PASSES = (
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", hold_to_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),
-    Pass("verify", compare_outputs, when=lambda p: p.zeros and not is_meta(p.model)),
+    Pass("verify", compare_outputs, when=lambda p: p.zeros is not None and not is_meta(p.model)),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=_is_compared, makes_garbage=_always),

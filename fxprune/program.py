@@ -115,7 +115,7 @@ class Program:
         seed: of everything random; None for the plan's.
         channels: what the caller removes by hand, by path of a layer or by layer.
         keep_class: whether the result is a copy of the model, of its own class.
-        zeros: whether the channels go that are exactly zero, and no others.
+        zeros: where the channels go that are exactly zero, and no others, the patterns of those that stay; else None.
     """
 
     model: nn.Module
@@ -132,7 +132,7 @@ class Program:
     seed: int | None = None
     channels: Mapping[Any, Any] | None = None
     keep_class: bool = False
-    zeros: bool = False
+    zeros: Sequence[str] | None = None
 
     sample: Sample = field(init=False)  # capture
     captured: Captured = field(init=False)  # capture

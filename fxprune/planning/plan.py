@@ -150,8 +150,10 @@ class Plan:
                 they are, but for further names of a tensor that it knows.
 
         Raises:
-            PlanError: a tensor has another shape than the plan leaves.
+            PlanError: a tensor has another shape than the plan leaves, or this is no state dict of tensors.
         """
+        if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise PlanError("a state dict maps names to tensors: pass what state_dict() of the pruned network gives")
         known = {(t.data_ptr(), t.shape): name for name, t in state.items() if name in self.shapes}
         full: dict[str, Tensor] = {}
         for name, tensor in state.items():

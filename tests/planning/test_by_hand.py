@@ -168,6 +168,9 @@ def test_a_pruned_state_at_full_size(net: Net) -> None:
     torch.testing.assert_close(wide(SAMPLE), pruned(SAMPLE))
     with pytest.raises(PlanError, match="the plan leaves"):
         plan.expand(net.state_dict())
+    for bad in (None, [1], {"a.weight": 3}):
+        with pytest.raises(PlanError, match="a state dict maps names to tensors"):
+            plan.expand(bad)  # type: ignore[arg-type]
 
 
 def test_plans_and_reports_print_briefly(net: Net) -> None:

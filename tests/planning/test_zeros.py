@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,19 @@ def test_rounding_of_large_products_is_no_effect() -> None:
         net.e.weight[3] = net.e.bias[3] = 0
     pruned = fxprune.compile(net.bfloat16(), torch.randn(2, 5, 6).bfloat16(), criterion="zeros")
     assert fxprune.report(pruned).groups[0].after == 15
+
+
+def test_what_is_excluded_stays() -> None:
+    net = trained()
+    for exclude in (["0"], [net[0]]):
+        pruned = fxprune.compile(net, torch.randn(2, 3, 8, 8), criterion="zeros", exclude=exclude)
+        assert [len(pruned.get_parameter(f"{name}.weight")) for name in "03"] == [16, 7]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [{"min_channels": 15}, {"round_to": 8}, {"recover": "bias"}, {"budget": "params"}, {"max_ratio": 0.1}],
+)
+def test_what_would_choose_among_zeros_is_refused(beside: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"leave out {min(beside)}"):
+        fxprune.compile(trained(), torch.randn(2, 3, 8, 8), criterion="zeros", **beside)
