@@ -350,7 +350,7 @@ def test_an_interruption_leaves_nothing(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(saving, "_write_report", stop)
+    monkeypatch.setattr(saving, "encode_sample", stop)
     result = run("compile", f"{nets}:with_sample", "--ratio", 0.2, "--no-verify", "-o", tmp_path / "out")
     assert result.code == 130
     assert result.err == "error: interrupted; nothing was left half written\n"
