@@ -55,7 +55,7 @@ ORIGINAL = "original"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one network in one form lies: ``variant`` is "original", "latency" or a number for ``round_to``."""
+    """Where one network in one form lies: ``variant`` is "original", "latency" or a value for ``round_to``."""
 
     work: Path
     network: str
@@ -98,7 +98,11 @@ def prepare(record: Record, model: str, work: str, ratio: float, size: int, thre
     place, sample = Place(Path(work), name, variant), torch.randn(1, 3, size, size)
     network, gain = find_network("torchvision", name).model.eval(), 1.0
     if variant != ORIGINAL:
-        options: dict[str, Any] = {"budget": "latency"} if variant == "latency" else {"round_to": int(variant)}
+        options: dict[str, Any] = (
+            {"budget": "latency"}
+            if variant == "latency"
+            else {"round_to": variant if variant == "auto" else int(variant)}
+        )
         network = fxprune.compile(network, sample, ratio, verify=False, **options).eval()
         report = fxprune.report(network)
         gain = report.macs_before / report.macs_after
@@ -128,7 +132,7 @@ def forms(networks: list[str], variants: list[str]) -> Iterator[tuple[str, str]]
 
 
 MODELS = ("resnet50", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "deeplabv3_resnet50")
-VARIANTS = ("1", "8", "16", "latency")
+VARIANTS = ("auto", "1", "8", "16", "latency")
 BATCHES = (1, 8)
 _LIMIT_SECONDS = 3600
 
@@ -147,7 +151,7 @@ weighs most."""
 
 def main(
     models: Annotated[str, typer.Option(help="Names, separated by commas.")] = ",".join(MODELS),
-    variants: Annotated[str, typer.Option(help="Multiples for round_to, or latency, by commas.")] = ",".join(VARIANTS),
+    variants: Annotated[str, typer.Option(help="Values for round_to, or latency, by commas.")] = ",".join(VARIANTS),
     runtimes: Annotated[str, typer.Option(help="Runtimes, separated by commas.")] = ",".join(RUNTIMES),
     ratio: Annotated[float, typer.Option(help="Fraction to remove.")] = 0.5,
     size: Annotated[int, typer.Option(help="Pixels along each side of an image.")] = 224,

@@ -52,10 +52,10 @@ NEEDS_DATA = (
 def kernel_multiple(model: nn.Module) -> int:
     """The multiple that kernels on the model's device like.
 
-    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (8).
+    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (16).
     """
     weight = next(model.parameters(), None)
-    return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 8
+    return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 16
 
 
 @dataclass(frozen=True)

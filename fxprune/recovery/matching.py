@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from fxprune.util.paths import attribute
 # The step grows over so many steps; the moments of the gradients are few before.
 _FIRST_STEPS = 5
 _STEPS_OF_A_PASS = 16
+# A rate with which the loss rises is given up for a quarter of it, so often.
+_RATES = 5
 _LEAST_SCALE = 1e-3
 
 
@@ -43,7 +45,8 @@ class Match:
 
     Args:
         passes: how often each sample is seen.
-        rate: the first step of each tensor's entries, as a share of their root mean square.
+        rate: the longest step of each tensor's entries, as a share of their root mean square; a quarter, a sixteenth
+            and so on where the loss would rise.
         batch: samples of a step; fewer, but two, where a pass would have less than sixteen steps.
 
     Raises:
@@ -74,41 +77,60 @@ class Match:
         batches = self._batches(work)
         if not pair.places or not own or not batches:
             return RecoveryRow(self.name, (), pair.left, work.seen)
-        before = {name: parameter.detach().clone() for name, parameter in own.items()}
+        before = [parameter.detach().clone() for parameter in own.values()]
         try:
             losses = self._train(work, pair, list(own.values()), batches)
         except Exception as error:  # a forward that takes no other batch, an op without a gradient
-            for name, parameter in own.items():
-                parameter.data.copy_(before[name])
             why = f"not done, as the network cannot be trained on parts of a batch ({type(error).__name__}: {error})"
+            _put(own.values(), before)
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
+        if len(losses) < len(batches):
+            return RecoveryRow(
+                self.name, (), {}, work.seen, guards=("not done, as the loss rises however short steps are",)
+            )
         few = max(len(losses) // 10, 1)
         first, last = (sum(some) / few / len(pair.places) for some in (losses[:few], losses[-few:]))
         return RecoveryRow(self.name, tuple(own), {}, work.seen, first, last)
 
     def _train(self, work: Work, pair: _Pair, own: Sequence[nn.Parameter], batches: Sequence[Sample]) -> list[float]:
-        """The loss of each step."""
-        asked = [parameter.requires_grad for parameter in own]
-        optimizer = torch.optim.Adam([{"params": [p], "lr": self.rate * _scale(p)} for p in own])
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1))
-        )
-        losses = []
+        """The loss of each step, of the first rate with which it does not rise."""
+        asked, before = [p.requires_grad for p in own], [p.detach().clone() for p in own]
+        losses: list[float] = []
         try:
             for parameter in own:
                 parameter.requires_grad_(True)
-            for sample in work.steps.counted(self.name, batches, len(batches)):
-                loss = pair.loss(sample)
-                loss.backward()  # type: ignore[no-untyped-call]
-                add_over_ranks([p.grad for p in own if p.grad is not None])
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                losses.append(float(loss))
+            for turn in range(_RATES):
+                losses = self._descend(work, pair, own, batches, self.rate / 4**turn)
+                if len(losses) == len(batches):
+                    break
+                _put(own, before)
         finally:
-            for parameter, before in zip(own, asked, strict=True):
+            for parameter, kept in zip(own, asked, strict=True):
                 parameter.grad = None
-                parameter.requires_grad_(before)
+                parameter.requires_grad_(kept)
+        return losses
+
+    def _descend(
+        self, work: Work, pair: _Pair, own: Sequence[nn.Parameter], batches: Sequence[Sample], rate: float
+    ) -> list[float]:
+        """The loss of each step, up to where it is above that of the first ones."""
+        optimizer = torch.optim.Adam([{"params": [p], "lr": rate * _scale(p)} for p in own])
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1))
+        )
+        losses: list[float] = []
+        for sample in work.steps.counted(self.name, batches, len(batches)):
+            loss = pair.loss(sample)
+            loss.backward()  # type: ignore[no-untyped-call]
+            whole = loss.detach().clone()
+            add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
+            losses.append(float(whole))
+            if _rises(losses):
+                optimizer.zero_grad()
+                break
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         return losses
 
     def _batches(self, work: Work) -> list[Sample]:
@@ -231,6 +253,19 @@ def _part(sample: Sample, rows: Tensor) -> Sample:
     if sample.batch_size is None:
         return sample
     return sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
+
+
+def _put(own: Iterable[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(own, values, strict=True):
+        parameter.data.copy_(value)
+
+
+def _rises(losses: Sequence[float]) -> bool:
+    """Whether the last losses, looked at now and then, are above the first two, which are of next to no steps."""
+    if not math.isfinite(losses[-1]):
+        return True
+    looked = len(losses) % (2 * _FIRST_STEPS) == 0
+    return looked and sum(losses[-_FIRST_STEPS:]) / _FIRST_STEPS > 1.1 * sum(losses[:2]) / 2
 
 
 def _scale(parameter: Tensor) -> float:
