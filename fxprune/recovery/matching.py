@@ -79,22 +79,28 @@ class Match:
             return RecoveryRow(self.name, (), pair.left, work.seen)
         before = [parameter.detach().clone() for parameter in own.values()]
         try:
-            losses = self._train(work, pair, list(own.values()), batches)
+            losses = self._train(work, pair, list(own.values()), before, batches)
         except Exception as error:  # a forward that takes no other batch, an op without a gradient
             why = f"not done, as the network cannot be trained on parts of a batch ({type(error).__name__}: {error})"
             _put(own.values(), before)
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
         if len(losses) < len(batches):
-            return RecoveryRow(
-                self.name, (), {}, work.seen, guards=("not done, as the loss rises however short steps are",)
-            )
+            why = "not done, as the loss rises however short the steps are"
+            return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
         few = max(len(losses) // 10, 1)
         first, last = (sum(some) / few / len(pair.places) for some in (losses[:few], losses[-few:]))
         return RecoveryRow(self.name, tuple(own), {}, work.seen, first, last)
 
-    def _train(self, work: Work, pair: _Pair, own: Sequence[nn.Parameter], batches: Sequence[Sample]) -> list[float]:
+    def _train(
+        self,
+        work: Work,
+        pair: _Pair,
+        own: Sequence[nn.Parameter],
+        before: Sequence[Tensor],
+        batches: Sequence[tuple[Sample, Tensor]],
+    ) -> list[float]:
         """The loss of each step, of the first rate with which it does not rise."""
-        asked, before = [p.requires_grad for p in own], [p.detach().clone() for p in own]
+        asked = [parameter.requires_grad for parameter in own]
         losses: list[float] = []
         try:
             for parameter in own:
@@ -111,7 +117,12 @@ class Match:
         return losses
 
     def _descend(
-        self, work: Work, pair: _Pair, own: Sequence[nn.Parameter], batches: Sequence[Sample], rate: float
+        self,
+        work: Work,
+        pair: _Pair,
+        own: Sequence[nn.Parameter],
+        batches: Sequence[tuple[Sample, Tensor]],
+        rate: float,
     ) -> list[float]:
         """The loss of each step, up to where it is above that of the first ones."""
         optimizer = torch.optim.Adam([{"params": [p], "lr": rate * _scale(p)} for p in own])
@@ -119,8 +130,8 @@ class Match:
             optimizer, lambda step: min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1))
         )
         losses: list[float] = []
-        for sample in work.steps.counted(self.name, batches, len(batches)):
-            loss = pair.loss(sample)
+        for sample, rows in work.steps.counted(self.name, batches, len(batches)):
+            loss = pair.loss(_part(sample, rows))
             loss.backward()  # type: ignore[no-untyped-call]
             whole = loss.detach().clone()
             add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
@@ -133,8 +144,8 @@ class Match:
             schedule.step()
         return losses
 
-    def _batches(self, work: Work) -> list[Sample]:
-        """Those of all steps, of samples from anywhere, shuffled anew in every pass; on all ranks as many."""
+    def _batches(self, work: Work) -> list[tuple[Sample, Tensor]]:
+        """Rows of samples for all steps, from anywhere, shuffled anew in every pass; on all ranks as many."""
         generator = torch.Generator().manual_seed(work.seed)
         pools: dict[str, list[tuple[Sample, Tensor]]] = {}
         for sample, held in zip(work.samples, work.held, strict=True):
@@ -151,7 +162,7 @@ class Match:
                 rows = rows[torch.randperm(len(rows), generator=generator)]
                 parts += [(sample, part) for part in torch.split(rows, size)]
             chosen += [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
-        return [_part(*one) for one in chosen[: least_over_ranks(len(chosen))]]
+        return chosen[: least_over_ranks(len(chosen))]
 
 
 class _Place(NamedTuple):
