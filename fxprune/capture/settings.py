@@ -52,7 +52,6 @@ class Questions:
         for tensor in (leaf for leaf in given if isinstance(leaf, torch.Tensor)):
             if name in _OF_DTYPE:
                 self._reads.read(value if isinstance(value, torch.dtype) else tensor.dtype, self._node_of(tensor))
-                self._reads.loose |= not isinstance(value, torch.dtype)  # a name or a size, which becomes a literal
             if name in _OF_SIZES:
                 self._decisions.add_shape(self._shape_of(tensor))
         if name in _OF_GRADIENTS:
