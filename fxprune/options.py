@@ -204,6 +204,8 @@ class Options:
         values |= {
             n: by_path(model, n, values[n]) for n, row in table().items() if row.metadata["words"].many == "mapping"
         }
+        if isinstance(values["criterion"], str) and values["criterion"] == "zeros":
+            raise OptionError('criterion="zeros" compares outputs: give it to compile, whose report has the plan')
         ratio, budget, patterns = values["ratio"], values["budget"], values["exclude"]
         if isinstance(ratio, Mapping) and _are_budgets(model, ratio):
             ratio, budget = None, ratio

@@ -110,6 +110,11 @@ def test_rounding_of_large_products_is_no_effect() -> None:
     assert fxprune.report(pruned).groups[0].after == 15
 
 
+def test_a_plan_alone_compares_no_outputs() -> None:
+    with pytest.raises(OptionError, match="give it to compile"):
+        fxprune.plan(trained(), torch.randn(2, 3, 8, 8), criterion="zeros")
+
+
 def test_what_is_excluded_stays() -> None:
     net = trained()
     for exclude in (["0"], [net[0]]):
