@@ -446,7 +446,12 @@ class Keywords(Masked):
 def test_keywords_in_any_order_are_handed_over_by_name(format_: str, tmp_path: Path) -> None:
     need(format_)
     original, inputs = Keywords().eval(), {"y": torch.randn(2, 3, 8, 8), "x": torch.randn(2, 3, 8, 8)}
-    fxprune.export(fxprune.compile(original, inputs, 0, verify=False), tmp_path / FILES[format_], format_)
+    network = fxprune.compile(original, inputs, 0, verify=False)
+    if torch.__version__ < "2.14":  # whose torch.export mistakes sizes that change of further keywords
+        with pytest.raises(ExportError, match="cannot be exported"):
+            fxprune.export(network, tmp_path / FILES[format_], format_)
+        return
+    fxprune.export(network, tmp_path / FILES[format_], format_)
     answer = FORMATS[format_].open(tmp_path / FILES[format_])(fxprune.saving.comparing.Sample.from_input(inputs))
     torch.testing.assert_close(answer["output 0"], original(**inputs))
 
