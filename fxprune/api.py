@@ -318,7 +318,7 @@ def recover(
     seed: int = 0,
     progress: bool | None = None,
 ) -> fx.GraphModule:
-    """A copy of a pruned network whose kept values make up for what was cut, without labels or training.
+    """A copy of a pruned network whose kept values make up for what was cut, without labels.
 
     Args:
         pruned: what :func:`compile`, :func:`apply` or :func:`load` returned, also after training.
