@@ -291,7 +291,7 @@ def test_diff(run: Callable[..., Result], saved: Path, tmp_path: Path) -> None:
     other = run("diff", tmp_path / "net0.3", saved)
     assert other.code == 1
     assert "ratio" in other.out
-    assert "groups keep other units" in other.out
+    assert "groups keep other channels" in other.out
     data = json.loads(run("diff", tmp_path / "net0.3", saved, "--json").out)
     assert not data["equal"]
     assert data["settings"] == {"ratio": [0.3, 0.5]}

@@ -72,7 +72,7 @@ def test_what_is_taken_by_its_number_stays(name: str) -> None:
     if name == "unbind":
         assert graph.groups == ()
     for group in graph.groups:
-        assert graph.units(group, "first.weight", 0)[3] == -1
+        assert graph.channels(group, "first.weight", 0)[3] == -1
 
 
 class Sliced(nn.Module):
@@ -90,6 +90,6 @@ class Sliced(nn.Module):
 def test_a_plan_that_empties_an_activation_is_refused() -> None:
     graph = fxprune.analyze(Sliced(), torch.randn(2, 5))
     even = np.arange(8) % 2 == 0
-    masks = {group: ~even[graph.units(group, "first.weight", 0) >= 0] for group in graph.groups}
+    masks = {group: ~even[graph.channels(group, "first.weight", 0) >= 0] for group in graph.groups}
     with pytest.raises(PlanError, match="activation"):
         fxprune.Plan.from_masks(graph, masks, {})

@@ -21,8 +21,8 @@ class Member:
 
     ``role``: "out" (rows of the op that makes the channels), "in" (columns of one that reads them), "scale"
     (per-channel affine parameters and statistics), "selection" (the gate in front of a consumer that selects its own
-    channels) or "other". ``axis`` is the dim's resolved axis: ``units_of(axis,
-    group.variable)`` says which unit each of its indices belongs to.
+    channels) or "other". ``axis`` is the dim's resolved axis: ``channels_of(axis,
+    group.variable)`` says which channel each of its indices belongs to.
     """
 
     tensor: str
@@ -33,7 +33,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """``size`` units, each of which can be removed by itself.
+    """``size`` channels, each of which can be removed by itself.
 
     ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal equals the same network made
     narrower, not the masked one. ``crosses_add``: two activations are joined element by element in it (a residual
@@ -62,9 +62,9 @@ class PinnedWidth:
 def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
     """The graph whose components are the groups.
 
-    A node is (variable, unit set): a variable as it occurs at a tensor and dim, and the part of it that one group owns
-    (``PINNED`` where no unit may go). Every dependency an op asked for is an edge labelled with its cause. ``used``:
-    variables that are nodes even where no op ties them to another one.
+    A node is (variable, channel set): a variable as it occurs at a tensor and dim, and the part of it that one group
+    owns (``PINNED`` where no channel may go). Every dependency an op asked for is an edge labelled with its cause.
+    ``used``: variables that are nodes even where no op ties them to another one.
     """
     graph = nx.Graph()
     for variable in used:
@@ -82,7 +82,7 @@ def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
 
 
 def _add_dependency(graph: nx.Graph, solver: Solver, dependency: Dependency) -> None:
-    left, right = _by_unit_set(solver, dependency.left), _by_unit_set(solver, dependency.right)
+    left, right = _by_channel_set(solver, dependency.left), _by_channel_set(solver, dependency.right)
     for key in left.keys() & right.keys():
         hub = left[key][0][0]
         for node, origin in (*left[key], *right[key]):
@@ -105,7 +105,7 @@ def _note_fixed_sides(graph: nx.Graph, solver: Solver, dependency: Dependency) -
         fixed = _fixed_part(other)
         if fixed is None:
             continue
-        for node, origin in _by_unit_set(solver, side).get(PINNED, ()):
+        for node, origin in _by_channel_set(solver, side).get(PINNED, ()):
             graph.add_node(node, origin=origin)
             graph.nodes[node].setdefault("pin", Pin(side, fixed.why, dependency.cause))
 
@@ -117,7 +117,7 @@ def _fixed_part(axis: Axis) -> Fixed | None:
     return next((found for a in inner if (found := _fixed_part(a)) is not None), None)
 
 
-def _by_unit_set(solver: Solver, axis: Axis) -> dict[int | None, list[tuple[ChannelNode, Origin]]]:
+def _by_channel_set(solver: Solver, axis: Axis) -> dict[int | None, list[tuple[ChannelNode, Origin]]]:
     found: dict[int | None, list[tuple[ChannelNode, Origin]]] = defaultdict(list)
     for variable in variables(axis):
         for node in _nodes(solver, variable):

@@ -14,7 +14,7 @@ from fxprune.analysis.drawing import as_svg, draw_network
 from fxprune.analysis.explaining import Explainer
 from fxprune.analysis.groups import Group, Member, PinnedWidth, channel_graph, position, with_unique_names
 from fxprune.analysis.listing import network_text
-from fxprune.axes.elements import Mask, has_gather, units_of
+from fxprune.axes.elements import Mask, channels_of, has_gather
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Term, variables
 from fxprune.capture import Captured
 from fxprune.capture.tracing import OpaqueOp
@@ -91,12 +91,14 @@ class ChannelGraph:
         return self.listing()
 
     def listing(self, masks: Mapping[Channels, Mask] | None = None) -> str:
-        """Every node with its axes, groups and source line; with the kept units of each group, old and new widths."""
+        """Every node with its axes, groups and source line; with the kept channels of each group, both widths."""
         return network_text(self, masks)
 
-    def units(self, group: Group, tensor: str, dim: int) -> IndexArray:
-        """For each index of a tensor's dim the unit of the group it belongs to, or -1."""
-        return units_of(self.tensors[tensor][dim], group.variable)
+    def channels(self, group: Group, tensor: str, dim: int) -> IndexArray:
+        """For each index of a tensor's dim the channel of the group it belongs to, or -1."""
+        return channels_of(self.tensors[tensor][dim], group.variable)
+
+    units = channels  # as it was called before
 
     def explain(self, first: str, second: str | None = None) -> str:
         """Why two tensors' channels are tied, or (with one name) why a width is pinned. Names are state-dict names."""

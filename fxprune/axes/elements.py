@@ -89,14 +89,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Labels:
-    """``of[v][i]`` is the unit that element ``i`` of variable ``v`` belongs to; unit ``free`` is the fixed one."""
+    """``of[v][i]`` is the channel of element ``i`` of variable ``v``; channel ``free`` is the fixed one."""
 
     of: dict[Channels, IndexArray]
     free: int
 
 
 def is_elementwise(axis: Axis) -> bool:
-    """Whether each element needs at most one unit: no product of two factors that may both shrink."""
+    """Whether each element needs at most one channel: no product of two factors that may both shrink."""
     if isinstance(axis, Product):
         shrinking = [f for f in axis.factors if not isinstance(f, Fixed)]
         return len(shrinking) <= 1 and all(is_elementwise(f) for f in shrinking)
@@ -124,17 +124,17 @@ def as_gather(axis: Product) -> Axis | None:
 
 
 def couple_elements(a: Axis, b: Axis) -> Labels:
-    """Tie element i of ``a`` to element i of ``b``. Units tied to a fixed element come after the ``free`` ones."""
+    """Tie element i of ``a`` to element i of ``b``. Channels tied to a fixed element come after the ``free`` ones."""
     offsets: dict[Channels, int] = {}
     total = 1  # node 0 stands for every fixed element
     for variable in (*variables(a), *variables(b)):
         if variable not in offsets:
             offsets[variable] = total
             total += variable.size
-    unit, count = _connected(_element_numbers(a, offsets), _element_numbers(b, offsets), total)
-    # Node 0 is the lowest, so its component is unit 0: make it the last one.
-    unit = (unit - 1) % count
-    return Labels({v: unit[o : o + v.size] for v, o in offsets.items()}, count - 1)
+    channel, count = _connected(_element_numbers(a, offsets), _element_numbers(b, offsets), total)
+    # Node 0 is the lowest, so its component is channel 0: make it the last one.
+    channel = (channel - 1) % count
+    return Labels({v: channel[o : o + v.size] for v, o in offsets.items()}, count - 1)
 
 
 def _element_numbers(axis: Axis, offsets: Mapping[Channels, int]) -> IndexArray:
@@ -165,12 +165,12 @@ def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexAr
         label = label[label]
         if bool((label == before).all()):
             break
-    _, unit = np.unique(label, return_inverse=True)
-    return unit.astype(np.int64), int(unit.max()) + 1
+    _, channel = np.unique(label, return_inverse=True)
+    return channel.astype(np.int64), int(channel.max()) + 1
 
 
 def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
-    """Which elements of a resolved axis stay, given which units of each variable stay (absent: all)."""
+    """Which elements of a resolved axis stay, given which channels of each variable stay (absent: all)."""
     if isinstance(axis, Channels):
         return masks[axis] if axis in masks else np.ones(axis.size, dtype=np.bool_)
     if isinstance(axis, Fixed):
@@ -185,8 +185,8 @@ def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
     return mask
 
 
-def units_of(axis: Axis, variable: Channels) -> IndexArray:
-    """For each element of a resolved axis the unit of ``variable`` it needs, or -1 where it needs none.
+def channels_of(axis: Axis, variable: Channels) -> IndexArray:
+    """For each element of a resolved axis the channel of ``variable`` it needs, or -1 where it needs none.
 
     Where a variable meets itself (every channel times every other), elements need several: this is the last of them,
     and ``owned_by`` tells all.
@@ -196,20 +196,23 @@ def units_of(axis: Axis, variable: Channels) -> IndexArray:
     if isinstance(axis, Fixed):
         return np.full(axis.size, -1, dtype=np.int64)
     if isinstance(axis, Concat):
-        return np.concatenate([units_of(p, variable) for p in axis.parts])
+        return np.concatenate([channels_of(p, variable) for p in axis.parts])
     if isinstance(axis, Gather):
-        return units_of(axis.base, variable)[axis.index]
-    units = np.full(1, -1, dtype=np.int64)
+        return channels_of(axis.base, variable)[axis.index]
+    channels = np.full(1, -1, dtype=np.int64)
     for factor in axis.factors:
-        units = np.maximum.outer(units, units_of(factor, variable)).reshape(-1)
-    return units
+        channels = np.maximum.outer(channels, channels_of(factor, variable)).reshape(-1)
+    return channels
+
+
+units_of = channels_of  # the name that criteria of other packages may know
 
 
 def owned_by(axis: Axis, variable: Channels) -> tuple[IndexArray, IndexArray]:
-    """What goes with each unit of ``variable``: pairs of a unit and an element, in this order, each once.
+    """What goes with each channel of ``variable``: pairs of a channel and an element, in this order, each once.
 
     Returns:
-        The units and the elements, two arrays of one length. An element that needs two units is in two pairs.
+        The channels and the elements, two arrays of one length. An element that needs two channels is in two pairs.
     """
     needs = _needs(axis, variable)
     rows, elements = np.nonzero(needs >= 0)
@@ -218,7 +221,7 @@ def owned_by(axis: Axis, variable: Channels) -> tuple[IndexArray, IndexArray]:
 
 
 def _needs(axis: Axis, variable: Channels) -> IndexArray:
-    """The units that each element needs, a row for each time that ``variable`` occurs in a product; -1 for none."""
+    """The channels that each element needs, a row for each time that ``variable`` occurs in a product; -1 for none."""
     if isinstance(axis, Product):
         needs = np.full((1, 1), -1, dtype=np.int64)
         for factor in axis.factors:
@@ -232,13 +235,13 @@ def _needs(axis: Axis, variable: Channels) -> IndexArray:
         most = max(len(part) for part in parts)
         filled = [np.pad(part, ((0, most - len(part)), (0, 0)), constant_values=-1) for part in parts]
         return np.concatenate(filled, axis=1)
-    return _needs(axis.base, variable)[:, axis.index] if isinstance(axis, Gather) else units_of(axis, variable)[None]
+    return _needs(axis.base, variable)[:, axis.index] if isinstance(axis, Gather) else channels_of(axis, variable)[None]
 
 
 def kept_size(axis: Axis, widths: Mapping[Channels, float]) -> float:
-    """The number of elements that stay when each variable keeps ``widths`` of its units (absent: all).
+    """The number of elements that stay when each variable keeps ``widths`` of its channels (absent: all).
 
-    Exact for products and concatenations; for gathered elements the mean over all choices of that many units.
+    Exact for products and concatenations; for gathered elements the mean over all choices of that many channels.
     """
     if isinstance(axis, Channels):
         return widths.get(axis, axis.size)

@@ -1,6 +1,6 @@
 """Axis expressions: what one dim of one tensor is made of.
 
-    Axis := Channels(n)               n units that may be removed one by one; a union-find variable
+    Axis := Channels(n)               n channels that may be removed one by one; a union-find variable
           | Fixed(n)                  a size nobody may change: batch, space, the network's own inputs
           | Product(a1, ..., ak)      row-major flattening: C*H*W after a flatten, heads*head_dim
           | Concat(a1, ..., ak)       pieces laid end to end
@@ -14,12 +14,12 @@ A feature map of 8 channels and 4 x 4 pixels, flattened, has rows of 128 element
 to ``16 c + 15`` of them:
 
 >>> import numpy as np
->>> from fxprune.axes.elements import kept_mask, units_of
+>>> from fxprune.axes.elements import kept_mask, channels_of
 >>> conv = Channels(8, Origin("conv", 0))
 >>> flat = product([conv, Fixed(4), Fixed(4)])
 >>> flat, flat.size
 ((conv:8*16), 128)
->>> units_of(flat, conv)[14:18]
+>>> channels_of(flat, conv)[14:18]
 array([0, 0, 1, 1])
 
 Two maps end to end, of which one loses its first channel:
@@ -64,7 +64,7 @@ class Origin:
 
 
 class Channels:
-    """A variable of ``size`` units. ``parent`` and ``binding`` belong to the solver."""
+    """A variable of ``size`` channels. ``parent`` and ``binding`` belong to the solver."""
 
     __slots__ = ("binding", "origin", "parent", "serial", "size")
 

@@ -110,7 +110,7 @@ class Solver:
         self._inner = Origin("", PART)
 
     def fresh(self, size: int, origin: Origin) -> Axis:
-        """A new variable of ``size`` units (a size of one has nothing to remove and is fixed)."""
+        """A new variable of ``size`` channels (a size of one has nothing to remove and is fixed)."""
         return (
             Channels(size, origin) if size > 1 else Fixed(size, ("it has no channel", "it has a single channel")[size])
         )
@@ -134,7 +134,7 @@ class Solver:
         self._unify(self.resolve(left), self.resolve(right))
 
     def pin(self, axis: Axis, reason: str, cause: Cause) -> None:
-        """Keep every unit of the axis."""
+        """Keep every channel of the axis."""
         if isinstance(axis, Fixed):
             return
         self.pins.append(Pin(axis, reason, cause))
@@ -316,7 +316,7 @@ class Solver:
             self._unify(period, inner)
 
     def _unify_elements(self, a: Axis, b: Axis) -> None:
-        """Element by element: exact wherever each element needs one unit at most."""
+        """Element by element: exact wherever each element needs one channel at most."""
         a, b = self.resolve(a), self.resolve(b)
         if not (is_elementwise(a) and is_elementwise(b)):
             pieces = [self._in_runs(side) for side in (a, b)]
@@ -326,10 +326,10 @@ class Solver:
                 self._unify(*pieces)
             return
         labels = couple_elements(a, b)
-        units = self.fresh(labels.free, self._inner) if labels.free else Fixed(0)
-        base = concat((units, Fixed(1, "an element of it is tied to one that stays")))
+        channels = self.fresh(labels.free, self._inner) if labels.free else Fixed(0)
+        base = concat((channels, Fixed(1, "an element of it is tied to one that stays")))
         for variable, label in labels.of.items():
-            used = base if bool((label == labels.free).any()) else units
+            used = base if bool((label == labels.free).any()) else channels
             variable.binding = gather(used, label)
             self.dependencies.append(Dependency(variable, variable.binding, self._cause))
 

@@ -21,7 +21,7 @@ from fxprune.capture.samples import Sample
 
 
 def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> NDArray[np.float64]:
-    """The mean change of the output when all entries of each set of units are zero, one masked run a set and batch.
+    """The mean change of the output when all entries of each set of channels are zero, one masked run a set and batch.
 
     The change is the divergence ``KL(softmax(z) || softmax(z'))`` over dim 1, averaged over the other dims, for outputs
     of two dims and more, and the mean squared error for others; several output tensors add up.
@@ -35,8 +35,8 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
         for _, batch in collector.batches():
             whole = network.run(batch.sample)
             totals[-1] += batch.size
-            for number, (group, units) in enumerate(sets):
-                with _replaced(network, _zeroed(network, group, units)):
+            for number, (group, channels) in enumerate(sets):
+                with _replaced(network, _zeroed(network, group, channels)):
                     totals[number] += _difference(whole, network.run(batch.sample)) * batch.size
     add_over_ranks([totals])
     found: NDArray[np.float64] = (totals[:-1] / totals[-1]).numpy()
@@ -110,8 +110,8 @@ def _lowest(checks: Sequence[int], count: int) -> int:
     return high
 
 
-def _zeroed(network: PrivateNetwork, group: Group, units: NDArray[np.int64]) -> dict[str, Tensor]:
-    """The tensors of a group with what goes with the units zero: all of the masked original's entries but running
+def _zeroed(network: PrivateNetwork, group: Group, channels: NDArray[np.int64]) -> dict[str, Tensor]:
+    """The tensors of a group with what goes with the channels zero: all of the masked original's entries but running
     variances, by which it divides."""
     known = {**network.parameters, **network.buffers}
     found: dict[str, Tensor] = {}
@@ -119,7 +119,7 @@ def _zeroed(network: PrivateNetwork, group: Group, units: NDArray[np.int64]) -> 
         name = member.tensor
         if name in known and known[name].is_floating_point() and not name.endswith("running_var"):
             needed, elements = owned_by(member.axis, group.variable)
-            index = torch.from_numpy(np.unique(elements[np.isin(needed, units)]))
+            index = torch.from_numpy(np.unique(elements[np.isin(needed, channels)]))
             tensor = found.setdefault(name, known[name].detach().clone())
             tensor.index_fill_(member.dim, index.to(tensor.device), 0)
     return found

@@ -244,7 +244,7 @@ class Elimination:
     Args:
         xx: second moments of the features about their means, ``(features, features)``.
         weight: the map, ``(targets, features)``; targets whose errors count more are scaled up.
-        blocks: the features of each unit, ``(units, features of a unit)``.
+        blocks: the features of each channel, ``(channels, features of a channel)``.
         ridge: see :func:`inverse`.
     """
 
@@ -254,15 +254,15 @@ class Elimination:
         self._blocks = blocks
 
     def costs(self) -> Tensor:
-        """The error that the removal of each unit adds now, ``(units,)``."""
+        """The error that the removal of each channel adds now, ``(channels,)``."""
         corners = self._inverse[self._blocks.unsqueeze(2), self._blocks.unsqueeze(1)]
         weights = self._weight[:, self._blocks].movedim(0, 2)
         found: Tensor = (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
         return found
 
-    def remove(self, units: Sequence[int]) -> float:
-        """Take the features of some units away together, fit the others anew, and give the error that this adds."""
-        block = self._blocks[list(units)].reshape(-1)
+    def remove(self, channels: Sequence[int]) -> float:
+        """Take the features of some channels away together, fit the others anew, and give the error that this adds."""
+        block = self._blocks[list(channels)].reshape(-1)
         rows, weights = self._inverse[block], self._weight[:, block]
         solved = torch.linalg.solve(rows[:, block], torch.cat([rows, weights.T], dim=1))
         share, added = solved[:, : rows.shape[1]], float((weights.T * solved[:, rows.shape[1] :]).sum())

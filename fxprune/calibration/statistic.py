@@ -41,27 +41,32 @@ class Seen:
 class Tap:
     """The output of a node of the captured graph.
 
-    With ``units`` it is read as maps (samples, units, ...): the remaining dims follow, and what a unit owns more than
-    one element of (a head's dims) comes first among them. Without, the tensor is passed on as it is.
+    With ``channels`` it is read as maps (samples, channels, ...): the remaining dims follow, and what a channel owns
+    more than one element of (a head's dims) comes first among them. Without, the tensor is passed on as it is.
 
     Attributes:
         node: the node.
-        units: how many channels the group has; 0 for a raw tap.
+        channels: how many channels the group has; 0 for a raw tap.
         channel_dim, batch_dim: dims of the node's value; ``batch_dim`` is None where no dim is the batch.
-        index: elements of the channel dim, those of unit 0 first; None where element i is unit i.
+        index: elements of the channel dim, those of channel 0 first; None where element i is channel i.
         reader: a user of the node by whose use alone gradients are taken; None for all uses.
     """
 
     node: fx.Node
-    units: int = 0
+    channels: int = 0
     channel_dim: int = 0
     batch_dim: int | None = None
     index: IndexArray | None = None
     reader: fx.Node | None = None
 
+    @property
+    def units(self) -> int:
+        """The same, as it was called before."""
+        return self.channels
+
     def read(self, value: Tensor, batch: int | None) -> Tensor:
         """The maps of a value, given the number of samples of the batch where it is known."""
-        if self.units == 0:
+        if self.channels == 0:
             return value
         if self.batch_dim is None:
             maps = value.movedim(self.channel_dim, 0).unsqueeze(0)
@@ -70,8 +75,8 @@ class Tap:
         if self.index is not None:
             maps = maps.index_select(1, torch.from_numpy(self.index).to(value.device))
         rows = maps.shape[0]
-        if maps.shape[1] != self.units:
-            maps = maps.reshape(rows, self.units, -1, *maps.shape[2:])
+        if maps.shape[1] != self.channels:
+            maps = maps.reshape(rows, self.channels, -1, *maps.shape[2:])
         if batch and self.batch_dim is not None and rows != batch and rows % batch == 0:
             # Several rows a sample (windows of an image): they join the positions.
             maps = maps.reshape(batch, rows // batch, *maps.shape[1:]).movedim(1, -1)
@@ -89,7 +94,7 @@ Place = Tap | Parameter
 
 
 def channel_tap(node: fx.Node, axes: tuple[Axis, ...], variable: Channels, batch: int | None) -> Tap | None:
-    """The tap that reads the units of ``variable`` at a node; None where the node does not hold each equally often.
+    """The tap that reads the channels of ``variable`` at a node; None where the node does not hold each equally often.
 
     Args:
         node: the node; its value is a tensor.
@@ -101,8 +106,8 @@ def channel_tap(node: fx.Node, axes: tuple[Axis, ...], variable: Channels, batch
     if len(dims) != 1:
         return None
     (channel,) = dims
-    units, elements = owned_by(axes[channel], variable)
-    counts = np.bincount(units, minlength=variable.size)
+    channels, elements = owned_by(axes[channel], variable)
+    counts = np.bincount(channels, minlength=variable.size)
     if counts.min() < 1 or counts.min() != counts.max():
         return None
     plain = len(elements) == axes[channel].size == variable.size and bool((elements == np.arange(len(elements))).all())
@@ -177,12 +182,12 @@ class Mean(Sums):
     """The mean over all samples of ``measure(maps)``, one number per channel of each sample.
 
     Args:
-        units: how many channels there are.
+        channels: how many channels there are.
         measure: from maps (samples, channels, ...) to numbers (samples, channels).
     """
 
-    def __init__(self, units: int, measure: Callable[[Tensor], Tensor]) -> None:
-        super().__init__(total=(units,), samples=())
+    def __init__(self, channels: int, measure: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(total=(channels,), samples=())
         self._measure = measure
 
     def update(self, seen: Seen) -> None:
@@ -191,7 +196,7 @@ class Mean(Sums):
         self.add("samples", float(seen.value.shape[0]))
 
     def result(self) -> FloatArray:
-        """Shape ``(units,)``."""
+        """Shape ``(channels,)``."""
         return self.array("total") / max(float(self.held["samples"]), 1.0)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, is_elementwise, kept_mask, kept_size, units_of
+from fxprune.axes.elements import Mask, channels_of, is_elementwise, kept_mask, kept_size
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, Term, variables
 from fxprune.errors import BudgetError, RatioError
 from fxprune.util.registry import Registry
@@ -29,19 +29,20 @@ Monomial = tuple[float, tuple[int, ...]]
 class WidthLeaf:
     """The kept size of one variable.
 
-    ``weights``: how often each unit occurs where a gather repeats or drops some of them; None where each occurs once.
+    ``weights``: how often each channel occurs where a gather repeats or drops some of them; None where each occurs
+    once.
     """
 
     variable: Channels
     weights: FloatArray | None = None
 
     def expected(self, widths: Mapping[Channels, float]) -> float:
-        """The size at that many kept units, averaged over all choices of them."""
+        """The size at that many kept channels, averaged over all choices of them."""
         width = widths.get(self.variable, self.variable.size)
         return float(width) if self.weights is None else float(width) * float(self.weights.mean())
 
     def exact(self, masks: Mapping[Channels, Mask]) -> float:
-        """The size at exactly these kept units."""
+        """The size at exactly these kept channels."""
         mask = masks.get(self.variable)
         if self.weights is None:
             return float(self.variable.size if mask is None else np.count_nonzero(mask))
@@ -50,16 +51,16 @@ class WidthLeaf:
 
 @dataclass(frozen=True, eq=False)
 class GatheredLeaf:
-    """The kept size of a gather in which one element needs units of several variables: counted element by element."""
+    """The kept size of a gather in which an element needs channels of several variables, counted one by one."""
 
     axis: Gather
 
     def expected(self, widths: Mapping[Channels, float]) -> float:
-        """The size at that many kept units, averaged over all choices of them."""
+        """The size at that many kept channels, averaged over all choices of them."""
         return float(kept_size(self.axis, widths))
 
     def exact(self, masks: Mapping[Channels, Mask]) -> float:
-        """The size at exactly these kept units."""
+        """The size at exactly these kept channels."""
         return float(np.count_nonzero(kept_mask(self.axis, masks)))
 
 
@@ -88,19 +89,19 @@ class CostModel:
         self.full = self.total({})
 
     def total(self, widths: Mapping[Channels, float]) -> float:
-        """The cost when each variable keeps ``widths`` of its units (absent: all).
+        """The cost when each variable keeps ``widths`` of its channels (absent: all).
 
-        Where a gather holds some units more often than others this is the expectation over all choices of that many
-        units; :meth:`exact` knows the choice.
+        Where a gather holds some channels more often than others this is the expectation over all choices of that many
+        channels; :meth:`exact` knows the choice.
         """
         return self.evaluate(np.array([leaf.expected(widths) for leaf in self.leaves], dtype=np.float64))
 
     def exact(self, masks: Mapping[Channels, Mask]) -> float:
-        """The cost when exactly the units marked in ``masks`` stay (absent: all)."""
+        """The cost when exactly the channels marked in ``masks`` stay (absent: all)."""
         return self.evaluate(self._exact_leaves(masks))
 
     def marginal(self, variable: Channels, widths: Mapping[Channels, float]) -> float:
-        """What removing one more unit of ``variable`` saves at these widths."""
+        """What removing one more channel of ``variable`` saves at these widths."""
         fewer = {**widths, variable: widths.get(variable, variable.size) - 1}
         return self.total(widths) - self.total(fewer)
 
@@ -227,9 +228,9 @@ class _Builder:
         free = np.ones(axis.size, dtype=np.bool_)
         parts: list[Monomial] = []
         for variable in dict.fromkeys(variables(axis)):
-            units = units_of(axis, variable)
-            free &= units < 0
-            parts.append(self._weighted(variable, np.bincount(units[units >= 0], minlength=variable.size)))
+            channels = channels_of(axis, variable)
+            free &= channels < 0
+            parts.append(self._weighted(variable, np.bincount(channels[channels >= 0], minlength=variable.size)))
         return self._sum([*parts, (float(np.count_nonzero(free)), ())])
 
     def _weighted(self, variable: Channels, counts: NDArray[np.intp]) -> Monomial:

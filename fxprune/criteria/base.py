@@ -1,4 +1,4 @@
-"""Selections: which units stay at each setting of one knob, from which planning picks the one that meets the budget."""
+"""Selections: which channels stay at each setting of one knob; planning picks the setting that meets the budget."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Problem:
 
     Attributes:
         groups: those that may be narrowed: not excluded, nor kept whole for their residual stream.
-        saved: how much of the budget is saved when exactly the marked units stay (absent groups keep all).
-        fewest: how many units of a group have to stay.
+        saved: how much of the budget is saved when exactly the marked channels stay (absent groups keep all).
+        fewest: how many channels of a group have to stay.
     """
 
     groups: tuple[Group, ...]
@@ -49,7 +49,7 @@ class Ladder(Protocol):
         ...
 
     def keep(self, rung: int) -> Mapping[Group, Mask]:
-        """Which units stay at a setting; groups that are absent keep all."""
+        """Which channels stay at a setting; groups that are absent keep all."""
         ...
 
 
@@ -58,7 +58,7 @@ class Selection(Protocol):
 
     @property
     def preference(self) -> Mapping[Group, FloatArray]:
-        """Per unit of every group, higher = keep: for units that limits or an overshoot give back, and for going on."""
+        """Per channel of every group, higher = keep: for those that limits or an overshoot give back, and to go on."""
         ...
 
     def ladders(self, problem: Problem) -> Iterable[Ladder]:
@@ -67,10 +67,10 @@ class Selection(Protocol):
 
 
 class QueueLadder:
-    """Units that go one after the other; the knob is how many are gone.
+    """Channels that go one after the other; the knob is how many are gone.
 
     Args:
-        queue: groups and units, the first to go first.
+        queue: groups and channels, the first to go first.
     """
 
     monotone = True
@@ -84,8 +84,8 @@ class QueueLadder:
     def keep(self, rung: int) -> Mapping[Group, Mask]:
         """All but the first ``rung`` of the queue."""
         masks: dict[Group, Mask] = {}
-        for group, unit in self._queue[:rung]:
-            masks.setdefault(group, np.ones(group.size, dtype=np.bool_))[unit] = False
+        for group, channel in self._queue[:rung]:
+            masks.setdefault(group, np.ones(group.size, dtype=np.bool_))[channel] = False
         return masks
 
 
@@ -106,7 +106,7 @@ Scores = Mapping[Group, FloatArray]
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives every unit of a group one number; the allocator removes the units with the lowest."""
+    """Gives every channel of a group one number; the allocator removes the channels with the lowest."""
 
     @property
     def name(self) -> str:
@@ -117,7 +117,7 @@ class Scorer(Protocol):
         """Scores of shape ``(group.size,)``, finite, higher = keep; None where it cannot judge the group.
 
         Args:
-            group: the group; its members name the tensor dims that its units cut.
+            group: the group; its members name the tensor dims that its channels cut.
             tensors: every parameter and buffer by its first state-dict name.
             graph: the channel graph the group belongs to.
         """
@@ -164,7 +164,7 @@ class WeighingScorer(ObservingScorer, Protocol):
 
 @runtime_checkable
 class Selector(Protocol):
-    """Chooses which units stay, with one knob that planning turns until the budget is met."""
+    """Chooses which channels stay, with one knob that planning turns until the budget is met."""
 
     @property
     def name(self) -> str:
@@ -214,7 +214,7 @@ class Study(Protocol):
 
 
 def removal_order(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Units in the order in which they go: lowest score first, among equals the highest index (the lowest survives)."""
+    """Channels in the order in which they go: lowest score first, of equals the highest index (the lowest survives)."""
     reverse = np.argsort(scores[::-1], kind="stable")
     return (len(scores) - 1 - reverse).astype(np.int64)
 

@@ -60,7 +60,7 @@ class FeatureDistance:
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Mean similarities at every tap."""
-        return [Observation(tap, FeatureSimilarity(tap.units)) for tap in finder.taps(group, self.tap)]
+        return [Observation(tap, FeatureSimilarity(tap.channels)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
@@ -81,8 +81,8 @@ class FeatureDistance:
 class FeatureSimilarity(Sums):
     """The mean over samples of ``1 / (1 + distance)`` between the maps of two channels."""
 
-    def __init__(self, units: int) -> None:
-        super().__init__(total=(units, units), samples=())
+    def __init__(self, channels: int) -> None:
+        super().__init__(total=(channels, channels), samples=())
 
     def update(self, seen: Seen) -> None:
         """Take in one batch, sample by sample: distances come from Gram matrices."""
@@ -91,7 +91,7 @@ class FeatureSimilarity(Sums):
         self.add("samples", float(seen.value.shape[0]))
 
     def result(self) -> FloatArray:
-        """Shape ``(units, units)``; symmetric, ones on the diagonal."""
+        """Shape ``(channels, channels)``; symmetric, ones on the diagonal."""
         mean = self.array("total") / max(float(self.held["samples"]), 1.0)
         return np.round(mean, 12)
 

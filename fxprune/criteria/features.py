@@ -56,7 +56,7 @@ class FeatureCriterion:
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """The mean measure at every tap."""
-        return [Observation(tap, Mean(tap.units, self.measure)) for tap in finder.taps(group, self.tap)]
+        return [Observation(tap, Mean(tap.channels, self.measure)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph

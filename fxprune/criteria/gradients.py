@@ -17,7 +17,7 @@ from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
-from fxprune.criteria.rows import scoped_members, unit_totals
+from fxprune.criteria.rows import channel_totals, scoped_members
 from fxprune.errors import CriterionError
 
 
@@ -87,15 +87,15 @@ class ChannelChanges(_MeanPower):
     That is the derivative of the loss by one factor that multiplies the channel at all these places.
 
     Args:
-        units: how many channels there are.
+        channels: how many channels there are.
         over, power: see above.
         mean: whether the mean over positions is taken instead of the sum.
     """
 
     needs = "gradient"
 
-    def __init__(self, units: int, over: str, power: int, mean: bool = False) -> None:
-        super().__init__((units,), over, power)
+    def __init__(self, channels: int, over: str, power: int, mean: bool = False) -> None:
+        super().__init__((channels,), over, power)
         self._mean = mean
 
     def update(self, seen: Seen) -> None:
@@ -196,7 +196,7 @@ class Taylor:
         """Activations and their gradients, or gradients of the channel's weights."""
         if self.of == "activations":
             taps = finder.taps(group, self.tap)
-            return [Observation(tap, ChannelChanges(tap.units, self.over, 1, mean=True)) for tap in taps]
+            return [Observation(tap, ChannelChanges(tap.channels, self.over, 1, mean=True)) for tap in taps]
         if self.each:
             return finder.parameters(group, gradient_powers(self.over, self._power))
         readings = finder.readings(group) if self.scope == "group" else []
@@ -220,7 +220,7 @@ class Taylor:
         total = np.zeros(group.size)
         for member in scoped_members(self.scope, group, tensors, graph):
             change = observed[member.tensor].mean() * tensors[member.tensor].detach().double().abs() ** self._power
-            total += unit_totals(change, member, group.variable)
+            total += channel_totals(change, member, group.variable)
         return total
 
 
@@ -266,5 +266,5 @@ class Hessian:
         total = np.zeros(group.size)
         for member in scoped_members(self.scope, group, tensors, graph):
             damage = observed[member.tensor].mean() * tensors[member.tensor].detach().to(torch.float64).square()
-            total += unit_totals(damage, member, group.variable) / 2
+            total += channel_totals(damage, member, group.variable) / 2
         return normaliser_by_name(self.normalise)(total)

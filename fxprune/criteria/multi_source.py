@@ -19,7 +19,7 @@ from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion, removal_order
 from fxprune.criteria.features import flat
-from fxprune.criteria.rows import producers, settled, unit_rows
+from fxprune.criteria.rows import channel_rows, producers, settled
 from fxprune.errors import CriterionError
 
 Order = Mapping[Group, NDArray[np.int64]]
@@ -77,7 +77,7 @@ class MultiSource:
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Mean correlations at every tap."""
-        return [Observation(tap, Correlation(tap.units)) for tap in finder.taps(group, self.tap)]
+        return [Observation(tap, Correlation(tap.channels)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
@@ -87,7 +87,7 @@ class MultiSource:
             return None
         relative = np.mean([uniqueness(s.result()) for s in observed], axis=0)
         members = producers(group, tensors, graph)
-        rows = [unit_rows(tensors[m.tensor], m, group.variable).cpu() for m in members]
+        rows = [channel_rows(tensors[m.tensor], m, group.variable).cpu() for m in members]
         absolute = np.mean([weight_entropy(r, self.bins) for r in rows], axis=0)
         return self.fused(relative, absolute)
 
@@ -113,8 +113,8 @@ class MultiSource:
 class Correlation(Sums):
     """The mean over samples of the magnitude of Pearson correlation between the maps of two channels."""
 
-    def __init__(self, units: int) -> None:
-        super().__init__(total=(units, units), samples=())
+    def __init__(self, channels: int) -> None:
+        super().__init__(total=(channels, channels), samples=())
 
     def update(self, seen: Seen) -> None:
         """Take in one batch. A map without variance correlates with all."""
@@ -130,7 +130,7 @@ class Correlation(Sums):
         self.add("samples", float(seen.value.shape[0]))
 
     def result(self) -> FloatArray:
-        """Shape ``(units, units)``."""
+        """Shape ``(channels, channels)``."""
         return np.round(self.array("total") / max(float(self.held["samples"]), 1.0), 12)
 
 
@@ -171,8 +171,8 @@ def _gone(group: Group, step: int) -> int:
 
 
 def _by_rank(problem: Problem, scores: Mapping[Group, FloatArray]) -> Sequence[tuple[Group, int]]:
-    units = [(float(scores[g][u]), n, -int(u)) for n, g in enumerate(problem.groups) for u in range(g.size)]
-    return [(problem.groups[n], -u) for _, n, u in sorted(units)]
+    channels = [(float(scores[g][u]), n, -int(u)) for n, g in enumerate(problem.groups) for u in range(g.size)]
+    return [(problem.groups[n], -u) for _, n, u in sorted(channels)]
 
 
 def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]) -> Sequence[tuple[Group, int]]:
@@ -184,7 +184,7 @@ def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]
     while heap:
         _, number, step = heapq.heappop(heap)
         group = problem.groups[number]
-        queue.extend((group, int(unit)) for unit in steps[group][step][1])
+        queue.extend((group, int(channel)) for channel in steps[group][step][1])
         if step + 1 < len(steps[group]):
             heapq.heappush(heap, (steps[group][step + 1][0], number, step + 1))
     return queue
@@ -193,7 +193,7 @@ def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]
 def _steps(
     problem: Problem, group: Group, order: NDArray[np.int64], effects: FloatArray
 ) -> list[tuple[float, NDArray[np.int64]]]:
-    """Per step of the grid the change of the output for each unit of cost that it saves, and the units that go."""
+    """Per step of the grid the change of the output for each unit of cost that it saves, and the channels that go."""
     found: list[tuple[float, NDArray[np.int64]]] = []
     gone, saved, effect = 0, 0.0, 0.0
     for step in range(1, _GRID + 1):

@@ -73,7 +73,7 @@ class _ParallelSelection:
 
 
 class _Thresholds:
-    """Masks by the place of the threshold; at the first setting all units stay."""
+    """Masks by the place of the threshold; at the first setting all channels stay."""
 
     monotone = True
 
@@ -93,7 +93,7 @@ class _Thresholds:
 
 
 def threshold_masks(scores: Mapping[Group, FloatArray], place: int) -> dict[Group, Mask]:
-    """Units that score above the one at ``place`` of all scores in ascending order; equal ones go too.
+    """Channels that score above the one at ``place`` of all scores in ascending order; equal ones go too.
 
     With ``place = int(total * percent)`` this is the published rule: keep scales above, entropies below the threshold.
     """

@@ -24,7 +24,7 @@ from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
 
-# A wide group gives its units up in so many turns at least.
+# A wide group gives its channels up in so many turns at least.
 _TURNS = 48
 # Groups are weighed on so many samples at least.
 _FEWEST_SAMPLES = 2
@@ -132,9 +132,9 @@ class _Part(NamedTuple):
     variance: Any
 
     def blocks(self, group: Group, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """The features of each unit, ``(units, features of a unit)``; None where units share some."""
-        units, elements = owned_by(self.member.axis, group.variable)
-        counts = np.bincount(units, minlength=group.size)
+        """The features of each channel, ``(channels, features of a channel)``; None where channels share some."""
+        channels, elements = owned_by(self.member.axis, group.variable)
+        counts = np.bincount(channels, minlength=group.size)
         if len(np.unique(elements)) < len(elements) or counts.min() < 1 or counts.min() != counts.max():
             return None
         area = tensors[self.member.tensor][0, 0].numel()
@@ -142,7 +142,7 @@ class _Part(NamedTuple):
         return torch.from_numpy((columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1))
 
     def elimination(self, group: Group, tensors: Mapping[str, Tensor], ridge: float) -> Elimination | None:
-        """What the removal of units costs; None where that cannot be told."""
+        """What the removal of channels costs; None where that cannot be told."""
         blocks, total = self.blocks(group, tensors), self.variance.mean()
         if blocks is None or not total > 0:
             return None
@@ -153,7 +153,7 @@ class _Part(NamedTuple):
     def without(
         self, group: Group, gone: NDArray[np.int64], tensors: Mapping[str, Tensor], ridge: float
     ) -> dict[str, Tensor]:
-        """The layer's tensors without some units, those left fitted anew."""
+        """The layer's tensors without some channels, those left fitted anew."""
         blocks, name = self.blocks(group, tensors), self.member.tensor
         if blocks is None:
             return {}
@@ -165,12 +165,12 @@ class _Part(NamedTuple):
         return {name: weight, mean: tensors[mean] - intercept} if mean else {name: weight}
 
 
-def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:
-    """The error that each unit adds when its turn comes, ascending in the order in which they go."""
-    left = np.arange(units)
-    scores = np.zeros(units)
+def _scores(parts: Sequence[Elimination], channels: int, order: Any) -> FloatArray:
+    """The error that each channel adds when its turn comes, ascending in the order in which they go."""
+    left = np.arange(channels)
+    scores = np.zeros(channels)
     highest = 0.0
-    together = max(1, units // _TURNS)
+    together = max(1, channels // _TURNS)
     while len(left):
         costs = torch.stack([part.costs() for part in parts]).sum(0).numpy()[left]
         # Among equals the highest index goes first.
@@ -178,9 +178,9 @@ def _scores(parts: Sequence[Elimination], units: int, order: Any) -> FloatArray:
         own = costs[np.searchsorted(left, turn)]
         added = sum([part.remove(turn.tolist()) for part in parts])
         # What goes together adds more than each of them alone.
-        for unit, cost in zip(turn, own * (added / max(own.sum(), 1e-300)), strict=True):
+        for channel, cost in zip(turn, own * (added / max(own.sum(), 1e-300)), strict=True):
             # The order has to stay, so a step costs at least what the one before did.
-            highest = scores[unit] = max(highest, cost) * (1 + 1e-9) + 1e-15
+            highest = scores[channel] = max(highest, cost) * (1 + 1e-9) + 1e-15
         left = np.setdiff1d(left, turn)
         order = None if order is None else order[together:]
     return scores

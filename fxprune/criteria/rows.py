@@ -38,30 +38,30 @@ def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], grap
     return parameter_members(group, graph) if scope == "group" else producers(group, tensors, graph)
 
 
-def unit_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
-    """What each unit owns of a tensor dim, flattened: float64, shape ``(units, features)``.
+def channel_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
+    """What each channel owns of a tensor dim, flattened: float64, shape ``(channels, features)``.
 
-    Units that own fewer elements than others are filled up with zeros.
+    Channels that own fewer elements than others are filled up with zeros.
     """
     rows = tensor.detach().movedim(member.dim, 0)
     rows = rows.reshape(rows.shape[0], -1).to(torch.float64)
-    units, elements = owned_by(member.axis, variable)
-    counts = np.bincount(units, minlength=variable.size)
-    place = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
+    channels, elements = owned_by(member.axis, variable)
+    counts = np.bincount(channels, minlength=variable.size)
+    place = np.arange(len(channels)) - np.repeat(np.cumsum(counts) - counts, counts)
     held = rows.new_zeros((variable.size, int(counts.max()), rows.shape[1]))
-    at = (torch.from_numpy(units).to(rows.device), torch.from_numpy(place).to(rows.device))
+    at = (torch.from_numpy(channels).to(rows.device), torch.from_numpy(place).to(rows.device))
     held[at] = rows[torch.from_numpy(elements).to(rows.device)]
     return held.reshape(variable.size, -1)
 
 
 def producer_rows(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> Tensor:
-    """The filters of a group, those of coupled producers side by side: float64, shape ``(units, features)``."""
+    """The filters of a group, those of coupled producers side by side: float64, shape ``(channels, features)``."""
     members = producers(group, tensors, graph)
-    return torch.cat([unit_rows(tensors[m.tensor], m, group.variable).cpu() for m in members], dim=1)
+    return torch.cat([channel_rows(tensors[m.tensor], m, group.variable).cpu() for m in members], dim=1)
 
 
-def unit_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatArray:
-    """The sum of everything that each unit owns of a tensor dim. Shape ``(units,)``."""
+def channel_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatArray:
+    """The sum of everything that each channel owns of a tensor dim. Shape ``(channels,)``."""
     others = [d for d in range(tensor.ndim) if d != member.dim]
     sums = tensor.detach().to(torch.float64)
     sums = sums.sum(others) if others else sums
@@ -69,7 +69,7 @@ def unit_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatArra
 
 
 def distances(rows: Tensor) -> Tensor:
-    """Euclidean distances between the rows of ``(..., units, features)``, from Gram matrices in float64.
+    """Euclidean distances between the rows of ``(..., channels, features)``, from Gram matrices in float64.
 
     Rows that differ by less than a millionth of their norms are equal, because a Gram matrix tells no more.
     """
@@ -118,8 +118,8 @@ class TensorSums(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
-    def unit_sums(self, member: Member, variable: Channels, power: int) -> FloatArray:
-        """``sum(abs(w) ** power)`` over everything that each unit of ``variable`` owns of the member's dim."""
+    def channel_sums(self, member: Member, variable: Channels, power: int) -> FloatArray:
+        """``sum(abs(w) ** power)`` over everything that each channel of ``variable`` owns of the member's dim."""
         key = (member.tensor, member.dim, power)
         if key not in self._sums:
             self._sums[key] = fold(member.axis, slice_sums(self._tensors[member.tensor], member.dim, power))
@@ -164,9 +164,9 @@ def _column_sums(chunk: Tensor, power: int) -> Tensor:
 
 
 def fold(axis: Axis, values: FloatArray) -> dict[Channels, FloatArray]:
-    """Add up ``values`` (one per element of a resolved axis) by the unit that each element needs.
+    """Add up ``values`` (one per element of a resolved axis) by the channel that each element needs.
 
-    An element of a product needs a unit of every factor and counts for each of them, once. Shape of each result:
+    An element of a product needs a channel of every factor and counts for each of them, once. Shape of each result:
     ``(variable.size,)``.
     """
     found: dict[Channels, FloatArray] = {}
@@ -186,8 +186,8 @@ def _fold(axis: Axis, values: FloatArray, found: dict[Channels, FloatArray]) -> 
         _fold(axis.base, summed, found)
     elif not isinstance(axis, Fixed) and _meets_itself(axis):
         for variable in set(variables(axis)):
-            units, elements = owned_by(axis, variable)
-            owned = np.bincount(units, weights=values[elements], minlength=variable.size).astype(np.float64)
+            channels, elements = owned_by(axis, variable)
+            owned = np.bincount(channels, weights=values[elements], minlength=variable.size).astype(np.float64)
             found[variable] = found[variable] + owned if variable in found else owned
     elif not isinstance(axis, Fixed):
         grid = values.reshape([factor.size for factor in axis.factors])

@@ -73,7 +73,7 @@ class ThiNet:
         return greedy_errors(np.sum(products, axis=0)) if products else None
 
     def _parts(self, call: Call, weight: Tensor, member: Member, group: Group, key: str) -> Parts | None:
-        # Where the units are not the weight's columns one by one, linear layers may hold several columns a unit.
+        # Where the channels are not the weight's columns one by one, linear layers may hold several columns a channel.
         draw = np.random.default_rng([self.seed % (1 << 64), name_seed(key)])
         outputs = torch.from_numpy(draw.integers(weight.shape[0], size=self.entries))
         places = draw.random((self.entries, 2))
@@ -116,8 +116,8 @@ def greedy_errors(products: FloatArray) -> FloatArray:
 class _Products(Sums):
     """Sums of products of the contributions of two channels to sampled outputs."""
 
-    def __init__(self, units: int, parts: Parts) -> None:
-        super().__init__(products=(units, units))
+    def __init__(self, channels: int, parts: Parts) -> None:
+        super().__init__(products=(channels, channels))
         self._parts = parts
 
     def update(self, seen: Seen) -> None:
@@ -131,18 +131,18 @@ class _Products(Sums):
 
 
 def _is_flattened(member: Member, group: Group) -> bool:
-    """Whether a linear layer reads each unit's positions in a run, as after flattening maps."""
+    """Whether a linear layer reads each channel's positions in a run, as after flattening maps."""
     return isinstance(member.axis, Product) and member.axis.factors[0] is group.variable
 
 
 def _linear_parts(maps: Tensor, rows: Tensor, places: FloatArray) -> Tensor:
     """Contributions (samples x entries, channels) at sampled positions; ``rows`` is (entries, channels x elements)."""
-    units = maps.shape[1]
-    elements = rows.shape[1] // units
+    channels = maps.shape[1]
+    elements = rows.shape[1] // channels
     values = maps.reshape(*maps.shape[:2], elements, -1)
     positions = torch.from_numpy((places[:, 0] * values.shape[3]).astype(np.int64)).to(values.device)
-    found = torch.einsum("ncme,ecm->nec", values[..., positions], rows.reshape(len(rows), units, elements))
-    return found.reshape(-1, units)
+    found = torch.einsum("ncme,ecm->nec", values[..., positions], rows.reshape(len(rows), channels, elements))
+    return found.reshape(-1, channels)
 
 
 def _geometry(call: Call) -> tuple[Any, Any, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
-from fxprune.criteria.rows import TensorSums, distances, producer_rows, scoped_members, settled, unit_totals
+from fxprune.criteria.rows import TensorSums, channel_totals, distances, producer_rows, scoped_members, settled
 from fxprune.errors import CriterionError
 from fxprune.util.paths import name_seed
 
@@ -57,7 +57,7 @@ class Magnitude:
         sums = TensorSums.of(tensors)
         total = np.zeros(group.size, dtype=np.float64)
         for member in scoped_members(self.scope, group, sums, graph):
-            total += sums.unit_sums(member, group.variable, self.p)
+            total += sums.channel_sums(member, group.variable, self.p)
         norm = np.sqrt(total) if self.p == 2 and self.scope == "producer" else total
         return normaliser_by_name(self.normalise)(norm)
 
@@ -174,7 +174,7 @@ class Slimming:
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without batch norm."""
         scales = [
-            unit_totals(tensors[m.tensor].abs(), m, group.variable)
+            channel_totals(tensors[m.tensor].abs(), m, group.variable)
             for m in group.members
             if m.role == "scale" and m.tensor.endswith("weight") and _variance_of(m.tensor) in tensors
         ]

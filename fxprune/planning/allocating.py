@@ -47,7 +47,7 @@ def allocate(
     min_channels: Count = 1,
     max_ratio: Share = 1.0,
 ) -> dict[Group, Mask]:
-    """Choose the units that stay.
+    """Choose the channels that stay.
 
     Steps are taken in the order of the scores, equal ones in the order of the groups, until the budget is met: without
     the last step it is not. Equal inputs give equal masks, and a larger ratio takes the same steps and then others, so
@@ -56,7 +56,7 @@ def allocate(
 
     Args:
         graph: the channel graph.
-        scores: per group one number per unit, higher = keep; or a selection, whose knob is set to meet the (first)
+        scores: per group one number per channel, higher = keep; or a selection, whose knob is set to meet the (first)
             budget; None without weights (then shares are uniform and the lowest indices stay).
         multiple: what "auto" rounds wide groups to; narrow ones, and all where the budget is out of reach, to less.
         ratio, budget, scope, alike, residual, exclude, round_to, min_channels, max_ratio: as for fxprune.compile.

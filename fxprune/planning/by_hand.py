@@ -1,4 +1,4 @@
-"""Channels chosen by hand: which units of which groups they are."""
+"""Channels chosen by hand: which channels of which groups they are."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROLES = ("out", "other", "selection", "scale")
 
 
 def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Group, Mask]:
-    """For every group a mask of the units that stay when the given channels go, with all that is tied to them.
+    """For every group a mask of the channels that stay when the given channels go, with all that is tied to them.
 
     Args:
         graph: the channel graph.
@@ -54,9 +54,9 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
 
 
 def masks_without_zeros(graph: ChannelGraph, tensors: Mapping[str, torch.Tensor]) -> dict[Group, Mask]:
-    """For every group a mask of the units that are not exactly zero; one stays where all are.
+    """For every group a mask of the channels that are not exactly zero; one stays where all are.
 
-    A unit is zero where all rows that make it are and its scales, or all columns that read it.
+    A channel is zero where all rows that make it are and its scales, or all columns that read it.
     """
     return {group: _not_zero(group, tensors) for group in graph.groups}
 
@@ -66,9 +66,9 @@ def _not_zero(group: Group, tensors: Mapping[str, torch.Tensor]) -> Mask:
     for member in group.members:
         values = tensors.get(member.tensor)
         if isinstance(values, torch.nn.Parameter):
-            units, elements = owned_by(member.axis, group.variable)
+            channels, elements = owned_by(member.axis, group.variable)
             present = (values != 0).movedim(member.dim, 0).reshape(values.shape[member.dim], -1).any(1).cpu().numpy()
-            some["read" if member.role == "in" else "made"][units[present[elements]]] = True
+            some["read" if member.role == "in" else "made"][channels[present[elements]]] = True
     read = some["read"] if any(m.role == "in" for m in group.members) else True
     stays: Mask = some["made"] & read
     stays[0] |= not stays.any()
@@ -120,11 +120,11 @@ def _layers(graph: ChannelGraph) -> Iterator[str]:
 
 
 def _companions(axis: Axis, element: int) -> str:
-    """What shares a unit with an element of the axis."""
+    """What shares a channel with an element of the axis."""
     found = []
     for variable in dict.fromkeys(variables(axis)):
-        units, elements = owned_by(axis, variable)
-        mine = np.isin(units, units[elements == element])
+        channels, elements = owned_by(axis, variable)
+        mine = np.isin(channels, channels[elements == element])
         if mine.any():
             found.append(write_ranges(np.unique(elements[mine])))
     return f"it goes with all of {' or of '.join(found)}" if found else "it belongs to a part that stays"

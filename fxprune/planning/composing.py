@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, units_of
+from fxprune.axes.elements import Mask, channels_of
 from fxprune.errors import PlanError
 from fxprune.planning.plan import Keep, Plan, same_indices
 from fxprune.planning.plan_text import kept_shapes
@@ -53,13 +53,13 @@ def _chained(first: Keep, second: Keep) -> Keep:
 
 
 def _mask(group: Group, keep: Mapping[str, Keep]) -> Mask:
-    """The units of which anything is kept."""
+    """The channels of which anything is kept."""
     mask = np.zeros(group.size, dtype=np.bool_)
     for member in group.members:
         if member.tensor not in keep:
             continue
-        units, index = units_of(member.axis, group.variable), keep[member.tensor][member.dim]
-        kept = units if index is None else units[index.numpy()]
+        channels, index = channels_of(member.axis, group.variable), keep[member.tensor][member.dim]
+        kept = channels if index is None else channels[index.numpy()]
         mask[kept[kept >= 0]] = True
     return mask
 

@@ -1,4 +1,4 @@
-"""In which order each group gives up its units, and how many of them have to stay."""
+"""In which order each group gives up its channels, and how many of them have to stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxprune.axes.expressions import Axis
 from fxprune.cost.budgets import CostModel, WidthLeaf
 from fxprune.criteria.base import removal_order
 from fxprune.planning.limits import Limits
-from fxprune.planning.protecting import protected_units
+from fxprune.planning.protecting import protected_channels
 from fxprune.planning.selecting import StepSequence
 from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
@@ -23,7 +23,7 @@ FloatArray = NDArray[np.float64]
 
 
 def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
-    """Ascending scores; units without which some dim would become empty stay."""
+    """Ascending scores; channels without which some dim would become empty stay."""
     protected = _protected(graph, scores, limits)
     orders = [_moved_last(removal_order(scores[g]), protected[g]) for g in graph.groups]
     return Staircase(graph.groups, orders, [limits.steps(g, int(protected[g].sum())) for g in graph.groups])
@@ -32,12 +32,12 @@ def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], lim
 def frugal_staircase(
     graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits, model: CostModel
 ) -> Staircase:
-    """As :func:`score_staircase`, but the units that stay to the end are those that cost least.
+    """As :func:`score_staircase`, but the channels that stay to the end are those that cost least.
 
-    Units of one group cost the same unless gathers hold some of them more often than others. For those this reaches
+    Channels of one group cost the same unless gathers hold some of them more often than others. For those this reaches
     ratios that the order of scores alone would not (greedily: the least cost is that of a set cover).
     """
-    costs = _unit_costs(graph, model)
+    costs = _channel_costs(graph, model)
     protected = _protected(graph, {group: -cost for group, cost in costs.items()}, limits)
     steps = [limits.steps(g, int(protected[g].sum())) for g in graph.groups]
     orders: list[IntArray] = []
@@ -52,9 +52,9 @@ def frugal_staircase(
 
 
 def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
-    """Per group the units that keep every tensor dim and every contracted dim from becoming empty."""
+    """Per group the channels that keep every tensor dim and every contracted dim from becoming empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
-    protected = protected_units(_axes(graph), free, graph.pairs)
+    protected = protected_channels(_axes(graph), free, graph.pairs)
     none = {group: np.zeros(group.size, dtype=np.bool_) for group in limits.frozen}
     return {group: none[group] if group in none else protected[group.variable] for group in graph.groups}
 
@@ -69,13 +69,13 @@ def _axes(graph: ChannelGraph) -> Iterator[Axis]:
 
 
 def _moved_last(order: NDArray[np.intp], last: Mask) -> IntArray:
-    """The order with the marked units moved to its end."""
+    """The order with the marked channels moved to its end."""
     marked = last[order]
     return np.concatenate([order[~marked], order[marked]]).astype(np.int64)
 
 
-def _unit_costs(graph: ChannelGraph, model: CostModel) -> dict[Group, FloatArray]:
-    """What one unit of each group costs, to first order around a single kept unit each."""
+def _channel_costs(graph: ChannelGraph, model: CostModel) -> dict[Group, FloatArray]:
+    """What one channel of each group costs, to first order around a single kept channel each."""
     costs = {group.variable: np.zeros(group.size, dtype=np.float64) for group in graph.groups}
     leaves = np.array([leaf.expected(dict.fromkeys(costs, 1)) for leaf in model.leaves], dtype=np.float64)
     base = model.evaluate(leaves)

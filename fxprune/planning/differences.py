@@ -18,12 +18,12 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """A channel group of which the two plans keep other units.
+    """A channel group of which the two plans keep other channels.
 
     Attributes:
         name: the group's name.
-        kept: the numbers of units kept by the first plan and by the second.
-        only_first: units that the first plan keeps alone, as ranges such as ``"0-3,7"``.
+        kept: the numbers of channels kept by the first plan and by the second.
+        only_first: channels that the first plan keeps alone, as ranges such as ``"0-3,7"``.
         only_second: the same of the second plan.
     """
 
@@ -38,10 +38,10 @@ class PlanDifference:
     """What two plans disagree about; false where they are equal.
 
     Attributes:
-        groups: the groups of which other units stay, in the first plan's order.
+        groups: the groups of which other channels stay, in the first plan's order.
         settings: the values of each setting that differs, the first plan's first; "absent" where a plan has none.
         networks: shapes of tensors that differ, where the plans are for different networks.
-        equal_groups: how many groups keep the same units.
+        equal_groups: how many groups keep the same channels.
     """
 
     groups: tuple[GroupDifference, ...]
@@ -87,8 +87,8 @@ def _group_difference(name: str, first: tuple[int, ...], second: tuple[int, ...]
 
 
 def _only(one: tuple[int, ...], other: tuple[int, ...]) -> str:
-    units = np.setdiff1d(np.asarray(one, dtype=np.int64), np.asarray(other, dtype=np.int64))
-    return write_ranges(units) if len(units) else ""
+    channels = np.setdiff1d(np.asarray(one, dtype=np.int64), np.asarray(other, dtype=np.int64))
+    return write_ranges(channels) if len(channels) else ""
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -98,7 +98,7 @@ def _why(graph: ChannelGraph, pattern: str) -> str:
 
 
 MAX_RATIO = 0.9
-"""The share of a group's units that goes at most; see ``--max-ratio`` of ``benchmarks/criteria_accuracy.py``."""
+"""The share of a group's channels that goes at most; see ``--max-ratio`` of ``benchmarks/criteria_accuracy.py``."""
 
 _STEPS = 8  # an automatic multiple leaves a group at least that many widths
 Share = float | Mapping[str, float] | Callable[[Group], float]
@@ -110,7 +110,7 @@ class Limits:
     """Limits on the kept width of each group.
 
     Attributes:
-        fewest: how many units stay at least; groups that are absent keep one.
+        fewest: how many channels stay at least; groups that are absent keep one.
         round_to: a narrowed group's kept width is a multiple of this.
         frozen: groups that keep their width.
         vectors: for groups whose kernels round widths up, the multiple to which; a narrowed group's width is one, or
@@ -125,7 +125,7 @@ class Limits:
     given: tuple[str, ...] = ()
 
     def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
-        """How many units are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` units must stay."""
+        """How many channels are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` channels must stay."""
         if group in self.frozen:
             return np.zeros(1, dtype=np.int64)
         multiple, vector = self.round_to.get(group, 1), self.vectors.get(group, 1)
@@ -185,19 +185,19 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
     """For each group the multiple that kernels like: ``multiple``, or a power of two below that leaves it eight widths.
 
-    A unit that stands for several channels side by side, as a head does, counts as that many.
+    A channel of the group that stands for several of a layer, side by side as in a head, counts as that many.
     """
     found: dict[Group, int] = {}
     for group in graph.groups:
-        wanted = multiple // math.gcd(multiple, _channels_per_unit(group))
+        wanted = multiple // math.gcd(multiple, _channels_in_one(group))
         while wanted > 1 and wanted * _STEPS > group.size:
             wanted //= 2
         found[group] = wanted
     return found
 
 
-def _channels_per_unit(group: Group) -> int:
-    """How many neighbouring channels of the layers that make them one unit of the group stands for."""
+def _channels_in_one(group: Group) -> int:
+    """How many neighbouring channels of the layers that make them one channel of the group stands for."""
     makers = [m.axis for m in group.members if m.role in ("out", "other")]
     return math.gcd(*(_inner(axis, group.variable) for axis in makers or [group.variable]))
 
@@ -217,7 +217,7 @@ def _count(name: str, value: object) -> int:
 
 
 def _most(share: object, group: Group) -> int:
-    """How many units that share is."""
+    """How many channels that share is."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise BudgetError(f"max_ratio must be a number between 0 and 1, not {share!r}")
     # The small addend: 0.3 * 10 is 2.9999999999999996, and three of ten may go.

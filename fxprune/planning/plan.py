@@ -30,7 +30,7 @@ class Plan:
     Attributes:
         keep: for every parameter and buffer one entry per dim: the kept indices, ascending, int64, or None for all.
             Entry ``new`` of an index is the old place of channel ``new``: ``keep["conv1.weight"][0][new]``.
-        groups: for every group the units that stay, ascending.
+        groups: for every group the channels that stay, ascending.
         shapes: the original shape of every parameter and buffer.
         settings: how the plan came about (ratio, budget, criterion, ...), JSON values.
     """
@@ -42,7 +42,7 @@ class Plan:
 
     @classmethod
     def from_masks(cls, graph: ChannelGraph, masks: Mapping[Group, Mask], settings: Mapping[str, Any]) -> Plan:
-        """The plan that keeps the units marked in ``masks`` (a group that is absent keeps all).
+        """The plan that keeps the channels marked in ``masks`` (a group that is absent keeps all).
 
         Raises:
             PlanError: a mask of the wrong shape, or one that keeps nothing of a group, a tensor's dim or an activation.
@@ -51,12 +51,14 @@ class Plan:
         for group in graph.groups:
             mask = np.asarray(masks.get(group, np.ones(group.size, dtype=np.bool_)))
             if mask.shape != (group.size,) or mask.dtype != np.bool_ or not mask.any():
-                raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} units that keeps some")
+                raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} channels that keeps some")
             by_variable[group.variable] = mask
         keep = _keep(graph, by_variable)
         empty = next((n for n, dims in keep.items() if any(k is not None and not len(k) for k in dims)), None)
         if empty is not None:
-            raise PlanError(f"these masks leave a dim of {empty!r} empty; keep at least one unit of each of its dims")
+            raise PlanError(
+                f"these masks leave a dim of {empty!r} empty; keep at least one channel of each of its dims"
+            )
         _check_activations(graph, by_variable)
         groups = {g.name: tuple(np.flatnonzero(by_variable[g.variable]).tolist()) for g in graph.groups}
         shapes = {name: tuple(shape) for name, shape in graph.shapes.items()}

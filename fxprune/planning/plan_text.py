@@ -131,7 +131,7 @@ def read_parts(text: str) -> PlanParts:
         odd = sorted(missing or unknown)[0]
         raise PlanError(f"the plan: {'missing' if missing else 'unknown'} entry {odd[:40]!r}")
     lists = _IndexLists()
-    groups = {n: _units(kept, n, lists) for n, kept in _dict(document["groups"], "groups").items()}
+    groups = {n: _channels(kept, n, lists) for n, kept in _dict(document["groups"], "groups").items()}
     entries = {n: _dict(entry, f"tensor {n!r}") for n, entry in _dict(document["tensors"], "tensors").items()}
     shapes = {n: _shape(entry.get("shape"), n) for n, entry in entries.items()}
     keep = {n: _keep(entry.get("keep"), shapes[n], n, lists) for n, entry in entries.items()}
@@ -185,7 +185,7 @@ class _IndexLists:
         return self._known[text, size]
 
 
-def _units(text: Any, name: str, lists: _IndexLists) -> tuple[int, ...]:
+def _channels(text: Any, name: str, lists: _IndexLists) -> tuple[int, ...]:
     return tuple(lists.indices(text, _LARGEST_DIM, f"group {name!r}").tolist())
 
 

@@ -1,7 +1,7 @@
-"""Units that must stay so that no dim of any tensor becomes empty.
+"""Channels that must stay so that no dim of any tensor becomes empty.
 
-A group keeps a unit by itself, but an axis that gathers only some of its units (one half of a shuffled width) could
-still lose all of its elements while the group lives on elsewhere.
+A group keeps a channel by itself, but an axis that gathers only some of its channels (one half of a shuffled width)
+could still lose all of its elements while the group lives on elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, is_elementwise, units_of
+from fxprune.axes.elements import Mask, channels_of, is_elementwise
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, variables
 from fxprune.calibration import Collector
 from fxprune.cost.budgets import budget_model
@@ -25,29 +25,30 @@ from fxprune.errors import CriterionError
 FloatArray = NDArray[np.float64]
 
 
-def protected_units(
+def protected_channels(
     axes: Iterable[Axis], preference: Mapping[Channels, FloatArray], pairs: Iterable[Axis] = ()
 ) -> dict[Channels, Mask]:
-    """For every variable a mask of units to keep: with them, each axis has an element that stays, and of pairs two.
+    """For every variable a mask of channels to keep: with them, each axis has an element that stays, and of pairs two.
 
-    Few are chosen: the unit that serves most axes at risk first, among equals the one of highest preference (and lowest
-    index), until every axis is served. ``preference`` has one number per unit of each variable that may be cut.
+    Few are chosen: the channel that serves most axes at risk first, among equals the one of highest preference (and
+    lowest index), until every axis is served. ``preference`` has one number per channel of each variable that may be
+    cut.
     """
-    units = _Units(preference)
-    open_sets = {ids.tobytes(): ids for axis in _distinct(axes) for ids in units.saviours(axis)}
+    channels = _AllChannels(preference)
+    open_sets = {ids.tobytes(): ids for axis in _distinct(axes) for ids in channels.saviours(axis)}
     pending = list(open_sets.values())
     while pending:
-        serves = np.bincount(np.concatenate(pending), minlength=len(units.preference))
-        best = int(np.lexsort((-np.arange(len(serves)), units.preference, serves))[-1])
-        units.chosen[best] = True
-        pending = [ids for ids in pending if not units.chosen[ids].any()]
+        serves = np.bincount(np.concatenate(pending), minlength=len(channels.preference))
+        best = int(np.lexsort((-np.arange(len(serves)), channels.preference, serves))[-1])
+        channels.chosen[best] = True
+        pending = [ids for ids in pending if not channels.chosen[ids].any()]
     for axis in pairs:
-        units.keep_two(axis)
-    return units.masks()
+        channels.keep_two(axis)
+    return channels.masks()
 
 
-class _Units:
-    """The units of all variables in one row, so that sets of them are arrays of numbers."""
+class _AllChannels:
+    """The channels of all variables in one row, so that sets of them are arrays of numbers."""
 
     def __init__(self, preference: Mapping[Channels, FloatArray]) -> None:
         self._starts: dict[Channels, int] = {}
@@ -62,7 +63,7 @@ class _Units:
         return {v: self.chosen[start : start + v.size] for v, start in self._starts.items()}
 
     def keep_two(self, axis: Axis) -> None:
-        """Choose the units of two elements: those chosen already, else whose weakest unit is preferred most."""
+        """Choose the channels of two elements: those chosen already, else whose weakest channel is preferred most."""
         needs = self._needs(axis)
         if needs:
             preference = np.where(self.chosen, np.inf, self.preference)
@@ -71,15 +72,15 @@ class _Units:
                 self.chosen[[ids[element] for ids in needs if ids[element] >= 0]] = True
 
     def _needs(self, axis: Axis) -> list[IndexArray]:
-        """For each variable that may be cut, the unit that each element needs, or -1."""
+        """For each variable that may be cut, the channel that each element needs, or -1."""
         cut = [v for v in dict.fromkeys(variables(axis)) if v in self._starts]
-        return [np.where((unit := units_of(axis, v)) >= 0, unit + self._starts[v], -1) for v in cut]
+        return [np.where((channel := channels_of(axis, v)) >= 0, channel + self._starts[v], -1) for v in cut]
 
     def saviours(self, axis: Axis) -> list[IndexArray]:
-        """The units any one of which keeps the axis from becoming empty; no set at all where nothing can empty it.
+        """The channels any one of which keeps the axis from becoming empty; no set at all where nothing can empty it.
 
-        Where elements need units of several variables, the element whose weakest unit is preferred most is picked, and
-        each of its units is a set of its own.
+        Where elements need channels of several variables, the element whose weakest channel is preferred most is
+        picked, and each of its channels is a set of its own.
         """
         needs = self._needs(axis)
         if not needs or bool((np.max(needs, axis=0) < 0).any()):
@@ -116,11 +117,11 @@ def _never_empty(axis: Axis) -> bool:
 
 
 def _gathers_a_whole(axis: Gather) -> bool:
-    """Whether the gather holds every unit of some variable, one of which always stays."""
+    """Whether the gather holds every channel of some variable, one of which always stays."""
     if not is_elementwise(axis.base):
         return False
-    units = ((v, units_of(axis, v)) for v in dict.fromkeys(variables(axis)))
-    return any(len(np.unique(u[u >= 0])) == v.size for v, u in units)
+    channels = ((v, channels_of(axis, v)) for v in dict.fromkeys(variables(axis)))
+    return any(len(np.unique(u[u >= 0])) == v.size for v, u in channels)
 
 
 Scores = Mapping[Group, NDArray[np.float64]]
@@ -135,15 +136,15 @@ def width_scores(
     budget: str,
     spared: Collection[Group] = (),
 ) -> dict[Group, NDArray[np.float64]] | None:
-    """Per unit the error that its removal adds for each unit of the budget that it saves, in the order of ``scores``.
+    """Per channel the error that its removal adds for each unit of the budget that it saves, as in ``scores``.
 
-    The error is that of :class:`~fxprune.criteria.reconstruction.Reconstruction`. What a unit saves is counted at full
-    width. Ranking the units of all groups by it is the greedy way to the least error at a budget.
+    The error is that of :class:`~fxprune.criteria.reconstruction.Reconstruction`. What a channel saves is counted at
+    full width. Ranking the channels of all groups by it is the greedy way to the least error at a budget.
 
     Args:
         graph: the channel graph.
         criterion: the criterion.
-        scores: what it says: per group one number per unit, higher = keep; None without weights.
+        scores: what it says: per group one number per channel, higher = keep; None without weights.
         tensors: every parameter and buffer by name.
         collector: runs over the calibration data.
         budget: what is to be saved.

@@ -29,8 +29,8 @@ def selection_scores(
     """Scores by which the allocator makes the choice of a selection, within the limits and at the exact budget.
 
     The knob is set to the least that saves ``need`` (or to its end). What goes there scores below 1, what stays above,
-    each by the selection's preference: so the allocator gives back what overshoots, and goes on where limits hold units
-    back that were to go.
+    each by the selection's preference: so the allocator gives back what overshoots, and goes on where limits hold
+    channels back that were to go.
     """
     search = _Search(selection, graph, model, limits, need)
     masks = search.run()
@@ -50,7 +50,7 @@ class _Search:
         self._problem = Problem(groups, self._saved, lambda g: g.size - int(self._steps[g][-1]))
 
     def run(self) -> Mapping[Group, Mask]:
-        """The units that stay at the least setting that saves enough, or at the last of the last ladder."""
+        """The channels that stay at the least setting that saves enough, or at the last of the last ladder."""
         best: Mapping[Group, Mask] = {}
         most = -1.0
         for ladder in self._selection.ladders(self._problem):
@@ -77,7 +77,7 @@ class _Search:
         return self._model.full - self._model.exact({g.variable: mask for g, mask in masks.items()})
 
     def _limited(self, masks: Mapping[Group, Mask]) -> dict[Group, Mask]:
-        """The masks with as many units back as the limits ask for, the most preferred first."""
+        """The masks with as many channels back as the limits ask for, the most preferred first."""
         found: dict[Group, Mask] = {}
         for group, mask in masks.items():
             steps = self._steps[group]
@@ -115,7 +115,7 @@ class StepSequence:
 
 
 def score_sequence(stairs: Staircase, scores: Mapping[Group, FloatArray], pays: NDArray[np.bool_]) -> StepSequence:
-    """By the mean score of a step's units, groups that save nothing left out; equal ones in the order of the groups."""
+    """By the mean score of a step's channels, without groups that save nothing; equal ones in the groups' order."""
     owners, _, keys = _steps(stairs, _score_keys(stairs, scores))
     order = np.argsort(keys, kind="stable")
     order = order[pays[owners[order]]]
@@ -168,7 +168,7 @@ def _score_keys(stairs: Staircase, scores: Mapping[Group, FloatArray]) -> list[F
 
 
 def _block_means(ascending: FloatArray, steps: IntArray) -> FloatArray:
-    """The mean score of the units that go with each step."""
+    """The mean score of the channels that go with each step."""
     if len(steps) == 1:
         return np.zeros(0, dtype=np.float64)
     totals = np.add.reduceat(ascending[: steps[-1]], steps[:-1])

@@ -1,4 +1,4 @@
-"""Widths as a staircase: every group gives up its units in one order, and its level says how many are gone."""
+"""Widths as a staircase: every group gives up its channels in one order, and its level says how many are gone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ FloatArray = NDArray[np.float64]
 
 
 class Staircase:
-    """The groups, the order in which each gives up its units, and the widths it may stop at.
+    """The groups, the order in which each gives up its channels, and the widths it may stop at.
 
     Attributes:
         groups: one staircase each.
-        orders: per group, its units in the order they go.
-        steps: per group, how many units are gone at each level; level 0 is the whole group.
+        orders: per group, its channels in the order they go.
+        steps: per group, how many channels are gone at each level; level 0 is the whole group.
         heights: per group, its highest level.
     """
 
@@ -35,12 +35,12 @@ class Staircase:
         self._starts = np.cumsum([0, *(len(s) for s in steps)], dtype=np.int64)[:-1]
 
     def removed(self, levels: IntArray) -> IntArray:
-        """How many units of each group are gone at these levels."""
+        """How many channels of each group are gone at these levels."""
         gone: IntArray = self._flat[self._starts + levels]
         return gone
 
     def masks(self, levels: IntArray) -> dict[Group, Mask]:
-        """Which units of each group stay at these levels."""
+        """Which channels of each group stay at these levels."""
         masks: dict[Group, Mask] = {}
         for group, order, gone in zip(self.groups, self.orders, self.removed(levels).tolist(), strict=True):
             masks[group] = np.ones(group.size, dtype=np.bool_)
@@ -49,7 +49,7 @@ class Staircase:
 
 
 class StaircaseCost:
-    """The cost at given levels, exact for gathered units too: what a unit weighs is summed along its group's order."""
+    """The cost at given levels, exact for gathered channels too: what one weighs is summed along its group's order."""
 
     def __init__(self, model: CostModel, stairs: Staircase) -> None:
         self._model = model

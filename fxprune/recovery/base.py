@@ -63,7 +63,7 @@ class Work:
 
     @property
     def masks(self) -> Mapping[Channels, Mask]:
-        """Which units of each group stay."""
+        """Which channels of each group stay."""
         return self.plan.masks(self.graph)
 
     def batches(self, name: str) -> list[Sample]:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fxprune.analysis.groups import Group, Member
-from fxprune.axes.elements import Mask, is_elementwise, units_of
+from fxprune.axes.elements import Mask, channels_of, is_elementwise
 from fxprune.axes.expressions import variables
 from fxprune.calibration import LayerRows, TapFinder
-from fxprune.criteria.rows import producers, unit_rows
+from fxprune.criteria.rows import channel_rows, producers
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
 from fxprune.reporting import RecoveryRow
@@ -69,12 +69,12 @@ class Fuse:
 
 
 def nearest_kept(filters: Tensor, mask: Mask, least_similarity: float = 0.0) -> Tensor:
-    """How much of each removed unit goes to which kept one: float64 ``(units, units)``, row = removed, column = kept.
+    """Shares of removed channels that go to kept ones: float64 ``(channels, channels)``, row = removed, column = kept.
 
     Args:
-        filters: one row for each unit, ``(units, features)``.
-        mask: which units stay, ``(units,)``.
-        least_similarity: units whose nearest kept one has a smaller cosine go nowhere.
+        filters: one row for each channel, ``(channels, features)``.
+        mask: which channels stay, ``(channels,)``.
+        least_similarity: channels whose nearest kept one has a smaller cosine go nowhere.
     """
     norms = filters.norm(dim=1).clamp_min(1e-30)
     cosines = (filters @ filters.T) / norms / norms.unsqueeze(1)
@@ -88,14 +88,14 @@ def nearest_kept(filters: Tensor, mask: Mask, least_similarity: float = 0.0) -> 
 
 
 def _filters(group: Group, work: Work) -> Tensor:
-    """One row for each unit: the filters that make it, scaled by the batch norm behind them, with the shift as bias."""
+    """One row for each channel: the filters that make it, scaled by the batch norm behind, with the shift as bias."""
     paths = ModelPaths(work.model)
     tensors = {
         n: work.graph.constants[n] if n in work.graph.constants else paths.attribute(n) for n in work.graph.shapes
     }
     found = []
     for member in producers(group, tensors, work.graph):
-        rows = unit_rows(tensors[member.tensor], member, group.variable).cpu()
+        rows = channel_rows(tensors[member.tensor], member, group.variable).cpu()
         scale, shift = _affine(group, member, tensors, rows, work.model)
         found.append(torch.cat([rows * scale.unsqueeze(1), shift.unsqueeze(1)], dim=1))
     return torch.cat(found, dim=1)
@@ -104,7 +104,7 @@ def _filters(group: Group, work: Work) -> Tensor:
 def _affine(
     group: Group, producer: Member, tensors: Mapping[str, Tensor], rows: Tensor, model: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each unit behind its filter, where one batch norm follows; else the bias alone."""
+    """Scale and shift of each channel behind its filter, where one batch norm follows; else the bias alone."""
     names = {m.tensor for m in group.members if m.role == "scale" and _is_plain(m) and m.axis.size == group.size}
     bias = producer.tensor.rpartition(".")[0] + ".bias"
     shift = tensors[bias].detach().double().cpu() if bias in names else rows.new_zeros(len(rows))
@@ -138,21 +138,23 @@ def _merge(work: Work, name: str, found: list[tuple[Member, Group, Tensor]]) -> 
     assert kept is not None
     added = torch.zeros_like(old.index_select(1, kept.to(old.device)))
     for member, group, shares in found:
-        mixing = _column_shares(units_of(member.axis, group.variable), shares.numpy())
+        mixing = _column_shares(channels_of(member.axis, group.variable), shares.numpy())
         added += torch.einsum("oc...,ck->ok...", old, torch.from_numpy(mixing[:, kept.numpy()]).to(old))
     new.add_(added.to(new.dtype))
 
 
-def _column_shares(units: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From columns to columns: the n-th column of a unit goes to the n-th of its partner."""
+def _column_shares(channels: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From columns to columns: the n-th column of a channel goes to the n-th of its partner."""
     counts: Counter[int] = Counter()
     places = []
-    for unit in units.tolist():
-        places.append(counts[unit])
-        counts[unit] += 1
-    at = {(unit, place): column for column, (unit, place) in enumerate(zip(units.tolist(), places, strict=True))}
-    mixing = np.zeros((len(units), len(units)))
-    for unit, partner in np.argwhere(shares).tolist():
-        for place in range(min(counts[unit], counts[partner])):
-            mixing[at[unit, place], at[partner, place]] = shares[unit, partner]
+    for channel in channels.tolist():
+        places.append(counts[channel])
+        counts[channel] += 1
+    at = {
+        (channel, place): column for column, (channel, place) in enumerate(zip(channels.tolist(), places, strict=True))
+    }
+    mixing = np.zeros((len(channels), len(channels)))
+    for channel, partner in np.argwhere(shares).tolist():
+        for place in range(min(counts[channel], counts[partner])):
+            mixing[at[channel, place], at[partner, place]] = shares[channel, partner]
     return mixing

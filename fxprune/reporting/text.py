@@ -242,7 +242,7 @@ _TOP, _LONGEST = 20, 60
 
 
 def render_difference(found: PlanDifference, *, verbose: bool = False) -> RenderableType:
-    """The difference as something that a rich console prints; ``verbose`` shows every group and every unit."""
+    """The difference as something that a rich console prints; ``verbose`` shows every group and every channel."""
     if not found:
         return Text(f"the plans are equal; channel groups: {found.equal_groups}")
     parts: list[RenderableType] = []
@@ -252,7 +252,7 @@ def render_difference(found: PlanDifference, *, verbose: bool = False) -> Render
         parts += [_pairs("setting", found.settings, verbose), Text("")]
     if found.groups:
         parts.append(_group_changes(found.groups, verbose))
-    parts.append(Text(f"{len(found.groups)} groups keep other units, {found.equal_groups} the same"))
+    parts.append(Text(f"{len(found.groups)} groups keep other channels, {found.equal_groups} the same"))
     return Stack(*parts)
 
 

@@ -171,16 +171,16 @@ class Call:
             self.unify(a, b)
 
     def pin(self, axis: Axis, reason: str) -> None:
-        """Keep every unit of an axis."""
+        """Keep every channel of an axis."""
         self.solver.pin(axis, reason, self.cause)
 
     def pin_all(self, axes: Iterable[Axis], reason: str) -> None:
-        """Keep every unit of several axes."""
+        """Keep every channel of several axes."""
         for axis in axes:
             self.pin(axis, reason)
 
     def pin_inputs(self, reason: str) -> None:
-        """Keep every unit of everything the op reads."""
+        """Keep every channel of everything the op reads."""
         for node in self.node.all_input_nodes:
             axes = self.axes_of(node)
             for given in [axes] if isinstance(axes, tuple) else axes or []:

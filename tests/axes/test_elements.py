@@ -8,7 +8,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.axes.elements import as_gather, couple_elements, is_elementwise, kept_mask, kept_size, owned_by, units_of
+from fxprune.axes.elements import (
+    as_gather,
+    channels_of,
+    couple_elements,
+    is_elementwise,
+    kept_mask,
+    kept_size,
+    owned_by,
+)
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, concat, gather, product, variables
 from tests.axes.brute_force import ALWAYS, Classes, mask_of, needs
 from tests.axes.expressions import divisors, expressions, linear
@@ -37,7 +45,7 @@ def test_without_masks_everything_stays(axis: Axis) -> None:
 @given(sizes.flatmap(expressions))
 def test_units_of(axis: Axis) -> None:
     for variable in written(axis):
-        found = units_of(axis, variable).tolist()
+        found = channels_of(axis, variable).tolist()
         for element, unit in zip(needs(axis), found, strict=True):
             own = {i for v, i in element if v is variable}
             # A product of a variable with itself needs two of its units; that never survives the solver.

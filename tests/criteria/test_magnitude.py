@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fxprune import analyze
 from fxprune.analysis.groups import Group
-from fxprune.axes.elements import units_of
+from fxprune.axes.elements import channels_of
 from fxprune.criteria import Magnitude, score_groups
-from fxprune.criteria.rows import TensorSums, slice_sums, unit_rows
+from fxprune.criteria.rows import TensorSums, channel_rows, slice_sums
 from fxprune.errors import CriterionError
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph
@@ -32,7 +32,7 @@ def by_hand(group: Group, tensors: Mapping[str, Tensor], names: set[str], p: int
         if member.tensor in names:
             powered = tensors[member.tensor].abs() ** p
             slices = powered.movedim(member.dim, 0).reshape(powered.shape[member.dim], -1).sum(1).numpy()
-            for unit, value in zip(units_of(member.axis, group.variable), slices, strict=True):
+            for unit, value in zip(channels_of(member.axis, group.variable), slices, strict=True):
                 if unit >= 0:
                     total[unit] += value
     return total
@@ -177,4 +177,4 @@ def test_a_weight_that_two_channels_share_counts_for_both_and_once() -> None:
     assert scores is not None
     np.testing.assert_allclose(scores[group], first.sum(1).numpy() + read, rtol=1e-12)
     member = next(member for member in group.members if member.tensor == "head.weight")
-    np.testing.assert_allclose(unit_rows(net.head.weight, member, group.variable).abs().sum(1), read, rtol=1e-12)
+    np.testing.assert_allclose(channel_rows(net.head.weight, member, group.variable).abs().sum(1), read, rtol=1e-12)

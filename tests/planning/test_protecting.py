@@ -18,7 +18,7 @@ from fxprune.axes.elements import kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, concat, gather, product
 from fxprune.errors import BudgetError
 from fxprune.planning import allocate, budget_model
-from fxprune.planning.protecting import protected_units
+from fxprune.planning.protecting import protected_channels
 from tests.planning import graphs
 from tests.planning.graphs import HandGraph, channels
 
@@ -28,7 +28,7 @@ def picked(variable: Axis, *index: int) -> Axis:
 
 
 def protected(axes: list[Axis], **preference: tuple[Channels, list[float]]) -> dict[str, list[int]]:
-    masks = protected_units(axes, {v: np.array(p) for v, p in preference.values()})
+    masks = protected_channels(axes, {v: np.array(p) for v, p in preference.values()})
     return {name: np.flatnonzero(masks[v]).tolist() for name, (v, _) in preference.items()}
 
 
@@ -75,7 +75,7 @@ def test_elements_of_several_variables() -> None:
 def test_variables_that_are_never_cut_keep_an_axis_alive() -> None:
     a, b = channels(3), channels(3)
     assert protected([picked(concat([a, b]), 0, 4)], a=(a, [1, 2, 3])) == {"a": []}
-    assert protected_units([picked(b, 0)], {}) == {}
+    assert protected_channels([picked(b, 0)], {}) == {}
 
 
 @st.composite
