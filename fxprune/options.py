@@ -54,7 +54,7 @@ CriterionName = (
     ]
     | str
 )
-RecoveryName = Literal["auto", "batchnorm", "bias", "fuse", "reconstruct"] | str
+RecoveryName = Literal["auto", "batchnorm", "bias", "fuse", "match", "reconstruct"] | str
 FormatName = Literal["pt2", "onnx", "source", "openvino", "aoti"]
 FreeSize = Literal["batch", "resolution", "length"]
 Scope = Literal["auto", "global", "uniform", "reconstruction"]
