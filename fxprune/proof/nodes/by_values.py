@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,23 +99,33 @@ class ByValues:
             if way is WAYS[0] and _is_inexact_tuple(step.full, result.full):
                 continue
             if isinstance(result.full, Tensor):
-                self.check_fit(step.full, result.full.shape, kept)
+                kept = self.fitting(step.full, result.full.shape)
             text = self._differs(step, result, kept, way)
             if not text:
                 self._accept(step, result, kept, way)
                 return
             failures.append(text)
-        raise fault(self._pair, step.full, failures[min(len(failures), 2) - 1])
+        text = failures[min(len(failures), 2) - 1]
+        if any(map(operator.is_not, kept, self.kept_of(step.full))):
+            raise UnjudgedError(f"{step.full.name} keeps something else at these sizes: {text}")
+        raise fault(self._pair, step.full, text)
 
-    def check_fit(self, node: fx.Node, shape: Sequence[int], kept: Kept) -> None:
-        """What goes is known for the sizes of the trace: a dim of another size, such as a flattened map, is another.
+    def fitting(self, node: fx.Node, shape: Sequence[int]) -> Kept:
+        """What a value of some shape keeps, by what is known of the sizes of the trace.
+
+        Along a dim of another size, such as that of rows and heads in one, the same is kept of each part.
 
         Raises:
-            UnjudgedError: it has another size.
+            UnjudgedError: the dim is no such repetition.
         """
-        traced = node.meta["val"].shape if any(index is not None for index in kept) else ()
-        if len(kept) > len(shape) or any(k is not None and shape[d] != traced[d] for d, k in enumerate(kept)):
+        kept = self.kept_of(node)
+        if all(index is None for index in kept):
+            return kept
+        traced = node.meta["val"].shape
+        found = [k if k is None or d >= len(shape) else _stretched(k, traced[d], shape[d]) for d, k in enumerate(kept)]
+        if len(kept) > len(shape) or any(k is not None and f is None for k, f in zip(kept, found, strict=True)):
             raise UnjudgedError(f"{node.name} is {tuple(shape)} here, and what goes is known of {tuple(traced)}")
+        return tuple(found)
 
     def kept_of(self, node: fx.Node) -> Kept:
         """What a node's value keeps, as the certificate says."""
@@ -217,7 +229,7 @@ class ByValues:
             found = ""
             for way in WAYS[1:]:  # positions may be gone as well as channels, and statistics are then of what is kept
                 result = self.evaluation.run(step, way, training=True)
-                text = self._differs(step, result, self.kept_of(step.full), way)
+                text = self._differs(step, result, self.fitting(step.full, result.full.shape), way)
                 if not text:
                     break
                 found = found or text
@@ -255,7 +267,8 @@ class ByValues:
 
     def _rewritten(self, node: fx.Node, member: fx.Node, full: Any, narrow: Any, way: Way) -> None:
         """Judge what a write made of another node's value."""
-        kept, old = self.kept_of(member), self._claims[member]
+        old = self._claims[member]
+        kept = old.kept
         if text := self._unlike(full, kept, narrow, way):
             raise fault(self._pair, node, f"what it writes to {member.name}: {text}")
         now = Claim((full, narrow), kept, caused=old.caused)
@@ -271,6 +284,19 @@ class ByValues:
             self.tally.close += 1
         else:
             self.tally.exact += 1
+
+
+def _stretched(kept: Tensor, before: int, after: int) -> Tensor | None:
+    """What is kept of a dim of another size if the same is kept of each of its parts; None where it is not."""
+    if before == after:
+        return kept
+    part = math.gcd(before, after)
+    if not part or len(kept) % (before // part):
+        return None
+    parts = kept.view(before // part, -1)
+    starts = part * torch.arange(max(before, after) // part, device=kept.device)[:, None]
+    own = parts[:1]
+    return (own + starts[: after // part]).flatten() if torch.equal(parts, own + starts[: before // part]) else None
 
 
 def _is_inexact_tuple(node: fx.Node, value: Any) -> bool:

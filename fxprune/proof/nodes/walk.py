@@ -11,6 +11,7 @@ outputs' claims follow along the graph, and these say that the networks are equa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,10 +22,11 @@ from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.locating import reads_about
 from fxprune.proof.nodes.by_values import ByValues, Tally
 from fxprune.proof.nodes.calls import call, call_name, on_values
-from fxprune.proof.nodes.claims import Claim, Kept
+from fxprune.proof.nodes.claims import Claim, Kept, same_kept
 from fxprune.proof.nodes.drawing import Setting, drawn, held_claim
 from fxprune.proof.nodes.evaluating import TOLERANCE, WAYS
 from fxprune.proof.nodes.laws import Reading, Verdict, has_same_attributes, judged
+from fxprune.proof.nodes.laws.reading import on_meta
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
 from fxprune.proof.nodes.structure import Step
@@ -51,7 +53,13 @@ class _Walk:
         self._memory = Memory(pair.full)
         self._by_values = ByValues(pair, setting, self._claims, self._owners, self._memory)
         self._evaluation, self._tally = self._by_values.evaluation, self._by_values.tally
+        self._has_other_rows = any(map(self._has_rows, (n for n in pair.full.nodes if n.op == "placeholder")))
         self._has_laws = not any(call_name(node) in _LAYOUT for node in pair.full.nodes)
+
+    def _has_rows(self, node: fx.Node) -> bool:
+        """Whether an input has other rows than it had for the trace."""
+        traced, value = node.meta.get("val"), self._setting.inputs[node.name]
+        return isinstance(traced, Tensor) and isinstance(value, Tensor) and value.shape[:1] != traced.shape[:1]
 
     def run(self, steps: Sequence[Step]) -> Tally:
         self._by_values.steps = {step.full: step for step in steps}
@@ -118,7 +126,7 @@ class _Walk:
         given = step.full.all_input_nodes
         if step.counterpart is None or step.written != (step.image,) or not all(n in self._claims for n in given):
             return None
-        return Reading(
+        reading = Reading(
             step.full,
             step.counterpart,
             self._by_values.kept_of(step.full),
@@ -129,6 +137,10 @@ class _Walk:
             self._setting.keep,
             self._setting.patterns,
         )
+        if self._has_other_rows and any(index is not None for index in reading.kept):
+            shape = _shape_of(reading)
+            return reading if shape is None else replace(reading, kept=self._by_values.fitting(step.full, shape))
+        return reading
 
     def _by_arithmetic(self, reading: Reading) -> bool:
         """Whether both networks make the same call on the same numbers, or on tensors of sizes that give the same."""
@@ -154,7 +166,9 @@ class _Walk:
         if verdict is None:
             return False
         node = reading.node
-        self._by_values.check_fit(node, verdict.shape, reading.kept)
+        kept = () if verdict.pieces else self._by_values.fitting(node, verdict.shape)
+        if not verdict.pieces and not all(map(same_kept, kept, reading.kept)):
+            return False
         written = written_by(node) if reading.writes else None
         members = self._memory.note(node, [written] if written else node.all_input_nodes if verdict.shares else ())
         later = self._memory.rewritten(node, members, self._claims) if written else set()
@@ -203,6 +217,15 @@ class _Walk:
             self._claims[node] = self._by_values.renewed(node, claim)
         self._tally.by_law += 1
         return True
+
+
+def _shape_of(reading: Reading) -> Sequence[int] | None:
+    """The shape of the full value; of what a layer gives, at least the rows."""
+    if reading.module is not None:
+        given, traced = reading.tensor(), reading.node.meta["val"].shape
+        return None if given is None or not given.shape else (given.shape[0], *traced[1:])
+    result = reading.tried(lambda claim: on_meta(claim.shape or ()) if claim.is_float else claim.full.to("meta"))
+    return result.shape if isinstance(result, Tensor) else None
 
 
 def _hangs_on_wholes(reading: Reading) -> bool:
