@@ -194,7 +194,7 @@ def noticed_elsewhere(fault: Fault) -> str:
             return f"arbitrary network {seed} refused"
     for file in TESTS[fault.place.partition(".")[0]]:
         with contextlib.redirect_stdout(io.StringIO()):
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", file])
+            code = pytest.main(["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", file])
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             return file
     return ""

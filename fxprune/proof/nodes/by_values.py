@@ -259,11 +259,9 @@ class ByValues:
     def _through_views(self, step: Step, later: set[fx.Node], way: Way) -> Mapping[fx.Node, tuple[Any, Any]]:
         """What a write to a view leaves in what it is a view of, and in the views on the way, by node."""
         lineage = self._memory.lineage(written_by(step.full))
-        views = [self.steps[node] for node in lineage[1:] if node in self.steps]
-        plain = len(views) == len(lineage) - 1 and not any(may_write(view.full, None) for view in views)
-        if way.over_kept or not plain or any(member not in lineage for member in later):
+        if way.over_kept or any(member not in lineage for member in later):
             raise UnjudgedError(f"{step.full.name} writes to memory that others share in another way and read later")
-        return self.evaluation.replayed(views, step, lineage[0], way)
+        return self.evaluation.replayed([self.steps[node] for node in lineage[1:]], step, lineage[0], way)
 
     def _rewritten(self, node: fx.Node, member: fx.Node, full: Any, narrow: Any, way: Way) -> None:
         """Judge what a write made of another node's value."""

@@ -6,8 +6,14 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from fxprune.proof.nodes.calls import tensors_among
+from fxprune.proof.nodes.calls import call_name, tensors_among
 from fxprune.proof.nodes.evaluating import Result
+
+# What gives a view whatever it is given.
+_VIEWS = frozenset(
+    """getitem view transpose permute swapaxes movedim t unsqueeze squeeze unflatten select narrow split chunk unbind
+    detach""".split()
+)
 
 
 class Memory:
@@ -32,11 +38,14 @@ class Memory:
         return {member for member in members if member in live and not self._dies_at(member, node)}
 
     def lineage(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes from the one that made the memory that a node's value lies in, each a view of that before it."""
+        """The nodes from the one that made the memory that a node's value lies in, each a view of that before it.
+
+        Empty where one of them may be a copy, as that hangs on how values lie in memory.
+        """
         found = [node]
-        while parents := [
-            n for n in found[0].all_input_nodes if n in self._families.get(found[0], ()) and n not in found
-        ]:
+        while parents := [n for n in found[0].all_input_nodes if n in self._families.get(found[0], ())]:
+            if call_name(found[0]) not in _VIEWS:
+                return []
             found.insert(0, parents[0])
         return found
 

@@ -25,8 +25,8 @@ from fxprune.proof.nodes.calls import call, call_name, on_values
 from fxprune.proof.nodes.claims import Claim, Kept, same_kept
 from fxprune.proof.nodes.drawing import Setting, drawn, held_claim
 from fxprune.proof.nodes.evaluating import TOLERANCE, WAYS
-from fxprune.proof.nodes.laws import Reading, Verdict, has_same_attributes, judged
-from fxprune.proof.nodes.laws.reading import on_meta
+from fxprune.proof.nodes.laws import Reading, Verdict, has_same_attributes, judged, law_name
+from fxprune.proof.nodes.laws.reading import on_meta, widest
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
 from fxprune.proof.nodes.structure import Step
@@ -54,6 +54,8 @@ class _Walk:
         self._by_values = ByValues(pair, setting, self._claims, self._owners, self._memory)
         self._evaluation, self._tally = self._by_values.evaluation, self._by_values.tally
         self._has_other_rows = any(map(self._has_rows, (n for n in pair.full.nodes if n.op == "placeholder")))
+        # The nodes that only move entries, as laws tell.
+        self._moved: set[fx.Node] = set()
         self._has_laws = not any(call_name(node) in _LAYOUT for node in pair.full.nodes)
 
     def _has_rows(self, node: fx.Node) -> bool:
@@ -172,7 +174,7 @@ class _Walk:
         written = written_by(node) if reading.writes else None
         members = self._memory.note(node, [written] if written else node.all_input_nodes if verdict.shares else ())
         later = self._memory.rewritten(node, members, self._claims) if written else set()
-        if later - {written}:
+        if not self._passes_on(written, later):
             return False
         caused = all(claim.caused for claim in reading.operands if claim.is_lossy or claim.buried)
         if verdict.pieces:
@@ -184,11 +186,29 @@ class _Walk:
         else:
             self._claims[node] = self._drawn(node.name, verdict.shape, reading.kept, verdict, caused)
         for member in later:
-            self._claims[member] = self._claims[node]
+            whole = member is written and law_name(node) != "setitem"
+            self._claims[member] = self._claims[node] if whole else self._partly(member, self._claims[node])
+        if verdict.shares and not reading.writes:
+            self._moved.add(node)
         self._tally.at_any_size &= verdict.at_any_size
         self._tally.over_kept += verdict.over_kept
         self._tally.by_law += not verdict.over_kept
         return True
+
+    def _passes_on(self, written: fx.Node | None, later: set[fx.Node]) -> bool:
+        """Whether those who read a write later see it through views whose laws tell which entries they are of."""
+        if not later - {written}:
+            return True
+        lineage = self._memory.lineage(written) if written else []
+        known = all(member in lineage and self._claims[member].is_drawn for member in later)
+        return known and all(node in self._moved for node in lineage[1:])
+
+    def _partly(self, node: fx.Node, written: Claim) -> Claim:
+        """A claim of which a part was written over: it keeps what it kept."""
+        old = self._claims[node]
+        silent, domain = old.silent and written.silent, widest([old, written])
+        verdict = Verdict(old.shape or (), domain, silent)
+        return self._drawn(node.name, verdict.shape, old.kept, verdict, old.caused)
 
     def _drawn(self, name: str, shape: Sequence[int], kept: Kept, verdict: Verdict, caused: bool) -> Claim:
         return Claim(

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
-from fxprune.proof.nodes.laws.moves import concatenated, cut, permuted, sliced, viewed
+from fxprune.proof.nodes.laws.moves import concatenated, cut, overwritten, permuted, sliced, viewed
 from fxprune.proof.nodes.laws.products import LAYERS, attention, linear, matmul
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
@@ -24,6 +24,7 @@ _OTHERS = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
     "getitem": sliced,
+    "setitem": overwritten,
     "linear": linear,
     "scaled_dot_product_attention": attention,
 }
@@ -57,7 +58,7 @@ def judged(reading: Reading) -> Verdict | None:
     name = law_name(reading.node)
     if name in POINTWISE:
         return pointwise(reading)
-    if not name or reading.writes:
+    if not name or (reading.writes and name != "setitem"):
         return None
     if name in LOCAL:
         return local(reading, LOCAL[name])

@@ -96,25 +96,57 @@ def sliced(reading: Reading) -> Verdict | None:
     given = reading.tensor(0, "self")
     if given is None or given.shape is None or len(reading.node.args) != 2:
         return None
-    ndim = len(given.shape)
+    taken = _taken(reading, given)
+    if taken is None or len(reading.kept) > len(taken.shape):
+        return None
+    if not all(same_kept(index, at(reading.kept, place)) for place, index in enumerate(taken.kept)):
+        return None
+    return Verdict(taken.shape, given.domain or "any", given.silent, shares=True)
+
+
+def overwritten(reading: Reading) -> Verdict | None:
+    """Entries that are given other values: what is taken of the value is what is taken of the place."""
+    given, value = reading.tensor(0, "self"), reading.argument(2, "value")
+    if given is None or given.shape is None or not given.domain or not reading.same or len(reading.node.args) != 3:
+        return None
+    taken = _taken(reading, given)
+    if taken is None or any(isinstance(item, Claim) for item in _items(reading.known(reading.node.args[1]))):
+        return None
+    if not isinstance(value, Claim):
+        literal = type(value) in (int, float) and math.isfinite(value)
+        return Verdict(given.shape, "any", given.silent and value == 0) if literal else None
+    own = value.shape
+    if own is None or not value.is_float or len(own) > len(taken.shape):
+        return None
+    for place, size in enumerate(reversed(own), 1):
+        index = None if size == 1 and taken.shape[-place] != 1 else at(taken.kept, len(taken.shape) - place)
+        if size not in (1, taken.shape[-place]) or not same_kept(at(value.kept, len(own) - place), index):
+            return None
+    return Verdict(given.shape, widest([given, value]), given.silent and value.silent)
+
+
+def _items(index: Any) -> tuple[Any, ...]:
+    return tuple(index) if isinstance(index, (tuple, list)) else (index,)
+
+
+def _taken(reading: Reading, given: Claim) -> Piece | None:
+    """The shape of what an index takes of a tensor, and what it keeps; both networks take the same."""
+    ndim = len(given.shape or ())
     ours, theirs = (_every_index(index, ndim) for index in (reading.node.args[1], reading.other.args[1]))
     if ours is None or torch.fx.node.map_arg(ours, reading.images.get) != theirs:
         return None
-    dims = _dims_left([reading.known(item) for item in ours], ndim)
-    if dims is None:
+    index = tuple(map(reading.known, ours))
+    dims = _dims_left(index, ndim)
+    whole = {dim for dim, all_of_it in dims or () if all_of_it}
+    if dims is None or any(at(given.kept, dim) is not None for dim in range(ndim) if dim not in whole):
         return None
-    whole = {dim for dim, all_of_it in dims if all_of_it}
-    if any(at(given.kept, dim) is not None for dim in range(ndim) if dim not in whole):
+    index = tuple(item.full.to("meta") if isinstance(item, Claim) else item for item in index)
+    try:
+        shape = tuple(on_meta(given.shape or ())[index].shape)
+    except (IndexError, RuntimeError, TypeError, ValueError):
         return None
-    result = reading.tried(lambda claim: on_meta(claim.shape or ()) if claim.is_float else claim.full.to("meta"))
-    if not isinstance(result, Tensor) or result.ndim != len(dims) or len(reading.kept) > len(dims):
-        return None
-    if not all(
-        same_kept(at(given.kept, dim) if dim in whole else None, at(reading.kept, place))
-        for place, (dim, _) in enumerate(dims)
-    ):
-        return None
-    return Verdict(tuple(result.shape), given.domain or "any", given.silent, shares=True)
+    kept = tuple(at(given.kept, dim) if dim in whole else None for dim, _ in dims)
+    return Piece(shape, kept) if len(shape) == len(dims) else None
 
 
 def _every_index(index: Any, ndim: int) -> tuple[Any, ...] | None:
