@@ -7,9 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
-import networkx as nx
-
-from fxprune.analysis.groups import ChannelNode
+from fxprune.analysis.groups import ChannelNode, Ties
 from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import AnalysisError
 
@@ -19,7 +17,7 @@ class Explainer:
 
     def __init__(
         self,
-        graph: nx.Graph,
+        graph: Ties,
         tensors: Mapping[str, Sequence[Axis]],
         places: Mapping[int, tuple[str, int]],
         first_name: Callable[[str], str] = str,
@@ -38,8 +36,11 @@ class Explainer:
         if second is None:
             return self._explain_pins(first, starts)
         goals = self._nodes(second)
-        tied = ((a, b) for a in starts for b in goals if nx.has_path(self._graph, a, b))
-        path = next((nx.shortest_path(self._graph, a, b) for a, b in tied), None)
+        from networkx import has_path, shortest_path
+
+        graph = self._graph.as_networkx()
+        tied = ((a, b) for a in starts for b in goals if has_path(graph, a, b))
+        path = next((shortest_path(graph, a, b) for a, b in tied), None)
         if path is None:
             return f"{first} and {second} share no channel group"
         note = f"\n{self._explain_pin(path[0])}" if path[0][1] is None else ""
@@ -62,13 +63,13 @@ class Explainer:
             raise AnalysisError(f"unknown format {fmt!r}: choose 'dot' or 'svg'")
         numbers = {node: number for number, node in enumerate(self._graph.nodes)}
         lines = ["graph channels {", "  node [style=filled, fontname=monospace];"]
-        for position, component in enumerate(nx.connected_components(self._graph)):
+        for position, component in enumerate(self._graph.components()):
             colour = f"{position * 0.618 % 1:.3f} 0.3 0.95"
             for node in sorted(component, key=numbers.__getitem__):
                 shape = "box" if node[1] is None else "ellipse"
                 label = _quoted(self._label(node))
                 lines.append(f'  n{numbers[node]} [label={label}, shape={shape}, fillcolor="{colour}"];')
-        for a, b, data in self._graph.edges(data=True):
+        for a, b, data in self._graph.as_networkx().edges(data=True):
             label = _quoted(", ".join(dict.fromkeys(cause.op for cause in data["causes"])))
             lines.append(f"  n{numbers[a]} -- n{numbers[b]} [label={label}];")
         return "\n".join([*lines, "}"])
@@ -126,16 +127,16 @@ class Explainer:
 
     def _ties(self, path: Sequence[ChannelNode]) -> Iterator[str]:
         for a, b in pairwise(path):
-            yield f"  = {self._label(b)}, by {self._graph.edges[a, b]['cause']}"
+            yield f"  = {self._label(b)}, by {self._graph.adj[a][b]['cause']}"
 
     def _label(self, node: ChannelNode) -> str:
         place = self._places.get(node[0])
         return f"{place[0]} dim {place[1]}" if place else str(self._graph.nodes[node].get("origin", node[0]))
 
 
-def _next_steps(graph: nx.Graph) -> dict[ChannelNode, ChannelNode]:
+def _next_steps(graph: Ties) -> dict[ChannelNode, ChannelNode]:
     """For every node with a way to a pin, the next node on a shortest way; for the pinned ones themselves."""
-    pinned = [node for node, data in graph.nodes(data=True) if "pin" in data and node[1] is None]
+    pinned = [node for node, data in graph.nodes.items() if "pin" in data and node[1] is None]
     steps = {node: node for node in pinned}
     queue = deque(pinned)
     while queue:

@@ -1,15 +1,17 @@
-"""Channel groups: sets of channels that can only live or die together, solved as components of a networkx graph."""
+"""Channel groups: sets of channels that can only live or die together, solved as components of a graph."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-
-import networkx as nx
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from fxprune.axes.expressions import Axis, Cause, Channels, Concat, Dependency, Fixed, Origin, Pin, Product, variables
 from fxprune.axes.solver import Solver
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 PINNED = None
 ChannelNode = tuple[int, int | None]
@@ -59,54 +61,93 @@ class PinnedWidth:
     cause: str
 
 
-def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> nx.Graph:
+@dataclass(frozen=True)
+class Ties:
+    """Nodes with what is known of each, and for each its neighbours with what is known of the edge.
+
+    As networkx has them, whose import takes longer than most analyses.
+    """
+
+    nodes: dict[ChannelNode, dict[str, Any]] = field(default_factory=dict)
+    adj: dict[ChannelNode, dict[ChannelNode, dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, node: ChannelNode, origin: Origin) -> None:
+        """Add a node, or let it have another origin."""
+        self.nodes.setdefault(node, {})["origin"] = origin
+        self.adj.setdefault(node, {})
+
+    def components(self) -> Iterator[set[ChannelNode]]:
+        """The sets of nodes that are connected."""
+        seen: set[ChannelNode] = set()
+        for start in self.nodes:
+            if start not in seen:
+                found, pending = {start}, [start]
+                while pending:
+                    new = self.adj[pending.pop()].keys() - found
+                    found |= new
+                    pending += new
+                seen |= found
+                yield found
+
+    def as_networkx(self) -> nx.Graph:
+        """The same as a graph of that library."""
+        import networkx as nx
+
+        graph = nx.Graph()
+        graph.add_nodes_from(self.nodes.items())
+        graph.add_edges_from((a, b, data) for a, near in self.adj.items() for b, data in near.items())
+        return graph
+
+
+def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> Ties:
     """The graph whose components are the groups.
 
     A node is (variable, channel set): a variable as it occurs at a tensor and dim, and the part of it that one group
     owns (``PINNED`` where no channel may go). Every dependency an op asked for is an edge labelled with its cause.
     ``used``: variables that are nodes even where no op ties them to another one.
     """
-    graph = nx.Graph()
+    graph = Ties()
     for variable in used:
-        graph.add_nodes_from(_nodes(solver, variable), origin=variable.origin)
+        for node in _nodes(solver, variable):
+            graph.add(node, variable.origin)
     for dependency in solver.dependencies:
         _add_dependency(graph, solver, dependency)
         _note_fixed_sides(graph, solver, dependency)
     for pin in solver.pins:
         for variable in variables(pin.axis):
             for node in _nodes(solver, variable):
-                graph.add_node(node, origin=variable.origin)
+                graph.add(node, variable.origin)
                 if node[1] is PINNED:
                     graph.nodes[node].setdefault("pin", pin)
     return graph
 
 
-def _add_dependency(graph: nx.Graph, solver: Solver, dependency: Dependency) -> None:
+def _add_dependency(graph: Ties, solver: Solver, dependency: Dependency) -> None:
     left, right = _by_channel_set(solver, dependency.left), _by_channel_set(solver, dependency.right)
     for key in left.keys() & right.keys():
         hub = left[key][0][0]
         for node, origin in (*left[key], *right[key]):
-            graph.add_node(node, origin=origin)
+            graph.add(node, origin)
             if node != hub:
                 _add_cause(graph, hub, node, dependency.cause)
 
 
-def _add_cause(graph: nx.Graph, left: ChannelNode, right: ChannelNode, cause: Cause) -> None:
+def _add_cause(graph: Ties, left: ChannelNode, right: ChannelNode, cause: Cause) -> None:
     """The edge keeps every cause, because it stands until the last of them is gone; ``cause`` is the first."""
-    if not graph.has_edge(left, right):
-        graph.add_edge(left, right, cause=cause, causes=[cause])
-    elif cause not in (causes := graph.edges[left, right]["causes"]):
-        causes.append(cause)
+    if (known := graph.adj[left].get(right)) is None:
+        graph.adj[left][right] = graph.adj[right][left] = {"cause": cause, "causes": [cause]}
+    elif cause not in known["causes"]:
+        known["causes"].append(cause)
 
 
-def _note_fixed_sides(graph: nx.Graph, solver: Solver, dependency: Dependency) -> None:
+def _note_fixed_sides(graph: Ties, solver: Solver, dependency: Dependency) -> None:
     """A side written with a fixed size is what pins the pinned variables of the other side."""
     for side, other in ((dependency.left, dependency.right), (dependency.right, dependency.left)):
         fixed = _fixed_part(other)
         if fixed is None:
             continue
         for node, origin in _by_channel_set(solver, side).get(PINNED, ()):
-            graph.add_node(node, origin=origin)
+            graph.add(node, origin)
             graph.nodes[node].setdefault("pin", Pin(side, fixed.why, dependency.cause))
 
 

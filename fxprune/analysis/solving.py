@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import fx, nn
 
@@ -20,6 +20,9 @@ from fxprune.capture import Captured
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.rules.call import Ledger
 
+if TYPE_CHECKING:
+    import networkx as nx
+
 
 class ChannelGraph:
     """The solved network: groups that may shrink, widths that may not, and what they cost.
@@ -30,7 +33,6 @@ class ChannelGraph:
         macs, params: cost terms over resolved axes; MACs are for the sample as given, constant in opaque modules.
         parameter_names: the first state-dict name of every parameter.
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
-        graph: the networkx graph whose connected components are the groups.
         opaque: ops that were not understood.
         activations: the distinct axes of activations that gather elements of others, so that they might lose all
             elements while every group keeps some; none may.
@@ -59,10 +61,10 @@ class ChannelGraph:
         places = {
             a: (n, d) for n, axes in analyzer.tensors.items() for d, a in enumerate(axes) if isinstance(a, Channels)
         }
-        self.graph: nx.Graph = channel_graph(self.solver, (a for a, (n, _) in places.items() if n in analyzer.used))
+        self._ties = channel_graph(self.solver, (a for a, (n, _) in places.items() if n in analyzer.used))
         self._variables = {a.serial: place for a, place in places.items()}
         shown = {serial: (self._selections.get(n, n), d) for serial, (n, d) in self._variables.items()}
-        self._explainer = Explainer(self.graph, analyzer.tensors, shown, self.captured.first_name)
+        self._explainer = Explainer(self._ties, analyzer.tensors, shown, self.captured.first_name)
         self.activations = self._activation_axes()
         self.pairs = tuple(dict.fromkeys(map(resolve, analyzer.ledger.pairs)))
         self.groups = self._solve_groups(analyzer.ledger)
@@ -81,6 +83,11 @@ class ChannelGraph:
         self.bytes: Mapping[str, int] = {
             name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()
         }
+
+    @functools.cached_property
+    def graph(self) -> nx.Graph:
+        """The networkx graph whose connected components are the groups."""
+        return self._ties.as_networkx()
 
     def __repr__(self) -> str:
         groups, pinned = len(self.groups), len(self.pinned)
@@ -132,7 +139,7 @@ class ChannelGraph:
         crossed = self._roots(c.axis for c in ledger.crossings)
         joined = self._roots(ledger.joins)
         found: dict[int, list[Member]] = {}
-        for component in nx.connected_components(self.graph):
+        for component in self._ties.components():
             root = next(iter(component))[1]
             places = sorted(self._variables[serial] for serial, _ in component if serial in self._variables)
             if root is None or not places:
