@@ -197,7 +197,7 @@ RULES = (
     Fault("rules.linear:repair_attention", "width.size**-0.5", "repair.size(width)**-0.5", "attention/"),
     Fault("rules.linear:_grouped", "[key[-3].size, shares]", "[shares, key[-3].size]", "attention/grouped"),
     Fault("rules.normalization:_per_channel", "for name in _STATISTICS:", "for name in _STATISTICS[2:]:", "norm/Batch"),
-    Fault("rules.normalization:layer_norm", "call.crosses(axes[-count:])", "pass", "norm/LayerNorm|norm/RMSNorm"),
+    Fault("rules.normalization:layer_norm", "_normalize(call, axes[-count:])", "pass", "norm/LayerNorm|norm/RMSNorm"),
     Fault(
         "rules.normalization:repair_layer_norm",
         'repair.resize_all("normalized_shape", repair.call.notes["normalized"])',
