@@ -87,7 +87,7 @@ AXES = (
         "np.repeat(np.arange(base.size, dtype=np.int64), outer), inner",
         "repeat|index/|linear/kron",
     ),
-    Fault("axes.elements:couple_elements", "(unit - 1) % count", "unit", "index/|cut/rotated"),
+    Fault("axes.elements:couple_elements", "(channel - 1) % count", "channel", "index/|cut/rotated"),
     Fault(
         "axes.elements:_element_numbers",
         "_element_numbers(axis.base, offsets)[axis.index]",
