@@ -78,7 +78,7 @@ class Arguments:
             value = value.item()
         if isinstance(value, type(torch.FloatTensor)):
             value = value.dtype
-        if isinstance(value, (torch.dtype, float)):
+        if isinstance(value, (torch.dtype, float, str)):
             return self._reads.argument(value, self._new)
         if isinstance(value, slice):
             return slice(*(self.of(v) for v in (value.start, value.stop, value.step)))

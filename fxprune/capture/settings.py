@@ -124,12 +124,12 @@ class Reads:
 
     def holds(self, value: Any) -> bool:
         """Whether a value may have come from a tensor's dtype."""
-        return isinstance(value, torch.dtype) and value in self._latest
+        return _as_dtype(value) in self._latest
 
     def argument(self, value: Any, new: NewNode) -> Any:
         """A dtype or a limit of one as it stands in the graph: for now a read, if there was one like it."""
-        if isinstance(value, torch.dtype):
-            return self._guess(value, new, self._latest[value]) if value in self._latest else value
+        if dtype := _as_dtype(value):
+            return self._guess(dtype, new, self._latest[dtype]) if dtype in self._latest else value
         for dtype, node in self._latest.items():
             limit = _limit(dtype, value)
             if limit:
@@ -147,6 +147,13 @@ class Reads:
         made = new("call_function", getattr, (node, "dtype"), {}, dtype)
         self.guesses.append(made)
         return made
+
+
+def _as_dtype(value: Any) -> torch.dtype | None:
+    """A dtype, or that of a type's name as ``type()`` says it."""
+    if isinstance(value, str) and value.startswith("torch.") and value.count(".") == 1:
+        value = getattr(getattr(torch, value.split(".")[1], None), "dtype", None)
+    return value if isinstance(value, torch.dtype) else None
 
 
 def _limit(dtype: torch.dtype, value: Any) -> str:
