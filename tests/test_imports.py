@@ -92,7 +92,7 @@ def test_every_part_can_be_imported_first(name: str) -> None:
 
 
 def test_completions_are_what_there_is() -> None:
-    assert list(table()["criterion"].metadata["words"].choices) == ["auto", *known_criteria()]
+    assert list(table()["criterion"].metadata["words"].choices) == ["auto", "zeros", *known_criteria()]
     assert list(options.FORMATS) == list(FORMATS)
     assert list(options.RUNTIMES) == list(RUNTIMES)
     assert list(options.RECOVERIES) == known_recoveries()

@@ -169,3 +169,23 @@ def test_two_channels_stay_where_one_would_be_dropped(name: str) -> None:
     (group,) = (g for g in graph.groups if g.name == "first")
     with pytest.raises(fxprune.errors.PlanError, match="needs two"):
         fxprune.Plan.from_masks(graph, {group: np.arange(group.size) == 0}, {})
+
+
+class EveryOther(nn.Module):
+    """The largest of every other channel, which no weight holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        return h[:, ::2].amax(1, keepdim=True) + self.last(h)
+
+
+def test_no_plan_leaves_a_slice_without_any_channel() -> None:
+    graph = fxprune.analyze(EveryOther().eval(), torch.randn(1, 3, 4, 4))
+    (group,) = graph.groups
+    with pytest.raises(fxprune.errors.PlanError, match="without any channel"):
+        fxprune.Plan.from_masks(graph, {group: np.arange(group.size) % 2 == 1}, {})
+    assert fxprune.Plan.from_masks(graph, {group: np.arange(group.size) > 2}, {}).keep["last.weight"]
