@@ -6,6 +6,7 @@ import copy
 import runpy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -303,3 +304,25 @@ def test_constants_keep_their_type_when_the_network_is_converted(tmp_path: Path)
         answer = copy.deepcopy(network).bfloat16()(x.bfloat16())
         assert relative_error([answer], [expected]) < 0.02
         assert all(b.dtype == torch.float32 for b in copy.deepcopy(network).half().buffers() if b.is_floating_point())
+
+
+class GrowingDropout(nn.Module):
+    """In front of zeros, which equal rows give behind a batch norm, no answer tells one probability from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(2, 8), nn.BatchNorm1d(8, affine=False), nn.Dropout(0.0)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.gelu(self.norm(self.first(x)))
+        if self.training:
+            self.drop.p = min(0.5, self.drop.p + 0.1)
+        return self.head(self.drop(h))
+
+
+def test_a_layer_that_training_changes_is_refused_where_one_graph_serves_both_modes() -> None:
+    pruned = fxprune.compile(GrowingDropout().eval(), torch.randn(1, 2), 0.5)
+    with pytest.raises(fxprune.errors.ModeError):
+        pruned.train()(torch.randn(4, 2))
+    assert pruned.eval()(torch.randn(4, 2)).shape == (4, 3)

@@ -94,16 +94,20 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
     Raises:
         ModelError: it is eval mode.
     """
-    evaluating = counters(model, captured.sample, [False])
-    for mode in list(captured.everything()):
-        changed = dict(place for place in (written if mode.training else evaluating))
-        called = (f"module {node.target}" for node in mode.graph.nodes if node.op == "call_module")
+    changes = {False: counters(model, captured.sample, [False]), True: written}
+    served = [(mode, mode.training) for mode in captured.everything()]
+    if not captured.untraced:  # where training has no graph of its own, that of eval mode serves it
+        served += [(mode, True) for mode in captured.everything() if not mode.training and not mode.training_graph]
+    for mode, training in served:
+        changed = dict(changes[training].keys())
+        layers = (n for n in mode.graph.nodes if n.op == "call_module" and n.target not in captured.opaque)
+        called = (f"module {layer.target}" for layer in layers)
         if place := next((words for words in called if words in changed), None):
             reason = (
                 f"the forward changes {changed[place]!r} of the {place} for its next call: a graph calls the layer as "
                 "it was; write the operation as a function of a number in a buffer, or pass it as an argument"
             )
-            if not mode.training:
+            if not training:
                 raise ModelError(reason)
             captured.refuse_training(reason)
 

@@ -138,9 +138,15 @@ class _InOrder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Draws random numbers in the order of the dims: torch follows the memory, of which one channel has another."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.bernoulli_.float and not args[0].is_contiguous():
-            return args[0].copy_(func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **kwargs or {}))
-        return func(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        if not (args and isinstance(args[0], Tensor)) or args[0].is_contiguous():
+            return func(*args, **kwargs)
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].copy_(func(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **kwargs))
+        if func in (torch.ops.aten.randn_like.default, torch.ops.aten.rand_like.default):
+            drawn = func(torch.empty(args[0].shape, dtype=args[0].dtype), **kwargs)
+            return torch.empty_like(args[0]).copy_(drawn)
+        return func(*args, **kwargs)
 
 
 def run(network: nn.Module, sample: Sample, seed: int = 0) -> Any:
