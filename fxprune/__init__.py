@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fxprune.saving.comparing import Exported
     from fxprune.saving.exporting import export
 else:
-    from fxprune.util.registry import find_lazily
+    from fxprune.util.registry import find_lazily, moved
 
     __getattr__, __dir__ = find_lazily(
         __name__,
@@ -45,6 +45,7 @@ else:
             "reporting": ["Report"],
         },
     )
+    moved("fxprune.timing", "fxprune.saving.timing")
 
 __all__ = [
     "ChannelGraph",

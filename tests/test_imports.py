@@ -98,3 +98,11 @@ def test_completions_are_what_there_is() -> None:
     assert list(options.RECOVERIES) == known_recoveries()
     assert table()["budget"].metadata["words"].choices == BUDGETS
     assert options.complete(tuple(known_criteria()))("ma") == ["magnitude"]
+
+
+def test_a_module_is_found_under_the_name_that_it_had() -> None:
+    code = "from fxprune.timing import measure_latency as old; import fxprune.timing, fxprune.saving.timing as new; "
+    code += "assert old is new.measure_latency is fxprune.timing.measure_latency; print('FOUND')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert "FOUND" in found.stdout, found.stderr

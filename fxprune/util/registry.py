@@ -20,6 +20,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar
@@ -118,6 +119,14 @@ def find_lazily(
         return sorted(home_of)
 
     return getattr_, dir_
+
+
+def moved(old: str, new: str) -> None:
+    """Let a module be imported under the name that it had before, too."""
+    module = ModuleType(old, f"Moved to {new}.")
+    module.__spec__ = ModuleSpec(old, None)
+    module.__getattr__ = lambda name: getattr(_imported(new), name)  # type: ignore[method-assign]
+    sys.modules[old] = module
 
 
 def _imported(name: str) -> ModuleType:
