@@ -45,7 +45,7 @@ else:
             "reporting": ["Report"],
         },
     )
-    moved("fxprune.timing", "fxprune.saving.timing")
+    moved("fxprune.timing", "fxprune.saving.timing", ("Latency", "RUNTIMES", "measure_latency"))
 
 __all__ = [
     "ChannelGraph",

@@ -121,11 +121,16 @@ def find_lazily(
     return getattr_, dir_
 
 
-def moved(old: str, new: str) -> None:
-    """Let a module be imported under the name that it had before, too."""
+def moved(old: str, new: str, names: Sequence[str]) -> None:
+    """Let these names of a module be found where they were before, too; it is imported when one is asked for."""
     module = ModuleType(old, f"Moved to {new}.")
-    module.__spec__ = ModuleSpec(old, None)
-    module.__getattr__ = lambda name: getattr(_imported(new), name)  # type: ignore[method-assign]
+
+    def getattr_(name: str) -> Any:
+        if name not in names:  # some look through all modules, and ask each of them
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        return getattr(_imported(new), name)
+
+    module.__spec__, module.__getattr__ = ModuleSpec(old, None), getattr_  # type: ignore[method-assign]
     sys.modules[old] = module
 
 
