@@ -326,3 +326,20 @@ def test_a_layer_that_training_changes_is_refused_where_one_graph_serves_both_mo
     with pytest.raises(fxprune.errors.ModeError):
         pruned.train()(torch.randn(4, 2))
     assert pruned.eval()(torch.randn(4, 2)).shape == (4, 3)
+
+
+class AsksStridesOfOne(nn.Module):
+    """A map of one position lies in either memory format at once, and its strides say which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 8, 3, stride=2, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x.permute(0, 2, 1).reshape(x.shape[0], 2, 2, 2))
+        return self.last(h.clamp(max=0.1) if h.stride()[-1] == 1 else h * 3)
+
+
+def test_strides_of_dims_of_one_are_not_answered() -> None:
+    with pytest.raises(fxprune.errors.FxpruneError, match="a dim of one"):
+        fxprune.compile(AsksStridesOfOne().eval(), torch.randn(2, 4, 2), 0.5)

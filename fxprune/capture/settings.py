@@ -69,6 +69,10 @@ class Questions:
         """Strides, all of them or one, as products of sizes, which they are for a tensor that is contiguous."""
         if not tensor.is_contiguous():
             raise CaptureError("the forward asks for the strides of a tensor that is not contiguous: make it so first")
+        if 1 in tensor.shape:
+            raise CaptureError(
+                "the forward asks for the strides of a tensor with a dim of one, which have no order: ask for its sizes"
+            )
         self._decisions.add_layout(self._node_of(tensor), {}, True)
         shape = self._shape_of(tensor)
         strides = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
