@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+# A test that waits for this many seconds waits for ever: a failure says where, a run that never ends does not.
+STUCK = 900
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +33,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Tensors and containers are named by their argument: their values would differ between worker processes."""
     return None if val is None or isinstance(val, (str, int, float, bool, type)) or callable(val) else argname
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Fail a test that is stuck, with the line where it waits."""
+    if not hasattr(signal, "SIGALRM"):
+        return (yield)
+
+    def stuck(*_: object) -> None:
+        raise TimeoutError(f"the test did not end within {STUCK} s")
+
+    before = signal.signal(signal.SIGALRM, stuck)
+    signal.alarm(STUCK)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -47,8 +47,8 @@ def data() -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.ones(3, 4) / 2, torch.tensor([0, 1, 2]))]
 
 
-def lines_of(action: Callable[[], Any], stop_at: int = -1) -> int:
-    """Run, count the lines of the package that are run, and interrupt at one of them."""
+def lines_of(action: Callable[[], Any], stop_at: int = -1, inside: str = "") -> int:
+    """Run, count the lines of the package, or of its functions of this name, and interrupt at one of them."""
     count = 0
 
     def in_package(frame: FrameType, event: str, _: Any) -> Any:
@@ -60,7 +60,8 @@ def lines_of(action: Callable[[], Any], stop_at: int = -1) -> int:
         return in_package
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        return in_package if frame.f_code.co_filename.startswith(PACKAGE) else None
+        ours = frame.f_code.co_filename.startswith(PACKAGE) and inside in ("", frame.f_code.co_name)
+        return in_package if ours else None
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -98,3 +99,12 @@ def test_an_interruption_at_any_line_leaves_everything_alone(name: str) -> None:
         unchanged(model, interrupted)
     assert stopped > POINTS // 2
     unchanged(model, lambda: call(model))
+
+
+def test_an_interruption_at_a_lock_does_not_stop_the_next_call() -> None:
+    model = Small()
+    call = lambda: fxprune.analyze(model, torch.ones(2, 4))  # noqa: E731
+    for stop_at in range(1, 1 + lines_of(call, inside="remembering")):
+        with contextlib.suppress(KeyboardInterrupt):
+            lines_of(call, stop_at, inside="remembering")
+        call()

@@ -178,7 +178,8 @@ _VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(
 _VARIANTS |= {_NAME.format(name): variant for name, variant in _CHANGED.items()}
 _VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _TORCH.values()}
 _VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _MODULES.values()}
-_LOCK = threading.Lock()
+# An interruption between the lines of a `with` may leave it held: the same thread must be able to go on.
+_LOCK = threading.RLock()
 # How many captures need each function's other code, and what it had before.
 _changed: dict[types.FunctionType, tuple[int, types.CodeType]] = {}
 
