@@ -24,7 +24,7 @@ from benchmarks import rivals
 from benchmarks.harness import TimeLimitReached, failure_text, time_limit
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.measuring import in_turns
+from fxprune.cost.measuring import in_turns
 
 _RATIO, _BATCH = 0.5, 8
 _MULTIPLES = (1, 8, 16, 64)

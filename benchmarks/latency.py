@@ -19,7 +19,7 @@ from benchmarks.harness import Outcome, Record, Sweep
 from benchmarks.networks import find_network
 from benchmarks.tables import ResumableTable, as_text, markdown_table, write_page
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.measuring import in_turns
+from fxprune.cost.measuring import in_turns
 from fxprune.saving.formats import FORMATS, onnx_session
 from fxprune.saving.timing import RUNTIMES
 

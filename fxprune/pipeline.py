@@ -20,7 +20,7 @@ from fxprune.axes.elements import Mask
 from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
-from fxprune.cost.latency import compared, measured_latency
+from fxprune.cost.measuring import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError

@@ -19,7 +19,7 @@ from rich.console import Console
 import fxprune
 from fxprune import cli
 from fxprune.cli import sources
-from fxprune.cli.batches import batches_of
+from fxprune.cli.sources import batches_of
 from fxprune.errors import FxpruneError, ModelError, SampleError
 from fxprune.saving import targets
 from fxprune.util.tables import add_row, new_table
@@ -358,7 +358,7 @@ def test_an_interruption_leaves_nothing(
 
 
 def test_calibration_files(tmp_path: Path) -> None:
-    from fxprune.cli.batches import BatchFolder
+    from fxprune.cli.sources import BatchFolder
 
     safetensors.torch.save_file({"input": torch.ones(2), "target": torch.zeros(2)}, tmp_path / "a.safetensors")
     safetensors.torch.save_file({"input": torch.ones(3)}, tmp_path / "b.safetensors")

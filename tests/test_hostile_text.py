@@ -26,7 +26,7 @@ from fxprune import cli
 from fxprune.cli import sources
 from fxprune.errors import FxpruneError, PlanError
 from fxprune.reporting import Report
-from fxprune.reporting.html import as_html
+from fxprune.reporting.page import as_html
 from tests.test_reporting import make_report
 
 NASTY = [

@@ -17,9 +17,8 @@ from torch import nn
 import fxprune
 from fxprune.analysis.drawing import draw_network, places
 from fxprune.reporting import Report
-from fxprune.reporting.html import as_html
-from fxprune.reporting.html import comparison_as_html as as_page
-from fxprune.reporting.html.page import layers, macs_of, reproduction, stages
+from fxprune.reporting.page import as_html, layers, macs_of, reproduction, stages
+from fxprune.reporting.page import comparison_as_html as as_page
 from tests.test_reporting import make_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

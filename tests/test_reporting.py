@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from fxprune.planning.plan import Plan
-from fxprune.proof.proof import Proof
+from fxprune.proof.proving import Proof
 from fxprune.reporting import MACS_MEANING, GroupRow, OpaqueRow, PinnedRow, Report, as_text, print_report, versions
 from fxprune.util.tables import percent, quantity
 

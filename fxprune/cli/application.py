@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fxprune.cli import inspecting, pruning, shipping
+from fxprune.cli import inspecting, pruning
 from fxprune.cli.options import answers_alone
 from fxprune.errors import FxpruneError
 
@@ -27,9 +27,9 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     ),
     "analyze": (inspecting.analyze, "analyze torchvision:resnet50 --draw groups.svg"),
     "explain": (inspecting.explain, "explain torchvision:resnet18 conv1 layer1.1.conv2"),
-    "export": (shipping.export, "export resnet50-pruned -o resnet50.onnx"),
+    "export": (inspecting.export, "export resnet50-pruned -o resnet50.onnx"),
     "report": (inspecting.report, "report resnet50-pruned --html report.html"),
-    "benchmark": (shipping.benchmark, "benchmark resnet50-pruned --runtime onnxruntime --batch 1"),
+    "benchmark": (inspecting.benchmark, "benchmark resnet50-pruned --runtime onnxruntime --batch 1"),
     "compare": (inspecting.compare, "compare resnet50-pruned resnet50-other --html both.html"),
     "criteria": (inspecting.criteria, "criteria"),
     "diff": (inspecting.diff, "diff resnet50-pruned other/plan.json"),

@@ -91,7 +91,7 @@ def compile_command(
 
 def _with_data(calibration: Path | None, recover: list[str] | None, sample: Any) -> dict[str, Any]:
     """The options of criteria and recovery that read data, where they were given."""
-    from fxprune.cli.batches import batches_of
+    from fxprune.cli.sources import batches_of
 
     given: dict[str, Any] = {} if calibration is None else {"calibration": batches_of(calibration, sample)}
     return given | ({"recover": None if recover == ["none"] else recover} if recover else {})

@@ -9,18 +9,23 @@ Magnitude(p=1, scope='group', normalise='mean')
 """
 
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector, Study
-from fxprune.criteria.combining import Combination, Minimum, Product, RankAverage, WeightedSum
+from fxprune.criteria.combining import Combination, Minimum, Parallel, Product, RankAverage, WeightedSum
 from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.feature_distance import FeatureDistance
 from fxprune.criteria.features import CHIP, APoZ, FeatureCriterion, HRank, MeanActivation
 from fxprune.criteria.filter_similarity import FilterSimilarity
 from fxprune.criteria.gradients import Hessian, Taylor
 from fxprune.criteria.information_fusion import InformationFusion, fused_filters, temperature_at
-from fxprune.criteria.judging import judge, score_groups
+from fxprune.criteria.judging import (
+    criterion_by_name,
+    judge,
+    known_criteria,
+    needs_data,
+    resolve_criterion,
+    score_groups,
+)
 from fxprune.criteria.multi_source import MultiSource
-from fxprune.criteria.parallel import Parallel
 from fxprune.criteria.reconstruction import Reconstruction
-from fxprune.criteria.registry import criterion_by_name, known_criteria, needs_data, resolve_criterion
 from fxprune.criteria.thinet import ThiNet
 from fxprune.criteria.weights import FPGM, Lamp, Magnitude, Random, Slimming
 

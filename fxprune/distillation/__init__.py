@@ -2,7 +2,6 @@
 
 from fxprune.distillation.distilling import distill
 from fxprune.distillation.hints import Hint
-from fxprune.distillation.losses import SoftTargets
-from fxprune.distillation.options import Distilled
+from fxprune.distillation.options import Distilled, SoftTargets
 
 __all__ = ["Distilled", "Hint", "SoftTargets", "distill"]

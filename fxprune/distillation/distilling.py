@@ -12,8 +12,15 @@ from torch import nn
 
 from fxprune.distillation.feeding import Feed, Folder
 from fxprune.distillation.hints import Hint, Pair, resolve_hints
-from fxprune.distillation.losses import DistillationLoss, SoftTargets
-from fxprune.distillation.options import Distilled, MakeOptimizer, Training, keep_random_state, seed_everything
+from fxprune.distillation.options import (
+    DistillationLoss,
+    Distilled,
+    MakeOptimizer,
+    SoftTargets,
+    Training,
+    keep_random_state,
+    seed_everything,
+)
 from fxprune.distillation.training import Trainer
 from fxprune.distillation.training import engine as started
 from fxprune.errors import DistillationError, OptionError

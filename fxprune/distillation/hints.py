@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.api import analyze, report
 from fxprune.calibration.batches import describe_arguments, describe_value, read_batch, read_pair
 from fxprune.capture.samples import Sample
-from fxprune.distillation.losses import DistillationLoss, as_parts
+from fxprune.distillation.options import DistillationLoss, as_parts
 from fxprune.errors import DistillationError, FxpruneError
 from fxprune.rewriting import node_keep
 

@@ -18,6 +18,9 @@ from fxprune.errors import BudgetError, CriterionError
 from fxprune.planning.descending import Goal, descend, frugal_staircase, paying, return_idle, score_staircase
 from fxprune.planning.limits import Count, Limits, Share, limits_of, per_group
 from fxprune.planning.selecting import (
+    IntArray,
+    Staircase,
+    StaircaseCost,
     StepSequence,
     alike_sequence,
     out_of_reach,
@@ -26,7 +29,6 @@ from fxprune.planning.selecting import (
     selection_scores,
     uniform_sequence,
 )
-from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
 
 FloatArray = NDArray[np.float64]
 Scores = Mapping[Group, FloatArray]

@@ -16,8 +16,7 @@ from fxprune.cost.budgets import CostModel, WidthLeaf
 from fxprune.criteria.base import removal_order
 from fxprune.planning.limits import Limits
 from fxprune.planning.protecting import protected_channels
-from fxprune.planning.selecting import StepSequence
-from fxprune.planning.staircase import IntArray, Staircase, StaircaseCost
+from fxprune.planning.selecting import IntArray, Staircase, StaircaseCost, StepSequence
 
 FloatArray = NDArray[np.float64]
 

@@ -7,7 +7,6 @@ True
 """
 
 from fxprune.proof.nodes import Pair, UnjudgedError, check_structure, prove_nodes
-from fxprune.proof.proof import Proof
-from fxprune.proof.proving import prove
+from fxprune.proof.proving import Proof, prove
 
 __all__ = ["Pair", "Proof", "UnjudgedError", "check_structure", "prove", "prove_nodes"]

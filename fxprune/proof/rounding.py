@@ -1,4 +1,9 @@
-"""Outputs that are zero but for rounding, such as the mean of an instance norm: no tolerance tells one from another."""
+"""Rounding: how much a network magnifies it, and outputs that are nothing else.
+
+A chain of random layers may be chaotic: two orders of summation, equal in exact arithmetic, then differ visibly in the
+outputs. Relative changes of all parameters stand for what rounding does in every layer. Other outputs are zero but for
+rounding, such as the mean of an instance norm: no tolerance tells one from another.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,42 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.proof.comparing import Leaves
-from fxprune.proof.conditioning import move_parameters
+from fxprune.proof.comparing import Leaves, compare
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import evaluate
 
+# Rounding errors of a layer's sums are this many units in the last place, or fewer.
+_UNITS = 30
+
+
+@torch.no_grad()
+def is_steady(
+    module: nn.Module, probe: Probe, answer: Leaves, dtype: torch.dtype, tolerance: float, *, seed: int
+) -> bool:
+    """Whether rounding in ``module``, a private copy, stays below ``tolerance`` in its outputs on ``probe``.
+
+    ``answer`` is what the module gives there. Its parameters are changed by the square root of the unit roundoff.
+    """
+    unit: float = torch.finfo(dtype).eps
+    change = unit**0.5
+    move_parameters(module, change, seed)
+    amplification = compare(answer, evaluate(module, probe, dtype, seed=seed)).error / change
+    return bool(amplification * unit * _UNITS < tolerance)
+
+
+@torch.no_grad()
+def move_parameters(module: nn.Module, change: float, seed: int) -> None:
+    """Multiply all parameters by random factors about one, of the standard deviation ``change``."""
+    bound = 3**0.5 * change
+    for number, parameter in enumerate(module.parameters()):
+        if parameter.is_floating_point():
+            generator = torch.Generator(parameter.device).manual_seed(seed + number)
+            noise = torch.empty_like(parameter).uniform_(1 - bound, 1 + bound, generator=generator)
+            parameter.mul_(noise)
+
+
 # What cancels leaves at most this many units in the last place of the largest value on the way.
-_UNITS = 100
+_CANCELLED = 100
 # Parameters that move by rounding move such an output by at least this share of itself.
 _SHARE = 0.01
 # The rounding of another order of sums is at most this many times that movement. It matters where something else on the
@@ -50,7 +84,7 @@ def rounding_levels(
     """
     with _Largest() as largest:
         evaluate(module, probe, dtype, seed=seed)
-    level = _UNITS * torch.finfo(dtype).eps * largest.value
+    level = _CANCELLED * torch.finfo(dtype).eps * largest.value
     tiny = {p: leaf for p, leaf in answer.items() if _is_float(leaf) and leaf.numel() and _magnitude(leaf) <= level}
     move_parameters(module, 4 * torch.finfo(dtype).eps, seed)
     moved = evaluate(module, probe, dtype, seed=seed) if tiny else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import linecache
 import random
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,7 +23,6 @@ from fxprune.capture.reachable import forget
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import Leaves, leaves_of
 from fxprune.proof.copies import promoted
-from fxprune.proof.depthwise import by_taps, is_summed
 from fxprune.proof.nan_carrying import NanCarrying
 from fxprune.proof.nan_carrying.calls import tensors_among
 from fxprune.proof.nan_carrying.contractions import by_groups
@@ -161,3 +162,35 @@ def where(error: BaseException) -> str:
             line = linecache.getline(filename, traceback.tb_lineno).split(";")[0].strip()
         traceback = traceback.tb_next
     return f", at `{line}`" if line else ""
+
+
+_CONVOLUTION = torch.ops.aten.convolution.default
+_CLIP_DIMS = 5
+
+
+def is_summed(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether a call is a depthwise convolution of clips without strides, not transposed, on the CPU."""
+    if func is not _CONVOLUTION or args[6] or args[0].dim() != _CLIP_DIMS or not args[0].is_cpu:
+        return False
+    return bool(1 < args[8] == args[0].shape[1] == len(args[1]) and set(args[3]) == {1})
+
+
+def by_taps(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: list[int], dilation: list[int], *rest: Any
+) -> Tensor:
+    """The arguments of ``aten.convolution``: (batch, channels, ...) with a weight (channels, 1, ...)."""
+    x = F.pad(x, [amount for size in reversed(padding) for amount in (size, size)])
+    kernel = weight.shape[2:]
+    left = [size - d * (k - 1) for size, d, k in zip(x.shape[2:], dilation, kernel, strict=True)]
+    taps = weight.flatten(1).unbind(1)
+    total = x.new_zeros((*x.shape[:2], *left))
+    for values, tap in zip(taps, itertools.product(*map(range, kernel)), strict=True):
+        part = x
+        for dim, (number, apart, size) in enumerate(zip(tap, dilation, left, strict=True), start=2):
+            part = part.narrow(dim, number * apart, size)
+        total.addcmul_(part, _per_channel(values, x))
+    return total if bias is None else total.add_(_per_channel(bias, x))
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.dim() - 2))

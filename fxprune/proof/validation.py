@@ -13,14 +13,13 @@ from torch import fx, nn
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.comparing import Leaves, all_finite, compare, has_nan, kept_block
-from fxprune.proof.conditioning import is_steady
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.locating import MarkedRun, NodeKeep, first_difference
 from fxprune.proof.masking import GAINS, Keep, overwrite_removed, randomise, removes_anything
 from fxprune.proof.nan_carrying import PositionError
 from fxprune.proof.probes import Probe, randomised
-from fxprune.proof.rounding import rounding_levels, without_rounding
+from fxprune.proof.rounding import is_steady, rounding_levels, without_rounding
 from fxprune.proof.running import evaluate, where
 from fxprune.proof.trials import Trial, Trials
 

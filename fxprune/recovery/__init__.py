@@ -5,13 +5,12 @@
 [FoldBias(positions=64)]
 """
 
-from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work
 from fxprune.recovery.batchnorm import BatchNorm
 from fxprune.recovery.fuse import Fuse
 from fxprune.recovery.matching import Match
 from fxprune.recovery.reconstruct import FoldBias, Reconstruct
-from fxprune.recovery.running import known_recoveries, resolve_recoveries, run_recoveries
+from fxprune.recovery.running import Auto, known_recoveries, resolve_recoveries, run_recoveries
 
 __all__ = [
     "Auto",

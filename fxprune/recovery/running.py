@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from fxprune.errors import RecoveryError
-from fxprune.recovery.auto import Auto
 from fxprune.recovery.base import Recovery, Work, recovery
 from fxprune.recovery.fidelity import Yardstick
+from fxprune.recovery.matching import Match
+from fxprune.recovery.reconstruct import Reconstruct
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow, RecoveryRow
+
+
+@recovery("auto")
+@dataclass(frozen=True)
+class Auto:
+    """What keeps most accuracy in the tables of docs/recovery.md: :class:`~fxprune.recovery.Reconstruct`, and then
+    :class:`~fxprune.recovery.Match`.
+
+    :func:`fxprune.compile` leaves it out where there are no data, or no graph to walk through.
+    """
+
+    parts: ClassVar[tuple[Recovery, ...]] = (Reconstruct(), Match())
+
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+        return "auto"
+
+    @property
+    def stands_for(self) -> str:
+        """The names of what is done."""
+        return " and ".join(part.name for part in self.parts)
+
+    def recover(self, work: Work) -> RecoveryRow:
+        """Do it; :func:`~fxprune.recovery.run_recoveries` does each part by itself, and undoes one that is no gain."""
+        return [part.recover(work) for part in self.parts][-1]
 
 
 def known_recoveries() -> list[str]:

@@ -6,7 +6,6 @@
 '50.0% of the multiply-accumulates of convolution, linear'
 """
 
-from fxprune.reporting.graph_summary import graph_as_dict, render_graph
 from fxprune.reporting.report import (
     MACS_MEANING,
     CostRow,
@@ -20,6 +19,7 @@ from fxprune.reporting.report import (
     Report,
     ScoreRow,
 )
+from fxprune.reporting.summarising import graph_as_dict, render_graph
 from fxprune.reporting.text import as_text, print_report, render_report
 from fxprune.util.tables import machine, plain_text, versions
 

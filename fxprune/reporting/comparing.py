@@ -112,7 +112,7 @@ class Comparison:
         Raises:
             FileError: the disk refuses.
         """
-        from fxprune.reporting.html import comparison_as_html
+        from fxprune.reporting.page import comparison_as_html
         from fxprune.util.writing import named, write_text
 
         write_text(named(path), comparison_as_html(self))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
-from fxprune.proof.proof import Proof
+from fxprune.proof.proving import Proof
 from fxprune.util.annotations import check_types
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class Report:
         Raises:
             FileError: the disk refuses.
         """
-        from fxprune.reporting.html import as_html
+        from fxprune.reporting.page import as_html
         from fxprune.util.writing import named, write_text
 
         write_text(named(path), as_html(self))

@@ -1,25 +1,30 @@
-"""The report of a compilation, put together from what its passes found."""
+"""What a compilation did as a report, and what an analysis found as text and JSON data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from types import NoneType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.text import Text
 from torch import nn
 
 from fxprune.analysis.drawing import draw_network
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Channels
+from fxprune.axes.expressions import Channels, Term, variables
 from fxprune.cost.budgets import CostModel, check_ratio
 from fxprune.planning import Plan, budget_model
 from fxprune.planning.plan import setting
 from fxprune.proof import Proof
-from fxprune.reporting.report import CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
-from fxprune.util.tables import machine
+from fxprune.reporting.report import MACS_MEANING, CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
+from fxprune.util.tables import add_row, listing, machine, new_table, percent, with_rest
 
 FloatArray = NDArray[np.float64]
 _INTERVALS = 24
@@ -92,3 +97,61 @@ def _score_row(group: Group, scores: FloatArray, kept: Mask) -> ScoreRow:
     low, high = float(scores.min()), float(scores.max())
     counts = (np.histogram(scores[part], _INTERVALS, (low, high))[0] for part in (kept, ~kept))
     return ScoreRow(group.name, low, high, *(tuple(count.tolist()) for count in counts))
+
+
+_TOP_GROUPS = 15
+
+
+def graph_as_dict(graph: ChannelGraph) -> dict[str, Any]:
+    """The groups, pins and opaque calls of a channel graph as JSON data; ``prunable`` holds fractions."""
+    return {
+        "prunable": {"macs": _prunable(graph, graph.macs), "params": _prunable(graph, graph.params)},
+        "groups": [
+            {"name": group.name, "size": group.size, "members": [f"{m.tensor} dim {m.dim}" for m in group.members]}
+            for group in graph.groups
+        ],
+        "pinned": [
+            {"name": f"{pin.tensor} dim {pin.dim}", "width": pin.size, "reason": pin.reason, "where": pin.cause}
+            for pin in graph.pinned
+        ],
+        "opaque": [{"name": op.op, "reason": op.reason, "where": op.source} for op in graph.opaque],
+    }
+
+
+def render_graph(graph: ChannelGraph, *, verbose: bool = False) -> RenderableType:
+    """The summary as something that a rich console prints; ``verbose`` shows every group, member and pin."""
+    data = graph_as_dict(graph)
+    prunable, groups = data["prunable"], data["groups"]
+    title = f"{len(groups)} channel groups, {len(data['pinned'])} pinned widths"
+    share = f"{percent(prunable['macs'])} of MACs * and {percent(prunable['params'])} of parameters lie in the groups"
+    parts: list[RenderableType] = [Text(title, style="bold"), Text(share), Text(f"* {MACS_MEANING}", style="dim")]
+    parts += [Text(""), _groups(groups, verbose)]
+    for name, width in (("pinned", "pinned width"), ("opaque", "opaque call")):
+        rows = [(_with_width(row), row["reason"], row["where"]) for row in data[name]]
+        parts += [Text(""), listing(width, rows, verbose)] if rows else []
+    return Stack(*parts)
+
+
+def _groups(groups: list[dict[str, Any]], verbose: bool) -> RenderableType:
+    shown = groups if verbose else groups[:_TOP_GROUPS]
+    table = new_table("group", ["channels"], last="members")
+    for group in shown:
+        members = group["members"]
+        add_row(table, group["name"], str(group["size"]), "\n".join(members) if verbose else str(len(members)))
+    return with_rest(table, len(groups) - len(shown), "groups")
+
+
+def _with_width(row: dict[str, Any]) -> str:
+    return f"{row['name']} ({row['width']})" if "width" in row else str(row["name"])
+
+
+def _prunable(graph: ChannelGraph, terms: Iterable[Term]) -> float:
+    """The fraction of a cost that depends on the size of some group, between 0 and 1."""
+    in_groups = {group.variable for group in graph.groups}
+    total = prunable = 0.0
+    for term in terms:
+        cost = term.coefficient * math.prod(axis.size for axis in term.axes)
+        total += cost
+        if any(variable in in_groups for axis in term.axes for variable in variables(axis)):
+            prunable += cost
+    return prunable / total if total else 0.0

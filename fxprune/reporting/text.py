@@ -10,8 +10,8 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from fxprune.planning.differences import GroupDifference, PlanDifference
-from fxprune.proof.proof import Proof
+from fxprune.planning.composing import GroupDifference, PlanDifference
+from fxprune.proof.proving import Proof
 from fxprune.reporting.report import (
     MACS_MEANING,
     FidelityRow,

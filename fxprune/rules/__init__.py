@@ -6,8 +6,6 @@
 """
 
 from fxprune.rules import (  # noqa: F401  importing them is what registers their rules
-    convolution,
-    factories,
     indexing,
     joining,
     linear,

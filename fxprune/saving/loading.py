@@ -16,9 +16,8 @@ from fxprune.errors import ArtefactError, PlanError
 from fxprune.planning.plan import Plan
 from fxprune.reporting import Report
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.saving.descriptions import GRAPH_MODULE, check_name, graphs_of
+from fxprune.saving.descriptions import GRAPH_MODULE, Json, check_name, decode_graph, graphs_of, tensor_in
 from fxprune.saving.folders import MANIFEST, SavedFolder, open_folder
-from fxprune.saving.graphs import Json, decode_graph, tensor_in
 from fxprune.saving.layers import (
     build_container,
     build_layer,

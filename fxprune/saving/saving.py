@@ -14,9 +14,8 @@ from torch.fx import GraphModule
 
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
-from fxprune.saving.descriptions import describe, named_tensors
+from fxprune.saving.descriptions import Json, describe, named_tensors
 from fxprune.saving.folders import replace_folder, write_json
-from fxprune.saving.graphs import Json
 from fxprune.saving.opaque import STATE_TENSOR
 from fxprune.saving.source import model_source
 from fxprune.saving.values import encode_sample

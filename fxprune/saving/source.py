@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.rewriting import choosing
-from fxprune.saving.descriptions import GRAPH_MODULE, graphs_of
-from fxprune.saving.graphs import Json
+from fxprune.saving.descriptions import GRAPH_MODULE, Json, graphs_of
 from fxprune.saving.layers import build_layer
 from fxprune.saving.opaque import ATTRIBUTES
 from fxprune.saving.source_forward import call, conversion_source, forward_source, has_specializations

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fxprune.saving.graphs import Json
+from fxprune.saving.descriptions import Json
 from fxprune.saving.targets import CALLABLE_BUILTINS
 from fxprune.saving.values import GraphCodec, quoted
 from fxprune.util.copies import is_constant

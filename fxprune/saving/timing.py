@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.measuring import Prepared, in_turns
+from fxprune.cost.measuring import Prepared, in_turns
 from fxprune.errors import OptionError
 from fxprune.saving.formats import FORMATS, onnx_session
 

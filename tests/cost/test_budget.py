@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import fxprune
 from fxprune.cli import app
 from fxprune.errors import BudgetError
-from fxprune.reporting.html import as_html
+from fxprune.reporting.page import as_html
 from tests.cost.tables import MacsTable, patch_table
 
 

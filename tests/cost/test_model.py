@@ -12,7 +12,7 @@ from torch import nn
 import fxprune
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import CostModel
-from fxprune.cost.latency import measured_latency
+from fxprune.cost.measuring import measured_latency
 from tests.cost.tables import MacsTable, no_bar
 
 

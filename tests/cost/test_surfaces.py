@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from fxprune.cost.latency.table import SurfaceStack, measured_surface
+from fxprune.cost.latency import SurfaceStack, measured_surface
 
 
 @pytest.mark.parametrize("step", [1, 8, 16])

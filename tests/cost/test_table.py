@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxprune.cost.latency import table as table_module
-from fxprune.cost.latency.table import LatencyTable, cache_directory, conditions
+from fxprune.cost import latency as table_module
+from fxprune.cost.latency import LatencyTable, cache_directory, conditions
 
 CONDITIONS = {"engine": "eager", "threads": "1"}
 

@@ -12,8 +12,7 @@ from fxprune.analysis.groups import Group, Member, PinnedWidth
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels, Fixed, Origin, Term, concat, gather, product, variables
 from fxprune.cost.budgets import CostModel
-from fxprune.cost.latency import LatencyModel
-from fxprune.cost.latency.table import ShapedOp, measured_surface
+from fxprune.cost.latency import LatencyModel, ShapedOp, measured_surface
 from fxprune.cost.memory import LiveTerm, MemoryModel
 
 IN = Fixed(3, "it is a dim of the network's input")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import leaves_of
-from fxprune.proof.conditioning import is_steady
 from fxprune.proof.probes import Probe
+from fxprune.proof.rounding import is_steady
 
 DOUBLE = torch.float64
 

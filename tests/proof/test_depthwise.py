@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fxprune.proof.depthwise import is_summed
-from fxprune.proof.running import modes
+from fxprune.proof.running import is_summed, modes
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},

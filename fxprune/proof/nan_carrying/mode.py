@@ -13,9 +13,8 @@ from fxprune.errors import ProofError
 from fxprune.proof.nan_carrying.calls import Call, Handler, carries, tensors_among
 from fxprune.proof.nan_carrying.contractions import CONTRACTIONS
 from fxprune.proof.nan_carrying.convolutions import CONVOLUTIONS, WINDOWS
-from fxprune.proof.nan_carrying.counting import counted, is_counting
 from fxprune.proof.nan_carrying.pointwise import Shadows, is_pointwise, keeps_nan, marked_again
-from fxprune.proof.nan_carrying.reductions import NORMALIZATIONS, REDUCTIONS
+from fxprune.proof.nan_carrying.reductions import NORMALIZATIONS, REDUCTIONS, counted, is_counting
 from fxprune.proof.nan_carrying.structural import JOINING, is_structural, is_unwritten, moved
 
 _HANDLERS: dict[str, Handler] = {

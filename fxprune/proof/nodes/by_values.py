@@ -13,12 +13,11 @@ from torch import Tensor, fx, nn
 
 from fxprune.proof.locating import tables
 from fxprune.proof.masking import select
-from fxprune.proof.nodes.calls import call_name, may_write, tensors_among
 from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_silent
 from fxprune.proof.nodes.drawing import Setting, means_something, renewed
 from fxprune.proof.nodes.evaluating import WAYS, Evaluation, Result, Way
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
-from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call_name, fault, may_write, tensors_among
 from fxprune.proof.nodes.structure import Step
 
 # Memory that was not written to has a shape and no values.

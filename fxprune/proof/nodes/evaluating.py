@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.proof.locating import reads_about
-from fxprune.proof.nodes.calls import call, in_dtype, may_write, on_tensors, on_values, tensors_among
 from fxprune.proof.nodes.claims import Claim
 from fxprune.proof.nodes.drawing import Setting, held
-from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault
+from fxprune.proof.nodes.pairs import (
+    Pair,
+    UnjudgedError,
+    call,
+    fault,
+    in_dtype,
+    may_write,
+    on_tensors,
+    on_values,
+    tensors_among,
+)
 from fxprune.proof.nodes.structure import Step
 from fxprune.proof.running import modes
 

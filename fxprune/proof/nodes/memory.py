@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
-from fxprune.proof.nodes.calls import call_name, tensors_among
 from fxprune.proof.nodes.evaluating import Result
+from fxprune.proof.nodes.pairs import call_name, tensors_among
 
 # What gives a view whatever it is given.
 _VIEWS = frozenset(

@@ -1,12 +1,16 @@
-"""A captured graph beside the graph that was written for it, and how messages speak of their nodes."""
+"""A captured graph beside the graph written for it, how messages speak of their nodes, and calls of one node."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
@@ -80,3 +84,98 @@ def is_sizes(node: fx.Node) -> bool:
     value = node.meta.get("val")
     items = value if isinstance(value, (list, tuple)) else (value,)
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+
+
+_WRITES = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift".split())
+
+
+def call_name(node: fx.Node) -> str:
+    """The name of a method or function; an empty text for other nodes."""
+    if node.op not in ("call_method", "call_function"):
+        return ""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def on_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a node with values in the places of nodes."""
+    args, kwargs = node.args, dict(node.kwargs)
+    if getattr(node.target, "__name__", "") == "scaled_dot_product_attention":
+        # Its random part is left out; the probability is compared as a literal.
+        kwargs.pop("dropout_p", None)
+        args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+    args, kwargs = fx.node.map_arg((args, kwargs), value_of)
+    return tuple(args), dict(kwargs)
+
+
+def call(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module | None, *, drawn: bool = True
+) -> Any:
+    """What a node gives; ``module`` is that of a call of a module; ``drawn``: whether on values of the proof's own."""
+    if module is not None:
+        return module.forward(*args, **kwargs) if drawn else module(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if drawn and node.target == "is_contiguous":
+        raise UnjudgedError(f"{node.name} asks for the memory format, which values of the proof's own do not have")
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    raise UnjudgedError(f"{node.op} is no call")
+
+
+def may_write(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a node writes to one of its arguments in place, by its name or by what it is told."""
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
+    return in_place or node.kwargs.get("out") is not None or _is_told(node)
+
+
+def _is_told(node: fx.Node) -> bool:
+    position = _inplace_position(node.target) if node.op == "call_function" else None
+    given = node.args[position : position + 1] if position is not None else ()
+    return node.kwargs.get("inplace") is True or True in given
+
+
+@functools.cache
+def _inplace_position(function: Any) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def on_tensors(module: nn.Module, tensors: Mapping[str, Tensor | None], training: bool) -> nn.Module:
+    """A module with the attributes of ``module`` and other parameters and buffers, by name.
+
+    Raises:
+        UnjudgedError: it has submodules, whose tensors would be the caller's.
+    """
+    if module._modules:
+        raise UnjudgedError(f"{type(module).__name__} has submodules")
+    twin = type(module).__new__(type(module))
+    vars(twin).update(vars(module))
+    vars(twin)["training"] = training
+    vars(twin)["_parameters"] = {name: tensors[name] for name in module._parameters}
+    vars(twin)["_buffers"] = {name: tensors[name] for name in module._buffers}
+    if isinstance(module, nn.RNNBase):
+        vars(twin)["_flat_weights"] = [tensors.get(name) for name in module._flat_weights_names]
+    return twin
+
+
+def tensors_among(value: Any) -> list[Tensor]:
+    """All tensors in nested arguments or results."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def in_dtype(value: Any, dtype: torch.dtype) -> Any:
+    """Nested values with all floating and complex tensors in ``dtype``, or in its complex type."""
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def converted(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(complex_dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map_only(Tensor, converted, value)

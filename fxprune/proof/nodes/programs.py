@@ -21,9 +21,8 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.copies import promoted
-from fxprune.proof.nodes.calls import call
 from fxprune.proof.nodes.memory import last_readers
-from fxprune.proof.nodes.pairs import Pair, UnjudgedError
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call
 from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.modes import flags_of, set_flags

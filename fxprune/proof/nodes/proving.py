@@ -27,16 +27,14 @@ from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, privat
 from fxprune.proof.holding import check_holding
 from fxprune.proof.masking import Keep, all_names, check_tensors
 from fxprune.proof.nodes.by_values import Tally
-from fxprune.proof.nodes.drawing import Setting
+from fxprune.proof.nodes.drawing import Patterns, Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
-from fxprune.proof.nodes.patterns import Patterns
 from fxprune.proof.nodes.programs import GraphOver, Programs, bound, in_mode
-from fxprune.proof.nodes.sizes import other_samples, small_samples
 from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.structure import Step, matched
 from fxprune.proof.nodes.walk import walk
-from fxprune.proof.probes import Probe
-from fxprune.proof.proof import Proof
+from fxprune.proof.probes import Probe, other_samples, small_samples
+from fxprune.proof.proving import Proof
 from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy

@@ -17,8 +17,7 @@ import torch
 from torch import fx
 
 from fxprune.errors import ProofError
-from fxprune.proof.nodes.calls import call_name
-from fxprune.proof.nodes.pairs import Pair, described, fault, is_number, is_sizes
+from fxprune.proof.nodes.pairs import Pair, call_name, described, fault, is_number, is_sizes
 
 # What a rewrite may add: picks of entries, and arithmetic on sizes.
 _ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))

@@ -21,14 +21,13 @@ from fxprune.errors import ProofError
 from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.locating import reads_about
 from fxprune.proof.nodes.by_values import ByValues, Tally
-from fxprune.proof.nodes.calls import call, call_name, on_values
 from fxprune.proof.nodes.claims import Claim, Kept, same_kept
 from fxprune.proof.nodes.drawing import Setting, drawn, held_claim
 from fxprune.proof.nodes.evaluating import TOLERANCE, WAYS
 from fxprune.proof.nodes.laws import Reading, Verdict, has_same_attributes, judged, law_name
 from fxprune.proof.nodes.laws.reading import on_meta, widest
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
-from fxprune.proof.nodes.pairs import Pair, UnjudgedError, fault, is_number
+from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call, call_name, fault, is_number, on_values
 from fxprune.proof.nodes.structure import Step
 
 # What tells how values lie in memory: then they are computed, and keep their strides.

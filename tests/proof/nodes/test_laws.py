@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from fxprune.proof.masking import removed_entries, select
 from fxprune.proof.nodes.claims import Claim, Kept
+from fxprune.proof.nodes.drawing import Patterns
 from fxprune.proof.nodes.laws import Reading, Verdict, judged
-from fxprune.proof.nodes.patterns import Patterns
 
 EVEN, ODD, HALF = torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([2, 3])
 INDICES = (torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([2, 0]))

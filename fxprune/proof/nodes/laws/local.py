@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.claims import Claim, at, same_kept
+from fxprune.proof.nodes.drawing import domain_of
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
-from fxprune.proof.nodes.patterns import domain_of
+from fxprune.proof.nodes.pairs import call_name
 
 POINTWISE = frozenset(
     """add sub mul truediv div iadd isub imul itruediv maximum minimum pow neg abs exp expm1 log log1p sqrt rsqrt square

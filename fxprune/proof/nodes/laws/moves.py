@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.proof.nodes.calls import call_name
 from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
 from fxprune.proof.nodes.laws.reading import Piece, Reading, Verdict, on_meta, widest
+from fxprune.proof.nodes.pairs import call_name
 
 _BY_DIMS = frozenset("flatten unflatten squeeze unsqueeze".split())
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.proof.masking import Keep
-from fxprune.proof.nodes.calls import call, may_write, on_values
 from fxprune.proof.nodes.claims import Claim, Kept
-from fxprune.proof.nodes.patterns import Patterns
+from fxprune.proof.nodes.drawing import Patterns
+from fxprune.proof.nodes.pairs import call, may_write, on_values
 
 _DOMAINS = ("share", "positive", "any")
 

@@ -1,4 +1,4 @@
-"""The page: a template filled with a report."""
+"""A report, or two beside one another, as one HTML file that needs no network: a template filled with it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _filled(template: str, **values: Any) -> str:
 
 
 def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (resources.files(__package__) / "html" / name).read_text(encoding="utf-8")
 
 
 _MOST_STAGES, _FEWEST_STAGES = 16, 2

@@ -19,9 +19,9 @@ from fxprune.analysis.solving import ChannelGraph, owner_of
 from fxprune.axes.expressions import Term
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
-from fxprune.cost.latency.shapes import ShapedCall, TensorSpec, shaped_call
-from fxprune.cost.latency.table import MOST_WIDTHS, LatencyModel, LatencyTable, ShapedOp, Surface, measured_surface
+from fxprune.cost.latency import MOST_WIDTHS, LatencyModel, LatencyTable, ShapedOp, Surface, measured_surface
 from fxprune.cost.memory import paired_axes
+from fxprune.cost.shapes import ShapedCall, TensorSpec, shaped_call
 from fxprune.errors import BudgetError
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.paths import ModelPaths
