@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import fxprune
-from fxprune.util.copies import copy_module, private_copy
+from fxprune.util import copies
+from fxprune.util.copies import copy_module, meet, private_copy
 
 
 class Odd(nn.Module):
@@ -136,3 +137,13 @@ def test_modules_nested_two_hundred_deep() -> None:
     pruned = fxprune.compile(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3)).eval(), torch.randn(2, 4), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 8
     assert sys.getrecursionlimit() == before
+
+
+def test_tensors_without_gaps_meet_without_a_look_at_their_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tied embedding has tens of millions of them."""
+    whole = torch.zeros(6, 4)
+    assert not meet(whole[:, :2], whole[:, 2:])
+    assert meet(whole[:, :3], whole[:, 2:])
+    monkeypatch.setattr(copies, "_bytes_of", None)
+    assert meet(whole, whole[2:])
+    assert not meet(whole[:2], whole[2:])
