@@ -71,11 +71,7 @@ LEVELS = (False, True, "full")
 
 
 def check_level(verify: bool | str) -> bool | str:
-    """What was asked of the proof.
-
-    Raises:
-        OptionError: none of :data:`LEVELS`.
-    """
+    """What was asked of the proof. Raises OptionError: none of :data:`LEVELS`."""
     if not any(verify is level or (isinstance(verify, str) and verify == level) for level in LEVELS):
         raise OptionError(f"verify must be True, False or 'full', not {verify!r}")
     return verify
@@ -131,11 +127,7 @@ class Options:
         ),
     )
     budget: str = field(
-        default="macs",
-        metadata=_words(
-            "What ratio is a fraction of.",
-            choices=registered_names("cost", "budget"),
-        ),
+        default="macs", metadata=_words("What ratio is a fraction of.", choices=registered_names("cost", "budget"))
     )
     criterion: str | Criterion = field(
         default="auto",
@@ -158,8 +150,7 @@ class Options:
         ),
     )
     alike: str = field(
-        default="free",
-        metadata=_words("equal: one width for a place of repeated blocks.", choices=get_args(Alike)),
+        default="free", metadata=_words("equal: one width for a place of repeated blocks.", choices=get_args(Alike))
     )
     residual: str = field(
         default="auto", metadata=_words("inner: groups across an add stay.", choices=get_args(Residual))

@@ -182,10 +182,7 @@ class ChannelGraph:
 
 
 def analyze_capture(
-    captured: Captured,
-    model: nn.Module,
-    given_batch: int | None,
-    untraced: tuple[OpaqueOp, ...] = (),
+    captured: Captured, model: nn.Module, given_batch: int | None, untraced: tuple[OpaqueOp, ...] = ()
 ) -> ChannelGraph:
     """Solve the axes of a captured model.
 

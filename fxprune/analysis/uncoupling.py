@@ -37,11 +37,7 @@ class _Place:
 
 
 def check_couplings(couplings: object) -> str:
-    """The option as given.
-
-    Raises:
-        OptionError: it is neither "keep" nor "drop".
-    """
+    """The option as given. Raises OptionError: it is neither "keep" nor "drop"."""
     if couplings not in COUPLINGS:
         raise OptionError(f'couplings must be "keep" or "drop", not {couplings!r}')
     return str(couplings)

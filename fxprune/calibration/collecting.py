@@ -107,11 +107,7 @@ class PrivateNetwork:
         self.buffers: dict[str, Tensor] = dict(copied.named_buffers())
 
     def run(self, sample: Sample) -> Any:
-        """The output of one call.
-
-        Raises:
-            CalibrationError: the network fails.
-        """
+        """The output of one call. Raises CalibrationError: the network fails."""
         # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
         with fitting(sample):
             return sample.call(partial(nn.Module.__call__, self.module))
@@ -198,7 +194,7 @@ class Collector:
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The batches with their numbers; shows progress and restores the random state at the end."""
-        with torch.random.fork_rng(devices=_cuda_devices(self.model)):
+        with torch.random.fork_rng(devices=sorted({t.device.index or 0 for t in self.model.parameters() if t.is_cuda})):
             torch.manual_seed(self.seed)
             yield from enumerate(self.steps.counted("calibrate", self.calibration, self.calibration.length))
         seen = torch.tensor([self.calibration.seen], dtype=torch.float64)
@@ -279,7 +275,3 @@ def _tracked(network: PrivateNetwork, names: list[str]) -> Iterator[None]:
 def _tracked_input(tensor: Tensor) -> Tensor:
     # A clone, because a network may write to its input in place.
     return tensor.detach().requires_grad_().clone() if tensor.is_floating_point() else tensor
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({t.device.index or 0 for t in model.parameters() if t.is_cuda})

@@ -34,11 +34,7 @@ _ACTIVATIONS = ACTIVATIONS | {"clamp", "clamp_min"}
 
 
 def check_tap_rule(rule: str) -> None:
-    """Refuse an unknown tap rule.
-
-    Raises:
-        CriterionError: it is none of :data:`TAP_RULES`.
-    """
+    """Refuse an unknown tap rule. Raises CriterionError: it is none of :data:`TAP_RULES`."""
     if rule not in TAP_RULES:
         raise CriterionError(f"tap must be one of {', '.join(map(repr, TAP_RULES))}, not {rule!r}")
 

@@ -61,11 +61,7 @@ class Arguments:
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
 
     def of(self, value: Any) -> Any:
-        """The value with nodes in the place of what was traced.
-
-        Raises:
-            CaptureError: no graph can hold it.
-        """
+        """The value with nodes in the place of what was traced. Raises CaptureError: no graph can hold it."""
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
         if isinstance(value, Traced):

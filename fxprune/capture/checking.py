@@ -29,10 +29,7 @@ from fxprune.util.modes import switch
 _NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
 _NORM_HOOKS = (WeightNorm, SpectralNorm)
 # Those of the forward are traced with it.
-_HOOKS = {
-    "_backward_hooks": "a backward hook",
-    "_backward_pre_hooks": "a backward pre-hook",
-}
+_HOOKS = {"_backward_hooks": "a backward hook", "_backward_pre_hooks": "a backward pre-hook"}
 # Ordinary functions as modules, which floating-point models hold where a later quantisation wants to observe.
 _FLOAT_FORMS = (FloatFunctional, FXFloatFunctional)
 _STATISTICS = ("running_mean", "running_var")

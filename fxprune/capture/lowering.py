@@ -198,7 +198,7 @@ def multi_head_attention(
     heads = module.num_heads
     mask = _merged_mask(attn_mask, key_padding_mask, query, heads)
     k, v, mask = _extended(module, k, v, mask)
-    q, k, v = (_split_heads(t, heads) for t in (q, k, v))
+    q, k, v = (torch.unflatten(t, -1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     dropout = module.dropout if module.training else 0.0
     weights: torch.Tensor | None = None
     if need_weights:
@@ -245,10 +245,6 @@ def _extended(
         k, v = (torch.cat((t, torch.zeros_like(t[:, :1])), dim=1) for t in (k, v))
         added += 1
     return k, v, F.pad(mask, (0, added)) if mask is not None and added else mask
-
-
-def _split_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    return torch.unflatten(tensor, -1, (heads, -1)).transpose(1, 2)
 
 
 def _merged_mask(

@@ -44,11 +44,7 @@ class Modes:
 
 
 def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
-    """Ask the model's classes.
-
-    Raises:
-        ModelError: a call does more than a pruned network can do again.
-    """
+    """Ask the model's classes. Raises ModelError: a call does more than a pruned network can do again."""
     if not any(map(has_own_modes, model.modules())):
         return Modes()
     copy = clone.meta_clone(model)

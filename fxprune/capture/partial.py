@@ -139,7 +139,7 @@ def _main(
 ) -> Captured:
     opaque: dict[str, str] = {}
     # A list of tensors may have another length at the next call, which a graph would not follow.
-    path = "" if _holds_list(sample) else failure.path
+    path = "" if any(isinstance(v, list) for v in (*sample.args, *sample.kwargs.values())) else failure.path
     for _ in range(_ATTEMPTS):
         opaque = {p: reason for p, reason in opaque.items() if path and not p.startswith(f"{path}.")}
         opaque[path] = str(failure)
@@ -156,10 +156,6 @@ def _main(
 def parent(path: str) -> str:
     """The path of the enclosing module."""
     return path.rpartition(".")[0]
-
-
-def _holds_list(sample: Sample) -> bool:
-    return any(isinstance(v, list) for v in (*sample.args, *sample.kwargs.values()))
 
 
 def _islands(

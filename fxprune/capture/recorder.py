@@ -327,11 +327,7 @@ class Recorder(TorchFunctionMode):
         raise self._refusal
 
     def output(self, value: Any) -> None:
-        """Close the graph.
-
-        Raises:
-            CaptureError: a parameter or buffer has been given the memory of another tensor.
-        """
+        """Close the graph. Raises CaptureError: a parameter or buffer has been given the memory of another tensor."""
         if self._refusal is not None:  # the forward caught it
             raise self._refusal
         self.writes.check_memory()

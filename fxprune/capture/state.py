@@ -256,11 +256,7 @@ def _left_by_a_call(node: fx.Node, place: Place) -> None:
 
 
 def check_forgotten(value: Any) -> None:
-    """Refuse a number that an earlier call left.
-
-    Raises:
-        CaptureError: says which.
-    """
+    """Raise CaptureError for a number that an earlier call left."""
     pending = [value]
     while pending:
         top = pending.pop()

@@ -95,11 +95,7 @@ class Writes:
         return self._new("call_method", "detach", (self._node_of(args[0]),), {}, meta_like(args[0]))
 
     def check_memory(self) -> None:
-        """Whether every tensor still has its own memory.
-
-        Raises:
-            CaptureError: one was given that of another tensor.
-        """
+        """Whether every tensor still has its own memory. Raises CaptureError: one was given that of another tensor."""
         for tensor, memory in self._held:
             if tensor.untyped_storage()._cdata != memory:
                 raise CaptureError(

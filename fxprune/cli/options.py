@@ -136,11 +136,7 @@ def _read(name: str, given: Any, words: Words) -> Any:
 
 
 def find(
-    model: str,
-    input_size: list[str] | None,
-    weights: Path | None = None,
-    seed: int = 0,
-    allow: list[str] | None = None,
+    model: str, input_size: list[str] | None, weights: Path | None = None, seed: int = 0, allow: list[str] | None = None
 ) -> Source:
     """The network that the arguments stand for, with its sample."""
     from fxprune.cli.sources import find_model, load_weights

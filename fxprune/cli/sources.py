@@ -110,11 +110,7 @@ def _from_folder(path: str, allow: Iterable[str]) -> tuple[nn.Module, Any]:
 
 
 def torchvision_part(name: str) -> Any:
-    """A module of torchvision.
-
-    Raises:
-        MissingDependencyError: it is not installed, or was built for another torch.
-    """
+    """A module of torchvision. Raises MissingDependencyError: it is not installed, or was built for another torch."""
     try:
         return importlib.import_module(f"torchvision.{name}")
     except (ImportError, RuntimeError, OSError) as error:

@@ -310,11 +310,7 @@ def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str,
 
 
 def check_ratio(ratio: object) -> float:
-    """The ratio as a float.
-
-    Raises:
-        RatioError: it is not a number with ``0 <= ratio < 1``.
-    """
+    """The ratio as a float. Raises RatioError: it is not a number with ``0 <= ratio < 1``."""
     if ratio is None:
         raise RatioError(
             "say how much is to go: ratio (--ratio on the command line), a number with 0 <= ratio < 1, or a mapping "

@@ -177,11 +177,7 @@ class LatencyTable:
         self._new = True
 
     def seconds(self, key: str, prepare: Callable[[], Call]) -> float:
-        """The seconds of a call, timed if it is not known yet.
-
-        Raises:
-            Exception: whatever the call raises.
-        """
+        """The seconds of a call, timed if it is not known yet. Raises whatever the call raises."""
         if key not in self._seconds:
             self.note(key, self._timer(prepare()))
         return self._seconds[key]

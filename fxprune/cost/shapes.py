@@ -51,22 +51,14 @@ class Kernel:
         return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.arguments)})"
 
     def prepared(self, device: torch.device) -> Callable[[], object]:
-        """The call, with its tensors made.
-
-        Raises:
-            LookupError: torch has no function of that name.
-        """
+        """The call, with its tensors made. Raises LookupError: torch has no function of that name."""
         function = function_of(self.name)
         values = {n: v.made(device) if isinstance(v, TensorSpec) else v for n, v in self.arguments}
         return lambda: function(**values)
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """torch's function of a canonical name.
-
-    Raises:
-        LookupError: there is none.
-    """
+    """torch's function of a canonical name. Raises LookupError: there is none."""
     for namespace in (functional, torch):
         if callable(function := getattr(namespace, name, None)):
             found: Callable[..., Any] = function
@@ -125,10 +117,7 @@ class ShapedCall:
 
 
 def shaped_call(
-    call: Call,
-    resolve: Callable[[Axis], Axis],
-    seen: Mapping[fx.Node, Any],
-    dtype_of: Callable[[str], torch.dtype],
+    call: Call, resolve: Callable[[Axis], Axis], seen: Mapping[fx.Node, Any], dtype_of: Callable[[str], torch.dtype]
 ) -> ShapedCall | None:
     """What a call is as a function of its widths; None where an argument is neither a tensor nor a literal.
 

@@ -282,11 +282,7 @@ NORMALISERS: dict[str, Normaliser] = {
 
 
 def normaliser_by_name(name: str) -> Normaliser:
-    """The normaliser of that name.
-
-    Raises:
-        CriterionError: the name is unknown.
-    """
+    """The normaliser of that name. Raises CriterionError: the name is unknown."""
     if name not in NORMALISERS:
         raise CriterionError(f"unknown normaliser {name!r}; choose one of {', '.join(NORMALISERS)}")
     return NORMALISERS[name]

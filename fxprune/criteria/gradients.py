@@ -22,11 +22,7 @@ from fxprune.errors import CriterionError
 
 
 def check_over(over: str) -> None:
-    """Refuse what changes cannot be averaged over.
-
-    Raises:
-        CriterionError: it is neither "sample" nor "batch".
-    """
+    """Refuse what changes cannot be averaged over. Raises CriterionError: it is neither "sample" nor "batch"."""
     if over not in ("sample", "batch"):
         raise CriterionError(f'over must be "sample" or "batch", not {over!r}')
 

@@ -71,11 +71,7 @@ def observations_of(
 
 
 def score_one(
-    criterion: Scorer | ObservingScorer,
-    group: Group,
-    observed: Any,
-    tensors: Mapping[str, Tensor],
-    graph: ChannelGraph,
+    criterion: Scorer | ObservingScorer, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
 ) -> FloatArray | None:
     """The scores of one group, after observing."""
     if isinstance(criterion, ObservingScorer):

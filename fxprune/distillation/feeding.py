@@ -58,11 +58,7 @@ class Feed:
             return None
 
     def take(self) -> Any:
-        """The next batch.
-
-        Raises:
-            DistillationError: the loader gives no batch.
-        """
+        """The next batch. Raises DistillationError: the loader gives no batch."""
         for _ in range(2):
             if self._batches is None:
                 self._begin()

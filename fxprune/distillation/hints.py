@@ -51,12 +51,7 @@ class Pair:
     """
 
     def __init__(
-        self,
-        pruned: nn.Module,
-        teacher: nn.Module,
-        hints: Sequence[Hint],
-        loss: DistillationLoss,
-        device: torch.device,
+        self, pruned: nn.Module, teacher: nn.Module, hints: Sequence[Hint], loss: DistillationLoss, device: torch.device
     ) -> None:
         self._kept: dict[str, Kept] = kept_channels(hints, pruned, teacher)
         self._about: Sample | None = getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
@@ -123,11 +118,7 @@ class Pair:
         return parts
 
     def trainable(self) -> list[nn.Parameter]:
-        """Parameters to be optimised.
-
-        Raises:
-            DistillationError: there are none.
-        """
+        """Parameters to be optimised. Raises DistillationError: there are none."""
         found = [p for p in self.student.parameters() if p.requires_grad]
         if not found:
             raise DistillationError("no parameter of the pruned network requires a gradient, so there is none to train")
@@ -259,11 +250,7 @@ def hint_loss(
     kept: Mapping[str, Kept],
     projections: Projections,
 ) -> Tensor:
-    """The weighted sum over all hints.
-
-    Raises:
-        DistillationError: features of different shapes.
-    """
+    """The weighted sum over all hints. Raises DistillationError: features of different shapes."""
     losses = []
     for number, hint in enumerate(hints):
         found, wanted = student[hint.student].float(), teacher[hint.source].float()

@@ -86,11 +86,7 @@ class Training:
         return max(1, self.epochs * batches // self.accumulate)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimiser over the parameters.
-
-        Raises:
-            OptionError: the user's function gave something else.
-        """
+        """The optimiser over the parameters. Raises OptionError: the user's function gave something else."""
         if callable(self.optimizer):
             made = self.optimizer(parameters)
             if not isinstance(made, Optimizer):

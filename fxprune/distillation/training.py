@@ -181,11 +181,7 @@ class Trainer:
         return self.score
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Keep a row of numbers, means over the ranks.
-
-        Raises:
-            DistillationError: the loss is no longer finite.
-        """
+        """Keep a row of numbers, means over the ranks. Raises DistillationError: the loss is no longer finite."""
         losses = {n: float(self.engine.reduce(v.float(), "mean")) for n, v in row.pop("losses").items()}
         total = sum(losses.values())
         if not math.isfinite(total):
@@ -242,11 +238,7 @@ class Trainer:
 
 
 def _as_score(found: Any) -> float:
-    """What a user's evaluation returned.
-
-    Raises:
-        DistillationError: it is no number.
-    """
+    """What a user's evaluation returned. Raises DistillationError: it is no number."""
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
     if not isinstance(found, (int, float)) or math.isnan(found):

@@ -180,11 +180,7 @@ def difference(first: Plan, second: Plan) -> PlanDifference:
 
 
 def read_plan(place: Path) -> Plan:
-    """The plan in a file, or in the folder of a saved network.
-
-    Raises:
-        PlanError: there is none.
-    """
+    """The plan in a file, or in the folder of a saved network. Raises PlanError: there is none."""
     file = place / "plan.json" if place.is_dir() else place
     if not file.is_file():
         raise PlanError(f"there is no plan at {place}: give a plan.json, or the folder of a saved network")

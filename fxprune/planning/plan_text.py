@@ -117,11 +117,7 @@ def _value(value: Any) -> str:
 
 
 def read_parts(text: str) -> PlanParts:
-    """Parse and check the text.
-
-    Raises:
-        PlanError: the text is no plan; the message says where.
-    """
+    """Parse and check the text. Raises PlanError: the text is no plan; the message says where."""
     document = _dict(_parse(text), "the plan")
     if document.get("format") != FORMAT:
         raise PlanError(f"the plan: format is {str(document.get('format'))[:40]!r}; this version reads {FORMAT!r}")

@@ -48,11 +48,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._narrow = tuple(narrow for narrow in _NARROW if narrow.itemsize < dtype.itemsize)
 
     def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         found = {tensor.dtype for tensor in tensors_among(args, kwargs)}

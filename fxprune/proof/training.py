@@ -37,11 +37,7 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.draws: list[tuple[str, tuple[int, ...]]] = []
 
     def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")

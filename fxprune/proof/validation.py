@@ -109,11 +109,7 @@ class Validation:
         self._rounding: dict[int, dict[str, float]] = {}
 
     def run(self) -> Outcome:
-        """All numeric checks.
-
-        Raises:
-            ProofError: one of them failed.
-        """
+        """All numeric checks. Raises ProofError: one of them failed."""
         try:
             return self._attempt(resize=not self._case.alone)
         except ProofError:

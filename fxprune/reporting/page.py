@@ -17,13 +17,7 @@ from fxprune.criteria import criterion_by_name, known_criteria
 from fxprune.options import usual
 from fxprune.reporting.comparing import Comparison, said
 from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, Report, ScoreRow, removed
-from fxprune.reporting.text import (
-    BUDGETS,
-    achieved_in_words,
-    latency_in_words,
-    proof_in_words,
-    recovery_in_words,
-)
+from fxprune.reporting.text import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
 from fxprune.util.tables import percent, quantity, short_seconds
 
 

@@ -51,18 +51,9 @@ def prove_plan(
 
 
 def prove_whole(
-    graph: ChannelGraph,
-    model: nn.Module,
-    pruned: nn.Module,
-    plan: Plan,
-    masks: Mapping[Channels, Mask],
-    sample: Sample,
+    graph: ChannelGraph, model: nn.Module, pruned: nn.Module, plan: Plan, masks: Mapping[Channels, Mask], sample: Sample
 ) -> Proof:
-    """The same by whole networks in float64, at the sample's sizes and others.
-
-    Raises:
-        ProofError: a check failed.
-    """
+    """The same by whole networks in float64, at the sample's sizes and others. Raises ProofError: a check failed."""
     cut = {variable for variable, mask in masks.items() if not mask.all()}
     # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
     inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}

@@ -195,11 +195,7 @@ def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
 
 
 def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> list[Check]:
-    """Checks that differ in the wanted sizes alone.
-
-    Raises:
-        ExportError: the network does not take another such size.
-    """
+    """Checks that differ in the wanted sizes alone. Raises ExportError: the network does not take another such size."""
     checks = checks if "batch" in wanted else _of_one_batch(network, checks)
     fitting = [check for check in checks if set(_free([checks[0], check])) <= wanted]
     if missing := wanted - set(_free(fitting)):

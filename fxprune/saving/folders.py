@@ -194,11 +194,7 @@ class SavedFolder:
         return os.path.samestat(os.fstat(self._folder), self.path.stat())
 
     def read_text(self, name: str) -> str:
-        """What a file of UTF-8 text holds.
-
-        Raises:
-            ArtefactError: it is missing or is no such file.
-        """
+        """What a file of UTF-8 text holds. Raises ArtefactError: it is missing or is no such file."""
         stream = self._open(name)
         if _size(stream) > _LARGEST_TEXT:
             raise ArtefactError(
@@ -211,11 +207,7 @@ class SavedFolder:
             raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
 
     def read_json(self, name: str) -> Any:
-        """What a JSON file holds.
-
-        Raises:
-            ArtefactError: it is missing or is not JSON.
-        """
+        """What a JSON file holds. Raises ArtefactError: it is missing or is not JSON."""
         text = self.read_text(name)
         try:
             return json.loads(text)

@@ -78,11 +78,7 @@ def _plain_state(module: nn.Module) -> dict[str, Any]:
 
 
 def build_container(name: Any) -> nn.Module:
-    """An empty container.
-
-    Raises:
-        ArtefactError: there is no container of that name.
-    """
+    """An empty container. Raises ArtefactError: there is no container of that name."""
     if not isinstance(name, str) or name not in _CONTAINERS:
         raise ArtefactError(f"{name!r:.80} is no container")
     return Parts() if name == "Module" else _CONTAINERS[name]()

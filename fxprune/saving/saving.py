@@ -56,11 +56,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_source(pruned: nn.Module, folder: Path) -> None:
-    """Write ``model.py`` and ``weights.safetensors`` alone into a folder.
-
-    Raises:
-        ArtefactError: see :func:`save`.
-    """
+    """Write ``model.py`` and ``weights.safetensors`` alone into a folder. Raises ArtefactError: see :func:`save`."""
     (folder / "model.py").write_text(_described(pruned)[-1], encoding="utf-8")
     _write_tensors(folder / "weights.safetensors", pruned.state_dict())
 

@@ -44,11 +44,7 @@ class Codec:
         self._kinds = {**(kinds or {}), **KINDS}
 
     def write(self, value: Any) -> Any:
-        """JSON data for a value.
-
-        Raises:
-            ArtefactError: the value is of a kind that cannot be written down.
-        """
+        """JSON data for a value. Raises ArtefactError: the value is of a kind that cannot be written down."""
         for name, kind in self._kinds.items():
             if kind.known(value):
                 return {name: kind.write(value, self)}
@@ -62,11 +58,7 @@ class Codec:
         raise ArtefactError(f"cannot write a value of type {kind}: {value!r}")
 
     def read(self, data: Any) -> Any:
-        """The value that :meth:`write` wrote.
-
-        Raises:
-            ArtefactError: the data is not what :meth:`write` writes.
-        """
+        """The value that :meth:`write` wrote. Raises ArtefactError: the data is not what :meth:`write` writes."""
         if data is None or isinstance(data, (bool, int, float, str)):
             return data
         if isinstance(data, list):

@@ -22,11 +22,7 @@ _DEEPEST = 50  # each number in a path is a pair of parentheses in generated cod
 
 
 def attribute(model: nn.Module, name: str) -> Any:
-    """The attribute at a dotted path.
-
-    Raises:
-        AttributeError: there is none.
-    """
+    """The attribute at a dotted path. Raises AttributeError: there is none."""
     found: Any = model
     for part in name.split(".") if name else []:
         found = _held(found, part)
@@ -85,11 +81,7 @@ class ModelPaths:
         self._modules: dict[str, nn.Module] = {"": model}
 
     def module(self, path: str) -> nn.Module:
-        """The submodule at a path; that of the model itself is empty.
-
-        Raises:
-            AttributeError: there is none.
-        """
+        """The submodule at a path; that of the model itself is empty. Raises AttributeError: there is none."""
         found = self._modules.get(path)
         if found is None:
             parent, _, leaf = path.rpartition(".")
@@ -113,11 +105,7 @@ class Parts(nn.Module):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse to be called.
-
-        Raises:
-            ModelError: always.
-        """
+        """Raise ModelError."""
         self._refuse("called")
 
     def __getitem__(self, key: int | str | slice) -> Any:

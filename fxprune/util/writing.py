@@ -19,11 +19,7 @@ _PARTS = r"((saving|old|exporting)-[0-9a-f]{8}|[0-9a-f]{8}\.part)"
 
 
 def named(path: str | os.PathLike[str]) -> Path:
-    """The path of a name.
-
-    Raises:
-        OptionError: it is none, as where arguments are in another order.
-    """
+    """The path of a name. Raises OptionError: it is none, as where arguments are in another order."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise OptionError(f"path must be the name of a file or folder, and a {type(path).__name__} was given")
@@ -52,11 +48,7 @@ def file_errors(doing: str) -> Iterator[None]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file; on any failure what was there before stays.
-
-    Raises:
-        FileError: the disk refuses.
-    """
+    """Write a text file; on any failure what was there before stays. Raises FileError: the disk refuses."""
     with file_errors(f"{target} cannot be written"):
         remove_abandoned(target)
         part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)

@@ -107,11 +107,7 @@ def _deform_conv(call: Call) -> Any:
     return bury(call.run(input=filled(x), weight=filled(weight)), removed)
 
 
-CONVOLUTIONS: dict[str, Handler] = {
-    "convolution": _convolution,
-    "conv_tbc": _conv_tbc,
-    "deform_conv2d": _deform_conv,
-}
+CONVOLUTIONS: dict[str, Handler] = {"convolution": _convolution, "conv_tbc": _conv_tbc, "deform_conv2d": _deform_conv}
 
 
 def _check_dims(call: Call, x: Tensor, dims: list[int]) -> None:

@@ -17,14 +17,7 @@ from fxprune.proof.nan_carrying.pointwise import Shadows, is_pointwise, keeps_na
 from fxprune.proof.nan_carrying.reductions import NORMALIZATIONS, REDUCTIONS, counted, is_counting
 from fxprune.proof.nan_carrying.structural import JOINING, is_structural, is_unwritten, moved
 
-_HANDLERS: dict[str, Handler] = {
-    **CONTRACTIONS,
-    **CONVOLUTIONS,
-    **JOINING,
-    **NORMALIZATIONS,
-    **REDUCTIONS,
-    **WINDOWS,
-}
+_HANDLERS: dict[str, Handler] = {**CONTRACTIONS, **CONVOLUTIONS, **JOINING, **NORMALIZATIONS, **REDUCTIONS, **WINDOWS}
 
 
 class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -42,11 +35,7 @@ class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shadows = Shadows()
 
     def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten.empty_like.default:

@@ -58,11 +58,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._table = torch.cos(torch.arange(_PERIOD, dtype=torch.float64) ** 2)
 
     def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func._schema.is_mutable:
             self._check_written(func, args)
