@@ -104,14 +104,16 @@ class QueueSelection:
 Scores = Mapping[Group, FloatArray]
 
 
-@runtime_checkable
-class Scorer(Protocol):
-    """Gives every channel of a group one number; the allocator removes the channels with the lowest."""
-
+class _Named(Protocol):
     @property
     def name(self) -> str:
         """The name it is chosen by, and that the plan records."""
         ...
+
+
+@runtime_checkable
+class Scorer(_Named, Protocol):
+    """Gives every channel of a group one number; the allocator removes the channels with the lowest."""
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
         """Scores of shape ``(group.size,)``, finite, higher = keep; None where it cannot judge the group.
@@ -125,13 +127,8 @@ class Scorer(Protocol):
 
 
 @runtime_checkable
-class ObservingScorer(Protocol):
+class ObservingScorer(_Named, Protocol):
     """A scorer that looks at activations or gradients of calibration data."""
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by, and that the plan records."""
-        ...
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """What to look at: any nesting of lists, tuples and dicts with :class:`~fxprune.calibration.Observation`.
@@ -163,13 +160,8 @@ class WeighingScorer(ObservingScorer, Protocol):
 
 
 @runtime_checkable
-class Selector(Protocol):
+class Selector(_Named, Protocol):
     """Chooses which channels stay, with one knob that planning turns until the budget is met."""
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by, and that the plan records."""
-        ...
 
     def select(self, study: Study) -> Selection:
         """The settings of the knob, from which planning chooses."""
@@ -227,36 +219,6 @@ def _divided(scores: FloatArray, divisor: float) -> FloatArray:
     return scores / divisor if divisor != 0 else scores.copy()
 
 
-def _mean(scores: FloatArray) -> FloatArray:
-    return _divided(scores, float(scores.mean()))
-
-
-def _max(scores: FloatArray) -> FloatArray:
-    return _divided(scores, float(scores.max()))
-
-
-def _sum(scores: FloatArray) -> FloatArray:
-    return _divided(scores, float(scores.sum()))
-
-
-def _minmax(scores: FloatArray) -> FloatArray:
-    low = scores.min()
-    return _divided(scores - low, float(scores.max() - low))
-
-
-def _zscore(scores: FloatArray) -> FloatArray:
-    return _divided(scores - scores.mean(), float(scores.std()))
-
-
-def _l2(scores: FloatArray) -> FloatArray:
-    return _divided(scores, float(np.sqrt(np.square(scores).sum())))
-
-
-def _variance(scores: FloatArray) -> FloatArray:
-    """Centred and divided by the population variance, not its root (as feature entropies are in published code)."""
-    return _divided(scores - scores.mean(), float(scores.var()))
-
-
 def _lamp(scores: FloatArray) -> FloatArray:
     """``s_u^2 / sum of s_v^2 over v >= u`` in ascending order (Lee et al., 2021, arXiv 2010.07611, equation 2)."""
     order = removal_order(scores)
@@ -270,13 +232,14 @@ def _lamp(scores: FloatArray) -> FloatArray:
 
 NORMALISERS: dict[str, Normaliser] = {
     "none": np.copy,
-    "mean": _mean,
-    "max": _max,
-    "sum": _sum,
-    "minmax": _minmax,
-    "zscore": _zscore,
-    "l2": _l2,
-    "variance": _variance,
+    "mean": lambda scores: _divided(scores, float(scores.mean())),
+    "max": lambda scores: _divided(scores, float(scores.max())),
+    "sum": lambda scores: _divided(scores, float(scores.sum())),
+    "minmax": lambda scores: _divided(scores - scores.min(), float(scores.max() - scores.min())),
+    "zscore": lambda scores: _divided(scores - scores.mean(), float(scores.std())),
+    "l2": lambda scores: _divided(scores, float(np.sqrt(np.square(scores).sum()))),
+    # By the population variance, not its root, as feature entropies are in published code.
+    "variance": lambda scores: _divided(scores - scores.mean(), float(scores.var())),
     "lamp": _lamp,
 }
 
@@ -288,9 +251,9 @@ def normaliser_by_name(name: str) -> Normaliser:
     return NORMALISERS[name]
 
 
-_WORDS = {"l1": "magnitude", "l2": "magnitude", "norm": "magnitude", "weight": "magnitude", "bn": "slimming"}
-_WORDS |= {
-    "bn_scale": "slimming",
+_WORDS = {
+    **dict.fromkeys(("l1", "l2", "norm", "weight"), "magnitude"),
+    **dict.fromkeys(("bn", "bn_scale"), "slimming"),
     "foad": "feature_distance",
     "gradient": "taylor",
     "obd": "hessian",

@@ -29,6 +29,7 @@ from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.judging import observations_of, score_one
 from fxprune.criteria.weights import Slimming
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 Part = Scorer | ObservingScorer
 
@@ -146,7 +147,7 @@ class Minimum(Combination):
 
 @criterion("parallel")
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(Named):
     """Both criteria with one global threshold each at the same share, then per layer the mask that keeps fewer.
 
     Shao et al., Sensors 21(19):6601 ("parallel"), with feature entropy and slimming; any two scorers may stand for
@@ -167,11 +168,6 @@ class Parallel:
         for part in (self.first, self.second):
             if isinstance(part, type) or not isinstance(part, (Scorer, ObservingScorer)):
                 raise CriterionError(f"parallel combines two scorers, objects with a `name` and scores, not {part!r}")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "parallel"
 
     def select(self, study: Study) -> Selection:
         """The masks at every threshold."""

@@ -19,13 +19,14 @@ from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 _ELEMENTS = 1 << 16  # of the maps handled at a time: temporaries stay in the cache
 
 
 @criterion("feature_entropy")
 @dataclass(frozen=True)
-class FeatureEntropy:
+class FeatureEntropy(Named):
     """The entropy of feature maps, normalised in each layer; one global threshold.
 
     Shao et al., Sensors 21(19):6601, as the authors' released code computes it. With
@@ -64,11 +65,6 @@ class FeatureEntropy:
         _check("value_range", self.value_range, ("layer", "map"))
         if not isinstance(self.bins, int) or self.bins < 2:
             raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "feature_entropy"
 
     def measure(self, maps: Tensor) -> Tensor:
         """The entropy of each map, in nats: from (samples, channels, ...) to (samples, channels)."""

@@ -19,6 +19,7 @@ from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study,
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 _THRESHOLDS = 256
 _SAMPLED = 1 << 16  # similarities of one layer that quantiles are taken of
@@ -27,7 +28,7 @@ _NEAR = 64
 
 @criterion("feature_distance")
 @dataclass(frozen=True)
-class FeatureDistance:
+class FeatureDistance(Named):
     """Channels whose maps lie near those of a kept channel go; widths emerge from the data.
 
     Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as the released code does it:
@@ -52,11 +53,6 @@ class FeatureDistance:
 
     def __post_init__(self) -> None:
         check_tap_rule(self.tap)
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "feature_distance"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Mean similarities at every tap."""

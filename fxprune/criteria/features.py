@@ -74,11 +74,6 @@ class FeatureCriterion:
 class MeanActivation(FeatureCriterion):
     """The mean of ``|F|`` over samples and positions (Molchanov et al., 2017, arXiv 1611.06440, section 2.2)."""
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "mean_activation"
-
     def measure(self, maps: Tensor) -> Tensor:
         """The mean magnitude of each map."""
         values = flat(maps)
@@ -96,11 +91,6 @@ class APoZ(FeatureCriterion):
 
     tap: str = "activated"
     normalise: str = "none"
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "apoz"
 
     def measure(self, maps: Tensor) -> Tensor:
         """The share of positions of each map that are above zero."""
@@ -123,11 +113,6 @@ class HRank(FeatureCriterion):
 
     tap: str = "activated"
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "hrank"
-
     def measure(self, maps: Tensor) -> Tensor:
         """The rank of each map."""
         wide = maps if maps.dtype == torch.float64 else maps.to(torch.float32)
@@ -149,11 +134,6 @@ class CHIP(FeatureCriterion):
 
     tap: str = "activated"
     decimals: int | None = 4
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "chip"
 
     def measure(self, maps: Tensor) -> Tensor:
         """The change of the nuclear norm for each channel."""

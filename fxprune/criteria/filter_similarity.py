@@ -16,6 +16,7 @@ from fxprune.analysis.groups import Group
 from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 Removal = tuple[float, float, int, int, int]
 """What puts a removal in the global queue: ``-z, -s`` of the pair, its two filters, and the one that goes."""
@@ -23,7 +24,7 @@ Removal = tuple[float, float, int, int, int]
 
 @criterion("filter_similarity")
 @dataclass(frozen=True)
-class FilterSimilarity:
+class FilterSimilarity(Named):
     """One global queue of pairs of similar filters; of the most similar pair alive, one filter goes.
 
     Wu et al., Frontiers in Neurorobotics 17 (2023), doi 10.3389/fnbot.2023.1132679: filters are compared pairwise in a
@@ -53,11 +54,6 @@ class FilterSimilarity:
             raise CriterionError(f"normalize must be zscore or none, not {self.normalize!r}")
         if not 0 <= self.keep_share <= 1:
             raise CriterionError(f"keep_share must be between 0 and 1, not {self.keep_share!r}")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "filter_similarity"
 
     def select(self, study: Study) -> Selection:
         """The queue of all groups that may be narrowed."""

@@ -19,6 +19,7 @@ from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import channel_totals, scoped_members
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 
 def check_over(over: str) -> None:
@@ -222,7 +223,7 @@ class Taylor:
 
 @criterion("hessian")
 @dataclass(frozen=True)
-class Hessian:
+class Hessian(Named):
     """``1/2 sum of h w^2`` over a channel's weights, ``h`` the mean of squared per-sample gradients.
 
     LeCun et al., 1989, "Optimal Brain Damage", equation 5, with the empirical Fisher information for the Hessian's
@@ -245,11 +246,6 @@ class Hessian:
         if self.scope not in ("group", "producer"):
             raise CriterionError(f'hessian takes scope="group" or scope="producer", not {self.scope!r}')
         normaliser_by_name(self.normalise)
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "hessian"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Squared gradients of every weight of the group."""

@@ -14,11 +14,12 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 
 @criterion("information_fusion")
 @dataclass(frozen=True)
-class InformationFusion:
+class InformationFusion(Named):
     """How much a filter's distribution of similarities to the others differs from theirs.
 
     Qu et al., Computer Engineering and Applications 58(24):125-133: ``P[i] = softmax(-distance * temperature)`` over
@@ -43,11 +44,6 @@ class InformationFusion:
         if not self.temperature > 0:
             raise CriterionError(f"temperature must be above 0, not {self.temperature!r}")
         normaliser_by_name(self.normalise)
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "information_fusion"
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""

@@ -21,6 +21,7 @@ from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import channel_rows, producers, settled
 from fxprune.errors import CriterionError
+from fxprune.util.registry import Named
 
 Order = Mapping[Group, NDArray[np.int64]]
 _GRID = 9
@@ -28,7 +29,7 @@ _GRID = 9
 
 @criterion("multi_source")
 @dataclass(frozen=True)
-class MultiSource:
+class MultiSource(Named):
     """Correlation of feature maps and entropy of weights in a layer; sets of filters judged by the model's output.
 
     Xiu et al., Microelectronics & Computer 39(9):1-10, doi 10.19304/J.ISSN1000-7180.2022.0163. Of the paper only the
@@ -69,11 +70,6 @@ class MultiSource:
             raise CriterionError(f'global_mode must be "sets" or "rank", not {self.global_mode!r}')
         if not isinstance(self.bins, int) or self.bins < 2:
             raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "multi_source"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Mean correlations at every tap."""

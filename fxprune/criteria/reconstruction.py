@@ -23,6 +23,7 @@ from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
+from fxprune.util.registry import Named
 
 # A wide group gives its channels up in so many turns at least.
 _TURNS = 48
@@ -32,7 +33,7 @@ _FEWEST_SAMPLES = 2
 
 @criterion("reconstruction")
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Named):
     """The error that a channel's removal adds to the outputs of the layers that read it, each fitted anew by least
     squares on the channels left: a share of the variance of what the layer's output goes into (the sum, where it is
     added to a stream), added up over the layers.
@@ -61,11 +62,6 @@ class Reconstruction:
     def __post_init__(self) -> None:
         if self.positions < 1 or self.most_features < 1 or not self.ridge >= 0:
             raise CriterionError("positions and most_features must be at least 1, ridge at least 0")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "reconstruction"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """Second moments of the features of every layer that reads the group, and the variance of its readout."""

@@ -20,13 +20,14 @@ from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call
 from fxprune.util.paths import name_seed
+from fxprune.util.registry import Named
 
 Parts = Callable[[Tensor], Tensor]
 
 
 @criterion("thinet")
 @dataclass(frozen=True)
-class ThiNet:
+class ThiNet(Named):
     """Greedy reconstruction: of the channels left, the one whose loss changes sampled outputs of the next layers least.
 
     Luo et al., 2017, arXiv 1707.06342, section 3.2: the squared error of the outputs at sampled entries, entries being
@@ -49,11 +50,6 @@ class ThiNet:
     def __post_init__(self) -> None:
         if self.entries < 1:
             raise CriterionError(f"entries must be at least 1, not {self.entries!r}")
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "thinet"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """What each channel contributes to the sampled outputs of every consumer."""

@@ -14,11 +14,12 @@ from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, channel_totals, distances, producer_rows, scoped_members, settled
 from fxprune.errors import CriterionError
 from fxprune.util.paths import name_seed
+from fxprune.util.registry import Named
 
 
 @criterion("magnitude")
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Named):
     """The norm of the weights that a channel owns.
 
     With ``scope="producer"`` these are the rows of the weights that make the channel: ``sum |w|`` for ``p=1`` (Li et
@@ -47,11 +48,6 @@ class Magnitude:
             raise CriterionError(f'magnitude takes scope="group" or scope="producer", not {self.scope!r}')
         normaliser_by_name(self.normalise)
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "magnitude"
-
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Norms of shape ``(group.size,)``, scaled by ``normalise``."""
         sums = TensorSums.of(tensors)
@@ -64,7 +60,7 @@ class Magnitude:
 
 @criterion("random")
 @dataclass(frozen=True)
-class Random:
+class Random(Named):
     """Uniform scores in [0, 1). Each group draws from its own stream, so that its scores depend on no other group.
 
     Args:
@@ -72,11 +68,6 @@ class Random:
     """
 
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "random"
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
@@ -86,7 +77,7 @@ class Random:
 
 @criterion("lamp")
 @dataclass(frozen=True)
-class Lamp:
+class Lamp(Named):
     """A channel's energy divided by that of all channels of its group that are at least as strong.
 
     Lee et al., 2021, arXiv 2010.07611, equation 2, with the sum of squares of a channel's weights for the single weight
@@ -104,11 +95,6 @@ class Lamp:
     def __post_init__(self) -> None:
         Magnitude(2, self.scope)
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "lamp"
-
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``, in [0, 1]."""
         found = Magnitude(2, self.scope, "none").score(group, tensors, graph)
@@ -118,7 +104,7 @@ class Lamp:
 
 @criterion("fpgm")
 @dataclass(frozen=True)
-class FPGM:
+class FPGM(Named):
     """``sum_j |w_i - w_j|``: the filter nearest to the geometric median of its layer goes first.
 
     He et al., 2019, arXiv 1811.00250, equation 4. The filters of coupled layers are laid side by side.
@@ -135,11 +121,6 @@ class FPGM:
     def __post_init__(self) -> None:
         normaliser_by_name(self.normalise)
 
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "fpgm"
-
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
         """Scores of shape ``(group.size,)``."""
         total = distances(producer_rows(group, tensors, graph)).sum(1)
@@ -148,7 +129,7 @@ class FPGM:
 
 @criterion("slimming")
 @dataclass(frozen=True)
-class Slimming:
+class Slimming(Named):
     """``|gamma|`` of batch norm, the mean over the norms of coupled layers.
 
     Liu et al., 2017, arXiv 1708.06519: one global threshold on scales that training has pushed down with an L1 penalty.
@@ -165,11 +146,6 @@ class Slimming:
 
     def __post_init__(self) -> None:
         normaliser_by_name(self.normalise)
-
-    @property
-    def name(self) -> str:
-        """The registered name."""
-        return "slimming"
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
         """Scores of shape ``(group.size,)``; None without batch norm."""

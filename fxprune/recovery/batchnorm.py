@@ -11,23 +11,19 @@ from fxprune.calibration.statistic import add_over_ranks
 from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
+from fxprune.util.registry import Named
 
 _Norm = nn.modules.batchnorm._BatchNorm
 
 
 @recovery("batchnorm")
 @dataclass(frozen=True)
-class BatchNorm:
+class BatchNorm(Named):
     """Sets the running mean and variance of every batch norm to those of its input, in the order of the network.
 
     Each is measured with all batch norms before it measured already and in use, over all calibration data at once: the
     result does not depend on how the data are cut into batches. The variance is the unbiased one, as in training.
     """
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "batchnorm"
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite running means and variances."""

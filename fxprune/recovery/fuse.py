@@ -20,11 +20,12 @@ from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import ModelPaths, attribute
+from fxprune.util.registry import Named
 
 
 @recovery("fuse")
 @dataclass(frozen=True)
-class Fuse:
+class Fuse(Named):
     """Adds a removed channel's weights in the layers that read it to those of the kept channel nearest to it.
 
     Nearest is the one whose filter points the same way (cosine of the filters, the batch norm behind them folded in,
@@ -44,11 +45,6 @@ class Fuse:
     def __post_init__(self) -> None:
         if not 0 <= self.least_similarity <= 1:
             raise RecoveryError(f"least_similarity must be between 0 and 1, not {self.least_similarity!r}")
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "fuse"
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite weights of the layers that read cut groups."""

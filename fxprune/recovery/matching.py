@@ -22,6 +22,7 @@ from fxprune.recovery.walking import inputs_of
 from fxprune.reporting import RecoveryRow
 from fxprune.rules.call import parameter_name
 from fxprune.util.paths import attribute
+from fxprune.util.registry import Named
 
 # The step grows over so many steps; the moments of the gradients are few before.
 _FIRST_STEPS = 5
@@ -33,7 +34,7 @@ _LEAST_SCALE = 1e-3
 
 @recovery("match")
 @dataclass(frozen=True)
-class Match:
+class Match(Named):
     """Trains the kept values for a few passes over the calibration, so that the outputs and what goes into the residual
     streams are the original's (without streams, what each layer behind a cut gives). No labels are looked at.
 
@@ -60,11 +61,6 @@ class Match:
     def __post_init__(self) -> None:
         if self.passes < 1 or self.batch < 1 or not 0 < self.rate < math.inf:
             raise RecoveryError("passes and batch must be at least 1, rate above 0")
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "match"
 
     def recover(self, work: Work) -> RecoveryRow:
         """Change every floating parameter that no embedding reads; nothing where the network cannot be trained so."""

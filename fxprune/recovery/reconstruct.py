@@ -18,6 +18,7 @@ from fxprune.recovery.layers import Layer, Norm, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import name_seed
+from fxprune.util.registry import Named
 
 # The ridge is so many times what is given, whichever serves the rows best that are held out.
 _RIDGES = (1, 10, 100)
@@ -27,7 +28,7 @@ _MOST_ELEMENTS = 1 << 27
 
 @recovery("reconstruct")
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Named):
     """Rewrites the weights of every layer behind a cut so that its outputs match the original's (ridge least squares).
 
     Layers are taken in the order of the network, each on the inputs that the pruned network, recovered up to there,
@@ -67,11 +68,6 @@ class Reconstruct:
             raise RecoveryError(f"ridge must be at least 0, not {self.ridge!r}")
         _check_positive(positions=self.positions, most_features=self.most_features)
 
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "reconstruct"
-
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm behind it."""
         return _Pass(work, self.name, self, free_weight=True).run()
@@ -79,7 +75,7 @@ class Reconstruct:
 
 @recovery("bias")
 @dataclass(frozen=True)
-class FoldBias:
+class FoldBias(Named):
     """Moves the mean of what was removed into the bias of each layer that read it; weights stay as they are.
 
     Exact where every removed channel is a constant. It is measured, like :class:`Reconstruct`, on the inputs that the
@@ -96,11 +92,6 @@ class FoldBias:
 
     def __post_init__(self) -> None:
         _check_positive(positions=self.positions)
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "bias"
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite biases and, where a layer has none, the running mean of the batch norm behind it."""

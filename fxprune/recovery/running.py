@@ -13,11 +13,12 @@ from fxprune.recovery.matching import Match
 from fxprune.recovery.reconstruct import Reconstruct
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow, RecoveryRow
+from fxprune.util.registry import Named
 
 
 @recovery("auto")
 @dataclass(frozen=True)
-class Auto:
+class Auto(Named):
     """What keeps most accuracy in the tables of docs/recovery.md: :class:`~fxprune.recovery.Reconstruct`, and then
     :class:`~fxprune.recovery.Match`.
 
@@ -25,11 +26,6 @@ class Auto:
     """
 
     parts: ClassVar[tuple[Recovery, ...]] = (Reconstruct(), Match())
-
-    @property
-    def name(self) -> str:
-        """The name it is chosen by."""
-        return "auto"
 
     @property
     def stands_for(self) -> str:

@@ -23,10 +23,16 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 T = TypeVar("T")
 Kind = TypeVar("Kind")
+
+
+class Named:
+    """A class that is registered, and has the name under which it is as its own."""
+
+    name: ClassVar[str]
 
 
 class Registry(Generic[T]):
@@ -50,6 +56,8 @@ class Registry(Generic[T]):
         """Register a class or a function under a name; ``options`` are passed whenever it is made by that name."""
 
         def register(made: Any) -> Any:
+            if isinstance(made, type) and "name" not in vars(made):
+                made.name = name  # type: ignore[attr-defined]
             self._made[name] = (lambda **more: made(**{**options, **more})) if options else made
             return made
 
