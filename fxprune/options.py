@@ -180,11 +180,7 @@ class Options:
 
     @classmethod
     def checked(cls, model: nn.Module, given: Mapping[str, Any]) -> Options:
-        """The options among what is given, in the types they are stored in: paths of modules in the place of modules.
-
-        Raises:
-            RatioError, BudgetError, OptionError: a value that cannot be meant.
-        """
+        """The options as they are stored, paths for modules. Raises RatioError, BudgetError or OptionError."""
         from torch import nn
 
         from fxprune.analysis.uncoupling import check_couplings

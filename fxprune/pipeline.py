@@ -45,10 +45,7 @@ from fxprune.util.progress import garbage_collection
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: ``run`` fills fields of the program, where ``when`` says that there is something to do.
-
-    Passes of one name share a row in the report's seconds.
-    """
+    """One step: ``run`` fills fields of the program ``when`` there is something to do; equal names share a row."""
 
     name: str
     run: Callable[[Program], None]
@@ -297,11 +294,7 @@ def recover(program: Program) -> None:
 
 
 def keep_class(program: Program) -> None:
-    """Give the class its values, compare it with the proven graph, and let it be the result.
-
-    Raises:
-        PlanError, ProofError: the class could follow no plan, or answers otherwise than the graph.
-    """
+    """Give the class its values and compare it with the graph. Raises PlanError or ProofError: it is not alike."""
     assert program.kept is not None
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")

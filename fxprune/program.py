@@ -50,10 +50,7 @@ NEEDS_DATA = (
 
 
 def kernel_multiple(model: nn.Module) -> int:
-    """The multiple that kernels on the model's device like.
-
-    In half precision on a GPU the tile of its tensor cores (64), else a vector of the processor (16).
-    """
+    """The multiple that kernels like: of tensor cores in half precision on a GPU (64), else of vectors (16)."""
     weight = next(model.parameters(), None)
     return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 16
 
@@ -72,12 +69,7 @@ class Feed:
 
     @classmethod
     def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
-        """What a user passes as ``calibration`` and ``loss``.
-
-        Raises:
-            CalibrationError: the data are no iterable of batches.
-            OptionError: the loss is no function.
-        """
+        """What a user passes as ``calibration`` and ``loss``. Raises CalibrationError or OptionError for others."""
         if loss is not None and not callable(loss):
             raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
         return cls(None if calibration is None else Calibration(calibration, sample), loss)
@@ -250,10 +242,7 @@ class Program:
 
 @contextmanager
 def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
-    """One pass over a model, which shows its steps if ``progress`` (None: only on a terminal).
-
-    What the model's code shares with the rest of the process, caches among it, is afterwards what it was.
-    """
+    """A pass over a model that shows its steps if ``progress``; what the model's code shares is put back after it."""
     with ExitStack() as around:
         around.enter_context(_LOCK)
         # Tensors made in inference mode could not be trained, and autocast would round what is proven.

@@ -151,10 +151,7 @@ def colours(nodes: Sequence[DrawnNode]) -> dict[str, str]:
 
 
 def as_svg(nodes: Sequence[DrawnNode], widths: Mapping[str, str]) -> str:
-    """The operations as boxes from top to bottom, coloured by their first group; a dashed edge marks pins.
-
-    A box says its group's width, as ``widths`` has it by name; ``data-group`` holds places in :func:`colours`.
-    """
+    """The operations as boxes coloured by their first group, with widths by name; a dashed edge marks pins."""
     spots = [(column * (_WIDTH + _GAP_X), row * (_HEIGHT + _GAP_Y)) for row, column in places(nodes)]
     left = min((x for x, _ in spots), default=0)
     width = max((x for x, _ in spots), default=0) - left + _WIDTH

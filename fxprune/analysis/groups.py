@@ -63,10 +63,7 @@ class PinnedWidth:
 
 @dataclass(frozen=True)
 class Ties:
-    """Nodes with what is known of each, and for each its neighbours with what is known of the edge.
-
-    As networkx has them, whose import takes longer than most analyses.
-    """
+    """Nodes and edges with what is known of each, as networkx has them, whose import takes longer than an analysis."""
 
     nodes: dict[ChannelNode, dict[str, Any]] = field(default_factory=dict)
     adj: dict[ChannelNode, dict[ChannelNode, dict[str, Any]]] = field(default_factory=dict)

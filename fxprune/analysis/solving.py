@@ -184,10 +184,7 @@ class ChannelGraph:
 def analyze_capture(
     captured: Captured, model: nn.Module, given_batch: int | None, untraced: tuple[OpaqueOp, ...] = ()
 ) -> ChannelGraph:
-    """Solve the axes of a captured model.
-
-    ``given_batch``: the batch of the user's sample, for which MACs are counted. ``untraced``: what capture left out.
-    """
+    """Solve the axes of a capture, MACs for the batch that was given; ``untraced``: what capture left out."""
     analyzer = Analyzer(captured, model, opaque=list(untraced))
     analyzer.run()
     traced = captured.sample.batch_size

@@ -186,11 +186,7 @@ def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
 
 
 def channels_of(axis: Axis, variable: Channels) -> IndexArray:
-    """For each element of a resolved axis the channel of ``variable`` it needs, or -1 where it needs none.
-
-    Where a variable meets itself (every channel times every other), elements need several: this is the last of them,
-    and ``owned_by`` tells all.
-    """
+    """For each element of a resolved axis the channel of ``variable`` it needs (the last of several), -1 for none."""
     if isinstance(axis, Channels):
         return np.arange(axis.size, dtype=np.int64) if axis is variable else np.full(axis.size, -1, dtype=np.int64)
     if isinstance(axis, Fixed):
@@ -239,10 +235,7 @@ def _needs(axis: Axis, variable: Channels) -> IndexArray:
 
 
 def kept_size(axis: Axis, widths: Mapping[Channels, float]) -> float:
-    """The number of elements that stay when each variable keeps ``widths`` of its channels (absent: all).
-
-    Exact for products and concatenations; for gathered elements the mean over all choices of that many channels.
-    """
+    """How many elements stay at ``widths`` (absent: all); of gathered ones the mean over all choices of channels."""
     if isinstance(axis, Channels):
         return widths.get(axis, axis.size)
     if isinstance(axis, Fixed):

@@ -74,10 +74,7 @@ class Batch:
 
 
 def held_out(batch: Batch) -> torch.Tensor:
-    """Which samples of a batch nothing is to be fitted to, booleans (size,): one in eight, chosen by their content.
-
-    So it makes no difference how the data are cut into batches or shared by ranks, and equal samples stay together.
-    """
+    """Which samples (size,) nothing is fitted to: one in eight by content, however the data are cut or shared."""
     return torch.tensor([check % _HELD_OUT == 0 for check in checksums(batch)])
 
 
@@ -215,11 +212,7 @@ class Calibration:
         return not self._exhausted
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every batch, on the sample's device; counts samples in ``seen``.
-
-        Raises:
-            CalibrationError: there is none, one does not fit the model, or an iterator is read a second time.
-        """
+        """Every batch, on the sample's device, counted in ``seen``. Raises CalibrationError where one does not fit."""
         if self._exhausted:
             raise CalibrationError(
                 "calibration is an iterator, which is empty after one pass, and a second pass is needed: pass "
@@ -254,11 +247,7 @@ class Calibration:
 
 @contextmanager
 def fitting(sample: Sample) -> Iterator[None]:
-    """Say of what a network raises on a batch that it came of the batch.
-
-    Raises:
-        CalibrationError: anything else than an error of this package is raised inside.
-    """
+    """Say of what a network raises on a batch that it came of the batch, as a CalibrationError."""
     try:
         yield
     except FxpruneError:

@@ -119,8 +119,7 @@ class Rows:
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor) -> None:
-        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, and bounds of the targets that
-        broadcast against them."""
+        """Take in rows ``(groups, rows, features)``, ``(groups, rows, targets)`` and bounds of the targets."""
         if features.shape[1]:
             self._parts.append((features, targets.to(features), low.to(features), high.to(features)))
 
@@ -216,10 +215,7 @@ def shrunk_ridge(ridge: float, xx: Tensor, rows: float) -> float:
 
 
 def inverse(xx: Tensor, ridge: float) -> Tensor:
-    """The inverse of symmetric ``(..., n, n)`` matrices with ``ridge`` times their mean diagonal added to it.
-
-    Where a matrix stays singular it is the pseudo-inverse, which gives the solution of least change.
-    """
+    """The inverse of symmetric ``(..., n, n)`` plus ``ridge`` times the mean diagonal, or the pseudo-inverse."""
     size = xx.shape[-1]
     scale = xx.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     eye = torch.eye(size, dtype=xx.dtype, device=xx.device)

@@ -220,10 +220,7 @@ def least_over_ranks(number: int) -> int:
 
 
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace every tensor by its sum over all ranks; nothing happens in a single process.
-
-    Every rank has to call this with tensors of the same shapes in the same order.
-    """
+    """Replace tensors by their sums over all ranks, which have to call this with the same shapes in the same order."""
     if not is_distributed():
         return
     for tensor in tensors:

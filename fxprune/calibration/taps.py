@@ -82,11 +82,7 @@ class TapFinder:
         return found
 
     def readings(self, group: Group) -> list[Tap]:
-        """Every place where an op reads a group's channels that does not pass them on, each by that reading alone.
-
-        A channel is gone where all its readings are zero. Position tables and whatever else is added on the way are
-        read with the rest.
-        """
+        """Every place where an op reads a group's channels for good; a channel is gone where all readings are zero."""
         found = []
         for node in self._holders[group.variable.serial]:
             readers = [user for user in node.users if not self._passes(user, group)]

@@ -159,11 +159,7 @@ def placeholders(
 
 
 def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
-    """Optional arguments that the sample leaves out before others that it gives, so that all keep their places.
-
-    Raises:
-        CaptureError: the default of one is no literal.
-    """
+    """Optional arguments that the sample leaves out before others. Raises CaptureError: a default is no literal."""
     places = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     last = max((number for number, p in enumerate(places) if p.name in given), default=-1)
     if any(p.kind is p.KEYWORD_ONLY and p.name in given for p in signature.parameters.values()):

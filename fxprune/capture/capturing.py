@@ -123,10 +123,7 @@ class Captured:
         return self.without_values(model)(sample) is None
 
     def without_values(self, model: nn.Module) -> Callable[[Sample], Exception | None]:
-        """A function that runs the graph; it returns the error that comes of a sample, if any.
-
-        On the meta device, unless data decide.
-        """
+        """A function that runs the graph, without values unless data decide; it returns a sample's error, if any."""
         without = self.answers is None
         constants = {name: tensor.to("meta") if without else tensor for name, tensor in self.constants.items()}
         module = replace(self, constants=constants).module(clone.meta_clone(model) if without else private_copy(model))

@@ -37,11 +37,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be compiled.
-
-    Raises:
-        ModelError: no module, lazy or quantised modules, hooks, unknown parametrizations, NaN or infinite weights.
-    """
+    """Raise ModelError for what cannot be compiled, and for weights that are NaN or infinite."""
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -157,11 +153,7 @@ def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_sample(model: nn.Module, sample: Sample) -> None:
-    """Refuse a sample on another device or of another floating dtype than the model.
-
-    Raises:
-        SampleError: device or dtype differ; says both.
-    """
+    """Raise SampleError where the sample is on another device or of another floating dtype than the model."""
     tensors = (*model.parameters(), *model.buffers())
     devices = {t.device for t in tensors}
     dtypes = {t.dtype for t in tensors if t.is_floating_point()}
@@ -176,11 +168,7 @@ def check_sample(model: nn.Module, sample: Sample) -> None:
 
 
 def refuses(model: nn.Module, sample: Sample) -> str | None:
-    """The error a private copy of the model raises on the sample, in one line; None where it runs or has no copy.
-
-    Raises:
-        ModelError: the model calls a part that is TorchScript.
-    """
+    """The error of a private copy on the sample, in one line, or None. Raises ModelError: a part is TorchScript."""
     if is_meta(model):
         return None
     try:

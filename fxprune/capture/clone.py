@@ -65,10 +65,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:
-    """Send every call of a submodule of ``model`` (a private copy) through ``handler``.
-
-    ``mode_is_used`` is called with each module whose ``training`` flag code reads or sets, and whether that changes it.
-    """
+    """Send calls of submodules of a private copy through ``handler``, and uses of ``training`` to the other."""
     watched: dict[type, type] = {}
     for module in model.modules():
         cls = type(module)

@@ -116,11 +116,7 @@ class _Inputs(TorchFunctionMode):
 
 
 def without_values(run: Callable[..., Any], args: tuple[Any, ...], is_held: Callable[[Tensor], bool]) -> Any:
-    """What ``run(*args)`` gives on the meta device.
-
-    Raises:
-        CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
-    """
+    """What ``run(*args)`` gives on the meta device. Raises CaptureError where a graph could not say as much."""
     if odd := next((leaf for leaf in leaves(args) if not isinstance(leaf, _LITERALS)), None):
         raise CaptureError(f"a custom autograd function is given a {type(odd).__name__}, which may hold anything")
     with torch._C.DisableTorchFunction():

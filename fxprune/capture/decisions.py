@@ -188,11 +188,7 @@ class Decisions:
         return self._squeezed[node]
 
     def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
-        """Check that a tensor is contiguous, or that it is not; weights of few dims never change.
-
-        Raises:
-            CaptureError: it hangs on which of its kernels an attention or recurrent layer takes.
-        """
+        """Check that a tensor is contiguous, or not. Raises CaptureError: it hangs on a kernel that torch chooses."""
         if node.op == "get_attr" and node.meta["val"].dim() not in IMAGE_DIMS:
             return
         if kernel := self._kernel_before(node):

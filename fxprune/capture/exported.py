@@ -22,11 +22,7 @@ Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
 def network_of(model: Any) -> nn.Module:
-    """The model itself, or the network that an exported program describes, under its names; weights are shared.
-
-    Raises:
-        ModelError: a file name, or a program that cannot be written so; the message says what to pass.
-    """
+    """The model, or the network that an exported program describes. Raises ModelError: it cannot be written so."""
     exporter = sys.modules.get("torch.export")  # where it is not loaded, nothing was exported
     if exporter is not None and isinstance(model, exporter.ExportedProgram):
         return _written(model)

@@ -28,10 +28,7 @@ class _UnknownError(Exception):
 
 
 def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
-    """The real value of a node's tensor on the CPU, or None where it depends on data.
-
-    ``stored(name)``: the values of a constant or a buffer; None where there are none, or training changes them.
-    """
+    """The value of a node's tensor on the CPU, or None where data decide; ``stored`` gives those of constants."""
     try:
         value = _Evaluator(stored, {}).value(node)
     except _UnknownError:
@@ -40,10 +37,7 @@ def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
 
 
 def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
-    """The sizes that a known value hangs on: those with which it is another one, or may be, at other sizes.
-
-    Sizes that are equal in the sample are changed together, to a dozen smaller and larger ones.
-    """
+    """The sizes that a known value hangs on: equal ones are changed together, to a dozen smaller and larger ones."""
     sizes = _sizes_behind(node)
     evaluator = _Evaluator(stored, {})
     value = evaluator.value(node)

@@ -273,11 +273,7 @@ class KnownValues:
         self._decisions = decisions
 
     def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: ByValues | None) -> Any:
-        """What a call gives that reads a tensor's values; ``by_values`` answers where data would have to say.
-
-        Raises:
-            CaptureError: data would have to say, and cannot.
-        """
+        """What a call gives that reads a tensor's values. Raises CaptureError: data would have to say, and cannot."""
         try:
             return func(self.answer(name, args[0]), *args[1:], **kwargs)
         except CaptureError:
@@ -286,11 +282,7 @@ class KnownValues:
             return by_values.read(name, args[0])
 
     def answer(self, name: str, tensor: Any) -> torch.Tensor:
-        """The values of a tensor that no data enters, or a truth value that finite data have.
-
-        Raises:
-            CaptureError: data would have to say.
-        """
+        """The values of a tensor, or its truth value. Raises CaptureError: data would have to say."""
         node = self._node_of(tensor) if isinstance(tensor, torch.Tensor) else None
         known = None if node is None else known_value(node, self._stored)
         if node is not None and known is not None:

@@ -112,11 +112,7 @@ class ByValues:
         self._results: list[torch.Tensor] = []
 
     def read(self, name: str, tensor: Any) -> Any:
-        """What ``tensor.item()`` and the like give: a number that is known again, as a size is.
-
-        Raises:
-            CaptureError: many numbers are read at once, or in a way that forgets where they came from.
-        """
+        """What ``tensor.item()`` and the like give: a number known again. Raises CaptureError: it cannot be."""
         if isinstance(tensor, torch.Tensor) and name == "tolist" and tensor.dim() == 1:
             self._decisions.add(operator.eq, (size_of(self._node_of(tensor), 0, len(tensor)), len(tensor)))
             return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]

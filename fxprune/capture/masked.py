@@ -17,10 +17,7 @@ VALUES_DECIDE = "the size of a result depends on values (indexing with a mask, n
 
 
 class Picked:
-    """The entries of ``whole`` under ``mask``, of which nothing is known but that; whatever else is asked is refused.
-
-    ``node_of``: gives a tensor's node, by which two masks are seen to be one.
-    """
+    """The entries of ``whole`` under ``mask``, of which nothing else is known; ``node_of`` tells equal masks."""
 
     _whole: torch.Tensor
     _mask: torch.Tensor

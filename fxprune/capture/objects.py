@@ -79,11 +79,7 @@ Construction = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def construction(value: Any, convert: Convert) -> Construction | None:
-    """Class and arguments that make ``value`` again, its contents converted; None for what is no such container.
-
-    Raises:
-        CaptureError: an object that holds tensors and cannot be copied.
-    """
+    """Class and arguments that make ``value`` again, contents converted, or None. Raises CaptureError: no copy can."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value), tuple(convert(v) for v in value), {}
     if type(value) is OrderedDict:

@@ -195,11 +195,7 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
 
 
 def _of_two(child: nn.Module, sample: Sample, **options: Any) -> Captured:
-    """The capture of a part: with two rows in the place of one, where both go the same way.
-
-    Raises:
-        CaptureError: it cannot be traced.
-    """
+    """The capture of a part, with two rows for one where both go the same way. Raises CaptureError: there is none."""
     if sample.batch_size == 1:
         try:
             captured = capture(child, sample.with_batch(2), **options)

@@ -227,10 +227,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Within :func:`restored`: take back by now what runs have left, so that the next one finds what the first found.
-
-    A cache that is not keyed by the type of its tensors would hand those of one precision to another.
-    """
+    """Within :func:`restored`: take back now what runs have left, so that the next one finds what the first did."""
     for _, contents in _current[-1:]:
         contents.restore()
 

@@ -53,11 +53,7 @@ class _Questions(TorchFunctionMode):
 
 
 def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) -> dict[str, Calls]:
-    """Run a private copy on real values and note every submodule's calls by path.
-
-    Raises:
-        Exception: whatever the model raises on its sample.
-    """
+    """Run a private copy on real values and note every submodule's calls by path. Raises what the model raises."""
     twin = private_copy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
@@ -91,11 +87,7 @@ def is_plain(value: Any) -> bool:
 
 
 def check(path: str, result: Any, kwargs: Mapping[str, Any]) -> None:
-    """Refuse the call of an opaque module that no generated code can make.
-
-    Raises:
-        CaptureError: it returns an object of its own, or an argument has a name that is no identifier.
-    """
+    """Raise CaptureError for a call of an opaque module that no generated code can make."""
     if not is_plain(result):
         raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
     if odd := [name for name in kwargs if not name.isidentifier() or keyword.iskeyword(name)]:

@@ -121,11 +121,7 @@ class Sample:
         return Sample(args, kwargs, tuple(other.map(transform) for other in self.others))
 
     def beside(self, other_samples: Sequence[Any]) -> Sample:
-        """The sample with others, each as :meth:`from_input` reads it; one may have other arguments.
-
-        Raises:
-            SampleError: they are no sequence of samples.
-        """
+        """The sample with others, each read as :meth:`from_input` does. Raises SampleError: they are no sequence."""
         if isinstance(other_samples, (torch.Tensor, dict, str)) or not isinstance(other_samples, Sequence):
             raise SampleError("other_samples must be a list of samples, each like sample_input")
         others = tuple(Sample.from_input(other) for other in other_samples)
@@ -142,11 +138,7 @@ class Sample:
         return replace(self, others=()).map(lambda tensor: resized(tensor, next(shapes)))
 
     def with_images_of(self, height: int, width: int) -> Sample:
-        """The same sample with images of another height and width, pixel by pixel.
-
-        Raises:
-            SampleError: it has no images.
-        """
+        """The same sample with images of another height and width, pixel by pixel. Raises SampleError: it has none."""
         if not any(map(is_image, self.tensors)):
             raise SampleError("the sample has no images (batch, colours, height, width) that could have another size")
         return replace(self, others=()).map(

@@ -229,10 +229,7 @@ def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
 def _compared(
     graph: fx.Graph, reads: Reads, other: fx.Graph, other_reads: Reads
 ) -> tuple[fx.Node | None, dict[fx.Node, tuple[Any, bool]]]:
-    """The first op that another graph has otherwise, or None; its values for the guesses that ops read.
-
-    A value comes with whether it is a guess there, too.
-    """
+    """The first op that another graph has otherwise, or None; each value with whether it is a guess there, too."""
     left, right = _ops(graph, reads.guesses), _ops(other, other_reads.guesses)
     match = _Match(set(reads.guesses), set(other_reads.guesses))
     for mine, theirs in zip(left, right, strict=False):
@@ -334,11 +331,7 @@ def _refuse_autocast_around(graph: fx.Graph) -> None:
 
 
 def refuse_autocast(reads: Reads, around: tuple[bool, ...]) -> None:
-    """Note where a forward leaves the autocast ``around`` it.
-
-    Raises:
-        CaptureError: it computes under an autocast of its own.
-    """
+    """Note where a forward leaves the autocast ``around`` it. Raises CaptureError: it computes under its own."""
     reads.leaves_autocast |= any(before and not now for before, now in zip(around, autocast(), strict=True))
     if any(now and not before for before, now in zip(around, autocast(), strict=True)):
         raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")

@@ -38,10 +38,7 @@ _MOST = 64
 
 
 class PythonState:
-    """What a private copy of a model can reach outside of its tensors, before its forward runs.
-
-    That is literals, and what stands inside of iterators, generators of random numbers and arrays.
-    """
+    """What a private copy can reach outside of tensors: literals, iterators, generators of numbers, arrays."""
 
     def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "", *, own: bool = True) -> None:
         """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole.
@@ -68,10 +65,7 @@ class PythonState:
         }
 
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
-        """Put numbers that know where they came from, and other values as a call leaves them, in these places.
-
-        Generators and other iterators, which nobody can put back, are not moved on: to use one is refused.
-        """
+        """Put known numbers, and values as a call leaves them, in these places; to use an iterator is refused."""
         for place, (holder, value) in self._inner.items():
             if isinstance(value, _Inner) and value.is_spent:
                 _put(holder, place[1], _Stream(place))

@@ -45,11 +45,7 @@ UNTRACED_TRAINING = "the forward in training mode"
 
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
-    """The captured graphs, and what of the forward is not in them.
-
-    Raises:
-        FxpruneError: nothing of the model can be traced, or it refuses the sample.
-    """
+    """The captured graphs, and what of the forward is not in them. Raises FxpruneError: there is nothing to trace."""
     with left_alone(model):
         return _traced(model, sample)
 
@@ -89,11 +85,7 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
 
 
 def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, Any]) -> None:
-    """Refuse a mode in which a layer is called whose settings the forward changes: a graph calls it as it was.
-
-    Raises:
-        ModelError: it is eval mode.
-    """
+    """Refuse a mode in which a layer is called whose settings the forward changes: ModelError, where it is eval."""
     changes = {False: counters(model, captured.sample, [False]), True: written}
     served = [(mode, mode.training) for mode in captured.everything()]
     if not captured.untraced:  # where training has no graph of its own, that of eval mode serves it
@@ -113,10 +105,7 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
 
 
 def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
-    """The trace of a forward as far as it comes, and what stopped it; nothing of it is settled, it is to be looked at.
-
-    The sample, the mode and what the forward is told are those of ``like``.
-    """
+    """The trace of a forward as far as it comes, told what ``like`` was, and what stopped it: only to look at."""
     answers = None if like.answers is None else list(like.answers)
     task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers)
     told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
@@ -128,11 +117,7 @@ def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | 
 
 
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:
-    """Refuse a mode in which a graph answers otherwise than the original, which keeps something between calls.
-
-    Raises:
-        ModelError: it is eval mode.
-    """
+    """Refuse a mode in which something kept between calls changes the answer: ModelError, where it is eval."""
     for training in forgetful(model, part):
         reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
@@ -319,10 +304,7 @@ def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) 
 
 
 def _of_one(sample: Sample) -> Iterator[Sample]:
-    """The sample with a batch of one, or of two where it is of one, and with sequences of one step and of half of them.
-
-    Sequences are along dim 1 of tensors (batch, steps) of integers and of tensors (batch, steps, features).
-    """
+    """The sample with a batch of one (or two, where it is one), and with sequences of one step and of half of them."""
     batch, steps = sample.batch_size, _lengths(sample)
     batches = [batch, 2 if batch == 1 else 1] if batch is not None else [None]
     lengths = [None, 1, (max(steps) + 1) // 2] if len(steps) == 1 else [None]

@@ -42,11 +42,7 @@ class Writes:
         return self._names.get(id(tensor))
 
     def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
-        """A forward that gives a buffer another tensor (``self.mean = ...``) has it written into the buffer.
-
-        Raises:
-            CaptureError: it is no tensor, or the old one is a parameter.
-        """
+        """``self.mean = ...`` is written into the buffer. Raises CaptureError: it is no tensor, or for a parameter."""
         if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor):
             raise CaptureError(f"the forward replaces {name}, which is no buffer, or by what is no tensor")
         node = self._attribute(name, old)
@@ -55,11 +51,7 @@ class Writes:
         self._new("call_method", "copy_", (node, value), {}, old)
 
     def data(self, name: str, tensor: torch.Tensor, value: Any) -> None:
-        """A forward that gives a parameter or buffer other data (``self.mean.data = ...``) has them written into it.
-
-        Raises:
-            CaptureError: it sets something else, or data that the tensor cannot hold.
-        """
+        """``self.mean.data = ...`` is written into the tensor. Raises CaptureError: it cannot hold what is given."""
         held, old = self.name_of(tensor), self._node_of(tensor)
         if name != "data" or held is None or not isinstance(value, torch.Tensor) or held in self._given_data:
             raise CaptureError(f"the forward sets .{name} of {held or 'an activation'}, which no graph would do again")
@@ -86,10 +78,7 @@ class Writes:
                 node.meta["val"] = node.meta["val"].detach()
 
     def unlearned(self, func: Any, args: tuple[Any, ...], without_gradients: bool) -> fx.Node | None:
-        """What stands for a parameter that the forward writes to in place where it has switched gradients off.
-
-        There the parameter may be written to, and elsewhere what shares its memory and wants no gradient.
-        """
+        """What stands for a parameter that the forward writes to without gradients: what shares its memory has none."""
         if not (without_gradients and mutates(func) and args and isinstance(args[0], nn.Parameter)):
             return None
         return self._new("call_method", "detach", (self._node_of(args[0]),), {}, meta_like(args[0]))

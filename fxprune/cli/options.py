@@ -114,11 +114,7 @@ def plan_parameters() -> list[inspect.Parameter]:
 
 
 def plan_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options among what was given, read; those that were not given are left out.
-
-    Raises:
-        OptionError: words that cannot be read.
-    """
+    """The options that were given, read. Raises OptionError: words that cannot be read."""
     asked = {name: row for name, row in table().items() if given.get(name) not in (None, [])}
     return {name: _read(name, given[name], row.metadata["words"]) for name, row in asked.items()}
 
@@ -148,11 +144,7 @@ def find(
 
 
 def other_samples(source: Source, sizes: list[str] | None) -> list[Any]:
-    """The sample of a network with images of other sizes, each given as HEIGHTxWIDTH.
-
-    Raises:
-        SampleError: a size cannot be read, or there are no images.
-    """
+    """The sample with images of each size, HEIGHTxWIDTH. Raises SampleError: no such size, or no images."""
     from fxprune.capture.samples import Sample
     from fxprune.errors import SampleError
 

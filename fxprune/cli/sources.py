@@ -71,11 +71,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
 
 
 def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
-    """One tensor for each ``SIZE,SIZE,...[:DTYPE]``: normal values, or zeros and ones where the dtype is no float's.
-
-    Raises:
-        SampleError: a size is not of this form.
-    """
+    """A tensor for each ``SIZE,SIZE,...[:DTYPE]``, of normal values or 0 and 1. Raises SampleError: no such form."""
     return tuple(_sample_of_size(text) for text in sizes)
 
 
@@ -211,11 +207,7 @@ def _call_factory(factory: Callable[[], Any], name: str) -> Any:
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
-    """Give a network the state dict in a ``.safetensors`` file or one that ``torch.save`` wrote; no pickle is run.
-
-    Raises:
-        ModelError: the file cannot be read safely, or does not fit the network.
-    """
+    """Load a ``.safetensors`` file, or one of ``torch.save`` without pickle. Raises ModelError: it does not fit."""
     if not os.path.isfile(file):
         raise ModelError(f"there is no weights file {file}")
     try:
@@ -250,11 +242,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def batches_of(folder: Path, sample: Any) -> Iterable[Any]:
-    """The batches of a folder: images at the size of the sample where it holds any, else those that its files hold.
-
-    Raises:
-        SampleError: there is nothing of either kind, or the network takes no images.
-    """
+    """The batches of a folder: images of the sample's size, or what files hold. Raises SampleError: neither."""
     if folder.is_dir():
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
         if files:

@@ -27,11 +27,7 @@ Monomial = tuple[float, tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class WidthLeaf:
-    """The kept size of one variable.
-
-    ``weights``: how often each channel occurs where a gather repeats or drops some of them; None where each occurs
-    once.
-    """
+    """The kept size of a variable; ``weights``: how often each channel occurs, None where each does once."""
 
     variable: Channels
     weights: FloatArray | None = None
@@ -282,21 +278,12 @@ def known_budgets() -> tuple[str, ...]:
 
 
 def budget_model(graph: ChannelGraph, name: str) -> CostModel:
-    """The cost that ``ratio`` counts: what was measured of the graph under that name, or what its budget makes of it.
-
-    Raises:
-        BudgetError: the name is unknown, or the latency was not measured.
-    """
+    """What ``ratio`` counts: as measured, or as its budget says. Raises BudgetError: no such name, or no measure."""
     return graph.measured[name] if name in graph.measured else budget[name](graph)
 
 
 def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str, float]:
-    """The fraction of each budget that is to go.
-
-    Raises:
-        RatioError: a fraction is none, or there are two for one budget.
-        BudgetError: a budget is unknown.
-    """
+    """The fraction of each budget that is to go. Raises RatioError or BudgetError for what is none."""
     if isinstance(asked, str):
         return {asked: check_ratio(ratio)}
     if not isinstance(asked, Mapping) or not asked:

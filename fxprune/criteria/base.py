@@ -131,10 +131,7 @@ class ObservingScorer(_Named, Protocol):
     """A scorer that looks at activations or gradients of calibration data."""
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """What to look at: any nesting of lists, tuples and dicts with :class:`~fxprune.calibration.Observation`.
-
-        All groups are observed in one pass.
-        """
+        """What to look at in one pass: any nesting of :class:`~fxprune.calibration.Observation` objects."""
         ...
 
     def score_observed(
@@ -197,11 +194,7 @@ class Study(Protocol):
         ...
 
     def collector(self, name: str) -> Collector:
-        """What runs over the calibration data once more, for the criterion of that name.
-
-        Raises:
-            CalibrationError: there is no calibration.
-        """
+        """Runs over the data once more, for the criterion of that name. Raises CalibrationError: there are none."""
         ...
 
 

@@ -109,10 +109,7 @@ def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:
 
 
 def histogram_entropy(maps: Tensor, bins: int = 32, together: bool = False) -> Tensor:
-    """Entropy of the values of each map in equal bins: (..., positions) to (...), in nats.
-
-    The bins lie over each map's own range, or over the range of all maps ``together``.
-    """
+    """Entropy of values in equal bins, over each map's range or ``together``: (..., positions) to (...), in nats."""
     dims = tuple(range(maps.ndim)) if together else -1
     low, high = maps.amin(dims, keepdim=True), maps.amax(dims, keepdim=True)
     spread = torch.where(high > low, high - low, 1.0)

@@ -163,10 +163,7 @@ def nuclear_norm_changes(rows: Tensor) -> Tensor:
 
 
 def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues of ``X X'`` above 0, the share of each row in their vectors, and its share in all others.
-
-    They come from the smaller of the two Gram matrices.
-    """
+    """Eigenvalues of ``X X'`` above 0, the share of each row in their vectors, and its share in all others."""
     count, columns = rows.shape
     energies, vectors = torch.linalg.eigh(rows @ rows.T if count <= columns else rows.T @ rows)
     # What is below the rounding of the largest is zero; its root would not look like it.

@@ -119,11 +119,7 @@ def fusion_shares(
 
 
 def check_fusion(beta: float, fusion: str) -> tuple[float, str]:
-    """The proportion and the form of a fusion.
-
-    Raises:
-        CriterionError: an unknown form, or a proportion that is not between 0 and 1.
-    """
+    """The proportion (0 to 1) and the form of a fusion. Raises CriterionError for others."""
     if fusion not in ("proxy", "residual"):
         raise CriterionError(f'fusion must be "proxy" or "residual", not {fusion!r}')
     if isinstance(beta, (bool, str)) or not 0 <= beta <= 1:

@@ -140,10 +140,7 @@ def uniqueness(correlation: FloatArray) -> FloatArray:
 
 
 def weight_entropy(rows: Tensor, bins: int = 10) -> FloatArray:
-    """Entropy of each filter's weights in equal bins over the range of all filters: (filters, weights) to (filters,).
-
-    Natural logarithm, so between 0 and ``ln bins``; 0 where all weights are equal.
-    """
+    """Entropy of filters' weights in bins over the range of all, 0 to ``ln bins``: (filters, weights) to (filters,)."""
     values = rows.to(torch.float64).numpy()
     low, high = values.min(), values.max()
     if low == high:

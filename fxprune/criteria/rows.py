@@ -23,10 +23,7 @@ def parameter_members(group: Group, graph: ChannelGraph) -> list[Member]:
 
 
 def producers(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> list[Member]:
-    """The members whose rows make the group's channels.
-
-    A filter is a kernel; a bias is a row of it only where there is nothing else.
-    """
+    """The members whose rows make the group's channels: kernels, and biases only where there is nothing else."""
     members = parameter_members(group, graph)
     made = [m for m in members if m.role == "out"]
     kernels = [m for m in made if tensors[m.tensor].ndim > 1]
@@ -39,10 +36,7 @@ def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], grap
 
 
 def channel_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
-    """What each channel owns of a tensor dim, flattened: float64, shape ``(channels, features)``.
-
-    Channels that own fewer elements than others are filled up with zeros.
-    """
+    """What each channel owns of a tensor dim, padded with zeros: float64, shape ``(channels, features)``."""
     rows = tensor.detach().movedim(member.dim, 0)
     rows = rows.reshape(rows.shape[0], -1).to(torch.float64)
     channels, elements = owned_by(member.axis, variable)

@@ -73,11 +73,7 @@ class Pair:
         self._stack.close()
 
     def read(self, given: Any, number: int) -> tuple[Sample, Any]:
-        """Arguments and target of a batch, on the device.
-
-        Raises:
-            DistillationError: the batch is not what the network takes.
-        """
+        """Arguments and target of a batch, on the device. Raises DistillationError: the network does not take it."""
         found = read_pair(given) if self._about is None else read_batch(given, self._about)
         if found is None:
             assert self._about is not None
@@ -103,11 +99,7 @@ class Pair:
         return _run(self.teacher, sample, "teacher")
 
     def losses(self, student: Called, sample: Sample, target: Any, wanted: Any) -> dict[str, Tensor]:
-        """The summands of the loss for one batch, with gradients.
-
-        Raises:
-            DistillationError: the network fails on the batch, or outputs or features do not fit the teacher's.
-        """
+        """The summands of the loss of one batch. Raises DistillationError: the networks do not fit each other on it."""
         output, features = _run(student, sample, "the pruned network")
         parts = as_parts(self._loss(output, wanted, target))
         if self._hints:
@@ -187,11 +179,7 @@ class Hint:
 
 
 def resolve_hints(hints: Any, student: nn.Module, teacher: nn.Module) -> tuple[Hint, ...]:
-    """What a user passes as ``hints``: paths and :class:`Hint` objects.
-
-    Raises:
-        DistillationError: something else, or a path that a network does not have.
-    """
+    """What a user passes as ``hints``, paths or :class:`Hint`. Raises DistillationError for others."""
     if isinstance(hints, (str, Hint)) or not isinstance(hints, Sequence):
         hints = [hints]
     found = tuple(Hint(h) if isinstance(h, str) else h for h in hints)
@@ -285,11 +273,7 @@ def watched(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 def check_seen(seen: Mapping[str, Tensor], paths: Sequence[str], network: nn.Module, whose: str) -> None:
-    """Refuse paths of modules that were not called or gave no tensor.
-
-    Raises:
-        DistillationError: names the module, and those inside it that could be meant.
-    """
+    """Raise DistillationError for modules that were not called or gave no tensor, and name others inside."""
     for path in paths:
         if path not in seen:
             inside = [f"{path}.{n}" for n, m in network.get_submodule(path).named_modules() if n and _is_leaf(m)]

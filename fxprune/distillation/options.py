@@ -26,11 +26,7 @@ _PRECISIONS = ("no", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Training:
-    """Checked settings of a training; see :func:`fxprune.distill` for what each means.
-
-    Raises:
-        OptionError: a value makes no sense; the message says which and what it may be.
-    """
+    """Checked settings, see :func:`fxprune.distill`. Raises OptionError for a value that makes no sense."""
 
     steps: int | None
     epochs: int | None
@@ -73,11 +69,7 @@ class Training:
             raise OptionError(f"learning_rate must be a number above 0, not {self.learning_rate!r}")
 
     def total(self, batches: int | None) -> int:
-        """How many steps there are, for a loader of so many batches.
-
-        Raises:
-            OptionError: epochs are asked for, and the loader does not know its length.
-        """
+        """How many steps there are. Raises OptionError: of epochs of a loader that does not know its length."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -226,11 +218,7 @@ class SoftTargets:
             raise DistillationError(f"further must be at least 0, not {self.further!r}")
 
     def __call__(self, student: Any, teacher: Any, target: Any) -> dict[str, Tensor]:
-        """The two summands, "soft" and, where labels count, "labels".
-
-        Raises:
-            DistillationError: outputs that do not fit each other, or labels that are missing or do not fit.
-        """
+        """The summands, "soft" and perhaps "labels". Raises DistillationError: outputs or labels do not fit."""
         share = self._share(target)
         soft: list[Tensor] = []
         hard: list[Tensor] = []
@@ -282,11 +270,7 @@ class SoftTargets:
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
-    """The floating-point tensors of an output by name (of a dict) or place (of a tuple); "" for a tensor by itself.
-
-    Raises:
-        DistillationError: there is none.
-    """
+    """The floating-point tensors of an output by name or place, "" for one. Raises DistillationError: none."""
     if isinstance(output, Tensor):
         return {"": output}
     items: Any = ()
@@ -304,11 +288,7 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def as_parts(value: Any) -> dict[str, Tensor]:
-    """What a loss returned as named summands.
-
-    Raises:
-        DistillationError: it is neither a tensor without dims nor a dict of such.
-    """
+    """What a loss returned, as named summands. Raises DistillationError: it is no scalar tensor, nor a dict of such."""
     parts = dict(value) if isinstance(value, Mapping) else {"loss": value}
     wrong = next((n for n, v in parts.items() if not isinstance(v, Tensor) or v.ndim), None)
     if wrong is not None or not parts:

@@ -91,11 +91,7 @@ def finish(
     own: Sample,
     solution: Solution,
 ) -> list[str]:
-    """Compare a kept class with the proven graph at several sizes, and solve its configuration; notes for the report.
-
-    Raises:
-        ProofError: the class's own forward answers otherwise.
-    """
+    """Compare a kept class with the proven graph; notes for the report. Raises ProofError: it answers otherwise."""
     if is_meta(model):
         return []
     more = [own.with_batch(own.batch_size + 1)] if own.batch_size is not None else []

@@ -49,10 +49,7 @@ def fitted(
     certificates: Sequence[Certificate],
     rules: Rules,
 ) -> tuple[nn.Module, Held]:
-    """A copy that fits, and the narrowed groups that it holds whole because no attribute says their size.
-
-    Where there are such groups, the copy fits a plan without them, and not the one that was given.
-    """
+    """A copy that fits a plan, and the narrowed groups that no attribute sizes, which that plan is without."""
     held: Held = {}
     while True:
         copy = narrowed(graph, model, masks, pruned)
@@ -134,10 +131,7 @@ class Fit:
         return self._unlike_attention()
 
     def _follow_unread(self) -> None:
-        """Give numbers that the forward does not read (``num_features``) the new size where only one can be meant.
-
-        That is one of the sizes between a module's own children; where the forward then goes another way, none changes.
-        """
+        """Give numbers that the forward does not read (``num_features``) the only size that can be meant, if any."""
         changes = list[tuple[Slot, int, int]]()
         for path, module in self.copy.named_modules():
             known: dict[int, set[int]] = defaultdict(set)
@@ -157,10 +151,7 @@ class Fit:
         return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
 
     def _unlike_attention(self) -> Held:
-        """The groups that torch's attention has no attributes for: its forward wants one width all through.
-
-        The trace writes attention out, so what its forward checks by itself is not in it.
-        """
+        """The groups that torch's attention has no attributes for: its own forward wants one width all through."""
         found: Held = {}
         for path, module in self.copy.named_modules():
             if isinstance(module, nn.MultiheadAttention):

@@ -26,11 +26,7 @@ _ULPS = 64
 
 
 def give_values(source: nn.Module, target: nn.Module) -> None:
-    """Give a kept class the values of the graph form, name by name.
-
-    Raises:
-        ProofError: the two hold different tensors.
-    """
+    """Give a kept class the graph's values, name by name. Raises ProofError: the two hold different tensors."""
     own = target.state_dict(keep_vars=True)
     for name, value in source.state_dict(keep_vars=True).items():
         if name not in own or own[name].shape != value.shape:

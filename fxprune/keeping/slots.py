@@ -27,10 +27,7 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class Slot:
-    """One number: ``table[key]``, or the entry ``index`` of the tuple or list that stands there.
-
-    ``place``: the names that lead to it from the module ``owner``.
-    """
+    """One number: ``table[key]``, or its entry ``index``; ``place``: the names to it from the module ``owner``."""
 
     owner: str
     place: tuple[str, ...]

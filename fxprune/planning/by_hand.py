@@ -54,10 +54,7 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
 
 
 def masks_without_zeros(graph: ChannelGraph, tensors: Mapping[str, torch.Tensor]) -> dict[Group, Mask]:
-    """For every group a mask of the channels that are not exactly zero; one stays where all are.
-
-    A channel is zero where all rows that make it are and its scales, or all columns that read it.
-    """
+    """For every group a mask of the channels whose rows, or readers' columns, are not all zero; one stays at least."""
     return {group: _not_zero(group, tensors) for group in graph.groups}
 
 
@@ -81,11 +78,7 @@ def as_lists(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[str, list
 
 
 def _indices(path: str, given: Any, size: int) -> list[int]:
-    """The channels as ascending indices.
-
-    Raises:
-        OptionError: they are neither indices within ``size`` nor a boolean mask of that length.
-    """
+    """The channels as ascending indices. Raises OptionError: neither indices within ``size`` nor a mask of it."""
     try:
         values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else list(given))
     except (TypeError, ValueError):  # no list, or one whose rows have several lengths

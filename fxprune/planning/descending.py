@@ -124,10 +124,7 @@ def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntAr
 
 
 def return_idle(sequence: StepSequence, goals: Sequence[Goal], levels: IntArray) -> IntArray:
-    """The levels with every step back without which just as much is saved, the latest first.
-
-    Such steps are where only the largest of several sums counts, as in memory, or where a narrower width takes longer.
-    """
+    """The levels with every step back without which as much is saved (of memory, or latency), the latest first."""
     levels = levels.copy()
     last = {int(owner): place for place, owner in enumerate(sequence.owners[: int(levels.sum())])}
     for group in sorted(last, key=lambda g: -last[g]):

@@ -183,10 +183,7 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
 
 
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
-    """For each group the multiple that kernels like: ``multiple``, or a power of two below that leaves it eight widths.
-
-    A channel of the group that stands for several of a layer, side by side as in a head, counts as that many.
-    """
+    """For each group ``multiple``, or a power of two below that leaves it eight widths of its layers' channels."""
     found: dict[Group, int] = {}
     for group in graph.groups:
         wanted = multiple // math.gcd(multiple, _channels_in_one(group))

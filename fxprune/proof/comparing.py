@@ -36,10 +36,7 @@ class Difference:
 
 
 def leaves_of(output: Any, path: str = "output", *, keep_history: bool = False) -> Leaves:
-    """Every leaf of an output by its path; tensors are detached clones, or the tensors themselves with their history.
-
-    Lists, tuples, mappings, dataclasses and plain objects are taken apart.
-    """
+    """Every leaf of an output by its path, in containers and plain objects; tensors detached and cloned, or not."""
     found: Leaves = {}
     _collect(output, path, found, 16, (lambda t: t) if keep_history else (lambda t: t.detach().clone()))
     return found
@@ -135,10 +132,7 @@ def all_finite(leaves: Leaves) -> bool:
 
 
 def kept_block(leaves: Leaves) -> Leaves:
-    """The leaves without their removed slices: a slice that is NaN throughout, along any dim, goes.
-
-    NaN that fills no whole slice stays, and no network's output will equal it.
-    """
+    """The leaves without slices that are NaN throughout; a network's output equals no other NaN."""
     return {path: _kept(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
 
 

@@ -73,10 +73,7 @@ def _holds_nan(tensor: Tensor) -> bool:
 
 
 def tables(graph: fx.Graph, held: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """The nodes that depend on neither inputs nor parameters, but for the sizes, type and device of inputs.
-
-    ``held``: nodes on which they may depend besides.
-    """
+    """The nodes that hang on no input or parameter but inputs' sizes, type and device, and on ``held`` perhaps."""
     found = set(held)
     for node in graph.nodes:
         if reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
@@ -138,10 +135,7 @@ def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: 
 
 
 def first_layer(original: nn.Module, traced: nn.Module, call: Callable[[nn.Module], Any]) -> str:
-    """The first layer that answers otherwise in ``traced`` than in ``original``, as the end of a message, or "".
-
-    Both are private copies; ``call`` runs one. Layers have the same paths in both.
-    """
+    """Where private copies ``traced`` and ``original`` first differ in ``call``, as the end of a message, or none."""
     if not isinstance(traced, fx.GraphModule):
         return ""
     lines = {str(n.target): n.meta.get("source", "") for n in traced.graph.nodes if n.op == "call_module"}

@@ -22,10 +22,7 @@ networks magnify values or rounding too much with it.
 
 @torch.no_grad()
 def overwrite_removed(module: nn.Module, keep: Keep, value: float) -> None:
-    """Write ``value`` over every removed entry of every floating tensor of ``module``, a private copy.
-
-    A running variance is left alone by a ``value`` of 0: a batch norm divides by it.
-    """
+    """Write ``value`` over removed floating entries of a private copy; a running variance is left alone by 0."""
     for name, tensor in named_tensors(module).items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
@@ -101,11 +98,7 @@ def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator
 
 
 def all_names(full: Tensors, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
-    """``keep`` for every tensor of the original and of its trace: a tie listed once counts for all of its names.
-
-    Raises:
-        ProofError: an entry names no tensor, or does not fit the shape of its tensor.
-    """
+    """``keep`` for every name of every tensor, ties included. Raises ProofError: an entry fits no tensor."""
     by_identity = {id(full[name]): kept for name, kept in keep.items() if name in full}
     fit: set[tuple[int, int]] = set()
     for name, kept in keep.items():

@@ -186,10 +186,7 @@ def _resized(resolution: Sequence[int], share: float) -> tuple[int, ...]:
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None) -> Tensor:
-    """Random values in the range of ``tensor``; normal ones where it is constant, and truth values as they are.
-
-    Positive inputs stay positive, because a network may take their root or logarithm.
-    """
+    """Random values in the range of ``tensor``, so that positive ones stay so; normal ones where it is constant."""
     shape = list(tensor.shape)
     if share is not None and tensor.is_floating_point():
         shape[-2:] = _resized(shape[-2:], share)

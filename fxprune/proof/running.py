@@ -77,10 +77,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def evaluate(
     module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False
 ) -> Leaves:
-    """The outputs of ``module`` (a private copy) on ``probe``, cloned; random numbers start from ``seed``.
-
-    Inputs that the call changes are among them.
-    """
+    """The outputs of a private copy on ``probe`` and the inputs that it changes, cloned; numbers from ``seed``."""
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)
     with modes(dtype, carry_nan=carry_nan):

@@ -131,10 +131,7 @@ def training_step(
     backward: bool,
     carry_nan: bool = False,
 ) -> Step:
-    """Call ``module``, a private copy, in training mode; :meth:`Step.go_back` may follow if ``backward``.
-
-    ``flags``: the network whose parameters say which of them want gradients.
-    """
+    """Call a private copy in training mode; ``flags``: the network that says which parameters want gradients."""
     modes_set = _modes_of(module.eval()), _modes_of(module.train())
     shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
     wanted = {name for name, p in flags.named_parameters(remove_duplicate=False) if p.requires_grad}

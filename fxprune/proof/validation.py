@@ -150,10 +150,7 @@ class Validation:
         return trials.found
 
     def _plan_fits_all(self, probes: list[Probe]) -> bool:
-        """Whether what the plan removes can be removed at another resolution too.
-
-        A reshape to literal sizes may take other pixels for channels there: then no narrower network exists.
-        """
+        """Whether what goes can go at another resolution too, where a literal reshape may take pixels for channels."""
         full = private_copy(self._case.captured, self._dtype)
         overwrite_removed(full, self._case.keep, math.nan)
         for probe in probes:

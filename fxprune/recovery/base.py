@@ -67,12 +67,7 @@ class Work:
         return self.plan.masks(self.graph)
 
     def batches(self, name: str) -> list[Sample]:
-        """The calibration's inputs; this rank's share where several processes work together.
-
-        Raises:
-            RecoveryError: there is no calibration; the message names the recovery.
-            CalibrationError: the data do not fit the model.
-        """
+        """This rank's inputs of calibration. Raises RecoveryError: there are none; CalibrationError: none that fit."""
         if self.calibration is None:
             raise RecoveryError(
                 f"recover={name!r} measures the network on data: pass calibration=, batches of what the model takes "

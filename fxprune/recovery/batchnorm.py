@@ -63,10 +63,7 @@ def _measure(walk: Walk, node: fx.Node, norm: _Norm) -> None:
 
 
 def measure_batch_norms(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance per channel, (channels,) in float64, of batches (samples, channels, ...).
-
-    Under an initialised ``torch.distributed`` they are those of all ranks' values together.
-    """
+    """Mean and unbiased variance (channels,), float64, of all ranks' batches (samples, channels, ...) together."""
     rows = [value.double().transpose(0, 1).flatten(1) for value in values]
     count = torch.tensor([sum(row.shape[1] for row in rows)], dtype=torch.float64, device=rows[0].device)
     total = torch.stack([row.sum(1) for row in rows]).sum(0)

@@ -95,10 +95,7 @@ def errors_of_groups(work: Work) -> dict[str, float]:
 
 
 def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, Tensor | None, list[Tensor]]:
-    """Some rows of a sample, and what the network gives for them.
-
-    Where it takes no other batch, the whole sample and the rows to look at in what it gives.
-    """
+    """Some rows of a sample and what the network gives for them; all of it where it takes no other batch."""
     apart = sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
     if (sample.batch_size or 1) > len(rows):
         try:

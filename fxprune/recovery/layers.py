@@ -25,10 +25,7 @@ _BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm in eval mode that alone reads a layer, ``scale * value + shift`` per channel.
-
-    Its running mean takes an intercept for a layer that has no bias: adding to the one is subtracting from the other.
-    """
+    """A batch norm in eval mode that alone reads a layer; its mean takes the intercept where there is no bias."""
 
     mean: Tensor
     variance: Tensor

@@ -43,11 +43,7 @@ def known_recoveries() -> list[str]:
 
 
 def resolve_recoveries(recover: Any) -> list[Recovery]:
-    """What a user passes as ``recover``: None, a name, an object, or a sequence of names and objects.
-
-    Raises:
-        RecoveryError: an unknown name, or something that is no recovery.
-    """
+    """What a user passes as ``recover``: None, names, objects. Raises RecoveryError for others."""
     if recover is None:
         return []
     if isinstance(recover, str) or not isinstance(recover, Sequence):

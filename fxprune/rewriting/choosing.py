@@ -129,10 +129,7 @@ def without_values(value: Any) -> Any:
 
 
 def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """Which of ``forwards`` does not refuse the arguments; 0 where all do.
-
-    They run over a copy of the module's parts on the meta device, which has sizes and no values.
-    """
+    """Which of ``forwards`` does not refuse the arguments, on the meta device; 0 where all do."""
     tensors = (*module.parameters(), *module.buffers())
     memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     parts = nn.Module.__new__(type(module))  # of its class, as generated code may reach parts through the class

@@ -70,10 +70,7 @@ class PrunedGraphModule(PartsModule):
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
-        """The graph of each mode: "eval", and "training" where it is another one.
-
-        Those for inputs of other sizes are "eval_1", "training_1" and so on.
-        """
+        """The graphs by mode, "eval" and perhaps "training"; for other sizes "eval_1", "training_1" and so on."""
         return dict(self._graphs)
 
     @property
@@ -102,10 +99,7 @@ class PrunedGraphModule(PartsModule):
         return self
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
-        """Switch every submodule, and the graph where the two modes have different ones.
-
-        Where training mode could not be traced, a call in it raises ModeError.
-        """
+        """Switch every submodule, and the graph where modes differ; a call in a mode without one raises ModeError."""
         return self._switched("train" if mode else "train(False)")
 
     def eval(self) -> PrunedGraphModule:
@@ -208,10 +202,7 @@ class PrunedGraphModule(PartsModule):
         return twin
 
     def plainly_named(self) -> PrunedGraphModule:
-        """A network over the same tensors whose names torch.export can write into the code that it makes.
-
-        A name that is more than plain words, or that means something else to a module, gives way to one like it.
-        """
+        """A network over the same tensors under plain names, which torch.export can write into code."""
         if not self._names:
             return self
         names, graphs = PlainNames(), self.named_graphs

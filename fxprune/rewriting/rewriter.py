@@ -258,10 +258,7 @@ class Rewriter:
 
 
 def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> nn.Module:
-    """The network at the kept widths, over new tensors, with each part in the mode that it has in ``model``.
-
-    A GraphModule; where the model's own forward is opaque, its own class with GraphModules inside.
-    """
+    """The network at the kept widths over new tensors, modes as in ``model``; of its own class if that is opaque."""
     return certified(graph, model, masks)[0]
 
 
@@ -286,10 +283,7 @@ def unchecked(
 
 
 def _modes_asked(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
-    """The modes in eval and in training of the parts that the forward asks, unless none makes a difference.
-
-    Where training mode could not be captured, those of eval mode are the only ones.
-    """
+    """The modes of parts that the forward asks, in eval and in training (if captured), unless none matters."""
     flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in specializations for p in c.modes_read]
     asked = {path: [evaluating[path], training[path]] for path, evaluating, training in flags}
     two_graphs = any(captured.training_graph is not None for captured in specializations)

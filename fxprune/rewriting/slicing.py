@@ -46,10 +46,7 @@ def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torc
 
 
 def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: Mapping[str, Any]) -> nn.Module:
-    """A copy of a torch.nn module over new tensors (by id of the old ones) with changed attributes.
-
-    A user's subclass that only inherits the forward becomes the torch.nn class itself.
-    """
+    """A copy of a torch.nn module over new tensors (by id of the old) with changed attributes, of torch's class."""
     cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
     twin = cls.__new__(cls)
     own = {name: value for name, value in vars(module).items() if name not in ("train", "eval")}

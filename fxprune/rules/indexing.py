@@ -25,10 +25,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Taken:
-    """What one item of an index takes: ``axis`` of the source (None for a new dim), as ``piece`` of the result.
-
-    ``positions``: the elements taken, where they are known; ``piece`` is None for a number, which leaves no dim.
-    """
+    """What one item of an index takes: elements ``positions`` (if known) of ``axis``, as ``piece`` of the result."""
 
     item: Any
     axis: Axis | None = None

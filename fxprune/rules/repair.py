@@ -55,10 +55,7 @@ def _moved(value: Any, old_offset: int, old_factor: int, new_factor: int, new_of
 
 
 def size_map(axis: Axis, masks: Mapping[Channels, Mask]) -> SizeMap:
-    """The map of a resolved axis that holds input-dependent sizes.
-
-    Where no single number says both sizes, the map is the ratio that the sample has.
-    """
+    """The map of an axis with input-dependent sizes: the sample's ratio, where no single number says both."""
     kept = int(kept_mask(axis, masks).sum())
     return _exact(axis, masks) or SizeMap(axis.size, kept)
 

@@ -178,11 +178,7 @@ def tensors_of(output: Any) -> Leaves:
 
 
 def worst_error(run: Callable[[Sample], Leaves], checks: Sequence[Check]) -> float:
-    """The largest relative difference of ``run`` over all checks.
-
-    Raises:
-        ExportError: a difference is above its tolerance, or ``run`` refuses an input.
-    """
+    """The largest relative difference over all checks. Raises ExportError: above a tolerance, or ``run`` refuses."""
     worst = 0.0
     for check in checks:
         try:

@@ -53,11 +53,7 @@ _GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
 
 
 def describe(network: nn.Module) -> tuple[Json, dict[str, torch.Tensor]]:
-    """The description of a network, and the tensors that attributes of its modules hold, by name.
-
-    Raises:
-        ArtefactError: the network holds something that cannot be written as data; the message names it.
-    """
+    """A network's description, and the tensors among attributes, by name. Raises ArtefactError: it is no data."""
     writer = AttributeWriter(network)
     modules, tensors = _module_entries(network, writer), _tensor_entries(network)
     graphs = _graphs(network, writer) if isinstance(network, GraphModule) else {}
@@ -190,11 +186,7 @@ Need = Callable[[Any, str], str]
 
 
 def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[Json]:
-    """The nodes of a graph in order, as JSON data; ``need`` notes what loading has to import.
-
-    Raises:
-        ArtefactError: a node calls something that a saved network may not call.
-    """
+    """The nodes of a graph as JSON data; ``need`` notes imports. Raises ArtefactError: of a call that is not listed."""
     if type(graph._codegen) is not CodeGen:  # another one may unpack inputs in its own way
         raise ArtefactError(f"the graph prints itself through {type(graph._codegen).__name__}, which cannot be saved")
     codec = GraphCodec({})

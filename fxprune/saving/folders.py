@@ -174,11 +174,7 @@ class SavedFolder:
             files.callback(os.close, self._folder)
 
     def read_manifest(self, verify: bool) -> None:
-        """Read the manifest and, if ``verify``, compare every file that it names.
-
-        Raises:
-            ArtefactError: it was not saved by fxprune, or a file is missing or changed.
-        """
+        """Read the manifest; if ``verify``, compare every file with it. Raises ArtefactError: one is not as it was."""
         self.manifest = self._read_manifest()
         for name, expected in self.manifest["files"].items() if verify else ():
             self._check(name, expected)
@@ -270,11 +266,7 @@ class SavedFolder:
 
 @contextmanager
 def open_folder(path: Path, *, verify: bool = True) -> Iterator[SavedFolder]:
-    """A saved folder, every file compared with its manifest if ``verify``; where one is being replaced, either.
-
-    Raises:
-        ArtefactError: there is no such folder, it was not saved by fxprune, or a file is missing or changed.
-    """
+    """A saved folder, compared with its manifest if ``verify``. Raises ArtefactError: it is none, or is not whole."""
     with ExitStack() as files:
         yield _opened_whole(path, verify, files)
 

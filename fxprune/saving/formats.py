@@ -61,10 +61,7 @@ def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:
 
 
 def _called(network: fx.GraphModule) -> nn.Module:
-    """The parts of a graph module with its code as the forward of a plain module.
-
-    torch.export would run a graph node by node: arguments by position, and lists that cannot be written into.
-    """
+    """The parts of a graph with its code as the forward of a plain module, which torch.export runs as written."""
     made = fx.GraphModule(network, copied_graph(network.graph))
     called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
@@ -101,11 +98,7 @@ class Format:
             )
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """Write the network to a file (or to a new folder); sizes in which the samples differ may change.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write to a file or a new folder; sizes in which samples differ may change. Raises OSError."""
         # Not into the file: torch's writer aborts the process where the disk refuses.
         memory = io.BytesIO()
         torch.export.save(exported_program(network, samples), memory)

@@ -93,11 +93,7 @@ def finish_container(module: nn.Module) -> None:
 
 
 def submodule(owner: nn.Module, path: str) -> nn.Module:
-    """The module at a path.
-
-    Raises:
-        ArtefactError: there is none. Attributes are not looked at, as ``get_submodule`` would.
-    """
+    """The module at a path, attributes not looked at. Raises ArtefactError: there is none."""
     module = owner
     for name in path.split(".") if path else []:
         child = module._modules.get(name)
@@ -122,11 +118,7 @@ def public_class(module: nn.Module) -> type[nn.Module]:
 
 
 def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
-    """The class and the constructor arguments of a layer, as JSON data; arguments equal to their default are left out.
-
-    Raises:
-        ArtefactError: the layer is not one of ``torch.nn``, or an argument cannot be read back from it.
-    """
+    """Class and arguments of a layer as JSON data, usual ones left out. Raises ArtefactError: it is no such layer."""
     kind = public_class(module)
     if not is_layer(module):
         raise ArtefactError(
@@ -160,11 +152,7 @@ def _check_told(path: str, module: nn.Module, description: dict[str, Any]) -> No
 
 
 def build_layer(path: str, description: dict[str, Any]) -> nn.Module:
-    """The layer that :func:`describe_layer` described, on the meta device, to be given its tensors.
-
-    Raises:
-        ArtefactError: the description names no known layer, or arguments that this version of torch does not take.
-    """
+    """The layer that :func:`describe_layer` described, on the meta device. Raises ArtefactError: there is none."""
     name = description["class"]
     if not isinstance(name, str) or name not in layer_names():
         raise ArtefactError(f"{path!r:.80} is to be a {name!r:.80}, which is no torch.nn layer that a network may hold")

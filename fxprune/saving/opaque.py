@@ -36,11 +36,7 @@ _OWN_OF_GRAPHS = frozenset((*vars(GraphModule(nn.Module(), Graph())), *vars(Prun
 
 
 def import_path(target: Any, role: str) -> str:
-    """``module:qualified.name`` of a class or function.
-
-    Raises:
-        ArtefactError: importing that name would not give it, as for what was defined inside a function.
-    """
+    """``module:qualified.name`` of a class or function. Raises ArtefactError: importing that gives another thing."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     found: Any = sys.modules.get(str(module))
     for part in str(name).split("."):
@@ -110,11 +106,7 @@ def is_plain_layer(path: str, module: nn.Module) -> bool:
 
 
 def describe_opaque(path: str, module: nn.Module, writer: AttributeWriter) -> dict[str, Any]:
-    """Import path, attributes and empty places of a module, as JSON data.
-
-    Raises:
-        ArtefactError: the class cannot be imported by its name, or an attribute cannot be written down.
-    """
+    """Import path, attributes and empty places of a module as JSON data. Raises ArtefactError: it has no such form."""
     name = path or "the network"
     data: dict[str, Any] = {"kind": writer.need(type(module), f"the class of {name}")}
     if attributes := writer.attributes(plain_attributes(module), type(module), name):
@@ -132,11 +124,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
-    """An empty module of the class, made without running its constructor.
-
-    Raises:
-        ArtefactError: the import path leads to something else than a module class.
-    """
+    """An empty module of the class, without its constructor. Raises ArtefactError: it is no module class."""
     kind = found.get(data["kind"])
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise ArtefactError(f"{data['kind']!r:.80} is no class of modules that it may be made of")
@@ -164,11 +152,7 @@ class AttributeWriter(Codec):
         self._place = ""
 
     def attributes(self, values: Mapping[str, Any], kind: type, owner: str) -> dict[str, Any]:
-        """Every attribute of an object of a class, by name.
-
-        Raises:
-            ArtefactError: one cannot be written down; the message names it.
-        """
+        """Every attribute of an object, by name. Raises ArtefactError: one cannot be written down."""
         outer, data = self._place, {}
         for name, value in values.items():
             _check_attribute(name, value, kind, f"cannot save {owner}: it")
@@ -228,11 +212,7 @@ class AttributeReader(Codec):
         self._found = found
 
     def attributes(self, data: Mapping[str, Any], kind: type) -> dict[str, Any]:
-        """The attributes of an object of a class, by name.
-
-        Raises:
-            ArtefactError: a value is malformed, or one that its class or every module keeps for itself.
-        """
+        """The attributes of an object, by name. Raises ArtefactError: one is malformed, or its class keeps it."""
         values = {name: self.read(value) for name, value in data.items()}
         for name, value in values.items():
             _check_attribute(name, value, kind, "it")

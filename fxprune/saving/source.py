@@ -145,10 +145,7 @@ def _namedtuples(entries: tuple[Json, ...]) -> str:
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether the text can stand in source as the name of a part: a word that means nothing else to a module.
-
-    Two leading underscores would mean another name inside a class.
-    """
+    """Whether the text can stand in source as the name of a part, also inside a class."""
     taken = keyword.iskeyword(text) or hasattr(nn.Module, text) or text in _TAKEN
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)) and not taken and not text.startswith(("__", "forward"))
 

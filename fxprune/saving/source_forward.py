@@ -47,10 +47,7 @@ _CONVERSION = '''
 
 
 def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve: int = 0) -> str:
-    """``head`` + arguments + ``tail`` on one line if it fits, else one argument a line.
-
-    ``indent`` is that of the statement, ``reserve`` what stands before ``head`` on its line.
-    """
+    """``head``, arguments and ``tail`` on one line if it fits behind ``indent`` and ``reserve``, else on several."""
     line = head + ", ".join(arguments) + tail
     if "\n" not in line and indent + reserve + len(line) <= _WIDTH:
         return line
@@ -153,10 +150,7 @@ class _Variables:
         return self._last_use[argument] == node["name"] and self.names[argument] in self._pooled
 
     def declare(self, node: Json, *, may_inherit: bool = True) -> str:
-        """Name the result of a node, after its arguments have been printed.
-
-        ``may_inherit``: whether the name may be that of an argument which is not used again.
-        """
+        """Name the result of a node after its arguments are printed; it may inherit the name of one used no more."""
         released = [self.names[used] for used in _inputs(node) if self.is_taken_over(used, node)]
         if node["op"] == "placeholder" or self._is_small(node):
             name = self._own_name(node)

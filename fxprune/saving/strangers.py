@@ -86,11 +86,7 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
 
 
 def refuse_strangers(run: Any, strangers: Sequence[Stranger], tolerance: float) -> list[str]:
-    """What the file needs of sizes, where it refuses others by itself.
-
-    Raises:
-        ExportError: it answers otherwise than the network, or where that refuses.
-    """
+    """What the file needs of sizes, where it refuses others. Raises ExportError: it answers otherwise instead."""
     needs = list[str]()
     for stranger in strangers:
         try:

@@ -147,11 +147,7 @@ def _names_of_functions() -> dict[Any, str]:
 
 
 def function_name(function: Any) -> str:
-    """The name a function is written under, such as ``torch.nn.functional.relu``.
-
-    Raises:
-        ArtefactError: the function is not one that a saved graph may call.
-    """
+    """The name of a function, such as ``torch.nn.functional.relu``. Raises ArtefactError: it is not listed."""
     name = _names_of_functions().get(function)
     if name is None:
         described = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
@@ -169,11 +165,7 @@ def tensor_function_name(function: Any) -> str | None:
 
 
 def resolve_function(name: Any) -> Callable[..., Any]:
-    """The function called ``name``.
-
-    Raises:
-        ArtefactError: no such function is allowed, or this version of torch lacks it.
-    """
+    """The function called ``name``. Raises ArtefactError: it is not listed, or not in this version of torch."""
     prefix, _, last = str(name).rpartition(".")
     holder, allowed = _namespaces().get(prefix, (None, frozenset()))
     if last not in allowed:
@@ -217,10 +209,7 @@ def _check_attribute(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def check_identifier(name: Any, role: str) -> str:
-    """``name`` if it is a plain Python name; raises ArtefactError otherwise.
-
-    The graph is printed as Python source before it runs, so every name in it must be a name and nothing else.
-    """
+    """``name`` if it is a plain name, as printed source needs; raises ArtefactError otherwise."""
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ArtefactError(f"{name!r:.80} cannot be the name of a {role}")
     return name

@@ -19,11 +19,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_types(rows: Iterable[Any]) -> None:
-    """Compare the fields of dataclass instances with their annotations; what is of a class of its own is left out.
-
-    Raises:
-        TypeError: a field is of another type.
-    """
+    """Compare fields with annotations, but for classes of their own. Raises TypeError: one is of another type."""
     for row in rows:
         for column in fields(row):
             value = getattr(row, column.name)

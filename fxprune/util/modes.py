@@ -38,11 +38,7 @@ def switch(module: nn.Module, call: str) -> None:
 
 
 def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
-    """What the calls of the parts do that have a ``train`` or ``eval`` of their own; ``copy`` is private.
-
-    Raises:
-        ValueError: what a call does changes from call to call, or reaches modules outside of the part.
-    """
+    """What parts do that have a ``train`` or ``eval`` of their own. Raises ValueError: it changes call by call."""
     modules = dict(copy.named_modules())
     flags = flags_of(copy)
     found = {path: _effects(modules, path) for path, part in modules.items() if has_own_modes(part)}

@@ -48,10 +48,7 @@ class Steps:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def counted(self, name: str, items: Iterable[T], total: int | None, labels: Sequence[str] = ()) -> Iterator[T]:
-        """The items one by one, with a bar (a count, where the total is not known) on a terminal.
-
-        ``labels`` say what each is, in order.
-        """
+        """The items one by one, with a bar or a count on a terminal; ``labels`` say what each is, in order."""
         self._show_count(name, 0, total, labels)
         for done, item in enumerate(items, 1):
             yield item

@@ -34,11 +34,7 @@ def named(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def file_errors(doing: str) -> Iterator[None]:
-    """Raise :class:`FileError`, which says what was being done, where the system refuses.
-
-    Raises:
-        FileError: a file cannot be read or written.
-    """
+    """Raise :class:`FileError`, which says what was being done, where the system refuses a file."""
     try:
         yield
     except FxpruneError:
@@ -67,10 +63,7 @@ def write_text(target: Path, text: str) -> None:
 
 @contextmanager
 def scratch_folder(target: Path, purpose: str) -> Iterator[Path]:
-    """A new folder beside ``target``, removed at the end; what killed processes left beside it is removed first.
-
-    ``purpose``: "saving" or "exporting".
-    """
+    """A new folder beside ``target`` for "saving" or "exporting", removed at the end, as what was left before is."""
     remove_abandoned(target)
     new, lock = _claimed(lambda: target.with_name(f".{target.name}.{purpose}-{secrets.token_hex(4)}"), Path.mkdir)
     try:

@@ -92,10 +92,7 @@ def _is_free(tensor: Tensor, removed: Tensor, dim: int, lost: Tensor) -> bool:
 
 
 def has_copies(tensor: Tensor, dim: int, lost: Tensor) -> bool:
-    """Whether every slice along ``dim`` at a ``lost`` position equals one that is left.
-
-    Which of several copies go makes no difference, so an expanded size-1 dim can lose any of them.
-    """
+    """Whether every slice along ``dim`` at a ``lost`` position equals one that is left, as in an expanded dim."""
     slices = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
     left = slices[~lost]
     return all(_is_among(row, left) for row in slices[lost])

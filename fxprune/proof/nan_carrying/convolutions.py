@@ -50,11 +50,7 @@ def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
 
 
 def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
-    """Removed output entries, tap by tap: the general and slow way, by convolving masks.
-
-    Raises:
-        ProofError: an output entry that stays would pair a removed position with a kept one that is not zero.
-    """
+    """Removed output entries, tap by tap, by masks: slow and general. Raises ProofError: an entry lost half a pair."""
 
     def count(x_mask: Tensor, weight_mask: Tensor) -> Tensor:
         result: Tensor = call.run(input=x_mask.float(), weight=weight_mask.float(), bias=None)

@@ -83,12 +83,7 @@ class ByValues:
         self.steps: dict[fx.Node, Step] = {}
 
     def judge(self, step: Step) -> None:
-        """Judge one node; its claim is then among the others.
-
-        Raises:
-            ProofError: it differs.
-            UnjudgedError: it cannot be judged by itself.
-        """
+        """Judge one node and note its claim. Raises ProofError: it differs; UnjudgedError: it cannot be judged."""
         kept: Kept = self.kept_of(step.full)
         failures: list[str] = []
         for way in WAYS[self._setting.patterns.dtype == torch.float64 :]:

@@ -101,11 +101,7 @@ class Setting:
 
 
 def held(setting: Setting, name: str, value: Tensor, narrow: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values for a parameter or buffer of both networks; what goes is zero, but for running variances.
-
-    Raises:
-        UnjudgedError: the narrow network's tensor has another shape.
-    """
+    """Values for a tensor of both networks; what goes is zero, but for running variances. Raises UnjudgedError."""
     kept = setting.keep.get(name, ())
     if narrow is not None and cut_shape(value.shape, kept) != tuple(narrow.shape):
         raise UnjudgedError(f"{name} is {tuple(narrow.shape)} and should be {cut_shape(value.shape, kept)}")

@@ -64,11 +64,7 @@ class Evaluation:
         self._claims, self._owners = claims, owners
 
     def run(self, step: Step, way: Way, training: bool | None = None) -> Result:
-        """The node in both networks; ``training``: the mode of modules, that of the graph by default.
-
-        Raises:
-            UnjudgedError: a call fails, or reads what is not known.
-        """
+        """The node in both networks; ``training``: the mode of modules. Raises UnjudgedError: a call fails."""
         modules = self._modules(step, way, training)
         used: dict[fx.Node, tuple[Any, Any]] = {}
         full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)

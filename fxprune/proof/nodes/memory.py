@@ -38,10 +38,7 @@ class Memory:
         return {member for member in members if member in live and not self._dies_at(member, node)}
 
     def lineage(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes from the one that made the memory that a node's value lies in, each a view of that before it.
-
-        Empty where one of them may be a copy, as that hangs on how values lie in memory.
-        """
+        """The nodes from the one that made a value's memory, each a view of that before; empty where one may copy."""
         found = [node]
         while parents := [n for n in found[0].all_input_nodes if n in self._families.get(found[0], ())]:
             if call_name(found[0]) not in _VIEWS:

@@ -147,11 +147,7 @@ def _inplace_position(function: Any) -> int | None:
 
 
 def on_tensors(module: nn.Module, tensors: Mapping[str, Tensor | None], training: bool) -> nn.Module:
-    """A module with the attributes of ``module`` and other parameters and buffers, by name.
-
-    Raises:
-        UnjudgedError: it has submodules, whose tensors would be the caller's.
-    """
+    """A module of other parameters and buffers, by name. Raises UnjudgedError: it has submodules."""
     if module._modules:
         raise UnjudgedError(f"{type(module).__name__} has submodules")
     twin = type(module).__new__(type(module))

@@ -51,11 +51,7 @@ class Step:
 
 
 def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
-    """The steps by which every rewritten graph is its captured one, op for op; the pruned network runs no other.
-
-    Raises:
-        ProofError: it is not; says at which node.
-    """
+    """The steps by which every rewritten graph is its captured one, op for op. Raises ProofError: it is not."""
     found = {}
     for pair in pairs:
         graphs = getattr(pair.root, "graphs", {}).values()
@@ -66,11 +62,7 @@ def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
 
 
 def matched(pair: Pair) -> list[Step]:
-    """The steps of both graphs, in order.
-
-    Raises:
-        ProofError: a node is missing, added, out of order, or another op, or has other arguments.
-    """
+    """The steps of both graphs, in order. Raises ProofError: a node is missing, added, out of order, or another."""
     walk = _Walk(pair)
     steps = [walk.step(node) for node in pair.full.nodes]
     walk.end()

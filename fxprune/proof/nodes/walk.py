@@ -35,12 +35,7 @@ _LAYOUT = frozenset("is_contiguous stride as_strided storage_offset data_ptr".sp
 
 
 def walk(pair: Pair, setting: Setting, steps: Sequence[Step]) -> Tally:
-    """Judge every node; ``steps``: those that both graphs match by.
-
-    Raises:
-        ProofError: a node's narrow value is not its full value cut to what is kept.
-        UnjudgedError: a node cannot be judged by itself.
-    """
+    """Judge every node by the matched ``steps``. Raises ProofError: one differs; UnjudgedError: one cannot be."""
     return _Walk(pair, setting).run(steps)
 
 
