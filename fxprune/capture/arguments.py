@@ -61,7 +61,11 @@ class Arguments:
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
 
     def of(self, value: Any) -> Any:
-        """The value with nodes in the place of what was traced. Raises CaptureError: no graph can hold it."""
+        """The value with nodes in the place of what was traced.
+
+        Raises:
+            CaptureError: no graph can hold it.
+        """
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
         if isinstance(value, Traced):
@@ -159,7 +163,11 @@ def placeholders(
 
 
 def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
-    """Optional arguments that the sample leaves out before others. Raises CaptureError: a default is no literal."""
+    """Optional arguments that the sample leaves out before others that it gives, so that all keep their places.
+
+    Raises:
+        CaptureError: the default of one is no literal.
+    """
     places = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     last = max((number for number, p in enumerate(places) if p.name in given), default=-1)
     if any(p.kind is p.KEYWORD_ONLY and p.name in given for p in signature.parameters.values()):

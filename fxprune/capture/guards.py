@@ -75,7 +75,10 @@ GUARDS: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 @contextmanager
 def answering(answered: Collection[str], namespaces: Iterable[dict[str, Any]]) -> Iterator[set[str]]:
-    """Answer yes to these guards, also as ``namespaces`` have them; gives the set of all that are asked meanwhile."""
+    """Answer yes to the guards in ``answered``; gives the set of all guards that are asked meanwhile.
+
+    ``namespaces``: the globals of the model's own code, which may have imported a guard by its name.
+    """
     asked: set[str] = set()
     variants: dict[int, Callable[[], bool]] = {}
     places: list[tuple[dict[str, Any], str, Any]] = []

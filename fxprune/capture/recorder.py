@@ -276,7 +276,11 @@ class Recorder(TorchFunctionMode):
         return value
 
     def call_custom(self, function: custom.CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Record a custom autograd function; ``run(*args)`` gives its results. Raises CaptureError as that does."""
+        """Record the call of a custom autograd function; ``run(*args)`` gives its results.
+
+        Raises:
+            CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
+        """
         value = custom.without_values(run, args, lambda t: self.writes.name_of(t) is not None or hasattr(t, _NODE))
         with torch._C.DisableTorchFunction():
             self._call("call_function", function, args, {}, value)
@@ -296,7 +300,11 @@ class Recorder(TorchFunctionMode):
         return next((p for p in reversed(self.module_path) if p), "")
 
     def mode_is_used(self, path: str, changed: bool) -> None:
-        """Note that the forward asks for a module's training flag. Raises CaptureError: it changes the flag."""
+        """Note that the forward depends on a module's training flag (leaf modules carry theirs with them).
+
+        Raises:
+            CaptureError: it changes the flag.
+        """
         if changed:
             self._refuse(
                 f"the forward changes the mode of {path or 'the model'}, which no graph does: do so in train()"
@@ -305,7 +313,11 @@ class Recorder(TorchFunctionMode):
             self.modes_read.add(path)
 
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
-        """Check in the graph that ``function(*operands)`` is true. Raises CaptureError: one is of an earlier call."""
+        """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true.
+
+        Raises:
+            CaptureError: an operand is a number that an earlier call left.
+        """
         for operand in operands:
             check_forgotten(operand)
         self._decisions.add(function, operands)
@@ -315,7 +327,11 @@ class Recorder(TorchFunctionMode):
         raise self._refusal
 
     def output(self, value: Any) -> None:
-        """Close the graph. Raises CaptureError: a parameter or buffer has been given the memory of another tensor."""
+        """Close the graph.
+
+        Raises:
+            CaptureError: a parameter or buffer has been given the memory of another tensor.
+        """
         if self._refusal is not None:  # the forward caught it
             raise self._refusal
         self.writes.check_memory()
