@@ -224,11 +224,7 @@ class Options:
         return {"budget": self.budgets} if self.budgets else {"ratio": self.ratio, "budget": self.budget}
 
     def settled(self, why_not: str) -> tuple[Options, str]:
-        """What "auto" stands for, and what was chosen in words; nothing where nothing is left to choose.
-
-        Args:
-            why_not: why data cannot help; empty where they can.
-        """
+        """What "auto" stands for, and the choice in words; ``why_not``: why data cannot help, empty where they can."""
         usual = _WITHOUT_DATA if why_not else _WITH_DATA
         # A criterion that the caller chose brings widths of its own.
         usual = usual if self.criterion == "auto" else _WITHOUT_DATA

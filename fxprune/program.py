@@ -57,12 +57,7 @@ def kernel_multiple(model: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Feed:
-    """What criteria may look at besides weights.
-
-    Attributes:
-        calibration: the data; None where there are none.
-        loss: whose gradients are read; None for the default.
-    """
+    """What criteria may look at besides weights: the data and the loss whose gradients are read, or None."""
 
     calibration: Calibration | None = None
     loss: Loss | None = None
@@ -171,11 +166,7 @@ class Program:
         return "" if self.verify else "verify=False"
 
     def choose(self, why_not: str = "") -> None:
-        """Put what it stands for in the place of "auto", with a note that says what and why.
-
-        Args:
-            why_not: why data cannot help; that of the network and its data if empty.
-        """
+        """Put what "auto" stands for in its place, with a note; ``why_not``: why data cannot help, if they cannot."""
         assert self.options is not None
         why_not = why_not or self.why_no_data
         self.chosen_options, words = self.options.settled(why_not)

@@ -112,15 +112,7 @@ class ChannelGraph:
         return self._explainer.explain(first, second)
 
     def draw(self, fmt: str = "dot") -> str:
-        """A picture with one colour a group.
-
-        Args:
-            fmt: "dot" gives the channel graph (every width, and what ties it) as DOT text, pinned parts as boxes; "svg"
-                the network's operations in order as SVG text, those with pinned widths marked.
-
-        Raises:
-            AnalysisError: another format.
-        """
+        """The widths and what ties them as DOT text ("dot"), or the operations as SVG ("svg"). Raises AnalysisError."""
         if fmt != "svg":
             return self._explainer.draw(fmt)
         return as_svg(draw_network(self), {group.name: str(group.size) for group in self.groups})

@@ -48,13 +48,7 @@ def _shape(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch.
-
-    Attributes:
-        sample: what the model is called with.
-        target: what came with it; None if nothing did.
-        size: how many samples it holds (1 where the tensors share no first dim).
-    """
+    """One batch: the call's sample, its target or None, and how many samples it holds (1 without a first dim)."""
 
     sample: Sample
     target: Any

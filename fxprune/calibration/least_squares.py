@@ -60,12 +60,7 @@ class Moments:
         return xx, xy, (self.yy - y.square() / count).clamp_min(0)
 
     def error(self, weight: Tensor, intercept: Tensor) -> Tensor:
-        """Sum of squared residuals of ``x @ weight.mT + intercept``, shape ``(groups, targets)``.
-
-        Args:
-            weight: ``(groups, targets, features)``.
-            intercept: ``(groups, targets)``.
-        """
+        """Squared residuals of ``x @ weight.mT + intercept``, summed over rows: ``(groups, targets)``."""
         whole = torch.cat([weight, intercept.unsqueeze(2)], dim=2).to(torch.float64)
         return (self.yy - 2 * (whole.mT * self.xy).sum(1) + ((whole @ self.xx) * whole).sum(2)).clamp_min(0)
 

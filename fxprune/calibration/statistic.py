@@ -94,14 +94,7 @@ Place = Tap | Parameter
 
 
 def channel_tap(node: fx.Node, axes: tuple[Axis, ...], variable: Channels, batch: int | None) -> Tap | None:
-    """The tap that reads the channels of ``variable`` at a node; None where the node does not hold each equally often.
-
-    Args:
-        node: the node; its value is a tensor.
-        axes: resolved axes of the value.
-        variable: the group's variable.
-        batch: the batch size that was traced.
-    """
+    """The tap that reads the channels of ``variable`` at a node; None where it does not hold each equally often."""
     dims = [d for d, axis in enumerate(axes) if any(v is variable for v in variables(axis))]
     if len(dims) != 1:
         return None

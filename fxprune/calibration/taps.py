@@ -91,12 +91,7 @@ class TapFinder:
         return found
 
     def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
-        """An observation of every parameter of a group, by name; groups that cut one parameter share its observation.
-
-        Args:
-            group: the group.
-            make: from the parameter's shape to the statistic.
-        """
+        """An observation of every parameter, by name; ``make`` gives the statistic of a shape. Groups share one."""
         known = self._graph.captured.parameters
         for name in (m.tensor for m in group.members if m.tensor in known):
             if (name, make) not in self._shared:

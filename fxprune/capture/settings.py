@@ -176,16 +176,10 @@ class Trace(Protocol):
 def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
     """See what of a graph hangs on its settings: decide which guesses are reads, and refuse other ways.
 
-    Args:
-        trace: the forward; its graph is changed in place.
-        model: whose forward it is.
-        own: the dtypes of the model and the sample.
-        otherwise: gives the forward in another ``precision``, ``elsewhere`` (without gradients, with autocast on), with
-            autocast alone (``cast``), in ``inference`` mode or ``learning`` (with tensors that need gradients); None
-            where it cannot be traced then.
-
-    Raises:
-        CaptureError: it goes another way without gradients, or the like.
+    ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``,
+    ``elsewhere`` (without gradients, with autocast on), with autocast alone (``cast``), in ``inference`` mode or
+    ``learning`` (with tensors that need gradients); None where it cannot be traced then. Raises CaptureError: it goes
+    another way.
     """
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))

@@ -25,12 +25,7 @@ _DEFAULT_SIZE = (1, 3, 224, 224)
 
 @dataclass(frozen=True)
 class Source:
-    """A network and what it is called with.
-
-    Attributes:
-        model: the network, in eval mode.
-        sample: one call's arguments, with random values.
-    """
+    """A network in eval mode, and one call's arguments with random values."""
 
     model: nn.Module
     sample: Any

@@ -33,12 +33,9 @@ _STEPS = (1, _HALF_VECTOR, _VECTOR)
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Seconds at the knots of a grid.
+    """Seconds at the knots of a grid: one number for each combination of knots; it grows with each width.
 
-    Attributes:
-        knots: per width the ascending sizes that were measured.
-        steps: per width the multiple to which the kernel rounds it up: 1, 8 or 16.
-        seconds: one number for each combination of knots; it grows with each width.
+    ``knots``: per width the ascending sizes measured; ``steps``: the multiple to which the kernel rounds it up.
     """
 
     knots: tuple[FloatArray, ...]
@@ -262,14 +259,7 @@ def _digest(conditions: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ShapedOp:
-    """An operation whose latency was measured on a grid of its widths.
-
-    Attributes:
-        owner: the layer it belongs to.
-        widths: the axes that are its widths.
-        surface: seconds of one call by these widths.
-        calls: how often it is called in one run.
-    """
+    """An operation of a layer, timed by the axes that are its widths, and how often one run calls it."""
 
     owner: str
     widths: tuple[Axis, ...]

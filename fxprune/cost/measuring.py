@@ -31,14 +31,7 @@ _ROUNDS = 5
 
 @dataclass
 class Seen:
-    """One operation in one run.
-
-    Attributes:
-        key: the call as text.
-        arguments: for every node that it reads, what that held: tensors as specifications.
-        result: what it gave, the same way.
-        seconds: the least time over the rounds.
-    """
+    """One operation in a run: call as text, what nodes that it reads held, its result, and the least seconds."""
 
     key: str
     arguments: dict[fx.Node, Any]
@@ -53,14 +46,9 @@ def profile(
     known: Callable[[str], bool],
     rounds: Iterable[int] = range(_ROUNDS),
 ) -> dict[fx.Node, Seen]:
-    """What every operation of a graph sees, and its seconds unless all are ``known`` by their keys.
+    """What every operation of a private copy sees, and its seconds unless all are ``known`` by their keys.
 
-    Args:
-        module: a private copy, in eval mode.
-        nodes: the nodes to report about: those of the graph that the copy was made of, in the same order.
-        sample: one call's arguments.
-        known: whether the time of a key needs not be measured.
-        rounds: one item for each timed run.
+    ``nodes``: those of the graph that the copy was made of, to report about; ``rounds``: one item for each timed run.
     """
     runner = _Runner(module, dict(zip(module.graph.nodes, nodes, strict=True)))
     with torch.no_grad():
@@ -162,17 +150,10 @@ class Counted(Protocol):
 def measured_latency(
     graph: ChannelGraph, model: nn.Module, sample: Sample, counted: Counted, table: LatencyTable | None = None
 ) -> LatencyModel:
-    """The latency of a network in eval mode by its widths, timed by eager torch on the device and threads of now.
+    """The latency of copies of a network in eval mode by its widths, timed eagerly on the device and threads of now.
 
-    Args:
-        graph: the analysed network.
-        model: the network; copies of it are run.
-        sample: one call's arguments, for which the latency is.
-        counted: shows what is being done.
-        table: what was timed before; by default that of this machine.
-
-    Raises:
-        BudgetError: the network has no values, or cannot be run.
+    ``counted`` shows what is being done; ``table`` has what was timed before, by default on this machine. Raises
+    BudgetError: the network has no values, or cannot be run.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     if device.type == "meta" or any(tensor.is_meta for tensor in sample.tensors):
@@ -307,18 +288,9 @@ def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
 
 
 def compared(original: nn.Module, pruned: nn.Module, sample: Sample) -> tuple[float, float, int]:
-    """Time copies of both networks in turns, in eval mode, with eager torch.
+    """The median seconds of calls of copies of both, in turns, in eval mode, and how many calls of each were timed.
 
-    Args:
-        original: the network before.
-        pruned: the network after.
-        sample: one call's arguments.
-
-    Returns:
-        The median seconds of a call of either, and how many calls of each were timed.
-
-    Raises:
-        Exception: whatever the user's own code raises while it is copied or run.
+    Raises what the user's own code raises while it is copied or run.
     """
     networks = [deep_copy(network, cloned).eval() for network in (original, pruned)]
     values = sample.with_values()

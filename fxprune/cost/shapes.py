@@ -35,12 +35,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A call of a torch function by its name.
-
-    Attributes:
-        name: what the rules call it, such as "conv2d".
-        arguments: names and values; tensors are given as :class:`TensorSpec`.
-    """
+    """A call of a torch function by the rules' name, with :class:`TensorSpec` for tensors."""
 
     name: str
     arguments: tuple[tuple[str, Any], ...]
@@ -121,11 +116,7 @@ def shaped_call(
 ) -> ShapedCall | None:
     """What a call is as a function of its widths; None where an argument is neither a tensor nor a literal.
 
-    Args:
-        call: the operation as its rule sees it.
-        resolve: the present form of an axis.
-        seen: for every node that it reads, what that held in a run.
-        dtype_of: the dtype of a parameter or buffer.
+    ``resolve`` gives the present form of an axis, ``seen`` what each node held in a run, ``dtype_of`` a tensor's dtype.
     """
     found = ShapedCall(_FUNCTIONS.get(call.name, call.name))
     tensors = {name: value for name, value in call.arguments.items() if call.has(name)}

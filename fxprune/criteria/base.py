@@ -36,11 +36,7 @@ class Problem:
 
 
 class Ladder(Protocol):
-    """Settings of a knob, from the one that removes least to the one that removes most.
-
-    Attributes:
-        monotone: whether no setting saves less than the one before it. Where some may, all are tried in turn.
-    """
+    """Settings of a knob, from least to most removed; ``monotone``: whether none saves less than the one before."""
 
     monotone: bool
 

@@ -93,14 +93,7 @@ class FeatureSimilarity(Sums):
 
 
 def covering(similar: FloatArray, t: int, s: float, kept_block_slots: bool = True) -> list[int]:
-    """The channels that stay.
-
-    Args:
-        similar: ``(channels, channels)``.
-        t: how many channels each kept one may remove.
-        s: the least similarity of a removed channel to the kept one that removes it.
-        kept_block_slots: see :class:`FeatureDistance`.
-    """
+    """The channels that stay where each may remove ``t`` others of similarity ``s``; see :class:`FeatureDistance`."""
     return Neighbours(similar).covering(t, s, kept_block_slots)
 
 

@@ -83,13 +83,10 @@ class ThiNet(Named):
 
 
 def greedy_errors(products: FloatArray) -> FloatArray:
-    """The error reached when each channel goes, channels going one by one so that it grows least.
+    """The error reached when each channel goes (channels,), one by one so that it grows least.
 
-    Args:
-        products: ``(channels, channels)``, sums over sampled outputs of the products of two channels' contributions.
-
-    Returns:
-        Shape ``(channels,)``, ascending in the order in which they go; among equals the highest index goes first.
+    ``products`` (channels, channels): sums over sampled outputs of products of two channels' contributions. Of equals
+    the highest index goes first.
     """
     products = settled(products.reshape(-1)).reshape(products.shape)
     count = len(products)

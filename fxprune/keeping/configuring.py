@@ -43,13 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Solution:
-    """How near a configuration comes to the pruned shapes.
-
-    Attributes:
-        name: the attribute of the model that holds it; empty where the class is not built from one.
-        changes: fields and their new values.
-        odd: dims of tensors that the class builds otherwise.
-    """
+    """Changes of fields of the configuration ``name``, and the dims of tensors (``odd``) that it builds otherwise."""
 
     name: str = ""
     changes: tuple[Change, ...] = ()
@@ -103,17 +97,9 @@ def finish(
 
 
 def _configured(model: nn.Module, kept: nn.Module, solution: Solution, graph: nn.Module, samples: list[Sample]) -> str:
-    """Change the configuration that a kept class holds so that its class builds it; what was done, or why nothing.
+    """Change the configuration of a kept class so that its class builds it; words for the report, or none.
 
-    Args:
-        model: the original.
-        kept: the narrowed copy, which is changed.
-        solution: of its configuration.
-        graph: the proven network, with which the class is compared once more.
-        samples: for that.
-
-    Returns:
-        Words for the report; empty where the class is not built from a configuration.
+    The class is compared with the proven ``graph`` once more, on ``samples``.
     """
     name, found = solution.name, solution.changes
     if not name:

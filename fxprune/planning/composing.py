@@ -23,17 +23,9 @@ from fxprune.util.paths import attribute
 
 
 def composed(graph: ChannelGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
-    """The plan that does at once what two do one after the other: kept indices of kept indices.
+    """The plan for the original that does at once what two do one after the other: kept indices of kept indices.
 
-    Args:
-        graph: of the original.
-        first: for the original.
-        second: for the network that ``first`` leaves.
-        settings: of the composed plan.
-
-    Raises:
-        PlanError: ``second`` was not made for what ``first`` leaves, or the two together are no union of the original's
-            channels.
+    Raises PlanError: ``second`` was not made for what ``first`` leaves, or both are no union of the channels.
     """
     shapes = kept_shapes(first)
     for name in graph.shapes:

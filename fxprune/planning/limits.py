@@ -38,17 +38,10 @@ def excluded_groups(graph: ChannelGraph, patterns: Sequence[str]) -> frozenset[G
 def per_group(
     graph: ChannelGraph, option: str, value: Value | Mapping[str, Value] | Callable[[Group], Value], rest: Value
 ) -> dict[Group, Value]:
-    """The value of an option for each group.
+    """The value of an option for each group: one for all, a function of the group, or a mapping from patterns.
 
-    Args:
-        graph: the channel graph.
-        option: its name, for messages.
-        value: one for all groups, or a mapping from patterns as in :func:`excluded_groups`; the first that matches a
-            group decides; or a function of the group.
-        rest: the value of groups that no pattern matches.
-
-    Raises:
-        BudgetError: a pattern matches no group.
+    Patterns are as in :func:`excluded_groups`; the first that matches decides, and ``rest`` where none does. Raises
+    BudgetError: one matches no group.
     """
     if callable(value):
         return {group: value(group) for group in graph.groups}

@@ -16,13 +16,7 @@ Leaves = dict[str, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst difference between two outputs.
-
-    Attributes:
-        error: relative to the largest absolute value of the reference; infinite where shapes or values cannot agree.
-        path: the leaf, such as ``output['logits'][0]``.
-        detail: what cannot agree, or "".
-    """
+    """The worst difference of two outputs: relative error, leaf (``output['logits'][0]``), what cannot agree."""
 
     error: float = 0.0
     path: str = "output"

@@ -124,18 +124,10 @@ def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...], fit: 
 
 
 def check_tensors(full: Tensors, narrow: Tensors, keep: Keep) -> int:
-    """Compare every tensor of the pruned network with the kept entries of the original, bit for bit.
+    """Compare every tensor of the pruned network with the kept entries of the original, bit for bit; gives how many.
 
-    Args:
-        full: the tensors of the original, and the constants of its trace.
-        narrow: those of the pruned network.
-        keep: kept indices for every name, as :func:`all_names` returns them.
-
-    Returns:
-        How many tensors were compared.
-
-    Raises:
-        ProofError: a tensor differs, or a floating one has no counterpart.
+    ``full`` has the constants of the trace, too; ``keep`` is as :func:`all_names` gives it. Raises ProofError: a tensor
+    differs, or a floating one has no counterpart.
     """
     checked = 0
     for name, tensor in narrow.items():

@@ -126,14 +126,8 @@ def sum_after(
 
     The other summand of the pruned network has gone wrong already; a layer that aims at the sum makes up for that. It
     has to be known when the layer is rewritten: made before, or by ops that no layer to be rewritten is among. A layer
-    whose weight is read at several places stays as it is.
-
-    Args:
-        layer: the layer.
-        calls: calls of the original graph.
-        nodes: nodes of the pruned graph by name.
-        layers: nodes of the pruned graph that are rewritten.
-        ranks: the place of each node in the pruned graph.
+    whose weight is read at several places stays as it is. ``calls`` are the original's; ``nodes`` (by name), ``layers``
+    and ``ranks`` (places in the graph) the pruned network's.
     """
     if len(layer.readings) > 1:
         return layer

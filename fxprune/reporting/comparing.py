@@ -19,13 +19,7 @@ _UNITS = {"weights on disk, 4 bytes each": "B", "memory of a call": "B", "time o
 
 @dataclass(frozen=True)
 class CostPair:
-    """One cost of two networks.
-
-    Attributes:
-        name: what is counted.
-        before: of the two originals.
-        after: of the two pruned networks.
-    """
+    """One cost of two networks: of the originals (``before``), and of the pruned networks."""
 
     name: str
     before: tuple[float, float]

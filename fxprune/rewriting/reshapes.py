@@ -32,12 +32,7 @@ class _Block:
 
 
 def hold_reshapes(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
-    """Write a check in front of each reshape that cuts channels and fits the sample's sizes alone.
-
-    Args:
-        source: the solved network; checks are written into its captured graphs.
-        masks: which elements of each group stay.
-    """
+    """Write a check in front of each reshape that cuts channels and fits the sample's sizes alone."""
     for captured in source.captured.everything():
         for node in list(captured.graph.nodes):
             if node.op.startswith("call_") and canonical_name(node.target) in ("reshape", "view"):

@@ -105,12 +105,7 @@ def registered_names(package: str, decorator: str) -> tuple[str, ...]:
 def find_lazily(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package; the latter lists the names that are given here alone.
-
-    Args:
-        package: its name.
-        homes: by submodule the names that are the package's too.
-    """
+    """``__getattr__`` of a package, and ``__dir__`` of the names here alone; ``homes``: by submodule its names."""
     home_of = {name: home for home, names in homes.items() for name in names}
 
     def getattr_(name: str) -> Any:
