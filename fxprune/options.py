@@ -83,21 +83,13 @@ _WITHOUT_DATA = {"criterion": "magnitude", "scope": "global", "residual": "coupl
 
 
 class Words(NamedTuple):
-    """An option on the command line.
+    """An option on the command line."""
 
-    Attributes:
-        help: a line that says what it is.
-        read: the value of one word.
-        many: "" for one word; "mapping" for one, or PATTERN=VALUE once or more; "list" for one or more.
-        choices: what a shell completes a word to.
-        metavar: what stands for the value in the help.
-    """
-
-    help: str
-    read: Callable[[str], Any] = str
-    many: str = ""
-    choices: tuple[str, ...] = ()
-    metavar: str | None = None
+    help: str  # a line that says what it is
+    read: Callable[[str], Any] = str  # the value of one word
+    many: str = ""  # "" for one word; "mapping" for one, or PATTERN=VALUE once or more; "list" for one or more
+    choices: tuple[str, ...] = ()  # what a shell completes a word to
+    metavar: str | None = None  # what stands for the value in the help
 
 
 def _words(*words: Any, **more: Any) -> dict[str, Words]:

@@ -86,39 +86,23 @@ class Program:
     """One network on its way through the passes of :mod:`fxprune.pipeline`.
 
     The first part is given; each field of the second is filled by the pass that is named behind it, and by no other.
-
-    Attributes:
-        model: the caller's network, which is only read.
-        sample_input: one call's arguments, as the caller gave them.
-        steps: names the running pass and keeps the seconds of each.
-        options: what a plan depends on; None where a plan is given.
-        other_samples: further calls that the result must take.
-        couplings: "keep" or "drop".
-        budgets: what is counted.
-        verify: whether the result is proven node by node, or by whole networks ("full").
-        recoveries: what is done after the proof; "choose" takes out what cannot be done.
-        calibration: batches; None where there are none.
-        loss: whose gradients criteria read.
-        seed: of everything random; None for the plan's.
-        channels: what the caller removes by hand, by path of a layer or by layer.
-        keep_class: whether the result is a copy of the model, of its own class.
-        zeros: where the channels go that are exactly zero, and no others, the patterns of those that stay; else None.
     """
 
-    model: nn.Module
-    sample_input: Any
-    steps: Steps
-    options: Options | None = None
-    other_samples: Sequence[Any] = ()
-    couplings: str = "keep"
-    budgets: Collection[str] = ("macs",)
-    verify: bool | str = True
-    recoveries: Sequence[Recovery] = ()
-    calibration: Iterable[Any] | None = None
-    loss: Loss | None = None
-    seed: int | None = None
-    channels: Mapping[Any, Any] | None = None
-    keep_class: bool = False
+    model: nn.Module  # the caller's network, which is only read
+    sample_input: Any  # one call's arguments, as the caller gave them
+    steps: Steps  # names the running pass and keeps the seconds of each
+    options: Options | None = None  # what a plan depends on; None where a plan is given
+    other_samples: Sequence[Any] = ()  # further calls that the result must take
+    couplings: str = "keep"  # "keep" or "drop"
+    budgets: Collection[str] = ("macs",)  # what is counted
+    verify: bool | str = True  # whether the result is proven node by node, or by whole networks ("full")
+    recoveries: Sequence[Recovery] = ()  # what is done after the proof; "choose" takes out what cannot be done
+    calibration: Iterable[Any] | None = None  # batches; None where there are none
+    loss: Loss | None = None  # whose gradients criteria read
+    seed: int | None = None  # of everything random; None for the plan's
+    channels: Mapping[Any, Any] | None = None  # what the caller removes by hand, by path of a layer or by layer
+    keep_class: bool = False  # whether the result is a copy of the model, of its own class
+    # Where the channels go that are exactly zero, and no others, the patterns of those that stay; else None.
     zeros: Sequence[str] | None = None
 
     sample: Sample = field(init=False)  # capture

@@ -18,19 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DrawnNode:
-    """One operation.
+    """One operation."""
 
-    Attributes:
-        label: path of its module, or its name and the module that calls it.
-        inputs: positions of the operations whose results it reads.
-        groups: names of the channel groups that its result is made of.
-        pin: the widths of its parameters that stay, with reasons; empty where there are none.
-    """
-
-    label: str
-    inputs: tuple[int, ...] = ()
-    groups: tuple[str, ...] = ()
-    pin: str = ""
+    label: str  # path of its module, or its name and the module that calls it
+    inputs: tuple[int, ...] = ()  # positions of the operations whose results it reads
+    groups: tuple[str, ...] = ()  # names of the channel groups that its result is made of
+    pin: str = ""  # the widths of its parameters that stay, with reasons; empty where there are none
 
     def as_list(self) -> list[Any]:
         """Compact JSON data."""

@@ -146,22 +146,14 @@ class Collector:
 
     The caller's model is only read: a private copy runs, in eval mode, on the model's device. Under an initialised
     ``torch.distributed`` every rank feeds its own shard, and the sums are those of one process over all data.
-
-    Attributes:
-        graph: the channel graph.
-        model: the caller's model.
-        calibration: the data.
-        loss: of the output and the target, the mean over the batch; cross-entropy by default.
-        steps: shows progress.
-        seed: of random numbers drawn by the network or by the data.
     """
 
-    graph: ChannelGraph
-    model: nn.Module
-    calibration: Calibration
-    loss: Loss | None = None
-    steps: Steps = field(default_factory=lambda: Steps(False))
-    seed: int = 0
+    graph: ChannelGraph  # the channel graph
+    model: nn.Module  # the caller's model
+    calibration: Calibration  # the data
+    loss: Loss | None = None  # of the output and the target, the mean over the batch; cross-entropy by default
+    steps: Steps = field(default_factory=lambda: Steps(False))  # shows progress
+    seed: int = 0  # of random numbers drawn by the network or by the data
 
     def collect(self, observations: Sequence[Observation]) -> None:
         """Show every statistic all data, in one pass, then add up over ranks.

@@ -19,20 +19,16 @@ _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 @dataclass(frozen=True)
 class LayerRows:
-    """How one layer reads its input. A row belongs to one sample and output position.
+    """How one layer reads its input. A row belongs to one sample and output position."""
 
-    Attributes:
-        kernel: extent of the kernel in each dim slid over; empty for a linear layer.
-        stride, dilation: one number for each such dim.
-        padding: zeros before and after, for each such dim; negative where input is left out.
-        spread: of a transposed convolution, its stride: it is a convolution with the kernel turned round over an input
-            with ``spread - 1`` zeros between neighbours. Empty for others.
-    """
-
-    kernel: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()  # extent of the kernel in each dim slid over; empty for a linear layer
+    # One number for each such dim.
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    # Zeros before and after, for each such dim; negative where input is left out.
     padding: tuple[tuple[int, int], ...] = ()
+    # Of a transposed convolution, its stride: it is a convolution with the kernel turned round over an input with
+    # ``spread - 1`` zeros between neighbours. Empty for others.
     spread: tuple[int, ...] = ()
 
     @classmethod

@@ -18,23 +18,15 @@ from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variable
 
 @dataclass(frozen=True)
 class Seen:
-    """What a statistic is shown.
+    """What a statistic is shown."""
 
-    Attributes:
-        value: maps (samples, channels, ...) at a tap, the whole tensor at a raw tap or a parameter.
-        gradient: of the loss summed over the samples, of the shape of ``value``; None where not asked for.
-        samples: how many samples ran together.
-        batch: the number of the batch.
-        run: the number of the forward pass, of which a batch takes several where it runs sample by sample.
-        expected: about how many samples there will be, on all ranks together; one batch where nobody knows.
-    """
-
-    value: Tensor
+    value: Tensor  # maps (samples, channels, ...) at a tap, the whole tensor at a raw tap or a parameter
+    # Of the loss summed over the samples, of the shape of ``value``; None where not asked for.
     gradient: Tensor | None = None
-    samples: int = 1
-    batch: int = 0
-    run: int = 0
-    expected: float = 1.0
+    samples: int = 1  # how many samples ran together
+    batch: int = 0  # the number of the batch
+    run: int = 0  # the number of the forward pass, of which a batch takes several where it runs sample by sample
+    expected: float = 1.0  # about how many samples there will be, on all ranks together; one batch where nobody knows
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,21 +35,16 @@ class Tap:
 
     With ``channels`` it is read as maps (samples, channels, ...): the remaining dims follow, and what a channel owns
     more than one element of (a head's dims) comes first among them. Without, the tensor is passed on as it is.
-
-    Attributes:
-        node: the node.
-        channels: how many channels the group has; 0 for a raw tap.
-        channel_dim, batch_dim: dims of the node's value; ``batch_dim`` is None where no dim is the batch.
-        index: elements of the channel dim, those of channel 0 first; None where element i is channel i.
-        reader: a user of the node by whose use alone gradients are taken; None for all uses.
     """
 
     node: fx.Node
-    channels: int = 0
+    channels: int = 0  # how many channels the group has; 0 for a raw tap
+    # Dims of the node's value; ``batch_dim`` is None where no dim is the batch.
     channel_dim: int = 0
     batch_dim: int | None = None
+    # Elements of the channel dim, those of channel 0 first; None where element i is channel i.
     index: IndexArray | None = None
-    reader: fx.Node | None = None
+    reader: fx.Node | None = None  # a user of the node by whose use alone gradients are taken; None for all uses
 
     @property
     def units(self) -> int:

@@ -18,17 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """The arguments of one call of the model; tensors may be nested in lists, tuples and dicts.
+    """The arguments of one call of the model; tensors may be nested in lists, tuples and dicts."""
 
-    Attributes:
-        args: positional arguments.
-        kwargs: keyword arguments.
-        others: the arguments of further calls, with tensors of other sizes or with other flags.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    others: tuple[Sample, ...] = ()
+    args: tuple[Any, ...]  # positional arguments
+    kwargs: dict[str, Any]  # keyword arguments
+    others: tuple[Sample, ...] = ()  # the arguments of further calls, with tensors of other sizes or with other flags
 
     @classmethod
     def from_input(cls, sample_input: Any) -> Sample:

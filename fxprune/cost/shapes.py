@@ -77,21 +77,14 @@ class _Dim:
 
 @dataclass
 class ShapedCall:
-    """A call of a torch function.
+    """A call of a torch function."""
 
-    Attributes:
-        name: the function.
-        axes: its widths; sizes of tensors are products of these.
-        tensors: by argument the dims and the dtype.
-        literals: all other arguments.
-        sizes: literals that are sizes.
-    """
-
-    name: str
-    axes: tuple[Axis, ...] = ()
+    name: str  # the function
+    axes: tuple[Axis, ...] = ()  # its widths; sizes of tensors are products of these
+    # By argument the dims and the dtype.
     tensors: dict[str, tuple[tuple[_Dim, ...], torch.dtype]] = field(default_factory=dict)
-    literals: dict[str, Any] = field(default_factory=dict)
-    sizes: dict[str, _Dim] = field(default_factory=dict)
+    literals: dict[str, Any] = field(default_factory=dict)  # all other arguments
+    sizes: dict[str, _Dim] = field(default_factory=dict)  # literals that are sizes
 
     @property
     def full(self) -> tuple[int, ...]:

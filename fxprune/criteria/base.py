@@ -22,17 +22,12 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a selection has to keep to.
+    """What a selection has to keep to."""
 
-    Attributes:
-        groups: those that may be narrowed: not excluded, nor kept whole for their residual stream.
-        saved: how much of the budget is saved when exactly the marked channels stay (absent groups keep all).
-        fewest: how many channels of a group have to stay.
-    """
-
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...]  # those that may be narrowed: not excluded, nor kept whole for their residual stream
+    # How much of the budget is saved when exactly the marked channels stay (absent groups keep all).
     saved: Callable[[Mapping[Group, Mask]], float]
-    fewest: Callable[[Group], int]
+    fewest: Callable[[Group], int]  # how many channels of a group have to stay
 
 
 class Ladder(Protocol):

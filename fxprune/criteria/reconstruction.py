@@ -252,17 +252,11 @@ class _Variance(Sums):
 
 @dataclass(frozen=True)
 class _Readout:
-    """Where a layer's output goes by itself.
+    """Where a layer's output goes by itself."""
 
-    Attributes:
-        node: behind a batch norm, and behind the sum that the output goes into.
-        scale: of each channel there.
-        mean: the running mean of that batch norm; empty where there is none.
-    """
-
-    node: fx.Node
-    scale: Tensor
-    mean: str = ""
+    node: fx.Node  # behind a batch norm, and behind the sum that the output goes into
+    scale: Tensor  # of each channel there
+    mean: str = ""  # the running mean of that batch norm; empty where there is none
 
     @classmethod
     def of(cls, call: Call, calls: Mapping[fx.Node, Call], tensors: Mapping[str, Tensor]) -> _Readout:

@@ -119,36 +119,23 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """A channel group of which the two plans keep other channels.
+    """A channel group of which the two plans keep other channels."""
 
-    Attributes:
-        name: the group's name.
-        kept: the numbers of channels kept by the first plan and by the second.
-        only_first: channels that the first plan keeps alone, as ranges such as ``"0-3,7"``.
-        only_second: the same of the second plan.
-    """
-
-    name: str
-    kept: tuple[int, int]
-    only_first: str
-    only_second: str
+    name: str  # the group's name
+    kept: tuple[int, int]  # the numbers of channels kept by the first plan and by the second
+    only_first: str  # channels that the first plan keeps alone, as ranges such as ``"0-3,7"``
+    only_second: str  # the same of the second plan
 
 
 @dataclass(frozen=True)
 class PlanDifference:
-    """What two plans disagree about; false where they are equal.
+    """What two plans disagree about; false where they are equal."""
 
-    Attributes:
-        groups: the groups of which other channels stay, in the first plan's order.
-        settings: the values of each setting that differs, the first plan's first; "absent" where a plan has none.
-        networks: shapes of tensors that differ, where the plans are for different networks.
-        equal_groups: how many groups keep the same channels.
-    """
-
-    groups: tuple[GroupDifference, ...]
+    groups: tuple[GroupDifference, ...]  # the groups of which other channels stay, in the first plan's order
+    # The values of each setting that differs, the first plan's first; "absent" where a plan has none.
     settings: Mapping[str, tuple[Any, Any]]
-    networks: Mapping[str, tuple[Any, Any]]
-    equal_groups: int
+    networks: Mapping[str, tuple[Any, Any]]  # shapes of tensors that differ, where the plans are for different networks
+    equal_groups: int  # how many groups keep the same channels
 
     def __bool__(self) -> bool:
         return bool(self.groups or self.settings or self.networks)

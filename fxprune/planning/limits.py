@@ -100,22 +100,16 @@ Count = int | Mapping[str, int] | Callable[[Group], int]
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on the kept width of each group.
+    """Limits on the kept width of each group."""
 
-    Attributes:
-        fewest: how many channels stay at least; groups that are absent keep one.
-        round_to: a narrowed group's kept width is a multiple of this.
-        frozen: groups that keep their width.
-        vectors: for groups whose kernels round widths up, the multiple to which; a narrowed group's width is one, or
-            narrower than one.
-        given: the limits in words, for messages.
-    """
-
+    # How many channels stay at least; groups that are absent keep one.
     fewest: Mapping[Group, int] = field(default_factory=dict)
-    round_to: Mapping[Group, int] = field(default_factory=dict)
-    frozen: frozenset[Group] = frozenset()
+    round_to: Mapping[Group, int] = field(default_factory=dict)  # a narrowed group's kept width is a multiple of this
+    frozen: frozenset[Group] = frozenset()  # groups that keep their width
+    # For groups whose kernels round widths up, the multiple to which; a narrowed group's width is one, or narrower
+    # than one.
     vectors: Mapping[Group, int] = field(default_factory=dict)
-    given: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()  # the limits in words, for messages
 
     def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
         """How many channels are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` channels must stay."""

@@ -176,14 +176,10 @@ def ranks(graph: ChannelGraph, preference: Mapping[Group, FloatArray]) -> dict[G
 
 @dataclass(frozen=True)
 class StepSequence:
-    """Steps in the order in which they are taken.
+    """Steps in the order in which they are taken."""
 
-    Attributes:
-        owners: group numbers; the n-th mention of a group is its n-th step.
-        ends: the lengths at which the sequence may stop, ascending, the last one its own; steps in between go together.
-    """
-
-    owners: IntArray
+    owners: IntArray  # group numbers; the n-th mention of a group is its n-th step
+    # The lengths at which the sequence may stop, ascending, the last one its own; steps in between go together.
     ends: IntArray
 
     def levels(self, moves: int, groups: int) -> IntArray:

@@ -40,34 +40,21 @@ class _RefusedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """Compares the pruned network with the original under further conditions, on one small probe.
+    """Compares the pruned network with the original under further conditions, on one small probe."""
 
-    Attributes:
-        original: the caller's model; only read.
-        pruned: the network to be judged; only read.
-        keep: kept indices of every tensor.
-        probe: inputs on which the two were compared already.
-        expected: what the original answers there.
-        answer: what the pruned network answers there, which was compared with the masked original.
-        dtype: the floating type of the comparison so far.
-        seed: of random numbers.
-        untrained: why training mode is not compared, or ""; None where another proof has compared it.
-        tells: whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show.
-        levels: gives, by path, the magnitude below which an output is nothing but rounding.
-    """
-
-    original: nn.Module
-    pruned: nn.Module
-    keep: Keep
-    probe: Probe
-    expected: Leaves
-    answer: Leaves
-    dtype: torch.dtype
+    original: nn.Module  # the caller's model; only read
+    pruned: nn.Module  # the network to be judged; only read
+    keep: Keep  # kept indices of every tensor
+    probe: Probe  # inputs on which the two were compared already
+    expected: Leaves  # what the original answers there
+    answer: Leaves  # what the pruned network answers there, which was compared with the masked original
+    dtype: torch.dtype  # the floating type of the comparison so far
     tolerance: float
-    seed: int
-    untrained: str | None
+    seed: int  # of random numbers
+    untrained: str | None  # why training mode is not compared, or ""; None where another proof has compared it
+    # Gives, by path, the magnitude below which an output is nothing but rounding.
     levels: Callable[[], dict[str, float]]
-    tells: bool
+    tells: bool  # whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show
 
     # -- training mode ------------------------------------------------------------------------------------------------
 

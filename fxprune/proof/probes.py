@@ -28,21 +28,13 @@ but for places that hold whole numbers, which take those of any row; and at ever
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One set of inputs.
+    """One set of inputs."""
 
-    Attributes:
-        label: how messages name it.
-        sample: the arguments.
-        resized: whether the resolution or the number of steps is not the sample's own.
-        guessed: whether it is no more than a guess that the network takes such sizes.
-        drawn: how values were drawn, one of :data:`DRAWS`; "" for those of the sample.
-    """
-
-    label: str
-    sample: Sample
-    resized: bool = False
-    guessed: bool = False
-    drawn: str = ""
+    label: str  # how messages name it
+    sample: Sample  # the arguments
+    resized: bool = False  # whether the resolution or the number of steps is not the sample's own
+    guessed: bool = False  # whether it is no more than a guess that the network takes such sizes
+    drawn: str = ""  # how values were drawn, one of :data:`DRAWS`; "" for those of the sample
 
     @property
     def batch_size(self) -> int | None:

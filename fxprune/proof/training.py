@@ -92,25 +92,16 @@ _FLOOR = 1e-4
 
 @dataclass(eq=False)
 class Step:
-    """What a step in training mode gave.
+    """What a step in training mode gave."""
 
-    Attributes:
-        outputs: leaves of the outputs, and changed inputs.
-        buffers: the buffers after the call.
-        modes: the ``training`` flags of all modules after ``eval()`` and after ``train()``.
-        draws: the random draws on the way, see :class:`RowChance`.
-        total: a weighted sum of all outputs that want a gradient, until it has gone backwards.
-        parameters: the module's parameters by name.
-        dtype: the floating type of the evaluation.
-    """
-
-    outputs: Leaves
-    buffers: dict[str, Tensor]
+    outputs: Leaves  # leaves of the outputs, and changed inputs
+    buffers: dict[str, Tensor]  # the buffers after the call
+    # The ``training`` flags of all modules after ``eval()`` and after ``train()``.
     modes: tuple[dict[str, bool], dict[str, bool]]
-    draws: list[tuple[str, tuple[int, ...]]]
-    total: Tensor | None
-    parameters: dict[str, nn.Parameter]
-    dtype: torch.dtype
+    draws: list[tuple[str, tuple[int, ...]]]  # the random draws on the way, see :class:`RowChance`
+    total: Tensor | None  # a weighted sum of all outputs that want a gradient, until it has gone backwards
+    parameters: dict[str, nn.Parameter]  # the module's parameters by name
+    dtype: torch.dtype  # the floating type of the evaluation
 
     def go_back(self) -> dict[str, Tensor | None]:
         """The gradients of a weighted sum of all outputs by the names of parameters; None where it does not reach."""

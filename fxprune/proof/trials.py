@@ -34,23 +34,16 @@ class RefusedError(ProofError):
 
 @dataclass(eq=False)
 class Trials:
-    """Chooses the probes, running private copies of the original and of the traced network.
-
-    Attributes:
-        found: the trials on which the traced network equals the original.
-        error: the worst relative error between the two.
-        notes: which probes do not fit, and why.
-        diverges: at which other sizes the traced network computes something else than the original.
-    """
+    """Chooses the probes, running private copies of the original and of the traced network."""
 
     original: nn.Module
     captured: nn.Module
     dtype: torch.dtype
     seed: int
-    found: list[Trial] = field(default_factory=list)
-    error: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    diverges: str = ""
+    found: list[Trial] = field(default_factory=list)  # the trials on which the traced network equals the original
+    error: float = 0.0  # the worst relative error between the two
+    notes: list[str] = field(default_factory=list)  # which probes do not fit, and why
+    diverges: str = ""  # at which other sizes the traced network computes something else than the original
 
     def run(self, sample: Sample, *, resize: bool = True, alone: bool = False) -> Trials:
         """Find a trial for the sample itself and, unless ``alone``, one for random inputs, resized if ``resize``.

@@ -29,21 +29,13 @@ _VISIBLE = 100
 
 @dataclass(frozen=True)
 class Way:
-    """How the original is evaluated without its removed entries.
+    """How the original is evaluated without its removed entries."""
 
-    Attributes:
-        method: its name in a proof.
-        note: what a reader should know where it was not the first choice.
-        stand_in: what is written over removed entries of parameters.
-        carries: whether removed entries travel as NaN.
-        marks: whether values that no parameter makes lose what the plan says they lose.
-    """
-
-    method: str
-    note: str = ""
-    stand_in: float = math.nan
-    carries: bool = True
-    marks: bool = False
+    method: str  # its name in a proof
+    note: str = ""  # what a reader should know where it was not the first choice
+    stand_in: float = math.nan  # what is written over removed entries of parameters
+    carries: bool = True  # whether removed entries travel as NaN
+    marks: bool = False  # whether values that no parameter makes lose what the plan says they lose
 
 
 _ZEROS = Way("masked", stand_in=0.0, carries=False)

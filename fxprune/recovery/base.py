@@ -35,31 +35,20 @@ _MOST_BYTES = 4 << 30
 
 @dataclass(eq=False)
 class Work:
-    """One pruned network to be recovered.
+    """One pruned network to be recovered."""
 
-    Attributes:
-        graph: the original's channel graph.
-        model: the original, which is only read.
-        pruned: the pruned network; its kept values are changed in place.
-        plan: what was cut.
-        calibration: the data; None where there are none.
-        steps: shows progress.
-        seed: of the output positions that are drawn.
-        samples: the calibration's inputs, a batch each, once :meth:`batches` has read them.
-        holds_out: whether any row of any rank is held out.
-        held: for each of them which rows nothing is fitted to, so that what is gained is measured on them.
-    """
-
-    graph: ChannelGraph
-    model: nn.Module
-    pruned: PrunedGraphModule
-    plan: Plan
-    calibration: Calibration | None = None
-    steps: Steps = field(default_factory=lambda: Steps(False))
-    seed: int = 0
+    graph: ChannelGraph  # the original's channel graph
+    model: nn.Module  # the original, which is only read
+    pruned: PrunedGraphModule  # the pruned network; its kept values are changed in place
+    plan: Plan  # what was cut
+    calibration: Calibration | None = None  # the data; None where there are none
+    steps: Steps = field(default_factory=lambda: Steps(False))  # shows progress
+    seed: int = 0  # of the output positions that are drawn
+    # The calibration's inputs, a batch each, once :meth:`batches` has read them.
     samples: list[Sample] = field(default_factory=list)
+    # For each of them which rows nothing is fitted to, so that what is gained is measured on them.
     held: list[Tensor] = field(default_factory=list)
-    holds_out: bool = False
+    holds_out: bool = False  # whether any row of any rank is held out
 
     @property
     def masks(self) -> Mapping[Channels, Mask]:

@@ -48,49 +48,29 @@ class Norm:
 
 @dataclass(frozen=True)
 class Reading:
-    """One place at which a layer's weight is read.
+    """One place at which a layer's weight is read."""
 
-    Attributes:
-        rows: how it reads its input.
-        source: its node in the original graph.
-        node: its node in the pruned graph.
-        input: the pruned graph's node that it reads.
-        target: the original's node that it is to match: itself, or the sum that it goes into.
-        other: where ``target`` is a sum, the pruned graph's other summand.
-    """
-
-    rows: LayerRows
-    source: fx.Node
-    node: fx.Node
-    input: fx.Node
-    target: fx.Node
-    other: fx.Node | None = None
+    rows: LayerRows  # how it reads its input
+    source: fx.Node  # its node in the original graph
+    node: fx.Node  # its node in the pruned graph
+    input: fx.Node  # the pruned graph's node that it reads
+    target: fx.Node  # the original's node that it is to match: itself, or the sum that it goes into
+    other: fx.Node | None = None  # where ``target`` is a sum, the pruned graph's other summand
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer of the pruned network whose input is no longer what it was.
+    """A convolution or linear layer of the pruned network whose input is no longer what it was."""
 
-    Attributes:
-        name: its weight's state-dict name.
-        readings: where its weight is read, in the order of the graph; mostly one.
-        weight: its weight in the pruned network.
-        bias: its bias; None where it has none.
-        groups: into how many groups its channels fall.
-        kept: the original's output channels that stay; None for all.
-        norm: the batch norm that alone reads it; None where it is read at several places.
-        answer: the original's node of what it gives in the end: the sum that it goes into, or its batch norm.
-        bounds: between which values a ReLU that alone reads the answer tells them apart.
-    """
-
-    name: str
-    readings: tuple[Reading, ...]
-    weight: Tensor
-    bias: Tensor | None
-    groups: int
-    kept: Tensor | None
-    norm: Norm | None
-    answer: fx.Node
+    name: str  # its weight's state-dict name
+    readings: tuple[Reading, ...]  # where its weight is read, in the order of the graph; mostly one
+    weight: Tensor  # its weight in the pruned network
+    bias: Tensor | None  # its bias; None where it has none
+    groups: int  # into how many groups its channels fall
+    kept: Tensor | None  # the original's output channels that stay; None for all
+    norm: Norm | None  # the batch norm that alone reads it; None where it is read at several places
+    answer: fx.Node  # the original's node of what it gives in the end: the sum that it goes into, or its batch norm
+    # Between which values a ReLU that alone reads the answer tells them apart.
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property

@@ -33,18 +33,12 @@ class CostPair:
 
 @dataclass(frozen=True)
 class WidthPair:
-    """A channel group in two networks: None where one has no such group.
+    """A channel group in two networks: None where one has no such group."""
 
-    Attributes:
-        name: the group's name.
-        before: channels of the originals.
-        after: channels of the pruned networks.
-        errors: what cutting it alone adds to the error of the outputs, as :class:`fxprune.reporting.GroupRow` has it.
-    """
-
-    name: str
-    before: tuple[int | None, int | None]
-    after: tuple[int | None, int | None]
+    name: str  # the group's name
+    before: tuple[int | None, int | None]  # channels of the originals
+    after: tuple[int | None, int | None]  # channels of the pruned networks
+    # What cutting it alone adds to the error of the outputs, as :class:`fxprune.reporting.GroupRow` has it.
     errors: tuple[float | None, float | None]
 
 

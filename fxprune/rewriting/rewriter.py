@@ -30,16 +30,11 @@ from fxprune.util.paths import ModelPaths
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What the rewriter says that it did to one graph. A proof checks it and takes none of it for granted.
+    """What the rewriter says that it did to one graph. A proof checks it and takes none of it for granted."""
 
-    Attributes:
-        captured: the graph at full width.
-        narrow: the graph that was written for it.
-        images: by node at full width, the node or the number that stands for it; None, or no entry, where nothing does.
-    """
-
-    captured: Captured
-    narrow: fx.Graph
+    captured: Captured  # the graph at full width
+    narrow: fx.Graph  # the graph that was written for it
+    # By node at full width, the node or the number that stands for it; None, or no entry, where nothing does.
     images: Mapping[fx.Node, Any]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import Axis
 from fxprune.rules.call import Call
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
@@ -102,10 +102,7 @@ def local_response_norm(call: Call) -> None:
 
 
 def _affine(module: Any) -> dict[str, Any]:
-    return {
-        name: f".{name}" if getattr(module, name, None) is not None else None
-        for name in ("weight", "bias", "running_mean", "running_var")
-    }
+    return dict.fromkeys(_STATISTICS) | _present(module, _STATISTICS)
 
 
 def _normalized(module: Any) -> dict[str, Any]:
@@ -155,7 +152,4 @@ _LOSSES = """
 """
 
 
-@rule(_LOSSES, "input")
-def loss(call: Call) -> None:
-    call.pin_inputs("a loss compares it")
-    call.output_fixed("it is a loss")
+pinned(_LOSSES, "input", "a loss compares it", "it is a loss")

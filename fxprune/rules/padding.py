@@ -11,7 +11,7 @@ from fxprune.axes.expressions import ONE, Axis, Fixed, concat, gather, product
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.joining import part
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -230,7 +230,4 @@ def repair_repeat_interleave(repair: Repair) -> None:
         repair.set("output_size", size)
 
 
-@rule("meshgrid", "*tensors")
-def meshgrid(call: Call) -> None:
-    call.pin_inputs("a coordinate grid is made of it")
-    call.output_fixed("it is a coordinate grid")
+pinned("meshgrid", "*tensors", "a coordinate grid is made of it", "it is a coordinate grid")

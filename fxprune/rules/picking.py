@@ -21,7 +21,7 @@ from fxprune.rules.indexing import (
     taken_by_index,
 )
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import repairs, rule
+from fxprune.rules.registry import pinned, repairs, rule
 from fxprune.rules.repair import Repair, contiguous
 
 
@@ -111,16 +111,15 @@ def bucketize(call: Call) -> None:
     call.result = call.tensor("input")
 
 
-@rule("masked_scatter take put index_put searchsorted", "input")
-def by_number(call: Call) -> None:
-    call.pin_inputs(NUMBERED)
-    call.output_fixed(NUMBERED)
+pinned("masked_scatter take put index_put searchsorted", "input", NUMBERED, NUMBERED)
+_COMPARED = "rows and columns are compared by number"
+pinned("diag_embed diag trace", "input", _COMPARED, _COMPARED)
 
 
 @rule("tril triu", "input, diagonal=0")
 def triangle(call: Call) -> None:
     axes = call.tensor("input")
-    call.pin_all(axes[-2:], "rows and columns are compared by number")
+    call.pin_all(axes[-2:], _COMPARED)
     call.result = axes
 
 
@@ -128,15 +127,9 @@ def triangle(call: Call) -> None:
 def diagonal(call: Call) -> None:
     axes = call.tensor("input")
     first, second = call.dim("dim1"), call.dim("dim2")
-    call.pin_all((axes[first], axes[second]), "rows and columns are compared by number")
+    call.pin_all((axes[first], axes[second]), _COMPARED)
     rest = (a for d, a in enumerate(axes) if d not in (first, second))
     call.result = (*rest, call.fixed(call.output_shape[-1], "it is a diagonal"))
-
-
-@rule("diag_embed diag trace", "input")
-def diagonals(call: Call) -> None:
-    call.pin_inputs("rows and columns are compared by number")
-    call.output_fixed("rows and columns are compared by number")
 
 
 @rule("setitem", "input, index, value")

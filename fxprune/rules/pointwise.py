@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
 from fxprune.rules.call import Axes, Call, is_tensor
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, parse, repairs, rule
 from fxprune.rules.repair import Repair
 
 UNARY = """
@@ -48,12 +49,8 @@ def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
     return tuple(result)
 
 
-def activations(call: Call, names: Sequence[str]) -> list[Axes]:
-    """The axes of those arguments that are tensors."""
-    return [call.tensor(name) for name in names if call.has(name)]
-
-
 @rule(UNARY, "input")
+@rule(SAME_AS_FIRST, "input")
 def unary(call: Call) -> None:
     call.result = call.tensor("input")
 
@@ -63,68 +60,27 @@ def polygamma(call: Call) -> None:
     call.result = call.tensor("input" if call.has("input") else "n")  # the method has the tensor first
 
 
-@rule(SAME_AS_FIRST, "input")
-def like(call: Call) -> None:
-    call.result = call.tensor("input")
-
-
 def _joined(call: Call, names: Sequence[str]) -> None:
-    operands = activations(call, names)
+    operands = [call.tensor(name) for name in names if call.has(name)]
     call.result = broadcast(call, operands)
     if call.name in ("add", "sub") and all(call.is_data(call.arguments[n]) for n in names if call.has(n)):
         shared = [a for a in zip(*(o[::-1] for o in operands), strict=False) if all(axis.size != 1 for axis in a)]
         call.joins(axes[0] for axes in shared if len(operands) > 1)
 
 
-@rule(BINARY, "input, other")
-def binary(call: Call) -> None:
-    _joined(call, ("input", "other"))
-
-
-@rule("normal", "input, std=1.0, mean=0.0")
-def normal(call: Call) -> None:
-    """The function takes tensors of means and deviations; the method overwrites its tensor."""
-    _joined(call, ("input", "mean", "std"))
-
-
-@rule("bernoulli", "input, p=None")
-def bernoulli(call: Call) -> None:
-    _joined(call, ("input", "p"))
-
-
-@rule("where", "condition, input, other")
-def where(call: Call) -> None:
-    _joined(call, ("condition", "input", "other"))
-
-
-@rule("clamp", "input, min=None, max=None")
-def clamp(call: Call) -> None:
-    _joined(call, ("input", "min", "max"))
-
-
-@rule("clamp_min", "input, min")
-def clamp_min(call: Call) -> None:
-    _joined(call, ("input", "min"))
-
-
-@rule("clamp_max", "input, max")
-def clamp_max(call: Call) -> None:
-    _joined(call, ("input", "max"))
-
-
-@rule("lerp", "input, end, weight")
-def lerp(call: Call) -> None:
-    _joined(call, ("input", "end", "weight"))
-
-
-@rule("addcmul addcdiv", "input, tensor1, tensor2")
-def addcmul(call: Call) -> None:
-    _joined(call, ("input", "tensor1", "tensor2"))
-
-
-@rule("masked_fill", "input, mask, value")
-def masked_fill(call: Call) -> None:
-    _joined(call, ("input", "mask", "value"))
+for _names, _signature in {
+    BINARY: "input, other",
+    "normal": "input, std=1.0, mean=0.0",  # the function takes tensors of them; the method overwrites its tensor
+    "bernoulli": "input, p=None",
+    "where": "condition, input, other",
+    "clamp": "input, min=None, max=None",
+    "clamp_min": "input, min",
+    "clamp_max": "input, max",
+    "lerp": "input, end, weight",
+    "addcmul addcdiv": "input, tensor1, tensor2",
+    "masked_fill": "input, mask, value",
+}.items():
+    rule(_names, _signature)(partial(_joined, names=[parameter.name for parameter in parse(_signature)]))
 
 
 @rule("prelu", "input, weight")
@@ -141,90 +97,36 @@ def repair_prelu(repair: Repair) -> None:
     repair.attributes["num_parameters"] = repair.size(repair.call.tensor("weight")[0])
 
 
-def _no_arguments(module: nn.Module) -> dict[str, object]:
-    return {}
-
-
-for _cls, _name in (
-    (nn.ReLU, "relu"),
-    (nn.ReLU6, "relu6"),
-    (nn.Sigmoid, "sigmoid"),
-    (nn.Tanh, "tanh"),
-    (nn.GELU, "gelu"),
-    (nn.SiLU, "silu"),
-    (nn.Mish, "mish"),
-    (nn.SELU, "selu"),
-    (nn.CELU, "celu"),
-    (nn.ELU, "elu"),
-    (nn.LeakyReLU, "leaky_relu"),
-    (nn.RReLU, "rrelu"),
-    (nn.Hardtanh, "hardtanh"),
-    (nn.Hardsigmoid, "hardsigmoid"),
-    (nn.Hardswish, "hardswish"),
-    (nn.Hardshrink, "hardshrink"),
-    (nn.Softplus, "softplus"),
-    (nn.Softsign, "softsign"),
-    (nn.Softshrink, "softshrink"),
-    (nn.Tanhshrink, "tanhshrink"),
-    (nn.Threshold, "threshold"),
-    (nn.LogSigmoid, "logsigmoid"),
-    (nn.Identity, "clone"),
-    (nn.Dropout, "dropout"),
-    (nn.Dropout1d, "dropout1d"),
-    (nn.Dropout2d, "dropout2d"),
-    (nn.Dropout3d, "dropout3d"),
-    (nn.AlphaDropout, "alpha_dropout"),
-    (nn.FeatureAlphaDropout, "feature_alpha_dropout"),
-):
-    module_form(_cls, ModuleForm(_name, _no_arguments))
+_LAYERS = """
+    ReLU=relu ReLU6=relu6 Sigmoid=sigmoid Tanh=tanh GELU=gelu SiLU=silu Mish=mish SELU=selu CELU=celu ELU=elu
+    LeakyReLU=leaky_relu RReLU=rrelu Hardtanh=hardtanh Hardsigmoid=hardsigmoid Hardswish=hardswish Hardshrink=hardshrink
+    Softplus=softplus Softsign=softsign Softshrink=softshrink Tanhshrink=tanhshrink Threshold=threshold
+    LogSigmoid=logsigmoid Identity=clone Dropout=dropout Dropout1d=dropout1d Dropout2d=dropout2d Dropout3d=dropout3d
+    AlphaDropout=alpha_dropout FeatureAlphaDropout=feature_alpha_dropout
+"""
+for _cls, _name in (pair.split("=") for pair in _LAYERS.split()):
+    module_form(getattr(nn, _cls), ModuleForm(_name))
 module_form(nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),)))
 
 
-def _fresh_axes(call: Call) -> Axes:
-    return tuple(call.fresh(s, d) for d, s in enumerate(call.output_shape))
+_NUMBERED = "arange linspace logspace eye randint randperm tensor scalar_tensor hann_window new_tensor"
 
 
 @rule("zeros ones empty rand randn", "*size")
-def sized(call: Call) -> None:
-    call.result = _fresh_axes(call)
+@rule("new_zeros new_ones new_empty", "input, *size")
+@rule("full", "size, fill_value")
+@rule("new_full", "input, size, fill_value")
+@rule(_NUMBERED, "start")
+def made(call: Call) -> None:
+    call.result = tuple(call.fresh(s, d) for d, s in enumerate(call.output_shape))
 
 
-@repairs("zeros ones empty rand randn")
+@repairs("zeros ones empty rand randn new_zeros new_ones new_empty full new_full")
 def repair_sized(repair: Repair) -> None:
     repair.resize_all("size", repair.call.result)
 
 
-@rule("new_zeros new_ones new_empty", "input, *size")
-def new_sized(call: Call) -> None:
-    call.result = _fresh_axes(call)
-
-
-@repairs("new_zeros new_ones new_empty")
-def repair_new_sized(repair: Repair) -> None:
-    repair.resize_all("size", repair.call.result)
-
-
-@rule("full", "size, fill_value")
-def full(call: Call) -> None:
-    call.result = _fresh_axes(call)
-
-
-@rule("new_full", "input, size, fill_value")
-def new_full(call: Call) -> None:
-    call.result = _fresh_axes(call)
-
-
-@repairs("full new_full")
-def repair_full(repair: Repair) -> None:
-    repair.resize_all("size", repair.call.result)
-
-
-@rule("arange linspace logspace eye randint randperm tensor scalar_tensor hann_window new_tensor", "start")
-def numbered(call: Call) -> None:
-    call.result = _fresh_axes(call)
-
-
-@repairs("arange linspace logspace eye randint randperm tensor scalar_tensor hann_window new_tensor")
+@repairs(_NUMBERED)
 def repair_numbered(repair: Repair) -> None:
     """Made at full width with the numbers it had, then cut to what is kept."""
     axes = repair.call.result
@@ -235,7 +137,10 @@ def repair_numbered(repair: Repair) -> None:
 @rule("as_tensor", "data")
 def as_tensor(call: Call) -> None:
     """A tensor as it is, in another type or not; numbers as a new one."""
-    call.result = call.tensor("data") if is_tensor(call.arguments["data"]) else _fresh_axes(call)
+    if is_tensor(call.arguments["data"]):
+        call.result = call.tensor("data")
+    else:
+        made(call)
 
 
 @repairs("as_tensor")

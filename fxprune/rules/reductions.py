@@ -11,7 +11,7 @@ from torch import nn
 from fxprune.axes.expressions import ONE, Axis, has_fixed
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, rule
+from fxprune.rules.registry import ModuleForm, module_form, pinned, rule
 
 _NUMBERED = "its elements are numbered in the result"
 
@@ -33,6 +33,8 @@ def _reduce(call: Call, dims: tuple[int, ...]) -> None:
     "sum mean amax amin nansum nanmean all any prod logsumexp special_logsumexp aminmax count_nonzero",
     "input, dim=None, keepdim=False",
 )
+@rule("norm", "input, p=fro, dim=None, keepdim=False")
+@rule("linalg_vector_norm linalg_norm", "input, ord=None, dim=None, keepdim=False")
 def reduce(call: Call) -> None:
     _reduce(call, call.dims())
 
@@ -54,16 +56,6 @@ def spread(call: Call) -> None:
     if math.prod(axes[d].size for d in dims if has_fixed(axes[d])) == 1:
         call.keeps_two(axes[d] for d in dims)
     _reduce(call, dims)
-
-
-@rule("norm", "input, p=fro, dim=None, keepdim=False")
-def norm(call: Call) -> None:
-    _reduce(call, call.dims())
-
-
-@rule("linalg_vector_norm linalg_norm", "input, ord=None, dim=None, keepdim=False")
-def vector_norm(call: Call) -> None:
-    _reduce(call, call.dims())
 
 
 @rule("max min median nanmedian mode", "input, dim=None, keepdim=False")
@@ -237,8 +229,4 @@ def shift(call: Call) -> None:
     _transformed(call, call.dims())
 
 
-@rule("histc", "input")
-def histc(call: Call) -> None:
-    """Numbers of values in intervals."""
-    call.pin_all(call.tensor("input"), "it counts all values")
-    call.output_fixed("it numbers intervals")
+pinned("histc", "input", "it counts all values", "it numbers intervals")

@@ -146,7 +146,7 @@ class ModuleForm:
     """
 
     rule: str
-    arguments: Callable[[Any], dict[str, Any]]
+    arguments: Callable[[Any], dict[str, Any]] = lambda module: {}
     attributes: tuple[tuple[str, str], ...] = ()
 
 
@@ -165,6 +165,15 @@ def rule(names: str, signature: str) -> Callable[[AxesHalf], AxesHalf]:
         return axes
 
     return register
+
+
+def pinned(names: str, signature: str, why: str, result: str) -> None:
+    """Register ops all of whose inputs stay as they are, and why; and what their results are."""
+
+    @rule(names, signature)
+    def axes(call: Call) -> None:
+        call.pin_inputs(why)
+        call.output_fixed(result)
 
 
 def repairs(names: str) -> Callable[[RepairHalf], RepairHalf]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, product
 from fxprune.rules.call import Axes, Call
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 _SLIDES = "a convolution slides over it"
@@ -92,32 +92,15 @@ def transposed(call: Call) -> None:
 @repairs("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
 def repair_convolution(repair: Repair) -> None:
     notes = repair.call.notes
-    if repair.shrinks(notes["groups"]):
-        repair.set("groups", repair.resize(repair.arguments["groups"], notes["groups"]))
+    repair_groups(repair)
     repair.attributes.update(in_channels=repair.size(notes["channels"]), out_channels=repair.size(notes["out"]))
 
 
 def _arguments(module: Any) -> dict[str, Any]:
-    padding = module.padding if module.padding_mode == "zeros" else None
-    return {
-        "weight": ".weight",
-        "bias": module.bias is not None and ".bias",
-        "stride": module.stride,
-        "padding": padding,
-        "dilation": module.dilation,
-        "groups": module.groups,
-    }
-
-
-for _cls, _name in (
-    (nn.Conv1d, "conv1d"),
-    (nn.Conv2d, "conv2d"),
-    (nn.Conv3d, "conv3d"),
-    (nn.ConvTranspose1d, "conv_transpose1d"),
-    (nn.ConvTranspose2d, "conv_transpose2d"),
-    (nn.ConvTranspose3d, "conv_transpose3d"),
-):
-    module_form(_cls, ModuleForm(_name, _arguments, (("groups", "groups"),)))
+    given = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
+    if module.padding_mode != "zeros":
+        given["padding"] = None
+    return {"weight": ".weight", "bias": module.bias is not None and ".bias", **given}
 
 
 _WINDOW = "a window slides over it"
@@ -162,10 +145,7 @@ def interpolate(call: Call) -> None:
     _spatial(call, len(call.tensor("input")) - 2, _SPACE)
 
 
-@rule("affine_grid", "theta")
-def affine_grid(call: Call) -> None:
-    call.pin_inputs("it is an affine map")
-    call.output_fixed("it is a grid of coordinates")
+pinned("affine_grid", "theta", "it is an affine map", "it is a grid of coordinates")
 
 
 @rule("grid_sample", "input, grid")
@@ -225,29 +205,14 @@ def channel_shuffle(call: Call) -> None:
     call.result = (axes[0], product((inner, outer)), *axes[2:])
 
 
-@repairs("channel_shuffle native_channel_shuffle")
-def repair_channel_shuffle(repair: Repair) -> None:
-    groups = repair.call.notes["groups"]
-    if repair.shrinks(groups):
-        repair.set("groups", repair.resize(repair.arguments["groups"], groups))
-
-
-def _no_arguments(module: Any) -> dict[str, Any]:
-    return {}
-
-
 for _n in (1, 2, 3):
-    for _kind, _rule in (
-        ("AvgPool", "avg_pool"),
-        ("MaxPool", "max_pool"),
-        ("LPPool", "lp_pool"),
-        ("AdaptiveAvgPool", "adaptive_avg_pool"),
-        ("AdaptiveMaxPool", "adaptive_max_pool"),
-    ):
-        module_form(getattr(nn, f"{_kind}{_n}d"), ModuleForm(f"{_rule}{_n}d", _no_arguments))
-    module_form(getattr(nn, f"MaxUnpool{_n}d"), ModuleForm(f"max_unpool{_n}d", _no_arguments))
+    for _kind, _rule in (("Conv", "conv"), ("ConvTranspose", "conv_transpose")):
+        module_form(getattr(nn, f"{_kind}{_n}d"), ModuleForm(f"{_rule}{_n}d", _arguments, (("groups", "groups"),)))
+    for _kind in "avg_pool max_pool lp_pool adaptive_avg_pool adaptive_max_pool max_unpool".split():
+        _cls = _kind.title().replace("_", "").replace("Lp", "LP")
+        module_form(getattr(nn, f"{_cls}{_n}d"), ModuleForm(f"{_kind}{_n}d"))
 for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
-    module_form(_up, ModuleForm("interpolate", _no_arguments))
+    module_form(_up, ModuleForm("interpolate"))
 module_form(nn.PixelShuffle, ModuleForm("pixel_shuffle", lambda m: {"upscale_factor": m.upscale_factor}))
 module_form(nn.PixelUnshuffle, ModuleForm("pixel_unshuffle", lambda m: {"downscale_factor": m.downscale_factor}))
 module_form(nn.ChannelShuffle, ModuleForm("channel_shuffle", lambda m: {"groups": m.groups}, (("groups", "groups"),)))
@@ -279,8 +244,8 @@ def deformable_convolution(call: Call) -> None:
     call.notes["groups"] = groups
 
 
-@repairs("deform_conv2d")
-def repair_deformable_convolution(repair: Repair) -> None:
+@repairs("channel_shuffle native_channel_shuffle deform_conv2d")
+def repair_groups(repair: Repair) -> None:
     groups = repair.call.notes["groups"]
     if repair.shrinks(groups):
         repair.set("groups", repair.resize(repair.arguments["groups"], groups))

@@ -63,17 +63,11 @@ _SHORTEST = 4
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """Inputs and what the network answers.
+    """Inputs and what the network answers."""
 
-    Attributes:
-        probe: the inputs.
-        expected: the tensors of the output, in order.
-        tolerance: the largest relative difference that is accepted.
-    """
-
-    probe: Probe
-    expected: Leaves
-    tolerance: float
+    probe: Probe  # the inputs
+    expected: Leaves  # the tensors of the output, in order
+    tolerance: float  # the largest relative difference that is accepted
 
     @property
     def tells(self) -> bool:

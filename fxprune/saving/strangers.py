@@ -30,17 +30,11 @@ _MOST_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Stranger:
-    """Inputs which a file that holds one graph may not answer otherwise than the network.
+    """Inputs which a file that holds one graph may not answer otherwise than the network."""
 
-    Attributes:
-        sample: the inputs.
-        expected: what the network answers; None where it refuses these sizes.
-        reason: why the graph in the file does not take them; empty where it does.
-    """
-
-    sample: Sample
-    expected: Leaves | None
-    reason: str
+    sample: Sample  # the inputs
+    expected: Leaves | None  # what the network answers; None where it refuses these sizes
+    reason: str  # why the graph in the file does not take them; empty where it does
 
     @property
     def shapes(self) -> str:

@@ -74,21 +74,13 @@ def fuse_rows(network: nn.Module, name: str, rows: Tensor) -> None:
 
 @dataclass
 class FusedGroup:
-    """The layers of one channel group, all fused by the same shares.
+    """The layers of one channel group, all fused by the same shares."""
 
-    Attributes:
-        name: of the group.
-        kernels: parameters by whose rows filters are compared, those of coupled layers side by side.
-        biases: parameters that are fused with them.
-        width: how many filters stay.
-        kept: which ones, ascending.
-    """
-
-    name: str
-    kernels: tuple[str, ...]
-    biases: tuple[str, ...]
-    width: int
-    kept: tuple[int, ...] = field(default=())
+    name: str  # of the group
+    kernels: tuple[str, ...]  # parameters by whose rows filters are compared, those of coupled layers side by side
+    biases: tuple[str, ...]  # parameters that are fused with them
+    width: int  # how many filters stay
+    kept: tuple[int, ...] = field(default=())  # which ones, ascending
 
     def choose(self, filters: Sequence[Tensor], temperature: float) -> Tensor:
         """Rank the filters, note which ones stay, and return what filters are compared by: ``(filters, features)``."""

@@ -28,23 +28,16 @@ _CUTS = frozenset("split split_with_sizes chunk tensor_split unbind unsafe_chunk
 
 @dataclass
 class Tally:
-    """How nodes were judged.
+    """How nodes were judged."""
 
-    Attributes:
-        by_law: for all values at once.
-        exact, close, over_kept: on values, to the bit, to the tolerance, and over what is kept alone.
-        structure: by their shapes, as they are random.
-        error: the largest difference.
-        at_any_size: whether all of it holds for inputs of all sizes.
-    """
-
-    by_law: int = 0
+    by_law: int = 0  # for all values at once
+    # On values, to the bit, to the tolerance, and over what is kept alone.
     exact: int = 0
     close: int = 0
     over_kept: int = 0
-    structure: int = 0
-    error: float = 0.0
-    at_any_size: bool = True
+    structure: int = 0  # by their shapes, as they are random
+    error: float = 0.0  # the largest difference
+    at_any_size: bool = True  # whether all of it holds for inputs of all sizes
 
     def add(self, other: Tally) -> None:
         """Count those of another graph, too."""

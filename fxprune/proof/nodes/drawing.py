@@ -80,20 +80,14 @@ def like(value: Tensor, content: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a walk goes by besides the two graphs.
+    """What a walk goes by besides the two graphs."""
 
-    Attributes:
-        attribute: the full network's module or tensor by its full name.
-        keep: for every parameter and buffer, the kept indices of every dim; the pruned network is known to hold
-            exactly these entries.
-        inputs: by name of the graph's inputs, their values.
-        patterns: where values come from, in the type that they are in between nodes.
-    """
-
-    attribute: Callable[[str], Any]
+    attribute: Callable[[str], Any]  # the full network's module or tensor by its full name
+    # For every parameter and buffer, the kept indices of every dim; the pruned network is known to hold exactly these
+    # entries.
     keep: Keep
-    inputs: Mapping[str, Any]
-    patterns: Patterns
+    inputs: Mapping[str, Any]  # by name of the graph's inputs, their values
+    patterns: Patterns  # where values come from, in the type that they are in between nodes
 
     def cast(self, value: Any) -> Any:
         """Nested values in the type that they have between nodes."""

@@ -24,35 +24,23 @@ class UnjudgedError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One graph of the original and one of the pruned network, with what the pass says about them.
+    """One graph of the original and one of the pruned network, with what the pass says about them."""
 
-    Attributes:
-        label: how messages name the graph, such as "eval" or "training".
-        full: the captured graph.
-        narrow: the rewritten graph.
-        images: by node of ``full``, the node of ``narrow`` or the number that stands for it; None, or no entry, where
-            nothing does. It is no more than a claim.
-        kept: by the name of a node of ``full`` whose value loses something, the kept indices of every dim, None for
-            all; a claim, too.
-        root: what the targets of ``narrow`` are looked up in.
-        sample: inputs that go this way.
-        constants: tensors that the trace made, by the names that ``full`` has for them.
-        prefix: what stands before the targets of ``full`` and is cut from those of ``narrow``.
-        training: whether it is the graph of training mode.
-        both_modes: whether training mode runs the graph of eval mode.
-    """
-
-    label: str
-    full: fx.Graph
-    narrow: fx.Graph
+    label: str  # how messages name the graph, such as "eval" or "training"
+    full: fx.Graph  # the captured graph
+    narrow: fx.Graph  # the rewritten graph
+    # By node of ``full``, the node of ``narrow`` or the number that stands for it; None, or no entry, where nothing
+    # does. It is no more than a claim.
     images: Mapping[fx.Node, Any]
+    # By the name of a node of ``full`` whose value loses something, the kept indices of every dim, None for all; a
+    # claim, too.
     kept: NodeKeep
-    root: nn.Module
-    sample: Sample
-    constants: Mapping[str, Tensor]
-    prefix: str = ""
-    training: bool = False
-    both_modes: bool = False
+    root: nn.Module  # what the targets of ``narrow`` are looked up in
+    sample: Sample  # inputs that go this way
+    constants: Mapping[str, Tensor]  # tensors that the trace made, by the names that ``full`` has for them
+    prefix: str = ""  # what stands before the targets of ``full`` and is cut from those of ``narrow``
+    training: bool = False  # whether it is the graph of training mode
+    both_modes: bool = False  # whether training mode runs the graph of eval mode
 
     def named(self, node: fx.Node) -> tuple[str, Any]:
         """The true name of what a node of ``narrow`` calls or reads, and the module or tensor itself."""

@@ -35,19 +35,12 @@ _ATTENTION = "scaled_dot_product_attention"
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One node of the captured graph, and what the rewritten graph computes for it.
+    """One node of the captured graph, and what the rewritten graph computes for it."""
 
-    Attributes:
-        full: the node.
-        written: the rewritten graph's nodes since the step before, in order.
-        counterpart: the one of them with the same op; None where picks, a literal or nothing stand for it.
-        image: the node or number that has its value.
-    """
-
-    full: fx.Node
-    written: tuple[fx.Node, ...]
-    counterpart: fx.Node | None
-    image: Any
+    full: fx.Node  # the node
+    written: tuple[fx.Node, ...]  # the rewritten graph's nodes since the step before, in order
+    counterpart: fx.Node | None  # the one of them with the same op; None where picks, a literal or nothing stand for it
+    image: Any  # the node or number that has its value
 
 
 def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:

@@ -28,52 +28,30 @@ class Piece:
 
 @dataclass(frozen=True)
 class Verdict:
-    """That the claim of a node holds for all values, and what is known of its own.
+    """That the claim of a node holds for all values, and what is known of its own."""
 
-    Attributes:
-        shape: of the full value.
-        domain: where fresh values are drawn from.
-        silent: whether what goes is zero.
-        shares: whether it may share memory with what it reads.
-        at_any_size: whether this was shown for inputs of all sizes.
-        over_kept: whether what goes was left out of a norm, instead of being zero there.
-        pieces: the tensors, where it gives several.
-    """
-
-    shape: Sequence[int]
-    domain: str = "any"
-    silent: bool = True
-    shares: bool = False
-    at_any_size: bool = True
-    over_kept: bool = False
-    pieces: Sequence[Piece] = ()
+    shape: Sequence[int]  # of the full value
+    domain: str = "any"  # where fresh values are drawn from
+    silent: bool = True  # whether what goes is zero
+    shares: bool = False  # whether it may share memory with what it reads
+    at_any_size: bool = True  # whether this was shown for inputs of all sizes
+    over_kept: bool = False  # whether what goes was left out of a norm, instead of being zero there
+    pieces: Sequence[Piece] = ()  # the tensors, where it gives several
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One call in both networks.
+    """One call in both networks."""
 
-    Attributes:
-        node: the call in the captured graph.
-        other: the call in the rewritten one.
-        kept: what its value keeps, as the certificate says.
-        claims: of the captured graph's nodes.
-        owners: by node of the rewritten graph, the captured node that it stands for.
-        images: the other way round.
-        modules: of both networks, where the call is one of a module.
-        keep: what every parameter and buffer keeps.
-        patterns: where values come from.
-    """
-
-    node: fx.Node
-    other: fx.Node
-    kept: Kept
-    claims: Mapping[fx.Node, Claim]
-    owners: Mapping[fx.Node, fx.Node]
-    images: Mapping[fx.Node, Any]
-    modules: tuple[nn.Module, nn.Module] | None
-    keep: Keep
-    patterns: Patterns
+    node: fx.Node  # the call in the captured graph
+    other: fx.Node  # the call in the rewritten one
+    kept: Kept  # what its value keeps, as the certificate says
+    claims: Mapping[fx.Node, Claim]  # of the captured graph's nodes
+    owners: Mapping[fx.Node, fx.Node]  # by node of the rewritten graph, the captured node that it stands for
+    images: Mapping[fx.Node, Any]  # the other way round
+    modules: tuple[nn.Module, nn.Module] | None  # of both networks, where the call is one of a module
+    keep: Keep  # what every parameter and buffer keeps
+    patterns: Patterns  # where values come from
 
     @property
     def module(self) -> Any:
