@@ -54,9 +54,6 @@ class Pass:
     makes_garbage: Callable[[Program], bool] = lambda program: False
 
 
-# -- the passes ------------------------------------------------------------------------------------------------------
-
-
 def capture(program: Program) -> None:
     """Trace the model on the sample: its graphs in both modes and for other sizes. The model is only read."""
     sample = Sample.from_input(program.sample_input).beside(program.other_samples).map(torch.Tensor.detach)
@@ -310,10 +307,6 @@ def _always(program: Program) -> bool:
     return True
 
 
-def _has_data(program: Program) -> bool:
-    return program.calibration is not None
-
-
 def _is_provable(program: Program) -> bool:
     return program.report is None and not program.why_unproven
 
@@ -344,7 +337,7 @@ PASSES = (
     Pass("plan", choose_by_hand, when=lambda p: p.channels is not None),
     Pass("plan", choose_zeros, when=lambda p: p.zeros is not None),
     Pass("score", Program.choose, when=lambda p: p.plan is None),
-    Pass("score", score, when=lambda p: p.plan is None, makes_garbage=_has_data),
+    Pass("score", score, when=lambda p: p.plan is None, makes_garbage=lambda p: p.calibration is not None),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
     Pass("keep", fit_class, when=lambda p: p.keep_class),

@@ -153,8 +153,6 @@ class Analyzer:
                 arguments[name] = TensorName(self.captured.first_name(full))
         return arguments
 
-    # -- what calls read ------------------------------------------------------------------------------------------
-
     def _tensor(self, name: str) -> tuple[Axis, ...]:
         first = self.captured.first_name(name)
         self.used.add(first)
@@ -179,8 +177,6 @@ class Analyzer:
 
     def _shape_of(self, value: Any) -> tuple[int, ...]:
         return tuple(a.size for a in self._axes_of(value))
-
-    # -- refusing -------------------------------------------------------------------------------------------------
 
     def _refuse(self, call: Call, reason: str) -> Any:
         if call.node.target in self.captured.opaque:

@@ -74,8 +74,6 @@ class Explainer:
             lines.append(f"  n{numbers[a]} -- n{numbers[b]} [label={label}];")
         return "\n".join([*lines, "}"])
 
-    # -- inside -----------------------------------------------------------------------------------------------------
-
     def _nodes(self, name: str) -> list[ChannelNode]:
         """The graph's nodes for the dims of a tensor, or the one dim in ``tensor:dim``."""
         found, dims = self._place(name)

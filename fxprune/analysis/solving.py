@@ -125,8 +125,6 @@ class ChannelGraph:
         wanted = {v.serial for v in variable_set}
         return any(g.crosses_norm and g.variable.serial in wanted for g in self.groups)
 
-    # -- construction -----------------------------------------------------------------------------------------------
-
     def _solve_groups(self, ledger: Ledger) -> tuple[Group, ...]:
         crossed = self._roots(c.axis for c in ledger.crossings)
         joined = self._roots(ledger.joins)

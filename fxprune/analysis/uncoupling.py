@@ -81,8 +81,6 @@ class _Uncoupler:
                     shared |= self._serials(call.result[dim])
         return shared
 
-    # -- where ----------------------------------------------------------------------------------------------------
-
     def places(self, graph: fx.Graph) -> Iterator[_Place]:
         """One place for each consumer of a shared width."""
         for node in graph.nodes:
@@ -144,8 +142,6 @@ class _Uncoupler:
         if node.op != "call_module":
             return writes_in_place(node)
         return getattr(self._analyzer.model.get_submodule(str(node.target)), "inplace", False) is True
-
-    # -- what -----------------------------------------------------------------------------------------------------
 
     def insert(self, captured: Captured, place: _Place) -> None:
         """Write a selection into the graph; calls that share a weight share its gate."""

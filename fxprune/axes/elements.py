@@ -22,6 +22,7 @@ from fxprune.axes.expressions import (
     Product,
     concat,
     gather,
+    inside,
     variables,
 )
 
@@ -100,16 +101,12 @@ def is_elementwise(axis: Axis) -> bool:
     if isinstance(axis, Product):
         shrinking = [f for f in axis.factors if not isinstance(f, Fixed)]
         return len(shrinking) <= 1 and all(is_elementwise(f) for f in shrinking)
-    if isinstance(axis, Concat):
-        return all(is_elementwise(p) for p in axis.parts)
-    return not isinstance(axis, Gather) or is_elementwise(axis.base)
+    return all(map(is_elementwise, inside(axis)))
 
 
 def has_gather(axis: Axis) -> bool:
     """Whether elements are picked by an index anywhere in the expression."""
-    if isinstance(axis, Product):
-        return any(has_gather(f) for f in axis.factors)
-    return isinstance(axis, Gather) or (isinstance(axis, Concat) and any(has_gather(p) for p in axis.parts))
+    return isinstance(axis, Gather) or any(map(has_gather, inside(axis)))
 
 
 def as_gather(axis: Product) -> Axis | None:

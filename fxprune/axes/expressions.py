@@ -186,6 +186,13 @@ def parts_of(axis: Axis) -> tuple[Axis, ...]:
     return axis.parts if isinstance(axis, Concat) else (axis,)
 
 
+def inside(axis: Axis) -> tuple[Axis, ...]:
+    """What an axis is written with, in order."""
+    if isinstance(axis, Product):
+        return axis.factors
+    return axis.parts if isinstance(axis, Concat) else (axis.base,) if isinstance(axis, Gather) else ()
+
+
 def variables(axis: Axis) -> Iterator[Channels]:
     """Every variable written in the expression, in order, repeats included."""
     stack: list[Axis] = [axis]
@@ -193,23 +200,12 @@ def variables(axis: Axis) -> Iterator[Channels]:
         top = stack.pop()
         if isinstance(top, Channels):
             yield top
-        elif isinstance(top, Product):
-            stack.extend(reversed(top.factors))
-        elif isinstance(top, Concat):
-            stack.extend(reversed(top.parts))
-        elif isinstance(top, Gather):
-            stack.append(top.base)
+        stack.extend(reversed(inside(top)))
 
 
 def has_fixed(axis: Axis) -> bool:
     """Whether any part of an axis is a size that stays."""
-    if isinstance(axis, Fixed):
-        return True
-    if isinstance(axis, Product):
-        return any(has_fixed(f) for f in axis.factors)
-    if isinstance(axis, Concat):
-        return any(has_fixed(p) for p in axis.parts)
-    return isinstance(axis, Gather) and has_fixed(axis.base)
+    return isinstance(axis, Fixed) or any(map(has_fixed, inside(axis)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,9 +215,6 @@ class Term:
     owner: str
     coefficient: float
     axes: tuple[Axis, ...]
-
-
-# -- solving ----------------------------------------------------------------------------------------------------------
 
 
 def resolved(axis: Axis) -> Axis:

@@ -115,13 +115,9 @@ class Solver:
             Channels(size, origin) if size > 1 else Fixed(size, ("it has no channel", "it has a single channel")[size])
         )
 
-    # -- reading ---------------------------------------------------------------------------------------------------
-
     def resolve(self, axis: Axis) -> Axis:
         """The axis written in unbound representatives only, in normal form."""
         return resolved(axis)
-
-    # -- what rules ask for ------------------------------------------------------------------------------------------
 
     def unify(self, left: Axis, right: Axis, cause: Cause) -> None:
         """Make the two axes the same channels."""
@@ -171,8 +167,6 @@ class Solver:
         """What is pinned or made from now on is due to ``cause``."""
         self._cause = cause
         self._inner = Origin(cause.node, PART)
-
-    # -- unification ---------------------------------------------------------------------------------------------------
 
     def _unify(self, a: Axis, b: Axis) -> None:
         a, b = self.resolve(a), self.resolve(b)
@@ -357,8 +351,6 @@ class Solver:
 
     def _pin_crossed(self, axis: Axis, reason: str) -> None:
         self.pin(axis, reason, self._cause)
-
-    # -- cutting -------------------------------------------------------------------------------------------------------
 
     def _split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         if len(sizes) == 1:

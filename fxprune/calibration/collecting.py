@@ -19,7 +19,7 @@ from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
 from fxprune.errors import CalibrationError
 from fxprune.rules.call import Call
-from fxprune.util.copies import deep_copy
+from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.progress import Steps
 
 
@@ -93,7 +93,7 @@ class PrivateNetwork:
     ) -> None:
         self._watched = watched or {}
         try:
-            copied = deep_copy(model, _fresh).eval()
+            copied = deep_copy(model, cloned).eval()
         except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
             raise CalibrationError(
                 f"{type(model).__name__} cannot be copied, and statistics are taken on a copy "
@@ -133,11 +133,6 @@ class PrivateNetwork:
             watch = module.graph.call_module(name, (node,))
         if reader is not None:
             reader.replace_input_with(node, watch)
-
-
-def _fresh(tensor: Tensor) -> Tensor:
-    data = tensor.detach().clone()
-    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
 
 
 @dataclass(eq=False)

@@ -112,8 +112,6 @@ class TapFinder:
         """A tap that passes on the node's whole tensor."""
         return Tap(node)
 
-    # -- the graphs -------------------------------------------------------------------------------------------------
-
     def _visit(self, captured: Captured) -> None:
         """Note which nodes depend on the input and hold which variables, and which ops read which parameters."""
         dependent: set[fx.Node] = set()
@@ -144,8 +142,6 @@ class TapFinder:
         if isinstance(node.meta.get("val"), torch.Tensor):
             return self._holds(node, group)
         return not node.users or any(self._passes(user, group) for user in node.users)
-
-    # -- the rule ---------------------------------------------------------------------------------------------------
 
     def _meeting(self, group: Group) -> list[fx.Node]:
         return [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from fxprune.cli.options import (
     FORMATS,
@@ -27,6 +29,9 @@ from fxprune.cli.options import (
 )
 
 DIFFERENT = 1
+Html = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write it as one HTML file instead; it needs no network.")
+]
 PlanPlace = Annotated[Path, typer.Argument(help="A plan.json, or the folder of a saved network.")]
 
 
@@ -78,9 +83,7 @@ def explain(
 
 def report(
     folder: Folder,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it as one HTML file instead; it needs no network.")
-    ] = None,
+    html: Html = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -89,6 +92,10 @@ def report(
     from fxprune.saving import load_report
 
     found = load_report(folder)
+    _show_found(found, html, as_json, lambda: render_report(found, verbose=verbose))
+
+
+def _show_found(found: Any, html: Path | None, as_json: bool, rendered: Callable[[], RenderableType]) -> None:
     if html is not None:
         found.save_html(html)
     if as_json:
@@ -96,15 +103,13 @@ def report(
     elif html is not None:
         say(f"written to {html}")
     else:
-        show(render_report(found, verbose=verbose))
+        show(rendered())
 
 
 def compare(
     a: Folder,
     b: Folder,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it as one HTML file instead; it needs no network.")
-    ] = None,
+    html: Html = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -113,14 +118,7 @@ def compare(
 
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     found = load_report(a).compare(load_report(b), names)
-    if html is not None:
-        found.save_html(html)
-    if as_json:
-        show_json(found.as_dict())
-    elif html is not None:
-        say(f"written to {html}")
-    else:
-        show(found.render(verbose=verbose))
+    _show_found(found, html, as_json, lambda: found.render(verbose=verbose))
 
 
 def criteria(as_json: AsJson = False) -> None:
@@ -213,8 +211,7 @@ def benchmark(
 
     import fxprune
     from fxprune.errors import OptionError
-    from fxprune.reporting.text import render_latencies
-    from fxprune.saving.timing import RUNTIMES, measure_latency
+    from fxprune.saving.timing import RUNTIMES, measure_latency, render_latencies
     from fxprune.util.progress import Steps
 
     pruned = fxprune.load(folder, allow=allow or ()).eval()

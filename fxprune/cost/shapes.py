@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.nn import functional
 
-from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, factors_of
+from fxprune.axes.expressions import Axis, Channels, Fixed, Gather, Product, factors_of, inside
 from fxprune.rules.call import Call, TensorName, concrete
 
 _FILLING = 0.5
@@ -178,11 +178,7 @@ class _Widths:
 
 
 def _varies(axis: Axis) -> bool:
-    if isinstance(axis, Product):
-        return any(map(_varies, axis.factors))
-    if isinstance(axis, Concat):
-        return any(map(_varies, axis.parts))
-    return _varies(axis.base) if isinstance(axis, Gather) else isinstance(axis, Channels)
+    return isinstance(axis, Channels) or any(map(_varies, inside(axis)))
 
 
 def _identity(axis: Axis) -> Hashable:
@@ -191,7 +187,5 @@ def _identity(axis: Axis) -> Hashable:
         return axis.serial
     if isinstance(axis, Fixed):
         return ("fixed", axis.size)
-    if isinstance(axis, Gather):
-        return ("gather", _identity(axis.base), axis.index.tobytes())
-    parts = axis.factors if isinstance(axis, Product) else axis.parts
-    return (type(axis).__name__, *map(_identity, parts))
+    picked = axis.index.tobytes() if isinstance(axis, Gather) else b""
+    return (type(axis).__name__, *map(_identity, inside(axis)), picked)

@@ -105,8 +105,6 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.history: list[dict[str, Any]] = []
 
-    # -- the run -----------------------------------------------------------------------------------------------------
-
     def run(self, steps: Steps) -> None:
         """Train to the end, from the folder's checkpoint where there is one."""
         start = self.resumed = self._resume()
@@ -159,8 +157,6 @@ class Trainer:
         if self.engine.num_processes > 1:
             for buffer in self.pair.student.buffers():
                 torch.distributed.broadcast(buffer, 0)
-
-    # -- what is written down ----------------------------------------------------------------------------------------
 
     def _evaluate(self) -> float:
         """The score of the network as it is, which the first process decides on."""

@@ -166,8 +166,6 @@ class Fit:
                             found[group] = self._pin(self.by_module[path][0], group)
         return found
 
-    # -- how far the forward comes ----------------------------------------------------------------------------------
-
     def _reached(self) -> tuple[int, fx.Node | None]:
         """The first node at which the copy's forward departs from the kept sizes; None where it does not."""
         traced, error = attempt(self.copy, self.certificate.captured)
@@ -218,8 +216,6 @@ class Fit:
 
     def _kept(self, axis: Axis) -> int:
         return int(kept_mask(self.graph.solver.resolve(axis), self.masks).sum())
-
-    # -- one step -------------------------------------------------------------------------------------------------
 
     def _advance(self, at: int, node: fx.Node) -> tuple[int, fx.Node | None] | None:
         """Change attributes so that the forward comes further than ``node``; None where none makes it."""
@@ -283,8 +279,6 @@ class Fit:
                         slot.set(*wanted)
                         self.changed.add(slot.identity)
 
-    # -- sizes ------------------------------------------------------------------------------------------------------
-
     def _pairs(self, node: fx.Node) -> Pairs:
         """Full and kept sizes of the dims of what a call reads and gives, and of runs of their factors."""
         found: Pairs = set()
@@ -301,8 +295,6 @@ class Fit:
                 old = old.meta.get("val") if isinstance(old, fx.Node) else old
                 if type(new) is int and isinstance(old, int) and old != new:
                     yield int(old), new
-
-    # -- what cannot be ---------------------------------------------------------------------------------------------
 
     def _culprits(self, node: fx.Node) -> Held:
         """The narrowed groups of what the call gives, or else of what it reads; also where the line runs elsewhere."""

@@ -16,7 +16,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import PlanError
-from fxprune.planning.plan_text import PlanParts, plan_as_text, read_parts, write_parts
+from fxprune.planning.plan_text import plan_as_text, read_parts, write_parts
 from fxprune.util.tables import as_cell
 from fxprune.util.writing import file_errors, named, write_text
 
@@ -102,11 +102,9 @@ class Plan:
         _check_activations(graph, masks)
         return masks
 
-    # -- text --------------------------------------------------------------------------------------------------------
-
     def to_json(self) -> str:
         """Stable text: sorted keys, one tensor a line, index ranges. Equal plans give equal bytes."""
-        return write_parts(PlanParts(self.keep, self.groups, self.shapes, self.settings))
+        return write_parts(self)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -115,8 +113,7 @@ class Plan:
         Raises:
             PlanError: the text is no plan; the message says where.
         """
-        parts = read_parts(text)
-        return cls(parts.keep, parts.groups, parts.shapes, parts.settings)
+        return cls(**read_parts(text))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON text; the file appears whole or not at all.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -70,26 +69,13 @@ _MOST_INDICES = 1 << 26  # all lists together: 512 MB; the largest published net
 _LARGEST_DIM = 1 << 31
 
 
-@dataclass(frozen=True, eq=False)
-class PlanParts:
-    """What a plan is made of; see :class:`fxprune.planning.plan.Plan`."""
-
-    keep: Mapping[str, tuple[Tensor | None, ...]]
-    groups: Mapping[str, tuple[int, ...]]
-    shapes: Mapping[str, tuple[int, ...]]
-    settings: Mapping[str, Any]
-
-
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
-def write_parts(parts: PlanParts) -> str:
+def write_parts(plan: Plan) -> str:
     """The text: one group or tensor a line, names sorted, so that two plans can be compared line by line."""
-    groups = {name: write_ranges(np.asarray(kept, dtype=np.int64)) for name, kept in parts.groups.items()}
+    groups = {name: write_ranges(np.asarray(kept, dtype=np.int64)) for name, kept in plan.groups.items()}
     # One tensor of indices serves every dim that a group cuts alike; it is written out once.
     written: dict[int, str] = {}
-    tensors = {n: {"shape": list(s), "keep": _texts(parts.keep[n], written)} for n, s in parts.shapes.items()}
-    sections = {"groups": groups, "settings": dict(parts.settings), "tensors": tensors}
+    tensors = {n: {"shape": list(s), "keep": _texts(plan.keep[n], written)} for n, s in plan.shapes.items()}
+    sections = {"groups": groups, "settings": dict(plan.settings), "tensors": tensors}
     body = "".join(f',\n"{name}": {{{_lines(entries)}}}' for name, entries in sections.items())
     return f'{{"format": {_value(FORMAT)}{body}}}\n'
 
@@ -113,10 +99,7 @@ def _value(value: Any) -> str:
         raise PlanError(f"a plan holds JSON values only, not {value!r}: {error}") from error
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
-
-
-def read_parts(text: str) -> PlanParts:
+def read_parts(text: str) -> dict[str, Any]:
     """Parse and check the text. Raises PlanError: the text is no plan; the message says where."""
     document = _dict(_parse(text), "the plan")
     if document.get("format") != FORMAT:
@@ -131,7 +114,7 @@ def read_parts(text: str) -> PlanParts:
     entries = {n: _dict(entry, f"tensor {n!r}") for n, entry in _dict(document["tensors"], "tensors").items()}
     shapes = {n: _shape(entry.get("shape"), n) for n, entry in entries.items()}
     keep = {n: _keep(entry.get("keep"), shapes[n], n, lists) for n, entry in entries.items()}
-    return PlanParts(keep, groups, shapes, _dict(document["settings"], "settings"))
+    return {"keep": keep, "groups": groups, "shapes": shapes, "settings": _dict(document["settings"], "settings")}
 
 
 def _parse(text: str) -> Any:

@@ -56,8 +56,6 @@ class Conditions:
     levels: Callable[[], dict[str, float]]
     tells: bool  # whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show
 
-    # -- training mode ------------------------------------------------------------------------------------------------
-
     def train(self) -> str:
         """Compare one step of training.
 
@@ -162,8 +160,6 @@ class Conditions:
                 f"the pruned network refuses {self.probe.label}, which the original takes ({_described(error)})"
                 f"{where(error)}"
             ) from error
-
-    # -- other precisions and batches ---------------------------------------------------------------------------------
 
     def own_precision(self) -> str:
         """Compare in the network's own floating types, on more rows where inputs are small; returns a note or ""."""

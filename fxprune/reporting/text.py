@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
@@ -201,41 +201,6 @@ def _setting(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{key} {item}" for key, item in value.items())
     return f"{name} {value}"
-
-
-class Measured(Protocol):
-    """What a row needs; see :class:`fxprune.saving.timing.Latency`."""
-
-    runtime: str
-    batch: int | None
-    threads: int
-    calls: int
-    original: float
-    pruned: float
-    failure: str
-
-    @property
-    def gain(self) -> float:
-        """How many times faster the pruned network is."""
-        ...
-
-
-def render_latencies(measured: Sequence[Measured], report: Report) -> RenderableType:
-    """A row for each runtime and batch size, under the ratio of multiply-accumulates that they stand beside."""
-    gain = report.macs_before / report.macs_after if report.macs_after else float("inf")
-    macs = f"MACs {quantity(report.macs_before)} -> {quantity(report.macs_after)}: {gain:.2f} times fewer"
-    threads = ", ".join(dict.fromkeys(f"{m.threads} thread{'s' * (m.threads > 1)}" for m in measured))
-    table = new_table("runtime", ["batch", "original ms", "pruned ms", "times faster", "calls"])
-    for row in measured:
-        batch = "-" if row.batch is None else str(row.batch)
-        if row.failure:
-            add_row(table, row.runtime, batch, "-", "-", "-", "0")
-        else:
-            times = [f"{1e3 * seconds:.2f}" for seconds in (row.original, row.pruned)]
-            add_row(table, row.runtime, batch, *times, f"{row.gain:.2f}", str(row.calls))
-    failures = dict.fromkeys(f"{row.runtime}: {row.failure}" for row in measured if row.failure)
-    notes = [Text(f"{threads}; medians; MACs are {MACS_MEANING}", style="dim"), *map(Text, failures)]
-    return Stack(Text(macs, style="bold"), table, *notes)
 
 
 _TOP, _LONGEST = 20, 60

@@ -112,8 +112,6 @@ class Rewriter:
         """Names of the constants that no state dict of the original holds."""
         return [*self.index_constants, *(n for n in self._constants if n in self.root)]
 
-    # -- nodes ------------------------------------------------------------------------------------------------------
-
     def _write(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
             return self._note(self.graph.create_node("placeholder", str(node.target), node.args))
@@ -180,8 +178,6 @@ class Rewriter:
         call = self.graph.call_method if isinstance(function, str) else self.graph.call_function
         return self._note(call(function, args))  # type: ignore[arg-type]
 
-    # -- values -----------------------------------------------------------------------------------------------------
-
     def _map(self, value: Any) -> Any:
         return fx.node.map_arg(value, self._mapped)
 
@@ -207,8 +203,6 @@ class Rewriter:
             return node.meta["val"]
         live = self._create(node, self._map(node.args), {})
         return live if kept == axis.size else size_map(axis, self._masks).full(live, self.emit)
-
-    # -- tensors ----------------------------------------------------------------------------------------------------
 
     def _attribute(self, name: str) -> fx.Node:
         if name not in self.root:

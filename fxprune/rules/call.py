@@ -75,8 +75,6 @@ class Call:
     result: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
 
-    # -- arguments ----------------------------------------------------------------------------------------------
-
     def has(self, name: str) -> bool:
         """Whether the argument is a tensor."""
         return is_tensor(self.arguments.get(name))
@@ -150,8 +148,6 @@ class Call:
             if not takes_one or (user.args[1] == item and user.users):
                 return True
         return False
-
-    # -- verbs ----------------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, dim: int = 0) -> Axis:
         """A new variable, born in dim ``dim`` of this node's output."""

@@ -188,9 +188,6 @@ def _around_arrays(call: Call, taken: Sequence[Taken]) -> list[Axis]:
     return [*before, *shared, *after]
 
 
-# -- repair ------------------------------------------------------------------------------------------------------------
-
-
 def _positions(repair: Repair, taken: Taken) -> list[int]:
     """Where the kept picks of an item lie among the kept elements of its axis."""
     assert taken.axis is not None

@@ -84,8 +84,6 @@ def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
     ]
 
 
-# -- traits: what other parts need to know of ops beside their rules --------------------------------------------
-
 # Layers that read every channel of their input for every channel that they make.
 CONTRACTIONS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())

@@ -148,8 +148,6 @@ class Trial:
         for more in (0, 1):
             yield [tuple(small[n] + more if n > 1 else n for n in shape) for shape in shapes]
 
-    # -- one trial ------------------------------------------------------------------------------------------------
-
     def _holds(self, places: Places, shapes: Sequence[tuple[int, ...]], test: Callable[..., bool]) -> bool:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.default_generator.manual_seed(_SEED)

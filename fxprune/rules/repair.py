@@ -127,8 +127,6 @@ class Repair:
         self._masks = masks
         self._solver: Solver = call.solver
 
-    # -- axes -----------------------------------------------------------------------------------------------------
-
     def mask(self, axis: Axis) -> Mask:
         """Which elements of an axis stay."""
         return kept_mask(self._solver.resolve(axis), self._masks)
@@ -145,8 +143,6 @@ class Repair:
         """Whether the axis consists of channels only, so that its size is the same for every input."""
         resolved = self._solver.resolve(axis)
         return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not has_fixed(resolved)
-
-    # -- arguments ------------------------------------------------------------------------------------------------
 
     def set(self, name: str, value: Any) -> None:
         """Change an argument (of a module: the attribute that repeats it)."""
@@ -170,8 +166,6 @@ class Repair:
             sizes = tuple(self.emit(operator.getitem, sizes, i) for i in range(len(axes)))
         sizes = sizes if isinstance(sizes, (list, tuple)) else (sizes,)
         self.set(name, tuple(self.resize(v, a) for v, a in zip(sizes, axes, strict=True)))
-
-    # -- selections -------------------------------------------------------------------------------------------------
 
     def positions(self, source: Axis, index: np.ndarray[Any, np.dtype[np.int64]], kept: Mask) -> list[int]:
         """Where the kept picks ``index[kept]`` of an axis lie among its kept elements."""

@@ -87,9 +87,6 @@ def graphs_of(entry: Json) -> dict[str, list[Json]]:
     return graphs
 
 
-# -- modules -----------------------------------------------------------------------------------------------------------
-
-
 def _module_entries(network: nn.Module, writer: AttributeWriter) -> list[Json]:
     first = {id(module): path for path, module in network.named_modules()}
     inside: dict[str, bool] = {}  # whether foreign code calls what lies at a path
@@ -137,9 +134,6 @@ def _check_module(path: str, module: nn.Module) -> None:
             where = f"{path}.{name}".lstrip(".")
             reason = "it is called like an attribute of the module that holds it: rename it"
             raise ArtefactError(f"cannot save {where!r}: {reason}")
-
-
-# -- tensors -----------------------------------------------------------------------------------------------------------
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -33,9 +33,6 @@ _LOOKS = 5
 _BY_FOLDER = os.open in os.supports_dir_fd
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
-
-
 def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Let ``write`` fill a new folder and put it at ``path``; on any failure what was there before stays.
 
@@ -149,9 +146,6 @@ def _dump(value: Any) -> str:
         inner = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
         return "{\n  " + ",\n  ".join(inner) + "\n}"
     return json.dumps(value, allow_nan=False)
-
-
-# -- reading -----------------------------------------------------------------------------------------------------------
 
 
 class SavedFolder:

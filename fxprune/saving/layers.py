@@ -50,9 +50,6 @@ def layer_names() -> frozenset[str]:
     )
 
 
-# -- containers --------------------------------------------------------------------------------------------------------
-
-
 def is_container(module: nn.Module) -> bool:
     """Whether a module only holds others."""
     return type(module) in (Parts, *_CONTAINERS.values())
@@ -101,9 +98,6 @@ def submodule(owner: nn.Module, path: str) -> nn.Module:
             raise ArtefactError(f"it names the module {path!r:.80}, which the network does not hold")
         module = child
     return module
-
-
-# -- layers ------------------------------------------------------------------------------------------------------------
 
 
 def is_layer(module: nn.Module) -> bool:

@@ -120,9 +120,6 @@ def _version_hint(manifest: dict[str, Any]) -> str:
     return f" (saved with torch {saved}, this is {torch.__version__})" if saved != str(torch.__version__) else ""
 
 
-# -- the whole network -------------------------------------------------------------------------------------------------
-
-
 def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
     """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to."""
     _check_entries(data)
@@ -193,9 +190,6 @@ def _set_modes(network: nn.Module, data: Json) -> None:
             module.set_modes({})
 
 
-# -- modules ---------------------------------------------------------------------------------------------------------
-
-
 def _add_module(network: nn.Module, entry: Json, found: Imported) -> None:
     check_name(entry["path"])
     parent_path, _, name = entry["path"].rpartition(".")
@@ -228,9 +222,6 @@ def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
         for name, held in holder._modules.items():
             if held is old:
                 holder._modules[name] = new
-
-
-# -- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def _attach_all(tree: nn.Module, data: Json, tensors: Tensors) -> None:
@@ -295,9 +286,6 @@ def _kind_of(tensor: torch.Tensor) -> str:
     if tensor.is_floating_point() or tensor.is_complex():
         return "float"
     return "bool" if tensor.dtype is torch.bool else "integer"
-
-
-# -- graphs ----------------------------------------------------------------------------------------------------------
 
 
 def _assemble(class_name: Any, entry: Json, network: nn.Module, data: Json, found: Imported) -> PrunedGraphModule:

@@ -32,9 +32,6 @@ _OWN = frozenset([*dir(nn.Module()), *vars(nn.Module()), "meta"])
 _OWN_OF_GRAPHS = frozenset((*vars(GraphModule(nn.Module(), Graph())), *vars(PrunedGraphModule({}, {"eval": Graph()}))))
 
 
-# -- imports -----------------------------------------------------------------------------------------------------------
-
-
 def import_path(target: Any, role: str) -> str:
     """``module:qualified.name`` of a class or function. Raises ArtefactError: importing that gives another thing."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
@@ -94,9 +91,6 @@ def _imported(path: str) -> Any:
     return found
 
 
-# -- modules -----------------------------------------------------------------------------------------------------------
-
-
 def is_plain_layer(path: str, module: nn.Module) -> bool:
     """Whether a layer of torch is fully told by its constructor arguments, so that code around it finds it whole."""
     try:
@@ -135,9 +129,6 @@ def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
             raise ArtefactError(f"{slot!r:.80} is no place for tensors or modules")
         vars(module)[slot].update(dict.fromkeys(names))
     return module
-
-
-# -- attributes --------------------------------------------------------------------------------------------------------
 
 
 class AttributeWriter(Codec):

@@ -150,9 +150,6 @@ def is_plain_name(text: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)) and not taken and not text.startswith(("__", "forward"))
 
 
-# -- the constructor ---------------------------------------------------------------------------------------------------
-
-
 class _Tree:
     """The modules and tensors of a description, printed as source; ``tensors`` holds all values by name."""
 
@@ -292,9 +289,6 @@ def _layer_source(entry: Json, indent: int, reserve: int) -> str:
 def _free_name(wanted: str, taken: set[str]) -> str:
     candidates = [wanted, *(f"{wanted}_{i}" for i in range(2, len(taken) + 3))]
     return next(name for name in candidates if name not in taken)
-
-
-# -- values ------------------------------------------------------------------------------------------------------------
 
 
 class _Values(Codec):

@@ -6,18 +6,23 @@ import copy
 import importlib.util
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Group as Stack
+from rich.console import RenderableType
+from rich.text import Text
 from torch import nn
 
 from fxprune.capture.samples import Sample
 from fxprune.cost.measuring import Prepared, in_turns
 from fxprune.errors import OptionError
+from fxprune.reporting import MACS_MEANING, Report
 from fxprune.saving.formats import FORMATS, onnx_session
+from fxprune.util.tables import add_row, new_table, quantity
 
 
 def _eager(network: nn.Module, sample: Sample) -> Prepared:
@@ -138,3 +143,21 @@ def _measured(
         return Latency(runtime, batch, threads, failure=f"{type(error).__name__}: {error!s:.200}")
     before, after = map(statistics.median, times)
     return Latency(runtime, batch, threads, len(times[0]), before, after)
+
+
+def render_latencies(measured: Sequence[Latency], report: Report) -> RenderableType:
+    """A row for each runtime and batch size, under the ratio of multiply-accumulates that they stand beside."""
+    gain = report.macs_before / report.macs_after if report.macs_after else float("inf")
+    macs = f"MACs {quantity(report.macs_before)} -> {quantity(report.macs_after)}: {gain:.2f} times fewer"
+    threads = ", ".join(dict.fromkeys(f"{m.threads} thread{'s' * (m.threads > 1)}" for m in measured))
+    table = new_table("runtime", ["batch", "original ms", "pruned ms", "times faster", "calls"])
+    for row in measured:
+        batch = "-" if row.batch is None else str(row.batch)
+        if row.failure:
+            add_row(table, row.runtime, batch, "-", "-", "-", "0")
+        else:
+            times = [f"{1e3 * seconds:.2f}" for seconds in (row.original, row.pruned)]
+            add_row(table, row.runtime, batch, *times, f"{row.gain:.2f}", str(row.calls))
+    failures = dict.fromkeys(f"{row.runtime}: {row.failure}" for row in measured if row.failure)
+    notes = [Text(f"{threads}; medians; MACs are {MACS_MEANING}", style="dim"), *map(Text, failures)]
+    return Stack(Text(macs, style="bold"), table, *notes)

@@ -152,9 +152,6 @@ KINDS: dict[str, Kind] = {
 PLAIN = Codec()
 
 
-# -- graphs ------------------------------------------------------------------------------------------------------------
-
-
 class GraphCodec(Codec):
     """Values in a graph; ``nodes`` has the nodes so far by name, or the variables that hold their results."""
 
@@ -165,9 +162,6 @@ class GraphCodec(Codec):
             return nodes[name]
 
         super().__init__({"node": Kind(lambda value: isinstance(value, Node), lambda node, _: node.name, found, found)})
-
-
-# -- samples -----------------------------------------------------------------------------------------------------------
 
 
 def _meta_tensor(content: Any, codec: Codec) -> torch.Tensor:

@@ -304,8 +304,6 @@ class FusedTraining:
         for group in self._groups:
             group.kept = tuple(int(index) for index in state["kept"][group.name])
 
-    # -- making the network --------------------------------------------------------------------------------------------
-
     def _widths(
         self,
         model: nn.Module,

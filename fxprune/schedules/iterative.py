@@ -169,8 +169,6 @@ class IterativePruning:
         plan.masks(self._graph)
         self._plan, self.done = plan, int(state["done"])
 
-    # -- one step ------------------------------------------------------------------------------------------------------
-
     def _of_present(self, target: float) -> float:
         """The fraction of the present budget to remove, so that ``target`` of the original is gone."""
         present = self._cost.exact(self._plan.masks(self._graph))
