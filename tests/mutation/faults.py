@@ -169,27 +169,27 @@ AXES = (
 )
 
 RULES = (
-    Fault("rules.convolution:grouped", "product((axis, inner))", "product((inner, axis))", "conv2d/"),
+    Fault("rules.windows:grouped", "product((axis, inner))", "product((inner, axis))", "conv2d/"),
     Fault(
-        "rules.convolution:grouped",
+        "rules.windows:grouped",
         "call.unify(out, product((axis, call.fresh(out.size // groups))))",
         "pass",
         "conv2d/grouped|conv2d/depthwise|conv2d/inverted",
     ),
     Fault(
-        "rules.convolution:grouped",
+        "rules.windows:grouped",
         "product((axis, call.fresh(out.size // groups)))",
         "product((call.fresh(out.size // groups), axis))",
         "conv2d/grouped|conv2d/depthwise",
     ),
-    Fault("rules.convolution:_bias", 'call.unify(call.tensor("bias")[0], out)', "pass", "conv2d/|conv1d/"),
+    Fault("rules.windows:_bias", 'call.unify(call.tensor("bias")[0], out)', "pass", "conv2d/|conv1d/"),
     Fault(
-        "rules.convolution:transposed",
+        "rules.windows:transposed",
         "product((groups, weight[1]))",
         "product((weight[1], groups))",
         "conv2d/transposed",
     ),
-    Fault("rules.convolution:repair_convolution", 'if repair.shrinks(notes["groups"]):', "if False:", "conv2d/"),
+    Fault("rules.windows:repair_groups", "if repair.shrinks(groups):", "if False:", "conv2d/"),
     Fault("rules.linear:linear", "call.unify(axes[-1], inner)", "pass", "linear/"),
     Fault("rules.linear:contract", "call.unify(left, right)", "pass", "linear/|attention/"),
     Fault("rules.linear:contract", "call.crosses((left,))", "pass", "linear/|attention/"),
@@ -387,13 +387,13 @@ PLANNING = (
     Fault("planning.plan:_mask", "mask[list(kept)] = True", "mask[[k - 1 for k in kept]] = True", "conv2d/plain"),
     Fault("planning.plan:_check_activations", "kept_mask(axis, masks).any()", "True", "index/"),
     Fault(
-        "planning.staircase:Staircase.masks",
+        "planning.selecting:Staircase.masks",
         "masks[group][order[:gone]] = False",
         "masks[group][order[gone:]] = False",
         "conv2d/plain",
     ),
     Fault(
-        "planning.staircase:StaircaseCost.at",
+        "planning.selecting:StaircaseCost.at",
         "leaves[self._plain] -= removed[self._plain_group]",
         "leaves[self._plain] -= 2 * removed[self._plain_group]",
         "conv2d/plain",
