@@ -11,9 +11,8 @@ from torch import fx, nn
 
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.analysis.drawing import as_svg, draw_network
-from fxprune.analysis.explaining import Explainer
 from fxprune.analysis.groups import Group, Member, PinnedWidth, channel_graph, position, with_unique_names
-from fxprune.analysis.listing import network_text
+from fxprune.analysis.listing import Explainer, network_text
 from fxprune.axes.elements import Mask, channels_of, has_gather
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Term, variables
 from fxprune.capture import Captured

@@ -10,12 +10,10 @@ Magnitude(p=1, scope='group', normalise='mean')
 
 from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector, Study
 from fxprune.criteria.combining import Combination, Minimum, Parallel, Product, RankAverage, WeightedSum
-from fxprune.criteria.entropy import FeatureEntropy
 from fxprune.criteria.feature_distance import FeatureDistance
-from fxprune.criteria.features import CHIP, APoZ, FeatureCriterion, HRank, MeanActivation
-from fxprune.criteria.filter_similarity import FilterSimilarity
+from fxprune.criteria.features import CHIP, APoZ, FeatureCriterion, FeatureEntropy, HRank, MeanActivation
 from fxprune.criteria.gradients import Hessian, Taylor
-from fxprune.criteria.information_fusion import InformationFusion, fused_filters, temperature_at
+from fxprune.criteria.information_fusion import FilterSimilarity, InformationFusion, fused_filters, temperature_at
 from fxprune.criteria.judging import (
     criterion_by_name,
     judge,

@@ -25,7 +25,7 @@ from fxprune.criteria.base import (
     normaliser_by_name,
     removal_order,
 )
-from fxprune.criteria.entropy import FeatureEntropy
+from fxprune.criteria.features import FeatureEntropy
 from fxprune.criteria.judging import observations_of, score_one
 from fxprune.criteria.weights import Slimming
 from fxprune.errors import CriterionError

@@ -18,10 +18,18 @@ from fxprune.errors import ExportError, OptionError, SampleError
 from fxprune.options import FormatName, FreeSize
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
-from fxprune.saving.comparing import Check, Exported, find_checks, with_rows, worst_error
+from fxprune.saving.comparing import (
+    Check,
+    Exported,
+    conditions,
+    find_checks,
+    find_strangers,
+    refuse_strangers,
+    with_rows,
+    worst_error,
+)
 from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
-from fxprune.saving.strangers import conditions, find_strangers, refuse_strangers
 from fxprune.util.progress import Steps
 from fxprune.util.writing import named, scratch_folder
 

@@ -10,8 +10,7 @@ One-shot pruning is :func:`fxprune.compile` itself, followed by training.
 from fxprune.schedules.callbacks import lightning_callback, step_in_place, trainer_callback
 from fxprune.schedules.fused import FusedTraining
 from fxprune.schedules.iterative import IterativePruning
-from fxprune.schedules.soft import SoftPruning
-from fxprune.schedules.sparse import Polarization, SparseTraining
+from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining
 from fxprune.schedules.steps import ratio_at
 
 __all__ = [

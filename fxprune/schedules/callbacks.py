@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 
 from fxprune.errors import MissingDependencyError, OptionError
 from fxprune.schedules.iterative import IterativePruning
-from fxprune.schedules.soft import SoftPruning
-from fxprune.schedules.sparse import Polarization, SparseTraining
+from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining
 from fxprune.schedules.steps import is_count
 
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization

@@ -13,7 +13,7 @@ from fxprune.analysis.groups import Group
 from fxprune.axes.expressions import Channels, Origin
 from fxprune.criteria import FeatureEntropy
 from fxprune.criteria.combining import fewer_kept, threshold_masks
-from fxprune.criteria.entropy import histogram_entropy, normalised_entropies, spatial_entropy
+from fxprune.criteria.features import histogram_entropy, normalised_entropies, spatial_entropy
 from fxprune.errors import CriterionError
 
 MAPS = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxprune.criteria import FilterSimilarity
-from fxprune.criteria.filter_similarity import pair_removals, similarities, standardised
+from fxprune.criteria.information_fusion import pair_removals, similarities, standardised
 from fxprune.errors import CriterionError
 
 FILTERS = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0.6, 0.8, 0]])

@@ -398,9 +398,9 @@ PLANNING = (
         "leaves[self._plain] -= 2 * removed[self._plain_group]",
         "conv2d/plain",
     ),
-    Fault("planning.descending:descend", "< goal.need", "< goal.need / 2", "conv2d/plain"),
+    Fault("planning.allocating:descend", "< goal.need", "< goal.need / 2", "conv2d/plain"),
     Fault(
-        "planning.descending:descend", "sequence.levels(high, groups)", "sequence.levels(low, groups)", "conv2d/plain"
+        "planning.allocating:descend", "sequence.levels(high, groups)", "sequence.levels(low, groups)", "conv2d/plain"
     ),
     Fault("planning.selecting:score_sequence", "np.argsort(keys", "np.argsort(-keys", "conv2d/plain"),
 )
