@@ -48,23 +48,6 @@ else:
     moved("fxprune.timing", "fxprune.saving.timing", ("Latency", "RUNTIMES", "measure_latency"))
 
 __all__ = [
-    "ChannelGraph",
-    "Distilled",
-    "Exported",
-    "FxpruneError",
-    "Plan",
-    "Report",
-    "analyze",
-    "apply",
-    "compile",
-    "distill",
-    "export",
-    "known_criteria",
-    "load",
-    "migrate",
-    "plan",
-    "recover",
-    "remove",
-    "report",
-    "save",
-]
+    "ChannelGraph", "Distilled", "Exported", "FxpruneError", "Plan", "Report", "analyze", "apply", "compile", "distill",
+    "export", "known_criteria", "load", "migrate", "plan", "recover", "remove", "report", "save",
+]  # fmt: skip

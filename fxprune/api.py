@@ -147,19 +147,9 @@ def compile(  # noqa: A001  the public name says what it does
     recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
         program = Program(
-            model,
-            sample_input,
-            steps,
-            options,
-            other_samples,
-            options.couplings,
-            options.counted,
-            level,
-            recoveries,
-            calibration,
-            loss,
-            keep_class=keep_class,
-        )
+            model, sample_input, steps, options, other_samples, options.couplings, options.counted, level, recoveries,
+            calibration, loss, keep_class=keep_class,
+        )  # fmt: skip
         return run(program).result
 
 
@@ -233,17 +223,9 @@ def plan(
     options = Options.checked(model, {"ratio": ratio, **given})
     with one_pass(progress, model) as steps:
         program = Program(
-            model,
-            sample_input,
-            steps,
-            options,
-            other_samples,
-            options.couplings,
-            options.counted,
-            calibration=given.get("calibration"),
-            loss=given.get("loss"),
-            keep_class=keep_class,
-        )
+            model, sample_input, steps, options, other_samples, options.couplings, options.counted,
+            calibration=given.get("calibration"), loss=given.get("loss"), keep_class=keep_class,
+        )  # fmt: skip
         return run(program, until="plan").chosen_plan
 
 
@@ -343,17 +325,10 @@ def recover(
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with one_pass(progress, model) as steps:
         program = Program(
-            model,
-            sample.with_values(seed).map(lambda tensor: tensor.to(device)),
-            steps,
-            couplings=check_couplings(setting(plan, "couplings", "keep")),
-            recoveries=recoveries,
-            calibration=calibration,
-            seed=seed,
-            plan=plan,
-            pruned=copy.deepcopy(pruned),
-            report=report(pruned),
-        )
+            model, sample.with_values(seed).map(lambda tensor: tensor.to(device)), steps,
+            couplings=check_couplings(setting(plan, "couplings", "keep")), recoveries=recoveries,
+            calibration=calibration, seed=seed, plan=plan, pruned=copy.deepcopy(pruned), report=report(pruned),
+        )  # fmt: skip
         return run(program).result
 
 

@@ -10,28 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
-    "AnalysisError",
-    "ArtefactError",
-    "BudgetError",
-    "CalibrationError",
-    "CaptureError",
-    "CriterionError",
-    "DistillationError",
-    "ExcludeError",
-    "ExportError",
-    "FileError",
-    "FxpruneError",
-    "MissingDependencyError",
-    "ModeError",
-    "ModelError",
-    "OptionError",
-    "PlanError",
-    "ProofError",
-    "RatioError",
-    "RecoveryError",
-    "RewriteError",
+    "AnalysisError", "ArtefactError", "BudgetError", "CalibrationError", "CaptureError", "CriterionError",
+    "DistillationError", "ExcludeError", "ExportError", "FileError", "FxpruneError", "MissingDependencyError",
+    "ModeError", "ModelError", "OptionError", "PlanError", "ProofError", "RatioError", "RecoveryError", "RewriteError",
     "SampleError",
-]
+]  # fmt: skip
 
 
 class FxpruneError(Exception):

@@ -27,33 +27,11 @@ if TYPE_CHECKING:
 # Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's, so that any
 # other string is as good.
 Budget = Literal["channels", "latency", "macs", "memory", "params"] | str
-CriterionName = (
-    Literal[
-        "auto",
-        "zeros",
-        "apoz",
-        "chip",
-        "feature_distance",
-        "feature_entropy",
-        "filter_similarity",
-        "fpgm",
-        "hessian",
-        "hrank",
-        "information_fusion",
-        "lamp",
-        "magnitude",
-        "mean_activation",
-        "multi_source",
-        "parallel",
-        "random",
-        "reconstruction",
-        "slimming",
-        "taylor",
-        "taylor_activations",
-        "thinet",
-    ]
-    | str
-)
+CriterionName = Literal[
+    "auto", "zeros", "apoz", "chip", "feature_distance", "feature_entropy", "filter_similarity", "fpgm", "hessian",
+    "hrank", "information_fusion", "lamp", "magnitude", "mean_activation", "multi_source", "parallel", "random",
+    "reconstruction", "slimming", "taylor", "taylor_activations", "thinet",
+] | str  # fmt: skip
 RecoveryName = Literal["auto", "batchnorm", "bias", "fuse", "match", "reconstruct"] | str
 FormatName = Literal["pt2", "onnx", "source", "openvino", "aoti"]
 FreeSize = Literal["batch", "resolution", "length"]

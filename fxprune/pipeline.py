@@ -218,15 +218,9 @@ def fit_class(program: Program) -> None:
 def verify(program: Program) -> None:
     """Prove that the result is the model without what the plan removes."""
     program.proof = prove_plan(
-        program.graph,
-        program.model,
-        program.pruned,
-        program.chosen_plan,
-        program.masks,
-        program.sample,
-        program.certificates,
-        program.verify,
-    )
+        program.graph, program.model, program.pruned, program.chosen_plan, program.masks, program.sample,
+        program.certificates, program.verify,
+    )  # fmt: skip
 
 
 def compare_outputs(program: Program) -> None:
@@ -244,16 +238,9 @@ def report(program: Program) -> None:
     """Put together what the passes found, and give it to the result."""
     plan, scores = program.chosen_plan, program.scores if isinstance(program.scores, dict) else None
     program.report = summarise(
-        program.graph,
-        program.model,
-        plan,
-        program.masks,
-        program.proof,
-        program.why_unproven,
-        program.steps.seconds,
-        scores,
-        program.notes,
-    )
+        program.graph, program.model, plan, program.masks, program.proof, program.why_unproven, program.steps.seconds,
+        scores, program.notes,
+    )  # fmt: skip
     about = {"report": program.report, "sample": program.sample.to_meta()}
     program.pruned.meta = {**getattr(program.pruned, "meta", {}), "fxprune": about}
 

@@ -7,19 +7,6 @@ from fxprune.calibration.statistic import Mean, Parameter, Seen, Statistic, Sums
 from fxprune.calibration.taps import TAP_RULES, TapFinder
 
 __all__ = [
-    "TAP_RULES",
-    "Batch",
-    "Calibration",
-    "Collector",
-    "LayerRows",
-    "Loss",
-    "Mean",
-    "Observation",
-    "Parameter",
-    "Seen",
-    "Statistic",
-    "Sums",
-    "Tap",
-    "TapFinder",
-    "held_out",
-]
+    "TAP_RULES", "Batch", "Calibration", "Collector", "LayerRows", "Loss", "Mean", "Observation", "Parameter", "Seen",
+    "Statistic", "Sums", "Tap", "TapFinder", "held_out",
+]  # fmt: skip

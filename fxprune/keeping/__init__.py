@@ -11,15 +11,6 @@ from fxprune.keeping.fitting import Held, Rules, fitted, in_words
 from fxprune.keeping.running import check_without_loss, give_values
 
 __all__ = [
-    "Held",
-    "Rules",
-    "Solution",
-    "check_without_loss",
-    "finish",
-    "fitted",
-    "give_values",
-    "in_words",
-    "solve",
-    "unsaid",
+    "Held", "Rules", "Solution", "check_without_loss", "finish", "fitted", "give_values", "in_words", "solve", "unsaid",
     "without_unsaid",
-]
+]  # fmt: skip

@@ -13,15 +13,6 @@ from fxprune.recovery.reconstruct import FoldBias, Reconstruct
 from fxprune.recovery.running import Auto, known_recoveries, resolve_recoveries, run_recoveries
 
 __all__ = [
-    "Auto",
-    "BatchNorm",
-    "FoldBias",
-    "Fuse",
-    "Match",
-    "Reconstruct",
-    "Recovery",
-    "Work",
-    "known_recoveries",
-    "resolve_recoveries",
-    "run_recoveries",
-]
+    "Auto", "BatchNorm", "FoldBias", "Fuse", "Match", "Reconstruct", "Recovery", "Work", "known_recoveries",
+    "resolve_recoveries", "run_recoveries",
+]  # fmt: skip

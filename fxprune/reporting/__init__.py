@@ -24,23 +24,7 @@ from fxprune.reporting.text import as_text, print_report, render_report
 from fxprune.util.tables import machine, plain_text, versions
 
 __all__ = [
-    "MACS_MEANING",
-    "CostRow",
-    "FidelityRow",
-    "GoalRow",
-    "GroupRow",
-    "LatencyRow",
-    "OpaqueRow",
-    "PinnedRow",
-    "RecoveryRow",
-    "Report",
-    "ScoreRow",
-    "as_text",
-    "graph_as_dict",
-    "machine",
-    "plain_text",
-    "print_report",
-    "render_graph",
-    "render_report",
-    "versions",
-]
+    "MACS_MEANING", "CostRow", "FidelityRow", "GoalRow", "GroupRow", "LatencyRow", "OpaqueRow", "PinnedRow",
+    "RecoveryRow", "Report", "ScoreRow", "as_text", "graph_as_dict", "machine", "plain_text", "print_report",
+    "render_graph", "render_report", "versions",
+]  # fmt: skip

@@ -21,15 +21,7 @@ _CONTAINERS: dict[str, type[nn.Module]] = {
     for kind in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 }
 # Classes of torch.nn that are abstract, that take modules or functions, that keep no arguments, or have no shapes yet.
-_NOT_LAYERS = (
-    "Base",
-    "Container",
-    "DataParallel",
-    "Lazy",
-    "LinearCrossEntropy",
-    "Transformer",
-    "TripletMarginWithDistance",
-)
+_NOT_LAYERS = "Base Container DataParallel Lazy LinearCrossEntropy Transformer TripletMarginWithDistance".split()
 # A private class that differs from its public one only in how it is quantised.
 _STAND_INS: dict[type[nn.Module], type[nn.Module]] = {nn.modules.linear.NonDynamicallyQuantizableLinear: nn.Linear}
 # Arguments that only set initial values, or that the layer keeps under another name and that are read below.

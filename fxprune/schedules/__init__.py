@@ -14,13 +14,6 @@ from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining
 from fxprune.schedules.steps import ratio_at
 
 __all__ = [
-    "FusedTraining",
-    "IterativePruning",
-    "Polarization",
-    "SoftPruning",
-    "SparseTraining",
-    "lightning_callback",
-    "ratio_at",
-    "step_in_place",
-    "trainer_callback",
-]
+    "FusedTraining", "IterativePruning", "Polarization", "SoftPruning", "SparseTraining", "lightning_callback",
+    "ratio_at", "step_in_place", "trainer_callback",
+]  # fmt: skip
