@@ -37,62 +37,47 @@ NO_TRAINING = "training mode cannot be captured: "
 
 @dataclass
 class Captured:
-    """A captured forward.
+    """A captured forward."""
 
-    Attributes:
-        graph: the FX graph; each node's ``meta`` holds ``val`` (its value on meta), ``source`` and ``module``.
-        shapes: shape of every parameter and buffer by its first state-dict name, and of the constants.
-        aliases: every other state-dict name of a tied tensor, to its first name.
-        constants: tensors made while tracing, by attribute name.
-        sample: the sample that was traced (batch of at least 2 where the model has a free batch).
-        training: the mode that was traced.
-        parameters: first names of the parameters.
-        prefix: what stands before every name in the graph; that of an island is its path and a dot.
-        opaque: reasons by path of the modules that are kept as one call; the path of the whole model is empty, and then
-            there is no graph.
-        opaque_macs: multiply-accumulates of the opaque modules, for the sample, without those of their islands.
-        islands: parts inside opaque modules that are captured by themselves.
-        calls: how often an island is called in one run, counted in calls with its sample.
-        training_graph: the graph of training mode where it is another one.
-        specializations: the same forward for inputs of other sizes, for which it takes other ways.
-        specialization: 0, or which of the specializations this is.
-        other: which of the sample's other samples a specialization was traced on; None for one that nobody gave.
-        selections: for the gate of each selection that was put in front of a consumer, the consumer's path.
-        told: the questions whether it is being traced that were answered yes, because the forward failed otherwise.
-        remembers: attributes of modules that the forward sets, and buffers to which it gives another shape.
-        modes_read: paths, in what was traced, of the modules that the forward asks for their mode.
-        flags: by the mode of the whole, the mode of every module by its path in what was traced.
-        written: what the forward leaves for its next call in attributes, containers, classes and globals, by place.
-        answers: what the sample's values decided, where data decide; None where nothing of the kind is traced.
-        untraced: why the forward in training mode could not be captured; empty where it was, or need not be.
-        effects: what the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
-    """
-
-    graph: fx.Graph
+    graph: fx.Graph  # the FX graph; each node's ``meta`` holds ``val`` (its value on meta), ``source`` and ``module``
+    # Shape of every parameter and buffer by its first state-dict name, and of the constants.
     shapes: dict[str, tuple[int, ...]]
-    aliases: dict[str, str]
-    constants: dict[str, torch.Tensor]
-    sample: Sample
-    training: bool = False
-    parameters: set[str] = field(default_factory=set)
+    aliases: dict[str, str]  # every other state-dict name of a tied tensor, to its first name
+    constants: dict[str, torch.Tensor]  # tensors made while tracing, by attribute name
+    sample: Sample  # the sample that was traced (batch of at least 2 where the model has a free batch)
+    training: bool = False  # the mode that was traced
+    parameters: set[str] = field(default_factory=set)  # first names of the parameters
+    # Paths, in what was traced, of the modules that the forward asks for their mode.
     modes_read: set[str] = field(default_factory=set)
+    # By the mode of the whole, the mode of every module by its path in what was traced.
     flags: dict[bool, dict[str, bool]] = field(default_factory=dict)
-    prefix: str = ""
+    prefix: str = ""  # what stands before every name in the graph; that of an island is its path and a dot
+    # Reasons by path of the modules that are kept as one call; the path of the whole model is empty, and then there
+    # is no graph.
     opaque: dict[str, str] = field(default_factory=dict)
+    # Multiply-accumulates of the opaque modules, for the sample, without those of their islands.
     opaque_macs: dict[str, float] = field(default_factory=dict)
-    islands: tuple[Captured, ...] = ()
-    calls: float = 1
-    training_graph: Captured | None = None
+    islands: tuple[Captured, ...] = ()  # parts inside opaque modules that are captured by themselves
+    calls: float = 1  # how often an island is called in one run, counted in calls with its sample
+    training_graph: Captured | None = None  # the graph of training mode where it is another one
+    # The same forward for inputs of other sizes, for which it takes other ways.
     specializations: tuple[Captured, ...] = ()
-    specialization: int = 0
+    specialization: int = 0  # 0, or which of the specializations this is
+    # Which of the sample's other samples a specialization was traced on; None for one that nobody gave.
     other: int | None = None
+    # For the gate of each selection that was put in front of a consumer, the consumer's path.
     selections: dict[str, str] = field(default_factory=dict)
+    # The questions whether it is being traced that were answered yes, because the forward failed otherwise.
     told: frozenset[str] = frozenset()
+    # Attributes of modules that the forward sets, and buffers to which it gives another shape.
     remembers: tuple[str, ...] = ()
+    # What the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     effects: Effects = field(default_factory=dict)
+    # What the forward leaves for its next call in attributes, containers, classes and globals, by place.
     written: dict[Place, Any] = field(default_factory=dict)
+    # What the sample's values decided, where data decide; None where nothing of the kind is traced.
     answers: list[Any] | None = None
-    untraced: str = ""
+    untraced: str = ""  # why the forward in training mode could not be captured; empty where it was, or need not be
 
     def refuse_training(self, reason: str) -> None:
         """Let the graph of eval mode be the only one, and that in the modes that parts have in eval mode."""

@@ -24,17 +24,14 @@ from fxprune.util.paths import attribute
 
 @dataclass(frozen=True)
 class Modes:
-    """How a model switches modes.
+    """How a model switches modes."""
 
-    Attributes:
-        effects: what calls of parts do that have a ``train`` or ``eval`` of their own.
-        flags: by ``training`` the mode of every module by path, after ``train()`` and after ``eval()`` of the model;
-            empty where every module takes the model's mode.
-        sets: attributes that ``train()`` or ``eval()`` sets beside the modes, so that they may change the forward.
-    """
-
+    # What calls of parts do that have a ``train`` or ``eval`` of their own.
     effects: Effects = field(default_factory=dict)
+    # By ``training`` the mode of every module by path, after ``train()`` and after ``eval()`` of the model; empty
+    # where every module takes the model's mode.
     flags: dict[bool, dict[str, bool]] = field(default_factory=dict)
+    # Attributes that ``train()`` or ``eval()`` sets beside the modes, so that they may change the forward.
     sets: tuple[str, ...] = ()
 
     def below(self, prefix: str, training: bool) -> dict[str, bool]:

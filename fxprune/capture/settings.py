@@ -93,21 +93,16 @@ NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
 @dataclass
 class Reads:
-    """Questions about dtypes that a forward asked, newest last.
+    """Questions about dtypes that a forward asked, newest last."""
 
-    Attributes:
-        asked: for each tensor's node, the source line and the last node of the graph before the question.
-        guesses: nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
-        asks_gradients: whether it asked tensors whether they need gradients.
-        leaves_autocast: whether it computed without the autocast that was on around it.
-        loose: whether an answer may have gone elsewhere than into the one call that took it (``like=x.dtype``), or a
-            guess may be no answer.
-    """
-
+    # For each tensor's node, the source line and the last node of the graph before the question.
     asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
+    # Nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
     guesses: list[fx.Node] = field(default_factory=list)
-    asks_gradients: bool = False
-    leaves_autocast: bool = False
+    asks_gradients: bool = False  # whether it asked tensors whether they need gradients
+    leaves_autocast: bool = False  # whether it computed without the autocast that was on around it
+    # Whether an answer may have gone elsewhere than into the one call that took it (``like=x.dtype``), or a guess may
+    # be no answer.
     loose: bool = False
     # The calls that take answers, and did not get them yet.
     _waiting: list[Site] = field(default_factory=list)
