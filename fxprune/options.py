@@ -70,8 +70,8 @@ class Words(NamedTuple):
     metavar: str | None = None  # what stands for the value in the help
 
 
-def _words(*words: Any, **more: Any) -> dict[str, Words]:
-    return {"words": Words(*words, **more)}
+def _row(default: Any, *words: Any, **more: Any) -> Any:
+    return field(default=default, metadata={"words": Words(*words, **more)})
 
 
 def _multiple(text: str) -> int | str:
@@ -86,66 +86,36 @@ class Options:
     ``budgets`` holds all fractions and the first of them stands in ``ratio`` and ``budget``.
     """
 
-    ratio: Any = field(
-        default=None,
-        metadata=_words(
-            "Fraction of the budget to remove, at least 0 and below 1; or, repeated, those of several budgets "
-            "(macs=0.5) or of the channels of layers (layer1.*=0.2).",
-            float,
-            "mapping",
-            metavar="FRACTION|NAME=FRACTION",
-        ),
-    )
-    budget: str = field(
-        default="macs", metadata=_words("What ratio is a fraction of.", choices=registered_names("cost", "budget"))
-    )
-    criterion: str | Criterion = field(
-        default="auto",
-        metadata=_words(
-            "How channels are ranked: auto, or one of `fxprune criteria`; zeros, without a ratio, removes zeros.",
-            choices=("auto", "zeros", *registered_names("criteria", "criterion")),
-        ),
-    )
-    exclude: Sequence[str] = field(
-        default=(),
-        metadata=_words(
-            "Module or parameter whose output channels stay; may be repeated.", many="list", metavar="PATTERN"
-        ),
-    )
-    scope: str = field(
-        default="auto",
-        metadata=_words(
-            "Rank all groups together, take the same share of each, or go by what can be made up for.",
-            choices=get_args(Scope),
-        ),
-    )
-    alike: str = field(
-        default="free", metadata=_words("equal: one width for a place of repeated blocks.", choices=get_args(Alike))
-    )
-    residual: str = field(
-        default="auto", metadata=_words("inner: groups across an add stay.", choices=get_args(Residual))
-    )
-    couplings: str = field(
-        default="keep",
-        metadata=_words("drop: readers of a stream select their own inputs.", choices=get_args(Couplings)),
-    )
-    round_to: int | str | Mapping[str, int] = field(
-        default="auto",
-        metadata=_words(
-            "Keep widths a multiple of this; patterns may be repeated.",
-            _multiple,
-            "mapping",
-            metavar="auto|N|PATTERN=N",
-        ),
-    )
-    min_channels: int | Mapping[str, int] = field(
-        default=1, metadata=_words("Least channels left in a group.", int, "mapping", metavar="N|PATTERN=N")
-    )
-    max_ratio: Any = field(
-        default=None,
-        metadata=_words("Largest share removed from a group.", float, "mapping", metavar="SHARE|PATTERN=SHARE"),
-    )
-    seed: int = field(default=0, metadata=_words("Of random weights, the sample and the criterion.", int))
+    ratio: Any = _row(
+        None,
+        "Fraction of the budget to remove, at least 0 and below 1; or, repeated, those of several budgets "
+        "(macs=0.5) or of the channels of layers (layer1.*=0.2).",
+        float, "mapping", metavar="FRACTION|NAME=FRACTION",
+    )  # fmt: skip
+    budget: str = _row("macs", "What ratio is a fraction of.", choices=registered_names("cost", "budget"))
+    criterion: str | Criterion = _row(
+        "auto", "How channels are ranked: auto, or one of `fxprune criteria`; zeros, without a ratio, removes zeros.",
+        choices=("auto", "zeros", *registered_names("criteria", "criterion")),
+    )  # fmt: skip
+    exclude: Sequence[str] = _row(
+        (), "Module or parameter whose output channels stay; may be repeated.", many="list", metavar="PATTERN",
+    )  # fmt: skip
+    scope: str = _row(
+        "auto", "Rank all groups together, take the same share of each, or go by what can be made up for.",
+        choices=get_args(Scope),
+    )  # fmt: skip
+    alike: str = _row("free", "equal: one width for a place of repeated blocks.", choices=get_args(Alike))
+    residual: str = _row("auto", "inner: groups across an add stay.", choices=get_args(Residual))
+    couplings: str = _row("keep", "drop: readers of a stream select their own inputs.", choices=get_args(Couplings))
+    round_to: int | str | Mapping[str, int] = _row(
+        "auto", "Keep widths a multiple of this; patterns may be repeated.", _multiple, "mapping",
+        metavar="auto|N|PATTERN=N",
+    )  # fmt: skip
+    min_channels: int | Mapping[str, int] = _row(
+        1, "Least channels left in a group.", int, "mapping", metavar="N|PATTERN=N",
+    )  # fmt: skip
+    max_ratio: Any = _row(None, "Largest share removed from a group.", float, "mapping", metavar="SHARE|PATTERN=SHARE")
+    seed: int = _row(0, "Of random weights, the sample and the criterion.", int)
     budgets: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.expressions import Axis, Channels, Fixed, Gather, Product
+from fxprune.axes.expressions import Axis, Channels, Fixed, inside
 from fxprune.capture.decisions import is_check
 
 # The dtype of a tensor, its layout, and what is around a call.
@@ -64,12 +64,7 @@ def _is_made_of_weights(source: ChannelGraph, axis: Axis) -> bool:
     # The axis as its op gave it: a weight's axis that the solver found to be fixed still has the weight's size.
     if isinstance(axis, Channels):
         return axis.origin.tensor in source.shapes
-    if isinstance(axis, Fixed):
-        return False
-    if isinstance(axis, Gather):
-        return _is_made_of_weights(source, axis.base)
-    parts = axis.factors if isinstance(axis, Product) else axis.parts
-    return all(_is_made_of_weights(source, part) for part in parts)
+    return not isinstance(axis, Fixed) and all(_is_made_of_weights(source, part) for part in inside(axis))
 
 
 def _is_batch(source: ChannelGraph, graph: fx.Graph, size: fx.Node) -> bool:

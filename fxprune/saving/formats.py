@@ -118,7 +118,6 @@ class Onnx(Format):
     needs = (("onnx", "onnxscript", "onnxruntime"), "'fxprune[onnx]'")
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
         program = _program_on_cpu(network, samples)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -135,7 +134,6 @@ class Onnx(Format):
         onnx_program.save(file, external_data=size > _LARGEST_ONNX)
 
     def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
         session = onnx_session(file)
         names = [argument.name for argument in session.get_inputs()]
         return lambda sample: _of_arrays(session.run(None, dict(zip(names, _arrays(sample), strict=True))))
@@ -149,7 +147,6 @@ class OpenVino(Format):
     needs = (("openvino",), "openvino")
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
         import openvino
 
         program = _program_on_cpu(network, samples)
@@ -158,7 +155,6 @@ class OpenVino(Format):
             openvino.save_model(openvino.convert_model(program), file, compress_to_fp16=False)
 
     def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
         import openvino
 
         # Some processors compute in half precision unless told, and no comparison with float32 would pass.
@@ -178,12 +174,10 @@ class Source(Format):
     one_graph = False
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
         file.mkdir()
         write_source(network, file)
 
     def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
         # The code was printed a moment ago and has been in nobody else's hands.
         namespace: dict[str, Any] = {"__name__": "exported"}
         exec(compile((file / "model.py").read_text(encoding="utf-8"), str(file / "model.py"), "exec"), namespace)
@@ -200,13 +194,11 @@ class Aoti(Format):
     suffixed = True
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
-        """See :class:`Format`."""
         from torch import _inductor
 
         _inductor.aoti_compile_and_package(exported_program(network, samples), package_path=str(file))
 
     def open(self, file: Path) -> Run:
-        """See :class:`Format`."""
         from torch import _inductor
 
         package = _inductor.aoti_load_package(str(file))
