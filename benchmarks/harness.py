@@ -200,16 +200,40 @@ def _max_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def limit_processor_time(seconds: float) -> None:
+    """Interrupt this process after so many seconds of processor time, and end it where it does not stop soon.
+
+    The time limit of other calls, which is in wall-clock seconds, is unchanged.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        del number, frame
+        raise TimeLimitReached(f"more than {seconds:g} s of processor time")
+
+    signal.signal(signal.SIGXCPU, interrupt)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + _GRACE))
+
+
+_GRACE = 10
+
+
+def processor_time() -> float:
+    """Seconds of processor time that this process has used, and its children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def run_request(request: Mapping[str, Any], errors: str) -> None:
     """Run the task of a request and write what it records, a JSON line each time; what it prints goes to ``errors``."""
     _redirect_output(errors)
+    if request["processor_seconds"]:
+        limit_processor_time(request["processor_seconds"])
     if request["gib"]:
         limit_memory(int(request["gib"] * 2**30))
     warnings.simplefilter("ignore")
     with Path(request["records"]).open("a", encoding="utf-8") as file:
 
         def record(**fields: Any) -> None:
-            file.write(json.dumps({"fields": fields, "peak": peak_memory()}) + "\n")
+            file.write(json.dumps({"fields": fields, "peak": peak_memory(), "processor": processor_time()}) + "\n")
             file.flush()
 
         module, _, name = request["task"].partition(":")
@@ -244,41 +268,57 @@ class Outcome:
         failure: empty, or why it did not come to its end.
         seconds: wall-clock time of the whole process, imports included.
         peak_mib: largest resident size at the last time it recorded something, in MiB.
+        processor_seconds: processor time until then, without the imports that all processes share.
     """
 
     fields: dict[str, Any]
     failure: str
     seconds: float
     peak_mib: float
+    processor_seconds: float
 
 
 def run_in_process(
-    task: Task, arguments: Mapping[str, Any], limit_seconds: float, memory_gib: float | None = None
+    task: Task,
+    arguments: Mapping[str, Any],
+    limit_seconds: float,
+    memory_gib: float | None = None,
+    processor_seconds: float | None = None,
 ) -> Outcome:
     """Run ``task(record, **arguments)`` in a fresh process and stop it after ``limit_seconds``.
 
-    ``arguments`` are JSON values. With ``memory_gib``, allocations beyond that fail inside the process.
+    ``arguments`` are JSON values. With ``memory_gib``, allocations beyond that fail inside the process; with
+    ``processor_seconds``, it is also stopped after so much processor time, whatever else the machine does.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fxprune-benchmark-") as folder:
         records, errors = Path(folder) / "records", Path(folder) / "errors"
-        request = {"task": _import_path(task), "arguments": dict(arguments), "records": str(records), "gib": memory_gib}
+        request = {"task": _import_path(task), "arguments": dict(arguments), "records": str(records)}
+        request |= {"gib": memory_gib, "processor_seconds": processor_seconds}
         failure = _run(request, errors, limit_seconds)
         if failure is None:
             failure = _last_line(errors)
-        fields, peak = _collected(records)
+        fields, peak, used = _collected(records)
     failure = fields.pop("failure", "") or failure
-    return Outcome(fields, failure, time.perf_counter() - started, peak / 2**20)
+    return Outcome(fields, failure, time.perf_counter() - started, peak / 2**20, used)
+
+
+_SHARED = ["torch", "torchvision", "timm", "networkx"]
+
+
+def share_imports(*modules: str) -> None:
+    """Import these once, before the first process is forked, rather than in each; those not installed are left out."""
+    _SHARED.extend(modules)
 
 
 @cache
 def _context() -> ForkServerContext:
     """Processes forked from one that has imported the heavy libraries, which take longer than many a measurement.
 
-    It has not imported fxprune, and it holds no threads and no caches of an earlier task.
+    It holds no threads and no caches of an earlier task. It imports fxprune only where :func:`share_imports` says so.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torchvision", "timm", "networkx"])  # those not installed are left out
+    context.set_forkserver_preload(_SHARED)
     return context
 
 
@@ -306,15 +346,15 @@ def _import_path(task: Task) -> str:
     return f"{module}:{task.__name__}"
 
 
-def _collected(records: Path) -> tuple[dict[str, Any], float]:
+def _collected(records: Path) -> tuple[dict[str, Any], float, float]:
     fields: dict[str, Any] = {}
-    peak = 0.0
+    peak = used = 0.0
     lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
     for line in lines:
         entry = json.loads(line)
         fields.update(entry["fields"])
-        peak = max(peak, float(entry["peak"]))
-    return fields, peak
+        peak, used = max(peak, float(entry["peak"])), float(entry["processor"])
+    return fields, peak, used
 
 
 def _last_line(errors: Path) -> str:
@@ -335,6 +375,7 @@ class Sweep:
         limit_seconds: wall-clock time that a process may take.
         arguments: further arguments of the task, JSON values.
         memory_gib: memory that a process may allocate; None for all there is.
+        processor_seconds: processor time that a process may take; None for as much as it gets.
     """
 
     task: Task
@@ -342,6 +383,7 @@ class Sweep:
     limit_seconds: float
     arguments: Mapping[str, Any] = field(default_factory=dict)
     memory_gib: float | None = None
+    processor_seconds: float | None = None
 
     def run(self, models: Sequence[str], table: ResumableTable, *, again: bool = False) -> None:
         """Measure the models that ``table`` has no row of (``again``: and those whose row tells of a failure)."""
@@ -351,9 +393,9 @@ class Sweep:
             bar = progress.add_task("", total=len(models), completed=len(models) - len(waiting))
             for name in waiting:
                 progress.update(bar, description=name)
-                outcome = run_in_process(
-                    self.task, {"model": name, **self.arguments}, self.limit_seconds, self.memory_gib
-                )
+                arguments = {"model": name, **self.arguments}
+                limits = (self.limit_seconds, self.memory_gib, self.processor_seconds)
+                outcome = run_in_process(self.task, arguments, *limits)
                 table.add({table.columns[0]: name, **self.to_row(outcome)})
                 progress.advance(bar)
                 if outcome.failure:

@@ -6,7 +6,7 @@ import csv
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,11 @@ class ResumableTable:
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(text)
+
+    def forget(self, which: Callable[[Row], bool]) -> None:
+        """Leave out rows, which are then measured again."""
+        self.rows = {key: row for key, row in self.rows.items() if not which(row)}
+        self._write()
 
     def markdown(self, columns: Sequence[str] | None = None) -> str:
         """The rows, or some columns of them, as a Markdown table."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from collections import Counter
@@ -15,8 +16,17 @@ from torch import fx
 
 import fxprune
 from benchmarks.coverage import shares_left_by_uniform_plan
-from benchmarks.harness import Outcome, Record, Sweep, failure_text, follows_batch, follows_resolution, train_one_step
-from benchmarks.networks.wild_networks import PACKAGES, wild_names, wild_network
+from benchmarks.harness import (
+    Outcome,
+    Record,
+    Sweep,
+    failure_text,
+    follows_batch,
+    follows_resolution,
+    share_imports,
+    train_one_step,
+)
+from benchmarks.networks.wild_networks import IMPORTS, PACKAGES, wild_names, wild_network
 from benchmarks.tables import ResumableTable, Row, markdown_table, report_fields, write_page
 from fxprune.capture.samples import Sample
 from fxprune.errors import ArtefactError, BudgetError
@@ -27,6 +37,8 @@ COLUMNS = """
 """.split()
 _VERDICTS = ("proven", "batch", "sizes", "trains", "saves", "exports")
 _GOOD = ("yes", "fixed")
+# Wall-clock time that a network may take, as a multiple of its processor time.
+_WAITS = 10
 
 
 def cover(record: Record, model: str, ratio: float) -> None:
@@ -46,9 +58,10 @@ def cover(record: Record, model: str, ratio: float) -> None:
     record(sizes=follows_resolution(network.model, pruned, network.sample))
     with tempfile.TemporaryDirectory() as folder:
         record(saves=_tried(lambda: _save(pruned, network.sample, Path(folder) / "saved")))
+        record(**shares_left_by_uniform_plan(network.model, network.sample))
+        copied = copy.deepcopy(pruned)
+        record(trains=_tried(lambda: train_one_step(copied, network.training_sample)))
         record(exports=_tried(lambda: fxprune.export(pruned, Path(folder) / "net.pt2", sample_input=network.sample)))
-    record(**shares_left_by_uniform_plan(network.model, network.sample))
-    record(trains=_tried(lambda: train_one_step(pruned, network.training_sample)))
     record(stage="done")
 
 
@@ -93,7 +106,7 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     if failure and stage != "done":
         where = {"": "not built: ", "built": "not run: "}.get(stage, "")
         failure = where + failure
-    return fields | {"seconds": outcome.seconds, "failure": failure}
+    return fields | {"seconds": outcome.processor_seconds, "failure": failure}
 
 
 _NOTE = """One small configuration of each model class, with random weights; {ratio:g} of the multiply-accumulates was
@@ -109,16 +122,19 @@ Models that their own package does not build or run in this configuration are li
 def main(
     packages: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
     ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
-    limit_seconds: Annotated[float, typer.Option(help="Time that a network may take.")] = 60,
-    memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = None,
-    again: Annotated[bool, typer.Option(help="Repeat those that failed.")] = False,
+    limit_seconds: Annotated[float, typer.Option(help="Processor time that a network may take.")] = 60,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = 8,
+    again: Annotated[str, typer.Option(help="Repeat those whose failure or verdict has this in it.")] = "",
     out: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("benchmarks/results"),
     page_only: Annotated[bool, typer.Option("--page-only", help="Write the page of what is measured.")] = False,
 ) -> None:
     """Sweep over the packages that are installed; one that was stopped goes on where it was."""
     table = ResumableTable(out / "wild.csv", COLUMNS)
     names = [] if page_only else wild_names(packages.split(",") if packages else PACKAGES)
-    Sweep(cover, row_of, limit_seconds, {"ratio": ratio}, memory_gib).run(names, table, again=again)
+    if again:
+        table.forget(lambda row: any(again in row[name] for name in ("failure", *_VERDICTS)))
+    share_imports(*IMPORTS)
+    Sweep(cover, row_of, _WAITS * limit_seconds, {"ratio": ratio}, memory_gib, limit_seconds).run(names, table)
     rows = list(table.rows.values())
     write_page(
         out / "wild.md", "Networks of public packages", _NOTE.format(ratio=ratio, limit=limit_seconds), *_sections(rows)

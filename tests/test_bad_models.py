@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,27 +171,46 @@ def test_hooks_after_accumulation() -> None:
 
 
 class Doubled(nn.Module):
-    """An unknown parametrization."""
+    """A parametrization of its own."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2 * weight
 
 
-def test_unknown_parametrizations_are_named() -> None:
-    model = mlp()
-    parametrize.register_parametrization(model[0], "weight", Doubled())
-    refused(errors.ModelError, "0.weight has the parametrization Doubled.*remove_parametrizations", model, vector())
+class Limited(nn.Module):
+    """A norm of each row that has a bound, with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return self.scale * weight.renorm(2, 0, 0.5)
 
 
-def test_known_parametrizations_of_torch_are_named_too() -> None:
-    model = mlp(parametrizations.orthogonal(nn.Linear(8, 8)))
-    refused(errors.ModelError, "0.weight has the parametrization _Orthogonal", model, vector())
+@pytest.mark.parametrize("kind", [Doubled, Limited])
+def test_parametrizations_are_traced_with_their_parameters(kind: type[nn.Module], tmp_path: Path) -> None:
+    model, x = mlp().eval(), vector()
+    parametrize.register_parametrization(model[0], "weight", kind())
+    pruned = fxprune.compile(model, x, 0.3)
+    kept = fxprune.report(pruned).plan.keep
+    rows = kept["0.parametrizations.weight.original"][0]
+    weight = kind()(model[0].parametrizations.weight.original[rows])
+    hidden = torch.relu(nn.functional.linear(x, weight, model[0].bias[rows]))
+    torch.testing.assert_close(pruned(x), nn.functional.linear(hidden, model[2].weight[:, rows], model[2].bias))
+    fxprune.save(pruned, tmp_path / "net")
+    assert torch.equal(fxprune.load(tmp_path / "net")(x), pruned(x))
+    pruned.train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
 
 
-def test_an_unknown_one_behind_a_known_one_is_found() -> None:
-    model = mlp(parametrizations.weight_norm(nn.Linear(8, 8)))
-    parametrize.register_parametrization(model[0], "weight", Doubled())
-    refused(errors.ModelError, "Doubled", model, vector())
+def test_an_orthogonal_weight_loses_rows_of_its_base_alone() -> None:
+    model, x = mlp(parametrizations.orthogonal(nn.Linear(8, 8))), vector()
+    pruned = fxprune.compile(model, x, 0.3)
+    rows = fxprune.report(pruned).plan.keep["0.bias"][0]
+    assert pruned.state_dict()["0.parametrizations.weight.original"].shape == (8, 8)
+    hidden = torch.relu(nn.functional.linear(x, model[0].weight[rows], model[0].bias[rows]))
+    torch.testing.assert_close(pruned(x), nn.functional.linear(hidden, model[2].weight[:, rows], model[2].bias))
 
 
 def test_masks_of_torch_prune_are_hooks_and_traced() -> None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from itertools import chain, zip_longest
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.networks import Network
-
-Maker = Callable[[], tuple[nn.Module, Any]]
-Makers = dict[str, Maker]
+from benchmarks.networks import Network, enumerated
+from benchmarks.networks.enumerated import Maker, Makers, images, modules_of
 
 
 def wild_names(packages: Iterable[str]) -> list[str]:
     """``package/model`` of each model, one package after the other in turns, so that a part of a sweep tells of all."""
-    columns = [[f"{package}/{name}" for name in _makers(package)] for package in packages]
-    return [name for name in chain.from_iterable(zip_longest(*columns)) if name is not None]
+    columns = []
+    for package in packages:
+        names, turn = [f"{package}/{name}" for name in _makers(package)], _TURNS.get(package, 1)
+        columns.append([names[at : at + turn] for at in range(0, len(names), turn)])
+    return [name for names in chain.from_iterable(zip_longest(*columns, fillvalue=[])) for name in names]
 
 
 def wild_network(name: str) -> Network:
@@ -38,30 +37,16 @@ def wild_network(name: str) -> Network:
     return Network(network.eval(), sample, sample)
 
 
+# Packages of many small networks have several in each turn.
+_TURNS = {"transformers": 6, "vit-pytorch": 2, "braindecode": 2, "few": 2, "deepctr-torch": 2}
+
+
 @cache
 def _makers(package: str) -> Makers:
     try:
         return PACKAGES[package]()
     except ImportError:  # a package that is not installed has no models
         return {}
-
-
-def _images(build: Callable[..., nn.Module], *sizes: int, channels: int = 3, **options: Any) -> Maker:
-    """The model with the first of the sizes that it takes."""
-
-    def make() -> tuple[nn.Module, Any]:
-        model = build(**options).eval()
-        for size in sizes:
-            sample = torch.randn(2, channels, size, size)
-            try:
-                with torch.no_grad():
-                    model(sample)
-            except Exception:  # too small for its pools
-                continue
-            break
-        return model, sample
-
-    return make
 
 
 def _with(build: Callable[..., nn.Module], sample: Callable[[], Any], **options: Any) -> Maker:
@@ -76,12 +61,14 @@ def _segmentation_models() -> Makers:
 
     options: dict[str, Any] = {"encoder_weights": None, "classes": 3}
     made = {
-        arch: _images(smp.create_model, 64, 128, arch=arch, encoder_name="resnet18", **options)
+        arch: images(partial(smp.create_model, arch=arch, encoder_name="resnet18", **options), 64, 128)
         for arch in smp.MODEL_ARCHITECTURES_MAPPING
         if arch != "dpt"
     }
     for encoder in _first_of_each(smp.encoders.get_encoder_names(), lambda name: name.rstrip("0123456789bdx_")):
-        made[f"unet-{encoder}"] = _images(smp.create_model, 64, 128, arch="unet", encoder_name=encoder, **options)
+        made[f"unet-{encoder}"] = images(
+            partial(smp.create_model, arch="unet", encoder_name=encoder, **options), 64, 128
+        )
     return made
 
 
@@ -92,12 +79,8 @@ def _pytorchcv() -> Makers:
         def make() -> tuple[nn.Module, Any]:
             model: Any = function()
             full = min(getattr(model, "in_size", (224,)))
-            return _images(
-                lambda: model,
-                *(size for size in (64, 128) if size < full),
-                full,
-                channels=getattr(model, "in_channels", 3),
-            )()
+            sizes = [*(size for size in (64, 128) if size < full), full]
+            return images(lambda: model, *sizes, channels=getattr(model, "in_channels", 3))()
 
         return make
 
@@ -108,9 +91,7 @@ def _pytorchcv() -> Makers:
 def _efficientnet() -> Makers:
     from efficientnet_pytorch import EfficientNet
 
-    return {
-        name: _images(EfficientNet.from_name, 64, model_name=name) for name in ("efficientnet-b0", "efficientnet-b1")
-    }
+    return {name: images(partial(EfficientNet.from_name, name), 64) for name in ("efficientnet-b0", "efficientnet-b1")}
 
 
 # What classes of vit-pytorch call their arguments, and values for a small one.
@@ -127,7 +108,7 @@ def _vit_pytorch() -> Makers:
     import vit_pytorch
 
     made: Makers = {}
-    for module in _modules(vit_pytorch):
+    for module in modules_of(vit_pytorch):
         for name, found in vars(module).items():
             if not (inspect.isclass(found) and issubclass(found, nn.Module) and found.__module__ == module.__name__):
                 continue
@@ -657,16 +638,25 @@ PACKAGES: dict[str, Callable[[], Makers]] = {
     "x-transformers": _x_transformers,
     "kornia": _kornia,
     "diffusers": _diffusers,
+    "ultralytics": enumerated.ultralytics_makers,
+    "torchvision": enumerated.torchvision_makers,
+    "timm": enumerated.timm_makers,
+    "braindecode": enumerated.braindecode_makers,
+    "spandrel": enumerated.spandrel_makers,
+    "pretrainedmodels": enumerated.pretrainedmodels_makers,
+    "few": enumerated.small_packages_makers,
+    "transformers": enumerated.transformers_makers,
 }
+
+
+# What all processes of a sweep share.
+IMPORTS = """
+    benchmarks.wild benchmarks.networks.enumerated segmentation_models_pytorch pytorchcv.model_provider vit_pytorch
+    monai.networks.nets deepctr_torch.models torchaudio.models x_transformers kornia.feature torch.export
+    diffusers.models.modeling_utils diffusers.models.unets.unet_2d_condition transformers.modeling_utils
+    transformers.models.auto.modeling_auto ultralytics.nn.tasks braindecode.models spandrel
+""".split()
 
 
 def _first_of_each(names: Iterable[str], family: Callable[[str], str]) -> list[str]:
     return list({family(name): name for name in reversed(list(names))}.values())[::-1]
-
-
-def _modules(package: ModuleType) -> Iterator[ModuleType]:
-    for found in pkgutil.iter_modules(package.__path__):
-        try:
-            yield importlib.import_module(f"{package.__name__}.{found.name}")
-        except ImportError:  # it asks for a package of its own
-            continue

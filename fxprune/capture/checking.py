@@ -13,7 +13,6 @@ from torch import nn
 from torch.ao.nn.quantized import FloatFunctional, FXFloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
@@ -26,7 +25,6 @@ from fxprune.errors import ModelError, SampleError
 from fxprune.util.copies import meet, private_copy
 from fxprune.util.modes import switch
 
-_NORMS = (parametrizations._WeightNorm, parametrizations._SpectralNorm)
 _NORM_HOOKS = (WeightNorm, SpectralNorm)
 # Those of the forward are traced with it.
 _HOOKS = {"_backward_hooks": "a backward hook", "_backward_pre_hooks": "a backward pre-hook"}
@@ -46,7 +44,6 @@ def check_model(model: nn.Module) -> None:
         where = path or "the model"
         _check_kind(where, module)
         _check_hooks(where, module)
-        _check_parametrizations(where, module)
     _check_names(model)
     _check_memory(model)
     weights = {name for name, _ in model.named_parameters()}
@@ -119,16 +116,6 @@ def traced_hooks(model: nn.Module) -> list[str]:
     """The modules with hooks that run in a forward, torch's own norms of weights aside."""
     held = ((path, (*m._forward_pre_hooks.values(), *m._forward_hooks.values())) for path, m in model.named_modules())
     return [path or "the model" for path, hooks in held if any(not isinstance(h, _NORM_HOOKS) for h in hooks)]
-
-
-def _check_parametrizations(where: str, module: nn.Module) -> None:
-    for name, chain in getattr(module, "parametrizations", {}).items():
-        other = [type(p).__name__ for p in chain if not isinstance(p, _NORMS)]
-        if other:
-            raise ModelError(
-                f"{where}.{name} has the parametrization {other[0]}: only weight norm and spectral norm are known; "
-                "bake it in with torch.nn.utils.parametrize.remove_parametrizations"
-            )
 
 
 def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:

@@ -55,10 +55,8 @@ def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, A
         return _linear_of(*args[:2])
     if name == "cat" and not kwargs:
         return _joined(args[0], args[1] if len(args) > 1 else 0)
-    if name == "softmax":
-        return _softmax(*args, **kwargs)
-    if name == "layer_norm":
-        return _normalised(*args, **kwargs)
+    if name in _FUNCTIONS:
+        return _FUNCTIONS[name](*args, **kwargs)
     if name == "scaled_dot_product_attention" and len(args) == 3 and kwargs.keys() <= {"dropout_p"}:
         return _attention(*args)
     if name == "_grouped_mm" and len(args) == 2 and args[1].dim() == 3 and kwargs.get("out_dtype") is None:
@@ -78,6 +76,26 @@ def _is_plain(*tensors: Any) -> bool:
         and t.dtype == tensors[0].dtype
         for t in tensors
     )
+
+
+def _signal(
+    spectrum: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    *args: Any,
+    center: bool = True,
+    length: int | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """What ``istft`` gives; its kernel looks whether the windows add up to zero somewhere."""
+    if len(args) > 2 or not spectrum.is_meta or kwargs.get("return_complex"):
+        return None
+    dims = 2 if spectrum.is_complex() else 3
+    frames = spectrum.shape[-1 if dims == 2 else -2]
+    hop = n_fft // 4 if hop_length is None else hop_length
+    size = n_fft + hop * (frames - 1) - (2 * (n_fft // 2) if center else 0)
+    real = spectrum.real if dims == 2 else spectrum
+    return real.new_empty(*spectrum.shape[:-dims], size if length is None else length)
 
 
 # -- modules ----------------------------------------------------------------------------------------------------------
@@ -303,3 +321,6 @@ class KnownValues:
             return args
         numbers = {id(m): self.answer("__getitem__", m).nonzero().flatten() for m in masks}
         return tensor, tuple(numbers.get(id(item), item) for item in items)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"softmax": _softmax, "layer_norm": _normalised, "istft": _signal}

@@ -1,8 +1,8 @@
 """The Python code that a model's forward may run, and what it shares with the rest of the process.
 
 Found by name: from the methods of the model's classes to the functions, classes and objects that their code names, in
-closures too. Methods count as soon as any of that code uses their name. Torch, numpy and Python's own library are left
-out.
+closures too. Methods count as soon as any of that code uses their name. Torch, numpy, sympy and Python's own library
+are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from torch import nn
 
 from fxprune.capture.objects import held_leaves
 
-_LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", __name__.partition(".")[0]})
+# Sympy computes with symbols, for torch's compiler, and has as much code as the rest together.
+_LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "mpmath", __name__.partition(".")[0]})
 _CONTAINERS = (dict, list, set, deque)
 # Tables of more entries are registries, of which a forward uses few.
 _MOST_ENTRIES = 64
@@ -104,7 +105,7 @@ class Reachable:
             self._visit_class(value)
         elif isinstance(value, _CONTAINERS):
             self.containers.append(value)
-            items = list(value.values()) if isinstance(value, dict) else list(value)
+            items = _held(value)
             self._pending += [v for v in items if not _is_data(v)] if len(items) <= _MOST_ENTRIES else []
         else:
             self._visit_object(value)
@@ -157,7 +158,10 @@ class Reachable:
         root = _root(type(value).__module__)
         if root not in _LEFT_OUT:
             self._pending.append(type(value))
-        held = getattr(value, "__dict__", None)
+        try:
+            held = object.__getattribute__(value, "__dict__")  # without code of its own, which may raise anything
+        except AttributeError:
+            return
         if (
             isinstance(held, dict)
             and not isinstance(value, nn.Module)
@@ -184,7 +188,9 @@ def _held(holder: Any) -> list[Any]:
         return [holder.cell_contents]
     if isinstance(holder, type):
         return list(vars(holder).values())
-    return list(dict.values(holder) if isinstance(holder, dict) else holder)
+    if isinstance(holder, dict):
+        return list(dict.values(holder))  # not by its own method, which may import a library to answer
+    return list(_plain_kind(holder).__iter__(holder))
 
 
 def _root(module: Any) -> str:
@@ -195,7 +201,7 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, (str, int, float, bytes, type(None), torch.Tensor, torch.dtype, torch.device))
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=65536)
 def names_in(code: types.CodeType) -> frozenset[str]:
     """The names of globals and attributes that code uses, inner functions included."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
@@ -279,9 +285,13 @@ def _matters(*values: Any) -> bool:
     return any(True for value in values for _ in held_leaves(value, 6))
 
 
+def _plain_kind(container: Any) -> Any:
+    return next(k for k in _CONTAINERS if isinstance(container, k))
+
+
 def _copied(container: Any) -> Any:
-    kind = next(k for k in _CONTAINERS if isinstance(container, k))
-    return kind(container.items()) if kind is dict else kind(container)
+    kind = _plain_kind(container)
+    return kind(dict.items(container)) if kind is dict else kind(kind.__iter__(container))
 
 
 def _restore(container: Any, contents: Any) -> None:
@@ -308,7 +318,7 @@ def _without(items: Any, others: Any) -> list[Any]:
     return [item for item in items if id(item) not in known]
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=65536)
 def _global_names(code: types.CodeType) -> frozenset[str]:
     """Globals that code gives another value."""
     stored: set[str] = set()

@@ -90,6 +90,14 @@ def softmax(call: Call) -> None:
     call.result = axes
 
 
+@rule("renorm", "input, p, dim, maxnorm")
+def limited_norm(call: Call) -> None:
+    """Each slice of ``dim`` has at most that norm."""
+    axes, dim = call.tensor("input"), call.dim()
+    call.crosses((*axes[:dim], *axes[dim + 1 :]))
+    call.result = axes
+
+
 @rule("normalize", "input, p=2.0, dim=1")
 def normalize(call: Call) -> None:
     axes = call.tensor("input")

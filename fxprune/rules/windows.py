@@ -181,6 +181,17 @@ def fold(call: Call) -> None:
     call.result = (*axes[:-2], channels, call.fixed(shape[-2], _WINDOW), call.fixed(shape[-1], _WINDOW))
 
 
+@rule("stft istft", "input, n_fft, hop_length=None, win_length=None, window=None")
+def short_time_fourier(call: Call) -> None:
+    """Signals, (..., time), to spectra, (..., frequencies, frames), as complex numbers or as pairs; and back."""
+    axes = call.tensor("input")
+    kept = (len(axes) if call.name == "stft" else len(call.output_shape)) - 1
+    call.pin_all(axes[kept:], _WINDOW)
+    if call.has("window"):
+        call.pin_all(call.tensor("window"), _WINDOW)
+    call.result = (*axes[:kept], *(call.fixed(s, _WINDOW) for s in call.output_shape[kept:]))
+
+
 @rule("pixel_shuffle", "input, upscale_factor")
 def pixel_shuffle(call: Call) -> None:
     axes, factor = call.tensor("input"), int(call.number("upscale_factor"))

@@ -86,6 +86,7 @@ _ALONG_CHANNELS: dict[str, Op] = {
     "special softmax": lambda h: torch.special.softmax(h, 1) + torch.special.log_softmax(h, 1),
     "log_softmax": lambda h: torch.log_softmax(h, 1),
     "softmin": lambda h: F.softmin(h, dim=1),
+    "renorm": lambda h: h.renorm(2, 0, 1.5),
     "normalize": lambda h: F.normalize(h, dim=1),
     "normalize, p of one": lambda h: F.normalize(h, p=1.0, dim=1),
     "cumsum": lambda h: h.cumsum(1),

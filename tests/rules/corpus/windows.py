@@ -81,6 +81,19 @@ def _sampled(h: Tensor) -> Tensor:
     return F.grid_sample(h, grid, align_corners=False)
 
 
+def _through_spectra(h: Tensor) -> Tensor:
+    """Each channel's signal as a spectrum, damped and turned back."""
+    window = torch.ones(4, dtype=h.dtype)
+    spectra = torch.stft(h.flatten(0, 1), 4, 2, window=window, return_complex=True)
+    return torch.istft(spectra * 0.5, 4, 2, window=window, length=h.shape[-1]).view(h.shape) + h
+
+
+def _magnitudes(h: Tensor) -> Tensor:
+    window = torch.ones(4, dtype=h.dtype)
+    spectra = torch.stft(h.flatten(0, 1), 4, 2, window=window, return_complex=True).abs()
+    return spectra.view(*h.shape[:2], *spectra.shape[1:]).flatten(2)
+
+
 def _fractional(rank: int) -> Op:
     """With the samples given, one for each channel; otherwise it is random."""
     function = getattr(F, f"fractional_max_pool{rank}d")
@@ -141,6 +154,8 @@ _MOVES: dict[str, tuple[Layout, Op]] = {
     "interpolate, bicubic": (IMAGE, lambda h: F.interpolate(h, scale_factor=(2, 1.5), mode="bicubic")),
     "upsample": (IMAGE, lambda h: F.upsample(h, scale_factor=2, mode="nearest")),
     "grid_sample": (IMAGE, _sampled),
+    "stft and istft": (SERIES, _through_spectra),
+    "stft": (SERIES, _magnitudes),
 }
 _MODULES: dict[str, tuple[Layout, Callable[[], nn.Module]]] = {
     "ZeroPad2d": (IMAGE, lambda: nn.ZeroPad2d((1, 0, 1, 0))),
