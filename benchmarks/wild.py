@@ -124,7 +124,7 @@ def main(
     ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
     limit_seconds: Annotated[float, typer.Option(help="Processor time that a network may take.")] = 60,
     memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = 8,
-    again: Annotated[str, typer.Option(help="Repeat those whose failure or verdict has this in it.")] = "",
+    again: Annotated[str, typer.Option(help="Repeat those whose failure or verdict fits this pattern.")] = "",
     out: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("benchmarks/results"),
     page_only: Annotated[bool, typer.Option("--page-only", help="Write the page of what is measured.")] = False,
 ) -> None:
@@ -132,7 +132,7 @@ def main(
     table = ResumableTable(out / "wild.csv", COLUMNS)
     names = [] if page_only else wild_names(packages.split(",") if packages else PACKAGES)
     if again:
-        table.forget(lambda row: any(again in row[name] for name in ("failure", *_VERDICTS)))
+        table.forget(lambda row: any(re.search(again, row[name]) for name in ("failure", *_VERDICTS)))
     share_imports(*IMPORTS)
     Sweep(cover, row_of, _WAITS * limit_seconds, {"ratio": ratio}, memory_gib, limit_seconds).run(names, table)
     rows = list(table.rows.values())

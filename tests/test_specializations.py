@@ -92,6 +92,30 @@ def test_every_way_is_that_of_the_masked_original(options: dict[str, Any]) -> No
         torch.testing.assert_close(pruned(x), expected(x))
 
 
+class Anchored(nn.Module):
+    """Positions are kept for the sizes of the last call, and made anew for others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.shape, self.anchors = torch.Size(), torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.last(self.first(x).relu())
+        if self.shape != h.shape:
+            self.shape, self.anchors = h.shape, torch.arange(h.shape[-1], dtype=h.dtype, device=h.device)
+        return h + self.anchors
+
+
+@pytest.mark.parametrize("size", [(2, 3, 8, 8), (1, 3, 8, 8), (6, 3, 8, 8), (2, 3, 8, 6), (2, 3, 6, 8), (5, 3, 9, 7)])
+def test_what_is_kept_for_the_sizes_of_the_last_call_is_made_anew(size: tuple[int, ...]) -> None:
+    model, sample = Anchored().eval(), torch.randn(2, 3, 8, 8)
+    model(sample)
+    pruned = fxprune.compile(model, sample, 0.5)
+    x = torch.randn(size)
+    torch.testing.assert_close(pruned(x), masked(model, pruned)(x))
+
+
 def test_the_proof_runs_every_graph() -> None:
     proof = fxprune.report(compiled(verify="full")[1]).proof
     assert proof is not None

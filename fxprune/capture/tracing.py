@@ -304,9 +304,10 @@ def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) 
 
 
 def _of_one(sample: Sample) -> Iterator[Sample]:
-    """The sample with a batch of one (or two, where it is one), and with sequences of one step and of half of them."""
+    """The sample with a batch of one (or two) and one more, and with sequences of one step and of half of them."""
     batch, steps = sample.batch_size, _lengths(sample)
-    batches = [batch, 2 if batch == 1 else 1] if batch is not None else [None]
+    # One more than two, because what was kept for the last batch's size is computed again for all but that.
+    batches = [batch, 2 if batch == 1 else 1, max(batch, 2) + 1] if batch is not None else [None]
     lengths = [None, 1, (max(steps) + 1) // 2] if len(steps) == 1 else [None]
     for length in lengths:
         for rows in batches:
@@ -328,12 +329,12 @@ def _cut(tensor: torch.Tensor, rows: int | None, length: int | None, steps: set[
 
 
 def _resized(sample: Sample) -> Iterator[Sample]:
-    """The sample with images of other sizes: half of it, the next multiple of 32, and a quarter last."""
+    """The sample with images of other sizes: half of it, the next multiple of 32, half as wide, and a quarter last."""
     sides = [size for tensor in sample.tensors if is_image(tensor) for size in tensor.shape[-2:]]
     if not sides:
         return
     half, most, whole = min(sides) // 2, 3 * min(sides) // 4, 32 - min(sides) % 32
-    for higher, wider in ((-half, -half), (whole, whole), *_DIFFERENCES, (-most, -most)):
+    for higher, wider in ((-half, -half), (whole, whole), (0, -half), *_DIFFERENCES, (-most, -most)):
         if min(sides) + min(higher, wider) > 0:
             yield sample.map(partial(_changed, higher=higher, wider=wider))
 
