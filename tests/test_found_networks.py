@@ -343,3 +343,20 @@ class AsksStridesOfOne(nn.Module):
 def test_strides_of_dims_of_one_are_not_answered() -> None:
     with pytest.raises(fxprune.errors.FxpruneError, match="a dim of one"):
         fxprune.compile(AsksStridesOfOne().eval(), torch.randn(2, 4, 2), 0.5)
+
+
+class ListedConstants(nn.Module):
+    """Numbers written as lists are rounded to single precision before a function takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu() * torch.sqrt(torch.FloatTensor([0.5]).to(x.device))
+        return self.last(h) * torch.tensor([0.3] * 4).cos()
+
+
+def test_constants_of_one_number_are_alike_in_a_graph_and_in_its_source() -> None:
+    pruned = fxprune.compile(ListedConstants().eval(), torch.randn(3, 6), 0.5)
+    assert fxprune.report(pruned).proof is not None

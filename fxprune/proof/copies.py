@@ -68,7 +68,7 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
     Raises:
         ProofError: the module cannot be copied.
     """
-    made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not _is_filled(t)}
+    made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not is_filled(t)}
     try:
         duplicate = deep_copy(module, lambda t: _fresh(t, t.dtype if id(t) in made else dtype))
     except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
@@ -97,7 +97,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _is_filled(tensor: Tensor) -> bool:
+def is_filled(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and bool((tensor == tensor.flatten()[0]).all())
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.capture.reachable import forget
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import Leaves, leaves_of
-from fxprune.proof.copies import promoted
+from fxprune.proof.copies import is_filled, promoted
 from fxprune.proof.nan_carrying import NanCarrying
 from fxprune.proof.nan_carrying.calls import tensors_among
 from fxprune.proof.nan_carrying.contractions import by_groups
@@ -68,7 +68,9 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # With one row and gradients that lie channels last, its kernel sums up other entries.
             args = (args[0].contiguous(), *args[1:])
         result = func(*args, **kwargs)
-        return self._widen(result) if func._schema.name in _CONSTANT else result
+        # A copy widens what a trace holds of one number alone, whether a list gave it or a factory.
+        listed = func is torch.ops.aten.lift_fresh.default and is_filled(result)
+        return self._widen(result) if listed or func._schema.name in _CONSTANT else result
 
     def _widen(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._dtype) if tensor.dtype in self._narrow else tensor

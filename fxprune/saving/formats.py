@@ -16,6 +16,8 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import TensorArgument
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
@@ -62,11 +64,30 @@ def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:
 
 def _called(network: fx.GraphModule) -> nn.Module:
     """The parts of a graph with its code as the forward of a plain module, which torch.export runs as written."""
-    made = fx.GraphModule(network, copied_graph(network.graph))
+    graph = copied_graph(network.graph)
+    for node in graph.nodes:
+        node.target = _BY_DATA.get(node.target, node.target)
+    made = fx.GraphModule(network, graph)
     called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
         vars(called)[held] = vars(network)[held]
     return called
+
+
+def _whole(number: Any) -> Any:
+    """``int``, which would ask torch for the value of a number that tensors hold, where the number is whole already."""
+    return number if isinstance(number, torch.SymInt) else int(number)
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Attention that checks a mask as long as data say against the keys, as torch does not ask then."""
+    if attn_mask is not None and free_unbacked_symbols(attn_mask.shape[-1]):
+        torch._check(attn_mask.shape[-1] == key.shape[-2])
+    return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+
+
+# Functions that ask for sizes which data decide, and what an exported graph has in their place.
+_BY_DATA: dict[Any, Any] = {int: _whole, scaled_dot_product_attention: _attention}
 
 
 Run = Callable[[Sample], Leaves]

@@ -465,3 +465,27 @@ def test_a_size_among_the_outputs_is_refused_in_our_words(tmp_path: Path) -> Non
 
     with pytest.raises(ExportError, match="more than tensors"):
         fxprune.export(pruned(Sized, torch.randn(2, 3, 8, 8)), tmp_path / "net.onnx")
+
+
+class Padded(nn.Module):
+    """Attention under a mask that is as long as the longest of the sequences says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.attention = nn.Linear(8, 16), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.outer = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        longest = int(lengths.max().item())
+        mask = torch.arange(longest, device=lengths.device).expand(len(lengths), longest) >= lengths[:, None]
+        h = self.attention(x, x, x, key_padding_mask=mask, need_weights=False)[0]
+        return self.outer(self.inner(h).relu())
+
+
+def test_a_mask_as_long_as_data_say_is_exported(tmp_path: Path) -> None:
+    model, x = Padded().eval(), torch.randn(2, 5, 8)
+    pruned = fxprune.compile(model, (x, torch.tensor([5, 3])), 0.3)
+    fxprune.export(pruned, tmp_path / "net.pt2", sample_input=(x, torch.tensor([5, 3])))
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    other = torch.randn(2, 5, 8), torch.tensor([2, 5])
+    torch.testing.assert_close(loaded(*other), pruned(*other))
