@@ -194,7 +194,9 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
     mine: list[types.FunctionType] = []
     try:
         with _LOCK:
-            mine.extend(function for function in functions if _change(function))
+            for function in functions:
+                _change(function)
+                mine.append(function)
         yield
     finally:
         with _LOCK:
@@ -202,14 +204,11 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
                 _change_back(function)
 
 
-def _change(function: types.FunctionType) -> bool:
+def _change(function: types.FunctionType) -> None:
     count, original = _changed.get(function, (0, function.__code__))
-    if not count:
-        if not (renames := _renames(original, function.__globals__)):
-            return False
+    if not count and (renames := _renames(original, function.__globals__)):
         function.__code__ = _with_variants(original, frozenset(renames.items()))
     _changed[function] = count + 1, original
-    return True
 
 
 def _change_back(function: types.FunctionType) -> None:
@@ -234,7 +233,7 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
     return found
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=4096)
 def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str, bool]]]) -> types.CodeType:
     """The same code, inner functions included, in which loads of global names load variants."""
     known = dict(renames)
