@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,14 @@ from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError
-from fxprune.rules.call import Call, Ledger, TensorName, fixed_axes
-from fxprune.rules.ops import canonical_name
+from fxprune.rules.call import Call, Ledger, TensorName, concrete, fixed_axes
+from fxprune.rules.ops import MOVES, canonical_name, writes_in_place
 from fxprune.rules.probing import PROBED, is_probed
 from fxprune.rules.registry import ModuleForm, Rule, bind, find_module_form, find_rule
 from fxprune.util.paths import ModelPaths
+
+# What asks about a tensor and not for its values.
+_ABOUT = (getattr, "size", "dim", "numel")
 
 
 @dataclass
@@ -94,6 +97,8 @@ class Analyzer:
         if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
             if value is None:
                 self._pin_arguments(node, self._border("output"))
+            if node.target not in _ABOUT:
+                self._pin_numbers(node)
             return None
         return self._apply_rule(node)
 
@@ -104,7 +109,7 @@ class Analyzer:
             for part in (node, tensor):
                 self._pin_arguments(part, "the forward asks for the memory format of a part of a tensor")
             node, tensor = tensor, tensor.all_input_nodes[0]
-        self._call(node)[0].keeps_two(_flat(self.axes[tensor]))  # a dim of one element has no order
+        self._call(node)[0].keeps(flat_axes(self.axes[tensor]))  # a dim of one element has no order
 
     def _border(self, side: str) -> str:
         whose = f"the {side} of {self._part}, which an opaque module calls" if self._part else f"the network's {side}"
@@ -117,10 +122,36 @@ class Analyzer:
         try:
             rule.axes(call)
             _check_sizes(call)
+            self._follow_numbers(call)
         except (AnalysisError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
             return self._refuse(call, f"this use of it is not understood ({type(error).__name__}: {error})")
         self.calls[node] = call
         return call.result
+
+    def _follow_numbers(self, call: Call) -> None:
+        """Numbers of elements that are only moved number the same; the axis stays if they are read in another way."""
+        node, numbers = call.node, self.ledger.numbers
+        source = node.args[0] if node.args else None
+        if (
+            isinstance(source, fx.Node)
+            and source in numbers
+            and source not in call.understood
+            and call.name in MOVES
+            and not writes_in_place(node)
+        ):
+            axis = numbers[source]
+            call.understood.add(source)
+            if isinstance(axis, list):
+                numbers[node] = axis[int(concrete(node.args[1]))]
+            else:
+                call.gives_numbers(*[axis] * (1 if isinstance(call.value, torch.Tensor) else len(call.value)))
+        self._pin_numbers(node, call.understood)
+
+    def _pin_numbers(self, node: fx.Node, understood: Collection[fx.Node] = ()) -> None:
+        cause = Cause(node.name, _op_in_words(node, canonical_name(node.target)), node.meta.get("source", ""))
+        for given in node.all_input_nodes:
+            if given in self.ledger.numbers and given not in understood:
+                self.solver_pin(flat_axes(self.ledger.numbers[given]), "its elements are told apart by number", cause)
 
     def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
         name, arguments, rule = self._bound(node)
@@ -192,7 +223,7 @@ class Analyzer:
     def _pin_arguments(self, node: fx.Node, reason: str) -> None:
         cause = Cause(node.name, _op_in_words(node, str(node.op)), node.meta.get("source", ""))
         for argument in node.all_input_nodes:
-            self.solver_pin(_flat(self.axes[argument]), reason, cause)
+            self.solver_pin(flat_axes([self.axes[argument], self.ledger.numbers.get(argument)]), reason, cause)
 
     def solver_pin(self, axes: Iterable[Axis], reason: str, cause: Cause) -> None:
         """Pin several axes."""
@@ -219,13 +250,13 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
 
 
-def _flat(axes: Any) -> list[Axis]:
+def flat_axes(axes: Any) -> list[Axis]:
     if axes is None:
         return []
     if isinstance(axes, (list, tuple)):
-        return [a for item in axes for a in _flat(item)]
+        return [a for item in axes for a in flat_axes(item)]
     if isinstance(axes, dict):
-        return [a for item in axes.values() for a in _flat(item)]
+        return [a for item in axes.values() for a in flat_axes(item)]
     return [axes]
 
 

@@ -39,7 +39,7 @@ class Group:
 
     ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal equals the same network made
     narrower, not the masked one. ``crosses_add``: two activations are joined element by element in it (a residual
-    stream or a gate of one).
+    stream or a gate of one). ``numbered``: the network itself picks channels of it by number, as a router does experts.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Group:
     members: tuple[Member, ...]
     crosses_norm: bool = False
     crosses_add: bool = False
+    numbered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

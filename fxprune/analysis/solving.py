@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxprune.analysis.analyzer import Analyzer
+from fxprune.analysis.analyzer import Analyzer, flat_axes
 from fxprune.analysis.drawing import as_svg, draw_network
 from fxprune.analysis.groups import Group, Member, PinnedWidth, channel_graph, position, with_unique_names
 from fxprune.analysis.listing import Explainer, network_text
@@ -35,7 +35,8 @@ class ChannelGraph:
         opaque: ops that were not understood.
         activations: the distinct axes of activations that gather elements of others, so that they might lose all
             elements while every group keeps some; none may.
-        pairs: axes that must keep two elements, because an op does something else with one.
+        fewest: axes that must keep some number of elements, because an op fails or does something else with fewer.
+        numbered: axes whose elements tensors of the graph number, such as the experts that a router chose.
         constants: tensors made while tracing, by name.
         mac_terms: by node the terms of ``macs`` that are its own.
         measured: cost models that need a run of the network, by the name of their budget; empty before it.
@@ -65,7 +66,8 @@ class ChannelGraph:
         shown = {serial: (self._selections.get(n, n), d) for serial, (n, d) in self._variables.items()}
         self._explainer = Explainer(self._ties, analyzer.tensors, shown, self.captured.first_name)
         self.activations = self._activation_axes()
-        self.pairs = tuple(dict.fromkeys(map(resolve, analyzer.ledger.pairs)))
+        self.fewest = tuple(dict.fromkeys((resolve(axis), count) for axis, count in analyzer.ledger.fewest))
+        self.numbered = tuple(map(resolve, flat_axes([*analyzer.ledger.numbers.values()])))
         self.groups = self._solve_groups(analyzer.ledger)
         self.pinned = self._pinned_widths(analyzer.ledger)
         self.macs = tuple(
@@ -127,6 +129,7 @@ class ChannelGraph:
     def _solve_groups(self, ledger: Ledger) -> tuple[Group, ...]:
         crossed = self._roots(c.axis for c in ledger.crossings)
         joined = self._roots(ledger.joins)
+        numbered = self._roots(self.numbered)
         found: dict[int, list[Member]] = {}
         for component in self._ties.components():
             root = next(iter(component))[1]
@@ -137,18 +140,16 @@ class ChannelGraph:
                 Member(t, d, ledger.roles.get((t, d), "other"), self.tensors[t][d]) for t, d in places
             )
         order = {name: i for i, name in enumerate(self.shapes)}
-        groups = [self._group(root, members, order, crossed, joined) for root, members in found.items()]
+        groups = [self._group(members, order, root, crossed, joined, numbered) for root, members in found.items()]
         groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, position(g)))
         return tuple(with_unique_names(groups))
 
-    def _group(
-        self, root: int, members: list[Member], order: Mapping[str, int], crossed: set[int], joined: set[int]
-    ) -> Group:
+    def _group(self, members: list[Member], order: Mapping[str, int], root: int, *traits: set[int]) -> Group:
         members.sort(key=lambda m: (m.role not in ("out", "selection"), order[m.tensor], m.dim))
         first = members[0]
         variable = next(v for v in variables(first.axis) if v.serial == root)
         name = self._selections.get(first.tensor, first.tensor.removesuffix(".weight"))
-        return Group(name, variable, variable.size, tuple(members), root in crossed, root in joined)
+        return Group(name, variable, variable.size, tuple(members), *(root in roots for roots in traits))
 
     def _activation_axes(self) -> tuple[Axis, ...]:
         found: dict[int, Axis] = {}

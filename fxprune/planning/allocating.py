@@ -70,7 +70,7 @@ def frugal_staircase(
 def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
     """Per group the channels that keep every tensor dim and every contracted dim from becoming empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
-    protected = protected_channels(_axes(graph), free, graph.pairs)
+    protected = protected_channels(_axes(graph), free, graph.fewest)
     none = {group: np.zeros(group.size, dtype=np.bool_) for group in limits.frozen}
     return {group: none[group] if group in none else protected[group.variable] for group in graph.groups}
 
@@ -157,6 +157,8 @@ def _as_good(levels: IntArray, group: int, goals: Sequence[Goal]) -> bool:
 
 
 Scores = Mapping[Group, FloatArray]
+# Each token is sent to as many experts whatever their number: for these budgets they weigh nothing.
+_OF_TIME = frozenset(("macs", "latency"))
 
 
 def allocate(
@@ -181,6 +183,8 @@ def allocate(
     that what stays is nested ("memory" and "latency" are no sums over steps: there, steps that save nothing in the end
     are given back). With "latency" steps are as large as the multiple that kernels round widths up to.
 
+    Whole experts, and whatever else the network picks by number, go for other budgets than those of time alone.
+
     Args:
         graph: the channel graph.
         scores: per group one number per channel, higher = keep; or a selection, whose knob is set to meet the (first)
@@ -197,7 +201,9 @@ def allocate(
     """
     _check_choice("scope", scope, ("global", "uniform"))
     _check_choice("alike", alike, ("free", "equal"))
-
+    goals = {} if isinstance(ratio, Mapping) else goals_of(ratio, budget)
+    if goals and goals.keys() <= _OF_TIME:
+        exclude = [*exclude, *(group.name for group in graph.groups if group.numbered)]
     limits = functools.partial(
         limits_of,
         graph,
@@ -209,7 +215,7 @@ def allocate(
     )
     if isinstance(ratio, Mapping):
         return _shares_removed(graph, scores, ratio, limits(multiple=1))
-    task = _Task(graph, scores, goals_of(ratio, budget))
+    task = _Task(graph, scores, goals)
     while True:
         tried = limits(multiple=multiple, vectors=task.vectors)
         stairs, values = task.stairs(tried)

@@ -211,7 +211,9 @@ def _most(share: object, group: Group) -> int:
 def _in_words(
     graph: ChannelGraph, frozen: frozenset[Group], round_to: Count | str, min_channels: Count, max_ratio: Share
 ) -> tuple[str, ...]:
-    notes = [f"{len(frozen)} of {len(graph.groups)} groups kept whole by exclude or residual"] if frozen else []
+    notes = (
+        [f"{len(frozen)} of {len(graph.groups)} groups kept whole by exclude, residual or the budget"] if frozen else []
+    )
     for name, value in (("round_to", round_to), ("min_channels", min_channels), ("max_ratio", max_ratio)):
         if callable(value) or isinstance(value, Mapping):
             notes.append(f"{name} of single groups")

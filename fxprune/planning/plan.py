@@ -212,8 +212,12 @@ def _keep(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep
 def _check_activations(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
     if not all(kept_mask(axis, masks).any() for axis in graph.activations):
         raise PlanError("the plan leaves an activation without any channel: keep some of those that are sliced out")
-    if not all(kept_mask(axis, masks).sum() > 1 for axis in graph.pairs):
-        raise PlanError("the plan leaves one channel where squeeze(), a variance or a norm needs two: keep one more")
+    for axis, fewest in graph.fewest:
+        if kept_mask(axis, masks).sum() < fewest:
+            raise PlanError(
+                f"the plan leaves fewer than {fewest} channels where an op (squeeze, topk, a variance or a norm) needs "
+                "as many: keep more"
+            )
 
 
 def _indices(mask: Mask) -> Tensor | None:

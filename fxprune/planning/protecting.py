@@ -26,9 +26,9 @@ FloatArray = NDArray[np.float64]
 
 
 def protected_channels(
-    axes: Iterable[Axis], preference: Mapping[Channels, FloatArray], pairs: Iterable[Axis] = ()
+    axes: Iterable[Axis], preference: Mapping[Channels, FloatArray], fewest: Iterable[tuple[Axis, int]] = ()
 ) -> dict[Channels, Mask]:
-    """For every variable a mask of channels to keep: with them, each axis has an element that stays, and of pairs two.
+    """For every variable a mask of channels to keep: with them, each axis has an element, those of ``fewest`` as many.
 
     Few are chosen: the channel that serves most axes at risk first, among equals the one of highest preference (and
     lowest index), until every axis is served. ``preference`` has one number per channel of each variable that may be
@@ -42,8 +42,8 @@ def protected_channels(
         best = int(np.lexsort((-np.arange(len(serves)), channels.preference, serves))[-1])
         channels.chosen[best] = True
         pending = [ids for ids in pending if not channels.chosen[ids].any()]
-    for axis in pairs:
-        channels.keep_two(axis)
+    for axis, count in fewest:
+        channels.keep_some(axis, count)
     return channels.masks()
 
 
@@ -62,13 +62,13 @@ class _AllChannels:
     def masks(self) -> dict[Channels, Mask]:
         return {v: self.chosen[start : start + v.size] for v, start in self._starts.items()}
 
-    def keep_two(self, axis: Axis) -> None:
-        """Choose the channels of two elements: those chosen already, else whose weakest channel is preferred most."""
+    def keep_some(self, axis: Axis, count: int) -> None:
+        """Choose the channels of elements: those chosen already, else whose weakest channel is preferred most."""
         needs = self._needs(axis)
         if needs:
             preference = np.where(self.chosen, np.inf, self.preference)
             weakest = np.min([np.where(ids >= 0, preference[ids], np.inf) for ids in needs], axis=0)
-            for element in np.argsort(-weakest, kind="stable")[:2]:
+            for element in np.argsort(-weakest, kind="stable")[:count]:
                 self.chosen[[ids[element] for ids in needs if ids[element] >= 0]] = True
 
     def _needs(self, axis: Axis) -> list[IndexArray]:

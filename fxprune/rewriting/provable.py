@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
@@ -41,6 +41,8 @@ def prove_plan(
     pairs = pairs_of(graph, masks, pruned, certificates)
     steps = check_structure(pairs)
     note, seed, untrained = "", setting(plan, "seed", 0), _untrained(graph)
+    if any(not kept_mask(axis, masks).all() for axis in graph.numbered):
+        note, level = "proven as a whole, because the elements that are left have other numbers", "full"
     if level is True:
         try:
             return prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained, steps=steps)

@@ -35,11 +35,16 @@ class Crossing:
 
 @dataclass
 class Ledger:
-    """What the rules of one analysis write down besides the dependencies."""
+    """What the rules of one analysis write down besides the dependencies.
+
+    ``fewest``: axes that must keep some number of elements. ``numbers``: by node the axis whose elements its values
+    number, as those of ``topk`` do; a list of such axes, or None, where it gives several tensors.
+    """
 
     crossings: list[Crossing] = field(default_factory=list)
     joins: list[Axis] = field(default_factory=list)
-    pairs: list[Axis] = field(default_factory=list)
+    fewest: list[tuple[Axis, int]] = field(default_factory=list)
+    numbers: dict[fx.Node, Any] = field(default_factory=dict)
     macs: list[tuple[fx.Node, float, Axes]] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     data: set[fx.Node] = field(default_factory=set)
@@ -74,6 +79,7 @@ class Call:
     attribute_of: Callable[[str], torch.Tensor]
     result: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
+    understood: set[fx.Node] = field(default_factory=set)
 
     def has(self, name: str) -> bool:
         """Whether the argument is a tensor."""
@@ -149,6 +155,13 @@ class Call:
                 return True
         return False
 
+    def numbered_by(self, value: Any) -> Axis | None:
+        """The axis whose elements a tensor argument numbers. The rule that asks speaks for it; else the axis stays."""
+        axis: Axis | None = self.ledger.numbers.get(value) if isinstance(value, fx.Node) else None
+        if axis is not None:
+            self.understood.add(value)
+        return axis
+
     def fresh(self, size: int, dim: int = 0) -> Axis:
         """A new variable, born in dim ``dim`` of this node's output."""
         return self.solver.fresh(int(size), Origin(self.node.name, dim))
@@ -194,9 +207,22 @@ class Call:
         """Note that two activations meet element by element on these axes."""
         self.ledger.joins.extend(a for a in axes if not isinstance(a, Fixed))
 
-    def keeps_two(self, axes: Iterable[Axis]) -> None:
-        """Note that the op does something else with one element on these axes than with several."""
-        self.ledger.pairs.extend(a for a in axes if a.size > 1 and not isinstance(a, Fixed))
+    def keeps(self, axes: Iterable[Axis], fewest: int = 2) -> None:
+        """Note that the op fails, or does something else, with fewer elements on these axes."""
+        self.ledger.fewest.extend((a, fewest) for a in axes if a.size >= fewest > 1 and not isinstance(a, Fixed))
+
+    def gives_numbers(self, *axes: Axis | None) -> None:
+        """Note for each tensor of the result whether its values number the elements of an axis."""
+        self.ledger.numbers[self.node] = axes[0] if isinstance(self.value, torch.Tensor) else list(axes)
+
+    def looked_up(self, axis: Axis, numbers: Any) -> bool:
+        """Tie an axis to the one whose elements ``numbers`` numbers; whether it could, and the axis may shrink."""
+        numbered = self.numbered_by(numbers)
+        if numbered is not None and numbered.size == axis.size:
+            self.unify(axis, numbered)
+            return True
+        self.understood.discard(numbers)
+        return False
 
     def macs(self, axes: Iterable[Axis], coefficient: float = 1.0) -> None:
         """Count ``coefficient`` times the product of the sizes of ``axes`` multiply-accumulates."""

@@ -146,7 +146,8 @@ def _literals(item: slice) -> list[int]:
 def _array(call: Call, axis: Axis, item: Any) -> Taken:
     positions = known_positions(call, item, axis.size)
     if positions is None:
-        call.pin(axis, NUMBERED)
+        if not call.looked_up(axis, item):
+            call.pin(axis, NUMBERED)
         return Taken(item, axis)
     if not cuts_alike(call, axis, int(positions.max(initial=0))):
         call.pin(axis, OTHERS)
@@ -170,7 +171,8 @@ def _take_with_arrays(call: Call, axis: Axis | None, item: Any) -> Taken:
     """One item of an index with several arrays, or an array and numbers: what they index keeps its numbering."""
     if axis is None or isinstance(item, slice):
         return _take(call, axis, item)
-    call.pin(axis, NUMBERED)
+    if not call.looked_up(axis, item):
+        call.pin(axis, NUMBERED)
     if _is_array(item):
         call.pin_all(_own_axes(call, item), "its values are positions")
     return Taken(item, axis)
@@ -197,7 +199,9 @@ def _positions(repair: Repair, taken: Taken) -> list[int]:
 
 
 def item_shrinks(repair: Repair, taken: Taken) -> bool:
-    return taken.axis is not None and repair.shrinks(taken.axis)
+    """Whether an item is to be written again; numbers that the graph computes are those of what stays."""
+    computed = taken.positions is None and taken.is_array
+    return taken.axis is not None and not computed and repair.shrinks(taken.axis)
 
 
 def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], dict[int, list[int]]]:

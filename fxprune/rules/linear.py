@@ -9,7 +9,7 @@ from math import gcd
 import torch
 from torch import nn
 
-from fxprune.axes.expressions import ONE, Axis, product
+from fxprune.axes.expressions import ONE, Axis, concat, product
 from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
@@ -159,12 +159,16 @@ def inner(call: Call) -> None:
 
 @rule("_grouped_mm", "input, mat2, offs=None, bias=None, out_dtype=None")
 def grouped_mm(call: Call) -> None:
-    """Rows (n, inner), sorted by group, times the matrix (inner, outer) of their group; or as many batches of rows."""
+    """Rows (n, inner), sorted by group, times the matrix (inner, outer) of their group; or as many batches of rows.
+
+    A group goes with the end of its rows, of which a proof shows that there are none.
+    """
     rows, matrices = call.tensor("input"), call.tensor("mat2")
     if len(matrices) != 3 or call.has("bias"):
         raise AnalysisError("groups along the sum, or a bias")
     (*front, inner), (groups, other, outer) = rows, matrices
-    call.pin(groups, "each group of rows has a matrix of its own")
+    (ends,) = call.tensor("offs") if call.has("offs") else front[:1]
+    call.unify(groups, ends)
     call.unify(inner, other)
     for axis in (inner, outer):  # the kernel wants steps of 16 bytes, in half precision too
         step = gcd(axis.size, 8)
@@ -287,7 +291,21 @@ def repair_embedding(repair: Repair) -> None:
 
 @rule("one_hot", "input, num_classes=-1")
 def one_hot(call: Call) -> None:
-    call.result = (*call.tensor("input"), call.fixed(call.output_shape[-1], "its elements are classes by number"))
+    """One class for each element that the input numbers, and perhaps others that it never says."""
+    classes, numbered = call.output_shape[-1], call.numbered_by(call.arguments["input"])
+    last = call.fixed(classes, "its elements are classes by number")
+    if numbered is not None and call.arguments["num_classes"] == classes >= numbered.size:
+        last = concat((numbered, call.fixed(classes - numbered.size, "nothing is numbered so")))
+    else:
+        call.understood.clear()
+    call.result = (*call.tensor("input"), last)
+
+
+@repairs("one_hot")
+def repair_one_hot(repair: Repair) -> None:
+    last = repair.call.result[-1]
+    if repair.shrinks(last):
+        repair.set("num_classes", repair.size(last))
 
 
 module_form(nn.Embedding, ModuleForm("embedding", lambda m: {"weight": ".weight"}))

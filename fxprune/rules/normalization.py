@@ -37,7 +37,7 @@ def batch_norm(call: Call) -> None:
 def _normalize(call: Call, axes: Sequence[Axis]) -> None:
     """Statistics run over ``axes``; of one value alone a norm leaves nothing, or refuses it."""
     call.crosses(axes)
-    call.keeps_two(sorted(axes, key=lambda axis: -axis.size)[:1])
+    call.keeps(sorted(axes, key=lambda axis: -axis.size)[:1])
 
 
 @rule("instance_norm", _INSTANCE)

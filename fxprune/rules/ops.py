@@ -105,6 +105,11 @@ _VIEWS = frozenset(
     split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
 )
 
+# Each entry of the result is one of the first argument's, as it is.
+MOVES = _VIEWS | frozenset(
+    "clone contiguous double flip float gather int long repeat repeat_interleave roll to".split()
+)
+
 # Parts of names: what draws random numbers moves the generator on, even where nothing reads the result.
 _DRAWS = (
     "rand",

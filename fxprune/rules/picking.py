@@ -32,7 +32,8 @@ def index_select(call: Call) -> None:
     positions = known_positions(call, call.arguments["index"], axes[dim].size)
     piece = own
     if positions is None:
-        call.pin(axes[dim], NUMBERED)
+        if not call.looked_up(axes[dim], call.arguments["index"]):
+            call.pin(axes[dim], NUMBERED)
     else:
         call.pin(own, "its values are positions")
         piece = picked(call, axes[dim], positions)
@@ -43,16 +44,20 @@ def index_select(call: Call) -> None:
 @repairs("index_select")
 def repair_index_select(repair: Repair) -> None:
     notes = repair.call.notes
-    if repair.shrinks(notes["axis"]):
+    if notes["positions"] is not None and repair.shrinks(notes["axis"]):
         positions = repair.positions(notes["axis"], notes["positions"], repair.mask(notes["piece"]))
         repair.replacement = repair.select(repair.arguments["input"], notes["dim"], positions)
 
 
-def _alongside(call: Call, dim: int, *operands: Axes) -> None:
-    """Tie operands on every dim but ``dim``, where each keeps its numbering; a shorter one reads only a part."""
-    for axes in operands:
-        call.pin(axes[dim], NUMBERED)
+def _alongside(call: Call, dim: int, *operands: Axes, numbers: str = "index") -> None:
+    """Tie operands on every dim but ``dim``, where each keeps its numbering; a shorter one reads only a part.
+
+    The first may lose there what ``numbers`` does not number any more.
+    """
     first = operands[0]
+    looked_up = call.looked_up(first[dim], call.arguments[numbers])
+    for axes in operands[looked_up:]:
+        call.pin(axes[dim], NUMBERED)
     for axes in operands[1:]:
         for i, (ours, theirs) in enumerate(zip(first, axes, strict=True)):
             if i != dim:
@@ -80,7 +85,7 @@ def take_along_dim(call: Call) -> None:
         call.output_fixed(NUMBERED)
         return
     dim = call.dim()
-    _alongside(call, dim, axes, indices)
+    _alongside(call, dim, axes, indices, numbers="indices")
     call.result = tuple(i if d == dim or i.size != 1 else a for d, (a, i) in enumerate(zip(axes, indices, strict=True)))
 
 

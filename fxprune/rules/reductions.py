@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxprune.axes.expressions import ONE, Axis, has_fixed
+from fxprune.axes.expressions import ONE, has_fixed
 from fxprune.rules.call import Axes, Call
+from fxprune.rules.ops import writes_in_place
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, pinned, rule
+from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
+from fxprune.rules.repair import Repair
 
 _NUMBERED = "its elements are numbered in the result"
 
@@ -54,7 +56,7 @@ def spread(call: Call) -> None:
     axes, biased = call.tensor("input"), call.arguments.get("dim")
     dims = tuple(range(len(axes))) if isinstance(biased, bool) else call.dims()
     if math.prod(axes[d].size for d in dims if has_fixed(axes[d])) == 1:
-        call.keeps_two(axes[d] for d in dims)
+        call.keeps(axes[d] for d in dims)
     _reduce(call, dims)
 
 
@@ -67,19 +69,23 @@ def extreme(call: Call) -> None:
         return
     dims = (call.dim(),) if call.name == "mode" and call.number("dim") is None else call.dims()
     if not isinstance(call.value, torch.Tensor) and call.is_read(1):
-        call.pin_all((call.tensor("input")[d] for d in dims), _NUMBERED)
+        along = [call.tensor("input")[d] for d in dims]
+        if call.name in ("max", "min") and len(dims) == 1 and not writes_in_place(call.node):
+            call.gives_numbers(None, *along)
+        else:
+            call.pin_all(along, _NUMBERED)
     _reduce(call, dims)
 
 
 @rule("argmax argmin", "input, dim=None, keepdim=False")
 def argument(call: Call) -> None:
-    dims = call.dims()
     axes = call.tensor("input")
-    call.pin_all((axes[d] for d in dims), _NUMBERED)
-    if call.number("dim") is None:
-        call.result = ()
-    else:
-        call.result = _reduced(axes, dims, bool(call.number("keepdim")))
+    if call.number("dim") is None or writes_in_place(call.node):
+        call.pin_all(axes, _NUMBERED)
+        call.result = () if call.number("dim") is None else _reduced(axes, call.dims(), bool(call.number("keepdim")))
+        return
+    call.gives_numbers(axes[call.dim()])
+    _reduce(call, (call.dim(),))
 
 
 @rule("softmax log_softmax softmin special_softmax special_log_softmax", "input, dim=None")
@@ -169,23 +175,42 @@ def cross(call: Call) -> None:
     call.result = axes
 
 
+_REORDERED = "its elements are reordered by value"
+
+
 @rule("sort argsort", "input, dim=-1, descending=False")
 def sort(call: Call) -> None:
+    """Numbers of elements keep their order when the elements that nothing numbers go."""
     axes = call.tensor("input")
-    call.pin(axes[call.dim()], "its elements are reordered by value")
+    call.pin(axes[call.dim()], _REORDERED)
     call.result = axes if isinstance(call.value, torch.Tensor) else [axes, axes]
+    numbered = None if writes_in_place(call.node) else call.numbered_by(call.arguments["input"])
+    if numbered is not None and not isinstance(call.value, torch.Tensor):
+        call.gives_numbers(numbered, None)
 
 
-@rule("topk kthvalue", "input, k, dim=-1")
+@rule("kthvalue", "input, k, dim=-1")
+def kth(call: Call) -> None:
+    axes, dim = call.tensor("input"), call.dim()
+    call.pin(axes[dim], _REORDERED)
+    result = tuple(call.fixed(1) if i == dim else a for i, a in enumerate(axes))
+    if len(call.value[0].shape) < len(axes):
+        result = (*axes[:dim], *axes[dim + 1 :])
+    call.result = [result, result]
+
+
+@rule("topk", "input, k, dim=-1, largest=True, sorted=True")
 def topk(call: Call) -> None:
-    axes = list(call.tensor("input"))
-    dim = call.dim()
-    call.pin(axes[dim], "its elements are reordered by value")
-    shape = call.value[0].shape
-    result: list[Axis] = [a for i, a in enumerate(axes) if i != dim]
-    if len(shape) == len(axes):
-        result.insert(dim, call.fixed(shape[dim]))
-    call.result = [tuple(result), tuple(result)]
+    """The largest of what stays, as if what goes were minus infinity; their numbers are those of the axis."""
+    axes, dim = call.tensor("input"), call.dim()
+    if writes_in_place(call.node) or call.varies(call.arguments["k"]):
+        call.pin(axes[dim], _REORDERED)
+    else:
+        call.crosses((axes[dim],))
+        call.keeps((axes[dim],), int(call.number("k")))
+        call.gives_numbers(None, axes[dim])
+    result = (*axes[:dim], call.fixed(call.value[0].shape[dim], "it numbers the largest"), *axes[dim + 1 :])
+    call.result = [result, result]
 
 
 def _dim(module: Any) -> dict[str, Any]:
@@ -237,4 +262,22 @@ def shift(call: Call) -> None:
     _transformed(call, call.dims())
 
 
-pinned("histc", "input", "it counts all values", "it numbers intervals")
+@rule("histc", "input, bins=100, min=0, max=0")
+def histc(call: Call) -> None:
+    """Numbers of values in intervals; where each holds the number of one element, they are that axis."""
+    call.pin_all(call.tensor("input"), "it counts all values")
+    numbered = call.numbered_by(call.arguments["input"])
+    limits = [call.arguments[name] for name in ("bins", "min", "max")]
+    if numbered is not None and limits == [numbered.size, 0, numbered.size - 1] and type(limits[2]) is int:
+        call.result = (numbered,)
+        return
+    call.understood.clear()
+    call.output_fixed("it numbers intervals")
+
+
+@repairs("histc")
+def repair_histc(repair: Repair) -> None:
+    (axis,) = repair.call.result
+    if repair.shrinks(axis):
+        repair.set("bins", repair.size(axis))
+        repair.set("max", repair.size(axis) - 1)

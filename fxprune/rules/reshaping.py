@@ -87,7 +87,7 @@ def repair_unflatten(repair: Repair) -> None:
 def squeeze(call: Call) -> None:
     axes = call.tensor("input")
     dims = call.dims() if call.number("dim") is not None else tuple(range(len(axes)))
-    call.keeps_two(axes[dim] for dim in dims)
+    call.keeps(axes[dim] for dim in dims)
     call.result = tuple(a for i, a in enumerate(axes) if not (i in dims and a.size == 1))
 
 

@@ -50,7 +50,7 @@ def holds(left: Axis, right: Axis, kept: Kept) -> bool:
 
 
 class Classes:
-    """Naive union-find over units and ``ALWAYS``: what lives and dies together where no element needs two units."""
+    """Naive union-find over units and ``ALWAYS``: what lives and dies together where no element fewer than 2 units."""
 
     def __init__(self) -> None:
         self._class: dict[object, set[object]] = {ALWAYS: {ALWAYS}}
@@ -79,7 +79,7 @@ class Classes:
 
 
 def _only(element: frozenset[Unit]) -> object:
-    assert len(element) <= 1, "an element that needs two units is no case for classes"
+    assert len(element) <= 1, "an element that fewer than 2 units is no case for classes"
     return next(iter(element), ALWAYS)
 
 

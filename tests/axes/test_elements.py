@@ -48,7 +48,7 @@ def test_units_of(axis: Axis) -> None:
         found = channels_of(axis, variable).tolist()
         for element, unit in zip(needs(axis), found, strict=True):
             own = {i for v, i in element if v is variable}
-            # A product of a variable with itself needs two of its units; that never survives the solver.
+            # A product of a variable with itself fewer than 2 of its units; that never survives the solver.
             assert (unit == -1 and not own) or unit in own
 
 

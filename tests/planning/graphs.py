@@ -35,7 +35,7 @@ class HandGraph:
     tensors: Mapping[str, tuple[Axis, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     activations: tuple[Axis, ...]
-    pairs: tuple[Axis, ...] = ()
+    fewest: tuple[tuple[Axis, int], ...] = ()
 
     @property
     def parameter_names(self) -> frozenset[str]:

@@ -266,7 +266,6 @@ FAULTS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "pool over removed positions": (lambda x: F.max_pool1d(x, 3), (TOKENS,)),
     "interpolation over removed positions": (lambda x: F.interpolate(x, 4, mode="linear"), (TOKENS,)),
     "sort": (lambda x: x.sort(-1), (TOKENS,)),
-    "argmax": (lambda x: x.argmax(-1), (TOKENS,)),
     "running statistics": (
         lambda x: F.batch_norm(x, torch.zeros(5).double(), torch.ones(5).double(), training=True),
         ((2, 5, C),),
@@ -365,3 +364,18 @@ def test_multi_head_attention_and_encoder_layers_are_taken_apart() -> None:
     layer.linear2.weight.data[:, [1, 4]] = 0
     (expected,) = evaluate(layer, probe, torch.float64).values()
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_what_is_ranked_is_what_is_left_by_its_full_numbers(largest: bool) -> None:
+    x, shape = tensor(0, 4, C), (4, C)
+    holed = removed(x, shape)
+    with NanCarrying():
+        values, numbers = holed.topk(2, largest=largest)
+        best = holed.argmax(1) if largest else holed.argmin(1)
+    expected, places = narrow(x, shape).topk(2, largest=largest)
+    assert torch.equal(values, expected)
+    assert torch.equal(numbers, KEPT[places])
+    assert torch.equal(best, numbers[:, 0])
+    with pytest.raises(ProofError, match="are left"), NanCarrying():
+        holed.topk(len(KEPT) + 1)

@@ -131,7 +131,8 @@ def by_groups(
     groups = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
     if left.dim() == right.dim():
         return torch.stack([times(left[:, group], right[group]) for group in groups])
-    parts = [times(left[group], matrix) for group, matrix in zip(groups, right, strict=True)]
+    filled = [(group, matrix) for group, matrix in zip(groups, right, strict=True) if group.stop > group.start]
+    parts = [times(left[group], matrix) for group, matrix in filled]
     rest = left.new_zeros(
         len(left) - ends[-1], right.shape[-1]
     )  # rows of no group, which the kernel leaves as they are

@@ -130,6 +130,20 @@ def _found(call: Call) -> Any:
     return call.run(self=narrow)
 
 
+def _ranked(call: Call) -> Any:
+    """The largest or smallest of what is left, as of the narrower tensor, by their numbers in the full one."""
+    x, dim = call["self"], _dims(call)[-1]
+    removed = gone(x)
+    others = tuple(d for d in range(x.ndim) if d != dim)
+    if not constant_along(removed, others):
+        return _whole(call)
+    left = (~removed.any(others) if others else ~removed).nonzero().flatten()
+    if len(left) < call.get("k", 1):
+        raise call.fault(f"looks for {call.get('k', 1)} elements, of which {len(left)} are left")
+    found = call.run(self=x.index_select(dim, left))
+    return left[found] if isinstance(found, Tensor) else (found[0], left[found[1]])
+
+
 def _whole(call: Call) -> Any:
     """Sorting and searching along a dim: only where entries are not removed one by one along it."""
     if not constant_along(gone(call["self"]), _dims(call)):
@@ -161,13 +175,14 @@ REDUCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("aminmax", "_aminmax"), _aminmax),
     **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"), _scan(-math.inf)),
     **dict.fromkeys(("median", "mode", "nanmedian"), _found),
+    **dict.fromkeys(("argmax", "argmin", "topk"), _ranked),
     **dict.fromkeys(("cummax",), _scan(-math.inf)),
     **dict.fromkeys(("cummin",), _scan(math.inf)),
     **dict.fromkeys(("cumsum",), _scan(0.0)),
     **dict.fromkeys(("cumprod",), _scan(1.0)),
     **dict.fromkeys(
         words(
-            """argmax argmin argsort kthvalue renorm sort topk linalg_cross
+            """argsort kthvalue renorm sort linalg_cross
             _fft_c2c _fft_c2r _fft_r2c"""
         ),
         _whole,

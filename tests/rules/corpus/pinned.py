@@ -58,7 +58,7 @@ def _put(h: Tensor) -> Tensor:
 _ORDERED: dict[str, tuple[Layout, Op]] = {
     "sort": (VECTOR, lambda h: h.sort(1)[0]),
     "argsort": (VECTOR, lambda h: h.argsort(-1).to(h.dtype) + h),
-    "topk": (VECTOR, lambda h: h.topk(5, 1).values),
+    "topk": (VECTOR, lambda h: h + h.topk(1, 1).indices),
     "kthvalue": (VECTOR, lambda h: h + h.kthvalue(2, 1, keepdim=True)[0]),
     "argmax": (VECTOR, lambda h: h + h.argmax(1, keepdim=True)),
     "argmin": (VECTOR, lambda h: h + torch.argmin(h, 1)[:, None]),

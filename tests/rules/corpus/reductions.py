@@ -18,6 +18,7 @@ def _gate(reduce: Op) -> Op:
 
 
 _OVER_CHANNELS: dict[str, Op] = {
+    "topk": lambda h: h.topk(1, 1).values,
     "sum": lambda h: h.sum(1, keepdim=True),
     "sum, dim of the end": lambda h: torch.sum(h, dim=-3, keepdim=True),
     "mean": lambda h: h.mean(1, keepdim=True),
