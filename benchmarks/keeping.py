@@ -39,6 +39,7 @@ _DECODER = {
     "max_position_embeddings": 32,
 }
 _GROUPED = {**_DECODER, "num_key_value_heads": 2}
+_EXPERTS = {**_GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2}
 _IMAGES = {**_DECODER, "image_size": 32, "patch_size": 8}
 
 
@@ -53,6 +54,7 @@ def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict
         "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**_GROUPED, "head_dim": 8}, text, {}),
         "Gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPED, "head_dim": 8}, text, {}),
         "Mistral": ("MistralForCausalLM", "MistralConfig", _GROUPED, text, {}),
+        "Mixtral": ("MixtralForCausalLM", "MixtralConfig", _EXPERTS, text, {}),
         "GPT-2": ("GPT2LMHeadModel", "GPT2Config", _GPT2, text, {"residual": "coupled"}),
         "BERT": ("BertModel", "BertConfig", _DECODER, text, {}),
         "T5": ("T5ForConditionalGeneration", "T5Config", _T5, seq, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -164,3 +165,31 @@ def test_experts_that_are_told_apart_stay(use: str) -> None:
     assert all(member.tensor != "router.weight" or member.dim for group in graph.groups for member in group.members)
     reason = graph.explain("router.weight")
     assert ("output" if use in ("logits", "numbers") else "number") in reason
+
+
+@pytest.mark.parametrize(
+    ("family", "implementation"), [("mixtral", "grouped_mm"), ("qwen3_moe", "batched_mm"), ("olmoe", "grouped_mm")]
+)
+def test_experts_of_a_library(family: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    code = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    name = "".join(part.title() for part in family.split("_"))
+    sizes = {"hidden_size": WIDTH, "intermediate_size": HIDDEN, "moe_intermediate_size": HIDDEN}
+    config = getattr(code, f"{name}Config")(**sizes, num_local_experts=EXPERTS, num_experts_per_tok=CHOSEN)
+    config.num_experts = EXPERTS
+    config._experts_implementation = implementation
+    block = getattr(code, f"{name}SparseMoeBlock")(config).eval()
+    torch.manual_seed(0)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter)
+    pruned = fxprune.remove(block, torch.randn(2, 5, WIDTH), {"gate": GONE})
+    assert len(pruned.get_parameter("experts.down_proj")) == EXPERTS - len(GONE)
+    x, linear = torch.randn(3, 7, WIDTH), F.linear
+    answer = pruned(x)
+
+    def masked(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = linear(given, weight, bias)
+        return out.index_fill(-1, torch.tensor(GONE), -torch.inf) if weight is block.gate.weight else out
+
+    monkeypatch.setattr(F, "linear", masked)
+    torch.testing.assert_close(answer, block(x), rtol=1e-4, atol=1e-4)
