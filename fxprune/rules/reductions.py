@@ -12,7 +12,7 @@ from fxprune.axes.expressions import ONE, has_fixed
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.ops import writes_in_place
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
+from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 _NUMBERED = "its elements are numbered in the result"
