@@ -294,7 +294,6 @@ class LatencyModel(CostModel):
         return float(linear.sum() + shaped.sum())
 
     def by_owner(self, masks: Mapping[Channels, Mask]) -> dict[str, float]:
-        """The seconds of each layer."""
         linear, shaped = self._parts(self._exact_leaves(masks))
         shares: dict[str, float] = {}
         pairs = [*zip(self._owners, linear.tolist(), strict=False), *zip(self._shaped_owners, shaped, strict=True)]

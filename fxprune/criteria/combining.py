@@ -103,7 +103,6 @@ class WeightedSum(Combination):
             raise CriterionError(f"{len(self.parts)} criteria need as many weights, not {len(self.weights)}")
 
     def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
-        """The weighted sum."""
         weights = np.array([self.weights[part] for part in parts])
         total: FloatArray = weights @ scores
         return total
@@ -114,7 +113,6 @@ class Product(Combination):
     """The product of the parts' scores."""
 
     def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
-        """The product."""
         total: FloatArray = scores.prod(axis=0)
         return total
 
@@ -130,7 +128,6 @@ class RankAverage(Combination):
         return ranks / max(len(scores) - 1, 1)
 
     def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
-        """The mean rank."""
         mean: FloatArray = scores.mean(axis=0)
         return mean
 
@@ -140,7 +137,6 @@ class Minimum(Combination):
     """The lowest of the parts' scores: a channel stays only if every part would keep it."""
 
     def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
-        """The minimum."""
         lowest: FloatArray = scores.min(axis=0)
         return lowest
 

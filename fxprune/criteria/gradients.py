@@ -60,7 +60,6 @@ class _MeanPower(Sums):
         self._open = rows if self._open is None else self._open + rows
 
     def sums(self) -> Iterable[Tensor]:
-        """Every accumulator."""
         self._close()
         return super().sums()
 
@@ -254,7 +253,6 @@ class Hessian(Named):
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray:
-        """Scores of shape ``(group.size,)``."""
         total = np.zeros(group.size)
         for member in scoped_members(self.scope, group, tensors, graph):
             damage = observed[member.tensor].mean() * tensors[member.tensor].detach().to(torch.float64).square()

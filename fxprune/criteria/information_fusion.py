@@ -52,7 +52,6 @@ class InformationFusion(Named):
         normaliser_by_name(self.normalise)
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
-        """Scores of shape ``(group.size,)``."""
         logs = log_similarity_distributions(producer_rows(group, tensors, graph), self.temperature)
         return normaliser_by_name(self.normalise)(settled(divergence_importance(logs).numpy()))
 

@@ -70,7 +70,6 @@ class Random(Named):
     seed: int = 0
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
-        """Scores of shape ``(group.size,)``."""
         stream = np.random.default_rng([self.seed % (1 << 64), name_seed(group.name)])
         return stream.random(group.size)
 
@@ -122,7 +121,6 @@ class FPGM(Named):
         normaliser_by_name(self.normalise)
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:
-        """Scores of shape ``(group.size,)``."""
         total = distances(producer_rows(group, tensors, graph)).sum(1)
         return normaliser_by_name(self.normalise)(settled(total.numpy()))
 
