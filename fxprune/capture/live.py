@@ -112,7 +112,7 @@ class ByValues:
         self._results: list[torch.Tensor] = []
 
     def read(self, name: str, tensor: Any) -> Any:
-        """What ``tensor.item()`` and the like give: a number known again. Raises CaptureError: it cannot be."""
+        """What ``tensor.item()`` and the like give: a number that is known again. Raises CaptureError: it is not."""
         if isinstance(tensor, torch.Tensor) and name == "tolist" and tensor.dim() == 1:
             self._decisions.add(operator.eq, (size_of(self._node_of(tensor), 0, len(tensor)), len(tensor)))
             return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]

@@ -122,7 +122,7 @@ def capture_training(
     modes: Modes,
     written: Mapping[Place, Any],
 ) -> Captured | None:
-    """The forward in training mode, or None where it is that of ``captured``. Raises CaptureError: no graph can."""
+    """The forward in training mode, or None where it is ``captured`` again. Raises CaptureError: it is not traced."""
     if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}

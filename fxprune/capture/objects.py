@@ -79,7 +79,7 @@ Construction = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def construction(value: Any, convert: Convert) -> Construction | None:
-    """Class and arguments that make ``value`` again, contents converted, or None. Raises CaptureError: no copy can."""
+    """Class and arguments that make a container again, converted, or None. Raises CaptureError: it cannot be copied."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value), tuple(convert(v) for v in value), {}
     if type(value) is OrderedDict:

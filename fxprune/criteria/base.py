@@ -185,7 +185,7 @@ class Study(Protocol):
         ...
 
     def collector(self, name: str) -> Collector:
-        """Runs over the data once more, for the criterion of that name. Raises CalibrationError: there are none."""
+        """What runs over the data again, for the criterion of that name. Raises CalibrationError: there are none."""
         ...
 
 

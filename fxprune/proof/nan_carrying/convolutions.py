@@ -50,7 +50,7 @@ def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
 
 
 def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
-    """Removed output entries, tap by tap, by masks: slow and general. Raises ProofError: an entry lost half a pair."""
+    """Removed output entries, tap by tap. Raises ProofError: one that stays pairs what goes with what stays."""
 
     def count(x_mask: Tensor, weight_mask: Tensor) -> Tensor:
         result: Tensor = call.run(input=x_mask.float(), weight=weight_mask.float(), bias=None)
