@@ -167,17 +167,9 @@ def describe_arguments(sample: Sample) -> str:
 
 
 class Calibration:
-    """A re-iterable of batches. A batch is what the model takes, ``(input, target)``, or ``((a, b), target)``.
+    """A re-iterable of batches, each as :func:`read_batch` reads it for a sample; tensors move to the sample's device.
 
-    What a model takes is told by its sample: a batch has as many arguments, of the same kinds and numbers of dims. A
-    list stands for a tuple where a tuple is meant, as data loaders yield them. Tensors move to the sample's device.
-
-    Args:
-        data: the iterable. An iterator (a generator, say) can be read once only.
-        sample: the arguments that the model was compiled with.
-
-    Raises:
-        CalibrationError: it is no iterable of batches.
+    An iterator (a generator, say) can be read once only. Raises CalibrationError: ``data`` is no iterable of batches.
     """
 
     def __init__(self, data: Iterable[Any], sample: Sample) -> None:

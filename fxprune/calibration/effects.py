@@ -44,13 +44,9 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
 
 
 class OutputErrors:
-    """How far the network's outputs go off where tensors are replaced, on a few samples of the calibration.
+    """How far the network's outputs go off where tensors are replaced, on about ``samples`` of the calibration.
 
     Which samples follows from their contents, so that neither batches nor ranks make a difference.
-
-    Args:
-        collector: the network and the data.
-        samples: how many samples are run each time, about.
     """
 
     def __init__(self, collector: Collector, samples: int) -> None:

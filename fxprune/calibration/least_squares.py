@@ -103,10 +103,7 @@ class Rows:
     """Rows of features and targets, held together, with bounds beyond which all targets are one.
 
     So it is in front of a ReLU, which gives zero for whatever is below zero: where a row's target is beyond a bound,
-    anything beyond it will do.
-
-    Args:
-        moments: of rows of the same kind.
+    anything beyond it will do. ``moments``: of rows of the same kind.
     """
 
     def __init__(self, moments: Moments) -> None:

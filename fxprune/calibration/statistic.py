@@ -130,11 +130,7 @@ class Statistic(Protocol):
 
 
 class Sums:
-    """A base for statistics: named float64 accumulators of given shapes.
-
-    Args:
-        shapes: name and shape of each accumulator.
-    """
+    """A base for statistics: float64 accumulators of the given shapes, by name."""
 
     needs = "value"
 
@@ -159,12 +155,7 @@ class Sums:
 
 
 class Mean(Sums):
-    """The mean over all samples of ``measure(maps)``, one number per channel of each sample.
-
-    Args:
-        channels: how many channels there are.
-        measure: from maps (samples, channels, ...) to numbers (samples, channels).
-    """
+    """The mean over all samples of ``measure``: from maps (samples, channels, ...) to (samples, channels)."""
 
     def __init__(self, channels: int, measure: Callable[[Tensor], Tensor]) -> None:
         super().__init__(total=(channels,), samples=())

@@ -25,14 +25,10 @@ from fxprune.util.paths import attribute
 
 
 class LiveValues:
-    """Runs a graph that is being written on the sample, as far as values are asked for.
+    """Runs a graph that is being written on a sample with values, as far as values are asked for.
 
-    Args:
-        model: makes a private copy, which runs in the mode that is traced.
-        sample: with values.
-        constants: those of the graph, by name.
-        prefix: of the names in the graph.
-        answers: of earlier traces of the same forward, which are given again in their order; new ones are added.
+    ``model`` makes a private copy, in the mode that is traced; ``constants`` are the graph's, ``prefix`` is that of its
+    names. ``answers`` of earlier traces of the same forward are given again in their order; new ones are added.
     """
 
     def __init__(

@@ -144,12 +144,9 @@ Timer = Callable[[Call], float]
 
 
 class LatencyTable:
-    """Seconds of calls under one set of conditions.
+    """Seconds of calls (as ``timer`` gives them) under one set of conditions: versions, processor, threads, engine.
 
-    Args:
-        conditions: what times depend on beside the call: versions, processor, threads, engine.
-        folder: where the file lies; None keeps the table in memory alone.
-        timer: gives the seconds of a call.
+    ``folder``: where the file lies; None keeps the table in memory alone.
     """
 
     def __init__(self, conditions: Mapping[str, str], folder: Path | None, timer: Timer) -> None:

@@ -173,12 +173,7 @@ _VERSION = 1
 class Folder:
     """The files of one training: ``checkpoint.pt``, tensors and plain values only, and ``metrics.jsonl``.
 
-    Args:
-        path: the folder; it is made where there is none.
-        settings: what has to be the same for a run to go on.
-
-    Raises:
-        DistillationError: the folder cannot be made.
+    ``settings``: what has to be the same for a run to go on. Raises DistillationError: the folder cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:

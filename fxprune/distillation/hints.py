@@ -40,15 +40,7 @@ class Student(nn.Module):
 
 
 class Pair:
-    """Copies of both networks on a device; the caller's own are only read.
-
-    Args:
-        pruned: what is trained.
-        teacher: what it learns from.
-        hints: where features are compared.
-        loss: of the outputs.
-        device: where both run.
-    """
+    """Copies of the network that is trained and of its teacher, on a device; the caller's own are only read."""
 
     def __init__(
         self, pruned: nn.Module, teacher: nn.Module, hints: Sequence[Hint], loss: DistillationLoss, device: torch.device

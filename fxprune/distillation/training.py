@@ -78,16 +78,7 @@ Evaluate = Callable[[nn.Module], float]
 
 
 class Trainer:
-    """One training of a pair of networks, on this process.
-
-    Args:
-        pair: the networks.
-        feed: the batches.
-        options: checked settings.
-        engine: an ``accelerate.Accelerator``.
-        folder: where checkpoints and the log go; None keeps neither.
-        evaluate: gives a network's score, higher is better.
-    """
+    """One training of a pair on this process; without ``folder`` there are no checkpoints, and no log."""
 
     def __init__(
         self, pair: Pair, feed: Feed, options: Training, engine: Any, folder: Folder | None, evaluate: Evaluate | None

@@ -30,11 +30,7 @@ FloatArray = NDArray[np.float64]
 class Staircase:
     """The groups, the order in which each gives up its channels, and the widths it may stop at.
 
-    Attributes:
-        groups: one staircase each.
-        orders: per group, its channels in the order they go.
-        steps: per group, how many channels are gone at each level; level 0 is the whole group.
-        heights: per group, its highest level.
+    ``steps``: per group, how many channels are gone at each level, none at level 0; ``heights``: its highest level.
     """
 
     def __init__(self, groups: Sequence[Group], orders: Sequence[IntArray], steps: Sequence[IntArray]) -> None:

@@ -32,9 +32,7 @@ NodeKeep = Mapping[str, tuple[Tensor | None, ...]]
 class MarkedRun:
     """Calls a GraphModule node by node and marks the slices that ``node_keep`` removes and no parameter can.
 
-    Args:
-        module: a private copy; its parameters' removed entries are NaN already.
-        node_keep: for nodes of its graph by name, one kept-index tensor, or None for all, per dim.
+    ``module``: a private copy, the removed entries of whose parameters are NaN already.
     """
 
     def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:

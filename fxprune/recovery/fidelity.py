@@ -25,12 +25,7 @@ _SAMPLES_A_GROUP = 16
 
 
 class Yardstick:
-    """The original's outputs on the samples that are held out (on all where none are), to compare others with.
-
-    Args:
-        work: the original and the data.
-        most: how many samples are compared, at most.
-    """
+    """The original's outputs on ``most`` of the samples that are held out (of all where none are), to compare with."""
 
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
         network = PrivateNetwork(work.graph, work.model)

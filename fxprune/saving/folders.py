@@ -149,12 +149,7 @@ def _dump(value: Any) -> str:
 
 
 class SavedFolder:
-    """A saved folder with its files open: all are of one folder, also where another takes its place meanwhile.
-
-    Attributes:
-        path: where it was found.
-        manifest: the manifest; every file that it names has been compared with it.
-    """
+    """A saved folder, its files open and as its manifest says: all are of one folder, whatever takes its place."""
 
     manifest: dict[str, Any]
 
