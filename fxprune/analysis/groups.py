@@ -23,8 +23,7 @@ class Member:
 
     ``role``: "out" (rows of the op that makes the channels), "in" (columns of one that reads them), "scale"
     (per-channel affine parameters and statistics), "selection" (the gate in front of a consumer that selects its own
-    channels) or "other". ``axis`` is the dim's resolved axis: ``channels_of(axis,
-    group.variable)`` says which channel each of its indices belongs to.
+    channels) or "other". ``channels_of(axis, group.variable)`` says which channel each index of the dim belongs to.
     """
 
     tensor: str
