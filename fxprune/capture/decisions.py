@@ -188,7 +188,7 @@ class Decisions:
         return self._squeezed[node]
 
     def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
-        """Check that a tensor is contiguous, or not. Raises CaptureError: that hangs on a kernel that torch chooses."""
+        """Check that a tensor is contiguous, or not. Raises CaptureError: it hangs on a kernel that torch chooses."""
         if node.op == "get_attr" and node.meta["val"].dim() not in IMAGE_DIMS:
             return
         if kernel := self._kernel_before(node):
