@@ -92,9 +92,6 @@ class QueueSelection:
         return [QueueLadder(self.queue(problem))]
 
 
-Scores = Mapping[Group, FloatArray]
-
-
 class _Named(Protocol):
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
@@ -15,8 +15,6 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 from fxprune.distillation.options import seed_everything
 from fxprune.errors import DistillationError
 from fxprune.util.writing import named, write_text
-
-T = TypeVar("T")
 
 
 class Feed:

@@ -17,14 +17,14 @@ from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import PlanError
 from fxprune.planning.plan_text import plan_as_text, read_parts, write_parts
-from fxprune.util.tables import as_cell
+from fxprune.util.tables import Shown
 from fxprune.util.writing import file_errors, named, write_text
 
 Keep = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(Shown):
     """What was decided about one network.
 
     Attributes:
@@ -177,9 +177,6 @@ class Plan:
 
     def __str__(self) -> str:
         return plan_as_text(self)
-
-    def _repr_html_(self) -> str:
-        return as_cell(str(self))
 
     def __eq__(self, other: object) -> bool:
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented

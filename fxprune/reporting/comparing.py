@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fxprune.reporting.report import MACS_MEANING, GroupRow, Report, removed
-from fxprune.util.tables import add_row, new_table, percent, plain_text, quantity, with_rest
+from fxprune.util.tables import Shown, add_row, new_table, percent, plain_text, quantity, with_rest
 
 _TOP = 15
 _UNITS = {"weights on disk, 4 bytes each": "B", "memory of a call": "B", "time of a call": "s"}
@@ -43,7 +43,7 @@ class WidthPair:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Shown):
     """What :meth:`fxprune.Report.compare` gives; ``print`` shows it, and a notebook too.
 
     Attributes:
@@ -137,11 +137,6 @@ class Comparison:
 
     def __str__(self) -> str:
         return plain_text(self.render())
-
-    def _repr_html_(self) -> str:
-        from fxprune.util.tables import as_cell
-
-        return as_cell(str(self))
 
 
 def said(name: str, pair: tuple[float, float]) -> str:

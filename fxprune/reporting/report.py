@@ -12,6 +12,7 @@ from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.proof.proving import Proof
 from fxprune.util.annotations import check_types
+from fxprune.util.tables import Shown
 
 if TYPE_CHECKING:
     from fxprune.reporting.comparing import Comparison
@@ -194,7 +195,7 @@ _ROWS |= {"scores": ScoreRow, "recovery": RecoveryRow, "goals": GoalRow, "fideli
 
 
 @dataclass(frozen=True, repr=False)
-class Report:
+class Report(Shown):
     """The result of one compilation, as plain data.
 
     Attributes:
@@ -329,11 +330,6 @@ class Report:
 
     def __repr__(self) -> str:
         return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"
-
-    def _repr_html_(self) -> str:
-        from fxprune.util.tables import as_cell
-
-        return as_cell(str(self))
 
     def __str__(self) -> str:
         from fxprune.reporting.text import as_text

@@ -137,6 +137,8 @@ def machine() -> dict[str, str]:
     }
 
 
-def as_cell(text: str) -> str:
-    """Plain text as HTML, for a notebook."""
-    return f"<pre>{html.escape(text)}</pre>"
+class Shown:
+    """What a notebook shows as the text that it prints."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
