@@ -209,6 +209,19 @@ _LEAST_ROWS = 2
 _SMALL, _MANY_ROWS = 8192, 17
 
 
+# Entries of the mean value of a graph above which it costs more to compute values than to number them.
+_HEAVY = 1 << 16
+
+
+def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
+    """Whether the values of a graph are large for a sample."""
+    nodes = [node for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    traced: int = sum(node.meta["val"].numel() for node in nodes if node.op == "placeholder")
+    given = sum(tensor.numel() for tensor in sample.tensors)
+    entries: int = sum(node.meta["val"].numel() for node in nodes)
+    return entries * given > _HEAVY * len(nodes) * traced
+
+
 def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
     """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
     few = _with_rows(sample, _LEAST_ROWS)

@@ -22,9 +22,11 @@ from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.copies import promoted
 from fxprune.proof.nodes.memory import last_readers
+from fxprune.proof.nodes.numbering import Numbers, on_meta
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call
 from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
+from fxprune.util.copies import deep_copy
 from fxprune.util.modes import flags_of, set_flags
 from fxprune.util.paths import ModelPaths
 
@@ -145,11 +147,50 @@ class Programs:
                 part._buffers.update(buffers)
             with torch.no_grad():
                 for tensor, value in self._held:  # a batch norm does not count its writes as versions
-                    if not torch.equal(tensor, value):
+                    if not tensor.is_meta and not torch.equal(tensor, value):
                         tensor.copy_(value)
             vars(self._owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
+
+
+class NumberedPrograms(Programs):
+    """Compares programs for all values at once, on the meta device: by the calls through which values come about."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        super().__init__(deep_copy(owner, on_meta))
+        self.owner = self._owner
+
+    def part(self, first: Program, second: Program, sample: Sample) -> str:
+        """Where two programs part, or an empty text.
+
+        Raises:
+            UnjudgedError: one of them hangs on values, or cannot be run.
+        """
+        numbers = Numbers(self._owner.parameters())
+        (known, ours), (other, theirs) = (self._numbered(program, sample, numbers) for program in (first, second))
+        found = next((path for path in {**known, **other} if known.get(path) != other.get(path)), "")
+        return f"{found} comes about in another way" if found else self._ways_part(ours, theirs)
+
+    def _numbered(self, program: Program, sample: Sample, numbers: Numbers) -> tuple[Leaves, Leaves]:
+        """What is known of all that a program gives and leaves, and what it gives."""
+        torch.manual_seed(0)
+        given = sample.to_meta()
+        held = [pair for pair in self._owner.named_buffers() if pair[1].is_meta]
+        numbers.begin([*self._owner.named_parameters(), *held, *given.named_tensors()])
+        with self._unchanged() as before:
+            try:
+                with numbers, torch.enable_grad(), _only_the_way_back():
+                    leaves = leaves_of(called(program, given), keep_history=True)
+                known = {path: numbers.of(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
+            except UnjudgedError:
+                raise
+            except Exception as error:  # the user's own code, and operators of all kinds
+                raise UnjudgedError(f"{type(error).__name__}: {error}") from error
+            # A buffer that got another shape is a cache.
+            left = [(n, t) for n, t in self._owner.named_buffers() if n in before and t.shape == before[n].shape]
+            known |= {f"{n} after the call": numbers.left(t) for n, t in (*left, *given.named_tensors())}
+        return known | {"the generator": (numbers.draws, torch.get_rng_state().numpy().tobytes())}, leaves
 
 
 class GraphOver:

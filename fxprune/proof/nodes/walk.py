@@ -10,6 +10,7 @@ outputs' claims follow along the graph, and these say that the networks are equa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -90,7 +91,7 @@ class _Walk:
             reading = self._reading(step)
             if reading is None or not (
                 self._by_arithmetic(reading)
-                or (node not in self._by_values.fixed and self._by_law(reading))
+                or (node not in self._by_values.fixed and (self._by_law(reading) or self._by_law_of_rows(reading)))
                 or self._by_identity(step, reading)
             ):
                 self._by_values.judge(step)
@@ -122,7 +123,7 @@ class _Walk:
         given = step.full.all_input_nodes
         if step.counterpart is None or step.written != (step.image,) or not all(n in self._claims for n in given):
             return None
-        reading = Reading(
+        return Reading(
             step.full,
             step.counterpart,
             self._by_values.kept_of(step.full),
@@ -133,10 +134,6 @@ class _Walk:
             self._setting.keep,
             self._setting.patterns,
         )
-        if self._has_other_rows and any(index is not None for index in reading.kept):
-            shape = _shape_of(reading)
-            return reading if shape is None else replace(reading, kept=self._by_values.fitting(step.full, shape))
-        return reading
 
     def _by_arithmetic(self, reading: Reading) -> bool:
         """Whether both networks make the same call on the same numbers, or on tensors of sizes that give the same."""
@@ -188,6 +185,14 @@ class _Walk:
         self._tally.over_kept += verdict.over_kept
         self._tally.by_law += not verdict.over_kept
         return True
+
+    def _by_law_of_rows(self, reading: Reading) -> bool:
+        """The same where what goes along a dim of rows is known for other rows than these."""
+        if not self._has_other_rows or all(index is None for index in reading.kept):
+            return False
+        shape = _shape_of(reading)
+        kept = reading.kept if shape is None else self._by_values.fitting(reading.node, shape)
+        return any(map(operator.is_not, kept, reading.kept)) and self._by_law(replace(reading, kept=kept))
 
     def _passes_on(self, written: fx.Node | None, later: set[fx.Node]) -> bool:
         """Whether those who read a write later see it through views whose laws tell which entries they are of."""

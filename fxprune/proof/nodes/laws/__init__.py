@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
-from fxprune.proof.nodes.laws.moves import concatenated, cut, overwritten, permuted, sliced, viewed
-from fxprune.proof.nodes.laws.products import LAYERS, attention, linear, matmul
+from fxprune.proof.nodes.laws.moves import concatenated, cut, expanded, overwritten, permuted, sliced, viewed
+from fxprune.proof.nodes.laws.products import LAYERS, attention, einsum, linear, matmul
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
 __all__ = ["Reading", "Verdict", "judged", "law_name"]
@@ -23,6 +23,8 @@ _OTHERS = {
     **dict.fromkeys("transpose permute swapaxes movedim t contiguous clone detach".split(), permuted),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
     **dict.fromkeys(("matmul", "bmm", "mm"), matmul),
+    **dict.fromkeys(("expand", "broadcast_to"), expanded),
+    "einsum": einsum,
     "getitem": sliced,
     "setitem": overwritten,
     "linear": linear,

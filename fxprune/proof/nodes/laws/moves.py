@@ -50,6 +50,26 @@ def viewed(reading: Reading, name: str) -> Verdict | None:
     return Verdict(tuple(full.shape), given.domain or "any", given.silent, shares=True, at_any_size=by_dims)
 
 
+def expanded(reading: Reading) -> Verdict | None:
+    """Dims of one entry, and new ones, stretched; all others keep what they kept."""
+    given = reading.tensor()
+    if given is None or given.shape is None or not reading.same:
+        return None
+    full = reading.tried(lambda claim: on_meta(claim.shape or ()))
+    narrow = reading.tried_narrow(lambda claim: on_meta(cut_shape(claim.shape or (), claim.kept)))
+    if not (isinstance(full, Tensor) and isinstance(narrow, Tensor)):
+        return None
+    ahead = full.ndim - len(given.shape)
+    for dim, size in enumerate(full.shape):
+        stretched = dim < ahead or given.shape[dim - ahead] != size
+        index = None if dim < ahead else at(given.kept, dim - ahead)
+        if not same_kept(index, at(reading.kept, dim)) or (stretched and index is not None):
+            return None
+    if tuple(narrow.shape) != cut_shape(full.shape, reading.kept):
+        return None
+    return Verdict(tuple(full.shape), given.domain or "any", given.silent, shares=True)
+
+
 def _blocks(one: Sequence[int], other: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
     """Groups of neighbouring dims, without those of one entry, with as many entries in both shapes."""
     if math.prod(one) == 0:

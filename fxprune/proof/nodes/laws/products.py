@@ -62,7 +62,9 @@ def _convolution(reading: Reading) -> Verdict | None:
     if given is None or given.shape is None or weight is None or not reading.same or len(given.shape) != weight.ndim:
         return None
     transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
-    if not (_keeps_only(given.kept, 1) and _keeps_only(reading.kept, 1) and _keeps_only(kept, 0, 1)):
+    if not (_keeps_only(given.kept, 0, 1) and _keeps_only(reading.kept, 0, 1) and _keeps_only(kept, 0, 1)):
+        return None
+    if not same_kept(at(given.kept, 0), at(reading.kept, 0)):
         return None
     if bias is not None and not same_kept(at(bias, 0), at(reading.kept, 1)):
         return None
@@ -77,7 +79,8 @@ def _convolution(reading: Reading) -> Verdict | None:
     sides = _sides(layer, given.shape[2:])
     if not fits or sides is None or min(sides) < 1:
         return None
-    return Verdict([given.shape[0], outputs, *sides])
+    # Rows that go hold the bias.
+    return Verdict([given.shape[0], outputs, *sides], silent=_keeps_only(given.kept, 1))
 
 
 def _fits_in_groups(
@@ -176,16 +179,50 @@ def matmul(reading: Reading) -> Verdict | None:
     left, right = reading.tensor(), reading.tensor(1, "other") or reading.tensor(1, "mat2")
     if left is None or right is None or not reading.same or min(len(left.shape or ()), len(right.shape or ())) < 2:
         return None
-    result = reading.kept
-    if not _contracts(left, -1, right, -2) or not same_kept(_end(left, -2), _at_end(result, -2, left, right)):
+    result, way = reading.kept, _contracts(left, -1, right, -2)
+    if not way or not same_kept(_end(left, -2), _at_end(result, -2, left, right)):
         return None
     if not same_kept(_end(right, -1), _at_end(result, -1, left, right)):
         return None
     shape = _stacked([left, right], result, len(_longer(left, right)))
     if shape is None:
         return None
-    silent = all(claim.silent for claim in (left, right) if claim.is_lossy)
-    return Verdict([*shape, (left.shape or ())[-2], (right.shape or ())[-1]], silent=silent)
+    return _product([*shape, (left.shape or ())[-2], (right.shape or ())[-1]], (left, right), way)
+
+
+def _product(shape: Sequence[int], operands: Sequence[Claim], way: str) -> Verdict:
+    silent = all(claim.silent for claim in operands if claim.is_lossy)
+    return Verdict(shape, silent=silent, over_kept=way == "over kept")
+
+
+def einsum(reading: Reading) -> Verdict | None:
+    """A sum of products of two tensors over the letters that the result does not have."""
+    equation, left, right = reading.node.args[0], reading.tensor(1), reading.tensor(2)
+    if not isinstance(equation, str) or left is None or right is None or not reading.same:
+        return None
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    words = [*terms.split(","), result]
+    plain = all(word.isalpha() and len({*word}) == len(word) for word in words) and {*result} <= {*words[0], *words[1]}
+    if not arrow or len(words) != 3 or not plain or len(reading.node.args) != 3 or len(reading.kept) > len(result):
+        return None
+    if (len(words[0]), len(words[1])) != (len(left.shape or ()), len(right.shape or ())):
+        return None
+    sizes = [dict(zip(word, claim.shape or (), strict=True)) for word, claim in zip(words, (left, right), strict=False)]
+    if any(sizes[0][letter] != sizes[1][letter] for letter in {*words[0]} & {*words[1]}):
+        return None
+    ways = {_letter(reading.kept, words, letter, left, right) for letter in {*words[0], *words[1]}}
+    way = "over kept" if "over kept" in ways else "adds nothing"
+    return None if "" in ways else _product([{**sizes[0], **sizes[1]}[letter] for letter in result], (left, right), way)
+
+
+def _letter(kept: Kept, words: Sequence[str], letter: str, left: Claim, right: Claim) -> str:
+    """How a dim of two operands goes into their product; an empty text where they do not keep the same."""
+    dims = [word.find(letter) for word in words]
+    if dims[2] < 0 <= min(dims[:2]):
+        return _contracts(left, dims[0], right, dims[1])
+    expected = at(kept, dims[2]) if dims[2] >= 0 else None
+    own = [at(claim.kept, dim) for claim, dim in zip((left, right), dims, strict=False) if dim >= 0]
+    return "adds nothing" if all(same_kept(index, expected) for index in own) else ""
 
 
 def attention(reading: Reading) -> Verdict | None:
@@ -201,13 +238,15 @@ def attention(reading: Reading) -> Verdict | None:
         return None
     if any(_end(claim, -2) is not None for claim in stacks) or at(reading.kept, ndim - 2) is not None:
         return None
-    if not _contracts(query, -1, key, -1) or not same_kept(_end(value, -1), at(reading.kept, ndim - 1)):
+    way = _contracts(query, -1, key, -1)
+    if not way or not same_kept(_end(value, -1), at(reading.kept, ndim - 1)):
         return None
     shape = _stacked(stacks, reading.kept, ndim)
     if shape is None:
         return None
     # Where a head's queries or keys go, its values are averaged.
-    return Verdict([*shape, (query.shape or ())[-2], (value.shape or ())[-1]], silent=value.silent)
+    sizes = [*shape, (query.shape or ())[-2], (value.shape or ())[-1]]
+    return Verdict(sizes, silent=value.silent, over_kept=way == "over kept")
 
 
 def _masks_all(mask: Claim, kept: Kept, ndim: int) -> bool:
@@ -235,13 +274,18 @@ def _scales(reading: Reading) -> float | None:
     return scales[0] if args == reading.other.args and kwargs == narrow else None
 
 
-def _contracts(left: Claim, dim: int, right: Claim, other: int) -> bool:
-    """Whether two operands keep the same along the dim over which they are summed, and what goes adds nothing."""
-    kept = _end(left, dim)
+def _contracts(left: Claim, dim: int, right: Claim, other: int) -> str:
+    """How two operands are summed over a dim along which they keep the same; an empty text where they do not.
+
+    What goes "adds nothing" where one of them is zero there. Else it goes from the sum, as a value that is not there.
+    """
+    kept = at(left.kept, dim % len(left.shape or ()))
     sizes = (left.shape or ())[dim], (right.shape or ())[other]
-    if sizes[0] != sizes[1] or not same_kept(kept, _end(right, other)):
-        return False
-    return kept is None or left.silent or right.silent
+    if sizes[0] != sizes[1] or not same_kept(kept, at(right.kept, other % len(right.shape or ()))):
+        return ""
+    if kept is None or left.silent or right.silent:
+        return "adds nothing"
+    return "over kept" if left.caused and right.caused else ""
 
 
 def _end(claim: Claim, dim: int) -> Tensor | None:
