@@ -24,6 +24,7 @@ from fxprune.capture.state import Place, PythonState, left_alone
 from fxprune.errors import ModelError, SampleError
 from fxprune.util.copies import meet, private_copy
 from fxprune.util.modes import switch
+from fxprune.util.paths import named_modules
 
 _NORM_HOOKS = (WeightNorm, SpectralNorm)
 # Those of the forward are traced with it.
@@ -293,4 +294,4 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 
 def is_meta(model: nn.Module) -> bool:
     """Whether the model has no values, only shapes."""
-    return any(t.is_meta for t in model.parameters())
+    return any(t is not None and t.is_meta for _, part in named_modules(model) for t in part._parameters.values())

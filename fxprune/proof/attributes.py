@@ -29,6 +29,7 @@ _CALLED = (
     "__getattribute__",
 )
 _MODES = ("train", "eval")
+_ASIDE = _BASE | {*_MODES}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -146,7 +147,7 @@ def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
     widths = next((sizes for classes, sizes in _SIZES if isinstance(narrow, classes)), {})
-    own, before = ({n: v for n, v in vars(m).items() if n not in (*_BASE, *_MODES)} for m in (narrow, full))
+    own, before = ({n: v for n, v in vars(m).items() if n not in _ASIDE} for m in (narrow, full))
     if own.keys() != before.keys():
         wrong = sorted(own.keys() ^ before.keys())
         raise _error(f"{where} ({type(narrow).__name__}) lost or gained the attributes {', '.join(wrong)}")
@@ -206,8 +207,25 @@ def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
     forward = own["forward"]
     around = isinstance(forward, FunctionType) and forward.__code__ in _inner_codes(type(module).__mro__[1].__module__)
     inner = [cell for cell in _cells(forward) if isinstance(cell, FunctionType)] if around else [forward]
-    plain = own.keys() == made.keys() and all(_same_code(own[name], made[name]) for name in own if name != "forward")
+    known = _codes_of_properties(type(module)) if own.keys() - made.keys() else frozenset()
+    if any(not (name == "_names" or _is_property(own[name], known)) for name in own.keys() - made.keys()):
+        return False
+    plain = made.keys() <= own.keys() and all(_same_code(own[name], made[name]) for name in made if name != "forward")
     return plain and len(inner) == 1 and _same_code(inner[0], printed)
+
+
+def _codes_of_properties(cls: type) -> frozenset[CodeType]:
+    """The code of functions that methods of the bases make, by which parts are found that have any name."""
+    between = itertools.takewhile(lambda base: base is not fx.GraphModule, cls.__mro__[1:])
+    methods = [value for base in between for value in vars(base).values() if isinstance(value, FunctionType)]
+    return frozenset(c for method in methods for c in method.__code__.co_consts if isinstance(c, CodeType))
+
+
+def _is_property(value: Any, known: frozenset[CodeType]) -> bool:
+    """Whether reading it runs one of these codes, and nothing can be written."""
+    if not isinstance(value, property) or value.fset is not None or value.fdel is not None:
+        return False
+    return isinstance(value.fget, FunctionType) and value.fget.__code__ in known
 
 
 @functools.cache

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from fxprune.util.paths import named_modules
+
 # The calls that switch modes, and the mode that an ordinary module takes in each.
 CALLS = {"train": True, "train(False)": False, "eval": False}
 # By part and call, the flags of modules below the part that are not the mode of the call; None: the flag stays.
@@ -19,12 +21,12 @@ Effects = Mapping[str, Mapping[str, Mapping[str, "bool | None"]]]
 
 def flags_of(module: nn.Module) -> dict[str, bool]:
     """The ``training`` flag of every module by path."""
-    return {path: part.training for path, part in module.named_modules()}
+    return {path: part.training for path, part in named_modules(module)}
 
 
 def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
     """Give modules their flags by path; what is not named keeps its own."""
-    for path, part in module.named_modules():
+    for path, part in named_modules(module) if flags else ():
         if flags.get(path, part.training) is not part.training:
             part.training = flags[path]
 
@@ -84,9 +86,9 @@ def _after(modules: Mapping[str, nn.Module], path: str, call: str) -> dict[str, 
 
 def follow(part: nn.Module, call: str, effects: Mapping[str, Mapping[str, bool | None]]) -> None:
     """Make one of :data:`CALLS` on a part as the class did whose effects these are."""
-    before = flags_of(part)
-    nn.Module.train(part, CALLS[call])
     kept = effects.get(call, {})
+    before = flags_of(part) if kept else {}
+    nn.Module.train(part, CALLS[call])
     set_flags(part, {path: before[path] if flag is None else flag for path, flag in kept.items() if path in before})
 
 

@@ -44,6 +44,34 @@ def _tables(module: Any) -> tuple[dict[str, Any], ...]:
     return own["_modules"], own["_parameters"], own["_buffers"]
 
 
+def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What ``root.named_modules()`` gives, several times as fast."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", root)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        if type(module).named_modules is not nn.Module.named_modules:
+            return list(root.named_modules())
+        seen.add(id(module))
+        found.append((path, module))
+        ahead = f"{path}." if path else ""
+        waiting += [(ahead + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+    return found
+
+
+def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """What ``root.named_buffers()`` gives, several times as fast."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for path, module in named_modules(root):
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found.setdefault(id(buffer), (f"{path}.{name}" if path else name, buffer))
+    return list(found.values())
+
+
 def name_seed(name: str) -> int:
     """A number of 32 bits for any name, the same in every process."""
     return zlib.crc32(name.encode(errors="surrogatepass"))

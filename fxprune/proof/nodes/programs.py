@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call
 from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.copies import deep_copy
-from fxprune.util.modes import flags_of, set_flags
-from fxprune.util.paths import ModelPaths
+from fxprune.util.modes import flags_of, has_own_modes, set_flags
+from fxprune.util.paths import ModelPaths, named_buffers
 
 Program = Callable[..., Any]
 # Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
@@ -52,8 +53,8 @@ class Programs:
         foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in owner.modules())
         self._state = PythonState(owner, reachable(owner)) if foreign else None
         self._tables = [(part, dict(part._buffers)) for part in owner.modules() if part._buffers]
-        self._values = {name: buffer.detach().clone() for name, buffer in owner.named_buffers()}
-        self._held = [(buffer, self._values[name]) for name, buffer in owner.named_buffers()]
+        self._values = {name: buffer.detach().clone() for name, buffer in named_buffers(owner)}
+        self._held = [(buffer, self._values[name]) for name, buffer in named_buffers(owner)]
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
         """Where two programs part, or an empty text.
@@ -97,7 +98,7 @@ class Programs:
                 raise
             except Exception as error:  # the user's own code, and operators of all kinds
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
-            for name, buffer in self._owner.named_buffers():
+            for name, buffer in named_buffers(self._owner):
                 before = held.get(name)
                 # A buffer that got another shape is a cache.
                 if before is not None and buffer.shape == before.shape and not torch.equal(buffer, before):
@@ -176,7 +177,7 @@ class NumberedPrograms(Programs):
         """What is known of all that a program gives and leaves, and what it gives."""
         torch.manual_seed(0)
         given = sample.to_meta()
-        held = [pair for pair in self._owner.named_buffers() if pair[1].is_meta]
+        held = [pair for pair in named_buffers(self._owner) if pair[1].is_meta]
         numbers.begin([*self._owner.named_parameters(), *held, *given.named_tensors()])
         with self._unchanged() as before:
             try:
@@ -188,7 +189,7 @@ class NumberedPrograms(Programs):
             except Exception as error:  # the user's own code, and operators of all kinds
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
             # A buffer that got another shape is a cache.
-            left = [(n, t) for n, t in self._owner.named_buffers() if n in before and t.shape == before[n].shape]
+            left = [(n, t) for n, t in named_buffers(self._owner) if n in before and t.shape == before[n].shape]
             known |= {f"{n} after the call": numbers.left(t) for n, t in (*left, *given.named_tensors())}
         return known | {"the generator": (numbers.draws, torch.get_rng_state().numpy().tobytes())}, leaves
 
@@ -276,6 +277,44 @@ def _plain(leaves: Leaves) -> Leaves:
 
 def _is_finite(leaf: Any) -> bool:
     return not isinstance(leaf, Tensor) or bool(torch.isfinite(leaf).all())
+
+
+# Names by which code may come to the mode of a module.
+_MODES = frozenset("training __dict__ vars attrgetter eval exec".split())
+# A dropout of more than this leaves little to compare.
+_FEW_LEFT = 0.9
+
+
+def asks_for_modes(module: nn.Module) -> bool:
+    """Whether code outside of torch may tell the modes of parts, or what parts give in training says little."""
+    code, parts = reachable(module), list(module.modules())
+    if _MODES & code.names or any("training" in _words(function.__code__) for function in code.functions):
+        return True
+    foreign = {type(part) for part in parts} - {type(part) for part in parts if not _is_foreign(part)}
+    own = any(hasattr(cls, "training") for cls in foreign) or any(map(has_own_modes, parts))
+    return own or any(
+        getattr(part, "p", 0.0) > _FEW_LEFT for part in parts if isinstance(part, nn.modules.dropout._DropoutNd)
+    )
+
+
+def _words(code: CodeType) -> Iterator[Any]:
+    for value in code.co_consts:
+        yield from _words(value) if isinstance(value, CodeType) else (value,)
+
+
+def _is_foreign(part: nn.Module) -> bool:
+    return not type(part).__module__.startswith("torch.")
+
+
+@contextmanager
+def hidden_modes(module: nn.Module) -> Iterator[None]:
+    """Parts of other classes than torch's own have no mode; code that asks for it raises."""
+    hidden = [(part, vars(part).pop("training")) for part in module.modules() if _is_foreign(part)]
+    try:
+        yield
+    finally:
+        for part, flag in hidden:
+            vars(part)["training"] = flag
 
 
 @contextmanager

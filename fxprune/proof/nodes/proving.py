@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -29,7 +30,15 @@ from fxprune.proof.masking import Keep, all_names, check_tensors
 from fxprune.proof.nodes.by_values import Tally
 from fxprune.proof.nodes.drawing import Patterns, Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
-from fxprune.proof.nodes.programs import GraphOver, NumberedPrograms, Programs, bound, in_mode
+from fxprune.proof.nodes.programs import (
+    GraphOver,
+    NumberedPrograms,
+    Programs,
+    asks_for_modes,
+    bound,
+    hidden_modes,
+    in_mode,
+)
 from fxprune.proof.nodes.standins import widened
 from fxprune.proof.nodes.structure import Step, matched
 from fxprune.proof.nodes.walk import walk
@@ -39,6 +48,7 @@ from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
+from fxprune.util.paths import named_modules
 
 # Units in the last place by which outputs may differ where sums are in another order.
 _NEARLY = 1e4
@@ -141,7 +151,7 @@ class _Prover:
 
     def check_modes(self) -> None:
         """Every call that switches modes sets the same flags in both networks."""
-        parts = dict(self._copy.named_modules())
+        parts = dict(named_modules(self._copy))
         ordinary = not any(map(has_own_modes, parts.values()))
         with in_mode(self._copy, False), in_mode(self._pruned, False):
             for call, mode in CALLS.items():
@@ -163,8 +173,12 @@ class _Prover:
         # Both are compared where both rows and sides are not those of the trace.
         sample = second or first
         self._check_object(pair, sample)
-        for training in (False, True) if pair.both_modes and not pair.training else (pair.training,):
-            self._check_trace(pair, sample, training)
+        modes = (False, True) if pair.both_modes and not pair.training else (pair.training,)
+        # Code that cannot tell modes apart runs the same layers in both, and training shows how often it runs each.
+        alike = len(modes) > 1 and not self._untrained and not asks_for_modes(self._original)
+        if not (alike and not self._compared(pair, sample, True, hidden=True)):
+            for training in modes:
+                self._check_trace(pair, sample, training)
         self.samples += [first, *([second] if second else [])]
 
     def witness(self) -> None:
@@ -253,11 +267,7 @@ class _Prover:
         """The traced graph at full width gives the original's outputs, bit for bit, and learns alike."""
         if training and self._untrained:
             return
-        found = "not compared by numbers"
-        # The trace writes layers of attention out.
-        if is_heavy(sample, pair.full) and not self._has_attention:
-            found = self._trace_parts(self._numbered, self._numbered.owner, pair, sample, training)
-        found = found and self._trace_parts(self._full, self._copy, pair, sample, training)
+        found = self._compared(pair, sample, training)
         if found:
             if not training:
                 self._check_nearly(pair, sample)
@@ -268,12 +278,23 @@ class _Prover:
             self._check_in_double(pair, sample)
         self._doubt = self._doubt or found
 
+    def _compared(self, pair: Pair, sample: Sample, training: bool, *, hidden: bool = False) -> str:
+        """Where the original and its trace part, or an empty text; by numbers first where values are large."""
+        # The trace writes layers of attention out.
+        if is_heavy(sample, pair.full) and not self._has_attention:
+            found = self._trace_parts(self._numbered, self._numbered.owner, pair, sample, training, hidden)
+            if not found:
+                return ""
+        return self._trace_parts(self._full, self._copy, pair, sample, training, hidden)
+
     @functools.cached_property
     def _numbered(self) -> NumberedPrograms:
         return NumberedPrograms(self._copy)
 
-    def _trace_parts(self, programs: Programs, full: nn.Module, pair: Pair, sample: Sample, training: bool) -> str:
-        with in_mode(full, training):
+    def _trace_parts(
+        self, programs: Programs, full: nn.Module, pair: Pair, sample: Sample, training: bool, hidden: bool = False
+    ) -> str:
+        with in_mode(full, training), hidden_modes(full) if hidden else nullcontext():
             try:
                 return programs.part(full, GraphOver(pair, full), sample)
             except UnjudgedError as error:

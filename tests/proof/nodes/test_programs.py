@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fxprune.capture.samples import Sample
 from fxprune.proof.nodes.pairs import UnjudgedError
-from fxprune.proof.nodes.programs import NumberedPrograms, Programs, in_mode
+from fxprune.proof.nodes.programs import NumberedPrograms, Programs, asks_for_modes, hidden_modes, in_mode
 from fxprune.proof.nodes.standins import StandIns
 
 
@@ -209,3 +209,39 @@ def test_a_stand_in_of_a_convolution_tells_channels_and_places_apart(groups: int
     assert not torch.allclose(given, F.conv2d(x, weight, padding=1, groups=groups))
     for other in (x.flip(1), x.flip(2), x.flip(3)):
         assert not torch.allclose(convolved(other), given)
+
+
+class Asking(nn.Module):
+    """Asks for the mode in a way that names it, by a name put together, or not at all."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.drop = how, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how and getattr(self, f"train{self.how}"):
+            return x + 1
+        return torch.relu(self.drop(x))
+
+
+class Naming(Asking):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.drop.training else x + 1
+
+
+def test_code_that_asks_for_a_mode_is_seen() -> None:
+    assert asks_for_modes(nn.Sequential(Naming("")))
+    assert not asks_for_modes(Asking(""))
+    assert asks_for_modes(nn.Sequential(nn.Dropout(1.0)))
+    sample = Sample((torch.randn(3, 4),), {})
+    for net, found in ((Asking(""), ""), (Asking("ing"), "AttributeError")):
+        with in_mode(net, True), hidden_modes(net):
+            assert programs_part(net, sample).startswith(found)
+        assert vars(net)["training"]
+
+
+def programs_part(net: nn.Module, sample: Sample) -> str:
+    try:
+        return Programs(net).part(net, net, sample)
+    except UnjudgedError as error:
+        return str(error)
