@@ -76,6 +76,8 @@ class Arguments:
             return self._device(value)
         if isinstance(value, np.generic):
             value = value.item()
+        if isinstance(value, np.ndarray):
+            return self._node_of(torch.from_numpy(value.copy()))
         if isinstance(value, type(torch.FloatTensor)):
             value = value.dtype
         if isinstance(value, (torch.dtype, float, str)):

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, plain, traced, watching
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, computed, plain, traced, watching
 from fxprune.capture.reachable import names_in
 from fxprune.errors import CaptureError
 
@@ -89,7 +89,7 @@ def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         numbers = len(args) > 0 and not kwargs and all(isinstance(a, (int, float)) for a in args)
         if not numbers or not any(isinstance(a, Traced) for a in args):
             return function(*args, **kwargs)
-        return traced(function(*map(plain, args)), function, args)
+        return computed(function, args)
 
     return variant
 

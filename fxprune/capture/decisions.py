@@ -98,6 +98,7 @@ class Decisions:
         self._size = size
         self._numbers: dict[tuple[Any, ...], fx.Node] = {}
         self._squeezed: dict[fx.Node, frozenset[fx.Node]] = {}
+        self.place = ""  # a line that asked, once the forward is over
 
     def add(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         """Check that ``function(*operands)`` is true, unless it holds whatever the sizes are."""
@@ -107,7 +108,8 @@ class Decisions:
             return
         if (function, args) not in self._numbers:
             condition = self._number(function, args, True)
-            needs = f"the way that {sources.source_line()} took for the sample needs {_described(function, operands)}"
+            place = sources.source_line() or self.place
+            needs = f"the way that {place} took for the sample needs {_described(function, operands)}"
             other = "values" if any(map(_hangs_on_values, nodes)) else "sizes"
             self._new(
                 "call_function", torch._assert, (condition, f"{REFUSAL}inputs of other {other}: {needs}"), {}, None
@@ -198,7 +200,7 @@ class Decisions:
             raise CaptureError(f"{message}: call .contiguous() first")
         asked = self._new("call_method", "is_contiguous", (node,), kwargs, answer)
         condition = asked if answer else self._new("call_function", operator.not_, (asked,), {}, True)
-        text = f"{REFUSAL}another memory format: {sources.source_line()} asks for that of {node.name}"
+        text = f"{REFUSAL}another memory format: {sources.source_line() or self.place} asks for that of {node.name}"
         self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def _kernel_before(self, node: fx.Node) -> fx.Node | None:

@@ -1,7 +1,8 @@
-"""Random numbers that a forward draws outside torch: a graph would hold those of the trace for ever."""
+"""What a trace alone meets and a graph would hold for ever: numbers drawn outside torch, calls that fail."""
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 import sys
@@ -15,6 +16,10 @@ import torch
 from torch import fx
 
 from fxprune.capture import sources
+from fxprune.capture.decisions import Decisions
+from fxprune.capture.lowering import leaves
+from fxprune.capture.numbers import Traced, size_of
+from fxprune.capture.settings import Reads
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
 
@@ -113,3 +118,70 @@ def _variant(original: Callable[[], bool], guard: str, answer: bool, asked: set[
 def next_guard(asked: Collection[str], answered: Collection[str]) -> str | None:
     """The next one to answer yes to: one that was asked and got no for an answer."""
     return next((guard for guard in GUARDS if guard in asked and guard not in answered), None)
+
+
+class Failures:
+    """Calls of a recorder that a ``try`` of the forward surrounds: whether they fail decides what it does then."""
+
+    def __init__(self, decisions: Decisions, reads: Reads, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
+        self._decisions, self._reads, self._node_of = decisions, reads, node_of
+        self._refusal: CaptureError | None = None
+        self._tried: list[tuple[Any, Any, str]] = []
+
+    def failed(self, error: Exception, given: Any) -> None:
+        """Note what left the recorder: a refusal, or that other sizes, types or layouts of ``given`` may not fail."""
+        try:
+            if isinstance(error, CaptureError):
+                raise error
+            self._hold(given)
+        except CaptureError as refusal:
+            self._refusal = self._refusal or refusal
+
+    def passed(self, value: Any, given: Any) -> None:
+        """Note a call that gave ``value``, which no node may read."""
+        if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried():
+            self._tried.append((value, given, sources.source_line()))
+
+    def _hold(self, given: Any) -> None:
+        for leaf in leaves(given):
+            if isinstance(leaf, Traced):
+                self._decisions.add(operator.eq, (leaf, leaf.value))
+            elif isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._hold_tensor(leaf, self._node_of(leaf))
+
+    def _hold_tensor(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        with torch._C.DisableTorchFunction():
+            self._decisions.add_shape(size_of(node, dim, size) for dim, size in enumerate(tuple(tensor.shape)))
+            self._decisions.add_layout(node, {}, tensor.is_contiguous())
+            self._reads.read(tensor.dtype, node)
+        self._reads.loose = True
+
+    def check(self) -> None:
+        """Hold what calls were given that left nothing but that they passed.
+
+        Raises:
+            CaptureError: the forward caught this refusal, or nothing can hold what a call was given.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+        for value, given, place in self._tried:
+            self._decisions.place = place
+            node = value.written if isinstance(value, Traced) else self._node_of(value)
+            if node is None or not node.users:
+                self._hold(given)
+
+
+def noted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call of a recorder that tells its ``failures`` how it ended."""
+
+    @functools.wraps(call)
+    def noting(recorder: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            value = call(recorder, *args, **kwargs)
+        except Exception as error:
+            recorder.failures.failed(error, (args, kwargs))
+            raise
+        recorder.failures.passed(value, (args, kwargs))
+        return value
+
+    return noting

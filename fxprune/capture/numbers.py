@@ -107,6 +107,23 @@ def traced(value: Any, function: Callable[..., Any], operands: Operands) -> Any:
     return TracedFloat(value, function, operands) if isinstance(value, float) else value
 
 
+_NEVER_FAIL = {operator.add, operator.sub, operator.mul, operator.neg, operator.and_, operator.or_, operator.xor}
+
+
+def computed(function: Callable[..., Any], operands: Operands) -> Any:
+    """``function`` of numbers, remembering them. Whether it fails may decide what the forward does then."""
+    mode = watching()
+    try:
+        value = traced(function(*map(plain, operands)), function, operands)
+    except Exception as error:
+        if mode is not None:
+            mode.failures.failed(error, operands)
+        raise
+    if mode is not None and function not in _NEVER_FAIL and isinstance(operands[-1], Traced):
+        mode.failures.passed(value, operands)
+    return value
+
+
 def size_of(node: Node, dim: int, value: int) -> Any:
     """The size of dim ``dim`` of a node's tensor."""
     return TracedInt(value, size_of, (node, dim))
@@ -169,7 +186,7 @@ def _binary(function: Callable[..., Any], swapped: bool) -> Callable[..., Any]:
             other = other.item()
         if isinstance(other, (int, float)) and not modulus:
             operands = (other, self) if swapped else (self, other)
-            return traced(function(*map(plain, operands)), function, operands)
+            return computed(function, operands)
         if not isinstance(other, numbers.Number):
             return NotImplemented
         operands = (other, _told(self)) if swapped else (_told(self), other)
@@ -180,7 +197,7 @@ def _binary(function: Callable[..., Any], swapped: bool) -> Callable[..., Any]:
 
 def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
     def method(self: Any) -> Any:
-        return traced(function(plain(self)), function, (self,))
+        return computed(function, (self,))
 
     return method
 
@@ -235,8 +252,7 @@ def _origin(value: Any) -> Any:
 
 
 def _round(self: Any, digits: int | None = None) -> Any:
-    operands = (self,) if digits is None else (self, digits)
-    return traced(round(*map(plain, operands)), round, operands)
+    return computed(round, (self,) if digits is None else (self, digits))
 
 
 def _forgetting(name: str) -> Callable[..., Any]:

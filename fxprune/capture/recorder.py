@@ -21,6 +21,7 @@ from fxprune.capture import custom, known_results, lowering, masked, recording, 
 from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
+from fxprune.capture.guards import Failures, noted
 from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import ByValues, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
@@ -69,7 +70,6 @@ class Recorder(TorchFunctionMode):
         self._buffer = buffer
         self._in_leaf = False
         self._device = device
-        self._refusal: CaptureError | None = None
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
         self._asked_for_gradients = self._gradients
@@ -78,6 +78,7 @@ class Recorder(TorchFunctionMode):
         self.reads = Reads()
         self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
+        self.failures = Failures(self._decisions, self.reads, self.node_of)
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
         self._by_values: ByValues | None = None
@@ -121,10 +122,16 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         args, kwargs = as_torch_names_them(func, args, kwargs) if kwargs else (args, {})
         name = getattr(func, "__name__", "")
+        if name != "_set_grad_enabled" and not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
+            return func(*args, **kwargs)
+        return self._answer(name, func, args, kwargs)
+
+    @noted
+    def _answer(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (asked := getter_name(func) if name == "__get__" else name) in _UNANSWERED and self._is_tracked(args[0]):
             self._refuse(f"the forward asks a tensor for its {asked}, which a graph's own tensors have otherwise")
         if name == "__get__":
-            return self._read_attribute(getter_name(func), func, args)
+            return self._read_attribute(getter_name(func), func, args[0])
         if name == "__set__" and self._is_tracked(args[0]):
             return self.writes.data(getter_name(func), *args)
         if name == "_set_grad_enabled":
@@ -134,10 +141,8 @@ class Recorder(TorchFunctionMode):
             self._refuse(f"the forward calls {name}(), and no graph would call the hook")
         if name in _QUERIES:
             return self._query(name, func, args, kwargs)
-        if name in _READS_DATA and self._tracks(args, kwargs):
+        if name in _READS_DATA:
             return self._values.read(name, func, args, kwargs, self._by_values)
-        if not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
-            return func(*args, **kwargs)
         fill = lowering.filled(name, args, kwargs)
         if fill or (lowering.enterable(func) and func is not self._entered and not self._keeps(canonical_name(name))):
             return self._enter(func, fill, args, kwargs)
@@ -176,10 +181,7 @@ class Recorder(TorchFunctionMode):
 
     # -- questions about a tensor -----------------------------------------------------------------------------------
 
-    def _read_attribute(self, name: str, func: Any, args: tuple[Any, ...]) -> Any:
-        tensor = args[0]
-        if not self._is_tracked(tensor):
-            return func(*args)
+    def _read_attribute(self, name: str, func: Any, tensor: Any) -> Any:
         if name == "shape":
             return self._shape(tensor)
         if name == "ndim":
@@ -189,11 +191,11 @@ class Recorder(TorchFunctionMode):
         if name.removeprefix("is_") in _DEVICES:
             return self._device.type == name.removeprefix("is_")
         if name in _VIEW_GETTERS:
-            value = func(*args)
+            value = func(tensor)
             node = self._new("call_function", getattr, (self.node_of(tensor), name), {}, value)
             self._adopt(node, value)
             return value
-        return self._questions.answer(name, args, {}, func(*args))
+        return self._questions.answer(name, (tensor,), {}, func(tensor))
 
     def _shape(self, tensor: torch.Tensor) -> torch.Size:
         node = self.node_of(tensor)
@@ -203,8 +205,6 @@ class Recorder(TorchFunctionMode):
 
     def _query(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = func(*args, **kwargs)
-        if not self._is_tracked(args[0]):
-            return value
         if name in ("dim", "ndimension"):
             self._decisions.add_rank(self.node_of(args[0]))
         if name == "size":
@@ -263,6 +263,7 @@ class Recorder(TorchFunctionMode):
             node = self._new("call_method", "clone", (self._constant(constant),), {}, meta_like(constant))
             self._constant_nodes[id(constant)] = (constant, node)
 
+    @noted
     def call_module(self, path: str, module: nn.Module, original: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a leaf module."""
         settings.refuse_autocast(self.reads, self._autocast)
@@ -275,6 +276,7 @@ class Recorder(TorchFunctionMode):
         self._call("call_module", path, args, kwargs, value).meta["layer"] = type(module).__name__
         return value
 
+    @noted
     def call_custom(self, function: custom.CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Record the call of a custom autograd function; ``run(*args)`` gives its results.
 
@@ -286,6 +288,7 @@ class Recorder(TorchFunctionMode):
             self._call("call_function", function, args, {}, value)
         return value
 
+    @noted
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:
         """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
         recording.check(path, result, kwargs)
@@ -306,12 +309,11 @@ class Recorder(TorchFunctionMode):
             CaptureError: it changes the flag.
         """
         if changed:
-            self._refuse(
-                f"the forward changes the mode of {path or 'the model'}, which no graph does: do so in train()"
-            )
+            self._refuse(f"the forward changes the mode of {path or 'the model'}, as no graph does: do so in train()")
         if not self._in_leaf:
             self.modes_read.add(path)
 
+    @noted
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true.
 
@@ -323,8 +325,7 @@ class Recorder(TorchFunctionMode):
         self._decisions.add(function, operands)
 
     def _refuse(self, reason: str) -> None:
-        self._refusal = CaptureError(reason, path=self.innermost)
-        raise self._refusal
+        raise CaptureError(reason, path=self.innermost)
 
     def output(self, value: Any) -> None:
         """Close the graph.
@@ -332,12 +333,11 @@ class Recorder(TorchFunctionMode):
         Raises:
             CaptureError: a parameter or buffer has been given the memory of another tensor.
         """
-        if self._refusal is not None:  # the forward caught it
-            raise self._refusal
         self.writes.check_memory()
         if self._by_values:
             self._by_values.finish()
-        self.graph.output(self._arguments.of(value))
+        with self.graph.inserting_before(self.graph.output(self._arguments.of(value))):
+            self.failures.check()
 
     def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = map_leaves(on_meta, (tuple(args), kwargs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import dis
 import functools
 import linecache
 import logging
@@ -22,6 +23,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _HIDDEN = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, contextlib.__file__)
 # Where the pipeline begins: what called it is no line of a forward.
 _OUTERMOST = _PACKAGE + "pipeline.py"
+_BEGINS = (os.path.join(os.path.dirname(__file__), "capturing.py"), "capture")
+# Ops of code that catches errors, in the bytecode of one Python or another.
+_CATCHES = {dis.opmap[name] for name in ("PUSH_EXC_INFO", "JUMP_IF_NOT_EXC_MATCH") if name in dis.opmap}
 
 
 def user_frame() -> types.FrameType | None:
@@ -35,6 +39,40 @@ def user_frame() -> types.FrameType | None:
 def is_hidden(frame: types.FrameType) -> bool:
     """Whether a frame is torch's or this package's."""
     return frame.f_code.co_filename.startswith(_HIDDEN)
+
+
+def is_tried() -> bool:
+    """Whether the forward would catch an error of the present call and go on."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != _BEGINS:
+        if any(first <= frame.f_lineno <= last for first, last in _tried(frame.f_code)):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _tried(code: types.CodeType) -> tuple[tuple[int, int], ...]:
+    """The lines of a function that stand in a ``try`` with a handler that does not raise in the end."""
+    if code.co_filename.startswith(_HIDDEN) or _CATCHES.isdisjoint(code.co_code[::2]):
+        return ()
+    lines = {line for _, _, line in code.co_lines() if line is not None}
+    spans = _tries_in("".join(linecache.getlines(code.co_filename)))
+    if spans is None:  # no source to look at
+        return ((min(lines), max(lines)),)
+    return tuple(span for span in spans if span[0] in lines)
+
+
+@functools.lru_cache(maxsize=64)
+def _tries_in(source: str) -> list[tuple[int, int]] | None:
+    try:
+        tries = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Try)] if source else None
+    except SyntaxError:
+        return None
+    if tries is None:
+        return None
+    going_on = [node for node in tries if any(not isinstance(h.body[-1], ast.Raise) for h in node.handlers)]
+    return [(node.body[0].lineno, node.body[-1].end_lineno or node.body[-1].lineno) for node in going_on]
 
 
 def packs_saved_tensors() -> bool:

@@ -52,6 +52,19 @@ def caught(n: int) -> int:
         return 9
 
 
+def failing(call: Callable[[int], Any]) -> Callable[[int], int]:
+    """Whether a call fails, as the forward that catches its error finds out."""
+
+    def caught(n: int) -> int:
+        try:
+            call(n)
+        except (ArithmeticError, RuntimeError, ValueError, IndexError):
+            return 9
+        return 4
+
+    return caught
+
+
 def written(n: int) -> int:
     made = bytearray(8)
     made[n % 8] = 1
@@ -186,6 +199,12 @@ OF_SIZES: dict[str, Callable[[Any], Any]] = {
     "a conditional": lambda n: 3 if n > 2 else 4,
     "not it": lambda n: 1 + (not n - 2),
     "an exception": caught,
+    "a division that fails": failing(lambda n: 6 // (n // 4)),
+    "a division that would fail": failing(lambda n: 6 // (n - 5)),
+    "a view that would fail": failing(lambda n: torch.zeros(n, 2).view(-1, 2 + n % 2)),
+    "a root that fails": failing(lambda n: math.sqrt(n - 4)),
+    "a view that fails": failing(lambda n: torch.zeros(n).view(-1, 4)),
+    "an expansion that fails": failing(lambda n: torch.zeros(n).expand(5)),
     "Fraction": lambda n: float(fractions.Fraction(n, 3)),
     "Fraction times": lambda n: float(n * fractions.Fraction(1, 3)),
     "int.__add__": lambda n: int.__add__(2, n) if type(n) is int else 2 + n,
