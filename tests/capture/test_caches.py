@@ -128,14 +128,10 @@ class Net(nn.Module):
         self.keeper = [keeper]  # a list, so that copies of the model have the same function
 
     def __deepcopy__(self, memo: Any) -> Net:
-        keeper, self.keeper = self.keeper, []
-        try:
-            twin = self.__class__.__new__(self.__class__)
-            nn.Module.__init__(twin)
-            twin.first, twin.last = (__import__("copy").deepcopy(m, memo) for m in (self.first, self.last))
-            twin.training, twin.keeper = self.training, keeper
-        finally:
-            self.keeper = keeper
+        twin = self.__class__.__new__(self.__class__)
+        nn.Module.__init__(twin)
+        twin.first, twin.last = (__import__("copy").deepcopy(m, memo) for m in (self.first, self.last))
+        twin.training, twin.keeper = self.training, self.keeper
         return twin
 
     def forward(self, x: Tensor) -> Tensor:
