@@ -123,14 +123,20 @@ def _is_method(func: Any) -> bool:
 def filled(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Tensor] | None:
     """What makes ``x.new_full(size, value)`` or ``full_like(x, value)`` without reading a value that is a tensor."""
     places = {"new_full": 2, "full_like": 1}
-    if name not in places or not args or kwargs.keys() - {"size", "fill_value"}:
+    if name not in places or not args or kwargs.keys() - {"size", "fill_value", "dtype"}:
         return None
     like: Tensor = args[0]
     value = kwargs.get("fill_value", args[places[name]] if len(args) > places[name] else None)
     if not isinstance(value, Tensor):
         return None
     size = kwargs.get("size", args[1] if len(args) > 1 else ()) if name == "new_full" else None
-    return lambda: value.detach().to(like).expand(like.shape if size is None else size).clone()
+    dtype = kwargs.get("dtype")
+
+    def made() -> Tensor:
+        filling = value.detach().to(like) if dtype is None else value.detach().to(like.device, dtype)
+        return filling.expand(like.shape if size is None else size).clone()
+
+    return made
 
 
 PACK, PAD = "_pack_padded_sequence", "_pad_packed_sequence"

@@ -7,7 +7,7 @@ One-shot pruning is :func:`fxprune.compile` itself, followed by training.
 [0.0, 0.21, 0.37, 0.5]
 """
 
-from fxprune.schedules.callbacks import lightning_callback, step_in_place, trainer_callback
+from fxprune.schedules.callbacks import lightning_callback, pruning_metrics, step_in_place, trainer_callback
 from fxprune.schedules.fused import FusedTraining
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining
@@ -15,5 +15,5 @@ from fxprune.schedules.steps import ratio_at
 
 __all__ = [
     "FusedTraining", "IterativePruning", "Polarization", "SoftPruning", "SparseTraining", "lightning_callback",
-    "ratio_at", "step_in_place", "trainer_callback",
+    "pruning_metrics", "ratio_at", "step_in_place", "trainer_callback",
 ]  # fmt: skip

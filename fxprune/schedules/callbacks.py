@@ -5,15 +5,16 @@ Such loops keep the network and the optimiser, so both stay the objects that the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxprune.errors import MissingDependencyError, OptionError
 from fxprune.schedules.iterative import IterativePruning
-from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining
+from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining, batch_norm_scales
 from fxprune.schedules.steps import is_count
 
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
@@ -58,6 +59,23 @@ def _check_trained(network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         )
 
 
+def pruning_metrics(schedule: Schedule) -> dict[str, float]:
+    """Where a schedule stands, for the logger of any loop.
+
+    Returns:
+        ``pruning/step``, the steps so far, and a fraction: of the budget that is gone (``pruning/removed``, iterative),
+        of the channels that are silent (``pruning/silent``, soft), or of the batch norm scales that are below a
+        hundredth of the largest (``pruning/small_scales``, sparse training and polarization).
+    """
+    if isinstance(schedule, IterativePruning):
+        return {"pruning/step": float(schedule.done), "pruning/removed": schedule.removed}
+    if isinstance(schedule, SoftPruning):
+        return {"pruning/step": float(schedule.epoch), "pruning/silent": schedule.silent}
+    scales = torch.cat([scale.detach().abs().flatten() for scale in batch_norm_scales(schedule.model)])
+    small = float((scales < scales.max() / 100).float().mean())
+    return {"pruning/step": float(schedule.steps), "pruning/small_scales": small}
+
+
 class _Loop:
     """What a schedule has to do at each place of a training loop."""
 
@@ -87,7 +105,7 @@ class _Loop:
 
 
 def lightning_callback(schedule: Schedule, network: nn.Module, *, every: int = 1) -> Any:
-    """A callback for ``lightning.pytorch.Trainer(callbacks=[...])``.
+    """A callback for ``lightning.pytorch.Trainer(callbacks=[...])``; it logs :func:`pruning_metrics` every epoch.
 
     Args:
         schedule: of ``network``; an :class:`IterativePruning` with ``keep_class=True``.
@@ -116,12 +134,18 @@ def lightning_callback(schedule: Schedule, network: nn.Module, *, every: int = 1
 
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
             loop.epoch_ends()
+            pl_module.log_dict(pruning_metrics(schedule))
 
     return PruningCallback()
 
 
-def trainer_callback(schedule: Schedule, network: nn.Module, *, every: int = 1) -> Any:
+def trainer_callback(
+    schedule: Schedule, network: nn.Module, *, every: int = 1, log: Callable[[dict[str, float]], Any] | None = None
+) -> Any:
     """A callback for ``transformers.Trainer(callbacks=[...])``; arguments and errors as for :func:`lightning_callback`.
+
+    ``log``: takes :func:`pruning_metrics` after every epoch, as in ``log=lambda found: trainer.log(found)``; a callback
+    is not told its trainer.
 
     The gradient hooks of :class:`SparseTraining` need a version of transformers with ``on_pre_optimizer_step``.
     """
@@ -144,5 +168,7 @@ def trainer_callback(schedule: Schedule, network: nn.Module, *, every: int = 1) 
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             loop.epoch_ends()
+            if log is not None:
+                log(pruning_metrics(schedule))
 
     return PruningCallback()

@@ -101,6 +101,11 @@ class IterativePruning:
         return self.done >= self.steps
 
     @property
+    def removed(self) -> float:
+        """The fraction of the original's budget that is gone after the steps so far."""
+        return 1 - self._cost.exact(self._plan.masks(self._graph)) / self._cost.full
+
+    @property
     def plan(self) -> Plan:
         """What is kept of the original after the steps so far."""
         return self._plan

@@ -125,6 +125,14 @@ class SoftPruning:
             raise OptionError("nothing is chosen yet: call step() first")
         return self._plan
 
+    @property
+    def silent(self) -> float:
+        """The fraction of channels that are silent."""
+        if not self._silent:
+            return 0.0
+        masks = self.plan.masks(self._graph).values()
+        return 1 - sum(float(mask.sum()) for mask in masks) / sum(len(mask) for mask in masks)
+
     def step(self) -> Plan:
         """Choose the channels anew, at the end of an epoch, and silence them; see the class.
 
@@ -229,13 +237,13 @@ class SparseTraining:
 
     def __init__(self, model: nn.Module, strength: float = 1e-4) -> None:
         self.strength = at_least_zero("strength", strength)
-        self._model, _ = model, batch_norm_scales(model)
+        self.model, _ = model, batch_norm_scales(model)
         self.steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the subgradient; scales without a gradient stay as they are."""
-        for scale in batch_norm_scales(self._model):
+        for scale in batch_norm_scales(self.model):
             if scale.grad is not None:
                 scale.grad.add_(scale.sign(), alpha=self.strength)
         self.steps += 1
@@ -271,13 +279,13 @@ class Polarization:
     def __init__(self, model: nn.Module, strength: float = 1e-4, pull: float = 1.2, bound: float = 1.0) -> None:
         self.strength = at_least_zero("strength", strength)
         self.pull, self.bound = at_least_zero("pull", pull), at_least_zero("bound", bound)
-        self._model, _ = model, batch_norm_scales(model)
+        self.model, _ = model, batch_norm_scales(model)
         self.steps = 0
 
     @torch.no_grad()
     def step(self) -> None:
         """Add the subgradient; scales without a gradient stay as they are, though they count in the mean."""
-        scales = batch_norm_scales(self._model)
+        scales = batch_norm_scales(self.model)
         values = torch.cat([scale.flatten() for scale in scales])
         mean = values.mean()
         # Moving one scale by d moves the mean by d / n, and with it every term abs(scale - mean).
@@ -291,7 +299,7 @@ class Polarization:
     @torch.no_grad()
     def clamp(self) -> None:
         """Put every scale back between 0 and ``bound``."""
-        for scale in batch_norm_scales(self._model):
+        for scale in batch_norm_scales(self.model):
             scale.clamp_(0.0, self.bound)
 
     def state_dict(self) -> dict[str, Any]:

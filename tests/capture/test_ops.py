@@ -384,6 +384,10 @@ class Filling(Mlp):
         h = self.a(x)
         h = h + h.new_full((1, 16), self.two) * torch.full_like(h, self.three)
         h = h + torch.full_like(input=h, fill_value=self.two) - h.new_full(size=(h.shape[0], 1), fill_value=self.three)
+        h = (
+            h * h.new_full((1, 16), self.two, dtype=h.dtype)
+            + torch.full_like(h, self.three, dtype=torch.float64).float()
+        )
         return self.b(h + h.new_full((1, 16), 2))
 
 

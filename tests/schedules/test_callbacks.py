@@ -15,7 +15,10 @@ from fxprune.schedules import (
     FusedTraining,
     IterativePruning,
     Polarization,
+    SoftPruning,
     SparseTraining,
+    lightning_callback,
+    pruning_metrics,
     step_in_place,
     trainer_callback,
 )
@@ -122,10 +125,50 @@ def test_the_trainer_of_transformers_prunes_while_it_trains(tmp_path: Any) -> No
     schedule = IterativePruning(network, sample, 0.5, steps=2, keep_class=True, verify=False)
     how = {"num_train_epochs": 3, "report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
     arguments = transformers.TrainingArguments(str(tmp_path), **how)
-    callback = trainer_callback(schedule, network)
+    callback = trainer_callback(schedule, network, log=lambda found: trainer.log(found))
+    trainer = transformers.Trainer(network, arguments, train_dataset=rows, callbacks=[callback])
     try:
-        transformers.Trainer(network, arguments, train_dataset=rows, callbacks=[callback]).train()
+        trainer.train()
     finally:
         state.AcceleratorState._reset_state(reset_partial_state=True)  # it holds for the whole process
+    logged = [entry for entry in trainer.state.log_history if "pruning/removed" in entry]
+    assert [entry["pruning/step"] for entry in logged] == [1, 2, 2]
+    assert logged[-1]["pruning/removed"] >= 0.5
     assert schedule.finished
     assert network.a.out_features == network.a.weight.shape[0] == 16
+
+
+def test_metrics_say_what_is_gone_silent_or_small() -> None:
+    torch.manual_seed(0)
+    network, x = Normed(), torch.randn(4, 4)
+    soft, sparse = SoftPruning(network, x, 0.5), SparseTraining(network)
+    assert pruning_metrics(soft) == {"pruning/step": 0, "pruning/silent": 0}
+    soft.step()
+    assert pruning_metrics(soft) == {"pruning/step": 1, "pruning/silent": 0.5}
+    soft.wake()
+    assert pruning_metrics(soft)["pruning/silent"] == 0
+    network.norm.weight.data[:8] = 1e-4
+    assert pruning_metrics(sparse) == {"pruning/step": 0, "pruning/small_scales": 0.25}
+
+
+def test_the_logger_of_lightning_hears_of_it() -> None:
+    pl = pytest.importorskip("lightning.pytorch")
+    network, x = Normed(), torch.randn(8, 4)
+
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            return network(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(network.parameters(), lr=0.1)
+
+    schedule = IterativePruning(network, x, 0.5, steps=1, keep_class=True, verify=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    callbacks = [lightning_callback(schedule, network)]
+    trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, enable_model_summary=False, **quiet)
+    trainer.fit(Module(), torch.utils.data.DataLoader([x, x], batch_size=None))
+    assert trainer.callback_metrics["pruning/removed"] >= 0.5
