@@ -94,7 +94,7 @@ class Analyzer:
             self._keep_layout(node)
             return None
         value = node.meta["val"]
-        if not _holds_tensor(value) and canonical_name(node.target) != "setitem":
+        if not holds_tensor(value) and canonical_name(node.target) != "setitem":
             if value is None:
                 self._pin_arguments(node, self._border("output"))
             if node.target not in _ABOUT:
@@ -242,15 +242,17 @@ def _has_gaps(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _holds_tensor(value: Any) -> bool:
+def holds_tensor(value: Any) -> bool:
+    """Whether a node's value is a tensor, or holds one."""
     if isinstance(value, torch.Tensor):
         return True
     if isinstance(value, (list, tuple)):
-        return any(_holds_tensor(v) for v in value)
-    return isinstance(value, dict) and any(_holds_tensor(v) for v in value.values())
+        return any(holds_tensor(v) for v in value)
+    return isinstance(value, dict) and any(holds_tensor(v) for v in value.values())
 
 
 def flat_axes(axes: Any) -> list[Axis]:
+    """All axes of a node's tensors."""
     if axes is None:
         return []
     if isinstance(axes, (list, tuple)):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import fx
 
-from fxprune.axes.expressions import Axis, variables
+from fxprune.analysis.analyzer import flat_axes, holds_tensor
+from fxprune.axes.expressions import variables
 
 if TYPE_CHECKING:
     from fxprune.analysis.solving import ChannelGraph
@@ -56,7 +56,7 @@ def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
             positions[node] = (len(drawn),)
             found = (
                 groups[v]
-                for a in _flat(graph.axes.get(node))
+                for a in flat_axes(graph.axes.get(node))
                 for v in variables(graph.solver.resolve(a))
                 if v in groups
             )
@@ -68,25 +68,7 @@ def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
 def _is_drawn(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
-    return node.op != "get_attr" and any(isinstance(v, torch.Tensor) for v in _values(node.meta.get("val")))
-
-
-def _values(value: Any) -> Iterator[Any]:
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _values(item)
-    else:
-        yield value
-
-
-def _flat(axes: Any) -> Iterable[Axis]:
-    if isinstance(axes, (list, tuple)):
-        for item in axes:
-            yield from _flat(item)
-    elif isinstance(axes, dict):
-        yield from _flat(list(axes.values()))
-    elif isinstance(axes, Axis):
-        yield axes
+    return node.op != "get_attr" and holds_tensor(node.meta.get("val"))
 
 
 def _label(node: fx.Node) -> str:

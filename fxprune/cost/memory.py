@@ -14,6 +14,9 @@ from torch import fx
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Term
 from fxprune.cost.budgets import CostModel, budget
+from fxprune.util.copies import tensors_in
+
+_DEPTH = 16  # of containers in containers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve:
         nodes = list(graph.nodes)
         last = _last_uses(nodes)
         # A view of a parameter takes no memory of its own.
-        made = {_storage(t) for node in nodes if node.op == "get_attr" for t in _leaves(node.meta.get("val"))}
+        made = {
+            _storage(t) for node in nodes if node.op == "get_attr" for t in tensors_in(node.meta.get("val"), _DEPTH)
+        }
         for step, node in enumerate(nodes):
             for number, (tensor, tensor_axes) in enumerate(_tensors(node, axes)):
                 storage = _storage(tensor)
@@ -87,7 +92,7 @@ def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
     last: dict[int, int] = {}
     for step, node in enumerate(nodes):
         for argument in node.all_input_nodes:
-            for tensor in _leaves(argument.meta.get("val")):
+            for tensor in tensors_in(argument.meta.get("val"), _DEPTH):
                 last[_storage(tensor)] = step
     return last
 
@@ -108,14 +113,6 @@ def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axi
     elif isinstance(value, dict) and axes is not None:
         for key, item in value.items():
             yield from paired_axes(item, axes[key])
-
-
-def _leaves(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
 
 
 def _storage(tensor: torch.Tensor) -> int:

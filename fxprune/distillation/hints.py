@@ -17,6 +17,7 @@ from fxprune.calibration.batches import describe_arguments, describe_value, read
 from fxprune.capture.samples import Sample
 from fxprune.distillation.options import DistillationLoss, as_parts
 from fxprune.errors import DistillationError, FxpruneError
+from fxprune.proof.masking import select
 from fxprune.rewriting import node_keep
 
 # What is trained, called with arguments: its output and its features at the hints.
@@ -237,7 +238,7 @@ def hint_loss(
         if hint.projection:
             found = projections.project(number, hint, found, wanted)
         else:
-            wanted = _sliced(wanted, kept.get(hint.student, ()))
+            wanted = select(wanted, kept.get(hint.student, ()))
         _check_alike(hint, found, wanted)
         losses.append(hint.weight * _distance(found, wanted))
     return torch.stack(losses).sum()
@@ -291,13 +292,6 @@ def _channel_dim(hint: Hint, narrow: Tensor, wide: Tensor) -> int:
         f"hint {hint.student!r}: features of shape {tuple(narrow.shape)} and {tuple(wide.shape)} (the teacher's) "
         "differ in more than their channels, and no projection fits"
     )
-
-
-def _sliced(features: Tensor, kept: Kept) -> Tensor:
-    for dim, index in enumerate(kept):
-        if index is not None:
-            features = features.index_select(dim, index.to(features.device))
-    return features
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from fxprune.analysis.analyzer import flat_axes
 from fxprune.analysis.groups import Group, PinnedWidth
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import kept_mask
@@ -147,7 +148,7 @@ class Fit:
                 slot.set(old)
 
     def _sizes_between(self, path: str) -> Pairs:
-        axes = (axis for node in self.between[path] for axis in _flat(self.graph.axes.get(node)))
+        axes = (axis for node in self.between[path] for axis in flat_axes(self.graph.axes.get(node)))
         return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
 
     def _unlike_attention(self) -> Held:
@@ -283,7 +284,7 @@ class Fit:
         """Full and kept sizes of the dims of what a call reads and gives, and of runs of their factors."""
         found: Pairs = set()
         for given in (node, *node.all_input_nodes):
-            for axis in _flat(self.graph.axes.get(given)):
+            for axis in flat_axes(self.graph.axes.get(given)):
                 found |= sizes(self.graph.solver.resolve(axis), self.masks)
         return found
 
@@ -320,7 +321,7 @@ class Fit:
         )
 
     def _shrinking(self, nodes: Iterable[fx.Node]) -> list[Channels]:
-        axes = (self.graph.solver.resolve(axis) for node in nodes for axis in _flat(self.graph.axes.get(node)))
+        axes = (self.graph.solver.resolve(axis) for node in nodes for axis in flat_axes(self.graph.axes.get(node)))
         found = dict.fromkeys(v for axis in axes for v in variables(axis))
         return [v for v in found if v in self.masks and not self.masks[v].all()]
 
@@ -373,11 +374,3 @@ def _agree(given: Any, own: Any) -> bool:
         own = own.meta.get("val")
         own = operator.index(own) if isinstance(own, (int, torch.SymInt)) else own
     return not isinstance(own, (int, float)) or own == given or own == -1 or given == -1
-
-
-def _flat(axes: Any) -> list[Axis]:
-    if axes is None:
-        return []
-    if isinstance(axes, (list, tuple)):
-        return [a for item in axes for a in _flat(item)]
-    return list(itertools.chain.from_iterable(map(_flat, axes.values()))) if isinstance(axes, dict) else [axes]
