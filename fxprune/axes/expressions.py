@@ -41,7 +41,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,34 +134,27 @@ ONE = Fixed(1)
 
 def product(factors: Iterable[Axis]) -> Axis:
     """The row-major product: nested products opened, ones dropped, neighbouring fixed sizes merged."""
-    flat: list[Axis] = []
-    for factor in factors:
-        for part in factor.factors if isinstance(factor, Product) else (factor,):
-            if part.size == 1 and isinstance(part, Fixed):
-                continue
-            if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
-                flat[-1] = Fixed(last.size * part.size, last.why)
-            else:
-                flat.append(part)
-    if not flat:
-        return ONE
-    return flat[0] if len(flat) == 1 else Product(tuple(flat), math.prod(f.size for f in flat))
+    opened = (part for f in factors for part in (f.factors if isinstance(f, Product) else (f,)))
+    flat = _merged((part for part in opened if part.size != 1 or not isinstance(part, Fixed)), operator.mul)
+    return (*flat, ONE)[0] if len(flat) <= 1 else Product(tuple(flat), math.prod(f.size for f in flat))
 
 
 def concat(parts: Iterable[Axis]) -> Axis:
     """The parts end to end: nested concatenations opened, empty parts dropped, neighbouring fixed parts merged."""
+    opened = (part for given in parts for part in (given.parts if isinstance(given, Concat) else (given,)))
+    flat = _merged((part for part in opened if part.size), operator.add)
+    return (*flat, Fixed(0))[0] if len(flat) <= 1 else Concat(tuple(flat), sum(p.size for p in flat))
+
+
+def _merged(parts: Iterable[Axis], sizes: Callable[[int, int], int]) -> list[Axis]:
+    """The parts with neighbouring fixed ones as one."""
     flat: list[Axis] = []
-    for given in parts:
-        for part in given.parts if isinstance(given, Concat) else (given,):
-            if part.size == 0:
-                continue
-            if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
-                flat[-1] = Fixed(last.size + part.size, last.why)
-            else:
-                flat.append(part)
-    if not flat:
-        return Fixed(0)
-    return flat[0] if len(flat) == 1 else Concat(tuple(flat), sum(p.size for p in flat))
+    for part in parts:
+        if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
+            flat[-1] = Fixed(sizes(last.size, part.size), last.why)
+        else:
+            flat.append(part)
+    return flat
 
 
 def gather(base: Axis, index: IndexArray) -> Axis:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.samples import Sample
+from fxprune.capture.samples import Sample, as_arguments
 from fxprune.errors import CalibrationError, FxpruneError
 
 _HELD_OUT = 8  # one sample in so many
@@ -116,11 +116,8 @@ def _candidates(given: Any) -> Iterator[Sample]:
 
 
 def _split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
-        return (), dict(given)
-    if isinstance(given, tuple) and not hasattr(given, "_fields"):
-        return tuple(given), {}
-    return (given,), {}
+    named = isinstance(given, Mapping) and all(isinstance(key, str) for key in given)
+    return as_arguments(dict(given) if named else given)
 
 
 def _fits(given: Sample, sample: Sample) -> bool:

@@ -36,7 +36,7 @@ class Sample:
         """
         if isinstance(sample_input, Sample):
             return sample_input
-        sample = cls(*_arguments(sample_input))
+        sample = cls(*as_arguments(sample_input))
         if not sample.tensors:
             raise SampleError(
                 f"sample_input holds no tensor (got {type(sample_input).__name__}): pass what the model takes, "
@@ -164,7 +164,8 @@ def random_values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Gen
     return torch.randint(0, 2, tuple(shape), generator=generator).to(dtype)
 
 
-def _arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, as :meth:`Sample.from_input` tells them."""
     if isinstance(sample_input, dict) and all(isinstance(key, str) for key in sample_input):
         return (), dict(sample_input)
     # A named tuple is one structured value, such as a model's own batch type, and no argument list.

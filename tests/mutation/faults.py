@@ -72,8 +72,8 @@ _SHUFFLES = "reshape|window/channel_shuffle|window/ChannelShuffle|attention/by h
 _CUTS = "cut/|index/slice|index/list|index/strided"
 
 AXES = (
-    Fault("axes.expressions:product", "for factor in factors:", "for factor in reversed(list(factors)):", _SHUFFLES),
-    Fault("axes.expressions:concat", "for given in parts:", "for given in reversed(list(parts)):", "cut/|index/rolled"),
+    Fault("axes.expressions:product", "for f in factors for", "for f in reversed(list(factors)) for", _SHUFFLES),
+    Fault("axes.expressions:concat", "in parts for part", "in reversed(list(parts)) for part", "cut/|index/rolled"),
     Fault("axes.expressions:gather", "base.base, base.index[index]", "base.base, index", "index/"),
     Fault("axes.expressions:gather", "len(index) == base.size", "True", "index/|cut/rotated"),
     Fault("axes.elements:strides_of", "reversed(factors)", "factors", _SHUFFLES),
