@@ -196,11 +196,7 @@ def cut(program: Program) -> None:
 
 
 def fit_class(program: Program) -> None:
-    """Narrow a copy of the model, of its own class, to the same widths; hold those that no attribute of it says.
-
-    Raises:
-        PlanError: a given plan narrows such a width.
-    """
+    """Narrow a copy of the model's class to the same widths; hold others. Raises PlanError: of a plan that is given."""
     written = (program.masks, program.pruned, program.certificates)
     program.kept, found = fitted(program.graph, program.model, *written, program.rules)
     if not found:

@@ -21,11 +21,7 @@ Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def default_loss(output: Any, target: Any) -> torch.Tensor:
-    """Mean cross-entropy of logits (N, classes, ...) against class indices (N, ...) or class shares like the logits.
-
-    Raises:
-        CalibrationError: output and target are something else; says what, and asks for ``loss``.
-    """
+    """Mean cross-entropy of logits (N, classes, ...) and classes (N, ...) or shares. CalibrationError: other things."""
     if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.ndim >= 2:
         indices = not target.is_floating_point() and target.shape == (output.shape[0], *output.shape[2:])
         shares = target.is_floating_point() and target.shape == output.shape

@@ -61,11 +61,7 @@ class Arguments:
         self._sizes: dict[tuple[fx.Node, int], fx.Node] = {}
 
     def of(self, value: Any) -> Any:
-        """The value with nodes in the place of what was traced.
-
-        Raises:
-            CaptureError: no graph can hold it.
-        """
+        """The value with nodes in the place of what was traced. Raises CaptureError: no graph can hold it."""
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
         if isinstance(value, Traced):
@@ -140,10 +136,8 @@ def placeholders(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """One placeholder for every argument that the sample gives, under the name that the forward gives it.
 
-    ``add(name, value, default)`` writes one. Returns the arguments for a call.
-
-    Raises:
-        CaptureError: the sample does not fit the forward, or leaves out what no graph can hold.
+    ``add(name, value, default)`` writes one. Returns the arguments for a call. Raises CaptureError: the sample does not
+    fit the forward, or leaves out what no graph can hold.
     """
     signature = inspect.signature(forward)
     try:
@@ -165,11 +159,7 @@ def placeholders(
 
 
 def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:
-    """Optional arguments that the sample leaves out before others that it gives, so that all keep their places.
-
-    Raises:
-        CaptureError: the default of one is no literal.
-    """
+    """Optional arguments that the sample leaves out before others. Raises CaptureError: a default is no literal."""
     places = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     last = max((number for number, p in enumerate(places) if p.name in given), default=-1)
     if any(p.kind is p.KEYWORD_ONLY and p.name in given for p in signature.parameters.values()):

@@ -184,10 +184,7 @@ def capture(
     ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes
     of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are
     known to leave outside of its tensors, which must not decide anything. ``live``: go on where data decide, with the
-    values that the sample has.
-
-    Raises:
-        CaptureError: the forward cannot be traced; names the module and the source line.
+    values that the sample has. Raises CaptureError: the forward cannot be traced; names the module and the source line.
     """
     task = Task(
         model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}

@@ -278,11 +278,7 @@ class Recorder(TorchFunctionMode):
 
     @noted
     def call_custom(self, function: custom.CustomFunction, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Record the call of a custom autograd function; ``run(*args)`` gives its results.
-
-        Raises:
-            CaptureError: it takes other things than tensors and literals, reads other tensors, or writes to its own.
-        """
+        """Record a custom autograd function; ``run(*args)`` gives its results. Raises CaptureError as that does."""
         value = custom.without_values(run, args, lambda t: self.writes.name_of(t) is not None or hasattr(t, _NODE))
         with torch._C.DisableTorchFunction():
             self._call("call_function", function, args, {}, value)
@@ -303,11 +299,7 @@ class Recorder(TorchFunctionMode):
         return next((p for p in reversed(self.module_path) if p), "")
 
     def mode_is_used(self, path: str, changed: bool) -> None:
-        """Note that the forward depends on a module's training flag (leaf modules carry theirs with them).
-
-        Raises:
-            CaptureError: it changes the flag.
-        """
+        """Note that the forward asks for a module's training flag. Raises CaptureError: it changes the flag."""
         if changed:
             self._refuse(f"the forward changes the mode of {path or 'the model'}, as no graph does: do so in train()")
         if not self._in_leaf:
@@ -315,11 +307,7 @@ class Recorder(TorchFunctionMode):
 
     @noted
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
-        """Check in the graph what the forward asked of sizes: that ``function(*operands)`` is true.
-
-        Raises:
-            CaptureError: an operand is a number that an earlier call left.
-        """
+        """Check in the graph that ``function(*operands)`` is true. Raises CaptureError: one is of an earlier call."""
         for operand in operands:
             check_forgotten(operand)
         self._decisions.add(function, operands)
@@ -328,11 +316,7 @@ class Recorder(TorchFunctionMode):
         raise CaptureError(reason, path=self.innermost)
 
     def output(self, value: Any) -> None:
-        """Close the graph.
-
-        Raises:
-            CaptureError: a parameter or buffer has been given the memory of another tensor.
-        """
+        """Close the graph. Raises CaptureError: a parameter or buffer has been given the memory of another tensor."""
         self.writes.check_memory()
         if self._by_values:
             self._by_values.finish()

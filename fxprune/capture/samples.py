@@ -29,10 +29,8 @@ class Sample:
         """Read what a user passes as ``sample_input``.
 
         A tensor or a list is one positional argument, a tuple is the positional arguments, a dict whose keys are all
-        strings is the keyword arguments, and anything else is wrapped as one positional argument.
-
-        Raises:
-            SampleError: there is no tensor in it, or a tensor is not dense or holds NaN.
+        strings is the keyword arguments, and anything else is wrapped as one positional argument. Raises SampleError:
+        there is no tensor in it, or a tensor is not dense or holds NaN.
         """
         if isinstance(sample_input, Sample):
             return sample_input

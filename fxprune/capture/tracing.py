@@ -247,9 +247,7 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
 
     The other sizes are a batch of one against more, sequences of one step and of half the steps, and other resolutions.
     A model without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
-
-    Raises:
-        SampleError: the model refuses one of the other samples, or cannot be traced whole.
+    Raises SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
     given = captured.sample.others
     if (captured.opaque or captured.answers is not None) and given:

@@ -34,14 +34,10 @@ class Source:
 def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> Source:
     """The network that ``text`` names, in eval mode, with a sample.
 
-    ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's
-    own input size is used. Random weights and samples follow ``seed``. ``allow`` names the classes that a saved folder
-    may import.
-
-    Raises:
-        ModelError: there is no such network.
-        SampleError: a size cannot be read.
-        MissingDependencyError: the library it comes from is not installed.
+    ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's own
+    input size is used. Random weights and samples follow ``seed``. ``allow`` names the classes that a saved folder may
+    import. Raises ModelError: there is no such network; SampleError: a size cannot be read; MissingDependencyError: the
+    library it comes from is not installed.
     """
     torch.manual_seed(seed)
     kind, _, name = text.partition(":")
@@ -248,11 +244,9 @@ def batches_of(folder: Path, sample: Any) -> Iterable[Any]:
 class ImageBatches:
     """Images as a network takes them, 32 a batch, with the number of their folder as target; can be iterated again.
 
-    Each is brought to 8/7 of the sample's size by its shorter edge, cut to its middle, and scaled as for
-    ImageNet. Of more than 1,024 files every so manyth is read.
-
-    Raises:
-        SampleError: the sample is no batch of images of one or three colours, or a file is no image.
+    Each is brought to 8/7 of the sample's size by its shorter edge, cut to its middle, and scaled as for ImageNet. Of
+    more than 1,024 files every so manyth is read. Raises SampleError: the sample is no batch of images of one or three
+    colours, or a file is no image.
     """
 
     def __init__(self, files: list[Path], tensors: list[torch.Tensor]) -> None:
@@ -293,10 +287,8 @@ class BatchFolder:
     """Every file of a folder as a batch; it can be iterated again and again.
 
     A ``.safetensors`` file holds the tensor ``input`` and perhaps ``target``, or the model's keyword arguments by name.
-    A ``.pt`` file holds what a data loader would yield; it is read with ``weights_only``, so no pickle is run.
-
-    Raises:
-        SampleError: the folder has no such file, or a file cannot be read.
+    A ``.pt`` file holds what a data loader would yield; it is read with ``weights_only``, so no pickle is run. Raises
+    SampleError: the folder has no such file, or a file cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -107,11 +107,7 @@ def fused_filters(
 def fusion_shares(
     compared: Tensor, kept: Sequence[int] | Tensor, temperature: float = 1.0, beta: float = 1.0, fusion: str = "proxy"
 ) -> Tensor:
-    """How much of every filter goes into each kept one: float64, ``(kept, filters)``; see :func:`fused_filters`.
-
-    Raises:
-        CriterionError: an unknown fusion, or no proportion.
-    """
+    """Shares (kept, filters), float64, of filters in kept ones; see :func:`fused_filters`. Raises CriterionError."""
     beta, fusion = check_fusion(beta, fusion)
     similar = log_similarity_distributions(compared, temperature).exp()
     index = torch.as_tensor(kept, dtype=torch.long, device=similar.device)

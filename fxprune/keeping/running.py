@@ -35,11 +35,7 @@ def give_values(source: nn.Module, target: nn.Module) -> None:
 
 
 def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> None:
-    """Compare the two on each sample, with their own and with random weights, and one training step on the first.
-
-    Raises:
-        ProofError: the class's own forward raises or answers otherwise than the graph.
-    """
+    """Compare the two on samples, with random weights too, and one training step. Raises ProofError: they differ."""
     for randomised in (False, True):
         pair = (private_copy(kept), private_copy(graph))
         if randomised:
@@ -59,11 +55,7 @@ _INPUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 
 def check_without_loss(model: nn.Module, pruned: nn.Module, sample: Sample) -> None:
-    """Compare the outputs of a network that lost channels that are zero with those of the original, in eval mode.
-
-    Raises:
-        CriterionError: they differ, so that the channels were not without effect.
-    """
+    """Compare with the original a network that lost zeros alone, in eval mode. Raises CriterionError: they differ."""
     dtype = precision(model, sample)
     pair = [exact_copy(network, dtype) for network in (model, pruned)]
     for number, change in enumerate(_INPUTS):

@@ -25,10 +25,8 @@ def excluded_groups(graph: ChannelGraph, patterns: Sequence[str]) -> frozenset[G
     A group's own name means that group. Any other pattern (``fnmatch`` syntax, case-sensitive, ``*`` crosses dots)
     matches module and parameter paths; a matched module covers everything below it. Output channels are the dims of
     role "out", those of bare parameters (role "other") and those of selections. A pattern that finds neither, because
-    it names only norms, keeps the widths they normalise.
-
-    Raises:
-        ExcludeError: a pattern matches no module with parameters or buffers, and no parameter.
+    it names only norms, keeps the widths they normalise. Raises ExcludeError: a pattern matches no module with
+    parameters or buffers, and no parameter.
     """
     if isinstance(patterns, str):
         raise ExcludeError(f"exclude takes a list of patterns; write exclude=[{patterns!r}]")
@@ -144,11 +142,8 @@ def limits_of(
 ) -> Limits:
     """The limits that the options of :func:`fxprune.compile` set for the groups of a graph.
 
-    ``multiple``: what "auto" rounds to, where a group is wide enough.
-
-    Raises:
-        BudgetError: a value makes no sense, or a pattern matches no group.
-        ExcludeError: a pattern of ``exclude`` matches nothing.
+    ``multiple``: what "auto" rounds to, where a group is wide enough. Raises BudgetError: a value makes no sense, or a
+    pattern matches no group; ExcludeError: a pattern of ``exclude`` matches nothing.
     """
     if residual not in ("coupled", "inner"):
         raise BudgetError(f'residual must be "coupled" or "inner", not {residual!r}')

@@ -39,11 +39,8 @@ def parse_ranges(text: str, size: int, where: str, *, most: int) -> IntArray:
     """The indices that ``text`` lists, each in ``[0, size)``, strictly ascending.
 
     Bounds are checked before anything is expanded, and at most ``most`` indices are, so that a forged range cannot
-    claim memory.
-
-    Raises:
-        PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` says in
-            which part of the plan.
+    claim memory. Raises PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` says
+    in which part of the plan.
     """
     pieces: list[IntArray] = []
     following = listed = 0

@@ -63,10 +63,8 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
     """A deep copy in eval mode whose floating tensors have type ``dtype``; ties stay tied, the original is only read.
 
     Constants that a trace made keep their type, for the original computes with them in that type at every call; but not
-    those of one repeated number, which are made in ``dtype`` there, as they are exact in every type.
-
-    Raises:
-        ProofError: the module cannot be copied.
+    those of one repeated number, which are made in ``dtype`` there, as they are exact in every type. Raises ProofError:
+    the module cannot be copied.
     """
     made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not is_filled(t)}
     try:

@@ -17,11 +17,9 @@ Tensors = Mapping[str, Tensor]
 def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow: Tensors, traced: Tensors) -> None:
     """Compare the tensors ``full`` and ``narrow`` of both networks by name in everything but their values.
 
-    ``traced``: the constants of the trace.
-
-    Raises:
-        ProofError: a tensor is of another kind, its flags differ, a tie is broken or new, memory is shared with the
-            original, the order is another one, or the pruned network holds a tensor that nothing accounts for.
+    ``traced``: the constants of the trace. Raises ProofError: a tensor is of another kind, its flags differ, a tie is
+    broken or new, memory is shared with the original, the order is another one, or the pruned network holds a tensor
+    that nothing accounts for.
     """
     unsaved_full, unsaved_narrow = set(_unsaved(original)), set(_unsaved(pruned))
     common = [name for name in full if name in narrow]

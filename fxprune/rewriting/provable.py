@@ -33,10 +33,7 @@ def prove_plan(
     """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
 
     ``certificates``: what the rewrite says of its graphs. ``level``: True for the proof node by node, "full" for that
-    of whole networks, which takes its place where a node cannot be judged by itself.
-
-    Raises:
-        ProofError: a check failed.
+    of whole networks, which takes its place where a node cannot be judged by itself. Raises ProofError: a check failed.
     """
     pairs = pairs_of(graph, masks, pruned, certificates)
     steps = check_structure(pairs)

@@ -89,9 +89,7 @@ def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int
 
     Other sizes are another resolution or length; and of each size of an input that is no image, all dims of that size
     at half or twice of it. torch.export takes a batch of one for a size that never changes: ``smallest`` avoids it.
-
-    Raises:
-        ExportError: the network refuses the sample.
+    Raises ExportError: the network refuses the sample.
     """
     plain, resized = (candidates(sample, seed, resize=resize, smallest=smallest) for resize in (False, True))
     found: list[Check] = []

@@ -206,10 +206,8 @@ def _encode_node(node: Node, owner: GraphModule, need: Need, codec: Codec) -> Js
 def decode_graph(data: list[Json], owner: nn.Module, found: Imported) -> Graph:
     """The graph that :func:`encode_graph` wrote; ``owner`` holds the modules and tensors that it names.
 
-    ``found`` is what the allowed import paths lead to.
-
-    Raises:
-        ArtefactError: the data is malformed, or a node calls something that a saved network may not call.
+    ``found`` is what the allowed import paths lead to. Raises ArtefactError: the data is malformed, or a node calls
+    something that a saved network may not call.
     """
     graph = Graph()
     nodes: dict[str, Node] = {}

@@ -36,11 +36,8 @@ _BY_FOLDER = os.open in os.supports_dir_fd
 def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Let ``write`` fill a new folder and put it at ``path``; on any failure what was there before stays.
 
-    ``about`` goes into the manifest, next to the size and SHA-256 of every file.
-
-    Raises:
-        ArtefactError: ``path`` is a file, or a folder with files that were not written by this function.
-        FileError: the disk refuses.
+    ``about`` goes into the manifest, next to the size and SHA-256 of every file. Raises ArtefactError: ``path`` is a
+    file, or a folder with files that were not written by this function; FileError: the disk refuses.
     """
     with file_errors(f"{path} cannot be written"):
         path = path.resolve()

@@ -30,11 +30,7 @@ from fxprune.util.paths import copied_graph
 
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
-    """The program of one call, that of the first sample; sizes in which another sample differs may change.
-
-    Raises:
-        Exception: of many types, where torch cannot trace the network with these sizes.
-    """
+    """The program of a call of the first sample; sizes in which others differ may change. Raises what torch raises."""
     sample = samples[0]
     if isinstance(network, PrunedGraphModule):
         network = network.for_sizes_of(*sample.args, **sample.kwargs).plainly_named()

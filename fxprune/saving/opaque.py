@@ -50,10 +50,8 @@ def import_path(target: Any, role: str) -> str:
 def resolve_imports(wanted: Iterable[str], allow: Iterable[Any]) -> Imported:
     """What each import path leads to; nothing is imported unless all are allowed.
 
-    ``allow`` holds import paths (``module:name`` or ``module.name``), or the classes and functions themselves.
-
-    Raises:
-        ArtefactError: one is not allowed, or cannot be imported.
+    ``allow`` holds import paths (``module:name`` or ``module.name``), or the classes and functions themselves. Raises
+    ArtefactError: one is not allowed, or cannot be imported.
     """
     allowed = _allowed(allow)
     missing = [path for path in wanted if path not in allowed]

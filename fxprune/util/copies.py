@@ -135,10 +135,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
     """A deep copy over the tensors that ``fresh`` gives for each of the original's; ties stay tied.
 
-    Tensors with a history, which Python's deep copy refuses, are found in the attributes of modules too.
-
-    Raises:
-        Exception: whatever the user's own code raises while it is copied.
+    Tensors with a history, which Python's deep copy refuses, are found in the attributes of modules too. Raises
+    Exception: whatever the user's own code raises while it is copied.
     """
     memo: dict[int, Any] = {}
     for owner in module.modules():

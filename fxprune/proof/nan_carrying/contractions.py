@@ -19,10 +19,8 @@ from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
     """``left @ right`` for shapes [b, n, k] and [b, k, m], removed positions of k left out.
 
-    An output entry is removed where its row of ``left`` or its column of ``right`` is removed as a whole.
-
-    Raises:
-        ProofError: the operands of an output entry that stays differ in the positions they lost.
+    An output entry is removed where its row of ``left`` or its column of ``right`` is removed as a whole. Raises
+    ProofError: the operands of an output entry that stays differ in the positions they lost.
     """
     if left.shape[-1] == 0:
         return torch.bmm(left, right)

@@ -24,10 +24,8 @@ class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Evaluates a network whose removed entries are NaN as the narrower network would be evaluated.
 
     Entry-by-entry operators and moves pass NaN on; contractions, reductions and norms run over the entries that are
-    left. An operator outside the tables runs only on tensors without removed entries.
-
-    Raises:
-        ProofError: operands of a contraction lost different positions, or an operator outside the tables meets one.
+    left. An operator outside the tables runs only on tensors without removed entries. Raises ProofError: operands of a
+    contraction lost different positions, or an operator outside the tables meets one.
     """
 
     def __init__(self) -> None:

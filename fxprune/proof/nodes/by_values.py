@@ -100,10 +100,8 @@ class ByValues:
     def fitting(self, node: fx.Node, shape: Sequence[int]) -> Kept:
         """What a value of some shape keeps, by what is known of the sizes of the trace.
 
-        Along a dim of another size, such as that of rows and heads in one, the same is kept of each part.
-
-        Raises:
-            UnjudgedError: the dim is no such repetition.
+        Along a dim of another size, such as that of rows and heads in one, the same is kept of each part. Raises
+        UnjudgedError: the dim is no such repetition.
         """
         kept = self.kept_of(node)
         if all(index is None for index in kept):

@@ -60,9 +60,7 @@ class Programs:
         """Where two programs part, or an empty text.
 
         Large products are cheap functions of the same operands in both; where that does not do, they are computed.
-
-        Raises:
-            UnjudgedError: one of them cannot be run.
+        Raises UnjudgedError: one of them cannot be run.
         """
         for replace in (True,) if self._tolerance else (True, False):
             stand_ins = StandIns(self._owner.parameters(), replace=replace)
