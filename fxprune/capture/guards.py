@@ -126,7 +126,7 @@ class Failures:
     def __init__(self, decisions: Decisions, reads: Reads, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
         self._decisions, self._reads, self._node_of = decisions, reads, node_of
         self._refusal: CaptureError | None = None
-        self._tried: list[tuple[Any, Any, str]] = []
+        self._tried: list[tuple[torch.Tensor, Any, str]] = []
 
     def failed(self, error: Exception, given: Any) -> None:
         """Note what left the recorder: a refusal, or that other sizes, types or layouts of ``given`` may not fail."""
@@ -138,9 +138,12 @@ class Failures:
             self._refusal = self._refusal or refusal
 
     def passed(self, value: Any, given: Any) -> None:
-        """Note a call that gave ``value``, which no node may read."""
+        """Hold the numbers that gave a number; note a call that gave a tensor, which perhaps no node reads."""
         if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried():
-            self._tried.append((value, given, sources.source_line()))
+            if isinstance(value, torch.Tensor):
+                self._tried.append((value, given, sources.source_line()))
+            else:
+                self._hold(given)
 
     def _hold(self, given: Any) -> None:
         for leaf in leaves(given):
@@ -166,8 +169,7 @@ class Failures:
             raise self._refusal
         for value, given, place in self._tried:
             self._decisions.place = place
-            node = value.written if isinstance(value, Traced) else self._node_of(value)
-            if node is None or not node.users:
+            if not self._node_of(value).users:
                 self._hold(given)
 
 

@@ -139,6 +139,8 @@ helped(n)
 helped_loop(n)
 helped_match(n)
 helped_try(n)
+helped_division(n)
+helped_view(n)
 helped_set(n)
 """.strip().splitlines()
 HELPERS = """
@@ -169,6 +171,22 @@ def helped_try(n):
         return [1, 2, 3, 4][n]
     except IndexError:
         return 7
+
+
+def helped_division(n):
+    try:
+        k = 6 // (n - 5)
+    except ZeroDivisionError:
+        k = 4
+    return k
+
+
+def helped_view(n):
+    try:
+        torch.ones(n).view(-1, 2)
+    except RuntimeError:
+        return 3
+    return 1
 
 
 def helped_set(n):
