@@ -194,9 +194,7 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
     mine: list[types.FunctionType] = []
     try:
         with _LOCK:
-            for function in functions:
-                _change(function)
-                mine.append(function)
+            mine.extend(function for function in functions if _change(function))
         yield
     finally:
         with _LOCK:
@@ -204,11 +202,14 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
                 _change_back(function)
 
 
-def _change(function: types.FunctionType) -> None:
+def _change(function: types.FunctionType) -> bool:
     count, original = _changed.get(function, (0, function.__code__))
-    if not count and (renames := _renames(original, function.__globals__)):
+    if not count:
+        if not (renames := _renames(original, function.__globals__)):
+            return False
         function.__code__ = _with_variants(original, frozenset(renames.items()))
     _changed[function] = count + 1, original
+    return True
 
 
 def _change_back(function: types.FunctionType) -> None:
@@ -233,7 +234,7 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
     return found
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=65536)
 def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str, bool]]]) -> types.CodeType:
     """The same code, inner functions included, in which loads of global names load variants."""
     known = dict(renames)
