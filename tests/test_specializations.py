@@ -75,7 +75,7 @@ def masked(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
     twin = copy.deepcopy(model)
     for name, dims in fxprune.report(pruned).plan.keep.items():
         for dim, kept in enumerate(dims):
-            if kept is not None and not name.startswith("_"):
+            if kept is not None and name in dict(twin.named_parameters()):
                 gone = torch.ones(twin.get_parameter(name).shape[dim], dtype=torch.bool)
                 gone[kept] = False
                 twin.get_parameter(name).data.index_fill_(dim, gone.nonzero()[:, 0], 0.0)
@@ -431,3 +431,61 @@ def test_an_optional_argument_stays_optional(tmp_path: Path, monkeypatch: pytest
         for given in ({"labels": labels}, {"labels": labels.repeat(3)}):
             batch = x.repeat(len(given["labels"]) // 2, 1)
             torch.testing.assert_close(network(x=batch, **given), model(x=batch, **given))
+
+
+class Ways(nn.Module):
+    """Layers are called one by one, as the values of the input say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 4)
+        self.warm, self.cold = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.first(x))
+        if x.sum() > 100:
+            h = h.flip(0)
+        elif x.sum() > 0:
+            h = self.warm(h).relu()
+        else:
+            h = self.cold(h).tanh()
+        return self.last(h)
+
+
+def _of_sum(total: float) -> torch.Tensor:
+    x = torch.randn(3, 6)
+    return x - x.mean() + total / x.numel()
+
+
+@pytest.mark.parametrize("others", [(), (_of_sum(-1.0),)], ids=["found", "given"])
+def test_ways_that_values_decide_are_each_a_graph(others: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
+    model, sample = Ways().eval(), _of_sum(2.0)
+    pruned = fxprune.compile(model, sample, 0.5, other_samples=others)
+    assert [name for name in pruned.graphs if name.startswith("eval")] == ["eval", "eval_1"]
+    expected = masked(model, pruned)
+    fxprune.save(pruned, tmp_path / "net")
+    for network in (pruned, copy.deepcopy(pruned), fxprune.load(tmp_path / "net")):
+        for total in (3.0, -2.0, 50.0):
+            x = _of_sum(total)
+            torch.testing.assert_close(network(x), expected(x))
+        with pytest.raises(AssertionError, match="made for inputs of other values"):
+            network(_of_sum(101.0))
+
+
+def test_a_way_that_is_not_taken_leaves_no_trace_in_training() -> None:
+    model = Ways()
+    pruned = fxprune.compile(model, _of_sum(2.0), 0.5).train()
+    for total in (1.0, -1.0):
+        pruned(_of_sum(total)).sum().backward()
+    assert pruned.get_buffer("norm.num_batches_tracked") == 2
+    assert all(pruned.get_parameter(f"{name}.weight").grad is not None for name in ("first", "warm", "cold", "last"))
+
+
+def test_a_way_is_exported_with_its_check(tmp_path: Path) -> None:
+    pruned = fxprune.compile(Ways().eval(), _of_sum(2.0), 0.5)
+    cold = _of_sum(-1.0)
+    fxprune.export(pruned, tmp_path / "net.pt2", sample_input=cold)
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(loaded(cold), pruned(cold))
+    with pytest.raises(RuntimeError, match="assertion"):
+        loaded(-cold)

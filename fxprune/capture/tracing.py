@@ -73,10 +73,10 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         specialization.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     if any(asks_values(mode.graph) for mode in captured.modes()):
+        count = len(captured.specializations)
+        ways = f"{count + 1} ways were seen and are" if count else "the way of the sample is"
         untraced.append(
-            OpaqueOp(
-                "", DECIDED_BY_VALUES, "", "the way of the sample is taken, and calls that would go another are refused"
-            )
+            OpaqueOp("", DECIDED_BY_VALUES, "", f"{ways} taken, and calls that would go another are refused")
         )
     if hooked := traced_hooks(model):
         words = "what they do to values is in the graphs, and what else they do is not"
@@ -167,7 +167,7 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     if refusal is not None:
         raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
     live = _live_graph(model, sample, written)
-    if live is not None and not asks_values(live.graph) and _takes(model, live, _other_batches(live.sample)):
+    if live is not None and not asks_values(live.graph) and _takes(model, live, _others_alike(live.sample)):
         return live
     try:
         return _parts(model, sample, failure, modes, written)
@@ -178,7 +178,7 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
 
 
 def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) -> Captured | None:
-    """The graph of a forward in which data decide; None where other data would decide otherwise, or it has none."""
+    """The graph of the way that the sample takes through a forward in which data decide; None where it has none."""
     if is_meta(model) or sample.image_lists or any(tensor.is_meta for tensor in sample.tensors):
         return None
     for candidate in [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]:
@@ -186,7 +186,7 @@ def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) 
             captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf, written=written, live=True)
         except CaptureError:
             continue
-        if (candidate is sample or captured.takes(model, sample)) and _takes(model, captured, _other_values(candidate)):
+        if candidate is sample or captured.takes(model, sample):
             return captured
     return None
 
@@ -194,12 +194,12 @@ def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) 
 def _other_values(sample: Sample) -> list[Sample]:
     own = replace(sample, others=())
     larger = own.map(lambda t: 4 * t.flip(-1) if t.dim() and t.is_floating_point() else t)
-    return [larger, own.map(lambda t: -t / 4 if t.is_floating_point() else t)]
+    return [larger, *(own.map(lambda t, by=by: t * by if t.is_floating_point() else t) for by in (-0.25, -4))]
 
 
-def _other_batches(sample: Sample) -> list[Sample]:
+def _others_alike(sample: Sample) -> list[Sample]:
     own, batch = replace(sample, others=()), sample.batch_size
-    return [] if batch is None else [own.with_batch(batch + 1)]
+    return [*_other_values(sample), *([] if batch is None else [own.with_batch(batch + 1)])]
 
 
 def _takes(model: nn.Module, captured: Captured, samples: Sequence[Sample]) -> bool:
@@ -246,10 +246,16 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
     """Capture the forward on the other samples, and at other sizes, where the graphs so far refuse them.
 
     The other sizes are a batch of one against more, sequences of one step and of half the steps, and other resolutions.
-    A model without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
+    Where values decide, they are the ways that the other samples take, and the sample with other values. A model
+    without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
     Raises SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
     given = captured.sample.others
+    if captured.answers is not None and asks_values(captured.graph):
+        kept = replace(captured.sample, others=())
+        ways = [*enumerate(given), *((None, other) for other in _other_values(kept))]
+        yield from _found(model, iter(ways), [captured.without_values(model)], len(given) + _MOST, live=True)
+        return
     if (captured.opaque or captured.answers is not None) and given:
         path = next(iter(captured.opaque), "") or "the model's own forward"
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
@@ -271,6 +277,8 @@ def _found(
     samples: Iterator[tuple[int | None, Sample]],
     known: list[Callable[[Sample], Exception | None]],
     most: int,
+    *,
+    live: bool = False,
 ) -> Iterator[Captured]:
     """The forward on the samples that all of the ``known`` graphs refuse, which then are known, too."""
     refusals = 0
@@ -280,7 +288,7 @@ def _found(
         if any(run(sample) is None for run in known):
             continue
         try:
-            specialization = _captured(model, sample, number, len(known))
+            specialization = _captured(model, sample, number, len(known), live)
         except CaptureError as error:
             if number is not None:
                 raise SampleError(f"other_samples[{number}]: {error}") from error
@@ -290,8 +298,8 @@ def _found(
             known.append(specialization.without_values(model))
 
 
-def _captured(model: nn.Module, sample: Sample, other: int | None, number: int) -> Captured:
-    specialization = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, specialization=number)
+def _captured(model: nn.Module, sample: Sample, other: int | None, number: int, live: bool) -> Captured:
+    specialization = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, specialization=number, live=live)
     # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
     # So may a table of positions that is too short: on the meta device no row is missing.
     refusal = refuses(model, sample) if other is None and (specialization.told or _lengths(sample)) else None

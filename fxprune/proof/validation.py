@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.capture.decisions import REFUSAL, asks_values, refuses_sizes
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.comparing import Leaves, all_finite, compare, has_nan, kept_block
@@ -87,6 +88,9 @@ class _Failure:
 
     text: str
     trial: Trial
+
+
+_ELSEWHERE = "they lead another way, where values decide"
 
 
 class Validation:
@@ -300,28 +304,43 @@ class Validation:
         pruned = private_copy(self._case.pruned, self._dtype)
         drawn = next((t.probe.drawn for t in trials if t.probe.drawn), "range" if len(trials) == 1 else "rows")
         probe = randomised(_lightest(trials).probe, self._case.seed, drawn)
+        if self._by_values():  # other inputs would lead another way
+            probe = _lightest(trials).probe
         seen, reason = 0.0, ""
         for gain in GAINS:
-            full = self._randomised(pruned, gain)
-            # What the original answers is asked only where it is not known yet that removal shows.
-            trial = Trial(probe, {} if self._is_visible(change) else self._expected(full, probe))
-            answers = self._answers(pruned, [trial])
-            if not (all_finite(trial.expected) and all_finite(answers[0])):
-                reason = "they overflow"
-                continue
-            seen, failure = self._compare(full, [trial], answers, self._ways[0])
-            if failure and not self._is_steady(pruned, probe, answers[0]):
-                reason = "they magnify rounding"
-                continue
-            if failure:
-                seen = self._check_on_random(pruned, gain, trial, answers)
-            self._outcome.randomised = True
-            break
+            seen, reason = self._on_random(pruned, gain, probe, change)
+            if not reason:
+                self._outcome.randomised = True
+                break
         if not self._outcome.randomised:
             self._outcome.notes.append(f"not run on random parameters: {reason}")
         self._outcome.vacuous = not self._is_visible(max(change, seen))
         if self._outcome.vacuous:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
+
+    def _by_values(self) -> bool:
+        """Whether the graph checks which way the values of data lead."""
+        return isinstance(self._case.captured, fx.GraphModule) and asks_values(self._case.captured.graph)
+
+    def _on_random(self, pruned: nn.Module, gain: float, probe: Probe, change: float) -> tuple[float, str]:
+        """How far removal shows with random parameters, and why they tell nothing, if so."""
+        full = self._randomised(pruned, gain)
+        try:
+            # What the original answers is asked only where it is not known yet that removal shows.
+            trial = Trial(probe, {} if self._is_visible(change) else self._expected(full, probe))
+            answers = self._answers(pruned, [trial])
+        except (ProofError, AssertionError) as error:
+            if self._by_values() and refuses_sizes(error.__cause__ or error):
+                return 0.0, _ELSEWHERE
+            raise
+        if not (all_finite(trial.expected) and all_finite(answers[0])):
+            return 0.0, "they overflow"
+        seen, failure = self._compare(full, [trial], answers, self._ways[0])
+        if failure and self._by_values() and REFUSAL in failure.text:
+            return seen, _ELSEWHERE
+        if failure and not self._is_steady(pruned, probe, answers[0]):
+            return seen, "they magnify rounding"
+        return (self._check_on_random(pruned, gain, trial, answers) if failure else seen), ""
 
     def _is_visible(self, change: float) -> bool:
         return change >= _VISIBLE * self._tolerance

@@ -89,14 +89,16 @@ number_of_forward._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def number_once_found(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """The same, kept by the sizes of the inputs in the module."""
-    found: dict[Any, int] = vars(module).setdefault("_chosen", {})
+    """The same, kept by the sizes of the inputs in the module, unless their values decide."""
+    found: dict[Any, list[int]] = vars(module).setdefault("_chosen", {})
     sizes = (module.training, sizes_of(args), sizes_of(kwargs))
-    if sizes not in found:
-        # Modes of torch count and record what this thread runs, and this is no part of the network.
-        with ThreadPoolExecutor(1) as other_thread:
-            found[sizes] = other_thread.submit(first_that_fits, module, forwards, args, kwargs).result()
-    return found[sizes]
+    # Modes of torch count and record what this thread runs, and this is no part of the network.
+    with ThreadPoolExecutor(1) as other_thread:
+        if sizes not in found:
+            found[sizes] = other_thread.submit(those_that_fit, module, forwards, args, kwargs).result()
+        if len(found[sizes]) < 2:
+            return (found[sizes] or [0])[0]
+        return other_thread.submit(first_that_runs, module, forwards, found[sizes], args, kwargs).result()
 
 
 def sizes_of(value: Any) -> Any:
@@ -110,51 +112,76 @@ def sizes_of(value: Any) -> Any:
     return value if isinstance(value, (bool, int, float, str)) else None
 
 
-def without_values(value: Any) -> Any:
-    """Nested arguments with all tensors on the meta device."""
+def mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """Nested arguments with all tensors changed."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to("meta")
+        return change(value.detach())
     if isinstance(value, list):
-        return [without_values(item) for item in value]
+        return [mapped(change, item) for item in value]
     if type(value) is tuple:
-        return tuple(without_values(item) for item in value)
+        return tuple(mapped(change, item) for item in value)
     if isinstance(value, dict):
-        return {key: without_values(item) for key, item in value.items()}
+        return {key: mapped(change, item) for key, item in value.items()}
     return value
 
 
-def first_that_fits(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """Which of ``forwards`` does not refuse the arguments, on the meta device; 0 where all do."""
-    tensors = (*module.parameters(), *module.buffers())
-    memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+def copied_parts(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copies of a module's parts without hooks, which are for real calls; ``memo``: what stands for a tensor, by id."""
     parts = nn.Module.__new__(type(module))  # of its class, as generated code may reach parts through the class
     nn.Module.__init__(parts)
     for held in ("_modules", "_parameters", "_buffers"):
         vars(parts)[held] = copy.deepcopy(getattr(module, held), memo)
-    for part in parts.modules():  # hooks are for real values
+    for part in parts.modules():
         vars(part)["_forward_hooks"], vars(part)["_forward_pre_hooks"] = {}, {}
+    return parts
+
+
+def those_that_fit(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> list[int]:
+    """The first of ``forwards`` that takes the sizes on the meta device; where none does, those that values may let."""
+    tensors = (*module.parameters(), *module.buffers())
+    parts = copied_parts(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
     unsure = []
     for number, forward in enumerate(forwards):
         try:
             inspect.signature(forward).bind(parts, *args, **kwargs)
         except TypeError:  # it is a graph for other arguments
             continue
+        given, named = mapped(lambda tensor: tensor.to("meta"), [args, kwargs])
         try:
             # Random numbers that are not on the meta device are drawn all the same.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                forward(parts, *without_values(args), **without_values(kwargs))
+                forward(parts, *given, **named)
         except AssertionError:
             continue
         except Exception:  # what cannot be run without values is left to the real run
             unsure.append(number)
             continue
+        return [number]
+    return unsure
+
+
+def first_that_runs(
+    module: nn.Module, forwards: Sequence[Callable[..., Any]], numbers: list[int], args: Any, kwargs: Any
+) -> int:
+    """The first of the numbered ``forwards`` that takes the values, tried on copies of what a call may write."""
+    for number in numbers[:-1]:
+        parts = copied_parts(module, {id(parameter): parameter.detach() for parameter in module.parameters()})
+        given, named = mapped(torch.clone, [args, kwargs])
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                forwards[number](parts, *given, **named)
+        except AssertionError:
+            continue
+        except Exception:  # the call itself will raise it
+            return number
         return number
-    return unsure[0] if unsure else 0
+    return numbers[-1]
 
 
 def source() -> str:
     """The source of :func:`number_of_forward` and of what it calls."""
-    functions = (number_of_forward, number_once_found, sizes_of, without_values, first_that_fits)
+    functions = (number_of_forward, number_once_found, sizes_of, mapped, copied_parts, those_that_fit)
+    functions += (first_that_runs,)
     parts = [inspect.getsource(function) for function in functions]
     parts[0] += "\n\nnumber_of_forward._torchdynamo_disable = True\n"
     return "\n\n".join(parts)

@@ -74,11 +74,11 @@ def prove_whole(
 
     found = proof(graph.captured, sample, alone=False)
     for specialization in graph.captured.specializations:
-        given = (
-            sample.resized_like(specialization.sample)
-            if specialization.other is None
-            else sample.others[specialization.other]
-        )
+        given = specialization.sample  # where values decide, its own take this way
+        if specialization.other is not None:
+            given = sample.others[specialization.other]
+        elif specialization.answers is None:
+            given = sample.resized_like(specialization.sample)
         found = found.joined(proof(graph.captured.led_by(specialization.specialization), given, alone=True))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
+import operator
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,8 +83,22 @@ def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: A
     return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
 
 
-# Functions that ask for sizes which data decide, and what an exported graph has in their place.
-_BY_DATA: dict[Any, Any] = {int: _whole, scaled_dot_product_attention: _attention}
+def _number(value: Any) -> Any:
+    """A truth value as a number."""
+    return torch.sym_ite(value, 1, 0) if isinstance(value, torch.SymBool) else +value
+
+
+def _checked(condition: Any, message: str) -> None:
+    """A check, of the call where data decide it."""
+    if isinstance(condition, torch.SymBool) and free_unbacked_symbols(condition):
+        torch._check(condition, lambda: message)
+    else:
+        torch._assert(condition, message)
+
+
+# Functions that ask for numbers which data decide, and what an exported graph has in their place.
+_BY_DATA: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked}
+_BY_DATA |= {scaled_dot_product_attention: _attention}
 
 
 Run = Callable[[Sample], Leaves]
