@@ -363,6 +363,7 @@ def _note(program: Program, made: Report) -> None:
 
 
 def _why_none(graph: ChannelGraph) -> str:
-    opaque = [f"{o.op} is opaque: {o.reason}" for o in graph.opaque[:3]]
+    places = [f" at {o.source}" if o.source and o.source not in o.reason else "" for o in graph.opaque[:3]]
+    opaque = [f"{o.op}{at} is opaque: {o.reason}" for o, at in zip(graph.opaque[:3], places, strict=True)]
     pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
     return "; ".join([*opaque, *pinned]) or "it has no layers with weights"

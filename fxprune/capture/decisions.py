@@ -7,6 +7,7 @@ a check in front of what it decided, so that an input of sizes with another answ
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -42,6 +43,12 @@ def asks_sizes(graph: fx.Graph) -> bool:
 def asks_values(graph: fx.Graph) -> bool:
     """Whether a graph checks what the forward decided on values of data, and so refuses other values."""
     return any(is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1]) for node in graph.nodes)
+
+
+def asked_at(graph: fx.Graph) -> str:
+    """The source line of the first decision in a graph."""
+    found = (re.search(r"the way that (\S+) took", str(node.args[1])) for node in graph.nodes if is_check(node))
+    return next((match[1] for match in found if match), "")
 
 
 def refuses_sizes(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
 from fxprune.capture.checking import counters, forgetful, is_meta, refuses, traced_hooks
-from fxprune.capture.decisions import asks_sizes, asks_values
+from fxprune.capture.decisions import asked_at, asks_sizes, asks_values
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.reachable import reachable
@@ -62,7 +62,7 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         _check_layers(model, captured, written)
     if remembers:
         _check_memory(model, captured, captured, remembers)
-    captured.specializations = tuple(find_specializations(model, captured))
+    captured.specializations = captured.specializations or tuple(find_specializations(model, captured))
     for specialization in captured.specializations if not captured.untraced else ():
         _add_training(model, specialization, modes, written)
         if kept := [
@@ -76,7 +76,12 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         count = len(captured.specializations)
         ways = f"{count + 1} ways were seen and are" if count else "the way of the sample is"
         untraced.append(
-            OpaqueOp("", DECIDED_BY_VALUES, "", f"{ways} taken, and calls that would go another are refused")
+            OpaqueOp(
+                "",
+                DECIDED_BY_VALUES,
+                asked_at(captured.graph),
+                f"{ways} taken, and calls that would go another are refused",
+            )
         )
     if hooked := traced_hooks(model):
         words = "what they do to values is in the graphs, and what else they do is not"
@@ -172,9 +177,19 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     try:
         return _parts(model, sample, failure, modes, written)
     except CaptureError:
-        if live is None:
+        if live is None or not _sees_most_ways(model, live):
             raise
         return live
+
+
+def _sees_most_ways(model: nn.Module, live: Captured) -> bool:
+    """Find the ways that values lead; whether values that were not among those take them, more than half of them."""
+    live.specializations = tuple(find_specializations(model, live))
+    own, ways = replace(live.sample, others=()), [way.without_values(model) for way in (live, *live.specializations)]
+    turned = own.map(lambda t: t.flip(0) if t.dim() else t)
+    tried = [s for by in (0.7, 2.5, -1.7, -0.4) if refuses(model, s := turned.map(partial(_scaled, by=by))) is None]
+    taken = sum(any(run(sample) is None for run in ways) for sample in tried)
+    return bool(live.sample.others) or 2 * taken > len(tried)
 
 
 def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) -> Captured | None:
@@ -193,8 +208,12 @@ def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) 
 
 def _other_values(sample: Sample) -> list[Sample]:
     own = replace(sample, others=())
-    larger = own.map(lambda t: 4 * t.flip(-1) if t.dim() and t.is_floating_point() else t)
-    return [larger, *(own.map(lambda t, by=by: t * by if t.is_floating_point() else t) for by in (-0.25, -4))]
+    larger = own.map(lambda t: _scaled(t.flip(-1), 4) if t.dim() and t.is_floating_point() else t)
+    return [larger, *(own.map(partial(_scaled, by=by)) for by in (-0.25, -4))]
+
+
+def _scaled(tensor: torch.Tensor, by: float) -> torch.Tensor:
+    return tensor * by if tensor.is_floating_point() else tensor
 
 
 def _others_alike(sample: Sample) -> list[Sample]:
@@ -242,6 +261,10 @@ _MOST = 4
 _REFUSALS = 3
 
 
+# Samples to try, with the number that the user's own have.
+Tried = Iterator[tuple[int | None, Sample]]
+
+
 def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captured]:
     """Capture the forward on the other samples, and at other sizes, where the graphs so far refuse them.
 
@@ -263,24 +286,32 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
     if captured.opaque or captured.answers is not None or not (asks_sizes(captured.graph) or other_arguments):
         return
     known = [captured.without_values(model)]
-    kinds: list[Iterator[tuple[int | None, Sample]]] = [iter(enumerate(given))]
+    kinds: list[tuple[Tried, Sample | None]] = [(iter(enumerate(given)), None)]
     # A graph that asks for values, such as whether they are finite, does not tell without values what it refuses.
     if known[0](captured.sample) is None:
         own = replace(captured.sample, others=())
-        kinds += [((None, sample) for sample in tried(own)) for tried in (_of_one, _resized)]
-    for kind in kinds:
-        yield from _found(model, kind, known, len(given) + _MOST)
+        one, resized = (((None, sample) for sample in tried(own)) for tried in (_of_one, _resized))
+        rows = max(own.batch_size or 0, 2)
+        # What was kept for the last batch's size is computed again for all but that.
+        more: Tried = iter([(None, own.with_batch(rows + 1))] if own.batch_size is not None else [])
+        kinds += [(one, None), (more, own.with_batch(rows + 2)), (resized, None)]
+    for kind, also in kinds:
+        yield from _found(model, kind, known, len(given) + _MOST, also)
 
 
 def _found(
     model: nn.Module,
-    samples: Iterator[tuple[int | None, Sample]],
+    samples: Tried,
     known: list[Callable[[Sample], Exception | None]],
     most: int,
+    also: Sample | None = None,
     *,
     live: bool = False,
 ) -> Iterator[Captured]:
-    """The forward on the samples that all of the ``known`` graphs refuse, which then are known, too."""
+    """The forward on the samples that all of the ``known`` graphs refuse, which then are known, too.
+
+    ``also``: what a graph must take to be worth its while.
+    """
     refusals = 0
     for number, sample in samples:
         if refusals == _REFUSALS or (number is None and len(known) > most):
@@ -289,6 +320,8 @@ def _found(
             continue
         try:
             specialization = _captured(model, sample, number, len(known), live)
+            if also is not None and not specialization.takes(model, also):
+                continue
         except CaptureError as error:
             if number is not None:
                 raise SampleError(f"other_samples[{number}]: {error}") from error
@@ -305,15 +338,22 @@ def _captured(model: nn.Module, sample: Sample, other: int | None, number: int, 
     refusal = refuses(model, sample) if other is None and (specialization.told or _lengths(sample)) else None
     if refusal is not None:
         raise CaptureError(refusal)
+    rows = sample.batch_size
+    if (
+        other is None
+        and rows is not None
+        and rows > 2
+        and not (live or specialization.takes(model, sample.with_batch(rows + 1)))
+    ):
+        raise CaptureError(f"its graph is for a batch of {rows} alone")
     specialization.other = other
     return specialization
 
 
 def _of_one(sample: Sample) -> Iterator[Sample]:
-    """The sample with a batch of one (or two) and one more, and with sequences of one step and of half of them."""
+    """The sample with a batch of one (or two, where it is one), and with sequences of one step and of half of them."""
     batch, steps = sample.batch_size, _lengths(sample)
-    # One more than two, because what was kept for the last batch's size is computed again for all but that.
-    batches = [batch, 2 if batch == 1 else 1, max(batch, 2) + 1] if batch is not None else [None]
+    batches = [batch, 2 if batch == 1 else 1] if batch is not None else [None]
     lengths = [None, 1, (max(steps) + 1) // 2] if len(steps) == 1 else [None]
     for length in lengths:
         for rows in batches:

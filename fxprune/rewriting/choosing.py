@@ -180,8 +180,8 @@ def first_that_runs(
 
 def source() -> str:
     """The source of :func:`number_of_forward` and of what it calls."""
-    functions = (number_of_forward, number_once_found, sizes_of, mapped, copied_parts, those_that_fit)
-    functions += (first_that_runs,)
+    functions: tuple[Callable[..., Any], ...] = (number_of_forward, number_once_found, sizes_of, mapped)
+    functions += (copied_parts, those_that_fit, first_that_runs)
     parts = [inspect.getsource(function) for function in functions]
     parts[0] += "\n\nnumber_of_forward._torchdynamo_disable = True\n"
     return "\n\n".join(parts)
