@@ -36,11 +36,12 @@ class Moments:
         self.xy = torch.zeros(groups, features + 1, targets, **kind)  # type: ignore[arg-type]
         self.yy = torch.zeros(groups, targets, **kind)  # type: ignore[arg-type]
 
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Take in rows: ``(groups, rows, features)`` and ``(groups, rows, targets)``."""
-        self.xx += products(features, features)
-        self.xy += products(features, targets)[:, :, :-1]
-        self.yy += targets.to(torch.float64).square().sum(1)
+    def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Take in rows, ``(groups, rows, features)`` and ``(groups, rows, targets)``, that count by weights (rows,)."""
+        self.xx += products(features, features, weights)
+        self.xy += products(features, targets, weights)[:, :, :-1]
+        squares = targets.to(torch.float64).square()
+        self.yy += (squares if weights is None else squares * weights.unsqueeze(1)).sum(1)
 
     def sums(self) -> Iterable[Tensor]:
         """The accumulators; they add up over batches and over ranks."""
@@ -48,7 +49,7 @@ class Moments:
 
     @property
     def rows(self) -> float:
-        """How many rows have been taken in."""
+        """How many rows have been taken in, by their weights."""
         return float(self.xx[0, -1, -1])
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +66,7 @@ class Moments:
         return (self.yy - 2 * (whole.mT * self.xy).sum(1) + ((whole @ self.xx) * whole).sum(2)).clamp_min(0)
 
 
-def products(one: Tensor, other: Tensor) -> Tensor:
+def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sums over rows of products of two sets of features with a one behind each, float64.
 
     About the means, which are put back afterwards, single precision is enough for the large product.
@@ -73,17 +74,19 @@ def products(one: Tensor, other: Tensor) -> Tensor:
     Args:
         one: ``(groups, rows, m)``.
         other: ``(groups, rows, n)``.
+        weights: how much each row counts, ``(rows,)``; one where not given.
 
     Returns:
         ``(groups, m + 1, n + 1)``.
     """
-    count = max(one.shape[1], 1)
+    each = torch.ones(one.shape[1], 1, device=one.device) if weights is None else weights.unsqueeze(1)
+    count = float(each.sum(dtype=torch.float64))
     kind = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
-    means = [rows.sum(1, keepdim=True, dtype=torch.float64) / count for rows in (one, other)]
+    means = [(rows * each.to(rows)).sum(1, keepdim=True, dtype=torch.float64) / (count or 1.0) for rows in (one, other)]
     left, right = (rows.to(kind) - mean.to(kind) for rows, mean in zip((one, other), means, strict=True))
-    found = F.pad((left.mT @ right).to(torch.float64), (0, 1, 0, 1))
+    found = F.pad(((left * each.to(kind)).mT @ right).to(torch.float64), (0, 1, 0, 1))
     ends = [F.pad(mean, (0, 1), value=1.0) for mean in means]
-    return found + one.shape[1] * ends[0].mT @ ends[1]
+    return found + count * ends[0].mT @ ends[1]
 
 
 @dataclass(frozen=True)
@@ -108,34 +111,38 @@ class Rows:
 
     def __init__(self, moments: Moments) -> None:
         self._like = moments
-        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
 
-    def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor) -> None:
-        """Take in rows ``(groups, rows, features)``, ``(groups, rows, targets)`` and bounds of the targets."""
+    def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor, weights: Tensor) -> None:
+        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, bounds of the targets that
+        broadcast against them, and how much each row counts, ``(rows,)``."""
         if features.shape[1]:
-            self._parts.append((features, targets.to(features), low.to(features), high.to(features)))
+            rest = (targets, low, high, weights.unsqueeze(1))
+            self._parts.append((features, *(part.to(features) for part in rest)))
 
     def error(self, solution: Solution) -> Tensor:
         """The sum of squared differences within the bounds, ``(groups, targets)``."""
         total = torch.zeros_like(self._like.yy)
-        for x, y, low, high in self._parts:
-            total += (solution(x).clamp(low, high) - y.clamp(low, high)).square().sum(1)
+        for x, y, low, high, each in self._parts:
+            total += ((solution(x).clamp(low, high) - y.clamp(low, high)).square() * each).sum(1)
         return total
 
     def spread(self) -> Tensor:
         """How many rows, and sums of their targets within the bounds and of the squares, ``(3, groups, targets)``."""
         total = torch.zeros_like(self._like.yy).expand(3, -1, -1).clone()
-        for _, y, low, high in self._parts:
+        for _, y, low, high, each in self._parts:
             inside = y.clamp(low, high)
-            total += torch.stack([torch.ones_like(inside).sum(1), inside.sum(1), inside.square().sum(1)])
+            total += torch.stack(
+                [(power * each).sum(1) for power in (torch.ones_like(inside), inside, inside.square())]
+            )
         return total
 
     def towards(self, solution: Solution) -> Tensor:
         """The moments ``xy`` with what a map gives beyond the bounds as the target, where the target is there too."""
         total = torch.zeros_like(self._like.xy)
-        for x, y, low, high in self._parts:
+        for x, y, low, high, each in self._parts:
             given = solution(x)
-            met = torch.where(y <= low, given.minimum(low), torch.where(y >= high, given.maximum(high), y))
+            met = torch.where(y <= low, given.minimum(low), torch.where(y >= high, given.maximum(high), y)) * each
             total[:, :-1] += x.mT @ met
             total[:, -1] += met.sum(1)
         return total

@@ -14,6 +14,7 @@ from torch import Tensor
 from fxprune.rules.call import Call
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+_LARGE = 10  # times the usual energy of a row
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 
@@ -105,6 +106,12 @@ class LayerRows:
             found = (found.unsqueeze(2) * size + read.unsqueeze(1)).flatten(1)
         return found
 
+    def counts(self, features: Tensor, samples: int) -> Tensor:
+        """How much each row of ``(groups, rows, features)`` is to count, ``(rows,)``; see :func:`evened`."""
+        if not self.is_linear:
+            return features.new_ones(features.shape[1])
+        return evened(features.square().sum((0, 2)), samples)
+
     def targets(self, output: Tensor, groups: int, places: Tensor) -> Tensor:
         """What an output holds at the positions: ``(groups, rows, channels of a group)``."""
         places = places.to(output.device)
@@ -147,6 +154,17 @@ class LayerRows:
 
     def _batched(self, value: Tensor) -> Tensor:
         return value.unsqueeze(0) if value.ndim == len(self.kernel) + 1 else value
+
+
+def evened(energy: Tensor, samples: int) -> Tensor:
+    """How much each token is to count by its sum of squares, both of one shape; they come sample by sample.
+
+    One that is far larger than is usual in its sample counts less, as if it were a large one and no more: the first of
+    a sequence may be a thousand times as large as others, and nothing else would be fitted.
+    """
+    each = energy.reshape(samples if samples and energy.numel() % samples == 0 else 1, -1)
+    limit = _LARGE * each.median(1, keepdim=True).values if each.numel() else each
+    return torch.where((each > limit) & (limit > 0), limit / each, torch.ones_like(each)).reshape(energy.shape)
 
 
 def _drawn(sizes: Sequence[int], limit: int, generator: torch.Generator) -> Tensor:

@@ -200,7 +200,7 @@ class _Moments(Sums):
         generator = torch.Generator().manual_seed(self._seed)
         places = self._rows.draw_of_input(seen.value, self._positions, generator)
         rows = self._rows.features(seen.value, 1, places)
-        self.add("xx", products(rows, rows)[0])
+        self.add("xx", products(rows, rows, self._rows.counts(rows, seen.samples))[0])
 
     @property
     def rows(self) -> float:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.effects import joined
+from fxprune.calibration.rows import evened
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
@@ -215,8 +216,9 @@ class _Pair:
             self._steps += 1
             parts = []
             for place, (one, other, dim) in enumerate(compared):
-                self._spreads[place] += float(other.var(_but(dim, other), correction=0).mean())
-                parts.append((one - other).square().mean() / max(self._spreads[place] / self._steps, 1e-12))
+                error, spread = _difference(one, other, dim)
+                self._spreads[place] += float(spread)
+                parts.append(error / max(self._spreads[place] / self._steps, 1e-12))
             return torch.stack(parts).sum()
 
 
@@ -242,10 +244,15 @@ class _Watched(fx.Interpreter):
         return self._found, leaves
 
 
-def _but(dim: int, value: Tensor) -> list[int]:
-    """All dims but one; all where there is no other."""
-    others = [d for d in range(value.ndim) if d != dim % value.ndim] if value.ndim else []
-    return others or list(range(value.ndim))
+def _difference(one: Tensor, other: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The mean squared difference, and the variance of ``other`` along all dims but that of channels."""
+    errors, others = (one - other).square(), [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
+    if other.ndim < 3 or dim != -1:
+        return errors.mean(), other.var(others or None, correction=0).mean()
+    each = evened(other.square().sum(dim), len(other)).unsqueeze(dim)
+    each = each / each.mean()
+    spread = (other - (other * each).mean(others, keepdim=True)).square()
+    return (errors * each).mean(), (spread * each).mean()
 
 
 def _kind(sample: Sample) -> str:

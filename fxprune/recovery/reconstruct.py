@@ -162,11 +162,12 @@ class _Pass:
                 x = reading.rows.features(given, groups, places)
                 parts = _wanted(layer, reading, wanted, pruned, batch, places)
                 apart = self._rows_apart(batch, x.shape[1]).to(x.device)
-                held.add(x[:, apart], *(_picked(part, apart) for part in parts))
-                x, parts = x[:, ~apart], [_picked(part, ~apart) for part in parts]
-                fitted.add(x, parts[0])
+                each = reading.rows.counts(x, len(self.work.held[batch]))
+                held.add(x[:, apart], *(_picked(part, apart) for part in parts), each[apart])
+                x, parts, each = x[:, ~apart], [_picked(part, ~apart) for part in parts], each[~apart]
+                fitted.add(x, parts[0], each)
                 if bounded:
-                    near.add(x, *parts)
+                    near.add(x, *parts, each)
         add_over_ranks(fitted.sums())
         return fitted, near if bounded else None, held
 

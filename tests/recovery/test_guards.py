@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.calibration.batches import Batch, held_out
+from fxprune.calibration.rows import evened
 from fxprune.capture.samples import Sample
 from fxprune.recovery import Work
 from fxprune.reporting import RecoveryRow
@@ -171,3 +172,22 @@ def test_fidelity_counts_no_fitted_sample_where_the_network_takes_one_batch_size
     given, wanted = (torch.cat([net(part)[apart(part)] for part in x.split(16)]).detach() for net in (pruned, model))
     assert recovered.samples == len(given) < 96
     assert recovered.error == pytest.approx(float((given - wanted).norm() / wanted.norm()))
+
+
+def test_a_token_far_larger_than_others_is_not_all_that_is_fitted() -> None:
+    """As the first of a sequence is in language models, a thousand times as large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 48), nn.GELU(), nn.Linear(48, 10)).double().eval()
+    data = torch.randn(64, 8, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    large = data.clone()
+    large[:, 0] *= 1e3
+    cut = fxprune.compile(model, data[:2], 0.5, recover=None)
+    backs = (fxprune.recover(cut, model, "reconstruct", calibration=[x]) for x in (large, data))
+    with torch.no_grad():
+        errors = [float((back(data[:, 1:]) - model(data[:, 1:])).norm()) for back in backs]
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_rows_count_by_what_is_usual_in_their_sample() -> None:
+    energy = torch.tensor([[1.0, 1.0, 1.0, 1000.0], [0.0, 0.0, 0.0, 5.0]])
+    torch.testing.assert_close(evened(energy, 2), torch.tensor([[1.0, 1.0, 1.0, 0.01], [1.0, 1.0, 1.0, 1.0]]))
