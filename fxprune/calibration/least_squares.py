@@ -114,11 +114,10 @@ class Rows:
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor, weights: Tensor) -> None:
-        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, bounds of the targets that
-        broadcast against them, and how much each row counts, ``(rows,)``."""
+        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, bounds of the targets and
+        how much each row counts, which broadcast against them."""
         if features.shape[1]:
-            rest = (targets, low, high, weights.unsqueeze(1))
-            self._parts.append((features, *(part.to(features) for part in rest)))
+            self._parts.append((features, *(part.to(features) for part in (targets, low, high, weights))))
 
     def error(self, solution: Solution) -> Tensor:
         """The sum of squared differences within the bounds, ``(groups, targets)``."""

@@ -90,14 +90,21 @@ class Layer:
 
 
 def find_layers(
-    graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask]
+    graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask], *, everywhere: bool = True
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers in the order of the pruned graph, and the reasons why others that read a changed input stay."""
-    return _Search(graph, pruned, masks).run()
+    """The layers in the order of the pruned graph, and the reasons why others that read a changed input stay.
+
+    Args:
+        graph, pruned, masks: the original, the pruned network, and what stays.
+        everywhere: also those that read what has all its channels, and other values than before.
+    """
+    return _Search(graph, pruned, masks, everywhere).run()
 
 
 class _Search:
-    def __init__(self, graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask], everywhere: bool
+    ) -> None:
         self.graph = graph
         self.pruned = pruned
         self.keep = node_keep(graph, graph.captured, masks)
@@ -106,7 +113,7 @@ class _Search:
         self.calls = {node: call for node, call in graph.calls.items() if node in own}
         self.order = [node for node in graph.captured.graph.nodes if node in self.calls]
         self.uses = Counter(name for call in self.calls.values() for name in _tensor_names(call))
-        self.changed = _changed(graph, self.keep.keys())
+        self.changed = _changed(graph, self.keep.keys(), everywhere)
         self.left: dict[str, str] = {}
 
     def run(self) -> tuple[list[Layer], dict[str, str]]:
@@ -234,11 +241,11 @@ class _Search:
         return float(call.number("eps"))
 
 
-def _changed(graph: ChannelGraph, cut: Collection[str]) -> set[fx.Node]:
-    """Nodes of the original graph that lose channels, and those that depend on one."""
+def _changed(graph: ChannelGraph, cut: Collection[str], everywhere: bool) -> set[fx.Node]:
+    """Nodes of the original graph that lose channels, and, where asked for, those that depend on one."""
     found: set[fx.Node] = set()
     for node in graph.captured.graph.nodes:
-        if node.name in cut or found.intersection(node.all_input_nodes):
+        if node.name in cut or (everywhere and found.intersection(node.all_input_nodes)):
             found.add(node)
     return found
 

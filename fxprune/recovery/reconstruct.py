@@ -52,6 +52,8 @@ class Reconstruct(Named):
             depend on how the data are cut into batches or shared by ranks. For the ridge with less than four see
             :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features (input channels of a group x kernel) are left as they are.
+        everywhere: whether layers are fitted too that read what has all its channels, with other values than before;
+            if not, those alone that read what was cut.
         hold_out: whether one sample in eight is held out; if not, nothing says that a layer fits its few samples alone.
 
     Raises:
@@ -61,6 +63,7 @@ class Reconstruct(Named):
     ridge: float = 1e-3
     positions: int = 16
     most_features: int = 8192
+    everywhere: bool = True
     hold_out: bool = True
 
     def __post_init__(self) -> None:
@@ -113,7 +116,7 @@ class _Pass:
         self.settings = settings
         self.free_weight = free_weight
         self.kept: list[str] = []
-        found, self.left = find_layers(work.graph, work.pruned, work.masks)
+        found, self.left = find_layers(work.graph, work.pruned, work.masks, everywhere=settings.everywhere)
         self.layers = [layer for layer in found if self._takes(layer)]
 
     def _takes(self, layer: Layer) -> bool:
@@ -160,14 +163,14 @@ class _Pass:
                 wanted = original.held(batch, reading.target)
                 places = reading.rows.draw(wanted, positions, self._generator(layer))
                 x = reading.rows.features(given, groups, places)
-                parts = _wanted(layer, reading, wanted, pruned, batch, places)
+                each = reading.rows.counts(x, len(self.work.held[batch])).reshape(1, -1, 1)
+                parts = [*_wanted(layer, reading, wanted, pruned, batch, places), each]
                 apart = self._rows_apart(batch, x.shape[1]).to(x.device)
-                each = reading.rows.counts(x, len(self.work.held[batch]))
-                held.add(x[:, apart], *(_picked(part, apart) for part in parts), each[apart])
-                x, parts, each = x[:, ~apart], [_picked(part, ~apart) for part in parts], each[~apart]
-                fitted.add(x, parts[0], each)
+                held.add(x[:, apart], *(_picked(part, apart) for part in parts))
+                x, parts = x[:, ~apart], [_picked(part, ~apart) for part in parts]
+                fitted.add(x, parts[0], parts[-1].reshape(-1))
                 if bounded:
-                    near.add(x, *parts, each)
+                    near.add(x, *parts)
         add_over_ranks(fitted.sums())
         return fitted, near if bounded else None, held
 
