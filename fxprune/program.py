@@ -38,6 +38,7 @@ from fxprune.recovery import Auto, Recovery
 from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
 from fxprune.util.copies import room_for
+from fxprune.util.paths import named_modules
 from fxprune.util.progress import Steps
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
@@ -206,10 +207,11 @@ class Program:
                 raise AnalysisError(f"the plan's mask of {group.name} does not fit its {group.size} channels")
 
     def _check_sizes(self, plan: Plan, pruned: fx.GraphModule) -> None:
-        for name, tensor in pruned.state_dict().items():
-            keep = plan.keep.get(name)
-            for dim, kept in enumerate(keep or ()):
-                if kept is not None and tensor.shape[dim] != len(kept):
+        parts = named_modules(pruned)
+        held = ((f"{path}.{n}" if path else n, t) for path, p in parts for n, t in (p._parameters | p._buffers).items())
+        for name, tensor in held:
+            for dim, kept in enumerate(plan.keep.get(name) or ()):
+                if kept is not None and tensor is not None and tensor.shape[dim] != len(kept):
                     raise AnalysisError(
                         f"{name} dim {dim} has {tensor.shape[dim]} entries, and the plan keeps {len(kept)}"
                     )

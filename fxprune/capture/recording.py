@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.clone import meta_like
 from fxprune.capture.samples import Sample
@@ -57,6 +56,9 @@ def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) ->
     twin = private_copy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
+    # Torch loads a compiler of kernels with it.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter, questions = FlopCounterMode(display=False), _Questions(stack)
     for path, module in twin.named_modules():
 

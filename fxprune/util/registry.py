@@ -13,6 +13,7 @@ True
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import importlib.util
 import pkgutil
@@ -138,9 +139,15 @@ def moved(old: str, new: str, names: Sequence[str]) -> None:
 
 
 def _imported(name: str) -> ModuleType:
-    """Import with Python's random numbers left where they were: some libraries draw of them while they are imported."""
-    state = random.getstate()
+    """Import with Python's random numbers left where they were: some libraries draw of them while they are imported.
+
+    Nothing that is imported is garbage, and a search through all of torch would take as long as the import.
+    """
+    state, collects = random.getstate(), gc.isenabled()
+    gc.disable()
     try:
         return importlib.import_module(name)
     finally:
         random.setstate(state)
+        if collects:
+            gc.enable()
