@@ -360,3 +360,20 @@ class ListedConstants(nn.Module):
 def test_constants_of_one_number_are_alike_in_a_graph_and_in_its_source() -> None:
     pruned = fxprune.compile(ListedConstants().eval(), torch.randn(3, 6), 0.5)
     assert fxprune.report(pruned).proof is not None
+
+
+class CutByATensor(nn.Module):
+    """A slice whose end is a tensor, which no rule can read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 12), nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner(self.first(x)[:, : torch.tensor([4, 2]).max()]).relu())
+
+
+def test_a_slice_up_to_what_a_tensor_says_keeps_what_it_cuts() -> None:
+    pruned = fxprune.compile(CutByATensor().eval(), torch.randn(3, 6), 0.2)
+    assert pruned.get_parameter("first.weight").shape == (12, 6)
+    assert len(pruned.get_parameter("inner.weight")) < 8

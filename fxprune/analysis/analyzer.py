@@ -123,7 +123,15 @@ class Analyzer:
             rule.axes(call)
             _check_sizes(call)
             self._follow_numbers(call)
-        except (AnalysisError, LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        except (
+            AnalysisError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+            StopIteration,
+        ) as error:
             return self._refuse(call, f"this use of it is not understood ({type(error).__name__}: {error})")
         self.calls[node] = call
         return call.result

@@ -88,7 +88,7 @@ class PlainNames:
     """Other names for parts: words of ASCII that mean nothing else to a module, each different from its siblings."""
 
     def __init__(self) -> None:
-        self._taken = {*_own_names(), *keyword.kwlist}
+        self._taken = {*_own_names(), *dir(Parts), *keyword.kwlist}
         self._known: dict[str, str] = {"": ""}
 
     def of(self, name: str) -> str:

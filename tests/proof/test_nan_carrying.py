@@ -135,6 +135,7 @@ REDUCTIONS: dict[str, Function] = {
     "normalize": lambda x: F.normalize(x, dim=1),
     "cosine": lambda x: F.cosine_similarity(x, x.flip(2), dim=1),
     "logsumexp": lambda x: x.logsumexp(1),
+    "renorm": lambda x: x.renorm(2, 0, 1.0),
     "softmax": lambda x: x.softmax(1),
     "softmax of others": lambda x: x.softmax(2),
     "log_softmax": lambda x: x.log_softmax(1),

@@ -489,3 +489,21 @@ def test_a_mask_as_long_as_data_say_is_exported(tmp_path: Path) -> None:
     loaded = torch.export.load(tmp_path / "net.pt2").module()
     other = torch.randn(2, 5, 8), torch.tensor([2, 5])
     torch.testing.assert_close(loaded(*other), pruned(*other))
+
+
+class Keyed(nn.Module):
+    """A part whose layer is called as a method of every mapping is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.values(self.keys(x).relu())
+
+
+def test_layers_called_keys_and_values_are_exported(tmp_path: Path) -> None:
+    x = torch.randn(2, 6)
+    pruned = fxprune.compile(nn.Sequential(Keyed(), nn.ReLU(), Keyed()).eval(), x, 0.4)
+    fxprune.export(pruned, tmp_path / "net.pt2", sample_input=x)
+    torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()(x), pruned(x))
