@@ -23,6 +23,8 @@ from fxprune.util.paths import ModelPaths
 
 # What asks about a tensor and not for its values.
 _ABOUT = (getattr, "size", "dim", "numel")
+# What a rule raises for a use that it cannot read; RuntimeError where it asks a tensor without values for one.
+_UNREAD = (AnalysisError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration)
 
 
 @dataclass
