@@ -175,6 +175,8 @@ class Fit:
             if narrow.name not in self.order:
                 continue
             number, node = self.order[narrow.name]
+            if not _is_call(narrow) and narrow.meta.get("source") != node.meta.get("source"):
+                continue  # another question about a size, which a call that fails asks
             if not self._fits(node, narrow):
                 return number, node
             last = max(last, number)
@@ -298,18 +300,18 @@ class Fit:
                     yield int(old), new
 
     def _culprits(self, node: fx.Node) -> Held:
-        """The narrowed groups of what the call gives, or else of what it reads; also where the line runs elsewhere."""
+        """The narrowed groups of what the call gives, or else reads or asks; also where the line runs elsewhere."""
         groups = {group.variable: group for group in self.graph.groups}
         found: Held = {}
         for like in [node, *(n for n in self._same_line(node))]:
-            shrinking = self._shrinking([like]) or self._shrinking(like.all_input_nodes)
-            for variable in shrinking:
+            given = (self._axes_of([like]), self._axes_of(like.all_input_nodes), self._sizes_read(like))
+            for variable in next(filter(None, map(self._shrinking, given)), ()):
                 group = groups[variable]
                 found.setdefault(group, self._pin(like, group))
         if not found:  # a check in the code, or a value computed from a width
             cls = type(self.paths.module(node.meta.get("module", "")))
             alike = [path for path, module in self.copy.named_modules() if type(module) is cls]
-            narrow = self._shrinking([n for path in alike for n in self.by_module[path]]) or list(self.masks)
+            narrow = self._shrinking(self._axes_of(n for p in alike for n in self.by_module[p])) or list(self.masks)
             cut = [v for v in narrow if not self.masks[v].all()]
             found = {groups[v]: self._pin(node, groups[v]) for v in cut}
         return found
@@ -320,9 +322,19 @@ class Fit:
             n for _, n in self.order.values() if source and n.meta.get("source") == source and n.target == node.target
         )
 
-    def _shrinking(self, nodes: Iterable[fx.Node]) -> list[Channels]:
-        axes = (self.graph.solver.resolve(axis) for node in nodes for axis in flat_axes(self.graph.axes.get(node)))
-        found = dict.fromkeys(v for axis in axes for v in variables(axis))
+    def _axes_of(self, nodes: Iterable[fx.Node]) -> list[Axis]:
+        return [axis for node in nodes for axis in flat_axes(self.graph.axes.get(node))]
+
+    def _sizes_read(self, node: fx.Node) -> list[Axis]:
+        """The axes whose sizes the numbers are made of that a call is given."""
+        if node.target == "size" and len(node.args) > 1:
+            tensor, dim = node.args
+            return [self.graph.axes[tensor][dim]] if isinstance(tensor, fx.Node) else []
+        numbers = (n for n in node.all_input_nodes if not isinstance(n.meta.get("val"), torch.Tensor))
+        return [axis for number in numbers for axis in self._sizes_read(number)]
+
+    def _shrinking(self, axes: Iterable[Axis]) -> list[Channels]:
+        found = dict.fromkeys(v for axis in axes for v in variables(self.graph.solver.resolve(axis)))
         return [v for v in found if v in self.masks and not self.masks[v].all()]
 
     def _pin(self, node: fx.Node, group: Group) -> PinnedWidth:

@@ -303,3 +303,26 @@ def test_a_language_model_is_saved_loaded_and_generates(tmp_path: Any) -> None:
     torch.testing.assert_close(loaded(**sample).logits, pruned(**sample).logits, rtol=0, atol=0)
     how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     assert torch.equal(loaded.generate(ids, use_cache=True, **how), pruned.generate(ids, use_cache=False, **how))
+
+
+class AskedElsewhere(nn.Module):
+    """A map gets its shape back from that of another one, which no attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.free = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 64, 1)
+        self.last = nn.Conv2d(64, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        n, channels, height, width = h.shape
+        rows = self.inner(h).flatten(2).tanh()
+        out: torch.Tensor = self.last(self.free(rows.view(n, channels, height, width)).relu())
+        return out
+
+
+def test_only_what_a_call_gives_or_asks_for_is_held() -> None:
+    torch.manual_seed(0)
+    ratios = {"first": 0.25, "inner": 0.5, "free": 0.5}
+    pruned: Any = fxprune.compile(AskedElsewhere().eval(), torch.randn(1, 3, 8, 8), ratios, keep_class=True)
+    assert [layer.out_channels for layer in (pruned.first, pruned.inner, pruned.free)] == [32, 32, 32]
