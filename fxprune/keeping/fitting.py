@@ -175,15 +175,17 @@ class Fit:
             if narrow.name not in self.order:
                 continue
             number, node = self.order[narrow.name]
-            if not _is_call(narrow) and narrow.meta.get("source") != node.meta.get("source"):
-                continue  # another question about a size, which a call that fails asks
+            if not _is_call(narrow) and str(narrow.args) != str(node.args):
+                continue  # another question: of the sizes of what a call is given that fails, or might
             if not self._fits(node, narrow):
                 return number, node
             last = max(last, number)
             seen.add(narrow.name)
         if error is not None:
             rest = [node for number, node in self.order.values() if number > last and node.op != "get_attr"]
-            return last + 1, next((node for node in rest if node.meta.get("source")), rest[0])
+            with_source = [node for node in rest if node.meta.get("source")]
+            calls = [node for node in with_source if not isinstance(node.meta.get("val"), (int, float))]
+            return last + 1, (calls or with_source or rest)[0]
         missing = [(number, node) for number, node in self.order.values() if node.name not in seen and _is_call(node)]
         return missing[0] if missing else (len(self.order), None)
 
