@@ -13,7 +13,7 @@ of the ops that make the channels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -26,7 +26,7 @@ from fxprune.calibration.collecting import Observation
 from fxprune.calibration.statistic import Parameter, Statistic, Tap, channel_tap
 from fxprune.capture import Captured
 from fxprune.errors import CriterionError
-from fxprune.rules.call import Call, parameter_name
+from fxprune.rules.call import Call, parameter_name, parameter_names
 from fxprune.rules.ops import ACTIVATIONS, MAX_POOLS, NORMS
 
 TAP_RULES = ("normalised", "activated", "pooled", "producer")
@@ -120,7 +120,7 @@ class TapFinder:
                 continue
             dependent.add(node)
             call = self._graph.calls.get(node)
-            for name in _parameters(call) if call is not None else ():
+            for name in parameter_names(call) if call is not None else ():
                 self._makers[captured.first_name(name)].append(node)
             value = node.meta.get("val")
             axes = self._graph.axes.get(node)
@@ -170,10 +170,3 @@ class TapFinder:
             if n in self._axes
         )
         return [tap for tap in found if tap is not None]
-
-
-def _parameters(call: Call) -> Iterator[str]:
-    for value in call.arguments.values():
-        name = parameter_name(value)
-        if name is not None:
-            yield name

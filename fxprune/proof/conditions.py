@@ -17,7 +17,7 @@ from fxprune.proof.copies import out_of_memory, private_copy, promoted
 from fxprune.proof.masking import Keep, overwrite_removed
 from fxprune.proof.probes import Probe
 from fxprune.proof.rounding import move_parameters
-from fxprune.proof.running import called, changed_inputs, evaluate, where
+from fxprune.proof.running import called, changed_inputs, described, evaluate, where
 from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
@@ -90,7 +90,7 @@ class Conditions:
         except Exception as error:  # the original's own code, in a mode that it may not be made for
             if out_of_memory(error):
                 raise
-            raise _RefusedError(f"the original cannot be run ({_described(error)})") from error
+            raise _RefusedError(f"the original cannot be run ({described(error)})") from error
         narrow = self._narrow_step(backward=not carries)
         if [name for name, _ in masked.draws] != [name for name, _ in narrow.draws]:
             raise _error(f"the pruned network draws {_names(narrow)}, the original {_names(masked)}")
@@ -112,13 +112,11 @@ class Conditions:
         try:
             masked.go_back()
         except Exception as error:  # in-place writes may forbid it
-            raise _RefusedError(f"the original cannot go backwards ({_described(error)})") from error
+            raise _RefusedError(f"the original cannot go backwards ({described(error)})") from error
         try:
             wrong = gradient_difference(masked, narrow, self.keep, _GRADIENTS)
         except Exception as error:
-            raise _error(
-                f"the pruned network cannot go backwards, unlike the original ({_described(error)})"
-            ) from error
+            raise _error(f"the pruned network cannot go backwards, unlike the original ({described(error)})") from error
         if not wrong:
             return ""
         if not tells:
@@ -157,7 +155,7 @@ class Conditions:
             return training_step(narrow, self.pruned, self.probe, self.dtype, seed=self.seed, backward=backward)
         except Exception as error:
             raise _error(
-                f"the pruned network refuses {self.probe.label}, which the original takes ({_described(error)})"
+                f"the pruned network refuses {self.probe.label}, which the original takes ({described(error)})"
                 f"{where(error)}"
             ) from error
 
@@ -184,14 +182,14 @@ class Conditions:
         except Exception as error:  # whatever it raises, the original does not run like this
             if out_of_memory(error):
                 raise
-            return f"not run {name} on {probe.label}: the original refuses it ({_described(error)})"
+            return f"not run {name} on {probe.label}: the original refuses it ({described(error)})"
         try:
             theirs = self._plain(self.pruned, probe, dtype)
         except Exception as error:
             if refuses_sizes(error):
                 return f"not run {name} on {probe.label}: the pruned network fits other sizes"
             raise ProofError(
-                f"{name}: the pruned network refuses {probe.label}, which the original takes ({_described(error)})"
+                f"{name}: the pruned network refuses {probe.label}, which the original takes ({described(error)})"
                 f"{where(error)}"
             ) from error
         wrong = _kind_difference(ours, theirs, narrower=dtype is not None or not _alike(self.expected, self.answer))
@@ -339,8 +337,3 @@ def _error_between(expected: Leaves, found: Leaves) -> Difference:
     """The error of floating outputs; what is chosen by a comparison of values may differ in a narrow type."""
     floats = [p for p, t in expected.items() if _is_float(t) and _is_float(found.get(p))]
     return compare({p: expected[p].double() for p in floats}, {p: found[p].double() for p in floats})
-
-
-def _described(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

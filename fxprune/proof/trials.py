@@ -15,7 +15,7 @@ from fxprune.proof.comparing import Leaves, compare, has_nan
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.locating import first_layer
 from fxprune.proof.probes import Probe, candidates
-from fxprune.proof.running import evaluate, where
+from fxprune.proof.running import described, evaluate, where
 
 _SPECIALISED = "the traced network fits the sample's own sizes only"
 
@@ -79,7 +79,7 @@ class Trials:
         except Exception as error:  # whatever it raises, the original refuses the probe
             if out_of_memory(error):
                 raise
-            return f"the original refuses it ({_described(error)})"
+            return f"the original refuses it ({described(error)})"
         if has_nan(expected):
             return "the original answers NaN"
         trial = Trial(probe, expected)
@@ -114,7 +114,7 @@ class Trials:
                 raise
             if refuses_sizes(error):
                 return _SPECIALISED, 0.0
-            return f"it refuses {trial.probe.label} ({_described(error)}){where(error)}", 0.0
+            return f"it refuses {trial.probe.label} ({described(error)}){where(error)}", 0.0
         found = compare(trial.expected, leaves)
         if found.error <= TOLERANCE[self.dtype]:
             return "", found.error
@@ -141,8 +141,3 @@ class Trials:
     def _answers_otherwise(self, trial: Trial, seed: int) -> bool:
         again = evaluate(self._original, trial.probe, self.dtype, seed=seed)
         return not compare(trial.expected, again).error <= TOLERANCE[self.dtype]
-
-
-def _described(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

@@ -17,7 +17,7 @@ from fxprune.calibration.collecting import norm_after
 from fxprune.recovery.base import sum_after
 from fxprune.rewriting import node_keep
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.rules.call import Call, parameter_name
+from fxprune.rules.call import Call, parameter_name, parameter_names
 from fxprune.util.paths import attribute
 
 _BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
@@ -112,7 +112,7 @@ class _Search:
         own = set(graph.captured.graph.nodes)
         self.calls = {node: call for node, call in graph.calls.items() if node in own}
         self.order = [node for node in graph.captured.graph.nodes if node in self.calls]
-        self.uses = Counter(name for call in self.calls.values() for name in _tensor_names(call))
+        self.uses = Counter(name for call in self.calls.values() for name in parameter_names(call))
         self.changed = _changed(graph, self.keep.keys(), everywhere)
         self.left: dict[str, str] = {}
 
@@ -156,7 +156,7 @@ class _Search:
 
     def _readers(self, name: str | None, node: fx.Node) -> list[fx.Node]:
         """All ops that read a weight, in the order of the graph."""
-        return [n for n in self.order if name in _tensor_names(self.calls[n])] if name is not None else [node]
+        return [n for n in self.order if name in parameter_names(self.calls[n])] if name is not None else [node]
 
     def _refusal(self, node: fx.Node, name: str | None) -> str:
         call = self.calls[node]
@@ -248,13 +248,6 @@ def _changed(graph: ChannelGraph, cut: Collection[str], everywhere: bool) -> set
         if node.name in cut or (everywhere and found.intersection(node.all_input_nodes)):
             found.add(node)
     return found
-
-
-def _tensor_names(call: Call) -> Iterator[str]:
-    for value in call.arguments.values():
-        name = parameter_name(value)
-        if name is not None:
-            yield name
 
 
 def _input_of(node: fx.Node) -> fx.Node:

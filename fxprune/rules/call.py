@@ -267,6 +267,11 @@ def parameter_name(value: Any) -> str | None:
     return None
 
 
+def parameter_names(call: Call) -> list[str]:
+    """The state-dict names of every parameter and buffer among the arguments of a call."""
+    return [name for value in call.arguments.values() if (name := parameter_name(value)) is not None]
+
+
 def concrete(value: Any) -> Any:
     """A literal argument with every node in it replaced by its value."""
     if isinstance(value, fx.Node):

@@ -224,7 +224,6 @@ LOCAL: dict[str, MixedOf] = {
 }
 """By name of a function of torch, the dims along which it mixes entries."""
 
-_PADS = nn.modules.padding
 LOCAL_MODULES: dict[type[nn.Module], MixedOf] = {
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), _named),
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _last(lambda reading, ndim: len(reading.module.normalized_shape))),
