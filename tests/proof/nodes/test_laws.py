@@ -254,6 +254,17 @@ def test_another_scale_is_no_law() -> None:
             check(reading, verdict, values)
 
 
+def test_a_mask_of_other_sizes_is_no_law() -> None:
+    q, mask = torch.randn(2, 3, 5, 4), torch.randn(1, 3, 5, 5)
+
+    def call(graph: fx.Graph, x: fx.Node, m: fx.Node) -> fx.Node:
+        return graph.call_function(F.scaled_dot_product_attention, (x, x, x), {"attn_mask": m})
+
+    for own, found in ((mask, True), (mask[..., :4, :4], False)):
+        verdict = judged(read(call, [(q, q), (own, own)], [(), ()], (), True))
+        assert (verdict is not None) is found
+
+
 def test_a_function_that_is_called_like_one_of_torch_has_no_law() -> None:
     def relu(x: Tensor) -> Tensor:
         return x.flip(1)

@@ -244,9 +244,18 @@ def attention(reading: Reading) -> Verdict | None:
     shape = _stacked(stacks, reading.kept, ndim)
     if shape is None:
         return None
+    weights = [*shape, (query.shape or ())[-2], (key.shape or ())[-2]]
+    if isinstance(mask, Claim) and not _stretches(mask.shape or (), weights):
+        return None
     # Where a head's queries or keys go, its values are averaged.
     sizes = [*shape, (query.shape or ())[-2], (value.shape or ())[-1]]
     return Verdict(sizes, silent=value.silent, over_kept=way == "over kept")
+
+
+def _stretches(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a tensor of these sizes can be stretched to others."""
+    ahead = len(wanted) - len(sizes)
+    return ahead >= 0 and all(size in (1, wanted[ahead + dim]) for dim, size in enumerate(sizes))
 
 
 def _masks_all(mask: Claim, kept: Kept, ndim: int) -> bool:
