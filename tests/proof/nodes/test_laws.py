@@ -254,6 +254,29 @@ def test_another_scale_is_no_law() -> None:
             check(reading, verdict, values)
 
 
+def normed(kepts: Sequence[Kept], result: Kept, narrow_size: int = 2, eps: float = 1e-5) -> Verdict | None:
+    """A norm over four channels beside one over fewer, which the rewritten graph says."""
+    shapes = [(2, 3, 4), (4,), (4,)]
+    values = [drawn(shape, kept, True, 0) for shape, kept in zip(shapes, kepts, strict=True)]
+    made = read(function(F.layer_norm), values, kepts, result, True)
+    for node, size, own in ((made.node, 4, 1e-5), (made.other, narrow_size, eps)):
+        x, weight, bias = node.args
+        node.args, node.kwargs = (x, (size,)), {"weight": weight, "bias": bias, "eps": own}
+    return judged(made)
+
+
+def test_a_norm_over_what_is_kept() -> None:
+    along, one = (None, None, ODD), (ODD,)
+    verdict = normed((along, one, one), along)
+    assert verdict is not None
+    assert (verdict.over_kept, verdict.silent, tuple(verdict.shape)) == (True, True, (2, 3, 4))
+    assert normed((along, one, one), along, narrow_size=3) is None
+    assert normed((along, one, one), along, eps=1e-6) is None
+    assert normed((along, (EVEN,), one), along) is None
+    assert normed((along, one, ()), along) is None
+    assert normed((along, one, one), (None, None, EVEN)) is None
+
+
 def test_a_mask_of_other_sizes_is_no_law() -> None:
     q, mask = torch.randn(2, 3, 5, 4), torch.randn(1, 3, 5, 5)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
 from fxprune.proof.nodes.laws.moves import concatenated, cut, expanded, overwritten, permuted, sliced, viewed
-from fxprune.proof.nodes.laws.products import LAYERS, attention, einsum, linear, matmul
+from fxprune.proof.nodes.laws.products import LAYERS, attention, einsum, layer_norm, linear, matmul
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
 __all__ = ["Reading", "Verdict", "judged", "law_name"]
@@ -63,7 +63,7 @@ def judged(reading: Reading) -> Verdict | None:
     if not name or (reading.writes and name != "setitem"):
         return None
     if name in LOCAL:
-        return local(reading, LOCAL[name])
+        return local(reading, LOCAL[name]) or (layer_norm(reading) if name == "layer_norm" else None)
     if name in _VIEWS or name in _CUTS:
         return (viewed if name in _VIEWS else cut)(reading, name)
     return _OTHERS[name](reading)

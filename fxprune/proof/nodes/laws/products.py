@@ -161,6 +161,40 @@ def _layer_norm(reading: Reading) -> Verdict | None:
     return Verdict(given.shape, over_kept=True, silent=_keeps_only(given.kept, last))
 
 
+def layer_norm(reading: Reading) -> Verdict | None:
+    """The same of a function, whose weight and bias are values of the graph."""
+    given, weight, bias = reading.tensor(), reading.argument(2, "weight"), reading.argument(3, "bias")
+    rest = [_without_sizes(node) for node in (reading.node, reading.other)]
+    if given is None or given.shape is None or not given.caused or any(found is None for found in rest):
+        return None
+    (ours, sizes), (theirs, narrow_sizes) = rest  # type: ignore[misc]
+    last, after = len(given.shape) - 1, cut_shape(given.shape, given.kept)
+    if torch.fx.node.map_arg(ours, reading.images.get) != theirs or (sizes, narrow_sizes) != (
+        given.shape[last:],
+        after[last:],
+    ):
+        return None
+    if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in range(last + 1)):
+        return None
+    tensors = [claim for claim in (weight, bias) if claim is not None]
+    if not all(isinstance(claim, Claim) and claim.is_float and claim.caused for claim in tensors):
+        return None
+    if not all(same_kept(at(claim.kept, 0), at(given.kept, last)) for claim in tensors):
+        return None
+    silent = _keeps_only(given.kept, last) and bool(tensors) and all(claim.silent for claim in tensors)
+    return Verdict(given.shape, over_kept=True, silent=silent)
+
+
+def _without_sizes(node: torch.fx.Node) -> tuple[Any, tuple[int, ...]] | None:
+    """The arguments of a norm but for the sizes that it is taken over, and these; None where they are no literals."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    sizes: Any = args.pop(1) if len(args) > 1 else kwargs.pop("normalized_shape", None)
+    sizes = (sizes,) if type(sizes) is int else sizes
+    if not isinstance(sizes, (tuple, list)) or not all(type(size) is int for size in sizes):
+        return None
+    return (args, kwargs), tuple(sizes)
+
+
 def _embedding(reading: Reading) -> Verdict | None:
     given, weight = reading.argument(0, "input"), reading.tensors_of("weight")[0]
     kept = reading.kept_of("weight") or ()
