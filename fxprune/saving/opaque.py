@@ -280,6 +280,12 @@ ATTRIBUTES: dict[str, Kind] = {
         _read_partial,
         lambda parts, codec: "functools.partial({}, *{}, **{})".format(*map(codec.print, parts)),
     ),
+    "namespace": Kind(
+        lambda value: type(value) is types.SimpleNamespace,
+        lambda value, codec: codec.write(vars(value)),
+        lambda pairs, codec: types.SimpleNamespace(**codec.read(pairs)),
+        lambda pairs, codec: f"types.SimpleNamespace(**{codec.print(pairs)})",
+    ),
     "module": Kind(
         lambda value: isinstance(value, nn.Module),
         lambda value, codec: codec.module(value),

@@ -32,7 +32,7 @@ Load its weights with
     model = Model()
     model.load_state_dict(load_file("weights.safetensors"))
 """
-_IMPORTED = "base64 collections copy functools inspect math operator sys zlib".split()
+_IMPORTED = "base64 collections copy functools inspect math operator sys types zlib".split()
 # What source calls, defined where it does.
 _HELPERS = {
     "restored": '''

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Rich(nn.Module):
         self.table = [torch.arange(5.0).reshape(5, 1, 1), {1: torch.Size([2])}]
         self.mode, self.coder, self.act = Mode.ADD, Coder((1.0, 2.0)), functools.partial(widen, by=3.0)
         self.choices, self.nothing = {"relu": torch.relu}, None
+        self.settings = types.SimpleNamespace(by=3.0, names=["a"])
         self.register_buffer("shift", torch.rand(5, 1, 1), persistent=False)
         self.register_parameter("bias", None)
 
@@ -59,7 +61,7 @@ class Rich(nn.Module):
         y = self.blocks["in-side"](self.layers(x))
         if bool(y.mean() > 100) or self.bias is not None or self.nothing is not None:
             return y
-        y = self.act(self.choices["relu"](y)) * self.table[0] + self.shift * self.scales[0]
+        y = self.act(self.choices["relu"](y)) / self.settings.by * self.table[0] + self.shift * self.scales[0]
         return y * self.coder.weights[1] if self.mode is Mode.ADD else x
 
 
