@@ -110,13 +110,12 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
 
 
 _NOTE = """One small configuration of each model class, with random weights; {ratio:g} of the multiply-accumulates was
-asked for, or as much as can go. Each network in a process of its own, stopped after {limit:g} s. *Proven*: the proof
-passed. *Batch*, *sizes*: takes what the original takes (or the original takes one alone). *Trains*: finite gradients in
-one step. *Saves*: loaded again, the
-package's own classes allowed, it answers to the bit. *Exports*: as a pt2 file, run and compared. `share_left`: of the
-layer weights when 40 % of every group that is not pinned goes. `opaque_share`: multiply-accumulates that are not seen
-into. A cell is empty where the time ran out before.
-Models that their own package does not build or run in this configuration are listed last, and count nowhere."""
+asked for, or as much as can go. Each network has a process of its own, and {limit:g} s of processor time, of which
+`seconds` tells. *Proven*: the proof passed. *Batch*, *sizes*: takes what the original takes (or the original takes one
+alone). *Trains*: finite gradients in one step. *Saves*: loaded again, the package's own classes allowed, it answers to
+the bit. *Exports*: as a pt2 file, run and compared. `share_left`: of the layer weights when 40 % of every group that is
+not pinned goes. `opaque_share`: multiply-accumulates that are not seen into. A cell is empty where the time ran out
+before. Models that their own package does not build or run in this configuration are listed last, and count nowhere."""
 
 
 def main(

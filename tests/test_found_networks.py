@@ -377,3 +377,22 @@ def test_a_slice_up_to_what_a_tensor_says_keeps_what_it_cuts() -> None:
     pruned = fxprune.compile(CutByATensor().eval(), torch.randn(3, 6), 0.2)
     assert pruned.get_parameter("first.weight").shape == (12, 6)
     assert len(pruned.get_parameter("inner.weight")) < 8
+
+
+class TypedByPython(nn.Module):
+    """Dtypes under the names of Python's own types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        mask = torch.ones((len(h), 1), dtype=bool, device=h.device)
+        return self.last(h.where(mask, 0.0)) + torch.zeros(4).to(int)
+
+
+def test_dtypes_may_be_types_of_python() -> None:
+    model, x = TypedByPython().eval(), torch.randn(3, 6)
+    pruned = fxprune.compile(model, x, 0.5)
+    torch.testing.assert_close(pruned(x), masked(model, fxprune.report(pruned).plan.keep)(x))

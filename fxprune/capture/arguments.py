@@ -52,6 +52,9 @@ def as_torch_names_them(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return (args, kwargs) if place is None else ((kwargs.pop(place),), kwargs)
 
 
+_DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+
+
 class Arguments:
     """Writes arguments into ``graph``. ``new`` makes a node, ``node_of`` finds that of a tensor."""
 
@@ -74,8 +77,8 @@ class Arguments:
             value = value.item()
         if isinstance(value, np.ndarray):
             return self._node_of(torch.from_numpy(value.copy()))
-        if isinstance(value, type(torch.FloatTensor)):
-            value = value.dtype
+        if isinstance(value, type):  # a dtype by another name
+            value = value.dtype if isinstance(value, type(torch.FloatTensor)) else _DTYPES.get(value, value)
         if isinstance(value, (torch.dtype, float, str)):
             return self._reads.argument(value, self._new)
         if isinstance(value, slice):
