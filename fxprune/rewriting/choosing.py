@@ -44,9 +44,9 @@ def _always_holds(source: ChannelGraph, graph: fx.Graph, check: fx.Node) -> bool
 
 
 def _sizes(node: fx.Node) -> Iterator[fx.Node]:
-    """The sizes, settings, and numbers among the inputs, that a number is computed from."""
+    """The sizes, values, settings, and numbers among the inputs, that a number is computed from."""
     for given in node.all_input_nodes:
-        if given.op == "placeholder" or given.target in ("size", *_SETTINGS):
+        if given.op == "placeholder" or given.target in ("size", "item", *_SETTINGS):
             yield given
         else:
             yield from _sizes(given)
@@ -54,7 +54,7 @@ def _sizes(node: fx.Node) -> Iterator[fx.Node]:
 
 def _varies(source: ChannelGraph, size: fx.Node) -> bool:
     """Whether a size may be another one with another input: unless parameters alone make the dim."""
-    if size.op == "placeholder" or size.target in _SETTINGS:
+    if size.op == "placeholder" or size.target in ("item", *_SETTINGS):  # random numbers have values, too
         return True
     tensor, dim = size.args
     return not _is_made_of_weights(source, source.axes[tensor][dim])  # type: ignore[index]

@@ -201,3 +201,31 @@ def test_a_saved_network_reads_values_too(tmp_path: Path) -> None:
     loaded = fxprune.load(tmp_path / "net")
     for a, b in zip(pruned(x), loaded(x), strict=True):
         assert torch.equal(a, b)
+
+
+def by_chance(y: Tensor) -> Tensor:
+    return y * 2 if torch.rand(()) > 0.5 else y
+
+
+def by_chance_and_values(y: Tensor) -> Tensor:
+    return y * 2 if torch.rand(()) > y.mean() * 0 + 0.5 else y
+
+
+def test_random_numbers_alone_decide_no_way() -> None:
+    with pytest.raises(fxprune.errors.CaptureError):
+        fxprune.compile(Net(by_chance, same).eval(), torch.randn(2, 3, 8, 8), 0.3)
+
+
+def test_random_numbers_and_values_decide_at_every_call() -> None:
+    model = Net(by_chance_and_values, same).eval()
+    pruned, refused = fxprune.compile(model, x := torch.randn(2, 3, 8, 8), 0.0), 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = model(x)
+        torch.manual_seed(seed)
+        try:
+            torch.testing.assert_close(pruned(x), expected)
+        except AssertionError as error:
+            assert "made for inputs of other values" in str(error)
+            refused += 1
+    assert refused < 8
