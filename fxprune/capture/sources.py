@@ -23,7 +23,7 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _HIDDEN = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, contextlib.__file__)
 # Where the pipeline begins: what called it is no line of a forward.
 _OUTERMOST = _PACKAGE + "pipeline.py"
-_BEGINS = (os.path.join(os.path.dirname(__file__), "capturing.py"), "capture")
+_BEGINS = (os.path.join(os.path.dirname(__file__), "capturing.py"), "_forward")
 # Ops of code that catches errors, in the bytecode of one Python or another.
 _CATCHES = {dis.opmap[name] for name in ("PUSH_EXC_INFO", "JUMP_IF_NOT_EXC_MATCH") if name in dis.opmap}
 
