@@ -159,7 +159,7 @@ class Reachable:
         if root not in _LEFT_OUT:
             self._pending.append(type(value))
         try:
-            held = object.__getattribute__(value, "__dict__")  # without code of its own, which may raise anything
+            held = _own_getter(type(value))(value, "__dict__")
         except AttributeError:
             return
         if (
@@ -191,6 +191,12 @@ def _held(holder: Any) -> list[Any]:
     if isinstance(holder, dict):
         return list(dict.values(holder))  # not by its own method, which may import a library to answer
     return list(_plain_kind(holder).__iter__(holder))
+
+
+def _own_getter(cls: type) -> Any:
+    """How attributes are read without Python code of the class, which may raise anything."""
+    ways = (vars(base).get("__getattribute__") for base in cls.__mro__)
+    return next(way for way in ways if isinstance(way, types.WrapperDescriptorType))
 
 
 def _root(module: Any) -> str:
