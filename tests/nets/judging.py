@@ -350,7 +350,8 @@ class _Comparison:
             made = self._compare(kind, pair, self._sample(batch, dtype, step), tolerance)
             if made is None or _largest(made[1]) > DIVERGED:
                 return
-            self._gradients(kind, pair, 10 * tolerance, *made)
+            if not self._gradients(kind, pair, 10 * tolerance, *made):
+                return
             self._verdict.compared["gradients"] += 1
             self._state("after training", pair, 10 * tolerance)
             for optimiser in optimisers:
@@ -360,17 +361,18 @@ class _Comparison:
 
     def _gradients(
         self, kind: str, pair: Pair, tolerance: float, got: Any, expected: Any, spare: nn.Module, *call: Any
-    ) -> None:
-        """Gradients of the mean square of all outputs."""
+    ) -> bool:
+        """Gradients of the mean square of all outputs; whether a step along them leads not too far away."""
         ours, theirs = _gradients(pair[0], got), _gradients(pair[1], expected)
         if _largest(theirs) > DIVERGED:
-            return
+            return False
         if different := _unlike(ours, theirs, {}, tolerance):
             moved = moved_by_rounding(spare)
             different = _unlike(ours, theirs, _gradients(moved, run(moved, *call)), tolerance)
         if different:
             name = different[0]
             raise WrongError(f"gradients, {kind}", f"{name}: {said(ours[name])} instead of {said(theirs[name])}")
+        return True
 
     def _precision(self, dtype: torch.dtype) -> None:
         """Dtype and rough values of the outputs of a converted result; the twin's own rounding is the doubt."""
