@@ -126,8 +126,9 @@ def _compiled(
         except BudgetError as error:
             made = compiler(model, sample, 0.9 * (error.reachable or 0.0), progress=False, verify=verify)
     except FxpruneError as error:
-        if isinstance(error, ProofError) and not isinstance(run(deepcopy(model).eval(), sample), Exception):
-            raise
+        with torch.random.fork_rng(devices=[]):
+            if isinstance(error, ProofError) and not isinstance(run(deepcopy(model).eval(), sample), Exception):
+                raise
         verdict.reason = f"{type(error).__name__}: {error}"
         return None
     verdict.compiled = True
