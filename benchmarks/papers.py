@@ -46,8 +46,8 @@ _NOTE = (
     "hundred updates are no training**: such rows compare methods that had the same little, and do not say how "
     "good a paper's is. `uncut` is the whole network, trained as long; `auto` what `fxprune.compile` does of "
     "itself, `torch_pruning` that library's best criterion here, both fine-tuned. Accuracy is on 5,000 test "
-    "images at 250 updates and more, on 500 to 1,000 elsewhere. For networks that segment it is the mean intersection over "
-    "union, on masks computed from the images; for MobileFaceNet the share of pairs of images of three unseen "
+    "images at 250 updates and more, on 500 to 1,000 elsewhere. For networks that segment it is the mean intersection "
+    "over union, on masks computed from the images; for MobileFaceNet the share of pairs of images of three unseen "
     "classes that are told right; both first learn for as many updates as the method takes. "
     "[docs/papers.md](../../docs/papers.md) sets the rows beside the papers' claims."
 )
