@@ -122,7 +122,7 @@
       width: from.box.width, height: from.box.height });
     if (now.apart) from = grip();
   });
-  ["pointerup", "pointercancel", "lostpointercapture"].forEach(function (name) { frame.addEventListener(name, release); });
+  ["pointerup", "pointercancel"].forEach(function (name) { frame.addEventListener(name, release); });
   frame.addEventListener("chosen", function (event) {
     var box = current(), first = event.detail.querySelector("rect");
     var x = parseFloat(first.getAttribute("x")), y = parseFloat(first.getAttribute("y"));
