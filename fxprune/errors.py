@@ -119,3 +119,9 @@ class FileError(FxpruneError, OSError):
 
 class MissingDependencyError(FxpruneError, ImportError):
     """An optional package is needed and not installed; the message says which extra to install."""
+
+
+def described(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, at most 300 characters of it."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

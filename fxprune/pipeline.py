@@ -23,7 +23,7 @@ from fxprune.capture.tracing import trace
 from fxprune.cost.measuring import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
-from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError
+from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError, described
 from fxprune.keeping import check_without_loss, finish, fitted, give_values, in_words, solve, unsaid, without_unsaid
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
@@ -248,7 +248,7 @@ def compare_latency(program: Program) -> None:
     try:
         before, after, calls = compared(program.model, program.pruned, program.sample)
     except Exception as error:  # copying and running is the user's own code: anything may come out of it
-        row = LatencyRow(predicted, None, f"not measured ({type(error).__name__}: {error!s:.200})")
+        row = LatencyRow(predicted, None, f"not measured ({described(error)})")
     else:
         threads = torch.get_num_threads()
         how = f"eager, {threads} thread{'s' * (threads > 1)}, median of {calls} calls"

@@ -14,7 +14,7 @@ from fxprune.axes.solver import Solver
 from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.capture.tracing import OpaqueOp
-from fxprune.errors import AnalysisError
+from fxprune.errors import AnalysisError, described
 from fxprune.rules.call import Call, Ledger, TensorName, concrete, fixed_axes
 from fxprune.rules.ops import MOVES, canonical_name, writes_in_place
 from fxprune.rules.probing import PROBED, is_probed
@@ -134,7 +134,7 @@ class Analyzer:
             RuntimeError,
             StopIteration,
         ) as error:
-            return self._refuse(call, f"this use of it is not understood ({type(error).__name__}: {error})")
+            return self._refuse(call, f"this use of it is not understood ({described(error)})")
         self.calls[node] = call
         return call.result
 

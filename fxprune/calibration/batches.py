@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample, as_arguments
-from fxprune.errors import CalibrationError, FxpruneError
+from fxprune.errors import CalibrationError, FxpruneError, described
 
 _HELD_OUT = 8  # one sample in so many
 
@@ -234,5 +234,5 @@ def fitting(sample: Sample) -> Iterator[None]:
     except Exception as error:  # the model is the user's own code: anything may come out of it
         shapes = ", ".join(str(tuple(t.shape)) for t in sample.tensors)
         raise CalibrationError(
-            f"the model fails on a batch of calibration (tensors of shape {shapes}): {type(error).__name__}: {error}"
+            f"the model fails on a batch of calibration (tensors of shape {shapes}): {described(error)}"
         ) from error

@@ -17,7 +17,7 @@ from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, 
 from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
-from fxprune.errors import CalibrationError
+from fxprune.errors import CalibrationError, described
 from fxprune.rules.call import Call
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.progress import Steps
@@ -96,8 +96,7 @@ class PrivateNetwork:
             copied = deep_copy(model, cloned).eval()
         except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
             raise CalibrationError(
-                f"{type(model).__name__} cannot be copied, and statistics are taken on a copy "
-                f"({type(error).__name__}: {error})"
+                f"{type(model).__name__} cannot be copied, and statistics are taken on a copy ({described(error)})"
             ) from error
         for island in graph.captured.islands:
             path, _, name = island.prefix.removesuffix(".").rpartition(".")

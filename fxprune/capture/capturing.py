@@ -21,7 +21,7 @@ from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState
-from fxprune.errors import CaptureError, FxpruneError
+from fxprune.errors import CaptureError, FxpruneError, described
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, cloned, deep_copy, private_copy, tensors_in
 from fxprune.util.modes import Effects, flags_of, set_flags, switch
@@ -112,7 +112,12 @@ class Captured:
         without = self.answers is None
         constants = {name: tensor.to("meta") if without else tensor for name, tensor in self.constants.items()}
         module = replace(self, constants=constants).module(clone.meta_clone(model) if without else private_copy(model))
-        called = OnMeta(module) if isinstance(module, fx.GraphModule) and without else module
+        # Not called as a GraphModule, which would print where it fails.
+        called = (
+            OnMeta(module)
+            if isinstance(module, fx.GraphModule) and without
+            else functools.partial(nn.Module.__call__, module)
+        )
 
         def run(sample: Sample) -> Exception | None:
             try:
@@ -211,9 +216,9 @@ def capture(
 class Task:
     """The arguments of :func:`capture`.
 
-    ``precision``: that of the model and the sample; None is their own. ``elsewhere``: whether gradients are off, and
-    autocast is on; ``cast``: whether that alone is; ``inference``: whether there are none. ``learning``: whether
-    tensors need gradients. ``answers``: what data decided in earlier traces; None where they may decide nothing.
+    ``precision``: that of the model and the sample; None is their own. ``gradients``, ``cast``, ``inference``: whether
+    those, autocast and inference mode are on around the forward. ``learning``: whether tensors need gradients.
+    ``answers``: what data decided in earlier traces; None where they may decide nothing.
     """
 
     model: nn.Module
@@ -227,7 +232,7 @@ class Task:
     flags: Mapping[str, bool] = field(default_factory=dict)
     written: Mapping[Place, Any] = field(default_factory=dict)
     precision: torch.dtype | None = None
-    elsewhere: bool = False
+    gradients: bool = True
     cast: bool = False
     inference: bool = False
     learning: bool = False
@@ -266,7 +271,7 @@ class Task:
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
         """The recorder after the forward, and what the copy that ran holds."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
-        with settings.surroundings(self.elsewhere, self.cast, self.inference):
+        with settings.surroundings(self.gradients, self.cast, self.inference):
             copy = clone.meta_clone(self.model)
             if self.precision is not None:  # that of plain tensors too, as in the copies of the proof
                 copy = deep_copy(copy, self._in_precision)
@@ -376,4 +381,4 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
 
 def _in_words(error: Exception) -> str:
     # torch tells its own developers how a kernel that needs data might be registered.
-    return VALUES_DECIDE if "data-independent" in str(error) else f"{type(error).__name__}: {error}"
+    return VALUES_DECIDE if "data-independent" in str(error) else described(error)

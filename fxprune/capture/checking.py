@@ -21,7 +21,7 @@ from fxprune.capture.capturing import Captured
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place, PythonState, left_alone
-from fxprune.errors import ModelError, SampleError
+from fxprune.errors import ModelError, SampleError, described
 from fxprune.util.copies import meet, private_copy
 from fxprune.util.modes import switch
 from fxprune.util.paths import named_modules
@@ -87,6 +87,8 @@ def _check_kind(where: str, module: nn.Module) -> None:
     quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
     if quantised or any(t.is_quantized for t in _own(module)):
         raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
+    if odd := [t.layout for t in _own(module) if t.layout is not torch.strided]:
+        raise ModelError(f"{where} ({cls.__name__}) holds a tensor of layout {odd[0]}: hold it dense")
     if narrow := [t.dtype for t in _own(module) if t.is_floating_point() and t.dtype.itemsize == 1]:
         raise ModelError(f"{where} ({cls.__name__}) holds {narrow[0]}, in which torch computes little: widen it first")
     if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
@@ -168,11 +170,11 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
             sample.call(duplicate)
     except RuntimeError as error:
         # What registers hooks runs with gradients alone.
-        return None if "require gradient" in str(error) else f"{type(error).__name__}: {error}".splitlines()[0]
+        return None if "require gradient" in str(error) else described(error)
     except ModelError:  # a part of it is none that can be used
         raise
     except Exception as error:  # so may the forward
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+        return described(error)
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture.numbers import Traced, plain
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, described
 from fxprune.util.copies import copy_module, with_literals_of
 
 META = torch.device("meta")
@@ -32,6 +32,8 @@ def on_meta(value: Any) -> Any:
     if isinstance(value, torch.device):
         return META
     if isinstance(value, torch.Tensor) and value.device != META:
+        if value.layout is not torch.strided:
+            raise CaptureError(f"the forward uses a tensor of layout {value.layout} from outside: hold it dense")
         return meta_like(value)
     return value
 
@@ -61,7 +63,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
     try:
         return copy_module(model, memo)
     except Exception as error:  # copying runs the user's own code: anything may come out of it
-        raise CaptureError(f"the model cannot be copied ({type(error).__name__}: {error})") from error
+        raise CaptureError(f"the model cannot be copied ({described(error)})") from error
 
 
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:

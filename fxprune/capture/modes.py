@@ -17,7 +17,7 @@ from fxprune.capture.decisions import asks_values
 from fxprune.capture.lowering import mutates
 from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
-from fxprune.errors import CaptureError, FxpruneError, ModelError
+from fxprune.errors import CaptureError, FxpruneError, ModelError, described
 from fxprune.util.modes import Effects, flags_of, has_own_modes, own_modes, switch
 from fxprune.util.paths import attribute
 
@@ -161,6 +161,6 @@ def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, Opaqu
     try:
         recorded = record_calls(model, captured.sample, training=True)
     except Exception as error:  # the user's own code: anything may come out of it
-        message = f"an opaque module cannot be run in training mode: {type(error).__name__}: {error}"
+        message = f"an opaque module cannot be run in training mode: {described(error)}"
         raise CaptureError(message) from error
     return {path: (reason, recorded[path].results) for path, reason in captured.opaque.items() if path in recorded}

@@ -171,20 +171,22 @@ class Trace(Protocol):
 def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
     """See what of a graph hangs on its settings: decide which guesses are reads, and refuse other ways.
 
-    ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``,
-    ``elsewhere`` (without gradients, with autocast on), with autocast alone (``cast``), in ``inference`` mode or
-    ``learning`` (with tensors that need gradients); None where it cannot be traced then. Raises CaptureError: it goes
-    another way.
+    ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``, without
+    ``gradients``, with autocast on (``cast``), in ``inference`` mode or ``learning`` (with tensors that need
+    gradients); None where it cannot be traced then. Raises CaptureError: it goes another way. One that autocast
+    around it changes is refused then, by checks in the graph.
     """
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
-    for names, change in ((_SURROUNDINGS, "elsewhere"), (_INFERENCE, "inference")):
-        if not names.isdisjoint(named):
-            _refuse_other_way(trace, otherwise(**{change: True}))
-    if not _AUTOCASTS.isdisjoint(named):
-        other = otherwise(cast=True)
-        if other is None or other.reads.leaves_autocast:
+    asks = not _SURROUNDINGS.isdisjoint(named)
+    if asks:
+        _refuse_other_way(trace, otherwise(gradients=False))
+    if not _INFERENCE.isdisjoint(named):
+        _refuse_other_way(trace, otherwise(inference=True))
+    if asks or not _AUTOCASTS.isdisjoint(named):
+        cast = [otherwise(cast=True), *([otherwise(cast=True, gradients=False)] if asks else [])]
+        if any(o is None or o.reads.leaves_autocast or (asks and _another_way(trace, o)) for o in cast):
             _refuse_autocast_around(trace.graph)
     if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
         others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
@@ -208,11 +210,21 @@ def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, 
 
 
 def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
-    node = next(iter(trace.graph.nodes))
-    if other is None or (node := _compared(trace.graph, trace.reads, other.graph, other.reads)[0]) is not None:
-        place = node.meta.get("source") or "the forward"
-        message = "asks whether gradients or autocast are on, or needed, or sets them, which no graph carries"
-        raise CaptureError(f"{place} {message}", path=node.meta.get("module", ""))
+    if (node := _another_way(trace, other)) is not None:
+        message = (
+            "the forward asks whether gradients are on, or needed, or sets them, and no graph carries the way that"
+        )
+        raise CaptureError(
+            f"{message} it takes to {node.meta.get('source') or 'its result'} then", path=node.meta.get("module", "")
+        )
+
+
+def _another_way(trace: Trace, other: Trace | None) -> fx.Node | None:
+    """The first op that the forward has otherwise in other settings; its first if it fails there, None if none."""
+    if other is None:
+        first: fx.Node = next(iter(trace.graph.nodes))
+        return first
+    return _compared(trace.graph, trace.reads, other.graph, other.reads)[0]
 
 
 def _compared(
@@ -294,13 +306,13 @@ def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> Non
 
 
 @contextmanager
-def surroundings(elsewhere: bool, cast: bool, inference: bool) -> Iterator[None]:
-    """Gradients on and autocast off around a forward; ``elsewhere`` the other way round, with ``cast`` the second."""
+def surroundings(gradients: bool, cast: bool, inference: bool) -> Iterator[None]:
+    """Whether gradients, autocast (``cast``) and inference mode are on around a forward."""
     before = [(device, torch.is_autocast_enabled(device)) for device in _AUTOCAST]
     try:
         for device in _AUTOCAST:
-            torch.set_autocast_enabled(device, elsewhere or cast)
-        with torch.inference_mode(inference), torch.set_grad_enabled(not (elsewhere or inference)):
+            torch.set_autocast_enabled(device, cast)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients and not inference):
             yield
     finally:
         for device, enabled in before:
@@ -309,7 +321,10 @@ def surroundings(elsewhere: bool, cast: bool, inference: bool) -> Iterator[None]
 
 def _refuse_autocast_around(graph: fx.Graph) -> None:
     """Write checks that there is no autocast around a forward that turns it off for a part, which no graph carries."""
-    text = f"{REFUSAL}calls without autocast around them, which its forward turns off in places: convert it instead"
+    text = (
+        f"{REFUSAL}calls without autocast around them, which its forward turns off in places or goes another way for: "
+        "convert it instead"
+    )
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         for device in _AUTOCAST:
             asked = graph.call_function(torch.is_autocast_enabled, (device,))

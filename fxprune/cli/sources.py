@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import Sample, random_values
-from fxprune.errors import FxpruneError, MissingDependencyError, ModelError, SampleError
+from fxprune.errors import FxpruneError, MissingDependencyError, ModelError, SampleError, described
 
 _DEFAULT_SIZE = (1, 3, 224, 224)
 
@@ -181,7 +181,7 @@ def _factory(path: Path, name: str) -> Callable[[], Any]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ModelError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{path} cannot be imported: {described(error)}") from error
     if not callable(getattr(module, name, None)):
         raise ModelError(f"{path} has no function or class {name!r}")
     factory: Callable[[], Any] = getattr(module, name)
@@ -194,7 +194,7 @@ def _call_factory(factory: Callable[[], Any], name: str) -> Any:
     except FxpruneError:
         raise
     except Exception as error:
-        raise ModelError(f"{name} raised {type(error).__name__}: {error}") from error
+        raise ModelError(f"{name} raised {described(error)}") from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

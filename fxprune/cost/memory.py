@@ -116,5 +116,5 @@ def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axi
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    # Views of one tensor share it, on the meta device too.
-    return int(tensor.untyped_storage()._cdata)
+    # Views of one tensor share it, on the meta device too; sparse tensors have none.
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)

@@ -16,7 +16,7 @@ from fxprune.api import analyze, report
 from fxprune.calibration.batches import describe_arguments, describe_value, read_batch, read_pair
 from fxprune.capture.samples import Sample
 from fxprune.distillation.options import DistillationLoss, as_parts
-from fxprune.errors import DistillationError, FxpruneError
+from fxprune.errors import DistillationError, FxpruneError, described
 from fxprune.proof.masking import select
 from fxprune.rewriting import node_keep
 
@@ -125,8 +125,7 @@ def _run(network: Callable[..., Any], sample: Sample, whose: str) -> Any:
         raise
     except Exception as error:  # the network is the user's own code: anything may come out of it
         raise DistillationError(
-            f"{whose} fails on a batch of the loader (tensors of shape {_shapes(sample.tensors)}): "
-            f"{type(error).__name__}: {error}"
+            f"{whose} fails on a batch of the loader (tensors of shape {_shapes(sample.tensors)}): {described(error)}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture.checking import is_meta
 from fxprune.capture.samples import Sample
-from fxprune.errors import ProofError
+from fxprune.errors import ProofError, described
 from fxprune.keeping.fitting import Held
 from fxprune.keeping.running import check_equal
 from fxprune.keeping.slots import Slot, factor_slots_of, sizes_of, slots_of, unset_slots_of
@@ -145,7 +145,7 @@ def _refusal(config: Any) -> str:
         names = inspect.signature(type(config)).parameters
         type(config)(**{name: copy.deepcopy(getattr(config, name)) for name in names if hasattr(config, name)})
     except Exception as error:  # the constructor is the user's own code: anything may come out of it
-        return f"{type(error).__name__}: {error!s:.300}"
+        return described(error)
     return ""
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
-from fxprune.errors import CriterionError, FxpruneError, ProofError
+from fxprune.errors import CriterionError, FxpruneError, ProofError, described
 from fxprune.proof.comparing import compare
 from fxprune.proof.copies import TOLERANCE, precision
 from fxprune.proof.copies import private_copy as exact_copy
@@ -102,7 +102,7 @@ def _compare(kept: nn.Module, graph: nn.Module, sample: Sample, call: str) -> No
                 if module is graph:
                     return  # a size that the graph refuses
                 raise ProofError(
-                    f"the forward of the narrowed {type(kept).__name__} raises {type(error).__name__}: {error!s:.200}"
+                    f"the forward of the narrowed {type(kept).__name__} raises {described(error)}"
                 ) from error
     expected, found = answers
     if len(expected) != len(found):

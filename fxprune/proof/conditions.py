@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fxprune.capture.decisions import refuses_sizes
 from fxprune.capture.samples import Sample
-from fxprune.errors import ProofError
+from fxprune.errors import ProofError, described
 from fxprune.proof.comparing import Difference, Leaves, all_finite, compare, kept_block, leaves_of
 from fxprune.proof.copies import out_of_memory, private_copy, promoted
 from fxprune.proof.masking import Keep, overwrite_removed
 from fxprune.proof.probes import Probe
 from fxprune.proof.rounding import move_parameters
-from fxprune.proof.running import called, changed_inputs, described, evaluate, where
+from fxprune.proof.running import called, changed_inputs, evaluate, where
 from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture.samples import Sample
-from fxprune.errors import ProofError
+from fxprune.errors import ProofError, described
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
 # Largest relative error that passes.
@@ -72,7 +72,7 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
     except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
         raise ProofError(
             f"{type(module).__name__} cannot be copied, so nothing can be proven on a copy "
-            f"({type(error).__name__}: {error}); pass verify=False to go without the proof"
+            f"({described(error)}); pass verify=False to go without the proof"
         ) from error
     return duplicate.eval()
 

@@ -147,12 +147,6 @@ def nothing_left_behind(module: nn.Module) -> Iterator[None]:
         random.setstate(python_state)
 
 
-def described(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
-
-
 def where(error: BaseException) -> str:
     """The line of a GraphModule's generated code that ``error`` came from, as the end of a message, or ""."""
     line = ""

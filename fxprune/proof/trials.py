@@ -10,12 +10,12 @@ from torch import nn
 
 from fxprune.capture.decisions import refuses_sizes
 from fxprune.capture.samples import Sample
-from fxprune.errors import ProofError
+from fxprune.errors import ProofError, described
 from fxprune.proof.comparing import Leaves, compare, has_nan
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.locating import first_layer
 from fxprune.proof.probes import Probe, candidates
-from fxprune.proof.running import described, evaluate, where
+from fxprune.proof.running import evaluate, where
 
 _SPECIALISED = "the traced network fits the sample's own sizes only"
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxprune.capture.decisions import REFUSAL, asks_values, refuses_sizes
 from fxprune.capture.samples import Sample
-from fxprune.errors import ProofError
+from fxprune.errors import ProofError, described
 from fxprune.proof.comparing import Leaves, all_finite, compare, has_nan, kept_block
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
@@ -172,7 +172,7 @@ class Validation:
         except Exception as error:
             raise ProofError(
                 f"pruned network: it refuses {trial.probe.label}, which the original takes "
-                f"({type(error).__name__}: {error}){where(error)}"
+                f"({described(error)}){where(error)}"
             ) from error
 
     def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
@@ -244,7 +244,7 @@ class Validation:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            text = str(error) if isinstance(error, ProofError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, ProofError) else described(error)
             raise ProofError(
                 f"outputs ({way.method}): the original, over its kept entries: {text}{where(error)}"
             ) from error

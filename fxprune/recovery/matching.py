@@ -16,7 +16,7 @@ from fxprune.calibration.effects import joined
 from fxprune.calibration.rows import evened
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
-from fxprune.errors import RecoveryError
+from fxprune.errors import RecoveryError, described
 from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import find_layers
 from fxprune.recovery.walking import inputs_of
@@ -78,7 +78,7 @@ class Match(Named):
         try:
             losses = self._train(work, pair, list(own.values()), before, batches)
         except Exception as error:  # a forward that takes no other batch, an op without a gradient
-            why = f"not done, as the network cannot be trained on parts of a batch ({type(error).__name__}: {error})"
+            why = f"not done, as the network cannot be trained on parts of a batch ({described(error)})"
             _put(own.values(), before)
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
         if len(losses) < len(batches):

@@ -66,7 +66,7 @@ def matrix_product(call: Call, left: Axes, right: Axes) -> Axes:
     return (*batch, *rows, *columns)
 
 
-@rule("matmul mm bmm dot vdot mv", "input, other")
+@rule("matmul mm bmm dot vdot mv spmm _sparse_mm", "input, other")
 def matmul(call: Call) -> None:
     call.result = matrix_product(call, call.tensor("input"), call.tensor("other"))
 

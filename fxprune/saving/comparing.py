@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from fxprune.capture.decisions import REFUSAL, is_check, refuses_sizes
 from fxprune.capture.samples import Sample, is_image, resized
-from fxprune.errors import ExportError
+from fxprune.errors import ExportError, described
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.probes import Probe, candidates
 from fxprune.rewriting import PrunedGraphModule
@@ -112,7 +112,7 @@ def _first_taken(network: nn.Module, probes: Sequence[Probe]) -> tuple[Check | N
         try:
             return _check(network, probe), ""
         except Exception as error:  # the network's own code: anything may come out of it
-            reason = f"{type(error).__name__}: {error}"
+            reason = described(error)
     return None, reason
 
 
@@ -186,7 +186,7 @@ def worst_error(run: Callable[[Sample], Leaves], checks: Sequence[Check]) -> flo
             with torch.no_grad(), contextlib.redirect_stdout(None):
                 result = run(check.probe.sample.map(torch.Tensor.clone))
         except Exception as error:
-            raise ExportError(f"it refuses {check.probe.label} ({type(error).__name__}: {error!s:.300})") from error
+            raise ExportError(f"it refuses {check.probe.label} ({described(error)})") from error
         difference = compare(check.expected, result)
         if not difference.error <= check.tolerance:
             raise ExportError(f"{difference.describe(check.tolerance)} on {check.probe.label}")

@@ -19,7 +19,7 @@ from torch import nn
 
 from fxprune.capture.samples import Sample
 from fxprune.cost.measuring import Prepared, in_turns
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, described
 from fxprune.reporting import MACS_MEANING, Report
 from fxprune.saving.formats import FORMATS, onnx_session
 from fxprune.util.tables import add_row, new_table, quantity
@@ -140,7 +140,7 @@ def _measured(
             both = [RUNTIMES[runtime](network, values) for network in (original, pruned)]
             times = in_turns(both, seconds)
     except Exception as error:  # runtimes raise many types, and one that fails must not hide the others
-        return Latency(runtime, batch, threads, failure=f"{type(error).__name__}: {error!s:.200}")
+        return Latency(runtime, batch, threads, failure=described(error))
     before, after = map(statistics.median, times)
     return Latency(runtime, batch, threads, len(times[0]), before, after)
 

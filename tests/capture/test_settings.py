@@ -127,13 +127,31 @@ def test_the_result_is_right_or_refuses_with_the_line(name: str) -> None:
     [
         lambda _, h: h * 2 if torch.is_grad_enabled() else h * 3,
         lambda _, h: h * 2 if h.requires_grad else h,
-        lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") else h,
         lambda _, h: asks(h),
     ],
 )
-def test_other_ways_without_gradients_or_under_autocast_are_refused(between: Between) -> None:
-    with pytest.raises(CaptureError, match=r"test_settings\.py:\d+ asks whether gradients or autocast"):
+def test_other_ways_without_gradients_are_refused(between: Between) -> None:
+    with pytest.raises(CaptureError, match=r"asks whether gradients are on.*test_settings\.py:\d+"):
         fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") else h,
+        lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() else h,
+        lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() else h,
+    ],
+)
+def test_another_way_under_autocast_is_refused_when_it_is_met(between: Between) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    model = Net(between).eval()
+    result = fxprune.compile(model, x, 0.0)
+    for around in (torch.no_grad(), torch.enable_grad()):
+        with around:
+            torch.testing.assert_close(result(x), model(x))
+            with torch.autocast("cpu"):
+                assert "this network was made for calls without autocast" in answers(result, x)
 
 
 def asks(h: torch.Tensor) -> torch.Tensor:
