@@ -8,6 +8,7 @@ such as "prove, hold to sizes, rewrite, prove", stands in the list as often as i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +41,7 @@ from fxprune.rewriting import certified
 from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
-from fxprune.util.progress import garbage_collection
+from fxprune.util.progress import paused_garbage_collection
 
 
 @dataclass(frozen=True)
@@ -343,13 +344,14 @@ def run(program: Program, *, until: str = "") -> Program:
         FxpruneError: what a pass raises; the caller's model is as it was.
     """
     last = max((i for i, step in enumerate(PASSES) if step.name == until), default=len(PASSES))
-    for number, step in enumerate(PASSES[: last + 1]):
-        if not step.when(program):
-            continue
-        with program.steps(step.name), garbage_collection(step.makes_garbage(program)):
-            step.run(program)
-        program.check()
-        program.dump(f"{number:02}-{step.run.__name__}")
+    with paused_garbage_collection() as collecting:
+        for number, step in enumerate(PASSES[: last + 1]):
+            if not step.when(program):
+                continue
+            with program.steps(step.name), collecting() if step.makes_garbage(program) else nullcontext():
+                step.run(program)
+            program.check()
+            program.dump(f"{number:02}-{step.run.__name__}")
     if program.report is not None:
         _note(program, replace(program.report, seconds=dict(program.steps.seconds)))
     return program

@@ -18,6 +18,7 @@ from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, Term, va
 from fxprune.capture import Captured
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.rules.call import Ledger
+from fxprune.util.paths import named_parameters
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -82,7 +83,7 @@ class ChannelGraph:
         self.parameter_names = frozenset(term.owner for term in self.params)
         self.batch_scale = batch_scale
         self.bytes: Mapping[str, int] = {
-            name: parameter.element_size() for name, parameter in analyzer.model.named_parameters()
+            name: parameter.element_size() for name, parameter in named_parameters(analyzer.model)
         }
 
     @functools.cached_property

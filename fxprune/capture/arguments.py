@@ -52,6 +52,7 @@ def as_torch_names_them(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return (args, kwargs) if place is None else ((kwargs.pop(place),), kwargs)
 
 
+_SAME = frozenset((type(None), int, bool))
 _DTYPES = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 
 
@@ -65,8 +66,14 @@ class Arguments:
 
     def of(self, value: Any) -> Any:
         """The value with nodes in the place of what was traced. Raises CaptureError: no graph can hold it."""
-        if isinstance(value, torch.Tensor):
-            return self._node_of(value)
+        kind = type(value)
+        if kind in _SAME:
+            return value
+        if kind is tuple or kind is list:
+            return kind(map(self.of, value))
+        return self._node_of(value) if isinstance(value, torch.Tensor) else self._other(value)
+
+    def _other(self, value: Any) -> Any:
         if isinstance(value, Traced):
             return self._number(value)
         if isinstance(value, torch.Generator):

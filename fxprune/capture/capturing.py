@@ -25,7 +25,7 @@ from fxprune.errors import CaptureError, FxpruneError, described
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, cloned, deep_copy, private_copy, tensors_in
 from fxprune.util.modes import Effects, flags_of, set_flags, switch
-from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph
+from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph, modules_of, named_modules
 
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]
@@ -312,13 +312,13 @@ class Task:
 
         @functools.cache
         def held() -> set[int]:
-            return {id(tensor) for module in copy.modules() for tensor in tensors_in(vars(module), depth=4)}
+            return {id(tensor) for module in modules_of(copy) for tensor in tensors_in(vars(module), depth=4)}
 
         return lambda tensor: f"{self.prefix}_{mode}{HELD_TENSOR if id(tensor) in held() else MADE_TENSOR}"
 
     def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> dict[Place, Any]:
         """Run the copy on the meta device while the recorder watches; what it left outside of tensors, by place."""
-        paths = {id(module): path for path, module in copy.named_modules()}
+        paths = {id(module): path for path, module in named_modules(copy)}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
         args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)

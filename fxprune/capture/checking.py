@@ -24,7 +24,7 @@ from fxprune.capture.state import Place, PythonState, left_alone
 from fxprune.errors import ModelError, SampleError, described
 from fxprune.util.copies import meet, private_copy
 from fxprune.util.modes import switch
-from fxprune.util.paths import named_modules
+from fxprune.util.paths import named_buffers, named_modules, named_parameters
 
 _NORM_HOOKS = (WeightNorm, SpectralNorm)
 # Those of the forward are traced with it.
@@ -41,13 +41,13 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ModelError(f"the model is wrapped by {type(model).__name__}: pass its .module, and wrap the result again")
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         where = path or "the model"
         _check_kind(where, module)
         _check_hooks(where, module)
     _check_names(model)
     _check_memory(model)
-    weights = {name for name, _ in model.named_parameters()}
+    weights = {name for name, _ in named_parameters(model)}
     for name, tensor in _floating(model):
         if not tensor.is_meta and not _is_usable(tensor, name in weights or name.endswith(_STATISTICS)):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
@@ -55,7 +55,7 @@ def check_model(model: nn.Module) -> None:
 
 def _check_names(model: nn.Module) -> None:
     """Refuse names that torch itself does not allow, since paths of modules could not be told apart."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         for name in (*module._modules, *module._parameters, *module._buffers):
             if not name or "." in name:
                 raise ModelError(
@@ -65,7 +65,7 @@ def _check_names(model: nn.Module) -> None:
 
 def _check_memory(model: nn.Module) -> None:
     """Refuse what training changes and that shares elements with another tensor, which copies of both would not."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    tensors = [*named_parameters(model), *named_buffers(model)]
     by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in tensors:
         if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel():
@@ -117,7 +117,7 @@ def _check_hooks(where: str, module: nn.Module) -> None:
 
 def traced_hooks(model: nn.Module) -> list[str]:
     """The modules with hooks that run in a forward, torch's own norms of weights aside."""
-    held = ((path, (*m._forward_pre_hooks.values(), *m._forward_hooks.values())) for path, m in model.named_modules())
+    held = ((path, (*m._forward_pre_hooks.values(), *m._forward_hooks.values())) for path, m in named_modules(model))
     return [path or "the model" for path, hooks in held if any(not isinstance(h, _NORM_HOOKS) for h in hooks)]
 
 
@@ -137,7 +137,7 @@ def _own(module: nn.Module) -> list[torch.Tensor]:
 
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    for name, tensor in (*named_parameters(model), *named_buffers(model)):
         if (tensor.is_floating_point() or tensor.is_complex()) and not is_lazy(tensor):
             yield name, tensor
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fxprune.capture.numbers import Traced, plain
 from fxprune.errors import CaptureError, described
 from fxprune.util.copies import copy_module, with_literals_of
+from fxprune.util.paths import modules_of, named_modules
 
 META = torch.device("meta")
 
@@ -69,7 +70,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:
     """Send calls of submodules of a private copy through ``handler``, and uses of ``training`` to the other."""
     watched: dict[type, type] = {}
-    for module in model.modules():
+    for module in modules_of(model):
         cls = type(module)
         if cls not in watched:
             watched[cls] = _watched(cls, handler, _flag_of(cls, mode_is_used))
@@ -118,7 +119,7 @@ class State:
     """What the modules of a private copy hold before its forward runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._attributes = [(path, module, dict(vars(module))) for path, module in model.named_modules()]
+        self._attributes = [(path, module, dict(vars(module))) for path, module in named_modules(model)]
         self._tensors = [
             (path, module, held, dict(getattr(module, held)))
             for path, module, _ in self._attributes
@@ -154,7 +155,7 @@ def _is_cache(old: torch.Tensor, new: Any) -> bool:
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
-    for module in model.modules():
+    for module in modules_of(model):
         yield from (p for p in module._parameters.values() if p is not None)
         yield from (b for b in module._buffers.values() if b is not None)
         yield from (v for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf)

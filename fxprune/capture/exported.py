@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import ModelError
+from fxprune.util.paths import modules_of
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
@@ -30,7 +31,7 @@ def network_of(model: Any) -> nn.Module:
         onnx = str(model).endswith(".onnx")
         do = "make a module of it (onnx2torch.convert)" if onnx else "load it (fxprune.load, torch.export.load)"
         raise ModelError(f"the model is a file name: {do} and pass that")
-    scripted = isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules())
+    scripted = isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in modules_of(model))
     # Whether it is a network is asked when it is captured.
     return model if not scripted or isinstance(model, torch.jit.ScriptModule) else _without_scripts(model, {}, "")
 

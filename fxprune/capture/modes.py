@@ -19,7 +19,7 @@ from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
 from fxprune.errors import CaptureError, FxpruneError, ModelError, described
 from fxprune.util.modes import Effects, flags_of, has_own_modes, own_modes, switch
-from fxprune.util.paths import attribute
+from fxprune.util.paths import attribute, modules_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Modes:
 
 def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
     """Ask the model's classes. Raises ModelError: a call does more than a pruned network can do again."""
-    if not any(map(has_own_modes, model.modules())):
+    if not any(map(has_own_modes, modules_of(model))):
         return Modes()
     copy = clone.meta_clone(model)
     for twin, original in zip(copy.parameters(), model.parameters(), strict=True):

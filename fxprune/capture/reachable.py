@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.objects import held_leaves
+from fxprune.util.paths import modules_of
 
 # Sympy computes with symbols, for torch's compiler, and has as much code as the rest together.
 _LEFT_OUT = frozenset({*sys.stdlib_module_names, "torch", "numpy", "sympy", "mpmath", __name__.partition(".")[0]})
@@ -63,13 +64,13 @@ class Reachable:
         self.classes: list[type] = []
         self.cells: list[types.CellType] = []
         self.namespaces: dict[int, dict[str, Any]] = {}
-        self.modules = {id(module): module for module in model.modules()}
+        self.modules = {id(module): module for module in modules_of(model)}
         self._seen: dict[int, Any] = {}
         self.names: set[str] = {"forward"}
         self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
-        self._pending: list[Any] = [type(module) for module in model.modules()]
+        self._pending: list[Any] = [type(module) for module in modules_of(model)]
         # What the model itself holds is copied before anything runs; functions and classes are not.
-        for module in model.modules():
+        for module in modules_of(model):
             held = [v for n, v in vars(module).items() if not n.startswith("_") and not _is_data(v)]
             self._pending += [v if callable(v) else type(v) for v in held]
             self._pending += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

@@ -45,7 +45,8 @@ def is_tried() -> bool:
     """Whether the forward would catch an error of the present call and go on."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != _BEGINS:
-        if any(first <= frame.f_lineno <= last for first, last in _tried(frame.f_code)):
+        spans = _tried(frame.f_code)
+        if spans and any(first <= frame.f_lineno <= last for first, last in spans):
             return True
         frame = frame.f_back
     return False

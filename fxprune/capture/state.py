@@ -23,6 +23,7 @@ from fxprune.capture.numbers import Traced, plain, traced
 from fxprune.capture.objects import held_leaves
 from fxprune.capture.reachable import STREAMS, Reachable, in_words, is_changeable, reachable, restored
 from fxprune.errors import CaptureError
+from fxprune.util.paths import modules_of, named_modules
 
 # What holds a value, in words that are the same for each copy of a model, and the attribute, key or index.
 Place = tuple[str, Any]
@@ -48,7 +49,7 @@ class PythonState:
         self._model, self._prefix, self._changeable = model, prefix, shared.changeable
         self._watching = False
         # A class that is watched while it is traced is set in the place of the original.
-        watched = {type(module): None for module in model.modules() if type(module) not in shared.classes}
+        watched = {type(module): None for module in modules_of(model) if type(module) not in shared.classes}
         self._shared = [*shared.holders, *((in_words(cls), cls) for cls in watched)]
         self._copies = [_copied(holder) for _, holder in self._shared]
         held = list(self._holders()) if own else []
@@ -118,7 +119,7 @@ class PythonState:
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """Everything of the model that holds values, each in words."""
         seen: set[int] = set()
-        for path, module in self._model.named_modules():
+        for path, module in named_modules(self._model):
             full = f"{self._prefix}{path}".removesuffix(".")
             yield from _below(f"module {full}" if full else "model", module, seen, _DEPTH)
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.util.paths import Parts
+from fxprune.util.paths import Parts, named_modules
 
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
@@ -182,7 +182,7 @@ def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
         ProofError: a method is another one than that of a copy.
     """
     printed: dict[fx.Graph, FunctionType] = {}
-    for path, module in pruned.named_modules():
+    for path, module in named_modules(pruned):
         if isinstance(module, fx.GraphModule):
             printed[module.graph] = printed_function(module.graph)
             if _is_as_made(module, printed[module.graph]):

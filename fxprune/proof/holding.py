@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
 from fxprune.util.copies import is_constant, meet
+from fxprune.util.paths import named_modules
 
 Tensors = Mapping[str, Tensor]
 
@@ -132,7 +133,7 @@ def _check_memory(full: Tensors, narrow: Tensors) -> None:
 
 def _read(pruned: nn.Module) -> Iterator[str]:
     """The tensors that graphs read, by name."""
-    for path, module in pruned.named_modules():
+    for path, module in named_modules(pruned):
         if isinstance(module, fx.GraphModule):
             for graph in getattr(module, "graphs", {"": module.graph}).values():
                 yield from (f"{path}.{node.target}".lstrip(".") for node in graph.nodes if node.op == "get_attr")

@@ -25,7 +25,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
 from fxprune.util.modes import flags_of
-from fxprune.util.paths import ModelPaths
+from fxprune.util.paths import ModelPaths, named_modules
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +294,7 @@ def node_keep(
 
 def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
     """Buffers that the original keeps out of its state dict and the new network holds by themselves."""
-    modules = model.named_modules()
+    modules = named_modules(model)
     names = (f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set)
     return [name for name in names if name in root]
 

@@ -50,7 +50,14 @@ def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
 
 def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, Any]:
     """Copies of a module's attributes, by name."""
-    return {name: value if type(value) in _LITERALS else _copied(value, memo) for name, value in attributes.items()}
+    return {
+        name: value
+        if (kind := type(value)) in _LITERALS
+        else kind()
+        if kind in _DICTS and not value
+        else _copied(value, memo)
+        for name, value in attributes.items()
+    }
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def switch(module: nn.Module, call: str) -> None:
 
 def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
     """What parts do that have a ``train`` or ``eval`` of their own. Raises ValueError: it changes call by call."""
-    modules = dict(copy.named_modules())
+    modules = dict(named_modules(copy))
     flags = flags_of(copy)
     found = {path: _effects(modules, path) for path, part in modules.items() if has_own_modes(part)}
     set_flags(copy, flags)
@@ -109,7 +109,7 @@ class _OwnMode:
 
 def give_own_modes(module: nn.Module, effects: Effects) -> None:
     """Let the parts below ``module`` switch modes as their originals did."""
-    parts = dict(module.named_modules())
+    parts = dict(named_modules(module))
     for path, own in effects.items():
         if path and path in parts:
             held = _OwnMode(parts[path], own)

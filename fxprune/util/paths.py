@@ -62,13 +62,27 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def modules_of(root: nn.Module) -> list[nn.Module]:
+    """What ``root.modules()`` gives, several times as fast."""
+    return [module for _, module in named_modules(root)]
+
+
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """What ``root.named_buffers()`` gives, several times as fast."""
-    found: dict[int, tuple[str, torch.Tensor]] = {}
+    return _named(root, "_buffers")
+
+
+def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """What ``root.named_parameters()`` gives, several times as fast."""
+    return _named(root, "_parameters")
+
+
+def _named(root: nn.Module, table: str) -> list[tuple[str, Any]]:
+    found: dict[int, tuple[str, Any]] = {}
     for path, module in named_modules(root):
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                found.setdefault(id(buffer), (f"{path}.{name}" if path else name, buffer))
+        for name, tensor in getattr(module, table).items():
+            if tensor is not None and id(tensor) not in found:
+                found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
     return list(found.values())
 
 
@@ -184,7 +198,9 @@ def hold(module: nn.Module, name: str, part: Any) -> None:
     """Let a module hold a part (a module, parameter or buffer) at a dotted path, which may be of any words."""
     *parents, leaf = name.split(".")
     for parent in parents:
-        module = module._modules.setdefault(parent, Parts())  # type: ignore[assignment]
+        if parent not in module._modules:
+            module._modules[parent] = Parts()
+        module = module._modules[parent]  # type: ignore[assignment]
     is_module, is_parameter = isinstance(part, nn.Module), isinstance(part, nn.Parameter)
     kind = _TABLES[0 if is_module else 1 if is_parameter else 2]
     vars(module)[kind][leaf] = part

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -63,17 +63,27 @@ class Steps:
 
 
 @contextmanager
-def garbage_collection(wanted: bool) -> Iterator[None]:
-    """Without automatic garbage collection, or where it is wanted, of what is made from now on alone."""
-    collects, freezes = gc.isenabled(), wanted and not gc.get_freeze_count()
-    if not wanted:
-        gc.disable()
-    if freezes:
-        gc.freeze()
-    try:
-        yield
-    finally:
+def paused_garbage_collection() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Without automatic garbage collection but within what is given, which collects what is made there alone."""
+    collects = gc.isenabled()
+
+    @contextmanager
+    def collecting() -> Iterator[None]:
+        freezes = collects and not gc.get_freeze_count()
         if freezes:
-            gc.unfreeze()
+            gc.freeze()
+        if collects:
+            gc.enable()
+        try:
+            yield
+        finally:
+            gc.disable()
+            if freezes:
+                gc.unfreeze()
+
+    gc.disable()
+    try:
+        yield collecting
+    finally:
         if collects:
             gc.enable()

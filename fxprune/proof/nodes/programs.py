@@ -29,7 +29,7 @@ from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import flags_of, has_own_modes, set_flags
-from fxprune.util.paths import ModelPaths, named_buffers
+from fxprune.util.paths import ModelPaths, modules_of, named_buffers, named_parameters
 
 Program = Callable[..., Any]
 # Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
@@ -50,9 +50,9 @@ class Programs:
 
     def __init__(self, owner: nn.Module, tolerance: float = 0.0) -> None:
         self._owner, self._tolerance = owner, tolerance
-        foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in owner.modules())
+        foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in modules_of(owner))
         self._state = PythonState(owner, reachable(owner)) if foreign else None
-        self._tables = [(part, dict(part._buffers)) for part in owner.modules() if part._buffers]
+        self._tables = [(part, dict(part._buffers)) for part in modules_of(owner) if part._buffers]
         self._values = {name: buffer.detach().clone() for name, buffer in named_buffers(owner)}
         self._held = [(buffer, self._values[name]) for name, buffer in named_buffers(owner)]
 
@@ -116,7 +116,7 @@ class Programs:
 
     def _ways_part(self, ours: Leaves, theirs: Leaves) -> str:
         """Where the functions of autograd behind equal values part."""
-        names = {id(parameter): name for name, parameter in self._owner.named_parameters()}
+        names = {id(parameter): name for name, parameter in named_parameters(self._owner)}
         stack = [(leaf.grad_fn, theirs[path].grad_fn) for path, leaf in ours.items() if isinstance(leaf, Tensor)]
         seen: dict[Any, Any] = {}
         while stack:
@@ -176,7 +176,7 @@ class NumberedPrograms(Programs):
         torch.manual_seed(0)
         given = sample.to_meta()
         held = [pair for pair in named_buffers(self._owner) if pair[1].is_meta]
-        numbers.begin([*self._owner.named_parameters(), *held, *given.named_tensors()])
+        numbers.begin([*named_parameters(self._owner), *held, *given.named_tensors()])
         with self._unchanged() as before:
             try:
                 with numbers, torch.enable_grad(), _only_the_way_back():
@@ -285,7 +285,7 @@ _FEW_LEFT = 0.9
 
 def asks_for_modes(module: nn.Module) -> bool:
     """Whether code outside of torch may tell the modes of parts, or what parts give in training says little."""
-    code, parts = reachable(module), list(module.modules())
+    code, parts = reachable(module), list(modules_of(module))
     if _MODES & code.names or any("training" in _words(function.__code__) for function in code.functions):
         return True
     foreign = {type(part) for part in parts} - {type(part) for part in parts if not _is_foreign(part)}
@@ -307,7 +307,7 @@ def _is_foreign(part: nn.Module) -> bool:
 @contextmanager
 def hidden_modes(module: nn.Module) -> Iterator[None]:
     """Parts of other classes than torch's own have no mode; code that asks for it raises."""
-    hidden = [(part, vars(part).pop("training")) for part in module.modules() if _is_foreign(part)]
+    hidden = [(part, vars(part).pop("training")) for part in modules_of(module) if _is_foreign(part)]
     try:
         yield
     finally:

@@ -48,7 +48,7 @@ from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
-from fxprune.util.paths import named_modules
+from fxprune.util.paths import modules_of, named_modules
 
 # Units in the last place by which outputs may differ where sums are in another order.
 _NEARLY = 1e4
@@ -144,7 +144,7 @@ class _Prover:
         self._pairs, self._functions = pairs, printed
         self.samples: list[Sample] = []
         self.notes: list[str] = []
-        self._has_attention = any(isinstance(part, nn.MultiheadAttention) for part in original.modules())
+        self._has_attention = any(isinstance(part, nn.MultiheadAttention) for part in modules_of(original))
         # Why whole networks have to take a step of training, too.
         self._doubt = ""
         self._steps: Sequence[Step] = ()
