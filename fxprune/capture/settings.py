@@ -336,8 +336,11 @@ def _refuse_autocast_around(graph: fx.Graph) -> None:
 
 def refuse_autocast(reads: Reads, around: tuple[bool, ...]) -> None:
     """Note where a forward leaves the autocast ``around`` it. Raises CaptureError: it computes under its own."""
-    reads.leaves_autocast |= any(before and not now for before, now in zip(around, autocast(), strict=True))
-    if any(now and not before for before, now in zip(around, autocast(), strict=True)):
+    now = autocast()
+    if now == around:
+        return
+    reads.leaves_autocast |= any(before and not after for before, after in zip(around, now, strict=True))
+    if any(after and not before for before, after in zip(around, now, strict=True)):
         raise CaptureError("the forward computes under torch.autocast, which a graph does not carry: use it outside")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -129,20 +130,21 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
     with torch.no_grad():
         values = tensor.detach()
         rows = max(1, _CHUNK * len(values) // max(1, values.numel()))
-        chunks = (_matrix(chunk) for chunk in torch.split(values, rows))
+        chunks = map(_matrix, (values,) if rows >= len(values) else values.split(rows))
         if dim == 0:
-            total = torch.cat([_row_sums(chunk, power) for chunk in chunks])
+            sums_of_rows = [_row_sums(chunk, power) for chunk in chunks]
+            total = torch.cat(sums_of_rows) if len(sums_of_rows) > 1 else sums_of_rows[0]
         else:
-            columns = sum((_column_sums(chunk, power) for chunk in chunks), torch.zeros((), dtype=torch.float64))
+            columns = functools.reduce(torch.add, (_column_sums(chunk, power) for chunk in chunks))
             grid = columns.reshape(values.shape[1:])
-            others = [d for d in range(grid.ndim) if d != dim - 1]
-            total = grid.sum(others) if others else grid
+            others = [d for d in range(grid.ndim) if d != dim - 1 and grid.shape[d] > 1]
+            total = (grid.sum(others) if others else grid).reshape(values.shape[dim])
         sums: FloatArray = total.cpu().numpy()
     return sums
 
 
 def _matrix(chunk: Tensor) -> Tensor:
-    flat = chunk.reshape(len(chunk), math.prod(chunk.shape[1:]))
+    flat = chunk.reshape(len(chunk), -1) if chunk.numel() else chunk.reshape(len(chunk), math.prod(chunk.shape[1:]))
     flat = flat.abs() if flat.is_complex() else flat
     return flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
 

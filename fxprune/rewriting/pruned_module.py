@@ -57,7 +57,8 @@ class PrunedGraphModule(PartsModule):
         vars(self).update(own, _forwards={}, _chosen={})
         super().__init__(root, graphs["eval"], class_name)
         for graph in self._graphs.values():
-            self._replace_targets(graph)
+            if graph is not self._graph:
+                self._replace_targets(graph)
         for name in kept_out:
             path, _, leaf = name.rpartition(".")
             attribute(self, path)._non_persistent_buffers_set.add(leaf)

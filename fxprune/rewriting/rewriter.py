@@ -20,7 +20,7 @@ from fxprune.errors import RewriteError
 from fxprune.rewriting.choosing import idle_nodes
 from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
 from fxprune.rewriting.reshapes import hold_reshapes
-from fxprune.rewriting.slicing import kept_indices, rebuilt, sliced
+from fxprune.rewriting.slicing import KnownIndices, kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
@@ -53,6 +53,7 @@ class Rewriter:
         self._model = model
         self._paths = ModelPaths(model)
         self._masks = masks
+        self._kept: KnownIndices = {}
         self._env: dict[fx.Node, Any] = {}
         # By id of the original: its new tensor, and for the parts of opaque modules the new part.
         self._tensors: dict[int, Any] = {}
@@ -219,7 +220,7 @@ class Rewriter:
         original = self._original(name)
         if id(original) not in self._tensors:
             axes = self._source.tensors[self._captured.first_name(name)]
-            self._tensors[id(original)] = sliced(original, kept_indices(axes, self._masks))
+            self._tensors[id(original)] = sliced(original, kept_indices(axes, self._masks, self._kept))
         new: torch.Tensor = self._tensors[id(original)]
         return new
 
@@ -283,10 +284,10 @@ def node_keep(
     graph: ChannelGraph, captured: Captured, masks: Mapping[Channels, Mask]
 ) -> dict[str, tuple[torch.Tensor | None, ...]]:
     """For each node of a captured graph by name whose value loses something, the kept indices of every dim."""
-    found = {}
+    found, known = {}, KnownIndices()
     for node in captured.graph.nodes:
         if node.op.startswith("call_") and isinstance(node.meta.get("val"), torch.Tensor) and node in graph.axes:
-            indices = kept_indices(map(graph.solver.resolve, graph.axes[node]), masks)
+            indices = kept_indices(map(graph.solver.resolve, graph.axes[node]), masks, known)
             if any(index is not None for index in indices):
                 found[node.name] = indices
     return found

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import _get_qualified_name
 
 from fxprune.axes.elements import Mask, kept_mask
-from fxprune.axes.expressions import Axis, Channels
+from fxprune.axes.expressions import Axis, Channels, Fixed
 from fxprune.capture.custom import CustomFunction
 from fxprune.capture.objects import CopiedObject
 from fxprune.rules.registry import torch_class
@@ -22,12 +22,22 @@ from fxprune.util.copies import copied_attributes
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def kept_indices(axes: Iterable[Axis], masks: Mapping[Channels, Mask]) -> tuple[torch.Tensor | None, ...]:
-    """Kept indices of every dim of a tensor, None where all stay."""
+# By identity of an axis, the axis and its kept indices.
+KnownIndices = dict[int, tuple[Axis, torch.Tensor | None]]
+
+
+def kept_indices(
+    axes: Iterable[Axis], masks: Mapping[Channels, Mask], known: KnownIndices | None = None
+) -> tuple[torch.Tensor | None, ...]:
+    """Kept indices of every dim of a tensor, None where all stay; ``known`` grows with them, for other tensors."""
+    known = {} if known is None else known
     indices: list[torch.Tensor | None] = []
     for axis in axes:
-        mask = kept_mask(axis, masks)
-        indices.append(None if bool(mask.all()) else torch.from_numpy(np.flatnonzero(mask)))
+        if id(axis) not in known:
+            mask = None if isinstance(axis, Fixed) else kept_mask(axis, masks)
+            stays = mask is None or bool(mask.all())
+            known[id(axis)] = axis, None if stays else torch.from_numpy(np.flatnonzero(mask))
+        indices.append(known[id(axis)][1])
     return tuple(indices)
 
 

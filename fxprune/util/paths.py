@@ -21,6 +21,11 @@ _WORD = re.compile(r"(?!__)[A-Za-z0-9_]+")
 _DEEPEST = 50  # each number in a path is a pair of parentheses in generated code, of which Python takes 200
 
 
+@functools.lru_cache(maxsize=4096)
+def _is_word(name: str) -> bool:
+    return bool(_WORD.fullmatch(name)) and not keyword.iskeyword(name)
+
+
 def attribute(model: nn.Module, name: str) -> Any:
     """The attribute at a dotted path. Raises AttributeError: there is none."""
     found: Any = model
@@ -280,7 +285,7 @@ class PartsModule(fx.GraphModule):
         if name.count(".") > _DEEPEST:
             return False
         for part in name.split("."):
-            if not _WORD.fullmatch(part) or keyword.iskeyword(part):
+            if not _is_word(part):
                 return False
             table = next((table for table in _tables(found) if part in table), None)
             own = part in vars(found) or hasattr(type(found), part) or (found is self and part in _own_names())
