@@ -204,6 +204,8 @@ def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None
 _LAST = (2, 3)
 # Where kernels without padding need more.
 _LARGER = (3, 4)
+# Where a kernel is as wide as the maps, and they are taken for square.
+_SQUARE = (3, 3)
 _LEAST_ROWS = 2
 # Where inputs are small, so many rows cost little.
 _SMALL, _MANY_ROWS = 8192, 17
@@ -225,7 +227,7 @@ def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
 def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
     """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
     few = _with_rows(sample, _LEAST_ROWS)
-    small = [_shrunk(few, graph, last) for last in (_LAST, _LARGER)]
+    small = [_shrunk(few, graph, last) for last in (_LAST, _SQUARE, _LARGER)]
     yield from (s for s in (*small, few, sample if few is not sample else None) if s is not None)
 
 

@@ -7,7 +7,9 @@ follow.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -50,10 +52,17 @@ def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
 
 def has_own_modes(part: nn.Module) -> bool:
     """Whether a module's class, or the module itself, switches modes in a way of its own."""
-    cls = type(part)
+    return not _switches_ordinarily(type(part)) or "train" in vars(part) or "eval" in vars(part)
+
+
+@functools.lru_cache(maxsize=4096)
+def _switches_ordinarily(cls: Any) -> bool:
     ordinary = cls.train is nn.Module.train and cls.eval is nn.Module.eval
-    ordinary &= cls.__setattr__ is nn.Module.__setattr__ and not isinstance(getattr(cls, "training", None), property)
-    return not ordinary or "train" in vars(part) or "eval" in vars(part)
+    return (
+        ordinary
+        and cls.__setattr__ is nn.Module.__setattr__
+        and not isinstance(getattr(cls, "training", None), property)
+    )
 
 
 def _effects(modules: Mapping[str, nn.Module], path: str) -> dict[str, dict[str, bool | None]]:

@@ -30,6 +30,8 @@ class Patterns:
         self.dtype = dtype
         self.device = device
         self.one = torch.ones((), dtype=dtype, device=device)
+        # By call, what is known of those that give each entry from the entries at its place.
+        self.known: dict[Any, tuple[str, bool, bool] | None] = {}
         generator = torch.Generator().manual_seed(seed)
 
         def table(low: int, high: int, divisor: int) -> Tensor:

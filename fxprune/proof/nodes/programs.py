@@ -29,7 +29,7 @@ from fxprune.proof.nodes.standins import StandIns
 from fxprune.proof.running import called, modes
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import flags_of, has_own_modes, set_flags
-from fxprune.util.paths import ModelPaths, modules_of, named_buffers, named_parameters
+from fxprune.util.paths import ModelPaths, modules_of, named_buffers, named_modules, named_parameters
 
 Program = Callable[..., Any]
 # Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
@@ -50,11 +50,12 @@ class Programs:
 
     def __init__(self, owner: nn.Module, tolerance: float = 0.0) -> None:
         self._owner, self._tolerance = owner, tolerance
-        foreign = any(not type(m).__module__.startswith(("torch.", "fxprune.")) for m in modules_of(owner))
+        parts, held = named_modules(owner), named_buffers(owner)
+        foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for _, part in parts)
         self._state = PythonState(owner, reachable(owner)) if foreign else None
-        self._tables = [(part, dict(part._buffers)) for part in modules_of(owner) if part._buffers]
-        self._values = {name: buffer.detach().clone() for name, buffer in named_buffers(owner)}
-        self._held = [(buffer, self._values[name]) for name, buffer in named_buffers(owner)]
+        self._tables = [(f"{path}.".lstrip("."), part, dict(part._buffers)) for path, part in parts if part._buffers]
+        self._values = {name: buffer.detach().clone() for name, buffer in held}
+        self._held = [(buffer, self._values[name]) for name, buffer in held]
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
         """Where two programs part, or an empty text.
@@ -96,10 +97,8 @@ class Programs:
                 raise
             except Exception as error:  # the user's own code, and operators of all kinds
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
-            for name, buffer in named_buffers(self._owner):
-                before = held.get(name)
-                # A buffer that got another shape is a cache.
-                if before is not None and buffer.shape == before.shape and not torch.equal(buffer, before):
+            for name, buffer in self._kept_buffers():
+                if not torch.equal(buffer, held[name]):
                     leaves[f"buffer {name}"] = buffer.detach().clone()
             written = {n: t for n, t in given.named_tensors() if t._version != versions[n]}
             leaves |= {f"{name} after the call": tensor.detach() for name, tensor in written.items()}
@@ -116,7 +115,6 @@ class Programs:
 
     def _ways_part(self, ours: Leaves, theirs: Leaves) -> str:
         """Where the functions of autograd behind equal values part."""
-        names = {id(parameter): name for name, parameter in named_parameters(self._owner)}
         stack = [(leaf.grad_fn, theirs[path].grad_fn) for path, leaf in ours.items() if isinstance(leaf, Tensor)]
         seen: dict[Any, Any] = {}
         while stack:
@@ -131,9 +129,18 @@ class Programs:
             if name != other_name or len(before) != len(after):
                 return f"{name} became {other_name} on the way back"
             if held[0] is not held[1]:
+                names = {id(parameter): name for name, parameter in named_parameters(self._owner)}
                 return f"the way back leads to {names.get(id(held[0]))} and to {names.get(id(held[1]))}"
             stack += zip(before, after, strict=True)
         return ""
+
+    def _kept_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers now, by name; one that got another shape is a cache."""
+        held = ((ahead + name, buffer) for ahead, part, _ in self._tables for name, buffer in part._buffers.items())
+        for name, buffer in held:
+            before = self._values.get(name)
+            if buffer is not None and before is not None and buffer.shape == before.shape:
+                yield name, buffer
 
     @contextmanager
     def _unchanged(self) -> Iterator[dict[str, Tensor]]:
@@ -141,7 +148,7 @@ class Programs:
         try:
             yield self._values
         finally:
-            for part, buffers in self._tables:
+            for _, part, buffers in self._tables:
                 part._buffers.clear()
                 part._buffers.update(buffers)
             with torch.no_grad():
@@ -177,7 +184,7 @@ class NumberedPrograms(Programs):
         given = sample.to_meta()
         held = [pair for pair in named_buffers(self._owner) if pair[1].is_meta]
         numbers.begin([*named_parameters(self._owner), *held, *given.named_tensors()])
-        with self._unchanged() as before:
+        with self._unchanged():
             try:
                 with numbers, torch.enable_grad(), _only_the_way_back():
                     leaves = leaves_of(called(program, given), keep_history=True)
@@ -186,9 +193,9 @@ class NumberedPrograms(Programs):
                 raise
             except Exception as error:  # the user's own code, and operators of all kinds
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
-            # A buffer that got another shape is a cache.
-            left = [(n, t) for n, t in named_buffers(self._owner) if n in before and t.shape == before[n].shape]
-            known |= {f"{n} after the call": numbers.left(t) for n, t in (*left, *given.named_tensors())}
+            known |= {
+                f"{n} after the call": numbers.left(t) for n, t in (*self._kept_buffers(), *given.named_tensors())
+            }
         return known | {"the generator": (numbers.draws, torch.get_rng_state().numpy().tobytes())}, leaves
 
 
@@ -318,10 +325,21 @@ def hidden_modes(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode, and back in their own."""
-    flags = flags_of(module)
-    if all(flag is training for flag in flags.values()):
+    parts = modules_of(module)
+    flags = [part.training for part in parts]
+    if all(flag is training for flag in flags):
         yield
         return
+    if not any(map(has_own_modes, parts)):
+        try:
+            for part in parts:
+                vars(part)["training"] = training
+            yield
+        finally:
+            for part, flag in zip(parts, flags, strict=True):
+                vars(part)["training"] = flag
+        return
+    flags = flags_of(module)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         module.train(training)

@@ -46,11 +46,26 @@ def pointwise(reading: Reading) -> Verdict | None:
         return None
     if reading.writes and (tensors[0].shape != shape or "out" in reading.node.kwargs):
         return None
+    known, key = reading.patterns.known, (*reading.call, *((claim.domain, _is_silenced(claim)) for claim in tensors))
+    if key not in known:
+        known[key] = _on_entries(reading)
+    if known[key] is None:
+        return None
+    domain, silent, shares = known[key]
+    return Verdict(shape, domain, silent or not any(claim.is_lossy for claim in tensors), shares)
+
+
+def _is_silenced(claim: Claim) -> bool:
+    return claim.is_lossy and claim.silent
+
+
+def _on_entries(reading: Reading) -> tuple[str, bool, bool] | None:
+    """Of what domain entries come out, whether zero for what goes gives zero, and whether memory is shared."""
     used: list[Tensor] = []
 
     def value_of(claim: Claim) -> Tensor:
         value = reading.patterns.drawn(claim.domain or "any", (_COUNT,), len(used)).clone()
-        if claim.is_lossy and claim.silent:
+        if _is_silenced(claim):
             value[:_AT_ZERO] = 0
         used.append(value)
         return value
@@ -60,8 +75,7 @@ def pointwise(reading: Reading) -> Verdict | None:
         return None
     if not bool(torch.isfinite(result[_AT_ZERO:]).all()):
         return None
-    silent = not any(claim.is_lossy for claim in tensors) or not bool(result[:_AT_ZERO].any())
-    return Verdict(shape, domain_of(result[_AT_ZERO:]), silent, _shares(result, used))
+    return domain_of(result[_AT_ZERO:]), not bool(result[:_AT_ZERO].any()), _shares(result, used)
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...] | None:

@@ -39,7 +39,7 @@ class Verdict:
     pieces: Sequence[Piece] = ()  # the tensors, where it gives several
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reading:
     """One call in both networks."""
 
@@ -78,6 +78,20 @@ class Reading:
         """Whether both calls have the same literals, and read the same nodes."""
         args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), self.images.get)
         return bool(args == self.other.args and kwargs == self.other.kwargs)
+
+    @property
+    def call(self) -> tuple[Any, ...]:
+        """What is called with which literals, equal for equal calls on other tensors; of modules the attributes."""
+        places = {given: (..., place) for place, given in enumerate(self.node.all_input_nodes)}
+        written = fx.node.map_arg((self.node.args, self.node.kwargs), lambda n: self._number_or(n, places[n]))
+        if self.modules is None:
+            return self.node.target, repr(written)
+        held = {name: value for name, value in vars(self.module).items() if not name.startswith("_")}
+        return type(self.module), repr(held), repr(written)
+
+    def _number_or(self, given: fx.Node, place: Any) -> Any:
+        claim = self.claims[given]
+        return claim.full if claim.shape is None else place
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument: a literal, a number, or the claim of a tensor."""
