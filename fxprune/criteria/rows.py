@@ -130,7 +130,7 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
     with torch.no_grad():
         values = tensor.detach()
         rows = max(1, _CHUNK * len(values) // max(1, values.numel()))
-        chunks = map(_matrix, (values,) if rows >= len(values) else values.split(rows))
+        chunks = map(_matrix, (values,) if rows >= len(values) else torch.split(values, rows))
         if dim == 0:
             sums_of_rows = [_row_sums(chunk, power) for chunk in chunks]
             total = torch.cat(sums_of_rows) if len(sums_of_rows) > 1 else sums_of_rows[0]

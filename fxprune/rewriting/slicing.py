@@ -34,9 +34,8 @@ def kept_indices(
     indices: list[torch.Tensor | None] = []
     for axis in axes:
         if id(axis) not in known:
-            mask = None if isinstance(axis, Fixed) else kept_mask(axis, masks)
-            stays = mask is None or bool(mask.all())
-            known[id(axis)] = axis, None if stays else torch.from_numpy(np.flatnonzero(mask))
+            mask = np.ones(0, np.bool_) if isinstance(axis, Fixed) else kept_mask(axis, masks)
+            known[id(axis)] = axis, None if mask.all() else torch.from_numpy(np.flatnonzero(mask))
         indices.append(known[id(axis)][1])
     return tuple(indices)
 

@@ -52,7 +52,8 @@ def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
 
 def has_own_modes(part: nn.Module) -> bool:
     """Whether a module's class, or the module itself, switches modes in a way of its own."""
-    return not _switches_ordinarily(type(part)) or "train" in vars(part) or "eval" in vars(part)
+    cls: Any = type(part)
+    return not _switches_ordinarily(cls) or "train" in vars(part) or "eval" in vars(part)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -137,6 +137,11 @@ def at(kept: Kept, dim: int) -> Tensor | None:
     return kept[dim] if dim < len(kept) else None
 
 
+def every(kept: Tensor | None, size: int) -> Tensor:
+    """The indices that a dim keeps."""
+    return torch.arange(size) if kept is None else kept.cpu()
+
+
 def same_kept(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether two dims keep the same entries in the same order."""
     if one is None or other is None:

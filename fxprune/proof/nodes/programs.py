@@ -326,8 +326,8 @@ def hidden_modes(module: nn.Module) -> Iterator[None]:
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """All modules in one mode, and back in their own."""
     parts = modules_of(module)
-    flags = [part.training for part in parts]
-    if all(flag is training for flag in flags):
+    before = [part.training for part in parts]
+    if all(flag is training for flag in before):
         yield
         return
     if not any(map(has_own_modes, parts)):
@@ -336,7 +336,7 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
                 vars(part)["training"] = training
             yield
         finally:
-            for part, flag in zip(parts, flags, strict=True):
+            for part, flag in zip(parts, before, strict=True):
                 vars(part)["training"] = flag
         return
     flags = flags_of(module)

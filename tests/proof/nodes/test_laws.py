@@ -277,6 +277,34 @@ def test_a_norm_over_what_is_kept() -> None:
     assert normed((along, one, one), (None, None, EVEN)) is None
 
 
+def test_zeros_around_channels_are_as_many_as_stay() -> None:
+    given, accepted = (None, EVEN), 0
+    values = [drawn((2, 3), given, False, 0)]
+    for low, high, count in itertools.product(range(2), range(3), range(2, 5)):
+        for index in map(torch.tensor, itertools.permutations(range(5), count)):
+            reading = read(function(F.pad, (1, 1)), values, [given], (None, index), False)
+            reading.other.args = (reading.other.args[0], (low, high))
+            if (verdict := judged(reading)) is not None:
+                check(reading, verdict, values)
+                accepted += 1
+    assert accepted == 4
+    assert judged(read(function(F.pad, (1, 1), value=1.0), values, [given], given, False)) is None
+
+
+def test_a_view_of_its_rows_holds_at_any_size() -> None:
+    for rows, at_any_size in ((lambda x: x.graph.call_method("size", (x, 0)), True), (lambda x: 2, False)):
+        op = lambda graph, x, rows=rows: graph.call_method("view", (x, rows(x), -1))  # noqa: E731
+        reading = read(op, [drawn((2, 4, 1), (None, EVEN), True, 0)], [(None, EVEN)], (None, EVEN), True)
+        if at_any_size:
+            size, other = reading.node.args[1], reading.other.args[1]
+            assert isinstance(size, fx.Node)
+            assert isinstance(other, fx.Node)
+            reading.claims[size], reading.images[size], reading.owners[other] = Claim((2, 2)), other, size  # type: ignore[index]
+        verdict = judged(reading)
+        assert verdict is not None
+        assert verdict.at_any_size is at_any_size
+
+
 def test_a_mask_of_other_sizes_is_no_law() -> None:
     q, mask = torch.randn(2, 3, 5, 4), torch.randn(1, 3, 5, 5)
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fxprune.proof.nodes.laws.local import LOCAL, LOCAL_MODULES, POINTWISE, POINTWISE_MODULES, local, pointwise
-from fxprune.proof.nodes.laws.moves import concatenated, cut, expanded, overwritten, permuted, sliced, viewed
+from fxprune.proof.nodes.laws.moves import concatenated, cut, expanded, overwritten, padded, permuted, sliced, viewed
 from fxprune.proof.nodes.laws.products import LAYERS, attention, einsum, layer_norm, linear, matmul
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
@@ -41,6 +41,8 @@ _FUNCTIONS = {
     if hasattr(space, written)
 }
 _POINTWISE_CLASSES = frozenset(getattr(nn, name) for name in POINTWISE_MODULES)
+# What else is known of local ops where something goes along the dims that they mix.
+_LOSING = {"layer_norm": layer_norm, "pad": padded}
 _VIEW_CLASSES = {nn.Flatten: "flatten", nn.Unflatten: "unflatten"}
 
 
@@ -63,7 +65,7 @@ def judged(reading: Reading) -> Verdict | None:
     if not name or (reading.writes and name != "setitem"):
         return None
     if name in LOCAL:
-        return local(reading, LOCAL[name]) or (layer_norm(reading) if name == "layer_norm" else None)
+        return local(reading, LOCAL[name]) or (_LOSING[name](reading) if name in _LOSING else None)
     if name in _VIEWS or name in _CUTS:
         return (viewed if name in _VIEWS else cut)(reading, name)
     return _OTHERS[name](reading)

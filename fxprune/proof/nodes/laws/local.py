@@ -47,11 +47,10 @@ def pointwise(reading: Reading) -> Verdict | None:
     if reading.writes and (tensors[0].shape != shape or "out" in reading.node.kwargs):
         return None
     known, key = reading.patterns.known, (*reading.call, *((claim.domain, _is_silenced(claim)) for claim in tensors))
-    if key not in known:
-        known[key] = _on_entries(reading)
-    if known[key] is None:
+    found = known[key] = known[key] if key in known else _on_entries(reading)
+    if found is None:
         return None
-    domain, silent, shares = known[key]
+    domain, silent, shares = found
     return Verdict(shape, domain, silent or not any(claim.is_lossy for claim in tensors), shares)
 
 

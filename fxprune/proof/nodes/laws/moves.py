@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Node
+from torch.fx.node import map_arg
 
-from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
+from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, every, same_kept
 from fxprune.proof.nodes.laws.reading import Piece, Reading, Verdict, on_meta, widest
 from fxprune.proof.nodes.pairs import call_name
 
@@ -46,8 +49,15 @@ def viewed(reading: Reading, name: str) -> Verdict | None:
     blocks = _blocks(given.shape, full.shape)
     if blocks is None or not all(_keeps_alike(given.shape, given.kept, full.shape, reading.kept, *b) for b in blocks):
         return None
-    by_dims = name in _BY_DIMS and reading.same
+    by_dims = reading.same and (name in _BY_DIMS or _leaves_rows(reading.node))
     return Verdict(tuple(full.shape), given.domain or "any", given.silent, shares=True, at_any_size=by_dims)
+
+
+def _leaves_rows(node: Any) -> bool:
+    """Whether a tensor is viewed as its rows, and whatever there is of each."""
+    shape = node.args[1] if len(node.args) == 2 else node.args[1:]
+    rows = shape[0] if isinstance(shape, (tuple, list)) and len(shape) == 2 and shape[1] == -1 else None
+    return call_name(rows) == "size" and rows.args == (node.args[0], 0) if isinstance(rows, Node) else False
 
 
 def expanded(reading: Reading) -> Verdict | None:
@@ -153,7 +163,7 @@ def _taken(reading: Reading, given: Claim) -> Piece | None:
     """The shape of what an index takes of a tensor, and what it keeps; both networks take the same."""
     ndim = len(given.shape or ())
     ours, theirs = (_every_index(index, ndim) for index in (reading.node.args[1], reading.other.args[1]))
-    if ours is None or torch.fx.node.map_arg(ours, reading.images.get) != theirs:
+    if ours is None or map_arg(ours, reading.images.get) != theirs:
         return None
     index = tuple(map(reading.known, ours))
     dims = _dims_left(index, ndim)
@@ -226,6 +236,44 @@ def concatenated(reading: Reading) -> Verdict | None:
     return Verdict(shape, widest(parts), silent)
 
 
+def padded(reading: Reading) -> Verdict | None:
+    """Zeros at the ends of dims: of those that are all alike, the narrow call adds as many as stay."""
+    given, ours, theirs = reading.tensor(), _zeros_added(reading.node), _zeros_added(reading.other)
+    if (
+        given is None
+        or not given.shape
+        or map_arg(reading.node.args[0], reading.images.get) is not reading.other.args[0]
+    ):
+        return None
+    if ours is None or theirs is None or max(len(ours), len(theirs), len(reading.kept)) > len(given.shape):
+        return None
+    shape = list(given.shape)
+    for back, ((low, high), added) in enumerate(zip_longest(ours, theirs, fillvalue=(0, 0)), 1):
+        size, dim = shape[-back], len(shape) - back
+        shape[-back] += low + high
+        middle, index = (every(at(kept, dim), s) for kept, s in ((given.kept, size), (reading.kept, shape[-back])))
+        stays = index[added[0] : len(index) - added[1]]
+        before, after = index[: added[0]], index[len(index) - added[1] :]
+        if len(index) != sum(added) + len(middle) or not torch.equal(stays, middle + low):
+            return None
+        if bool((before >= low).any()) or bool(((after < low + size) | (after >= shape[-back])).any()):
+            return None
+    others = range(len(shape) - max(len(ours), len(theirs)))
+    if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in others):
+        return None
+    return Verdict(shape, given.domain or "any", given.silent or not given.is_lossy)
+
+
+def _zeros_added(node: Any) -> list[tuple[int, int]] | None:
+    """How many zeros a call of ``pad`` adds at both ends of the dims, the last one first."""
+    pads, mode, value = (_literal(node, place, name, None) for place, name in enumerate(("pad", "mode", "value"), 1))
+    if mode not in (None, "constant") or value not in (None, 0) or not isinstance(pads, (tuple, list)):
+        return None
+    if len(pads) % 2 or not all(type(pad) is int and pad >= 0 for pad in pads) or not 1 < len(node.args) < 5:
+        return None
+    return list(zip(pads[::2], pads[1::2], strict=True))
+
+
 def cut(reading: Reading, name: str) -> Verdict | None:
     """Pieces along a dim: each keeps what the whole keeps there, if both networks cut between the same entries."""
     given, place = reading.tensor(), 1 if name == "unbind" else 2
@@ -287,6 +335,6 @@ def _end_to_end(parts: Iterable[Claim], dim: int) -> Tensor | None:
     for part in parts:
         size, index = (part.shape or ())[dim], at(part.kept, dim)
         whole = whole and index is None
-        found.append(start + (torch.arange(size) if index is None else index.cpu()))
+        found.append(start + (every(index, size)))
         start += size
     return None if whole else torch.cat(found)

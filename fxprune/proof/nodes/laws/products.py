@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, same_kept
+from fxprune.proof.nodes.claims import Claim, Kept, at, cut_shape, every, same_kept
 from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
 
@@ -91,8 +91,8 @@ def _fits_in_groups(
     groups: tuple[int, int],
 ) -> bool:
     """Whether each group that stays keeps as many outputs as another, and the same inputs, in order."""
-    outputs = _every(weight[0], channels[0])
-    inputs = _every(weight[1], channels[1])
+    outputs = every(weight[0], channels[0])
+    inputs = every(weight[1], channels[1])
     if not same_kept(result, weight[0]) or outputs.numel() % groups[1] or channels[0] % groups[0]:
         return False
     owners = (outputs // (channels[0] // groups[0])).view(groups[1], -1)
@@ -100,11 +100,7 @@ def _fits_in_groups(
     if bool((owners != owners[:, :1]).any()) or bool((ordered[1:] <= ordered[:-1]).any()):
         return False
     expected = (ordered[:, None] * channels[1] + inputs).flatten()
-    return torch.equal(expected, _every(given, channels[1] * groups[0]))
-
-
-def _every(kept: Tensor | None, size: int) -> Tensor:
-    return torch.arange(size) if kept is None else kept.cpu()
+    return torch.equal(expected, every(given, channels[1] * groups[0]))
 
 
 def _sides(layer: Any, sides: Sequence[int]) -> list[int] | None:
