@@ -34,7 +34,6 @@ from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
 from fxprune.program import Feed, Program, kernel_multiple
 from fxprune.recovery import Work, run_recoveries
-from fxprune.recovery.fidelity import errors_of_groups
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
 from fxprune.rewriting import certified
@@ -267,11 +266,10 @@ def recover(program: Program) -> None:
     seed = setting(made.plan, "seed", 0) if program.seed is None else program.seed
     given = (program.graph, program.model, program.pruned, made.plan, program.feed.calibration, program.steps, seed)
     work = Work(*given)
-    rows, fidelity = run_recoveries(program.recoveries, work)
-    if work.calibration is not None:
-        errors = errors_of_groups(work)
+    rows, fidelity, errors = run_recoveries(program.recoveries, work)
+    if errors:
         made = replace(made, groups=tuple(replace(group, error=errors.get(group.name)) for group in made.groups))
-    _note(program, replace(made, recovery=(*made.recovery, *rows), fidelity=tuple(fidelity)))
+    _note(program, replace(made, recovery=(*made.recovery, *rows), fidelity=fidelity))
 
 
 def keep_class(program: Program) -> None:

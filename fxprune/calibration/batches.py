@@ -5,14 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.samples import Sample, as_arguments
+from fxprune.capture.samples import Sample, as_arguments, is_image
 from fxprune.errors import CalibrationError, FxpruneError, described
 
 _HELD_OUT = 8  # one sample in so many
@@ -50,17 +50,26 @@ class Batch:
     target: Any
     size: int
 
-    def singles(self) -> Iterator[Batch]:
-        """The batch sample by sample; what has no first dim in common stays whole."""
-        if self.sample.batch_size is None or self.size == 1 or _lists(self.sample):
+    def parts(self, size: int = 1) -> Iterator[Batch]:
+        """The batch, so many samples at a time; what has no first dim in common stays whole."""
+        if self.sample.batch_size is None or self.size <= size or _lists(self.sample):
             yield self
             return
-        for i in range(self.size):
+        for i in range(0, self.size, size):
 
-            def row(tensor: torch.Tensor, i: int = i) -> torch.Tensor:
-                return tensor[i : i + 1] if tensor.ndim and tensor.shape[0] == self.size else tensor
+            def rows(tensor: torch.Tensor, i: int = i) -> torch.Tensor:
+                return tensor[i : i + size] if tensor.ndim and tensor.shape[0] == self.size else tensor
 
-            yield Batch(self.sample.map(row), pytree.tree_map_only(torch.Tensor, row, self.target), 1)
+            target = pytree.tree_map_only(torch.Tensor, rows, self.target)
+            yield Batch(self.sample.map(rows), target, min(size, self.size - i))
+
+    def side_by_side(self) -> Batch:
+        """The batch with the channels of each pixel side by side, as convolutions on CPUs are fastest."""
+        return replace(self, sample=self.sample.map(_side_by_side))
+
+
+def _side_by_side(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if is_image(tensor) and tensor.ndim == 4 else tensor
 
 
 def held_out(batch: Batch) -> torch.Tensor:
@@ -176,6 +185,8 @@ class Calibration:
         self._finite = not any(t.is_floating_point() and not t.is_meta and t.isinf().any() for t in sample.tensors)
         self._exhausted = False
         self.seen = 0
+        # How many samples are run at a time: 0 for a batch as it is, None where that is not known yet.
+        self.part: int | None = None
 
     @property
     def length(self) -> int | None:

@@ -11,16 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, fitting
 from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
+from fxprune.cost.budgets import budget_model
 from fxprune.errors import CalibrationError, described
 from fxprune.rules.call import Call
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.progress import Steps
+
+# Bytes of values alive that a processor's cache holds, and samples that are run together at least.
+_CACHE, _FEWEST_TOGETHER = 8 << 20, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +172,7 @@ class Collector:
         parameters = [(o.place.name, o.statistic) for o in observations if isinstance(o.place, Parameter)]
         for number, batch in self.batches():
             current.expected = (self.calibration.length or 1) * batch.size * ranks()
-            for part in batch.singles() if "sample gradient" in needs else (batch,):
+            for part in self._parts(network, batch, needs, current):
                 current.samples, current.batch, current.run = part.size, number, current.run + 1
                 if needs == {"value"}:
                     with torch.no_grad():
@@ -177,6 +182,12 @@ class Collector:
         # One statistic may be taken at several places.
         statistics = {id(o.statistic): o.statistic for o in observations}
         add_over_ranks(t for statistic in statistics.values() for t in statistic.sums())
+
+    def _parts(self, network: PrivateNetwork, batch: Batch, needs: set[str], current: _Current) -> Iterator[Batch]:
+        if needs == {"value"}:
+            current.samples = 0
+            return parts_of(self.calibration, batch, self.graph, network)
+        return batch.parts() if "sample gradient" in needs else iter((batch,))
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """The batches with their numbers; shows progress and restores the random state at the end."""
@@ -211,11 +222,52 @@ class Collector:
                     statistic.update(current.seen(value.detach(), gradient))
 
 
+def parts_of(calibration: Calibration, batch: Batch, graph: ChannelGraph, network: PrivateNetwork) -> Iterator[Batch]:
+    """A batch as it is run fastest: what its parts take stays in the cache, channels of a pixel are side by side.
+
+    As it is where a network gives anything else then, which a few samples tell.
+    """
+    if calibration.part is None:
+        calibration.part = max(_FEWEST_TOGETHER, int(_CACHE / max(bytes_of_one(graph, batch), 1.0)))
+        if not _alike(network, batch, calibration.part):
+            calibration.part = 0
+    if not calibration.part:
+        return iter((batch,))
+    return (part.side_by_side() for part in batch.parts(calibration.part))
+
+
+def bytes_of_one(graph: ChannelGraph, batch: Batch) -> float:
+    """What the values alive at the worst moment take for one sample of a batch."""
+    memory = budget_model(graph, "memory").full - 4 * budget_model(graph, "params").full
+    sample = graph.captured.sample
+    known, here = (sum(t.numel() for t in s.tensors) / (s.batch_size or 1) for s in (sample, batch.sample))
+    return max(memory, 0.0) / (sample.batch_size or 1) * here / max(known, 1.0)
+
+
+def _alike(network: PrivateNetwork, batch: Batch, size: int) -> bool:
+    """Whether a network gives for few samples, side by side, what it gives for twice as many together."""
+    few = max(min(size, batch.size) // 2, 1)
+    whole = next(batch.parts(2 * few))
+    try:
+        with torch.no_grad():
+            wanted = pytree.tree_leaves(network.run(whole.sample.map(torch.clone)))
+            parts = [network.run(part.side_by_side().sample.map(torch.clone)) for part in whole.parts(few)]
+            pairs = zip(zip(*map(pytree.tree_leaves, parts), strict=True), wanted, strict=True)
+            return all(_close(torch.cat(given), one) for given, one in pairs)
+    except Exception:  # the network is the user's own code, and may be written for one batch size
+        return False
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    most = float(other.abs().max()) if other.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * most)
+
+
 @dataclass
 class _Current:
     """What is running."""
 
-    samples: int = 1
+    samples: int = 1  # 0 where nobody is to see it
     batch: int = 0
     run: int = 0
     expected: float = 1.0
@@ -227,7 +279,8 @@ class _Current:
 def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:
     def show(value: Tensor) -> None:
         with torch.no_grad():
-            statistic.update(current.seen(tap.read(value.detach(), current.samples), None))
+            if current.samples:
+                statistic.update(current.seen(tap.read(value.detach(), current.samples), None))
 
     def show_with_gradient(value: Tensor) -> None:
         # A later op may write over the value before its gradient is known.

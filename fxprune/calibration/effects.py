@@ -36,7 +36,7 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
             whole = network.run(batch.sample)
             totals[-1] += batch.size
             for number, (group, channels) in enumerate(sets):
-                with _replaced(network, _zeroed(network, group, channels)):
+                with replaced(network, silent(network, [(group, channels)])):
                     totals[number] += _difference(whole, network.run(batch.sample)) * batch.size
     add_over_ranks([totals])
     found: NDArray[np.float64] = (totals[:-1] / totals[-1]).numpy()
@@ -53,7 +53,7 @@ class OutputErrors:
         self._network = PrivateNetwork(collector.graph, collector.model)
         chosen: list[tuple[int, Sample]] = []
         for _, batch in collector.batches():
-            rows = batch.singles() if batch.sample.batch_size == batch.size else [batch]
+            rows = batch.parts() if batch.sample.batch_size == batch.size else [batch]
             chosen += zip(checksums(batch), (row.sample for row in rows), strict=False)
             chosen = sorted(chosen, key=lambda pair: pair[0])[:samples]
         last = _lowest([check for check, _ in chosen], samples)
@@ -73,7 +73,7 @@ class OutputErrors:
         """The squared error of the outputs with these tensors in the place of those of their names, as a share of the
         outputs' squares; NaN where the network takes no sample by itself."""
         sums = torch.zeros(2, dtype=torch.float64)
-        with torch.no_grad(), _replaced(self._network, tensors):
+        with torch.no_grad(), replaced(self._network, tensors):
             for sample, whole in self._runs:
                 for one, other in zip(whole, _tensors(self._network.run(sample.map(torch.clone))), strict=True):
                     sums += torch.stack([(other - one).square().sum(), one.square().sum()]).cpu()
@@ -106,23 +106,25 @@ def _lowest(checks: Sequence[int], count: int) -> int:
     return high
 
 
-def _zeroed(network: PrivateNetwork, group: Group, channels: NDArray[np.int64]) -> dict[str, Tensor]:
-    """The tensors of a group with what goes with the channels zero: all of the masked original's entries but running
+def silent(network: PrivateNetwork, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> dict[str, Tensor]:
+    """The tensors of groups with what goes with some channels zero: all of the masked original's entries but running
     variances, by which it divides."""
     known = {**network.parameters, **network.buffers}
     found: dict[str, Tensor] = {}
-    for member in group.members:
-        name = member.tensor
-        if name in known and known[name].is_floating_point() and not name.endswith("running_var"):
-            needed, elements = owned_by(member.axis, group.variable)
-            index = torch.from_numpy(np.unique(elements[np.isin(needed, channels)]))
-            tensor = found.setdefault(name, known[name].detach().clone())
-            tensor.index_fill_(member.dim, index.to(tensor.device), 0)
+    for group, channels in sets:
+        for member in group.members:
+            name = member.tensor
+            if name in known and known[name].is_floating_point() and not name.endswith("running_var"):
+                needed, elements = owned_by(member.axis, group.variable)
+                index = torch.from_numpy(np.unique(elements[np.isin(needed, channels)]))
+                tensor = found.setdefault(name, known[name].detach().clone())
+                tensor.index_fill_(member.dim, index.to(tensor.device), 0)
     return found
 
 
 @contextmanager
-def _replaced(network: PrivateNetwork, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def replaced(network: PrivateNetwork, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """While it runs, these tensors stand in the place of those of their names."""
     known = {**network.parameters, **network.buffers}
     before = {name: known[name].clone() for name in tensors}
     try:

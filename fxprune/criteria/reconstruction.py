@@ -239,9 +239,9 @@ class _Variance(Sums):
         """Take in one batch."""
         others = [dim for dim in range(seen.value.ndim) if dim != self._channel_dim % seen.value.ndim]
         count = seen.value.numel() / max(seen.value.shape[self._channel_dim], 1)
-        variance, mean = torch.var_mean(seen.value, others, correction=0)
-        self.add("total", mean.double() * count)
-        self.add("squares", (variance.double() + mean.double().square()) * count)
+        value = seen.value.to(torch.promote_types(seen.value.dtype, torch.float32))
+        self.add("total", value.mean(others).double() * count)
+        self.add("squares", value.square().mean(others).double() * count)
         self.add("count", count)
 
     def mean(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -13,10 +14,9 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.calibration import Calibration, held_out
-from fxprune.calibration.collecting import addition_after, norm_after
+from fxprune.calibration.collecting import PrivateNetwork, addition_after, bytes_of_one, norm_after, parts_of
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
-from fxprune.cost.budgets import budget_model
 from fxprune.errors import RecoveryError
 from fxprune.planning import Plan
 from fxprune.recovery.walking import cone
@@ -50,6 +50,11 @@ class Work:
     held: list[Tensor] = field(default_factory=list)
     holds_out: bool = False  # whether any row of any rank is held out
 
+    @cached_property
+    def network(self) -> PrivateNetwork:
+        """The original, over tensors of its own."""
+        return PrivateNetwork(self.graph, self.model)
+
     @property
     def masks(self) -> Mapping[Channels, Mask]:
         """Which channels of each group stay."""
@@ -68,9 +73,11 @@ class Work:
 
     def _read(self, calibration: Calibration) -> None:
         for batch in calibration:
-            self.samples.append(batch.sample)
-            self.held.append(held_out(batch))
-            if calibration.seen * self._bytes_of_one() > _MOST_BYTES:
+            for part in parts_of(calibration, batch, self.graph, self.network):
+                self.samples.append(part.sample)
+                self.held.append(held_out(part))
+            # The original and the pruned network.
+            if calibration.seen * 2 * bytes_of_one(self.graph, batch) > _MOST_BYTES:
                 break
         seen = torch.tensor([calibration.seen, sum(int(h.sum()) for h in self.held)], dtype=torch.float64)
         add_over_ranks([seen])
@@ -78,11 +85,6 @@ class Work:
         if held in (0, calibration.seen):
             self.held = [torch.zeros_like(mask) for mask in self.held]
         self.holds_out = 0 < held < calibration.seen
-
-    def _bytes_of_one(self) -> float:
-        """What the values alive at the worst moment take for one sample, in the original and the pruned network."""
-        memory = budget_model(self.graph, "memory").full - 4 * budget_model(self.graph, "params").full
-        return 2 * max(memory, 0.0) / (self.graph.captured.sample.batch_size or 1)
 
     @property
     def seen(self) -> int:

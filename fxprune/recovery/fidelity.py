@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.analysis.groups import Group
 from fxprune.calibration.collecting import PrivateNetwork
+from fxprune.calibration.effects import replaced, silent
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import FxpruneError
@@ -28,10 +32,9 @@ class Yardstick:
     """The original's outputs on ``most`` of the samples that are held out (of all where none are), to compare with."""
 
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
-        network = PrivateNetwork(work.graph, work.model)
         self._held_out = work.holds_out
         with torch.no_grad():
-            self._wanted = [_run(network, sample, rows) for sample, rows in self._chosen(work, most)]
+            self._wanted = [_run(work.network, sample, rows) for sample, rows in self._chosen(work, most)]
 
     def measure(self, network: nn.Module, called: str) -> FidelityRow:
         """Compare a network, in eval mode; ``called`` is what the report calls it."""
@@ -71,21 +74,32 @@ class Yardstick:
 def errors_of_groups(work: Work) -> dict[str, float]:
     """How far the outputs go off where a single group is cut, as a share of the original's, by name of the group.
 
-    All of it costs at most one run of the calibration: groups share its samples, and where there are more groups, those
-    that lose most are looked at.
+    ``work.pruned`` is as it was cut. All of it costs at most one run of the calibration: groups share its samples, and
+    where there are more groups, those that lose most are looked at. Where zeros in the place of all that goes are as
+    good as the cut, zeros in the place of one group's channels are; else the network is written without them.
     """
     masks = work.masks
     cut = sorted((g for g in work.graph.groups if not masks[g.variable].all()), key=lambda g: masks[g.variable].mean())
-    cut = cut[: work.seen]
+    gone = [(group, np.flatnonzero(~masks[group.variable])) for group in cut[: work.seen]]
     yardstick = Yardstick(work, min(work.seen // max(len(cut), 1), _SAMPLES_A_GROUP))
     whole = {variable: np.ones_like(mask) for variable, mask in masks.items()}
-    errors = {}
-    for group in cut:
+
+    def zeroed(which: Sequence[tuple[Group, NDArray[np.int64]]]) -> float | None:
+        with torch.no_grad(), replaced(work.network, silent(work.network, which)):
+            return yardstick.measure(work.network.module, "").error
+
+    def error(group: Group, channels: NDArray[np.int64]) -> float | None:
+        if as_good:
+            return zeroed([(group, channels)])
         try:
             alone, _ = unchecked(work.graph, work.model, {**whole, group.variable: masks[group.variable]})
-            errors[group.name] = yardstick.measure(alone, group.name).error
         except FxpruneError:  # it can be cut with others alone
-            continue
+            return None
+        return yardstick.measure(alone, "").error
+
+    given, wanted = zeroed(gone), yardstick.measure(work.pruned, "").error
+    as_good = given is not None and wanted is not None and math.isclose(given, wanted, rel_tol=1e-3)
+    errors = {group.name: error(group, channels) for group, channels in gone}
     return {name: error for name, error in errors.items() if error is not None}
 
 

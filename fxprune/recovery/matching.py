@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.effects import joined
 from fxprune.calibration.rows import evened
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
@@ -19,10 +19,9 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError, described
 from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import find_layers
-from fxprune.recovery.walking import inputs_of
 from fxprune.reporting import RecoveryRow
 from fxprune.rules.call import parameter_name
-from fxprune.util.paths import attribute
+from fxprune.util.paths import PartsModule, attribute, copied_graph
 from fxprune.util.registry import Named
 
 # The step grows over so many steps; the moments of the gradients are few before.
@@ -122,23 +121,19 @@ class Match(Named):
         rate: float,
     ) -> list[float]:
         """The loss of each step, up to where it is above that of the first ones."""
-        optimizer = torch.optim.Adam([{"params": [p], "lr": rate * _scale(p)} for p in own])
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1))
-        )
-        losses: list[float] = []
-        for sample, rows in work.steps.counted(self.name, batches, len(batches)):
-            loss = pair.loss(_part(sample, rows))
+        descent, losses = _Adam(own), list[float]()
+        for step, (sample, rows) in enumerate(work.steps.counted(self.name, batches, len(batches))):
+            loss = pair.loss(sample, rows)
             loss.backward()  # type: ignore[no-untyped-call]
             whole = loss.detach().clone()
             add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
             losses.append(float(whole))
+            if not _rises(losses):
+                descent.step(rate * min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1)))
+            for parameter in own:
+                parameter.grad = None
             if _rises(losses):
-                optimizer.zero_grad()
                 break
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
         return losses
 
     def _batches(self, work: Work) -> list[tuple[Sample, Tensor]]:
@@ -162,20 +157,37 @@ class Match(Named):
         return chosen[: least_over_ranks(len(chosen))]
 
 
+class _Adam:
+    """Steps of Adam (Kingma and Ba, 2015), as long as a share of each tensor's root mean square."""
+
+    def __init__(self, own: Sequence[nn.Parameter]) -> None:
+        self._own, self._scales = own, [_scale(parameter) for parameter in own]
+        self._means, self._squares = ([torch.zeros_like(p) for p in own] for _ in range(2))
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One step against the gradients; none where there is none."""
+        self._steps += 1
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._own]
+        torch._foreach_lerp_(self._means, gradients, 0.1)
+        torch._foreach_mul_(self._squares, 0.999)
+        torch._foreach_addcmul_(self._squares, gradients, gradients, 0.001)
+        roots = torch._foreach_sqrt(self._squares)
+        torch._foreach_mul_(roots, (1 - 0.999**self._steps) ** -0.5)
+        torch._foreach_add_(roots, 1e-8)
+        moves = torch._foreach_div(self._means, roots)
+        torch._foreach_mul_(moves, [-rate * scale / (1 - 0.9**self._steps) for scale in self._scales])
+        torch._foreach_add_(list(self._own), moves)
+
+
 class _Place(NamedTuple):
-    """Where the two networks are compared: a node of each, the channels that stay, and between which bounds."""
+    """Where the two networks are compared: a node of each, and the channels that stay."""
 
     original: fx.Node
     pruned: fx.Node
     dim: int
     kept: Tensor | None
-    bounds: tuple[float, float]
-
-    def values(self, given: Mapping[fx.Node, Tensor], wanted: Mapping[fx.Node, Tensor]) -> tuple[Tensor, Tensor, int]:
-        """What is compared, and the dim of channels."""
-        one, other = given[self.pruned], wanted[self.original]
-        other = other if self.kept is None else other.index_select(self.dim, self.kept.to(other.device))
-        return one.clamp(*self.bounds), other.clamp(*self.bounds), self.dim
 
 
 class _Pair:
@@ -191,68 +203,78 @@ class _Pair:
         graphs = work.graph.captured.graph, work.pruned.graphs["eval"]
         nodes = {node.name: node for node in graphs[1].nodes}
         whole = [layer for layer in found if layer.kept is None] or found
+        # Behind a ReLU that alone reads a layer.
+        answers = [(next(iter(one.answer.users)) if one.bounded else one.answer, one) for one in whole]
         self.places = [
-            _Place(layer.answer, nodes[layer.answer.name], layer.first.rows.channel_dim, layer.kept, layer.bounds)
-            for layer in whole
-            if layer.answer.name in nodes
+            _Place(node, nodes[node.name], layer.first.rows.channel_dim, layer.kept)
+            for node, layer in answers
+            if node.name in nodes
         ]
-        network = PrivateNetwork(work.graph, work.model).module
-        # Variances, added up over the steps: those of few samples are little to go by.
+        # Variances, added up over the first steps: those of few samples are little to go by.
         self._spreads: list[float] = []
         self._steps = 0
-        self._original = _Watched(network, graphs[0], {place.original for place in self.places})
-        self._pruned = _Watched(work.pruned, graphs[1], {place.pruned for place in self.places})
+        self._original = _watched(work.network.module, graphs[0], [place.original for place in self.places])
+        self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
-    def loss(self, sample: Sample) -> Tensor:
-        """Differences of all places and of the outputs, added up."""
+    def loss(self, sample: Sample, rows: Tensor) -> Tensor:
+        """Differences of all places and of the outputs on some rows of a sample, added up."""
+        part = _part(sample, rows)
         with torch.no_grad():
-            wanted, wanted_outputs = self._original.run_on(sample)
+            wanted, wanted_outputs = _values(self._original, part)
+            wanted = [_kept(place, value) for place, value in zip(self.places, wanted, strict=True)]
         with torch.enable_grad():
-            given, outputs = self._pruned.run_on(sample)
-            compared = [place.values(given, wanted) for place in self.places]
-            pairs = zip(outputs, wanted_outputs, strict=True)
-            compared += [(one, other, -1 if one.ndim == 3 else 1) for one, other in pairs]
-            self._spreads += [0.0] * (len(compared) - len(self._spreads))
+            given, outputs = _values(self._pruned, part)
+            dims = [place.dim for place in self.places] + [-1 if one.ndim == 3 else 1 for one in outputs]
+            compared = list(zip([*given, *outputs], [*wanted, *wanted_outputs], dims, strict=True))
+            self._measure([(other, dim) for _, other, dim in compared])
+            errors = (_difference(*one) / max(s, 1e-12) for one, s in zip(compared, self._spreads, strict=True))
+            return torch.stack(list(errors)).sum()
+
+    def _measure(self, wanted: Sequence[tuple[Tensor, int]]) -> None:
+        if self._steps < _STEPS_OF_A_PASS:
             self._steps += 1
-            parts = []
-            for place, (one, other, dim) in enumerate(compared):
-                error, spread = _difference(one, other, dim)
-                self._spreads[place] += float(spread)
-                parts.append(error / max(self._spreads[place] / self._steps, 1e-12))
-            return torch.stack(parts).sum()
+            before = self._spreads or [0.0] * len(wanted)
+            spreads = [float(_spread(*one)) for one in wanted]
+            self._spreads = [b + (s - b) / self._steps for b, s in zip(before, spreads, strict=True)]
 
 
-class _Watched(fx.Interpreter):
-    """A graph that keeps what some of its nodes give."""
-
-    def __init__(self, module: nn.Module, graph: fx.Graph, watched: Collection[fx.Node]) -> None:
-        super().__init__(module, graph=graph)
-        self._watched = watched
-        self._found: dict[fx.Node, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self._watched:
-            self._found[n] = value
-        return value
-
-    def run_on(self, sample: Sample) -> tuple[dict[fx.Node, Tensor], list[Tensor]]:
-        """The values of the watched nodes, and the floating outputs."""
-        self._found = {}
-        output = self.run(initial_env=inputs_of(list(self.graph.nodes), sample), enable_io_processing=False)
-        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        return self._found, leaves
+def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> nn.Module:
+    """A module over the same tensors that gives what some nodes of its graph give, and its output."""
+    twin = copied_graph(graph)
+    twins = dict(zip(graph.nodes, twin.nodes, strict=True))
+    (end,) = twin.find_nodes(op="output")
+    end.args = (([twins[node] for node in watched], end.args[0]),)
+    names = [str(node.target) for node in twin.nodes if node.op in ("call_module", "get_attr")]
+    return PartsModule({name: attribute(module, name) for name in names}, twin, "Watched")
 
 
-def _difference(one: Tensor, other: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The mean squared difference, and the variance of ``other`` along all dims but that of channels."""
-    errors, others = (one - other).square(), [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
-    if other.ndim < 3 or dim != -1:
-        return errors.mean(), other.var(others or None, correction=0).mean()
-    each = evened(other.square().sum(dim), len(other)).unsqueeze(dim)
-    each = each / each.mean()
-    spread = (other - (other * each).mean(others, keepdim=True)).square()
-    return (errors * each).mean(), (spread * each).mean()
+def _values(network: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+    """The values of the watched nodes, and the floating outputs."""
+    found, output = sample.map(torch.clone).call(partial(nn.Module.__call__, network))
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return found, leaves
+
+
+def _kept(place: _Place, value: Tensor) -> Tensor:
+    return value if place.kept is None else value.index_select(place.dim, place.kept.to(value.device))
+
+
+def _difference(one: Tensor, other: Tensor, dim: int) -> Tensor:
+    """The mean squared difference; tokens far larger than others count less."""
+    errors = (one - other).square()
+    return errors.mean() if other.ndim < 3 or dim != -1 else (errors * _counts(other)).mean()
+
+
+def _spread(other: Tensor, dim: int) -> Tensor:
+    """The variance along all dims but that of channels."""
+    others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
+    each = _counts(other) if other.ndim > 2 and dim == -1 else other.new_ones(())
+    return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
+
+
+def _counts(value: Tensor) -> Tensor:
+    each = evened(value.square().sum(-1), len(value)).unsqueeze(-1)
+    return each / each.mean()
 
 
 def _kind(sample: Sample) -> str:

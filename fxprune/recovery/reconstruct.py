@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.least_squares import Moments, Rows, Solution, enough_positions, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
@@ -24,6 +23,8 @@ from fxprune.util.registry import Named
 _RIDGES = (1, 10, 100)
 # Rows with bounds are held together, up to so many numbers.
 _MOST_ELEMENTS = 1 << 27
+# Numbers among the features that are multiplied together.
+_ELEMENTS_TOGETHER = 1 << 22
 
 
 @recovery("reconstruct")
@@ -129,9 +130,8 @@ class _Pass:
 
     def run(self) -> RecoveryRow:
         batches = self.work.batches(self.name)
-        network = PrivateNetwork(self.work.graph, self.work.model)
         targets = {reading.target for layer in self.layers for reading in layer.readings}
-        original = Walk(network.module, self.work.graph.captured.graph, batches, targets)
+        original = Walk(self.work.network.module, self.work.graph.captured.graph, batches, targets)
         pruned = Walk(self.work.pruned, self.work.pruned.graphs["eval"], batches)
         layers = self.work.steps.counted(self.name, self.layers, len(self.layers))
         errors = [self._rewrite(layer, *self._rows(layer, original, pruned)) for layer in layers]
@@ -155,24 +155,38 @@ class _Pass:
         near, held = Rows(fitted), Rows(fitted)
         positions = enough_positions(self.settings.positions, features, self.work.seen)
         bounded = self.free_weight and layer.bounded and positions * self.work.seen * features < _MOST_ELEMENTS
+        for parts, apart in self._pieces(layer, original, pruned, positions):
+            held.add(*(_picked(part, apart) for part in parts))
+            x, *rest = (_picked(part, ~apart) for part in parts)
+            fitted.add(x, rest[0], rest[-1].reshape(-1))
+            if bounded:
+                near.add(x, *rest)
+        add_over_ranks(fitted.sums())
+        return fitted, near if bounded else None, held
+
+    def _pieces(
+        self, layer: Layer, original: Walk, pruned: Walk, positions: int
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Rows of some batches together: features, targets, their bounds and how much each counts; which are apart."""
+        drawn: dict[tuple[int, ...], Tensor] = {}
+        found: list[list[Tensor]] = []
         for batch in range(len(pruned)):
             alive = pruned.before(batch, layer.first.node)
             for reading in layer.readings:
                 # Where the weight is read again further on, the network is run ahead with its weights as they are.
                 given = alive[reading.input] if reading is layer.first else pruned.peek(batch, reading.input)
                 wanted = original.held(batch, reading.target)
-                places = reading.rows.draw(wanted, positions, self._generator(layer))
-                x = reading.rows.features(given, groups, places)
+                if (size := wanted.shape[1:]) not in drawn:
+                    drawn[size] = reading.rows.draw(wanted, positions, self._generator(layer))
+                x = reading.rows.features(given, len(layer.matrix), drawn[size])
                 each = reading.rows.counts(x, len(self.work.held[batch])).reshape(1, -1, 1)
-                parts = [*_wanted(layer, reading, wanted, pruned, batch, places), each]
-                apart = self._rows_apart(batch, x.shape[1]).to(x.device)
-                held.add(x[:, apart], *(_picked(part, apart) for part in parts))
-                x, parts = x[:, ~apart], [_picked(part, ~apart) for part in parts]
-                fitted.add(x, parts[0], parts[-1].reshape(-1))
-                if bounded:
-                    near.add(x, *parts)
-        add_over_ranks(fitted.sums())
-        return fitted, near if bounded else None, held
+                y = _wanted(layer, reading, wanted, pruned, batch, drawn[size])
+                found.append([x, *y, each, self._rows_apart(batch, x.shape[1]).to(x.device)[None]])
+            if sum(piece[0].numel() for piece in found) > _ELEMENTS_TOGETHER or batch == len(pruned) - 1:
+                rows = [piece[0].shape[1] for piece in found]
+                *parts, apart = (_together(one, rows) for one in zip(*found, strict=True))
+                yield parts, apart[0]
+                found = []
 
     def _rows_apart(self, batch: int, rows: int) -> Tensor:
         """Which rows are of samples that are held out; rows come sample by sample. None where they are mixed."""
@@ -275,6 +289,11 @@ def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch:
     low, high = torch.where(scale > 0, ends[0], ends[1]), torch.where(scale > 0, ends[1], ends[0])
     low, high = low.masked_fill(flat, -math.inf), high.masked_fill(flat, math.inf)
     return [part.reshape(-1, groups, targets).transpose(0, 1) for part in (y, low, high)]
+
+
+def _together(pieces: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Pieces of so many rows behind each other, or the one row that stands for all in each."""
+    return torch.cat(tuple(pieces), 1) if [piece.shape[1] for piece in pieces] == list(rows) else pieces[0]
 
 
 def _picked(rows: Tensor, which: Tensor) -> Tensor:

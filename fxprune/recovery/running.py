@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Recovery, Work, recovery
-from fxprune.recovery.fidelity import Yardstick
+from fxprune.recovery.fidelity import Yardstick, errors_of_groups
 from fxprune.recovery.matching import Match
 from fxprune.recovery.reconstruct import Reconstruct
 from fxprune.recovery.walking import evaluating
@@ -37,6 +37,14 @@ class Auto(Named):
         return [part.recover(work) for part in self.parts][-1]
 
 
+class Recovered(NamedTuple):
+    """What was done."""
+
+    rows: tuple[RecoveryRow, ...]  # one for each recovery
+    fidelity: tuple[FidelityRow, ...] = ()  # how near the outputs are as the network was cut and recovered
+    errors: Mapping[str, float] = {}  # how far they are off where a single group is cut, by its name
+
+
 def known_recoveries() -> list[str]:
     """The names that ``recover`` takes, sorted."""
     return recovery.names()
@@ -51,14 +59,11 @@ def resolve_recoveries(recover: Any) -> list[Recovery]:
     return [_resolved(item) for item in recover]
 
 
-def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[tuple[RecoveryRow, ...], list[FidelityRow]]:
+def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> Recovered:
     """Run them one after the other on ``work.pruned``, which is changed; it keeps its train or eval mode.
 
     One after which the network's outputs are further from the original's, on samples that it was not fitted to, is
     undone. Where there are no data, nothing is compared.
-
-    Returns:
-        A row for each recovery, and how near the outputs are as the network was cut and recovered.
 
     Raises:
         RecoveryError: a recovery needs calibration and there is none.
@@ -67,10 +72,10 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[tuple[Re
     recoveries = [part for one in recoveries for part in (one.parts if isinstance(one, Auto) else (one,))]
     if work.calibration is None:
         with evaluating(work.pruned):
-            return tuple(one.recover(work) for one in recoveries), []
+            return Recovered(tuple(one.recover(work) for one in recoveries))
     work.batches("fidelity")
     yardstick = Yardstick(work)
-    rows, found = [], [yardstick.measure(work.pruned, "cut")]
+    rows, found, errors = list[RecoveryRow](), [yardstick.measure(work.pruned, "cut")], errors_of_groups(work)
     for one in recoveries:
         before = {name: tensor.clone() for name, tensor in work.pruned.state_dict().items()}
         with evaluating(work.pruned):
@@ -83,7 +88,7 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> tuple[tuple[Re
             after = replace(found[-1], network="recovered")
         rows.append(row)
         found.append(after)
-    return tuple(rows), [found[0], *found[1:][-1:]]
+    return Recovered(tuple(rows), (found[0], *found[1:][-1:]), errors)
 
 
 def _is_worse(after: float | None, before: float | None) -> bool:

@@ -89,6 +89,6 @@ def test_the_data_are_copied() -> None:
 
 def test_singles() -> None:
     (found,) = read([(X, Y)], X)
-    singles = list(found.singles())
+    singles = list(found.parts())
     assert [tuple(s.sample.args[0].shape) for s in singles] == [(1, 6)] * 4
     assert [int(s.target) for s in singles] == Y.tolist()
