@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import owned_by
-from fxprune.calibration.batches import checksums
-from fxprune.calibration.collecting import Collector, PrivateNetwork
+from fxprune.calibration.batches import Batch, checksums
+from fxprune.calibration.collecting import Collector, PrivateNetwork, parts_of
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
 
@@ -50,6 +50,7 @@ class OutputErrors:
     """
 
     def __init__(self, collector: Collector, samples: int) -> None:
+        self._collector = collector
         self._network = PrivateNetwork(collector.graph, collector.model)
         chosen: list[tuple[int, Sample]] = []
         for _, batch in collector.batches():
@@ -61,13 +62,19 @@ class OutputErrors:
 
     def _tried(self, samples: list[Sample]) -> list[tuple[Sample, list[Tensor]]]:
         """The samples side by side and the outputs as they are; one by one where the network takes them only so."""
-        for way in (_together, list):
+        for way in (self._together, list):
             try:
                 with torch.no_grad():
                     return [(sample, _tensors(self._network.run(sample.map(torch.clone)))) for sample in way(samples)]
             except Exception:  # the network is the user's own code, and may be written for one batch size
                 continue
         return []
+
+    def _together(self, samples: list[Sample]) -> list[Sample]:
+        if not samples:
+            return []
+        whole, at = Batch(joined(samples), None, len(samples)), self._collector
+        return [part.sample for part in parts_of(at.calibration, whole, at.graph, self._network)]
 
     def of(self, tensors: Mapping[str, Tensor]) -> float:
         """The squared error of the outputs with these tensors in the place of those of their names, as a share of the
@@ -79,10 +86,6 @@ class OutputErrors:
                     sums += torch.stack([(other - one).square().sum(), one.square().sum()]).cpu()
         add_over_ranks([sums])
         return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
-
-
-def _together(samples: list[Sample]) -> list[Sample]:
-    return [joined(samples)] if samples else []
 
 
 def joined(samples: Sequence[Sample]) -> Sample:

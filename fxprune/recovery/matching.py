@@ -30,6 +30,8 @@ _STEPS_OF_A_PASS = 16
 # A rate with which the loss rises is given up for a quarter of it, so often.
 _RATES = 5
 _LEAST_SCALE = 1e-3
+# What the original gives is held up to so much, and found for so many rows at a time.
+_MOST_BYTES, _ROWS_TOGETHER = 1 << 30, 16
 
 
 @recovery("match")
@@ -213,22 +215,44 @@ class _Pair:
         # Variances, added up over the first steps: those of few samples are little to go by.
         self._spreads: list[float] = []
         self._steps = 0
+        # By id of a sample, what the original gives for it; empty where that is not held. Bytes held.
+        self._known: dict[int, list[Tensor]] = {}
+        self._held = 0
         self._original = _watched(work.network.module, graphs[0], [place.original for place in self.places])
         self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
         """Differences of all places and of the outputs on some rows of a sample, added up."""
         part = _part(sample, rows)
+        if id(sample) not in self._known:
+            self._known[id(sample)] = self._all(sample)
+        known = self._known[id(sample)]
         with torch.no_grad():
-            wanted, wanted_outputs = _values(self._original, part)
-            wanted = [_kept(place, value) for place, value in zip(self.places, wanted, strict=True)]
+            wanted = [value[rows.to(value.device)] for value in known] if known else self._wanted(part)
         with torch.enable_grad():
             given, outputs = _values(self._pruned, part)
             dims = [place.dim for place in self.places] + [-1 if one.ndim == 3 else 1 for one in outputs]
-            compared = list(zip([*given, *outputs], [*wanted, *wanted_outputs], dims, strict=True))
+            compared = list(zip([*given, *outputs], wanted, dims, strict=True))
             self._measure([(other, dim) for _, other, dim in compared])
             errors = (_difference(*one) / max(s, 1e-12) for one, s in zip(compared, self._spreads, strict=True))
             return torch.stack(list(errors)).sum()
+
+    def _wanted(self, sample: Sample) -> list[Tensor]:
+        """What the original gives at all places, and its outputs."""
+        found, outputs = _values(self._original, sample)
+        return [*(_kept(place, value) for place, value in zip(self.places, found, strict=True)), *outputs]
+
+    @torch.no_grad()
+    def _all(self, sample: Sample) -> list[Tensor]:
+        """The same for every row of a sample; nothing where that is too much to hold."""
+        found: list[list[Tensor]] = []
+        for rows in torch.split(torch.arange(sample.batch_size or 0), _ROWS_TOGETHER):
+            found.append(self._wanted(_part(sample, rows)))
+            self._held += sum(value.numel() * value.element_size() for value in found[-1])
+            # All but the last have as many rows, and some values have none.
+            if self._held > _MOST_BYTES or any(len(value) != len(rows) for value in found[-1] if value.ndim):
+                return []
+        return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def _measure(self, wanted: Sequence[tuple[Tensor, int]]) -> None:
         if self._steps < _STEPS_OF_A_PASS:

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fxprune.calibration import Calibration
+import fxprune
+from fxprune.calibration import Calibration, collecting
+from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.capture.samples import Sample
 from fxprune.errors import CalibrationError
 
@@ -92,3 +95,30 @@ def test_singles() -> None:
     singles = list(found.parts())
     assert [tuple(s.sample.args[0].shape) for s in singles] == [(1, 6)] * 4
     assert [int(s.target) for s in singles] == Y.tolist()
+
+
+class Mixes(nn.Module):
+    """Takes what all samples together have away, or reads memory in its order."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.way == "mean":
+            x = x - x.mean(0, keepdim=True)
+        return self.head(x.view(len(x), -1) if self.way == "view" else x.flatten(1))
+
+
+@pytest.mark.parametrize(("way", "sizes"), [("plain", [16, 16, 8]), ("mean", [40]), ("view", [40])])
+def test_parts_are_run_where_that_makes_no_difference(way: str, sizes: list[int]) -> None:
+    model, x = Mixes(way).eval(), torch.randn(40, 3, 6, 6)
+    graph, data = fxprune.analyze(model, x[:2]), Calibration([x], Sample.from_input(x))
+    network = PrivateNetwork(graph, model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "_CACHE", 1)
+        parts = list(collecting.parts_of(data, next(iter(data)), graph, network))
+    assert [part.size for part in parts] == sizes
+    assert torch.equal(torch.cat([part.sample.args[0] for part in parts]), x)
