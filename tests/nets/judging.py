@@ -393,6 +393,8 @@ class _Comparison:
         exact = run(deepcopy(pair[1]).float(), sample)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             self._compare("under autocast", pair, sample, 2 * ROUGH, exact)
+            with torch.no_grad():
+                self._compare("under autocast without gradients", pair, sample, 2 * ROUGH, exact)
         needing = (value.requires_grad_() if value.is_floating_point() else value for value in sample)
         self._compare("inputs with gradients", pair, tuple(needing), SINGLE)
 

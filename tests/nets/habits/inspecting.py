@@ -48,6 +48,8 @@ QUESTIONS: dict[str, Habit] = {
     "grad_mode": _asked("torch.is_grad_enabled()"),
     "inference_mode": _asked("torch.is_inference_mode_enabled()"),
     "autocast": _asked("torch.is_autocast_enabled('cpu')"),
+    "autocast_with_gradients": _asked("torch.is_autocast_enabled('cpu') and torch.is_grad_enabled()"),
+    "autocast_without_gradients": _asked("torch.is_autocast_enabled('cpu') and not torch.is_grad_enabled()"),
     "device_type": _asked("$x.device.type == 'cuda'"),
     "is_cuda": _asked("$x.is_cuda"),
 }
