@@ -126,9 +126,13 @@ _DRAWS = (
 
 
 def drop_unread(graph: fx.Graph) -> None:
-    """Remove the ops that nothing reads and that change nothing."""
+    """Remove the ops that nothing reads and that change nothing.
+
+    What alone reads a layer stays with it: a model that keeps its class runs both, and their widths must agree.
+    """
     for node in reversed(list(graph.nodes)):
-        if not node.users and _is_pure(node):
+        alone = any(given.op == "call_module" and len(given.users) == 1 for given in node.all_input_nodes)
+        if not node.users and not alone and _is_pure(node):
             graph.erase_node(node)
 
 

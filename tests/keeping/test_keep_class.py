@@ -326,3 +326,31 @@ def test_only_what_a_call_gives_or_asks_for_is_held() -> None:
     ratios = {"first": 0.25, "inner": 0.5, "free": 0.5}
     pruned: Any = fxprune.compile(AskedElsewhere().eval(), torch.randn(1, 3, 8, 8), ratios, keep_class=True)
     assert [layer.out_channels for layer in (pruned.first, pruned.inner, pruned.free)] == [32, 32, 32]
+
+
+class LastSumUnread(nn.Module):
+    """Residual layers whose outputs also meet in a sum; the last residual is computed for nothing."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, width), nn.Linear(6, 3)
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.side = nn.ModuleList(nn.Linear(width, 6) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, total = self.first(x), 0
+        for inner, side in zip(self.inner, self.side, strict=True):
+            total = total + side(x)
+            x = x + inner(x).relu()
+        return self.last(total)
+
+
+def test_what_a_forward_computes_for_nothing_is_as_wide_as_the_rest() -> None:
+    torch.manual_seed(0)
+    model, x = LastSumUnread().eval(), torch.randn(2, 5)
+    kept = fxprune.remove(model, x, {"first": [1, 4, 6]}, keep_class=True)
+    narrow = LastSumUnread(5).eval()
+    narrow.load_state_dict(kept.state_dict())
+    assert type(kept) is LastSumUnread
+    torch.testing.assert_close(kept(x), narrow(x))
+    torch.testing.assert_close(fxprune.remove(model, x, {"first": [1, 4, 6]})(x), narrow(x))
