@@ -130,9 +130,12 @@ def drop_unread(graph: fx.Graph) -> None:
 
     What alone reads a layer stays with it: a model that keeps its class runs both, and their widths must agree.
     """
+    alone: set[fx.Node] = set()  # layers, and what nothing but a chain of ops leads from one to
+    for node in graph.nodes:
+        if node.op == "call_module" or any(n in alone and len(n.users) == 1 for n in node.all_input_nodes):
+            alone.add(node)
     for node in reversed(list(graph.nodes)):
-        alone = any(given.op == "call_module" and len(given.users) == 1 for given in node.all_input_nodes)
-        if not node.users and not alone and _is_pure(node):
+        if not node.users and node not in alone and _is_pure(node):
             graph.erase_node(node)
 
 

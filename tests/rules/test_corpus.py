@@ -22,8 +22,9 @@ from tests.rules.prepared import BATCHES, analysed, by_name, sampled
 
 SEEDS = (0, 1)
 # One needs a device that a test cannot count on; one has no kernel in double precision, and a test file of its own
-# (test_experts.py); one is no op of a network but is written by couplings="drop", and tested with it.
-NOT_REACHED = {"cuda", "_grouped_mm", "select_channels"}
+# (test_experts.py), as have those that take sparse matrices (test_linear.py); one is no op of a network but is written
+# by couplings="drop", and tested with it.
+NOT_REACHED = {"cuda", "_grouped_mm", "_sparse_mm", "spmm", "select_channels"}
 
 
 def oracle(case: Case, net: nn.Module, plan: Plan) -> Callable[..., Any]:
