@@ -43,13 +43,56 @@ def _forms(pruned: nn.Module, folder: Path) -> list[nn.Module]:
 def test_parts_are_indexed_and_iterated_as_before(pruned: nn.Module, tmp_path: Path) -> None:
     for network in _forms(pruned, tmp_path):
         stage, rest, heads = (network.get_submodule(name) for name in ("stage", "rest", "heads"))
-        assert isinstance(stage[0], nn.Conv2d)  # type: ignore[index]
+        assert isinstance(stage, nn.Sequential)
+        assert isinstance(rest, nn.ModuleList)
+        assert isinstance(heads, nn.ModuleDict)
+        assert isinstance(stage[0], nn.Conv2d)
         assert stage[3] is stage[-1] is list(stage)[-1]  # type: ignore[index, call-overload]
         assert [layer.out_channels for layer in rest] == [layer.out_channels for layer in rest[:]]  # type: ignore
         assert len(rest) == 2  # type: ignore[arg-type]
         assert list(heads.keys()) == ["a", "b"]  # type: ignore[operator]
         assert heads["b"].out_channels == 3  # type: ignore[index]
-        assert "a" in heads  # type: ignore[operator]
+        assert "a" in heads
+        some = stage[1:]
+        assert isinstance(some, nn.Sequential)
+        assert [name for name, _ in some.named_children()] == [name for name, _ in stage.named_children()][1:]
+
+
+def test_parts_are_put_in_place_of_one_another(pruned: nn.Module) -> None:
+    network, x = copy.deepcopy(pruned), torch.randn(2, 3, 12, 12)
+    rest = network.get_submodule("rest")
+    rest[-1] = nn.Sequential(rest[-1], nn.Hardtanh(-1e-3, 1e-3))  # type: ignore[index, operator]
+    assert not torch.equal(network(x)[0], pruned(x)[0])
+    with pytest.raises(KeyError):
+        rest["7"] = nn.ReLU()  # type: ignore[operator]
+    for change in (lambda: rest.append(nn.ReLU()), lambda: rest.insert(0, nn.ReLU()), lambda: rest.pop(0)):  # type: ignore
+        with pytest.raises(ModelError, match="more or less"):
+            change()
+    with pytest.raises(ModelError, match="more or less"):
+        del rest[0]  # type: ignore[operator]
+
+
+class Weights(nn.Module):
+    """Parameters in a list and a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ParameterList([torch.randn(12, 8), torch.randn(12, 12), torch.randn(4, 12)])
+        self.shifts = nn.ParameterDict({"first": torch.randn(12), "last": torch.randn(4)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.linear(x, self.layers[0], self.shifts["first"]).relu()
+        x = nn.functional.linear(x, self.layers[1]).relu()
+        return nn.functional.linear(x, self.layers[2], self.shifts["last"])
+
+
+def test_lists_of_parameters_are_read_as_before(tmp_path: Path) -> None:
+    for network in _forms(fxprune.compile(Weights().eval(), torch.randn(3, 8), 0.4), tmp_path):
+        layers, shifts = network.get_submodule("layers"), network.get_submodule("shifts")
+        assert isinstance(layers, nn.ParameterList)
+        assert isinstance(shifts, nn.ParameterDict)
+        assert [tuple(weight.shape) for weight in layers][-1][0] == len(shifts["last"]) == 4
+        assert len(layers) == 3
 
 
 def test_what_would_never_run_is_refused(pruned: nn.Module, tmp_path: Path) -> None:

@@ -97,14 +97,14 @@ def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
     for path, module in pruned.named_modules(remove_duplicate=False):
         where = path or "the pruned network"
         if path not in full:
-            if type(module) not in (nn.Module, Parts):
+            if type(module) is not nn.Module and not isinstance(module, Parts):
                 raise _error(f"{where} ({type(module).__name__}) has no counterpart in the original")
             continue
         _check_methods(where, full[path], module)
         _check_hooks(where, full[path], module)
         if full[path].training != module.training:
             raise _error(f"{where}.training is {module.training}, and {full[path].training} in the original")
-        if isinstance(module, fx.GraphModule) or type(module) in (nn.Module, Parts):
+        if isinstance(module, (fx.GraphModule, Parts)) or type(module) is nn.Module:
             continue
         _check_class(where, full[path], module)
         _check_values(where, full[path], module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
 from fxprune.util.copies import is_constant
 from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flags
-from fxprune.util.paths import Parts, PartsModule, PlainNames, attribute, copied_graph, hold, is_held
+from fxprune.util.paths import Parts, PartsModule, PlainNames, attribute, copied_graph, hold, is_held, parts_like
 
 Graphs = Mapping[str, fx.Graph]
 
@@ -238,7 +239,8 @@ class PrunedGraphModule(PartsModule):
         root = {name: attribute(self, name) for name in _all_targets(named)}
         graphs = {name: graph_as_data(graph) for name, graph in named.items()}
         about = (self._class_name, self._kept_out, self._modes, flags_of(self), self.meta, _order(self), _extras(self))
-        return _unpickled, (root, graphs, *about)
+        kinds = {path: type(part) for path, part in self.named_modules() if isinstance(part, Parts)}
+        return _unpickled, (root, graphs, *about, kinds)
 
     def _count(self) -> int:
         return sum(name.startswith("eval") for name in self._graphs)
@@ -280,11 +282,14 @@ def _unpickled(
     meta: dict[str, Any],
     order: list[str],
     extras: dict[str, Any],
+    kinds: Mapping[str, type[Parts]] = MappingProxyType({}),
 ) -> PrunedGraphModule:
     built = {name: graph_from_data(graph) for name, graph in graphs.items()}
     module = PrunedGraphModule(root, built, class_name=class_name, kept_out=kept_out, modes=modes)
     for name in order:
         _move_last(module, name)
+    for path, kind in kinds.items():
+        object.__setattr__(attribute(module, path), "__class__", kind)
     module.meta = meta
     for name, value in extras.items():
         setattr(module, name, value)
@@ -328,7 +333,12 @@ def _targets(graph: fx.Graph) -> list[str]:
 
 
 def arrange(module: nn.Module, like: nn.Module) -> None:
-    """Put submodules, parameters and buffers in the order that ``like`` has them, as optimiser state goes by order."""
+    """Put submodules, parameters and buffers in the order that ``like`` has them, as optimiser state goes by order.
+
+    What stands for its containers takes their kind.
+    """
+    if type(module) is Parts:
+        object.__setattr__(module, "__class__", parts_like(like))  # which may be the name of a part
     for held, order in (
         (module._modules, like._modules),
         (module._parameters, like._parameters),

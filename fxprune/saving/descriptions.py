@@ -41,11 +41,10 @@ from torch.nn.utils.rnn import PackedSequence
 from fxprune.capture.custom import CustomFunction
 from fxprune.errors import ArtefactError
 from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
-from fxprune.saving.layers import build_container, container_name, describe_layer, is_container, is_layer, submodule
+from fxprune.saving.layers import container_name, describe_layer, empty_container, is_container, is_layer, submodule
 from fxprune.saving.opaque import AttributeWriter, Imported, describe_opaque, is_plain_layer, plain_attributes
 from fxprune.saving.targets import check_call, check_identifier, check_method, function_name, resolve_function
 from fxprune.saving.values import Codec, GraphCodec
-from fxprune.util.paths import Parts
 
 GRAPH_MODULE = "GraphModule"
 # Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
@@ -129,7 +128,7 @@ def _check_module(path: str, module: nn.Module) -> None:
         where = path or "the network"
         raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
     if is_container(module):
-        own = build_container("Module" if isinstance(module, Parts) else type(module).__name__)
+        own = empty_container(module)
         for name in sorted(vars(own).keys() & module._modules.keys()):
             where = f"{path}.{name}".lstrip(".")
             reason = "it is called like an attribute of the module that holds it: rename it"

@@ -14,12 +14,10 @@ from torch import nn
 
 from fxprune.errors import ArtefactError
 from fxprune.saving.values import PLAIN
-from fxprune.util.paths import Parts
+from fxprune.util.paths import PARTS, Parts
 
-_CONTAINERS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-}
+_KINDS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, *PARTS)
+_CONTAINERS: dict[str, type[nn.Module]] = {"Module": Parts, **{kind.__name__: kind for kind in _KINDS}}
 # Classes of torch.nn that are abstract, that take modules or functions, that keep no arguments, or have no shapes yet.
 _NOT_LAYERS = "Base Container DataParallel Lazy LinearCrossEntropy Transformer TripletMarginWithDistance".split()
 # A private class that differs from its public one only in how it is quantised.
@@ -44,15 +42,20 @@ def layer_names() -> frozenset[str]:
 
 def is_container(module: nn.Module) -> bool:
     """Whether a module only holds others."""
-    return type(module) in (Parts, *_CONTAINERS.values())
+    return type(module) in (nn.Module, *_CONTAINERS.values())
+
+
+def empty_container(like: nn.Module) -> nn.Module:
+    """What ``like``, a container, is once it is saved and loaded, with nothing in it."""
+    return Parts() if type(like) is nn.Module else type(like)()
 
 
 def container_name(module: nn.Module) -> str | None:
     """The class name of a container that has nothing of its own beside what it holds; None for any other module."""
     if not is_container(module):
         return None
-    name = "Module" if isinstance(module, Parts) else type(module).__name__
-    twin = build_container(name)
+    twin = empty_container(module)
+    name = "Module" if type(twin) is Parts else type(twin).__name__
     twin._parameters, twin._buffers, twin._modules = module._parameters, module._buffers, module._modules
     finish_container(twin)
     held = {**module._parameters, **module._buffers, **module._modules}
@@ -70,7 +73,7 @@ def build_container(name: Any) -> nn.Module:
     """An empty container. Raises ArtefactError: there is no container of that name."""
     if not isinstance(name, str) or name not in _CONTAINERS:
         raise ArtefactError(f"{name!r:.80} is no container")
-    return Parts() if name == "Module" else _CONTAINERS[name]()
+    return _CONTAINERS[name]()
 
 
 def finish_container(module: nn.Module) -> None:

@@ -205,7 +205,8 @@ class _Tree:
     def kind(self, entry: Json) -> str:
         """The name of a module's class, or of the class that is written for a graph inside a module of others."""
         if "kind" not in entry:
-            return f"nn.{entry.get('container', 'Module')}"
+            kind = entry.get("container", "Module")
+            return "nn.Module" if kind.endswith("Parts") else f"nn.{kind}"
         if entry["kind"] != GRAPH_MODULE:
             return self.values.name(entry["kind"])
         wanted = "Traced" + re.sub(r"[^A-Za-z0-9_]+", "_", entry["name"])

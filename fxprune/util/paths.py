@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import keyword
 import re
 import zlib
@@ -107,7 +108,7 @@ class PlainNames:
     """Other names for parts: words of ASCII that mean nothing else to a module, each different from its siblings."""
 
     def __init__(self) -> None:
-        self._taken = {*_own_names(), *dir(Parts), *keyword.kwlist}
+        self._taken = {*_own_names(), *itertools.chain(*map(dir, PARTS)), *keyword.kwlist}
         self._known: dict[str, str] = {"": ""}
 
     def of(self, name: str) -> str:
@@ -147,47 +148,59 @@ class ModelPaths:
 class Parts(nn.Module):
     """Stands where a module stood whose own forward the graph does not call, and holds its parts.
 
-    Parts are read as those of a Sequential, ModuleList or ModuleDict. What would never run is refused: a call, and a
-    hook on one.
+    Parts are read as those of a Sequential, ModuleList or ModuleDict, and put in place of one another. What would never
+    run is refused: a call, a hook on one, and a part more or less.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raise ModelError."""
         self._refuse("called")
 
+    @property
+    def _held(self) -> dict[str, Any]:
+        return {**self._modules, **self._parameters}
+
     def __getitem__(self, key: int | str | slice) -> Any:
+        held = self._held
         if isinstance(key, slice):
-            return list(self)[key]
-        if isinstance(key, int) and all(name.isdigit() for name in self._modules):
-            key = str(key) if key >= 0 else list(self._modules)[key]
-        return self._modules[key] if isinstance(key, str) else list(self)[key]
+            some = type(self)()
+            for name in list(held)[key]:
+                hold(some, name, held[name])
+            return some
+        if isinstance(key, int) and all(name.isdigit() for name in held):
+            key = str(key) if key >= 0 else list(held)[key]
+        return held[key] if isinstance(key, str) else list(held.values())[key]
+
+    def __setitem__(self, key: int | str, part: Any) -> None:
+        old = self[key]
+        hold(self, next(name for name, held in self._held.items() if held is old), part)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._modules.values())
+        return iter(self._held.values())
 
     def __len__(self) -> int:
-        return len(self._modules)
+        return len(self._held)
 
     def __bool__(self) -> bool:
         return True
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._modules
+    def __contains__(self, part: Any) -> bool:
+        return part in self._held if isinstance(part, str) else any(part is held for held in self._held.values())
 
     def keys(self) -> Iterable[str]:
         """Names of the parts."""
-        return self._modules.keys()
+        return self._held.keys()
 
     def values(self) -> Iterable[Any]:
         """The parts."""
-        return self._modules.values()
+        return self._held.values()
 
     def items(self) -> Iterable[tuple[str, Any]]:
         """Names and parts."""
-        return self._modules.items()
+        return self._held.items()
 
     def _refuse(self, what: str, *args: Any, **kwargs: Any) -> NoReturn:
-        held = ", ".join(list(self._modules)[:5]) or "tensors"
+        held = ", ".join(list(self._held)[:5]) or "tensors"
         raise ModelError(
             f"this module is not {what}: the pruned graph calls what it holds ({held}) directly; call the network, and "
             "put hooks on the layers inside or on the network"
@@ -197,6 +210,38 @@ class Parts(nn.Module):
         _refuse, "called, so no hook on it fires"
     )
     register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+    append = insert = extend = pop = popitem = clear = update = setdefault = functools.partialmethod(
+        _refuse, "called, so no part more or less changes what is computed"
+    )
+    __delitem__ = __add__ = __iadd__ = __mul__ = __imul__ = __rmul__ = __or__ = __ior__ = __ror__ = append
+
+
+class SequentialParts(Parts, nn.Sequential):
+    """What stands for a Sequential."""
+
+
+class ModuleListParts(Parts, nn.ModuleList):
+    """What stands for a ModuleList."""
+
+
+class ModuleDictParts(Parts, nn.ModuleDict):  # type: ignore[misc]
+    """What stands for a ModuleDict."""
+
+
+class ParameterListParts(Parts, nn.ParameterList):
+    """What stands for a ParameterList."""
+
+
+class ParameterDictParts(Parts, nn.ParameterDict):  # type: ignore[misc]
+    """What stands for a ParameterDict."""
+
+
+PARTS = (SequentialParts, ModuleListParts, ModuleDictParts, ParameterListParts, ParameterDictParts)
+
+
+def parts_like(module: nn.Module) -> type[Parts]:
+    """The class of what stands for a module, which is of the module's own kind where that is a container."""
+    return next((kind for kind in PARTS if isinstance(module, kind.__bases__[1])), Parts)
 
 
 def hold(module: nn.Module, name: str, part: Any) -> None:
