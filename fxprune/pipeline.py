@@ -18,6 +18,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph, analyze_capture
 from fxprune.analysis.uncoupling import drop_couplings
 from fxprune.axes.elements import Mask
+from fxprune.calibration.silence import silent_channels
 from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import trace
@@ -174,9 +175,9 @@ def choose_by_hand(program: Program) -> None:
 def choose_zeros(program: Program) -> None:
     """Take the channels that are exactly zero."""
     stays, paths = program.zeros or (), ModelPaths(program.model)
-    masks = masks_without_zeros(
-        program.graph, {n: paths.attribute(n) for n in program.graph.shapes if n not in program.graph.constants}
-    )
+    tensors = {n: paths.attribute(n) for n in program.graph.shapes if n not in program.graph.constants}
+    silent = {} if is_meta(program.model) else silent_channels(program.graph, program.model, program.sample)
+    masks = masks_without_zeros(program.graph, tensors, silent)
     masks |= {group: np.ones_like(masks[group]) for group in excluded_groups(program.graph, stays)}
     gone, whole = sum(int((~mask).sum()) for mask in masks.values()), sum(map(len, masks.values()))
     program.notes = (f"zeros: {gone} of {whole} channels were exactly zero",)

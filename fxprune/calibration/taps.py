@@ -83,12 +83,13 @@ class TapFinder:
 
     def readings(self, group: Group) -> list[Tap]:
         """Every place where an op reads a group's channels for good; a channel is gone where all readings are zero."""
-        found = []
-        for node in self._holders[group.variable.serial]:
-            readers = [user for user in node.users if not self._passes(user, group)]
-            taps = self._readable([node], group) if readers else []
-            found += [replace(tap, reader=reader) for tap in taps for reader in readers]
-        return found
+        pairs = self.readers(group)
+        return [replace(tap, reader=reader) for node, reader in pairs for tap in self._readable([node], group)]
+
+    def readers(self, group: Group) -> list[tuple[fx.Node, fx.Node]]:
+        """Every node that holds a group, with each op that reads its channels for good."""
+        holders = self._holders[group.variable.serial]
+        return [(node, user) for node in holders for user in node.users if not self._passes(user, group)]
 
     def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
         """An observation of every parameter, by name; ``make`` gives the statistic of a shape. Groups share one."""

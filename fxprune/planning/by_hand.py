@@ -53,23 +53,30 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
     return {group: stays[group.variable] for group in graph.groups}
 
 
-def masks_without_zeros(graph: ChannelGraph, tensors: Mapping[str, torch.Tensor]) -> dict[Group, Mask]:
-    """For every group a mask of the channels whose rows, or readers' columns, are not all zero; one stays at least."""
-    return {group: _not_zero(group, tensors) for group in graph.groups}
+def masks_without_zeros(
+    graph: ChannelGraph, tensors: Mapping[str, torch.Tensor], silent: Mapping[Group, Mask]
+) -> dict[Group, Mask]:
+    """For every group a mask of the channels that are not zero, or whose readers' columns are; one stays at least.
+
+    ``silent``: the channels that are zero where they are read; of other groups those go that are made by zeros alone.
+    """
+    masks = {}
+    for group in graph.groups:
+        made, read = _not_zero(group, tensors, silent.get(group))
+        masks[group] = made & read
+        masks[group][0] |= not masks[group].any()
+    return masks
 
 
-def _not_zero(group: Group, tensors: Mapping[str, torch.Tensor]) -> Mask:
-    some = {role: np.zeros(group.size, dtype=np.bool_) for role in ("made", "read")}
+def _not_zero(group: Group, tensors: Mapping[str, torch.Tensor], silent: Mask | None) -> tuple[Mask, Mask]:
+    read, made = (np.zeros(group.size, dtype=np.bool_) for _ in range(2))
     for member in group.members:
         values = tensors.get(member.tensor)
         if isinstance(values, torch.nn.Parameter):
             channels, elements = owned_by(member.axis, group.variable)
             present = (values != 0).movedim(member.dim, 0).reshape(values.shape[member.dim], -1).any(1).cpu().numpy()
-            some["read" if member.role == "in" else "made"][channels[present[elements]]] = True
-    read = some["read"] if any(m.role == "in" for m in group.members) else True
-    stays: Mask = some["made"] & read
-    stays[0] |= not stays.any()
-    return stays
+            (read if member.role == "in" else made)[channels[present[elements]]] = True
+    return made if silent is None else ~silent, read | all(m.role != "in" for m in group.members)
 
 
 def as_lists(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[str, list[int]]:

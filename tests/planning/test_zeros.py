@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import fxprune
+from fxprune.calibration.silence import HONEST
 from fxprune.errors import CriterionError, OptionError
 
 
@@ -47,6 +48,93 @@ def test_exactly_the_zeros_go() -> None:
     torch.testing.assert_close(pruned(x), net(x), rtol=0, atol=1e-6)
 
 
+def silenced(conv: nn.Module, norm: nn.Module, channels: list[int]) -> None:
+    """Filters and shifts of zero; the norm's scale stays."""
+    with torch.no_grad():
+        conv.weight[channels] = norm.bias[channels] = norm.running_mean[channels] = 0  # type: ignore
+
+
+class Several(nn.Module):
+    """A stream of two producers, a depthwise layer, a gate, a concatenation and a width behind a sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.b, self.nb = nn.Conv2d(12, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.up, self.nu = nn.Conv2d(12, 10, 1, bias=False), nn.BatchNorm2d(10)
+        self.deep, self.nd = nn.Conv2d(10, 10, 3, padding=1, groups=10, bias=False), nn.BatchNorm2d(10)
+        self.gate, self.last = nn.Conv2d(10, 10, 1), nn.Conv2d(22, 6, 1)
+        self.soft, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        for norm in (self.na, self.nb, self.nu, self.nd):
+            nn.init.uniform_(norm.running_mean, 0.1, 1)
+            nn.init.uniform_(norm.bias, 0.1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.na(self.a(x)).relu()
+        x = (x + self.nb(self.b(x))).relu()
+        y = nn.functional.hardswish(self.nd(self.deep(nn.functional.relu6(self.nu(self.up(x))))))
+        y = y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid()
+        x = self.last(nn.functional.max_pool2d(torch.cat([x, y], 1), 2)).mean((2, 3))
+        return self.out(self.soft(x).sigmoid())
+
+
+def test_channels_are_zero_by_what_they_hold() -> None:
+    torch.manual_seed(0)
+    net, x = Several().eval(), torch.randn(2, 3, 8, 8)
+    silenced(net.a, net.na, [1, 4, 9])
+    silenced(net.b, net.nb, [4, 9, 11])  # 4 and 9 of both
+    silenced(net.up, net.nu, [0, 2, 7])
+    silenced(net.deep, net.nd, [])
+    with torch.no_grad():
+        for tensor in (net.nd.running_mean, net.nd.bias):
+            tensor[[2, 7]] = 0  # 0 is zero, and shifted behind the depthwise layer
+        net.last.weight[5] = net.last.bias[5] = 0  # type: ignore[index]
+        net.soft.weight[3] = net.soft.bias[3] = 0  # a half behind the sigmoid
+    pruned = fxprune.compile(net, x, criterion="zeros")
+    gone = {g.name: g.before - g.after for g in fxprune.report(pruned).groups if g.before > g.after}
+    assert gone == {"a": 2, "up": 2, "last": 1}
+    torch.testing.assert_close(pruned(x), net(x), rtol=0, atol=1e-6)
+
+
+def test_a_scale_and_a_shift_of_zero_are_enough() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 2, 3)).eval()
+    with torch.no_grad():
+        net[1].weight[:3] = net[1].bias[:3] = 0
+        net[0].bias[5] = -1e4  # below zero for every sample that comes along, and no zero
+    pruned = fxprune.compile(net, torch.randn(2, 3, 8, 8), criterion="zeros", keep_class=True)
+    assert pruned[0].out_channels == 5
+
+
+@pytest.mark.parametrize("name", sorted(HONEST))
+def test_what_is_not_known_shows_in_results(name: str) -> None:
+    """The operators whose own answer is taken give NaN for it."""
+    x = torch.ones(1, 4, 4, 4)
+    x[0, 2] = float("nan")
+    flat, deep = x.flatten(2), x[:, :, None]
+    arguments: dict[str, tuple[Any, ...]] = {
+        **dict.fromkeys("avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices".split(), (x, [2, 2])),
+        **dict.fromkeys("avg_pool3d _adaptive_avg_pool3d max_pool3d_with_indices".split(), (deep, [1, 2, 2])),
+        **dict.fromkeys("add sub rsub div copy".split(), (x, x[:, 2:3])),
+        **dict.fromkeys("cat stack".split(), ([x, x],)),
+        "avg_pool1d": (flat, [2]), "adaptive_max_pool2d": (x, [2, 2]),
+        "_prelu_kernel": (x, x[:1, 1:2]),
+        "amax": (x, [2, 3]), "amin": (x, [2, 3]), "clamp": (x, 0.0, 6.0), "clamp_min": (x, 0.0),
+        "constant_pad_nd": (x, [1, 1]), "flip": (x, [1]), "roll": (x, [1], [1]), "repeat": (x, [2, 1, 1, 1]),
+        "gather": (x, 1, torch.full((1, 1, 4, 4), 2)), "index": (x, [None, torch.tensor([2])]),
+        "index_select": (x, 1, torch.tensor([2])), "mean": (x, [1]), "sum": (x, [1]), "pixel_shuffle": (x, 2),
+        "pixel_unshuffle": (x, 2), "_unsafe_view": (x, [4, 16]), "upsample_nearest1d": (flat, [8]),
+        "upsample_nearest2d": (x, [8, 8]), "upsample_nearest3d": (deep, [1, 8, 8]),
+        "upsample_bilinear2d": (x, [8, 8], False), "upsample_bicubic2d": (x, [8, 8], False),
+        "upsample_trilinear3d": (deep, [1, 8, 8], False),
+    }  # fmt: skip
+    found = getattr(torch.ops.aten, name)(*arguments.get(name, (x,)))
+    found = found[0] if isinstance(found, tuple) else found
+    given = sum(int(t.isnan().sum()) for t in arguments.get(name, (x,)) if isinstance(t, torch.Tensor))
+    assert found.isnan().any()
+    if found.shape == x.shape and given == 16 and name not in ("flip", "roll", "_unsafe_view"):
+        assert torch.equal(found.isnan(), x.isnan())
+
+
 def test_where_nothing_is_zero_nothing_goes() -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4)
     assert fxprune.compile(net, x, criterion="zeros", keep_class=True)[0].weight.shape == (8, 4)
@@ -81,14 +169,19 @@ class Shifted(nn.Module):
         return self.b(made) * torch.relu(made.sum(-1, keepdim=True) - 100)
 
 
-@pytest.mark.parametrize("how", ["shift", "sign", "sum"])
-def test_zeros_with_an_effect_on_other_inputs_than_the_sample_are_refused(how: str) -> None:
-    net = Shifted(how).eval()
+@pytest.mark.parametrize("how", ["shift", "sign"])
+def test_what_is_no_longer_zero_where_it_is_read_stays(how: str) -> None:
+    net, x = Shifted(how).eval(), torch.randn(2, 4)
     with torch.no_grad():
-        if how == "sum":
-            net.b.weight[:, 3] = 0
-        else:
-            net.a.weight[3] = net.a.bias[3] = 0
+        net.a.weight[3] = net.a.bias[3] = 0
+    pruned = fxprune.compile(net, x, criterion="zeros")
+    assert torch.equal(pruned(99 * x.abs()), net(99 * x.abs()))
+
+
+def test_zeros_with_an_effect_on_other_inputs_than_the_sample_are_refused() -> None:
+    net = Shifted("sum").eval()
+    with torch.no_grad():
+        net.b.weight[:, 3] = 0
     with pytest.raises(CriterionError, match="have an effect"):
         fxprune.compile(net, torch.randn(2, 4), criterion="zeros")
 

@@ -1,0 +1,129 @@
+"""Channels that hold zeros whatever the network is given: its graph is run with NaN for all that hangs on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.analysis.groups import Group
+from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import Mask
+from fxprune.calibration.collecting import PrivateNetwork
+from fxprune.calibration.taps import TapFinder
+from fxprune.capture.samples import Sample
+
+Op = torch._ops.OpOverload
+_NAN = float("nan")
+# Entry by entry, moves of entries and pools, in whose results NaN stands wherever an operand's NaN has a part.
+HONEST = frozenset(
+    """abs add amax amin avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    adaptive_max_pool2d cat celu clamp clamp_min clone constant_pad_nd copy div elu exp flip gather gelu hardsigmoid
+    hardswish hardtanh index index_select leaky_relu max_pool2d_with_indices max_pool3d_with_indices mean mish neg
+    pixel_shuffle pixel_unshuffle _prelu_kernel relu repeat roll rsub selu sigmoid silu softplus sqrt stack sub sum
+    tanh _to_copy _unsafe_view upsample_bicubic2d upsample_bilinear2d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d upsample_trilinear3d""".split()
+)
+
+
+class Unknown(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """NaN stands for what is not known. A zero weight, or a zero factor, makes a zero of whatever it meets.
+
+    What other operators make of it is not known, either; numbers of elements and answers made of it are put on the meta
+    device, where an operator that reads them fails.
+    """
+
+    def __torch_dispatch__(
+        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        result = func(*args, **(kwargs or {}))
+        if func.is_view or not (drawn or any(t.is_floating_point() and t.isnan().any() for t in given)):
+            return result
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        if not drawn and name in _EXACT:
+            marked = _EXACT[name](result, *args)
+        elif not drawn and name in HONEST:
+            marked = result
+        else:
+            marked = pytree.tree_map_only(Tensor, _lost, result)
+        if func._schema.is_mutable and isinstance(result, Tensor):
+            return result.copy_(marked)
+        return pytree.tree_map_only(Tensor, lambda t: t if t.is_floating_point() else t.to("meta"), marked)
+
+
+def _lost(value: Tensor) -> Tensor:
+    return torch.full_like(value, _NAN) if value.is_floating_point() else value
+
+
+def _product(run: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor, shift: Any = None) -> Tensor:
+    """A sum of products, known where each product has two known factors, or a zero."""
+    factors = [(t.isnan().to(t.dtype), (t != 0).to(t.dtype), t.nan_to_num(0.0)) for t in (left, right)]
+    (no, some, value), (other_no, other_some, other) = factors
+    result = run(value, other) if shift is None else run(value, other) + shift
+    return result.masked_fill(run(no, other_some) + run(some, other_no) > 0, _NAN)
+
+
+def _convolution(result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    shift = None if bias is None else bias.reshape(-1, *[1] * (weight.dim() - 2))
+    return _product(lambda a, w: torch.convolution(a, w, None, *rest), x, weight, shift)
+
+
+def _norm(result: tuple[Tensor, ...], x: Tensor, scale: Tensor | None, shift: Tensor | None, *rest: Any) -> Any:
+    """A batch norm in eval mode; a scale of zero leaves the shift."""
+    if scale is None or rest[2] is True:
+        return result
+    wide = [1, -1, *[1] * (x.dim() - 2)]
+    constant = (torch.zeros_like(scale) if shift is None else shift).reshape(wide)
+    return torch.where((scale == 0).reshape(wide), constant, result[0]), *result[1:]
+
+
+def _times(result: Tensor, left: Any, right: Any) -> Tensor:
+    return torch.where(torch.as_tensor(left == 0) | torch.as_tensor(right == 0), torch.zeros_like(result), result)
+
+
+_EXACT: dict[str, Callable[..., Any]] = {
+    "convolution": _convolution,
+    "mm": lambda result, a, b: _product(torch.mm, a, b),
+    "bmm": lambda result, a, b: _product(torch.bmm, a, b),
+    "mv": lambda result, a, b: _product(torch.mv, a, b),
+    "addmm": lambda result, shift, a, b: _product(torch.mm, a, b, shift),
+    "mul": _times,
+    "native_batch_norm": _norm,
+}
+
+
+def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> dict[Group, Mask]:
+    """By group, the channels that are zero wherever an op reads them for good, for every input of the sample's sizes.
+
+    Groups that a norm or a mean runs over are left out, as are all where the network takes other inputs than floating
+    point numbers, or does something that no NaN shows.
+    """
+    finder, found = TapFinder(graph), dict[Group, Mask]()
+    watched: dict[Any, list[Callable[[Tensor], None]]] = {}
+    for group in graph.groups:
+        taps, readers = finder.readings(group), finder.readers(group)
+        if taps and len(taps) == len(readers) and not group.crosses_norm:
+            found[group] = np.ones(group.size, dtype=np.bool_)
+            for tap in taps:
+                watched.setdefault((tap.node, tap.reader), []).append(
+                    lambda value, tap=tap, mask=found[group]: _note(mask, tap.read(value, None))  # type: ignore[misc]
+                )
+    if not found or not all(t.is_floating_point() for t in sample.tensors):
+        return {}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), Unknown():  # type: ignore[no-untyped-call]
+            PrivateNetwork(graph, model, watched).run(sample.map(lambda t: torch.full_like(t, _NAN)))
+    except Exception:  # an op that takes no NaN, or a number that hangs on the input: nothing is known
+        return {}
+    return found
+
+
+def _note(mask: Mask, maps: Tensor) -> None:
+    mask &= maps.abs().movedim(1, 0).flatten(1).sum(1).cpu().numpy() == 0  # numbers, as answers are not known here
