@@ -15,6 +15,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.calibration.collecting import PrivateNetwork
+from fxprune.calibration.statistic import Tap
 from fxprune.calibration.taps import TapFinder
 from fxprune.capture.samples import Sample
 
@@ -103,27 +104,31 @@ def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> di
     """By group, the channels that are zero wherever an op reads them for good, for every input of the sample's sizes.
 
     Groups that a norm or a mean runs over are left out, as are all where the network takes other inputs than floating
-    point numbers, or does something that no NaN shows.
+    point numbers, goes several ways, or does something that no NaN shows.
     """
     finder, found = TapFinder(graph), dict[Group, Mask]()
     watched: dict[Any, list[Callable[[Tensor], None]]] = {}
+    waiting: set[tuple[Group, Tap]] = set()
     for group in graph.groups:
         taps, readers = finder.readings(group), finder.readers(group)
         if taps and len(taps) == len(readers) and not group.crosses_norm:
             found[group] = np.ones(group.size, dtype=np.bool_)
             for tap in taps:
-                watched.setdefault((tap.node, tap.reader), []).append(
-                    lambda value, tap=tap, mask=found[group]: _note(mask, tap.read(value, None))  # type: ignore[misc]
-                )
-    if not found or not all(t.is_floating_point() for t in sample.tensors):
+
+                def note(value: Tensor, group: Group = group, tap: Tap = tap) -> None:
+                    # In numbers, as answers are not known here.
+                    sums = tap.read(value, None).abs().movedim(1, 0).flatten(1).sum(1)
+                    found[group] &= sums.cpu().numpy() == 0
+                    waiting.discard((group, tap))
+
+                waiting.add((group, tap))
+                watched.setdefault((tap.node, tap.reader), []).append(note)
+    if not found or graph.captured.specializations or not all(t.is_floating_point() for t in sample.tensors):
         return {}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), Unknown():  # type: ignore[no-untyped-call]
             PrivateNetwork(graph, model, watched).run(sample.map(lambda t: torch.full_like(t, _NAN)))
     except Exception:  # an op that takes no NaN, or a number that hangs on the input: nothing is known
         return {}
-    return found
-
-
-def _note(mask: Mask, maps: Tensor) -> None:
-    mask &= maps.abs().movedim(1, 0).flatten(1).sum(1).cpu().numpy() == 0  # numbers, as answers are not known here
+    unseen = {group for group, _ in waiting}
+    return {group: mask for group, mask in found.items() if group not in unseen}
