@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import IMAGE_DIMS, Sample
-from fxprune.errors import ExportError, OptionError, SampleError
+from fxprune.errors import ExportError, FxpruneError, OptionError, SampleError, described
 from fxprune.options import FormatName, FreeSize
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
@@ -159,7 +159,7 @@ def _first_that_works(
             raise
         except Exception as failure:  # exporters raise many types
             _remove(file)
-            notes = [*notes, f"no change of {' and '.join(free)}: {failure!s:.200}"] if free else notes
+            notes = [*notes, f"no change of {' and '.join(free)}: {_reason(failure)}"] if free else notes
             last = failure
             continue
         notes += [f"it refuses sizes for which this does not hold: {text}" for text in needs]
@@ -167,7 +167,15 @@ def _first_that_works(
         resolutions = dict.fromkeys(name for c in fitting for name in c.probe.resolutions)
         tolerance = max(check.tolerance for check in fitting)
         return Exported(*named, free, tuple(sizes), tuple(resolutions), error, tolerance, tuple(notes))
-    raise ExportError(f"the network cannot be exported to {named[1]}: {last!s:.600}") from last
+    raise ExportError(f"the network cannot be exported to {named[1]}: {_reason(last)}") from last
+
+
+
+def _reason(failure: BaseException | None) -> str:
+    """What an exporter's error goes back to; around that it tells its own developers what to do."""
+    while failure is not None and failure.__cause__ is not None:
+        failure = failure.__cause__
+    return "" if failure is None else str(failure) if isinstance(failure, FxpruneError) else described(failure)
 
 
 def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Check]]:
