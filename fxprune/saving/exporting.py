@@ -170,10 +170,9 @@ def _first_that_works(
     raise ExportError(f"the network cannot be exported to {named[1]}: {_reason(last)}") from last
 
 
-
 def _reason(failure: BaseException | None) -> str:
     """What an exporter's error goes back to; around that it tells its own developers what to do."""
-    while failure is not None and failure.__cause__ is not None:
+    while failure is not None and failure.__cause__ is not None and not isinstance(failure, FxpruneError):
         failure = failure.__cause__
     return "" if failure is None else str(failure) if isinstance(failure, FxpruneError) else described(failure)
 
