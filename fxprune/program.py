@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ class Program:
     proof: Proof | None = None  # verify
     unproven: str = ""  # verify
     report: Report | None = None  # report
+    _checked: Any = None  # the network whose sizes were found to be the plan's
 
     @property
     def chosen_plan(self) -> Plan:
@@ -134,10 +136,14 @@ class Program:
         assert self.plan is not None
         return self.plan
 
+    @cached_property
+    def _is_meta(self) -> bool:
+        return is_meta(self.model)
+
     @property
     def why_no_data(self) -> str:
         """Why data cannot help to choose channels and to recover; empty where they can."""
-        if is_meta(self.model):
+        if self._is_meta:
             return "its weights are on the meta device"
         if self.feed.calibration is None:
             return "there is no calibration"
@@ -146,7 +152,7 @@ class Program:
     @property
     def why_unproven(self) -> str:
         """Why there is no proof; empty where there is to be one."""
-        if is_meta(self.model):
+        if self._is_meta:
             return "structural, unproven"
         return "" if self.verify else "verify=False"
 
@@ -197,8 +203,9 @@ class Program:
         """
         if self.plan is not None and hasattr(self, "graph"):
             self._check_masks()
-        if self.plan is not None and isinstance(self.pruned, fx.GraphModule):
+        if self.plan is not None and isinstance(self.pruned, fx.GraphModule) and self.pruned is not self._checked:
             self._check_sizes(self.plan, self.pruned)
+            self._checked = self.pruned
 
     def _check_masks(self) -> None:
         for group in self.graph.groups:

@@ -242,7 +242,7 @@ class Task:
         if self.answers is not None:
             self.answers.clear()
         recorder, tensors, state, flags, written = self.recorded()
-        own = {t.dtype for t in (*self.model.parameters(), *self.model.buffers(), *self.sample.tensors)}
+        own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._otherwise)
         drop_unread(recorder.graph)
         if self.sample.batch_size == 1:

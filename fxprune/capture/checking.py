@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cmath
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,27 +45,24 @@ def check_model(model: nn.Module) -> None:
         where = path or "the model"
         _check_kind(where, module)
         _check_hooks(where, module)
-    _check_names(model)
-    _check_memory(model)
-    weights = {name for name, _ in named_parameters(model)}
-    for name, tensor in _floating(model):
-        if not tensor.is_meta and not _is_usable(tensor, name in weights or name.endswith(_STATISTICS)):
+        _check_names(where, module)
+    tensors = _tensors(model)
+    _check_memory(tensors)
+    for name, tensor in _floating(tensors):
+        is_weight = isinstance(tensor, nn.Parameter) or name.endswith(_STATISTICS)
+        if not tensor.is_meta and not _is_usable(tensor, is_weight):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
 
 
-def _check_names(model: nn.Module) -> None:
+def _check_names(where: str, module: nn.Module) -> None:
     """Refuse names that torch itself does not allow, since paths of modules could not be told apart."""
-    for path, module in named_modules(model):
-        for name in (*module._modules, *module._parameters, *module._buffers):
-            if not name or "." in name:
-                raise ModelError(
-                    f"{path or 'the model'} holds {name!r}: names are not empty and have no dot: rename it"
-                )
+    for name in (*module._modules, *module._parameters, *module._buffers):
+        if not name or "." in name:
+            raise ModelError(f"{where} holds {name!r}: names are not empty and have no dot: rename it")
 
 
-def _check_memory(model: nn.Module) -> None:
+def _check_memory(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
     """Refuse what training changes and that shares elements with another tensor, which copies of both would not."""
-    tensors = [*named_parameters(model), *named_buffers(model)]
     by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in tensors:
         if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel():
@@ -82,14 +79,15 @@ def _check_memory(model: nn.Module) -> None:
 
 def _check_kind(where: str, module: nn.Module) -> None:
     cls = type(module)
-    if any(is_lazy(t) for t in _own(module)):
+    own = _own(module)
+    if any(map(is_lazy, own)):
         raise ModelError(f"{where} ({cls.__name__}) is lazy: run the model once so that its shapes are known")
     quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
-    if quantised or any(t.is_quantized for t in _own(module)):
+    if quantised or any(t.is_quantized for t in own):
         raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
     if odd := [t.layout for t in _own(module) if t.layout is not torch.strided]:
         raise ModelError(f"{where} ({cls.__name__}) holds a tensor of layout {odd[0]}: hold it dense")
-    if narrow := [t.dtype for t in _own(module) if t.is_floating_point() and t.dtype.itemsize == 1]:
+    if narrow := [t.dtype for t in own if t.is_floating_point() and t.dtype.itemsize == 1]:
         raise ModelError(f"{where} ({cls.__name__}) holds {narrow[0]}, in which torch computes little: widen it first")
     if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
         raise ModelError(
@@ -136,15 +134,19 @@ def _own(module: nn.Module) -> list[torch.Tensor]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
-def _floating(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in (*named_parameters(model), *named_buffers(model)):
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*named_parameters(model), *named_buffers(model)]
+
+
+def _floating(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
         if (tensor.is_floating_point() or tensor.is_complex()) and not is_lazy(tensor):
             yield name, tensor
 
 
 def check_sample(model: nn.Module, sample: Sample) -> None:
     """Raise SampleError where the sample is on another device or of another floating dtype than the model."""
-    tensors = (*model.parameters(), *model.buffers())
+    tensors = [tensor for _, tensor in _tensors(model)]
     devices = {t.device for t in tensors}
     dtypes = {t.dtype for t in tensors if t.is_floating_point()}
     for name, tensor in sample.named_tensors():
@@ -225,12 +227,12 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
     heard: dict[bool, bool] = {}  # by mode, in which the model takes the sample, whether its graph answers to the bit
     with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
         copies = [private_copy(model) for _ in range(2)]
-        shapes = {name: tensor.shape for name, tensor in _floating(model)}
+        shapes = {name: tensor.shape for name, tensor in _floating(_tensors(model))}
         graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}
         calls = (*(mode for mode in modes for _ in range(2)), modes[-1])
         for number, training in enumerate(calls):
             sample = captured.sample.map(partial(_smaller, share=0.75**number))
-            before = {name: tensor.detach().clone() for name, tensor in _floating(copies[0])}
+            before = {name: tensor.detach().clone() for name, tensor in _floating(_tensors(copies[0]))}
             for duplicate in copies:
                 switch(duplicate, "train" if training else "eval")
             pair = copies[0], graphs.get(training, graphs[False])
@@ -246,13 +248,13 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
 
 def _same_state(copies: Sequence[nn.Module], shapes: Mapping[str, torch.Size]) -> bool:
     """Whether the tensors of both copies are alike, but those that changed their shape, which serve as a cache."""
-    kept = [{n: t for n, t in _floating(duplicate) if shapes.get(n) == t.shape} for duplicate in copies]
+    kept = [{n: t for n, t in _floating(_tensors(duplicate)) if shapes.get(n) == t.shape} for duplicate in copies]
     return all(_equal(kept[0][name], kept[1][name], exact=False) for name in kept[0].keys() & kept[1].keys())
 
 
 def _move_written(copies: Sequence[nn.Module], before: Mapping[str, torch.Tensor]) -> None:
     """Change alike in all copies what the first of them has written."""
-    tensors = [dict(_floating(duplicate)) for duplicate in copies]
+    tensors = [dict(_floating(_tensors(duplicate))) for duplicate in copies]
     for name, old in before.items():
         new = tensors[0].get(name)
         if new is not None and new.shape == old.shape and not torch.equal(new, old):

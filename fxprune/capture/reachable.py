@@ -64,13 +64,14 @@ class Reachable:
         self.classes: list[type] = []
         self.cells: list[types.CellType] = []
         self.namespaces: dict[int, dict[str, Any]] = {}
-        self.modules = {id(module): module for module in modules_of(model)}
+        parts = modules_of(model)
+        self.modules = {id(module): module for module in parts}
         self._seen: dict[int, Any] = {}
         self.names: set[str] = {"forward"}
         self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
-        self._pending: list[Any] = [type(module) for module in modules_of(model)]
+        self._pending: list[Any] = [type(module) for module in parts]
         # What the model itself holds is copied before anything runs; functions and classes are not.
-        for module in modules_of(model):
+        for module in parts:
             held = [v for n, v in vars(module).items() if not n.startswith("_") and not _is_data(v)]
             self._pending += [v if callable(v) else type(v) for v in held]
             self._pending += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]

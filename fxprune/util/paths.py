@@ -63,8 +63,9 @@ def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
             return list(root.named_modules())
         seen.add(id(module))
         found.append((path, module))
-        ahead = f"{path}." if path else ""
-        waiting += [(ahead + name, child) for name, child in reversed(module._modules.items()) if child is not None]
+        if children := module._modules:
+            ahead = f"{path}." if path else ""
+            waiting += [(ahead + name, child) for name, child in reversed(children.items()) if child is not None]
     return found
 
 

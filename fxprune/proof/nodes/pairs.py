@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.locating import NodeKeep
-from fxprune.util.paths import attribute
+from fxprune.util.paths import ModelPaths
 
 
 class UnjudgedError(Exception):
@@ -46,7 +46,11 @@ class Pair:
         """The true name of what a node of ``narrow`` calls or reads, and the module or tensor itself."""
         name_of: Callable[[Any], str] = getattr(self.root, "name_of", str)
         name = name_of(node.target)
-        return name, attribute(self.root, name)
+        return name, self._paths.attribute(name)
+
+    @functools.cached_property
+    def _paths(self) -> ModelPaths:
+        return ModelPaths(self.root)
 
 
 def described(node: fx.Node) -> str:

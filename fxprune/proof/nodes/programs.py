@@ -86,7 +86,7 @@ class Programs:
 
     def _run(self, program: Program, sample: Sample, stand_ins: StandIns) -> Leaves:
         """What a program gives, with its history, and what it leaves in the sample, the buffers and the generator."""
-        torch.manual_seed(0)
+        self._seed()
         given = sample.map(lambda tensor: promoted(tensor, torch.float64) if self._tolerance else tensor.clone())
         versions = {name: tensor._version for name, tensor in given.named_tensors()}
         with self._unchanged() as held:
@@ -103,6 +103,12 @@ class Programs:
             written = {n: t for n, t in given.named_tensors() if t._version != versions[n]}
             leaves |= {f"{name} after the call": tensor.detach() for name, tensor in written.items()}
         return leaves | {"the generator": torch.get_rng_state()}
+
+    def _seed(self) -> None:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.manual_seed(0)
+        else:  # to tell all kinds of devices takes longer than many a layer
+            torch.default_generator.manual_seed(0)
 
     def _modes(self) -> AbstractContextManager[Any]:
         if self._tolerance:
@@ -180,7 +186,7 @@ class NumberedPrograms(Programs):
 
     def _numbered(self, program: Program, sample: Sample, numbers: Numbers) -> tuple[Leaves, Leaves]:
         """What is known of all that a program gives and leaves, and what it gives."""
-        torch.manual_seed(0)
+        self._seed()
         given = sample.to_meta()
         held = [pair for pair in named_buffers(self._owner) if pair[1].is_meta]
         numbers.begin([*named_parameters(self._owner), *held, *given.named_tensors()])
