@@ -7,6 +7,7 @@ import operator
 import random
 import sys
 import threading
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -126,6 +127,7 @@ class Failures:
     def __init__(self, decisions: Decisions, reads: Reads, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
         self._decisions, self._reads, self._node_of = decisions, reads, node_of
         self._refusal: CaptureError | None = None
+        self._around: dict[types.FrameType, int] = {}
         self._tried: list[tuple[torch.Tensor, Any, str]] = []
 
     def failed(self, error: Exception, given: Any) -> None:
@@ -139,7 +141,7 @@ class Failures:
 
     def passed(self, value: Any, given: Any) -> None:
         """Hold the numbers that gave a number; note a call that gave a tensor, which perhaps no node reads."""
-        if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried():
+        if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried(self._around):
             if isinstance(value, torch.Tensor):
                 self._tried.append((value, given, sources.source_line()))
             else:
@@ -165,6 +167,7 @@ class Failures:
         Raises:
             CaptureError: the forward caught this refusal, or nothing can hold what a call was given.
         """
+        self._around.clear()
         if self._refusal is not None:
             raise self._refusal
         for value, given, place in self._tried:

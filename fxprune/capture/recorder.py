@@ -32,6 +32,7 @@ from fxprune.capture.writes import Writes
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
 from fxprune.util.copies import HELD_TENSOR
+from fxprune.util.paths import new_node
 
 _NODE = "_fxprune_node"
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
@@ -340,7 +341,7 @@ class Recorder(TorchFunctionMode):
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         if sources.packs_saved_tensors():
             self._refuse("the forward packs what is saved for the backward pass, which no graph would do")
-        node = self.graph.create_node(op, target, args, kwargs)
+        node = new_node(self.graph, op, target, args, kwargs)
         module = self.module_path[-1] if self.module_path else ""
         node.meta |= {"val": value, "source": sources.source_line(), "module": module}
         return node

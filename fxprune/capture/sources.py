@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import dis
 import functools
+import inspect
 import linecache
 import logging
 import os
@@ -23,7 +24,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _HIDDEN = (os.path.dirname(torch.__file__) + os.sep, _PACKAGE, contextlib.__file__)
 # Where the pipeline begins: what called it is no line of a forward.
 _OUTERMOST = _PACKAGE + "pipeline.py"
-_BEGINS = (os.path.join(os.path.dirname(__file__), "capturing.py"), "_forward")
+_BEGINS = ("_forward", os.path.join(os.path.dirname(__file__), "capturing.py"))
+# Code whose frames may go on under another caller.
+_RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 # Ops of code that catches errors, in the bytecode of one Python or another.
 _CATCHES = {dis.opmap[name] for name in ("PUSH_EXC_INFO", "JUMP_IF_NOT_EXC_MATCH") if name in dis.opmap}
 
@@ -38,17 +41,36 @@ def user_frame() -> types.FrameType | None:
 
 def is_hidden(frame: types.FrameType) -> bool:
     """Whether a frame is torch's or this package's."""
-    return frame.f_code.co_filename.startswith(_HIDDEN)
+    return _is_hidden_file(frame.f_code.co_filename)
 
 
-def is_tried() -> bool:
-    """Whether the forward would catch an error of the present call and go on."""
+@functools.lru_cache(maxsize=4096)
+def _is_hidden_file(name: str) -> bool:
+    return name.startswith(_HIDDEN)
+
+
+def is_tried(known: dict[types.FrameType, int]) -> bool:
+    """Whether the forward would catch an error of the present call and go on.
+
+    ``known``: the frames around the call before for which it would not, from the outermost on, each with the
+    instruction that it was at; it is brought up to date. Those around a frame stay where they are while that one runs.
+    """
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) != _BEGINS:
-        spans = _tried(frame.f_code)
+    inner = []
+    while frame is not None and known.get(frame) != frame.f_lasti:
+        code = frame.f_code
+        if (code.co_name, code.co_filename) == _BEGINS:
+            frame = None
+            break
+        spans = _tried(code)
         if spans and any(first <= frame.f_lineno <= last for first, last in spans):
             return True
+        if not code.co_flags & _RESUMED:
+            inner.append(frame)
         frame = frame.f_back
+    while known and next(reversed(known)) is not frame:
+        known.popitem()
+    known.update((frame, frame.f_lasti) for frame in reversed(inner))
     return False
 
 
@@ -89,6 +111,7 @@ def source_line() -> str:
     return "" if frame is None else short_location(frame.f_code.co_filename, frame.f_lineno)
 
 
+@functools.lru_cache(maxsize=4096)
 def short_location(filename: str, line: int) -> str:
     """The last two parts of a path with a line number."""
     parts = filename.replace(os.sep, "/").split("/")

@@ -138,7 +138,7 @@ def left_alone(model: nn.Module) -> Iterator[None]:
 def _literals(holders: Iterable[tuple[str, Any]]) -> dict[Place, Any]:
     """By place, what holds a literal there, and the literal."""
     return {
-        (words, key): (holder, _Inner(value) if is_changeable(type(value)) else value)
+        (words, key): (holder, value if type(value) in _LITERALS or not _is_inner(value) else _Inner(value))
         for words, holder in holders
         for key, value in _items(holder)
         if type(value) in _LITERALS or _is_inner(value) or isinstance(value, Traced)
@@ -284,13 +284,11 @@ def _below(words: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
     yield words, holder
     if depth:
         for key, value in _items(holder):
-            if _is_holder(value):
+            if type(value) not in _LITERALS and _is_holder(value):
                 yield from _below(f"{words}, {key!r}", value, seen, depth - 1)
 
 
 def _is_holder(value: Any) -> bool:
-    if type(value) in _LITERALS:
-        return False
     if isinstance(value, (dict, list, deque, set)):
         return len(value) <= _MOST
     own = hasattr(value, "__dict__") or hasattr(value, "__slots__")

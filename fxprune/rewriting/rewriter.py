@@ -25,7 +25,7 @@ from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
 from fxprune.util.modes import flags_of
-from fxprune.util.paths import ModelPaths, named_modules
+from fxprune.util.paths import ModelPaths, named_modules, new_node
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Rewriter:
             for mode in specialization.modes()
         }
         cut = len(captured.prefix)
-        for node in (n for g in graphs.values() for n in g.nodes if n.op in ("call_module", "get_attr")):
+        for node in (n for g in graphs.values() for n in g.nodes if cut and n.op in ("call_module", "get_attr")):
             node.target = str(node.target)[cut:]
         part = self._paths.module(captured.prefix.removesuffix("."))
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
@@ -167,7 +167,7 @@ class Rewriter:
         return args
 
     def _create(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-        return self._note(self.graph.create_node(node.op, node.target, tuple(args), dict(kwargs), node.name))
+        return self._note(new_node(self.graph, node.op, node.target, tuple(args), dict(kwargs), node.name))
 
     def _note(self, written: fx.Node) -> fx.Node:
         if self._current is not None:

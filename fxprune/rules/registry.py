@@ -220,7 +220,7 @@ def torch_class(module: nn.Module) -> type[nn.Module]:
 
 def find_module_form(module: nn.Module) -> ModuleForm | None:
     """The form of a module that runs the forward of a known torch.nn class on plain parameters."""
-    if hasattr(module, "parametrizations") or module._forward_pre_hooks or module._forward_hooks:
+    if "parametrizations" in module._modules or module._forward_pre_hooks or module._forward_hooks:
         return None
     if "forward" in vars(module):  # a forward of its own, put on the instance
         return None

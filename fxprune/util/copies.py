@@ -87,6 +87,8 @@ def _copied(value: Any, memo: Memo) -> Any:
         return value
     if kind in _DICTS and not value:
         return kind()
+    if kind is tuple and _LITERALS.issuperset(map(type, value)):
+        return value
     if id(value) in memo:
         return memo[id(value)]
     if kind in _DICTS:
@@ -101,11 +103,9 @@ def _copied(value: Any, memo: Memo) -> Any:
         memo[id(value)] = twin
         twin.extend(_copied(item, memo) for item in value)
         return twin
-    if kind is set and all(type(item) in _LITERALS for item in value):
+    if kind is set and _LITERALS.issuperset(map(type, value)):
         memo[id(value)] = set(value)
         return memo[id(value)]
-    if kind is tuple and all(type(item) in _LITERALS for item in value):
-        return value
     return copy.deepcopy(value, memo)
 
 
@@ -117,7 +117,7 @@ def _closed() -> io.BytesIO:
 
 def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
     twin = type(value)()
-    if not all(type(key) in _LITERALS for key in value):
+    if not _LITERALS.issuperset(map(type, value)):
         return copy.deepcopy(value, memo)
     memo[id(value)] = twin
     for key, item in value.items():

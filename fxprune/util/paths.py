@@ -310,8 +310,8 @@ class PartsModule(fx.GraphModule):
 
     def _replace_targets(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            if node.op in ("call_module", "get_attr"):
-                node.target = self._target(str(node.target))
+            if node.op in ("call_module", "get_attr") and (target := self._target(str(node.target))) != node.target:
+                node.target = target
 
     def _target(self, name: str) -> str:
         if name in self._names or self._is_plain(name):
@@ -353,6 +353,13 @@ class PartsModule(fx.GraphModule):
             if node.op in ("call_module", "get_attr"):
                 node.target = self.name_of(node.target)
         return twin
+
+
+def new_node(graph: fx.Graph, op: str, target: Any, args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
+    """What ``graph.create_node`` gives, which looks at every argument of an argument for what no caller has."""
+    node = graph.create_node(op, target, None, None, name)
+    node._update_args_kwargs(args, kwargs)
+    return node
 
 
 def copied_parts(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
