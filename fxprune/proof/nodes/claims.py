@@ -26,6 +26,7 @@ class Claim:
         silent: whether the entries that go are zero.
         caused: whether they go because of what goes before, and not by the certificate's word alone.
         like: one entry in the type and on the device of the values.
+        is_lossy: whether any entry goes.
         pieces: the claims of its tensors, where there are several and a law tells of them.
         buried: the value over what is kept alone, where ``full`` is no single tensor; removed entries are NaN.
     """
@@ -50,6 +51,7 @@ class Claim:
         if shape is None and not callable(values) and isinstance(values[0], Tensor):
             shape = values[0].shape
         self.shape = None if shape is None else tuple(shape)
+        self.is_lossy = shape is not None and any(k is not None and len(k) < shape[d] for d, k in enumerate(kept))
 
     def values(self) -> tuple[Any, Any]:
         """The full and the narrow value."""
@@ -103,16 +105,10 @@ class Claim:
         lossy = any(piece.is_lossy for piece in pieces)
         return cls(values, caused=caused, buried=buried if lossy else None, pieces=pieces)
 
-    @cached_property
-    def is_lossy(self) -> bool:
-        """Whether any entry goes."""
-        shape = self.shape
-        return shape is not None and any(k is not None and len(k) < shape[d] for d, k in enumerate(self.kept))
-
-    @cached_property
+    @property
     def is_whole(self) -> bool:
         """Whether both values are the same."""
-        return self.buried is None and all(kept is None for kept in self.kept)
+        return self.buried is None and not any(kept is not None for kept in self.kept)
 
     @cached_property
     def lost(self) -> tuple[tuple[int, Tensor], ...]:

@@ -78,11 +78,7 @@ def _judged_module(reading: Reading) -> Verdict | None:
     kind = _class_with_a_law(classes[0])
     if kind is None or _class_with_a_law(classes[1]) is not kind:
         return None
-    if (
-        any(callable(getattr(kind, name, None)) for name in vars(full))
-        or len(reading.node.args) != 1
-        or reading.node.kwargs
-    ):
+    if not _methods_of(kind).isdisjoint(vars(full)) or len(reading.node.args) != 1 or reading.node.kwargs:
         return None
     verdict = None
     if kind in LAYERS:
@@ -111,6 +107,11 @@ def _class_with_a_law(kind: Any) -> Any:
         if any(name not in _ITS_OWN and any(hasattr(base, name) for base in cls.__bases__) for name in vars(cls)):
             return None
     return None
+
+
+@functools.cache
+def _methods_of(kind: Any) -> frozenset[str]:
+    return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
 _PLAIN = (type(None), bool, int, float, str, tuple, list)

@@ -26,7 +26,7 @@ class Piece:
     kept: Kept
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Verdict:
     """That the claim of a node holds for all values, and what is known of its own."""
 
