@@ -80,7 +80,7 @@ def analyze(program: Program) -> None:
 def time_operations(program: Program) -> None:
     """Time the network's operations by their widths, for a budget in seconds."""
     graph, steps = program.graph, program.steps
-    graph.measured["latency"] = measured_latency(graph, program.model, program.sample, steps.counted)
+    graph.cost_models["latency"] = measured_latency(graph, program.model, program.sample, steps.counted)
 
 
 def score(program: Program) -> None:

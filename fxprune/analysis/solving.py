@@ -40,7 +40,7 @@ class ChannelGraph:
         numbered: axes whose elements tensors of the graph number, such as the experts that a router chose.
         constants: tensors made while tracing, by name.
         mac_terms: by node the terms of ``macs`` that are its own.
-        measured: cost models that need a run of the network, by the name of their budget; empty before it.
+        cost_models: by the name of their budget, those that were asked for or measured.
         batch_scale: the batch of the user's sample as a fraction of the batch that was traced.
         bytes: of an element of each parameter.
         captured: what was captured.
@@ -79,7 +79,7 @@ class ChannelGraph:
             self.mac_terms.setdefault(node, []).append(term)
         self.macs += tuple(Term(call.op, call.macs, ()) for call in self.opaque if call.macs)
         self.params = tuple(Term(n, 1.0, self.tensors[n]) for n in self.shapes if n in self.captured.parameters)
-        self.measured: dict[str, Any] = {}
+        self.cost_models: dict[str, Any] = {}
         self.parameter_names = frozenset(term.owner for term in self.params)
         self.batch_scale = batch_scale
         self.bytes: Mapping[str, int] = {

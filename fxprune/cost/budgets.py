@@ -279,7 +279,10 @@ def known_budgets() -> tuple[str, ...]:
 
 def budget_model(graph: ChannelGraph, name: str) -> CostModel:
     """What ``ratio`` counts: as measured, or as its budget says. Raises BudgetError: no such name, or no measure."""
-    return graph.measured[name] if name in graph.measured else budget[name](graph)
+    if name not in graph.cost_models:
+        graph.cost_models[name] = budget[name](graph)
+    model: CostModel = graph.cost_models[name]
+    return model
 
 
 def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str, float]:

@@ -204,8 +204,6 @@ def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None
 _LAST = (2, 3)
 # Where kernels without padding need more.
 _LARGER = (3, 4)
-# Where a kernel is as wide as the maps, and they are taken for square.
-_SQUARE = (3, 3)
 _LEAST_ROWS = 2
 # Where inputs are small, so many rows cost little.
 _SMALL, _MANY_ROWS = 8192, 17
@@ -227,7 +225,10 @@ def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
 def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
     """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
     few = _with_rows(sample, _LEAST_ROWS)
-    small = [_shrunk(few, graph, last) for last in (_LAST, _SQUARE, _LARGER)]
+    # A kernel that is as large as one side of the maps, which are taken for square, wants the other to be no smaller.
+    read = {node.args[1] for node in graph.nodes if node.op == "call_method" and node.target == "size"}
+    sides = (_LAST[::-1], _LAST) if 3 in read and 2 not in read else (_LAST, _LAST[::-1])
+    small = [_shrunk(few, graph, last) for last in (*sides, _LARGER)]
     yield from (s for s in (*small, few, sample if few is not sample else None) if s is not None)
 
 

@@ -44,8 +44,7 @@ def summarise(
     """Costs before and after, a row for each group, pin and opaque call, the proof, and the plan itself."""
     budget = setting(plan, "budget", "macs")
     budgets = {name: check_ratio(asked) for name, asked in setting(plan, "budgets", {}).items()}
-    models = {"macs": CostModel(graph.macs), "params": CostModel(graph.params)}
-    models |= {name: budget_model(graph, name) for name in ("memory", budget, *budgets)}
+    models = {name: budget_model(graph, name) for name in ("macs", "params", "memory", budget, *budgets)}
     before = {name: cost.exact({}) for name, cost in models.items()}
     after = {name: cost.exact(masks) for name, cost in models.items()}
     return Report(
@@ -95,7 +94,8 @@ def _cost_rows(macs: CostModel, params: CostModel, masks: Mapping[Channels, Mask
 
 def _score_row(group: Group, scores: FloatArray, kept: Mask) -> ScoreRow:
     low, high = float(scores.min()), float(scores.max())
-    counts = (np.histogram(scores[part], _INTERVALS, (low, high))[0] for part in (kept, ~kept))
+    places = np.minimum(((scores - low) * (_INTERVALS / ((high - low) or 1.0))).astype(np.intp), _INTERVALS - 1)
+    counts = (np.bincount(places[part], minlength=_INTERVALS) for part in (kept, ~kept))
     return ScoreRow(group.name, low, high, *(tuple(count.tolist()) for count in counts))
 
 

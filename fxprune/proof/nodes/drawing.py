@@ -17,6 +17,8 @@ from fxprune.util.paths import name_seed
 
 _PERIOD = 8191
 _STEP = 97
+# By name of a table the least and the largest number that is drawn, and what it is divided by.
+_DRAWN = {"whole": (-2, 2, 1), "above": (1, 3, 1), "any": (-16, 16, 8), "positive": (1, 16, 8), "share": (1, 15, 16)}
 
 
 class Patterns:
@@ -32,18 +34,8 @@ class Patterns:
         self.one = torch.ones((), dtype=dtype, device=device)
         # By call, what is known of those that give each entry from the entries at its place.
         self.known: dict[Any, tuple[str, bool, bool] | None] = {}
-        generator = torch.Generator().manual_seed(seed)
-
-        def table(low: int, high: int, divisor: int) -> Tensor:
-            return (torch.randint(low, high + 1, (_PERIOD,), generator=generator) / divisor).to(device, dtype)
-
-        self._tables = {
-            "whole": table(-2, 2, 1),
-            "above": table(1, 3, 1),
-            "any": table(-16, 16, 8),
-            "positive": table(1, 16, 8),
-            "share": table(1, 15, 16),
-        }
+        self._seed = seed
+        self._tables: dict[str, Tensor] = {}
 
     def parameter(self, tensor: Tensor, salt: int, *, positive: bool) -> Tensor:
         """Whole numbers from -2 to 2, or from 1 to 3, of the shape of ``tensor``; a view that must not be written."""
@@ -60,8 +52,15 @@ class Patterns:
         """Values of a domain in a shape; a view that must not be written."""
         return self._cut(domain, math.prod(shape), salt).view(list(shape))
 
+    def _table(self, name: str) -> Tensor:
+        low, high, divisor = _DRAWN[name]
+        generator = torch.Generator().manual_seed(self._seed ^ name_seed(name))
+        return (torch.randint(low, high + 1, (_PERIOD,), generator=generator) / divisor).to(self.device, self.dtype)
+
     def _cut(self, name: str, count: int, salt: int) -> Tensor:
         offset = salt * _STEP % _PERIOD
+        if name not in self._tables:
+            self._tables[name] = self._table(name)
         table = self._tables[name]
         if len(table) < offset + count:
             table = table[:_PERIOD].repeat(-(-(offset + count) // _PERIOD))

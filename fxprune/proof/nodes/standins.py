@@ -8,6 +8,7 @@ operand, and one on the right operand, or on which tensor of the network that is
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -36,6 +37,11 @@ def widened(tensor: Tensor) -> Tensor:
     return nn.Parameter(row, requires_grad=tensor.requires_grad)
 
 
+@functools.cache
+def _cosines() -> Tensor:
+    return torch.cos(torch.arange(_PERIOD, dtype=torch.float64) ** 2)
+
+
 class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Replaces large products while it is on, and refuses that any of the ``weights`` is written to.
 
@@ -55,7 +61,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._weights = {t.untyped_storage()._cdata: t._version for t in weights if t.layout is torch.strided}
         # By place in memory and shape, the number of a tensor that only the network holds.
         self._numbers: dict[Any, int] = {}
-        self._table = torch.cos(torch.arange(_PERIOD, dtype=torch.float64) ** 2)
+        self._table = _cosines()
 
     def __torch_dispatch__(
         self, func: torch._ops.OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
