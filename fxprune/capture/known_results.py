@@ -206,6 +206,20 @@ def _softmax(x: Any, dim: Any = None, *rest: Any, **others: Any) -> Tensor | Non
     return meta_like(x) if known else None
 
 
+def _scaled(x: Any, *literals: Any, **named: Any) -> Tensor | None:
+    """Of a tensor whose entries are multiplied, with literals beside it."""
+    known = isinstance(x, Tensor) and x.is_meta and x.is_floating_point() and 1 not in x.shape
+    return meta_like(x) if known and x.dim() and all(map(_is_literal, (*literals, *named.values()))) else None
+
+
+def _rolled(x: Any, *literals: Any, **named: Any) -> Tensor | None:
+    return _scaled(x, *literals, **named) if _is_plain(x) else None
+
+
+def _is_literal(value: Any) -> bool:
+    return all(map(_is_literal, value)) if isinstance(value, (tuple, list)) else type(value) in (int, float)
+
+
 def _normalised(x: Any, shape: Any = (), *affine: Any, **others: Any) -> Tensor | None:
     """Of a layer norm, which is contiguous whatever the strides of its input."""
     shape = tuple(shape) if isinstance(shape, (list, tuple)) else ()
@@ -323,4 +337,10 @@ class KnownValues:
         return tensor, tuple(numbers.get(id(item), item) for item in items)
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"softmax": _softmax, "layer_norm": _normalised, "istft": _signal}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "softmax": _softmax,
+    "layer_norm": _normalised,
+    "istft": _signal,
+    "normalize": _scaled,
+    "roll": _rolled,
+}

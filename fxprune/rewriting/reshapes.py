@@ -17,9 +17,10 @@ import torch
 from torch import fx
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, kept_mask
+from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels, Fixed, has_fixed
 from fxprune.capture.decisions import REFUSAL, is_written_down
+from fxprune.rewriting.slicing import KnownIndices, kept_indices
 from fxprune.rules.ops import canonical_name
 
 
@@ -33,15 +34,16 @@ class _Block:
 
 def hold_reshapes(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
     """Write a check in front of each reshape that cuts channels and fits the sample's sizes alone."""
+    known = KnownIndices()
     for captured in source.captured.everything():
         for node in list(captured.graph.nodes):
             if node.op.startswith("call_") and canonical_name(node.target) in ("reshape", "view"):
-                for dims, sizes in _conditions(source, masks, node):
+                for dims, sizes in _conditions(source, masks, node, known):
                     _check(captured.graph, node, dims, sizes)
 
 
 def _conditions(
-    source: ChannelGraph, masks: Mapping[Channels, Mask], node: fx.Node
+    source: ChannelGraph, masks: Mapping[Channels, Mask], node: fx.Node, known: KnownIndices
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """Dims of the input whose product must be that of some arguments."""
     given, *sizes = cast(Any, node.args)
@@ -49,7 +51,7 @@ def _conditions(
     if not all(isinstance(value, int | fx.Node) for value in sizes) or {given, node} - source.axes.keys():
         return
     axes = [[source.solver.resolve(a) for a in source.axes[tensor]] for tensor in (given, node)]
-    cut = [[not kept_mask(a, masks).all() for a in some] for some in axes]
+    cut = [[index is not None for index in kept_indices(some, masks, known)] for some in axes]
     varies = [(isinstance(a, Fixed) or has_fixed(a)) and not is_written_down(given, d) for d, a in enumerate(axes[0])]
     if not any(cut[0]) or len(sizes) != len(axes[1]):
         return

@@ -50,6 +50,9 @@ FUNCTIONS: dict[str, tuple[Function, tuple[Any, ...]]] = {
     "layer norm": (F.layer_norm, (torch.rand(2, 4, 3), (4, 3), torch.rand(4, 3))),
     "layer norm, channels last": (F.layer_norm, (torch.rand(2, 4, 3).transpose(1, 2), (4,))),
     "relu": (F.relu, (torch.rand(2, 3),)),
+    "normalize": (F.normalize, (torch.rand(2, 3, 4).transpose(1, 2), 2.0, -1)),
+    "normalize every second": (F.normalize, (torch.rand(2, 6, 4)[:, ::2], 2.0, 1)),
+    "roll": (torch.roll, (torch.rand(2, 3, 4), (1, -1), (0, 2))),
 }
 
 
@@ -98,3 +101,5 @@ def test_functions_of_other_shapes_are_left_to_the_kernel() -> None:
     assert known_function_result("linear", (empty(2, 3), empty(4, 5)), {}) is None
     assert known_function_result("add", (empty(2, 3), empty(2, 3).to(torch.float64)), {}) is None
     assert known_function_result("add", (empty(2, 3), empty(2, 3)), {"alpha": 2}) is None
+    assert known_function_result("normalize", (empty(2, 1, 4).transpose(1, 2),), {}) is None
+    assert known_function_result("normalize", (empty(2, 3),), {"out": empty(2, 3)}) is None
