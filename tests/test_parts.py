@@ -114,3 +114,9 @@ def test_a_hook_on_a_layer_inside_fires(pruned: nn.Module) -> None:
     network.get_submodule("stage.3").register_forward_hook(lambda *call: seen.append(call[2].shape))
     network(torch.randn(2, 3, 12, 12))
     assert len(seen) == 1
+
+
+def test_printing_a_pruned_network_says_what_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    pruned = fxprune.compile(model, torch.randn(1, 3, 8, 8), 0.5)
+    assert "pruned by fxprune: 50.0% of macs removed" in repr(pruned)

@@ -100,6 +100,11 @@ class PrunedGraphModule(PartsModule):
                 self._buffers[name] = old.to(new.device)
         return self
 
+    def extra_repr(self) -> str:
+        """What printing the network says in front of its parts."""
+        report = self.meta.get("fxprune", {}).get("report")
+        return "" if report is None else f"pruned by fxprune: {report.achieved:.1%} of {report.budget} removed"
+
     def train(self, mode: bool = True) -> PrunedGraphModule:
         """Switch every submodule, and the graph where modes differ; a call in a mode without one raises ModeError."""
         return self._switched("train" if mode else "train(False)")
