@@ -21,10 +21,11 @@ X, Y = torch.arange(6.0).reshape(2, 3), torch.zeros(2, 4)
         ((X, Y), (X, Y), {}),
         (([X], {"y": Y}, 3), ([X], {"y": Y}, 3), {}),
         ({"x": X, "y": Y}, (), {"x": X, "y": Y}),
+        (collections.UserDict({"x": X, "y": Y}), (), {"x": X, "y": Y}),
         ({1: X}, ({1: X},), {}),
         (Pair(X, Y), (Pair(X, Y),), {}),
     ],
-    ids=["tensor", "list", "tuple", "nested", "keywords", "dict-with-other-keys", "namedtuple"],
+    ids=["tensor", "list", "tuple", "nested", "keywords", "a-tokeniser's", "dict-with-other-keys", "namedtuple"],
 )
 def test_from_input(given_input: Any, args: Any, kwargs: Any) -> None:
     sample = Sample.from_input(given_input)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.samples import Sample, as_arguments, is_image
 from fxprune.errors import CalibrationError, FxpruneError, described
 
+_TARGETS = ("label", "target")
 _HELD_OUT = 8  # one sample in so many
 
 Loss = Callable[[Any, Any], torch.Tensor]
@@ -97,8 +98,10 @@ def read_batch(given: Any, sample: Sample) -> tuple[Sample, Any] | None:
     """Arguments and target of what a loader yields: what the model takes, ``(input, target)`` or ``((a, b), target)``.
 
     What a model takes is told by its sample: a batch has as many arguments, of the same kinds and numbers of dims. A
-    list stands for a tuple where a tuple is meant, as data loaders yield them. None where nothing fits.
+    list stands for a tuple where a tuple is meant, as data loaders yield them. Of a dict with one entry more, called
+    labels or targets, that is the target. None where nothing fits.
     """
+    given = _with_target(given, sample)
     found = next((s for s in _candidates(given) if _fits(s, sample)), None)
     if found is None and isinstance(given, (tuple, list)) and len(given) == 2:
         found = next((s for s in _candidates(given[0]) if _fits(s, sample)), None)
@@ -106,23 +109,28 @@ def read_batch(given: Any, sample: Sample) -> tuple[Sample, Any] | None:
     return None if found is None else (found, None)
 
 
+def _with_target(given: Any, sample: Sample) -> Any:
+    """A pair of arguments and target for a dict that holds both."""
+    if not isinstance(given, Mapping):
+        return given
+    more = [name for name in given if name not in sample.kwargs]
+    if len(more) != 1 or len(given) != len(sample.kwargs) + 1 or not str(more[0]).startswith(_TARGETS):
+        return given
+    return {name: given[name] for name in sample.kwargs}, given[more[0]]
+
+
 def read_pair(given: Any) -> tuple[Sample, Any]:
     """The same where no sample tells what the model takes: a pair is an input and a target, all else is the input."""
     if isinstance(given, (tuple, list)) and not hasattr(given, "_fields") and len(given) == 2:
-        return Sample(*_split(given[0])), given[1]
-    return Sample(*_split(tuple(given) if isinstance(given, list) else given)), None
+        return Sample(*as_arguments(given[0])), given[1]
+    return Sample(*as_arguments(tuple(given) if isinstance(given, list) else given)), None
 
 
 def _candidates(given: Any) -> Iterator[Sample]:
     """The ways to read a value as arguments. A data loader makes lists of tuples."""
-    yield Sample(*_split(given))
+    yield Sample(*as_arguments(given))
     if isinstance(given, list):
         yield Sample(tuple(given), {})
-
-
-def _split(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    named = isinstance(given, Mapping) and all(isinstance(key, str) for key in given)
-    return as_arguments(dict(given) if named else given)
 
 
 def _fits(given: Sample, sample: Sample) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -28,9 +29,9 @@ class Sample:
     def from_input(cls, sample_input: Any) -> Sample:
         """Read what a user passes as ``sample_input``.
 
-        A tensor or a list is one positional argument, a tuple is the positional arguments, a dict whose keys are all
-        strings is the keyword arguments, and anything else is wrapped as one positional argument. Raises SampleError:
-        there is no tensor in it, or a tensor is not dense or holds NaN.
+        A tensor or a list is one positional argument, a tuple is the positional arguments, a dict or UserDict whose
+        keys are all strings is the keyword arguments, and anything else is wrapped as one positional argument. Raises
+        SampleError: there is no tensor in it, or a tensor is not dense or holds NaN.
         """
         if isinstance(sample_input, Sample):
             return sample_input
@@ -164,7 +165,8 @@ def random_values(shape: Sequence[int], dtype: torch.dtype, generator: torch.Gen
 
 def as_arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments, as :meth:`Sample.from_input` tells them."""
-    if isinstance(sample_input, dict) and all(isinstance(key, str) for key in sample_input):
+    # Tokenisers and processors give a UserDict.
+    if isinstance(sample_input, (dict, UserDict)) and all(isinstance(key, str) for key in sample_input):
         return (), dict(sample_input)
     # A named tuple is one structured value, such as a model's own batch type, and no argument list.
     if isinstance(sample_input, tuple) and not hasattr(sample_input, "_fields"):

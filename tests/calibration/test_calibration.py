@@ -122,3 +122,15 @@ def test_parts_are_run_where_that_makes_no_difference(way: str, sizes: list[int]
         parts = list(collecting.parts_of(data, next(iter(data)), graph, network))
     assert [part.size for part in parts] == sizes
     assert torch.equal(torch.cat([part.sample.args[0] for part in parts]), x)
+
+
+def test_a_dict_may_hold_the_target_too() -> None:
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    sample = Sample.from_input({"x": x})
+    for name in ("labels", "target"):
+        (batch,) = Calibration([{"x": x, name: y}], sample)
+        assert torch.equal(batch.sample.kwargs["x"], x)
+        assert torch.equal(batch.target, y)
+    for more in ({"mask": y}, {"labels": y, "mask": y}):
+        with pytest.raises(CalibrationError, match="does not fit"):
+            list(Calibration([{"x": x, **more}], sample))
