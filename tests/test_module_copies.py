@@ -118,6 +118,49 @@ def test_locks_and_files_that_a_module_holds() -> None:
     model.file.close()
 
 
+class Closing(nn.Module):
+    """Functions that hold the module, its layers or its containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.gain = nn.Linear(6, 16), nn.Linear(16, 3), nn.Parameter(torch.rand(16) + 0.5)
+        self.kept: dict[str, torch.Tensor] = {}
+        kept = self.kept
+
+        def keep(layer: nn.Module, given: Any, made: torch.Tensor) -> None:
+            kept["first"] = made
+
+        self.first.register_forward_hook(keep)
+        self.act = lambda x: torch.relu(x) * self.gain
+        self.steps = [lambda x, layer=layer: layer(x) for layer in (self.first, self.last)]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = self.steps[0](x)
+        return self.steps[1](self.act(x)), self.kept["first"].mean(1)
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_functions_of_a_copy_hold_the_copy(ran: bool) -> None:
+    model, x = Closing().eval(), torch.randn(2, 6)
+    if ran:
+        model(x)
+    twin = private_copy(model)
+    twin(x)[0].sum().backward()
+    assert [p.grad is None for p in twin.parameters()] == [False] * 5
+    assert all(p.grad is None for p in model.parameters())
+    pruned = fxprune.compile(model, x, 0.5)
+    before = [t.detach().clone() for t in model(x)]
+    report = fxprune.report(pruned)
+    assert report.plan is not None
+    assert pruned.get_parameter("gain").shape[0] == pruned.get_parameter("first.weight").shape[0]
+    kept = report.plan.keep["first.weight"][0]
+    hidden = torch.relu(model.first(x))[:, kept] * model.gain[kept]
+    torch.testing.assert_close(pruned(x)[0], nn.functional.linear(hidden, model.last.weight[:, kept], model.last.bias))
+    pruned.train()(x)[0].sum().backward()
+    assert pruned.get_parameter("gain").grad is not None
+    torch.testing.assert_close([t.detach() for t in model(x)], before)
+
+
 class Wrapper(nn.Module):
     """Calls what it wraps."""
 

@@ -262,22 +262,47 @@ def ultralytics_makers() -> Makers:
 
 # -- classes with sizes that are called alike --------------------------------------------------------------------------
 
-_SIGNALS = {"n_chans": 8, "n_outputs": 3, "n_times": 256, "sfreq": 64}
+# Recordings that a network may be made for: numbers of electrodes and of steps, and steps a second.
+_SIGNALS = ((8, 256, 64), (16, 1000, 250), (1, 3000, 100), (16, 2000, 2000))
+_ELECTRODES = "Fz C3 Cz C4 Pz PO7 Oz PO8 F3 F4 P3 P4 T7 T8 O1 O2".split()
 
 
 def braindecode_makers() -> Makers:
-    """Networks for signals of eight electrodes."""
+    """Networks for recordings of electrodes, for the first kind that each can be made for."""
     models = importlib.import_module("braindecode.models")
-    signals: list[Callable[[], Any]] = [lambda: torch.randn(2, 8, 256)]
+
+    def places(number: int) -> Any:
+        mne = importlib.import_module("mne")
+        about = mne.create_info(_ELECTRODES[:number], 100.0, "eeg")
+        about.set_montage("standard_1020")
+        return about["chs"]
+
+    def made(cls: type[nn.Module], channels: int, steps: int, rate: int) -> tuple[nn.Module, Any]:
+        known = inspect.signature(cls.__init__).parameters
+        given: dict[str, Any] = {"n_chans": channels, "n_outputs": 3, "n_times": steps, "sfreq": rate}
+
+        def build() -> nn.Module:
+            try:
+                return cls(**{name: value for name, value in given.items() if name in known})
+            except (TypeError, ValueError):  # it asks where the electrodes are
+                return cls(**{n: v for n, v in {**given, "chs_info": places(channels)}.items() if n in known})
+
+        check_small(build)
+        network, sample = build().eval(), torch.randn(2, channels, steps)
+        with torch.no_grad():
+            network(sample)
+        return network, sample
 
     def maker(cls: type[nn.Module]) -> Maker:
-        def build() -> nn.Module:
-            known = inspect.signature(cls.__init__).parameters
-            return cls(**{name: value for name, value in _SIGNALS.items() if name in known})
-
         def make() -> tuple[nn.Module, Any]:
-            check_small(build)
-            return first_that_runs(build, signals)
+            problem: Exception | None = None
+            for signals in _SIGNALS:
+                try:
+                    return made(cls, *signals)
+                except Exception as error:  # it is made for other recordings
+                    problem = problem or error
+            assert problem is not None
+            raise problem
 
         return make
 
@@ -342,62 +367,3 @@ def pretrainedmodels_makers() -> Makers:
         return make
 
     return {name: maker(name) for name in package.model_names}
-
-
-def small_packages_makers() -> Makers:
-    """Classes of packages that have but a few."""
-    made: Makers = {}
-    for path, options, samples in _FEW:
-        module, _, name = path.partition(":")
-        try:
-            cls = getattr(importlib.import_module(module), name)
-        except ImportError:
-            continue
-        made[f"{module.partition('.')[0]}.{name}"] = partial(first_that_runs, partial(cls, **options), samples)
-    return made
-
-
-def _randn(*shape: int) -> Callable[[], Any]:
-    return partial(torch.randn, *shape)
-
-
-def _volumes(name: str, **more: Any) -> tuple[str, dict[str, Any], list[Callable[[], Any]]]:
-    options = {"input_channels": 1, "n_stages": 3, "features_per_stage": (8, 16, 32), "conv_op": nn.Conv2d} | more
-    options |= {"kernel_sizes": 3, "strides": (1, 2, 2), "num_classes": 2, "conv_bias": True, "nonlin": nn.ReLU}
-    options |= {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}}
-    return f"dynamic_network_architectures.architectures.unet:{name}", options, [_randn(2, 1, 32, 32)]
-
-
-_FEW: list[tuple[str, dict[str, Any], list[Callable[[], Any]]]] = [
-    _volumes("PlainConvUNet", n_conv_per_stage=2, n_conv_per_stage_decoder=2),
-    _volumes("ResidualEncoderUNet", n_blocks_per_stage=2, n_conv_per_stage_decoder=2),
-    ("rtdl_revisiting_models:MLP", {"d_in": 12, "d_out": 2, "n_blocks": 2, "d_block": 32, "dropout": 0.1},
-     [_randn(4, 12)]),
-    ("rtdl_revisiting_models:ResNet", {"d_in": 12, "d_out": 2, "n_blocks": 2, "d_block": 32, "d_hidden": 48,
-     "d_hidden_multiplier": None, "dropout1": 0.1, "dropout2": 0.1}, [_randn(4, 12)]),
-    ("rtdl_revisiting_models:FTTransformer", {"n_cont_features": 6, "cat_cardinalities": [4, 5], "d_out": 2,
-     "n_blocks": 2, "d_block": 32, "attention_n_heads": 4, "attention_dropout": 0.1, "ffn_d_hidden": 64,
-     "ffn_d_hidden_multiplier": None, "ffn_dropout": 0.1, "residual_dropout": 0.0},
-     [lambda: (torch.randn(4, 6), torch.randint(0, 4, (4, 2)))]),
-    ("pytorch_tabnet.tab_network:TabNet", {"input_dim": 12, "output_dim": 3, "group_attention_matrix": torch.eye(12)},
-     [_randn(8, 12)]),
-    ("perceiver_pytorch:Perceiver", {"num_freq_bands": 4, "depth": 2, "max_freq": 10.0, "num_latents": 8,
-     "latent_dim": 32, "latent_heads": 4, "latent_dim_head": 8, "cross_dim_head": 8, "num_classes": 5},
-     [_randn(2, 8, 8, 3)]),
-    ("perceiver_pytorch:PerceiverIO", {"dim": 16, "queries_dim": 16, "logits_dim": 5, "depth": 2, "num_latents": 8,
-     "latent_dim": 32, "latent_heads": 4, "latent_dim_head": 8, "cross_dim_head": 8},
-     [lambda: {"data": torch.randn(2, 12, 16), "queries": torch.randn(2, 4, 16)}]),
-    ("denoising_diffusion_pytorch:Unet", {"dim": 16, "dim_mults": (1, 2)},
-     [lambda: (torch.randn(2, 3, 16, 16), torch.tensor([3, 7]))]),
-    ("denoising_diffusion_pytorch:Unet1D", {"dim": 16, "dim_mults": (1, 2), "channels": 3},
-     [lambda: (torch.randn(2, 3, 16), torch.tensor([3, 7]))]),
-    ("denoising_diffusion_pytorch:KarrasUnet", {"image_size": 16, "dim": 16, "dim_max": 32, "num_downsamples": 1,
-     "attn_res": (8,), "attn_dim_head": 8}, [lambda: (torch.randn(2, 4, 16, 16), torch.rand(2))]),
-    ("facenet_pytorch:InceptionResnetV1", {"classify": True, "num_classes": 5}, [_randn(2, 3, 96, 96)]),
-    ("facenet_pytorch.models.mtcnn:PNet", {"pretrained": False}, [_randn(2, 3, 24, 24)]),
-    ("facenet_pytorch.models.mtcnn:RNet", {"pretrained": False}, [_randn(2, 3, 24, 24)]),
-    ("facenet_pytorch.models.mtcnn:ONet", {"pretrained": False}, [_randn(2, 3, 48, 48)]),
-    ("vector_quantize_pytorch:VectorQuantize", {"dim": 16, "codebook_size": 8}, [_randn(2, 8, 16)]),
-    ("vector_quantize_pytorch:ResidualVQ", {"dim": 16, "codebook_size": 8, "num_quantizers": 2}, [_randn(2, 8, 16)]),
-    ("vector_quantize_pytorch:FSQ", {"levels": [8, 5], "dim": 16}, [_randn(2, 8, 16)]),
-]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.networks import Network, enumerated
+from benchmarks.networks import Network, enumerated, small_packages
 from benchmarks.networks.enumerated import Maker, Makers, images, modules_of
 
 
@@ -104,6 +104,41 @@ _VIT: dict[str, Any] = {
 }  # fmt: skip
 
 
+# Those whose options mean something else, with the height and width of their images.
+_VIT_ALONE: dict[str, Any] = {
+    "jet_vit.JetViT": ({"dim": 32, "image_size": 32, "patch_size": 8, "depth": 2, "heads": 4, "mlp_dim": 64,
+     "dim_head": 8}, 32, 32),
+    "look_vit.LookViT": ({"dim": 32, "image_size": 32, "depth": 2, "patch_size": 8, "heads": 4, "mlp_factor": 2,
+     "dim_head": 8, "highres_patch_size": 4, "highres_mlp_factor": 2, "cross_attn_heads": 4,
+     "cross_attn_dim_head": 8}, 32, 32),
+    "looped_vit.LoopedViT": ({"dim": 32, "input_shape": (32, 32), "patch_size": 8, "pre_loop_depth": 1,
+     "num_looped_blocks": 1, "post_loop_depth": 1, "loop_depth": 2, "heads": 4, "dim_head": 8, "mlp_dim": 64}, 32, 32),
+    "max_vit.MaxViT": ({"dim": 16, "depth": (1, 1), "dim_head": 8, "window_size": 4, "mbconv_expansion_rate": 2},
+     64, 64),
+    "max_vit_with_registers.MaxViT": ({"dim": 16, "depth": (1, 1), "dim_head": 8, "window_size": 4,
+     "mbconv_expansion_rate": 2}, 64, 64),
+    "pit.PiT": ({"image_size": 32, "patch_size": 8, "dim": 32, "depth": (1, 1), "heads": 4, "mlp_dim": 64,
+     "dim_head": 8}, 32, 32),
+    "regionvit.RegionViT": ({"dim": (16, 16, 32, 32), "depth": (1, 1, 1, 1), "window_size": 4}, 128, 128),
+    "t2t.T2TViT": ({"image_size": 32, "dim": 32, "depth": 2, "heads": 4, "mlp_dim": 64, "dim_head": 8,
+     "t2t_layers": ((7, 4), (3, 2))}, 32, 32),
+    "cvt.CvT": ({"s1_emb_dim": 16, "s2_emb_dim": 16, "s3_emb_dim": 32, "s1_depth": 1, "s2_depth": 1, "s3_depth": 1},
+     64, 64),
+    "cct.CCT": ({"img_size": 32, "embedding_dim": 32, "n_conv_layers": 1, "num_layers": 2, "num_heads": 4,
+     "mlp_ratio": 2.0}, 32, 32),
+    "cross_vit.CrossViT": ({"image_size": 32, "sm_dim": 16, "lg_dim": 32, "sm_patch_size": 8, "lg_patch_size": 16,
+     "depth": 1}, 32, 32),
+    "mobile_vit.MobileViT": ({"image_size": (64, 64), "dims": [16, 24, 32],
+     "channels": [8, 8, 16, 16, 16, 16, 16, 16, 16, 16, 32]}, 64, 64),
+    "scalable_vit.ScalableViT": ({"dim": 16, "heads": (2, 2, 4, 4), "depth": (1, 1, 1, 1), "ssa_dim_key": 8,
+     "reduction_factor": (4, 2, 1, 1), "window_size": (None, None, None, None)}, 64, 64),
+    "nest.NesT": ({"image_size": 32, "patch_size": 4, "dim": 16, "heads": 2, "num_hierarchies": 3,
+     "block_repeats": (1, 1, 1)}, 32, 32),
+    "xcit.XCiT": ({"image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "cls_depth": 1, "heads": 4,
+     "mlp_dim": 64}, 32, 32),
+}  # fmt: skip
+
+
 def _vit_pytorch() -> Makers:
     import vit_pytorch
 
@@ -114,7 +149,11 @@ def _vit_pytorch() -> Makers:
                 continue
             parameters = inspect.signature(found.__init__).parameters
             needed = [p.name for p in parameters.values() if p.default is p.empty and p.name != "self"]
-            if {"dim", "num_classes"} <= parameters.keys() and all(
+            known = f"{module.__name__.partition('.')[2]}.{name}"
+            if known in _VIT_ALONE:
+                options, *size = _VIT_ALONE[known]
+                made[known] = _with(found, partial(torch.randn, 2, 3, *size), num_classes=5, **options)
+            elif {"dim", "num_classes"} <= parameters.keys() and all(
                 p in _VIT or p in ("args", "kwargs") for p in needed
             ):
                 options = {key: _VIT[key] for key in needed if key in _VIT}
@@ -644,7 +683,8 @@ PACKAGES: dict[str, Callable[[], Makers]] = {
     "braindecode": enumerated.braindecode_makers,
     "spandrel": enumerated.spandrel_makers,
     "pretrainedmodels": enumerated.pretrainedmodels_makers,
-    "few": enumerated.small_packages_makers,
+    "tsai": small_packages.tsai_makers,
+    "few": small_packages.small_packages_makers,
     "transformers": enumerated.transformers_makers,
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxprune.capture.numbers import Traced, plain
 from fxprune.errors import CaptureError, described
-from fxprune.util.copies import copy_module, with_literals_of
+from fxprune.util.copies import copy_module, tensors_in, with_literals_of
 from fxprune.util.paths import modules_of, named_modules
 
 META = torch.device("meta")
@@ -158,7 +158,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     for module in modules_of(model):
         yield from (p for p in module._parameters.values() if p is not None)
         yield from (b for b in module._buffers.values() if b is not None)
-        yield from (v for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf)
+        yield from (held for held in tensors_in(vars(module), depth=4) if not held.is_leaf)
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,16 +16,8 @@ from fxprune.rules.ops import writes_in_place
 VALUES_DECIDE = "the size of a result depends on values (indexing with a mask, nonzero, unique or the like)"
 
 
-class Picked:
-    """The entries of ``whole`` under ``mask``, of which nothing else is known; ``node_of`` tells equal masks."""
-
-    _whole: torch.Tensor
-    _mask: torch.Tensor
-    _node_of: Callable[[torch.Tensor], fx.Node]
-    _versions: tuple[int, int]
-
-    def __init__(self, whole: torch.Tensor, mask: torch.Tensor, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
-        vars(self).update(_whole=whole, _mask=mask, _node_of=node_of, _versions=(whole._version, mask._version))
+class _Unknown:
+    """What has as many entries as values say, so that nothing can be asked of it."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CaptureError(VALUES_DECIDE)
@@ -36,6 +28,51 @@ class Picked:
     @classmethod
     def __torch_function__(cls, *call: Any) -> NoReturn:
         raise CaptureError(VALUES_DECIDE)
+
+
+class Place(_Unknown):
+    """Where ``mask`` is True, along its dim ``number``: only for an index, with those along the others."""
+
+    def __init__(self, mask: torch.Tensor, number: int) -> None:
+        vars(self).update(_mask=mask, _number=number, _version=mask._version)
+
+
+def asks_places(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is ``where(mask)`` or ``nonzero(mask, as_tuple=True)``."""
+    as_tuple = kwargs == {"as_tuple": True} if name == "nonzero" else name == "where" and not kwargs
+    return as_tuple and len(args) == 1 and isinstance(args[0], torch.Tensor) and args[0].is_meta and args[0].dim() > 0
+
+
+def places(mask: torch.Tensor) -> tuple[Place, ...]:
+    """What such a call gives."""
+    mask = mask if mask.dtype == torch.bool else mask != 0
+    return tuple(Place(mask, number) for number in range(mask.dim()))
+
+
+def as_mask(index: Any) -> Any:
+    """The mask whose places an index tells, all of them; another index as it is."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not items or not all(type(item) is Place for item in items):
+        return index
+    told = [vars(item) for item in items]
+    mask: torch.Tensor = told[0]["_mask"]
+    if [t["_number"] for t in told] != list(range(mask.dim())) or any(t["_mask"] is not mask for t in told):
+        raise CaptureError(VALUES_DECIDE)
+    if mask._version != told[0]["_version"]:
+        raise CaptureError(VALUES_DECIDE)
+    return mask
+
+
+class Picked(_Unknown):
+    """The entries of ``whole`` under ``mask``, of which nothing else is known; ``node_of`` tells equal masks."""
+
+    _whole: torch.Tensor
+    _mask: torch.Tensor
+    _node_of: Callable[[torch.Tensor], fx.Node]
+    _versions: tuple[int, int]
+
+    def __init__(self, whole: torch.Tensor, mask: torch.Tensor, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
+        vars(self).update(_whole=whole, _mask=mask, _node_of=node_of, _versions=(whole._version, mask._version))
 
     def __neg__(self) -> Picked:
         return self._made(-self.values(self._mask))
@@ -63,11 +100,16 @@ def _are_one(first: fx.Node, second: fx.Node) -> bool:
     return node is second
 
 
+_SUMS = (operator.add, operator.sub)
+
+
 def _with_number(function: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[[Picked, Any], Picked]:
-    """An operator of picked entries and a number: it is the same for each entry, and its gradients are finite."""
+    """An operator of picked entries and a number, or a sum of two: alike for each entry, with finite gradients."""
 
     def apply(self: Picked, other: Any) -> Picked:
-        if not isinstance(other, (int, float)):
+        if isinstance(other, Picked) and function in _SUMS:
+            other = other.values(self._mask)
+        elif not isinstance(other, (int, float)):
             raise CaptureError(VALUES_DECIDE)
         whole = self.values(self._mask)
         return self._made(function(other, whole) if swapped else function(whole, other))
@@ -83,8 +125,8 @@ for _name in ("add", "sub", "mul", "truediv"):
 
 
 def refuse(value: Any) -> None:
-    """Raise CaptureError where something picked is among what a module returns."""
-    if any(isinstance(leaf, Picked) for leaf in pytree.tree_leaves(value)):
+    """Raise CaptureError where something of unknown length is among what a module returns."""
+    if any(isinstance(leaf, _Unknown) for leaf in pytree.tree_leaves(value)):
         raise CaptureError(VALUES_DECIDE)
 
 

@@ -158,6 +158,11 @@ class Recorder(TorchFunctionMode):
             self._entered = before
 
     def _index_or_record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._by_values is None and masked.asks_places(name, args, kwargs):
+            with self:
+                return masked.places(args[0])
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], masked.as_mask(args[1]), *args[2:])
         args = self._values.without_masks(args) if name == "__getitem__" else args
         args = self._by_values.picked(*args) if self._by_values and name == "__setitem__" else args
         with self if name == "__setitem__" else contextlib.nullcontext():

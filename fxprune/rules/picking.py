@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxprune.axes.expressions import Axis
@@ -139,6 +140,11 @@ def diagonal(call: Call) -> None:
 
 @rule("setitem", "input, index, value")
 def setitem(call: Call) -> None:
+    if (at := _under_mask(call)) is not None:
+        mask = call.axes_of(call.notes["mask"])
+        for axis, own in zip(call.tensor("input")[at : at + len(mask)], mask, strict=True):
+            call.unify(axis, own)
+        return
     taken_by_index(call)
     taken: Sequence[Taken] = call.notes.get("taken", ())
     gathered = [t for t in taken if t.positions is not None and not contiguous(t.positions.tolist())]
@@ -150,6 +156,23 @@ def setitem(call: Call) -> None:
         call.pin_all(value[: max(extra, 0)], "it is written without it")
         broadcast(call, [target, value[max(extra, 0) :]])
     call.result = None
+
+
+def _under_mask(call: Call) -> int | None:
+    """The first dim that a mask is over, where a call writes one number under it and takes all else; None elsewhere."""
+    value, index = call.arguments["value"], call.arguments["index"]
+    items = list(index) if isinstance(index, tuple) else [index]
+    masks = [n for n, item in enumerate(items) if is_tensor(item) and item.meta["val"].dtype is torch.bool]
+    others = [item for n, item in enumerate(items) if n not in masks]
+    if len(masks) != 1 or any(item is not Ellipsis and item != ALL for item in others):
+        return None
+    if is_tensor(value) and value.meta["val"].dim():
+        return None
+    call.notes["mask"] = items[masks[0]]
+    behind = items[masks[0] + 1 :]
+    if Ellipsis not in items or Ellipsis in behind:
+        return masks[0]
+    return len(call.tensor("input")) - len(behind) - len(call.axes_of(call.notes["mask"]))
 
 
 @repairs("setitem")

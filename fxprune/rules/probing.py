@@ -157,6 +157,21 @@ class Trial:
             except Exception:  # the op is the user's own code: anything may come out of it
                 return False
 
+    @cached_property
+    def learns(self) -> bool:
+        """Whether the op has a way back: some that libraries register have none, and refuse when it is asked for."""
+        values = [torch.zeros(v.shape, dtype=v.dtype, requires_grad=v.is_floating_point()) for v in self._metas()]
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                made = [value.sum() for value in self.call(values) if value.requires_grad]
+                torch.autograd.backward(made)
+            except (NotImplementedError, RuntimeError):
+                return False
+        return True
+
+    def _metas(self) -> list[Tensor]:
+        return [node.meta["val"] for node in self.nodes]
+
     def _values(self, places: Places, shapes: Sequence[tuple[int, ...]], number: int) -> list[Tensor]:
         values = []
         for node, shape, dim in zip(self.nodes, shapes, places[0], strict=True):
@@ -286,7 +301,7 @@ class _Run:
         """Results, and gradients of the operands; zeros where there are none."""
         leaves = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in values]
         results = self.trial.call(leaves)
-        pairs = [(r, w) for r, w in zip(results, weights, strict=True) if r.requires_grad]
+        pairs = [(r, w) for r, w in zip(results, weights, strict=True) if r.requires_grad and self.trial.learns]
         learning = [v for v in leaves if v.requires_grad]
         found: Sequence[Tensor | None] = [None] * len(learning)
         if pairs and learning:

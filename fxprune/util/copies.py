@@ -11,6 +11,7 @@ import functools
 import io
 import sys
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch._library.custom_ops import CustomOpDef
 
 Memo = dict[int, Any]
 
 _DICTS = frozenset((dict, OrderedDict))
-_LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device})
+_LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef})
 # What Python cannot copy, and no forward computes with: a lock of its own for the copy, and a file that is closed.
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
@@ -50,14 +52,20 @@ def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
 
 def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, Any]:
     """Copies of a module's attributes, by name."""
-    return {
-        name: value
-        if (kind := type(value)) in _LITERALS
-        else kind()
-        if kind in _DICTS and not value
-        else _copied(value, memo)
-        for name, value in attributes.items()
-    }
+    made = dict(attributes)
+    later = []
+    for name, value in attributes.items():
+        if (kind := type(value)) in _LITERALS:
+            continue
+        if kind in _DICTS and not value and name.startswith("_"):
+            made[name] = kind()
+        elif name == "_modules" or name.endswith("_hooks"):
+            later.append(name)  # functions in them may hold containers of the module
+        else:
+            made[name] = _copied(value, memo)
+    for name in later:
+        made[name] = _copied(attributes[name], memo)
+    return made
 
 
 @contextmanager
@@ -85,8 +93,6 @@ def _copied(value: Any, memo: Memo) -> Any:
     kind = type(value)
     if kind in _LITERALS:
         return value
-    if kind in _DICTS and not value:
-        return kind()
     if kind is tuple and _LITERALS.issuperset(map(type, value)):
         return value
     if id(value) in memo:
@@ -98,6 +104,11 @@ def _copied(value: Any, memo: Memo) -> Any:
     if kind in _LOCKS or isinstance(value, io.IOBase):
         memo[id(value)] = _LOCKS.get(kind, _closed)()
         return memo[id(value)]
+    return _copied_function(value, memo) if kind is types.FunctionType else _copied_object(value, memo)
+
+
+def _copied_object(value: Any, memo: Memo) -> Any:
+    kind = type(value)
     if kind is list:
         twin: list[Any] = []
         memo[id(value)] = twin
@@ -109,6 +120,38 @@ def _copied(value: Any, memo: Memo) -> Any:
     return copy.deepcopy(value, memo)
 
 
+def _copied_function(function: types.FunctionType, memo: Memo) -> types.FunctionType:
+    """The function, over copies of the parts of the model that it holds (``lambda x, f=self.act: self.a(f(x))``)."""
+    memo[id(function)] = function  # for one that calls itself
+    cells, defaults, named = function.__closure__ or (), function.__defaults__ or (), function.__kwdefaults__ or {}
+    twins = [_copied_cell(cell, memo) for cell in cells]
+    given = [_copied_part(value, memo) for value in defaults]
+    by_name = {name: _copied_part(value, memo) for name, value in named.items()}
+    pairs = zip((*twins, *given, *by_name.values()), (*cells, *defaults, *named.values()), strict=True)
+    if any(twin is not own for twin, own in pairs):
+        made = (function.__code__, function.__globals__, function.__name__, tuple(given), tuple(twins))
+        twin = memo[id(function)] = types.FunctionType(*made)
+        twin.__kwdefaults__, twin.__qualname__ = by_name, function.__qualname__
+        vars(twin).update(vars(function))
+    return cast(types.FunctionType, memo[id(function)])
+
+
+def _copied_cell(cell: types.CellType, memo: Memo) -> types.CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # it is empty
+        return cell
+    twin = _copied_part(held, memo)
+    return cell if twin is held else types.CellType(twin)
+
+
+def _copied_part(held: Any, memo: Memo) -> Any:
+    """The copy of a part of the model; what is none stays."""
+    parts = held.parameters() if isinstance(held, nn.Module) else ()
+    ours = id(held) in memo or type(held) is types.FunctionType or any(id(part) in memo for part in parts)
+    return _copied(held, memo) if ours else held
+
+
 def _closed() -> io.BytesIO:
     file = io.BytesIO()
     file.close()
@@ -116,10 +159,9 @@ def _closed() -> io.BytesIO:
 
 
 def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
-    twin = type(value)()
     if not _LITERALS.issuperset(map(type, value)):
         return copy.deepcopy(value, memo)
-    memo[id(value)] = twin
+    twin = memo[id(value)] = type(value)()
     for key, item in value.items():
         twin[key] = _copied(item, memo)
     return twin

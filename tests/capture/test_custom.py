@@ -294,6 +294,24 @@ def test_integers_are_not_drawn_for_a_kernel_that_trusts_them() -> None:
     assert all(index.is_meta or torch.equal(index, table) for index in drawn)
 
 
+@torch.library.custom_op("fxprune_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_an_op_of_a_library_without_a_way_back_passes_channels() -> None:
+    model = network(Called(lambda x: doubled(x)))
+    pruned = fxprune.compile(model, image(), 0.5)
+    assert pruned.get_parameter("0.weight").shape[0] < 16
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(x := image(3)), narrow(model, pruned)(x))
+
+
 def test_an_op_of_a_library_is_not_known_by_its_name() -> None:
     library = torch.library.Library("fxprune_tests", "FRAGMENT")
     library.define("relu(Tensor x) -> Tensor")

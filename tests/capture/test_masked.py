@@ -44,13 +44,61 @@ def in_place(y: Tensor) -> Tensor:
     return y
 
 
+def at_places(y: Tensor) -> Tensor:
+    d, places = torch.zeros_like(y), torch.where(y > 0)
+    d[places] = y[places] * 2
+    return d
+
+
+def at_unpacked_places(y: Tensor) -> Tensor:
+    d, (row, channel, up, along) = y.clone(), torch.nonzero(y.relu(), as_tuple=True)
+    d[row, channel, up, along] += 1
+    return d
+
+
+def in_rows_that_are_told(y: Tensor) -> Tensor:
+    d, (rows,) = y.clone(), torch.where(y.sum((1, 2, 3)) > 0)
+    d[rows] = 0
+    return d
+
+
+def one_number(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[y < 0.1] = -1.0
+    return y
+
+
+def behind_an_ellipsis(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[..., y.mean((0, 1)) > 0] = torch.tensor(0.5)
+    return y
+
+
+def between_slices(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[:, y.mean((0, 2, 3)) > 0, :] = 0
+    return y
+
+
+def two_sums(y: Tensor) -> Tensor:
+    d, k = torch.zeros_like(y), y > 0
+    d[k] = y[k] + (y * 2)[k]
+    return d
+
+
 def over_rows(y: Tensor) -> Tensor:
     d, k = torch.zeros_like(y), y.mean((1, 2, 3)) > 0
     d[k] = y[k]
     return d
 
 
-@pytest.mark.parametrize("middle", [copied, both_sides, in_place])
+MIDDLES = [
+    copied, both_sides, in_place, two_sums, at_places, at_unpacked_places, in_rows_that_are_told, one_number,
+    between_slices, behind_an_ellipsis,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("middle", MIDDLES)
 def test_what_a_mask_picks_and_writes_is_a_where(middle: Callable[[Tensor], Tensor]) -> None:
     model, x = Middle(middle).eval(), torch.randn(2, 3, 9, 9)
     pruned = fxprune.compile(model, x, 0.5)
@@ -59,6 +107,20 @@ def test_what_a_mask_picks_and_writes_is_a_where(middle: Callable[[Tensor], Tens
     assert report.plan is not None
     x = torch.randn(5, 3, 12, 9)
     torch.testing.assert_close(pruned(x), masked(model, report.plan.keep)(x))
+
+
+def test_places_of_a_mask_that_was_written_to_since_are_numbers() -> None:
+    def middle(y: Tensor) -> Tensor:
+        d, mask = y.clone(), y > 0
+        places = torch.where(mask)
+        mask[:] = False
+        d[places] = 0
+        return d
+
+    model, x = Middle(middle).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(model, x, 0.0)
+    assert [row.name for row in fxprune.report(pruned).opaque] == ["where"]
+    torch.testing.assert_close(pruned(x), model(x))
 
 
 def test_gradients_pass_what_a_mask_over_rows_picks() -> None:

@@ -1,0 +1,354 @@
+"""Classes of packages that have but a few, with options and samples, and those of packages for series."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.networks.enumerated import Maker, Makers, first_that_runs, modules_of
+
+
+def tsai_makers() -> Makers:
+    """The classes of tsai that are told no more than channels, classes and steps."""
+    given = {"c_in": 3, "c_out": 4, "seq_len": 32}
+
+    def maker(cls: type[nn.Module]) -> Maker:
+        named = inspect.signature(cls.__init__).parameters
+        return lambda: (cls(**{name: value for name, value in given.items() if name in named}), torch.randn(2, 3, 32))
+
+    found: dict[type, str] = {}
+    for module in modules_of(importlib.import_module("tsai.models")):
+        for name, cls in list(vars(module).items()):
+            own = inspect.isclass(cls) and issubclass(cls, nn.Module) and cls.__module__ == module.__name__
+            if (
+                own
+                and not name.startswith("_")
+                and {"c_in", "c_out"} <= inspect.signature(cls.__init__).parameters.keys()
+            ):
+                found.setdefault(cls, name)
+    return {name: maker(cls) for cls, name in found.items()}
+
+
+def small_packages_makers() -> Makers:
+    """Classes of packages that have but a few."""
+    made: Makers = {}
+    for path, options, samples in _FEW:
+        module, _, name = path.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+        made[f"{module.partition('.')[0]}.{name}"] = partial(first_that_runs, partial(cls, **options), samples)
+    return made
+
+
+def _tokens() -> torch.Tensor:
+    return torch.randint(0, 30, (2, 16))
+
+
+def _randn(*shape: int) -> Callable[[], Any]:
+    return partial(torch.randn, *shape)
+
+
+def _volumes(name: str, **more: Any) -> tuple[str, dict[str, Any], list[Callable[[], Any]]]:
+    options = {"input_channels": 1, "n_stages": 3, "features_per_stage": (8, 16, 32), "conv_op": nn.Conv2d} | more
+    options |= {"kernel_sizes": 3, "strides": (1, 2, 2), "num_classes": 2, "conv_bias": True, "nonlin": nn.ReLU}
+    options |= {"norm_op": nn.InstanceNorm2d, "norm_op_kwargs": {"affine": True}}
+    return f"dynamic_network_architectures.architectures.unet:{name}", options, [_randn(2, 1, 32, 32)]
+
+
+_FEW: list[tuple[str, dict[str, Any], list[Callable[[], Any]]]] = [
+    _volumes("PlainConvUNet", n_conv_per_stage=2, n_conv_per_stage_decoder=2),
+    _volumes("ResidualEncoderUNet", n_blocks_per_stage=2, n_conv_per_stage_decoder=2),
+    (
+        "rtdl_revisiting_models:MLP",
+        {"d_in": 12, "d_out": 2, "n_blocks": 2, "d_block": 32, "dropout": 0.1},
+        [_randn(4, 12)],
+    ),
+    (
+        "rtdl_revisiting_models:ResNet",
+        {
+            "d_in": 12,
+            "d_out": 2,
+            "n_blocks": 2,
+            "d_block": 32,
+            "d_hidden": 48,
+            "d_hidden_multiplier": None,
+            "dropout1": 0.1,
+            "dropout2": 0.1,
+        },
+        [_randn(4, 12)],
+    ),
+    (
+        "rtdl_revisiting_models:FTTransformer",
+        {
+            "n_cont_features": 6,
+            "cat_cardinalities": [4, 5],
+            "d_out": 2,
+            "n_blocks": 2,
+            "d_block": 32,
+            "attention_n_heads": 4,
+            "attention_dropout": 0.1,
+            "ffn_d_hidden": 64,
+            "ffn_d_hidden_multiplier": None,
+            "ffn_dropout": 0.1,
+            "residual_dropout": 0.0,
+        },
+        [lambda: (torch.randn(4, 6), torch.randint(0, 4, (4, 2)))],
+    ),
+    (
+        "pytorch_tabnet.tab_network:TabNet",
+        {"input_dim": 12, "output_dim": 3, "group_attention_matrix": torch.eye(12)},
+        [_randn(8, 12)],
+    ),
+    (
+        "perceiver_pytorch:Perceiver",
+        {
+            "num_freq_bands": 4,
+            "depth": 2,
+            "max_freq": 10.0,
+            "num_latents": 8,
+            "latent_dim": 32,
+            "latent_heads": 4,
+            "latent_dim_head": 8,
+            "cross_dim_head": 8,
+            "num_classes": 5,
+        },
+        [_randn(2, 8, 8, 3)],
+    ),
+    (
+        "perceiver_pytorch:PerceiverIO",
+        {
+            "dim": 16,
+            "queries_dim": 16,
+            "logits_dim": 5,
+            "depth": 2,
+            "num_latents": 8,
+            "latent_dim": 32,
+            "latent_heads": 4,
+            "latent_dim_head": 8,
+            "cross_dim_head": 8,
+        },
+        [lambda: {"data": torch.randn(2, 12, 16), "queries": torch.randn(2, 4, 16)}],
+    ),
+    (
+        "denoising_diffusion_pytorch:Unet",
+        {"dim": 16, "dim_mults": (1, 2)},
+        [lambda: (torch.randn(2, 3, 16, 16), torch.tensor([3, 7]))],
+    ),
+    (
+        "denoising_diffusion_pytorch:Unet1D",
+        {"dim": 16, "dim_mults": (1, 2), "channels": 3},
+        [lambda: (torch.randn(2, 3, 16), torch.tensor([3, 7]))],
+    ),
+    (
+        "denoising_diffusion_pytorch:KarrasUnet",
+        {"image_size": 16, "dim": 16, "dim_max": 32, "num_downsamples": 1, "attn_res": (8,), "attn_dim_head": 8},
+        [lambda: (torch.randn(2, 4, 16, 16), torch.rand(2))],
+    ),
+    ("facenet_pytorch:InceptionResnetV1", {"classify": True, "num_classes": 5}, [_randn(2, 3, 96, 96)]),
+    ("facenet_pytorch.models.mtcnn:PNet", {"pretrained": False}, [_randn(2, 3, 24, 24)]),
+    ("facenet_pytorch.models.mtcnn:RNet", {"pretrained": False}, [_randn(2, 3, 24, 24)]),
+    ("facenet_pytorch.models.mtcnn:ONet", {"pretrained": False}, [_randn(2, 3, 48, 48)]),
+    ("vector_quantize_pytorch:VectorQuantize", {"dim": 16, "codebook_size": 8}, [_randn(2, 8, 16)]),
+    ("vector_quantize_pytorch:ResidualVQ", {"dim": 16, "codebook_size": 8, "num_quantizers": 2}, [_randn(2, 8, 16)]),
+    ("vector_quantize_pytorch:FSQ", {"levels": [8, 5], "dim": 16}, [_randn(2, 8, 16)]),
+    ("linformer:Linformer", {"dim": 32, "seq_len": 16, "depth": 2, "heads": 4, "k": 8}, [_randn(2, 16, 32)]),
+    (
+        "performer_pytorch:PerformerLM",
+        {"num_tokens": 30, "max_seq_len": 16, "dim": 32, "depth": 2, "heads": 4, "dim_head": 8},
+        [_tokens],
+    ),
+    ("performer_pytorch:Performer", {"dim": 32, "depth": 2, "heads": 4, "dim_head": 8}, [_randn(2, 16, 32)]),
+    (
+        "axial_attention:AxialImageTransformer",
+        {"dim": 16, "depth": 2, "heads": 4, "reversible": False},
+        [_randn(2, 16, 8, 8)],
+    ),
+    (
+        "g_mlp_pytorch:gMLPVision",
+        {"image_size": 32, "patch_size": 8, "num_classes": 5, "dim": 32, "depth": 2},
+        [_randn(2, 3, 32, 32)],
+    ),
+    ("g_mlp_pytorch:gMLP", {"num_tokens": 30, "dim": 32, "depth": 2, "seq_len": 16}, [_tokens]),
+    (
+        "mlp_mixer_pytorch:MLPMixer",
+        {"image_size": 32, "channels": 3, "patch_size": 8, "dim": 32, "depth": 2, "num_classes": 5},
+        [_randn(2, 3, 32, 32)],
+    ),
+    (
+        "nystrom_attention:Nystromformer",
+        {"dim": 32, "dim_head": 8, "heads": 4, "depth": 2, "num_landmarks": 4},
+        [_randn(2, 16, 32)],
+    ),
+    (
+        "tab_transformer_pytorch:TabTransformer",
+        {"categories": (4, 5), "num_continuous": 3, "dim": 16, "depth": 2, "heads": 4, "dim_out": 2},
+        [lambda: (torch.randint(0, 4, (4, 2)), torch.randn(4, 3))],
+    ),
+    (
+        "tab_transformer_pytorch:FTTransformer",
+        {"categories": (4, 5), "num_continuous": 3, "dim": 16, "depth": 2, "heads": 4, "dim_out": 2},
+        [lambda: (torch.randint(0, 4, (4, 2)), torch.randn(4, 3))],
+    ),
+    (
+        "lambda_networks:LambdaLayer",
+        {"dim": 16, "dim_out": 16, "r": 5, "dim_k": 8, "heads": 4, "dim_u": 1},
+        [_randn(2, 16, 8, 8)],
+    ),
+    (
+        "halonet_pytorch:HaloAttention",
+        {"dim": 16, "block_size": 4, "halo_size": 2, "dim_head": 8, "heads": 2},
+        [_randn(2, 16, 8, 8)],
+    ),
+    (
+        "bottleneck_transformer_pytorch:BottleStack",
+        {"dim": 16, "fmap_size": 8, "dim_out": 32, "proj_factor": 4, "downsample": True, "heads": 4, "dim_head": 8},
+        [_randn(2, 16, 8, 8)],
+    ),
+    (
+        "linear_attention_transformer:LinearAttentionTransformerLM",
+        {"num_tokens": 30, "dim": 32, "heads": 4, "depth": 2, "max_seq_len": 16},
+        [_tokens],
+    ),
+    (
+        "uniformer_pytorch:Uniformer",
+        {"num_classes": 5, "dims": (64, 64, 64, 64), "depths": (1, 1, 1, 1), "mhsa_types": ("l", "l", "g", "g")},
+        [_randn(1, 3, 4, 32, 32)],
+    ),
+    (
+        "hourglass_transformer_pytorch:HourglassTransformerLM",
+        {"num_tokens": 30, "dim": 32, "max_seq_len": 16, "shorten_factor": 2, "depth": (1, 1, 1)},
+        [_tokens],
+    ),
+    (
+        "egnn_pytorch:EGNN_Network",
+        {"num_tokens": 21, "num_positions": 16, "dim": 16, "depth": 2, "num_nearest_neighbors": 4},
+        [lambda: (torch.randint(0, 20, (2, 16)), torch.randn(2, 16, 3))],
+    ),
+    ("egnn_pytorch:EGNN", {"dim": 16}, [lambda: (torch.randn(2, 8, 16), torch.randn(2, 8, 3))]),
+    ("soft_moe_pytorch:SoftMoE", {"dim": 32, "seq_len": 16, "num_experts": 4}, [_randn(2, 16, 32)]),
+    (
+        "iTransformer:iTransformer",
+        {"num_variates": 6, "lookback_len": 16, "dim": 32, "depth": 2, "heads": 4, "dim_head": 8, "pred_length": 4},
+        [_randn(2, 16, 6)],
+    ),
+    ("mixture_of_experts:MoE", {"dim": 32, "num_experts": 4, "hidden_dim": 64}, [_randn(2, 16, 32)]),
+    (
+        "x_unet:XUnet",
+        {
+            "dim": 16,
+            "channels": 3,
+            "dim_mults": (1, 2),
+            "num_blocks_per_stage": (1, 1),
+            "num_self_attn_per_stage": (0, 1),
+        },
+        [_randn(2, 3, 32, 32)],
+    ),
+    (
+        "res_mlp_pytorch:ResMLP",
+        {"image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "num_classes": 5},
+        [_randn(2, 3, 32, 32)],
+    ),
+    (
+        "timesformer_pytorch:TimeSformer",
+        {
+            "dim": 32,
+            "image_size": 32,
+            "patch_size": 8,
+            "num_frames": 2,
+            "num_classes": 5,
+            "depth": 2,
+            "heads": 4,
+            "dim_head": 8,
+        },
+        [_randn(1, 2, 3, 32, 32)],
+    ),
+    (
+        "segformer_pytorch:Segformer",
+        {
+            "dims": (16, 16, 32, 32),
+            "heads": (1, 2, 2, 4),
+            "ff_expansion": (2, 2, 2, 2),
+            "reduction_ratio": (4, 2, 1, 1),
+            "num_layers": 1,
+            "decoder_dim": 32,
+            "num_classes": 3,
+        },
+        [_randn(2, 3, 64, 64)],
+    ),
+    ("ncps.torch:CfC", {"input_size": 6, "units": 16}, [_randn(2, 8, 6)]),
+    ("ncps.torch:LTC", {"input_size": 6, "units": 16}, [_randn(2, 4, 6)]),
+    ("pytorch_tcn:TCN", {"num_inputs": 4, "num_channels": [8, 16], "kernel_size": 3}, [_randn(2, 4, 20)]),
+    (
+        "tabm:TabM",
+        {
+            "n_num_features": 6,
+            "d_out": 2,
+            "n_blocks": 2,
+            "d_block": 32,
+            "k": 4,
+            "dropout": 0.1,
+            "arch_type": "tabm",
+            "start_scaling_init": "random-signs",
+        },
+        [_randn(4, 6)],
+    ),
+    ("conformer:ConformerBlock", {"dim": 32, "dim_head": 8, "heads": 4, "conv_kernel_size": 5}, [_randn(2, 16, 32)]),
+    (
+        "reformer_pytorch:ReformerLM",
+        {"num_tokens": 30, "dim": 32, "depth": 1, "max_seq_len": 16, "heads": 4, "bucket_size": 4, "n_hashes": 2},
+        [_tokens],
+    ),
+    (
+        "routing_transformer:RoutingTransformerLM",
+        {"num_tokens": 30, "dim": 32, "heads": 4, "depth": 1, "max_seq_len": 16, "window_size": 4},
+        [_tokens],
+    ),
+    ("memory_efficient_attention_pytorch:Attention", {"dim": 32, "dim_head": 8, "heads": 4}, [_randn(2, 16, 32)]),
+    ("mega_pytorch:Mega", {"dim": 32, "num_tokens": 30, "depth": 2}, [_tokens]),
+    ("torchtuples.practical:MLPVanilla", {"in_features": 6, "num_nodes": [16, 16], "out_features": 2}, [_randn(4, 6)]),
+    (
+        "unet:UNet2D",
+        {"out_channels_first_layer": 8, "num_encoding_blocks": 2, "normalization": "batch", "padding": True},
+        [_randn(2, 1, 32, 32)],
+    ),
+    ("antialiased_cnns:resnet18", {"num_classes": 5}, [_randn(2, 3, 64, 64)]),
+    ("antialiased_cnns:mobilenet_v2", {"num_classes": 5}, [_randn(2, 3, 64, 64)]),
+    ("minGRU_pytorch:minGRULM", {"num_tokens": 30, "dim": 32, "depth": 2}, [_tokens]),
+    ("minGRU_pytorch:minGRU", {"dim": 32}, [_randn(2, 16, 32)]),
+    (
+        "encodec.modules:SEANetEncoder",
+        {"channels": 1, "dimension": 16, "n_filters": 4, "ratios": [2, 2]},
+        [_randn(2, 1, 64)],
+    ),
+    (
+        "encodec.modules:SEANetDecoder",
+        {"channels": 1, "dimension": 16, "n_filters": 4, "ratios": [2, 2]},
+        [_randn(2, 16, 16)],
+    ),
+    (
+        "local_attention:LocalTransformer",
+        {
+            "num_tokens": 30,
+            "dim": 32,
+            "depth": 2,
+            "max_seq_len": 16,
+            "local_attn_window_size": 4,
+            "heads": 4,
+            "dim_head": 8,
+        },
+        [_tokens],
+    ),
+    (
+        "colt5_attention:ConditionalRoutedFeedForward",
+        {"dim": 32, "light_ff_mult": 0.5, "heavy_ff_mult": 4, "num_heavy_tokens": 4},
+        [_randn(2, 16, 32)],
+    ),
+]
