@@ -32,7 +32,7 @@ _TENSOR_TYPE = type(torch.FloatTensor)
 
 
 def _int(*args: Any, **kwargs: Any) -> Any:
-    """``int`` whose conversions of traced numbers stay traced, those that a tensor holds among them."""
+    """``int`` that keeps traced numbers traced, also those read from a tensor."""
     args = (args[0].item(),) if len(args) == 1 and _is_watched(args[0]) else args
     value = int(*map(plain, args), **kwargs)
     return traced(value, int, args) if len(args) == 1 and isinstance(args[0], Traced) else value
@@ -53,20 +53,20 @@ def _is_watched(value: Any) -> bool:
 
 
 def _type(*args: Any, **kwargs: Any) -> Any:
-    """``type``, to which a traced number is what it stands for."""
+    """``type`` that gives int or float for a traced number."""
     kind = type(*args, **kwargs)
     return int if kind is TracedInt else float if kind is TracedFloat else kind
 
 
 def _length(value: Any, /) -> int:
-    """``len`` whose answer for a tensor is the size of its first dim."""
+    """``len`` that gives the traced size of a tensor's first dim."""
     if isinstance(value, torch.Tensor) and value.dim() > 0:
         return value.shape[0]
     return len(value)
 
 
 def _is_instance(value: Any, classes: Any, /) -> bool:
-    """``isinstance``, to which ``torch.FloatTensor`` and the like are questions about a tensor's dtype and device."""
+    """``isinstance`` that treats ``torch.FloatTensor`` and the like as questions about dtype and device."""
     kinds = classes if isinstance(classes, tuple) else (classes,)
     kinds = tuple(torch.Tensor if kind is _variable else kind for kind in kinds)
     if isinstance(value, torch.Tensor) and any(isinstance(kind, _TENSOR_TYPE) for kind in kinds):
@@ -80,7 +80,7 @@ def _is_instance(value: Any, classes: Any, /) -> bool:
 
 
 def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of numbers whose results remember them."""
+    """A function of numbers whose results keep their origin."""
 
     def variant(*args: Any, **kwargs: Any) -> Any:
         if function in (max, min) and len(args) == 1 and not kwargs and _is_watched(args[0]) and args[0].dim() == 1:
@@ -101,7 +101,7 @@ _MATHS = {
 
 
 class _Math(types.ModuleType):
-    """``math`` whose functions of one number remember it."""
+    """``math`` whose functions of one number keep its origin."""
 
     def __getattr__(self, name: str) -> Any:
         return _MATHS.get(name) or getattr(math, name)
@@ -116,7 +116,7 @@ def _product(numbers: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Numpy(types.ModuleType):
-    """``numpy`` whose functions of one number, and product of sizes, remember them."""
+    """``numpy`` whose functions of one number, and product of sizes, keep their origin."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "prod":
@@ -130,14 +130,14 @@ class _Numpy(types.ModuleType):
 
 
 def _variable(data: Any = None, requires_grad: bool = False, **kwargs: Any) -> Any:
-    """``torch.autograd.Variable``, which was once needed around each tensor, as what it still does."""
+    """``torch.autograd.Variable``, once needed around each tensor; today it returns the tensor."""
     if not isinstance(data, torch.Tensor) or kwargs:
         return torch.autograd.Variable(data, requires_grad, **kwargs)
     return data.detach().requires_grad_(requires_grad) if requires_grad else data.detach()
 
 
 def _seeding(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that seeds torch's generator, or puts a state back, which no graph does."""
+    """A function that seeds torch's generator or restores its state, which a graph cannot do."""
 
     @functools.wraps(function)
     def variant(*args: Any, **kwargs: Any) -> Any:
@@ -257,7 +257,7 @@ _SHIFT = int(sys.version_info >= (3, 11))
 
 
 def _loads_of_globals(code: types.CodeType) -> Iterator[tuple[int, str, bool]]:
-    """Where code loads a global name, the name, and whether the value is called there and used for nothing else."""
+    """Each load of a global name: where, the name, and whether the value is only called there."""
     instructions = list(dis.get_instructions(code))
     for number, instruction in enumerate(instructions):
         if instruction.opname == "LOAD_GLOBAL":
@@ -269,7 +269,7 @@ def _loads_of_globals(code: types.CodeType) -> Iterator[tuple[int, str, bool]]:
 
 
 def _is_called(following: list[dis.Instruction]) -> bool:
-    """Whether the value on top of the stack is what the next call at its depth calls, in Python 3.10."""
+    """In Python 3.10: whether the next call at this stack depth calls the value on top of the stack."""
     depth = 1
     for instruction in following:
         below = {"CALL_FUNCTION": 1, "CALL_FUNCTION_KW": 2}.get(instruction.opname)

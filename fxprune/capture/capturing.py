@@ -80,18 +80,18 @@ class Captured:
     untraced: str = ""  # why the forward in training mode could not be captured; empty where it was, or need not be
 
     def refuse_training(self, reason: str) -> None:
-        """Let the graph of eval mode be the only one, and that in the modes that parts have in eval mode."""
+        """Keep only the graph of eval mode, and run it only while all parts are in the modes they have in eval mode."""
         self.untraced, self.training_graph = f"{NO_TRAINING}{reason}", None
         self.flags.pop(True, None)
         self.modes_read |= {"", *self.opaque}
 
     def everything(self) -> Iterator[Captured]:
-        """This graph, the one of training mode, and the same for every specialization and every island."""
+        """This graph and that of training mode, then those of every specialization and every island."""
         for captured in (self, *self.specializations, *self.islands):
             yield from captured.modes()
 
     def modes(self) -> Iterator[Captured]:
-        """This graph, and the one of training mode where that is another one."""
+        """This graph, and that of training mode where it differs."""
         yield self
         if self.training_graph is not None:
             yield self.training_graph
@@ -101,7 +101,7 @@ class Captured:
         return self.aliases.get(name, name)
 
     def takes(self, model: nn.Module, sample: Sample) -> bool:
-        """Whether the way that was traced is that of a sample of another batch size, too."""
+        """Whether a sample of another batch size takes the branches that were traced."""
         traced, wanted = self.sample.batch_size, sample.batch_size
         if traced is None or wanted is None or decisions.hold_at_batch(self.graph, traced, wanted):
             return True
@@ -130,12 +130,12 @@ class Captured:
         return run
 
     def hold_to_sizes(self) -> None:
-        """Let every graph but those of islands refuse all sizes but those of its own sample, the batch aside."""
+        """Make every graph except those of islands refuse all sizes but its own sample's, apart from the batch."""
         for captured in (mode for specialization in (self, *self.specializations) for mode in specialization.modes()):
             decisions.hold_to_sizes(captured.graph, slice(captured.sample.batch_size is not None, None))
 
     def led_by(self, number: int) -> Captured:
-        """The same captures with one of the specializations in front, and the first one among the specializations."""
+        """The same captures with one specialization first, and the former first one among the specializations."""
         first, *rest = self.specializations[number - 1], replace(self, specializations=()), *self.specializations
         return replace(first, specializations=tuple(c for c in rest if c.specialization != number))
 
@@ -184,12 +184,12 @@ def capture(
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
     ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
-    stands before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
-    are not looked into. Where the forward cannot be traced but asks whether it is being traced, it is told so.
+    is put before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
+    are not traced into. A forward that cannot be traced, but asks whether it is being traced, is told that it is.
     ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes
     of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are
-    known to leave outside of its tensors, which must not decide anything. ``live``: go on where data decide, with the
-    values that the sample has. Raises CaptureError: the forward cannot be traced; names the module and the source line.
+    known to write outside of its tensors, which must not decide anything. ``live``: where data decide on a branch, go
+    on with the sample's values. Raises CaptureError: the forward cannot be traced; names the module and the source line.
     """
     task = Task(
         model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}
@@ -269,7 +269,7 @@ class Task:
         )
 
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
-        """The recorder after the forward, and what the copy that ran holds."""
+        """The recorder after the forward, and the tensors and state of the copy that ran."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with settings.surroundings(self.gradients, self.cast, self.inference):
             copy = clone.meta_clone(self.model)
@@ -298,7 +298,7 @@ class Task:
         return copy
 
     def _otherwise(self, **changes: Any) -> Recorder | None:
-        """The forward with other settings, or None where it cannot be traced then; where gradients are needed, why."""
+        """The forward in other settings; None if it cannot be traced, unless gradients are needed: that raises."""
         try:
             return replace(self, **changes).recorded()[0]
         except CaptureError:
@@ -307,7 +307,7 @@ class Task:
             return None
 
     def _constant_names(self, copy: nn.Module) -> Callable[[torch.Tensor], str]:
-        """The beginning of a constant's name: whether the model holds it, or the forward makes it."""
+        """The prefixes of constants' names, which tell those that the model holds from those that the forward makes."""
         mode = "training_" * self.training + f"variant{self.specialization}_" * (self.specialization > 0)
 
         @functools.cache
@@ -317,7 +317,7 @@ class Task:
         return lambda tensor: f"{self.prefix}_{mode}{HELD_TENSOR if id(tensor) in held() else MADE_TENSOR}"
 
     def _forward(self, copy: nn.Module, recorder: Recorder, state: clone.State) -> dict[Place, Any]:
-        """Run the copy on the meta device while the recorder watches; what it left outside of tensors, by place."""
+        """Run the copy on the meta device under the recorder; returns its writes outside of tensors, by place."""
         paths = {id(module): path for path, module in named_modules(copy)}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
@@ -343,7 +343,7 @@ class Task:
             chance.restore()
 
     def _handler(self, copy: nn.Module, recorder: Recorder, paths: Mapping[int, str]) -> clone.CallHandler:
-        """What a call of a submodule becomes."""
+        """The function that records a call of a submodule."""
         supply = {path: iter(results) for path, (_, results) in self.opaque.items()}
 
         def handle(module: nn.Module, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:

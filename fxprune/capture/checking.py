@@ -1,4 +1,4 @@
-"""What a model must be before it is compiled. Each refusal says what was found, where, and what to do."""
+"""The checks on a model before it is compiled. Each refusal says what was found, where, and what to do."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _check_names(where: str, module: nn.Module) -> None:
 
 
 def _check_memory(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
-    """Refuse what training changes and that shares elements with another tensor, which copies of both would not."""
+    """Refuse tensors that training changes and that share memory with others: copies would not share it."""
     by_memory: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in tensors:
         if not is_lazy(tensor) and not tensor.is_meta and tensor.layout is torch.strided and tensor.numel():
@@ -120,7 +120,7 @@ def traced_hooks(model: nn.Module) -> list[str]:
 
 
 def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:
-    """Infinity is what masks and open bounds are written with; no weight and no statistic can be infinite."""
+    """Whether the values can be used: infinity is fine in masks and bounds, but not in weights and statistics."""
     return _is_finite(tensor) or not (is_weight or bool(tensor.isnan().any()))
 
 
@@ -214,7 +214,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> dict[Pl
 
 
 def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
-    """The modes (``training``) in which the graphs do not go on answering as a model does from call to call.
+    """The modes (``training``) in which repeated calls of the graphs stop giving the answers of the model.
 
     Both are run on private copies, in each mode twice and in training once more, with the same random numbers. Between
     the calls inputs become smaller and what a call has written into tensors moves: a tensor that the first call fills,
@@ -247,13 +247,13 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
 
 
 def _same_state(copies: Sequence[nn.Module], shapes: Mapping[str, torch.Size]) -> bool:
-    """Whether the tensors of both copies are alike, but those that changed their shape, which serve as a cache."""
+    """Whether both copies hold equal tensors; those that changed their shape are caches and do not count."""
     kept = [{n: t for n, t in _floating(_tensors(duplicate)) if shapes.get(n) == t.shape} for duplicate in copies]
     return all(_equal(kept[0][name], kept[1][name], exact=False) for name in kept[0].keys() & kept[1].keys())
 
 
 def _move_written(copies: Sequence[nn.Module], before: Mapping[str, torch.Tensor]) -> None:
-    """Change alike in all copies what the first of them has written."""
+    """Change the tensors that the first copy has written, in the same way in all copies."""
     tensors = [dict(_floating(_tensors(duplicate))) for duplicate in copies]
     for name, old in before.items():
         new = tensors[0].get(name)
@@ -267,7 +267,7 @@ def _smaller(tensor: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def _answer(network: nn.Module, sample: Sample, training: bool) -> Any:
-    """What a network gives, or that it raises; what hangs hooks on gradients in training wants some."""
+    """The output of a network, or its error. In training, inputs need gradients, as some code adds hooks to them."""
     torch.manual_seed(0)
     try:
         with torch.set_grad_enabled(training):

@@ -1,4 +1,4 @@
-"""Stand-ins on the meta device."""
+"""Copies of tensors and models on the meta device, without values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def meta_like(tensor: Tensor) -> Tensor:
 
 
 def on_meta(value: Any) -> Any:
-    """What an argument is for a run on the meta device, where numbers need not remember."""
+    """An argument as it is passed to a run on the meta device, where numbers need no origin."""
     if isinstance(value, Traced):
         return value.value
     if isinstance(value, slice):
@@ -68,7 +68,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:
-    """Send calls of submodules of a private copy through ``handler``, and uses of ``training`` to the other."""
+    """Route calls of a private copy's submodules through ``handler``, and reads of ``training`` to the other."""
     watched: dict[type, type] = {}
     for module in modules_of(model):
         cls = type(module)
@@ -81,7 +81,7 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Mod
 
 
 def _flag_of(cls: type, mode_is_used: Callable[[nn.Module, bool], None]) -> property:
-    """The flag of a class's modules, as the class keeps it, with each use told."""
+    """A descriptor for the flag of a class's modules that reports each read."""
     own = getattr(cls, "training", None)
     own = own if isinstance(own, property) else None
 
@@ -128,7 +128,7 @@ class State:
         ]
 
     def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
-        """Parameters and buffers in whose place there is something else now, caches aside: name, old, new."""
+        """Parameters and buffers that were replaced, caches aside: name, old, new."""
         return ((name, old, new) for name, old, new in self._replaced() if not _is_cache(old, new))
 
     def changed(self) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ class State:
 
 
 def _is_cache(old: torch.Tensor, new: Any) -> bool:
-    """Whether a buffer got a tensor of another shape, as one does that holds a table for the size of the last input."""
+    """Whether a buffer got a tensor of another shape: then it caches a table for the size of the last input."""
     return not isinstance(old, nn.Parameter) and isinstance(new, torch.Tensor) and new.shape != old.shape
 
 

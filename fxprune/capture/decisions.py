@@ -1,4 +1,4 @@
-"""Decisions that a forward takes in Python on sizes: the trace goes one way, so the graph checks that others would too.
+"""Decisions that a forward takes in Python on sizes: the trace follows one branch, the graph checks it.
 
 ``if height % 7:`` or ``range(length)`` is answered for the sample's sizes and leaves no op behind. Each answer becomes
 a check in front of what it decided, so that an input of sizes with another answer is refused, never computed wrongly.
@@ -36,12 +36,12 @@ def is_check(node: fx.Node) -> bool:
 
 
 def asks_sizes(graph: fx.Graph) -> bool:
-    """Whether a graph checks sizes, or arguments, that another input may have otherwise."""
+    """Whether a graph checks sizes or arguments that may differ for another input."""
     return any(is_check(node) and REFUSAL in str(node.args[1]) for node in graph.nodes)
 
 
 def asks_values(graph: fx.Graph) -> bool:
-    """Whether a graph checks what the forward decided on values of data, and so refuses other values."""
+    """Whether a graph checks decisions that depended on the values of data, and so refuses other values."""
     return any(is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1]) for node in graph.nodes)
 
 
@@ -57,7 +57,7 @@ def refuses_sizes(error: BaseException) -> bool:
 
 
 def hold_to_sizes(graph: fx.Graph, dims: slice) -> None:
-    """Write checks into a graph that these dims of its inputs have the sizes of the sample."""
+    """Add checks to a graph that these dims of its inputs have the sample's sizes."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_before(inputs[-1].next):
         for node in (n for n in inputs if isinstance(n.meta["val"], torch.Tensor)):
@@ -70,7 +70,7 @@ def hold_to_sizes(graph: fx.Graph, dims: slice) -> None:
 
 
 def hold_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
-    """Whether all decisions hold if first dims, where they are multiples of the batch, are those of another batch."""
+    """Whether all decisions hold for another batch, which scales each first dim that is a multiple of it."""
 
     def value(given: Any) -> Any:
         if not isinstance(given, fx.Node):
@@ -97,7 +97,7 @@ def _is_number(node: fx.Node) -> bool:
 
 
 class Decisions:
-    """Writes the checks into a graph, each once. ``new`` makes a node, ``size`` that of a tensor's size."""
+    """Writes the checks into a graph, each once. ``new`` makes a node, ``size`` the node of a tensor's size."""
 
     def __init__(self, graph: fx.Graph, new: NewNode, size: Callable[[fx.Node, int], fx.Node]) -> None:
         self._graph = graph
@@ -108,7 +108,7 @@ class Decisions:
         self.place = ""  # a line that asked, once the forward is over
 
     def add(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
-        """Check that ``function(*operands)`` is true, unless it holds whatever the sizes are."""
+        """Check that ``function(*operands)`` is true, unless it is true for all sizes."""
         args = tuple(map(self._operand, operands))
         nodes = [a for a in args if isinstance(a, fx.Node)]
         if not nodes or (len(args) == len(nodes) and len(set(nodes)) == 1):
@@ -123,7 +123,7 @@ class Decisions:
             )
 
     def add_literal(self, node: fx.Node, value: Any) -> None:
-        """Check that an argument that is no tensor is the one of the sample: the forward's ways hang on it."""
+        """Check that a non-tensor argument equals the sample's: the forward branches on it."""
         if isinstance(value, (list, tuple, dict)):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
                 if not holds_tensor(item):
@@ -135,13 +135,13 @@ class Decisions:
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def add_given(self, node: fx.Node) -> None:
-        """Check that an argument is given that the sample gives, where a call may leave it out."""
+        """Check that an optional argument is given if the sample gives it."""
         condition = self._new("call_function", operator.is_not, (node, None), {}, True)
         text = f"{REFUSAL}calls with {node.name}, as in the sample: compile it again for calls without"
         self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def add_lengths(self, node: fx.Node, value: Any) -> None:
-        """Check that the containers in an argument have as many entries as the sample's."""
+        """Check that containers in an argument have as many entries as in the sample."""
         if not isinstance(value, (list, tuple, dict)):
             return
         length = self._new("call_function", len, (node,), {}, len(value))
@@ -153,14 +153,14 @@ class Decisions:
                 self.add_lengths(self._new("call_function", operator.getitem, (node, key), {}, item), item)
 
     def add_finite(self, node: fx.Node, answer: bool) -> None:
-        """Check that values are finite, as ``node`` asks, whose answer then is ``answer``."""
+        """Check that values are finite; ``node`` asks for it, and its answer is then ``answer``."""
         value = torch.empty_like(node.meta["val"])
         given = node if answer else self._new("call_function", torch.logical_not, (node,), {}, value)
         text = f"{REFUSAL}finite values, and {sources.source_line()} met infinity or NaN"
         self._new("call_function", torch._assert, (given, text), {}, None)
 
     def add_sizes(self, sizes: Iterable[fx.Node]) -> None:
-        """Check that sizes, on which a value that the forward reads hangs, are those of the sample."""
+        """Check that sizes that a value read by the forward depends on are the sample's."""
         for node in sizes:
             tensor, dim = cast(Any, node.args)
             self.add(operator.eq, (size_of(tensor, dim, node.meta["val"]), node.meta["val"]))
@@ -171,7 +171,7 @@ class Decisions:
             self.add(operator.eq, (size, plain(size)))
 
     def add_rank(self, node: fx.Node) -> None:
-        """Check what the number of a tensor's dims hangs on: the sizes of one that ``squeeze`` took away before."""
+        """Check what a tensor's number of dims depends on: the sizes that an earlier ``squeeze`` removed."""
         for squeeze in self._squeezes(node):
             shape = cast(fx.Node, squeeze.args[0]).meta["val"].shape
             named = squeeze.kwargs.get("dim", range(len(shape)))
@@ -197,7 +197,7 @@ class Decisions:
         return self._squeezed[node]
 
     def add_layout(self, node: fx.Node, kwargs: dict[str, Any], answer: bool) -> None:
-        """Check that a tensor is contiguous, or not. Raises CaptureError: it hangs on a kernel that torch chooses."""
+        """Check that a tensor is contiguous, or not. Raises CaptureError: that depends on torch's choice of kernel."""
         if node.op == "get_attr" and node.meta["val"].dim() not in IMAGE_DIMS:
             return
         if kernel := self._kernel_before(node):
@@ -211,7 +211,7 @@ class Decisions:
         self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def _kernel_before(self, node: fx.Node) -> fx.Node | None:
-        """A call before the node of which torch has several kernels, each with a memory format of its own."""
+        """A call before the node for which torch has several kernels, each with its own memory format."""
         pending, seen = [node], set[fx.Node]()
         while pending:
             top = pending.pop()
@@ -224,7 +224,7 @@ class Decisions:
         return None
 
     def add_pieces(self, name: str, node: fx.Node, args: Any, kwargs: Any, count: int) -> None:
-        """Check that a cut gives ``count`` pieces again: the forward may well take all of them."""
+        """Check that a split gives ``count`` pieces again, since the forward may use all of them."""
         position = 1 if name == "unbind" else 2
         dim = kwargs.get("dim", args[position] if len(args) > position else 0) % node.meta["val"].dim()
         size = size_of(node, dim, int(node.meta["val"].shape[dim]))
@@ -257,7 +257,7 @@ def _has_node(args: tuple[Any, ...]) -> bool:
 
 
 def _origin(node: fx.Node) -> fx.Node:
-    """The earliest tensor of the same shape, so that layers that ask the same are seen to do so."""
+    """The earliest tensor of the same shape, so that equal questions of several layers are recognised as equal."""
     while node.op in ("call_function", "call_method") and canonical_name(node.target) in SAME_SHAPE:
         given = node.args[0] if node.args else None
         if not isinstance(given, fx.Node) or not isinstance(given.meta.get("val"), torch.Tensor):
@@ -280,7 +280,7 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
 
 
 def _hangs_on_values(number: fx.Node) -> bool:
-    """Whether a number is computed from one that was read from a tensor, or is a size that hangs on values."""
+    """Whether a number is computed from a value read from a tensor, or is a size that depends on values."""
     if number.target == "size":
         return "by_values" in cast(fx.Node, number.args[0]).meta
     return number.target == "item" or any(map(_hangs_on_values, number.all_input_nodes))

@@ -1,4 +1,4 @@
-"""What a trace alone meets and a graph would hold for ever: numbers drawn outside torch, calls that fail."""
+"""Things that a trace meets once and a graph would repeat for ever: numbers drawn outside torch, calls that fail."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def next_guard(asked: Collection[str], answered: Collection[str]) -> str | None:
 
 
 class Failures:
-    """Calls of a recorder that a ``try`` of the forward surrounds: whether they fail decides what it does then."""
+    """Recorded calls inside a ``try`` of the forward: it branches on whether they fail."""
 
     def __init__(self, decisions: Decisions, reads: Reads, node_of: Callable[[torch.Tensor], fx.Node]) -> None:
         self._decisions, self._reads, self._node_of = decisions, reads, node_of
@@ -131,7 +131,7 @@ class Failures:
         self._tried: list[tuple[torch.Tensor, Any, str]] = []
 
     def failed(self, error: Exception, given: Any) -> None:
-        """Note what left the recorder: a refusal, or that other sizes, types or layouts of ``given`` may not fail."""
+        """Note a failure: a refusal, or an error that other sizes, types or layouts of ``given`` may not raise."""
         try:
             if isinstance(error, CaptureError):
                 raise error
@@ -140,7 +140,7 @@ class Failures:
             self._refusal = self._refusal or refusal
 
     def passed(self, value: Any, given: Any) -> None:
-        """Hold the numbers that gave a number; note a call that gave a tensor, which perhaps no node reads."""
+        """Note a call that passed: fix the numbers behind a number; remember calls whose tensor may stay unread."""
         if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried(self._around):
             if isinstance(value, torch.Tensor):
                 self._tried.append((value, given, sources.source_line()))
@@ -162,10 +162,10 @@ class Failures:
         self._reads.loose = True
 
     def check(self) -> None:
-        """Hold what calls were given that left nothing but that they passed.
+        """Fix the arguments of calls whose only effect was that they passed.
 
         Raises:
-            CaptureError: the forward caught this refusal, or nothing can hold what a call was given.
+            CaptureError: the forward caught this refusal, or the arguments of a call cannot be fixed.
         """
         self._around.clear()
         if self._refusal is not None:
@@ -177,7 +177,7 @@ class Failures:
 
 
 def noted(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A call of a recorder that tells its ``failures`` how it ended."""
+    """A recorder's method that tells its ``failures`` whether the call failed."""
 
     @functools.wraps(call)
     def noting(recorder: Any, *args: Any, **kwargs: Any) -> Any:

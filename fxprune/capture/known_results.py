@@ -1,8 +1,8 @@
-"""Output shapes that are known without running the kernel of the meta device, which is slow for some very common ops.
+"""Output shapes of common ops without running their kernels on the meta device, which are slow.
 
 Convolution, linear layers, norms and many element-wise ops are Python code there, and recurrent layers step
-through time there. Each function here answers for the plain uses alone and gives None for every other one, a wrong one
-included: then the kernel has to say.
+through time there. Each function here answers only for plain uses. For all others, wrong ones included, it returns
+None, and the kernel is run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _POINTWISE = frozenset(
 
 
 def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a leaf module returns, on the meta device, or None where its kernel has to say."""
+    """The output of a leaf module on the meta device, or None where its kernel must be run."""
     if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
         return _recurrent_of_packed(module, args[0])
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_meta:
@@ -87,7 +87,7 @@ def _signal(
     length: int | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """What ``istft`` gives; its kernel looks whether the windows add up to zero somewhere."""
+    """The output of ``istft``, whose kernel reads values: whether the windows add up to zero somewhere."""
     if len(args) > 2 or not spectrum.is_meta or kwargs.get("return_complex"):
         return None
     dims = 2 if spectrum.is_complex() else 3
@@ -297,7 +297,7 @@ class OnMeta(fx.Interpreter):
 
 
 class KnownValues:
-    """Answers for the recorder, which notes what each of them hangs on."""
+    """Answers for the recorder, which notes what each of them depends on."""
 
     def __init__(self, node_of: Callable[[torch.Tensor], fx.Node], stored: Stored, decisions: Decisions) -> None:
         self._node_of = node_of
@@ -305,7 +305,7 @@ class KnownValues:
         self._decisions = decisions
 
     def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: ByValues | None) -> Any:
-        """What a call gives that reads a tensor's values. Raises CaptureError: data would have to say, and cannot."""
+        """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
         try:
             return func(self.answer(name, args[0]), *args[1:], **kwargs)
         except CaptureError:
@@ -314,7 +314,7 @@ class KnownValues:
             return by_values.read(name, args[0])
 
     def answer(self, name: str, tensor: Any) -> torch.Tensor:
-        """The values of a tensor, or its truth value. Raises CaptureError: data would have to say."""
+        """The values of a tensor, or its truth value. Raises CaptureError: they depend on data."""
         node = self._node_of(tensor) if isinstance(tensor, torch.Tensor) else None
         known = None if node is None else known_value(node, self._stored)
         if node is not None and known is not None:

@@ -41,7 +41,7 @@ class Modes:
 
 
 def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
-    """Ask the model's classes. Raises ModelError: a call does more than a pruned network can do again."""
+    """Find out from the model's classes. Raises ModelError: a pruned network cannot repeat what a call does."""
     if not any(map(has_own_modes, modules_of(model))):
         return Modes()
     copy = clone.meta_clone(model)
@@ -69,7 +69,7 @@ def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
 
 
 def _held(copy: nn.Module) -> dict[str, tuple[Any, bool]]:
-    """Modules and tensors by name, and which parameters want gradients."""
+    """Modules and tensors by name, and which parameters require gradients."""
     tensors = (*copy.named_parameters(remove_duplicate=False), *copy.named_buffers(remove_duplicate=False))
     modules = copy.named_modules(remove_duplicate=False)
     return {n: (t, t.requires_grad) for n, t in tensors} | {f"{n} (a module)": (m, True) for n, m in modules}
@@ -122,7 +122,7 @@ def capture_training(
     modes: Modes,
     written: Mapping[Place, Any],
 ) -> Captured | None:
-    """The forward in training mode, or None where it is ``captured`` again. Raises CaptureError: it is not traced."""
+    """The forward in training mode, or None where it equals ``captured``. Raises CaptureError: it cannot be traced."""
     if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
@@ -149,13 +149,13 @@ def capture_training(
 
 
 def _given(captured: Captured, path: str) -> list[str]:
-    """The structure of what each call of an opaque module gives."""
+    """The structure of the output of each call of an opaque module."""
     nodes = (node for node in captured.graph.nodes if node.op == "call_module" and node.target == path)
     return [repr(pytree.tree_map_only(torch.Tensor, lambda t: (t.dtype, t.shape), node.meta["val"])) for node in nodes]
 
 
 def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, OpaqueCalls]:
-    """What each opaque module gives in training mode, which may be something else than in eval mode."""
+    """The outputs of each opaque module in training mode, which may differ from those in eval mode."""
     if not captured.opaque:
         return {}
     try:

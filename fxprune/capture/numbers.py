@@ -24,7 +24,7 @@ Operands = tuple[Any, ...]
 
 
 class _Number:
-    """What ``function`` of ``operands`` gave: ``value``. ``written``: the node that computes it, once there is one."""
+    """A ``value`` that ``function(*operands)`` gave. ``written``: the node that computes it, once there is one."""
 
     value: Any
     function: Callable[..., Any]
@@ -99,7 +99,7 @@ class _Given:
 
 
 def traced(value: Any, function: Callable[..., Any], operands: Operands) -> Any:
-    """``value`` remembering its origin; what is neither int nor float is given back as it is."""
+    """``value`` with its origin; anything but an int or a float is returned as it is."""
     if isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -111,7 +111,7 @@ _NEVER_FAIL = {operator.add, operator.sub, operator.mul, operator.neg, operator.
 
 
 def computed(function: Callable[..., Any], operands: Operands) -> Any:
-    """``function`` of numbers, remembering them. Whether it fails may decide what the forward does then."""
+    """``function`` of numbers, with them as its origin. The forward may branch on whether it fails."""
     mode = watching()
     try:
         value = traced(function(*map(plain, operands)), function, operands)
@@ -130,10 +130,10 @@ def size_of(node: Node, dim: int, value: int) -> Any:
 
 
 def decided(function: Callable[..., Any], operands: Operands) -> None:
-    """Tell the mode that watches this thread's forward that its way hangs on ``function(*operands)`` being true.
+    """Tell the mode that watches this thread's forward that its branch depends on ``function(*operands)`` being true.
 
-    Nobody watches what torch's own layers and functions ask themselves: they ask it again at every call. What only
-    goes into a message decides nothing.
+    Questions of torch's own layers and functions are not watched: they are asked again at every call. A number that
+    only goes into a message decides nothing.
     """
     mode = watching()
     if mode is None:
@@ -173,7 +173,7 @@ def plain(value: Any) -> Any:
 
 
 def _told(value: Any) -> Any:
-    """The same, for code that forgets where it came from: the number decides."""
+    """The plain number, for code that loses the origin: a decision on the number."""
     if isinstance(value, Traced):
         decided(operator.eq, (value, value.value))
         return value.value
@@ -238,7 +238,7 @@ def _as_int(self: Any) -> int:
 
 
 def _hash(self: Any) -> int:
-    """For a table or a set, which compares only what has the same hash; a cache finds it by its origin alone."""
+    """The hash: a dict or a set compares only keys of equal hash; a cache finds the number by its origin alone."""
     frame = sys._getframe(1)
     if watching() is not None and not is_hidden(frame):
         if asked_by_a_cache(frame):
@@ -256,7 +256,7 @@ def _round(self: Any, digits: int | None = None) -> Any:
 
 
 def _forgetting(name: str) -> Callable[..., Any]:
-    """A method of plain numbers, whose results do not remember what they are computed from."""
+    """A method of plain numbers, whose results have no origin."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(_told(self), name)(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Objects of a class of their own that hold tensors, such as caches: a graph makes them again by copying."""
+"""Objects of user classes that hold tensors, such as caches: a graph rebuilds them by copying."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Slot:
 
 
 class CopiedObject:
-    """Makes an object again: a deep copy of ``skeleton`` with values in the places of ``slots``. A graph calls it."""
+    """Rebuilds an object: a deep copy of ``skeleton`` with values in place of its ``slots``. A graph calls it."""
 
     def __init__(self, skeleton: Any, slots: tuple[Slot, ...]) -> None:
         self._skeleton = skeleton
@@ -43,7 +43,7 @@ class CopiedObject:
 
 
 def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
-    """What makes ``value`` again, and the tensors and numbers that it takes; None where the object holds no tensor.
+    """The callable that rebuilds ``value``, and its tensors and numbers; None if the object holds no tensor.
 
     Raises:
         CaptureError: the object cannot be copied.
@@ -79,7 +79,7 @@ Construction = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 def construction(value: Any, convert: Convert) -> Construction | None:
-    """Class and arguments that make a container again, converted, or None. Raises CaptureError: it cannot be copied."""
+    """Class and converted arguments to rebuild a container, or None. Raises CaptureError: it cannot be copied."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value), tuple(convert(v) for v in value), {}
     if type(value) is OrderedDict:

@@ -80,7 +80,7 @@ class Reachable:
 
     @functools.cached_property
     def holders(self) -> list[tuple[str, Any]]:
-        """Everything that holds values, each in words."""
+        """All objects that hold values, each with a description."""
         tables = [c for c in self.containers if len(c) <= _MOST_ENTRIES]
         return [
             *((in_words(cls), cls) for cls in self.classes),
@@ -91,7 +91,7 @@ class Reachable:
 
     @functools.cached_property
     def changeable(self) -> list[tuple[str, Any]]:
-        """Those of the holders in which there is something that may change without being another object."""
+        """The holders whose contents may change while the objects in them stay the same."""
         return [(words, holder) for words, holder in self.holders if any(is_changeable(type(v)) for v in _held(holder))]
 
     def _visit(self, value: Any) -> None:
@@ -173,7 +173,7 @@ class Reachable:
 
 
 def in_words(cls: type) -> str:
-    """What a class is called, the same for a class that is watched in its place."""
+    """The name of a class; a watched stand-in has the name of the original."""
     return f"class {cls.__module__}.{cls.__qualname__}"
 
 
@@ -196,7 +196,7 @@ def _held(holder: Any) -> list[Any]:
 
 
 def _own_getter(cls: type) -> Any:
-    """How attributes are read without Python code of the class, which may raise anything."""
+    """How to read attributes without running the class's own Python code, which may raise anything."""
     ways = (vars(base).get("__getattribute__") for base in cls.__mro__)
     return next(way for way in ways if isinstance(way, types.WrapperDescriptorType))
 
@@ -217,17 +217,17 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
 
 def reachable(model: nn.Module) -> Reachable:
-    """What a model's code reaches; within :func:`restored` that of the whole model, found once."""
+    """What a model's code reaches; within :func:`restored` that of the whole model, which is found once."""
     known = (found for found, _ in reversed(_current) if id(model) in found.modules)
     return next(known, None) or Reachable(model)
 
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Take back the tensors and sizes that run code leaves in what it shares with the rest of the process.
+    """Remove the tensors and sizes that the code run inside leaves in objects shared with the rest of the process.
 
-    Entries of containers, attributes of classes and variables that hold such get their values again; functions with an
-    ``lru_cache`` that were computed are to be computed anew.
+    Entries of containers, attributes of classes and variables that got such values get their earlier ones back;
+    functions with an ``lru_cache`` that were called are emptied.
     """
     before = next((contents for found, contents in reversed(_current) if id(model) in found.modules), None)
     found = reachable(model)
@@ -241,7 +241,7 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 def forget() -> None:
-    """Within :func:`restored`: take back now what runs have left, so that the next one finds what the first did."""
+    """Within :func:`restored`: undo now what runs have left, so that the next one starts like the first."""
     for _, contents in _current[-1:]:
         contents.restore()
 
@@ -261,7 +261,7 @@ class _Contents:
         ]
 
     def restore(self) -> None:
-        """Put back what has given way to tensors or sizes."""
+        """Restore values that were replaced by tensors or sizes."""
         for cache, info in self._caches:
             if cache.cache_info().misses != info.misses:
                 cache.cache_clear()
@@ -279,7 +279,7 @@ class _Contents:
 
 
 def _differences(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """Keys whose values became, or were, tensors or sizes, with the values that they had."""
+    """Keys whose old or new values are tensors or sizes, with the old values."""
     if len(now) == len(before) and all(map(operator.is_, chain(now, now.values()), chain(before, before.values()))):
         return []
     changed = [(key, before.get(key, _MISSING), value) for key, value in now.items()]
@@ -328,7 +328,7 @@ def _without(items: Any, others: Any) -> list[Any]:
 
 @functools.lru_cache(maxsize=65536)
 def _global_names(code: types.CodeType) -> frozenset[str]:
-    """Globals that code gives another value."""
+    """The globals that code assigns to."""
     stored: set[str] = set()
     if _STORE_GLOBAL in code.co_code[::2]:
         stored = {i.argval for i in dis.get_instructions(code) if i.opcode == _STORE_GLOBAL}

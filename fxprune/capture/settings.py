@@ -1,4 +1,4 @@
-"""Questions to tensors whose answers are no tensors: what each answer hangs on is noted, or checked in the graph."""
+"""Questions about tensors (dtype, strides, gradients): notes what each answer depends on, or checks it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _OF_SIZES = {"nbytes", "is_same_size", "storage_offset"}
 
 
 class Questions:
-    """Gives the answers. ``reads``: where questions about dtypes and gradients are noted. ``learning``: whether tensors
-    say that they need gradients.
+    """Answers them. ``reads`` notes the questions about dtypes and gradients. ``learning``: whether tensors claim to
+    need gradients.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Questions:
         self._learning = learning
 
     def answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
-        """The answer to a question, which is ``value`` on the meta device."""
+        """Answer a question; ``value`` is the answer on the meta device."""
         given = list(leaves((args, kwargs)))
         self._decisions.add_shape(leaf for leaf in given if isinstance(leaf, Traced))
         for tensor in (leaf for leaf in given if isinstance(leaf, torch.Tensor)):
@@ -66,7 +66,7 @@ class Questions:
         return value
 
     def _strides(self, tensor: torch.Tensor, dim: Any = None) -> Any:
-        """Strides, all of them or one, as products of sizes, which they are for a tensor that is contiguous."""
+        """All strides, or one, as products of sizes; that is what they are for a contiguous tensor."""
         if not tensor.is_contiguous():
             raise CaptureError("the forward asks for the strides of a tensor that is not contiguous: make it so first")
         if 1 in tensor.shape:
@@ -93,7 +93,7 @@ NewNode = Callable[[str, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node]
 
 @dataclass
 class Reads:
-    """Questions about dtypes that a forward asked, newest last."""
+    """The questions about dtypes that a forward asked, the newest last."""
 
     # For each tensor's node, the source line and the last node of the graph before the question.
     asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Reads:
     _latest: dict[torch.dtype, fx.Node] = field(default_factory=dict)
 
     def read(self, dtype: torch.dtype, node: fx.Node) -> None:
-        """Note that a forward asked for ``node``'s dtype, or for what hangs on it."""
+        """Note that a forward asked for the dtype of ``node``, or for something that depends on it."""
         self._latest[dtype] = node
         self.asked.setdefault(node, (source_line(), next(reversed(node.graph.nodes))))
         site = taken_by("dtype")
@@ -118,7 +118,7 @@ class Reads:
 
     @property
     def are_arguments(self) -> bool:
-        """Whether each answer became an argument of one call of torch, and nothing else: then it decides nothing."""
+        """Whether each answer was only passed on to one call of torch: then it decides nothing else."""
         return not self.loose and not self._waiting
 
     def holds(self, value: Any) -> bool:
@@ -149,7 +149,7 @@ class Reads:
 
 
 def _as_dtype(value: Any) -> torch.dtype | None:
-    """A dtype, or that of a type's name as ``type()`` says it."""
+    """The dtype itself, or the one that a name such as ``torch.FloatTensor`` means."""
     if isinstance(value, str) and value.startswith("torch.") and value.count(".") == 1:
         value = getattr(getattr(torch, value.split(".")[1], None), "dtype", None)
     return value if isinstance(value, torch.dtype) else None
@@ -162,19 +162,19 @@ def _limit(dtype: torch.dtype, value: Any) -> str:
 
 
 class Trace(Protocol):
-    """What a recorder tells of a forward: its graph and what it asked."""
+    """A recorded forward: its graph and the questions it asked."""
 
     graph: fx.Graph
     reads: Reads
 
 
 def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
-    """See what of a graph hangs on its settings: decide which guesses are reads, and refuse other ways.
+    """Find what in a graph depends on settings: decide which guesses are reads, and refuse other branches.
 
     ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``, without
     ``gradients``, with autocast on (``cast``), in ``inference`` mode or ``learning`` (with tensors that need
-    gradients); None where it cannot be traced then. Raises CaptureError: it goes another way. One that autocast
-    around it changes is refused then, by checks in the graph.
+    gradients); None where it cannot be traced then. Raises CaptureError: it takes another branch. If only autocast
+    around it leads to another branch, checks in the graph refuse calls under autocast.
     """
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
@@ -220,7 +220,7 @@ def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
 
 
 def _another_way(trace: Trace, other: Trace | None) -> fx.Node | None:
-    """The first op that the forward has otherwise in other settings; its first if it fails there, None if none."""
+    """The first op that differs in other settings: the very first if the forward fails there, None if none differs."""
     if other is None:
         first: fx.Node = next(iter(trace.graph.nodes))
         return first
@@ -230,7 +230,7 @@ def _another_way(trace: Trace, other: Trace | None) -> fx.Node | None:
 def _compared(
     graph: fx.Graph, reads: Reads, other: fx.Graph, other_reads: Reads
 ) -> tuple[fx.Node | None, dict[fx.Node, tuple[Any, bool]]]:
-    """The first op that another graph has otherwise, or None; each value with whether it is a guess there, too."""
+    """The first op in which another graph differs, or None; and for each value whether it is a guess there too."""
     left, right = _ops(graph, reads.guesses), _ops(other, other_reads.guesses)
     match = _Match(set(reads.guesses), set(other_reads.guesses))
     for mine, theirs in zip(left, right, strict=False):
@@ -320,7 +320,7 @@ def surroundings(gradients: bool, cast: bool, inference: bool) -> Iterator[None]
 
 
 def _refuse_autocast_around(graph: fx.Graph) -> None:
-    """Write checks that there is no autocast around a forward that turns it off for a part, which no graph carries."""
+    """Check in the graph that autocast is off around it: a graph cannot turn it off for a part."""
     text = (
         f"{REFUSAL}calls without autocast around them, which its forward turns off in places or goes another way for: "
         "convert it instead"
@@ -335,7 +335,7 @@ def _refuse_autocast_around(graph: fx.Graph) -> None:
 
 
 def refuse_autocast(reads: Reads, around: tuple[bool, ...]) -> None:
-    """Note where a forward leaves the autocast ``around`` it. Raises CaptureError: it computes under its own."""
+    """Note that a forward turned off the autocast ``around`` it. Raises CaptureError: it turned autocast on itself."""
     now = autocast()
     if now == around:
         return

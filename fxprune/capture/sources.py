@@ -99,7 +99,7 @@ def _tries_in(source: str) -> list[tuple[int, int]] | None:
 
 
 def packs_saved_tensors() -> bool:
-    """Whether hooks of the user's own are called with what is saved for the backward pass; torch's change no values."""
+    """Whether the user's own hooks see tensors saved for the backward pass; torch's hooks change no values."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     code = getattr(hooks[0], "__code__", None) if hooks else None
     return code is not None and not code.co_filename.startswith(_HIDDEN)
@@ -124,7 +124,7 @@ Site = tuple[int, Span]
 
 
 def taken_by(attribute: str) -> Site | None:
-    """The call that alone takes the attribute which the user's frame reads now; None where that cannot be told."""
+    """The only call that gets the attribute which the user's frame is reading; None if that is unclear."""
     frame = user_frame()
     span = None if frame is None else _span(frame.f_code, frame.f_lasti)
     if frame is None or span is None:
@@ -137,7 +137,7 @@ def taken_by(attribute: str) -> Site | None:
 
 
 def calls_now() -> Site | None:
-    """The call that code makes now which is not this package's, without code of torch's in between."""
+    """The call that user code is making now, without torch's code in between."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
@@ -159,16 +159,16 @@ _PARTS += (ast.expr_context, ast.operator, ast.unaryop)
 
 
 def asked_by_a_cache(frame: types.FrameType) -> bool:
-    """Whether what a frame does now is a call of a function with an ``lru_cache``; False where that cannot be told."""
+    """Whether a frame is calling a function with an ``lru_cache``; False if that is unclear."""
     span = _span(frame.f_code, frame.f_lasti)
     call = next((node for node in _calls(frame) if _span_of(node) == span), None)
     return call is not None and hasattr(_value(call.func, frame), "cache_info")
 
 
 def is_of_a_message(frame: types.FrameType) -> bool:
-    """Whether what a frame does now only makes the text of a warning, a log, a print or a check's message.
+    """Whether a frame is only making the text of a warning, a log, a print or an assertion's message.
 
-    Python below 3.11 tells no more than the line: then nothing else in that line may make a text.
+    Before Python 3.11 only the line is known: then nothing else in that line may make a text.
     """
     calls = [call for call in _calls(frame) if _name_of(call.func) in _NAMES]
     if not calls:
@@ -193,7 +193,7 @@ def _is_line_of_messages(calls: list[ast.Call], frame: types.FrameType) -> bool:
 
 
 def _texts(call: ast.Call, frame: types.FrameType) -> Iterator[ast.expr]:
-    """The arguments of a call that are its message, where the call is of what only takes one, and nothing else."""
+    """The arguments that are the message of a call which does nothing else with them."""
     function = _value(call.func, frame)
     holder = _value(call.func.value, frame) if isinstance(call.func, ast.Attribute) else None
     is_log = isinstance(holder, (logging.Logger, logging.LoggerAdapter)) and _name_of(call.func) in _LOGS
@@ -204,7 +204,7 @@ def _texts(call: ast.Call, frame: types.FrameType) -> Iterator[ast.expr]:
 
 
 def _only_makes_text(part: ast.AST, frame: types.FrameType) -> bool:
-    """Whether an expression hands no part of itself to code that could keep it."""
+    """Whether an expression passes no part of itself to code that could keep it."""
     if not isinstance(part, _PARTS) or not all(_only_makes_text(child, frame) for child in _children(part)):
         return False
     if isinstance(part, ast.Call):
@@ -237,7 +237,7 @@ def _name_of(function: ast.expr) -> str:
 
 
 def _value(expression: ast.AST, frame: types.FrameType) -> Any:
-    """What a name, or an attribute of one, stands for in a frame; None where that would take running code."""
+    """The value of a name or attribute in a frame; None where finding it would run code."""
     if isinstance(expression, ast.Name):
         scopes = (frame.f_locals, frame.f_globals, vars(builtins))
         return next((scope[expression.id] for scope in scopes if expression.id in scope), None)
@@ -257,7 +257,7 @@ def _span_of(node: Any) -> Span:
 
 @functools.lru_cache(maxsize=8192)
 def _span(code: types.CodeType, at: int) -> Span | None:
-    """From which line and byte to which an instruction's expression reaches; None where that is not known."""
+    """The first and last line and byte of an instruction's expression; None where unknown."""
     positions = getattr(code, "co_positions", None)  # since Python 3.11
     if positions is None:
         return None

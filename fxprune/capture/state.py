@@ -1,8 +1,8 @@
-"""Python's own state: what a forward finds in attributes, containers, classes and globals, and what it leaves there.
+"""Python's own state: the numbers that a forward reads from and writes to attributes, containers, classes and globals.
 
-A graph forgets. A number that the forward changes for its next call (a step counter, a growing probability) must not
-reach the graph, nor decide which way the forward goes. So a forward that changes any is traced again with numbers in
-their places that know where they came from.
+A graph keeps no such state. A number that the forward changes for its next call (a step counter, a growing
+probability) must not end up in the graph, nor decide on a branch. So a forward that changes such numbers is traced again, with marked
+numbers in their places that show where they are used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PythonState:
     def __init__(self, model: nn.Module, shared: Reachable, prefix: str = "", *, own: bool = True) -> None:
         """``shared``: what the original's code reaches. ``prefix``: the path of ``model``, and a dot, in the whole.
 
-        With ``own`` off, what the model holds by itself is left aside.
+        With ``own`` off, what only the model holds is ignored.
         """
         self._model, self._prefix, self._changeable = model, prefix, shared.changeable
         self._watching = False
@@ -58,7 +58,7 @@ class PythonState:
         self._moves = any(isinstance(value, _Inner) for _, value in self._own.values())
 
     def written(self) -> dict[Place, Any]:
-        """What the forward wrote since: values that are new or that changed, by their places."""
+        """The values that the forward has added or changed since, by place."""
         before, after = self._shared_literals()
         before, after, missing = {**before, **self._own}, {**after, **self._own_now()}, object()
         return {
@@ -66,7 +66,7 @@ class PythonState:
         }
 
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
-        """Put known numbers, and values as a call leaves them, in these places; to use an iterator is refused."""
+        """Put marked numbers, and the values that a call leaves, in these places; using an iterator is refused."""
         for place, (holder, value) in self._inner.items():
             if isinstance(value, _Inner) and value.is_spent:
                 _put(holder, place[1], _Stream(place))
@@ -84,12 +84,12 @@ class PythonState:
                     _put(holder, place[1], _Stream(place))
 
     def unwatch(self) -> None:
-        """Give back what was put in the places of other things."""
+        """Undo :meth:`watch`."""
         if self._watching:
             self.restore()
 
     def restore(self, *, own: bool = False) -> None:
-        """Give what is shared with other code the values from before, and with ``own`` the model itself, too."""
+        """Restore the earlier values of everything shared with other code, and with ``own`` those of the model too."""
         # Holder by holder, as a class and the one that is watched in its place are called the same.
         for (words, holder), copy in zip(self._shared, self._copies, strict=True):
             if _is_changed(holder, copy):
@@ -105,7 +105,7 @@ class PythonState:
         return _literals(self._holders()) if changed else self._own
 
     def _shared_literals(self) -> tuple[dict[Place, Any], dict[Place, Any]]:
-        """What is shared with other code and changed since: what was held there before, and now."""
+        """The changes since to what is shared with other code: the values before and now."""
         both = zip(self._shared, self._copies, strict=True)
         changed = [(words, holder, copy) for (words, holder), copy in both if _is_changed(holder, copy)]
         before = {
@@ -126,7 +126,7 @@ class PythonState:
 
 @contextmanager
 def left_alone(model: nn.Module) -> Iterator[None]:
-    """Take back all that run code leaves in what it shares with the rest of the process."""
+    """Undo all changes that the code run inside makes to objects shared with the rest of the process."""
     with restored(model):
         outside = PythonState(model, reachable(model), own=False)
         try:
@@ -136,7 +136,7 @@ def left_alone(model: nn.Module) -> Iterator[None]:
 
 
 def _literals(holders: Iterable[tuple[str, Any]]) -> dict[Place, Any]:
-    """By place, what holds a literal there, and the literal."""
+    """For each place, the object that holds a literal there, and the literal."""
     return {
         (words, key): (holder, value if type(value) in _LITERALS or not _is_inner(value) else _Inner(value))
         for words, holder in holders
@@ -150,7 +150,7 @@ def _is_inner(value: Any) -> bool:
 
 
 def _give_back(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tuple[Any, Any]]) -> None:
-    """Write what was held before where something else is held after."""
+    """Restore the earlier value wherever a holder now has another."""
     for place, (holder, value) in {**after, **before}.items():
         if place not in before:
             _remove(holder, place[1])
@@ -159,7 +159,7 @@ def _give_back(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tu
 
 
 def _copied(holder: Any) -> Any:
-    """What a holder holds, in a holder of an ordinary class: others may do more when they are read."""
+    """The contents of a holder in a plain container: reading a holder of another class may run code."""
     if isinstance(holder, (list, deque)):
         return [*holder]
     if isinstance(holder, set):
@@ -177,7 +177,7 @@ def _is_changed(holder: Any, copy: Any) -> bool:
 
 
 class _Inner:
-    """What stands inside of an object, which it may change without being another one."""
+    """The state inside an object, which may change while the object stays the same."""
 
     def __init__(self, held: Any) -> None:
         self.held = held
@@ -204,11 +204,11 @@ class _Inner:
 
     @property
     def is_spent(self) -> bool:
-        """Whether what is taken from it is gone for ever."""
+        """Whether values taken from it cannot be taken again."""
         return isinstance(self.held, Iterator) and type(self.held).__module__ in ("builtins", "itertools")
 
     def rewound(self) -> Any:
-        """The object, with what stood in it where that can be written."""
+        """The object with its earlier contents, where those can be written back."""
         if isinstance(self.held, np.ndarray) and self.state:
             self.held[...] = np.frombuffer(self.state[0], self.held.dtype).reshape(self.held.shape)
         elif isinstance(self.held, bytearray):
@@ -225,7 +225,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _value_of(variable: ContextVar[Any]) -> Any:
-    """What a variable holds; one that was never set cannot be so again, so this is its default."""
+    """The value of a variable; the default if it was never set, as it cannot be unset again."""
     with suppress(LookupError):
         return variable.get() if variable in copy_context() else Context().run(variable.get)
 
