@@ -189,7 +189,7 @@ def capture(
     ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes
     of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are
     known to write outside of its tensors, which must not decide anything. ``live``: where data decide on a branch, go
-    on with the sample's values. Raises CaptureError: the forward cannot be traced; names the module and the source line.
+    on with the sample's values. Raises CaptureError, with the module and the source line: it cannot be traced.
     """
     task = Task(
         model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}

@@ -1,8 +1,8 @@
 """Python's own state: the numbers that a forward reads from and writes to attributes, containers, classes and globals.
 
 A graph keeps no such state. A number that the forward changes for its next call (a step counter, a growing
-probability) must not end up in the graph, nor decide on a branch. So a forward that changes such numbers is traced again, with marked
-numbers in their places that show where they are used.
+probability) must not end up in the graph, nor decide on a branch. So a forward that changes such numbers
+is traced again, with marked numbers in their places that show where they are used.
 """
 
 from __future__ import annotations
