@@ -1,4 +1,4 @@
-"""Arguments of a call as they stand in the graph: tensors and numbers as their nodes, containers with nodes in them."""
+"""Arguments of a call as written into the graph: nodes for tensors and numbers, containers of nodes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _names(func: Any) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def as_torch_names_them(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The arguments under the names of torch's documentation, and a first tensor in the first place."""
+    """The arguments under the names in torch's documentation, with the first tensor in first place."""
     if args and _NUMPY.keys().isdisjoint(kwargs):
         return args, kwargs
     names, first = _names(func)
@@ -101,7 +101,7 @@ class Arguments:
         return self._sizes[node, dim]
 
     def device_of(self, node: fx.Node, device: torch.device) -> torch.device:
-        """A device that is known again, by its identity, as that of a node's tensor."""
+        """A device object that is recognised later as the device of a node's tensor, by its identity."""
         device = torch.device(str(device))
         self._devices[id(device)] = (device, node)
         return device
@@ -144,7 +144,7 @@ class Arguments:
 def placeholders(
     forward: Callable[..., Any], sample: Sample, add: Callable[..., None]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One placeholder for every argument that the sample gives, under the name that the forward gives it.
+    """Make a placeholder for each argument in the sample, with its name in the forward.
 
     ``add(name, value, default)`` writes one. Returns the arguments for a call. Raises CaptureError: the sample does not
     fit the forward, or leaves out what no graph can hold.

@@ -1,7 +1,7 @@
-"""Custom autograd functions, which stay one call of the graph, with the backward that they have.
+"""Custom autograd functions, each kept as one call in the graph, with its own backward.
 
-``Function.apply`` is C code that calls the class's ``forward``. While a network is traced, that function has code which
-records the call; for other threads, and inside such a call, it does what it did.
+``Function.apply`` is C code that calls the class's ``forward``. While a network is traced, the code of that
+function records the call; for other threads, and inside such a call, it is unchanged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Record = Callable[["CustomFunction", Callable[..., Any], tuple[Any, ...]], Any]
 
 
 class CustomFunction:
-    """The target of such a call in a graph: calls of one class are equal, and shared like any function."""
+    """The target of such a call in a graph; targets of one class are equal and shared like any function."""
 
     def __init__(self, cls: type[Function]) -> None:
         self.cls = cls
@@ -116,7 +116,7 @@ class _Inputs(TorchFunctionMode):
 
 
 def without_values(run: Callable[..., Any], args: tuple[Any, ...], is_held: Callable[[Tensor], bool]) -> Any:
-    """What ``run(*args)`` gives on the meta device. Raises CaptureError where a graph could not say as much."""
+    """The result of ``run(*args)`` on the meta device. Raises CaptureError: a graph could not express it."""
     if odd := next((leaf for leaf in leaves(args) if not isinstance(leaf, _LITERALS)), None):
         raise CaptureError(f"a custom autograd function is given a {type(odd).__name__}, which may hold anything")
     with torch._C.DisableTorchFunction():

@@ -1,4 +1,4 @@
-"""What is given for a model, as a network that can be traced.
+"""Exported programs and models with TorchScript parts, turned into networks that can be traced.
 
 Each aten op of an exported program is written as the call of torch that it came from. TorchScript parts hold tensors.
 """
@@ -37,7 +37,7 @@ def network_of(model: Any) -> nn.Module:
 
 
 class ScriptedPart(nn.Module):
-    """Holds the tensors of a TorchScript module, which no Python code tells what it does, until something calls it."""
+    """Holds the tensors of a TorchScript module, which has no Python code to trace; calling it raises."""
 
     def __init__(self, path: str, part: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ScriptedPart(nn.Module):
 
 
 def _without_scripts(module: nn.Module, made: dict[int, nn.Module], path: str) -> nn.Module:
-    """The module itself where nothing in it is scripted, else one of its class around the same tensors and parts."""
+    """The module itself if nothing in it is scripted, else a copy of its class around the same tensors and parts."""
     if id(module) not in made and isinstance(module, torch.jit.ScriptModule):
         made[id(module)] = ScriptedPart(path, module)
     elif id(module) not in made:
@@ -116,7 +116,7 @@ def _compare(program: Any, network: nn.Module) -> None:
 
 
 def _as_torch(overload: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Call | None:
-    """The call of torch that an op of a program stands for; None for a check of the exporter alone."""
+    """The torch call that an op of a program came from; None for a check added by the exporter."""
     namespace, name = overload._schema.name.split("::")
     kwargs = {key: value for key, value in given.items() if key not in _OF_THE_EXPORTER}
     if namespace != "aten":

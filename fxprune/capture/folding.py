@@ -1,7 +1,7 @@
-"""Values that no data enters: tensors made from sizes, literals, constants and buffers, for control flow that asks.
+"""Values that do not depend on data: tensors made from sizes, literals, constants and buffers, for control flow.
 
-Inputs are data, whatever their type, and so is everything computed from them; parameters change in training; a tensor
-that the forward writes to changes from call to call. None of these is ever answered.
+Inputs are data, whatever their type, and so is everything computed from them. Parameters change in training, and a
+tensor that the forward writes to changes from call to call. None of these is ever evaluated.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _LARGE = 100_000
 
 
 class _UnknownError(Exception):
-    """Data, chance or a write in place enters."""
+    """The value depends on data, random numbers or an in-place write."""
 
 
 def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
-    """The value of a node's tensor on the CPU, or None where data decide; ``stored`` gives those of constants."""
+    """The value of a node's tensor on the CPU, or None if it depends on data; ``stored`` gives constants."""
     try:
         value = _Evaluator(stored, {}).value(node)
     except _UnknownError:
@@ -37,7 +37,7 @@ def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
 
 
 def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
-    """The sizes that a known value hangs on: equal ones are changed together, to a dozen smaller and larger ones."""
+    """The sizes that a known value depends on, found by trying a dozen other sizes; equal sizes change together."""
     sizes = _sizes_behind(node)
     evaluator = _Evaluator(stored, {})
     value = evaluator.value(node)

@@ -1,6 +1,6 @@
-"""Values that data decide, computed on the sample while a forward is traced: numbers, and sizes of results.
+"""Values that depend on data, computed on the sample while a forward is traced: numbers, and sizes of results.
 
-The trace needs them to go on. What it decides by them becomes a check in the graph, as with sizes.
+The trace needs them to go on. Each decision made by them becomes a check in the graph, as for sizes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LiveValues:
         self._known: dict[fx.Node, Any] = {}
 
     def of(self, node: fx.Node) -> Any:
-        """What a node gives: numbers as they are, tensors on the meta device."""
+        """The result of a node: numbers as they are, tensors on the meta device."""
         self._asked += 1
         if self._asked > len(self._answers):
             # In a thread of its own no mode of the trace sees what runs.
@@ -87,7 +87,7 @@ class LiveValues:
 
 
 class ByValues:
-    """Writes what data decide into a recorder's graph: numbers that are read, and results whose sizes hang on values.
+    """Writes values that depend on data into a recorder's graph: numbers read, and results of unknown size.
 
     ``live``: the values; ``new`` makes a node, ``node_of`` gives that of a tensor, ``call`` writes a call, and
     ``adopt`` tells what it gives.
@@ -108,7 +108,7 @@ class ByValues:
         self._results: list[torch.Tensor] = []
 
     def read(self, name: str, tensor: Any) -> Any:
-        """What ``tensor.item()`` and the like give: a number that is known again. Raises CaptureError: it is not."""
+        """The result of ``tensor.item()`` and the like, as a traced number. Raises CaptureError: it cannot be one."""
         if isinstance(tensor, torch.Tensor) and name == "tolist" and tensor.dim() == 1:
             self._decisions.add(operator.eq, (size_of(self._node_of(tensor), 0, len(tensor)), len(tensor)))
             return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]
@@ -135,7 +135,7 @@ class ByValues:
         return entry
 
     def result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call whose sizes no kernel of the meta device knows: those of the sample's values."""
+        """The result of a call whose sizes the meta device cannot know: those for the sample's values."""
         op, target, args = node_form(func, args, kwargs)
         node = self._call(op, target, args, kwargs, None)
         value = node.meta["val"] = self._live.of(node)
@@ -145,13 +145,13 @@ class ByValues:
         return value
 
     def entries(self, picked: Picked, func: Any, args: tuple[Any, ...]) -> torch.Tensor:
-        """The entries under a mask, which a write under the same mask still knows."""
+        """The entries under a mask, which a write under the same mask recognises."""
         tensor: torch.Tensor = self.result(func, args, {})
         self._picked[id(tensor)] = tensor, picked
         return tensor
 
     def picked(self, tensor: Any, mask: Any, value: Any) -> tuple[Any, Any, Any]:
-        """The arguments of a write, with what was picked under the same mask in the place of its entries."""
+        """The arguments of a write, with entries picked under the same mask replaced by where they were picked from."""
         _, known = self._picked.get(id(value), (None, None))
         try:
             fits = known is not None and known.values(mask).shape == tensor.shape
@@ -160,7 +160,7 @@ class ByValues:
         return tensor, mask, known if fits else value
 
     def finish(self) -> None:
-        """Check that sizes of none and one, which broadcast and vanish in products, are so for other values, too."""
+        """Check that sizes of 0 and 1, which broadcast and vanish in products, are the same for other values."""
         for tensor in (t for t in self._results if self._node_of(t).users):
             for dim, size in enumerate(tensor.shape):
                 if size < 2:

@@ -1,4 +1,4 @@
-"""Walks over arguments and results: as those of pytrees, but quick for tensors and plain containers."""
+"""Walks over arguments and results, like those of pytrees but fast for tensors and plain containers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIMPLE = (torch.Tensor, int, float, torch.dtype, torch.device)
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Everything in a value that is no container; None is a leaf."""
+    """All non-container values inside a value; None is a leaf."""
     kind = type(value)
     if kind in _LEAVES or isinstance(value, _SIMPLE):
         yield value
@@ -100,7 +100,7 @@ def enterable(func: Any) -> bool:
 
 
 def entered(func: types.FunctionType) -> Callable[..., Any]:
-    """The same function, answering for itself instead of asking the mode again; what it calls is still watched."""
+    """The same function, run without asking the mode again; the functions it calls are still watched."""
     namespace = dict(func.__globals__)
     for name in list(namespace):
         if name.startswith("has_torch_function"):
@@ -121,7 +121,7 @@ def _is_method(func: Any) -> bool:
 
 
 def filled(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Tensor] | None:
-    """What makes ``x.new_full(size, value)`` or ``full_like(x, value)`` without reading a value that is a tensor."""
+    """``x.new_full(size, value)`` or ``full_like(x, value)`` for a tensor ``value``, without reading it."""
     places = {"new_full": 2, "full_like": 1}
     if name not in places or not args or kwargs.keys() - {"size", "fill_value", "dtype"}:
         return None
@@ -159,14 +159,14 @@ def padded(
 
 
 def known(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-    """What a function that packs or pads gives, or None for any other."""
+    """The result of a function that packs or pads; None for any other function."""
     if name == PACK:
         return packed(*args, **kwargs)
     return padded(*args, **kwargs) if name == PAD else None
 
 
 def batch_of(sequence: PackedSequence) -> int:
-    """The number of sequences, each of which counts in full."""
+    """The number of sequences."""
     return int(sequence.data.shape[0] // sequence.batch_sizes.shape[0])
 
 

@@ -1,4 +1,4 @@
-"""``d[k] = e[k]`` under a mask of values, which is a ``where``: how many entries it writes does not matter."""
+"""``d[k] = e[k]`` under a mask, written as a ``where``, for which the number of entries does not matter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VALUES_DECIDE = "the size of a result depends on values (indexing with a mask, n
 
 
 class _Unknown:
-    """What has as many entries as values say, so that nothing can be asked of it."""
+    """A tensor whose number of entries depends on values: it answers no questions."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise CaptureError(VALUES_DECIDE)
@@ -31,7 +31,7 @@ class _Unknown:
 
 
 class Place(_Unknown):
-    """Where ``mask`` is True, along its dim ``number``: only for an index, with those along the others."""
+    """The places where ``mask`` is True, along its dim ``number``; for an index with those of all dims."""
 
     def __init__(self, mask: torch.Tensor, number: int) -> None:
         vars(self).update(_mask=mask, _number=number, _version=mask._version)
@@ -44,13 +44,13 @@ def asks_places(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
 
 
 def places(mask: torch.Tensor) -> tuple[Place, ...]:
-    """What such a call gives."""
+    """The result of such a call."""
     mask = mask if mask.dtype == torch.bool else mask != 0
     return tuple(Place(mask, number) for number in range(mask.dim()))
 
 
 def as_mask(index: Any) -> Any:
-    """The mask whose places an index tells, all of them; another index as it is."""
+    """The mask whose places make up an index; any other index as it is."""
     items = index if isinstance(index, tuple) else (index,)
     if not items or not all(type(item) is Place for item in items):
         return index
@@ -64,7 +64,7 @@ def as_mask(index: Any) -> Any:
 
 
 class Picked(_Unknown):
-    """The entries of ``whole`` under ``mask``, of which nothing else is known; ``node_of`` tells equal masks."""
+    """The entries of ``whole`` under ``mask``, in unknown number; ``node_of`` recognises equal masks."""
 
     _whole: torch.Tensor
     _mask: torch.Tensor
@@ -89,7 +89,7 @@ class Picked(_Unknown):
 
 
 def _are_one(first: fx.Node, second: fx.Node) -> bool:
-    """Whether the second node computes what the first did: the same op on the same operands, with no write between."""
+    """Whether two nodes compute the same: the same op on the same operands, with no write in between."""
     if (first.target, first.args, first.kwargs) != (second.target, second.args, second.kwargs):
         return False
     node = first
@@ -104,7 +104,7 @@ _SUMS = (operator.add, operator.sub)
 
 
 def _with_number(function: Callable[[Any, Any], Any], swapped: bool = False) -> Callable[[Picked, Any], Picked]:
-    """An operator of picked entries and a number, or a sum of two: alike for each entry, with finite gradients."""
+    """Apply an operator to picked entries and a number, or add two: the same for each entry, with finite gradients."""
 
     def apply(self: Picked, other: Any) -> Picked:
         if isinstance(other, Picked) and function in _SUMS:
@@ -125,13 +125,13 @@ for _name in ("add", "sub", "mul", "truediv"):
 
 
 def refuse(value: Any) -> None:
-    """Raise CaptureError where something of unknown length is among what a module returns."""
+    """Raise CaptureError if a module returns something of unknown length."""
     if any(isinstance(leaf, _Unknown) for leaf in pytree.tree_leaves(value)):
         raise CaptureError(VALUES_DECIDE)
 
 
 def indexed(name: str, args: tuple[Any, ...], node_of: Callable[[torch.Tensor], fx.Node]) -> tuple[bool, Any]:
-    """Whether an indexing call reads under a mask over first dims, or writes what was so read; and its result."""
+    """Whether an indexing call reads under a mask over first dims, or writes such entries; and its result."""
     if name == "__setitem__" and isinstance(args[2], Picked):
         written(*args)
         return True, None

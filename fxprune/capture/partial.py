@@ -1,7 +1,7 @@
-"""Which parts of an opaque module may be replaced by a graph: those that the code around them only calls.
+"""The parts of an opaque module that a graph may replace: those that the code around them only calls.
 
-A graph has no methods. Where the enclosing code may ask a part for one, such as the losses of a detector's head, that
-part keeps its class, and what lies inside it is looked at in turn.
+A graph has no methods. A part whose methods the enclosing code may use, such as the losses of a detector's head, keeps
+its class, and its own parts are considered in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def names_used(module: nn.Module) -> frozenset[str]:
 
 
 def is_only_called(part: nn.Module, names: frozenset[str]) -> bool:
-    """Whether no submodule of ``part``, itself included, has a method or property that ``names`` holds."""
+    """Whether ``names`` holds no method or property of ``part`` or its submodules."""
     return not any(method in names for module in part.modules() for method in _methods(module))
 
 
@@ -130,7 +130,7 @@ def _own_macs(main: Captured, path: str, recorded: Mapping[str, Calls]) -> float
 
 
 def island_path(island: Captured) -> str:
-    """Where the part lies in the model."""
+    """The path of an island (a traced part of an opaque module) in the model."""
     return island.prefix.removesuffix(".")
 
 
@@ -195,7 +195,7 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
 
 
 def _of_two(child: nn.Module, sample: Sample, **options: Any) -> Captured:
-    """The capture of a part, with two rows for one where both go the same way. Raises CaptureError: there is none."""
+    """The capture of a part, on two rows instead of one if both take the same branches. Raises CaptureError."""
     if sample.batch_size == 1:
         try:
             captured = capture(child, sample.with_batch(2), **options)

@@ -1,7 +1,7 @@
 """The recorder: a torch function mode that writes every op on watched tensors into an FX graph.
 
-Tensors are plain meta tensors and each knows its node; sizes are numbers that know where they came from. The mode is
-local to its thread, so other threads never notice that a model is being captured.
+Tensors are plain meta tensors that know their nodes; sizes are numbers that know their origin. The mode is local to its
+thread, so other threads do not notice the capture.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"
 class Recorder(TorchFunctionMode):
     """Records one forward into ``graph``.
 
-    ``keeps(name)`` says which composite functions are written as one node; others are entered and their parts seen.
+    ``keeps(name)`` says which composite functions are written as one node; the code of others is recorded.
     ``buffer(name)`` gives the values of a buffer, where there are any, for control flow that reads them. ``learning``:
-    whether tensors say that they need gradients.
+    whether tensors claim to need gradients.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Recorder(TorchFunctionMode):
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
 
     def read_live(self, live: LiveValues) -> None:
-        """Go on where data decide, with the sample's values, as far as a graph can do so for others."""
+        """Where data decide, go on with the sample's values, as far as a graph can do the same for other values."""
         self._by_values = ByValues(live, self._new, self.node_of, self._call, self._adopt, self._decisions)
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
@@ -112,7 +112,7 @@ class Recorder(TorchFunctionMode):
                     self._adopt(self._new("call_function", operator.getitem, (node, key), {}, item), item)
 
     def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
-        """Where the forward switches gradients off, the graph detaches what is computed."""
+        """Detach results in the graph where the forward switches gradients off."""
         unchanged = self._gradients in (torch.is_grad_enabled(), self._asked_for_gradients)
         if unchanged or not value.is_floating_point() or not node.all_input_nodes:
             return node
@@ -172,7 +172,7 @@ class Recorder(TorchFunctionMode):
         return result if handled else self._record(func, args, kwargs)
 
     def _varies(self, name: str, args: Any, kwargs: Any) -> bool:
-        """Whether a call on no watched value gives another result in the next run: random, or of the input's dtype."""
+        """Whether a call without watched arguments may differ next time: random, or of the input's dtype."""
         return canonical_name(name) in _RANDOM or any(map(self.reads.holds, leaves((args, kwargs))))
 
     def _tracks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -261,7 +261,7 @@ class Recorder(TorchFunctionMode):
         return node
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
-        """A constant that the forward writes to becomes a fresh clone in the graph, made anew at every call."""
+        """Clone a constant that the forward writes to, anew at every call of the graph."""
         if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != META:
             constant = args[0]
             if HELD_TENSOR in self._constant_name(constant):
@@ -292,7 +292,7 @@ class Recorder(TorchFunctionMode):
 
     @noted
     def call_opaque(self, path: str, result: Any, args: Any, kwargs: Any) -> Any:
-        """Record the call of a module that is not looked into; ``result`` is what a real run gave."""
+        """Record the call of an opaque module; ``result`` is its output in a real run."""
         recording.check(path, result, kwargs)
         with torch._C.DisableTorchFunction():
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
@@ -322,7 +322,7 @@ class Recorder(TorchFunctionMode):
         raise CaptureError(reason, path=self.innermost)
 
     def output(self, value: Any) -> None:
-        """Close the graph. Raises CaptureError: a parameter or buffer has been given the memory of another tensor."""
+        """Finish the graph. Raises CaptureError: a parameter or buffer now shares the memory of another tensor."""
         self.writes.check_memory()
         if self._by_values:
             self._by_values.finish()
@@ -373,7 +373,7 @@ class Recorder(TorchFunctionMode):
         return self._constant(tensor)
 
     def _stored(self, name: str) -> torch.Tensor | None:
-        """The values of a constant or a buffer; None for a parameter, and where there are none."""
+        """The values of a constant or a buffer; None for a parameter, or if there are none."""
         return self.constants[name] if name in self.constants else self._buffer(name)
 
     def _attribute(self, name: str, value: torch.Tensor) -> fx.Node:

@@ -1,4 +1,4 @@
-"""A real run of the model, watched: what each submodule was called with and gave back, as meta tensors."""
+"""A real run of the model that records the arguments and results of each submodule as meta tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PLAIN = (torch.Tensor, int, float, bool, str, type(None), torch.dtype, torch.de
 
 @dataclass
 class Calls:
-    """Calls of one submodule: arguments of the first, results of all, and the modules that were running at each.
+    """Calls of one submodule: the arguments of the first, all results, and the modules that were running at each.
 
     ``macs``: multiply-accumulates of all calls together. ``asks_layout``: whether its own code asked a tensor for its
     memory format.
@@ -52,7 +52,7 @@ class _Questions(TorchFunctionMode):
 
 
 def record_calls(model: nn.Module, sample: Sample, *, training: bool = False) -> dict[str, Calls]:
-    """Run a private copy on real values and note every submodule's calls by path. Raises what the model raises."""
+    """Run a private copy on real values and record each submodule's calls by path; its errors pass through."""
     twin = private_copy(model).train(training)
     found: dict[str, Calls] = {}
     stack: list[str] = []
@@ -89,7 +89,7 @@ def is_plain(value: Any) -> bool:
 
 
 def check(path: str, result: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise CaptureError for a call of an opaque module that no generated code can make."""
+    """Raise CaptureError for a call of an opaque module that generated code cannot make."""
     if not is_plain(result):
         raise CaptureError(f"{path} returns an object of its own, which no graph can hold")
     if odd := [name for name in kwargs if not name.isidentifier() or keyword.iskeyword(name)]:
@@ -97,7 +97,7 @@ def check(path: str, result: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 def only_called_inside(recorded: dict[str, Calls], path: str) -> bool:
-    """Whether no submodule of ``path`` was ever called but by ``path`` itself."""
+    """Whether submodules of ``path`` were called only while ``path`` itself was running."""
     inner = (calls for name, calls in recorded.items() if name.startswith(f"{path}."))
     return all(path in stack for calls in inner for stack in calls.stacks)
 

@@ -1,4 +1,4 @@
-"""A model and a sample to its captured graphs: eval mode, training mode, and the parts of what cannot be traced."""
+"""From model and sample to the captured graphs: eval mode, training mode, and the traceable parts of opaque modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fxprune.rules import has_rule, is_leaf
 
 @dataclass(frozen=True)
 class OpaqueOp:
-    """An op without a rule, or one whose rule could not read this use: everything it touches keeps its size.
+    """An op without a rule, or whose rule does not cover this use: everything it touches keeps its size.
 
     ``macs`` and ``parameters`` are those of a module that is kept as one call, without those of its traced parts.
     """
@@ -45,7 +45,7 @@ UNTRACED_TRAINING = "the forward in training mode"
 
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
-    """The captured graphs, and what of the forward is not in them. Raises FxpruneError: there is nothing to trace."""
+    """The captured graphs, and the parts of the forward not in them. Raises FxpruneError: there is nothing to trace."""
     with left_alone(model):
         return _traced(model, sample)
 
@@ -110,7 +110,7 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
 
 
 def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
-    """The trace of a forward as far as it comes, told what ``like`` was, and what stopped it: only to look at."""
+    """The trace of a forward as far as it gets, in the setting of ``like``, and the error that stopped it."""
     answers = None if like.answers is None else list(like.answers)
     task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers)
     told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
@@ -156,7 +156,7 @@ def _both_modes(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
 
 
 def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping[Place, Any]) -> Captured:
-    """Trace with a batch of at least 2, so that no size of one hides what the batch is; a fixed batch stays."""
+    """Trace with a batch of at least 2, as a size of one would hide which dims are the batch; a fixed batch stays."""
     candidates = [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]
     failure: CaptureError | None = None
     for candidate in candidates:
@@ -183,7 +183,7 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
 
 
 def _sees_most_ways(model: nn.Module, live: Captured) -> bool:
-    """Find the ways that values lead; whether values that were not among those take them, more than half of them."""
+    """Find the branches that values lead to; whether more than half of further values take those found."""
     live.specializations = tuple(find_specializations(model, live))
     own, ways = replace(live.sample, others=()), [way.without_values(model) for way in (live, *live.specializations)]
     turned = own.map(lambda t: t.flip(0) if t.dim() else t)
@@ -193,7 +193,7 @@ def _sees_most_ways(model: nn.Module, live: Captured) -> bool:
 
 
 def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) -> Captured | None:
-    """The graph of the way that the sample takes through a forward in which data decide; None where it has none."""
+    """The graph of the branches that the sample takes where data decide; None if there is none."""
     if is_meta(model) or sample.image_lists or any(tensor.is_meta for tensor in sample.tensors):
         return None
     for candidate in [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]:
@@ -222,7 +222,7 @@ def _others_alike(sample: Sample) -> list[Sample]:
 
 
 def _takes(model: nn.Module, captured: Captured, samples: Sequence[Sample]) -> bool:
-    """Whether a graph takes those of the samples that the model takes."""
+    """Whether a graph accepts all samples that the model accepts."""
     run = captured.without_values(model)
     with torch.random.fork_rng(devices=[]):
         for seed, sample in enumerate(samples):
@@ -247,7 +247,7 @@ def _parts(
 
 
 def _add_training(model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]) -> None:
-    """Capture the graph of training mode where it is another one."""
+    """Capture the graph of training mode if it differs."""
     captured.training_graph = capture_training(
         model, captured, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written
     )
@@ -308,9 +308,9 @@ def _found(
     *,
     live: bool = False,
 ) -> Iterator[Captured]:
-    """The forward on the samples that all of the ``known`` graphs refuse, which then are known, too.
+    """Graphs for the samples that all ``known`` graphs refuse; they are added to the known ones.
 
-    ``also``: what a graph must take to be worth its while.
+    ``also``: further samples that a graph must accept to be kept.
     """
     refusals = 0
     for number, sample in samples:

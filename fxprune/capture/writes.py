@@ -1,4 +1,4 @@
-"""What a forward writes to parameters and buffers, as nodes that write it again at every call."""
+"""Writes of a forward to parameters and buffers, as nodes that repeat them at every call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Writes:
         self._given_data: set[str] = set()
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
-        """Tell the state-dict name of a tensor; the first is its own."""
+        """Note a state-dict name of a tensor; the first one given counts."""
         self._names.setdefault(id(tensor), name)
         self._held.append((tensor, tensor.untyped_storage()._cdata))
 
@@ -65,26 +65,26 @@ class Writes:
         self._new("call_method", "copy_", (data, self._node_of(value)), {}, meta_like(tensor))
 
     def _keep_for_readers(self, node: fx.Node, tensor: torch.Tensor) -> None:
-        """Readers of the old values, gradients among them, keep a copy."""
+        """Give readers of the old values, gradients included, a copy."""
         with node.graph.inserting_after(node):
             before = self._new("call_method", "clone", (node,), {}, meta_like(tensor))
         node.replace_all_uses_with(before, lambda user: user is not before)
 
     def keep_shape(self, func: Any, args: Any) -> None:
-        """A tensor that is given another shape in place must not change what its earlier node says of it."""
+        """Keep the earlier node's shape when a tensor gets another shape in place."""
         if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
             node = self._node_of(args[0])
             with torch._C.DisableTorchFunction():
                 node.meta["val"] = node.meta["val"].detach()
 
     def unlearned(self, func: Any, args: tuple[Any, ...], without_gradients: bool) -> fx.Node | None:
-        """What stands for a parameter that the forward writes to without gradients: what shares its memory has none."""
+        """The stand-in for a parameter that the forward writes to under ``no_grad``: its views have no gradients."""
         if not (without_gradients and mutates(func) and args and isinstance(args[0], nn.Parameter)):
             return None
         return self._new("call_method", "detach", (self._node_of(args[0]),), {}, meta_like(args[0]))
 
     def check_memory(self) -> None:
-        """Whether every tensor still has its own memory. Raises CaptureError: one was given that of another tensor."""
+        """Check that every tensor still has its own memory. Raises CaptureError: one now has that of another tensor."""
         for tensor, memory in self._held:
             if tensor.untyped_storage()._cdata != memory:
                 raise CaptureError(
