@@ -130,9 +130,10 @@ def drop_unread(graph: fx.Graph) -> None:
 
     What alone reads a layer stays with it: a model that keeps its class runs both, and their widths must agree.
     """
-    alone: set[fx.Node] = set()  # layers, and what nothing but a chain of ops leads from one to
+    alone: set[fx.Node] = set()  # layers, and tensors computed from one of them by a chain of ops without other readers
     for node in graph.nodes:
-        if node.op == "call_module" or any(n in alone and len(n.users) == 1 for n in node.all_input_nodes):
+        behind = any(n in alone and len(n.users) == 1 for n in node.all_input_nodes)
+        if node.op == "call_module" or (behind and isinstance(node.meta.get("val"), torch.Tensor)):
             alone.add(node)
     for node in reversed(list(graph.nodes)):
         if not node.users and node not in alone and _is_pure(node):
