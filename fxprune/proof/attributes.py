@@ -93,8 +93,8 @@ def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
         ProofError: a module has no counterpart, is of another class or in another mode, has another hyper-parameter, a
             hook, an attribute in a method's place, or an attribute that does not fit its tensors.
     """
-    full = dict(original.named_modules(remove_duplicate=False))
-    for path, module in pruned.named_modules(remove_duplicate=False):
+    full = dict(named_modules(original, again=True))
+    for path, module in named_modules(pruned, again=True):
         where = path or "the pruned network"
         if path not in full:
             if type(module) is not nn.Module and not isinstance(module, Parts):

@@ -55,7 +55,7 @@ def _check_pair(name: str, full: Tensor, narrow: Tensor) -> None:
 
 def _unsaved(module: nn.Module) -> Iterator[str]:
     """Buffers that are not in the state dict."""
-    for path, owner in module.named_modules(remove_duplicate=False):
+    for path, owner in named_modules(module, again=True):
         yield from (f"{path}.{name}".lstrip(".") for name in owner._non_persistent_buffers_set)
 
 
@@ -115,10 +115,13 @@ def _blocks(tensors: Tensors) -> dict[str, int]:
 
 def _span(tensor: Tensor) -> tuple[str, int, int]:
     """Device, first address and the one behind the last."""
+    device = "cpu" if tensor.is_cpu else str(tensor.device)
     if tensor.layout is not torch.strided:
-        return str(tensor.device), id(tensor), id(tensor) + 1
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+        return device, id(tensor), id(tensor) + 1
+    reach = tensor.numel()
+    if not tensor.is_contiguous():
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return device, tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
 def _check_memory(full: Tensors, narrow: Tensors) -> None:

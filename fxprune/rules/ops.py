@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxprune.util.paths import named_modules
+
 NamedTensors = list[tuple[str, torch.Tensor]]
 
 _SYNONYMS = {
@@ -74,12 +76,12 @@ def names_among(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict
 
 def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
     """Parameters by every name that they have, then buffers."""
-    modules = list(model.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False))
-    held = (*((path, m._parameters) for path, m in modules), *((path, m._buffers) for path, m in modules))
+    modules = named_modules(model, again=True)
     return [
-        (f"{path}.{name}" if path else name, tensor)
-        for path, tensors in held
-        for name, tensor in tensors.items()
+        (f"{prefix}{path}.{name}" if path else f"{prefix}{name}", tensor)
+        for table in ("_parameters", "_buffers")
+        for path, module in modules
+        for name, tensor in getattr(module, table).items()
         if tensor is not None
     ]
 

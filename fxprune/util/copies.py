@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch._library.custom_ops import CustomOpDef
 
+from fxprune.util.paths import modules_of, named_modules
+
 Memo = dict[int, Any]
 
 _DICTS = frozenset((dict, OrderedDict))
@@ -72,7 +74,7 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
 def room_for(module: nn.Module) -> Iterator[None]:
     """Let calls go as deep as copies and traces of deeply nested modules do."""
     before = sys.getrecursionlimit()
-    deepest = max(path.count(".") for path, _ in module.named_modules(remove_duplicate=False))
+    deepest = max(path.count(".") for path, _ in named_modules(module, again=True))
     sys.setrecursionlimit(max(before, 40 * deepest))
     try:
         yield
@@ -188,8 +190,9 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
     Exception: whatever the user's own code raises while it is copied.
     """
     memo: dict[int, Any] = {}
-    for owner in module.modules():
-        for tensor in tensors_in(vars(owner), depth=4):
+    for owner in modules_of(module):
+        held = {n: v for n, v in vars(owner).items() if not (type(v) in _LITERALS or (type(v) in _DICTS and not v))}
+        for tensor in tensors_in(held, depth=4):
             if id(tensor) not in memo:
                 memo[id(tensor)] = with_literals_of(tensor, fresh(tensor))
     return cast(Module, copy_module(module, memo))

@@ -50,17 +50,17 @@ def _tables(module: Any) -> tuple[dict[str, Any], ...]:
     return own["_modules"], own["_parameters"], own["_buffers"]
 
 
-def named_modules(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """What ``root.named_modules()`` gives, several times as fast."""
+def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn.Module]]:
+    """What ``root.named_modules()`` gives, several times as fast; ``again``: under all names that a module has."""
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
     waiting: list[tuple[str, nn.Module]] = [("", root)]
     while waiting:
         path, module = waiting.pop()
-        if id(module) in seen:
+        if id(module) in seen and not again:
             continue
         if type(module).named_modules is not nn.Module.named_modules:
-            return list(root.named_modules())
+            return list(root.named_modules(remove_duplicate=not again))
         seen.add(id(module))
         found.append((path, module))
         if children := module._modules:
