@@ -5,11 +5,12 @@ A proof node by node runs at sizes as small as the network takes, and not square
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.capture.samples import IMAGE_DIMS, Sample, is_image
 from fxprune.proof.copies import promoted
@@ -205,6 +206,7 @@ _LAST = (2, 3)
 # Where kernels without padding need more.
 _LARGER = (3, 4)
 _LEAST_ROWS = 2
+_WINDOWS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 # Where inputs are small, so many rows cost little.
 _SMALL, _MANY_ROWS = 8192, 17
 
@@ -222,13 +224,15 @@ def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
     return entries * given > _HEAVY * len(nodes) * traced
 
 
-def small_samples(sample: Sample, graph: fx.Graph) -> Iterator[Sample]:
+def small_samples(sample: Sample, graph: fx.Graph, attribute: Callable[[str], Any]) -> Iterator[Sample]:
     """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
     few = _with_rows(sample, _LEAST_ROWS)
     # A kernel that is as large as one side of the maps, which are taken for square, wants the other to be no smaller.
     read = {node.args[1] for node in graph.nodes if node.op == "call_method" and node.target == "size"}
-    sides = (_LAST[::-1], _LAST) if 3 in read and 2 not in read else (_LAST, _LAST[::-1])
-    small = [_shrunk(few, graph, last) for last in (*sides, _LARGER)]
+    sides = [_LAST, _LAST[::-1]][: 1 + bool(read & {2, 3})]
+    sides = sides[::-1] if 2 not in read else sides
+    over = _reaches_over_edges(graph, attribute)
+    small = [*(_shrunk(few, graph, last, over=over) for last in sides), _shrunk(few, graph, _LARGER)]
     yield from (s for s in (*small, few, sample if few is not sample else None) if s is not None)
 
 
@@ -251,25 +255,57 @@ def _shapes(sample: Sample) -> list[torch.Size]:
     return [tensor.shape for tensor in sample.tensors]
 
 
-def _shrunk(sample: Sample, graph: fx.Graph, last: tuple[int, int]) -> Sample | None:
-    """The sample with images so small that the graph's last maps have a given size; None where that is no change."""
-    strides = _strides(sample, graph)
-    if strides is None:
+def _reaches_over_edges(graph: fx.Graph, attribute: Callable[[str], Any]) -> bool:
+    """Whether maps get smaller by windows alone that begin and end at least half of themselves beyond the edges.
+
+    Then a map has as many places as its stride goes into the image, the last, broken part included.
+    """
+    for node in graph.nodes:
+        after, before = _sides(node), max(map(_sides, node.all_input_nodes), default=())
+        if not before or before == after or set(after) <= {1}:
+            continue
+        window = attribute(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(window, _WINDOWS) or isinstance(window.padding, str):
+            return False
+        given = (window.kernel_size, window.padding, getattr(window, "dilation", 1))
+        sizes = zip(*((n,) * len(before) if isinstance(n, int) else n for n in given), strict=True)
+        if any(2 * padding < dilation * (kernel - 1) for kernel, padding, dilation in sizes):
+            return False
+    return True
+
+
+def _sides(node: fx.Node) -> tuple[int, ...]:
+    """Those of the maps that a node gives, if it does."""
+    value = node.meta.get("val")
+    return tuple(value.shape[2:]) if isinstance(value, Tensor) and value.ndim in (4, 5) else ()
+
+
+def _shrunk(sample: Sample, graph: fx.Graph, last: tuple[int, int], *, over: bool = False) -> Sample | None:
+    """The sample with images so small that the graph's last maps have a given size; None where that is no change.
+
+    ``over``: whether windows reach over the edges, so that a part of a stride gives one place more.
+    """
+    found = _images_and_maps(sample, graph)
+    if found is None:
         return None
-    smaller = [size * stride for size, stride in zip(last, strides, strict=True)]
+    sizes = zip(last, *found, strict=True)
+    if over:  # as often as the largest stride that gives so many places
+        smaller = [(size - 1) * (-(-image // max(side - 1, 1)) - 1) + 1 for size, image, side in sizes]
+    else:
+        smaller = [size * max(1, image // side) for size, image, side in sizes]
     changed = sample.map(lambda t: _cut(t, smaller) if is_image(t) else t)
     return None if _shapes(changed) == _shapes(sample) else changed
 
 
-def _strides(sample: Sample, graph: fx.Graph) -> tuple[int, int] | None:
-    """By how much the graph's smallest maps are smaller than its images; None where there are no images."""
+def _images_and_maps(sample: Sample, graph: fx.Graph) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The sides of the images and of the graph's smallest maps; None where there are no images."""
     images = [t.shape[-2:] for t in sample.tensors if is_image(t)]
     if not images:
         return None
     maps = [v.shape[-2:] for n in graph.nodes if isinstance(v := n.meta.get("val"), Tensor) and v.ndim in (4, 5)]
     height = min((m[0] for m in maps if m[0] > 1), default=1)
     width = min((m[1] for m in maps if m[1] > 1), default=1)
-    return max(1, images[0][0] // height), max(1, images[0][1] // width)
+    return (images[0][0], images[0][1]), (height, width)
 
 
 def _cut(image: Tensor, size: list[int]) -> Tensor:

@@ -221,7 +221,7 @@ class _Prover:
     def _first(self, pair: Pair) -> tuple[Sample, Tally]:
         """The smallest sample at which every node can be judged."""
         reason: UnjudgedError | None = None
-        for sample in small_samples(pair.sample, pair.full):
+        for sample in small_samples(pair.sample, pair.full, GraphOver(pair, self._copy).attribute):
             try:
                 return sample, self._walk(pair, sample)
             except UnjudgedError as error:
