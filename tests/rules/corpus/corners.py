@@ -57,6 +57,7 @@ def _written_at_steps(h: Tensor) -> Tensor:
 
 
 _FREE: dict[str, tuple[Layout, Op]] = {
+    "masked by its values": (VECTOR, _masked),
     "half turn": (TOKENS, lambda h: torch.rot90(h, 2, (1, 2))),
     "three quarters": (IMAGE, lambda h: torch.rot90(h, 3, (2, 3))),
     "whole turn": (TOKENS, lambda h: torch.rot90(h, 4, (1, 2))),
@@ -67,7 +68,6 @@ _FREE: dict[str, tuple[Layout, Op]] = {
     "nothing reshaped": (VECTOR, lambda h: torch.cat((h, h[:, :0].reshape(h.shape[0], 0)), 1)),
 }
 _PINNED: dict[str, tuple[Layout, Op]] = {
-    "masked by its values": (VECTOR, _masked),
     "written at steps": (IMAGE, _written_at_steps),
     "gather of fewer": (TOKENS, lambda h: h.gather(1, torch.zeros(h.shape[0], 2, 5, dtype=torch.long))),
     "taken flat": (VECTOR, lambda h: h + torch.take_along_dim(h, torch.tensor([0, 3]))[0]),
