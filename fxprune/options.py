@@ -214,7 +214,11 @@ def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
     """Whether the keys are names of budgets, and not of the model's own."""
     from fxprune.cost.budgets import known_budgets
 
-    return bool(ratio) and ratio.keys() <= set(known_budgets()) and not any(hasattr(model, name) for name in ratio)
+    named = {name for name in ratio if name in known_budgets() and not hasattr(model, str(name))}
+    if named and len(named) < len(ratio):
+        layers = next(name for name in ratio if name not in named)
+        raise OptionError(f"ratio mixes budgets ({min(named)}) with layers ({layers!r:.40}): give the one or the other")
+    return bool(named)
 
 
 def by_path(model: nn.Module, option: str, value: Any) -> Any:

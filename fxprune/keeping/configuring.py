@@ -92,8 +92,26 @@ def finish(
     samples = [own, *more, *own.others, *(specialization.sample for specialization in graph.captured.specializations)]
     samples = [replace(sample, others=()).with_values(0) for sample in samples]
     check_equal(kept, pruned, samples)
-    words = _configured(model, kept, solution, pruned, samples)
-    return [words] if words else []
+    words = [_configured(model, kept, solution, pruned, samples), _quantised(kept, solution.name)]
+    return [word for word in words if word]
+
+
+def _quantised(kept: nn.Module, name: str) -> str:
+    """What to clear of what a model with plain weights says of the quantised file that it came from."""
+    holders = {"": kept, **({f"{name}.": getattr(kept, name)} if name else {})}
+    plain = all(type(parameter) is nn.Parameter and parameter.is_floating_point() for parameter in kept.parameters())
+    said = [
+        f"model.{ahead}{key}"
+        for ahead, holder in holders.items()
+        for key, value in vars(holder).items()
+        if "quantiz" in key and value and not isinstance(value, (nn.Module, torch.Tensor)) and not callable(value)
+    ]
+    if not said or not plain:
+        return ""
+    return (
+        "the model says of itself that it is quantised, and its weights are plain numbers: where its library refuses "
+        f"to save it, write {' = '.join(said)} = None first"
+    )
 
 
 def _configured(model: nn.Module, kept: nn.Module, solution: Solution, graph: nn.Module, samples: list[Sample]) -> str:
@@ -223,11 +241,27 @@ def _odd_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
 def _why_none(kept: nn.Module, solution: Solution) -> str:
     name, dim = solution.odd[0]
     width, others = kept.state_dict()[name].shape[dim], len({odd for odd, _ in solution.odd}) - 1
+    field = _field_behind(type(kept), getattr(kept, solution.name), name, dim)
+    behind = f", which the class makes of {field}" if field else ""
     return (
         f"no values of {solution.name} make {type(kept).__name__} build these shapes: none makes dim {dim} of {name} "
-        f'{width} wide ({others} more tensors are so). With alike="equal" and scope="uniform" repeated blocks and '
-        "stages lose one share, which a field can say; a width that the class computes from another goes with exclude"
+        f'{width} wide{behind} ({others} more tensors are so). With alike="equal" and scope="uniform" repeated blocks '
+        "and stages lose one share, which a field can say; a width computed from another goes with exclude"
     )
+
+
+def _field_behind(cls: type[nn.Module], config: Any, name: str, dim: int) -> str:
+    """The field of a configuration that a dim is made of, if the class builds anything of another number there."""
+    trial = copy.deepcopy(config)
+    usual = _built(cls, trial) or {}
+    for slot in slots_of(trial):
+        old = slot.value
+        slot.set(2 * old)
+        sizes = (_built(cls, trial) or usual).get(name, ())
+        slot.set(old)
+        if name in usual and sizes != usual[name] and len(sizes) > dim and sizes[dim] != usual[name][dim]:
+            return ".".join(slot.place)
+    return ""
 
 
 def _same_slot(config: Any, like: Slot) -> Slot:

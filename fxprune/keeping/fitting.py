@@ -241,7 +241,7 @@ class Fit:
         return None
 
     def _candidates(self, at: int, node: fx.Node) -> Iterator[list[tuple[Slot, int]]]:
-        """Changes worth a try, the likeliest first: one number, all of one size in a module, two numbers."""
+        """Changes worth a try, the likeliest first: one number, a row of them, all of one size in a module, two."""
         nodes = [n for i, n in self.order.values() if at <= i < at + 6]
         literal = {pair for n in nodes for pair in self._changed_literals(n)}
         known = literal | {pair for n in self.by_module[node.meta.get("module", "")] for pair in self._pairs(n)}
@@ -253,12 +253,22 @@ class Fit:
                         singles.setdefault((slot.identity, new), (slot, new))
         found = list(singles.values())
         yield from ([change] for change in found)
+        yield from self._rows(node, literal)
         together: dict[Any, list[tuple[Slot, int]]] = defaultdict(list)
         for slot, new in found:
             together[slot.owner, slot.value, new].append((slot, new))
         yield from (changes for changes in together.values() if len(changes) > 1)
         twos = (list(two) for two in itertools.combinations(found, 2) if two[0][0].identity != two[1][0].identity)
         yield from itertools.islice(twos, _MOST_PAIRS)
+
+    def _rows(self, node: fx.Node, pairs: Pairs) -> Iterator[list[tuple[Slot, int]]]:
+        """The entries of a tuple or list that a call is given, such as the sizes of a split, all together."""
+        new = dict(pairs) if len({old for old, _ in pairs}) == len(pairs) else {}
+        rows: dict[Any, list[tuple[Slot, int]]] = defaultdict(list)
+        for slot in self._slots(node):
+            if slot.index is not None and new.get(slot.value, slot.value) != slot.value:
+                rows[slot.owner, slot.place[:-1]].append((slot, new[slot.value]))
+        return (changes for changes in rows.values() if len(changes) > 1)
 
     def _slots(self, node: fx.Node) -> Iterator[Slot]:
         path = str(node.meta.get("module", ""))

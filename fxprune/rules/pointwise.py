@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
+from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call, is_tensor
 from fxprune.rules.registry import ModuleForm, module_form, parse, repairs, rule
 from fxprune.rules.repair import Repair
@@ -61,6 +62,8 @@ def polygamma(call: Call) -> None:
 
 
 def _joined(call: Call, names: Sequence[str]) -> None:
+    if call.name == "where" and not call.has("input"):
+        raise AnalysisError("a condition alone gives as many positions as its values say")
     operands = [call.tensor(name) for name in names if call.has(name)]
     call.result = broadcast(call, operands)
     if call.name in ("add", "sub") and all(call.is_data(call.arguments[n]) for n in names if call.has(n)):

@@ -233,7 +233,8 @@ def test_a_factor_says_the_same_share_of_several_widths() -> None:
 def test_a_width_that_no_field_says_is_named() -> None:
     model, x = Factored(SimpleNamespace(factor=4.0, widths=[8, 16])).eval(), torch.randn(2, 8)
     pruned: Any = fxprune.compile(model, x, {"head.0": 0.5}, keep_class=True)
-    assert "none makes dim 0 of head.0.weight 16 wide (2 more" in fxprune.report(pruned).notes[-1]
+    words = "none makes dim 0 of head.0.weight 16 wide, which the class makes of widths.1 (2 more"
+    assert words in fxprune.report(pruned).notes[-1]
 
 
 @pytest.mark.parametrize(("model", "shape", "layer"), [(Flat(), (2, 3, 4, 4), "b"), (Scaled(), (2, 6), "a")])
@@ -354,3 +355,32 @@ def test_what_a_forward_computes_for_nothing_is_as_wide_as_the_rest() -> None:
     assert type(kept) is LastSumUnread
     torch.testing.assert_close(kept(x), narrow(x))
     torch.testing.assert_close(fxprune.remove(model, x, {"first": [1, 4, 6]})(x), narrow(x))
+
+
+def test_what_says_that_plain_weights_are_quantised_is_named() -> None:
+    model = Blocks(SimpleNamespace(hidden=16, heads=4, inner=24)).eval()
+    model.file_quantizer = SimpleNamespace(bits=4)
+    model.config.quantization_config = {"bits": 4}
+    pruned = fxprune.compile(model, torch.randn(2, 5, 6), 0.2, keep_class=True)
+    (note,) = (note for note in fxprune.report(pruned).notes if "quantised" in note)
+    assert note.endswith("write model.file_quantizer = model.config.quantization_config = None first")
+
+
+class Gated(nn.Module):
+    """A split whose three sizes stand in one tuple, none of which can change alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.inner, self.out = nn.Linear(6, 40), nn.Linear(8, 8), nn.Linear(20, 6)
+        self.sizes = (20, 12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, left, right = torch.split(self.into(x), self.sizes, dim=-1)
+        return self.out(gate.sigmoid() * torch.cat([left, self.inner(right)], -1))
+
+
+def test_the_sizes_of_a_split_change_together() -> None:
+    model, x = Gated().eval(), torch.randn(3, 6)
+    pruned: Any = fxprune.compile(model, x, 0.5, keep_class=True)
+    assert sum(pruned.sizes) == pruned.into.out_features < 40
+    torch.testing.assert_close(pruned(x), graph_form(model, x, pruned)(x), rtol=0, atol=0)

@@ -12,7 +12,7 @@ from torch import nn
 
 import fxprune
 from fxprune.cost.budgets import budget_model
-from fxprune.errors import BudgetError, PlanError
+from fxprune.errors import BudgetError, OptionError, PlanError
 from fxprune.planning.composing import composed
 from fxprune.planning.plan_text import parse_ranges, write_ranges
 from fxprune.planning.selecting import _reachable
@@ -62,3 +62,8 @@ def test_no_indices_are_an_empty_text() -> None:
 def test_latency_is_measured_first() -> None:
     with pytest.raises(BudgetError, match="has not been measured"):
         budget_model(fxprune.analyze(network(), X), "latency")
+
+
+def test_budgets_and_layers_in_one_mapping_are_told_apart() -> None:
+    with pytest.raises(OptionError, match=r"mixes budgets \(macs\) with layers \('0'\)"):
+        fxprune.plan(network(), X, {"macs": 0.3, "0": 0.5})
