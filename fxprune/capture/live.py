@@ -104,7 +104,7 @@ class ByValues:
     ) -> None:
         self._live, self._new, self._node_of, self._call, self._adopt = live, new, node_of, call, adopt
         self._decisions = decisions
-        self._picked: dict[int, tuple[torch.Tensor, Picked]] = {}
+        self._picked: dict[int, tuple[torch.Tensor, int, Picked]] = {}
         self._results: list[torch.Tensor] = []
 
     def read(self, name: str, tensor: Any) -> Any:
@@ -147,14 +147,14 @@ class ByValues:
     def entries(self, picked: Picked, func: Any, args: tuple[Any, ...]) -> torch.Tensor:
         """The entries under a mask, which a write under the same mask recognises."""
         tensor: torch.Tensor = self.result(func, args, {})
-        self._picked[id(tensor)] = tensor, picked
+        self._picked[id(tensor)] = tensor, tensor._version, picked
         return tensor
 
     def picked(self, tensor: Any, mask: Any, value: Any) -> tuple[Any, Any, Any]:
         """The arguments of a write, with entries picked under the same mask replaced by where they were picked from."""
-        _, known = self._picked.get(id(value), (None, None))
+        _, version, known = self._picked.get(id(value), (None, None, None))
         try:
-            fits = known is not None and known.values(mask).shape == tensor.shape
+            fits = known is not None and value._version == version and known.values(mask).shape == tensor.shape
         except CaptureError:
             fits = False
         return tensor, mask, known if fits else value

@@ -123,6 +123,32 @@ def test_places_of_a_mask_that_was_written_to_since_are_numbers() -> None:
     torch.testing.assert_close(pruned(x), model(x))
 
 
+def scaled_by_itself(y: Tensor) -> Tensor:
+    y = y.clone()
+    y[y > 0] *= y[y > 0]
+    return y
+
+
+def changed_through_a_view(y: Tensor) -> Tensor:
+    y, k = y.clone(), y > 0
+    entries = y[k]
+    entries.view(-1)[1:].zero_()
+    y[k] = entries
+    return y
+
+
+@pytest.mark.parametrize("middle", [scaled_by_itself, changed_through_a_view], ids=lambda middle: middle.__name__)
+def test_entries_that_were_changed_before_they_are_written_back_count_as_changed(
+    middle: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = Middle(middle).eval()
+    result = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+    for batch in (1, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(result(x), model(x))
+
+
 def test_gradients_pass_what_a_mask_over_rows_picks() -> None:
     model, x = Middle(over_rows).eval(), torch.randn(6, 3, 9, 9)
     pruned = fxprune.compile(model, x, 0.0)
