@@ -30,7 +30,7 @@ Run = tuple[list[Axis], list[Axis]]
 
 
 def strides_of(factors: Sequence[Axis]) -> list[int]:
-    """The stride of every factor, that is the product of the sizes to its right, and the total."""
+    """The stride of every factor (the product of the sizes to its right), innermost first, and then the total."""
     return [*itertools.accumulate([1, *(f.size for f in reversed(factors))], operator.mul)]
 
 
@@ -40,18 +40,18 @@ def ends_of(parts: Iterable[Axis]) -> list[int]:
 
 
 def between(offsets: Sequence[int], start: int, stop: int) -> list[int]:
-    """The sizes of the pieces into which sorted ``offsets``, ``stop`` among them, cut the range from start to stop."""
+    """The sizes of the pieces between ``start`` and ``stop``, cut at sorted ``offsets`` (which contain ``stop``)."""
     inside = offsets[bisect_right(offsets, start) : bisect_right(offsets, stop)]
     return [high - low for low, high in itertools.pairwise([start, *inside])]
 
 
 def runs_of_factors(left: Sequence[Axis], right: Sequence[Axis]) -> list[Run]:
-    """The shortest runs of factors of both sides with equal products, innermost first."""
+    """Pairs of the shortest runs of factors whose products are equal on both sides, innermost first."""
     return _runs(left, right, math.prod)
 
 
 def runs_of_parts(left: Sequence[Axis], right: Sequence[Axis]) -> list[Run]:
-    """The shortest runs of parts of both sides with equal sums, last first."""
+    """Pairs of the shortest runs of parts whose sums are equal on both sides, last first."""
     return _runs(left, right, sum)
 
 
@@ -73,7 +73,7 @@ def _runs(left: Sequence[Axis], right: Sequence[Axis], total: Callable[[Iterable
 
 
 def regroup(pieces: Iterable[Axis], sizes: Iterable[int]) -> list[Axis]:
-    """Pieces collected to concatenations of the given sizes."""
+    """Join consecutive pieces into concatenations of the given sizes."""
     supply = iter(pieces)
     groups: list[Axis] = []
     for size in sizes:
@@ -90,7 +90,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Labels:
-    """``of[v][i]`` is the channel of element ``i`` of variable ``v``; channel ``free`` is the fixed one."""
+    """``of[v][i]`` is the channel of element ``i`` of variable ``v``; channel number ``free`` is the fixed one."""
 
     of: dict[Channels, IndexArray]
     free: int
@@ -121,7 +121,7 @@ def as_gather(axis: Product) -> Axis | None:
 
 
 def couple_elements(a: Axis, b: Axis) -> Labels:
-    """Tie element i of ``a`` to element i of ``b``. Channels tied to a fixed element come after the ``free`` ones."""
+    """Tie element i of ``a`` to element i of ``b``. Elements tied to a fixed one all get the last channel number."""
     offsets: dict[Channels, int] = {}
     total = 1  # node 0 stands for every fixed element
     for variable in (*variables(a), *variables(b)):
@@ -167,7 +167,7 @@ def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexAr
 
 
 def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
-    """Which elements of a resolved axis stay, given which channels of each variable stay (absent: all)."""
+    """Which elements of a resolved axis stay. ``masks`` say which channels of a variable stay (without a mask: all)."""
     if isinstance(axis, Channels):
         return masks[axis] if axis in masks else np.ones(axis.size, dtype=np.bool_)
     if isinstance(axis, Fixed):
@@ -183,7 +183,7 @@ def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
 
 
 def channels_of(axis: Axis, variable: Channels) -> IndexArray:
-    """For each element of a resolved axis the channel of ``variable`` it needs (the last of several), -1 for none."""
+    """The channel of ``variable`` that each element of a resolved axis needs: the highest of several, -1 for none."""
     if isinstance(axis, Channels):
         return np.arange(axis.size, dtype=np.int64) if axis is variable else np.full(axis.size, -1, dtype=np.int64)
     if isinstance(axis, Fixed):
@@ -198,11 +198,11 @@ def channels_of(axis: Axis, variable: Channels) -> IndexArray:
     return channels
 
 
-units_of = channels_of  # the name that criteria of other packages may know
+units_of = channels_of  # an earlier name, kept for criteria in other packages
 
 
 def owned_by(axis: Axis, variable: Channels) -> tuple[IndexArray, IndexArray]:
-    """What goes with each channel of ``variable``: pairs of a channel and an element, in this order, each once.
+    """The elements that go with each channel of ``variable``, as sorted pairs of a channel and an element.
 
     Returns:
         The channels and the elements, two arrays of one length. An element that needs two channels is in two pairs.
@@ -232,7 +232,7 @@ def _needs(axis: Axis, variable: Channels) -> IndexArray:
 
 
 def kept_size(axis: Axis, widths: Mapping[Channels, float]) -> float:
-    """How many elements stay at ``widths`` (absent: all); of gathered ones the mean over all choices of channels."""
+    """How many elements stay at ``widths`` (absent: all). For a gather, the mean over all choices of channels."""
     if isinstance(axis, Channels):
         return widths.get(axis, axis.size)
     if isinstance(axis, Fixed):

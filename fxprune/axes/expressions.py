@@ -1,14 +1,14 @@
 """Axis expressions: what one dim of one tensor is made of.
 
     Axis := Channels(n)               n channels that may be removed one by one; a union-find variable
-          | Fixed(n)                  a size nobody may change: batch, space, the network's own inputs
+          | Fixed(n)                  a size that may not change: batch, space, the network's own inputs
           | Product(a1, ..., ak)      row-major flattening: C*H*W after a flatten, heads*head_dim
           | Concat(a1, ..., ak)       pieces laid end to end
           | Gather(a, index)          elements of ``a`` picked by an integer array: stride, flip, coupled elements
 
-Expressions are immutable; only a ``Channels`` variable changes, once, when the solver merges it with another one or
-binds it to the expression that it turned out to be. They print as they read: a variable by its tensor and size, a
-product in round brackets, a concatenation in square ones, a gather with a tilde.
+Expressions are immutable, except that the solver changes each ``Channels`` variable at most once: it merges it with
+another variable, or binds it to an equal expression. In print, a variable is its tensor and size, a product stands in
+round brackets, a concatenation in square brackets, and a gather starts with a tilde.
 
 A feature map of 8 channels and 4 x 4 pixels, flattened, has rows of 128 elements. Channel ``c`` makes elements ``16 c``
 to ``16 c + 15`` of them:
@@ -55,7 +55,7 @@ _serial = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a variable came into being: a tensor's name and the dim of it, or ``PART`` for a part of one."""
+    """Where a variable was created: a tensor's name and dim; the dim is ``PART`` for a part of a variable."""
 
     tensor: str
     dim: int
@@ -82,7 +82,7 @@ class Channels:
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """A size that stays. ``why`` is the reason given to a variable that is found to be equal to it."""
+    """A size that stays. ``why`` becomes the pin reason of any variable that is unified with it."""
 
     size: int
     why: str = "its size is fixed"
@@ -133,21 +133,21 @@ ONE = Fixed(1)
 
 
 def product(factors: Iterable[Axis]) -> Axis:
-    """The row-major product: nested products opened, ones dropped, neighbouring fixed sizes merged."""
+    """The row-major product. Flattens nested products, drops sizes of one and merges neighbouring fixed sizes."""
     opened = (part for f in factors for part in (f.factors if isinstance(f, Product) else (f,)))
     flat = _merged((part for part in opened if part.size != 1 or not isinstance(part, Fixed)), operator.mul)
     return (*flat, ONE)[0] if len(flat) <= 1 else Product(tuple(flat), math.prod(f.size for f in flat))
 
 
 def concat(parts: Iterable[Axis]) -> Axis:
-    """The parts end to end: nested concatenations opened, empty parts dropped, neighbouring fixed parts merged."""
+    """The parts end to end. Flattens nested concatenations, drops empty parts and merges neighbouring fixed parts."""
     opened = (part for given in parts for part in (given.parts if isinstance(given, Concat) else (given,)))
     flat = _merged((part for part in opened if part.size), operator.add)
     return (*flat, Fixed(0))[0] if len(flat) <= 1 else Concat(tuple(flat), sum(p.size for p in flat))
 
 
 def _merged(parts: Iterable[Axis], sizes: Callable[[int, int], int]) -> list[Axis]:
-    """The parts with neighbouring fixed ones as one."""
+    """The parts, with each run of neighbouring fixed parts merged into one."""
     flat: list[Axis] = []
     for part in parts:
         if flat and isinstance(part, Fixed) and isinstance(last := flat[-1], Fixed):
@@ -158,7 +158,7 @@ def _merged(parts: Iterable[Axis], sizes: Callable[[int, int], int]) -> list[Axi
 
 
 def gather(base: Axis, index: IndexArray) -> Axis:
-    """Elements of ``base`` by ``index``; the identity is ``base`` itself and a gather of a gather is one gather."""
+    """The elements ``index`` of ``base``. The identity gives ``base`` itself; nested gathers become one."""
     if isinstance(base, Fixed):
         return Fixed(len(index), base.why)
     if isinstance(base, Gather):
@@ -181,7 +181,7 @@ def parts_of(axis: Axis) -> tuple[Axis, ...]:
 
 
 def inside(axis: Axis) -> tuple[Axis, ...]:
-    """What an axis is written with, in order."""
+    """The direct subexpressions of an axis, in order."""
     if isinstance(axis, Product):
         return axis.factors
     return axis.parts if isinstance(axis, Concat) else (axis.base,) if isinstance(axis, Gather) else ()
@@ -212,7 +212,7 @@ class Term:
 
 
 def resolved(axis: Axis) -> Axis:
-    """The axis written in unbound representatives only, in normal form."""
+    """The axis in normal form, with every variable replaced by its representative or its binding."""
     if isinstance(axis, Channels):
         root = _representative(axis)
         if root.binding is None:
@@ -246,7 +246,7 @@ def _same(new: list[Axis], old: tuple[Axis, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why two axes are tied or one is pinned: the graph node's name, the op in words, the source line where known."""
+    """Why axes are tied or pinned: the name of the graph node, the op in words, and the source line if it is known."""
 
     node: str
     op: str

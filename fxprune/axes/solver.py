@@ -1,31 +1,31 @@
-"""Unification of axes: the solver that turns what ops say about their axes into channel groups.
+"""Unification of axes: the solver that turns the relations between axes, stated by ops, into channel groups.
 
-``unify`` refines like type inference. It never guesses: what cannot be aligned is pinned, with the reason of the op
-that asked. Every request is written to ``dependencies``, from which the channel graph is built afterwards. Four worked
-examples, from the plain to the hard:
+``unify`` refines axes as type inference refines types. It never guesses: axes that cannot be aligned are pinned, and
+the pin names the op that asked. Every request is recorded in ``dependencies``; the channel graph is built from them
+later. Worked examples, from simple to hard:
 
 >>> from fxprune.axes.expressions import Channels, Fixed, Origin, concat, gather, product
 >>> solver, why = Solver(), Cause("n", "example")
 >>> def channels(name, size):
 ...     return Channels(size, Origin(name, 0))
 
-**A residual add.** Two variables become one; whoever asks later gets the same representative.
+**A residual add.** Two variables become one; both resolve to the same representative from then on.
 
 >>> a, b = channels("a", 6), channels("b", 6)
 >>> solver.unify(a, b, why)
 >>> solver.resolve(a) is solver.resolve(b)
 True
 
-**A flatten in front of a linear layer.** A variable against an expression is bound to it: the layer's 24 columns are 4
-pixels of each of 6 channels.
+**A flatten in front of a linear layer.** A variable that meets an expression is bound to it: the layer's 24 columns are
+4 pixels of each of 6 channels.
 
 >>> columns = channels("fc", 24)
 >>> solver.unify(columns, product([a, Fixed(4)]), why)
 >>> solver.resolve(columns)
 (a:6*4)
 
-**A channel shuffle.** 12 channels are viewed as 3 groups of 4, transposed, and viewed as 12 again. Against a layer
-that keeps the order, the product's factors are aligned: both variables are products of the same two.
+**A channel shuffle.** 12 channels are viewed as 3 groups of 4, transposed, and viewed as 12 again. Both variables
+become products of the same two factors, in the opposite order.
 
 >>> c, d = channels("c", 12), channels("d", 12)
 >>> three, four = solver.factor(c, [3, 4], why)
@@ -33,22 +33,22 @@ that keeps the order, the product's factors are aligned: both variables are prod
 >>> solver.resolve(c), solver.resolve(d)
 ((n:3*n:4), (n:4*n:3))
 
-**A ragged concatenation.** [e f] and [g h] have the same 10 elements, but are cut at 4 and at 7. Cut at both, they are
-three pieces: ``e`` is the first 4 channels of ``g``, and ``f`` starts with the other 3.
+**A ragged concatenation.** [e f] and [g h] have the same 10 elements, but are cut at 4 and at 7. Cutting both at both
+offsets gives three pieces: ``e`` is the first 4 channels of ``g``, and ``f`` starts with the other 3.
 
 >>> e, f, g, h = channels("e", 4), channels("f", 6), channels("g", 7), channels("h", 3)
 >>> solver.unify(concat([e, f]), concat([g, h]), why)
 >>> [solver.resolve(axis) for axis in (e, f, g, h)]
 [e:4, [n:3 n:3], [e:4 n:3], n:3]
 
-**Factors of other sizes.** 4 x 4 elements are 8 x 2 elements: the inner 4 are 2 x 2, so that the 8 are 4 x 2.
+**Factors of different sizes.** 4 x 4 elements are also 8 x 2 elements: the inner 4 is 2 x 2, so the 8 is 4 x 2.
 
 >>> p, q, x, y = channels("p", 4), channels("q", 4), channels("x", 8), channels("y", 2)
 >>> solver.unify(product([p, q]), product([x, y]), why)
 >>> solver.resolve(q), solver.resolve(x)
 ((n:2*n:2), (p:4*n:2))
 
-**What crosses is pinned.** 2 x 3 elements against 3 x 2: no step of one side is a step of the other.
+**Factors that cross are pinned.** 2 x 3 elements against 3 x 2: neither stride (3 or 2) divides the other.
 
 >>> r, s, t, u = channels("r", 2), channels("s", 3), channels("t", 3), channels("u", 2)
 >>> solver.unify(product([r, s]), product([t, u]), why)
@@ -101,7 +101,7 @@ _MOST_RUNS = 8
 
 
 class Solver:
-    """Holds the dependencies and pins of one analysis and keeps the variables solved as they come in."""
+    """Holds the dependencies and pins of one analysis, and solves the variables as each request comes in."""
 
     def __init__(self) -> None:
         self.dependencies: list[Dependency] = []
@@ -116,11 +116,11 @@ class Solver:
         )
 
     def resolve(self, axis: Axis) -> Axis:
-        """The axis written in unbound representatives only, in normal form."""
+        """The axis in normal form, with every variable replaced by its representative or its binding."""
         return resolved(axis)
 
     def unify(self, left: Axis, right: Axis, cause: Cause) -> None:
-        """Make the two axes the same channels."""
+        """Make the two axes the same channels. Raises AnalysisError: their sizes differ."""
         if left is right or (isinstance(left, Fixed) and isinstance(right, Fixed) and left.size == right.size):
             return
         if left.size != right.size:
@@ -164,7 +164,7 @@ class Solver:
         return factors
 
     def _blame(self, cause: Cause) -> None:
-        """What is pinned or made from now on is due to ``cause``."""
+        """Attribute all pins and variables made from now on to ``cause``."""
         self._cause = cause
         self._inner = Origin(cause.node, PART)
 
@@ -224,7 +224,7 @@ class Solver:
             self._unify(x, y)
 
     def _unify_without_common_outer(self, left: list[Axis], right: list[Axis]) -> None:
-        """Strides that cross: what divides both outermost factors is set apart, the rest goes element by element."""
+        """Strides that cross: split the common divisor off both outermost factors, and tie the rest by elements."""
         common = math.gcd(left[0].size, right[0].size)
         if common > 1 and left[0].size != common != right[0].size:
             firsts = (left[0], right[0])
@@ -234,7 +234,7 @@ class Solver:
         self._unify_elements(product(left), product(right))
 
     def _refine(self, factors: list[Axis], strides: list[int]) -> list[Axis]:
-        """The factors cut at every stride (innermost stride 1 first in ``strides``), outermost factor first."""
+        """The factors cut at every stride, outermost factor first. ``strides`` are sorted, and start with 1."""
         refined: list[Axis] = []
         stride = math.prod(f.size for f in factors)
         for factor in factors:
@@ -251,7 +251,7 @@ class Solver:
         return factors
 
     def _unify_parts(self, axis: Axis, made_here: Axis) -> None:
-        """Unify with an axis of the solver's own variables, which the channel graph would not see otherwise."""
+        """Unify with an axis of variables made here, and record the dependency, so that the channel graph has it."""
         self.dependencies.append(Dependency(axis, made_here, self._cause))
         self._unify(axis, made_here)
 
@@ -265,7 +265,7 @@ class Solver:
                 self._unify(x, y)
 
     def _cut(self, parts: list[Axis], offsets: list[int]) -> list[Axis]:
-        """The parts cut at every one of the sorted ``offsets``; a part found to be a concatenation is one piece."""
+        """The parts cut at each of the sorted ``offsets``."""
         cut: list[Axis] = []
         start = 0
         for part in parts:
@@ -276,7 +276,7 @@ class Solver:
         return cut
 
     def _unify_product_concat(self, a: Product, b: Concat) -> None:
-        """Group the parts into multiples of the inner size; ``outer`` is then the concatenation of the multiples."""
+        """Write each part as a multiple of the inner size; ``outer`` is then the concatenation of the multiples."""
         for cut in range(1, len(a.factors)):
             outer, inner = product(a.factors[:cut]), product(a.factors[cut:])
             if all(part.size % inner.size == 0 for part in b.parts):
@@ -289,10 +289,10 @@ class Solver:
         self._unify_periodic(a, b)
 
     def _unify_periodic(self, a: Product, b: Concat) -> None:
-        """Parts that cut through the inner factors: right where they repeat at every step of the outer factor.
+        """Parts that cut through the inner factors: make the same cuts at every step of the outer factor.
 
-        A piece of one element could not shrink by itself, though its element may go as those of other pieces do: then
-        the inner factors stay whole, and are tied element by element.
+        A piece of one element would become a fixed size. So if a cut would make one, the inner factors are not cut, and
+        the two axes are tied element by element instead.
         """
         outer, inner = a.factors[0], product(a.factors[1:])
         if isinstance(inner, Fixed):
@@ -310,7 +310,7 @@ class Solver:
             self._unify(period, inner)
 
     def _unify_elements(self, a: Axis, b: Axis) -> None:
-        """Element by element: exact wherever each element needs one channel at most."""
+        """Tie two axes element by element: exact if each element needs at most one channel."""
         a, b = self.resolve(a), self.resolve(b)
         if not (is_elementwise(a) and is_elementwise(b)):
             pieces = [self._in_runs(side) for side in (a, b)]
@@ -328,7 +328,7 @@ class Solver:
             self.dependencies.append(Dependency(variable, variable.binding, self._cause))
 
     def _in_runs(self, axis: Axis) -> Axis:
-        """A gather of a few runs of neighbours as the concatenation of those runs; any other axis as it is."""
+        """Write a gather of a few runs of neighbours as the concatenation of those runs; any other axis stays."""
         if not isinstance(axis, Gather):
             return axis
         starts = [0, *(np.flatnonzero(np.diff(axis.index) != 1) + 1).tolist(), len(axis.index)]
