@@ -1,1 +1,1 @@
-"""Tools without knowledge of pruning: lazy imports, copies, paths, progress, files."""
+"""Tools that know nothing of pruning: lazy imports, copies, paths, progress, files."""

@@ -1,4 +1,4 @@
-"""Data from a file against the annotations of the dataclasses that it was read into."""
+"""Checks that data read from a file into dataclasses fits their annotations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
-_LARGEST = 1 << 256  # no count comes near, and quotients of larger ones are no floats
+_LARGEST = 1 << 256  # far above any count; quotients of larger integers may overflow a float
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int, float),
     "float": (int, float),
@@ -19,7 +19,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_types(rows: Iterable[Any]) -> None:
-    """Compare fields with annotations, but for classes of their own. Raises TypeError: one is of another type."""
+    """Compare fields with annotations of built-in types. Raises TypeError: a field has a value of another type."""
     for row in rows:
         for column in fields(row):
             value = getattr(row, column.name)
@@ -48,7 +48,7 @@ def _fits_one(value: Any, annotation: str) -> bool:
 
 
 def _held(value: Any) -> list[Any]:
-    """What a container holds; a mapping's keys are names whatever they are."""
+    """The items of a container, or the values of a mapping; the keys of a mapping are not checked."""
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, (tuple, list)) else []

@@ -1,7 +1,7 @@
-"""Copies of modules: what ``copy.deepcopy`` gives, several times faster for modules that are copied the ordinary way.
+"""Copies of modules, as ``copy.deepcopy`` makes them, but several times faster for ordinary modules.
 
-Most attributes of a module are literals, empty tables of hooks and tables of tensors or submodules. Those are copied by
-hand; everything else, and every class that says itself how it is copied, is left to ``copy.deepcopy``.
+Most attributes of a module are literals, empty tables of hooks, and tables of tensors or submodules. This module copies
+those itself. It leaves everything else, and every class that defines its own way of copying, to ``copy.deepcopy``.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Memo = dict[int, Any]
 
 _DICTS = frozenset((dict, OrderedDict))
 _LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef})
-# What Python cannot copy, and no forward computes with: a lock of its own for the copy, and a file that is closed.
+# Python cannot copy locks and files, and no forward computes with them: a copy gets a new lock, or a closed file.
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
 
 
 def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
-    """A copy of a module and all its submodules; ``memo`` holds by id what takes the place of originals."""
+    """A copy of a module and all its submodules; ``memo`` maps the ids of originals to their copies."""
     if id(module) in memo:
         return cast(nn.Module, memo[id(module)])
     cls: Any = type(module)
     if not _is_ordinary(cls):
         if isinstance(module, fx.GraphModule):
-            # Its own way of copying asks the memo about each submodule.
+            # GraphModule.__deepcopy__ takes each submodule from the memo.
             for child in module.children():
                 copy_module(child, memo)
         return copy.deepcopy(module, memo)
@@ -72,7 +72,7 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
 
 @contextmanager
 def room_for(module: nn.Module) -> Iterator[None]:
-    """Let calls go as deep as copies and traces of deeply nested modules do."""
+    """Raise the recursion limit to what copies and traces of deeply nested modules need."""
     before = sys.getrecursionlimit()
     deepest = max(path.count(".") for path, _ in named_modules(module, again=True))
     sys.setrecursionlimit(max(before, 40 * deepest))
@@ -169,14 +169,14 @@ def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
     return twin
 
 
-# Part of the names of tensors that a forward makes while it is traced, from nothing that the model holds.
+# Part of the name of every tensor that a forward creates while it is traced.
 MADE_TENSOR = "made_tensor"
-# The same of tensors that the model holds outside of its state dict.
+# The same for tensors that the model holds outside of its state dict.
 HELD_TENSOR = "held_tensor"
 
 
 def is_constant(name: str) -> bool:
-    """Whether a tensor of a traced network is one of these, which no conversion of the original changes."""
+    """Whether a tensor of a traced network is one of these two; converting the original (``.half()``) leaves them."""
     return f"_{MADE_TENSOR}" in name or f"_{HELD_TENSOR}" in name
 
 
@@ -184,9 +184,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
-    """A deep copy over the tensors that ``fresh`` gives for each of the original's; ties stay tied.
+    """A deep copy in which ``fresh(tensor)`` replaces each tensor of the original; tied tensors stay tied.
 
-    Tensors with a history, which Python's deep copy refuses, are found in the attributes of modules too. Raises
+    This includes tensors in plain attributes that have an autograd history, which Python's deep copy refuses. Raises
     Exception: whatever the user's own code raises while it is copied.
     """
     memo: dict[int, Any] = {}
@@ -199,13 +199,13 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
 
 
 def with_literals_of(tensor: Tensor, twin: Tensor) -> Tensor:
-    """The twin with the numbers and words that the tensor has as attributes (``weight.gain = 2.0``)."""
+    """The twin, with the literals that the tensor has as attributes (``weight.gain = 2.0``)."""
     vars(twin).update({name: held for name, held in vars(tensor).items() if type(held) in _LITERALS})
     return twin
 
 
 def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
-    """Tensors in a module's own attributes, through plain containers; submodules are walked by the caller."""
+    """Tensors in a value and in the plain containers in it, down to ``depth`` levels; not those of submodules."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, (dict, list, tuple, set)):
@@ -215,21 +215,21 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
 
 
 def private_copy(module: Module) -> Module:
-    """A deep copy over tensors of its own without a history, which need gradients where the original's do."""
+    """A deep copy with its own tensors, without autograd history; they require gradients where the original's do."""
     return deep_copy(module, lambda tensor: cloned(tensor).requires_grad_(tensor.requires_grad))
 
 
 def cloned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy without history; that of a parameter is one."""
+    """A copy without autograd history; the copy of a parameter is a parameter."""
     copy = tensor.detach().clone()
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def meet(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two tensors have an element in common."""
+    """Whether two tensors share an element in memory."""
     if _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr():
         return False
-    # Without gaps no element has to be looked for: a tied embedding has tens of millions.
+    # Contiguous tensors need no search by element: a tied embedding has tens of millions of elements.
     if left.is_contiguous() and right.is_contiguous():
         return True
     return len(np.intersect1d(_bytes_of(left), _bytes_of(right))) > 0
@@ -241,7 +241,7 @@ def _last_byte(tensor: torch.Tensor) -> int:
 
 
 def _bytes_of(tensor: torch.Tensor) -> NDArray[np.int64]:
-    """Where in memory the elements of a tensor begin."""
+    """The memory addresses of a tensor's elements."""
     places = np.zeros((), dtype=np.int64)
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         places = places[..., None] + stride * np.arange(size)

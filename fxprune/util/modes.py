@@ -1,8 +1,8 @@
-"""Training and eval mode module by module, as a model's own ``train()`` and ``eval()`` set them.
+"""Training and eval mode of each module, as a model's own ``train()`` and ``eval()`` set them.
 
-A class may keep its batch norms in eval mode, or never train at all. No rule tells what it does, so it is asked: its
-calls are made on a copy, and what they did to each ``training`` flag is kept as data that a copy without the class can
-follow.
+A class may keep its batch norms in eval mode, or never train at all. No rule can tell what it does, so it is tried: the
+calls are made on a copy of the model, and their effect on each ``training`` flag is recorded as data. A network without
+the original class can then do the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fxprune.util.paths import named_modules
 
 # The calls that switch modes, and the mode that an ordinary module takes in each.
 CALLS = {"train": True, "train(False)": False, "eval": False}
-# By part and call, the flags of modules below the part that are not the mode of the call; None: the flag stays.
+# By part and call: the flags of modules below the part that differ from the mode of the call; None: the flag stays.
 Effects = Mapping[str, Mapping[str, Mapping[str, "bool | None"]]]
 
 
@@ -27,14 +27,14 @@ def flags_of(module: nn.Module) -> dict[str, bool]:
 
 
 def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
-    """Give modules their flags by path; what is not named keeps its own."""
+    """Set the ``training`` flags of modules by path; modules that are not named keep theirs."""
     for path, part in named_modules(module) if flags else ():
         if flags.get(path, part.training) is not part.training:
             part.training = flags[path]
 
 
 def switch(module: nn.Module, call: str) -> None:
-    """Make one of :data:`CALLS`."""
+    """Make one of the :data:`CALLS` on a module."""
     if call == "eval":
         module.eval()
     else:
@@ -42,7 +42,7 @@ def switch(module: nn.Module, call: str) -> None:
 
 
 def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
-    """What parts do that have a ``train`` or ``eval`` of their own. Raises ValueError: it changes call by call."""
+    """The effects of each part that overrides ``train`` or ``eval``. Raises ValueError: no fixed flags describe it."""
     modules = dict(named_modules(copy))
     flags = flags_of(copy)
     found = {path: _effects(modules, path) for path, part in modules.items() if has_own_modes(part)}
@@ -51,7 +51,7 @@ def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
 
 
 def has_own_modes(part: nn.Module) -> bool:
-    """Whether a module's class, or the module itself, switches modes in a way of its own."""
+    """Whether a module, or its class, overrides how modes are switched."""
     cls: Any = type(part)
     return not _switches_ordinarily(cls) or "train" in vars(part) or "eval" in vars(part)
 
@@ -67,7 +67,7 @@ def _switches_ordinarily(cls: Any) -> bool:
 
 
 def _effects(modules: Mapping[str, nn.Module], path: str) -> dict[str, dict[str, bool | None]]:
-    """By call, the flags below a part that are not those an ordinary module gets."""
+    """By call, the flags below a part that differ from those of an ordinary module."""
     inside = {f"{path}.{name}".strip("."): name for name, _ in modules[path].named_modules()}
     effects: dict[str, dict[str, bool | None]] = {}
     for call, mode in CALLS.items():
@@ -82,7 +82,7 @@ def _effects(modules: Mapping[str, nn.Module], path: str) -> dict[str, dict[str,
 
 
 def _after(modules: Mapping[str, nn.Module], path: str, call: str) -> dict[str, bool | None]:
-    """The flag of every module after a call; None where it is what it was before."""
+    """The flag of every module after a call; None where the call leaves the flag as it was."""
     found = []
     for start in (False, True):
         for module in modules.values():
@@ -95,7 +95,7 @@ def _after(modules: Mapping[str, nn.Module], path: str, call: str) -> dict[str, 
 
 
 def follow(part: nn.Module, call: str, effects: Mapping[str, Mapping[str, bool | None]]) -> None:
-    """Make one of :data:`CALLS` on a part as the class did whose effects these are."""
+    """Make one of the :data:`CALLS` on a part, with the recorded effects of its original class."""
     kept = effects.get(call, {})
     before = flags_of(part) if kept else {}
     nn.Module.train(part, CALLS[call])
@@ -103,7 +103,7 @@ def follow(part: nn.Module, call: str, effects: Mapping[str, Mapping[str, bool |
 
 
 class _OwnMode:
-    """Stands for ``train`` and ``eval`` of a part whose original had its own."""
+    """The ``train`` and ``eval`` of a part whose original overrode them."""
 
     def __init__(self, part: nn.Module, effects: Mapping[str, Mapping[str, bool | None]]) -> None:
         self.part, self.effects = part, effects

@@ -1,4 +1,4 @@
-"""Submodules and tensors of one model by dotted path, and graph modules over them whatever their names are."""
+"""Submodules and tensors of a model by dotted path, and graph modules that hold parts of any name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import fx, nn
 from fxprune.errors import ModelError
 
 _TABLES = ("_modules", "_parameters", "_buffers")
-# What torch.fx prints into source as it is: a word of ASCII. Two leading underscores mean another name in a class.
+# Names that generated source can use as they are: ASCII words. Python mangles two leading underscores in a class.
 _WORD = re.compile(r"(?!__)[A-Za-z0-9_]+")
-_DEEPEST = 50  # each number in a path is a pair of parentheses in generated code, of which Python takes 200
+_DEEPEST = 50  # each number in a path becomes nested parentheses in generated code, and Python allows 200
 
 
 @functools.lru_cache(maxsize=4096)
@@ -36,7 +36,7 @@ def attribute(model: nn.Module, name: str) -> Any:
 
 
 def _held(module: nn.Module, name: str) -> Any:
-    """What a module holds under a name, whatever else the name may mean for its class."""
+    """The part or attribute that a module holds under a name, even if its class gives the name another meaning."""
     for table in _tables(module):
         if name in table:
             return table[name]
@@ -51,7 +51,7 @@ def _tables(module: Any) -> tuple[dict[str, Any], ...]:
 
 
 def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn.Module]]:
-    """What ``root.named_modules()`` gives, several times as fast; ``again``: under all names that a module has."""
+    """The list of ``root.named_modules()``, several times as fast; ``again``: shared modules under all their names."""
     found: list[tuple[str, nn.Module]] = []
     seen: set[int] = set()
     waiting: list[tuple[str, nn.Module]] = [("", root)]
@@ -70,17 +70,17 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
-    """What ``root.modules()`` gives, several times as fast."""
+    """The list of ``root.modules()``, several times as fast."""
     return [module for _, module in named_modules(root)]
 
 
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """What ``root.named_buffers()`` gives, several times as fast."""
+    """The list of ``root.named_buffers()``, several times as fast."""
     return _named(root, "_buffers")
 
 
 def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """What ``root.named_parameters()`` gives, several times as fast."""
+    """The list of ``root.named_parameters()``, several times as fast."""
     return _named(root, "_parameters")
 
 
@@ -100,20 +100,20 @@ def name_seed(name: str) -> int:
 
 @functools.cache
 def _own_names() -> frozenset[str]:
-    """What a graph module keeps for itself, some of it only once it has a graph."""
+    """The attribute names that a graph module uses itself; some exist only once it has a graph."""
     made = fx.GraphModule(nn.Module(), fx.Graph())
     return frozenset((*dir(made), *dir(type(made))))
 
 
 class PlainNames:
-    """Other names for parts: words of ASCII that mean nothing else to a module, each different from its siblings."""
+    """Substitute names for parts: ASCII words that no module uses itself, each different from its siblings."""
 
     def __init__(self) -> None:
         self._taken = {*_own_names(), *itertools.chain(*map(dir, PARTS)), *keyword.kwlist}
         self._known: dict[str, str] = {"": ""}
 
     def of(self, name: str) -> str:
-        """The plain form of a dotted name; a name that is plain stays."""
+        """The plain form of a dotted name; a name that is already plain stays as it is."""
         if name not in self._known:
             parent, _, leaf = name.rpartition(".")
             word = leaf if _WORD.fullmatch(leaf) else "part_" + re.sub(r"[^A-Za-z0-9]+", "_", leaf).strip("_")
@@ -124,13 +124,13 @@ class PlainNames:
 
 
 class ModelPaths:
-    """Many look-ups in a model that does not change meanwhile: each module is searched for once."""
+    """Look-ups by path in a model that does not change meanwhile: each module is searched for once."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules: dict[str, nn.Module] = {"": model}
 
     def module(self, path: str) -> nn.Module:
-        """The submodule at a path; that of the model itself is empty. Raises AttributeError: there is none."""
+        """The submodule at a path; the empty path is the model itself. Raises AttributeError: there is none."""
         found = self._modules.get(path)
         if found is None:
             parent, _, leaf = path.rpartition(".")
@@ -147,10 +147,10 @@ class ModelPaths:
 
 
 class Parts(nn.Module):
-    """Stands where a module stood whose own forward the graph does not call, and holds its parts.
+    """Takes the place of a module whose own forward the graph does not call, and holds its parts.
 
-    Parts are read as those of a Sequential, ModuleList or ModuleDict, and put in place of one another. What would never
-    run is refused: a call, a hook on one, and a part more or less.
+    Parts can be read and replaced as in a Sequential, ModuleList or ModuleDict. Calls, hooks, and adding or removing a
+    part raise ModelError, because the graph would ignore them.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -218,35 +218,35 @@ class Parts(nn.Module):
 
 
 class SequentialParts(Parts, nn.Sequential):
-    """What stands for a Sequential."""
+    """Takes the place of a Sequential."""
 
 
 class ModuleListParts(Parts, nn.ModuleList):
-    """What stands for a ModuleList."""
+    """Takes the place of a ModuleList."""
 
 
 class ModuleDictParts(Parts, nn.ModuleDict):  # type: ignore[misc]
-    """What stands for a ModuleDict."""
+    """Takes the place of a ModuleDict."""
 
 
 class ParameterListParts(Parts, nn.ParameterList):
-    """What stands for a ParameterList."""
+    """Takes the place of a ParameterList."""
 
 
 class ParameterDictParts(Parts, nn.ParameterDict):  # type: ignore[misc]
-    """What stands for a ParameterDict."""
+    """Takes the place of a ParameterDict."""
 
 
 PARTS = (SequentialParts, ModuleListParts, ModuleDictParts, ParameterListParts, ParameterDictParts)
 
 
 def parts_like(module: nn.Module) -> type[Parts]:
-    """The class of what stands for a module, which is of the module's own kind where that is a container."""
+    """The class that takes the place of a module: for a container, one that is of the same kind."""
     return next((kind for kind in PARTS if isinstance(module, kind.__bases__[1])), Parts)
 
 
 def hold(module: nn.Module, name: str, part: Any) -> None:
-    """Let a module hold a part (a module, parameter or buffer) at a dotted path, which may be of any words."""
+    """Let a module hold a part (a module, parameter or buffer) at a dotted path, whose names may be any strings."""
     *parents, leaf = name.split(".")
     for parent in parents:
         if parent not in module._modules:
@@ -273,31 +273,31 @@ def is_held(module: nn.Module, name: str) -> bool:
 class PartsModule(fx.GraphModule):
     """A GraphModule over parts whose names may be any strings.
 
-    Names are data, and torch.fx prints the targets of a graph into source as they are. So a target that is more than
-    plain words, or that leads elsewhere (``code`` and ``graph`` mean something to every GraphModule), gives way to one
-    with a number: a property of that name looks the part up where it is held. State dicts have the true names.
+    Names are data, but torch.fx prints the targets of a graph into source as they are. So a target that is not a plain
+    word, or that every GraphModule uses itself (``code``, ``graph``), is replaced by a numbered name. A property of
+    that name looks the part up. State dicts have the true names.
     """
 
-    # By the target that stands in a graph, the name that it stands for; each module is of a class of its own.
+    # From a target in a graph to the true name of its part. Each module has its own class.
     _names: Mapping[str, str] = {}
 
     def __init__(self, root: Mapping[str, Any], graph: fx.Graph, class_name: str) -> None:
         """``root`` holds modules and tensors by true name; the targets of ``graph``, true names too, are replaced."""
         super().__init__({}, fx.Graph(), class_name)
-        for name in sorted(root, key=lambda name: name.count(".")):  # what holds others comes first
+        for name in sorted(root, key=lambda name: name.count(".")):  # parents come first
             if not is_held(self, name):
                 hold(self, name, root[name])
         self.graph = graph
 
     def recompile(self) -> Any:
-        """Make ``forward`` from the graph anew."""
+        """Generate ``forward`` from the graph again."""
         if not len(self._graph.nodes):
-            return None  # while the parts are not held yet
+            return None  # the parts are not in place yet
         self._replace_targets(self._graph)
         return super().recompile()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Torch would take ``self.graph = ...`` for another part where a part has the name of an attribute.
+        # If a part is named like an attribute (``graph``), torch would take ``self.graph = ...`` for a new part.
         own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
         if own and not isinstance(value, (nn.Module, torch.Tensor)) and any(name in table for table in _tables(self)):
             object.__setattr__(self, name, value)
@@ -305,7 +305,7 @@ class PartsModule(fx.GraphModule):
             super().__setattr__(name, value)
 
     def name_of(self, target: Any) -> str:
-        """The true name of what a target in a graph of this module stands for."""
+        """The true name of the part that a target in a graph of this module stands for."""
         return self._names.get(str(target), str(target))
 
     def _replace_targets(self, graph: fx.Graph) -> None:
@@ -326,7 +326,7 @@ class PartsModule(fx.GraphModule):
         return target
 
     def _is_plain(self, name: str) -> bool:
-        """Whether generated code finds a part by its name alone."""
+        """Whether generated code can find a part by its true name."""
         found: Any = self
         if name.count(".") > _DEEPEST:
             return False
@@ -356,14 +356,14 @@ class PartsModule(fx.GraphModule):
 
 
 def new_node(graph: fx.Graph, op: str, target: Any, args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
-    """What ``graph.create_node`` gives, which looks at every argument of an argument for what no caller has."""
+    """As ``graph.create_node``, without its checks of every nested argument, which no caller here needs."""
     node = graph.create_node(op, target, None, None, name)
     node._update_args_kwargs(args, kwargs)
     return node
 
 
 def copied_parts(module: nn.Module, memo: dict[int, Any]) -> dict[str, Any]:
-    """Deep copies of what a module holds, by name."""
+    """Deep copies of a module's own parts, by name."""
     held = ((name, part) for table in _tables(module) for name, part in table.items() if part is not None)
     return {name: copy.deepcopy(part, memo) for name, part in held}
 

@@ -1,4 +1,4 @@
-"""What is being done, on a terminal, and how long each pass took."""
+"""Progress on a terminal, and the seconds that each pass took."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Steps:
 
 @contextmanager
 def paused_garbage_collection() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Without automatic garbage collection but within what is given, which collects what is made there alone."""
+    """Pause automatic garbage collection. The context manager that is given allows it for objects made inside alone."""
     collects = gc.isenabled()
 
     @contextmanager

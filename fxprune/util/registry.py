@@ -1,4 +1,4 @@
-"""Things that have a name: each file of a package registers its own, and the package is searched for them once.
+"""Registries of things by name: the modules of a package register them, and are imported at the first look-up.
 
 >>> colours = Registry("colour", "fxprune.util", KeyError)
 >>> @colours("red")
@@ -31,19 +31,19 @@ Kind = TypeVar("Kind")
 
 
 class Named:
-    """A class that is registered, and has the name under which it is as its own."""
+    """A registered class; its attribute ``name`` is the name it is registered under."""
 
     name: ClassVar[str]
 
 
 class Registry(Generic[T]):
-    """A table of makers by name. Called with a name it is a decorator that adds what stands below it.
+    """A table of makers by name. Calling it with a name gives a decorator that registers a class or function.
 
     Args:
-        kind: what the things are, for messages.
-        package: whose modules register them.
-        error: raised for a name that nobody registered.
-        words: by other words of the field, the names that stand for them here.
+        kind: the kind of thing, for messages.
+        package: the package whose modules register them.
+        error: the error for a name that is not registered.
+        words: other common words, each with the registered name to suggest for it.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Registry(Generic[T]):
         self._complete = False
 
     def __call__(self, name: str, **options: Any) -> Callable[[Kind], Kind]:
-        """Register a class or a function under a name; ``options`` are passed whenever it is made by that name."""
+        """Register a class or a function under a name; it is always called with ``options``."""
 
         def register(made: Any) -> Any:
             if isinstance(made, type) and "name" not in vars(made):
@@ -75,7 +75,7 @@ class Registry(Generic[T]):
         return found[name]
 
     def unknown(self, name: str) -> str:
-        """What to say of a name that nobody registered."""
+        """The error message for a name that is not registered."""
         known = [self._words[name.lower()]] if name.lower() in self._words else []
         near = known or difflib.get_close_matches(name, self._made, n=1, cutoff=0.5)
         near = near or [n for n in self._made if name in n][:1]
@@ -92,9 +92,9 @@ class Registry(Generic[T]):
 
 
 def registered_names(package: str, decorator: str) -> tuple[str, ...]:
-    """The names that the sources of a package register by a decorator, sorted; nothing of the package is imported.
+    """The names that a package registers with a decorator, sorted, read from its source without importing it.
 
-    ``package`` is the name of a folder beside this one. A shell that completes a word cannot wait for torch.
+    ``package`` is a folder of fxprune. Shell completion uses this, because importing torch would take too long.
     """
     folder = Path(__file__).parent.parent / package
     found = (
@@ -106,7 +106,7 @@ def registered_names(package: str, decorator: str) -> tuple[str, ...]:
 def find_lazily(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` of a package, and ``__dir__`` of the names here alone; ``homes``: by submodule its names."""
+    """``__getattr__`` and ``__dir__`` of a package that imports its names when asked; ``homes``: names by submodule."""
     home_of = {name: home for home, names in homes.items() for name in names}
 
     def getattr_(name: str) -> Any:
@@ -126,11 +126,11 @@ def find_lazily(
 
 
 def moved(old: str, new: str, names: Sequence[str]) -> None:
-    """Let these names of a module be found where they were before, too; it is imported when one is asked for."""
+    """Keep these names of module ``new`` available under ``old``; ``new`` is imported when one is asked for."""
     module = ModuleType(old, f"Moved to {new}.")
 
     def getattr_(name: str) -> Any:
-        if name not in names:  # some look through all modules, and ask each of them
+        if name not in names:  # some tools look up attributes on every module
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         return getattr(_imported(new), name)
 
@@ -139,9 +139,9 @@ def moved(old: str, new: str, names: Sequence[str]) -> None:
 
 
 def _imported(name: str) -> ModuleType:
-    """Import with Python's random numbers left where they were: some libraries draw of them while they are imported.
+    """Import a module and restore the state of Python's random numbers, which some libraries draw at import.
 
-    Nothing that is imported is garbage, and a search through all of torch would take as long as the import.
+    Garbage collection is off meanwhile: an import makes no garbage, and a search would take as long as the import.
     """
     state, collects = random.getstate(), gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and tables as text for people."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def short_seconds(value: float) -> str:
 
 _TOP_LISTED = 5
 _WIDTH = 100
-_NAME = 46  # of a terminal's columns
+_NAME = 46  # columns of a terminal that a name gets at least
 
 
 @dataclass
 class Whole:
-    """A cell that is not wrapped: whole in a file or a pipe, shortened in its middle where a terminal has no room."""
+    """A cell that is not wrapped: whole in a file or a pipe, shortened in the middle on a terminal without room."""
 
     text: str
 
@@ -62,7 +62,7 @@ class Whole:
 
 
 def new_table(first: str, numbers: Iterable[str], last: str | None = None) -> Table:
-    """A table with a column of names, columns of numbers and perhaps one of long text."""
+    """A table with a column of names, columns of numbers and optionally a column of long text."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False, header_style="bold")
     table.add_column(first, no_wrap=True, min_width=18)
     for name in numbers:
@@ -83,7 +83,7 @@ def with_rest(table: Table, rest: int, what: str = "") -> RenderableType:
 
 
 def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> RenderableType:
-    """Rows of (name, reason, where); without ``verbose`` the first few, a line each, without where."""
+    """Rows of (name, reason, where). Without ``verbose``: only the first few, and without the column ``where``."""
     shown = rows if verbose else [(row[0], row[1], "") for row in rows[:_TOP_LISTED]]
     table = new_table(name, [])
     columns = ["why", "where"] if any(where for _, _, where in shown) else ["why"]
@@ -95,7 +95,7 @@ def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> R
 
 
 def plain_text(renderable: RenderableType) -> str:
-    """What a console of 100 columns (more where names need it) shows, without colours and blanks at ends of lines."""
+    """The text on a console of 100 columns (more if names need it), without colours and trailing blanks."""
     stream = io.StringIO()
     least = Measurement.get(Console(width=10_000), Console(width=10_000).options, renderable).minimum
     console = Console(
@@ -119,7 +119,7 @@ def versions() -> dict[str, str]:
     return {"fxprune": _own_version(), "torch": str(torch.__version__), "python": platform.python_version()}
 
 
-@functools.cache  # reading it takes longer than to prune a small network
+@functools.cache  # reading it takes longer than pruning a small network
 def _own_version() -> str:
     try:
         return importlib.metadata.version("fxprune")
@@ -128,7 +128,7 @@ def _own_version() -> str:
 
 
 def machine() -> dict[str, str]:
-    """What timings depend on: system, processor, cores and torch's threads."""
+    """The facts about this machine that timings depend on: system, cores, torch's threads and accelerator."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cores": str(os.cpu_count() or "unknown"),
@@ -138,7 +138,7 @@ def machine() -> dict[str, str]:
 
 
 class Shown:
-    """What a notebook shows as the text that it prints."""
+    """An object that a notebook shows as its printed text."""
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(str(self))}</pre>"

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what killed processes left of them."""
+"""Writes files and folders whole or not at all, and removes what killed processes left behind."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 
 from fxprune.errors import FileError, FxpruneError, OptionError
 
-_LOCKS = os.name == "posix"  # elsewhere nothing that was left is ever taken for abandoned
+_LOCKS = os.name == "posix"  # on other systems, leftovers are never removed
 if _LOCKS:
     import fcntl
 _PARTS = r"((saving|old|exporting)-[0-9a-f]{8}|[0-9a-f]{8}\.part)"
 
 
 def named(path: str | os.PathLike[str]) -> Path:
-    """The path of a name. Raises OptionError: it is none, as where arguments are in another order."""
+    """The argument as a path. Raises OptionError: it is not the name of a file or folder."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise OptionError(f"path must be the name of a file or folder, and a {type(path).__name__} was given")
+        raise OptionError(f"path must be the name of a file or folder, not a {type(path).__name__}")
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:
         encoded = b""
     if not encoded or b"\0" in encoded or not os.path.basename(os.path.abspath(text)):
-        raise OptionError(f"path must be the name of a file or folder, and {text!r:.80} is none")
+        raise OptionError(f"path must be the name of a file or folder, not {text!r:.80}")
     return Path(text)
 
 
 @contextmanager
 def file_errors(doing: str) -> Iterator[None]:
-    """Raise :class:`FileError`, which says what was being done, where the system refuses a file."""
+    """Turn an OSError into a :class:`FileError` that says what was being done."""
     try:
         yield
     except FxpruneError:
@@ -44,7 +44,7 @@ def file_errors(doing: str) -> Iterator[None]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file; on any failure what was there before stays. Raises FileError: the disk refuses."""
+    """Write a text file; on any failure the old file stays. Raises FileError: it cannot be written."""
     with file_errors(f"{target} cannot be written"):
         remove_abandoned(target)
         part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)
@@ -63,7 +63,7 @@ def write_text(target: Path, text: str) -> None:
 
 @contextmanager
 def scratch_folder(target: Path, purpose: str) -> Iterator[Path]:
-    """A new folder beside ``target`` for "saving" or "exporting", removed at the end, as what was left before is."""
+    """A new folder beside ``target`` for "saving" or "exporting", removed at the end; old leftovers are removed too."""
     remove_abandoned(target)
     new, lock = _claimed(lambda: target.with_name(f".{target.name}.{purpose}-{secrets.token_hex(4)}"), Path.mkdir)
     try:
@@ -74,7 +74,7 @@ def scratch_folder(target: Path, purpose: str) -> Iterator[Path]:
 
 
 def _claimed(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Path, int]:
-    """A new file or folder and a descriptor that holds its lock, by which others see that this process lives."""
+    """A new file or folder, and a descriptor that holds its lock: a held lock tells others that it is in use."""
     while True:
         path = name()
         make(path)
@@ -84,11 +84,11 @@ def _claimed(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Pa
             continue
         if _lock(lock) is not False and path.exists():
             return path, lock
-        os.close(lock)  # another process took it for abandoned in the moment before it was locked
+        os.close(lock)  # another process took it for abandoned just before it was locked
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove what killed processes left beside ``target``: only what this module made, and nobody holds any more.
+    """Remove what killed processes left beside ``target``: only names that this module makes and no process locks.
 
     An old folder that was set aside is removed only once there is a new one in its place.
     """
@@ -98,7 +98,7 @@ def remove_abandoned(target: Path) -> None:
     with os.scandir(target.parent) as found:
         left = [Path(entry.path) for entry in found if pattern.fullmatch(entry.name) and not entry.is_symlink()]
     for path in left:
-        # Who sets a folder aside holds the new one until that is in its place.
+        # A process that sets a folder aside holds the lock of the new one until that is in its place.
         holder = path.with_name(path.name.replace(".old-", ".saving-"))
         with _held(holder) as free:
             if free and (holder == path or target.exists()):
@@ -107,7 +107,7 @@ def remove_abandoned(target: Path) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[bool]:
-    """Whether no process holds a file or folder; inside, this one does."""
+    """Whether no other process holds the lock of a file or folder; inside the context, this process holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -120,7 +120,7 @@ def _held(path: Path) -> Iterator[bool]:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Whether the lock was free; None where there are no locks, on this system or this disk."""
+    """Take a lock: whether it was free, or None where this system or disk has no locks."""
     if not _LOCKS:
         return None
     try:

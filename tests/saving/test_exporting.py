@@ -354,7 +354,7 @@ def test_a_size_that_cannot_change_is_no_choice(tmp_path: Path) -> None:
 
 def test_arguments_in_another_order_are_told() -> None:
     network, x = nn.Linear(2, 2), torch.randn(1, 2)
-    with pytest.raises(OptionError, match="path must be the name of a file or folder, and a Tensor was given"):
+    with pytest.raises(OptionError, match="path must be the name of a file or folder, not a Tensor"):
         fxprune.export(network, x, "net.onnx")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="format must be one of pt2, .*, and a Tensor was given"):
         fxprune.export(network, "net.onnx", x)  # type: ignore[arg-type]
