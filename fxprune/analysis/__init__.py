@@ -1,4 +1,4 @@
-"""What a network's channels are: groups that go together, widths that stay, and why.
+"""Finds a network's channel groups (channels that are removed together), the widths that stay, and the reasons.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

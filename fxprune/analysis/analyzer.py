@@ -1,4 +1,4 @@
-"""Axes of every node of a captured graph, by the rules of its ops."""
+"""Applies the rules of ops to find the axes of every node of a captured graph."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from fxprune.rules.probing import PROBED, is_probed
 from fxprune.rules.registry import ModuleForm, Rule, bind, find_module_form, find_rule
 from fxprune.util.paths import ModelPaths
 
-# What asks about a tensor and not for its values.
+# Calls that ask about a tensor but do not read its values.
 _ABOUT = (getattr, "size", "dim", "numel")
-# What a rule raises for a use that it cannot read; RuntimeError where it asks a tensor without values for one.
+# Errors of a rule that cannot read a use of its op. RuntimeError: it asked a tensor without values for a value.
 _UNREAD = (AnalysisError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration)
 
 
 @dataclass
 class Analyzer:
-    """Axes of every node and tensor of the captured graphs of one model: eval, and training where it differs."""
+    """The axes of every node and tensor of one model's captured graphs: eval, and training where it differs."""
 
     captured: Captured
     model: nn.Module
@@ -75,7 +75,7 @@ class Analyzer:
         self.opaque.append(OpaqueOp("", path or "the model's own forward", "", f"{reason}{pruned}", macs, size))
 
     def _pin_opaque_tensors(self, path: str, traced: tuple[str, ...]) -> None:
-        """What an opaque module holds outside of its traced parts, under whatever name, is read at full width."""
+        """Pin the tensors that an opaque module holds outside of its traced parts: it reads them at full width."""
         inside = f"{path}.".lstrip(".")
         reason = f"{path or 'the model'} uses it outside of the parts that are traced"
         for name in (*self.captured.shapes, *self.captured.aliases):
@@ -105,7 +105,7 @@ class Analyzer:
         return self._apply_rule(node)
 
     def _keep_layout(self, node: fx.Node) -> None:
-        """Keep what the answer of a question on a memory format hangs on: that dims have an order, and gaps."""
+        """Keep all that the answer to ``is_contiguous`` depends on: the order of dims in memory, and gaps."""
         (tensor,) = node.all_input_nodes
         while tensor.all_input_nodes and _has_gaps(tensor.meta["val"]):
             for part in (node, tensor):
@@ -139,7 +139,7 @@ class Analyzer:
         return call.result
 
     def _follow_numbers(self, call: Call) -> None:
-        """Numbers of elements that are only moved number the same; the axis stays if they are read in another way."""
+        """Element numbers (indices) that an op only moves still number the same axis; any other use pins that axis."""
         node, numbers = call.node, self.ledger.numbers
         source = node.args[0] if node.args else None
         if (
@@ -214,7 +214,7 @@ class Analyzer:
             return self.axes[value]
         if isinstance(value, (int, float, bool)):
             return ()
-        raise AnalysisError(f"an argument of type {type(value).__name__} is no tensor")
+        raise AnalysisError(f"an argument of type {type(value).__name__} is not a tensor")
 
     def _shape_of(self, value: Any) -> tuple[int, ...]:
         return tuple(a.size for a in self._axes_of(value))
@@ -242,7 +242,7 @@ class Analyzer:
 
 
 def _has_gaps(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is not all of a block of memory, each place once."""
+    """Whether a tensor does not fill one block of memory exactly, with each element in its own place."""
     dims = sorted(zip(tensor.stride(), tensor.shape, strict=True))
     dense = 1
     for stride, size in dims:

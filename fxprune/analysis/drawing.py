@@ -1,4 +1,4 @@
-"""What a picture of a network shows, as data."""
+"""The drawing of a network: its operations as data, and as SVG."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class DrawnNode:
     """One operation."""
 
-    label: str  # path of its module, or its name and the module that calls it
+    label: str  # the path of its module, or the op and the module that calls it
     inputs: tuple[int, ...] = ()  # positions of the operations whose results it reads
     groups: tuple[str, ...] = ()  # names of the channel groups that its result is made of
-    pin: str = ""  # the widths of its parameters that stay, with reasons; empty where there are none
+    pin: str = ""  # the pinned widths of its parameters, with reasons; empty if there are none
 
     def as_list(self) -> list[Any]:
         """Compact JSON data."""
@@ -37,7 +37,7 @@ class DrawnNode:
 
 
 def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
-    """Every operation on tensors in eval mode, in order; of opaque modules what was captured inside them."""
+    """Every operation on tensors in eval mode, in order, and those captured inside opaque modules."""
     groups = {group.variable: group.name for group in graph.groups}
     pins: dict[str, list[str]] = {}
     for pin in graph.pinned:
@@ -50,7 +50,7 @@ def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
         for node in captured.graph.nodes:
             inputs = tuple(dict.fromkeys(p for argument in node.all_input_nodes for p in positions[argument]))
             if not _is_drawn(node):
-                # What lies between two drawn operations, such as a size, hands on where it came from.
+                # A node that is not drawn, such as a size, passes its own inputs on.
                 positions[node] = inputs if node.op != "get_attr" else ()
                 continue
             positions[node] = (len(drawn),)
@@ -85,7 +85,7 @@ Place = tuple[int, float]
 
 
 def places(nodes: Sequence[DrawnNode]) -> list[Place]:
-    """Row and column of every operation; below all of its inputs, near the middle of their columns."""
+    """The row and column of every operation: below all of its inputs, near the middle of their columns."""
     rows: list[int] = []
     columns: list[float] = []
     taken: dict[int, set[float]] = {}
@@ -126,7 +126,7 @@ def colours(nodes: Sequence[DrawnNode]) -> dict[str, str]:
 
 
 def as_svg(nodes: Sequence[DrawnNode], widths: Mapping[str, str]) -> str:
-    """The operations as boxes coloured by their first group, with widths by name; a dashed edge marks pins."""
+    """The operations as boxes in the colour of their first group; ``widths``: by group name; dashed edges mark pins."""
     spots = [(column * (_WIDTH + _GAP_X), row * (_HEIGHT + _GAP_Y)) for row, column in places(nodes)]
     left = min((x for x, _ in spots), default=0)
     width = max((x for x, _ in spots), default=0) - left + _WIDTH
@@ -147,7 +147,7 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     x, y, to_x, to_y = start[0] + _WIDTH / 2, start[1] + _HEIGHT, end[0] + _WIDTH / 2, end[1]
     if to_y - y <= _GAP_Y:
         return f'<path d="M{x:g} {y:g}L{to_x:g} {to_y:g}"/>'
-    # Around the boxes in between.
+    # The line goes around the boxes in between.
     side = max(x, to_x) + _WIDTH / 2 + 14
     bend = min(30.0, (to_y - y) / 2)
     turns = f"C{x:g} {y + 8:g} {side:g} {y:g} {side:g} {y + bend:g}L{side:g} {to_y - bend:g}"

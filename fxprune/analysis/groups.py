@@ -1,4 +1,4 @@
-"""Channel groups: sets of channels that can only live or die together, solved as components of a graph."""
+"""Channel groups: sets of channels that can only be removed together, found as components of a graph."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ChannelNode = tuple[int, int | None]
 class Member:
     """One dim of one parameter or buffer that a group cuts.
 
-    ``role``: "out" (rows of the op that makes the channels), "in" (columns of one that reads them), "scale"
+    ``role``: "out" (rows of the op that makes the channels), "in" (columns of an op that reads them), "scale"
     (per-channel affine parameters and statistics), "selection" (the gate in front of a consumer that selects its own
     channels) or "other". ``channels_of(axis, group.variable)`` says which channel each index of the dim belongs to.
     """
@@ -36,9 +36,9 @@ class Member:
 class Group:
     """``size`` channels, each of which can be removed by itself.
 
-    ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal equals the same network made
-    narrower, not the masked one. ``crosses_add``: two activations are joined element by element in it (a residual
-    stream or a gate of one). ``numbered``: the network itself picks channels of it by number, as a router does experts.
+    ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal gives the network built
+    narrower, not the masked one. ``crosses_add``: it joins two activations element by element (a residual stream or a
+    gate). ``numbered``: the network itself picks its channels by number, as a router picks experts.
     """
 
     name: str
@@ -63,18 +63,18 @@ class PinnedWidth:
 
 @dataclass(frozen=True)
 class Ties:
-    """Nodes and edges with what is known of each, as networkx has them, whose import takes longer than an analysis."""
+    """A graph with attributes of nodes and edges, as in networkx, whose import takes longer than an analysis."""
 
     nodes: dict[ChannelNode, dict[str, Any]] = field(default_factory=dict)
     adj: dict[ChannelNode, dict[ChannelNode, dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, node: ChannelNode, origin: Origin) -> None:
-        """Add a node, or let it have another origin."""
+        """Add a node, or replace its origin."""
         self.nodes.setdefault(node, {})["origin"] = origin
         self.adj.setdefault(node, {})
 
     def components(self) -> Iterator[set[ChannelNode]]:
-        """The sets of nodes that are connected."""
+        """The connected components, as sets of nodes."""
         seen: set[ChannelNode] = set()
         for start in self.nodes:
             if start not in seen:
@@ -87,7 +87,7 @@ class Ties:
                 yield found
 
     def as_networkx(self) -> nx.Graph:
-        """The same as a graph of that library."""
+        """The same graph as a networkx graph."""
         import networkx as nx
 
         graph = nx.Graph()
@@ -130,7 +130,7 @@ def _add_dependency(graph: Ties, solver: Solver, dependency: Dependency) -> None
 
 
 def _add_cause(graph: Ties, left: ChannelNode, right: ChannelNode, cause: Cause) -> None:
-    """The edge keeps every cause, because it stands until the last of them is gone; ``cause`` is the first."""
+    """Add a cause to an edge. It keeps all of them: it is removed only with the last. ``cause`` is the first."""
     if (known := graph.adj[left].get(right)) is None:
         graph.adj[left][right] = graph.adj[right][left] = {"cause": cause, "causes": [cause]}
     elif cause not in known["causes"]:
@@ -138,7 +138,7 @@ def _add_cause(graph: Ties, left: ChannelNode, right: ChannelNode, cause: Cause)
 
 
 def _note_fixed_sides(graph: Ties, solver: Solver, dependency: Dependency) -> None:
-    """A side written with a fixed size is what pins the pinned variables of the other side."""
+    """If one side holds a fixed size, note the dependency as the pin of the other side's pinned variables."""
     for side, other in ((dependency.left, dependency.right), (dependency.right, dependency.left)):
         fixed = _fixed_part(other)
         if fixed is None:
@@ -172,13 +172,13 @@ def _nodes(solver: Solver, variable: Channels) -> list[ChannelNode]:
 
 
 def position(group: Group) -> int:
-    """Where among the variables of its first member's axis the group's own is."""
+    """The position of the group's variable among the variables of its first member's axis."""
     first = group.members[0]
     return [v.serial for v in variables(first.axis)].index(group.variable.serial)
 
 
 def with_unique_names(groups: list[Group]) -> list[Group]:
-    """The groups, numbered where several have one name."""
+    """The groups, with numbers added where several have the same name."""
     counts: dict[str, int] = {}
     for group in groups:
         counts[group.name] = counts.get(group.name, 0) + 1

@@ -1,6 +1,6 @@
-"""The network in words: one line a node, with the axes of its result, their groups, and the line of its source.
+"""The network as text: one line per node, with the axes of its result, their groups, and its source line.
 
-A group is a letter, and ``a:16`` is an axis that its 16 channels make; with a plan, ``a:16->12`` says how many stay.
+A letter is a group, and ``a:16`` is an axis of its 16 channels; with a plan, ``a:16->12`` says how many stay.
 ``[a:16 b:8]`` is a concatenation, ``(a:16*4)`` a flattening, and ``~9{a:16}`` picks 9 elements. A plain number is a
 size that stays.
 
@@ -50,7 +50,7 @@ _WIDEST_AXES = 48
 
 
 def network_text(graph: ChannelGraph, masks: Masks | None = None) -> str:
-    """Every node of every captured graph, and what the letters stand for; widths as ``old->new`` with ``masks``."""
+    """Every node of every captured graph, and the groups of the letters; with ``masks``, widths as ``old->new``."""
     letters = dict(zip((g.variable.serial for g in graph.groups), _letters(), strict=False))
     parts = list(graph.captured.everything())
     lines: list[str] = []
@@ -153,7 +153,7 @@ def _cut(text: str, widest: int) -> str:
 
 
 class Explainer:
-    """Shortest paths over the channel graph, printed as source-level steps."""
+    """Explains ties and pins by shortest paths over the channel graph, with the op and source line of each step."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Explainer:
         return self._steps(path) + note
 
     def pin_of(self, tensor: str, dim: int) -> tuple[str, str]:
-        """Reason and cause of the pin nearest to a fixed dim."""
+        """The reason and cause of the pin nearest to a fixed dim."""
         axis = self._tensors[tensor][dim]
         if not isinstance(axis, Channels):
             return getattr(axis, "why", "its size is fixed"), ""
@@ -237,7 +237,7 @@ class Explainer:
         return found, [int(dim)]
 
     def _path_to_pin(self, node: ChannelNode) -> list[ChannelNode]:
-        """From a node to the nearest one that an op pins; empty where there is none."""
+        """The path from a node to the nearest one that an op pins; empty if there is none."""
         if self._towards_pin is None:
             self._towards_pin = _next_steps(self._graph)
         if node not in self._towards_pin:
@@ -273,7 +273,7 @@ class Explainer:
 
 
 def _next_steps(graph: Ties) -> dict[ChannelNode, ChannelNode]:
-    """For every node with a way to a pin, the next node on a shortest way; for the pinned ones themselves."""
+    """For every node with a path to a pin, the next node on a shortest one; a pinned node maps to itself."""
     pinned = [node for node, data in graph.nodes.items() if "pin" in data and node[1] is None]
     steps = {node: node for node in pinned}
     queue = deque(pinned)

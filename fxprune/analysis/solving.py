@@ -1,4 +1,4 @@
-"""The solved network: the channel groups, read off the axes of its nodes, and what they cost."""
+"""The solved network: the channel groups, found from the axes of its nodes, and their costs."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 
 class ChannelGraph:
-    """The solved network: groups that may shrink, widths that may not, and what they cost.
+    """The solved network: groups that may shrink, widths that may not, and their costs.
 
     Attributes:
         groups: the groups from which channels may be removed, in the order of the network.
         pinned: widths of parameters that stay, with reasons.
-        macs, params: cost terms over resolved axes; MACs are for the sample as given, constant in opaque modules.
+        macs, params: cost terms over resolved axes. MACs are for the given sample, and constant for opaque modules.
         parameter_names: the first state-dict name of every parameter.
         tensors: resolved axes of every parameter, buffer and traced constant, by first state-dict name.
         opaque: ops that were not understood.
-        activations: the distinct axes of activations that gather elements of others, so that they might lose all
-            elements while every group keeps some; none may.
-        fewest: axes that must keep some number of elements, because an op fails or does something else with fewer.
-        numbered: axes whose elements tensors of the graph number, such as the experts that a router chose.
+        activations: the distinct axes of activations that gather elements of other axes. Such an axis could lose all
+            its elements while every group keeps some; a plan must leave each at least one.
+        fewest: axes with the least number of elements they must keep: an op fails or changes its meaning with fewer.
+        numbered: axes whose elements other tensors refer to by number, such as the experts that a router chose.
         constants: tensors made while tracing, by name.
-        mac_terms: by node the terms of ``macs`` that are its own.
-        cost_models: by the name of their budget, those that were asked for or measured.
+        mac_terms: the terms of ``macs`` by node.
+        cost_models: the cost models that were asked for or measured, by the name of their budget.
         batch_scale: the batch of the user's sample as a fraction of the batch that was traced.
-        bytes: of an element of each parameter.
-        captured: what was captured.
+        bytes: the bytes of one element of each parameter, by name.
+        captured: the captured graphs.
     """
 
     def __init__(self, analyzer: Analyzer, batch_scale: float) -> None:
@@ -100,21 +100,21 @@ class ChannelGraph:
         return self.listing()
 
     def listing(self, masks: Mapping[Channels, Mask] | None = None) -> str:
-        """Every node with its axes, groups and source line; with the kept channels of each group, both widths."""
+        """Every node with its axes, groups and source line; with ``masks`` (the kept channels), old and new widths."""
         return network_text(self, masks)
 
     def channels(self, group: Group, tensor: str, dim: int) -> IndexArray:
-        """For each index of a tensor's dim the channel of the group it belongs to, or -1."""
+        """The channel of the group that each index of a tensor's dim belongs to, or -1."""
         return channels_of(self.tensors[tensor][dim], group.variable)
 
-    units = channels  # as it was called before
+    units = channels  # an earlier name
 
     def explain(self, first: str, second: str | None = None) -> str:
-        """Why two tensors' channels are tied, or (with one name) why a width is pinned. Names are state-dict names."""
+        """Why the channels of two tensors are tied or, with one name, why a width is pinned. Takes state-dict names."""
         return self._explainer.explain(first, second)
 
     def draw(self, fmt: str = "dot") -> str:
-        """The widths and what ties them as DOT text ("dot"), or the operations as SVG ("svg"). Raises AnalysisError."""
+        """The widths and their ties as "dot" text, or the operations as "svg". Raises AnalysisError: unknown format."""
         if fmt != "svg":
             return self._explainer.draw(fmt)
         return as_svg(draw_network(self), {group.name: str(group.size) for group in self.groups})
@@ -123,7 +123,7 @@ class ChannelGraph:
         return f'<div style="max-height:32em;overflow:auto">{self.draw("svg")}</div>'
 
     def crosses_norm(self, variable_set: Iterable[Channels]) -> bool:
-        """Whether any of these groups' variables runs through a norm, softmax, reduction or product of activations."""
+        """Whether any of these variables runs through a norm, softmax, reduction or product of activations."""
         wanted = {v.serial for v in variable_set}
         return any(g.crosses_norm and g.variable.serial in wanted for g in self.groups)
 
@@ -175,7 +175,7 @@ class ChannelGraph:
 def analyze_capture(
     captured: Captured, model: nn.Module, given_batch: int | None, untraced: tuple[OpaqueOp, ...] = ()
 ) -> ChannelGraph:
-    """Solve the axes of a capture, MACs for the batch that was given; ``untraced``: what capture left out."""
+    """Solve the axes of a capture; MACs are for ``given_batch``; ``untraced``: the ops that capture left out."""
     analyzer = Analyzer(captured, model, opaque=list(untraced))
     analyzer.run()
     traced = captured.sample.batch_size

@@ -1,9 +1,9 @@
-"""``couplings="drop"``: in front of each consumer of a shared stream, a selection of channels of its own.
+"""``couplings="drop"``: each consumer of a shared stream selects its own channels.
 
-A residual stream or a concatenation ties every producer and consumer of it. Here a selection with a free width of its
-own goes between the stream and each convolution or linear layer that reads it; the stream keeps its width. Whatever
-stands between stream and consumer and serves that consumer alone (a pre-activation batch norm, its ReLU, a pool) comes
-after the selection and is cut with it.
+A residual stream or a concatenation ties all of its producers and consumers. Here a selection, with a free width of its
+own, goes between the stream and each convolution or linear layer that reads it; the stream keeps its width. Ops between
+the stream and the consumer that serve this consumer alone (a pre-activation batch norm, its ReLU, a pool) come after
+the selection and are cut with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COUPLINGS = ("keep", "drop")
 
 @dataclass(frozen=True)
 class _Place:
-    """Between ``stream`` and its reader ``user``: dim ``dim`` of the stream, for the input of ``consumer``."""
+    """A place for a selection: between ``stream`` and its reader ``user``, on a dim of the stream, for ``consumer``."""
 
     stream: fx.Node
     user: fx.Node
@@ -46,9 +46,9 @@ def check_couplings(couplings: object) -> str:
 def drop_couplings(captured: Captured, model: nn.Module) -> None:
     """Insert the selections into every graph of a capture, and their gates into its constants.
 
-    Streams are found by an analysis of the graphs as they are: widths that meet in an addition of two activations or in
-    a concatenation. A convolution or linear layer that reads such a width gets a selection, one for each weight. Parts
-    inside opaque modules keep their couplings: the proof runs those modules as they are, without selections.
+    A stream is a width that takes part in an addition of two activations or in a concatenation; an analysis of the
+    unchanged graphs finds them. Each convolution or linear layer that reads one gets a selection, one for each weight.
+    Parts inside opaque modules keep their couplings: the proof runs those modules as they are, without selections.
     """
     analyzer = Analyzer(captured, model)
     analyzer.run()
@@ -122,7 +122,7 @@ class _Uncoupler:
         return axis.size > 1 and not isinstance(resolved, Product) and not is_written(stream)
 
     def _above(self, node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
-        """The activation and dim that an op of this consumer alone passes on, channel by channel; None: no such op."""
+        """The input and dim that ``node`` passes on channel by channel for one reader; None: it does not."""
         call = self._analyzer.calls.get(node)
         if call is None or len(_readers(node)) != 1 or call.name in CONTRACTIONS or call.name == "cat":
             return None
