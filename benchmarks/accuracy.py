@@ -77,7 +77,17 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)} seeds)"
 
 
-OURS = "fxprune, reconstruction"
+AUTO = "fxprune, the plain call"
+OURS: dict[str, dict[str, str]] = {
+    AUTO: {},
+    "fxprune, reconstruction": {
+        "criterion": "reconstruction",
+        "scope": "reconstruction",
+        "residual": "inner",
+        "round_to": "auto",
+    },
+}
+"""Options beside the calibration. What the plain call recovers is matched, too."""
 _RIVALS = {
     f"torch-pruning, {name}, {'global' if everywhere else 'uniform'}": (name, everywhere)
     for name in ("magnitude", "fpgm", "taylor")
@@ -126,7 +136,7 @@ class Comparison:
     def __init__(self, setting: Setting, rows: ResumableTable, rivals: bool, uniform: bool = True) -> None:
         self.setting, self.rows = setting, rows
         theirs = [method for method, (_, everywhere) in _RIVALS.items() if rivals and (everywhere or uniform)]
-        self.methods = (OURS, *theirs)
+        self.methods = (*OURS, *theirs)
         self._cuts: dict[tuple[str, float], Cut] = {}
 
     def run(self, ratios: Sequence[float], seeds: int) -> None:
@@ -145,7 +155,7 @@ class Comparison:
                 if case not in self.rows.rows:
                     found = self._found(method, ratio)
                     about = {"case": case, "method": method, "ratio": ratio, "removed": f"{100 * found.removed:.2f}"}
-                    ours = {"reconstructed": found.start} if method == OURS else {}
+                    ours = {"reconstructed": found.start} if method in OURS else {}
                     self._add(about, cut=found.plain, recalibrated=found.recalibrated, **ours)
 
     def train(self, ratios: Sequence[float], seeds: Iterable[int]) -> None:
@@ -167,31 +177,24 @@ class Comparison:
 
     def _trained(self, ratio: float) -> list[str]:
         """Ours, and the rival that is best before training of those that removed no more than they had to."""
-        rows = {method: self.rows.rows[f"{method} {ratio:g}"] for method in self.methods if method != OURS}
+        rows = {method: self.rows.rows[f"{method} {ratio:g}"] for method in self.methods if method not in OURS}
         alike = [m for m, row in rows.items() if float(row["removed"]) < 100 * ratio + _SLACK]
         best = max(alike, key=lambda m: float(rows[m]["recalibrated"]), default=None)
-        return [OURS] if best is None else [OURS, best]
+        return [*OURS] if best is None else [*OURS, best]
 
     def _found(self, method: str, ratio: float) -> Cut:
         if (method, ratio) not in self._cuts:
-            made = self._ours(ratio) if method == OURS else self._theirs(ratio, *_RIVALS[method])
+            made = self._ours(ratio, method) if method in OURS else self._theirs(ratio, *_RIVALS[method])
             self._cuts[method, ratio] = made
         return self._cuts[method, ratio]
 
-    def _ours(self, ratio: float) -> Cut:
-        setting = self.setting
-        network, data = setting.network, setting.calibration
-        cut = fxprune.compile(
-            network,
-            data[0][:2],
-            ratio,
-            criterion="reconstruction",
-            scope="reconstruction",
-            residual="inner",
-            calibration=data,
-        )
-        recalibrated, start = (fxprune.recover(cut, network, how, calibration=data) for how in _RECOVERIES)
-        return Cut(fxprune.report(cut).achieved, cut, recalibrated, start)
+    def _ours(self, ratio: float, method: str) -> Cut:
+        network, data = self.setting.network, self.setting.calibration
+        how = "auto" if method == AUTO else "reconstruct"
+        start = fxprune.compile(network, data[0][:2], ratio, calibration=data, recover=how, **OURS[method])
+        cut = fxprune.apply(network, data[0][:2], fxprune.report(start).plan, verify=False)
+        recalibrated = fxprune.recover(cut, network, "batchnorm", calibration=data)
+        return Cut(fxprune.report(start).achieved, cut, recalibrated, start)
 
     def _theirs(self, ratio: float, name: str, everywhere: bool) -> Cut:
         cut, removed = rival.pruned(self.setting.network, name, ratio, self.setting.batches, everywhere)
@@ -208,7 +211,6 @@ class Comparison:
         return row
 
 
-_RECOVERIES = ("batchnorm", "reconstruct")
 # Uniform shares come in coarse steps; a network that lost much more than was asked is no fair match.
 _SLACK = 1.0
 
@@ -253,7 +255,8 @@ def _note(model: str, tests: int, samples: int, training: int, budget: Budget) -
         f"{budget.learning_rate:g} falling to zero along a cosine, the same for all. fxprune starts from the "
         "reconstructed network, torch-pruning from the one with batch norm recalibrated; of its variants the one that "
         "is best there is trained (not those that removed a point more than was asked). Distillation: temperature 4, "
-        "labels weighted 0.1. MACs are those of convolution and linear. torch-pruning keeps the residual streams' "
+        "labels weighted 0.1. The plain call matches what it has reconstructed. MACs are those of convolution and linear. "
+        "torch-pruning keeps the residual streams' "
         "widths: left to prune them, it turns this option-A network into one that does not run."
     )
 

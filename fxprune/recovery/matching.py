@@ -24,8 +24,10 @@ from fxprune.rules.call import parameter_name
 from fxprune.util.paths import PartsModule, attribute, copied_graph
 from fxprune.util.registry import Named
 
-# The step grows over so many steps; the moments of the gradients are few before.
+# The step grows over so many steps at least; the moments of the gradients are few before.
 _FIRST_STEPS = 5
+# Steps that serve best in the end let the loss rise at first, by less than this.
+_MOST_RISE = 2.0
 _STEPS_OF_A_PASS = 16
 # A rate with which the loss rises is given up for a quarter of it, so often.
 _RATES = 5
@@ -123,7 +125,7 @@ class Match(Named):
         rate: float,
     ) -> list[float]:
         """The loss of each step, up to where it is above that of the first ones."""
-        descent, losses = _Adam(own), list[float]()
+        descent, losses, growing = _Adam(own), list[float](), max(_FIRST_STEPS, len(batches) // 10)
         for step, (sample, rows) in enumerate(work.steps.counted(self.name, batches, len(batches))):
             loss = pair.loss(sample, rows)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -131,7 +133,7 @@ class Match(Named):
             add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
             losses.append(float(whole))
             if not _rises(losses):
-                descent.step(rate * min((step + 1) / _FIRST_STEPS, 1 - step / (len(batches) + 1)))
+                descent.step(rate * min((step + 1) / growing, 1 - step / (len(batches) + 1)))
             for parameter in own:
                 parameter.grad = None
             if _rises(losses):
@@ -169,18 +171,14 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One step against the gradients; none where there is none."""
+        """One step against the gradients, one tensor after the other, so that little is held beside them."""
         self._steps += 1
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._own]
-        torch._foreach_lerp_(self._means, gradients, 0.1)
-        torch._foreach_mul_(self._squares, 0.999)
-        torch._foreach_addcmul_(self._squares, gradients, gradients, 0.001)
-        roots = torch._foreach_sqrt(self._squares)
-        torch._foreach_mul_(roots, (1 - 0.999**self._steps) ** -0.5)
-        torch._foreach_add_(roots, 1e-8)
-        moves = torch._foreach_div(self._means, roots)
-        torch._foreach_mul_(moves, [-rate * scale / (1 - 0.9**self._steps) for scale in self._scales])
-        torch._foreach_add_(list(self._own), moves)
+        first, second = (1 - decay**self._steps for decay in (0.9, 0.999))
+        for own, mean, square, scale in zip(self._own, self._means, self._squares, self._scales, strict=True):
+            if own.grad is not None:
+                mean.lerp_(own.grad, 0.1)
+                square.mul_(0.999).addcmul_(own.grad, own.grad, value=0.001)
+                own.addcdiv_(mean, square.sqrt().mul_(second**-0.5).add_(1e-8), value=-rate * scale / first)
 
 
 class _Place(NamedTuple):
@@ -321,11 +319,11 @@ def _put(own: Iterable[nn.Parameter], values: Sequence[Tensor]) -> None:
 
 
 def _rises(losses: Sequence[float]) -> bool:
-    """Whether the last losses, looked at now and then, are above the first two, which are of next to no steps."""
+    """Whether the last losses, looked at now and then, are far above the lesser of the first two."""
     if not math.isfinite(losses[-1]):
         return True
     looked = len(losses) % (2 * _FIRST_STEPS) == 0
-    return looked and sum(losses[-_FIRST_STEPS:]) / _FIRST_STEPS > 1.1 * sum(losses[:2]) / 2
+    return looked and sum(losses[-_FIRST_STEPS:]) / _FIRST_STEPS > _MOST_RISE * min(losses[:2])
 
 
 def _scale(parameter: Tensor) -> float:

@@ -20,7 +20,7 @@ from fxprune.util.paths import name_seed
 from fxprune.util.registry import Named
 
 # The ridge is so many times what is given, whichever serves the rows best that are held out.
-_RIDGES = (1, 10, 100)
+_RIDGES = (1, 10, 100, 1000)
 # Rows with bounds are held together, up to so many numbers.
 _MOST_ELEMENTS = 1 << 27
 # Numbers among the features that are multiplied together.
@@ -46,8 +46,8 @@ class Reconstruct(Named):
     Values that later layers read are held for all batches: memory grows with the calibration data.
 
     Args:
-        ridge: strength of the pull to the old weights, in mean squares of the layer's features; ten or a hundred times
-            as much where that serves the samples better that are held out.
+        ridge: strength of the pull to the old weights, in mean squares of the layer's features; ten, a hundred or a
+            thousand times as much where that serves the samples better that are held out.
         positions: so many output positions of each sample are rows of the problem, more where a layer would have less
             than eight rows for each of its features; for one layer the same in all samples, so that the result does not
             depend on how the data are cut into batches or shared by ranks. For the ridge with less than four see
