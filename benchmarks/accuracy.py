@@ -256,7 +256,8 @@ def _note(model: str, tests: int, samples: int, training: int, budget: Budget) -
         "reconstructed network, torch-pruning from the one with batch norm recalibrated; of its variants the one that "
         "is best there is trained (not those that removed a point more than was asked). Distillation: temperature 4, "
         "labels weighted 0.1. The plain call matches what it has reconstructed. MACs are those of convolution and "
-        "linear. torch-pruning keeps the residual streams' widths: left to prune them, it turns this option-A network into one that does not run."
+        "linear. torch-pruning keeps the residual streams' widths: left "
+        "to prune them, it turns this option-A network into one that does not run."
     )
 
 
