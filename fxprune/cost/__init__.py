@@ -1,4 +1,4 @@
-"""What a network costs as a function of its widths: multiply-accumulates, parameters, memory, seconds.
+"""The costs of a network as functions of its widths: multiply-accumulates, parameters, memory, seconds.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

@@ -1,8 +1,8 @@
-"""What ``ratio`` is a fraction of: symbolic costs, polynomials of the group widths.
+"""Budgets, the costs that ``ratio`` refers to: symbolic polynomials of the group widths.
 
 Every term is a coefficient times a product of axis sizes. Axis sizes are compiled once into sums of products of
-*leaves* (the kept size of one variable), equal sub-expressions are shared, and a width vector is then costed with a
-handful of array operations, whatever the network's depth.
+*leaves* (the kept size of one variable), and equal sub-expressions are shared. The cost at given widths then takes a
+few array operations, whatever the network's depth.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fxprune.util.registry import Registry
 
 FloatArray = NDArray[np.float64]
 Monomial = tuple[float, tuple[int, ...]]
-"""A coefficient and the nodes it is multiplied with: leaf ``i`` is written ``i``, sum ``j`` is written ``~j``."""
+"""A coefficient and the nodes it is multiplied by: leaf ``i`` is written ``i``, sum ``j`` is written ``~j``."""
 
 
 @dataclass(frozen=True, eq=False)
 class WidthLeaf:
-    """The kept size of a variable; ``weights``: how often each channel occurs, None where each does once."""
+    """The kept size of a variable; ``weights``: how often each channel occurs, None if each occurs once."""
 
     variable: Channels
     weights: FloatArray | None = None
@@ -47,7 +47,7 @@ class WidthLeaf:
 
 @dataclass(frozen=True, eq=False)
 class GatheredLeaf:
-    """The kept size of a gather in which an element needs channels of several variables, counted one by one."""
+    """The kept size of a gather whose elements need channels of several variables, counted element by element."""
 
     axis: Gather
 
@@ -69,7 +69,7 @@ class CostModel:
     Attributes:
         full: the total with every channel kept.
         leaves: the quantities the polynomial is made of, in the order :meth:`evaluate` takes their values.
-        vectors: the multiple to which a kernel rounds up a variable's width, where it does.
+        vectors: by variable, the multiple to which a kernel rounds its width up, if it does.
     """
 
     def __init__(self, terms: Iterable[Term]) -> None:
@@ -87,8 +87,8 @@ class CostModel:
     def total(self, widths: Mapping[Channels, float]) -> float:
         """The cost when each variable keeps ``widths`` of its channels (absent: all).
 
-        Where a gather holds some channels more often than others this is the expectation over all choices of that many
-        channels; :meth:`exact` knows the choice.
+        If a gather holds some channels more often than others, this is the expectation over all choices of that many
+        channels; :meth:`exact` takes the choice itself.
         """
         return self.evaluate(np.array([leaf.expected(widths) for leaf in self.leaves], dtype=np.float64))
 
@@ -97,7 +97,7 @@ class CostModel:
         return self.evaluate(self._exact_leaves(masks))
 
     def marginal(self, variable: Channels, widths: Mapping[Channels, float]) -> float:
-        """What removing one more channel of ``variable`` saves at these widths."""
+        """The saving from one more removed channel of ``variable`` at these widths."""
         fewer = {**widths, variable: widths.get(variable, variable.size) - 1}
         return self.total(widths) - self.total(fewer)
 
@@ -152,7 +152,7 @@ class _Block:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """Sums that need only leaves and sums of earlier stages; ``starts`` marks where each sum's products begin."""
+    """Sums over leaves and sums of earlier stages; ``starts`` marks where each sum's products begin."""
 
     block: _Block
     starts: NDArray[np.intp]
@@ -177,7 +177,7 @@ def _stages(builder: _Builder) -> tuple[list[_Stage], dict[int, int]]:
 
 @dataclass(eq=False)
 class _Builder:
-    """Turns axes into monomials; equal leaves and equal sums are made once."""
+    """Turns axes into monomials; equal leaves and equal sums are created once."""
 
     leaves: list[Leaf] = field(default_factory=list)
     sums: list[tuple[Monomial, ...]] = field(default_factory=list)
@@ -262,13 +262,13 @@ def params(graph: ChannelGraph) -> CostModel:
 
 @budget("channels")
 def channels(graph: ChannelGraph) -> CostModel:
-    """The widths of the groups, each once."""
+    """The sum of the widths of all groups."""
     return CostModel(Term(group.name, 1.0, (group.variable,)) for group in graph.groups)
 
 
 @budget("latency")
 def latency(graph: ChannelGraph) -> CostModel:
-    """The seconds of one call, which nobody knows before they are measured."""
+    """The seconds of one call, which must be measured first. Raises BudgetError."""
     raise BudgetError("the latency of this network's operations has not been measured")
 
 
@@ -278,7 +278,7 @@ def known_budgets() -> tuple[str, ...]:
 
 
 def budget_model(graph: ChannelGraph, name: str) -> CostModel:
-    """What ``ratio`` counts: as measured, or as its budget says. Raises BudgetError: no such name, or no measure."""
+    """The cost model of a budget, as measured or as registered. Raises BudgetError: unknown or not measured."""
     if name not in graph.cost_models:
         graph.cost_models[name] = budget[name](graph)
     model: CostModel = graph.cost_models[name]
@@ -286,7 +286,7 @@ def budget_model(graph: ChannelGraph, name: str) -> CostModel:
 
 
 def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str, float]:
-    """The fraction of each budget that is to go. Raises RatioError or BudgetError for what is none."""
+    """The fraction of each budget to remove. Raises RatioError or BudgetError: a fraction or a budget is invalid."""
     if isinstance(asked, str):
         return {asked: check_ratio(ratio)}
     if not isinstance(asked, Mapping) or not asked:
@@ -295,7 +295,7 @@ def goals_of(ratio: float | None, asked: str | Mapping[str, float]) -> dict[str,
     if unknown is not None:
         raise BudgetError(budget.unknown(str(unknown)))
     if ratio is not None:
-        raise RatioError(f"leave ratio out where budget names the fractions, {dict(asked)!r:.80}")
+        raise RatioError(f"leave ratio out: budget already gives the fractions, {dict(asked)!r:.80}")
     return {name: check_ratio(fraction) for name, fraction in asked.items()}
 
 

@@ -1,4 +1,4 @@
-"""Latency as a function of up to three widths: measured on a grid, looked up in between."""
+"""Latency as a function of up to three widths: measured on a grid and interpolated."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _STEPS = (1, _HALF_VECTOR, _VECTOR)
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Seconds at the knots of a grid: one number for each combination of knots; it grows with each width.
+    """Seconds at the knots of a grid: one number for each combination of knots; they never fall as a width grows.
 
-    ``knots``: per width the ascending sizes measured; ``steps``: the multiple to which the kernel rounds it up.
+    ``knots``: for each width, the measured sizes, ascending; ``steps``: the multiple to which the kernel rounds it up.
     """
 
     knots: tuple[FloatArray, ...]
@@ -51,20 +51,20 @@ def measured_surface(full: Widths, measure: Callable[[Widths], float]) -> Surfac
         seconds[place] = measure(tuple(k[i] for k, i in zip(knots, place, strict=True)))
     steps = tuple(_step(full, number, measure) for number in range(len(full)))
     for number in range(len(full)):
-        # What is measured must not fall as a width grows, else removing channels would look like a loss.
+        # Seconds must not fall as a width grows: then removing channels would seem to cost time.
         seconds = np.maximum.accumulate(seconds, axis=number)
     return Surface(tuple(np.array(k, dtype=np.float64) for k in knots), steps, seconds)
 
 
 def _knots(full: int, widths: int) -> list[int]:
-    """Multiples of a vector's length at some shares of a width (of less, where it is narrow), and the width itself."""
+    """Multiples of a vector's length at some shares of a width (of shorter vectors if it is small), and the width."""
     unit = _VECTOR if full >= 4 * _VECTOR else min(_HALF_VECTOR, max(1, full // _HALF_VECTOR))
     inner = {max(unit, unit * round(share * full / unit)) for share in _SHARES[widths]}
     return sorted({size for size in inner if size < full} | {full})
 
 
 def _probes(full: int) -> list[int]:
-    """A multiple of a vector's length, the next one, and sizes between that tell whether the kernel rounds up."""
+    """A multiple of a vector's length, the next one, and sizes between that show whether the kernel rounds up."""
     base = _VECTOR * (round(0.6 * full) // _VECTOR)
     if base == 0 or base + _VECTOR > full:
         return []
@@ -72,7 +72,7 @@ def _probes(full: int) -> list[int]:
 
 
 def _step(full: Widths, number: int, measure: Callable[[Widths], float]) -> int:
-    """The multiple that explains the probes best; the smaller one of equals."""
+    """The multiple that explains the probes best; the smaller of equally good ones."""
     sizes = _probes(full[number])
     if not sizes:
         return 1
@@ -91,7 +91,7 @@ def _with(widths: Widths, number: int, size: int) -> Widths:
 
 
 class SurfaceStack:
-    """Surfaces of as many widths each, looked up together."""
+    """Surfaces with the same number of widths, looked up together."""
 
     def __init__(self, surfaces: Sequence[Surface]) -> None:
         self._rank = len(surfaces[0].knots)
@@ -105,7 +105,7 @@ class SurfaceStack:
 
     def at(self, widths: FloatArray) -> FloatArray:
         """The seconds of each surface; ``widths`` of shape (surfaces, widths of each)."""
-        # The small subtrahend: what is 16 but for rounding is not 17.
+        # The small number keeps rounding errors from pushing a quotient up to the next integer.
         rounded = np.minimum(np.ceil(widths / self._steps - 1e-9) * self._steps, self._full)
         lower = np.clip((self._knots <= rounded[..., None]).sum(-1) - 1, 0, self._knots.shape[-1] - 2)
         left = np.take_along_axis(self._knots, lower[..., None], -1)[..., 0]
@@ -121,7 +121,7 @@ class SurfaceStack:
 
 
 def stacks(surfaces: Iterable[Surface]) -> dict[int, list[int]]:
-    """Places of surfaces by their number of widths."""
+    """The positions of surfaces, by their number of widths."""
     found: dict[int, list[int]] = {}
     for place, surface in enumerate(surfaces):
         found.setdefault(len(surface.knots), []).append(place)
@@ -146,7 +146,7 @@ Timer = Callable[[Call], float]
 class LatencyTable:
     """Seconds of calls (as ``timer`` gives them) under one set of conditions: versions, processor, threads, engine.
 
-    ``folder``: where the file lies; None keeps the table in memory alone.
+    ``folder``: the folder of its file; None keeps the table in memory only.
     """
 
     def __init__(self, conditions: Mapping[str, str], folder: Path | None, timer: Timer) -> None:
@@ -162,11 +162,11 @@ class LatencyTable:
         return cls(conditions(device), cache_directory(), functools.partial(time_call, device=device))
 
     def known(self, key: str) -> float | None:
-        """The seconds of a call that was timed before."""
+        """The seconds of a call that was timed before, else None."""
         return self._seconds.get(key)
 
     def note(self, key: str, seconds: float) -> None:
-        """Keep what was timed elsewhere."""
+        """Store the seconds of a call that was timed elsewhere."""
         self._seconds[key] = seconds
         self._new = True
 
@@ -177,11 +177,11 @@ class LatencyTable:
         return self._seconds[key]
 
     def time(self, call: Call) -> float:
-        """The seconds of a call now, which is not kept."""
+        """Time a call now, without storing the result."""
         return self._timer(call)
 
     def save(self) -> None:
-        """Write what is new; what another process wrote meanwhile stays. A disk that refuses costs the cache alone."""
+        """Write new entries; entries of other processes stay. If the disk refuses, only the cache is lost."""
         if self._path is None or not self._new:
             return
         self._seconds = {**self._read(), **self._seconds}
@@ -200,11 +200,11 @@ class LatencyTable:
                 return {}
             return {str(key): float(value) for key, value in data["seconds"].items() if float(value) >= 0}
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
-            return {}  # absent, or spoilt: it is measured again
+            return {}  # missing or damaged: everything is measured again
 
 
 def time_call(call: Call, device: torch.device) -> float:
-    """The least seconds of several calls; the least, because everything else on the machine only adds."""
+    """The minimum seconds of several calls: other load on the machine can only add time."""
 
     def finish() -> None:
         if device.type == "cuda":
@@ -222,7 +222,7 @@ def time_call(call: Call, device: torch.device) -> float:
 
 
 def conditions(device: torch.device) -> dict[str, str]:
-    """What the time of a call depends on beside the call itself."""
+    """The conditions that the time of a call depends on, apart from the call itself."""
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "engine": "eager",
@@ -235,7 +235,7 @@ def conditions(device: torch.device) -> dict[str, str]:
 
 
 def cache_directory() -> Path:
-    """``FXPRUNE_CACHE``, or ``fxprune`` in the user's cache directory."""
+    """The folder in ``FXPRUNE_CACHE``, or ``fxprune`` in the user's cache directory."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fxprune"
@@ -256,7 +256,7 @@ def _digest(conditions: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ShapedOp:
-    """An operation of a layer, timed by the axes that are its widths, and how often one run calls it."""
+    """An operation of a layer with its surface, the axes of its widths, and how often one run calls it."""
 
     owner: str
     widths: tuple[Axis, ...]
@@ -267,8 +267,8 @@ class ShapedOp:
 class LatencyModel(CostModel):
     """The seconds of one call of the network, as a function of which channels stay.
 
-    Operations run one after another and are timed one by one, so that what they do to each other (a cache that is
-    still warm, a fused pair) is not in it.
+    It is a sum over operations that are timed one by one, so effects between them (a warm cache, a fused pair) are not
+    included.
     """
 
     def __init__(self, linear: Iterable[Term], shaped: Iterable[ShapedOp]) -> None:
@@ -308,7 +308,7 @@ class LatencyModel(CostModel):
 
 
 def _stacked(shaped: tuple[ShapedOp, ...]) -> list[tuple[SurfaceStack, list[int], NDArray[np.intp]]]:
-    """Operations with equally many widths, and where among all widths theirs are."""
+    """Stacks of operations with the same number of widths, with the positions of their widths among all."""
     starts = np.cumsum([0, *(len(op.widths) for op in shaped)])
     found = []
     for count, places in stacks(op.surface for op in shaped).items():

@@ -1,4 +1,4 @@
-"""The network run as it is, operation by operation: what each is called with, and how long it takes in its place."""
+"""Runs the unpruned network operation by operation, and records the arguments and the time of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROUNDS = 5
 
 @dataclass
 class Seen:
-    """One operation in a run: call as text, what nodes that it reads held, its result, and the least seconds."""
+    """One operation in a run: the call as text, the values it reads, its result, and its minimum seconds."""
 
     key: str
     arguments: dict[fx.Node, Any]
@@ -46,9 +46,9 @@ def profile(
     known: Callable[[str], bool],
     rounds: Iterable[int] = range(_ROUNDS),
 ) -> dict[fx.Node, Seen]:
-    """What every operation of a private copy sees, and its seconds unless all are ``known`` by their keys.
+    """Run a private copy: the arguments of every operation, and its seconds unless all keys are ``known``.
 
-    ``nodes``: those of the graph that the copy was made of, to report about; ``rounds``: one item for each timed run.
+    ``nodes``: the nodes of the graph that was copied; they key the result. ``rounds``: one item for each timed run.
     """
     runner = _Runner(module, dict(zip(module.graph.nodes, nodes, strict=True)))
     with torch.no_grad():
@@ -126,7 +126,7 @@ def _specified(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Laid(TensorSpec):
-    """A specification with strides, on which the time of an element-wise operation depends."""
+    """A specification with strides, because the time of an element-wise operation depends on them."""
 
     strides: tuple[int, ...] = ()
 
@@ -134,7 +134,7 @@ class _Laid(TensorSpec):
         return f"{TensorSpec.__str__(self)}/{','.join(map(str, self.strides))}"
 
 
-# How long the calls of two networks that are compared last together, how many are not counted, and the fewest.
+# To compare two networks: the total seconds of their calls, the number of warm-up calls, and the fewest timed ones.
 _SECONDS, _WARM_UP, _FEWEST = 1.0, 2, 3
 _EMPTY_CALL = "nothing: relu of one element"
 
@@ -150,10 +150,10 @@ class Counted(Protocol):
 def measured_latency(
     graph: ChannelGraph, model: nn.Module, sample: Sample, counted: Counted, table: LatencyTable | None = None
 ) -> LatencyModel:
-    """The latency of copies of a network in eval mode by its widths, timed eagerly on the device and threads of now.
+    """The latency of a network by its widths: copies in eval mode, timed eagerly on the current device and threads.
 
-    ``counted`` shows what is being done; ``table`` has what was timed before, by default on this machine. Raises
-    BudgetError: the network has no values, or cannot be run.
+    ``counted`` shows the progress; ``table`` has earlier timings, by default those of this machine. Raises BudgetError:
+    the network is on the meta device, or cannot be run.
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     if device.type == "meta" or any(tensor.is_meta for tensor in sample.tensors):
@@ -181,20 +181,20 @@ class _Measuring:
         parts = [] if "" in main.opaque else [(main, sample)]
         parts += [(island, island.sample.with_values()) for island in main.islands]
         seen = [(part, n, s) for part, values in parts for n, s in self._profiled(part, values).items()]
-        # What the interpreter's clock sees of an operation that does nothing.
+        # The interpreter's overhead: the time of an operation that does almost nothing.
         idle = self.table.seconds(_EMPTY_CALL, lambda: lambda: torch.relu(torch.zeros(1, device=self.device)))
         for part, node, found in counted("timing operations", seen, len(seen)):
             self._add(node, found, part.calls, idle)
         return LatencyModel(self.linear, self.shaped)
 
     def _profiled(self, part: Captured, sample: Sample) -> dict[fx.Node, Seen]:
-        """Every operation of a part with its seconds, which are those of the table where it has them."""
+        """Every operation of a part with its seconds, taken from the table if it has them."""
         try:
             copy = deep_copy(part.module(self.model), cloned).eval()
             assert isinstance(copy, fx.GraphModule)
             values = sample.map(lambda tensor: tensor.to(self.device))
             found = profile(copy, list(part.graph.nodes), values, lambda key: self.table.known(key) is not None)
-        except Exception as error:  # the network's own code: anything may come out of it
+        except Exception as error:  # the network's own code may raise anything
             raise BudgetError(
                 f'budget="latency" runs the network operation by operation, and that failed ({error!s:.200}): '
                 "choose another budget"
@@ -203,7 +203,7 @@ class _Measuring:
         return found
 
     def _settle(self, found: list[Seen]) -> None:
-        """Equal calls take equally long, and what the table knows stays, so that a plan can be made again."""
+        """Give equal calls equal times, and keep times that the table has, so that plans are reproducible."""
         least: dict[str, float] = {}
         for seen in found:
             least[seen.key] = min(seen.seconds, least.get(seen.key, math.inf))
@@ -232,7 +232,7 @@ class _Measuring:
         return found if found is not None and len(found.axes) <= MOST_WIDTHS else None
 
     def _surface(self, call: ShapedCall) -> Surface | None:
-        """The surface of a kernel; None where torch does not take the call as it is written here."""
+        """The surface of a kernel; None if torch does not accept the call as reconstructed here."""
         key = f"{call.kernel(call.full).key} by {call.full}"
         if key not in self._surfaces:
             try:
@@ -250,7 +250,7 @@ class _Measuring:
         return seconds
 
     def _add_linear(self, owner: str, seconds: float, terms: Iterable[Term], idle: float) -> None:
-        """What is above an idle call's time grows with ``terms``, bytes that are moved or multiply-accumulates."""
+        """Let the time above that of an idle call grow with ``terms``: bytes moved, or multiply-accumulates."""
         terms = list(terms)
         full = sum(t.coefficient * math.prod(axis.size for axis in t.axes) for t in terms)
         rest = max(seconds - idle, 0.0) / full if full else 0.0
@@ -273,7 +273,7 @@ Prepared = Callable[[], object]
 
 
 def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
-    """The seconds of each of ``calls``, which take turns: at least three times, and ``seconds`` all together."""
+    """Time ``calls`` in turns, each at least three times, for ``seconds`` in total; the seconds of each call."""
     for call in [*calls] * _WARM_UP:
         call()
     times: list[list[float]] = [[] for _ in calls]
@@ -288,9 +288,9 @@ def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
 
 
 def compared(original: nn.Module, pruned: nn.Module, sample: Sample) -> tuple[float, float, int]:
-    """The median seconds of calls of copies of both, in turns, in eval mode, and how many calls of each were timed.
+    """The median seconds of a call of each network, and how many calls were timed: copies in eval mode, in turns.
 
-    Raises what the user's own code raises while it is copied or run.
+    Raises whatever the user's own code raises while it is copied or run.
     """
     networks = [deep_copy(network, cloned).eval() for network in (original, pruned)]
     values = sample.with_values()

@@ -1,4 +1,4 @@
-"""Memory as a cost: the bytes of the parameters and of the activations that are alive at the worst moment."""
+"""Memory as a cost: the bytes of the parameters plus the peak bytes of live activations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fxprune.axes.expressions import Axis, Term
 from fxprune.cost.budgets import CostModel, budget
 from fxprune.util.copies import tensors_in
 
-_DEPTH = 16  # of containers in containers
+_DEPTH = 16  # of nested containers
 
 
 @dataclass(frozen=True, slots=True)
 class LiveTerm:
-    """The bytes of one activation, and the steps of the forward between which it is kept, both included."""
+    """The bytes of one activation, and the first and last step of the forward at which it is alive."""
 
     term: Term
     first: int
@@ -31,8 +31,8 @@ class LiveTerm:
 class MemoryModel(CostModel):
     """The bytes of all parameters plus the most bytes of activations that are alive at once.
 
-    An activation is alive from the step that makes it to the last one that reads it or a view of it. What a kernel
-    needs for itself, and what an allocator keeps back, is not counted.
+    An activation is alive from the step that makes it to the last one that reads it or a view of it. The workspace of
+    kernels and the reserve of the allocator are not counted.
     """
 
     def __init__(self, parameters: Iterable[Term], live: Iterable[LiveTerm]) -> None:
@@ -54,7 +54,7 @@ class MemoryModel(CostModel):
 
 @budget("memory")
 def memory_model(graph: ChannelGraph) -> MemoryModel:
-    """The bytes of the parameters and of the activations alive at the worst moment, for the sample as it was given."""
+    """The bytes of the parameters plus the peak bytes of live activations, for the given sample."""
     weights = (Term(t.owner, graph.bytes.get(t.owner, 4) * t.coefficient, t.axes) for t in graph.params)
     graphs = (captured.graph for captured in (graph.captured, *graph.captured.islands))
     return MemoryModel(weights, live_terms(graphs, graph.axes, graph.solver.resolve, graph.batch_scale))
@@ -63,7 +63,7 @@ def memory_model(graph: ChannelGraph) -> MemoryModel:
 def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve: Any, scale: float) -> list[LiveTerm]:
     """The activations of graphs that run one after another.
 
-    ``axes`` of every node's result; ``resolve`` gives their present form; ``scale`` is the batch of the user's sample
+    ``axes`` are those of every node's result; ``resolve`` resolves an axis; ``scale`` is the batch of the user's sample
     as a fraction of the batch that was traced.
     """
     found: list[LiveTerm] = []
@@ -88,7 +88,7 @@ def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve:
 
 
 def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
-    """The last step at which each storage is read, by whatever view of it."""
+    """The last step that reads each storage, through any view of it."""
     last: dict[int, int] = {}
     for step, node in enumerate(nodes):
         for argument in node.all_input_nodes:
@@ -116,5 +116,5 @@ def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axi
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    # Views of one tensor share it, on the meta device too; sparse tensors have none.
+    # Views of one tensor share its storage, also on the meta device; sparse tensors have none.
     return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else id(tensor)

@@ -1,4 +1,4 @@
-"""One call of one torch function on tensors of given shapes, as a line of text that a table can be keyed by."""
+"""A call of a torch function on tensors of given shapes, with a text form that serves as the key of a table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TensorSpec:
     dtype: torch.dtype
 
     def made(self, device: torch.device) -> torch.Tensor:
-        """Such a tensor; its values are small and not denormal, which some processors are slow with."""
+        """A tensor of this kind. Its values are small but not denormal: denormals are slow on some processors."""
         floats = self.dtype.is_floating_point or self.dtype.is_complex
         return torch.full(self.shape, _FILLING if floats else 0, dtype=self.dtype, device=device)
 
@@ -35,7 +35,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A call of a torch function by the rules' name, with :class:`TensorSpec` for tensors."""
+    """A call of a torch function, by the name that its rule has, with a :class:`TensorSpec` for each tensor."""
 
     name: str
     arguments: tuple[tuple[str, Any], ...]
@@ -46,7 +46,7 @@ class Kernel:
         return f"{self.name}({', '.join(f'{name}={value}' for name, value in self.arguments)})"
 
     def prepared(self, device: torch.device) -> Callable[[], object]:
-        """The call, with its tensors made. Raises LookupError: torch has no function of that name."""
+        """The call with its tensors created. Raises LookupError: torch has no function of that name."""
         function = function_of(self.name)
         values = {n: v.made(device) if isinstance(v, TensorSpec) else v for n, v in self.arguments}
         return lambda: function(**values)
@@ -61,15 +61,15 @@ def function_of(name: str) -> Callable[..., Any]:
     raise LookupError(f"torch has no function {name}")
 
 
-# Products of two tensors are one function under several names, which call their arguments differently.
+# Products of two tensors: one function under several names, whose arguments have different names.
 _FUNCTIONS = {"mm": "matmul", "bmm": "matmul", "mv": "matmul", "dot": "matmul", "vdot": "matmul"}
-# Literals that are sizes: the note in which the rule keeps their axis.
+# Literals that are sizes, each with the name of the note in which its rule keeps the axis.
 _SIZES = {"groups": "groups"}
 
 
 @dataclass(frozen=True)
 class _Dim:
-    """A size: what it is at full width, and which widths it is proportional to."""
+    """A size: its value at full width, and the widths that it is proportional to."""
 
     full: int
     widths: tuple[int, ...] = ()
@@ -77,18 +77,18 @@ class _Dim:
 
 @dataclass
 class ShapedCall:
-    """A call of a torch function."""
+    """A call of a torch function, as a function of its widths."""
 
     name: str  # the function
     axes: tuple[Axis, ...] = ()  # its widths; sizes of tensors are products of these
-    # By argument the dims and the dtype.
+    # By argument: the dims and the dtype.
     tensors: dict[str, tuple[tuple[_Dim, ...], torch.dtype]] = field(default_factory=dict)
     literals: dict[str, Any] = field(default_factory=dict)  # all other arguments
     sizes: dict[str, _Dim] = field(default_factory=dict)  # literals that are sizes
 
     @property
     def full(self) -> tuple[int, ...]:
-        """The widths of the network as it is."""
+        """The widths of the unpruned network."""
         return tuple(axis.size for axis in self.axes)
 
     def kernel(self, widths: tuple[int, ...]) -> Kernel:
@@ -107,9 +107,9 @@ class ShapedCall:
 def shaped_call(
     call: Call, resolve: Callable[[Axis], Axis], seen: Mapping[fx.Node, Any], dtype_of: Callable[[str], torch.dtype]
 ) -> ShapedCall | None:
-    """What a call is as a function of its widths; None where an argument is neither a tensor nor a literal.
+    """A call as a function of its widths; None if an argument is neither a tensor nor a literal.
 
-    ``resolve`` gives the present form of an axis, ``seen`` what each node held in a run, ``dtype_of`` a tensor's dtype.
+    ``resolve`` resolves an axis, ``seen`` has each node's value in a run, ``dtype_of`` gives a tensor's dtype by name.
     """
     found = ShapedCall(_FUNCTIONS.get(call.name, call.name))
     tensors = {name: value for name, value in call.arguments.items() if call.has(name)}
@@ -137,7 +137,7 @@ def shaped_call(
 def _actual(
     value: Any, axes: tuple[Axis, ...], seen: Mapping[fx.Node, Any], dtype_of: Callable[[str], torch.dtype]
 ) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype in the run: the batch there is the user's, that of the axes may be another."""
+    """Shape and dtype in the run, whose batch is the user's; the batch in the axes may differ."""
     if isinstance(value, TensorName):
         return tuple(axis.size for axis in axes), dtype_of(value.name)
     spec = seen[value]
@@ -151,7 +151,7 @@ def _is_literal(value: Any) -> bool:
 
 
 class _Widths:
-    """The widths of a call: axes that vary, products as one width unless another axis shares a factor with them."""
+    """The widths of a call: the axes that vary. A product is one width unless another axis shares a factor with it."""
 
     def __init__(self, axes: list[Axis]) -> None:
         distinct = {_identity(axis): axis for axis in axes if _varies(axis)}
@@ -170,7 +170,7 @@ class _Widths:
                     self.axes.append(part)
 
     def dim(self, axis: Axis, full: int) -> _Dim:
-        """A size of that axis which is ``full`` at full width."""
+        """The dim for a size that belongs to ``axis`` and is ``full`` at full width."""
         if not _varies(axis):
             return _Dim(full)
         parts = factors_of(axis) if _identity(axis) in self._split else (axis,)
@@ -182,7 +182,7 @@ def _varies(axis: Axis) -> bool:
 
 
 def _identity(axis: Axis) -> Hashable:
-    """Equal for axes that are written alike."""
+    """A key that is equal for axes with equal expressions."""
     if isinstance(axis, Channels):
         return axis.serial
     if isinstance(axis, Fixed):

@@ -1,4 +1,4 @@
-"""What a compilation did, as data and on the terminal.
+"""Reports on compilations, as data and on the terminal.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

@@ -1,4 +1,4 @@
-"""Two results beside one another: what each removed, how near each stays to its original, and the widths of each."""
+"""Compares two results: what each removed, how close each stays to its original, and the widths of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"weights on disk, 4 bytes each": "B", "memory of a call": "B", "time o
 
 @dataclass(frozen=True)
 class CostPair:
-    """One cost of two networks: of the originals (``before``), and of the pruned networks."""
+    """One cost of two results: of the originals (``before``) and of the pruned networks (``after``)."""
 
     name: str
     before: tuple[float, float]
@@ -33,22 +33,22 @@ class CostPair:
 
 @dataclass(frozen=True)
 class WidthPair:
-    """A channel group in two networks: None where one has no such group."""
+    """A channel group in two results; None where one of them has no such group."""
 
     name: str  # the group's name
     before: tuple[int | None, int | None]  # channels of the originals
     after: tuple[int | None, int | None]  # channels of the pruned networks
-    # What cutting it alone adds to the error of the outputs, as :class:`fxprune.reporting.GroupRow` has it.
+    # The output error when this group alone is cut, as in :class:`fxprune.reporting.GroupRow`.
     errors: tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
-    """What :meth:`fxprune.Report.compare` gives; ``print`` shows it, and a notebook too.
+    """The result of :meth:`fxprune.Report.compare`; ``print`` and notebooks show it as text.
 
     Attributes:
         first, second: the reports.
-        names: what the two are called.
+        names: the names of the two in the output.
     """
 
     first: Report
@@ -57,13 +57,13 @@ class Comparison(Shown):
 
     @property
     def costs(self) -> list[CostPair]:
-        """A row for each cost that both count."""
+        """A row for each cost that both reports have."""
         one, two = map(_costs, (self.first, self.second))
         return [CostPair(n, (one[n][0], two[n][0]), (one[n][1], two[n][1])) for n in one if n in two]
 
     @property
     def widths(self) -> list[WidthPair]:
-        """A row for each group of either, in the network's order."""
+        """A row for each group of either report, in the network's order."""
         one, two = ({row.name: row for row in report.groups} for report in (self.first, self.second))
         found = []
         for name in {**one, **two}:
@@ -80,7 +80,7 @@ class Comparison(Shown):
 
     @property
     def fidelity(self) -> dict[str, tuple[str, str]]:
-        """How near the final networks are to their originals, by measure, where both have data."""
+        """How close the final networks are to their originals, by measure, if both reports have it."""
         if not self.first.fidelity or not self.second.fidelity:
             return {}
         last = (self.first.fidelity[-1], self.second.fidelity[-1])
@@ -95,10 +95,10 @@ class Comparison(Shown):
         return {"names": self.names, **tables, "fidelity": self.fidelity, "settings": self.settings}
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write it as one HTML file that needs no network; the file appears whole or not at all.
+        """Write it as one HTML file that loads nothing else; the file appears whole or not at all.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: the file cannot be written.
         """
         from fxprune.reporting.page import comparison_as_html
         from fxprune.util.writing import named, write_text
@@ -106,7 +106,7 @@ class Comparison(Shown):
         write_text(named(path), comparison_as_html(self))
 
     def render(self, *, verbose: bool = False) -> RenderableType:
-        """What a rich console prints; ``verbose`` shows every group."""
+        """The comparison as a rich renderable; ``verbose`` shows every group."""
         parts: list[RenderableType] = [Text(f"{self.names[0]} beside {self.names[1]}", style="bold")]
         table = new_table("", ["original", *self.names, "removed", "removed"])
         for row in self.costs:
@@ -140,7 +140,7 @@ class Comparison(Shown):
 
 
 def said(name: str, pair: tuple[float, float]) -> str:
-    """A cost of two networks with its unit, once where it is the same."""
+    """A cost of two networks with its unit; written once if it is the same for both."""
     return " / ".join(dict.fromkeys(f"{quantity(value)}{_UNITS.get(name, '')}" for value in pair))
 
 

@@ -1,4 +1,4 @@
-"""A report, or two beside one another, as one HTML file that needs no network: a template filled with it."""
+"""A report, or a comparison of two, as one HTML page that loads nothing else, made from a template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fxprune.util.tables import percent, quantity, short_seconds
 def as_html(report: Report) -> str:
     """The report as one HTML page: asked and achieved, widths, costs, scores, the graph, pins, proof and timings."""
     drawn = colours(report.drawing)
-    # What stands for a group, anywhere on the page, has its place among these as data-group.
+    # Every element of the page that shows a group has the group's number here as its data-group.
     places = {name: place for place, name in enumerate({**drawn, **{row.name: "" for row in report.groups}})}
     widths = {row.name: f"{row.before}→{row.after}" for row in report.groups}
     return _filled(
@@ -49,7 +49,7 @@ def as_html(report: Report) -> str:
 
 
 def comparison_as_html(comparison: Comparison) -> str:
-    """Two reports beside one another as one HTML page."""
+    """The comparison of two reports as one HTML page."""
     return _filled("comparison.html.j2", comparison=comparison, describe=proof_in_words, said=said)
 
 
@@ -70,7 +70,7 @@ _MOST_OF_ALL = 0.8
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight's number of output channels before and after, and the group that they are of, where one is drawn."""
+    """A weight's number of output channels before and after, and their group, if the drawing has one."""
 
     name: str
     before: int
@@ -88,7 +88,7 @@ class Stage:
 
 
 def layers(report: Report) -> list[Layer]:
-    """Every weight of at least two dims, in the network's order as far as the plan tells it."""
+    """Every weight of at least two dims, in the order of the cost rows; weights without a row come last."""
     if report.plan is None:
         return []
     order = {name: position for position, name in enumerate(row.name for row in report.costs)}
@@ -109,7 +109,7 @@ def macs_of(report: Report, group: GroupRow) -> tuple[int, int]:
 
 
 def stages(report: Report) -> list[Stage]:
-    """The costs added up by the first names of their paths, as many of these as give a readable number of stages."""
+    """The costs summed by the first one to three names of their paths, for a readable number of stages."""
     found: dict[str, list[CostRow]] = {}
     for depth in (1, 2, 3):
         wider = _by_prefix(report.costs, depth)
@@ -123,7 +123,7 @@ def stages(report: Report) -> list[Stage]:
 
 
 def _one_holds_most(found: dict[str, list[CostRow]]) -> bool:
-    """Whether most of the multiply-accumulates are in one stage, of which the others then tell little."""
+    """Whether one stage has most of the multiply-accumulates, so that the split says little."""
     macs = [sum(row.macs[0] for row in rows) for rows in found.values()]
     return max(macs) > _MOST_OF_ALL * sum(macs)
 
@@ -143,7 +143,7 @@ def _added(pairs: Any) -> tuple[int, int]:
 
 
 def histogram(row: ScoreRow) -> Markup:
-    """A small bar chart: channels that stay stand on those that go."""
+    """A small stacked bar chart: kept channels above removed ones."""
     most = max((k + r for k, r in zip(row.kept, row.removed, strict=True)), default=1) or 1
     bars = []
     for place, (kept, gone) in enumerate(zip(row.kept, row.removed, strict=True)):
@@ -154,7 +154,7 @@ def histogram(row: ScoreRow) -> Markup:
 
 
 def reproduction(report: Report) -> str:
-    """The command, or where the network came from Python the call, that makes the same result again."""
+    """The command that reproduces the result; for a network from Python, the call."""
     settings = dict(report.settings)
     changed = {name: settings[name] for name, value in usual().items() if settings.get(name, value) != value}
     if (criterion := _criterion(settings)) not in ("", "magnitude"):
@@ -180,7 +180,7 @@ def reproduction(report: Report) -> str:
 
 
 def _criterion(settings: Mapping[str, Any]) -> str:
-    """The name of the criterion; of one that is not as its name gives it, its text."""
+    """The name of the criterion, or its full text if its settings are not the defaults of that name."""
     text = str(settings.get("criterion", ""))
     return next((name for name in known_criteria() if repr(criterion_by_name(name)) == text), text)
 

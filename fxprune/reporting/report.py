@@ -1,4 +1,4 @@
-"""What a compilation did: asked and achieved, widths before and after, what was pinned and why, the proof, timings."""
+"""The report of a compilation: asked and achieved, widths before and after, pins and reasons, the proof, timings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MACS_MEANING = "multiply-accumulates of convolution, linear and matmul"
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A group of channels that live or die together.
+    """A group of channels that are removed together.
 
     Attributes:
         name: the group's name.
         before: channels in the original network.
         after: channels in the pruned network.
         members: the parameters and buffers that the group cuts.
-        error: how far the outputs go off where this group alone is cut, before any recovery, as a share of the norm of
-            the original's on calibration data; None where that was not measured.
+        error: the norm of the change of the outputs when this group alone is cut, before any recovery, as a share of
+            the norm of the original's outputs, on calibration data; None if it was not measured.
     """
 
     name: str
@@ -42,13 +42,13 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class PinnedRow:
-    """A width that had to stay.
+    """A width that must stay.
 
     Attributes:
-        name: the parameter and dim, or the node, that has the width.
+        name: the parameter and dim, or the node, with this width.
         width: its size.
         reason: why it stays.
-        where: the operation, with its place in the model's source, that says so.
+        where: the operation that requires it, with its place in the model's source.
     """
 
     name: str
@@ -59,14 +59,14 @@ class PinnedRow:
 
 @dataclass(frozen=True)
 class OpaqueRow:
-    """A call that is not seen into: everything it touches keeps its size.
+    """An opaque call: everything it touches keeps its size.
 
     Attributes:
         name: path of the module, or name of the operation.
         reason: why it is opaque.
         where: its place in the model's source.
-        parameters: number of elements of its own parameters, which stay as they are.
-        macs: its own multiply-accumulates for the sample; budgets count them, and none of them can go.
+        parameters: number of elements of its own parameters, which all stay.
+        macs: its own multiply-accumulates for the sample; budgets count them, but none can be removed.
     """
 
     name: str
@@ -78,7 +78,7 @@ class OpaqueRow:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What one operation or one tensor's owner costs.
+    """The costs of one operation, or of one layer with parameters.
 
     Attributes:
         name: path of the module, or name of the operation.
@@ -99,8 +99,8 @@ class ScoreRow:
         name: the group's name.
         low: the lowest score.
         high: the highest score.
-        kept: numbers of channels that stay, in intervals of equal width from ``low`` to ``high``.
-        removed: the same of channels that go.
+        kept: the number of kept channels in each of several equal intervals from ``low`` to ``high``.
+        removed: the same for removed channels.
     """
 
     name: str
@@ -112,17 +112,17 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class FidelityRow:
-    """How near a network's outputs are to the original's on calibration data.
+    """How close a network's outputs are to the original's on calibration data.
 
     Attributes:
         network: "cut" or "recovered".
         samples: how many samples were compared.
-        held_out: whether no recovery was fitted to them.
-        error: norm of the difference of all outputs, as a share of the norm of the original's; None where the outputs
+        held_out: whether the samples were held out, so that no recovery was fitted to them.
+        error: norm of the difference of all outputs, as a share of the norm of the original's; None if the outputs
             cannot be compared.
-        agreement: share of decisions (the largest entry of each sample, token or pixel) that are the original's; None
-            where there are no classes.
-        cosine: mean cosine between the two outputs of each sample, token or pixel; None where there are no channels.
+        agreement: share of decisions (the largest entry of each sample, token or pixel) that equal the original's; None
+            if there are no classes.
+        cosine: mean cosine between the two outputs of each sample, token or pixel; None if there are no channels.
     """
 
     network: str
@@ -140,12 +140,12 @@ class RecoveryRow:
     Attributes:
         method: the recovery's name.
         changed: the weights or modules whose values it changed.
-        left: what it could not help, with the reason.
-        samples: how many calibration samples it saw; 0 where it needs none.
-        error_before: mean over the layers of the squared error of their outputs, as a share of the outputs' variance,
-            on the calibration data, before; None where it is not measured.
-        error_after: the same after.
-        guards: what was not done or taken back, as it would have made the network worse on samples that are held out.
+        left: the layers it could not change, with the reasons.
+        samples: how many calibration samples it used; 0 if it needs none.
+        error_before: the squared error of a layer's outputs as a share of their variance, on the calibration data, as a
+            mean over the layers, before the recovery; None if it is not measured.
+        error_after: the same after the recovery.
+        guards: changes that were skipped or undone because they made the network worse on held-out samples.
     """
 
     method: str
@@ -159,12 +159,12 @@ class RecoveryRow:
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """How long a call takes, where the budget was latency.
+    """The time of one call, if the budget was latency.
 
     Attributes:
-        predicted: seconds of the original and of the pruned network, added up from the table of operations.
-        measured: median seconds of the whole networks, timed in turns; None where that failed.
-        conditions: what was timed and on what, or why it failed.
+        predicted: seconds of the original and of the pruned network, as sums over the table of operations.
+        measured: median seconds of the whole networks, timed alternately; None if that failed.
+        conditions: the conditions of the measurement, or why it failed.
     """
 
     predicted: tuple[float, float]
@@ -178,7 +178,7 @@ class GoalRow:
 
     Attributes:
         budget: its name.
-        asked: the fraction that was to go.
+        asked: the fraction to remove.
         before: its total in the original network.
         after: the same in the pruned network.
     """
@@ -189,7 +189,7 @@ class GoalRow:
     after: float
 
 
-# Tables of a report, and what their rows are.
+# The tables of a report, with the classes of their rows.
 _ROWS: dict[str, Any] = {"groups": GroupRow, "pinned": PinnedRow, "opaque": OpaqueRow, "costs": CostRow}
 _ROWS |= {"scores": ScoreRow, "recovery": RecoveryRow, "goals": GoalRow, "fidelity": FidelityRow}
 
@@ -199,9 +199,9 @@ class Report(Shown):
     """The result of one compilation, as plain data.
 
     Attributes:
-        ratio: the fraction of the budget asked to be removed, 0 <= ratio < 1; None where channels or shares of single
-            layers were asked for.
-        budget: what ``ratio`` is a fraction of: "macs", "params", "channels", "memory" (bytes) or "latency" (seconds).
+        ratio: the fraction of the budget to remove, 0 <= ratio < 1; None if the request named channels or fractions
+            of single layers instead.
+        budget: the cost that ``ratio`` is of: "macs", "params", "channels", "memory" (bytes) or "latency" (seconds).
         budget_before: the budget's total in the original network, in its own unit.
         budget_after: the same in the pruned network.
         macs_before: multiply-accumulates of convolution, linear and matmul for one call with the sample, before.
@@ -210,12 +210,12 @@ class Report(Shown):
         parameters_after: the same after.
         groups: one row for each group, in the network's order.
         pinned: one row for each pinned width.
-        opaque: one row for each call that is not seen into.
-        proof: the proof, or None where there was none; ``unproven`` then says why.
-        recovery: one row for each recovery, in order; they change kept values after the proof.
+        opaque: one row for each opaque call.
+        proof: the proof, or None if there was none; ``unproven`` then says why.
+        recovery: one row for each recovery, in order; recoveries change kept values after the proof.
         unproven: why there is no proof, such as "verify=False" or "structural, unproven".
         seconds: wall-clock time of each pass, in order.
-        settings: criterion, scope, seed, versions and whatever else the result depends on.
+        settings: criterion, scope, seed, versions and all other settings that the result depends on.
         plan: the plan that was applied.
         network: class name of the original network.
         source: where the command line found the original network; empty otherwise.
@@ -223,11 +223,11 @@ class Report(Shown):
         scores: one row for each group, where the criterion gives scores.
         drawing: the operations of the network, with their groups and pins.
         environment: the machine that the compilation ran on.
-        latency: what was predicted and measured, where the budget was latency; else None.
-        goals: one row for each budget, where there were several; ``budget`` is the first.
-        fidelity: one row for the network as it was cut, and one for the recovered, where there are data.
-        notes: what was chosen where "auto" was asked for, and why; what the caller should know.
-        memory_before: bytes of the parameters and of the activations that are alive at once, for one call with the
+        latency: the predicted and measured times if the budget was latency, else None.
+        goals: one row for each budget, if there were several; ``budget`` is the first.
+        fidelity: one row for the network before recovery, and one after it, if there is calibration data.
+        notes: what "auto" chose and why, and other remarks for the caller.
+        memory_before: bytes of the parameters plus the most bytes of activations alive at once, for one call with the
             sample, before; 0 in reports of earlier versions.
         memory_after: the same after.
     """
@@ -269,7 +269,7 @@ class Report(Shown):
 
     @property
     def headline(self) -> str:
-        """One sentence without a full stop: what was removed."""
+        """One sentence, without a full stop, that says what was removed."""
         macs = removed(self.macs_before, self.macs_after)
         parameters = removed(self.parameters_before, self.parameters_after)
         return f"{macs:.1%} of the {MACS_MEANING} and {parameters:.1%} of the parameters removed"
@@ -293,7 +293,7 @@ class Report(Shown):
         Raises:
             KeyError, TypeError, ValueError: the data was not written by :meth:`as_dict`.
         """
-        json.dumps(data, ensure_ascii=False).encode()  # halves of characters are no text
+        json.dumps(data, ensure_ascii=False).encode()  # raises for lone surrogates
         fields = dict(data)
         fields |= {name: tuple(row(**_tuples(held)) for held in data.get(name, ())) for name, row in _ROWS.items()}
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
@@ -306,22 +306,22 @@ class Report(Shown):
         single = [row for row in (report.proof, report.latency) if row is not None]
         check_types([report, *(row for part in rows for row in part), *single])
         if any(len(row.kept) != len(row.removed) for row in report.scores):
-            raise ValueError("scores: kept and removed are not of the same intervals")
+            raise ValueError("scores: kept and removed have different numbers of intervals")
         if any(not 0 <= given < here for here, node in enumerate(report.drawing) for given in node.inputs):
-            raise ValueError("drawing: an operation reads what comes after it")
+            raise ValueError("drawing: an operation reads the result of a later one")
         return report
 
     def compare(self, other: Report, names: tuple[str, str] = ("first", "second")) -> Comparison:
-        """This result beside another one, called by these names: ``print`` it, or write it with ``save_html``."""
+        """Compare this result with another one, under these names: ``print`` it, or write it with ``save_html``."""
         from fxprune.reporting.comparing import Comparison
 
         return Comparison(self, other, names)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as one HTML file that needs no network; the file appears whole or not at all.
+        """Write the report as one HTML file that loads nothing else; the file appears whole or not at all.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: the file cannot be written.
         """
         from fxprune.reporting.page import as_html
         from fxprune.util.writing import named, write_text
@@ -338,7 +338,7 @@ class Report(Shown):
 
 
 def _proof(data: Mapping[str, Any]) -> Proof:
-    # Folders of earlier versions say more.
+    # Folders of earlier versions have more fields.
     return Proof(**_tuples({n: v for n, v in data.items() if n in Proof.__dataclass_fields__}))
 
 
@@ -347,5 +347,5 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def removed(before: float, after: float) -> float:
-    """The fraction removed; 0 where there was nothing."""
+    """The fraction removed; 0 if there was nothing to remove."""
     return 1 - after / before if before else 0.0

@@ -1,4 +1,4 @@
-"""What a compilation did as a report, and what an analysis found as text and JSON data."""
+"""Makes the report of a compilation, and the summary of an analysis as text and JSON data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def graph_as_dict(graph: ChannelGraph) -> dict[str, Any]:
 
 
 def render_graph(graph: ChannelGraph, *, verbose: bool = False) -> RenderableType:
-    """The summary as something that a rich console prints; ``verbose`` shows every group, member and pin."""
+    """The summary as a rich renderable; ``verbose`` shows every group, member and pin."""
     data = graph_as_dict(graph)
     prunable, groups = data["prunable"], data["groups"]
     title = f"{len(groups)} channel groups, {len(data['pinned'])} pinned widths"
@@ -146,7 +146,7 @@ def _with_width(row: dict[str, Any]) -> str:
 
 
 def _prunable(graph: ChannelGraph, terms: Iterable[Term]) -> float:
-    """The fraction of a cost that depends on the size of some group, between 0 and 1."""
+    """The fraction (0 to 1) of a cost that depends on the size of some group."""
     in_groups = {group.variable for group in graph.groups}
     total = prunable = 0.0
     for term in terms:

@@ -1,4 +1,4 @@
-"""A report on the terminal: one screen of 100 columns, more where asked for."""
+"""A report on the terminal: one screen of 100 columns, or more if asked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def as_text(report: Report, *, verbose: bool = False) -> str:
 
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
-    """The report as something that a rich console prints."""
+    """The report as a rich renderable."""
     parts: list[RenderableType] = [_title(report), _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
     if report.groups:
         parts.append(_groups(report.groups, verbose))
@@ -65,7 +65,7 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
 
 
 def _with_cost(row: OpaqueRow) -> str:
-    """The name, with what a module holds and computes by itself."""
+    """The name, with the module's own parameters and multiply-accumulates."""
     found = [(row.macs, "MACs"), (row.parameters, "parameters")]
     cost = ", ".join(f"{quantity(count)} {unit}" for count, unit in found if count)
     return f"{row.name} ({cost})" if cost else row.name
@@ -76,7 +76,7 @@ def _title(report: Report) -> Text:
 
 
 def achieved_in_words(report: Report) -> str:
-    """For each budget what was removed, what was asked, and by how much it went beyond."""
+    """For each budget: the fraction removed, the fraction asked, and the overshoot."""
     alone = GoalRow(report.budget, report.ratio, report.budget_before, report.budget_after)
     words = []
     for goal in report.goals or (alone,):
@@ -137,7 +137,7 @@ def _in_title(name: str, value: Any) -> bool:
 
 
 def proof_in_words(report: Report) -> str:
-    """What was proven and how closely, or why nothing was."""
+    """What was proven and how closely, or why there is no proof."""
     proof = report.proof
     if proof is None:
         return f"none ({report.unproven or 'not asked for'})"
@@ -159,14 +159,14 @@ def _claim(proof: Proof) -> str:
 
 
 def _where(proof: Proof) -> str:
-    """At which sizes, on which device and for how long it ran."""
+    """The sizes and the device that the proof ran on, and its seconds."""
     ran = {"batch": proof.batch_sizes, "resolution": proof.resolutions}
     sizes = [f", {name} {', '.join(map(str, values))}" for name, values in ran.items() if values]
     return f"{''.join(sizes)}, on {proof.device} in {short_seconds(proof.seconds)} s"
 
 
 def latency_in_words(row: LatencyRow) -> str:
-    """What was predicted, and beside it what was measured."""
+    """The predicted and the measured times."""
     pairs = [("predicted", row.predicted), ("measured", row.measured)]
     known = [(name, pair) for name, pair in pairs if pair is not None]
     words = [f"{name} {1e3 * a:.3g} to {1e3 * b:.3g} ms ({a / b:.2f} times faster)" for name, (a, b) in known]
@@ -174,7 +174,7 @@ def latency_in_words(row: LatencyRow) -> str:
 
 
 def recovery_in_words(row: RecoveryRow) -> str:
-    """What one recovery did."""
+    """The effect of one recovery."""
     parts = [f"{row.method}, after the proof: {len(row.changed)} changed"]
     if row.samples:
         parts.append(f"{row.samples} samples")
@@ -185,7 +185,7 @@ def recovery_in_words(row: RecoveryRow) -> str:
 
 
 def fidelity_in_words(row: FidelityRow) -> str:
-    """How near one network is to the original."""
+    """How close one network is to the original."""
     seen = f"{row.samples} {'held-out ' if row.held_out else ''}samples of the calibration"
     if row.error is None:
         return f"{row.network}: its outputs cannot be compared with the original's; {seen}"
@@ -207,7 +207,7 @@ _TOP, _LONGEST = 20, 60
 
 
 def render_difference(found: PlanDifference, *, verbose: bool = False) -> RenderableType:
-    """The difference as something that a rich console prints; ``verbose`` shows every group and every channel."""
+    """The difference as a rich renderable; ``verbose`` shows every group and every channel."""
     if not found:
         return Text(f"the plans are equal; channel groups: {found.equal_groups}")
     parts: list[RenderableType] = []

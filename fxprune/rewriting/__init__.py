@@ -1,4 +1,4 @@
-"""Rewriting: the smaller network is written as a new graph over new tensors.
+"""Writes the smaller network as a new graph over new tensors.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

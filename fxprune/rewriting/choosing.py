@@ -17,12 +17,12 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Fixed, inside
 from fxprune.capture.decisions import is_check
 
-# The dtype of a tensor, its layout, and what is around a call.
+# Reads of a tensor's dtype, of its memory layout, and of the autocast state around a call.
 _SETTINGS = (getattr, "is_contiguous", torch.is_autocast_enabled)
 
 
 def idle_nodes(source: ChannelGraph, graph: fx.Graph) -> set[fx.Node]:
-    """The checks in a captured graph that no input can fail, and the numbers that nothing else reads."""
+    """The checks in a captured graph that no input can fail, and the numbers that only these checks read."""
     idle: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         if is_check(node):
@@ -44,7 +44,7 @@ def _always_holds(source: ChannelGraph, graph: fx.Graph, check: fx.Node) -> bool
 
 
 def _sizes(node: fx.Node) -> Iterator[fx.Node]:
-    """The sizes, values, settings, and numbers among the inputs, that a number is computed from."""
+    """The sizes, values, settings and inputs that a number is computed from."""
     for given in node.all_input_nodes:
         if given.op == "placeholder" or given.target in ("size", "item", *_SETTINGS):
             yield given
@@ -53,22 +53,22 @@ def _sizes(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _varies(source: ChannelGraph, size: fx.Node) -> bool:
-    """Whether a size may be another one with another input: unless parameters alone make the dim."""
-    if size.op == "placeholder" or size.target in ("item", *_SETTINGS):  # random numbers have values, too
+    """Whether a size may differ for other inputs; it cannot if the dim comes from parameters alone."""
+    if size.op == "placeholder" or size.target in ("item", *_SETTINGS):  # also an item of a random tensor
         return True
     tensor, dim = size.args
     return not _is_made_of_weights(source, source.axes[tensor][dim])  # type: ignore[index]
 
 
 def _is_made_of_weights(source: ChannelGraph, axis: Axis) -> bool:
-    # The axis as its op gave it: a weight's axis that the solver found to be fixed still has the weight's size.
+    # The axis is not resolved: a weight's axis that the solver bound to a fixed size still has the weight's size.
     if isinstance(axis, Channels):
         return axis.origin.tensor in source.shapes
     return not isinstance(axis, Fixed) and all(_is_made_of_weights(source, part) for part in inside(axis))
 
 
 def _is_batch(source: ChannelGraph, graph: fx.Graph, size: fx.Node) -> bool:
-    """Whether a number is the size of an input's first dim as all ops since have handed it on."""
+    """Whether a number is the size of the first input's first dim, which all ops in between passed on."""
     if size.target != "size" or size.args[1] != 0:
         return False
     first = next(n for n in graph.nodes if n.op == "placeholder")
@@ -78,9 +78,9 @@ def _is_batch(source: ChannelGraph, graph: fx.Graph, size: fx.Node) -> bool:
 
 
 def number_of_forward(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """Which of ``forwards`` takes inputs of these sizes; for new ones it is found out once."""
+    """The index of the forward that takes inputs of these sizes; it is determined once for each set of sizes."""
     find = number_once_found
-    if "torch._dynamo" in sys.modules:  # torch.compile need not see how it is found out
+    if "torch._dynamo" in sys.modules:  # torch.compile must not trace the search
         find = torch.compiler.disable(find)  # type: ignore[no-untyped-call]
     return find(module, forwards, args, kwargs)
 
@@ -89,10 +89,10 @@ number_of_forward._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def number_once_found(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """The same, kept by the sizes of the inputs in the module, unless their values decide."""
+    """As :func:`number_of_forward`. The module keeps the answer by input sizes, unless values decide it."""
     found: dict[Any, list[int]] = vars(module).setdefault("_chosen", {})
     sizes = (module.training, sizes_of(args), sizes_of(kwargs))
-    # Modes of torch count and record what this thread runs, and this is no part of the network.
+    # Torch modes count or record what this thread runs, but the search is not part of the network.
     with ThreadPoolExecutor(1) as other_thread:
         if sizes not in found:
             found[sizes] = other_thread.submit(those_that_fit, module, forwards, args, kwargs).result()
@@ -102,7 +102,7 @@ def number_once_found(module: nn.Module, forwards: Sequence[Callable[..., Any]],
 
 
 def sizes_of(value: Any) -> Any:
-    """The shapes of all tensors in nested arguments, and other values as they are."""
+    """Nested arguments with each tensor replaced by its shape; plain numbers and strings stay as they are."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
     if isinstance(value, (list, tuple)):
@@ -113,7 +113,7 @@ def sizes_of(value: Any) -> Any:
 
 
 def mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """Nested arguments with all tensors changed."""
+    """Nested arguments with ``change`` applied to all tensors."""
     if isinstance(value, torch.Tensor):
         return change(value.detach())
     if isinstance(value, list):
@@ -126,8 +126,8 @@ def mapped(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
 
 
 def copied_parts(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """Copies of a module's parts without hooks, which are for real calls; ``memo``: what stands for a tensor, by id."""
-    parts = nn.Module.__new__(type(module))  # of its class, as generated code may reach parts through the class
+    """Copies of a module's parts, without hooks, as this is not a real call; ``memo``: new tensors by id of the old."""
+    parts = nn.Module.__new__(type(module))  # of the same class: generated code may reach parts through the class
     nn.Module.__init__(parts)
     for held in ("_modules", "_parameters", "_buffers"):
         vars(parts)[held] = copy.deepcopy(getattr(module, held), memo)
@@ -137,23 +137,23 @@ def copied_parts(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 def those_that_fit(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> list[int]:
-    """The first of ``forwards`` that takes the sizes on the meta device; where none does, those that values may let."""
+    """The first of ``forwards`` that runs on the meta device; if none does, those whose outcome depends on values."""
     tensors = (*module.parameters(), *module.buffers())
     parts = copied_parts(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
     unsure = []
     for number, forward in enumerate(forwards):
         try:
             inspect.signature(forward).bind(parts, *args, **kwargs)
-        except TypeError:  # it is a graph for other arguments
+        except TypeError:  # a graph for other arguments
             continue
         given, named = mapped(lambda tensor: tensor.to("meta"), [args, kwargs])
         try:
-            # Random numbers that are not on the meta device are drawn all the same.
+            # Ops that are not on the meta device still draw random numbers.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 forward(parts, *given, **named)
         except AssertionError:
             continue
-        except Exception:  # what cannot be run without values is left to the real run
+        except Exception:  # it needs values: the real run decides
             unsure.append(number)
             continue
         return [number]
@@ -163,7 +163,7 @@ def those_that_fit(module: nn.Module, forwards: Sequence[Callable[..., Any]], ar
 def first_that_runs(
     module: nn.Module, forwards: Sequence[Callable[..., Any]], numbers: list[int], args: Any, kwargs: Any
 ) -> int:
-    """The first of the numbered ``forwards`` that takes the values, tried on copies of what a call may write."""
+    """The first of the numbered ``forwards`` whose checks accept the values, run on copies of what a call may write."""
     for number in numbers[:-1]:
         parts = copied_parts(module, {id(parameter): parameter.detach() for parameter in module.parameters()})
         given, named = mapped(torch.clone, [args, kwargs])
@@ -172,14 +172,14 @@ def first_that_runs(
                 forwards[number](parts, *given, **named)
         except AssertionError:
             continue
-        except Exception:  # the call itself will raise it
+        except Exception:  # the real call will raise it again
             return number
         return number
     return numbers[-1]
 
 
 def source() -> str:
-    """The source of :func:`number_of_forward` and of what it calls."""
+    """The source of :func:`number_of_forward` and of the functions that it calls."""
     functions: tuple[Callable[..., Any], ...] = (number_of_forward, number_once_found, sizes_of, mapped)
     functions += (copied_parts, those_that_fit, first_that_runs)
     parts = [inspect.getsource(function) for function in functions]

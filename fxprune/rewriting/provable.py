@@ -1,4 +1,4 @@
-"""The proof of a plan: what the pass knows of its graphs, handed to a proof that believes none of it."""
+"""The proof of a plan: hands the rewriter's certificates to the proof, which takes none of them for granted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def prove_plan(
 ) -> Proof:
     """Prove that ``pruned`` is ``model`` without what the plan removes, through each of its graphs.
 
-    ``certificates``: what the rewrite says of its graphs. ``level``: True for the proof node by node, "full" for that
-    of whole networks, which takes its place where a node cannot be judged by itself. Raises ProofError: a check failed.
+    ``certificates``: the rewriter's statements about its graphs. ``level``: True for a proof node by node, or "full"
+    for one of whole networks, also used if a node cannot be judged alone. Raises ProofError: a check failed.
     """
     pairs = pairs_of(graph, masks, pruned, certificates)
     steps = check_structure(pairs)
@@ -52,9 +52,9 @@ def prove_plan(
 def prove_whole(
     graph: ChannelGraph, model: nn.Module, pruned: nn.Module, plan: Plan, masks: Mapping[Channels, Mask], sample: Sample
 ) -> Proof:
-    """The same by whole networks in float64, at the sample's sizes and others. Raises ProofError: a check failed."""
+    """Compare whole networks in float64, at the sample's sizes and others. Raises ProofError: a check failed."""
     cut = {variable for variable, mask in masks.items() if not mask.all()}
-    # The proof runs opaque modules as they are: they make the constants of their traced parts anew at every call.
+    # The proof runs opaque modules as they are, so they recompute the constants of their traced parts at every call.
     inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
     keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
 
@@ -74,7 +74,7 @@ def prove_whole(
 
     found = proof(graph.captured, sample, alone=False)
     for specialization in graph.captured.specializations:
-        given = specialization.sample  # where values decide, its own take this way
+        given = specialization.sample  # if values decide, only its own sample takes this branch
         if specialization.other is not None:
             given = sample.others[specialization.other]
         elif specialization.answers is None:
@@ -84,14 +84,14 @@ def prove_whole(
 
 
 def _untrained(graph: ChannelGraph) -> str:
-    """Why training mode runs the graph of eval mode, where it cannot be traced."""
+    """Why training mode cannot be traced, and runs the graph of eval mode; empty where it can."""
     return next((op.reason for op in graph.opaque if op.op == UNTRACED_TRAINING), "")
 
 
 def pairs_of(
     graph: ChannelGraph, masks: Mapping[Channels, Mask], pruned: nn.Module, certificates: Iterable[Certificate]
 ) -> list[Pair]:
-    """Each captured graph beside the graph of ``pruned`` that the rewrite says it wrote for it."""
+    """Each captured graph, paired with the graph that the rewriter's certificate names for it."""
     return [_pair(graph, masks, pruned, certificate) for certificate in certificates]
 
 

@@ -1,4 +1,4 @@
-"""The result: a GraphModule that keeps its training graph, and buffers out of its state dict, through copies."""
+"""The result: a GraphModule whose copies keep its training graph and its non-persistent buffers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Graphs = Mapping[str, fx.Graph]
 
 
 class PrunedGraphModule(PartsModule):
-    """A ``torch.fx.GraphModule`` with one graph for each mode where the two differ, and for sizes that need their own.
+    """A ``torch.fx.GraphModule`` with a graph for each mode, if the modes differ, and for each specialization.
 
-    ``.train()`` and ``.eval()``, of the whole or of a part, set the modes that the original's own set, and put the
-    right graph in place; all run over the same modules and tensors. ``graph`` and ``code`` are those of the present
-    mode, for inputs like the sample. A call looks again at the modes of the parts that the original asks for them, and
-    refuses a mixture for which there is no graph. Where the original takes another way for inputs of other sizes, a
-    call runs the first graph whose checks of sizes hold; for each new shape that is found out once, without values.
+    ``.train()`` and ``.eval()``, of the whole or of a part, set the same modes as in the original, and select the
+    graph; all graphs share the same modules and tensors. ``graph`` and ``code`` belong to the current mode, for inputs
+    like the sample. A call checks the modes of those parts whose ``training`` flag the original's forward reads, and
+    refuses a mixture without a graph. If the original takes another branch for other input sizes, a call runs the first
+    graph whose size checks hold; this is determined once for each new shape, without values.
     """
 
     _class_name: str
@@ -36,7 +36,7 @@ class PrunedGraphModule(PartsModule):
     _kept_out: tuple[str, ...]
     _modes: dict[str, Any]
     _mode: bool
-    # By id of a graph, the forward that was made of it, and its source.
+    # By id of a graph: the forward generated from it, and its source.
     _forwards: dict[int, tuple[Callable[..., Any], str]]
 
     def __init__(
@@ -52,7 +52,7 @@ class PrunedGraphModule(PartsModule):
 
         ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`.
         """
-        # First of all, so that a part which is called like one of these is seen to be hidden by it.
+        # These are set first: a part with one of these names is then known to be hidden.
         own: dict[str, Any] = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
         own |= {"_modes": {"effects": {}, "flags": {}, "untraced": "", **(modes or {})}, "_mode": False}
         vars(self).update(own, _forwards={}, _chosen={})
@@ -72,26 +72,26 @@ class PrunedGraphModule(PartsModule):
 
     @property
     def graphs(self) -> dict[str, fx.Graph]:
-        """The graphs by mode, "eval" and perhaps "training"; for other sizes "eval_1", "training_1" and so on."""
+        """The graphs by mode, "eval" and maybe "training"; those of further specializations are "eval_1" and so on."""
         return dict(self._graphs)
 
     @property
     def named_graphs(self) -> dict[str, fx.Graph]:
-        """Copies of the same with the true names of modules and tensors as targets, which are data and no code."""
+        """Copies of :attr:`graphs` with the true names of modules and tensors as targets: data, not code."""
         return {name: self.with_names(graph) for name, graph in self._graphs.items()}
 
     @property
     def modes(self) -> dict[str, Any]:
         """How the network switches modes.
 
-        ``"effects"``: what ``train()`` and ``eval()`` of parts set (:mod:`fxprune.util.modes`). ``"flags"``: by path,
-        the mode that a part must have for the graph of eval mode and for that of training mode. ``"untraced"``: why
-        there is no graph of training mode, so that calls in it are refused; empty where nothing is missing.
+        ``"effects"``: the flags that ``train()`` and ``eval()`` of parts set (:mod:`fxprune.util.modes`). ``"flags"``:
+        by path, the modes that a part must be in for the eval graph and for the training graph. ``"untraced"``: why
+        there is no training graph, so that calls in training mode are refused; empty if nothing is missing.
         """
         return self._modes
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PrunedGraphModule:
-        """Convert or move all tensors; constants, which no conversion of the original reaches, keep their type."""
+        """Convert or move all tensors. Constants keep their dtype: converting the original would not reach them."""
         constants = {name: buffer for name, buffer in self._buffers.items() if is_constant(name)}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in constants.items():
@@ -101,12 +101,12 @@ class PrunedGraphModule(PartsModule):
         return self
 
     def extra_repr(self) -> str:
-        """What printing the network says in front of its parts."""
+        """The line that printing the network shows before its parts."""
         report = self.meta.get("fxprune", {}).get("report")
         return "" if report is None else f"pruned by fxprune: {report.achieved:.1%} of {report.budget} removed"
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
-        """Switch every submodule, and the graph where modes differ; a call in a mode without one raises ModeError."""
+        """Switch every submodule and select the graph; a later call in a mode without a graph raises ModeError."""
         return self._switched("train" if mode else "train(False)")
 
     def eval(self) -> PrunedGraphModule:
@@ -119,13 +119,13 @@ class PrunedGraphModule(PartsModule):
         return self
 
     def set_modes(self, flags: Mapping[str, bool]) -> None:
-        """Give the parts their modes by path, and put the graph in place that fits them."""
+        """Set the modes of the parts by path, and select the graph that fits them."""
         give_own_modes(self, self._modes["effects"])
         set_flags(self, flags)
         self._use_graph(self.training)
 
     def _use_graph(self, training: bool) -> None:
-        """Put the graph in place that fits the modes of the parts; where both do, or none, that of a mode."""
+        """Select the graph that fits the modes of the parts; if both fit, or neither, the graph of ``training``."""
         fitting = self._fitting()
         self._mode = fitting[0] if len(fitting) == 1 else training
         wanted = self._graph_of(self._mode, 0)
@@ -137,19 +137,19 @@ class PrunedGraphModule(PartsModule):
             self.graph = wanted
 
     def _fitting(self) -> list[bool]:
-        """The modes whose graphs fit the modes of the parts."""
+        """The modes (False: eval, True: training) whose graphs fit the modes of the parts."""
         flags = [(attribute(self, path).training, pair) for path, pair in self._modes["flags"].items()]
         return [mode for mode in (False, True) if all(flag is pair[mode] for flag, pair in flags)]
 
     def _mode_in_force(self) -> bool:
-        """The mode whose graph a call runs: that in place, or the other where only it fits the modes of the parts."""
+        """The mode whose graph a call runs: the selected one, or the other if only that fits the modes of the parts."""
         fitting = self._fitting()
         if not fitting:
             self._check_mixture()
         return self._mode if self._mode in fitting or not fitting else fitting[0]
 
     def _check_mixture(self) -> None:
-        """Refuse a mixture of modes, unless the graph is the same in all of them."""
+        """Raise ModeError for a mixture of modes without a graph, unless all modes have the same graph."""
         flags = {path: attribute(self, path).training for path in self._modes["flags"]}
         known = all(flags[path] in pair for path, pair in self._modes["flags"].items())
         if not known or len(self._graphs) > self._count():
@@ -160,13 +160,13 @@ class PrunedGraphModule(PartsModule):
                     "call eval(), whose graph has gradients, too; or train the original, and prune it then"
                 )
             raise ModeError(
-                f"{odd or 'the network'} is in {'training' if flags[odd] else 'eval'} mode and other parts are not, as "
-                "train() and eval() of the original never leave them: no graph was made for this mixture; call train() "
-                f"or eval() of the whole network, or let train() of the original keep {odd or 'it'} so and prune again"
+                f"{odd or 'the network'} is in {'training' if flags[odd] else 'eval'} mode and other parts are not; "
+                "train() and eval() of the original never set this mixture, and no graph was made for it: call train() "
+                f"or eval() of the whole network, or let train() of the original set {odd or 'it'} so and prune again"
             )
 
     def recompile(self) -> Any:
-        """Make ``forward`` from the graph anew."""
+        """Generate ``forward`` from the graph again."""
         code = super().recompile()
         if len(self._graph.nodes):
             forward = type(self).forward
@@ -179,7 +179,7 @@ class PrunedGraphModule(PartsModule):
         cls.forward = _choosing(forward) if self._count() > 1 or self._modes["flags"] else forward
 
     def forwards(self, present: Callable[..., Any]) -> list[Callable[..., Any]]:
-        """The forwards of the mode in force, for inputs of several sizes; ``present``: that of the graph in place."""
+        """The forwards of the current mode, one per specialization; ``present``: the one of the selected graph."""
         mode = self._mode_in_force()
         graphs = [self._graph_of(mode, number) for number in range(self._count())]
         if mode is self._mode:
@@ -194,7 +194,7 @@ class PrunedGraphModule(PartsModule):
         return self._forwards[id(graph)][0]
 
     def for_sizes_of(self, *args: Any, **kwargs: Any) -> PrunedGraphModule:
-        """A network over the same tensors with the one graph, in each mode, that takes inputs of such sizes."""
+        """A network over the same tensors that has, for each mode, only the graph for inputs of these sizes."""
         if self._count() == 1:
             return self
         number = self._number_for(args, kwargs)
@@ -209,7 +209,7 @@ class PrunedGraphModule(PartsModule):
         return twin
 
     def plainly_named(self) -> PrunedGraphModule:
-        """A network over the same tensors under plain names, which torch.export can write into code."""
+        """A network over the same tensors, under plain names that torch.export can write into code."""
         if not self._names:
             return self
         names, graphs = PlainNames(), self.named_graphs
@@ -255,13 +255,13 @@ class PrunedGraphModule(PartsModule):
         return self._graphs.get(graph_name(True, number), plain) if training else plain
 
     def _number_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Which specialization takes inputs of these sizes."""
+        """The number of the specialization that takes inputs of these sizes."""
         first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
         return number_of_forward(self, self.forwards(first), args, kwargs)
 
 
 def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of a network with several graphs: ``forward``, or that of the graph for the modes and inputs."""
+    """The forward of a network with several graphs: runs the one that fits the modes and the inputs."""
 
     @functools.wraps(forward)
     def chosen(self: PrunedGraphModule, *args: Any, **kwargs: Any) -> Any:
@@ -303,7 +303,7 @@ def _unpickled(
 
 
 def carry(source: nn.Module, target: nn.Module) -> None:
-    """Copy what code around a module may ask it for beside a call, such as a number of output channels."""
+    """Copy plain attributes that code around a module may read, such as a number of output channels."""
     for name, value in _extras(source).items():
         if name not in vars(target):
             setattr(target, name, copy.deepcopy(value))
@@ -316,7 +316,7 @@ def _extras(module: nn.Module) -> dict[str, Any]:
 
 
 def _order(module: nn.Module) -> list[str]:
-    """Names of all submodules, parameters and buffers in the order they are held."""
+    """The names of all submodules, parameters and buffers, in the order in which the module holds them."""
     modules = module.named_modules()
     return [f"{p}.{n}".lstrip(".") for p, m in modules for n in (*m._modules, *m._parameters, *m._buffers)]
 
@@ -338,12 +338,12 @@ def _targets(graph: fx.Graph) -> list[str]:
 
 
 def arrange(module: nn.Module, like: nn.Module) -> None:
-    """Put submodules, parameters and buffers in the order that ``like`` has them, as optimiser state goes by order.
+    """Put submodules, parameters and buffers in the order of ``like``, because optimiser state goes by order.
 
-    What stands for its containers takes their kind.
+    Replacements of its containers become of the same kind.
     """
     if type(module) is Parts:
-        object.__setattr__(module, "__class__", parts_like(like))  # which may be the name of a part
+        object.__setattr__(module, "__class__", parts_like(like))  # a part may be named __class__
     for held, order in (
         (module._modules, like._modules),
         (module._parameters, like._parameters),

@@ -1,7 +1,7 @@
-"""Reshapes whose literals fit the sample's sizes alone: beside a cut axis, other sizes would mix channels.
+"""Checks for reshapes whose literals fit only the sample's sizes: next to a cut axis, other sizes would mix channels.
 
-``x.reshape(n, 36, 3, -1)`` of ``(n, 36, 12)`` takes any number of positions, but only with 36 of them does the last dim
-hold channels alone. At full width the source means what it says; a narrow network must refuse what it cannot mean.
+``x.reshape(n, 36, 3, -1)`` of ``(n, 36, 12)`` accepts other numbers of positions, but the last dim holds channels alone
+only if there are 36. At full width, the other sizes have a meaning; a narrow network must refuse them.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fxprune.rules.ops import canonical_name
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring dims before and after a reshape that hold the same elements, as few as possible."""
+    """The fewest neighbouring dims before and after a reshape that hold the same elements."""
 
     before: range
     after: range
 
 
 def hold_reshapes(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
-    """Write a check in front of each reshape that cuts channels and fits the sample's sizes alone."""
+    """Insert a check before each reshape that has cut channels and literals that fit only the sample's sizes."""
     known = KnownIndices()
     for captured in source.captured.everything():
         for node in list(captured.graph.nodes):
@@ -45,7 +45,7 @@ def hold_reshapes(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
 def _conditions(
     source: ChannelGraph, masks: Mapping[Channels, Mask], node: fx.Node, known: KnownIndices
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """Dims of the input whose product must be that of some arguments."""
+    """Pairs of dims of the input and arguments of the reshape that must have equal products."""
     given, *sizes = cast(Any, node.args)
     sizes = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
     if not all(isinstance(value, int | fx.Node) for value in sizes) or {given, node} - source.axes.keys():
@@ -71,7 +71,7 @@ def _conditions(
 def _inside(
     block: _Block, shape: list[int], cut: list[bool], varies: list[bool], sizes: list[Any]
 ) -> Iterator[tuple[list[int], list[Any]]]:
-    """The same where cut dims and others become one run of dims: those may vary that outermost arguments take up."""
+    """The conditions for a block with cut dims: other dims may vary only if outer arguments take up their change."""
     args = [sizes[d] for d in block.after]
     loose = [d for d in block.before if varies[d] and not cut[d]]
     if not _matters(loose, args, varies):
@@ -87,19 +87,19 @@ def _inside(
 
 
 def _leads(args: list[Any], size: int) -> bool:
-    """Whether literals that divide a size come first, and then nothing but what follows from the input."""
+    """Whether literals whose product divides ``size`` come first, and then only arguments that follow the input."""
     written = [isinstance(a, int) and a != -1 for a in args]
     count = written.index(False) if False in written else 0
     return bool(count) and not any(written[count:]) and size % prod(args[:count]) == 0
 
 
 def _matters(dims: list[int], args: list[Any], varies: list[bool]) -> bool:
-    """Whether dims that other inputs have otherwise meet numbers that the source writes down."""
+    """Whether some of the dims vary with the input while some of the arguments are literals above one."""
     return any(varies[d] for d in dims) and any(isinstance(a, int) and a > 1 for a in args)
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[_Block]:
-    """Runs of dims with equal products.
+    """The shortest runs of dims with equal products before and after.
 
     >>> [(list(b.before), list(b.after)) for b in _blocks((2, 36, 12), (2, 36, 3, 4))]
     [([0], [0]), ([1], [1]), ([2], [2, 3])]

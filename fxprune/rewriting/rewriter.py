@@ -1,4 +1,4 @@
-"""The rewriter: every node of the captured graph is written again, with the literals that kept sizes ask for."""
+"""The rewriter: writes every node of the captured graph again, with literals that fit the kept sizes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from fxprune.util.paths import ModelPaths, named_modules, new_node
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What the rewriter says that it did to one graph. A proof checks it and takes none of it for granted."""
+    """The rewriter's statement of what it did to one graph. The proof checks it and takes none of it for granted."""
 
     captured: Captured  # the graph at full width
     narrow: fx.Graph  # the graph that was written for it
-    # By node at full width, the node or the number that stands for it; None, or no entry, where nothing does.
+    # By node at full width: the node or number that replaces it; None, or no entry, if nothing does.
     images: Mapping[fx.Node, Any]
 
 
@@ -55,7 +55,7 @@ class Rewriter:
         self._masks = masks
         self._kept: KnownIndices = {}
         self._env: dict[fx.Node, Any] = {}
-        # By id of the original: its new tensor, and for the parts of opaque modules the new part.
+        # By id of the original: its new tensor or, for a traced part of an opaque module, the new part.
         self._tensors: dict[int, Any] = {}
         self._current: fx.Node | None = None
         self._prefix = ""
@@ -75,7 +75,7 @@ class Rewriter:
         return self.graph
 
     def assembled(self, captured: Captured) -> PrunedGraphModule:
-        """A module over the graphs of one capture; names lose its prefix."""
+        """A module over the graphs of one capture, whose prefix is removed from all names."""
         specializations = (captured, *captured.specializations)
         graphs = {
             graph_name(mode.training, mode.specialization): self.run(mode)
@@ -96,7 +96,7 @@ class Rewriter:
         return pruned
 
     def add_island(self, captured: Captured) -> None:
-        """Write a part of an opaque module; copies of that module will hold it in the place of the original part."""
+        """Write an island (a traced part of an opaque module); copies of the module will hold it in its place."""
         original = self._paths.module(captured.prefix.removesuffix("."))
         island = self.assembled(captured)
         carry(original, island)
@@ -110,7 +110,7 @@ class Rewriter:
 
     @property
     def made_here(self) -> list[str]:
-        """Names of the constants that no state dict of the original holds."""
+        """The names of the constants that are not in the original's state dict."""
         return [*self.index_constants, *(n for n in self._constants if n in self.root)]
 
     def _write(self, node: fx.Node) -> Any:
@@ -119,13 +119,13 @@ class Rewriter:
         if node.op == "output":
             return self.graph.output(self._map(node.args[0]))
         if node.op == "get_attr":
-            # The gate of a selection is only a handle for its width; the selection is written without it.
+            # The gate of a selection only carries its width; the selection is written without it.
             return None if node.target in self._selections else self._attribute(str(node.target))
         if isinstance(node.meta["val"], (int, float)):
             return self._number(node)
         call = self._source.calls.get(node)
         if is_check(node) and not isinstance(self._mapped(*node.all_input_nodes), fx.Node):
-            return None  # what it checks is a literal at these widths
+            return None  # its condition became a literal at these widths
         if call is None:
             if node.op == "call_module":
                 self.root.setdefault(str(node.target), self.opaque(str(node.target)))
@@ -186,7 +186,7 @@ class Rewriter:
         return self._env[node]
 
     def _number(self, node: fx.Node) -> Any:
-        """A number keeps the value it had at full width: as a literal where it depends on channels alone."""
+        """Write a number with its value at full width: as a literal if it depends on channels alone."""
         if node.op == "call_method" and node.target == "size":
             return self._size(node)
         args = self._map(node.args)
@@ -239,7 +239,7 @@ class Rewriter:
         self.root[path] = rebuilt(module, self._tensors, attributes)
 
     def _add_index(self, index: torch.Tensor) -> fx.Node:
-        # A network that was pruned before has index tensors of its own; theirs are names of the original's.
+        # A network that was pruned before already has index tensors of such names.
         names = (f"{self._prefix}_kept_index{number}" for number in itertools.count(len(self.index_constants)))
         name = next(n for n in names if n not in self._source.shapes and n not in self.root)
         self.index_constants.append(name)
@@ -248,14 +248,14 @@ class Rewriter:
 
 
 def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> nn.Module:
-    """The network at the kept widths over new tensors, modes as in ``model``; of its own class if that is opaque."""
+    """The network at the kept widths over new tensors, in the modes of ``model``; an opaque model keeps its class."""
     return certified(graph, model, masks)[0]
 
 
 def certified(
     graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
 ) -> tuple[nn.Module, tuple[Certificate, ...]]:
-    """The same network, and for each of its graphs what a proof goes by."""
+    """The network of :func:`rewrite`, and a certificate for each of its graphs."""
     hold_reshapes(graph, masks)
     return unchecked(graph, model, masks)
 
@@ -263,7 +263,7 @@ def certified(
 def unchecked(
     graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
 ) -> tuple[nn.Module, tuple[Certificate, ...]]:
-    """The same, which leaves the captured graphs as they are and is to run at the sizes of the sample alone."""
+    """As :func:`certified`, but without checks of reshapes: the network may run only at the sample's sizes."""
     rewriter = Rewriter(graph, model, masks)
     for island in graph.captured.islands:
         rewriter.add_island(island)
@@ -273,7 +273,7 @@ def unchecked(
 
 
 def _modes_asked(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
-    """The modes of parts that the forward asks, in eval and in training (if captured), unless none matters."""
+    """By part, the flags that the forward reads, in eval and in training; only those that the graph depends on."""
     flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in specializations for p in c.modes_read]
     asked = {path: [evaluating[path], training[path]] for path, evaluating, training in flags}
     two_graphs = any(captured.training_graph is not None for captured in specializations)
@@ -283,7 +283,7 @@ def _modes_asked(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
 def node_keep(
     graph: ChannelGraph, captured: Captured, masks: Mapping[Channels, Mask]
 ) -> dict[str, tuple[torch.Tensor | None, ...]]:
-    """For each node of a captured graph by name whose value loses something, the kept indices of every dim."""
+    """By name of each node whose value loses elements: the kept indices of every dim (None: all)."""
     found, known = {}, KnownIndices()
     for node in captured.graph.nodes:
         if node.op.startswith("call_") and isinstance(node.meta.get("val"), torch.Tensor) and node in graph.axes:
@@ -294,7 +294,7 @@ def node_keep(
 
 
 def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
-    """Buffers that the original keeps out of its state dict and the new network holds by themselves."""
+    """The non-persistent buffers of the original that the new network holds directly."""
     modules = named_modules(model)
     names = (f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set)
     return [name for name in names if name in root]

@@ -1,4 +1,4 @@
-"""New tensors and modules that hold what is kept; nothing shares storage with the original."""
+"""New tensors and modules that hold the kept entries; none shares storage with the original."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fxprune.util.copies import copied_attributes
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-# By identity of an axis, the axis and its kept indices.
+# By id of an axis: the axis and its kept indices.
 KnownIndices = dict[int, tuple[Axis, torch.Tensor | None]]
 
 
 def kept_indices(
     axes: Iterable[Axis], masks: Mapping[Channels, Mask], known: KnownIndices | None = None
 ) -> tuple[torch.Tensor | None, ...]:
-    """Kept indices of every dim of a tensor, None where all stay; ``known`` grows with them, for other tensors."""
+    """The kept indices of every dim of a tensor, None where all stay; ``known`` caches them by axis."""
     known = {} if known is None else known
     indices: list[torch.Tensor | None] = []
     for axis in axes:
@@ -55,7 +55,7 @@ def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torc
 
 
 def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: Mapping[str, Any]) -> nn.Module:
-    """A copy of a torch.nn module over new tensors (by id of the old) with changed attributes, of torch's class."""
+    """A copy of a torch.nn module, of torch's own class, with new tensors (by id of the old) and attributes."""
     cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
     twin = cls.__new__(cls)
     own = {name: value for name, value in vars(module).items() if name not in ("train", "eval")}
@@ -68,14 +68,14 @@ def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: 
 
 @dataclass(frozen=True)
 class NodeName:
-    """Stands for a node in the arguments of another."""
+    """A reference to a node in the arguments of another."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class NodeData:
-    """One node; the function of a ``call_function`` is written as its dotted name, unless it is data itself."""
+    """One node as data; the target of a ``call_function`` is its dotted name, unless the function is itself data."""
 
     name: str
     op: str
@@ -85,14 +85,14 @@ class NodeData:
 
 
 def graph_as_data(graph: fx.Graph) -> list[NodeData]:
-    """The nodes in order."""
+    """The nodes of a graph as data, in order."""
     return [
         NodeData(n.name, n.op, _target_name(n), _without_nodes(n.args), _without_nodes(n.kwargs)) for n in graph.nodes
     ]
 
 
 def graph_from_data(nodes: list[NodeData]) -> fx.Graph:
-    """The graph that :func:`graph_as_data` read."""
+    """The graph from which :func:`graph_as_data` made the data."""
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
     for data in nodes:
