@@ -26,7 +26,8 @@ trained for two epochs on six images of noise, as in [the guide](guides/detector
 and taken up again by `resume=True`. *Loaded and validated*: the checkpoint opens with ultralytics alone, at the pruned
 sizes. *ONNX*: the largest difference of a number in the exported network's output, run in onnxruntime; boxes are in
 pixels. *Seconds*: of pruning."""
-_NAMES = [f"yolo{version}n{task}" for version in ("v8", "11", "12", "26") for task in ("", "-seg", "-pose")]
+_NAMES = """yolov8n yolov8n-seg yolov8n-pose yolo11n yolo11n-seg yolo11n-pose yolo12n yolo26n yolo26n-seg
+    yolo26n-pose""".split()
 _BOX = "0 0.5 0.5 0.4 0.4"
 _POINTS = 17
 _ROWS = {
