@@ -139,11 +139,13 @@ class Failures:
         except CaptureError as refusal:
             self._refusal = self._refusal or refusal
 
-    def passed(self, value: Any, given: Any) -> None:
-        """Note a call that passed: fix the numbers behind a number; remember calls whose tensor may stay unread."""
+    def passed(self, value: Any, given: Any, divisor: Any = None) -> None:
+        """Note a call that passed: fix the numbers behind a number, or its divisor; remember tensors, perhaps unread."""
         if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried(self._around):
             if isinstance(value, torch.Tensor):
                 self._tried.append((value, given, sources.source_line()))
+            elif divisor is not None:
+                self._decisions.add(operator.ne, (divisor, 0))
             else:
                 self._hold(given)
 

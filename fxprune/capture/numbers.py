@@ -109,6 +109,8 @@ def traced(value: Any, function: Callable[..., Any], operands: Operands) -> Any:
 
 _NEVER_FAIL = {operator.add, operator.sub, operator.mul, operator.neg, operator.and_, operator.or_, operator.xor}
 
+_DIVIDE = {operator.mod, operator.floordiv, operator.truediv}  # these fail by zero alone
+
 
 def computed(function: Callable[..., Any], operands: Operands) -> Any:
     """``function`` of numbers, with them as its origin. The forward may branch on whether it fails."""
@@ -120,7 +122,7 @@ def computed(function: Callable[..., Any], operands: Operands) -> Any:
             mode.failures.failed(error, operands)
         raise
     if mode is not None and function not in _NEVER_FAIL and isinstance(operands[-1], Traced):
-        mode.failures.passed(value, operands)
+        mode.failures.passed(value, operands, divisor=operands[-1] if function in _DIVIDE else None)
     return value
 
 

@@ -105,3 +105,30 @@ def test_a_batch_of_one_is_traced_as_two() -> None:
     assert captured(Net(), image(2)).sample.batch_size == 2
     graph = fxprune.analyze(Net(), image(1))
     assert graph.captured.sample.batch_size == 2
+
+
+class Frames(nn.Module):
+    """Frames of clips in one batch, divided among the clips again in a call that may fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        clips = x.shape[0]
+        frames = torch.relu(self.first(x.flatten(0, 1)))
+        try:
+            if frames.shape[0] % clips != 0:
+                raise ValueError("frames are missing")
+            steps = frames.shape[0] // clips
+        except TypeError:
+            steps = -1
+        made: torch.Tensor = self.last(frames.view(clips, steps, -1))
+        return made
+
+
+def test_a_division_that_might_fail_holds_no_batch() -> None:
+    model = Frames().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 4, 6), 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] < 16
+    assert pruned(torch.randn(5, 4, 6)).shape == (5, 4, 3)
