@@ -140,7 +140,7 @@ class Failures:
             self._refusal = self._refusal or refusal
 
     def passed(self, value: Any, given: Any, divisor: Any = None) -> None:
-        """Note a call that passed: fix the numbers behind a number, or its divisor; remember tensors, perhaps unread."""
+        """Note a call that passed: fix the numbers behind a number, or its divisor; remember tensors, maybe unread."""
         if isinstance(value, (torch.Tensor, *Traced)) and sources.is_tried(self._around):
             if isinstance(value, torch.Tensor):
                 self._tried.append((value, given, sources.source_line()))
