@@ -108,7 +108,7 @@ def compile(  # noqa: A001  the public name says what it does
             concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
             its width.
         round_to: a narrowed group's width is a multiple of this. "auto" is what kernels like: 16, for half precision on
-            a GPU 64; less for groups that would have fewer than four such widths, and for all where the budget cannot
+            a GPU 64; less for groups that would have fewer than eight such widths, and for all where the budget cannot
             be met otherwise; 1 where ``ratio`` names layers. What the rounding overshoots is in the report.
         min_channels: a narrowed group keeps at least this many channels.
         max_ratio: at most this share of a group's channels goes: by default 0.9, or 1 where ``ratio`` names layers.
