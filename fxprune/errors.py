@@ -22,7 +22,7 @@ class FxpruneError(Exception):
 
 
 class ModelError(FxpruneError, ValueError):
-    """The model itself cannot be compiled: NaN weights, lazy or quantised modules, hooks, nothing to prune."""
+    """The model itself cannot be used: NaN weights, lazy or quantised modules, hooks, nothing to prune."""
 
 
 class SampleError(FxpruneError, ValueError):
@@ -37,8 +37,8 @@ class BudgetError(FxpruneError, ValueError):
     """The budget is unknown, or the ratio asked for is above the reachable maximum.
 
     Attributes:
-        reachable: the largest ratio that can be reached, between 0 and 1; None where the budget's name is the mistake.
-        pinned: names of the pinned widths that stand in the way, the most costly first.
+        reachable: the largest ratio that can be reached, between 0 and 1; None if the budget is unknown.
+        pinned: the names of the pinned widths that limit the ratio, most costly first.
     """
 
     def __init__(self, message: str, *, reachable: float | None = None, pinned: Sequence[str] = ()) -> None:
@@ -48,7 +48,7 @@ class BudgetError(FxpruneError, ValueError):
 
 
 class OptionError(FxpruneError, ValueError):
-    """An option that is neither budget, criterion nor pattern has a value it cannot take."""
+    """An option other than a budget, a criterion or a pattern has an invalid value."""
 
 
 class CriterionError(FxpruneError, ValueError):
@@ -56,7 +56,7 @@ class CriterionError(FxpruneError, ValueError):
 
 
 class CalibrationError(FxpruneError, ValueError):
-    """``calibration`` is missing, holds no batch, or a batch or target that does not fit the model or the loss."""
+    """``calibration`` is missing or empty, or a batch or target does not fit the model or the loss."""
 
 
 class ExcludeError(FxpruneError, ValueError):
@@ -68,7 +68,7 @@ class CaptureError(FxpruneError):
 
     Attributes:
         path: the innermost module whose forward failed; empty for the model itself.
-        graph: what had been traced by then; None where the forward did not run.
+        graph: the graph traced up to the failure; None if the forward did not run.
     """
 
     def __init__(self, message: str, *, path: str = "", graph: Any = None) -> None:
@@ -86,11 +86,11 @@ class PlanError(FxpruneError, ValueError):
 
 
 class RecoveryError(FxpruneError, ValueError):
-    """The recovery is unknown, has a setting that makes no sense, or lacks what it needs."""
+    """The recovery is unknown, has an invalid setting, or lacks the data or the network that it needs."""
 
 
 class DistillationError(FxpruneError, ValueError):
-    """Networks, loader, loss and hints do not fit each other, training diverges, or a checkpoint is not its own."""
+    """Networks, loader, loss and hints do not fit each other, training diverges, or a checkpoint is of another run."""
 
 
 class ModeError(FxpruneError, RuntimeError):
@@ -114,7 +114,7 @@ class ExportError(FxpruneError):
 
 
 class FileError(FxpruneError, OSError):
-    """The system refuses to read or write a file: a full disk, a missing permission, a path that cannot be."""
+    """The system refuses to read or write a file: a full disk, a missing permission, an impossible path."""
 
 
 class MissingDependencyError(FxpruneError, ImportError):
@@ -122,6 +122,6 @@ class MissingDependencyError(FxpruneError, ImportError):
 
 
 def described(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, at most 300 characters of it."""
+    """The type of an error and the first line of its message, cut to 300 characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

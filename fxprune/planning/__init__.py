@@ -1,4 +1,4 @@
-"""Planning: scores and a budget in, the channels that stay out.
+"""Planning: chooses the channels to keep from scores and a budget.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

@@ -1,6 +1,6 @@
-"""The allocator: scores and a budget in, a mask per group out.
+"""The allocator: from scores and a budget to a mask for each group.
 
-Each group gives up its channels in one order, and some of them have to stay; steps are taken until the budget is met.
+Each group loses its channels in one fixed order, and some of them must stay. Steps are taken until the budget is met.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FloatArray = NDArray[np.float64]
 
 
 def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
-    """Ascending scores; channels without which some dim would become empty stay."""
+    """The staircase in order of ascending scores; channels without which a dim would become empty stay."""
     protected = _protected(graph, scores, limits)
     orders = [_moved_last(removal_order(scores[g]), protected[g]) for g in graph.groups]
     return Staircase(graph.groups, orders, [limits.steps(g, int(protected[g].sum())) for g in graph.groups])
@@ -48,10 +48,10 @@ def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], lim
 def frugal_staircase(
     graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits, model: CostModel
 ) -> Staircase:
-    """As :func:`score_staircase`, but the channels that stay to the end are those that cost least.
+    """As :func:`score_staircase`, but the channels that must stay are the cheapest ones.
 
-    Channels of one group cost the same unless gathers hold some of them more often than others. For those this reaches
-    ratios that the order of scores alone would not (greedily: the least cost is that of a set cover).
+    Channels of one group cost the same unless gathers hold some of them more often than others. In that case this can
+    reach ratios that the score order cannot. The choice is greedy, because the least cost is a set cover problem.
     """
     costs = _channel_costs(graph, model)
     protected = _protected(graph, {group: -cost for group, cost in costs.items()}, limits)
@@ -68,7 +68,7 @@ def frugal_staircase(
 
 
 def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limits: Limits) -> dict[Group, Mask]:
-    """Per group the channels that keep every tensor dim and every contracted dim from becoming empty."""
+    """For each group, the channels that must stay so that no tensor dim and no contracted dim becomes empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
     protected = protected_channels(_axes(graph), free, graph.fewest)
     none = {group: np.zeros(group.size, dtype=np.bool_) for group in limits.frozen}
@@ -76,7 +76,7 @@ def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limi
 
 
 def _axes(graph: ChannelGraph) -> Iterator[Axis]:
-    """Every axis that must keep an element."""
+    """Every axis that must keep at least one element."""
     yield from graph.activations
     for axes in graph.tensors.values():
         yield from axes
@@ -91,7 +91,7 @@ def _moved_last(order: NDArray[np.intp], last: Mask) -> IntArray:
 
 
 def _channel_costs(graph: ChannelGraph, model: CostModel) -> dict[Group, FloatArray]:
-    """What one channel of each group costs, to first order around a single kept channel each."""
+    """The cost of each channel, to first order, at a width of one channel in each group."""
     costs = {group.variable: np.zeros(group.size, dtype=np.float64) for group in graph.groups}
     leaves = np.array([leaf.expected(dict.fromkeys(costs, 1)) for leaf in model.leaves], dtype=np.float64)
     base = model.evaluate(leaves)
@@ -105,28 +105,28 @@ def _channel_costs(graph: ChannelGraph, model: CostModel) -> dict[Group, FloatAr
 
 @dataclass(frozen=True)
 class Goal:
-    """How much of a cost must go."""
+    """The amount of a cost that must be removed."""
 
     cost: StaircaseCost
     full: float
     need: float
 
     def saved(self, levels: IntArray) -> float:
-        """What is saved at these levels."""
+        """The cost saved at these levels."""
         return self.full - self.cost.at(levels)
 
 
 def paying(stairs: Staircase, goals: Sequence[Goal]) -> NDArray[np.bool_]:
-    """Which groups save anything at all."""
+    """The groups whose removal of channels saves anything, as a mask."""
     lowest = np.diag(stairs.heights)
     return np.array([any(goal.saved(levels) > 0 for goal in goals) for levels in lowest], dtype=np.bool_)
 
 
 def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntArray:
-    """The levels after the fewest moves with which all goals are met; they are within reach.
+    """The levels after the fewest moves that meet all goals, which must be within reach.
 
-    The steps are the beginning of the sequence and nothing else, whatever single steps cost: a budget that asks for
-    more takes the same steps and then others.
+    The steps taken are always a prefix of the sequence, whatever single steps cost: a larger budget takes the same
+    steps and then more.
     """
 
     def short(moves: int) -> bool:
@@ -141,7 +141,7 @@ def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntAr
 
 
 def return_idle(sequence: StepSequence, goals: Sequence[Goal], levels: IntArray) -> IntArray:
-    """The levels with every step back without which as much is saved (of memory, or latency), the latest first."""
+    """Give back, latest first, every step that saves nothing in the end (of memory or latency)."""
     levels = levels.copy()
     last = {int(owner): place for place, owner in enumerate(sequence.owners[: int(levels.sum())])}
     for group in sorted(last, key=lambda g: -last[g]):
@@ -157,7 +157,7 @@ def _as_good(levels: IntArray, group: int, goals: Sequence[Goal]) -> bool:
 
 
 Scores = Mapping[Group, FloatArray]
-# Each token is sent to as many experts whatever their number: for these budgets they weigh nothing.
+# A router sends each token to a fixed number of experts: removing experts saves nothing of these budgets.
 _OF_TIME = frozenset(("macs", "latency"))
 
 
@@ -178,26 +178,26 @@ def allocate(
 ) -> dict[Group, Mask]:
     """Choose the channels that stay.
 
-    Steps are taken in the order of the scores, equal ones in the order of the groups, until the budget is met: without
-    the last step it is not. Equal inputs give equal masks, and a larger ratio takes the same steps and then others, so
-    that what stays is nested ("memory" and "latency" are no sums over steps: there, steps that save nothing in the end
-    are given back). With "latency" steps are as large as the multiple that kernels round widths up to.
+    Steps are taken in the order of the scores, ties in the order of the groups, only until the budget is met.
+    Equal inputs give equal masks. A larger ratio takes the same steps and then more, so its kept channels are a subset
+    (except for "memory" and "latency", which are not sums over steps: steps that save nothing in the end are given
+    back). With "latency", a step is the multiple that kernels round widths up to.
 
-    Whole experts, and whatever else the network picks by number, go for other budgets than those of time alone.
+    Whole experts, and other channels that the network picks by number, are not removed for budgets of time alone.
 
     Args:
         graph: the channel graph.
         scores: per group one number per channel, higher = keep; or a selection, whose knob is set to meet the (first)
             budget; None without weights (then shares are uniform and the lowest indices stay).
-        multiple: what "auto" rounds wide groups to; narrow ones, and all where the budget is out of reach, to less.
+        multiple: what "auto" rounds wide groups to; less for narrow groups, or for all to reach the budget.
         ratio, budget, scope, alike, residual, exclude, round_to, min_channels, max_ratio: as for fxprune.compile.
 
     Returns:
-        For every group of the graph a boolean mask of shape ``(group.size,)``; True stays.
+        For every group of the graph, a boolean mask of shape ``(group.size,)``; True = keep.
 
     Raises:
         RatioError, BudgetError, ExcludeError: an option makes no sense, or the ratio is out of reach.
-        CriterionError: scores that do not fit the groups.
+        CriterionError: the scores do not fit the groups.
     """
     _check_choice("scope", scope, ("global", "uniform"))
     _check_choice("alike", alike, ("free", "equal"))
@@ -228,7 +228,7 @@ def allocate(
 
 
 class _Task:
-    """One allocation: what is asked of which costs."""
+    """One allocation: the goals and the options."""
 
     def __init__(self, graph: ChannelGraph, scores: Scores | Selection | None, fractions: Mapping[str, float]) -> None:
         self.graph = graph
@@ -239,7 +239,7 @@ class _Task:
         self.vectors = {g: by_variable[g.variable] for g in graph.groups if g.variable in by_variable}
 
     def stairs(self, limits: Limits) -> tuple[Staircase, dict[Group, FloatArray]]:
-        """The staircase by the scores, or a frugal one where that does not reach the budget; and the scores."""
+        """The staircase by scores, or a frugal one if that cannot meet the budget; and the scores."""
         scores = self.scores
         if scores is not None and not isinstance(scores, Mapping):
             first, fraction = next(iter(self.fractions.items()))
@@ -251,7 +251,7 @@ class _Task:
         return (stairs if short is None else frugal_staircase(self.graph, values, limits, self.models[short])), values
 
     def shortfall(self, stairs: Staircase) -> str | None:
-        """The first budget that cannot be met."""
+        """The first budget that cannot be met, else None."""
         for (name, fraction), goal in zip(self.fractions.items(), self._goals(stairs), strict=True):
             reach = goal.saved(stairs.heights)
             if fraction > 0 and not 0 < reach >= goal.need:
@@ -259,7 +259,7 @@ class _Task:
         return None
 
     def levels(self, stairs: Staircase, values: Scores, *, uniform: bool, alike: str) -> IntArray:
-        """Where each group stops."""
+        """The level of each group."""
         goals = self._goals(stairs)
         sequence = self._sequence(stairs, values, goals, uniform, alike)
         levels = descend(sequence, goals, len(stairs.groups))
@@ -282,7 +282,7 @@ class _Task:
 def _shares_removed(
     graph: ChannelGraph, scores: Scores | Selection | None, ratio: Mapping[str, float], limits: Limits
 ) -> dict[Group, Mask]:
-    """At least that share of each group is gone, the lowest scores first."""
+    """Remove at least the given share of each group, lowest scores first."""
     if scores is not None and not isinstance(scores, Mapping):
         scores = ranks(graph, scores.preference)
     shares = {g: check_ratio(share) for g, share in per_group(graph, "ratio", ratio, 0.0).items()}
@@ -291,7 +291,7 @@ def _shares_removed(
     for number, (group, steps) in enumerate(zip(stairs.groups, stairs.steps, strict=True)):
         if group in limits.frozen:
             continue
-        # The small subtrahend: 0.15 * 20 is 3.0000000000000004, and three are enough.
+        # The small number: 0.07 * 100 is 7.000000000000001, and seven are enough.
         levels[number] = np.searchsorted(steps, math.ceil(shares[group] * group.size - 1e-9))
         if levels[number] == len(steps):
             raise BudgetError(

@@ -1,4 +1,4 @@
-"""Channels chosen by hand: which channels of which groups they are."""
+"""Turns channels that are chosen by hand, or are zero, into masks of groups."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _ROLES = ("out", "other", "selection", "scale")
 
 
 def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Group, Mask]:
-    """For every group a mask of the channels that stay when the given channels go, with all that is tied to them.
+    """For every group, a mask of the channels that stay when the given channels and all tied to them are removed.
 
     Args:
         graph: the channel graph.
-        channels: by path of a layer (or name of a parameter) the output channels to remove, as indices or as a boolean
-            mask in which True goes.
+        channels: the output channels to remove, by path of a layer (or name of a parameter), as indices or as a boolean
+            mask in which True is removed.
 
     Raises:
-        OptionError: a layer that does not exist, or channels that it does not have.
-        PlanError: a channel cannot go, or not without others; or nothing would be left.
+        OptionError: a layer does not exist, or does not have these channels.
+        PlanError: a channel cannot be removed, or only together with others; or a group would be empty.
     """
     places = [(path, *_place(graph, path), given) for path, given in channels.items()]
     stays = {group.variable: np.ones(group.size, dtype=np.bool_) for group in graph.groups}
@@ -56,9 +56,9 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
 def masks_without_zeros(
     graph: ChannelGraph, tensors: Mapping[str, torch.Tensor], silent: Mapping[Group, Mask]
 ) -> dict[Group, Mask]:
-    """For every group a mask of the channels that are not zero, or whose readers' columns are; one stays at least.
+    """For every group, a mask without the channels that are zero or only read by zero columns; at least one stays.
 
-    ``silent``: the channels that are zero where they are read; of other groups those go that are made by zeros alone.
+    ``silent``: by group, the channels that are zero where they are read. Other groups: zero if made by zeros alone.
     """
     masks = {}
     for group in graph.groups:
@@ -85,10 +85,10 @@ def as_lists(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[str, list
 
 
 def _indices(path: str, given: Any, size: int) -> list[int]:
-    """The channels as ascending indices. Raises OptionError: neither indices within ``size`` nor a mask of it."""
+    """The channels as ascending indices. Raises OptionError: neither indices below ``size`` nor a mask of that size."""
     try:
         values = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else list(given))
-    except (TypeError, ValueError):  # no list, or one whose rows have several lengths
+    except (TypeError, ValueError):  # not a list, or a ragged one
         values = np.asarray(None)
     if values.dtype == np.bool_ and values.shape == (size,):
         return [int(index) for index in np.flatnonzero(values)]
@@ -102,7 +102,7 @@ def _indices(path: str, given: Any, size: int) -> list[int]:
 
 
 def _place(graph: ChannelGraph, path: str) -> tuple[Axis, str]:
-    """The axis of a layer's output channels, and why they stay where they do."""
+    """The axis of a layer's output channels, and the reason if they are pinned."""
     tensors = [name for name in graph.shapes if path in (name, name.rpartition(".")[0])]
     if not tensors:
         raise OptionError(f"there is no layer {path!r} with parameters; there are {', '.join(_layers(graph))}, ...")
@@ -120,7 +120,7 @@ def _layers(graph: ChannelGraph) -> Iterator[str]:
 
 
 def _companions(axis: Axis, element: int) -> str:
-    """What shares a channel with an element of the axis."""
+    """In words, the elements of the axis that are removed together with an element."""
     found = []
     for variable in dict.fromkeys(variables(axis)):
         channels, elements = owned_by(axis, variable)

@@ -1,4 +1,4 @@
-"""Plans beside one another: one for what another left, read as one for the original; and where two differ."""
+"""Combines two successive plans into one for the original, carries optimisers over, and compares plans."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fxprune.util.paths import attribute
 
 
 def composed(graph: ChannelGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
-    """The plan for the original that does at once what two do one after the other: kept indices of kept indices.
+    """One plan for the original that equals two plans in succession: kept indices of kept indices.
 
-    Raises PlanError: ``second`` was not made for what ``first`` leaves, or both are no union of the channels.
+    Raises PlanError: ``second`` was not made for the result of ``first``, or cuts parts of the original's channels.
     """
     shapes = kept_shapes(first)
     for name in graph.shapes:
@@ -47,7 +47,7 @@ def _chained(first: Keep, second: Keep) -> Keep:
 
 
 def _mask(group: Group, keep: Mapping[str, Keep]) -> Mask:
-    """The channels of which anything is kept."""
+    """The channels that keep at least one element."""
     mask = np.zeros(group.size, dtype=np.bool_)
     for member in group.members:
         if member.tensor not in keep:
@@ -62,21 +62,21 @@ Kind = TypeVar("Kind", bound=Optimizer)
 
 
 def migrate(optimizer: Kind, plan: Plan, model: nn.Module, pruned: nn.Module) -> Kind:
-    """An optimiser of the same class and settings for a pruned network, with momentum and the like of what was kept.
+    """An optimiser of the same class and settings for a pruned network, with the state of the kept entries.
 
-    State of a parameter's shape (momentum, both moments of Adam) is cut as the parameter was, dims of size 1 (the
-    factors of Adafactor) and numbers (step counts) are copied. The next step is that of the original with everything
-    removed set to zero. Gradients are not carried over. A learning rate schedule holds its optimiser: make it anew with
-    ``last_epoch``, or set its ``optimizer``.
+    State of a parameter's shape (momentum, both moments of Adam) is cut as the parameter was; dims of size 1 (the
+    factors of Adafactor) and numbers (step counts) are copied. The next step equals that of the original with all
+    removed entries set to zero. Gradients are not carried over. A learning rate schedule holds its optimiser: create a
+    new one with ``last_epoch``, or set its ``optimizer``.
 
     Args:
-        optimizer: of ``model``'s parameters; it is not changed. Parameters that are not the model's stay as they are.
-        plan: what was cut, ``fxprune.report(pruned).plan``.
+        optimizer: the optimiser of ``model``'s parameters; it is not changed. Other parameters in it stay as they are.
+        plan: the plan of the cut, ``fxprune.report(pruned).plan``.
         model: the original.
         pruned: the network cut from it.
 
     Raises:
-        PlanError: the plan is for another network, or a state of the optimiser cannot be cut by it.
+        PlanError: the plan is for another network, or the optimiser has state that the plan cannot cut.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     plan.check({**plan.shapes, **{name: tuple(parameter.shape) for parameter, name in names.items()}})
@@ -119,22 +119,22 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """A channel group of which the two plans keep other channels."""
+    """A channel group of which the two plans keep different channels."""
 
     name: str  # the group's name
     kept: tuple[int, int]  # the numbers of channels kept by the first plan and by the second
-    only_first: str  # channels that the first plan keeps alone, as ranges such as ``"0-3,7"``
-    only_second: str  # the same of the second plan
+    only_first: str  # channels that only the first plan keeps, as ranges such as ``"0-3,7"``
+    only_second: str  # the same for the second plan
 
 
 @dataclass(frozen=True)
 class PlanDifference:
-    """What two plans disagree about; false where they are equal."""
+    """The differences of two plans; false if they are equal."""
 
-    groups: tuple[GroupDifference, ...]  # the groups of which other channels stay, in the first plan's order
+    groups: tuple[GroupDifference, ...]  # the groups with different kept channels, in the first plan's order
     # The values of each setting that differs, the first plan's first; "absent" where a plan has none.
     settings: Mapping[str, tuple[Any, Any]]
-    networks: Mapping[str, tuple[Any, Any]]  # shapes of tensors that differ, where the plans are for different networks
+    networks: Mapping[str, tuple[Any, Any]]  # shapes of tensors that differ, if the plans are for different networks
     equal_groups: int  # how many groups keep the same channels
 
     def __bool__(self) -> bool:
@@ -146,12 +146,12 @@ class PlanDifference:
 
 
 def difference(first: Plan, second: Plan) -> PlanDifference:
-    """What two plans disagree about."""
+    """The differences of two plans."""
     shared = [name for name in first.groups if name in second.groups]
     changed = [name for name in shared if first.groups[name] != second.groups[name]]
     groups = [_group_difference(name, first.groups[name], second.groups[name]) for name in changed]
     networks = _differing(first.shapes, second.shapes)
-    # Another network has other groups, or the same ones under other names; neither plan keeps anything of the other's.
+    # Different networks have different groups, or groups of different names; those are not compared by channels.
     networks |= {f"group {name}": value for name, value in _differing_names(first.groups, second.groups).items()}
     return PlanDifference(
         tuple(groups), _differing(first.settings, second.settings), networks, len(shared) - len(changed)

@@ -1,4 +1,4 @@
-"""Which groups a pattern of ``exclude``, ``ratio`` or a limit speaks of."""
+"""Limits on widths, and the groups that a pattern of ``exclude``, ``ratio`` or a limit matches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 def excluded_groups(graph: ChannelGraph, patterns: Sequence[str]) -> frozenset[Group]:
-    """The groups that contain output channels of what the patterns match.
+    """The groups that contain output channels of the modules and parameters that the patterns match.
 
     A group's own name means that group. Any other pattern (``fnmatch`` syntax, case-sensitive, ``*`` crosses dots)
     matches module and parameter paths; a matched module covers everything below it. Output channels are the dims of
@@ -38,8 +38,8 @@ def per_group(
 ) -> dict[Group, Value]:
     """The value of an option for each group: one for all, a function of the group, or a mapping from patterns.
 
-    Patterns are as in :func:`excluded_groups`; the first that matches decides, and ``rest`` where none does. Raises
-    BudgetError: one matches no group.
+    Patterns are as in :func:`excluded_groups`; the first that matches decides, and ``rest`` applies if none does.
+    Raises BudgetError: a pattern matches no group.
     """
     if callable(value):
         return {group: value(group) for group in graph.groups}
@@ -71,7 +71,7 @@ def _groups(graph: ChannelGraph, pattern: str, option: str, error: type[FxpruneE
 
 
 def _matches(tensor: str, pattern: str) -> bool:
-    """Whether the pattern is for the tensor's own path or for that of a module it is in."""
+    """Whether the pattern matches the tensor's path or that of a module that contains it."""
     parts = tensor.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(len(parts), 0, -1))
 
@@ -100,17 +100,17 @@ Count = int | Mapping[str, int] | Callable[[Group], int]
 class Limits:
     """Limits on the kept width of each group."""
 
-    # How many channels stay at least; groups that are absent keep one.
+    # The least number of channels that stay; absent groups keep at least one.
     fewest: Mapping[Group, int] = field(default_factory=dict)
     round_to: Mapping[Group, int] = field(default_factory=dict)  # a narrowed group's kept width is a multiple of this
     frozen: frozenset[Group] = frozenset()  # groups that keep their width
-    # For groups whose kernels round widths up, the multiple to which; a narrowed group's width is one, or narrower
-    # than one.
+    # The multiple to which the kernels of a group round its width up; a narrowed group's width is a multiple of it, or
+    # below it.
     vectors: Mapping[Group, int] = field(default_factory=dict)
     given: tuple[str, ...] = ()  # the limits in words, for messages
 
     def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
-        """How many channels are gone after 0, 1, 2, ... steps: ascending from 0. ``protected`` channels must stay."""
+        """The number of channels removed after 0, 1, 2, ... steps, ascending; ``protected``: how many must stay."""
         if group in self.frozen:
             return np.zeros(1, dtype=np.int64)
         multiple, vector = self.round_to.get(group, 1), self.vectors.get(group, 1)
@@ -123,7 +123,7 @@ class Limits:
 def spared_groups(
     graph: ChannelGraph, ratio: float | Mapping[str, float] | None, exclude: Sequence[str], residual: str
 ) -> frozenset[Group]:
-    """The groups that lose nothing, whatever the scores are; see :func:`fxprune.planning.allocate`."""
+    """The groups that lose no channels, whatever the scores are; see :func:`fxprune.planning.allocate`."""
     shares = per_group(graph, "ratio", ratio, 0.0) if isinstance(ratio, Mapping) else {}
     idle = {g for g in graph.groups if shares.get(g) == 0 or (residual == "inner" and g.crosses_add)}
     return excluded_groups(graph, exclude) | idle
@@ -142,8 +142,8 @@ def limits_of(
 ) -> Limits:
     """The limits that the options of :func:`fxprune.compile` set for the groups of a graph.
 
-    ``multiple``: what "auto" rounds to, where a group is wide enough. Raises BudgetError: a value makes no sense, or a
-    pattern matches no group; ExcludeError: a pattern of ``exclude`` matches nothing.
+    ``multiple``: the multiple that "auto" rounds to if a group is wide enough. Raises BudgetError: a value is invalid,
+    or a pattern matches no group; ExcludeError: a pattern of ``exclude`` matches nothing.
     """
     if residual not in ("coupled", "inner"):
         raise BudgetError(f'residual must be "coupled" or "inner", not {residual!r}')
@@ -165,7 +165,7 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
 
 
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
-    """For each group ``multiple``, or a power of two below that leaves it eight widths of its layers' channels."""
+    """For each group, ``multiple``, or a smaller power of two that leaves the layers at least eight widths."""
     found: dict[Group, int] = {}
     for group in graph.groups:
         wanted = multiple // math.gcd(multiple, _channels_in_one(group))
@@ -176,7 +176,7 @@ def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
 
 
 def _channels_in_one(group: Group) -> int:
-    """How many neighbouring channels of the layers that make them one channel of the group stands for."""
+    """The number of neighbouring channels in the producing layers that one channel of the group stands for."""
     makers = [m.axis for m in group.members if m.role in ("out", "other")]
     return math.gcd(*(_inner(axis, group.variable) for axis in makers or [group.variable]))
 
@@ -196,10 +196,10 @@ def _count(name: str, value: object) -> int:
 
 
 def _most(share: object, group: Group) -> int:
-    """How many channels that share is."""
+    """The share as a number of channels, rounded down."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise BudgetError(f"max_ratio must be a number between 0 and 1, not {share!r}")
-    # The small addend: 0.3 * 10 is 2.9999999999999996, and three of ten may go.
+    # The small number: 0.29 * 100 is 28.999999999999996, and 29 of 100 may be removed.
     return math.floor(share * group.size + 1e-9)
 
 

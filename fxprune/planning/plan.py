@@ -1,4 +1,4 @@
-"""The plan: which indices of each tensor dim stay. It can be reviewed, stored and replayed."""
+"""The plan: the indices of each tensor dim that stay. It can be reviewed, stored and replayed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Keep = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan(Shown):
-    """What was decided about one network.
+    """The decision about one network: which channels and indices stay.
 
     Attributes:
-        keep: for every parameter and buffer one entry per dim: the kept indices, ascending, int64, or None for all.
-            Entry ``new`` of an index is the old place of channel ``new``: ``keep["conv1.weight"][0][new]``.
-        groups: for every group the channels that stay, ascending.
+        keep: for every parameter and buffer, one entry per dim: the kept indices, ascending, int64, or None for all.
+            ``keep["conv1.weight"][0][new]`` is the old index of the new row ``new``.
+        groups: for every group, the channels that stay, ascending.
         shapes: the original shape of every parameter and buffer.
-        settings: how the plan came about (ratio, budget, criterion, ...), JSON values.
+        settings: the options that led to the plan (ratio, budget, criterion, ...), JSON values.
     """
 
     keep: Mapping[str, Keep]
@@ -45,7 +45,7 @@ class Plan(Shown):
         """The plan that keeps the channels marked in ``masks`` (a group that is absent keeps all).
 
         Raises:
-            PlanError: a mask of the wrong shape, or one that keeps nothing of a group, a tensor's dim or an activation.
+            PlanError: a mask has the wrong shape, or leaves a group, a tensor's dim or an activation empty.
         """
         by_variable: dict[Channels, Mask] = {}
         for group in graph.groups:
@@ -65,7 +65,7 @@ class Plan(Shown):
         return cls(keep, groups, shapes, dict(settings))
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse a network whose parameters and buffers are not those the plan was made for.
+        """Check that a network's parameters and buffers are those that the plan was made for.
 
         Raises:
             PlanError: a tensor is missing, unknown or of another shape; the message names it.
@@ -85,7 +85,7 @@ class Plan(Shown):
         """The mask of every group's variable, after checking that the plan fits the graph.
 
         Raises:
-            PlanError: other tensors, other groups, or kept indices that the groups do not explain.
+            PlanError: the tensors or groups differ, or the kept indices do not follow from the groups.
         """
         self.check(graph.shapes)
         names = {group.name for group in graph.groups}
@@ -103,7 +103,7 @@ class Plan(Shown):
         return masks
 
     def to_json(self) -> str:
-        """Stable text: sorted keys, one tensor a line, index ranges. Equal plans give equal bytes."""
+        """Stable text: sorted keys, one tensor per line, index ranges. Equal plans give equal bytes."""
         return write_parts(self)
 
     @classmethod
@@ -111,7 +111,7 @@ class Plan(Shown):
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            PlanError: the text is no plan; the message says where.
+            PlanError: the text is not a plan; the message says where.
         """
         return cls(**read_parts(text))
 
@@ -119,7 +119,7 @@ class Plan(Shown):
         """Write the JSON text; the file appears whole or not at all.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: the file cannot be written.
         """
         write_text(named(path), self.to_json())
 
@@ -128,7 +128,7 @@ class Plan(Shown):
         """Read a saved plan.
 
         Raises:
-            PlanError: the file is no plan.
+            PlanError: the file is not a plan.
             FileError: the file cannot be read.
         """
         file = named(path)
@@ -142,17 +142,17 @@ class Plan(Shown):
             raise PlanError(f"{file}: {error}") from error
 
     def expand(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A pruned network's state dict at the original's sizes: what was kept in its old place, zeros elsewhere.
+        """A pruned network's state dict at the original's sizes: kept entries in their old places, zeros elsewhere.
 
         Args:
-            state: tensors of the kept shapes by name, also after training. Names that the plan does not know stay as
-                they are, but for further names of a tensor that it knows.
+            state: tensors of the kept shapes by name, also after training. Tensors that the plan does not know stay as
+                they are; further names of a tensor that it knows are expanded, too.
 
         Raises:
-            PlanError: a tensor has another shape than the plan leaves, or this is no state dict of tensors.
+            PlanError: a tensor's shape is not the one that the plan leaves, or this is not a state dict of tensors.
         """
         if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise PlanError("a state dict maps names to tensors: pass what state_dict() of the pruned network gives")
+            raise PlanError("a state dict maps names to tensors: pass the result of the pruned network's state_dict()")
         known = {(t.data_ptr(), t.shape): name for name, t in state.items() if name in self.shapes}
         full: dict[str, Tensor] = {}
         for name, tensor in state.items():
@@ -222,7 +222,7 @@ def _indices(mask: Mask) -> Tensor | None:
 
 
 def same_indices(left: Keep, right: Keep) -> bool:
-    """Whether two tensors keep the same, dim by dim."""
+    """Whether the kept indices of two tensors are the same, dim by dim."""
 
     def equal(a: Tensor | None, b: Tensor | None) -> bool:
         return a is b or (a is not None and b is not None and torch.equal(a, b))
@@ -231,10 +231,10 @@ def same_indices(left: Keep, right: Keep) -> bool:
 
 
 def setting(plan: Plan, name: str, default: Any) -> Any:
-    """A setting of a plan, which may come from a file; of the type of ``default``.
+    """A setting of a plan. Its type is checked against ``default``, because a plan may come from a file.
 
     Raises:
-        PlanError: the plan holds a value of another type.
+        PlanError: the value is of another type.
     """
     value = plan.settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float) if isinstance(default, float) else type(default)):

@@ -1,4 +1,4 @@
-"""Index lists as text: "0-31,40" is what a reviewer can read and a diff can show."""
+"""Plans as text. Index lists are written as ranges ("0-31,40"), which people can review and diffs can show."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def write_ranges(indices: IntArray) -> str:
 def parse_ranges(text: str, size: int, where: str, *, most: int) -> IntArray:
     """The indices that ``text`` lists, each in ``[0, size)``, strictly ascending.
 
-    Bounds are checked before anything is expanded, and at most ``most`` indices are, so that a forged range cannot
-    claim memory. Raises PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` says
-    in which part of the plan.
+    Bounds are checked before anything is expanded, to at most ``most`` indices, so that a forged range cannot fill the
+    memory. Raises PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` names the
+    part of the plan.
     """
     pieces: list[IntArray] = []
     following = listed = 0
@@ -67,9 +67,9 @@ _LARGEST_DIM = 1 << 31
 
 
 def write_parts(plan: Plan) -> str:
-    """The text: one group or tensor a line, names sorted, so that two plans can be compared line by line."""
+    """The plan as text: one group or tensor per line, names sorted, so that two plans can be compared line by line."""
     groups = {name: write_ranges(np.asarray(kept, dtype=np.int64)) for name, kept in plan.groups.items()}
-    # One tensor of indices serves every dim that a group cuts alike; it is written out once.
+    # Dims that a group cuts alike share one index tensor; it is converted to text once.
     written: dict[int, str] = {}
     tensors = {n: {"shape": list(s), "keep": _texts(plan.keep[n], written)} for n, s in plan.shapes.items()}
     sections = {"groups": groups, "settings": dict(plan.settings), "tensors": tensors}
@@ -97,7 +97,7 @@ def _value(value: Any) -> str:
 
 
 def read_parts(text: str) -> dict[str, Any]:
-    """Parse and check the text. Raises PlanError: the text is no plan; the message says where."""
+    """Parse and check the text. Raises PlanError: the text is not a plan; the message says where."""
     document = _dict(_parse(text), "the plan")
     if document.get("format") != FORMAT:
         raise PlanError(f"the plan: format is {str(document.get('format'))[:40]!r}; this version reads {FORMAT!r}")
@@ -117,7 +117,7 @@ def read_parts(text: str) -> dict[str, Any]:
 def _parse(text: str) -> Any:
     try:
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(document, ensure_ascii=False).encode()  # halves of characters are no text
+        json.dumps(document, ensure_ascii=False).encode()  # raises for lone surrogates
         return document
     except RecursionError as error:
         raise PlanError("the plan: it is nested too deeply") from error
@@ -146,7 +146,7 @@ def _dict(value: Any, where: str) -> dict[str, Any]:
 
 
 class _IndexLists:
-    """Reads index lists, equal texts once, and stops a plan whose lists would fill the memory."""
+    """Reads index lists, equal texts once, and refuses a plan whose lists would fill the memory."""
 
     def __init__(self) -> None:
         self._left = _MOST_INDICES
@@ -192,12 +192,12 @@ def kept_shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     }
 
 
-# The largest table of a plan that is read on one screen.
+# The limits of the tables in plan_as_text: groups, tensors and characters in a cell.
 _PLAN_GROUPS, _PLAN_TENSORS, _CELL = 25, 25, 40
 
 
 def plan_as_text(plan: Plan) -> str:
-    """Which channels of each group stay, and which matrices and kernels become smaller, in at most sixty lines."""
+    """The kept channels of each group, and the matrices and kernels that become smaller, in at most sixty lines."""
     groups = new_table("group", ["channels"], last="that stay")
     for name, kept in list(plan.groups.items())[:_PLAN_GROUPS]:
         add_row(groups, name, str(len(kept)), _shortened(write_ranges(np.asarray(kept, dtype=np.int64))))

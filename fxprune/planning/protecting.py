@@ -1,7 +1,7 @@
 """Channels that must stay so that no dim of any tensor becomes empty.
 
-A group keeps a channel by itself, but an axis that gathers only some of its channels (one half of a shuffled width)
-could still lose all of its elements while the group lives on elsewhere.
+Every group keeps at least one channel. But an axis that gathers only some of the group's channels (one half of a
+shuffled width) could still lose all of its elements while the kept channels are elsewhere.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FloatArray = NDArray[np.float64]
 def protected_channels(
     axes: Iterable[Axis], preference: Mapping[Channels, FloatArray], fewest: Iterable[tuple[Axis, int]] = ()
 ) -> dict[Channels, Mask]:
-    """For every variable a mask of channels to keep: with them, each axis has an element, those of ``fewest`` as many.
+    """For every variable, a mask of channels that must stay so that each axis has an element; ``fewest``: as many.
 
-    Few are chosen: the channel that serves most axes at risk first, among equals the one of highest preference (and
+    The choice is greedy and small: first the channel that serves most axes at risk, ties by highest preference (then
     lowest index), until every axis is served. ``preference`` has one number per channel of each variable that may be
     cut.
     """
@@ -48,7 +48,7 @@ def protected_channels(
 
 
 class _AllChannels:
-    """The channels of all variables in one row, so that sets of them are arrays of numbers."""
+    """The channels of all variables, numbered consecutively, so that sets of them are arrays of numbers."""
 
     def __init__(self, preference: Mapping[Channels, FloatArray]) -> None:
         self._starts: dict[Channels, int] = {}
@@ -63,7 +63,7 @@ class _AllChannels:
         return {v: self.chosen[start : start + v.size] for v, start in self._starts.items()}
 
     def keep_some(self, axis: Axis, count: int) -> None:
-        """Choose the channels of elements: those chosen already, else whose weakest channel is preferred most."""
+        """Choose the channels of ``count`` elements: those already chosen, then by their least preferred channel."""
         needs = self._needs(axis)
         if needs:
             preference = np.where(self.chosen, np.inf, self.preference)
@@ -77,10 +77,10 @@ class _AllChannels:
         return [np.where((channel := channels_of(axis, v)) >= 0, channel + self._starts[v], -1) for v in cut]
 
     def saviours(self, axis: Axis) -> list[IndexArray]:
-        """The channels any one of which keeps the axis from becoming empty; no set at all where nothing can empty it.
+        """Sets of channels of which one each must stay so that the axis is not empty; no set if it cannot become empty.
 
-        Where elements need channels of several variables, the element whose weakest channel is preferred most is
-        picked, and each of its channels is a set of its own.
+        If elements need channels of several variables, the element with the highest preference of its least preferred
+        channel is picked, and each of its channels is a set of its own.
         """
         needs = self._needs(axis)
         if not needs or bool((np.max(needs, axis=0) < 0).any()):
@@ -93,12 +93,12 @@ class _AllChannels:
 
 
 def _distinct(axes: Iterable[Axis]) -> list[Axis]:
-    """The parts at risk of all the axes, each once."""
+    """The parts of all axes that are at risk, each once."""
     return list({id(part): part for axis in axes for part in _at_risk(axis)}.values())
 
 
 def _at_risk(axis: Axis) -> Iterator[Axis]:
-    """The parts of the axis that may become empty, and empty it with them."""
+    """The parts that make the whole axis empty if they become empty."""
     if isinstance(axis, Product):
         for factor in axis.factors:
             yield from _at_risk(factor)
@@ -117,7 +117,7 @@ def _never_empty(axis: Axis) -> bool:
 
 
 def _gathers_a_whole(axis: Gather) -> bool:
-    """Whether the gather holds every channel of some variable, one of which always stays."""
+    """Whether the gather contains every channel of some variable, so that one of them always stays."""
     if not is_elementwise(axis.base):
         return False
     channels = ((v, channels_of(axis, v)) for v in dict.fromkeys(variables(axis)))
@@ -136,22 +136,22 @@ def width_scores(
     budget: str,
     spared: Collection[Group] = (),
 ) -> dict[Group, NDArray[np.float64]] | None:
-    """Per channel the error that its removal adds for each unit of the budget that it saves, as in ``scores``.
+    """For each channel, the error that its removal adds per unit of budget that it saves, in the layout of ``scores``.
 
-    The error is that of :class:`~fxprune.criteria.reconstruction.Reconstruction`. What a channel saves is counted at
-    full width. Ranking the channels of all groups by it is the greedy way to the least error at a budget.
+    The error is that of :class:`~fxprune.criteria.reconstruction.Reconstruction`. The saving is counted at full width.
+    Ranking the channels of all groups by this ratio greedily minimises the error at a budget.
 
     Args:
         graph: the channel graph.
         criterion: the criterion.
-        scores: what it says: per group one number per channel, higher = keep; None without weights.
+        scores: the criterion's scores: per group one number per channel, higher = keep; None without weights.
         tensors: every parameter and buffer by name.
         collector: runs over the calibration data.
-        budget: what is to be saved.
-        spared: groups that lose nothing.
+        budget: the name of the budget.
+        spared: groups that lose no channels.
 
     Raises:
-        CriterionError: the criterion selects and gives no scores.
+        CriterionError: the criterion selects channels and gives no scores.
         CalibrationError: there is no calibration.
     """
     if scores is None:

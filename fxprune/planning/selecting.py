@@ -1,6 +1,6 @@
-"""Widths as a staircase, and selections: the search for the setting of the knob that meets the budget.
+"""Staircases of widths, step sequences over them, and the search for a selection's knob setting that meets the budget.
 
-On a staircase every group gives up its channels in one order, and its level says how many are gone.
+In a staircase, every group loses its channels in one fixed order, and its level says how many are removed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FloatArray = NDArray[np.float64]
 
 
 class Staircase:
-    """The groups, the order in which each gives up its channels, and the widths it may stop at.
+    """The groups, the order in which each loses its channels, and the widths that are allowed.
 
-    ``steps``: per group, how many channels are gone at each level, none at level 0; ``heights``: its highest level.
+    ``steps``: per group, the number of channels removed at each level, 0 at level 0; ``heights``: its highest level.
     """
 
     def __init__(self, groups: Sequence[Group], orders: Sequence[IntArray], steps: Sequence[IntArray]) -> None:
@@ -42,12 +42,12 @@ class Staircase:
         self._starts = np.cumsum([0, *(len(s) for s in steps)], dtype=np.int64)[:-1]
 
     def removed(self, levels: IntArray) -> IntArray:
-        """How many channels of each group are gone at these levels."""
+        """The number of channels of each group that are removed at these levels."""
         gone: IntArray = self._flat[self._starts + levels]
         return gone
 
     def masks(self, levels: IntArray) -> dict[Group, Mask]:
-        """Which channels of each group stay at these levels."""
+        """The masks of the channels that stay at these levels."""
         masks: dict[Group, Mask] = {}
         for group, order, gone in zip(self.groups, self.orders, self.removed(levels).tolist(), strict=True):
             masks[group] = np.ones(group.size, dtype=np.bool_)
@@ -56,7 +56,7 @@ class Staircase:
 
 
 class StaircaseCost:
-    """The cost at given levels, exact for gathered channels too: what one weighs is summed along its group's order."""
+    """The cost at given levels. It is exact for gathers too: channel weights are summed in the group's order."""
 
     def __init__(self, model: CostModel, stairs: Staircase) -> None:
         self._model = model
@@ -84,7 +84,7 @@ class StaircaseCost:
         self._weighted.append((number, group, np.concatenate([np.zeros(1), lost])))
 
     def at(self, levels: IntArray) -> float:
-        """The cost when each group stands at its level."""
+        """The cost when each group is at its level."""
         removed = self._stairs.removed(levels)
         leaves = self._base.copy()
         leaves[self._plain] -= removed[self._plain_group]
@@ -100,11 +100,11 @@ class StaircaseCost:
 def selection_scores(
     selection: Selection, graph: ChannelGraph, model: CostModel, limits: Limits, need: float
 ) -> dict[Group, FloatArray]:
-    """Scores by which the allocator makes the choice of a selection, within the limits and at the exact budget.
+    """Scores with which the allocator follows a selection, within the limits and at the exact budget.
 
-    The knob is set to the least that saves ``need`` (or to its end). What goes there scores below 1, what stays above,
-    each by the selection's preference: so the allocator gives back what overshoots, and goes on where limits hold
-    channels back that were to go.
+    The knob is set to the first setting that saves ``need`` (or to the last one). Channels removed at that setting
+    score below 1, kept ones above, ordered by the selection's preference. So the allocator keeps some of the former if
+    the setting saves too much, and removes some of the latter if limits hold others back.
     """
     search = _Search(selection, graph, model, limits, need)
     masks = search.run()
@@ -124,7 +124,7 @@ class _Search:
         self._problem = Problem(groups, self._saved, lambda g: g.size - int(self._steps[g][-1]))
 
     def run(self) -> Mapping[Group, Mask]:
-        """The channels that stay at the least setting that saves enough, or at the last of the last ladder."""
+        """The channels that stay at the first setting that saves enough, or at the last setting of the last ladder."""
         best: Mapping[Group, Mask] = {}
         most = -1.0
         for ladder in self._selection.ladders(self._problem):
@@ -137,7 +137,7 @@ class _Search:
         return best
 
     def _lowest(self, ladder: Ladder) -> Mapping[Group, Mask]:
-        """The first setting that saves enough, where the last one does."""
+        """The masks at the first setting that saves enough; the last setting of the ladder must."""
 
         def enough(rung: int) -> bool:
             return self._saved(self._limited(ladder.keep(rung))) >= self._need
@@ -151,7 +151,7 @@ class _Search:
         return self._model.full - self._model.exact({g.variable: mask for g, mask in masks.items()})
 
     def _limited(self, masks: Mapping[Group, Mask]) -> dict[Group, Mask]:
-        """The masks with as many channels back as the limits ask for, the most preferred first."""
+        """The masks with channels added back, most preferred first, as far as the limits require."""
         found: dict[Group, Mask] = {}
         for group, mask in masks.items():
             steps = self._steps[group]
@@ -174,18 +174,18 @@ def ranks(graph: ChannelGraph, preference: Mapping[Group, FloatArray]) -> dict[G
 class StepSequence:
     """Steps in the order in which they are taken."""
 
-    owners: IntArray  # group numbers; the n-th mention of a group is its n-th step
-    # The lengths at which the sequence may stop, ascending, the last one its own; steps in between go together.
+    owners: IntArray  # group numbers; the n-th occurrence of a group is its n-th step
+    # The lengths at which the sequence may stop, ascending, its full length last; steps in between go together.
     ends: IntArray
 
     def levels(self, moves: int, groups: int) -> IntArray:
-        """The level of each group after that many moves, which are the stretches from one end to the next."""
+        """The level of each group after that many moves; a move is all steps from one end to the next."""
         taken = self.owners[: self.ends[moves - 1]] if moves else self.owners[:0]
         return np.bincount(taken, minlength=groups).astype(np.int64)
 
 
 def score_sequence(stairs: Staircase, scores: Mapping[Group, FloatArray], pays: NDArray[np.bool_]) -> StepSequence:
-    """By the mean score of a step's channels, without groups that save nothing; equal ones in the groups' order."""
+    """Steps by the mean score of their channels, ties in the groups' order; without groups that save nothing."""
     owners, _, keys = _steps(stairs, _score_keys(stairs, scores))
     order = np.argsort(keys, kind="stable")
     order = order[pays[owners[order]]]
@@ -193,7 +193,7 @@ def score_sequence(stairs: Staircase, scores: Mapping[Group, FloatArray], pays: 
 
 
 def alike_sequence(stairs: Staircase, scores: Mapping[Group, FloatArray], pays: NDArray[np.bool_]) -> StepSequence:
-    """As :func:`score_sequence`, but the n-th steps of groups in the same place of repeated blocks are one move, whose
+    """As :func:`score_sequence`, but the n-th steps of groups in the same place of repeated blocks are one move; its
     score is their mean."""
     kinds: dict[Hashable, int] = {}
     places = [_place(g) if stairs.heights[n] else ("whole", n) for n, g in enumerate(stairs.groups)]
@@ -211,8 +211,8 @@ def alike_sequence(stairs: Staircase, scores: Mapping[Group, FloatArray], pays: 
 
 
 def uniform_sequence(stairs: Staircase) -> StepSequence:
-    """By the share of the group that is gone half-way through a step: at each end all groups have lost the same share,
-    rounded to the nearest step, and groups of one size have one width."""
+    """Steps by the share of the group that is removed half-way through them: at each end all groups have lost the same
+    share, rounded to the nearest step, and groups of equal size have equal width."""
     keys = [(steps[:-1] + steps[1:]) / group.size for group, steps in zip(stairs.groups, stairs.steps, strict=True)]
     owners, _, flat = _steps(stairs, keys)
     order = np.argsort(flat, kind="stable")
@@ -220,13 +220,13 @@ def uniform_sequence(stairs: Staircase) -> StepSequence:
 
 
 def _ends(marks: NDArray[np.generic]) -> IntArray:
-    """Where runs of equal marks end."""
+    """The positions at which runs of equal marks end."""
     changes: IntArray = np.flatnonzero(marks[1:] != marks[:-1]) + 1
     return np.concatenate([changes, [len(marks)] if len(marks) else []]).astype(np.int64)
 
 
 def _steps(stairs: Staircase, keys: list[FloatArray]) -> tuple[IntArray, IntArray, FloatArray]:
-    """Of every step the number of its group, which of the group's steps it is, and its key."""
+    """For every step: the number of its group, its number within the group, and its key."""
     owners = np.repeat(np.arange(len(keys), dtype=np.int64), stairs.heights)
     number = np.concatenate([*(np.arange(len(k), dtype=np.int64) for k in keys), np.zeros(0, dtype=np.int64)])
     return owners, number, np.concatenate([*keys, np.zeros(0, dtype=np.float64)])
@@ -238,23 +238,23 @@ def _score_keys(stairs: Staircase, scores: Mapping[Group, FloatArray]) -> list[F
 
 
 def _block_means(ascending: FloatArray, steps: IntArray) -> FloatArray:
-    """The mean score of the channels that go with each step."""
+    """The mean score of the channels that each step removes."""
     if len(steps) == 1:
         return np.zeros(0, dtype=np.float64)
     totals = np.add.reduceat(ascending[: steps[-1]], steps[:-1])
     means: FloatArray = totals / np.diff(steps)
-    # Ascending by construction; rounding must not turn two steps of one group around.
+    # Ascending by construction; rounding errors must not swap two steps of one group.
     return np.maximum.accumulate(means)
 
 
 def _place(group: Group) -> Hashable:
-    """What groups in the same place of repeated blocks have in common: size, and members but for numbers in paths."""
+    """A key for the place in repeated blocks: equal if size, traits and members are, up to numbers in paths."""
     members = sorted((_numberless(m.tensor), m.dim, m.role, m.axis.size) for m in group.members)
     return group.size, group.crosses_add, group.crosses_norm, position(group), tuple(members)
 
 
 def _numberless(tensor: str) -> str:
-    """The path without its numbers; those in a layer's own name stay: conv1 and conv2 are two places of a block."""
+    """The path without its numbers, except in a layer's own name: conv1 and conv2 are different places in a block."""
     *above, layer, name = ["", *tensor.split(".")]
     blocks = re.sub(r"\d+", "#", ".".join(above))
     return f"{blocks}.{'#' if layer.isdecimal() else layer}.{name}"
@@ -266,7 +266,7 @@ _SHOWN = 4
 def out_of_reach(
     graph: ChannelGraph, budget: str, narrowest: Mapping[Group, Mask], limits: Limits, *, asked: float
 ) -> BudgetError:
-    """The error to raise; ``narrowest`` holds the masks with every group as narrow as its limits allow."""
+    """The error to raise; ``narrowest``: the masks with every group as narrow as its limits allow."""
     model = budget_model(graph, budget)
     if model.full <= 0:
         return BudgetError(f"nothing to remove: this network has no {budget} that fxprune counts", reachable=0.0)
@@ -285,14 +285,14 @@ def out_of_reach(
 
 
 def _unseen(graph: ChannelGraph, full: float) -> str:
-    """What is a constant, because it lies in parts that are not seen into."""
+    """In words, the opaque parts whose cost is constant; empty if there are none."""
     held = sorted(((term.coefficient / full, term.owner) for term in graph.macs if not term.axes), reverse=True)
     parts = ", ".join(f"{owner} ({share:.1%} of the whole)" for share, owner in held[:_SHOWN])
     return f" Opaque parts, of which nothing can go: {parts}." if held else ""
 
 
 def _reachable(saved: float, full: float) -> float:
-    """The largest ratio whose product with the full cost is not above what can be saved."""
+    """The largest ratio whose product with the full cost does not exceed the possible saving."""
     ratio = max(saved, 0.0) / full
     while ratio * full > saved and ratio > 0:
         ratio = math.nextafter(ratio, 0.0)
@@ -308,7 +308,7 @@ def _most_costly_first(graph: ChannelGraph, costs: Mapping[str, float]) -> list[
 
 
 def _owner_cost(tensor: str, costs: Mapping[str, float]) -> float:
-    """What the tensor, or the module it belongs to, still costs."""
+    """The remaining cost of a tensor, or of the module that it belongs to."""
     path = tensor
     while path not in costs and "." in path:
         path = path.rpartition(".")[0]
