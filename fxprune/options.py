@@ -1,10 +1,10 @@
-"""The options of a compilation that its plan depends on: one table, :class:`Options`, with a row an option.
+"""The options of a compilation that its plan depends on: one table, :class:`Options`, with one row per option.
 
-A row holds type, default, a line of help and how the command line reads it. From the table are made the options of
-``fxprune compile``, the settings that a plan keeps, and what the report's page leaves out as usual. A new option is a
-row here, a parameter of :func:`fxprune.compile` with its documentation, and the code that heeds it.
+A row holds the type, the default, a line of help, and how the command line reads it. The options of ``fxprune compile``
+are made from the table, and so are the settings in a plan and the defaults that the report's page omits. A new option
+needs a row here, a documented parameter of :func:`fxprune.compile`, and the code that uses it.
 
-Importing this module loads no torch, because a shell that completes a word cannot wait for it.
+Importing this module does not load torch, because shell completion cannot wait for that.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from fxprune.calibration import Loss
     from fxprune.criteria import Criterion
 
-# Choices, for editors to complete. Budgets, criteria and recoveries are found by name, and may be anyone's, so that any
-# other string is as good.
+# Choices, for completion in editors. Budgets, criteria and recoveries are looked up by name, and users may register
+# their own, so any other string is allowed, too.
 Budget = Literal["channels", "latency", "macs", "memory", "params"] | str
 CriterionName = Literal[
     "auto", "zeros", "apoz", "chip", "feature_distance", "feature_entropy", "filter_similarity", "fpgm", "hessian",
@@ -40,22 +40,22 @@ Alike = Literal["free", "equal"]
 Residual = Literal["auto", "coupled", "inner"]
 Couplings = Literal["keep", "drop"]
 Level = bool | Literal["full"]
-# By pattern of paths or by module; a checker takes a mapping by the one alone, or by both, for the same no other way.
+# Keys are patterns of paths or modules. Only Any lets a type checker accept mappings with either kind or both.
 Shares = Mapping[Any, float]
 Counts = Mapping[Any, int]
 
-# What ``verify`` may be: no proof, node by node, or by whole networks at the sample's size.
+# The values of ``verify``: no proof, node by node, or by whole networks.
 LEVELS = (False, True, "full")
 
 
 def check_level(verify: bool | str) -> bool | str:
-    """What was asked of the proof. Raises OptionError: none of :data:`LEVELS`."""
+    """The value of ``verify``, checked. Raises OptionError: it is not one of the :data:`LEVELS`."""
     if not any(verify is level or (isinstance(verify, str) and verify == level) for level in LEVELS):
         raise OptionError(f"verify must be True, False or 'full', not {verify!r}")
     return verify
 
 
-# What "auto" stands for. With data: what keeps most of a trained network in the tables of docs/recovery.md.
+# The meaning of "auto". With data: the choice that keeps most accuracy in the tables of docs/recovery.md.
 _WITH_DATA = {"criterion": "reconstruction", "scope": "reconstruction", "residual": "inner"}
 _WITHOUT_DATA = {"criterion": "magnitude", "scope": "global", "residual": "coupled"}
 
@@ -63,11 +63,11 @@ _WITHOUT_DATA = {"criterion": "magnitude", "scope": "global", "residual": "coupl
 class Words(NamedTuple):
     """An option on the command line."""
 
-    help: str  # a line that says what it is
+    help: str  # one line
     read: Callable[[str], Any] = str  # the value of one word
     many: str = ""  # "" for one word; "mapping" for one, or PATTERN=VALUE once or more; "list" for one or more
-    choices: tuple[str, ...] = ()  # what a shell completes a word to
-    metavar: str | None = None  # what stands for the value in the help
+    choices: tuple[str, ...] = ()  # completions in a shell
+    metavar: str | None = None  # the placeholder for the value in the help
 
 
 def _row(default: Any, *words: Any, **more: Any) -> Any:
@@ -82,8 +82,8 @@ def _multiple(text: str) -> int | str:
 class Options:
     """The choices of :func:`fxprune.compile` that a plan depends on; see there.
 
-    ``ratio`` is a fraction of ``budget``, or a mapping from patterns to shares; where there are several budgets,
-    ``budgets`` holds all fractions and the first of them stands in ``ratio`` and ``budget``.
+    ``ratio`` is a fraction of ``budget``, or a mapping from patterns to shares. With several budgets, ``budgets`` holds
+    all fractions, and ``ratio`` and ``budget`` are the first of them.
     """
 
     ratio: Any = _row(
@@ -120,7 +120,7 @@ class Options:
 
     @classmethod
     def checked(cls, model: nn.Module, given: Mapping[str, Any]) -> Options:
-        """The options as they are stored, paths for modules. Raises RatioError, BudgetError or OptionError."""
+        """The options, checked, with modules replaced by their paths. Raises RatioError, BudgetError or OptionError."""
         from torch import nn
 
         from fxprune.analysis.uncoupling import check_couplings
@@ -150,12 +150,12 @@ class Options:
 
     @property
     def counted(self) -> set[str]:
-        """The names of all budgets that are asked for."""
+        """The names of all requested budgets."""
         return {self.budget, *self.budgets}
 
     @property
     def removes(self) -> bool:
-        """Whether anything is asked to go."""
+        """Whether the options ask to remove anything."""
         return isinstance(self.ratio, Mapping) or self.ratio > 0 or any(self.budgets.values())
 
     @property
@@ -164,9 +164,9 @@ class Options:
         return {"budget": self.budgets} if self.budgets else {"ratio": self.ratio, "budget": self.budget}
 
     def settled(self, why_not: str) -> tuple[Options, str]:
-        """What "auto" stands for, and the choice in words; ``why_not``: why data cannot help, empty where they can."""
+        """Replace "auto", and describe the choice; ``why_not``: the reason why data cannot help, empty if they can."""
         usual = _WITHOUT_DATA if why_not else _WITH_DATA
-        # A criterion that the caller chose brings widths of its own.
+        # A criterion that the caller chose decides the widths by itself.
         usual = usual if self.criterion == "auto" else _WITHOUT_DATA
         chosen = {name: value for name, value in usual.items() if getattr(self, name) == "auto"}
         words = ", ".join(f"{name} {value}" for name, value in chosen.items())
@@ -180,7 +180,7 @@ class Options:
 
 
 class PlanOptions(TypedDict, total=False):
-    """What :func:`fxprune.plan` takes beside the ratio, for functions that pass it on."""
+    """The keyword arguments of :func:`fxprune.plan` after the ratio, for functions that pass them on."""
 
     budget: Budget | Mapping[str, float]
     criterion: CriterionName | Criterion
@@ -203,7 +203,7 @@ def table() -> dict[str, Field[Any]]:
 
 
 def usual() -> dict[str, Any]:
-    """The settings of a plan for which nothing was asked but a ratio, and for which there were no data."""
+    """The settings of a plan that was made from a ratio alone, without data."""
     from fxprune.planning.limits import MAX_RATIO
 
     values = {name: row.default for name, row in table().items() if name not in ("ratio", "exclude", "criterion")}
@@ -211,7 +211,7 @@ def usual() -> dict[str, Any]:
 
 
 def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
-    """Whether the keys are names of budgets, and not of the model's own."""
+    """Whether the keys are names of budgets, not of parts of the model."""
     from fxprune.cost.budgets import known_budgets
 
     named = {name for name in ratio if name in known_budgets() and not hasattr(model, str(name))}
@@ -222,7 +222,7 @@ def _are_budgets(model: nn.Module, ratio: Mapping[str, float]) -> bool:
 
 
 def by_path(model: nn.Module, option: str, value: Any) -> Any:
-    """A mapping with paths in the place of modules; anything else as it is."""
+    """A mapping with its modules replaced by their paths; any other value stays as it is."""
     if not isinstance(value, Mapping):
         return value
     paths = {_path(model, option, key): item for key, item in value.items()}
@@ -232,7 +232,7 @@ def by_path(model: nn.Module, option: str, value: Any) -> Any:
 
 
 def _path(model: nn.Module, option: str, pattern: Any) -> Any:
-    """The pattern, or the path of a module."""
+    """The pattern itself, or the path of a module."""
     from torch import nn
 
     if not isinstance(pattern, nn.Module):

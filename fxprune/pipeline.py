@@ -1,8 +1,8 @@
 """The passes of a compilation, in order, and the one function that runs them.
 
-``analyze`` runs them up to "analyze", ``plan`` up to "plan"; ``apply`` is given a plan, so that "score" and "plan" have
-nothing to do; ``recover`` is given a pruned network, so that all but the first and the last have nothing to do. A loop,
-such as "prove, hold to sizes, rewrite, prove", stands in the list as often as it may run.
+``analyze`` runs them up to "analyze", ``plan`` up to "plan". ``apply`` starts with a plan, so "score" and "plan" have
+nothing to do. ``recover`` starts with a pruned network, so only the first and the last passes have something to do. A
+loop, such as "prove, hold to sizes, rewrite, prove", is listed as often as it may run.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from fxprune.util.progress import paused_garbage_collection
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: ``run`` fills fields of the program ``when`` there is something to do; equal names share a row."""
+    """One step: ``run`` fills fields of the program if ``when`` holds; timings of equal names are summed."""
 
     name: str
     run: Callable[[Program], None]
     when: Callable[[Program], bool] = lambda program: True
-    # A pass over data makes garbage with every batch; next to nothing of what others make is garbage while they run.
+    # Whether to collect garbage during the pass: passes over data make garbage with every batch, others hardly any.
     makes_garbage: Callable[[Program], bool] = lambda program: False
 
 
 def capture(program: Program) -> None:
-    """Trace the model on the sample: its graphs in both modes and for other sizes. The model is only read."""
+    """Trace the model on the sample: its graphs in both modes and for other sizes. The model is not changed."""
     sample = Sample.from_input(program.sample_input).beside(program.other_samples).map(torch.Tensor.detach)
     check_model(program.model)
     for given in (sample, *sample.others):
@@ -67,18 +67,18 @@ def capture(program: Program) -> None:
 
 
 def uncouple(program: Program) -> None:
-    """Put a selection of channels in front of each reader of a shared stream."""
+    """Insert a selection of channels before each reader of a shared stream."""
     drop_couplings(program.captured, program.model)
 
 
 def analyze(program: Program) -> None:
-    """Solve the axes of every node, and read off the channel groups."""
+    """Solve the axes of every node, and find the channel groups."""
     program.graph = analyze_capture(program.captured, program.model, program.sample.batch_size, program.untraced)
     program.feed = Feed.checked(program.calibration, program.loss, program.sample)
 
 
 def time_operations(program: Program) -> None:
-    """Time the network's operations by their widths, for a budget in seconds."""
+    """Time the network's operations at several widths, for the budget "latency"."""
     graph, steps = program.graph, program.steps
     graph.cost_models["latency"] = measured_latency(graph, program.model, program.sample, steps.counted)
 
@@ -96,7 +96,7 @@ def score(program: Program) -> None:
 
 
 def _settle_residual(program: Program) -> None:
-    """Streams lose channels too where "auto" spares them and the budget cannot be met so."""
+    """Let residual streams lose channels too if "auto" spares them but the budget cannot be met that way."""
     options = program.chosen_options
     if program.options is None or program.options.residual != "auto" or options.residual == "coupled":
         return
@@ -150,7 +150,7 @@ def _allocated(program: Program, options: Options) -> dict[Group, Mask]:
 
 
 def allocate_again(program: Program) -> None:
-    """The same without held widths; those that only the configuration asks for give way to the budget."""
+    """Choose again without the widths that are held only for the class's configuration: the budget comes first."""
     try:
         allocate_budget(program)
     except BudgetError:
@@ -165,7 +165,7 @@ def allocate_again(program: Program) -> None:
 
 
 def choose_by_hand(program: Program) -> None:
-    """Take the channels that the caller names, with all that is tied to them."""
+    """Remove the channels that the caller names, with all that are tied to them."""
     channels = by_path(program.model, "channels", program.channels)
     named = as_lists(program.graph, channels)
     settings = {"channels": named, "couplings": program.couplings, "versions": versions()}
@@ -173,7 +173,7 @@ def choose_by_hand(program: Program) -> None:
 
 
 def choose_zeros(program: Program) -> None:
-    """Take the channels that are exactly zero."""
+    """Remove the channels that are exactly zero."""
     stays, paths = program.zeros or (), ModelPaths(program.model)
     tensors = {n: paths.attribute(n) for n in program.graph.shapes if n not in program.graph.constants}
     silent = {} if is_meta(program.model) else silent_channels(program.graph, program.model, program.sample)
@@ -191,7 +191,7 @@ def choose_zeros(program: Program) -> None:
 
 
 def cut(program: Program) -> None:
-    """Write the smaller graphs and modules, over tensors of their own."""
+    """Write the smaller graphs and modules, over new tensors."""
     program.masks = program.chosen_plan.masks(program.graph)
     program.pruned, program.certificates = certified(program.graph, program.model, program.masks)
 
@@ -209,7 +209,7 @@ def fit_class(program: Program) -> None:
     if found and program.options is None:
         raise PlanError(f"the plan narrows what the class cannot follow: {in_words(found)}")
     if found:
-        program.pruned = None  # what was cut is of another plan than the next
+        program.pruned = None  # it was cut by an earlier plan
 
 
 def verify(program: Program) -> None:
@@ -221,18 +221,18 @@ def verify(program: Program) -> None:
 
 
 def compare_outputs(program: Program) -> None:
-    """Hold a result that is said to lose nothing to that."""
+    """Check that a result from which only zeros were removed has the original's outputs."""
     check_without_loss(program.model, program.pruned, program.sample)
 
 
 def hold_to_sizes(program: Program) -> None:
-    """Let the result refuse other sizes than the sample's, as the trace differs from the model there; cut again."""
+    """Let the result refuse all sizes but the sample's, because the trace differs from the model there; cut again."""
     program.captured.hold_to_sizes()
     cut(program)
 
 
 def report(program: Program) -> None:
-    """Put together what the passes found, and give it to the result."""
+    """Make the report from the results of the passes, and attach it to the pruned network."""
     plan, scores = program.chosen_plan, program.scores if isinstance(program.scores, dict) else None
     program.report = summarise(
         program.graph, program.model, plan, program.masks, program.proof, program.why_unproven, program.steps.seconds,
@@ -243,12 +243,12 @@ def report(program: Program) -> None:
 
 
 def compare_latency(program: Program) -> None:
-    """Measure what was predicted of the seconds of a call."""
+    """Measure the seconds of a call, to compare with the prediction."""
     made = program.pruned.meta["fxprune"]["report"]
     predicted = (made.budget_before, made.budget_after)
     try:
         before, after, calls = compared(program.model, program.pruned, program.sample)
-    except Exception as error:  # copying and running is the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code runs here and may raise anything
         row = LatencyRow(predicted, None, f"not measured ({described(error)})")
     else:
         threads = torch.get_num_threads()
@@ -258,7 +258,7 @@ def compare_latency(program: Program) -> None:
 
 
 def recover(program: Program) -> None:
-    """Change kept values so that they make up for what was cut; what was proven is the network before."""
+    """Change kept values to compensate for the removed ones; the proof is of the network before this."""
     if program.recoveries and (is_meta(program.model) or not isinstance(program.pruned, PrunedGraphModule)):
         meta = "its weights are on the meta device"
         why = meta if is_meta(program.model) else "its own forward is opaque, so it has no graph"
@@ -274,7 +274,7 @@ def recover(program: Program) -> None:
 
 
 def keep_class(program: Program) -> None:
-    """Give the class its values and compare it with the graph. Raises PlanError or ProofError: it is not alike."""
+    """Fill the copy of the class, and compare it with the graph. Raises PlanError or ProofError: they differ."""
     assert program.kept is not None
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
@@ -306,7 +306,7 @@ def _diverges(program: Program) -> bool:
     return program.proof is not None and bool(program.proof.diverges)
 
 
-# A width that no attribute of the class says is held, and the others are planned again.
+# A width that no attribute of the class can set is held, and the others are planned again.
 _AGAIN = (
     Pass("plan", allocate_again, when=lambda p: p.holds_more),
     Pass("rewrite", cut, when=lambda p: p.holds_more),
@@ -337,10 +337,10 @@ PASSES = (
 
 
 def run(program: Program, *, until: str = "") -> Program:
-    """Run the passes, up to and with those called ``until``, and check the program after each.
+    """Run the passes, up to and including those called ``until``, and check the program after each.
 
     Raises:
-        FxpruneError: what a pass raises; the caller's model is as it was.
+        FxpruneError: a pass failed; the caller's model is unchanged.
     """
     last = max((i for i, step in enumerate(PASSES) if step.name == until), default=len(PASSES))
     with paused_garbage_collection() as collecting:

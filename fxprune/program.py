@@ -1,7 +1,7 @@
-"""The one object that flows through the passes: what was asked, and what each pass found.
+"""The one object that flows through the passes: the request, and the results of each pass.
 
-``print(program)`` shows the network node by node, as far as the passes have come. With ``FXPRUNE_DUMP=DIR`` in the
-environment that text is written to ``DIR`` after every pass, so that two passes can be compared with ``diff``.
+``print(program)`` shows the network node by node, in its current state. With ``FXPRUNE_DUMP=DIR`` in the environment,
+that text is written to ``DIR`` after every pass, so that two passes can be compared with ``diff``.
 """
 
 from __future__ import annotations
@@ -52,32 +52,32 @@ NEEDS_DATA = (
 
 
 def kernel_multiple(model: nn.Module) -> int:
-    """The multiple that kernels like: of tensor cores in half precision on a GPU (64), else of vectors (16)."""
+    """The multiple that suits kernels: 64 for tensor cores (half precision on a GPU), else 16 for vectors."""
     weight = next(model.parameters(), None)
     return 64 if weight is not None and weight.is_cuda and weight.dtype in (torch.float16, torch.bfloat16) else 16
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What criteria may look at besides weights: the data and the loss whose gradients are read, or None."""
+    """The data that criteria may use besides weights (or None), and the loss for gradients (or None)."""
 
     calibration: Calibration | None = None
     loss: Loss | None = None
 
     @classmethod
     def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
-        """What a user passes as ``calibration`` and ``loss``. Raises CalibrationError or OptionError for others."""
+        """Check the user's ``calibration`` and ``loss``. Raises CalibrationError or OptionError: unusable."""
         if loss is not None and not callable(loss):
             raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
         return cls(None if calibration is None else Calibration(calibration, sample), loss)
 
     @property
     def seen(self) -> int:
-        """How many samples the last pass has seen, on all ranks together."""
+        """The number of samples in the last pass over the data, on all ranks together."""
         return 0 if self.calibration is None else self.calibration.seen
 
     def collector(self, graph: ChannelGraph, model: nn.Module, steps: Steps, seed: int) -> Collector | None:
-        """What runs over the data; None where there are none."""
+        """The collector that runs over the data; None without data."""
         if self.calibration is None:
             return None
         return Collector(graph, model, self.calibration, self.loss, steps, seed)
@@ -87,24 +87,24 @@ class Feed:
 class Program:
     """One network on its way through the passes of :mod:`fxprune.pipeline`.
 
-    The first part is given; each field of the second is filled by the pass that is named behind it, and by no other.
+    The first part of the fields is given. Each field of the second part is filled by the pass named in its comment.
     """
 
     model: nn.Module  # the caller's network, which is only read
     sample_input: Any  # one call's arguments, as the caller gave them
     steps: Steps  # names the running pass and keeps the seconds of each
-    options: Options | None = None  # what a plan depends on; None where a plan is given
+    options: Options | None = None  # all that a plan depends on; None if a plan is given
     other_samples: Sequence[Any] = ()  # further calls that the result must take
     couplings: str = "keep"  # "keep" or "drop"
-    budgets: Collection[str] = ("macs",)  # what is counted
+    budgets: Collection[str] = ("macs",)  # the costs to count
     verify: bool | str = True  # whether the result is proven node by node, or by whole networks ("full")
-    recoveries: Sequence[Recovery] = ()  # what is done after the proof; "choose" takes out what cannot be done
-    calibration: Iterable[Any] | None = None  # batches; None where there are none
-    loss: Loss | None = None  # whose gradients criteria read
-    seed: int | None = None  # of everything random; None for the plan's
-    channels: Mapping[Any, Any] | None = None  # what the caller removes by hand, by path of a layer or by layer
+    recoveries: Sequence[Recovery] = ()  # run after the proof; "choose" drops unusable ones
+    calibration: Iterable[Any] | None = None  # batches, or None
+    loss: Loss | None = None  # the loss for criteria that read gradients
+    seed: int | None = None  # the random seed; None: the plan's
+    channels: Mapping[Any, Any] | None = None  # the channels to remove, by layer or its path
     keep_class: bool = False  # whether the result is a copy of the model, of its own class
-    # Where the channels go that are exactly zero, and no others, the patterns of those that stay; else None.
+    # If only channels that are exactly zero are removed: the patterns of layers to exclude; else None.
     zeros: Sequence[str] | None = None
 
     sample: Sample = field(init=False)  # capture
@@ -122,13 +122,13 @@ class Program:
     kept: nn.Module | None = None  # keep
     held: Held = field(default_factory=dict)  # keep: groups that no attribute can narrow
     holds_more: bool = False  # keep: whether the last try found more of them
-    follows_config: bool = True  # plan: whether widths are held that the class's configuration does not say
+    follows_config: bool = True  # plan: whether widths are held that the class's configuration cannot set
     rules: Rules = field(default_factory=dict)  # keep
     solution: Solution = field(default_factory=Solution)  # keep: of the class's configuration
     proof: Proof | None = None  # verify
     unproven: str = ""  # verify
     report: Report | None = None  # report
-    _checked: Any = None  # the network whose sizes were found to be the plan's
+    _checked: Any = None  # the network whose sizes were last checked against the plan
 
     @property
     def chosen_plan(self) -> Plan:
@@ -142,7 +142,7 @@ class Program:
 
     @property
     def why_no_data(self) -> str:
-        """Why data cannot help to choose channels and to recover; empty where they can."""
+        """The reason why data cannot help to choose channels and to recover; empty if they can."""
         if self._is_meta:
             return "its weights are on the meta device"
         if self.feed.calibration is None:
@@ -151,13 +151,13 @@ class Program:
 
     @property
     def why_unproven(self) -> str:
-        """Why there is no proof; empty where there is to be one."""
+        """The reason why there is no proof; empty if there will be one."""
         if self._is_meta:
             return "structural, unproven"
         return "" if self.verify else "verify=False"
 
     def choose(self, why_not: str = "") -> None:
-        """Put what "auto" stands for in its place, with a note; ``why_not``: why data cannot help, if they cannot."""
+        """Replace "auto" by the actual choices, and note them; ``why_not``: the reason why data cannot help, if any."""
         assert self.options is not None
         why_not = why_not or self.why_no_data
         self.chosen_options, words = self.options.settled(why_not)
@@ -176,7 +176,7 @@ class Program:
 
     @property
     def result(self) -> fx.GraphModule:
-        """The pruned network: of the model's own class with ``keep_class``, and where its forward is opaque."""
+        """The pruned network. It has the model's own class with ``keep_class``, or if the model's forward is opaque."""
         network: fx.GraphModule = self.pruned if self.kept is None else self.kept  # type: ignore[assignment]
         return network
 
@@ -195,11 +195,11 @@ class Program:
             (Path(folder) / f"{name}.txt").write_text(f"{self}\n", encoding="utf-8")
 
     def check(self) -> None:
-        """What holds after every pass, as far as they have come.
+        """Check the invariants that must hold after every pass.
 
         Raises:
-            AnalysisError: a graph that torch.fx cannot run, a mask that does not fit its group, or a tensor of the
-                result that is not as large as the plan says.
+            AnalysisError: torch.fx cannot run a graph, a mask does not fit its group, or a tensor of the result does
+                not have the size in the plan.
         """
         if self.plan is not None and hasattr(self, "graph"):
             self._check_masks()
@@ -226,7 +226,7 @@ class Program:
 
 @contextmanager
 def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
-    """A pass over a model that shows its steps if ``progress``; what the model's code shares is put back after it."""
+    """Run passes over a model, with progress shown if ``progress``; state that the model's code shares is restored."""
     with ExitStack() as around:
         around.enter_context(_LOCK)
         # Tensors made in inference mode could not be trained, and autocast would round what is proven.
