@@ -1,4 +1,4 @@
-"""The application: its commands, its version, and how a mistake of the user's ends it."""
+"""The application: its commands, its version, and how it reports a user's mistake."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def compile_command(
         **plan_options(asked),
         **_with_data(calibration, recover, source.sample),
     )
-    # The folder tells where the original came from, so that it can be made again and timed against.
+    # The folder records where the original came from, so that `benchmark` can create it again and time it.
     report = dataclasses.replace(fxprune.report(pruned), source=model)
     pruned.meta["fxprune"]["report"] = report
     if output is not None:
@@ -96,7 +96,7 @@ def compile_command(
 
 
 def _with_data(calibration: Path | None, recover: list[str] | None, sample: Any) -> dict[str, Any]:
-    """The options of criteria and recovery that read data, where they were given."""
+    """The given options of criteria and recoveries that read data."""
     from fxprune.cli.sources import batches_of
 
     given: dict[str, Any] = {} if calibration is None else {"calibration": batches_of(calibration, sample)}
@@ -104,7 +104,7 @@ def _with_data(calibration: Path | None, recover: list[str] | None, sample: Any)
 
 
 def _with_plan_options(signature: inspect.Signature) -> inspect.Signature:
-    """The signature with a parameter for each option of a plan behind the model, in the place of ``**asked``."""
+    """The signature with a parameter for each option of a plan after the model, instead of ``**asked``."""
     model, *rest = (p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD)
     return signature.replace(parameters=[model, *plan_parameters(), *rest])
 
@@ -120,7 +120,7 @@ _HELP = """A structured-pruning compiler for PyTorch networks.
 Exit codes: 0 done, 1 two plans differ (diff), 2 a mistake in the request, 130 interrupted. Files and folders are
 written whole or not at all.
 """
-# By verb the function, and an example for its help.
+# By command: the function, and an example for its help.
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "compile": (
         compile_command,
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def _polite(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with what a user can cause turned into a line and an exit code."""
+    """The command, with errors that a user can cause turned into one line and an exit code."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -169,7 +169,7 @@ def _polite(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _print_error(message: str) -> None:
-    """One line, however many the message has."""
+    """Print an error as one line, even if its message has several."""
     Console(stderr=True, soft_wrap=True).print("error:", " ".join(message.split()), markup=False, highlight=False)
 
 
@@ -187,7 +187,7 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    # Handled by its callback.
+    # Its callback handles it.
     del version
 
 

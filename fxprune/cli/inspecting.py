@@ -1,4 +1,4 @@
-"""Commands that look at networks, and those for saved ones: all but ``fxprune compile``."""
+"""All commands except ``fxprune compile``: they inspect, compare, export and time networks."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def compare(
 
 
 def criteria(as_json: AsJson = False) -> None:
-    """List the criteria that rank channels: whether they need data, what they rank by, and their defaults."""
+    """List the criteria: whether they need data, how they rank channels, and their defaults."""
     from fxprune.criteria import criterion_by_name, known_criteria, needs_data
     from fxprune.util.tables import add_row, new_table
 
@@ -141,7 +141,7 @@ def criteria(as_json: AsJson = False) -> None:
 
 
 def diff(a: PlanPlace, b: PlanPlace, as_json: AsJson = False, verbose: Verbose = False) -> None:
-    """Tell two plans apart; exit code 1 where they differ."""
+    """Show how two plans differ; the exit code is 1 if they do."""
     from fxprune.planning.composing import difference, read_plan
     from fxprune.reporting.text import render_difference
 

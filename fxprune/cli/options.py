@@ -1,4 +1,4 @@
-"""What options may be, for completion in a shell: written down, so that no heavy library is imported for it."""
+"""The options of the commands, and their printed output; completion in a shell imports no heavy library."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNTIMES = ("eager", "compile", "onnxruntime")
 
 
 def complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """What a shell may complete a word to."""
+    """A completion function for the given choices."""
 
     def completion(incomplete: str) -> list[str]:
         return [choice for choice in choices if choice.startswith(incomplete)]
@@ -34,13 +34,13 @@ def complete(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
     return completion
 
 
-# Where answers go while what models and libraries print goes elsewhere.
+# The stream for answers, while the output of models and libraries goes to standard error.
 _ANSWERS: list[TextIO] = []
 
 
 @contextmanager
 def answers_alone() -> Iterator[None]:
-    """Keep standard output for answers: what a model's code prints goes to standard error."""
+    """Keep standard output for answers: output of a model's code goes to standard error."""
     _ANSWERS.append(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -50,12 +50,12 @@ def answers_alone() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line, or several, as the answer."""
+    """Print text as the answer."""
     typer.echo(text, file=_ANSWERS[-1] if _ANSWERS else None)
 
 
 def show(renderable: RenderableType) -> None:
-    """Print for people; without colours, and without cutting names, where the output is no terminal."""
+    """Print for people; if the output is not a terminal, without colours and without cutting names."""
     from fxprune.reporting import plain_text
 
     if _ANSWERS and _ANSWERS[-1].isatty():
@@ -99,7 +99,7 @@ _FEW = 6  # choices that the help can name
 
 
 def plan_parameters() -> list[inspect.Parameter]:
-    """A parameter for each option that a plan depends on, as typer reads it."""
+    """A parameter, as typer reads it, for each option that a plan depends on."""
     found = []
     for name, row in table().items():
         words = row.metadata["words"]
@@ -114,7 +114,7 @@ def plan_parameters() -> list[inspect.Parameter]:
 
 
 def plan_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, read. Raises OptionError: words that cannot be read."""
+    """Parse the given options. Raises OptionError: a value cannot be parsed."""
     asked = {name: row for name, row in table().items() if given.get(name) not in (None, [])}
     return {name: _read(name, given[name], row.metadata["words"]) for name, row in asked.items()}
 
@@ -134,7 +134,7 @@ def _read(name: str, given: Any, words: Words) -> Any:
 def find(
     model: str, input_size: list[str] | None, weights: Path | None = None, seed: int = 0, allow: list[str] | None = None
 ) -> Source:
-    """The network that the arguments stand for, with its sample."""
+    """The network that the arguments name, with its sample."""
     from fxprune.cli.sources import find_model, load_weights
 
     source = find_model(model, input_size or [], seed, allow=allow or ())
@@ -144,7 +144,7 @@ def find(
 
 
 def other_samples(source: Source, sizes: list[str] | None) -> list[Any]:
-    """The sample with images of each size, HEIGHTxWIDTH. Raises SampleError: no such size, or no images."""
+    """For each HEIGHTxWIDTH, the sample with images of that size. Raises SampleError: not a size, or no images."""
     from fxprune.capture.samples import Sample
     from fxprune.errors import SampleError
 

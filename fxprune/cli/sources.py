@@ -1,4 +1,4 @@
-"""Networks, weights and calibration data as the command line names them."""
+"""Loads the networks, weights and calibration data that the command line names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DEFAULT_SIZE = (1, 3, 224, 224)
 
 @dataclass(frozen=True)
 class Source:
-    """A network in eval mode, and one call's arguments with random values."""
+    """A network in eval mode, and a sample: the arguments of one call, with random values."""
 
     model: nn.Module
     sample: Any
@@ -35,13 +35,13 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
     """The network that ``text`` names, in eval mode, with a sample.
 
     ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's own
-    input size is used. Random weights and samples follow ``seed``. ``allow`` names the classes that a saved folder may
-    import. Raises ModelError: there is no such network; SampleError: a size cannot be read; MissingDependencyError: the
-    library it comes from is not installed.
+    input size is used. ``seed`` determines random weights and samples. ``allow`` names the classes that a saved folder
+    may import. Raises ModelError: there is no such network; SampleError: a size cannot be read; MissingDependencyError:
+    its library is not installed.
     """
     torch.manual_seed(seed)
     kind, _, name = text.partition(":")
-    if os.path.isdir(text):  # unlike a Path, it takes a name that no file can have
+    if os.path.isdir(text):  # unlike Path.is_dir, it accepts names that no file can have
         found, sample = _from_folder(text, allow)
     elif kind == "torchvision" and name:
         found, sample = _from_torchvision(name)
@@ -62,7 +62,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
 
 
 def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
-    """A tensor for each ``SIZE,SIZE,...[:DTYPE]``, of normal values or 0 and 1. Raises SampleError: no such form."""
+    """A tensor for each ``SIZE,SIZE,...[:DTYPE]``, of normal values or 0 and 1. Raises SampleError: another form."""
     return tuple(_sample_of_size(text) for text in sizes)
 
 
@@ -113,7 +113,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
         raise ModelError(f"torchvision has no model {name!r}{_did_you_mean(name, models.list_models())}")
     builder = models.get_model_builder(name)
     names = ("weights", "weights_backbone")
-    # None in place of the defaults, so that nothing is fetched over the network.
+    # None instead of the defaults, so that nothing is downloaded.
     untrained = {key: None for key in names if key in inspect.signature(builder).parameters}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def _from_torchvision(name: str) -> tuple[nn.Module, Any]:
 
 
 def _torchvision_size(name: str) -> tuple[int, ...]:
-    """The size that the model's published weights were evaluated with."""
+    """The input size with which the model's published weights were evaluated."""
     models = torchvision_part("models")
     size: tuple[int, ...] = _DEFAULT_SIZE
     with contextlib.suppress(ValueError, TypeError, AttributeError, IndexError):
@@ -133,7 +133,7 @@ def _torchvision_size(name: str) -> tuple[int, ...]:
 
 
 def _size_for(model: nn.Module, published: tuple[int, ...]) -> tuple[int, ...]:
-    """The published size, or the one that the model was built for where it says so: some weights came with another."""
+    """The published size, or the model's own ``image_size``, because some weights were published with another size."""
     own = getattr(model, "image_size", None)
     return (*published[:-2], own, own) if isinstance(own, int) else published
 
@@ -160,7 +160,7 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _from_file(path: Path, factory: str) -> tuple[nn.Module, Any]:
-    """A factory gives the network, or a pair of the network and its sample input."""
+    """The network that a factory returns, and its sample if it returns a pair of both."""
     made = _call_factory(_factory(path, factory), f"{path}:{factory}")
     model, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, torch.randn(_DEFAULT_SIZE))
     if not isinstance(model, nn.Module):
@@ -175,7 +175,7 @@ def _factory(path: Path, name: str) -> Callable[[], Any]:
     if spec is None or spec.loader is None:
         raise ModelError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    # Registered, as dataclasses and pickling look their module up; its folder first, as when the file is run.
+    # Dataclasses and pickle look their module up here. Its folder comes first in the path, as when the file is run.
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))
     try:
@@ -204,7 +204,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     try:
         state = _read_state(file)
     except Exception as error:
-        # Both readers raise many types, and torch's advice to switch off weights_only must not be passed on.
+        # Both readers raise many types, and torch's advice to switch weights_only off must not reach the user.
         raise ModelError(f"{file} is not a state dict that can be read safely ({type(error).__name__})") from error
     try:
         model.load_state_dict(state)
@@ -233,7 +233,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def batches_of(folder: Path, sample: Any) -> Iterable[Any]:
-    """The batches of a folder: images of the sample's size, or what files hold. Raises SampleError: neither."""
+    """The batches of a folder: images at the sample's size, or files with batches. Raises SampleError: neither."""
     if folder.is_dir():
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGES)
         if files:
@@ -242,17 +242,17 @@ def batches_of(folder: Path, sample: Any) -> Iterable[Any]:
 
 
 class ImageBatches:
-    """Images as a network takes them, 32 a batch, with the number of their folder as target; can be iterated again.
+    """Batches of 32 images, with the number of their folder as target; they can be iterated again.
 
-    Each is brought to 8/7 of the sample's size by its shorter edge, cut to its middle, and scaled as for ImageNet. Of
-    more than 1,024 files every so manyth is read. Raises SampleError: the sample is no batch of images of one or three
-    colours, or a file is no image.
+    Each image is resized by its shorter edge to 8/7 of the sample's size, cropped to its centre, and normalised as for
+    ImageNet. Of more than 1,024 files, an even selection is read. Raises SampleError: the sample is not a batch of
+    images of one or three colours, or a file is not an image.
     """
 
     def __init__(self, files: list[Path], tensors: list[torch.Tensor]) -> None:
         shape = tuple(tensors[0].shape) if len(tensors) == 1 else ()
         if len(shape) != 4 or shape[1] not in (1, 3):
-            raise SampleError("calibration is a folder of images, and the network takes something else: give batches")
+            raise SampleError("calibration is a folder of images, but the network takes something else: give batches")
         self._colours, self._size = shape[1], shape[2:]
         self._files = files[:: -(-len(files) // _MOST_IMAGES)]
         self._classes = sorted({file.parent for file in files})
@@ -284,10 +284,10 @@ class ImageBatches:
 
 
 class BatchFolder:
-    """Every file of a folder as a batch; it can be iterated again and again.
+    """Every file of a folder as a batch; they can be iterated again.
 
-    A ``.safetensors`` file holds the tensor ``input`` and perhaps ``target``, or the model's keyword arguments by name.
-    A ``.pt`` file holds what a data loader would yield; it is read with ``weights_only``, so no pickle is run. Raises
+    A ``.safetensors`` file holds the tensor ``input`` and maybe ``target``, or the model's keyword arguments by name.
+    A ``.pt`` file holds one item of a data loader; it is read with ``weights_only``, so no pickle is run. Raises
     SampleError: the folder has no such file, or a file cannot be read.
     """
 
