@@ -1,4 +1,4 @@
-"""Schedules: pruning as a part of training, each a few lines in the user's own loop.
+"""Schedules: pruning during training. Each needs a few lines in the user's own loop.
 
 One-shot pruning is :func:`fxprune.compile` itself, followed by training.
 

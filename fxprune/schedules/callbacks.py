@@ -1,6 +1,6 @@
 """Schedules inside the loops of other libraries: a callback for Lightning, and one for the Trainer of transformers.
 
-Such loops keep the network and the optimiser, so both stay the objects that they are and change in place.
+Such loops hold the network and the optimiser, so both remain the same objects and change in place.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
 
 
 def step_in_place(schedule: IterativePruning, network: nn.Module, *optimizers: Optimizer) -> None:
-    """One step of a schedule after which ``network``, its parts and ``optimizers`` are the smaller ones.
+    """Take one step of a schedule, and shrink ``network``, its parts and ``optimizers`` in place.
 
     Args:
         schedule: made with ``keep_class=True``.
-        network: stays the object that it is, as its submodules do; their parameters are others.
-        optimizers: all that hold parameters of it; each may hold others, too.
+        network: it and its submodules remain the same objects, with new parameters.
+        optimizers: all optimisers of its parameters; each may hold other parameters, too.
 
     Raises:
-        OptionError: the schedule gives graphs, or none of the optimisers trains the network.
+        OptionError: the schedule returns graphs, or none of the optimisers trains the network.
         FxpruneError: see :meth:`IterativePruning.step`.
     """
     _check(schedule)
     _check_trained(network, optimizers)
     pruned, moved = schedule.advance(network, optimizers)
     parts = dict(pruned.named_modules())
-    for path, part in list(network.named_modules()):  # what else holds a part holds the smaller one
+    for path, part in list(network.named_modules()):  # other references to a part then see the smaller one
         parts[path]._modules.update(part._modules)
         part.__dict__ = parts[path].__dict__
     for optimizer, smaller in zip(optimizers, moved, strict=True):
@@ -60,12 +60,12 @@ def _check_trained(network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
 
 
 def pruning_metrics(schedule: Schedule) -> dict[str, float]:
-    """Where a schedule stands, for the logger of any loop.
+    """The state of a schedule as numbers, for the logger of any loop.
 
     Returns:
-        ``pruning/step``, the steps so far, and a fraction: of the budget that is gone (``pruning/removed``, iterative),
-        of the channels that are silent (``pruning/silent``, soft), or of the batch norm scales that are below a
-        hundredth of the largest (``pruning/small_scales``, sparse training and polarization).
+        ``pruning/step``, the steps so far, and a fraction: of the budget that is removed (``pruning/removed``,
+        iterative), of the channels that are silent (``pruning/silent``, soft), or of the batch norm scales that are
+        below a hundredth of the largest (``pruning/small_scales``, sparse training and polarization).
     """
     if isinstance(schedule, IterativePruning):
         return {"pruning/step": float(schedule.done), "pruning/removed": schedule.removed}
@@ -77,7 +77,7 @@ def pruning_metrics(schedule: Schedule) -> dict[str, float]:
 
 
 class _Loop:
-    """What a schedule has to do at each place of a training loop."""
+    """The actions of a schedule at each place of a training loop."""
 
     def __init__(self, schedule: Schedule, every: int) -> None:
         _check(schedule)
@@ -109,12 +109,12 @@ def lightning_callback(schedule: Schedule, network: nn.Module, *, every: int = 1
 
     Args:
         schedule: of ``network``; an :class:`IterativePruning` with ``keep_class=True``.
-        network: the part of the LightningModule that is pruned, as the schedule was given it.
+        network: the part of the LightningModule that is pruned, the same object that the schedule was made with.
         every: epochs from one step of an IterativePruning to the next.
 
     Raises:
         MissingDependencyError: lightning is not installed.
-        OptionError: the schedule gives networks of its own, or ``every`` is no number of epochs.
+        OptionError: the schedule returns new networks, or ``every`` is not a number of epochs.
     """
     loop = _Loop(schedule, every)
     try:
@@ -144,8 +144,8 @@ def trainer_callback(
 ) -> Any:
     """A callback for ``transformers.Trainer(callbacks=[...])``; arguments and errors as for :func:`lightning_callback`.
 
-    ``log``: takes :func:`pruning_metrics` after every epoch, as in ``log=lambda found: trainer.log(found)``; a callback
-    is not told its trainer.
+    ``log``: is called with :func:`pruning_metrics` after every epoch, as in ``log=lambda found: trainer.log(found)``,
+    because a callback does not know its trainer.
 
     The gradient hooks of :class:`SparseTraining` need a version of transformers with ``on_pre_optimizer_step``.
     """

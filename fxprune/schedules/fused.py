@@ -1,4 +1,4 @@
-"""Layers that run narrow while they hold, and train, all of their filters."""
+"""Layers that run at narrow width but hold and train all of their filters."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from fxprune.util.paths import attribute
 
 
 class FusedRows(nn.Module):
-    """A parametrisation: what the layer uses is ``shares @ rows``, and the rows are what is trained.
+    """A parametrisation: the layer uses ``shares @ rows``, and the rows are trained.
 
     Args:
         rows: all rows, ``(filters, ...)``, which the layer holds from now on.
-        kept: how many the layer uses.
+        kept: the number of rows that the layer uses.
     """
 
     shares: Tensor
@@ -52,23 +52,23 @@ class FusedRows(nn.Module):
         self._rows: Tensor | None = rows
 
     def forward(self, rows: Tensor) -> Tensor:
-        """All rows ``(filters, ...)`` to the fused ones ``(kept, ...)``."""
+        """Fuse all rows ``(filters, ...)`` into ``(kept, ...)``."""
         return (self.shares @ rows.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
 
     def right_inverse(self, _: Tensor) -> Tensor:
-        """What the layer holds in the place of its narrow tensor: all rows."""
+        """The tensor that the layer holds instead of its narrow one: all rows."""
         rows, self._rows = self._rows, None
         assert rows is not None, "a narrow tensor does not tell the rows that it was fused from"
         return rows
 
 
 def fuse_rows(network: nn.Module, name: str, rows: Tensor) -> None:
-    """Let a parameter of a narrow network be made from ``rows``, in place."""
+    """Compute a parameter of a narrow network from ``rows`` from now on, in place."""
     path, _, leaf = name.rpartition(".")
     narrow = attribute(network, name)
     with torch.no_grad():
         layer = FusedRows(rows.detach().clone().to(narrow), len(narrow))
-    # unsafe: for torch, a parametrisation that changes a shape is; it checks nothing then.
+    # unsafe=True is how torch allows a parametrisation to change a shape; it then makes no checks.
     parametrize.register_parametrization(network.get_submodule(path), leaf, layer, unsafe=True)
 
 
@@ -76,14 +76,14 @@ def fuse_rows(network: nn.Module, name: str, rows: Tensor) -> None:
 class FusedGroup:
     """The layers of one channel group, all fused by the same shares."""
 
-    name: str  # of the group
-    kernels: tuple[str, ...]  # parameters by whose rows filters are compared, those of coupled layers side by side
+    name: str  # the group's name
+    kernels: tuple[str, ...]  # parameters whose rows are compared, those of coupled layers side by side
     biases: tuple[str, ...]  # parameters that are fused with them
-    width: int  # how many filters stay
-    kept: tuple[int, ...] = field(default=())  # which ones, ascending
+    width: int  # the number of filters that stay
+    kept: tuple[int, ...] = field(default=())  # their indices, ascending
 
     def choose(self, filters: Sequence[Tensor], temperature: float) -> Tensor:
-        """Rank the filters, note which ones stay, and return what filters are compared by: ``(filters, features)``."""
+        """Rank the filters, note which stay, and return the rows that were compared: ``(filters, features)``."""
         rows = torch.cat([f.detach().reshape(len(f), -1).to("cpu", torch.float64) for f in filters], dim=1)
         rows = agreed_values(rows)
         scores = settled(divergence_importance(log_similarity_distributions(rows, temperature)).numpy())
@@ -93,7 +93,7 @@ class FusedGroup:
 
     @torch.no_grad()
     def refresh(self, network: nn.Module, temperature: float, beta: float, fusion: str) -> None:
-        """New shares for the filters as they are now, in place."""
+        """Recompute the shares from the current filters, in place."""
         found = [_parametrisation(network, name) for name in (*self.kernels, *self.biases)]
         rows = self.choose([filters for filters, _ in found[: len(self.kernels)]], temperature)
         shares = fusion_shares(rows, self.kept, temperature, beta, fusion)
@@ -102,7 +102,7 @@ class FusedGroup:
 
 
 def _parametrisation(network: nn.Module, name: str) -> tuple[Tensor, FusedRows]:
-    """All rows of a parameter, and what makes it from them."""
+    """All rows of a parameter, and the parametrisation that computes it from them."""
     path, _, leaf = name.rpartition(".")
     held = attribute(network, f"{path}.parametrizations".lstrip("."))[leaf]
     layer, rows = held[0], held.original
@@ -111,10 +111,10 @@ def _parametrisation(network: nn.Module, name: str) -> tuple[Tensor, FusedRows]:
 
 
 def widths_of_rates(graph: ChannelGraph, rates: Mapping[str, float]) -> dict[Group, int]:
-    """Kept widths from the share of filters that goes, by pattern of the layers' paths; rounded down, as DCFF does.
+    """Kept widths from removed shares of filters, by pattern of the layers' paths; rounded down, as in DCFF.
 
     Raises:
-        OptionError: a pattern that matches no layer, a share that is none, or two shares for one group.
+        OptionError: a pattern matches no layer, a share is invalid, or one group gets two shares.
     """
     found: dict[Group, float] = {}
     for pattern, rate in rates.items():
@@ -129,22 +129,22 @@ def widths_of_rates(graph: ChannelGraph, rates: Mapping[str, float]) -> dict[Gro
                 raise OptionError(
                     f"{group.name} is given the rates {found[group]:g} and {rate:g}: its layers are coupled"
                 )
-    # The small addend: 10 * (1 - 0.9) is 0.9999999999999998.
+    # The small number: 10 * (1 - 0.9) is 0.9999999999999998.
     return {group: max(1, math.floor(group.size * (1 - rate) + 1e-9)) for group, rate in found.items()}
 
 
 def widths_of_plan(graph: ChannelGraph, plan: Plan) -> dict[Group, int]:
-    """Kept widths of a plan for the same network.
+    """The kept widths of a plan for the same network.
 
     Raises:
-        PlanError: it is for another network.
+        PlanError: the plan is for another network.
     """
     masks = plan.masks(graph)
     return {group: int(masks[group.variable].sum()) for group in graph.groups}
 
 
 def why_not(group: Group, graph: ChannelGraph, model: nn.Module) -> str:
-    """Why the filters of a group cannot be fused; empty where they can."""
+    """The reason why the filters of a group cannot be fused; empty if they can."""
     kernels = [m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1]
     called = {str(n.target) for c in graph.captured.everything() for n in c.graph.nodes if n.op == "call_module"}
     if not kernels:
@@ -156,7 +156,7 @@ def why_not(group: Group, graph: ChannelGraph, model: nn.Module) -> str:
         if path not in called or parametrize.is_parametrized(model.get_submodule(path)):
             return f"{member.tensor} is not the weight of a layer that the network calls"
         if member.tensor not in dict(model.named_parameters()):
-            return f"{member.tensor} is no parameter of its own"
+            return f"{member.tensor} is not a parameter of its own"
     return ""
 
 
@@ -164,7 +164,7 @@ def fused_groups(graph: ChannelGraph, model: nn.Module, widths: Mapping[Group, i
     """The groups that become narrower, with the parameters that are fused.
 
     Raises:
-        OptionError: one cannot be fused, or none becomes narrower.
+        OptionError: a group cannot be fused, or none becomes narrower.
     """
     found = []
     for group, width in widths.items():
@@ -188,12 +188,12 @@ def _layers(group: Group) -> list[str]:
 
 
 class FusedTraining:
-    """Training from scratch at compact width: every filter is a mixture of all filters, less and less so.
+    """Training from scratch at compact width: every filter is a mixture of all filters, with less mixing each epoch.
 
-    Qu et al. 2022 ("APBM"), in the formulation of DCFF (Lin et al., arXiv 2107.06916), which its text does not settle.
-    In each epoch a layer of N filters, of which m stay, convolves with ``P[kept] @ W``: W are all N filters, which are
-    what is trained, P their similarity distributions at the epoch's temperature, in the log domain, and kept the m
-    filters whose distributions are least like the others'. Nothing is pruned in the end, and nothing fine-tuned::
+    Qu et al. 2022 ("APBM"), in the formulation of DCFF (Lin et al., arXiv 2107.06916), as the text of APBM leaves it
+    open. In each epoch, a layer of N filters, of which m stay, convolves with ``P[kept] @ W``. W are all N filters,
+    which are trained; P are their similarity distributions at the epoch's temperature; kept are the m filters whose
+    distributions differ most from the others'. At the end, nothing needs to be pruned or fine-tuned::
 
         schedule = FusedTraining(model, images, rates={"layer*.conv1": 0.5}, epochs=300)
         network = schedule.network  # narrow; train this one
@@ -202,22 +202,22 @@ class FusedTraining:
             ...  # train the network for an epoch
         pruned = schedule.compact()
 
-    The model is only read: ``network`` starts from its weights, so pass one that is freshly initialised. Coupled layers
-    (a residual stream) are compared by their filters side by side and fused by the same shares; the paper's text does
-    not say, and the released code of DCFF leaves such streams whole, as ``ratio`` does here. Wrap ``network`` for
-    DistributedDataParallel; every rank calls :meth:`step` and gets the first rank's shares.
+    The model is not changed: ``network`` starts from its weights, so pass a freshly initialised model. Coupled layers
+    (a residual stream) are compared by their filters side by side and fused by the same shares. The paper does not
+    define this, and the released code of DCFF leaves such streams whole, as ``ratio`` does here. For
+    DistributedDataParallel, wrap ``network``; every rank calls :meth:`step` and gets the first rank's shares.
 
     Args:
         model: the network at full width.
         sample_input: as for :func:`fxprune.compile`.
-        epochs: over how many the temperature rises from 1 to ``end``.
-        rates: share of the filters that goes, by patterns of the layers' paths, as published; the others stay whole.
-        ratio: instead of rates, fraction of the MACs that goes, the same share of every layer outside residual streams.
-        plan: instead of rates, a plan for the model, whose widths are taken.
-        kappa: how fast the temperature rises. The published 1 leaves hardly any fusion after the first epoch;
+        epochs: the number of epochs in which the temperature rises from 1 to ``end``.
+        rates: the share of filters to remove, by patterns of the layers' paths, as published; other layers stay whole.
+        ratio: instead of rates, the fraction of the MACs to remove, by one share for layers outside residual streams.
+        plan: instead of rates, a plan for the model; its widths are used.
+        kappa: the speed at which the temperature rises. The published 1 leaves hardly any fusion after the first epoch;
             ``10 / epochs`` is gentler.
         end: the last temperature.
-        beta, fusion: the proportion that is fused in, and its form; see
+        beta, fusion: the proportion of fusion, and its form; see
             :func:`fxprune.criteria.information_fusion.fused_filters`.
         verify: prove the narrow network before training.
 
@@ -256,12 +256,12 @@ class FusedTraining:
 
     @property
     def temperature(self) -> float:
-        """That of the present epoch, the one that the last :meth:`step` began; before the first, that of epoch 0."""
+        """The temperature of the epoch that the last :meth:`step` began; before the first step, that of epoch 0."""
         return temperature_at(min(max(self.epoch - 1, 0), self.epochs), self.epochs, end=self.end, kappa=self.kappa)
 
     @property
     def plan(self) -> Plan:
-        """Which filters stand for the others at present."""
+        """The plan that keeps the filters chosen at present."""
         kept = {group.name: group.kept for group in self._groups}
         masks = {group: _mask(group, kept[group.name]) for group in self._graph.groups if group.name in kept}
         names = ("epochs", "kappa", "end", "beta", "fusion")
@@ -269,12 +269,12 @@ class FusedTraining:
         return Plan.from_masks(self._graph, masks, {**about, **{name: getattr(self, name) for name in names}})
 
     def step(self) -> None:
-        """At the start of an epoch: its temperature, the filters that stay, and new shares."""
+        """Begin an epoch: set its temperature, choose the filters that stay, and compute new shares."""
         self.epoch += 1
         self._refresh()
 
     def compact(self) -> fx.GraphModule:
-        """An ordinary narrow network with the fused filters as they are, equal to ``network`` in its outputs."""
+        """An ordinary narrow network with the current fused filters; its outputs equal those of ``network``."""
         like = next(self.network.parameters())
         pruned = copy.deepcopy(self._narrow).to(device=like.device, dtype=like.dtype)
         with torch.no_grad():
@@ -288,14 +288,14 @@ class FusedTraining:
         return pruned
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` reads to go on; the filters and shares are in ``network.state_dict()``."""
+        """The state for :meth:`load_state_dict`; the filters and shares are in ``network.state_dict()``."""
         return {"epochs": self.epochs, "epoch": self.epoch, "kept": {g.name: list(g.kept) for g in self._groups}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule of the same network stood, after loading ``network``.
+        """Continue from the state of another schedule of the same network, after loading ``network``.
 
         Raises:
-            OptionError: it had other epochs, groups or widths.
+            OptionError: that schedule had other epochs, groups or widths.
         """
         widths = {name: len(kept) for name, kept in state["kept"].items()}
         if widths != {g.name: g.width for g in self._groups} or state["epochs"] != self.epochs:

@@ -31,37 +31,37 @@ Kind = TypeVar("Kind", bound=Optimizer)
 
 
 class IterativePruning:
-    """Pruning to a ratio in several steps, each of which scores the present network anew and makes it smaller.
+    """Pruning to a ratio in several steps. Each step scores the current network again and makes it smaller.
 
-    Between the steps you train::
+    Train between the steps::
 
         schedule = IterativePruning(model, images, 0.5, steps=5, criterion="filter_similarity")
         while not schedule.finished:
             network, optimizer = schedule.step(network, optimizer)
             ...  # train the network for a while
 
-    Ratios and limits are those of the original network, however many steps lead there. The report and the plan of what
-    :meth:`step` returns are for the original too, so that :func:`fxprune.apply`, :func:`fxprune.recover` and
-    :func:`fxprune.save` work with it; the proof in the report is that of the last step, against the network before it.
-    No network that is passed in is changed.
+    Ratios and limits refer to the original network, whatever the number of steps. The report and the plan of the result
+    of :meth:`step` are for the original too, so that :func:`fxprune.apply`, :func:`fxprune.recover` and
+    :func:`fxprune.save` work with it. The proof in the report is that of the last step, against the network before it.
+    The networks that are passed in are not changed.
 
-    To go on after an interruption, make the schedule anew from the original, load its state, and load the weights into
-    ``fxprune.apply(model, sample_input, schedule.plan)``. Under DistributedDataParallel pass ``model.module`` on every
-    rank, all get the first rank's plan, and wrap what comes back anew.
+    To continue after an interruption, create the schedule again from the original, load its state, and load the weights
+    into ``fxprune.apply(model, sample_input, schedule.plan)``. Under DistributedDataParallel, pass ``model.module`` on
+    every rank and wrap the result again; all ranks get the first rank's plan.
 
     Args:
-        model: the original; it is only read.
+        model: the original; it is not changed.
         sample_input, options: as for :func:`fxprune.plan`.
-        ratio: fraction of the original budget that is gone after the last step.
-        steps: how many steps there are.
+        ratio: the fraction of the original budget that is removed after the last step.
+        steps: the number of steps.
         shape: how the ratio grows: "linear" (the same share of the original each time), "cubic" (more at first; Zhu and
-            Gupta, 2017, arXiv 1710.01878) or "geometric" (the same share of what is left each time).
+            Gupta, 2017, arXiv 1710.01878) or "geometric" (the same share of the rest each time).
         recover, keep_class: as for :func:`fxprune.compile`, for each step; not both.
         verify: prove each step.
 
     Raises:
-        BudgetError: the ratio is out of reach; the message says how far one can get.
-        OptionError: an unknown shape, no number of steps, dropped couplings, or the budget of latency.
+        BudgetError: the ratio is out of reach; the message gives the largest that can be reached.
+        OptionError: an unknown shape, an invalid number of steps, couplings="drop", or budget="latency".
         FxpruneError: see :func:`fxprune.compile`.
     """
 
@@ -82,7 +82,7 @@ class IterativePruning:
         self.done, self.keep_class = 0, keep_class
         if keep_class and recover:
             raise OptionError(
-                "what keeps its class is no graph that a recovery could walk: leave out recover, and train"
+                "a result that keeps its class is not a graph, which a recovery needs: leave out recover, and train"
             )
         self._sample, self._network = Sample.from_input(sample_input), type(unwrapped(model)).__name__
         self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
@@ -102,12 +102,12 @@ class IterativePruning:
 
     @property
     def removed(self) -> float:
-        """The fraction of the original's budget that is gone after the steps so far."""
+        """The fraction of the original's budget that is removed after the steps so far."""
         return 1 - self._cost.exact(self._plan.masks(self._graph)) / self._cost.full
 
     @property
     def plan(self) -> Plan:
-        """What is kept of the original after the steps so far."""
+        """The plan for the original after the steps so far."""
         return self._plan
 
     @overload
@@ -117,18 +117,18 @@ class IterativePruning:
     def step(self, network: nn.Module, optimizer: Kind) -> tuple[fx.GraphModule, Kind]: ...
 
     def step(self, network: nn.Module, optimizer: Optimizer | None = None) -> tuple[fx.GraphModule, Optimizer | None]:
-        """Cut once more.
+        """Take the next step.
 
         Args:
-            network: the present one: at first the original, then what the last step returned, trained.
-            optimizer: of its parameters.
+            network: the current network: at first the original, then the result of the last step, trained.
+            optimizer: the optimiser of its parameters.
 
         Returns:
-            The smaller network, and an optimiser of it with the state of what is kept (:func:`fxprune.migrate`).
+            The smaller network, and its optimiser with the state of the kept entries (:func:`fxprune.migrate`).
 
         Raises:
             OptionError: all steps are done.
-            PlanError: ``network`` is not the one that the last step returned.
+            PlanError: ``network`` is not the result of the last step.
             FxpruneError: see :func:`fxprune.compile`.
         """
         pruned, moved = self.advance(network, [] if optimizer is None else [optimizer])
@@ -153,17 +153,17 @@ class IterativePruning:
         return pruned, moved
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` reads to go on: numbers and text."""
+        """The state for :meth:`load_state_dict`: numbers and text."""
         return {"steps": self.steps, "ratio": self.ratio, "shape": self.shape, "done": self.done} | {
             "plan": self._plan.to_json()
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule of the same network stood.
+        """Continue from the state of another schedule of the same network.
 
         Raises:
-            OptionError: it had another ratio, shape or number of steps.
-            PlanError: it was for another network.
+            OptionError: that schedule had another ratio, shape or number of steps.
+            PlanError: that schedule was for another network.
         """
         for name in ("steps", "ratio", "shape"):
             if state[name] != getattr(self, name):
@@ -175,36 +175,36 @@ class IterativePruning:
         self._plan, self.done = plan, int(state["done"])
 
     def _of_present(self, target: float) -> float:
-        """The fraction of the present budget to remove, so that ``target`` of the original is gone."""
+        """The fraction to remove of the current network's budget so that ``target`` of the original's is removed."""
         present = self._cost.exact(self._plan.masks(self._graph))
         need = present - (1 - target) * self._cost.full
         if need <= 0:
             return 0.0
         ratio = need / present
-        # Rounded up by one digit, a ratio would ask for one channel more than the original's ratio does.
+        # If rounding raised the ratio by one digit, it would ask for one channel more than the original's ratio.
         while ratio * present > need:
             ratio = math.nextafter(ratio, 0.0)
         return ratio
 
     def _share(self, present: Group) -> float:
-        """``max_ratio`` of the present width."""
+        """``max_ratio`` for the current width of a group, from the limit on the original's width."""
         return (present.size - max((self._floors[g] for g in self._originals(present)), default=1)) / present.size
 
     def _multiple(self, present: Group) -> int:
-        """``round_to``: that of the original's width, whatever the present one is."""
+        """``round_to`` for a group: the original's multiple, whatever the current width."""
         return math.gcd(*(self._multiples[g] for g in self._originals(present))) or 1
 
     def _originals(self, present: Group) -> list[Group]:
-        """The original's groups that a group of the present network can be: names may differ, tensors do not."""
+        """The original's groups that a group of the current network may come from, matched by tensors, not by names."""
         first = (present.members[0].tensor, present.members[0].dim)
         wide = [g for g in self._graph.groups if len(self._plan.groups[g.name]) == present.size]
         return [g for g in wide if any((m.tensor, m.dim) == first for m in g.members)]
 
     def _rounding(self, model: nn.Module) -> Mapping[Group, int]:
-        """The multiples with which the whole ratio is within reach.
+        """The multiples for which the whole ratio is within reach.
 
         Raises:
-            BudgetError: it is not.
+            BudgetError: it is out of reach.
         """
         given = by_path(model, "round_to", self._options.get("round_to", "auto"))
         multiple = kernel_multiple(model) if given == "auto" else 1
@@ -220,7 +220,7 @@ class IterativePruning:
                 return found
 
     def _check_reach(self, model: nn.Module, multiples: Mapping[Group, int]) -> None:
-        """Ask for the whole ratio by structure alone, which raises where it is out of reach."""
+        """Plan the whole ratio by structure alone, which raises BudgetError if it is out of reach."""
         by_name = {group.name: multiple for group, multiple in multiples.items()}
         structure = {"criterion": "random", "scope": "global", "calibration": None, "loss": None}
         options: Any = {**self._options, **structure, "round_to": lambda group: by_name[group.name]}
@@ -244,7 +244,7 @@ class IterativePruning:
         return {**cut.settings, **limits, "ratio": target, "schedule": about}
 
     def _report(self, pruned: fx.GraphModule) -> None:
-        """Put a report about the original in the place of that about the present network."""
+        """Replace the report about the current network by one about the original."""
         about: Any = pruned.meta["fxprune"]
         step = about["report"]
         masks = self._plan.masks(self._graph)

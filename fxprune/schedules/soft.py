@@ -1,4 +1,4 @@
-"""Channels that fade in training: a plan's entries set to zero and put back, and penalties on batch norm scales."""
+"""Soft pruning, which sets a plan's entries to zero and back during training, and penalties on batch norm scales."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def silence(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Set every removed entry to zero, in place: the masked original that the proof compares with.
 
     Returns:
-        By name, the removed entries of every floating tensor as they were, each of shape ``(entries,)``.
+        The former values of the removed entries of every floating tensor, by name, each of shape ``(entries,)``.
     """
     held = {}
     for name, tensor in named_tensors(model).items():
@@ -41,7 +41,7 @@ def silence(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def put_back(model: nn.Module, plan: Plan, held: Mapping[str, Tensor], filters: Mapping[str, int]) -> None:
-    """Give removed entries their values again, in place, but for the rows of ``filters`` (dims by name)."""
+    """Restore removed entries in place, except for the rows of ``filters`` (a dim for each tensor name)."""
     for name, tensor in named_tensors(model).items():
         removed = _removed(tensor, plan, name)
         if removed is None or name not in held:
@@ -54,7 +54,7 @@ def put_back(model: nn.Module, plan: Plan, held: Mapping[str, Tensor], filters: 
 
 
 def _removed(tensor: Tensor, plan: Plan, name: str) -> Tensor | None:
-    """Which entries a plan removes of a floating tensor; None where none."""
+    """A mask of the entries that a plan removes from a floating tensor; None if there are none."""
     entries = list(removed_entries(tensor, plan.keep.get(name, ())))
     if not entries or not (tensor.is_floating_point() or tensor.is_complex()):
         return None
@@ -65,7 +65,7 @@ def _removed(tensor: Tensor, plan: Plan, name: str) -> Tensor | None:
 
 
 class SoftPruning:
-    """Training in which the channels of a plan are silent, while the plan is made anew every epoch.
+    """Training in which the channels that a plan removes are silenced (set to zero), with a new plan every epoch.
 
     He et al., "Soft Filter Pruning", 2018, arXiv 1808.06866, with batch norm included, so that a silenced network
     equals the compacted one::
@@ -77,25 +77,24 @@ class SoftPruning:
             schedule.step()  # here the model is as good as it will be when it is compacted
         pruned = schedule.compact()
 
-    **It changes the model that it is given, in place**: :meth:`step` sets to zero every entry of its parameters and
-    buffers that the plan removes (filters, their batch norm, the columns that read them; no running variance). A
-    channel whose scale, shift and filter are all zero gets no gradient through ReLU and could never come back, so
-    :meth:`wake` gives everything but the filters its values again, and training goes on from filters of zero, as the
-    paper does.
+    **It changes the given model in place**: :meth:`step` sets every entry of its parameters and buffers that the plan
+    removes to zero (filters, their batch norm, the columns that read them, but not the running variance). A channel
+    whose scale, shift and filter are all zero gets no gradient through ReLU and could never recover. So :meth:`wake`
+    restores everything but the filters, and training continues from zero filters, as in the paper.
 
-    Groups over which a norm, softmax or mean of channels runs keep their widths, because a silent channel is not a
-    removed one there; ``kept_whole`` lists them. Under DistributedDataParallel pass ``model.module`` on every rank; all
-    get the first rank's plan.
+    Groups whose channels pass through a norm, softmax or mean over channels keep their widths, because there a silent
+    channel differs from a removed one; ``kept_whole`` lists them. Under DistributedDataParallel, pass ``model.module``
+    on every rank; all get the first rank's plan.
 
     Args:
         model: the network that is trained.
-        sample_input, options: as for :func:`fxprune.plan`; couplings stay.
-        ratio: fraction of the budget that is silent after every step.
+        sample_input, options: as for :func:`fxprune.plan`; couplings must be "keep".
+        ratio: the fraction of the budget that is silent after every step.
 
     Raises:
-        BudgetError: the ratio is out of reach (by the first :meth:`step`).
-        ModelError: there is no group that may be silenced.
-        OptionError: dropped couplings.
+        BudgetError: the ratio is out of reach (raised by the first :meth:`step`).
+        ModelError: there is no group that can be silenced.
+        OptionError: couplings is not "keep".
         FxpruneError: see :func:`fxprune.compile`.
     """
 
@@ -116,7 +115,7 @@ class SoftPruning:
 
     @property
     def plan(self) -> Plan:
-        """What stays after the last step.
+        """The plan of the last step.
 
         Raises:
             OptionError: there was no step yet.
@@ -134,10 +133,10 @@ class SoftPruning:
         return 1 - sum(float(mask.sum()) for mask in masks) / sum(len(mask) for mask in masks)
 
     def step(self) -> Plan:
-        """Choose the channels anew, at the end of an epoch, and silence them; see the class.
+        """At the end of an epoch, choose the channels again and silence them; see the class.
 
         Returns:
-            The plan, which :meth:`compact` would follow.
+            The plan that :meth:`compact` would apply.
 
         Raises:
             FxpruneError: see :func:`fxprune.compile`.
@@ -150,13 +149,13 @@ class SoftPruning:
         return self._plan
 
     def wake(self) -> None:
-        """Before an epoch: give the silenced channels everything but their filters back, where any is silent."""
+        """Before an epoch, restore everything but the filters of silenced channels, if any are silent."""
         if self._silent:
             put_back(self._model, self.plan, self._held, self._filters)
         self._held, self._silent = {}, False
 
     def compact(self, *, verify: Level = True) -> fx.GraphModule:
-        """The network without its silent channels; where they were woken, they are chosen and silenced once more.
+        """The network without its silent channels; if they were woken, :meth:`step` chooses and silences them again.
 
         Raises:
             FxpruneError: see :func:`fxprune.apply`.
@@ -166,15 +165,15 @@ class SoftPruning:
         return passes.apply(self._model, self._sample, self.plan, verify=verify)
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` reads to go on: numbers, text, and the values that :meth:`wake` gives back."""
+        """The state for :meth:`load_state_dict`: numbers, text, and the values that :meth:`wake` restores."""
         plan = "" if self._plan is None else self._plan.to_json()
         return {"epoch": self.epoch, "plan": plan, "silent": self._silent, "held": dict(self._held)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule stood, with the weights that its model had then.
+        """Continue from the state of another schedule, with the weights that its model had then.
 
         Raises:
-            PlanError: it was for another network.
+            PlanError: that schedule was for another network.
         """
         plan = Plan.from_json(state["plan"]) if state["plan"] else None
         if plan is not None:
@@ -204,7 +203,7 @@ def batch_norm_scales(model: nn.Module) -> list[nn.Parameter]:
     scales = [norm.weight for norm in norms if norm.weight is not None]
     if not scales:
         raise OptionError(
-            f"{type(model).__name__} has no batch norm with scales, and there is nothing to drive to zero"
+            f"{type(model).__name__} has no batch norm with scales, so there is nothing to drive to zero"
         )
     return scales
 
@@ -213,7 +212,7 @@ def at_least_zero(name: str, value: Any) -> float:
     """The number.
 
     Raises:
-        OptionError: it is below 0 or no number.
+        OptionError: it is below 0 or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise OptionError(f"{name} must be at least 0, not {value!r}")
@@ -224,8 +223,8 @@ class SparseTraining:
     """Training that drives batch norm scales to zero, for the criterion "slimming" (Liu et al., 2017, 1708.06519).
 
     The subgradient of ``strength * sum(abs(scale))`` is added to the gradients of all batch norm scales. Call
-    :meth:`step` between ``loss.backward()`` and ``optimizer.step()``; under DistributedDataParallel every rank does the
-    same, after gradients have been averaged.
+    :meth:`step` between ``loss.backward()`` and ``optimizer.step()``, under DistributedDataParallel on every rank,
+    after gradients have been averaged.
 
     Args:
         model: the network that is trained; only its gradients are changed.
@@ -258,22 +257,22 @@ class SparseTraining:
 
 
 class Polarization:
-    """Training that parts batch norm scales into two clusters, for the criterion "slimming".
+    """Training that separates batch norm scales into two clusters, for the criterion "slimming".
 
     Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020, equation 2, with the
-    mean m over the scales of all layers: ``strength * sum(pull * abs(scale) - abs(scale - m))``, where an L1 penalty
-    alone pushes every scale to zero. Its subgradient, the part through the mean included, is added to the gradients by
-    :meth:`step`, between ``loss.backward()`` and ``optimizer.step()``. The paper keeps scales in ``[0, bound]``:
-    :meth:`clamp`, after ``optimizer.step()``, does. Under DistributedDataParallel every rank does the same.
+    mean m over the scales of all layers: ``strength * sum(pull * abs(scale) - abs(scale - m))``. An L1 penalty alone
+    would push every scale to zero. :meth:`step`, called between ``loss.backward()`` and ``optimizer.step()``, adds the
+    subgradient, including the part through the mean, to the gradients. The paper keeps scales in ``[0, bound]``: call
+    :meth:`clamp` after ``optimizer.step()``. Under DistributedDataParallel, do this on every rank.
 
     Args:
         model: the network that is trained. :meth:`step` changes gradients, :meth:`clamp` the scales.
         strength: weight of the penalty.
-        pull: the paper's t. The larger, the more scales go to zero.
-        bound: the largest scale that :meth:`clamp` leaves, the paper's a.
+        pull: the paper's t. The larger it is, the more scales go to zero.
+        bound: the largest scale that :meth:`clamp` allows, the paper's a.
 
     Raises:
-        OptionError: a number below 0, or a network without batch norm scales.
+        OptionError: a number is below 0, or the network has no batch norm scales.
     """
 
     def __init__(self, model: nn.Module, strength: float = 1e-4, pull: float = 1.2, bound: float = 1.0) -> None:
@@ -284,7 +283,7 @@ class Polarization:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Add the subgradient; scales without a gradient stay as they are, though they count in the mean."""
+        """Add the subgradient; scales without a gradient are left out, but they count in the mean."""
         scales = batch_norm_scales(self.model)
         values = torch.cat([scale.flatten() for scale in scales])
         mean = values.mean()
@@ -298,7 +297,7 @@ class Polarization:
 
     @torch.no_grad()
     def clamp(self) -> None:
-        """Put every scale back between 0 and ``bound``."""
+        """Clamp every scale to between 0 and ``bound``."""
         for scale in batch_norm_scales(self.model):
             scale.clamp_(0.0, self.bound)
 

@@ -17,10 +17,10 @@ from fxprune.planning import Plan
 
 
 def agreed(plan: Plan) -> Plan:
-    """The plan of the first rank, which every rank has to ask for; the plan itself in a single process.
+    """The plan of the first rank; every rank must call this. In a single process, the plan itself.
 
-    Equal weights give equal plans on equal machines. Where ranks run on different ones, a last digit may differ, and
-    with it a channel.
+    Equal weights give equal plans on equal machines. On different machines, a last digit may differ, and with it a
+    channel.
     """
     if not is_distributed():
         return plan
@@ -30,7 +30,7 @@ def agreed(plan: Plan) -> Plan:
 
 
 def agreed_values(values: Tensor) -> Tensor:
-    """The first rank's values, float64 on the CPU, in every rank."""
+    """The first rank's values, float64 on the CPU, on every rank."""
     if not is_distributed():
         return values
     moved = values.to("cuda") if dist.get_backend() == "nccl" else values.contiguous()
@@ -39,7 +39,7 @@ def agreed_values(values: Tensor) -> Tensor:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model, unless it is a wrapper around one.
+    """The model, after a check that it is not a wrapper.
 
     Raises:
         OptionError: it is wrapped for data parallel training.
@@ -59,25 +59,25 @@ def exclusions(groups: Iterable[Group]) -> tuple[str, ...]:
 SHAPES: dict[str, Callable[[float, float], float]] = {
     # The same share of the original each time.
     "linear": lambda ratio, done: ratio * done,
-    # Much at first, when there is much that nobody misses (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+    # More at first, when there is most redundancy (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
     "cubic": lambda ratio, done: ratio * (1 - (1 - done) ** 3),
-    # The same share of what is left each time.
+    # The same share of the rest each time.
     "geometric": lambda ratio, done: 1 - (1 - ratio) ** done,
 }
 
 
 def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> float:
-    """The fraction of the original budget that is gone after a step.
+    """The fraction of the original budget that is removed after a step.
 
     Args:
-        step: 0 (nothing is gone) to ``steps`` (exactly ``ratio`` is).
-        steps: how many there are.
-        ratio: where the last one ends, ``0 <= ratio < 1``.
+        step: from 0 (nothing is removed) to ``steps`` (exactly ``ratio`` is).
+        steps: the number of steps.
+        ratio: the fraction after the last step, ``0 <= ratio < 1``.
         shape: "linear", "cubic" or "geometric".
 
     Raises:
-        RatioError: the ratio is none.
-        OptionError: an unknown shape, or a step that does not exist.
+        RatioError: the ratio is invalid.
+        OptionError: the shape is unknown, or the step does not exist.
     """
     ratio = check_ratio(ratio)
     if shape not in SHAPES:
@@ -92,5 +92,5 @@ def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> floa
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number."""
+    """Whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
