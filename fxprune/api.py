@@ -71,71 +71,71 @@ def compile(  # noqa: A001  the public name says what it does
     """Prune ``model`` by ``ratio`` of a budget: trace, solve the channel groups, score, plan, rewrite and prove.
 
     Args:
-        model: any live network, or a ``torch.export.ExportedProgram``; it is only read.
-        sample_input: one call's arguments: a tensor or a list is one positional argument, a tuple the positional
-            arguments, a dict with string keys the keyword arguments.
-        ratio: fraction of the budget to remove, ``0 <= ratio < 1``; at least that much goes. 0 gives an equal copy. Or
-            the share of channels to remove from single layers, ``{"layer1.*": 0.2, model.fc: 0.5}``, by fnmatch
-            patterns of module paths or by modules: the first that matches a group decides, at least that share goes,
-            and other layers stay whole.
+        model: any live network, or a ``torch.export.ExportedProgram``; it is not changed.
+        sample_input: the arguments of one call: a tensor or a list is one positional argument, a tuple is all
+            positional arguments, and a dict with string keys is the keyword arguments.
+        ratio: the fraction of the budget to remove, ``0 <= ratio < 1``; at least that much is removed. 0 gives an equal
+            copy. Or the share of channels to remove from single layers, ``{"layer1.*": 0.2, model.fc: 0.5}``, by
+            fnmatch patterns of module paths or by modules: the first that matches a group decides, at least that share
+            is removed, and other layers stay whole.
         budget: "macs" (multiply-accumulates of convolution, linear and matmul), "params", "channels", "memory" (bytes
-            of the parameters and of the activations alive at the worst moment, for the sample), or "latency" (seconds
-            of one call with the sample in eval mode, added up from a table of single operations that is measured on
-            this machine once and kept in the user's cache directory; the report shows predicted beside measured).
-            Several at once with their fractions, ``{"macs": 0.5, "params": 0.3}``, are all met; ``ratio`` is then left
-            out.
+            of the parameters plus the peak bytes of live activations, for the sample), or "latency" (seconds of one
+            call with the sample in eval mode, as a sum over single operations; each is measured once on this machine
+            and kept in the user's cache directory, and the report shows both predicted and measured seconds). A mapping
+            of several budgets to fractions, ``{"macs": 0.5, "params": 0.3}``, meets all of them; leave ``ratio`` out
+            then.
         criterion: name or object that scores channels; higher scores stay. :func:`known_criteria` lists the names.
             "auto" is "reconstruction" with calibration, "magnitude" without; the report says what was chosen and why.
-            "zeros", without a ratio, removes the channels that are exactly zero, which changes no output, but for those
-            of ``exclude``; it takes no other option that chooses channels.
-        calibration: for "auto", recovery, and criteria that look at activations or gradients: batches that can be
-            iterated again, each what the model takes, or ``(input, target)``, or ``((a, b), target)``. Where
-            ``torch.distributed`` is initialised every rank passes its own shard, and all get the plan of one process
+            "zeros", without a ratio, removes the channels that are exactly zero, except those of ``exclude``; this
+            changes no output. It takes no other option that chooses channels.
+        calibration: data for "auto", recovery, and criteria that use activations or gradients: batches that can be
+            iterated again, each an input of the model, or ``(input, target)``, or ``((a, b), target)``. If
+            ``torch.distributed`` is initialised, every rank passes its own shard, and all get the plan of one process
             with all data.
-        loss: of the output and the target, the mean over the batch, for criteria that look at gradients; by default
-            cross-entropy where outputs are logits and targets are classes.
+        loss: a function of the output and the target that returns the mean over the batch, for criteria that use
+            gradients; by default cross-entropy, if outputs are logits and targets are classes.
         exclude: fnmatch patterns of module or parameter paths, or modules, whose output channels stay.
-        scope: "global" ranks all groups together; "uniform" takes the same share of each, to the nearest step, so that
-            layers of one width get one width; "reconstruction" chooses the
-            widths by the error that a least-squares fit of the next layers leaves for what each channel saves (it needs
-            calibration), while the criterion says which channels of a group go first. "auto" is "reconstruction" where
-            the criterion is "auto" too and there is calibration, else "global".
-        alike: "free", or "equal" to give layers in the same place of repeated blocks (equal but for the numbers in
-            their paths) one width.
-        residual: "coupled", or "inner" to keep the width of groups that cross an addition. "auto" is "inner" where the
-            criterion is "auto" too, there is calibration and the budget can be met so, else "coupled".
+        scope: "global" ranks all groups together. "uniform" removes the same share of each, to the nearest step, so
+            that layers of equal width stay equal. "reconstruction" chooses the widths by the error that each channel
+            adds, after a least-squares fit of the next layers, per unit of budget that it saves (it needs calibration);
+            the criterion still orders the channels in a group. "auto" is "reconstruction" if the criterion is "auto"
+            too and there is calibration, else "global".
+        alike: "free", or "equal" to give one width to layers in the same place of repeated blocks (their paths are
+            equal except for numbers).
+        residual: "coupled", or "inner" to keep the width of groups that cross an addition. "auto" is "inner" if the
+            criterion is "auto" too, there is calibration and the budget can be met that way, else "coupled".
         couplings: "keep", or "drop" to let every convolution and linear layer that reads a residual stream or a
-            concatenation select input channels of its own (an ``index_select`` in front of it), while the stream keeps
-            its width.
-        round_to: a narrowed group's width is a multiple of this. "auto" is what kernels like: 16, for half precision on
-            a GPU 64; less for groups that would have fewer than eight such widths, and for all where the budget cannot
-            be met otherwise; 1 where ``ratio`` names layers. What the rounding overshoots is in the report.
+            concatenation select its own input channels (with an ``index_select`` before it), while the stream keeps its
+            width.
+        round_to: a narrowed group's width is a multiple of this. "auto" suits kernels: 16, or 64 for half precision on
+            a GPU; less for groups that would have fewer than eight such widths, and for all if the budget cannot be met
+            otherwise; 1 if ``ratio`` names layers. The report shows the overshoot due to rounding.
         min_channels: a narrowed group keeps at least this many channels.
-        max_ratio: at most this share of a group's channels goes: by default 0.9, or 1 where ``ratio`` names layers.
+        max_ratio: at most this share of a group's channels is removed: by default 0.9, or 1 if ``ratio`` names layers.
             This, ``round_to`` and ``min_channels`` may also be mappings, as ``ratio`` may.
-        recover: what is done, after the proof, to keep accuracy without labels: "reconstruct", "match", "batchnorm",
-            "bias", "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order; None for nothing. "auto"
-            is "reconstruct" and "match" with calibration; without it is nothing, and kept weights are the original's
-            bit for bit.
-        other_samples: further calls that the result must take, with inputs of other sizes, or with other flags, where
-            the forward goes other ways for them: the result holds a graph for each way. Images of some other sizes are
-            tried without being asked.
+        recover: how to keep accuracy without labels, after the proof: "reconstruct", "match", "batchnorm", "bias",
+            "fuse", an object of :mod:`fxprune.recovery`, or several of them, in order; None for nothing. "auto" is
+            "reconstruct" and "match" with calibration; without it, nothing is done, and kept weights equal the
+            original's bit for bit.
+        other_samples: further calls that the result must accept, with inputs of other sizes or with other flags, if the
+            forward takes other branches for them: the result holds a graph for each. Some other image sizes are always
+            tried.
         keep_class: return a copy of ``model``, of its own class, whose tensors and attributes have the new sizes: its
-            methods, hooks and properties work. Widths that no attribute of a module or of a configuration says stay,
-            and the report names the line that says them.
-        verify: prove the result; a failed proof raises and never returns a network. True proves it node by node, which
-            takes a fraction of what running whole networks takes; "full" runs whole networks in float64, at the size of
-            the sample and at others; False proves nothing.
-        seed: of everything random.
-        progress: show what is being done; by default only on a terminal.
+            methods, hooks and properties work. Widths that no attribute of a module or of a configuration sets are
+            kept, and the report names the source line that sets them.
+        verify: prove the result; a failed proof raises and never returns a network. True proves it node by node, in a
+            fraction of the time of running whole networks; "full" runs whole networks in float64, at the size of the
+            sample and at others; False proves nothing.
+        seed: the seed of everything random.
+        progress: show the progress; by default only on a terminal.
 
     Returns:
         A ``torch.fx.GraphModule`` that shares no storage with ``model``, has its parameter names and mode, and carries
-        a report (:func:`report`). Where the model's own forward cannot be traced (detectors), a copy of the model with
-        pruned GraphModules inside, in which the report lists what is opaque.
+        a report (:func:`report`). If the model's own forward cannot be traced (detectors), a copy of the model with
+        pruned GraphModules inside; the report lists the opaque parts.
 
     Raises:
-        FxpruneError: one of its subclasses, each with what was wrong, where and what to do.
+        FxpruneError: one of its subclasses; the message says what is wrong, where, and what to do.
     """
     given = locals()
     model, level = network_of(model), check_level(verify)
@@ -154,12 +154,12 @@ def compile(  # noqa: A001  the public name says what it does
 
 
 def _check_beside_zeros(given: Mapping[str, Any]) -> None:
-    """Refuse options of :func:`compile` that would choose among channels, or make up for what they did."""
+    """Refuse options of :func:`compile` that choose channels or recover accuracy: "zeros" needs neither."""
     usual = inspect.signature(compile).parameters
     fine = "model sample_input criterion exclude couplings other_samples keep_class verify seed progress".split()
     odd = [n for n, v in given.items() if n not in fine and v is not usual[n].default and v != usual[n].default]
     if odd:
-        raise OptionError(f'criterion="zeros" removes what is zero, however much that is: leave out {", ".join(odd)}')
+        raise OptionError(f'criterion="zeros" removes all zero channels, and only those: leave out {", ".join(odd)}')
 
 
 def _cut(
@@ -171,7 +171,7 @@ def _cut(
     level: bool | str,
     **chosen: Any,
 ) -> fx.GraphModule:
-    """Cut channels that are given by a plan, by name or by their values."""
+    """Cut channels that are chosen by a plan, by the caller or by their zero values."""
     with one_pass(progress, model) as steps:
         program = Program(
             model,
@@ -212,7 +212,7 @@ def plan(
     progress: bool | None = None,
     **given: Unpack[PlanOptions],
 ) -> Plan:
-    """The plan :func:`compile` would follow; the same arguments. It can be saved, reviewed and given to :func:`apply`.
+    """The plan of :func:`compile` for the same arguments. It can be saved, reviewed and given to :func:`apply`.
 
     Raises:
         FxpruneError: see :func:`compile`.
@@ -230,7 +230,7 @@ def plan(
 
 
 def _signature_of_plan() -> inspect.Signature:
-    """That of compile, apart from the proof and recovery."""
+    """The signature of :func:`compile` without the arguments for the proof and recovery."""
     whole = inspect.signature(compile)
     taken = [p for name, p in whole.parameters.items() if name not in ("verify", "recover")]
     return whole.replace(parameters=taken, return_annotation=plan.__annotations__["return"])
@@ -249,10 +249,10 @@ def apply(
     verify: Level = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
-    """Cut a network as a plan says: the rewrite and the proof alone.
+    """Cut a network by a plan: the rewrite and the proof alone.
 
     Raises:
-        PlanError: it is no plan, or the plan was made for another network.
+        PlanError: ``plan`` is not a plan, or is for another network.
         FxpruneError: see :func:`compile`.
     """
     if not isinstance(plan, Plan):
@@ -273,20 +273,20 @@ def remove(
     verify: Level = True,
     progress: bool | None = None,
 ) -> fx.GraphModule:
-    """Cut chosen channels, with all that is tied to them.
+    """Cut chosen channels, with all that are tied to them.
 
     Args:
         model, sample_input, couplings, other_samples, keep_class, verify, progress: as for :func:`compile`.
-        channels: by path of a layer, or by layer, the output channels to remove: ``{"conv1": [2, 6, 9]}``, or a boolean
-            mask with an entry a channel, in which True goes.
+        channels: the output channels to remove, by layer or its path: ``{"conv1": [2, 6, 9]}``, or a boolean mask with
+            one entry per channel, in which True is removed.
 
     Raises:
-        OptionError: a layer or a channel that does not exist.
-        PlanError: a channel has to stay, or goes only with others; the message says why.
+        OptionError: a layer or a channel does not exist.
+        PlanError: a channel must stay, or can only be removed with others; the message says why.
         FxpruneError: see :func:`compile`.
     """
     if not isinstance(channels, Mapping):
-        raise OptionError(f"channels maps layers to their channels, {{'conv1': [2, 6, 9]}}, and is {channels!r:.80}")
+        raise OptionError(f"channels must map layers to channels, {{'conv1': [2, 6, 9]}}, not {channels!r:.80}")
     given = (network_of(model), sample_input, progress, couplings, other_samples, check_level(verify))
     return _cut(*given, channels=channels, keep_class=keep_class)
 
@@ -300,18 +300,18 @@ def recover(
     seed: int = 0,
     progress: bool | None = None,
 ) -> fx.GraphModule:
-    """A copy of a pruned network whose kept values make up for what was cut, without labels.
+    """A copy of a pruned network whose kept values are changed to compensate for the removed ones, without labels.
 
     Args:
-        pruned: what :func:`compile`, :func:`apply` or :func:`load` returned, also after training.
-        model: the network it was cut from; it is only read.
+        pruned: the result of :func:`compile`, :func:`apply` or :func:`load`, also after training.
+        model: the network it was cut from; it is not changed.
         how: as ``recover`` of :func:`compile`.
-        calibration: as for :func:`compile`; targets are not looked at.
-        seed: of everything random.
+        calibration: as for :func:`compile`; targets are not used.
+        seed: the seed of everything random.
         progress: as for :func:`compile`.
 
     Raises:
-        RecoveryError: an unknown recovery, one that lacks calibration, or a network that cannot be recovered.
+        RecoveryError: the recovery is unknown or lacks calibration, or the network cannot be recovered.
         PlanError: ``pruned`` was not cut from this model.
         FxpruneError: see :func:`compile`.
     """
@@ -333,7 +333,7 @@ def recover(
 
 
 def report(pruned: nn.Module) -> Report:
-    """What a compilation did: asked and achieved, per group, pins with reasons, the proof, timings and ``.plan``.
+    """The report of a compilation: asked and achieved, groups, pins with reasons, the proof, timings and ``.plan``.
 
     Raises:
         FxpruneError: the module was not made by fxprune.
