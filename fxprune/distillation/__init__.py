@@ -1,4 +1,4 @@
-"""Distillation: a pruned network is trained towards the outputs of the network that it was cut from."""
+"""Distillation: trains a pruned network to match the outputs of the network that it was cut from."""
 
 from fxprune.distillation.distilling import distill
 from fxprune.distillation.hints import Hint

@@ -1,4 +1,4 @@
-"""``fxprune.distill``: train a pruned network towards its teacher."""
+"""``fxprune.distill``: train a pruned network to match its teacher."""
 
 from __future__ import annotations
 
@@ -53,43 +53,43 @@ def distill(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Distilled:
-    """Train a copy of a pruned network to give what its teacher gives; labels are optional.
+    """Train a copy of a pruned network to match its teacher's outputs; labels are optional.
 
     Runs on the CPU, on a GPU, or on many under ``torchrun`` or ``accelerate launch``: each process then takes its share
-    of the batches, gradients are averaged, and the first process writes. A run that was killed and is called again with
-    the same arguments goes on from its last checkpoint and ends with the weights that it would have had.
+    of the batches, gradients are averaged, and the first process writes. A run that was killed can be called again with
+    the same arguments: it continues from its last checkpoint and ends with the weights that it would have had.
 
     Args:
-        pruned: what :func:`fxprune.compile` returned, or any network with the teacher's outputs; it is not changed.
-        teacher: the network that was pruned; it runs in eval mode, as a copy.
-        loader: batches of what the network takes, or ``(input, target)``; a DataLoader, or an iterable that can be read
-            again. Where the network carries no sample of ``compile``, a pair is an input and a target.
-        steps: how many steps the optimiser takes; either this or ``epochs``.
-        epochs: how many times the loader is read.
-        loss: of the network's output, the teacher's and the target (None where there is none); returns the mean over
-            the batch, or a dict of summands. :class:`~fxprune.distillation.SoftTargets` by default.
+        pruned: the result of :func:`fxprune.compile`, or any network with the teacher's outputs; it is not changed.
+        teacher: the network that was pruned; a copy of it runs in eval mode.
+        loader: batches of the network's inputs, or ``(input, target)``; a DataLoader, or an iterable that can be read
+            again. If the network carries no sample of ``compile``, a pair is read as input and target.
+        steps: the number of optimiser steps; give either this or ``epochs``.
+        epochs: the number of passes over the loader.
+        loss: a function of the network's output, the teacher's and the target (None without one) that returns the mean
+            over the batch, or a dict of summands. :class:`~fxprune.distillation.SoftTargets` by default.
         hints: where features are compared too: module paths, or :class:`~fxprune.distillation.Hint` objects.
         optimizer: "sgd" (momentum 0.9), "adamw", or a function of a list of parameters that returns an optimiser.
-        learning_rate: of an optimiser chosen by name; 0.01 for "sgd", 0.001 for "adamw".
-        weight_decay: of an optimiser chosen by name.
+        learning_rate: for an optimiser chosen by name; 0.01 for "sgd", 0.001 for "adamw".
+        weight_decay: for an optimiser chosen by name.
         schedule: "cosine" to zero, "step" (a tenth after a half and after three quarters), or "constant".
-        warmup: steps over which the learning rate rises to its full value first.
-        accumulate: batches whose gradients make one step.
+        warmup: the number of first steps in which the learning rate rises to its full value.
+        accumulate: the number of batches whose gradients are summed for one step.
         clip: the largest norm of a step's gradient.
-        precision: "no", "bf16" or "fp16": what autocast computes in; weights stay as they are.
-        evaluate: gives the network's score, higher is better; called in eval mode, on every process. After the last
-            step, and every ``evaluate_every`` steps.
+        precision: "no", "bf16" or "fp16", for autocast; weights keep their dtype.
+        evaluate: a function that returns the network's score, higher is better. It is called in eval mode, on every
+            process, after the last step and every ``evaluate_every`` steps.
         evaluate_every: see ``evaluate``.
         keep: "last" returns the network of the last step, "best" the one with the best score.
-        folder: for ``checkpoint.pt`` and ``metrics.jsonl``; a run that finds its checkpoint there goes on from it.
+        folder: for ``checkpoint.pt`` and ``metrics.jsonl``; a run that finds its checkpoint there continues from it.
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of the history and the log.
-        seed: of the order of batches, augmentation, dropout and projections.
+        seed: the seed for the order of batches, augmentation, dropout and projections.
         progress: show a bar; on a terminal by default.
 
     Raises:
         MissingDependencyError: accelerate is not installed.
-        OptionError: an option makes no sense.
+        OptionError: an option is invalid.
         DistillationError: networks, loader, loss and hints do not fit each other, the loss is no longer finite, or a
             checkpoint belongs to another training.
     """

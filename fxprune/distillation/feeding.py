@@ -1,4 +1,4 @@
-"""What a training reads and keeps: batches in an order that depends on seed and epoch alone, checkpoints, and a log."""
+"""Batches in an order that depends on seed and epoch alone, and the checkpoints and log of a training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fxprune.util.writing import named, write_text
 class Feed:
     """Endless batches, epoch after epoch.
 
-    Before an epoch begins and before each batch, random numbers are seeded by their place. So the order of a shuffling
-    loader, and augmentations, are the same in a run that goes on from a checkpoint.
+    Random numbers are seeded before each epoch and each batch, by their position. So a run that continues from a
+    checkpoint has the same order of a shuffling loader and the same augmentations.
 
     Args:
         loader: a DataLoader, or any iterable of batches that can be read again.
-        rank: of this process.
-        world: how many processes share the batches: each takes every world-th one. A loader with a DistributedSampler
-            gives shares already.
-        seed: of everything random.
+        rank: the rank of this process.
+        world: the number of processes that share the batches: each takes every world-th one, unless the loader has a
+            DistributedSampler.
+        seed: the seed of everything random.
 
     Raises:
-        DistillationError: it is no iterable of batches.
+        DistillationError: the loader is not an iterable of batches.
     """
 
     def __init__(self, loader: Iterable[Any], rank: int = 0, world: int = 1, seed: int = 0) -> None:
@@ -49,7 +49,7 @@ class Feed:
 
     @property
     def length(self) -> int | None:
-        """How many batches of an epoch are this process's, where the loader knows."""
+        """The number of this process's batches in an epoch, or None if the loader has no length."""
         try:
             return len(self._loader)  # type: ignore[arg-type]
         except TypeError:
@@ -69,17 +69,17 @@ class Feed:
         raise self._empty()
 
     def peek(self) -> Any:
-        """The first batch, of which the feed knows nothing afterwards."""
+        """The first batch; the feed is then reset, as if it had not been taken."""
         batch = self.take()
         self.go_to({"epoch": 0, "place": 0, "generators": list(self._before)})
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Where the feed stands, for a checkpoint: numbers, and the states of the loader's own generators."""
+        """The position of the feed, for a checkpoint: numbers, and the states of the loader's own generators."""
         return {"epoch": self.epoch, "place": self.place, "generators": list(self._before)}
 
     def go_to(self, state: Mapping[str, Any]) -> None:
-        """Stand where another feed stood; the batches of that epoch so far are read again."""
+        """Go to the position of another feed; the batches of that epoch so far are read again."""
         self._batches = None
         self.epoch, self.place = int(state["epoch"]), 0
         for generator, before in zip(_generators(self._given), state["generators"], strict=False):
@@ -100,7 +100,7 @@ class Feed:
 
     def _next(self) -> Any:
         assert self._batches is not None
-        # All ranks have to shuffle alike, which samplers do when the first batch is asked for.
+        # All ranks must shuffle alike; samplers shuffle when the first batch is read.
         rank = self._rank if self.place else 0
         seed_everything(self._seed, "batch", self.epoch, self.place, rank)
         batch = next(self._batches)
@@ -117,7 +117,7 @@ class Feed:
 
 
 class _Strided:
-    """Every world-th item, begun at the rank; what is left over when not every rank gets one is dropped."""
+    """Every world-th item, starting at the rank; a last round with fewer items than ranks is dropped."""
 
     def __init__(self, items: Iterable[Any], rank: int, world: int) -> None:
         self._items, self._rank, self._world = items, rank, world
@@ -141,7 +141,7 @@ def _shared(loader: Iterable[Any], rank: int, world: int) -> Iterable[Any]:
     if not plain or isinstance(loader.dataset, IterableDataset):  # type: ignore[attr-defined]
         return _Strided(loader, rank, world)
     assert isinstance(loader, DataLoader)
-    # Only what this rank takes is loaded.
+    # Only the batches of this rank are loaded.
     return DataLoader(
         loader.dataset,
         batch_sampler=_Strided(loader.batch_sampler, rank, world),  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ _VERSION = 1
 class Folder:
     """The files of one training: ``checkpoint.pt``, tensors and plain values only, and ``metrics.jsonl``.
 
-    ``settings``: what has to be the same for a run to go on. Raises DistillationError: the folder cannot be made.
+    ``settings``: values that must be equal to continue a run. Raises DistillationError: the folder cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -193,7 +193,7 @@ class Folder:
         return self.path / "metrics.jsonl"
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; a process that is killed meanwhile leaves the old one."""
+        """Replace the checkpoint; if the process is killed meanwhile, the old one stays."""
         part = self.path / f".checkpoint.{secrets.token_hex(4)}.part"
         try:
             with part.open("xb") as file:
@@ -209,7 +209,7 @@ class Folder:
         """The last checkpoint, on the CPU; None where there is none. No code is run by reading it.
 
         Raises:
-            DistillationError: it cannot be read, or comes from a training with other settings.
+            DistillationError: the file cannot be read, or comes from a training with other settings.
         """
         if not self.checkpoint.exists():
             return None
@@ -218,7 +218,7 @@ class Folder:
             version, settings = state["version"], state["settings"]
         except Exception as error:  # a damaged file makes torch raise many kinds
             raise DistillationError(
-                f"{self.checkpoint} is no checkpoint of fxprune ({type(error).__name__}): move it away to start afresh"
+                f"{self.checkpoint} is not a checkpoint of fxprune ({type(error).__name__}): move it to start afresh"
             ) from error
         if version != _VERSION:
             raise DistillationError(f"{self.checkpoint} was written by another version of fxprune: move it away")
@@ -239,7 +239,7 @@ class Folder:
         return [row for row in rows if row is not None and row["step"] <= step]
 
     def rewind(self, step: int) -> None:
-        """Take rows of later steps out of the log, and away what a killed process left half written."""
+        """Remove rows of later steps and half-written lines from the log, and leftover files of a killed process."""
         for name in (self.checkpoint.stem, self.metrics.name):
             for part in self.path.glob(f".{name}.*.part"):
                 part.unlink()

@@ -20,12 +20,12 @@ from fxprune.errors import DistillationError, FxpruneError, described
 from fxprune.proof.masking import select
 from fxprune.rewriting import node_keep
 
-# What is trained, called with arguments: its output and its features at the hints.
+# The trained network as a function of its arguments: gives its output, and its features at the hints.
 Called = Callable[..., tuple[Any, dict[str, Tensor]]]
 
 
 class Student(nn.Module):
-    """The network that is trained, with what only training needs: projections of features."""
+    """The trained network, together with the projections of features that only training needs."""
 
     def __init__(self, network: nn.Module, projections: Projections, seen: dict[str, Tensor]) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Student(nn.Module):
 
 
 class Pair:
-    """Copies of the network that is trained and of its teacher, on a device; the caller's own are only read."""
+    """Copies of the trained network and of its teacher, on a device; the caller's own are not changed."""
 
     def __init__(
         self, pruned: nn.Module, teacher: nn.Module, hints: Sequence[Hint], loss: DistillationLoss, device: torch.device
@@ -62,7 +62,7 @@ class Pair:
         return any(hint.projection for hint in self._hints)
 
     def close(self) -> None:
-        """Take hooks off the networks."""
+        """Remove the hooks from the networks."""
         self._stack.close()
 
     def read(self, given: Any, number: int) -> tuple[Sample, Any]:
@@ -77,7 +77,7 @@ class Pair:
         return found[0].map(self._placed), pytree.tree_map_only(Tensor, self._placed, found[1])
 
     def prepare_projections(self, sample: Sample) -> None:
-        """Run both networks once to learn the widths that projections have to map between."""
+        """Run both networks once to find the widths that projections must map between."""
         with torch.no_grad():
             self.network.eval()
             self.teach(sample)
@@ -87,12 +87,12 @@ class Pair:
 
     @torch.no_grad()
     def teach(self, sample: Sample) -> Any:
-        """What the teacher makes of a batch."""
+        """The teacher's output for a batch."""
         self._given.clear()
         return _run(self.teacher, sample, "teacher")
 
     def losses(self, student: Called, sample: Sample, target: Any, wanted: Any) -> dict[str, Tensor]:
-        """The summands of the loss of one batch. Raises DistillationError: the networks do not fit each other on it."""
+        """The summands of the loss of one batch. Raises DistillationError: the networks do not fit each other."""
         output, features = _run(student, sample, "the pruned network")
         parts = as_parts(self._loss(output, wanted, target))
         if self._hints:
@@ -103,7 +103,7 @@ class Pair:
         return parts
 
     def trainable(self) -> list[nn.Parameter]:
-        """Parameters to be optimised. Raises DistillationError: there are none."""
+        """The parameters to optimise. Raises DistillationError: there are none."""
         found = [p for p in self.student.parameters() if p.requires_grad]
         if not found:
             raise DistillationError("no parameter of the pruned network requires a gradient, so there is none to train")
@@ -114,7 +114,7 @@ class Pair:
         check_seen(self._given, [h.source for h in self._hints], self.teacher, "teacher")
 
     def _placed(self, tensor: Tensor) -> Tensor:
-        # A network may write to its input, and the data is the caller's.
+        # A network may write to its input, but the data belongs to the caller.
         return tensor.detach().to(self._device, copy=True)
 
 
@@ -123,7 +123,7 @@ def _run(network: Callable[..., Any], sample: Sample, whose: str) -> Any:
         return sample.map(torch.clone).call(network)
     except DistillationError:
         raise
-    except Exception as error:  # the network is the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code runs here and may raise anything
         raise DistillationError(
             f"{whose} fails on a batch of the loader (tensors of shape {_shapes(sample.tensors)}): {described(error)}"
         ) from error
@@ -139,17 +139,17 @@ Kept = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Hint:
-    """One place at which features are compared: mean squared difference over the mean square of the teacher's,
+    """A place at which features are compared, by the mean squared difference over the mean square of the teacher's,
     sample by sample.
 
     Args:
         student: path of a module of the pruned network, one that its graph calls (``fxprune.compile`` enters modules
             of the model's own classes, so it is a layer such as "layer1.0.bn2").
         teacher: path of the teacher's module; the same path by default.
-        weight: what the difference is multiplied by in the loss.
-        projection: False compares the kept channels of the teacher's features with the student's, like with like. True
-            learns a linear map (a 1x1 convolution, for maps) from the student's channels to the teacher's; it is
-            trained along and thrown away. Needed where the teacher is not the network that was pruned.
+        weight: the factor of the difference in the loss.
+        projection: False compares the student's features with the kept channels of the teacher's. True learns a linear
+            map (a 1x1 convolution, for maps) from the student's channels to the teacher's; it is trained with the
+            student and then discarded. This is needed if the teacher is not the network that was pruned.
 
     Raises:
         DistillationError: the weight is not above 0.
@@ -171,7 +171,7 @@ class Hint:
 
 
 def resolve_hints(hints: Any, student: nn.Module, teacher: nn.Module) -> tuple[Hint, ...]:
-    """What a user passes as ``hints``, paths or :class:`Hint`. Raises DistillationError for others."""
+    """Turn a user's ``hints`` (paths or :class:`Hint`) into hints. Raises DistillationError: anything else."""
     if isinstance(hints, (str, Hint)) or not isinstance(hints, Sequence):
         hints = [hints]
     found = tuple(Hint(h) if isinstance(h, str) else h for h in hints)
@@ -185,7 +185,7 @@ def resolve_hints(hints: Any, student: nn.Module, teacher: nn.Module) -> tuple[H
 
 
 def kept_channels(hints: Sequence[Hint], pruned: nn.Module, teacher: nn.Module) -> dict[str, Kept]:
-    """For each hint without projection the teacher's kept indices, where the plan tells."""
+    """For each hint without projection, the teacher's kept indices, if the plan has them."""
     wanted = {h.student for h in hints if not h.projection and h.source == h.student}
     sample = getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
     if not wanted or sample is None:
@@ -198,7 +198,7 @@ def kept_channels(hints: Sequence[Hint], pruned: nn.Module, teacher: nn.Module) 
         graph = analyze(teacher, given, couplings=plan.settings.get("couplings", "keep"))
         keep = node_keep(graph, graph.captured, plan.masks(graph))
     except FxpruneError:
-        # Another network than the one that was cut: its channels are not the student's.
+        # The teacher is not the network that was cut: its channels are not the student's.
         return {}
     nodes = (node for node in graph.captured.graph.nodes if node.op == "call_module" and str(node.target) in wanted)
     return {str(node.target): keep[node.name] for node in nodes if node.name in keep}
@@ -217,7 +217,7 @@ class Projections(nn.ModuleDict):
         super().__init__(made)
 
     def project(self, number: int, hint: Hint, features: Tensor, wide: Tensor) -> Tensor:
-        """The student's features in the teacher's width."""
+        """The student's features, mapped to the teacher's width."""
         dim = _channel_dim(hint, features, wide)
         projected: Tensor = self[str(number)](features.movedim(dim, -1))
         return projected.movedim(-1, dim)
@@ -245,27 +245,27 @@ def hint_loss(
 
 @contextmanager
 def watched(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that every call of the network fills with what the modules at ``paths`` gave."""
+    """A dict that every call of the network fills with the outputs of the modules at ``paths``."""
     seen: dict[str, Tensor] = {}
 
     def remember(path: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                # A later op may write into it.
+                # A later op may write to the output.
                 seen[path] = output.clone()
 
         return hook
 
     with ExitStack() as hooks:
         for path in dict.fromkeys(paths):
-            # Where a module is not called, which its own method refuses, it is told below what to name instead.
+            # Parts refuse hooks in their own method; if one is not called, check_seen names other modules.
             handle = nn.Module.register_forward_hook(network.get_submodule(path), remember(path))
             hooks.callback(handle.remove)
         yield seen
 
 
 def check_seen(seen: Mapping[str, Tensor], paths: Sequence[str], network: nn.Module, whose: str) -> None:
-    """Raise DistillationError for modules that were not called or gave no tensor, and name others inside."""
+    """Raise DistillationError for modules that were not called or gave no tensor, and suggest modules inside them."""
     for path in paths:
         if path not in seen:
             inside = [f"{path}.{n}" for n, m in network.get_submodule(path).named_modules() if n and _is_leaf(m)]
@@ -294,7 +294,7 @@ def _channel_dim(hint: Hint, narrow: Tensor, wide: Tensor) -> int:
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:
-    """Sample by sample, so that the mean over a batch is that of its parts, which other processes may hold."""
+    """The distance, sample by sample, so that means over parts of a batch on several processes can be averaged."""
     apart, whole = ((t.square().flatten(1) if t.ndim > 1 else t.square()) for t in (found - wanted, wanted))
     if apart.ndim > 1:
         apart, whole = apart.mean(1), whole.mean(1)

@@ -1,4 +1,4 @@
-"""How long, how fast and in which precision a pruned network is trained."""
+"""The settings, the result and the default loss of a distillation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PRECISIONS = ("no", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Training:
-    """Checked settings, see :func:`fxprune.distill`. Raises OptionError for a value that makes no sense."""
+    """Checked settings, see :func:`fxprune.distill`. Raises OptionError: a value is invalid."""
 
     steps: int | None
     epochs: int | None
@@ -69,7 +69,7 @@ class Training:
             raise OptionError(f"learning_rate must be a number above 0, not {self.learning_rate!r}")
 
     def total(self, batches: int | None) -> int:
-        """How many steps there are. Raises OptionError: of epochs of a loader that does not know its length."""
+        """The number of steps. Raises OptionError: epochs are given, but the loader has no length."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
@@ -78,7 +78,7 @@ class Training:
         return max(1, self.epochs * batches // self.accumulate)
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        """The optimiser over the parameters. Raises OptionError: the user's function gave something else."""
+        """The optimiser over the parameters. Raises OptionError: the user's function returned something else."""
         if callable(self.optimizer):
             made = self.optimizer(parameters)
             if not isinstance(made, Optimizer):
@@ -90,7 +90,7 @@ class Training:
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=self.weight_decay)
 
     def factor(self, step: int, total: int) -> float:
-        """What the learning rate is multiplied by at a step, the first being 0."""
+        """The factor of the learning rate at a step; the first step is 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         done = (step - self.warmup) / max(1, total - self.warmup)
@@ -101,7 +101,7 @@ class Training:
         return 1.0
 
     def settings(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on: JSON values."""
+        """The settings that must be the same to continue a run, as JSON values."""
         kind = "a function" if callable(self.optimizer) else self.optimizer
         names = ("learning_rate", "weight_decay", "schedule", "warmup", "accumulate", "clip", "precision", "seed")
         return {"optimizer": kind, **{name: getattr(self, name) for name in names}}
@@ -125,16 +125,16 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Distilled:
-    """A trained network and how it came about.
+    """A trained network, and the record of its training.
 
     Attributes:
         network: a copy of the pruned network with trained weights, on its device and in its mode.
-        steps: how many steps of the optimiser were taken in all.
-        history: one dict for each logged step: "step", the loss and its parts, "learning_rate", perhaps "score".
-        score: what ``evaluate`` said of ``network``; None without it.
-        best_step: after which step the best score was seen; None without ``evaluate``.
+        steps: the total number of optimiser steps.
+        history: one dict for each logged step: "step", the loss and its parts, "learning_rate", maybe "score".
+        score: the score of ``network`` by ``evaluate``; None without it.
+        best_step: the step with the best score; None without ``evaluate``.
         seconds: wall time of this call.
-        resumed: the step that this call went on from; 0 for a fresh start.
+        resumed: the step from which this call continued; 0 for a fresh start.
     """
 
     network: nn.Module
@@ -169,7 +169,7 @@ def seed_everything(*place: int | str) -> None:
 
 @contextmanager
 def keep_random_state() -> Iterator[None]:
-    """Put back every random state at the end."""
+    """Restore all random states at the end."""
     python, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -179,28 +179,28 @@ def keep_random_state() -> Iterator[None]:
         np.random.set_state(numbers)
 
 
-# Given the pruned network's output, the teacher's and the target (None where the loader gives none).
+# Takes the pruned network's output, the teacher's and the target (None if the loader gives none).
 DistillationLoss = Callable[[Any, Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Cross-entropy with labels beside the divergence from the teacher's softened outputs.
+    """Cross-entropy with the labels plus the divergence from the teacher's softened outputs.
 
     ``labels * CE(y, s) + (1 - labels) * T^2 * KL(softmax(t / T) || softmax(s / T))`` (Hinton et al., 2015, arXiv
     1503.02531, section 2), the mean over samples and, for
     outputs (N, classes, H, W), over pixels. Networks with several outputs (a dict with "out" and "aux", a tuple) are
-    compared output by output, by name or place; what the teacher does not give is compared with the labels alone.
+    compared output by output, by name or place; outputs that the teacher lacks are compared with the labels alone.
 
     Args:
-        temperature: T, above 0. Higher values tell more of the classes that the teacher thinks unlikely.
-        labels: the weight of the labels, between 0 and 1; None is 0.1 where the loader gives labels and 0 elsewhere.
+        temperature: T, above 0. Higher values give more weight to classes that the teacher considers unlikely.
+        labels: the weight of the labels, between 0 and 1; None is 0.1 if the loader gives labels, else 0.
         class_dim: the dim of the classes, 1 as in ``torch.nn.functional.cross_entropy``; -1 for (N, tokens, classes).
         ignore_index: pixels with this label count for the divergence alone.
-        further: the weight of every output behind the first one.
+        further: the weight of every output after the first one.
 
     Raises:
-        DistillationError: a value makes no sense.
+        DistillationError: a value is invalid.
     """
 
     temperature: float = 4.0
@@ -218,7 +218,7 @@ class SoftTargets:
             raise DistillationError(f"further must be at least 0, not {self.further!r}")
 
     def __call__(self, student: Any, teacher: Any, target: Any) -> dict[str, Tensor]:
-        """The summands, "soft" and perhaps "labels". Raises DistillationError: outputs or labels do not fit."""
+        """The summands, "soft" and maybe "labels". Raises DistillationError: outputs or labels do not fit."""
         share = self._share(target)
         soft: list[Tensor] = []
         hard: list[Tensor] = []
@@ -244,7 +244,7 @@ class SoftTargets:
 
     def _divergence(self, output: Tensor, wanted: Tensor | None, name: str) -> Tensor:
         if wanted is None:
-            # A part of the loss with no gradient: data parallel training wants every parameter to take part.
+            # A term with zero gradient: data parallel training requires every parameter to take part.
             return 0.0 * output.float().sum()
         if wanted.shape != output.shape:
             raise DistillationError(
@@ -288,7 +288,7 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def as_parts(value: Any) -> dict[str, Tensor]:
-    """What a loss returned, as named summands. Raises DistillationError: it is no scalar tensor, nor a dict of such."""
+    """The result of a loss as named summands. Raises DistillationError: not a scalar tensor or a dict of such."""
     parts = dict(value) if isinstance(value, Mapping) else {"loss": value}
     wrong = next((n for n, v in parts.items() if not isinstance(v, Tensor) or v.ndim), None)
     if wrong is not None or not parts:

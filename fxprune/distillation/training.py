@@ -29,8 +29,8 @@ def engine(precision: str) -> Iterator[Any]:
 
     Raises:
         MissingDependencyError: accelerate is not installed.
-        OptionError: this process runs accelerate in another precision.
-        DistillationError: processes that do not know of each other, or a way of sharding that is not data parallel.
+        OptionError: this process already runs accelerate in another precision.
+        DistillationError: the processes are not connected, or accelerate is set to something other than data parallel.
     """
     try:
         import accelerate
@@ -50,12 +50,12 @@ def engine(precision: str) -> Iterator[Any]:
     finally:
         made.free_memory()
         if ours:
-            # A later training of this process may want another precision.
+            # A later training in this process may use another precision.
             AcceleratorState._reset_state(reset_partial_state=alone)
 
 
 def _runs_on_cpu() -> bool:
-    """accelerate takes several processes on CPUs for what they are only where it is told."""
+    """Whether several processes run on CPUs, which accelerate must be told."""
     return "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
 
 
@@ -97,7 +97,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
 
     def run(self, steps: Steps) -> None:
-        """Train to the end, from the folder's checkpoint where there is one."""
+        """Train to the end, from the folder's checkpoint if there is one."""
         start = self.resumed = self._resume()
         self.pair.student.train()
         for _ in steps.counted("distill", range(start, self.total), self.total - start):
@@ -133,7 +133,7 @@ class Trainer:
         return row
 
     def _backward(self, part: int) -> dict[str, Tensor]:
-        """Forward and backward of one batch; gives the summands of its loss."""
+        """Run forward and backward on one batch, and return the summands of its loss."""
         number = self.step * self.options.accumulate + part
         sample, target = self.pair.read(self.feed.take(), number)
         seed_everything(self.options.seed, "step", number, self.engine.process_index)
@@ -150,7 +150,7 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
 
     def _evaluate(self) -> float:
-        """The score of the network as it is, which the first process decides on."""
+        """The score of the current network; all processes use the first one's."""
         self._share_buffers()
         network = self.pair.network.eval()
         with torch.no_grad():
@@ -168,7 +168,7 @@ class Trainer:
         return self.score
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Keep a row of numbers, means over the ranks. Raises DistillationError: the loss is no longer finite."""
+        """Record a row of numbers, as means over the ranks. Raises DistillationError: the loss is no longer finite."""
         losses = {n: float(self.engine.reduce(v.float(), "mean")) for n, v in row.pop("losses").items()}
         total = sum(losses.values())
         if not math.isfinite(total):
@@ -200,7 +200,7 @@ class Trainer:
         self.engine.wait_for_everyone()
 
     def _resume(self) -> int:
-        """Stand where the folder's checkpoint stood; gives the step to go on from."""
+        """Restore the state in the folder's checkpoint, and return the step to continue from."""
         if self.folder is None:
             return 0
         state = self.folder.load()
@@ -225,7 +225,7 @@ class Trainer:
 
 
 def _as_score(found: Any) -> float:
-    """What a user's evaluation returned. Raises DistillationError: it is no number."""
+    """The result of a user's evaluation as a score. Raises DistillationError: it is not a number."""
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
     if not isinstance(found, (int, float)) or math.isnan(found):
