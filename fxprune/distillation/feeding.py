@@ -218,7 +218,7 @@ class Folder:
             version, settings = state["version"], state["settings"]
         except Exception as error:  # a damaged file makes torch raise many kinds
             raise DistillationError(
-                f"{self.checkpoint} is not a checkpoint of fxprune ({type(error).__name__}): move it to start afresh"
+                f"{self.checkpoint} is not a checkpoint of fxprune ({type(error).__name__}): move it away to restart"
             ) from error
         if version != _VERSION:
             raise DistillationError(f"{self.checkpoint} was written by another version of fxprune: move it away")

@@ -202,9 +202,7 @@ def batch_norm_scales(model: nn.Module) -> list[nn.Parameter]:
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     scales = [norm.weight for norm in norms if norm.weight is not None]
     if not scales:
-        raise OptionError(
-            f"{type(model).__name__} has no batch norm with scales, so there is nothing to drive to zero"
-        )
+        raise OptionError(f"{type(model).__name__} has no batch norm with scales, so there is nothing to drive to zero")
     return scales
 
 
