@@ -65,7 +65,7 @@ class Clock:
             return None
         started = time.process_time()
         try:
-            with time_limit(self._limit):
+            with time_limit(self._limit, of_processor=True):
                 result = call()
         except TimeLimitReached as error:
             self.failure = str(error)

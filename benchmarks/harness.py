@@ -138,8 +138,10 @@ class TimeLimitReached(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float, *, of_processor: bool = False) -> Iterator[None]:
     """Interrupt the Python code of the body after so many seconds; a single call into C is waited for.
+
+    ``of_processor``: whether the seconds are those of the process, which others that run beside it take none of.
 
     Raises:
         TimeLimitReached: the body was interrupted.
@@ -149,13 +151,14 @@ def time_limit(seconds: float) -> Iterator[None]:
         del number, frame
         raise TimeLimitReached(f"more than {seconds:g} s")
 
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer, number = (signal.ITIMER_PROF, signal.SIGPROF) if of_processor else (signal.ITIMER_REAL, signal.SIGALRM)
+    previous = signal.signal(number, interrupt)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(timer, 0)
+        signal.signal(number, previous)
 
 
 _STATUS = Path("/proc/self/status")
