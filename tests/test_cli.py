@@ -593,3 +593,18 @@ def test_a_folder_of_images_calibrates(run: Callable[..., Result], nets: str, tm
     assert "3 samples" in run("compile", f"{nets}:with_sample", *given).out
     with pytest.raises(SampleError, match="takes something else"):
         batches_of(tmp_path / "photos", torch.zeros(2, 5, dtype=torch.long))
+
+
+def test_what_a_factory_writes_below_python_is_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import os, torch\n"
+        "def make():\n"
+        "    os.write(1, b'from below')\n"
+        "    print('from above')\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)).eval(), torch.randn(1, 2)\n"
+    )
+    command = [sys.executable, "-m", "fxprune", "analyze", f"{tmp_path / 'net.py'}:make", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [group["size"] for group in json.loads(done.stdout)["groups"]] == [4]
+    assert "from below" in done.stderr
+    assert "from above" in done.stderr

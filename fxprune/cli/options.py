@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -40,13 +41,31 @@ _ANSWERS: list[TextIO] = []
 
 @contextmanager
 def answers_alone() -> Iterator[None]:
-    """Keep standard output for answers: output of a model's code goes to standard error."""
-    _ANSWERS.append(sys.stdout)
+    """Keep standard output for answers: output of a model's code, C code included, goes to standard error."""
+    kept, answers = _own_output()
+    _ANSWERS.append(answers)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         _ANSWERS.pop()
+        if kept is not None:
+            answers.flush()
+            os.dup2(kept, 1)
+            answers.close()
+
+
+def _own_output() -> tuple[int | None, TextIO]:
+    """Standard output under another number, and its text; its own number leads to standard error from here on."""
+    try:
+        sys.stdout.flush()
+        if sys.stdout.fileno() != 1 or sys.stderr.fileno() != 2:
+            return None, sys.stdout
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError):  # what stands for standard output is no file
+        return None, sys.stdout
+    return kept, open(kept, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def say(text: str) -> None:
