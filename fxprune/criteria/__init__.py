@@ -1,7 +1,7 @@
-"""Criteria: what says which channels matter.
+"""Criteria: they decide which channels matter.
 
-A scorer gives one number per channel of each group, from weights or from what it observes on calibration data; higher
-stays. A selector chooses the channels that stay, with one knob that planning turns until the budget is met.
+A scorer gives one number per channel of each group, from weights or from observations on calibration data; higher
+scores stay. A selector chooses the channels that stay, with one knob that planning turns until the budget is met.
 
 >>> from fxprune.criteria import criterion_by_name
 >>> criterion_by_name("magnitude", p=1)

@@ -1,4 +1,4 @@
-"""Selections: which channels stay at each setting of one knob; planning picks the setting that meets the budget."""
+"""The protocols of criteria: scorers, selectors, and selections with a knob that planning sets to meet the budget."""
 
 from __future__ import annotations
 
@@ -22,46 +22,46 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a selection has to keep to."""
+    """The constraints of a selection."""
 
-    groups: tuple[Group, ...]  # those that may be narrowed: not excluded, nor kept whole for their residual stream
-    # How much of the budget is saved when exactly the marked channels stay (absent groups keep all).
+    groups: tuple[Group, ...]  # the groups that may be narrowed: not excluded, nor kept whole for their residual stream
+    # The part of the budget that is saved if exactly the marked channels stay (absent groups keep all).
     saved: Callable[[Mapping[Group, Mask]], float]
-    fewest: Callable[[Group], int]  # how many channels of a group have to stay
+    fewest: Callable[[Group], int]  # the number of channels of a group that must stay
 
 
 class Ladder(Protocol):
-    """Settings of a knob, from least to most removed; ``monotone``: whether none saves less than the one before."""
+    """Settings of a knob, from least to most removed; ``monotone``: whether the saving never falls on the way."""
 
     monotone: bool
 
     def __len__(self) -> int:
-        """How many settings there are."""
+        """The number of settings."""
         ...
 
     def keep(self, rung: int) -> Mapping[Group, Mask]:
-        """Which channels stay at a setting; groups that are absent keep all."""
+        """The channels that stay at a setting; absent groups keep all."""
         ...
 
 
 class Selection(Protocol):
-    """The answer of a selector."""
+    """The result of a selector."""
 
     @property
     def preference(self) -> Mapping[Group, FloatArray]:
-        """Per channel of every group, higher = keep: for those that limits or an overshoot give back, and to go on."""
+        """One number per channel of every group, higher = keep: the order for corrections to limits and the budget."""
         ...
 
     def ladders(self, problem: Problem) -> Iterable[Ladder]:
-        """Ladders to be tried one after the other; the first that reaches the budget is searched."""
+        """Ladders to try one after the other; the first that reaches the budget is searched."""
         ...
 
 
 class QueueLadder:
-    """Channels that go one after the other; the knob is how many are gone.
+    """Channels that are removed one after the other; the knob is how many are removed.
 
     Args:
-        queue: groups and channels, the first to go first.
+        queue: groups and channels, in order of removal.
     """
 
     monotone = True
@@ -82,7 +82,7 @@ class QueueLadder:
 
 @dataclass(frozen=True)
 class QueueSelection:
-    """A selection of one queue, made for the groups that may be narrowed."""
+    """A selection by one queue, over the groups that may be narrowed."""
 
     preference: Mapping[Group, FloatArray]
     queue: Callable[[Problem], Sequence[tuple[Group, int]]]
@@ -95,7 +95,7 @@ class QueueSelection:
 class _Named(Protocol):
     @property
     def name(self) -> str:
-        """The name it is chosen by, and that the plan records."""
+        """The name by which users choose it, and which the plan records."""
         ...
 
 
@@ -104,34 +104,34 @@ class Scorer(_Named, Protocol):
     """Gives every channel of a group one number; the allocator removes the channels with the lowest."""
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``, finite, higher = keep; None where it cannot judge the group.
+        """Scores of shape ``(group.size,)``, finite, higher = keep; None if it cannot judge the group.
 
         Args:
             group: the group; its members name the tensor dims that its channels cut.
             tensors: every parameter and buffer by its first state-dict name.
-            graph: the channel graph the group belongs to.
+            graph: the channel graph that the group belongs to.
         """
         ...
 
 
 @runtime_checkable
 class ObservingScorer(_Named, Protocol):
-    """A scorer that looks at activations or gradients of calibration data."""
+    """A scorer that uses activations or gradients on calibration data."""
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """What to look at in one pass: any nesting of :class:`~fxprune.calibration.Observation` objects."""
+        """The observations to make in one pass: any nesting of :class:`~fxprune.calibration.Observation` objects."""
         ...
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """As :meth:`Scorer.score`; ``observed`` is what :meth:`observe` gave, with statistics for observations."""
+        """As :meth:`Scorer.score`; ``observed`` is the result of :meth:`observe`, with statistics for observations."""
         ...
 
 
 @runtime_checkable
 class WeighingScorer(ObservingScorer, Protocol):
-    """An observing scorer that makes the scores of all groups comparable in a second look at the data."""
+    """An observing scorer that makes the scores of all groups comparable in a second pass over the data."""
 
     def weighed(
         self,
@@ -146,10 +146,10 @@ class WeighingScorer(ObservingScorer, Protocol):
 
 @runtime_checkable
 class Selector(_Named, Protocol):
-    """Chooses which channels stay, with one knob that planning turns until the budget is met."""
+    """Chooses the channels that stay, with one knob that planning turns until the budget is met."""
 
     def select(self, study: Study) -> Selection:
-        """The settings of the knob, from which planning chooses."""
+        """The selection, from whose settings planning chooses."""
         ...
 
 
@@ -157,7 +157,7 @@ Criterion = Scorer | ObservingScorer | Selector
 
 
 class Study(Protocol):
-    """What a selector has to go by."""
+    """The information for a selector."""
 
     @property
     def graph(self) -> ChannelGraph:
@@ -178,16 +178,16 @@ class Study(Protocol):
         ...
 
     def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
-        """What another criterion observes of every group."""
+        """The observations of another criterion for every group."""
         ...
 
     def collector(self, name: str) -> Collector:
-        """What runs over the data again, for the criterion of that name. Raises CalibrationError: there are none."""
+        """The collector for another pass over the data; ``name``: the criterion's. Raises CalibrationError: no data."""
         ...
 
 
 def removal_order(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Channels in the order in which they go: lowest score first, of equals the highest index (the lowest survives)."""
+    """Channels in order of removal: lowest score first, among equals the highest index first."""
     reverse = np.argsort(scores[::-1], kind="stable")
     return (len(scores) - 1 - reverse).astype(np.int64)
 
@@ -196,7 +196,7 @@ Normaliser = Callable[[FloatArray], FloatArray]
 
 
 def _divided(scores: FloatArray, divisor: float) -> FloatArray:
-    # A divisor of zero means scores that are all zero (or cancel): no scale can be read off them.
+    # A divisor of zero means that all scores are zero (or cancel), so they have no scale.
     return scores / divisor if divisor != 0 else scores.copy()
 
 
@@ -219,7 +219,7 @@ NORMALISERS: dict[str, Normaliser] = {
     "minmax": lambda scores: _divided(scores - scores.min(), float(scores.max() - scores.min())),
     "zscore": lambda scores: _divided(scores - scores.mean(), float(scores.std())),
     "l2": lambda scores: _divided(scores, float(np.sqrt(np.square(scores).sum()))),
-    # By the population variance, not its root, as feature entropies are in published code.
+    # Divided by the population variance, not its root, as published code does for feature entropies.
     "variance": lambda scores: _divided(scores - scores.mean(), float(scores.var())),
     "lamp": _lamp,
 }

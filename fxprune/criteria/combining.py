@@ -1,4 +1,4 @@
-"""Criteria made of criteria: sums, products, mean ranks, minima, and two side by side."""
+"""Combinations of criteria: sums, products, mean ranks, minima, and two in parallel."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ Part = Scorer | ObservingScorer
 class Combination:
     """Several criteria as one: each is normalised in the group, then combined; all observe in one pass.
 
-    A criterion that cannot judge a group leaves it to the others.
+    If a criterion cannot judge a group, only the others count there.
 
     Args:
         parts: the criteria, by object.
         normalise: scales each part's scores in a group, see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:
-        CriterionError: no parts, one that is no scorer, or an unknown normaliser.
+        CriterionError: there are no parts, one is not a scorer, or the normaliser is unknown.
     """
 
     parts: tuple[Part, ...]
@@ -66,29 +66,29 @@ class Combination:
         return f"{type(self).__name__}({', '.join(part.name for part in self.parts)})"
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """What the parts observe."""
+        """The observations of all parts."""
         return [observations_of(part, group, finder, tensors) for part in self.parts]
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``; None where no part can judge the group."""
+        """Scores of shape ``(group.size,)``; None if no part can judge the group."""
         found = [score_one(part, group, seen, tensors, graph) for part, seen in zip(self.parts, observed, strict=True)]
         known = [(number, self.prepared(scores)) for number, scores in enumerate(found) if scores is not None]
         return self.combined([n for n, _ in known], np.stack([s for _, s in known])) if known else None
 
     def prepared(self, scores: FloatArray) -> FloatArray:
-        """One part's scores, made comparable with those of the others."""
+        """The scores of one part, made comparable with those of the others."""
         return normaliser_by_name(self.normalise)(scores)
 
     def combined(self, parts: Sequence[int], scores: FloatArray) -> FloatArray:
-        """Prepared scores (parts, channels) of the parts that could judge as one score a channel."""
+        """Combine prepared scores (parts, channels) of the parts that could judge into one score per channel."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class WeightedSum(Combination):
-    """The sum of the parts' scores, each times its weight.
+    """The weighted sum of the parts' scores.
 
     Args:
         weights: one for each part; equal by default.
@@ -119,7 +119,7 @@ class Product(Combination):
 
 @dataclass(frozen=True)
 class RankAverage(Combination):
-    """The mean of the parts' ranks in the group, between 0 (first to go) and 1; scales play no role."""
+    """The mean of the parts' ranks in the group, from 0 (removed first) to 1; scales do not matter."""
 
     def prepared(self, scores: FloatArray) -> FloatArray:
         """Ranks between 0 and 1."""
@@ -146,15 +146,15 @@ class Minimum(Combination):
 class Parallel(Named):
     """Both criteria with one global threshold each at the same share, then per layer the mask that keeps fewer.
 
-    Shao et al., Sensors 21(19):6601 ("parallel"), with feature entropy and slimming; any two scorers may stand for
-    them. A mask that keeps nothing of a layer gives way to the other; between equal ones the second's is taken. The
-    knob is the place of the threshold in the sorted scores.
+    Shao et al., Sensors 21(19):6601 ("parallel"), there with feature entropy and slimming; here with any two scorers.
+    If one mask keeps nothing of a layer, the other is used; if both keep equally many, the second. The knob is the
+    position of the threshold in the sorted scores.
 
     Args:
         first, second: the two scorers.
 
     Raises:
-        CriterionError: one of them is no scorer.
+        CriterionError: one of them is not a scorer.
     """
 
     first: Scorer | ObservingScorer = field(default_factory=FeatureEntropy)
@@ -184,7 +184,7 @@ class _ParallelSelection:
 
 
 class _Thresholds:
-    """Masks by the place of the threshold; at the first setting all channels stay."""
+    """Masks by the position of the threshold; at the first setting all channels stay."""
 
     monotone = True
 
@@ -204,7 +204,7 @@ class _Thresholds:
 
 
 def threshold_masks(scores: Mapping[Group, FloatArray], place: int) -> dict[Group, Mask]:
-    """Channels that score above the one at ``place`` of all scores in ascending order; equal ones go too.
+    """Masks of the channels whose scores are above the one at ``place`` in ascending order; equal ones are removed.
 
     With ``place = int(total * percent)`` this is the published rule: keep scales above, entropies below the threshold.
     """
@@ -213,7 +213,7 @@ def threshold_masks(scores: Mapping[Group, FloatArray], place: int) -> dict[Grou
 
 
 def fewer_kept(first: Mask, second: Mask) -> Mask:
-    """Of two masks of one layer the one that keeps fewer but some; the second where both keep as many."""
+    """The mask of a layer that keeps fewer channels, but at least one; the second if both keep equally many."""
     a, b = int(first.sum()), int(second.sum())
     if a == 0 or b == 0:
         return second if a == 0 else first

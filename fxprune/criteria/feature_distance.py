@@ -22,27 +22,27 @@ from fxprune.errors import CriterionError
 from fxprune.util.registry import Named
 
 _THRESHOLDS = 256
-_SAMPLED = 1 << 16  # similarities of one layer that quantiles are taken of
+_SAMPLED = 1 << 16  # the most similarities of one layer that enter the quantiles
 _NEAR = 64
 
 
 @criterion("feature_distance")
 @dataclass(frozen=True)
 class FeatureDistance(Named):
-    """Channels whose maps lie near those of a kept channel go; widths emerge from the data.
+    """Removes channels whose maps are close to those of a kept channel; the widths follow from the data.
 
-    Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as the released code does it:
-    the similarity of two channels is the mean over samples of ``1 / (1 + |F_i - F_j|)``; in order of index, a channel
-    that is left stays and takes the ``t`` most similar ones with a similarity of at least ``s`` with it. Which (t, s)
-    gave the published rows is not settled by the paper's text; here the first ``t`` that reaches the budget with s = 0
-    is taken, with the largest ``s`` that does, of 256 quantiles of all similarities. For coupled channels similarities
-    are averaged over the places where they are tapped.
+    Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as in the released code: the
+    similarity of two channels is the mean over samples of ``1 / (1 + |F_i - F_j|)``. In order of index, each channel
+    not yet removed stays and removes its ``t`` most similar ones whose similarity is at least ``s``. The paper does not
+    say which (t, s) gave its results. Here, ``t`` is the first that reaches the budget with s = 0, and ``s`` the
+    largest of 256 quantiles of all similarities that still does. For coupled channels, similarities are averaged over
+    the places where they are tapped.
 
     Args:
-        kept_block_slots: whether a kept neighbour takes up one of the ``t`` slots, as in the released code (which so
-            leaves most of a set of equal channels); False looks at undecided channels alone.
-        tap: where maps are read; "pooled", behind the activation and a max-pool that alone reads it, is what the
-            released code does. "activated" reads before the pool.
+        kept_block_slots: whether a kept neighbour takes up one of the ``t`` slots, as in the released code (which
+            therefore keeps most of a set of equal channels); False considers only undecided channels.
+        tap: where maps are read; "pooled" (after the activation and a max-pool that alone reads it) is as in the
+            released code. "activated" reads before the pool.
 
     Raises:
         CriterionError: an unknown tap rule.
@@ -61,7 +61,7 @@ class FeatureDistance(Named):
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """Minus the similarity to the nearest other channel, shape ``(group.size,)``; None where nothing was seen."""
+        """Minus the similarity to the nearest other channel, shape ``(group.size,)``; None if nothing was observed."""
         return _distinctness(np.mean([s.result() for s in observed], axis=0)) if observed else None
 
     def select(self, study: Study) -> Selection:
@@ -93,12 +93,12 @@ class FeatureSimilarity(Sums):
 
 
 def covering(similar: FloatArray, t: int, s: float, kept_block_slots: bool = True) -> list[int]:
-    """The channels that stay where each may remove ``t`` others of similarity ``s``; see :class:`FeatureDistance`."""
+    """The channels that stay if each may remove ``t`` others of similarity ``s``; see :class:`FeatureDistance`."""
     return Neighbours(similar).covering(t, s, kept_block_slots)
 
 
 class Neighbours:
-    """The channels of a layer, with the nearest of each looked up once for many coverings."""
+    """The channels of a layer, with the neighbours of each sorted once for many coverings."""
 
     def __init__(self, similar: FloatArray) -> None:
         self._similar = similar
@@ -115,14 +115,14 @@ class Neighbours:
         count = len(self._similar)
         removed = np.zeros(count, dtype=np.bool_)
         kept = np.zeros(count, dtype=np.bool_)
-        # A channel with no other one as near as s neither goes nor removes any: only the others need looking at.
+        # A channel without a neighbour of similarity s is neither removed nor removes any: skip it.
         near = np.count_nonzero(self._similar >= s, axis=1) > (np.diagonal(self._similar) >= s)
         kept[~near] = True
         for i in np.flatnonzero(near).tolist():
             if removed[i]:
                 continue
             kept[i] = True
-            # The channel itself is no candidate.
+            # The channel itself is not a candidate.
             taken = removed.copy() if kept_block_slots else removed | kept
             taken[i] = True
             nearest = self._near[i][~taken[self._near[i]]]
@@ -182,7 +182,7 @@ class _Coverings:
 
 
 def _thresholds(similar: Iterable[FloatArray]) -> list[float]:
-    """Values of ``s`` from one that nothing reaches down to 0, by quantiles of all similarities."""
+    """Values of ``s``, by quantiles of all similarities, from one above all of them down to 0."""
     values = [np.zeros(0)]
     for matrix in similar:
         pairs = matrix.reshape(-1)[1:]

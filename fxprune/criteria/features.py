@@ -30,9 +30,9 @@ def flat(maps: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureCriterion:
-    """The mean of a measure of the feature maps over all samples; a subclass says what is measured.
+    """The mean of a measure of the feature maps over all samples; subclasses define the measure.
 
-    Where a group is tapped at several places, each is normalised and the mean is taken.
+    If a group is tapped at several places, the scores of each are normalised and then averaged.
 
     Args:
         tap: where maps are read, see :mod:`fxprune.calibration.taps`.
@@ -99,7 +99,7 @@ class APoZ(FeatureCriterion):
     def measure(self, maps: Tensor) -> Tensor:
         """The share of positions of each map that are above zero."""
         values = flat(maps)
-        # Ones and zeros in the maps' own type add up faster than truth values do.
+        # Summing ones and zeros in the maps' own dtype is faster than summing booleans.
         return torch.gt(values, 0, out=torch.empty_like(values)).sum(2) / values.shape[2]
 
 
@@ -112,7 +112,7 @@ _NODES = 80  # to either side: factors of 1e12
 class HRank(FeatureCriterion):
     """The mean matrix rank of the maps (Lin et al., 2020, arXiv 2002.10179, equation 5).
 
-    A map of more than two dims is a matrix of its last dim and the rest, one of a single dim a matrix of one row.
+    A map of more than two dims is flattened to a matrix that keeps its last dim; a map of one dim is a one-row matrix.
     """
 
     tap: str = "activated"
@@ -133,7 +133,7 @@ class CHIP(FeatureCriterion):
     Sui et al., 2021, arXiv 2110.13981, equation 3. It decomposes one matrix for each sample and layer.
 
     Args:
-        decimals: maps are rounded to so many decimals, as the authors' code does; None for no rounding.
+        decimals: maps are rounded to this many decimals, as in the authors' code; None for no rounding.
     """
 
     tap: str = "activated"
@@ -170,7 +170,7 @@ def _spectrum(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues of ``X X'`` above 0, the share of each row in their vectors, and its share in all others."""
     count, columns = rows.shape
     energies, vectors = torch.linalg.eigh(rows @ rows.T if count <= columns else rows.T @ rows)
-    # What is below the rounding of the largest is zero; its root would not look like it.
+    # Values below the rounding error of the largest are zero, although their roots would look significant.
     real = energies > 1e-13 * energies.amax()
     if count <= columns:
         shares = vectors.square()
@@ -190,10 +190,10 @@ class FeatureEntropy(Named):
 
     Shao et al., Sensors 21(19):6601, as the authors' released code computes it. With
     ``estimator="spatial_softmax"`` a map is turned into a distribution over its positions by a softmax; a flat map has
-    the *highest* entropy and goes first. With ``estimator="histogram"`` the values of a map are binned; a flat map has
-    entropy 0, and the *lowest* goes first. The paper's text settles neither which is meant nor the histogram's bins
-    and their range; the default follows the code. Bins over each map's own range are blind to scale, and a map with one
-    high peak falls into few of them, so the bins lie over the range of all of the layer's maps of a sample.
+    the *highest* entropy and is removed first. With ``estimator="histogram"`` the values of a map are binned; a flat
+    map has entropy 0, and the *lowest* is removed first. The paper does not say which is meant, nor define the bins;
+    the default follows the code. Bins over each map's own range would ignore scale, and a map with one high peak would
+    fill few of them, so the bins cover the range of all maps of the layer for a sample.
 
     Args:
         estimator: "spatial_softmax" or "histogram".
@@ -255,11 +255,11 @@ def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:
     """Entropy of the softmax over positions, of the squared deviations from the mean or of the map itself.
 
     From (..., positions) to (...), in nats, float64, between 0 and the logarithm of the number of positions. Maps of
-    small values lie so near that limit that float32 would leave nothing but its rounding.
+    small values are so close to that limit that in float32 only rounding errors would remain.
     """
     maps = maps.double()
     energy = (maps - maps.mean(-1, keepdim=True)).square_() if squared else maps
-    # Below -80 a weight adds nothing, and further down are the numbers that processors are slow with.
+    # Below -80 a weight adds nothing, and lower exponents give denormal numbers, which are slow.
     shifted = (energy - energy.amax(-1, keepdim=True)).clamp_(min=-80)
     weights = shifted.exp()
     total = weights.sum(-1)
@@ -280,7 +280,7 @@ def histogram_entropy(maps: Tensor, bins: int = 32, together: bool = False) -> T
 
 
 def normalised_entropies(entropies: FloatArray, form: str) -> FloatArray:
-    """Entropies of one layer in the form "minmax" or "variance"; all equal ones give 0.5."""
+    """Normalise the entropies of one layer by "minmax" or "variance"; if all are equal, the result is 0.5."""
     steady = settled(entropies)
     if steady.min() == steady.max():
         return np.full(len(entropies), 0.5)

@@ -1,4 +1,4 @@
-"""Statistics of gradients: how much the loss changes, to first order, with a channel or with a weight."""
+"""Gradient criteria: how much the loss changes, to first or second order, without a channel or a weight."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from fxprune.util.registry import Named
 
 
 def check_over(over: str) -> None:
-    """Refuse what changes cannot be averaged over. Raises CriterionError: it is neither "sample" nor "batch"."""
+    """Check ``over``. Raises CriterionError: it is neither "sample" nor "batch"."""
     if over not in ("sample", "batch"):
         raise CriterionError(f'over must be "sample" or "batch", not {over!r}')
 
 
 class _MeanPower(Sums):
-    """The mean of ``|c|^p``, ``c`` being all that is seen of one sample, or the mean over the samples of one batch.
+    """The mean of ``|c|^p``, where ``c`` is the sum of all values of one sample, or the mean over one batch's samples.
 
-    Gradients of single samples do not cancel as those of all data do, which add up to nothing where training ended.
+    Powers are taken per sample or batch because the mean gradient over all data vanishes at the end of training.
 
     Args:
-        shape: of ``c``.
+        shape: the shape of ``c``.
         over: "sample" or "batch".
         power: 1 or 2.
     """
@@ -48,7 +48,7 @@ class _MeanPower(Sums):
         self._samples = 0
 
     def gather(self, seen: Seen, rows: Tensor) -> None:
-        """Take in rows of shape ``(samples, *shape)``; those of one sample or batch add up over all places."""
+        """Add rows of shape ``(samples, *shape)``; rows of one sample or batch are summed over all places."""
         number = seen.batch if self._over == "batch" else seen.run
         if number != self._number:
             self._close()
@@ -78,14 +78,14 @@ class _MeanPower(Sums):
 
 
 class ChannelChanges(_MeanPower):
-    """Of activation times gradient, summed over positions and over all places where the statistic is taken.
+    """The mean power of activation times gradient, summed over positions and over all places where it is observed.
 
-    That is the derivative of the loss by one factor that multiplies the channel at all these places.
+    That sum is the derivative of the loss with respect to one factor on the channel at all these places.
 
     Args:
-        channels: how many channels there are.
-        over, power: see above.
-        mean: whether the mean over positions is taken instead of the sum.
+        channels: the number of channels.
+        over, power: as for :class:`_MeanPower`.
+        mean: whether to take the mean over positions instead of the sum.
     """
 
     needs = "gradient"
@@ -100,13 +100,13 @@ class ChannelChanges(_MeanPower):
         products = flat(seen.value) * flat(seen.gradient)
         rows = (products.mean(2) if self._mean else products.sum(2)).to(torch.float64)
         if len(rows) != seen.samples:
-            # The place does not tell samples apart: each has its share.
+            # The activation has no sample dim: each sample gets an equal share.
             rows = (rows.sum(0, keepdim=True) / seen.samples).expand(seen.samples, -1)
         self.gather(seen, rows)
 
 
 class GradientPowers(_MeanPower):
-    """Of the gradient of the loss by each weight; "sample" runs the network sample by sample."""
+    """The mean power of the gradient with respect to each weight; "sample" runs the network sample by sample."""
 
     def __init__(self, shape: tuple[int, ...], over: str, power: int) -> None:
         super().__init__(shape, over, power)
@@ -120,7 +120,7 @@ class GradientPowers(_MeanPower):
 
 @cache
 def gradient_powers(over: str, power: int) -> Callable[[tuple[int, ...]], GradientPowers]:
-    """What makes :class:`GradientPowers` of a shape; the same object for the same arguments, so that groups share."""
+    """A maker of :class:`GradientPowers` by shape; equal arguments give the same maker, so that groups share it."""
     return partial(GradientPowers, over=over, power=power)
 
 
@@ -131,26 +131,26 @@ class Taylor:
     """First-order Taylor expansion of the loss.
 
     ``of="weights"``: ``(sum of g w)^2`` over the weights of a channel (Molchanov et al., 2019, arXiv 1906.10771,
-    section 3.1), the mean over samples. With a gate on the channel, a factor of 1, that sum is the derivative of the
-    loss by the gate, as in the paper; it is read off activations. For ``scope="group"`` gates stand wherever the
-    channel is read, at the end of everything that makes it: that gives the sum over the readers' weights, and behind
-    batch norm and ReLU that over scale and shift, the paper's gate after batch norm. For ``scope="producer"`` they
-    stand at the bare outputs of the layers that make it: the sum over their filters and biases. ``each=True`` takes
-    ``sum of (g w)^2`` over single weights instead.
+    section 3.1), the mean over samples. That sum equals the derivative of the loss with respect to a gate (a factor of
+    1) on the channel, as in the paper; it is computed from activations. With ``scope="group"``, the gates are wherever
+    the channel is read, after all ops that make it. This gives the sum over the readers' weights and, after batch norm
+    and ReLU, the sum over scale and shift: the paper's gate after batch norm. With ``scope="producer"``, they are at
+    the direct outputs of the layers that make it: the sum over their filters and biases. ``each=True`` takes ``sum of
+    (g w)^2`` over single weights instead.
 
     ``of="activations"``: ``|mean over positions of z dL/dz|`` of each sample at each tap, the mean over samples, scaled
     to unit L2 norm in the layer (Molchanov et al., 2017, arXiv 1611.06440, section 2.2).
 
-    Powers and magnitudes are taken sample by sample, or of batches' mean gradients with ``over="batch"`` (then scores
-    depend on the batches), never of the mean gradient of all data, which says nothing of a network trained on them.
+    Powers and magnitudes are taken for each sample, or with ``over="batch"`` for the mean gradient of each batch (then
+    scores depend on the batches). The mean gradient over all data would be near zero in a network trained on them.
 
     Args:
         of: "weights" or "activations".
         over: "sample" or "batch"; with ``each``, "sample" runs the network sample by sample.
         each: whether every weight counts by itself.
-        squared: of the weights, whether squares are taken or magnitudes.
-        scope: of the weights, "group" (all that go with the channel) or "producer" (the filters that make it).
-        tap: of the activations, where they are read.
+        squared: for weights, whether to take squares or magnitudes.
+        scope: for weights, "group" (all that belong to the channel) or "producer" (the filters that make it).
+        tap: for activations, where they are read.
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`; by default "none" for weights, whose scores are
             all in units of the squared loss, and "l2" for activations.
 
@@ -196,7 +196,7 @@ class Taylor:
         if self.each:
             return finder.parameters(group, gradient_powers(self.over, self._power))
         readings = finder.readings(group) if self.scope == "group" else []
-        # One statistic for all places: what they say of a channel adds up before it is squared.
+        # One statistic for all places: their values for a channel are summed before squaring.
         gate = ChannelChanges(group.size, self.over, self._power)
         return [Observation(tap, gate) for tap in readings or finder.taps(group, "producer")]
 
@@ -225,13 +225,12 @@ class Taylor:
 class Hessian(Named):
     """``1/2 sum of h w^2`` over a channel's weights, ``h`` the mean of squared per-sample gradients.
 
-    LeCun et al., 1989, "Optimal Brain Damage", equation 5, with the empirical Fisher information for the Hessian's
-    diagonal. The network runs forward and backward sample by sample. The diagonal leaves out how the weights of one
-    channel act together, which differs from layer to layer, so scores are scaled in each group before groups are
-    compared.
+    LeCun et al., 1989, "Optimal Brain Damage", equation 5, with the empirical Fisher information as the Hessian's
+    diagonal. The network runs forward and backward sample by sample. The diagonal ignores how the weights of one
+    channel interact, which differs between layers, so scores are scaled in each group before groups are compared.
 
     Args:
-        scope: "group" (all weights that go with the channel) or "producer" (the filters that make it).
+        scope: "group" (all weights that belong to the channel) or "producer" (the filters that make it).
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`; with "none" scores are in units of the loss.
 
     Raises:

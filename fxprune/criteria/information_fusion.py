@@ -30,13 +30,13 @@ class InformationFusion(Named):
 
     Qu et al., Computer Engineering and Applications 58(24):125-133: ``P[i] = softmax(-distance * temperature)`` over
     the filters of a layer, and a filter's importance is the sum over the others of the relative entropy between their
-    distributions, here in the log domain, where it is always finite. The paper's text does not settle the distance, the
-    temperature nor the identity with DCFF, which is what is implemented. What the removed filters hold can be put into
-    the kept ones with :func:`fused_filters`. The filters of coupled layers are laid side by side.
+    distributions, here in the log domain, where it is always finite. The paper does not define the distance or the
+    temperature, nor say whether it equals DCFF; DCFF is implemented. :func:`fused_filters` mixes the removed filters
+    into the kept ones. The filters of coupled layers are concatenated.
 
     Args:
-        temperature: sharpness of the distributions; the higher, the nearer the order comes to that of FPGM. In training
-            it follows :func:`temperature_at`.
+        temperature: sharpness of the distributions; the higher it is, the closer the order is to that of FPGM. In
+            training it follows :func:`temperature_at`.
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
 
     Raises:
@@ -65,7 +65,7 @@ def divergence_importance(logs: Tensor) -> Tensor:
     """``sum over g of KL(P[i], P[g]) / N`` from log distributions (filters, filters); high = unlike the others."""
     shares = logs.exp()
     entropy = (shares * logs).sum(1)
-    # sum_g sum_k P_ik (L_ik - L_gk) without the cube of all three.
+    # sum_g sum_k P_ik (L_ik - L_gk) without a tensor of all (i, g, k).
     return entropy - shares @ logs.mean(0)
 
 
@@ -77,26 +77,26 @@ def fused_filters(
     fusion: str = "proxy",
     compared: Tensor | None = None,
 ) -> Tensor:
-    """The kept filters with what is similar in the others mixed in.
+    """The kept filters, with the others mixed in by similarity.
 
-    The proportion ``beta`` and its form are not settled by the paper's text; ``beta=1`` with "proxy" is DCFF, equation
-    8, ``beta=0`` plain selection.
+    The paper does not define the proportion ``beta`` and its form; ``beta=1`` with "proxy" is DCFF, equation 8, and
+    ``beta=0`` is plain selection.
 
     Args:
         filters: ``(filters, ...)``, for example a convolution's weight.
         kept: indices of the filters that stay.
         temperature: as in :class:`InformationFusion`.
-        beta: proportion of what is mixed in.
+        beta: the proportion that is mixed in.
         fusion: "proxy", ``(1 - beta) w_i + beta sum_j P_ij w_j``, or "residual", ``w_i + beta sum_j P_ij w_j`` over the
             removed filters j alone.
-        compared: ``(filters, features)``, by which filters are compared: those of all coupled layers side by side where
-            each is fused by the same shares; by default ``filters`` themselves.
+        compared: ``(filters, features)``, the rows by which filters are compared: for coupled layers, which share their
+            shares, the filters of all concatenated; by default ``filters`` themselves.
 
     Returns:
         ``(kept, ...)``, in the order of ``kept`` and the type of ``filters``.
 
     Raises:
-        CriterionError: an unknown fusion, or no proportion.
+        CriterionError: the fusion is unknown, or ``beta`` is not between 0 and 1.
     """
     index = torch.as_tensor(kept, dtype=torch.long)
     rows = filters.detach().reshape(len(filters), -1).to(torch.float64)
@@ -107,7 +107,7 @@ def fused_filters(
 def fusion_shares(
     compared: Tensor, kept: Sequence[int] | Tensor, temperature: float = 1.0, beta: float = 1.0, fusion: str = "proxy"
 ) -> Tensor:
-    """Shares (kept, filters), float64, of filters in kept ones; see :func:`fused_filters`. Raises CriterionError."""
+    """The shares (kept, filters), float64, of all filters in the kept ones, as for :func:`fused_filters`."""
     beta, fusion = check_fusion(beta, fusion)
     similar = log_similarity_distributions(compared, temperature).exp()
     index = torch.as_tensor(kept, dtype=torch.long, device=similar.device)
@@ -120,7 +120,7 @@ def fusion_shares(
 
 
 def check_fusion(beta: float, fusion: str) -> tuple[float, str]:
-    """The proportion (0 to 1) and the form of a fusion. Raises CriterionError for others."""
+    """The proportion (0 to 1) and the form of a fusion, checked. Raises CriterionError: one is invalid."""
     if fusion not in ("proxy", "residual"):
         raise CriterionError(f'fusion must be "proxy" or "residual", not {fusion!r}')
     if isinstance(beta, (bool, str)) or not 0 <= beta <= 1:
@@ -139,25 +139,25 @@ def temperature_at(epoch: int, epochs: int, *, start: float = 1.0, end: float = 
 
 
 Removal = tuple[float, float, int, int, int]
-"""What puts a removal in the global queue: ``-z, -s`` of the pair, its two filters, and the one that goes."""
+"""The sort key of a removal in the global queue: ``-z, -s`` of the pair, its two filters, and the one removed."""
 
 
 @criterion("filter_similarity")
 @dataclass(frozen=True)
 class FilterSimilarity(Named):
-    """One global queue of pairs of similar filters; of the most similar pair alive, one filter goes.
+    """One global queue of pairs of similar filters; one filter of the most similar remaining pair is removed.
 
     Wu et al., Frontiers in Neurorobotics 17 (2023), doi 10.3389/fnbot.2023.1132679: filters are compared pairwise in a
-    layer, no rate is given per layer, only a target for the whole network. The paper's text does not settle the measure
-    of similarity, its standardisation across layers, which of a pair goes, nor how many must stay; here these are
-    cosine, the z-score of a layer's similarities, the one that is more similar to the other filters alive (the higher
-    index among equals), and ``keep_share``. The knob is how many filters have gone. The filters of coupled layers are
-    laid side by side.
+    layer, with a target for the whole network and no rate per layer. The paper does not define the similarity, its
+    standardisation across layers, which filter of a pair is removed, and how many must stay. Here these are the cosine,
+    the z-score of a layer's similarities, the one that is more similar to the other remaining filters (the higher index
+    among equals), and ``keep_share``. The knob is the number of removed filters. The filters of coupled layers are
+    concatenated.
 
     Args:
         metric: "cosine", "absolute" (its magnitude) or "euclidean" (``1 / (1 + distance)``).
         normalize: "zscore" or "none".
-        keep_share: this share of a group's filters stays at least.
+        keep_share: at least this share of a group's filters stays.
 
     Raises:
         CriterionError: an argument is none of these.
@@ -207,7 +207,7 @@ def similarities(rows: Tensor, metric: str = "cosine") -> FloatArray:
 
 
 def standardised(similar: FloatArray) -> FloatArray:
-    """Similarities as z-scores of those of all pairs. Without spread they are 0, and those of 1 infinite."""
+    """Similarities as z-scores over all pairs. Without spread they are 0, except that a similarity of 1 is infinite."""
     pairs = similar[np.triu_indices(len(similar), 1)]
     spread = float(pairs.std()) if len(pairs) else 0.0
     if spread == 0:
@@ -217,10 +217,10 @@ def standardised(similar: FloatArray) -> FloatArray:
 
 
 def pair_removals(similar: FloatArray, order: FloatArray, fewest: int) -> list[Removal]:
-    """The filters of a layer in the order in which they go, until ``fewest`` are left.
+    """The filters of a layer in order of removal, until ``fewest`` are left.
 
-    Again and again the alive pair of the highest ``order`` (then the highest similarity, then the lowest indices) gives
-    up the member with the larger sum of similarities to the others alive, the higher index among equals.
+    Each step takes the remaining pair of the highest ``order`` (then the highest similarity, then the lowest indices),
+    and removes the one with the larger sum of similarities to the other remaining ones (then the higher index).
     """
     count = len(similar)
     left, right = np.triu_indices(count, 1)
@@ -242,7 +242,7 @@ def pair_removals(similar: FloatArray, order: FloatArray, fewest: int) -> list[R
 
 
 def _next_alive(alive: NDArray[np.bool_], left: NDArray[np.intp], right: NDArray[np.intp], place: int) -> int:
-    """The first pair from ``place`` on of which both are alive; there is one while two are alive."""
+    """The first pair from ``place`` on whose filters both remain; there is one while two filters remain."""
     step = 64
     while True:
         both = alive[left[place : place + step]] & alive[right[place : place + step]]
@@ -253,7 +253,7 @@ def _next_alive(alive: NDArray[np.bool_], left: NDArray[np.intp], right: NDArray
 
 
 def _places(size: int, victims: Sequence[int]) -> FloatArray:
-    """The place at which each filter goes, and after all of them for those that stay."""
+    """The position of each filter in the order of removal, scaled; filters that stay come last."""
     places = np.full(size, float(len(victims)))
     places[list(victims)] = np.arange(len(victims))
     return places / max(size, 1)

@@ -1,4 +1,4 @@
-"""The one place that runs criteria, and checks what they return."""
+"""Runs criteria, and checks their results."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def judge(
     collector: Collector | None = None,
     spared: Collection[Group] = (),
 ) -> dict[Group, FloatArray] | Selection | None:
-    """What a criterion says of a network; None where the weights are on the meta device.
+    """The scores or the selection of a criterion for a network; None if the weights are on the meta device.
 
     Args:
         criterion: the criterion.
         graph: the channel graph.
         tensors: every parameter and buffer by name.
-        collector: runs over the calibration data; None where there are none.
-        spared: groups that lose nothing whatever they score: data are not looked at for them.
+        collector: runs over the calibration data; None without data.
+        spared: groups that lose nothing, whatever their scores: they are not observed.
 
     Raises:
-        CriterionError: scores of the wrong shape or not finite, or nothing that the criterion can judge.
+        CriterionError: scores have the wrong shape or are not finite, or there is no group that it can judge.
         CalibrationError: the criterion needs calibration and there is none, or the data do not fit.
     """
     if any(tensors[m.tensor].is_meta for group in graph.groups for m in group.members if m.tensor in tensors):
@@ -66,14 +66,14 @@ def score_groups(
 def observations_of(
     criterion: Scorer | ObservingScorer, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]
 ) -> Any:
-    """What a criterion wants to observe of a group; nothing if it looks at weights alone."""
+    """The observations that a criterion needs of a group; none if it uses weights alone."""
     return criterion.observe(group, finder, tensors) if isinstance(criterion, ObservingScorer) else ()
 
 
 def score_one(
     criterion: Scorer | ObservingScorer, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
 ) -> FloatArray | None:
-    """The scores of one group, after observing."""
+    """The scores of one group, after its observations."""
     score: Any = getattr(criterion, "score_observed", None)  # to ask the protocol of each group takes longer
     if score is not None:
         scores = score(group, observed, tensors, graph)
@@ -136,7 +136,7 @@ class _Study:
 
 
 def _filled(name: str, found: Mapping[Group, FloatArray | None], judged: bool) -> dict[Group, FloatArray]:
-    """Groups that the criterion cannot judge are cut last: they score as high as the highest."""
+    """Give groups that the criterion cannot judge the highest score, so that they are cut last."""
     known = [scores.max() for scores in found.values() if scores is not None]
     if judged and not known:
         raise CriterionError(
@@ -182,19 +182,19 @@ def criterion_by_name(name: str, **options: Any) -> Criterion:
 
 
 def needs_data(criterion: Criterion) -> bool:
-    """Whether a criterion looks at calibration data, by itself or in one of its parts."""
+    """Whether a criterion, or one of its parts, uses calibration data."""
     return any(isinstance(part, ObservingScorer) for part in (criterion, *vars(criterion).values()))
 
 
 def resolve_criterion(given: str | Criterion, *, seed: int = 0) -> Criterion:
-    """What a user passes as ``criterion``: a name, or an object that is a scorer or a selector.
+    """The criterion that a user passes: by name, or as an object that is a scorer or a selector.
 
     Args:
         given: the name or the object; an object is returned as it is.
         seed: for named criteria that draw random numbers.
 
     Raises:
-        CriterionError: an unknown name, or an object that is no criterion.
+        CriterionError: the name is unknown, or the object is not a criterion.
     """
     if isinstance(given, str):
         takes_seed = "seed" in inspect.signature(criterion[given]).parameters

@@ -32,21 +32,21 @@ _GRID = 9
 class MultiSource(Named):
     """Correlation of feature maps and entropy of weights in a layer; sets of filters judged by the model's output.
 
-    Xiu et al., Microelectronics & Computer 39(9):1-10, doi 10.19304/J.ISSN1000-7180.2022.0163. Of the paper only the
-    abstract's outline is settled: relative importance from the correlation between features, absolute importance from
-    the entropy of weights, sets of filters of one layer at several ratios judged by their effect on the whole model.
-    Chosen here: Pearson correlation of maps over positions, its magnitude averaged over samples; the histogram entropy
-    of a filter's weights over the range of its layer; both scaled to [0, 1] and fused; sets at ratios 0.1 to 0.9, their
-    effect the divergence of the output, and greedily the next set with the least effect for what it saves. For coupled
-    layers, scores are averaged.
+    Xiu et al., Microelectronics & Computer 39(9):1-10, doi 10.19304/J.ISSN1000-7180.2022.0163. Only the outline in the
+    abstract is followed: relative importance from the correlation between features, absolute importance from the
+    entropy of weights, and sets of filters of one layer at several ratios, judged by their effect on the whole model.
+    Chosen here: the magnitude of the Pearson correlation of maps over positions, averaged over samples; the histogram
+    entropy of a filter's weights over the range of its layer; both scaled to [0, 1] and fused; sets at ratios 0.1 to
+    0.9, whose effect is the divergence of the output. The next set is always the one with the least effect per saved
+    cost. For coupled layers, scores are averaged.
 
-    ``global_mode="sets"`` takes a second pass over the calibration data, with nine masked runs a group and batch;
+    ``global_mode="sets"`` makes a second pass over the calibration data, with nine masked runs per group and batch;
     "rank" sorts all fused scores together instead.
 
     Args:
-        alpha: share of the feature score in the fusion.
+        alpha: the share of the feature score in the fusion.
         fusion: "sum" (``alpha R + (1 - alpha) A``) or "product".
-        bins: of the weights' histogram.
+        bins: the number of bins in the weights' histogram.
         global_mode: "sets" or "rank".
         tap: where maps are read, see :mod:`fxprune.calibration.taps`.
 
@@ -78,7 +78,7 @@ class MultiSource(Named):
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """The fused scores, shape ``(group.size,)``; None where nothing was seen."""
+        """The fused scores, shape ``(group.size,)``; None if nothing was observed."""
         if not observed:
             return None
         relative = np.mean([uniqueness(s.result()) for s in observed], axis=0)
@@ -88,7 +88,7 @@ class MultiSource(Named):
         return self.fused(relative, absolute)
 
     def fused(self, relative: FloatArray, absolute: FloatArray) -> FloatArray:
-        """Both scores scaled to [0, 1] in the layer (0.5 where all are equal) and fused."""
+        """Both scores, scaled to [0, 1] in the layer (0.5 if all are equal) and fused."""
         relative, absolute = _unit_range(relative), _unit_range(absolute)
         if self.fusion == "product":
             return relative * absolute
@@ -113,7 +113,7 @@ class Correlation(Sums):
         super().__init__(total=(channels, channels), samples=())
 
     def update(self, seen: Seen) -> None:
-        """Take in one batch. A map without variance correlates with all."""
+        """Add one batch. A map without variance correlates fully with all others."""
         for sample in flat(seen.value).to(torch.float64):
             centred = sample - sample.mean(1, keepdim=True)
             norms = centred.norm(dim=1)
@@ -131,7 +131,7 @@ class Correlation(Sums):
 
 
 def uniqueness(correlation: FloatArray) -> FloatArray:
-    """One minus the mean correlation with the other channels: 1 = not replaceable. A single channel scores 1."""
+    """One minus the mean correlation with the other channels: 1 = irreplaceable. A single channel scores 1."""
     count = len(correlation)
     if count == 1:
         return np.ones(1)
@@ -140,12 +140,12 @@ def uniqueness(correlation: FloatArray) -> FloatArray:
 
 
 def weight_entropy(rows: Tensor, bins: int = 10) -> FloatArray:
-    """Entropy of filters' weights in bins over the range of all, 0 to ``ln bins``: (filters, weights) to (filters,)."""
+    """Entropy of each filter's weights, in bins over the range of all filters: (filters, weights) to (filters,)."""
     values = rows.to(torch.float64).numpy()
     low, high = values.min(), values.max()
     if low == high:
         return np.zeros(len(values))
-    # A weight on the edge of two bins belongs to the upper one, however its quotient is rounded.
+    # A weight on the edge of two bins belongs to the upper one, regardless of rounding errors.
     place = np.minimum(np.floor((values - low) / (high - low) * bins + 1e-6), bins - 1).astype(np.int64)
     counts = np.stack([np.bincount(row, minlength=bins) for row in place])
     shares = counts / values.shape[1]
@@ -169,7 +169,7 @@ def _by_rank(problem: Problem, scores: Mapping[Group, FloatArray]) -> Sequence[t
 
 
 def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]) -> Sequence[tuple[Group, int]]:
-    """Steps of the grid one by one: the next of the group whose step changes the output least for what it saves."""
+    """The order of the grid's steps: always the next step of the group that changes the output least per saved cost."""
     queue: list[tuple[Group, int]] = []
     steps = {g: _steps(problem, g, order[g], effects[g]) for g in problem.groups}
     heap = [(steps[g][0][0], n, 0) for n, g in enumerate(problem.groups) if steps[g]]
@@ -186,7 +186,7 @@ def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]
 def _steps(
     problem: Problem, group: Group, order: NDArray[np.int64], effects: FloatArray
 ) -> list[tuple[float, NDArray[np.int64]]]:
-    """Per step of the grid the change of the output for each unit of cost that it saves, and the channels that go."""
+    """For each step of the grid: the change of the output per unit of saved cost, and the channels that it removes."""
     found: list[tuple[float, NDArray[np.int64]]] = []
     gone, saved, effect = 0, 0.0, 0.0
     for step in range(1, _GRID + 1):

@@ -1,4 +1,4 @@
-"""Channels by the error that stays when the next layers are fitted anew without them."""
+"""Scores channels by the error that remains after the next layers are fitted again without them."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
 from fxprune.util.registry import Named
 
-# A wide group gives its channels up in so many turns at least.
+# A wide group loses its channels in at least this many turns.
 _TURNS = 48
-# Groups are weighed on so many samples at least.
+# Groups are weighed on at least this many samples.
 _FEWEST_SAMPLES = 2
 
 
 @criterion("reconstruction")
 @dataclass(frozen=True)
 class Reconstruction(Named):
-    """The error that a channel's removal adds to the outputs of the layers that read it, each fitted anew by least
-    squares on the channels left: a share of the variance of what the layer's output goes into (the sum, where it is
-    added to a stream), added up over the layers.
+    """The error that a channel's removal adds to the outputs of the layers that read it, after each is fitted again by
+    least squares on the remaining channels. It is a share of the variance of the output (or of the sum, if the output
+    is added to a stream), summed over the layers.
 
-    Channels go one by one, the one that adds least first; or in a given order. What a layer can recompute from other
-    channels costs nothing, so that widths follow from what can be recovered.
+    Channels are removed one by one, always the one that adds least, or in a given order. A channel that a layer can
+    recompute from others costs nothing, so the widths follow from what can be recovered.
 
     Args:
-        order: per group the scores whose order is followed; empty to take the channel that adds least.
-        positions: output positions of each sample that are looked at; more where a layer would have less than eight
-            rows for each of its features.
+        order: per group, the scores whose order is followed; empty to take the channel that adds least.
+        positions: the output positions used of each sample; more if a layer would have less than eight rows for each of
+            its features.
         ridge: see :func:`fxprune.calibration.least_squares.shrunk_ridge`.
-        most_features: layers with more features are not looked at.
+        most_features: layers with more features are not used.
         weigh: see above.
 
     Raises:
-        CriterionError: a value makes no sense.
+        CriterionError: a value is invalid.
     """
 
     order: Mapping[Group, FloatArray] = field(default_factory=dict, repr=False)
@@ -83,7 +83,7 @@ class Reconstruction(Named):
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``; None without a layer that is understood."""
+        """Scores of shape ``(group.size,)``; None if no layer that reads the group is understood."""
         parts = [part.elimination(group, tensors, self.ridge) for part in observed]
         known = [part for part in parts if part is not None]
         if not known:
@@ -98,7 +98,7 @@ class Reconstruction(Named):
         tensors: Mapping[str, Tensor],
         collector: Collector,
     ) -> dict[Group, FloatArray | None]:
-        """The scores of all groups as errors of the outputs; as they are where there is nothing to compare."""
+        """The scores of all groups, scaled to errors of the network's outputs; unchanged if they cannot be compared."""
         known = {group: own for group in observed if (own := scores[group]) is not None}
         if not self.weigh or len(known) < 2 or not collector.calibration.again:
             return dict(scores)
@@ -112,7 +112,7 @@ class Reconstruction(Named):
                 replaced |= part.without(group, gone, tensors, self.ridge)
             factors[group] = outputs.of(replaced) / max(float(own[gone].sum()), 1e-9)
         usual = [factor for factor in factors.values() if 0 < factor < math.inf]
-        # What says nothing (no output is off, or all are) counts as the least or the most that is said.
+        # A group without a usable effect (no output changes, or all do) gets the smallest or the largest one.
         limits = (min(usual), max(usual)) if usual else (1.0, 1.0)
         weights = {group: limits[1] if math.isnan(f) else float(np.clip(f, *limits)) for group, f in factors.items()}
         return {**scores, **{group: own * weights[group] for group, own in known.items()}}
@@ -128,7 +128,7 @@ class _Part(NamedTuple):
     variance: Any
 
     def blocks(self, group: Group, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        """The features of each channel, ``(channels, features of a channel)``; None where channels share some."""
+        """The features of each channel, ``(channels, features of a channel)``; None if channels share some."""
         channels, elements = owned_by(self.member.axis, group.variable)
         counts = np.bincount(channels, minlength=group.size)
         if len(np.unique(elements)) < len(elements) or counts.min() < 1 or counts.min() != counts.max():
@@ -138,7 +138,7 @@ class _Part(NamedTuple):
         return torch.from_numpy((columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1))
 
     def elimination(self, group: Group, tensors: Mapping[str, Tensor], ridge: float) -> Elimination | None:
-        """What the removal of channels costs; None where that cannot be told."""
+        """The errors from removing channels; None if they cannot be computed."""
         blocks, total = self.blocks(group, tensors), self.variance.mean()
         if blocks is None or not total > 0:
             return None
@@ -149,7 +149,7 @@ class _Part(NamedTuple):
     def without(
         self, group: Group, gone: NDArray[np.int64], tensors: Mapping[str, Tensor], ridge: float
     ) -> dict[str, Tensor]:
-        """The layer's tensors without some channels, those left fitted anew."""
+        """The layer's tensors without some channels, with the rest fitted again."""
         blocks, name = self.blocks(group, tensors), self.member.tensor
         if blocks is None:
             return {}
@@ -162,20 +162,20 @@ class _Part(NamedTuple):
 
 
 def _scores(parts: Sequence[Elimination], channels: int, order: Any) -> FloatArray:
-    """The error that each channel adds when its turn comes, ascending in the order in which they go."""
+    """The error that each channel adds when it is removed, ascending in the order of removal."""
     left = np.arange(channels)
     scores = np.zeros(channels)
     highest = 0.0
     together = max(1, channels // _TURNS)
     while len(left):
         costs = torch.stack([part.costs() for part in parts]).sum(0).numpy()[left]
-        # Among equals the highest index goes first.
+        # Among equals, the highest index is removed first.
         turn = order[:together] if order is not None else left[np.lexsort((-left, costs))[:together]]
         own = costs[np.searchsorted(left, turn)]
         added = sum([part.remove(turn.tolist()) for part in parts])
-        # What goes together adds more than each of them alone.
+        # Channels removed together add more error than the sum of each alone.
         for channel, cost in zip(turn, own * (added / max(own.sum(), 1e-300)), strict=True):
-            # The order has to stay, so a step costs at least what the one before did.
+            # To preserve the order, a step costs at least as much as the one before.
             highest = scores[channel] = max(highest, cost) * (1 + 1e-9) + 1e-15
         left = np.setdiff1d(left, turn)
         order = None if order is None else order[together:]
@@ -183,7 +183,7 @@ def _scores(parts: Sequence[Elimination], channels: int, order: Any) -> FloatArr
 
 
 class _Moments(Sums):
-    """Second moments of the features of one layer; the last is the one."""
+    """Second moments of the features of one layer; the last feature is the constant one."""
 
     def __init__(self, features: int, rows: LayerRows, positions: int, seed: int, device: torch.device) -> None:
         super().__init__(xx=(features + 1, features + 1))
@@ -193,8 +193,8 @@ class _Moments(Sums):
         self._seed = seed
 
     def update(self, seen: Seen) -> None:
-        """Take in one batch of the layer's input."""
-        # The same positions in every batch: moments do not depend on how the data are cut.
+        """Add one batch of the layer's input."""
+        # The same positions in every batch, so that moments do not depend on the batch size.
         if self._positions is None:
             self._positions = enough_positions(self._least, self.held["xx"].shape[0] - 1, seen.expected)
         generator = torch.Generator().manual_seed(self._seed)
@@ -204,20 +204,20 @@ class _Moments(Sums):
 
     @property
     def rows(self) -> float:
-        """How many rows have been taken in."""
+        """The number of rows added so far."""
         return float(self.held["xx"][-1, -1])
 
     def centred(self) -> Tensor:
-        """About the means, for one row."""
+        """The covariance of the features."""
         xx = self.held["xx"].cpu() / self.held["xx"][-1, -1].clamp_min(1).cpu()
         return xx[:-1, :-1] - torch.outer(xx[:-1, -1], xx[:-1, -1])
 
     def ridge(self, ridge: float) -> float:
-        """More of it where rows are few."""
+        """The ridge, increased if there are few rows."""
         return shrunk_ridge(ridge, self.centred(), self.rows)
 
     def without(self, gone: Tensor, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weight without some features, those left fitted anew, and the intercept that makes up for the means."""
+        """The weight without some features, with the rest fitted again, and the intercept that corrects the means."""
         xx, matrix = self.centred(), weight.detach().double().flatten(1).cpu()
         left = torch.ones(len(xx), dtype=torch.bool)
         left[gone] = False
@@ -229,7 +229,7 @@ class _Moments(Sums):
 
 
 class _Variance(Sums):
-    """The variance of a layer's readout, added up over its channels."""
+    """The variance of a layer's readout, summed over its channels."""
 
     def __init__(self, channel_dim: int, channels: int) -> None:
         super().__init__(total=(channels,), squares=(channels,), count=())
@@ -252,15 +252,15 @@ class _Variance(Sums):
 
 @dataclass(frozen=True)
 class _Readout:
-    """Where a layer's output goes by itself."""
+    """The node at which a layer's output is compared, and its scale there."""
 
-    node: fx.Node  # behind a batch norm, and behind the sum that the output goes into
+    node: fx.Node  # after a batch norm, and after the sum that the output goes into, if any
     scale: Tensor  # of each channel there
     mean: str = ""  # the running mean of that batch norm; empty where there is none
 
     @classmethod
     def of(cls, call: Call, calls: Mapping[fx.Node, Call], tensors: Mapping[str, Tensor]) -> _Readout:
-        """What is behind a layer."""
+        """The readout of a layer."""
         node, mean = call.node, ""
         scale = tensors[str(parameter_name(call.arguments["weight"]))].new_ones(())
         norm = norm_after(node, calls)

@@ -24,7 +24,7 @@ def parameter_members(group: Group, graph: ChannelGraph) -> list[Member]:
 
 
 def producers(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> list[Member]:
-    """The members whose rows make the group's channels: kernels, and biases only where there is nothing else."""
+    """The members whose rows make the group's channels: kernels, or biases if there are no kernels."""
     members = parameter_members(group, graph)
     made = [m for m in members if m.role == "out"]
     kernels = [m for m in made if tensors[m.tensor].ndim > 1]
@@ -37,7 +37,7 @@ def scoped_members(scope: str, group: Group, tensors: Mapping[str, Tensor], grap
 
 
 def channel_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
-    """What each channel owns of a tensor dim, padded with zeros: float64, shape ``(channels, features)``."""
+    """The entries of a tensor that each channel owns, padded with zeros: float64, shape ``(channels, features)``."""
     rows = tensor.detach().movedim(member.dim, 0)
     rows = rows.reshape(rows.shape[0], -1).to(torch.float64)
     channels, elements = owned_by(member.axis, variable)
@@ -50,13 +50,13 @@ def channel_rows(tensor: Tensor, member: Member, variable: Channels) -> Tensor:
 
 
 def producer_rows(group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> Tensor:
-    """The filters of a group, those of coupled producers side by side: float64, shape ``(channels, features)``."""
+    """The filters of a group, those of coupled producers concatenated: float64, shape ``(channels, features)``."""
     members = producers(group, tensors, graph)
     return torch.cat([channel_rows(tensors[m.tensor], m, group.variable).cpu() for m in members], dim=1)
 
 
 def channel_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatArray:
-    """The sum of everything that each channel owns of a tensor dim. Shape ``(channels,)``."""
+    """The sum of all entries of a tensor that each channel owns. Shape ``(channels,)``."""
     others = [d for d in range(tensor.ndim) if d != member.dim]
     sums = tensor.detach().to(torch.float64)
     sums = sums.sum(others) if others else sums
@@ -66,7 +66,7 @@ def channel_totals(tensor: Tensor, member: Member, variable: Channels) -> FloatA
 def distances(rows: Tensor) -> Tensor:
     """Euclidean distances between the rows of ``(..., channels, features)``, from Gram matrices in float64.
 
-    Rows that differ by less than a millionth of their norms are equal, because a Gram matrix tells no more.
+    Rows that differ by less than a millionth of their norms count as equal, because Gram matrices are not more precise.
     """
     rows = rows.to(torch.float64)
     rows = rows - rows.mean(dim=-2, keepdim=True)
@@ -78,7 +78,7 @@ def distances(rows: Tensor) -> Tensor:
 
 
 def settled(values: NDArray[np.float64]) -> FloatArray:
-    """The values without the last few digits, so that equal channels have equal scores whatever their place."""
+    """The values rounded by a few digits, so that equal channels have equal scores at any index."""
     scale = float(np.abs(values).max()) if len(values) else 0.0
     if not 1e-250 < scale < 1e250:
         return values
@@ -101,7 +101,7 @@ class TensorSums(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> TensorSums:
-        """The mapping itself if it already remembers sums."""
+        """The mapping with remembered sums; itself if it is one already."""
         return tensors if isinstance(tensors, cls) else cls(tensors)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -124,8 +124,8 @@ class TensorSums(Mapping[str, Tensor]):
 def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
     """``sum(abs(w) ** power)`` of every slice along ``dim``; ``power`` is 1 or 2. Shape ``(size of dim,)``.
 
-    Added up in the tensor's own precision within a chunk (half precisions in float32), in float64 across chunks. The
-    tensor is read chunk by chunk along its first dim: temporaries stay in cache and add nothing to the peak memory.
+    Sums are in the tensor's own precision within a chunk (half precisions in float32), and in float64 across chunks.
+    The chunks run along the first dim: temporaries fit the cache and add nothing to the peak memory.
     """
     with torch.no_grad():
         values = tensor.detach()
@@ -160,7 +160,7 @@ def _column_sums(chunk: Tensor, power: int) -> Tensor:
 
 
 def fold(axis: Axis, values: FloatArray) -> dict[Channels, FloatArray]:
-    """Add up ``values`` (one per element of a resolved axis) by the channel that each element needs.
+    """Sum ``values`` (one per element of a resolved axis) by the channel that each element needs.
 
     An element of a product needs a channel of every factor and counts for each of them, once. Shape of each result:
     ``(variable.size,)``.

@@ -1,4 +1,4 @@
-"""ThiNet: channels go in the order that changes the next layer's outputs least."""
+"""ThiNet: removes channels in the order that changes the next layer's outputs least."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Parts = Callable[[Tensor], Tensor]
 @criterion("thinet")
 @dataclass(frozen=True)
 class ThiNet(Named):
-    """Greedy reconstruction: of the channels left, the one whose loss changes sampled outputs of the next layers least.
+    """Greedy reconstruction: always removes the channel that changes sampled outputs of the next layers least.
 
-    Luo et al., 2017, arXiv 1707.06342, section 3.2: the squared error of the outputs at sampled entries, entries being
-    pairs of a position and an output channel. The same entries are taken of every sample, so that all that is needed is
-    one matrix of products between channels. A channel scores the error that is reached when it has gone, as a share of
-    the outputs' energy; several consumers add their shares up. Consumers are linear layers and convolutions without
-    groups; a group without such cannot be judged.
+    Luo et al., 2017, arXiv 1707.06342, section 3.2: the squared error of the outputs at sampled entries; an entry is a
+    pair of a position and an output channel. The same entries are used of every sample, so one matrix of products
+    between channels is enough. A channel's score is the error after its removal, as a share of the outputs' energy,
+    summed over the consumers. Consumers are linear layers and convolutions without groups; a group without any cannot
+    be judged.
 
     Args:
-        entries: how many entries are taken of each sample.
-        seed: chooses them.
+        entries: the number of entries of each sample.
+        seed: the seed that chooses them.
 
     Raises:
         CriterionError: ``entries`` is below 1.
@@ -52,7 +52,7 @@ class ThiNet(Named):
             raise CriterionError(f"entries must be at least 1, not {self.entries!r}")
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """What each channel contributes to the sampled outputs of every consumer."""
+        """The contribution of each channel to the sampled outputs of every consumer."""
         found = []
         for call, tap, weight in finder.consumers(group):
             member = next(m for m in group.members if m.tensor == weight and m.role == "in")
@@ -64,12 +64,12 @@ class ThiNet(Named):
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
     ) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``; None without a consumer that is understood."""
+        """Scores of shape ``(group.size,)``; None if no consumer is understood."""
         products = [p for p in (s.relative() for s in observed) if p is not None]
         return greedy_errors(np.sum(products, axis=0)) if products else None
 
     def _parts(self, call: Call, weight: Tensor, member: Member, group: Group, key: str) -> Parts | None:
-        # Where the channels are not the weight's columns one by one, linear layers may hold several columns a channel.
+        # If channels are not single columns of the weight, a linear layer may have several columns per channel.
         draw = np.random.default_rng([self.seed % (1 << 64), name_seed(key)])
         outputs = torch.from_numpy(draw.integers(weight.shape[0], size=self.entries))
         places = draw.random((self.entries, 2))
@@ -83,10 +83,10 @@ class ThiNet(Named):
 
 
 def greedy_errors(products: FloatArray) -> FloatArray:
-    """The error reached when each channel goes (channels,), one by one so that it grows least.
+    """The error after each channel's removal, shape (channels,); channels are removed so that it grows least.
 
-    ``products`` (channels, channels): sums over sampled outputs of products of two channels' contributions. Of equals
-    the highest index goes first.
+    ``products`` (channels, channels): sums over sampled outputs of products of two channels' contributions. Among
+    equals, the highest index is removed first.
     """
     products = settled(products.reshape(-1)).reshape(products.shape)
     count = len(products)
@@ -98,7 +98,7 @@ def greedy_errors(products: FloatArray) -> FloatArray:
         growth = np.where(left, np.diag(products) + 2 * cross, np.inf)
         chosen = count - 1 - int(np.argmin(growth[::-1]))
         error += float(growth[chosen])
-        # Contributions may cancel: the order has to stay, so an error is at least that of the step before.
+        # Contributions may cancel. To preserve the order, an error is at least that of the step before.
         highest = max(highest, error)
         errors[chosen] = highest + step * 1e-12
         left[chosen] = False
@@ -124,7 +124,7 @@ class _Products(Sums):
 
 
 def _is_flattened(member: Member, group: Group) -> bool:
-    """Whether a linear layer reads each channel's positions in a run, as after flattening maps."""
+    """Whether a linear layer reads the positions of each channel consecutively, as after flattening maps."""
     return isinstance(member.axis, Product) and member.axis.factors[0] is group.variable
 
 
@@ -159,7 +159,7 @@ def _convolution_parts(maps: Tensor, filters: Tensor, places: FloatArray, geomet
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    # "same" keeps the size; "valid", and padding that an op before has added, are no padding.
+    # "same" keeps the size; "valid" adds no padding, and padding by an earlier op does not count.
     if isinstance(value, (list, tuple)):
         return int(value[0]), int(value[-1])
     return (value, value) if isinstance(value, int) else (0, 0)

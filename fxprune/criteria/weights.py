@@ -1,4 +1,4 @@
-"""Weight magnitude: channels whose weights are small matter least."""
+"""Criteria that use weights alone: magnitude, random, LAMP, FPGM and slimming."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fxprune.util.registry import Named
 class Magnitude(Named):
     """The norm of the weights that a channel owns.
 
-    With ``scope="producer"`` these are the rows of the weights that make the channel: ``sum |w|`` for ``p=1`` (Li et
-    al., 2017, arXiv 1608.08710), ``sqrt(sum w^2)`` for ``p=2`` (He et al., 2018, arXiv 1808.06866). With
-    ``scope="group"`` they are all parameters tied to it, producers, consumers and affine ones: ``sum |w|^p`` (Fang et
-    al., 2023, arXiv 2301.12900, equation 5). Buffers never count.
+    With ``scope="producer"``, a channel owns the rows of the weights that make it: ``sum |w|`` for ``p=1`` (Li et al.,
+    2017, arXiv 1608.08710), ``sqrt(sum w^2)`` for ``p=2`` (He et al., 2018, arXiv 1808.06866). With ``scope="group"``,
+    it owns its entries in all parameters of producers, consumers and norms: ``sum |w|^p`` (Fang et al., 2023, arXiv
+    2301.12900, equation 5). Buffers never count.
 
     Args:
         p: 1 or 2.
@@ -61,7 +61,7 @@ class Magnitude(Named):
 @criterion("random")
 @dataclass(frozen=True)
 class Random(Named):
-    """Uniform scores in [0, 1). Each group draws from its own stream, so that its scores depend on no other group.
+    """Uniform scores in [0, 1). Each group has its own random stream, so its scores do not depend on other groups.
 
     Args:
         seed: equal seeds give equal scores.
@@ -79,8 +79,8 @@ class Random(Named):
 class Lamp(Named):
     """A channel's energy divided by that of all channels of its group that are at least as strong.
 
-    Lee et al., 2021, arXiv 2010.07611, equation 2, with the sum of squares of a channel's weights for the single weight
-    there; one global sort. The strongest channel of every group scores 1.
+    Lee et al., 2021, arXiv 2010.07611, equation 2, with the sum of squares of a channel's weights instead of a single
+    weight; one global sort. The strongest channel of every group scores 1.
 
     Args:
         scope: "group" or "producer", as in :class:`~fxprune.criteria.weights.Magnitude`.
@@ -104,9 +104,9 @@ class Lamp(Named):
 @criterion("fpgm")
 @dataclass(frozen=True)
 class FPGM(Named):
-    """``sum_j |w_i - w_j|``: the filter nearest to the geometric median of its layer goes first.
+    """``sum_j |w_i - w_j|``: the filter nearest to the geometric median of its layer is removed first.
 
-    He et al., 2019, arXiv 1811.00250, equation 4. The filters of coupled layers are laid side by side.
+    He et al., 2019, arXiv 1811.00250, equation 4. The filters of coupled layers are concatenated.
 
     Args:
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`.
@@ -131,7 +131,7 @@ class Slimming(Named):
     """``|gamma|`` of batch norm, the mean over the norms of coupled layers.
 
     Liu et al., 2017, arXiv 1708.06519: one global threshold on scales that training has pushed down with an L1 penalty.
-    A group without batch norm cannot be judged, and is cut last. What is a batch norm is told by its running variance.
+    A group without batch norm cannot be judged, and is cut last. A batch norm is recognised by its running variance.
 
     Args:
         normalise: see :class:`~fxprune.criteria.weights.Magnitude`; the published threshold uses none.
