@@ -1,4 +1,4 @@
-"""The loss whose gradients criteria read."""
+"""Calibration batches: how they are read, checked and split, and the default loss."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fxprune.capture.samples import Sample, as_arguments, is_image
 from fxprune.errors import CalibrationError, FxpruneError, described
 
 _TARGETS = ("label", "target")
-_HELD_OUT = 8  # one sample in so many
+_HELD_OUT = 8  # one sample in eight is held out
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
 
 def default_loss(output: Any, target: Any) -> torch.Tensor:
-    """Mean cross-entropy of logits (N, classes, ...) and classes (N, ...) or shares. CalibrationError: other things."""
+    """Mean cross-entropy of logits (N, classes, ...) and classes (N, ...) or shares. CalibrationError: others."""
     if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and output.ndim >= 2:
         indices = not target.is_floating_point() and target.shape == (output.shape[0], *output.shape[2:])
         shares = target.is_floating_point() and target.shape == output.shape
@@ -52,7 +52,7 @@ class Batch:
     size: int
 
     def parts(self, size: int = 1) -> Iterator[Batch]:
-        """The batch, so many samples at a time; what has no first dim in common stays whole."""
+        """The batch in parts of ``size`` samples; a batch whose arguments share no first dim stays whole."""
         if self.sample.batch_size is None or self.size <= size or _lists(self.sample):
             yield self
             return
@@ -65,7 +65,7 @@ class Batch:
             yield Batch(self.sample.map(rows), target, min(size, self.size - i))
 
     def side_by_side(self) -> Batch:
-        """The batch with the channels of each pixel side by side, as convolutions on CPUs are fastest."""
+        """The batch in channels-last memory format, in which convolutions on CPUs are fastest."""
         return replace(self, sample=self.sample.map(_side_by_side))
 
 
@@ -74,12 +74,12 @@ def _side_by_side(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def held_out(batch: Batch) -> torch.Tensor:
-    """Which samples (size,) nothing is fitted to: one in eight by content, however the data are cut or shared."""
+    """A mask (size,) of the samples that nothing is fitted to: one in eight, by content, for any batches or ranks."""
     return torch.tensor([check % _HELD_OUT == 0 for check in checksums(batch)])
 
 
 def checksums(batch: Batch) -> list[int]:
-    """A number below 2 ** 32 for each sample of a batch, by its content; the same for all where they share no dim."""
+    """A number below 2 ** 32 for each sample, by its content; the same for all if they share no first dim."""
     shared = batch.sample.batch_size == batch.size
     tensors = [t.detach().cpu().contiguous() for t in batch.sample.tensors if t.ndim and t.numel()]
     checks = [0] * batch.size
@@ -95,11 +95,11 @@ def checksums(batch: Batch) -> list[int]:
 
 
 def read_batch(given: Any, sample: Sample) -> tuple[Sample, Any] | None:
-    """Arguments and target of what a loader yields: what the model takes, ``(input, target)`` or ``((a, b), target)``.
+    """Arguments and target of a loader's item: the model's input, ``(input, target)`` or ``((a, b), target)``.
 
-    What a model takes is told by its sample: a batch has as many arguments, of the same kinds and numbers of dims. A
-    list stands for a tuple where a tuple is meant, as data loaders yield them. Of a dict with one entry more, called
-    labels or targets, that is the target. None where nothing fits.
+    The sample defines the model's input: a batch has as many arguments, of the same kinds and numbers of dims. A list
+    may be given instead of a tuple, as data loaders yield them. If a dict has one further entry, called labels or
+    targets, that is the target. None if nothing fits.
     """
     given = _with_target(given, sample)
     found = next((s for s in _candidates(given) if _fits(s, sample)), None)
@@ -120,7 +120,7 @@ def _with_target(given: Any, sample: Sample) -> Any:
 
 
 def read_pair(given: Any) -> tuple[Sample, Any]:
-    """The same where no sample tells what the model takes: a pair is an input and a target, all else is the input."""
+    """As :func:`read_batch`, without a sample: a pair is an input and a target, anything else is the input."""
     if isinstance(given, (tuple, list)) and not hasattr(given, "_fields") and len(given) == 2:
         return Sample(*as_arguments(given[0])), given[1]
     return Sample(*as_arguments(tuple(given) if isinstance(given, list) else given)), None
@@ -151,7 +151,7 @@ def _alike(given: Any, expected: Any) -> bool:
 
 
 def batch_size(sample: Sample) -> int:
-    """How many samples the arguments hold; 1 where they share no first dim."""
+    """The number of samples in the arguments; 1 if they share no first dim."""
     lists = _lists(sample)
     return len(lists[0]) if lists else sample.batch_size or 1
 
@@ -179,7 +179,7 @@ def describe_arguments(sample: Sample) -> str:
 class Calibration:
     """A re-iterable of batches, each as :func:`read_batch` reads it for a sample; tensors move to the sample's device.
 
-    An iterator (a generator, say) can be read once only. Raises CalibrationError: ``data`` is no iterable of batches.
+    An iterator (a generator, say) can be read only once. Raises CalibrationError: ``data`` is not an iterable.
     """
 
     def __init__(self, data: Iterable[Any], sample: Sample) -> None:
@@ -189,16 +189,16 @@ class Calibration:
         self._data = data
         self._sample = sample
         self._device = sample.tensors[0].device
-        # Masks may be written with infinity, and then the sample's are.
+        # Masks may contain infinity; if they do, so does the sample.
         self._finite = not any(t.is_floating_point() and not t.is_meta and t.isinf().any() for t in sample.tensors)
         self._exhausted = False
         self.seen = 0
-        # How many samples are run at a time: 0 for a batch as it is, None where that is not known yet.
+        # The number of samples to run at a time: 0 for whole batches, None if not determined yet.
         self.part: int | None = None
 
     @property
     def length(self) -> int | None:
-        """How many batches there are, where the data knows."""
+        """The number of batches, or None if the data has no length."""
         try:
             return len(self._data)  # type: ignore[arg-type]
         except TypeError:
@@ -206,11 +206,11 @@ class Calibration:
 
     @property
     def again(self) -> bool:
-        """Whether there is another pass: an iterator has one."""
+        """Whether another pass is possible: an iterator allows one pass in total."""
         return not self._exhausted
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every batch, on the sample's device, counted in ``seen``. Raises CalibrationError where one does not fit."""
+        """Every batch, on the sample's device, counted in ``seen``. Raises CalibrationError: a batch does not fit."""
         if self._exhausted:
             raise CalibrationError(
                 "calibration is an iterator, which is empty after one pass, and a second pass is needed: pass "
@@ -239,18 +239,18 @@ class Calibration:
         return Batch(sample, pytree.tree_map_only(torch.Tensor, self._placed, found[1]), batch_size(sample))
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        # A network may write to its input, and the data is the caller's.
+        # A network may write to its input, but the data belongs to the caller.
         return tensor.detach().to(self._device, copy=True)
 
 
 @contextmanager
 def fitting(sample: Sample) -> Iterator[None]:
-    """Say of what a network raises on a batch that it came of the batch, as a CalibrationError."""
+    """Turn an error of the network on a batch into a CalibrationError that describes the batch."""
     try:
         yield
     except FxpruneError:
         raise
-    except Exception as error:  # the model is the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code runs here and may raise anything
         shapes = ", ".join(str(tuple(t.shape)) for t in sample.tensors)
         raise CalibrationError(
             f"the model fails on a batch of calibration (tensors of shape {shapes}): {described(error)}"

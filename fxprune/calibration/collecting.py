@@ -1,4 +1,4 @@
-"""A statistic and where it is taken."""
+"""Runs a private copy of a network over calibration data, and shows values of its nodes to statistics."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from fxprune.rules.call import Call
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.progress import Steps
 
-# Bytes of values alive that a processor's cache holds, and samples that are run together at least.
+# The bytes of live values that fit a processor's cache, and the least number of samples to run together.
 _CACHE, _FEWEST_TOGETHER = 8 << 20, 16
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """A statistic and the place it is taken at."""
+    """A statistic, and the place at which it is taken."""
 
     place: Place
     statistic: Statistic
 
 
 def norm_after(node: fx.Node, calls: Mapping[fx.Node, Call]) -> fx.Node | None:
-    """The batch norm that alone reads a node."""
+    """The batch norm that is the only reader of a node, else None."""
     user = _only_user(node)
     call = calls.get(user) if user is not None else None
     return user if call is not None and call.name == "batch_norm" and call.arguments["input"] is node else None
 
 
 def addition_after(node: fx.Node, calls: Mapping[fx.Node, Call]) -> tuple[fx.Node, fx.Node] | None:
-    """The addition of two activations of one shape that alone reads a node, and its other summand."""
+    """The addition of two activations of one shape that is the only reader of a node, and its other summand."""
     user = _only_user(node)
     call = calls.get(user) if user is not None else None
     if user is None or call is None or call.name != "add" or call.arguments.get("alpha", 1) != 1:
@@ -66,7 +66,7 @@ Watched = tuple[fx.Node, fx.Node | None]
 
 
 class _Watch(nn.Module):
-    """Shows the value of one node, or one user's reading of it, to whoever watches."""
+    """Passes the value of one node, or one user's reading of it, to the watching functions."""
 
     def __init__(self, watchers: list[Watcher], apart: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Watch(nn.Module):
         self._apart = apart
 
     def forward(self, value: Tensor) -> Tensor:
-        # A view has the gradient of this reading alone.
+        # A view gets the gradient of this reading alone.
         seen = value.view_as(value) if self._apart else value
         for watcher in self._watchers:
             watcher(seen)
@@ -82,12 +82,12 @@ class _Watch(nn.Module):
 
 
 class PrivateNetwork:
-    """The captured network over tensors of its own, in eval mode; nothing it does reaches the caller's model.
+    """The captured network over its own copies of tensors, in eval mode; it never changes the caller's model.
 
     Args:
         graph: the channel graph.
-        model: the caller's model, which is only read.
-        watched: nodes of the captured graphs, or a user's reading of one, with the functions that are shown the value.
+        model: the caller's model; it is not changed.
+        watched: nodes of the captured graphs, or a user's reading of one, with the functions that get the value.
 
     Raises:
         CalibrationError: the model cannot be copied.
@@ -99,7 +99,7 @@ class PrivateNetwork:
         self._watched = watched or {}
         try:
             copied = deep_copy(model, cloned).eval()
-        except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+        except Exception as error:  # deepcopy runs the user's own code, which may raise anything
             raise CalibrationError(
                 f"{type(model).__name__} cannot be copied, and statistics are taken on a copy ({described(error)})"
             ) from error
@@ -112,7 +112,7 @@ class PrivateNetwork:
 
     def run(self, sample: Sample) -> Any:
         """The output of one call. Raises CalibrationError: the network fails."""
-        # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
+        # Called directly, a GraphModule whose code raises would print to the terminal and drop the traceback.
         with fitting(sample):
             return sample.call(partial(nn.Module.__call__, self.module))
 
@@ -143,19 +143,19 @@ class PrivateNetwork:
 class Collector:
     """Runs a network over calibration data.
 
-    The caller's model is only read: a private copy runs, in eval mode, on the model's device. Under an initialised
-    ``torch.distributed`` every rank feeds its own shard, and the sums are those of one process over all data.
+    The caller's model is not changed: a private copy runs, in eval mode, on the model's device. With an initialised
+    ``torch.distributed``, every rank feeds its own shard, and the sums equal those of one process over all data.
     """
 
     graph: ChannelGraph  # the channel graph
     model: nn.Module  # the caller's model
     calibration: Calibration  # the data
-    loss: Loss | None = None  # of the output and the target, the mean over the batch; cross-entropy by default
+    loss: Loss | None = None  # maps output and target to the mean over the batch; cross-entropy by default
     steps: Steps = field(default_factory=lambda: Steps(False))  # shows progress
-    seed: int = 0  # of random numbers drawn by the network or by the data
+    seed: int = 0  # the seed of random numbers drawn by the network or the data
 
     def collect(self, observations: Sequence[Observation]) -> None:
-        """Show every statistic all data, in one pass, then add up over ranks.
+        """Update all statistics in one pass over the data, then sum them over the ranks.
 
         Raises:
             CalibrationError: data or target do not fit; see :class:`Calibration` and
@@ -201,9 +201,9 @@ class Collector:
     def _run_back(
         self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]], current: _Current
     ) -> None:
-        """Forward and backward; gradients are of the loss summed over the samples."""
+        """Run forward and backward; gradients are those of the loss summed over the samples."""
         with torch.enable_grad(), _tracked(network, [name for name, _ in parameters]):
-            # Taps alone need no gradients of weights: those of the input carry them.
+            # If only taps are observed, gradients of weights are not needed: the input requires gradients instead.
             carried = batch.sample.map(_tracked_input) if not parameters else batch.sample
             if not parameters and not any(t.requires_grad for t in carried.tensors):
                 for parameter in network.parameters.values():
@@ -223,9 +223,9 @@ class Collector:
 
 
 def parts_of(calibration: Calibration, batch: Batch, graph: ChannelGraph, network: PrivateNetwork) -> Iterator[Batch]:
-    """A batch as it is run fastest: what its parts take stays in the cache, channels of a pixel are side by side.
+    """A batch in the form that runs fastest: in parts that fit the cache, in channels-last memory format.
 
-    As it is where a network gives anything else then, which a few samples tell.
+    A few samples are tried first; if the network's outputs differ in that form, the batch is run as it is.
     """
     if calibration.part is None:
         calibration.part = max(_FEWEST_TOGETHER, int(_CACHE / max(bytes_of_one(graph, batch), 1.0)))
@@ -237,7 +237,7 @@ def parts_of(calibration: Calibration, batch: Batch, graph: ChannelGraph, networ
 
 
 def bytes_of_one(graph: ChannelGraph, batch: Batch) -> float:
-    """What the values alive at the worst moment take for one sample of a batch."""
+    """The peak bytes of live values for one sample of a batch."""
     memory = budget_model(graph, "memory").full - 4 * budget_model(graph, "params").full
     sample = graph.captured.sample
     known, here = (sum(t.numel() for t in s.tensors) / (s.batch_size or 1) for s in (sample, batch.sample))
@@ -245,7 +245,7 @@ def bytes_of_one(graph: ChannelGraph, batch: Batch) -> float:
 
 
 def _alike(network: PrivateNetwork, batch: Batch, size: int) -> bool:
-    """Whether a network gives for few samples, side by side, what it gives for twice as many together."""
+    """Whether a network's outputs for few samples, in channels-last format, equal those for twice as many together."""
     few = max(min(size, batch.size) // 2, 1)
     whole = next(batch.parts(2 * few))
     try:
@@ -254,7 +254,7 @@ def _alike(network: PrivateNetwork, batch: Batch, size: int) -> bool:
             parts = [network.run(part.side_by_side().sample.map(torch.clone)) for part in whole.parts(few)]
             pairs = zip(zip(*map(pytree.tree_leaves, parts), strict=True), wanted, strict=True)
             return all(_close(torch.cat(given), one) for given, one in pairs)
-    except Exception:  # the network is the user's own code, and may be written for one batch size
+    except Exception:  # the user's own code may be written for one batch size
         return False
 
 
@@ -265,9 +265,9 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 @dataclass
 class _Current:
-    """What is running."""
+    """The state of the current run."""
 
-    samples: int = 1  # 0 where nobody is to see it
+    samples: int = 1  # 0 if statistics must not see the run
     batch: int = 0
     run: int = 0
     expected: float = 1.0

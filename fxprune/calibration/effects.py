@@ -44,9 +44,9 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
 
 
 class OutputErrors:
-    """How far the network's outputs go off where tensors are replaced, on about ``samples`` of the calibration.
+    """The errors of the network's outputs when tensors are replaced, on about ``samples`` samples of the calibration.
 
-    Which samples follows from their contents, so that neither batches nor ranks make a difference.
+    The samples are chosen by their contents, so that the choice does not depend on batches or ranks.
     """
 
     def __init__(self, collector: Collector, samples: int) -> None:
@@ -61,12 +61,12 @@ class OutputErrors:
         self._runs = self._tried([sample for check, sample in chosen if check <= last])
 
     def _tried(self, samples: list[Sample]) -> list[tuple[Sample, list[Tensor]]]:
-        """The samples side by side and the outputs as they are; one by one where the network takes them only so."""
+        """The samples in one batch, and their unchanged outputs; one by one if the network takes them only that way."""
         for way in (self._together, list):
             try:
                 with torch.no_grad():
                     return [(sample, _tensors(self._network.run(sample.map(torch.clone)))) for sample in way(samples)]
-            except Exception:  # the network is the user's own code, and may be written for one batch size
+            except Exception:  # the user's own code may be written for one batch size
                 continue
         return []
 
@@ -77,8 +77,8 @@ class OutputErrors:
         return [part.sample for part in parts_of(at.calibration, whole, at.graph, self._network)]
 
     def of(self, tensors: Mapping[str, Tensor]) -> float:
-        """The squared error of the outputs with these tensors in the place of those of their names, as a share of the
-        outputs' squares; NaN where the network takes no sample by itself."""
+        """The squared error of the outputs when these tensors replace those of their names, as a share of the outputs'
+        squares; NaN if the network cannot run a single sample."""
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad(), replaced(self._network, tensors):
             for sample, whole in self._runs:
@@ -89,7 +89,7 @@ class OutputErrors:
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
-    """Samples of one kind side by side."""
+    """Samples of one kind, joined to one batch."""
     tensors = zip(*(sample.tensors for sample in samples), strict=True)
     return samples[0].map(lambda _: _side_by_side(next(tensors)))
 
@@ -99,7 +99,7 @@ def _side_by_side(tensors: tuple[Tensor, ...]) -> Tensor:
 
 
 def _lowest(checks: Sequence[int], count: int) -> int:
-    """The number at or below which there are so many of all ranks' numbers, which are below 2 ** 32."""
+    """The least threshold with ``count`` of all ranks' numbers at or below it; all are below 2 ** 32."""
     low, high = -1, (1 << 32) - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -110,8 +110,8 @@ def _lowest(checks: Sequence[int], count: int) -> int:
 
 
 def silent(network: PrivateNetwork, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> dict[str, Tensor]:
-    """The tensors of groups with what goes with some channels zero: all of the masked original's entries but running
-    variances, by which it divides."""
+    """The tensors of groups with all entries of some channels set to zero, as in the masked original; running variances
+    stay, because batch norm divides by them."""
     known = {**network.parameters, **network.buffers}
     found: dict[str, Tensor] = {}
     for group, channels in sets:
@@ -127,7 +127,7 @@ def silent(network: PrivateNetwork, sets: Sequence[tuple[Group, NDArray[np.int64
 
 @contextmanager
 def replaced(network: PrivateNetwork, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """While it runs, these tensors stand in the place of those of their names."""
+    """Within the context, these tensors replace those of their names."""
     known = {**network.parameters, **network.buffers}
     before = {name: known[name].clone() for name in tensors}
     try:

@@ -1,7 +1,7 @@
 """Linear least squares in closed form, from second moments that are streamed batch by batch.
 
-Planning asks what a channel's removal costs at the best linear reconstruction, recovery asks for the reconstruction
-itself; both need nothing but the moments of features ``x`` and targets ``y``, never the rows themselves.
+Planning needs the cost of a channel's removal at the best linear reconstruction; recovery needs the reconstruction
+itself. Both use only the moments of features ``x`` and targets ``y``, never the rows themselves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from fxprune.calibration.statistic import add_over_ranks
 
 _ROWS_WITHOUT_SHRINKAGE = 4
 _ROWS_OF_A_FEATURE = 8
-_TURNS = 3  # of targets beyond a bound
+_TURNS = 3  # iterations for targets beyond a bound
 
 
 class Moments:
-    """Sums of products of rows of features, one for the intercept among them, and of targets, for ``groups`` problems.
+    """Sums of products of rows of features (and a one for the intercept) and of targets, for ``groups`` problems.
 
     Attributes:
-        xx: ``(groups, features + 1, features + 1)``; the last feature is the one.
+        xx: ``(groups, features + 1, features + 1)``; the last feature is the constant one.
         xy: ``(groups, features + 1, targets)``.
         yy: ``(groups, targets)``, sums of squares.
     """
@@ -37,23 +37,23 @@ class Moments:
         self.yy = torch.zeros(groups, targets, **kind)  # type: ignore[arg-type]
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
-        """Take in rows, ``(groups, rows, features)`` and ``(groups, rows, targets)``, that count by weights (rows,)."""
+        """Add rows, ``(groups, rows, features)`` and ``(groups, rows, targets)``, with weights ``(rows,)``."""
         self.xx += products(features, features, weights)
         self.xy += products(features, targets, weights)[:, :, :-1]
         squares = targets.to(torch.float64).square()
         self.yy += (squares if weights is None else squares * weights.unsqueeze(1)).sum(1)
 
     def sums(self) -> Iterable[Tensor]:
-        """The accumulators; they add up over batches and over ranks."""
+        """The accumulators, which are summed over batches and ranks."""
         return [self.xx, self.xy, self.yy]
 
     @property
     def rows(self) -> float:
-        """How many rows have been taken in, by their weights."""
+        """The sum of the weights of all rows added so far."""
         return float(self.xx[0, -1, -1])
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``xx`` (groups, features, features), ``xy`` and ``yy`` about the means: an intercept is solved for."""
+        """``xx`` (groups, features, features), ``xy`` and ``yy`` about the means, for a free intercept."""
         count = max(self.rows, 1.0)
         x, y = self.xx[:, :-1, -1], self.xy[:, -1]
         xx = self.xx[:, :-1, :-1] - x.unsqueeze(2) * x.unsqueeze(1) / count
@@ -67,14 +67,14 @@ class Moments:
 
 
 def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Sums over rows of products of two sets of features with a one behind each, float64.
+    """Sums over rows of products of two sets of features, each extended by a constant one, float64.
 
-    About the means, which are put back afterwards, single precision is enough for the large product.
+    The large product is taken about the means, where single precision is enough; the means are added afterwards.
 
     Args:
         one: ``(groups, rows, m)``.
         other: ``(groups, rows, n)``.
-        weights: how much each row counts, ``(rows,)``; one where not given.
+        weights: the weight of each row, ``(rows,)``; by default one.
 
     Returns:
         ``(groups, m + 1, n + 1)``.
@@ -97,16 +97,16 @@ class Solution:
     intercept: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """What it makes of rows ``(groups, rows, features)``: ``(groups, rows, targets)``."""
+        """Map rows ``(groups, rows, features)`` to ``(groups, rows, targets)``."""
         weight, intercept = self.weight.to(features), self.intercept.to(features)
         return torch.baddbmm(intercept.unsqueeze(1), features, weight.mT)
 
 
 class Rows:
-    """Rows of features and targets, held together, with bounds beyond which all targets are one.
+    """Rows of features and targets, with bounds beyond which all targets are equivalent.
 
-    So it is in front of a ReLU, which gives zero for whatever is below zero: where a row's target is beyond a bound,
-    anything beyond it will do. ``moments``: of rows of the same kind.
+    For example, a ReLU maps all values below zero to zero: if a row's target is beyond a bound, any value beyond it is
+    as good. ``moments``: the moments of rows of the same kind.
     """
 
     def __init__(self, moments: Moments) -> None:
@@ -114,8 +114,8 @@ class Rows:
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, features: Tensor, targets: Tensor, low: Tensor, high: Tensor, weights: Tensor) -> None:
-        """Take in rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, bounds of the targets and
-        how much each row counts, which broadcast against them."""
+        """Add rows: ``(groups, rows, features)``, ``(groups, rows, targets)``, the targets' bounds and weights, which
+        broadcast against them."""
         if features.shape[1]:
             self._parts.append((features, *(part.to(features) for part in (targets, low, high, weights))))
 
@@ -127,7 +127,7 @@ class Rows:
         return total
 
     def spread(self) -> Tensor:
-        """How many rows, and sums of their targets within the bounds and of the squares, ``(3, groups, targets)``."""
+        """The number of rows, and the sums of their bounded targets and of the squares, ``(3, groups, targets)``."""
         total = torch.zeros_like(self._like.yy).expand(3, -1, -1).clone()
         for _, y, low, high, each in self._parts:
             inside = y.clamp(low, high)
@@ -137,7 +137,7 @@ class Rows:
         return total
 
     def towards(self, solution: Solution) -> Tensor:
-        """The moments ``xy`` with what a map gives beyond the bounds as the target, where the target is there too."""
+        """The moments ``xy`` with targets beyond a bound replaced by the map's values, which stay beyond it."""
         total = torch.zeros_like(self._like.xy)
         for x, y, low, high, each in self._parts:
             given = solution(x)
@@ -157,18 +157,18 @@ def solve(
     free_intercept: bool,
     rows: Rows | None = None,
 ) -> Solution:
-    """Minimise ``|y - x w' - b|^2 + r |w - weight|^2``: what the data do not tell stays as it was.
+    """Minimise ``|y - x w' - b|^2 + r |w - weight|^2``: weights that the data do not determine stay as they were.
 
     Args:
-        moments: of features and targets.
-        weight: where the weights start, ``(groups, targets, features)``.
-        intercept: where the intercepts start, ``(groups, targets)``.
-        ridge: r is this times the mean square of the features (about their means where the intercept is free), summed
-            over rows.
+        moments: the moments of features and targets.
+        weight: the initial weights, ``(groups, targets, features)``.
+        intercept: the initial intercepts, ``(groups, targets)``.
+        ridge: r is this times the mean square of the features (about their means if the intercept is free), summed over
+            rows.
         free_weight: whether the weights may change.
         free_intercept: whether the intercepts may change.
-        rows: where targets have bounds, the rows that the moments are of: with the weights free, targets beyond a bound
-            follow what the map so far gives there, in so many turns that more make no difference.
+        rows: if targets have bounds, the rows of the moments: with free weights, targets beyond a bound are replaced by
+            the current map's values there, repeatedly; further repetitions would change little.
     """
     weight, intercept = weight.to(torch.float64), intercept.to(torch.float64)
     count = max(moments.rows, 1.0)
@@ -193,15 +193,15 @@ def solve(
 
 
 def enough_positions(least: int, features: int, samples: float) -> int:
-    """How many positions of each of so many samples are looked at: ``least``, or eight rows for each feature."""
+    """The number of positions to use of each sample: ``least``, or more to get eight rows for each feature."""
     return max(least, math.ceil(_ROWS_OF_A_FEATURE * features / max(samples, 1.0)))
 
 
 def shrunk_ridge(ridge: float, xx: Tensor, rows: float) -> float:
-    """The ridge for second moments ``(..., n, n)`` of so many rows: more of it where they are few for the features.
+    """The ridge for second moments ``(..., n, n)`` of ``rows`` rows; it is larger if they are few for the features.
 
-    With less than four rows a feature it is at least the oracle approximating shrinkage, of all matrices the largest
-    (Chen et al., 2010, "Shrinkage algorithms for MMSE covariance estimation", equation 23). A ridge of 0 stays.
+    With less than four rows per feature, it is at least the oracle approximating shrinkage, the largest over all
+    matrices (Chen et al., 2010, "Shrinkage algorithms for MMSE covariance estimation", equation 23). 0 stays 0.
     """
     size = xx.shape[-1]
     if not ridge or rows >= _ROWS_WITHOUT_SHRINKAGE * size:
@@ -220,7 +220,7 @@ def inverse(xx: Tensor, ridge: float) -> Tensor:
     raised = xx + ridge * scale * eye
     factor, failed = torch.linalg.cholesky_ex(raised)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
-    # Rounding lets a singular matrix pass with tiny pivots.
+    # Because of rounding errors, a singular matrix may pass with tiny pivots.
     weak = diagonal.amin(-1) < 1e-7 * diagonal.amax(-1)
     if bool(failed.any()) or bool(weak.any()):
         pseudo: Tensor = torch.linalg.pinv(raised, rtol=1e-12, hermitian=True)
@@ -229,11 +229,11 @@ def inverse(xx: Tensor, ridge: float) -> Tensor:
 
 
 class Elimination:
-    """What the removal of features costs a linear map when those that stay are fitted anew, one removal at a time.
+    """The error that removing features adds to a linear map when the others are fitted again, one removal at a time.
 
-    The error is the least one over all maps of the features left (LeCun et al., 1989; Hassibi et al., 1993, "optimal
+    It is the least error over all maps of the remaining features (LeCun et al., 1989; Hassibi et al., 1993, "optimal
     brain surgeon", for blocks of features): ``w_u (H_uu)^-1 w_u'`` summed over the targets, with H the inverse of the
-    features' second moments, both brought up to date after every removal.
+    features' second moments. Both are updated after every removal.
 
     Args:
         xx: second moments of the features about their means, ``(features, features)``.
@@ -248,21 +248,21 @@ class Elimination:
         self._blocks = blocks
 
     def costs(self) -> Tensor:
-        """The error that the removal of each channel adds now, ``(channels,)``."""
+        """The error that removing each channel would add now, ``(channels,)``."""
         corners = self._inverse[self._blocks.unsqueeze(2), self._blocks.unsqueeze(1)]
         weights = self._weight[:, self._blocks].movedim(0, 2)
         found: Tensor = (weights * torch.linalg.solve(corners, weights)).sum((1, 2))
         return found
 
     def remove(self, channels: Sequence[int]) -> float:
-        """Take the features of some channels away together, fit the others anew, and give the error that this adds."""
+        """Remove the features of some channels together, fit the others again, and return the added error."""
         block = self._blocks[list(channels)].reshape(-1)
         rows, weights = self._inverse[block], self._weight[:, block]
         solved = torch.linalg.solve(rows[:, block], torch.cat([rows, weights.T], dim=1))
         share, added = solved[:, : rows.shape[1]], float((weights.T * solved[:, rows.shape[1] :]).sum())
         self._weight -= weights @ share
         self._inverse -= rows.T @ share
-        # Their own rows are zero but for rounding: a one keeps the corners regular.
+        # Their own rows are zero up to rounding: ones on the diagonal keep the blocks invertible.
         self._weight[:, block] = 0
         self._inverse[block] = 0
         self._inverse[:, block] = 0
