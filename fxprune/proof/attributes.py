@@ -1,4 +1,4 @@
-"""The modules of a pruned network beside their tensors: classes, hyper-parameters, modes, hooks, and code."""
+"""Checks the modules of a pruned network beyond their tensors: classes, hyper-parameters, modes, hooks and code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 
 
 def _dim(name: str, dim: int, times: str = "") -> Callable[[Any], int | None]:
-    """The size of a dim of one of a module's tensors, or nothing where the module lacks the tensor."""
+    """Returns the size of a dim of one of a module's tensors, or None if the module lacks the tensor."""
 
     def size(module: Any) -> int | None:
         tensor = getattr(module, name, None)
@@ -58,7 +58,7 @@ def _projected(module: Any) -> int:
     return int(module.weight_hr_l0.shape[0]) if module.proj_size else 0
 
 
-_UNKNOWN: Callable[[Any], None] = lambda module: None  # noqa: E731  the numbers judge
+_UNKNOWN: Callable[[Any], None] = lambda module: None  # noqa: E731  outputs are compared instead
 _NORM = {"num_features": lambda m: _dim("weight", 0)(m) or _dim("running_mean", 0)(m)}
 _CONVOLUTION = {"out_channels": _dim("weight", 0), "in_channels": _dim("weight", 1, "groups"), "groups": _UNKNOWN}
 _TRANSPOSED = {"in_channels": _dim("weight", 0), "out_channels": _dim("weight", 1, "groups"), "groups": _UNKNOWN}
@@ -83,7 +83,7 @@ _SIZES: tuple[tuple[tuple[type[nn.Module], ...], Mapping[str, Callable[[Any], An
     ((nn.Unflatten,), {"unflattened_size": _UNKNOWN}),
     ((nn.modules.padding._ConstantPadNd,), {"padding": _UNKNOWN}),
 )
-"""The attributes that tell widths, and what they must be for a module's tensors; the others may not change at all."""
+"""The attributes that hold widths, and the values that fit a module's tensors; no other attribute may change."""
 
 
 def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
@@ -91,7 +91,7 @@ def check_attributes(original: nn.Module, pruned: nn.Module) -> None:
 
     Raises:
         ProofError: a module has no counterpart, is of another class or in another mode, has another hyper-parameter, a
-            hook, an attribute in a method's place, or an attribute that does not fit its tensors.
+            new hook, an attribute that replaces a method, or an attribute that does not fit its tensors.
     """
     full = dict(named_modules(original, again=True))
     for path, module in named_modules(pruned, again=True):
@@ -115,9 +115,9 @@ def _error(text: str) -> ProofError:
 
 
 def _check_methods(where: str, full: nn.Module, narrow: nn.Module) -> None:
-    """No attribute of an instance may stand in a method's place, unless it does so in the original.
+    """No attribute of an instance may replace a method, unless it does so in the original.
 
-    But for ``train`` and ``eval`` of a part whose class had its own: a step in training mode compares what they do.
+    ``train`` and ``eval`` are exempt: their effect is compared by a step in training mode.
     """
     for name in vars(narrow):
         inherits = callable(getattr(type(narrow), name, None)) and name not in _MODES
@@ -133,7 +133,7 @@ def _check_hooks(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 
 def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
-    """The same class, or the torch.nn class whose forward the original's inherits."""
+    """The class must be the same, or the base class from which the original's class inherits its forward."""
     ours, theirs = type(full), type(narrow)
     if ours is not theirs and not (theirs in ours.__mro__ and ours.forward is theirs.forward):
         raise _error(f"{where} is a {ours.__name__} and became a {theirs.__name__}")
@@ -160,7 +160,7 @@ def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 
 def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
-    """Whether two attributes are equal as far as they are plain data; other objects are of the same class."""
+    """Whether two attributes are equal if they are plain data; other objects need the same class only."""
     if type(ours) is not type(theirs):
         return isinstance(ours, nn.Module) and isinstance(theirs, nn.Module)
     if isinstance(ours, _PLAIN):
@@ -173,13 +173,13 @@ def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
 
 
 def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
-    """Whether each GraphModule runs its graph: its class has the code that torch.fx makes of it, or that a copy has.
+    """Check that each GraphModule runs its graph: its class has the code that torch.fx prints, or that a copy gets.
 
     Returns:
-        The functions that torch.fx prints for their graphs.
+        By graph, the function that torch.fx prints for it.
 
     Raises:
-        ProofError: a method is another one than that of a copy.
+        ProofError: a method differs from that of a copy.
     """
     printed: dict[fx.Graph, FunctionType] = {}
     for path, module in named_modules(pruned):
@@ -202,7 +202,7 @@ def _plain_class() -> type:
 
 
 def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
-    """Whether its class is that of any GraphModule, with the printed code, or that in what its base's file makes."""
+    """Whether its class is a plain GraphModule's, with the printed code, perhaps wrapped by its base's module."""
     own, made = dict(vars(type(module))), vars(_plain_class())
     forward = own["forward"]
     around = isinstance(forward, FunctionType) and forward.__code__ in _inner_codes(type(module).__mro__[1].__module__)
@@ -215,14 +215,14 @@ def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
 
 
 def _codes_of_properties(cls: type) -> frozenset[CodeType]:
-    """The code of functions that methods of the bases make, by which parts are found that have any name."""
+    """The code of functions that methods of the bases define; parts are looked up by properties with such code."""
     between = itertools.takewhile(lambda base: base is not fx.GraphModule, cls.__mro__[1:])
     methods = [value for base in between for value in vars(base).values() if isinstance(value, FunctionType)]
     return frozenset(c for method in methods for c in method.__code__.co_consts if isinstance(c, CodeType))
 
 
 def _is_property(value: Any, known: frozenset[CodeType]) -> bool:
-    """Whether reading it runs one of these codes, and nothing can be written."""
+    """Whether ``value`` is a read-only property whose getter has one of the ``known`` codes."""
     if not isinstance(value, property) or value.fset is not None or value.fdel is not None:
         return False
     return isinstance(value.fget, FunctionType) and value.fget.__code__ in known
@@ -230,7 +230,7 @@ def _is_property(value: Any, known: frozenset[CodeType]) -> bool:
 
 @functools.cache
 def _inner_codes(name: str) -> frozenset[CodeType]:
-    """The code of functions that functions of a module make."""
+    """The code of functions that are defined inside functions of a module."""
     outer = [v for v in vars(sys.modules[name]).values() if isinstance(v, FunctionType) and v.__module__ == name]
     return frozenset(c for function in outer for c in function.__code__.co_consts if isinstance(c, CodeType))
 
@@ -245,7 +245,7 @@ def printed_function(graph: fx.Graph) -> FunctionType:
 
 
 class _ReachedError(Exception):
-    """Raised in the place of a graph's code, once a call has come that far."""
+    """Raised instead of running a graph's code, once a call reaches it."""
 
 
 def runs_its_graph(
@@ -255,11 +255,11 @@ def runs_its_graph(
     call: Callable[[], Any],
     given: Mapping[str, Any],
 ) -> bool:
-    """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on the inputs as they are.
+    """Whether a call of a GraphModule runs the code that torch.fx prints for a graph, on unchanged inputs.
 
-    ``printed``: that code. ``others``: the code of all graphs of its mode, of which a call runs the first that takes
-    the inputs. ``call``: calls the module on the inputs ``given``, by name. What is around the code is that of
-    a copy, as :func:`check_code` tells. The call ends where the code begins.
+    ``printed``: that code. ``others``: the code of all graphs of its mode; a call runs the first that accepts the
+    inputs. ``call``: calls the module on the inputs ``given``, by name. The code around the graph's is that of a copy,
+    as :func:`check_code` shows. The call ends where the graph's code begins.
     """
     between = itertools.takewhile(lambda cls: cls is not fx.GraphModule, type(pruned).__mro__[1:])
     if not isinstance(pruned, fx.GraphModule) or any(name in vars(cls) for cls in between for name in _CALLED):
@@ -278,14 +278,14 @@ def runs_its_graph(
 
 
 def _is_given(found: Any, value: Any) -> bool:
-    """Whether an argument is the one that was given, and no other like it."""
-    if isinstance(value, tuple) and isinstance(found, tuple):  # those of ``*args`` come in a tuple made for the call
+    """Whether an argument is the given object itself."""
+    if isinstance(value, tuple) and isinstance(found, tuple):  # ``*args`` is a new tuple at every call
         return len(value) == len(found) and all(map(operator.is_, found, value))
     return found is value
 
 
 def _is_code(run: Any, names: Mapping[str, Any], printed: FunctionType) -> bool:
-    """Whether a function or a frame has the instructions of a printed function, and means the same by names."""
+    """Whether a function or frame has a printed function's instructions, and its names have the same values."""
     code: CodeType = run.f_code if isinstance(run, FrameType) else run.__code__
     known = printed.__globals__
     return _same_instructions(code, printed.__code__) and all(
@@ -294,7 +294,7 @@ def _is_code(run: Any, names: Mapping[str, Any], printed: FunctionType) -> bool:
 
 
 def _frame_reached(call: Callable[[], Any]) -> FrameType | None:
-    """Where a call begins to run code of a graph; None where it does not, or where somebody profiles this thread."""
+    """The frame in which a call starts a graph's code; None if it does not, or if this thread is being profiled."""
     if sys.getprofile() is not None:
         return None
     frames: list[FrameType] = []
@@ -309,7 +309,7 @@ def _frame_reached(call: Callable[[], Any]) -> FrameType | None:
         call()
     except _ReachedError:
         return frames[0]
-    except Exception:  # a check may refuse the call before it gets there
+    except Exception:  # a check may refuse the call before the graph's code
         return None
     finally:
         sys.setprofile(None)

@@ -1,4 +1,4 @@
-"""Outputs taken apart into leaves, and leaves compared."""
+"""Splits outputs into leaves and compares the leaves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Leaves = dict[str, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """The worst difference of two outputs: relative error, leaf (``output['logits'][0]``), what cannot agree."""
+    """The worst difference of two outputs: its relative error, its leaf, and any mismatch of kind (``detail``)."""
 
     error: float = 0.0
     path: str = "output"
@@ -30,7 +30,7 @@ class Difference:
 
 
 def leaves_of(output: Any, path: str = "output", *, keep_history: bool = False) -> Leaves:
-    """Every leaf of an output by its path, in containers and plain objects; tensors detached and cloned, or not."""
+    """All leaves in containers and plain objects, by path; tensors are detached clones unless ``keep_history``."""
     found: Leaves = {}
     _collect(output, path, found, 16, (lambda t: t) if keep_history else (lambda t: t.detach().clone()))
     return found
@@ -106,7 +106,7 @@ def _tensor_difference(path: str, reference: Tensor, result: Tensor) -> Differen
 
 
 def magnitude(tensor: Tensor) -> float:
-    """The largest magnitude; NaN where there is one."""
+    """The largest magnitude; NaN if the tensor holds NaN."""
     return float(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else 0.0
 
 
@@ -126,7 +126,7 @@ def all_finite(leaves: Leaves) -> bool:
 
 
 def kept_block(leaves: Leaves) -> Leaves:
-    """The leaves without slices that are NaN throughout; a network's output equals no other NaN."""
+    """The leaves without slices that are entirely NaN; no network's output matches a NaN that remains."""
     return {path: _kept(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
 
 

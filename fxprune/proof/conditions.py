@@ -1,4 +1,4 @@
-"""What float64 in eval mode cannot show: training mode, other precisions without promotion, and a larger batch."""
+"""Comparisons beyond float64 in eval mode: in training mode, in other precisions, and on a larger batch."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from fxprune.proof.running import called, changed_inputs, evaluate, where
 from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
-# Rows of the larger batch, and how many values an input may then have: networks that take no small input are left out.
+# Rows of the larger batch, and the most input values that it may have: networks that need large inputs are left out.
 _BATCH, _MOST_VALUES = 17, 400_000
-# Largest relative error in a narrow type, unless the original's own is nearly as large.
+# The largest relative error by type, unless the original's own error is nearly as large.
 _ROUGH = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 _OWN_ERRORS = 10
-# Largest relative error of a gradient.
+# The largest relative error of a gradient.
 _GRADIENTS = 1e-6
 
 
 class _DiffersError(Exception):
-    """The two networks differ with one stand-in; another may be the right one."""
+    """The two networks differ with one stand-in; another stand-in may be the right one."""
 
 
 class _RefusedError(Exception):
@@ -45,32 +45,32 @@ class Conditions:
     original: nn.Module  # the caller's model; only read
     pruned: nn.Module  # the network to be judged; only read
     keep: Keep  # kept indices of every tensor
-    probe: Probe  # inputs on which the two were compared already
-    expected: Leaves  # what the original answers there
-    answer: Leaves  # what the pruned network answers there, which was compared with the masked original
+    probe: Probe  # inputs on which the two have already been compared
+    expected: Leaves  # the original's outputs there
+    answer: Leaves  # the pruned network's outputs there, already compared with the masked original
     dtype: torch.dtype  # the floating type of the comparison so far
     tolerance: float
     seed: int  # of random numbers
-    untrained: str | None  # why training mode is not compared, or ""; None where another proof has compared it
-    # Gives, by path, the magnitude below which an output is nothing but rounding.
+    untrained: str | None  # why training mode is not compared, or ""; None if another proof compares it
+    # Returns, by path, the magnitude below which an output is only rounding.
     levels: Callable[[], dict[str, float]]
-    tells: bool  # whether outputs that zeros leave right show zeros to be the stand-in: not where removal does not show
+    tells: bool  # whether equal outputs prove zeros the right stand-in: not if removal has no visible effect
 
     def train(self) -> str:
         """Compare one step of training.
 
         Returns:
-            What could not be compared, and why, as a note; or "".
+            A note on what could not be compared, and why; or "".
 
         Raises:
-            ProofError: the pruned network refuses to train where the original does not, or the step differs.
+            ProofError: the pruned network cannot train although the original can, or the step differs.
         """
         if self.untrained is None:
             return ""
         if self.untrained:
             return f"not compared in training mode: {self.untrained}"
         differing, refused = [], []
-        # Zeros come first where they can be the stand-in, because gradients can be compared over them alone.
+        # Zeros come first if they can be the stand-in, because gradients can be compared only with zeros.
         for stand_in in (0.0, math.nan) if self.tells else (math.nan, 0.0):
             try:
                 return self._trained(stand_in)
@@ -83,11 +83,11 @@ class Conditions:
         raise _error(f"{differing[0]} from the masked original on {self.probe.label}")
 
     def _trained(self, stand_in: float) -> str:
-        """One step of the original with ``stand_in`` over what is removed, and one of the pruned network."""
+        """Compare one step of the original, ``stand_in`` in its removed entries, with one of the pruned network."""
         carries = math.isnan(stand_in)
         try:
             masked = self._step(self.original, stand_in)
-        except Exception as error:  # the original's own code, in a mode that it may not be made for
+        except Exception as error:  # the original's code, in a mode that it may not support
             if out_of_memory(error):
                 raise
             raise _RefusedError(f"the original cannot be run ({described(error)})") from error
@@ -108,10 +108,10 @@ class Conditions:
         return self._back(masked, narrow, tells=self.tells and len(masked.outputs) == len(outputs))
 
     def _back(self, masked: Step, narrow: Step, *, tells: bool) -> str:
-        """Compare gradients; if outputs ``tells``, zeros have shown to be the stand-in."""
+        """Compare gradients; ``tells``: whether equal outputs prove zeros to be the right stand-in."""
         try:
             masked.go_back()
-        except Exception as error:  # in-place writes may forbid it
+        except Exception as error:  # in-place writes may prevent it
             raise _RefusedError(f"the original cannot go backwards ({described(error)})") from error
         try:
             wrong = gradient_difference(masked, narrow, self.keep, _GRADIENTS)
@@ -126,14 +126,14 @@ class Conditions:
         raise _error(f"{wrong} from the masked original on {self.probe.label}")
 
     def _is_steady(self, narrow: Step) -> bool:
-        """Whether rounding stays below the tolerance in gradients, see :mod:`.conditioning`."""
+        """Whether rounding changes gradients by less than the tolerance, see :mod:`.rounding`."""
         unit: float = torch.finfo(self.dtype).eps
         moved = self._narrow_step(backward=True, change=unit**0.5)
-        # A gradient that is nothing but rounding moves by a share of itself as soon as anything moves.
+        # A gradient that is only rounding changes by a share of itself as soon as anything changes.
         return not gradient_difference(narrow, moved, {}, min(_GRADIENTS / (30 * unit**0.5), 0.01))
 
     def _without_rounding(self, masked: Leaves, narrow: Leaves) -> tuple[Leaves, Leaves]:
-        """Two networks' outputs without those that are nothing but rounding in eval mode already."""
+        """The outputs of two networks without those that are only rounding in eval mode, unless all agree."""
         if compare(masked, narrow).error <= self.tolerance:
             return masked, narrow
         gone = self.levels()
@@ -160,7 +160,7 @@ class Conditions:
             ) from error
 
     def own_precision(self) -> str:
-        """Compare in the network's own floating types, on more rows where inputs are small; returns a note or ""."""
+        """Compare in the network's own floating types, on more rows if inputs are small; returns a note or ""."""
         sample, rows = self.probe.sample, self.probe.batch_size or 0
         values = sum(tensor.numel() for tensor in sample.tensors)
         if not 0 < rows < _BATCH:
@@ -172,14 +172,14 @@ class Conditions:
         return self._compare(probe, None, rows)
 
     def half_precision(self) -> str:
-        """Compare in bfloat16, which nothing in a float32 network may keep from passing through."""
+        """Compare in bfloat16, in which the pruned network must run if the original does."""
         return self._compare(self.probe, torch.bfloat16, None)
 
     def _compare(self, probe: Probe, dtype: torch.dtype | None, rows: int | None) -> str:
         name = f"in {str(dtype).removeprefix('torch.')}" if dtype else "in its own precision"
         try:
             ours = self._plain(self.original, probe, dtype)
-        except Exception as error:  # whatever it raises, the original does not run like this
+        except Exception as error:  # whatever it raises, the original cannot run like this
             if out_of_memory(error):
                 raise
             return f"not run {name} on {probe.label}: the original refuses it ({described(error)})"
@@ -195,7 +195,7 @@ class Conditions:
         wrong = _kind_difference(ours, theirs, narrower=dtype is not None or not _alike(self.expected, self.answer))
         if wrong:
             raise ProofError(f"{name}: {wrong} on {probe.label}")
-        # The number of entries that meet a condition on values may be another one after removal, or in another type.
+        # The number of entries that meet a condition on values may differ after removal, or in another type.
         loose = {p for p, t in self.expected.items() if _shape(t) != _shape(self.answer.get(p))}
         if dtype is not None:
             loose |= {p for p, t in self.answer.items() if _shape(t) != _shape(theirs.get(p))}
@@ -205,12 +205,12 @@ class Conditions:
         except ProofError:
             if rows is None:
                 raise
-        # Rows may depend on one another after removal alone, or more strongly: float64 tells at this batch, too.
+        # Rows may depend on one another only after removal, or more strongly: compare with float64 at this batch.
         expected, answer = (_without(leaves, loose) for leaves in self._exactly(probe))
         return self._judge(name, probe, (expected, _without(ours, loose)), (answer, _without(theirs, loose)))
 
     def _exactly(self, probe: Probe) -> tuple[Leaves, Leaves]:
-        """What both answer in the proof's type, once the pruned network is seen to answer as the masked original."""
+        """Both networks' outputs in the proof's type, after checking the pruned one's against the masked original's."""
         answer = evaluate(private_copy(self.pruned, self.dtype), probe, self.dtype, seed=self.seed)
         found = []
         for stand_in in (0.0, math.nan):
@@ -225,7 +225,7 @@ class Conditions:
         raise ProofError(f"{found[0].describe(self.tolerance)} from the masked original on {probe.label}")
 
     def _judge(self, name: str, probe: Probe, ours: tuple[Leaves, Leaves], theirs: tuple[Leaves, Leaves]) -> str:
-        """Whether the pruned network is as near to what it answers in float64 as the original is to its own answer."""
+        """Check that the pruned network is as near to its own float64 outputs as the original is to its own."""
         if not (all_finite(ours[1]) and _alike(*ours)):
             return (
                 f"values not compared {name} on {probe.label}: the original's rows depend on one another, or overflow"
@@ -255,7 +255,7 @@ class Conditions:
         return ""
 
     def _movement(self, network: nn.Module, probe: Probe, answer: Leaves, change: float) -> float:
-        """How far a network's answer moves in the proof's type if its parameters move by ``change``."""
+        """How far a network's outputs change in the proof's type if its parameters change by ``change``."""
         copy = private_copy(network, self.dtype)
         move_parameters(copy, change, self.seed)
         return _error_between(answer, evaluate(copy, probe, self.dtype, seed=self.seed)).error
@@ -266,7 +266,7 @@ class Conditions:
         def cast(tensor: Tensor) -> Tensor:
             return promoted(tensor, tensor.dtype if dtype is None else dtype)
 
-        # The original makes these in the type that its source says, whatever type it is converted to.
+        # The original makes these in the type written in its source, whatever type it is converted to.
         made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name}
 
         def fresh(tensor: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ def _is_float(value: object) -> bool:
 
 
 def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
-    """The first leaf that is of another type or shape."""
+    """The first leaf of another type or shape, in words, or ""."""
     for path in (*ours, *(path for path in theirs if path not in ours)):
         left, right = ours.get(path), theirs.get(path)
         if isinstance(left, Tensor) != isinstance(right, Tensor):
@@ -317,7 +317,7 @@ def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
 
 
 def _tiled(leaves: Leaves, rows: int | None, wanted: int) -> Leaves:
-    """The leaves as they are for a sample whose rows repeat, where each row is answered by itself."""
+    """The leaves for a sample with repeated rows, if each row is computed independently."""
     if rows is None:
         return leaves
     tensors = {p: t for p, t in leaves.items() if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows}
@@ -334,6 +334,6 @@ def _alike(expected: Leaves, found: Leaves) -> bool:
 
 
 def _error_between(expected: Leaves, found: Leaves) -> Difference:
-    """The error of floating outputs; what is chosen by a comparison of values may differ in a narrow type."""
+    """The error of floating outputs only; results of comparing values may differ in a narrow type."""
     floats = [p for p, t in expected.items() if _is_float(t) and _is_float(found.get(p))]
     return compare({p: expected[p].double() for p in floats}, {p: found[p].double() for p in floats})

@@ -11,18 +11,18 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError, described
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
-# Largest relative error that passes.
+# The largest relative error that passes, by dtype.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
-# Copies of all parameters that are alive at once, and a guess of activations alive per input value.
+# Copies of all parameters in memory at once, and an estimate of activations in memory per input value.
 _COPIES = 3
 _ACTIVATIONS = 200
-# How much of the free memory may be needed: a process that the system kills for its memory has nothing to catch.
+# The usable share of free memory: a process that the system kills for its memory cannot catch any error.
 _SHARE = 0.75
 
 
 def precision(model: nn.Module, sample: Sample) -> torch.dtype:
-    """float64, or float32 where an estimate says that float64 copies do not fit, or the device has no float64."""
+    """float64, or float32 if float64 copies are estimated not to fit or the device has no float64."""
     tensors = list(named_tensors(model).values())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     if device.type == "mps":
@@ -48,7 +48,7 @@ def _available(device: torch.device) -> float:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether ``error``, or what it came from, is a failed allocation."""
+    """Whether ``error`` or one of its causes is a failed allocation."""
     while error is not None:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error):
             return True
@@ -62,14 +62,14 @@ Module = TypeVar("Module", bound=nn.Module)
 def private_copy(module: Module, dtype: torch.dtype) -> Module:
     """A deep copy in eval mode whose floating tensors have type ``dtype``; ties stay tied, the original is only read.
 
-    Constants that a trace made keep their type, for the original computes with them in that type at every call; but not
-    those of one repeated number, which are made in ``dtype`` there, as they are exact in every type. Raises ProofError:
-    the module cannot be copied.
+    Constants of the trace keep their type, because the original computes with them in that type at every call. Those
+    that repeat one number are exact in every type, so they are converted to ``dtype``. Raises ProofError: the module
+    cannot be copied.
     """
     made = {id(t) for name, t in module.named_buffers() if f"_{MADE_TENSOR}" in name and not is_filled(t)}
     try:
         duplicate = deep_copy(module, lambda t: _fresh(t, t.dtype if id(t) in made else dtype))
-    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+    except Exception as error:  # deepcopy runs the user's code, which may raise anything
         raise ProofError(
             f"{type(module).__name__} cannot be copied, so nothing can be proven on a copy "
             f"({described(error)}); pass verify=False to go without the proof"
@@ -78,8 +78,8 @@ def private_copy(module: Module, dtype: torch.dtype) -> Module:
 
 
 def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy without history, laid out as ``tensor`` is, in ``dtype`` where that is floating, in the matching complex
-    type where it is complex, else in its own type."""
+    """A copy without history in the same memory layout: a floating tensor in ``dtype``, a complex one in the matching
+    complex type, any other in its own type."""
     tensor = tensor.detach()
     if tensor.is_complex() and not dtype.is_complex:
         dtype = torch.complex128 if dtype == torch.float64 else torch.complex64

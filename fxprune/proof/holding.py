@@ -1,4 +1,4 @@
-"""What a pruned network holds beside values: kinds, flags, ties, order and memory of its tensors."""
+"""Checks the tensors of a pruned network beyond their values: kinds, flags, ties, order and memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow:
     """Compare the tensors ``full`` and ``narrow`` of both networks by name in everything but their values.
 
     ``traced``: the constants of the trace. Raises ProofError: a tensor is of another kind, its flags differ, a tie is
-    broken or new, memory is shared with the original, the order is another one, or the pruned network holds a tensor
-    that nothing accounts for.
+    broken or new, memory is shared with the original, the order differs, or the pruned network holds an unexplained
+    tensor.
     """
     unsaved_full, unsaved_narrow = set(_unsaved(original)), set(_unsaved(pruned))
     common = [name for name in full if name in narrow]
@@ -73,21 +73,21 @@ def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
 def _check_ties(full: Tensors, narrow: Tensors, common: list[str]) -> None:
     ours, theirs = (_classes({name: id(tensors[name]) for name in common}) for tensors in (full, narrow))
     _check_same_classes(ours, theirs, "one tensor")
-    # Views of one memory are tied as well; of buffers, a run in training mode tells whether that matters.
+    # Views of one memory are tied as well; for buffers, a run in training mode shows whether that matters.
     weights = [name for name in common if isinstance(full[name], nn.Parameter)]
     ours, theirs = (_sharing({name: tensors[name] for name in weights}) for tensors in (full, narrow))
     _check_same_classes(ours, theirs, "one memory")
 
 
 def _sharing(tensors: Tensors) -> set[frozenset[str]]:
-    """The names of tensors that have elements in common; columns of one memory lie in its rows, and have none."""
+    """The names of tensors that share elements; interleaved columns of one memory share none."""
     near = _classes(_blocks(tensors))
     found = ({n for n in names if any(meet(tensors[n], tensors[o]) for o in names - {n})} for names in near)
     return {frozenset(names) for names in found if names}
 
 
 def _classes(keys: Mapping[str, int]) -> set[frozenset[str]]:
-    """The names with equal keys, where there is more than one."""
+    """The sets of names with equal keys that have more than one name."""
     found: dict[int, set[str]] = {}
     for name, key in keys.items():
         found.setdefault(key, set()).add(name)
@@ -102,7 +102,7 @@ def _check_same_classes(full: set[frozenset[str]], narrow: set[frozenset[str]], 
 
 
 def _blocks(tensors: Tensors) -> dict[str, int]:
-    """By name the number of the run of memory that a tensor lies in; tensors that overlap have the same one."""
+    """By name, the number of the memory range that a tensor lies in; overlapping tensors have the same number."""
     spans = sorted((*_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
     found: dict[str, int] = {}
     end, number = ("", 0), 0
@@ -114,7 +114,7 @@ def _blocks(tensors: Tensors) -> dict[str, int]:
 
 
 def _span(tensor: Tensor) -> tuple[str, int, int]:
-    """Device, first address and the one behind the last."""
+    """The device, the first address and the address after the last."""
     device = "cpu" if tensor.is_cpu else str(tensor.device)
     if tensor.layout is not torch.strided:
         return device, id(tensor), id(tensor) + 1
@@ -125,7 +125,7 @@ def _span(tensor: Tensor) -> tuple[str, int, int]:
 
 
 def _check_memory(full: Tensors, narrow: Tensors) -> None:
-    """Nothing of the pruned network may lie in memory of the original: training one would change the other."""
+    """The pruned network must not share memory with the original: training one would change the other."""
     both = {(0, name): tensor for name, tensor in full.items()} | {(1, name): t for name, t in narrow.items()}
     blocks = _blocks({f"{side} {name}": tensor for (side, name), tensor in both.items()})
     theirs = {block: name[2:] for name, block in blocks.items() if name[0] == "0"}
@@ -135,7 +135,7 @@ def _check_memory(full: Tensors, narrow: Tensors) -> None:
 
 
 def _read(pruned: nn.Module) -> Iterator[str]:
-    """The tensors that graphs read, by name."""
+    """The names of the tensors that graphs read."""
     for path, module in named_modules(pruned):
         if isinstance(module, fx.GraphModule):
             for graph in getattr(module, "graphs", {"": module.graph}).values():
@@ -143,7 +143,7 @@ def _read(pruned: nn.Module) -> Iterator[str]:
 
 
 def _check_added(added: Tensors, traced: Collection[str], unsaved: set[str], read: set[str]) -> None:
-    """Constants of the forward and lists of indices are all that a pruned network may hold in addition."""
+    """A pruned network may hold only two further kinds of tensor: constants of the forward and index lists."""
     for name, tensor in added.items():
         what = "a parameter" if isinstance(tensor, nn.Parameter) else "a buffer"
         if name not in read or what == "a parameter" or not (name in unsaved or name in traced):

@@ -1,9 +1,9 @@
-"""Removal of values that no parameter makes: padding, expanded dims, constants of the graph.
+"""Removal in values that depend on no parameter: padding, expanded dims, constants of the graph.
 
-Nothing carries a NaN into them, so which of their slices go is the plan's word alone, as it is for parameters. It is
-taken for what depends on neither inputs nor parameters, such as a table of positions that the forward computes, and
-else only for slices that hold nothing but one constant or copies of a slice that stays: a channel with a content of its
-own is removed by its parameters or not at all.
+No NaN reaches them, so only the plan says which of their slices are removed, as it does for parameters. It is trusted
+for values that depend on neither inputs nor parameters, such as a table of positions that the forward computes, and
+else only for slices that hold one constant, or that copy a kept slice: a channel with its own content is removed by its
+parameters or not at all.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ NodeKeep = Mapping[str, tuple[Tensor | None, ...]]
 
 
 class MarkedRun:
-    """Calls a GraphModule node by node and marks the slices that ``node_keep`` removes and no parameter can.
+    """Runs a GraphModule node by node and marks the slices that only ``node_keep`` removes.
 
-    ``module``: a private copy, the removed entries of whose parameters are NaN already.
+    ``module``: a private copy whose removed parameter entries are already NaN.
     """
 
     def __init__(self, module: fx.GraphModule, node_keep: NodeKeep) -> None:
@@ -57,7 +57,7 @@ class _Marking(fx.Interpreter):
         result = super().run_node(n)
         kept = self._node_keep.get(n.name, ())
         if isinstance(result, Tensor) and _holds_nan(result) and len(kept) == result.ndim:
-            # What is kept of a dim with the batch in it is known of the batch of the trace.
+            # Kept indices of a dim that contains the batch hold for the batch of the trace only.
             sizes = zip(kept, n.meta.get("val", result).shape, result.shape, strict=True)
             kept = tuple(index if traced == size else None for index, traced, size in sizes)
             with _disable_current_modes():
@@ -71,7 +71,7 @@ def _holds_nan(tensor: Tensor) -> bool:
 
 
 def tables(graph: fx.Graph, held: Iterable[fx.Node] = ()) -> set[fx.Node]:
-    """The nodes that hang on no input or parameter but inputs' sizes, type and device, and on ``held`` perhaps."""
+    """The nodes that depend on nothing but the sizes, type and device of inputs, and on the nodes ``held``."""
     found = set(held)
     for node in graph.nodes:
         if reads_about(node) or (_computes(node) and all(n in found for n in node.all_input_nodes)):
@@ -80,7 +80,7 @@ def tables(graph: fx.Graph, held: Iterable[fx.Node] = ()) -> set[fx.Node]:
 
 
 def reads_about(node: fx.Node) -> bool:
-    """Whether a node reads something about a tensor, and not its values."""
+    """Whether a node reads a tensor's size, type or device, not its values."""
     if node.op == "call_function" and node.target is getattr:
         return node.args[1] in _ABOUT
     return node.op == "call_method" and node.target in _ABOUT
@@ -91,7 +91,7 @@ def _computes(node: fx.Node) -> bool:
 
 
 def _lost(value: Tensor, kept: tuple[Tensor | None, ...], *, anything: bool) -> Tensor | None:
-    """Which entries go with slices that no parameter removes; broadcasts to ``value``, None where there are none."""
+    """The entries of slices that no parameter removes, as a mask that broadcasts to ``value``; None if none."""
     found: Tensor | None = None
     for dim, index in enumerate(kept):
         if index is None or not value.numel():
@@ -107,7 +107,7 @@ def _lost(value: Tensor, kept: tuple[Tensor | None, ...], *, anything: bool) -> 
 
 
 def _is_free(slices: Tensor, missing: Tensor) -> bool:
-    """Whether each missing row is one repeated number, or a copy of a row that stays."""
+    """Whether each missing row is one repeated number, or a copy of a kept row."""
     varied = missing & ~(slices == slices[:, :1]).all(1)
     return not bool(varied.any()) or has_copies(slices, 0, varied)
 
@@ -116,7 +116,7 @@ _Fingerprint = tuple[tuple[int, ...], float]
 
 
 def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: torch.dtype) -> str:
-    """The first node at which ``pruned`` leaves ``masked``, whose removed entries are NaN; "" if it cannot be found."""
+    """The first node at which ``pruned`` differs from ``masked``, whose removed entries are NaN; "" if not found."""
     if not (isinstance(masked, fx.GraphModule) and isinstance(pruned, fx.GraphModule)):
         return ""
     try:
@@ -133,7 +133,7 @@ def first_difference(masked: nn.Module, pruned: nn.Module, probe: Probe, dtype: 
 
 
 def first_layer(original: nn.Module, traced: nn.Module, call: Callable[[nn.Module], Any]) -> str:
-    """Where private copies ``traced`` and ``original`` first differ in ``call``, as the end of a message, or none."""
+    """Where private copies ``traced`` and ``original`` first differ in ``call``, as the end of a message, or ""."""
     if not isinstance(traced, fx.GraphModule):
         return ""
     lines = {str(n.target): n.meta.get("source", "") for n in traced.graph.nodes if n.op == "call_module"}
@@ -163,7 +163,7 @@ class _FoundError(Exception):
 
 
 class _Recorder(fx.Interpreter):
-    """Notes a fingerprint of every node's value."""
+    """Records a fingerprint of every node's value."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -187,7 +187,7 @@ class _Recorder(fx.Interpreter):
 
 
 class _Checker(_Recorder):
-    """Stops at the first node whose fingerprint is not the one that was noted."""
+    """Stops at the first node whose fingerprint differs from the recorded one."""
 
     def __init__(self, module: fx.GraphModule, expected: dict[str, _Fingerprint]) -> None:
         super().__init__(module)
@@ -206,7 +206,7 @@ class _Checker(_Recorder):
 
 
 def _fingerprint(value: Tensor) -> _Fingerprint:
-    """The shape, and a weighted sum of magnitudes in which permuted entries do not cancel."""
+    """The shape, and a weighted sum of magnitudes that changes when entries are permuted."""
     flat = value.detach().abs().double().flatten()
     flat = flat[torch.isfinite(flat)]
     weights = 1 + torch.cos(torch.arange(flat.numel(), device=flat.device, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Removed entries overwritten, and parameters randomised, on private copies."""
+"""Overwrites removed entries and randomises parameters, on private copies."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fxprune.proof.copies import named_tensors
 from fxprune.util.copies import is_constant
 
 GAINS = (2.0, 1.0, 0.25)
-"""Variances of random weights times their number of inputs, to be tried in turn.
+"""The variance of random weights times their number of inputs; tried in this order.
 
-The first is that of a rectified layer (He et al. 2015, eq. 10), which keeps deep layers visible in the outputs; some
-networks magnify values or rounding too much with it.
+The first is for a layer with ReLU (He et al. 2015, eq. 10), which keeps deep layers visible in the outputs; with it,
+some networks magnify values or rounding too much.
 """
 
 
 @torch.no_grad()
 def overwrite_removed(module: nn.Module, keep: Keep, value: float) -> None:
-    """Write ``value`` over removed floating entries of a private copy; a running variance is left alone by 0."""
+    """Write ``value`` over removed floating entries of a private copy; 0 leaves running variances unchanged."""
     for name, tensor in named_tensors(module).items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
@@ -33,7 +33,7 @@ def overwrite_removed(module: nn.Module, keep: Keep, value: float) -> None:
 
 
 def removes_anything(module: nn.Module, keep: Keep) -> bool:
-    """Whether the plan removes a single entry."""
+    """Whether the plan removes any entry."""
     tensors = named_tensors(module).items()
     return any(True for name, tensor in tensors for _ in removed_entries(tensor, keep.get(name, ())))
 
@@ -42,8 +42,8 @@ def removes_anything(module: nn.Module, keep: Keep) -> bool:
 def randomise(module: nn.Module, pruned: nn.Module, keep: Keep, seed: int, gain: float = GAINS[0]) -> None:
     """Give both private copies new random parameters and running statistics, equal where an entry is kept.
 
-    The values depend on ``seed``, ``gain`` (one of ``GAINS``) and the name alone. Other buffers hold tables and masks
-    that mean something, so they stay as they are.
+    The values depend on ``seed``, ``gain`` (one of ``GAINS``) and the name alone. Other buffers hold meaningful tables
+    and masks, so they stay unchanged.
     """
     full, narrow = named_tensors(module), named_tensors(pruned)
     done: set[int] = set()
@@ -69,7 +69,7 @@ def _draw(tensor: Tensor, name: str, seed: int, gain: float) -> None:
     elif tensor.ndim < 2:
         tensor.normal_(0, 0.1, generator=generator)
     else:
-        # Of this variance, as normal values would be, and several times as fast to draw.
+        # The same variance as that of normal values, and several times as fast to draw.
         fan_in = max(tensor.numel() // max(tensor.shape[0], 1), 1)
         bound = (3 * gain / fan_in) ** 0.5
         tensor.uniform_(-bound, bound, generator=generator)
@@ -88,7 +88,7 @@ def select(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Tensor:
 
 
 def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator[tuple[int, Tensor]]:
-    """For each dim that lost something, the dim and the removed indices."""
+    """For each dim with removed entries, the dim and the removed indices."""
     for dim, index in enumerate(kept):
         if index is not None:
             present = torch.ones(tensor.shape[dim], dtype=torch.bool)
@@ -98,7 +98,7 @@ def removed_entries(tensor: Tensor, kept: tuple[Tensor | None, ...]) -> Iterator
 
 
 def all_names(full: Tensors, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]:
-    """``keep`` for every name of every tensor, ties included. Raises ProofError: an entry fits no tensor."""
+    """``keep`` for every name of every tensor, tied names included. Raises ProofError: an entry fits no tensor."""
     by_identity = {id(full[name]): kept for name, kept in keep.items() if name in full}
     fit: set[tuple[int, int]] = set()
     for name, kept in keep.items():
@@ -110,7 +110,7 @@ def all_names(full: Tensors, keep: Keep) -> dict[str, tuple[Tensor | None, ...]]
 
 
 def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...], fit: set[tuple[int, int]]) -> None:
-    """``fit``: by identity and size the indices that were found to fit, as many tensors keep the same ones."""
+    """``fit``: identity and size of the indices already found to fit, because many tensors share the same ones."""
     if len(kept) != tensor.ndim:
         raise ProofError(f"the plan has {len(kept)} dims for {name!r}, which has {tensor.ndim}")
     for dim, index in enumerate(kept):
@@ -124,9 +124,9 @@ def _check_fit(name: str, tensor: Tensor, kept: tuple[Tensor | None, ...], fit: 
 
 
 def check_tensors(full: Tensors, narrow: Tensors, keep: Keep) -> int:
-    """Compare every tensor of the pruned network with the kept entries of the original, bit for bit; gives how many.
+    """Compare every tensor of the pruned network with the original's kept entries, bit for bit; returns the number.
 
-    ``full`` has the constants of the trace, too; ``keep`` is as :func:`all_names` gives it. Raises ProofError: a tensor
+    ``full`` includes the constants of the trace; ``keep`` is a result of :func:`all_names`. Raises ProofError: a tensor
     differs, or a floating one has no counterpart.
     """
     checked = 0
@@ -140,10 +140,10 @@ def check_tensors(full: Tensors, narrow: Tensors, keep: Keep) -> int:
 
 
 def _check_added(name: str, tensor: Tensor) -> None:
-    # The original makes constants of parts inside its opaque modules anew at every call: the outputs tell of them.
+    # The original creates constants inside its opaque modules anew at every call; the outputs are compared instead.
     if is_constant(name):
         return
-    # Index lists are the only other tensors a rewrite may add; a value would have no original to be compared with.
+    # Index lists are the only other tensors a rewrite may add; values would have no counterpart to compare with.
     if tensor.is_floating_point() or tensor.is_complex():
         raise ProofError(f"kept tensors: {name!r} of the pruned network has no counterpart in the original")
 
@@ -169,5 +169,5 @@ def _same(left: Tensor, right: Tensor) -> bool:
         right = right.to(left.device)
     if torch.equal(left, right):
         return True
-    # NaN in a parameter is a bad weight, but no difference.
+    # NaN in a parameter is a bad weight, but not a difference.
     return left.is_floating_point() and torch.equal(left.nan_to_num(), right.nan_to_num())

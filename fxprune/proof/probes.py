@@ -1,6 +1,6 @@
-"""The inputs a proof runs: the sample, and random values like it at another batch size and resolution or length.
+"""The inputs of a proof: the sample, and similar random values at another batch size and resolution or length.
 
-A proof node by node runs at sizes as small as the network takes, and not square.
+A proof node by node uses sizes as small as the network accepts, with images that are not square.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from torch import Tensor, fx, nn
 from fxprune.capture.samples import IMAGE_DIMS, Sample, is_image
 from fxprune.proof.copies import promoted
 
-# The second resolution is smaller by about one of these shares, in multiples of the common total strides, where that
-# leaves enough; else larger, by no more than twice, because attention is quadratic in pixels.
+# The second resolution is smaller by about one of these shares, in multiples of the usual total stride, if enough is
+# left; else it is larger, by at most twice, because attention is quadratic in pixels.
 _SHARES, _PIXELS, _ENOUGH = (0.72, 0.0), 32, 96
-# Of this many steps one goes.
+# One of this many steps is dropped.
 _FEW_STEPS = 4
 
 
 DRAWS = {"range": "", "whole": "whole numbers as in the sample", "rows": "values as in the sample"}
-"""Ways to draw values, the first to be tried first, and what labels say of them: from the range of all values; the same
-but for places that hold whole numbers, which take those of any row; and at every place those of any row."""
+"""Ways to draw values, in the order in which they are tried, and their words in labels: from the range of all values;
+the same, but places of whole numbers take values of random rows; every place takes values of random rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
     """One set of inputs."""
 
-    label: str  # how messages name it
+    label: str  # its name in messages
     sample: Sample  # the arguments
     resized: bool = False  # whether the resolution or the number of steps is not the sample's own
-    guessed: bool = False  # whether it is no more than a guess that the network takes such sizes
-    drawn: str = ""  # how values were drawn, one of :data:`DRAWS`; "" for those of the sample
+    guessed: bool = False  # whether it is only a guess that the network accepts such sizes
+    drawn: str = ""  # how values were drawn, one of :data:`DRAWS`; "" for the sample's values
 
     @property
     def batch_size(self) -> int | None:
-        """Dim 0 shared by all tensors, if they share it."""
+        """The size of dim 0 of all tensors; None if they do not share it."""
         return self.sample.batch_size
 
     @property
@@ -54,17 +54,17 @@ class Probe:
         return self.sample.map(lambda tensor: promoted(tensor, dtype))
 
 
-# Rows of a sample with few values, so that no unit stays silent on all of them.
+# A sample with few values gets more rows, so that no unit is zero on all of them.
 _FEW_VALUES, _MORE_ROWS = 1024, 12
-# Of a larger batch two rows are run.
+# Of a batch with more rows than this, two rows are run.
 _ROWS = 4
 
 
 def batch_sizes(sample: Sample) -> tuple[int, ...]:
-    """The given size, or 2 where that is larger than need be, and the next, but 3 at least.
+    """The given size, or 2 if that is larger than necessary, and the next size, but at least 3.
 
-    A trace of a sample of one has a batch of two, so both sizes are others then; more rows of the same sample would
-    tell nothing. The second is larger for small inputs; there are none where the inputs share no batch dim.
+    A sample of one row is traced with two rows, so both sizes differ from the trace's; more rows of the same sample
+    show nothing new. The second size is larger for small inputs. There are none if the inputs share no batch dim.
     """
     given = sample.batch_size
     if not given:
@@ -75,10 +75,10 @@ def batch_sizes(sample: Sample) -> tuple[int, ...]:
 
 
 def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int = 1) -> list[list[Probe]]:
-    """The probes to run; of each inner list the first that fits the network.
+    """The probes to run: of each inner list, the first that the network accepts.
 
-    First the sample itself, then random values at another batch size and resolution, or as near to that as the network
-    takes. A sample of fewer rows than ``smallest`` has them repeated, where the network takes that.
+    First the sample itself, then random values at another batch size and resolution, or as near to these as the network
+    accepts. A sample of fewer rows than ``smallest`` has its rows repeated, if the network accepts that.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = batch_sizes(sample)
@@ -101,7 +101,7 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
             label = f"random inputs{suffix}, another length"
             others += [_random(label, *shorter, generator) for shorter in shortened(values)]
         others.append(_random(f"random inputs{suffix}", values, None, generator))
-        # Floats may be numbers of rows of a table, or become such: then only values that were given are sure to fit.
+        # Floats may be row numbers of a table, or become such: then only values of the sample are sure to be valid.
         others += [
             Probe(f"random inputs{suffix}, {words}", _drawn(values, generator, how), drawn=how)
             for how, words in DRAWS.items()
@@ -112,10 +112,10 @@ def candidates(sample: Sample, seed: int, *, resize: bool = True, smallest: int 
 
 
 def shortened(sample: Sample) -> list[tuple[Sample, bool]]:
-    """The sample with fewer steps (tables of positions have an end), and whether it is a guess that these are steps.
+    """The sample with fewer steps (tables of positions are finite), and whether it is a guess that these are steps.
 
-    Steps are dim 1 of numbered tokens (batch, steps) and of all that is as long; of a series of floats alone, the last
-    dim (batch, channels, steps) or dim 1 (batch, steps, features).
+    Steps are dim 1 of integer tokens (batch, steps) and of all tensors as long; without tokens, the last dim (batch,
+    channels, steps) or dim 1 (batch, steps, features) of a series of floats.
     """
     tokens = {t.shape[1] for t in sample.tensors if t.ndim == 2 and not t.is_floating_point()}
     lengths = tokens or {t.shape[1] for t in sample.tensors if t.ndim == 3}
@@ -132,7 +132,7 @@ def _fewer(tensor: Tensor, dim: int) -> Tensor:
 
 
 def randomised(probe: Probe, seed: int, drawn: str = "range") -> Probe:
-    """Random values like those of ``probe``, in its shapes; ``drawn``: one of :data:`DRAWS`."""
+    """Random values like those of ``probe``, in the same shapes; ``drawn``: one of :data:`DRAWS`."""
     generator = torch.Generator().manual_seed(seed)
     label = f"random inputs like {probe.label}"
     if drawn == "range":
@@ -145,7 +145,7 @@ def _drawn(sample: Sample, generator: torch.Generator, how: str) -> Sample:
 
 
 def _shuffled(tensor: Tensor, generator: torch.Generator, *, everything: bool) -> Tensor:
-    """Random values where not all rows hold whole numbers, and else, or everywhere, at each place those of any row."""
+    """Random values; at places where all rows hold whole numbers, or at ``everything``, the values of random rows."""
     if not tensor.is_floating_point() or tensor.ndim == 0 or not tensor.numel():
         return _random_like(tensor, generator, None)
     rows = torch.randint(len(tensor), tensor.shape, generator=generator).to(tensor.device)
@@ -157,14 +157,14 @@ def _shuffled(tensor: Tensor, generator: torch.Generator, *, everything: bool) -
 def _random(
     label: str, sample: Sample, guessed: bool | None, generator: torch.Generator, share: float | None = None
 ) -> Probe:
-    """Random values; ``guessed`` is None where the sample has its own sizes, ``share`` where its own resolution."""
+    """Random values; ``guessed`` is None if the sample keeps its length, ``share`` if it keeps its resolution."""
     images = (3, 4, 5) if sample.image_lists else IMAGE_DIMS
     drawn = sample.map(lambda t: _random_like(t, generator, share if t.ndim in images else None))
     return Probe(label, drawn, share is not None or guessed is not None, bool(guessed), "range")
 
 
 def _shares(sample: Sample) -> list[float]:
-    """Those of ``_SHARES`` that give different resolutions."""
+    """The ``_SHARES`` that lead to different resolutions."""
     images = [tuple(tensor.shape[-2:]) for tensor in sample.tensors if is_image(tensor)]
     found = {tuple(_resized(image, share) for image in images): share for share in reversed(_SHARES)}
     return list(reversed(found.values()))
@@ -174,12 +174,12 @@ def _resized(resolution: Sequence[int], share: float) -> tuple[int, ...]:
     smallest = min((size for size in resolution if size > 1), default=0)
     fewer = max(int(share * smallest / _PIXELS), 1) * _PIXELS
     change = -fewer if smallest >= _ENOUGH else min(_PIXELS, smallest)
-    # One pixel, as of gates and scales, meets images of every size.
+    # A side of one pixel, as in gates and scales, broadcasts to images of every size.
     return tuple(size + change if size > 1 else size for size in resolution)
 
 
 def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None) -> Tensor:
-    """Random values in the range of ``tensor``, so that positive ones stay so; normal ones where it is constant."""
+    """Random values in the range of ``tensor``, so that positive ones stay positive; normal ones if it is constant."""
     shape = list(tensor.shape)
     if share is not None and tensor.is_floating_point():
         shape[-2:] = _resized(shape[-2:], share)
@@ -191,32 +191,32 @@ def _random_like(tensor: Tensor, generator: torch.Generator, share: float | None
     finite = tensor[torch.isfinite(tensor)].double()
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
     if low < 0 < high:
-        # Around zero, units of either sign speak up.
+        # With a range around zero, units of both signs are active.
         low, high = -max(-low, high), max(-low, high)
     if low == high:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor)
     values = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
     values = values.to(tensor)
-    # Infinity is how masks say no; it stays where it was.
+    # Masks exclude entries by infinity, so it stays in place.
     return values if values.shape != tensor.shape else torch.where(torch.isfinite(tensor), values, tensor)
 
 
-# The last maps have these sizes: a kernel of three shows its corners, and height is told from width.
+# The sides of the last maps: large enough to use the corners of a kernel of three, with height unlike width.
 _LAST = (2, 3)
-# Where kernels without padding need more.
+# The same for kernels without padding, which need more.
 _LARGER = (3, 4)
 _LEAST_ROWS = 2
 _WINDOWS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
-# Where inputs are small, so many rows cost little.
+# If inputs are small, so many rows cost little.
 _SMALL, _MANY_ROWS = 8192, 17
 
 
-# Entries of the mean value of a graph above which it costs more to compute values than to number them.
+# Mean number of entries per value of a graph above which it costs more to compute values than to number them.
 _HEAVY = 1 << 16
 
 
 def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
-    """Whether the values of a graph are large for a sample."""
+    """Whether a graph's values are large on average for a sample."""
     nodes = [node for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     traced: int = sum(node.meta["val"].numel() for node in nodes if node.op == "placeholder")
     given = sum(tensor.numel() for tensor in sample.tensors)
@@ -225,9 +225,9 @@ def is_heavy(sample: Sample, graph: fx.Graph) -> bool:
 
 
 def small_samples(sample: Sample, graph: fx.Graph, attribute: Callable[[str], Any]) -> Iterator[Sample]:
-    """The sample with few rows and small images, then larger ones, those of its own size, and as it was traced."""
+    """The sample with few rows and small images, then with larger ones, with images of its own size, and as traced."""
     few = _with_rows(sample, _LEAST_ROWS)
-    # A kernel that is as large as one side of the maps, which are taken for square, wants the other to be no smaller.
+    # A kernel as large as one side of the maps, which are assumed square, needs the other side to be no smaller.
     read = {node.args[1] for node in graph.nodes if node.op == "call_method" and node.target == "size"}
     sides = [_LAST, _LAST[::-1]][: 1 + bool(read & {2, 3})]
     sides = sides[::-1] if 2 not in read else sides
@@ -237,7 +237,7 @@ def small_samples(sample: Sample, graph: fx.Graph, attribute: Callable[[str], An
 
 
 def other_samples(sample: Sample, first: Sample, graph: fx.Graph) -> Iterator[Sample]:
-    """Samples that differ from ``first`` in rows and in the sides of images or the number of steps, then in one."""
+    """Samples that differ from ``first`` in rows and in image sides or the number of steps, then in one of these."""
     values = sum(tensor.numel() for tensor in first.tensors)
     more = _with_rows(first, _MANY_ROWS if values <= _SMALL else _LEAST_ROWS + 1)
     turned = _shrunk(_with_rows(sample, first.batch_size), graph, _LAST[::-1])
@@ -256,9 +256,9 @@ def _shapes(sample: Sample) -> list[torch.Size]:
 
 
 def _reaches_over_edges(graph: fx.Graph, attribute: Callable[[str], Any]) -> bool:
-    """Whether maps get smaller by windows alone that begin and end at least half of themselves beyond the edges.
+    """Whether maps shrink only by windows that reach beyond the edges by at least half of their size.
 
-    Then a map has as many places as its stride goes into the image, the last, broken part included.
+    Then a map's size is the image's size divided by the map's total stride, rounded up.
     """
     for node in graph.nodes:
         after, before = _sides(node), max(map(_sides, node.all_input_nodes), default=())
@@ -275,21 +275,21 @@ def _reaches_over_edges(graph: fx.Graph, attribute: Callable[[str], Any]) -> boo
 
 
 def _sides(node: fx.Node) -> tuple[int, ...]:
-    """Those of the maps that a node gives, if it does."""
+    """The sides of the maps that a node returns; empty if it returns none."""
     value = node.meta.get("val")
     return tuple(value.shape[2:]) if isinstance(value, Tensor) and value.ndim in (4, 5) else ()
 
 
 def _shrunk(sample: Sample, graph: fx.Graph, last: tuple[int, int], *, over: bool = False) -> Sample | None:
-    """The sample with images so small that the graph's last maps have a given size; None where that is no change.
+    """The sample with images so small that the graph's last maps have a given size; None if that changes nothing.
 
-    ``over``: whether windows reach over the edges, so that a part of a stride gives one place more.
+    ``over``: whether windows reach over the edges, so that part of a stride adds one more position.
     """
     found = _images_and_maps(sample, graph)
     if found is None:
         return None
     sizes = zip(last, *found, strict=True)
-    if over:  # as often as the largest stride that gives so many places
+    if over:  # by the largest stride that leads to that many positions
         smaller = [(size - 1) * (-(-image // max(side - 1, 1)) - 1) + 1 for size, image, side in sizes]
     else:
         smaller = [size * max(1, image // side) for size, image, side in sizes]
@@ -298,7 +298,7 @@ def _shrunk(sample: Sample, graph: fx.Graph, last: tuple[int, int], *, over: boo
 
 
 def _images_and_maps(sample: Sample, graph: fx.Graph) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The sides of the images and of the graph's smallest maps; None where there are no images."""
+    """The sides of the images and of the graph's smallest maps; None if there are no images."""
     images = [t.shape[-2:] for t in sample.tensors if is_image(t)]
     if not images:
         return None

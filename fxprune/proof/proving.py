@@ -1,4 +1,4 @@
-"""The proof: translation validation of the pruned network against the original, and what it found."""
+"""The proof: translation validation of the pruned network against the original, and its result."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class Proof:
     """The outcome of a translation validation that did not fail.
 
     Attributes:
-        method: "masked" (outputs equal the original with removed entries set to zero), "nan-carrying" (equal the
-            original evaluated over the kept entries only), or "skipped".
-        relative_error: the worst over all comparisons, relative to the largest absolute value of the reference.
+        method: "masked" (outputs equal those of the original with removed entries set to zero), "nan-carrying" (equal
+            those of the original over its kept entries only), or "skipped".
+        relative_error: the largest of all comparisons, relative to the largest absolute value of the reference.
         tolerance: the largest relative error that would have passed.
         dtype: the floating type of the comparison, such as "float64".
-        batch_sizes: sizes of dim 0 that were run; empty where the inputs share no batch dim.
+        batch_sizes: sizes of dim 0 that were run; empty if the inputs share no batch dim.
         resolutions: height x width of the image-like inputs that were run.
         tensors_checked: parameters and buffers compared bit for bit.
-        vacuous: the removed entries had no measurable effect, so equal outputs say little.
-        randomised: parameters were also randomised, to see the effect of all of them.
-        notes: what else a reader should know, a sentence each.
+        vacuous: the removed entries had no measurable effect, so equal outputs show little.
+        randomised: the networks were also compared with random parameters, so that every layer has an effect.
+        notes: further remarks for the reader, one sentence each.
         seconds: wall-clock time of the proof.
-        diverges: where, at another resolution or length, the traced network computes something else than the original
-            instead of refusing; empty where it does not.
-        nodes: how many nodes were judged by themselves; 0 where whole networks were compared.
-        device: where it ran.
+        diverges: at which other resolution or length the traced network differs from the original instead of
+            refusing the input; empty if at none.
+        nodes: how many nodes were judged one by one; 0 where whole networks were compared.
+        device: the device it ran on.
     """
 
     method: str
@@ -60,7 +60,7 @@ class Proof:
     device: str = "cpu"
 
     def joined(self, other: Proof) -> Proof:
-        """Both as one, where ``other`` is that of the same networks on inputs of other sizes."""
+        """Both proofs as one; ``other`` is of the same networks on inputs of other sizes."""
         where = f"on images of {', '.join(other.resolutions)}: "
         return replace(
             self,
@@ -72,7 +72,7 @@ class Proof:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain JSON values."""
+        """This proof as plain JSON values."""
         values = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -93,9 +93,9 @@ def prove(
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
 
     Each kept tensor must equal the original's kept entries bit for bit; the traced network must equal the original;
-    the outputs must equal those of the original with removed entries set to zero or, where zero is the wrong stand-in,
-    evaluated over the kept entries alone. Everything runs on private copies in float64 (float32 where memory forbids),
-    at two batch sizes and two resolutions (lengths, of tokens and series) where the original takes them.
+    the outputs must equal those of the original with removed entries set to zero or, where zero is no valid stand-in,
+    those of the original over its kept entries alone. Everything runs on private copies in float64 (float32 if memory
+    is short), at two batch sizes and two resolutions (or sequence lengths) where the original accepts them.
 
     Args:
         original: the caller's model; only read.
@@ -104,17 +104,17 @@ def prove(
         keep: for every parameter and buffer of ``captured`` one kept-index tensor, or None for all, per dim; a tied
             tensor may be listed under one of its names.
         sample: positional and keyword arguments of one call.
-        crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no stand-in.
+        crosses_norm: whether a pruned axis meets a norm, a softmax or a mean, so that zero is no valid stand-in.
         seed: of the random inputs and parameters.
         node_keep: for nodes of ``captured``'s graph by name, one kept-index tensor, or None for all, per dim. It is
-            asked only where the outputs differ without it, and believed only for slices that are constant or copies
-            of others: padding, expanded dims and constants, into which no parameter carries a NaN.
-        alone: run the sample's own sizes only, and random parameters only where removal does not show without them:
-            for another graph of two networks that are proven.
-        untrained: why the two cannot be compared in training mode; "" where they can, None where they need not.
+            used only if the outputs differ without it, and only for slices that are constant or copies of
+            others: padding, expanded dims and constants, which no NaN of a parameter reaches.
+        alone: run the sample's own sizes only, and random parameters only if removal has no visible effect without
+            them: for a further graph of two networks that are already proven.
+        untrained: why the two cannot be compared in training mode; "" if they can, None if they need not be.
 
     Raises:
-        ProofError: a check failed; the message says which, where, and by how much.
+        ProofError: a check failed; the message names it, the place and the difference.
     """
     started = time.perf_counter()
     held, narrow = named_tensors(original), named_tensors(pruned)
@@ -133,7 +133,7 @@ def prove(
         try:
             outcome = Validation(case, dtype).run()
         except Exception as error:
-            # Some forwards make float32 tensors of their own and so refuse every other dtype.
+            # Some forwards create float32 tensors and so fail in every other dtype.
             if dtype == torch.float32 or not (out_of_memory(error) or isinstance(error, RefusedError)):
                 raise
             dtype = torch.float32

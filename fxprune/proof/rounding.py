@@ -1,8 +1,8 @@
-"""Rounding: how much a network magnifies it, and outputs that are nothing else.
+"""Rounding: how much a network magnifies it, and which outputs consist of rounding alone.
 
-A chain of random layers may be chaotic: two orders of summation, equal in exact arithmetic, then differ visibly in the
-outputs. Relative changes of all parameters stand for what rounding does in every layer. Other outputs are zero but for
-rounding, such as the mean of an instance norm: no tolerance tells one from another.
+A chain of random layers may be chaotic: two orders of summation, equal in exact arithmetic, then give visibly different
+outputs. Small relative changes of all parameters stand in for the rounding of every layer. Other outputs are zero but
+for rounding, such as the mean of an instance norm: no relative tolerance can compare them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fxprune.proof.comparing import Leaves, compare
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import evaluate
 
-# Rounding errors of a layer's sums are this many units in the last place, or fewer.
+# Rounding errors of a layer's sums are at most this many units in the last place.
 _UNITS = 30
 
 
@@ -26,9 +26,9 @@ _UNITS = 30
 def is_steady(
     module: nn.Module, probe: Probe, answer: Leaves, dtype: torch.dtype, tolerance: float, *, seed: int
 ) -> bool:
-    """Whether rounding in ``module``, a private copy, stays below ``tolerance`` in its outputs on ``probe``.
+    """Whether rounding changes the outputs of ``module``, a private copy, on ``probe`` by less than ``tolerance``.
 
-    ``answer`` is what the module gives there. Its parameters are changed by the square root of the unit roundoff.
+    ``answer``: the module's outputs there. Its parameters are changed by the square root of the unit roundoff.
     """
     unit: float = torch.finfo(dtype).eps
     change = unit**0.5
@@ -39,7 +39,7 @@ def is_steady(
 
 @torch.no_grad()
 def move_parameters(module: nn.Module, change: float, seed: int) -> None:
-    """Multiply all parameters by random factors about one, of the standard deviation ``change``."""
+    """Multiply all parameters by random factors with mean 1 and standard deviation ``change``."""
     bound = 3**0.5 * change
     for number, parameter in enumerate(module.parameters()):
         if parameter.is_floating_point():
@@ -48,17 +48,17 @@ def move_parameters(module: nn.Module, change: float, seed: int) -> None:
             parameter.mul_(noise)
 
 
-# What cancels leaves at most this many units in the last place of the largest value on the way.
+# Cancellation leaves at most this many units in the last place of the largest intermediate value.
 _CANCELLED = 100
-# Parameters that move by rounding move such an output by at least this share of itself.
+# If parameters change by rounding, such an output changes by at least this share of itself.
 _SHARE = 0.01
-# The rounding of another order of sums is at most this many times that movement. It matters where something else on the
-# way is huge, such as the least number that masks attention.
+# Another order of summation changes an output by at most this many times that change. The bound matters where another
+# intermediate value is huge, such as the number that masks attention.
 _MOVEMENTS = 1000
 
 
 class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the largest magnitude that any operator gives."""
+    """Records the largest magnitude in the results of all operators."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,12 +75,12 @@ class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def rounding_levels(
     module: nn.Module, probe: Probe, answer: Leaves, dtype: torch.dtype, *, seed: int
 ) -> dict[str, float]:
-    """The outputs of ``module``, a private copy whose parameters move, that hold rounding alone.
+    """The outputs of ``module`` that consist of rounding alone; ``module``: a private copy, which is changed.
 
     Returns:
-        By the output's path, the magnitude below which its values are rounding. An output is among them if it is no
-        larger than that, and moves as soon as parameters move by a few units in the last place; the magnitude is also
-        bounded by how far it moves.
+        By the output's path, the magnitude below which its values are rounding. An output is included if it is no
+        larger than that and changes as soon as parameters change by a few units in the last place. The magnitude is
+        also bounded by the size of that change.
     """
     with _Largest() as largest:
         evaluate(module, probe, dtype, seed=seed)
@@ -97,7 +97,7 @@ def rounding_levels(
 
 
 def without_rounding(left: Leaves, right: Leaves, levels: dict[str, float]) -> tuple[Leaves, Leaves]:
-    """Two networks' outputs without those that are rounding in both."""
+    """The outputs of two networks without those that are rounding in both."""
     gone = {p for p, level in levels.items() if _agree(left.get(p), right.get(p), level)}
     return {p: leaf for p, leaf in left.items() if p not in gone}, {p: f for p, f in right.items() if p not in gone}
 
@@ -113,6 +113,6 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _magnitude(value: Tensor) -> float:
-    """The largest finite magnitude; NaN counts as infinite where it is all there is."""
+    """The largest finite magnitude; infinity if no entry is finite."""
     finite = value.detach()[torch.isfinite(value)]
     return float(finite.abs().max()) if finite.numel() else float("inf")

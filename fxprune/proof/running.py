@@ -1,4 +1,4 @@
-"""One evaluation of a private copy, in one floating type, with nothing left behind in the process."""
+"""Evaluates a private copy in one floating type and leaves the process unchanged."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from fxprune.proof.probes import Probe
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
 
-# Their results are exact in every type, and what is written into them must not be rounded.
+# Their results are exact in every type, and values written into them must not be rounded.
 _CONSTANT = frozenset(f"aten::{prefix}{name}" for name in ("empty", "zeros", "ones", "full") for prefix in ("", "new_"))
 
 
 class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes in ``dtype`` what the source writes in a narrower type, such as ``x.float()``.
+    """Computes in ``dtype`` where the source asks for a narrower type, such as ``x.float()``.
 
-    Values that come from no input and no parameter (``torch.arange(n).cos()``) are computed in the type the source
-    gives them, because a trace may hold them as constants; they widen where they meet wider ones.
+    Values that come from no input and no parameter (``torch.arange(n).cos()``) are computed in the type of the
+    source, because a trace may hold them as constants; they are widened when they meet wider values.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -56,7 +56,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if kwargs.get("dtype") in self._narrow:
                 kwargs["dtype"] = self._dtype
             if len(found) > 1:
-                # What an in-place operator writes to must stay the same tensor.
+                # An in-place operator must write to the same tensor.
                 fixed = args[:1] if func._schema.is_mutable else ()
                 args, kwargs = pytree.tree_map_only(Tensor, self._widen, (args[len(fixed) :], kwargs))
                 args = fixed + args
@@ -65,10 +65,10 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._grouped_mm.default and self._dtype is torch.float64:
             return by_groups(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
         if func is torch.ops.aten.native_batch_norm_backward.default:
-            # With one row and gradients that lie channels last, its kernel sums up other entries.
+            # With one row and gradients in channels-last format, its kernel sums the wrong entries.
             args = (args[0].contiguous(), *args[1:])
         result = func(*args, **kwargs)
-        # A copy widens what a trace holds of one number alone, whether a list gave it or a factory.
+        # A private copy widens constants that repeat one number, whether made from a list or by a factory function.
         listed = func is torch.ops.aten.lift_fresh.default and is_filled(result)
         return self._widen(result) if listed or func._schema.name in _CONSTANT else result
 
@@ -79,7 +79,7 @@ class _Promote(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def evaluate(
     module: Callable[..., Any], probe: Probe, dtype: torch.dtype, *, seed: int = 0, carry_nan: bool = False
 ) -> Leaves:
-    """The outputs of a private copy on ``probe`` and the inputs that it changes, cloned; numbers from ``seed``."""
+    """Clones of a private copy's outputs on ``probe`` and of inputs that it changes; ``seed``: of random numbers."""
     sample = probe.in_dtype(dtype)
     torch.manual_seed(seed)
     with modes(dtype, carry_nan=carry_nan):
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def called(module: Callable[..., Any], sample: Sample) -> Any:
-    """What ``module`` gives for the sample, which it may change."""
+    """The output of ``module`` for the sample, which it may change."""
     # The wrapper of a GraphModule prints to the terminal and drops the traceback when its code raises.
     call = partial(nn.Module.__call__, module) if isinstance(module, fx.GraphModule) else module
     forget()
@@ -96,7 +96,7 @@ def called(module: Callable[..., Any], sample: Sample) -> Any:
 
 
 def changed_inputs(sample: Sample, fresh: Callable[[torch.dtype], Sample]) -> Leaves:
-    """The tensors of a sample that a call has changed, as they are now; ``fresh`` gives the sample anew."""
+    """The current values of the sample's tensors that a call has changed; ``fresh`` returns the sample unchanged."""
     written = [(name, tensor) for name, tensor in sample.named_tensors() if tensor._version]
     if not written:
         return {}
@@ -110,7 +110,7 @@ def changed_inputs(sample: Sample, fresh: Callable[[torch.dtype], Sample]) -> Le
 
 @contextlib.contextmanager
 def modes(dtype: torch.dtype, *, carry_nan: bool, gradients: bool = False) -> Iterator[None]:
-    """Evaluation in ``dtype``, without gradients or with them, over NaN-carrying values if asked."""
+    """Evaluate in ``dtype``, with ``gradients`` or without, and over NaN-carrying values if ``carry_nan``."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(gradients))
         stack.enter_context(_Promote(dtype))
@@ -122,7 +122,7 @@ def modes(dtype: torch.dtype, *, carry_nan: bool, gradients: bool = False) -> It
 
 @contextlib.contextmanager
 def _decomposed() -> Iterator[None]:
-    """Attention, transformer layers and recurrent nets as their parts: fused kernels would swallow the NaNs."""
+    """Decompose attention, transformer layers and recurrent nets: fused kernels would lose the NaNs."""
     fast_path, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
@@ -136,7 +136,7 @@ def _decomposed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def nothing_left_behind(module: nn.Module) -> Iterator[None]:
-    """Restore the random number generators of torch, numpy and Python on the way out."""
+    """Restore the random number generators of torch, numpy and Python at the end."""
     devices = sorted({t.device.index or 0 for t in module.parameters() if t.device.type == "cuda"})
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
@@ -164,7 +164,7 @@ _CLIP_DIMS = 5
 
 
 def is_summed(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether a call is a depthwise convolution of clips without strides, not transposed, on the CPU."""
+    """Whether a call is a 3d depthwise convolution on the CPU, without stride and not transposed."""
     if func is not _CONVOLUTION or args[6] or args[0].dim() != _CLIP_DIMS or not args[0].is_cpu:
         return False
     return bool(1 < args[8] == args[0].shape[1] == len(args[1]) and set(args[3]) == {1})
@@ -173,7 +173,7 @@ def is_summed(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
 def by_taps(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: list[int], dilation: list[int], *rest: Any
 ) -> Tensor:
-    """The arguments of ``aten.convolution``: (batch, channels, ...) with a weight (channels, 1, ...)."""
+    """Such a convolution as a sum over taps; ``x``: (batch, channels, ...), ``weight``: (channels, 1, ...)."""
     x = F.pad(x, [amount for size in reversed(padding) for amount in (size, size)])
     kernel = weight.shape[2:]
     left = [size - d * (k - 1) for size, d, k in zip(x.shape[2:], dilation, kernel, strict=True)]

@@ -1,4 +1,4 @@
-"""One step of training: outputs, gradients of parameters, and what the call left in buffers."""
+"""One step of training: outputs, gradients of parameters, and buffers after the call."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _NORMAL = ("randn", "randn_like", "normal_", "exponential_")
 
 
 class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces random draws by one number a row, so that networks of different widths draw alike.
+    """Replaces random draws by one number per row, so that networks of different widths draw the same numbers.
 
-    A mask drawn entry by entry has other numbers for a kept channel once channels before it are gone. The number is
-    from the distribution's range: whether it is there, where, and with which probability still shows.
+    In a mask drawn entry by entry, the numbers of a kept channel change once channels before it are removed. The number
+    lies in the distribution's range, so a draw that is missing, misplaced or of another probability is still visible.
 
     Attributes:
-        draws: name and number of rows of each draw so far, and for an operator that is not replaced its whole shape.
+        draws: name and number of rows of each draw so far; the whole shape for an operator that is not replaced.
     """
 
     def __init__(self, seed: int) -> None:
@@ -51,7 +51,7 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _trial(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """A number about the probability, instead of zero or one; those that are divided by it come out about one."""
+        """Numbers near the probability instead of zero or one; divided by the probability they are near one."""
         given: Tensor = args[0]
         chance = args[1] if len(args) > 1 else kwargs.get("p", given if name == "bernoulli" else 0.5)
         rows = self._rows(name, given.shape, given.device)
@@ -73,7 +73,7 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result.copy_(rows.abs() if name == "exponential_" else rows)
 
     def _rows(self, name: str, shape: torch.Size, device: torch.device) -> Tensor:
-        """A number between -1 and 1 for each row, which broadcasts to ``shape``."""
+        """One number between -1 and 1 for each row; broadcasts to ``shape``."""
         rows = shape[:1]
         self.draws.append((name, tuple(rows)))
         values = torch.rand(tuple(rows), generator=self._generator, dtype=torch.float64) * 2 - 1
@@ -81,30 +81,30 @@ class RowChance(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _two(args: tuple[Any, ...]) -> tuple[float, float]:
-    """The two numbers behind the tensor, by default 0 and 1."""
+    """The two arguments after the tensor, by default 0 and 1."""
     return args[1] if len(args) > 1 else 0.0, args[2] if len(args) > 2 else 1.0
 
 
-# Differences are relative to the largest entry of the tensor, but not below this share of the largest of all tensors:
-# the mean of what a batch norm gave, and the gradient of a bias in front of one, are nothing but rounding.
+# Differences are relative to the largest entry of the tensor, or to this share of the largest of all tensors if that is
+# larger: the mean of a batch norm's output and the gradient of a bias before a batch norm are only rounding.
 _FLOOR = 1e-4
 
 
 @dataclass(eq=False)
 class Step:
-    """What a step in training mode gave."""
+    """The results of one step in training mode."""
 
     outputs: Leaves  # leaves of the outputs, and changed inputs
     buffers: dict[str, Tensor]  # the buffers after the call
     # The ``training`` flags of all modules after ``eval()`` and after ``train()``.
     modes: tuple[dict[str, bool], dict[str, bool]]
-    draws: list[tuple[str, tuple[int, ...]]]  # the random draws on the way, see :class:`RowChance`
-    total: Tensor | None  # a weighted sum of all outputs that want a gradient, until it has gone backwards
+    draws: list[tuple[str, tuple[int, ...]]]  # the random draws, see :class:`RowChance`
+    total: Tensor | None  # a weighted sum of all outputs that require a gradient, until the backward pass
     parameters: dict[str, nn.Parameter]  # the module's parameters by name
     dtype: torch.dtype  # the floating type of the evaluation
 
     def go_back(self) -> dict[str, Tensor | None]:
-        """The gradients of a weighted sum of all outputs by the names of parameters; None where it does not reach."""
+        """The gradient of ``total`` for each parameter by name; None for a parameter that it does not reach."""
         if self.total is not None:
             with modes(self.dtype, carry_nan=False, gradients=True):
                 self.total.backward()  # type: ignore[no-untyped-call]
@@ -122,7 +122,7 @@ def training_step(
     backward: bool,
     carry_nan: bool = False,
 ) -> Step:
-    """Call a private copy in training mode; ``flags``: the network that says which parameters want gradients."""
+    """Call a private copy in training mode; ``flags``: the network whose ``requires_grad`` flags apply."""
     modes_set = _modes_of(module.eval()), _modes_of(module.train())
     shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
     wanted = {name for name, p in flags.named_parameters(remove_duplicate=False) if p.requires_grad}
@@ -136,7 +136,7 @@ def training_step(
         total = _weighted_sum(output) if backward else None
     leaves = leaves_of(output) | changed_inputs(sample, probe.in_dtype)
     buffers = dict(module.named_buffers(remove_duplicate=False))
-    # A buffer that got another shape is a cache.
+    # A buffer whose shape changed is a cache.
     kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
     return Step(leaves, kept, modes_set, chance.draws, total, parameters, dtype)
 
@@ -146,7 +146,7 @@ def _modes_of(module: nn.Module) -> dict[str, bool]:
 
 
 def _weighted_sum(output: Any) -> Tensor | None:
-    """A sum of all outputs that want a gradient, in which no two entries count alike."""
+    """A sum of all outputs that require a gradient, in which every entry has another weight."""
     total: Tensor | None = None
     for leaf in leaves_of(output, keep_history=True).values():
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_floating_point():
@@ -157,7 +157,7 @@ def _weighted_sum(output: Any) -> Tensor | None:
 
 
 def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
-    """Where two steps part on the way forward, as the beginning of a sentence, or ""; ``masked`` is the original's."""
+    """Where two forward passes differ, as the beginning of a sentence, or ""; ``masked`` is the original's."""
     for call, ours, theirs in zip(("eval()", "train()"), masked.modes, narrow.modes, strict=True):
         wrong = next((path for path, mode in theirs.items() if ours.get(path, mode) is not mode), None)
         if wrong is not None:
@@ -169,7 +169,7 @@ def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float)
 
 
 def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
-    """The same on the way back."""
+    """Where two backward passes differ, likewise."""
     ours, theirs = masked.go_back(), narrow.go_back()
     present = [{name: g for name, g in gradients.items() if g is not None} for gradients in (ours, theirs)]
     wrong = _tensor_difference(present[0], present[1], keep, tolerance)
@@ -183,7 +183,7 @@ def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float
 
 
 def _tensor_difference(full: Mapping[str, Tensor], narrow: Mapping[str, Tensor], keep: Keep, tolerance: float) -> str:
-    """The first tensor whose kept entries differ."""
+    """The first tensor whose kept entries differ, in words, or ""."""
     common = [name for name in narrow if name in full]
     floats = [name for name in common if full[name].is_floating_point()]
     floor = _FLOOR * max((size for name in floats if math.isfinite(size := magnitude(full[name]))), default=0.0)

@@ -1,4 +1,4 @@
-"""The probes that fit the network, with the original's answers, which the traced network must give too."""
+"""The probes that the network accepts, and the original's outputs, which the traced network must equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SPECIALISED = "the traced network fits the sample's own sizes only"
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A probe that the original accepts, and the original's answer; empty where it was not asked."""
+    """A probe that the original accepts, and the original's outputs; empty if it was not run."""
 
     probe: Probe
     expected: Leaves
@@ -40,10 +40,10 @@ class Trials:
     captured: nn.Module
     dtype: torch.dtype
     seed: int
-    found: list[Trial] = field(default_factory=list)  # the trials on which the traced network equals the original
+    found: list[Trial] = field(default_factory=list)  # trials on which the traced network equals the original
     error: float = 0.0  # the worst relative error between the two
-    notes: list[str] = field(default_factory=list)  # which probes do not fit, and why
-    diverges: str = ""  # at which other sizes the traced network computes something else than the original
+    notes: list[str] = field(default_factory=list)  # which probes are refused, and why
+    diverges: str = ""  # at which other sizes the traced network differs from the original
 
     def run(self, sample: Sample, *, resize: bool = True, alone: bool = False) -> Trials:
         """Find a trial for the sample itself and, unless ``alone``, one for random inputs, resized if ``resize``.
@@ -68,15 +68,15 @@ class Trials:
     def __post_init__(self) -> None:
         self._original = private_copy(self.original, self.dtype)
         self._buffers = [(module, dict(module._buffers)) for module in self._original.modules()]
-        # Where the model's own forward is opaque, it stands for its trace.
+        # If the model's own forward is opaque, the model itself takes the place of the trace.
         self._captured = None if self.captured is self.original else private_copy(self.captured, self.dtype)
 
     def _try(self, probe: Probe) -> str:
-        """Add a trial, or say why the probe does not fit."""
+        """Add a trial and return "", or return why the probe cannot be used."""
         self._empty_caches()
         try:
             expected = evaluate(self._original, probe, self.dtype, seed=self.seed)
-        except Exception as error:  # whatever it raises, the original refuses the probe
+        except Exception as error:  # any error means that the original refuses the probe
             if out_of_memory(error):
                 raise
             return f"the original refuses it ({described(error)})"
@@ -84,7 +84,7 @@ class Trials:
             return "the original answers NaN"
         trial = Trial(probe, expected)
         failure, error_found = self._difference(trial)
-        # What decides on sizes in ways that leave no trace is of the sample's sizes only.
+        # A decision on sizes that the trace does not record holds for the sample's sizes only.
         if failure and probe.resized and error_found > TOLERANCE[self.dtype]:
             self.diverges = f"{failure}"
         if failure == _SPECIALISED or (failure and probe.resized):
@@ -96,7 +96,7 @@ class Trials:
         return ""
 
     def _empty_caches(self) -> None:
-        """Give buffers back that got another shape at another size; what runs add up in one of its own shape stays."""
+        """Restore buffers whose shape changed at another size; those that keep their shape keep their new values."""
         for module, buffers in self._buffers:
             for name, held in buffers.items():
                 now = module._buffers.get(name)
@@ -104,7 +104,7 @@ class Trials:
                     module._buffers[name] = held
 
     def _difference(self, trial: Trial) -> tuple[str, float]:
-        """How the traced network differs from the original, or "", and the relative error; 0 where it refuses."""
+        """How the traced network differs from the original, or "", and the relative error; 0 if it refuses."""
         if self._captured is None:
             return "", 0.0
         try:
@@ -128,7 +128,7 @@ class Trials:
             return ""
 
     def _unsteadiness(self, trial: Trial) -> str:
-        """What the original does that no graph can repeat, as the end of a message, or ""."""
+        """Why no graph can repeat the original's outputs, as the end of a message, or ""."""
         if self._answers_otherwise(trial, self.seed):
             return (
                 "; the original answers the same input otherwise the next time, so it keeps state between calls (in an "

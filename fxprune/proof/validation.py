@@ -32,11 +32,11 @@ _VISIBLE = 100
 class Way:
     """How the original is evaluated without its removed entries."""
 
-    method: str  # its name in a proof
-    note: str = ""  # what a reader should know where it was not the first choice
-    stand_in: float = math.nan  # what is written over removed entries of parameters
-    carries: bool = True  # whether removed entries travel as NaN
-    marks: bool = False  # whether values that no parameter makes lose what the plan says they lose
+    method: str  # its name in a :class:`Proof`
+    note: str = ""  # a note for the reader if it was not the first choice
+    stand_in: float = math.nan  # the value written over removed entries of parameters
+    carries: bool = True  # whether removed entries propagate as NaN
+    marks: bool = False  # whether values that depend on no parameter lose entries as the plan says
 
 
 _ZEROS = Way("masked", stand_in=0.0, carries=False)
@@ -52,9 +52,9 @@ _MARKS = Way(
 class Case:
     """What is to be proven; ``keep`` has an entry for every parameter and buffer of ``captured``.
 
-    ``alone``: at the sample's own sizes only, and with random parameters only where removal does not show without; for
-    a further graph of networks that were proven otherwise.
-    ``untrained``: why training mode cannot be compared, or ""; None where it need not be.
+    ``alone``: at the sample's own sizes only, and with random parameters only if removal has no visible effect without;
+    for a further graph of networks that are already proven.
+    ``untrained``: why training mode cannot be compared, or ""; None if it need not be.
     """
 
     original: nn.Module
@@ -71,7 +71,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What has been found so far."""
+    """The results so far."""
 
     method: str = ""
     error: float = 0.0
@@ -84,7 +84,7 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class _Failure:
-    """What failed, and on which trial."""
+    """A failed comparison and its trial."""
 
     text: str
     trial: Trial
@@ -146,7 +146,7 @@ class Validation:
         return trials.found
 
     def _plan_fits_all(self, probes: list[Probe]) -> bool:
-        """Whether what goes can go at another resolution too, where a literal reshape may take pixels for channels."""
+        """Whether removal works at other resolutions too: a fixed reshape may mix pixels and channels there."""
         full = private_copy(self._case.captured, self._dtype)
         overwrite_removed(full, self._case.keep, math.nan)
         for probe in probes:
@@ -156,7 +156,7 @@ class Validation:
                         return False
                 except ProofError:
                     return False
-                except Exception as error:  # an operator may refuse NaN in words of its own: then nobody can tell
+                except Exception as error:  # an operator may reject NaN with any error: then this is unknown
                     if out_of_memory(error):
                         raise
                     return True
@@ -176,13 +176,13 @@ class Validation:
             ) from error
 
     def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
-        """Compare with the masked original, made from what ``full`` returns, in one of the ways that fit.
+        """Compare with the masked original, made from the result of ``full``, in the first of the ways that passes.
 
-        Zero as the stand-in comes first, NaN where zero will not do; the plan's word on values that no parameter
-        makes is asked last.
+        Zero as the stand-in is tried first, then NaN, and last NaN with the plan's word on values that depend on no
+        parameter.
 
         Returns:
-            How far removing changes the outputs of the original.
+            How much removal changes the outputs of the original.
         """
         failures: list[_Failure] = []
         for way in self._ways:
@@ -199,10 +199,10 @@ class Validation:
     def _compare(
         self, full: nn.Module, trials: list[Trial], answers: list[Leaves], way: Way
     ) -> tuple[float, _Failure | None]:
-        """Turn ``full``, a private copy, into the masked original and compare on all trials.
+        """Turn ``full``, a private copy, into the masked original and compare it on all trials.
 
         Returns:
-            The largest change that masking makes to the outputs, and what failed.
+            The largest change of the outputs by masking, and the failure if any.
         """
         overwrite_removed(full, self._case.keep, way.stand_in)
         change = worst = 0.0
@@ -225,7 +225,7 @@ class Validation:
         return change, None
 
     def _levels(self, trial: Trial, answer: Leaves) -> dict[str, float]:
-        """Which outputs of the pruned network are zero but for rounding."""
+        """The pruned network's outputs that are zero but for rounding, see :func:`rounding_levels`."""
         levels = self._rounding.get(id(trial))
         if levels is None:
             pruned = private_copy(self._case.pruned, self._dtype)
@@ -250,17 +250,17 @@ class Validation:
             ) from error
 
     def _place(self, full: nn.Module, failure: _Failure) -> str:
-        """Where the two networks part, as the end of a message, if it can be found."""
+        """Where the two networks first differ, as the end of a message; "" if it cannot be found."""
         overwrite_removed(full, self._case.keep, math.nan)
         pruned = private_copy(self._case.pruned, self._dtype)
         place = first_difference(full, pruned, failure.trial.probe, self._dtype)
         return f"; they part at {place}" if place else ""
 
     def _check_positions(self, probe: Probe) -> None:
-        """Whether every contraction pairs what is left of one operand with what is left of the other.
+        """Check that every contraction pairs the kept entries of one operand with the same ones of the other.
 
-        Outputs cannot say so alone: a deep layer of a fresh network may change them by less than rounding does. An
-        operator that NaN-carrying cannot evaluate ends the search and is no fault, because zeros did agree.
+        Outputs alone cannot show it: a deep layer of a fresh network may change them by less than rounding does. An
+        operator that NaN-carrying cannot evaluate ends the check and is not a fault, because zeros agreed.
         """
         full = private_copy(self._case.captured, self._dtype)
         overwrite_removed(full, self._case.keep, math.nan)
@@ -277,7 +277,7 @@ class Validation:
         raise failure
 
     def _check_conditions(self, trial: Trial, trials: list[Trial], answers: list[Leaves], change: float) -> None:
-        """Training mode, other precisions, and more rows; what cannot be compared is noted."""
+        """Compare in training mode, other precisions and more rows; note what cannot be compared."""
         case = self._case
         answer = answers[trials.index(trial)]
         conditions = Conditions(
@@ -300,11 +300,11 @@ class Validation:
         self._outcome.notes += filter(None, notes)
 
     def _check_randomised(self, trials: list[Trial], change: float) -> None:
-        """Repeat with random parameters, which let every layer reach the outputs."""
+        """Repeat with random parameters, with which every layer affects the outputs."""
         pruned = private_copy(self._case.pruned, self._dtype)
         drawn = next((t.probe.drawn for t in trials if t.probe.drawn), "range" if len(trials) == 1 else "rows")
         probe = randomised(_lightest(trials).probe, self._case.seed, drawn)
-        if self._by_values():  # other inputs would lead another way
+        if self._by_values():  # other inputs might take another branch
             probe = _lightest(trials).probe
         seen, reason = 0.0, ""
         for gain in GAINS:
@@ -319,14 +319,14 @@ class Validation:
             self._outcome.notes.append("vacuous: the removed entries do not reach the outputs")
 
     def _by_values(self) -> bool:
-        """Whether the graph checks which way the values of data lead."""
+        """Whether the graph checks which branch the values of data select."""
         return isinstance(self._case.captured, fx.GraphModule) and asks_values(self._case.captured.graph)
 
     def _on_random(self, pruned: nn.Module, gain: float, probe: Probe, change: float) -> tuple[float, str]:
-        """How far removal shows with random parameters, and why they tell nothing, if so."""
+        """How much removal changes outputs with random parameters, and why they cannot be used, or ""."""
         full = self._randomised(pruned, gain)
         try:
-            # What the original answers is asked only where it is not known yet that removal shows.
+            # The original is run only if removal is not yet known to have a visible effect.
             trial = Trial(probe, {} if self._is_visible(change) else self._expected(full, probe))
             answers = self._answers(pruned, [trial])
         except (ProofError, AssertionError) as error:
@@ -358,7 +358,7 @@ class Validation:
             raise ProofError(f"with random parameters, {error}") from error
 
     def _randomised(self, pruned: nn.Module, gain: float) -> nn.Module:
-        """A copy of the full-width network with random parameters, and the kept ones of them in ``pruned``."""
+        """A copy of the full-width network with random parameters; their kept entries are copied to ``pruned``."""
         full = private_copy(self._case.captured, self._dtype)
         randomise(full, pruned, self._case.keep, self._case.seed, gain)
         return full

@@ -1,4 +1,4 @@
-"""Evaluation of a network whose removed entries are NaN and travel with the values."""
+"""Evaluates a network whose removed entries are NaN, which propagate with the values."""
 
 from fxprune.proof.nan_carrying.calls import PositionError
 from fxprune.proof.nan_carrying.mode import NanCarrying

@@ -1,4 +1,4 @@
-"""One operator call as the dispatcher hands it over, with its arguments by name, and small helpers on NaN marks."""
+"""One operator call of the dispatcher with its arguments by name, and helpers for tensors with NaN marks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Call:
         return self.values[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument of that name, or ``default`` where the overload has none or it is None."""
+        """The argument of that name, or ``default`` if the overload has none or it is None."""
         value = self.values.get(name)
         return default if value is None else value
 
     def run(self, /, **replaced: Any) -> Any:
-        """Run the operator, some arguments replaced by name."""
+        """Run the operator with some arguments replaced, by name."""
         values = {**self.values, **replaced}
         arguments = self.func._schema.arguments
         args = [values[a.name] for a in arguments if not a.kwarg_only]
@@ -43,7 +43,7 @@ class Call:
         return self.func(*args, **kwargs)
 
     def fault(self, reason: str) -> ProofError:
-        """The error for a call that no narrower network can stand for."""
+        """The error for a call that no narrower network can repeat."""
         return ProofError(f"{self.func}: {reason}")
 
     def mismatch(self, reason: str) -> ProofError:
@@ -59,12 +59,12 @@ Handler = Callable[[Call], Any]
 
 
 def words(text: str) -> frozenset[str]:
-    """The names in ``text``, for tables of operators."""
+    """The names in ``text``, as a set for tables of operators."""
     return frozenset(text.split())
 
 
 def tensors_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors that an operator is called with; its arguments nest no deeper than lists of tensors."""
+    """The tensors among an operator's arguments, which nest no deeper than lists of tensors."""
     found: list[Tensor] = []
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
@@ -75,19 +75,19 @@ def tensors_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]
 
 
 def gone(tensor: Tensor) -> Tensor:
-    """True where an entry is removed, shape of ``tensor``; integers and booleans are never removed."""
+    """A mask of the removed entries, shape of ``tensor``; all False for integers and booleans."""
     return torch.isnan(tensor)
 
 
 def carries(tensor: Tensor) -> bool:
-    """Whether any entry is removed. One read of the tensor: a NaN survives every sum."""
+    """Whether any entry is removed. A single sum is enough: NaN propagates through it."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return False
     return bool(torch.isnan(unexpanded(tensor).sum()))
 
 
 def unexpanded(tensor: Tensor) -> Tensor:
-    """``tensor`` with size 1 along every dim that repeats one slice without a copy; it broadcasts to the same."""
+    """``tensor`` with size 1 along every dim of stride 0; it broadcasts to the same values."""
     for dim, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[dim] > 1:
             tensor = tensor.narrow(dim, 0, 1)
@@ -104,7 +104,7 @@ def filled(tensor: Tensor) -> Tensor:
 
 
 def bury(tensor: Tensor, where: Tensor) -> Tensor:
-    """``tensor`` with NaN written where ``where`` is True; anything but floats comes back as it is."""
+    """``tensor`` with NaN written where ``where`` is True; a tensor that is not floating is returned unchanged."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
     return tensor.masked_fill(where, float("nan"))

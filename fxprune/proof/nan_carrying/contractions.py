@@ -1,7 +1,7 @@
-"""Matrix products over the positions that both operands still have.
+"""Matrix products over the positions that both operands keep.
 
-Which positions are left is read off the NaNs of the operands. Where one operand lost a position that the other kept,
-the narrower network would pair the wrong rows with the wrong columns: a fault, unless the position adds nothing.
+The NaNs of the operands show which positions are kept. If one operand lost a position that the other kept, the narrower
+network would pair the wrong rows and columns: an error, unless the position adds nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
 
 
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
-    """``left @ right`` for shapes [b, n, k] and [b, k, m], removed positions of k left out.
+    """``left @ right`` for shapes [b, n, k] and [b, k, m], without the removed positions of k.
 
-    An output entry is removed where its row of ``left`` or its column of ``right`` is removed as a whole. Raises
-    ProofError: the operands of an output entry that stays differ in the positions they lost.
+    An output entry is removed if its row of ``left`` or its column of ``right`` is removed as a whole. Raises
+    ProofError: the operands of a kept output entry lost different positions.
     """
     if left.shape[-1] == 0:
         return torch.bmm(left, right)
     if len(right) > 1 and right.stride(0) == 0:
-        # One matrix for the whole batch: an expanded view must not be written out once per row.
+        # One matrix for the whole batch: an expanded view must not be copied once per row.
         return product(left.flatten(0, 1)[None], right[:1], call).reshape(*left.shape[:2], right.shape[-1])
     if len(left) > 1 and left.stride(0) == 0:
         return product(right.mT, left.mT, call).mT
@@ -34,7 +34,7 @@ def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
 
 
 def _product_by_slices(left: Tensor, right: Tensor) -> Tensor | None:
-    """The product where both lost whole slices only, and the same ones of the contracted dim; else None."""
+    """The product if both lost only whole slices, and the same ones of the contracted dim; else None."""
     ours = lost_slices(left)
     theirs = None if ours is None else lost_slices(right)
     if ours is None or theirs is None or not _alike(ours[2], theirs[1]):
@@ -64,7 +64,7 @@ def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
 def _check_positions(
     left: Tensor, right: Tensor, removed: tuple[Tensor, Tensor], dead: tuple[Tensor, Tensor], call: Call
 ) -> None:
-    """Raise where a live row and a live column pair a removed position with a kept one that is not zero."""
+    """Raise if a kept row and a kept column pair a removed entry with a kept one that is not zero."""
     (left_gone, right_gone), (rows, columns) = removed, dead
     in_all = (left_gone | rows).all(1).all(0) & (right_gone | columns).all(2).all(0)
     doubtful = (left_gone.any(1).any(0) | right_gone.any(2).any(0)) & ~in_all
@@ -85,19 +85,19 @@ def _pairs(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _is_free(tensor: Tensor, removed: Tensor, dim: int, lost: Tensor) -> bool:
-    """Whether the operand ``tensor`` lost nothing, and its slices at the other's ``lost`` positions are only copies."""
+    """Whether the operand ``tensor`` lost nothing, and its slices at the other's ``lost`` positions copy kept ones."""
     return not bool(removed.any()) and has_copies(tensor, dim, lost)
 
 
 def has_copies(tensor: Tensor, dim: int, lost: Tensor) -> bool:
-    """Whether every slice along ``dim`` at a ``lost`` position equals one that is left, as in an expanded dim."""
+    """Whether every slice along ``dim`` at a ``lost`` position equals a kept one, as in an expanded dim."""
     slices = tensor.movedim(dim, 0).reshape(tensor.shape[dim], -1)
     left = slices[~lost]
     return all(_is_among(row, left) for row in slices[lost])
 
 
 def _is_among(row: Tensor, rows: Tensor) -> bool:
-    # A few columns rule most rows out, so that few are read to the end.
+    # A few columns rule out most rows, so few rows are compared in full.
     alike = rows[(rows[:, :16] == row[:16]).all(1)]
     return any(torch.equal(row, other) for other in alike)
 
@@ -122,7 +122,7 @@ def _bmm(call: Call) -> Any:
 def by_groups(
     left: Tensor, right: Tensor, offs: Tensor | None, times: Callable[[Tensor, Tensor], Tensor] = torch.mm
 ) -> Tensor:
-    """``torch._grouped_mm``, whose kernels know few types: rows, or what is summed over, in groups up to ``offs``."""
+    """``torch._grouped_mm``, whose kernels support few types; ``offs``: ends of groups of rows or summed positions."""
     if offs is None:
         return torch.stack([times(a, b) for a, b in zip(left, right, strict=True)])
     ends = offs.tolist()
@@ -131,9 +131,7 @@ def by_groups(
         return torch.stack([times(left[:, group], right[group]) for group in groups])
     filled = [(group, matrix) for group, matrix in zip(groups, right, strict=True) if group.stop > group.start]
     parts = [times(left[group], matrix) for group, matrix in filled]
-    rest = left.new_zeros(
-        len(left) - ends[-1], right.shape[-1]
-    )  # rows of no group, which the kernel leaves as they are
+    rest = left.new_zeros(len(left) - ends[-1], right.shape[-1])  # rows of no group, which the kernel leaves unwritten
     return torch.cat([*parts, rest])
 
 
@@ -156,7 +154,7 @@ def _dot(call: Call) -> Any:
 
 
 def _scaled(call: Call, result: Tensor) -> Tensor:
-    """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, NaN and all, as torch does."""
+    """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, even its NaN, as in torch."""
     alpha, beta = call.get("alpha", 1), call.get("beta", 1)
     if alpha != 1:
         result = alpha * result
@@ -193,7 +191,7 @@ def _linear(call: Call) -> Any:
 
 
 def _trilinear(call: Call) -> Any:
-    """``sum(i1 * i2 * i3)`` as torch writes nn.Bilinear: a product first, then one contraction with the third."""
+    """``sum(i1 * i2 * i3)``, by which torch computes nn.Bilinear."""
     factors = []
     for number in (1, 2, 3):
         factor = call[f"i{number}"]

@@ -1,4 +1,4 @@
-"""Convolutions over the input channels that both the input and the weight still have."""
+"""Convolutions over the input channels that both the input and the weight keep; pooling and interpolation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
 
 
 def _removed_channels(call: Call, x_gone: Tensor, weight_gone: Tensor) -> Tensor | None:
-    """Removed output channels where whole input channels are removed and the weight lost the same ones, else None."""
+    """Removed output channels, if whole input channels are removed and the weight lost the same ones; else None."""
     groups = call["groups"]
     if not constant_along(x_gone, [0, *range(2, x_gone.ndim)]):
         return None
@@ -50,14 +50,14 @@ def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
 
 
 def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
-    """Removed output entries, tap by tap. Raises ProofError: one that stays pairs what goes with what stays."""
+    """Removed output entries, tap by tap. Raises ProofError: a kept one pairs removed with kept operands."""
 
     def count(x_mask: Tensor, weight_mask: Tensor) -> Tensor:
         result: Tensor = call.run(input=x_mask.float(), weight=weight_mask.float(), bias=None)
         return result > 0.5
 
     every_x, every_weight = torch.ones_like(x_gone), torch.ones_like(weight_gone)
-    # A window that lies in the padding alone holds nothing, removed or kept, so both counts are asked.
+    # A window that lies entirely in the padding holds no entry, removed or kept, so both counts are needed.
     dead = count(x_gone, every_weight) & ~count(~x_gone, every_weight)
     dead |= count(every_x, weight_gone) & ~count(every_x, ~weight_gone)
     rows = _by_group(weight_gone, call["groups"], call["transposed"]).flatten(2).all(2).flatten()
@@ -74,7 +74,7 @@ def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_go
 
 
 def _is_free(x: Tensor, x_gone: Tensor, weight_gone: Tensor, call: Call) -> bool:
-    """Whether the input lost nothing, and in each group the channels that the weight lost are only copies."""
+    """Whether the input lost nothing, and in each group its channels that the weight lost copy kept ones."""
     if bool(x_gone.any()):
         return False
     taps = _by_group(weight_gone, call["groups"], call["transposed"])
@@ -112,7 +112,7 @@ def _check_dims(call: Call, x: Tensor, dims: list[int]) -> None:
 
 
 def _pool(rank: int) -> Handler:
-    """A window of ``rank`` dims; along a dim where the window is one entry long nothing is mixed."""
+    """Pooling over ``rank`` dims; along a dim where the window has size 1 nothing is mixed."""
 
     def handler(call: Call) -> Any:
         x, kernel = call["self"], list(call["kernel_size"])
@@ -124,7 +124,7 @@ def _pool(rank: int) -> Handler:
 
 
 def _resample(name: str, rank: int) -> Handler:
-    """Adaptive pooling and interpolation; along a dim whose size stays nothing is mixed."""
+    """Adaptive pooling and interpolation; along a dim whose size does not change nothing is mixed."""
 
     def handler(call: Call) -> Any:
         x, result = call[name], call.run()
@@ -136,7 +136,7 @@ def _resample(name: str, rank: int) -> Handler:
 
 
 def _whole_planes(name: str, rank: int) -> Handler:
-    """Anything that reads across the last ``rank`` dims of ``name``; no other operand may have removed positions."""
+    """An operator that reads anywhere in the last ``rank`` dims of ``name``; no other operand may lose entries."""
 
     def handler(call: Call) -> Any:
         x = call[name]
@@ -145,7 +145,7 @@ def _whole_planes(name: str, rank: int) -> Handler:
         if any(carries(other) for other in others):
             raise call.fault("removed positions reach an operand that says where to read")
         result = call.run()
-        # Where nothing is read, zeros appear; those of a removed channel are removed with it.
+        # Outputs that read nothing are zero; those of a removed channel are removed with it.
         channels = gone(x).transpose(0, 1).flatten(1).all(1)
         return bury(result, channels.reshape(1, -1, *[1] * (result.ndim - 2)))
 
@@ -153,7 +153,7 @@ def _whole_planes(name: str, rank: int) -> Handler:
 
 
 def _col2im(call: Call) -> Any:
-    """Windows [batch, channels * taps, windows] added up to planes."""
+    """Sums windows [batch, channels * taps, windows] into planes."""
     x, taps = call["self"], math.prod(call["kernel_size"])
     removed = gone(x)
     removed = removed.reshape(*x.shape[:-2], -1, taps, x.shape[-1])

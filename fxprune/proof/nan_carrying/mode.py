@@ -1,4 +1,4 @@
-"""The dispatch mode under which removed entries, written as NaN, travel with the values."""
+"""The dispatch mode under which removed entries, written as NaN, propagate with the values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _HANDLERS: dict[str, Handler] = {**CONTRACTIONS, **CONVOLUTIONS, **JOINING, **NO
 
 
 class NanCarrying(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Evaluates a network whose removed entries are NaN as the narrower network would be evaluated.
+    """Evaluates a network with NaN for its removed entries as if it were the narrower network.
 
-    Entry-by-entry operators and moves pass NaN on; contractions, reductions and norms run over the entries that are
-    left. An operator outside the tables runs only on tensors without removed entries. Raises ProofError: operands of a
-    contraction lost different positions, or an operator outside the tables meets one.
+    Pointwise operators and moves propagate NaN; contractions, reductions and norms run over the kept entries. An
+    operator outside the tables runs only on tensors without removed entries. Raises ProofError: operands of a
+    contraction lost different positions, or an operator outside the tables reads a removed one.
     """
 
     def __init__(self) -> None:
@@ -64,10 +64,10 @@ def _handled(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[st
 
 
 def _laid_out(result: Any, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result in the memory format that the operator gives, for which the network may ask."""
+    """The result in the memory format of the operator's own result, which the network may query."""
     try:
         given = func(*_on_meta(args), **_on_meta(kwargs))
-    except (NotImplementedError, RuntimeError):  # not every operator can say what it gives
+    except (NotImplementedError, RuntimeError):  # not every operator runs on the meta device
         return result
     return pytree.tree_map(_like, result, given)
 

@@ -1,7 +1,7 @@
-"""Operators that work entry by entry: an output entry is removed where any of its inputs is.
+"""Pointwise operators: an output entry is removed if any of its inputs is.
 
-Most arithmetic does so by itself, because NaN survives it. Where it does not (a comparison, ``where``, ``sign``, a
-power of 0) the marks are written again. Booleans and integers cannot hold NaN, so theirs are kept beside them.
+Most arithmetic does so by itself, because NaN propagates. Where it does not (a comparison, ``where``, ``sign``, a power
+of 0), the marks are written again. Booleans and integers cannot hold NaN, so their marks are kept in separate masks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fxprune.proof.nan_carrying.calls import bury, gone, tensors_among, unexpanded, words
 
-# Operators of which every tensor argument passes its NaN on to the output.
+# Operators that propagate NaN from every tensor argument to the output.
 _KEEP_NAN = words(
     """abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh ceil celu clamp clamp_max clamp_min clip clone
     conj_physical _conj_physical cos cosh deg2rad digamma div elu erf erfc erfinv exp exp2 expm1 floor fmod frac gelu
@@ -26,8 +26,8 @@ _KEEP_NAN = words(
     true_divide trunc"""
 )
 
-# Entry by entry, though the operator is not tagged so. What takes only its shape from its input carries that input's
-# marks too: ``ones_like(x)`` has the axes of ``x``.
+# Pointwise operators that are not tagged so. One that uses only its input's shape still takes the input's marks:
+# ``ones_like(x)`` has the axes of ``x``.
 _UNTAGGED = words(
     """_prelu_kernel _to_copy masked_fill floor_divide full_like ones_like rand_like randint_like randn_like zeros_like
     bernoulli complex"""
@@ -36,43 +36,43 @@ _UNTAGGED = words(
 
 @functools.cache
 def keeps_nan(func: torch._ops.OpOverload) -> bool:
-    """Whether the operator works entry by entry and lets NaN through by itself."""
+    """Whether the operator is pointwise and propagates NaN by itself."""
     return _plain_name(func) in _KEEP_NAN and not _has_out(func)
 
 
 @functools.cache
 def is_pointwise(func: torch._ops.OpOverload) -> bool:
-    """Whether the operator works entry by entry."""
+    """Whether the operator is pointwise."""
     return (torch.Tag.pointwise in func.tags or _plain_name(func) in _UNTAGGED) and not _has_out(func)
 
 
 class Shadows:
-    """Removed positions of tensors that cannot hold NaN; an entry goes when its tensor does."""
+    """Masks of removed entries for tensors that cannot hold NaN; a mask is freed with its tensor."""
 
     def __init__(self) -> None:
         self._masks = WeakTensorKeyDictionary()
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """The removed positions of ``tensor``, or None if there are none."""
+        """A mask of the removed entries of ``tensor``; None if there are none."""
         if tensor.is_floating_point() or tensor.is_complex():
             mask = gone(unexpanded(tensor))
             return mask if bool(mask.any()) else None
         return self.get(tensor)
 
     def get(self, tensor: Tensor) -> Tensor | None:
-        """The mask kept beside ``tensor``, if it has one."""
+        """The mask stored for ``tensor``, if any."""
         if not self._masks or tensor.is_floating_point():
             return None
         mask: Tensor | None = self._masks.get(tensor)  # type: ignore[no-untyped-call]
         return mask
 
     def put(self, tensor: Tensor, mask: Tensor) -> None:
-        """Keep ``mask`` beside ``tensor``."""
+        """Store ``mask`` for ``tensor``."""
         self._masks[tensor] = mask
 
 
 def marked_again(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], shadows: Shadows) -> Any:
-    """Run a pointwise operator and mark its output wherever an input entry was removed."""
+    """Run a pointwise operator and mark its output entries for which an input entry is removed."""
     masks = [mask for mask in map(shadows.of, tensors_among(args, kwargs)) if mask is not None]
     result = func(*args, **kwargs)
     if not masks:

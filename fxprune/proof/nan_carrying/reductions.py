@@ -1,7 +1,7 @@
-"""Reductions and scans over the entries that are left.
+"""Reductions and scans over the kept entries.
 
-A removed entry is replaced by the value that leaves the result alone (0 for a sum, minus infinity for a maximum); a
-result over nothing but removed entries is removed.
+A removed entry is replaced by the neutral value (0 for a sum, minus infinity for a maximum); a result over removed
+entries only is removed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fxprune.proof.nan_carrying.pointwise import Shadows
 
 
 def _dims(call: Call) -> tuple[int, ...]:
-    """The dims reduced over, counted from the front; all of them where none is named."""
+    """The reduced dims, counted from the front; all dims if none is named."""
     x = call["self"]
     dim = call.get("dim")
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
@@ -29,7 +29,7 @@ def _dims(call: Call) -> tuple[int, ...]:
 
 
 def all_gone(call: Call, removed: Tensor) -> Tensor:
-    """Where a result is over nothing but removed entries."""
+    """A mask of the results over removed entries only."""
     dims = _dims(call)
     return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
 
@@ -57,7 +57,7 @@ def _mean(call: Call) -> Any:
 
 
 def _moments(call: Call) -> tuple[Tensor, Tensor]:
-    """Variance and mean over the entries that are left."""
+    """Variance and mean over the kept entries."""
     x, dims, keep = call["self"], _dims(call), bool(call.get("keepdim", False))
     removed = gone(x)
     values = filled(x)
@@ -104,7 +104,7 @@ def _aminmax(call: Call) -> Any:
 
 
 def _scan(fill: float) -> Handler:
-    """Softmax and running totals: as many results as entries, a removed entry stays removed."""
+    """Softmax and cumulative sums: one result per entry, and a removed entry stays removed."""
 
     def handler(call: Call) -> Any:
         removed = gone(call["self"])
@@ -115,7 +115,7 @@ def _scan(fill: float) -> Handler:
 
 
 def _found(call: Call) -> Any:
-    """A value found among the entries that are left, where these are the same ones at every other position."""
+    """A value chosen among the kept entries, which must be the same ones at every other position."""
     x, dims = call["self"], _dims(call)
     removed = gone(x)
     if constant_along(removed, dims):
@@ -131,7 +131,7 @@ def _found(call: Call) -> Any:
 
 
 def _ranked(call: Call) -> Any:
-    """The largest or smallest of what is left, as of the narrower tensor, by their numbers in the full one."""
+    """The largest or smallest kept entries; their indices count all entries of the full tensor."""
     x, dim = call["self"], _dims(call)[-1]
     removed = gone(x)
     others = tuple(d for d in range(x.ndim) if d != dim)
@@ -145,7 +145,7 @@ def _ranked(call: Call) -> Any:
 
 
 def _whole(call: Call) -> Any:
-    """Sorting and searching along a dim: only where entries are not removed one by one along it."""
+    """Sorting and searching along dims; along them all entries must be removed, or none."""
     if not constant_along(gone(call["self"]), _dims(call)):
         raise call.fault("orders or searches along a dim that has removed positions")
     return call.run()
@@ -200,7 +200,7 @@ REDUCTIONS: dict[str, Handler] = {
 
 
 def _moments_of_groups(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over ``dims``, kept as size 1, of the entries that are left."""
+    """Mean and biased variance of the kept entries over ``dims``, which stay with size 1."""
     removed = gone(x)
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
     values = filled(x)
@@ -242,9 +242,9 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _batch_norm(call: Call) -> Any:
-    """Per channel, hence right by itself, except where statistics of what it is given run over removed positions.
+    """Per channel, hence correct by itself, except if batch statistics are taken over removed entries.
 
-    That is how weights are standardised: each row of a weight is a channel, with its inputs as positions.
+    Weight standardisation does that: each row of a weight is a channel, with its inputs as positions.
     """
     x = call["input"]
     by_batch = bool(call.get("training", False)) or call.get("running_mean") is None
@@ -261,7 +261,7 @@ def _batch_norm(call: Call) -> Any:
 
 
 def _weight_norm(call: Call) -> Any:
-    """``v * (g / norm(v))``, the norm over every dim of ``v`` but ``dim``."""
+    """``v * (g / norm(v))``, with the norm over every dim of ``v`` except ``dim``."""
     v, g, dim = call["v"], call["g"], call.get("dim", 0)
     removed = gone(v)
     dims = tuple(d for d in range(v.ndim) if d != dim % v.ndim)
@@ -284,14 +284,14 @@ NORMALIZATIONS: dict[str, Handler] = {
 }
 
 
-# What stands for a removed entry, so that it does not change the answer.
+# The value that replaces a removed entry without changing the result.
 _FILLS = {"all": 1, "any": 0, "count_nonzero": 0, "sum": 0, "prod": 1}
 _OF_ANY_TYPE = ("all", "any", "count_nonzero")
 
 
 @functools.cache
 def _fill(func: torch._ops.OpOverload) -> tuple[int | None, bool]:
-    """The stand-in, None for other operators, and whether it serves floats too."""
+    """The replacing value, None for other operators, and whether it is for floats too."""
     name = func._schema.name.removeprefix("aten::")
     if any(argument.is_out for argument in func._schema.arguments):
         return None, False
@@ -299,13 +299,13 @@ def _fill(func: torch._ops.OpOverload) -> tuple[int | None, bool]:
 
 
 def is_counting(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether the operator answers a question about, or counts, all entries of its first argument."""
+    """Whether the operator is all, any or count_nonzero, or a sum or product of integers."""
     fill, floats = _fill(func)
     return fill is not None and (floats or (not args[0].is_floating_point() and not args[0].is_complex()))
 
 
 def counted(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], shadows: Shadows) -> Any:
-    """Run such an operator over the entries that are left."""
+    """Run such an operator over the kept entries."""
     x = args[0]
     removed = shadows.of(x)
     if removed is None:

@@ -1,4 +1,4 @@
-"""Tensors that lost whole slices and nothing else, as nearly all do: one line of marks for each dim says it all."""
+"""Tensors that lost only whole slices, as nearly all do: one line of marks per dim describes them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Lines = tuple[Tensor | None, ...]
 
 
 def lost_slices(tensor: Tensor) -> Lines | None:
-    """For each dim which slices are removed, None for none, where no other entry is; None where others are, too.
+    """For each dim a mask of its removed slices, or None; None as a whole if other entries are removed too.
 
-    One entry that is left names the slices of each dim that may be removed; they must account for every mark.
+    The lines of marks through one kept entry show which slices may be removed; these must account for every mark.
     """
     removed = gone(tensor)
     if not bool(removed.any()):
@@ -37,7 +37,7 @@ def lost_slices(tensor: Tensor) -> Lines | None:
 
 
 def _live_entry(removed: Tensor) -> tuple[int, ...] | None:
-    """The indices of an entry that is left."""
+    """The indices of a kept entry; None if there is none."""
     number = int(removed.flatten().to(torch.uint8).argmin())
     cell = tuple(int(i) for i in torch.unravel_index(torch.tensor(number), removed.shape))
     return None if bool(removed[cell]) else cell
@@ -76,16 +76,16 @@ _COPIES = """alias_copy as_strided_copy block_diag channel_shuffle detach_copy d
     select_copy set_ slice_copy split_copy split_with_sizes_copy squeeze_copy t_copy take transpose_copy
     unbind_copy unfold_copy _pack_padded_sequence _unsafe_index unsqueeze_copy view_copy"""
 
-# Sums of what lands on one entry: a removed summand removes the sum, which no narrower network could avoid.
+# Sums over all that is written to one entry: one removed summand removes the sum, as NaN propagates.
 _ADDED = "index_add index_add_ scatter_add scatter_add_ _embedding_bag _embedding_bag_forward_only"
 
 _CREATED = """arange bernoulli_ exponential_ eye full linspace logspace new_full new_ones new_zeros normal_ normal ones
     rand randint randn random_ randperm scalar_tensor tril_indices triu_indices uniform_ zeros resize_"""
 
-# Memory that was never written to may hold NaN, which is no mark.
+# Uninitialised memory may hold NaN, which is not a mark.
 _UNWRITTEN = words("empty empty_permuted empty_strided new_empty new_empty_strided")
 
-# Answers about a tensor that are no values of it.
+# Operators whose results are not values of their input.
 _ASKED = """_assert_async _assert_scalar _assert_tensor_metadata _functional_assert_async _has_same_storage_numel
     is_same_size isnan isinf isfinite"""
 
@@ -101,7 +101,7 @@ def is_structural(func: torch._ops.OpOverload) -> bool:
 
 @functools.cache
 def is_unwritten(func: torch._ops.OpOverload) -> bool:
-    """Whether the operator hands out memory without writing to it."""
+    """Whether the operator returns uninitialised memory."""
     return _name(func) in _UNWRITTEN
 
 
@@ -110,7 +110,7 @@ def _name(func: torch._ops.OpOverload) -> str:
 
 
 def moved(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], shadows: Shadows) -> Any:
-    """Run a structural operator; where a mask is kept beside an input, move it in the same way."""
+    """Run a structural operator; if an input has a mask in ``shadows``, move the mask in the same way."""
     result = func(*args, **kwargs)
     if _name(func) not in _MOVED or func._schema.is_mutable:
         return result
@@ -132,9 +132,9 @@ def _keep_masks(func: torch._ops.OpOverload, result: Any, call: tuple[Any, ...],
 
 
 def _shared(masks: list[Tensor], dim: int) -> Tensor | None:
-    """Positions beside ``dim`` that some mask removes throughout ``dim``, kept as size 1.
+    """Positions of the other dims that some mask removes along all of ``dim``, which stays with size 1.
 
-    A piece that is removed as a whole is only a piece less to join, and says nothing about the others.
+    A piece that is removed as a whole is just not joined, and says nothing about the others.
     """
     found = [mask.all(dim, keepdim=True) for mask in masks if mask.numel() and not bool(mask.all())]
     return functools.reduce(torch.logical_or, found) if found else None
@@ -170,13 +170,13 @@ def _pad_mask(removed: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 
 def _written(call: Call) -> Any:
-    """A value written into ``self``: an entry of ``self`` that was removed stays removed."""
+    """Values written into ``self``: a removed entry of ``self`` stays removed."""
     removed = gone(call["self"])
     return bury(call.run(), removed)
 
 
 def _im2col(call: Call) -> Any:
-    """Windows of a plane; the zeros that pad a removed channel are removed with it."""
+    """Windows of a plane; padding of a removed channel is removed with it."""
     x, result = call["self"], call.run()
     channels = gone(x).flatten(-2).all(-1)
     return bury(result, channels.repeat_interleave(result.shape[-2] // channels.shape[-1], -1)[..., None])
