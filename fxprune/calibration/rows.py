@@ -1,4 +1,4 @@
-"""A convolution or linear layer as rows: what each output position reads, and what it gives."""
+"""A convolution or linear layer as rows: the inputs and the outputs of each output position."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from fxprune.rules.call import Call
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_LARGE = 10  # times the usual energy of a row
+_LARGE = 10  # a row is large from this multiple of the median energy
 _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 
@@ -22,19 +22,19 @@ _TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 class LayerRows:
     """How one layer reads its input. A row belongs to one sample and output position."""
 
-    kernel: tuple[int, ...] = ()  # extent of the kernel in each dim slid over; empty for a linear layer
-    # One number for each such dim.
+    kernel: tuple[int, ...] = ()  # extent of the kernel in each spatial dim; empty for a linear layer
+    # One number for each spatial dim.
     stride: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    # Zeros before and after, for each such dim; negative where input is left out.
+    # Zeros before and after, for each spatial dim; negative if input is left out.
     padding: tuple[tuple[int, int], ...] = ()
-    # Of a transposed convolution, its stride: it is a convolution with the kernel turned round over an input with
-    # ``spread - 1`` zeros between neighbours. Empty for others.
+    # The stride of a transposed convolution: it is a convolution with the kernel reversed, over an input with
+    # ``spread - 1`` zeros between neighbours. Empty for other layers.
     spread: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, call: Call, *, transposed: bool = False) -> LayerRows | None:
-        """The reading of a call; None where it is no convolution (transposed ones where asked for) and not linear."""
+        """The rows of a call; None if it is neither linear nor a convolution (transposed ones only if asked for)."""
         weight = call.shape_of(call.arguments["weight"]) if call.has("weight") else ()
         if call.name == "linear" and len(weight) == 2:
             return cls()
@@ -55,13 +55,13 @@ class LayerRows:
         for dim, (given, made) in enumerate(sizes):
             reach = (kernel[dim] - 1) * dilation[dim]
             before = reach - padding[dim]
-            # What is behind follows from the output's size, which output_padding has a part in.
+            # The zeros after it follow from the output's size, which includes output_padding.
             sides.append((before, made + reach - before - ((given - 1) * stride[dim] + 1)))
         return cls(kernel, (1,) * count, dilation, tuple(sides), stride)
 
     @property
     def is_linear(self) -> bool:
-        """Whether channels are the last dim, and a position is anything before it."""
+        """Whether channels are the last dim, and positions are all dims between the first and the last."""
         return not self.kernel
 
     def draw(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor:
@@ -71,7 +71,7 @@ class LayerRows:
         return _drawn(output.shape[-len(self.kernel) :], limit, generator)
 
     def draw_of_input(self, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-        """As :meth:`draw`, for the output that the layer makes of an input."""
+        """As :meth:`draw`, for the output that the layer computes from an input."""
         if self.is_linear:
             return self.draw(value, limit, generator)
         geometry = (value.shape[-len(self.kernel) :], self.padding, self.kernel, self.dilation, self.stride)
@@ -82,7 +82,7 @@ class LayerRows:
         return _drawn(sizes, limit, generator)
 
     def features(self, value: Tensor, groups: int, places: Tensor) -> Tensor:
-        """What the positions read of an input: ``(groups, rows, channels of a group x kernel)``."""
+        """The input values that the positions read: ``(groups, rows, channels of a group x kernel)``."""
         places = places.to(value.device)
         if self.is_linear:
             return _grid(value)[:, places].reshape(1, -1, value.shape[-1])
@@ -95,7 +95,7 @@ class LayerRows:
         return rows.transpose(0, 1)
 
     def _read(self, places: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Indices of a padded input, flat, that positions read: ``(positions, kernel)``."""
+        """Flat indices into a padded input that the positions read: ``(positions, kernel)``."""
         geometry = list(zip(sizes, self.kernel, self.dilation, self.stride, strict=True))
         made = [(size - (taps - 1) * apart - 1) // step + 1 for size, taps, apart, step in geometry]
         found = torch.zeros(len(places), 1, dtype=torch.long, device=places.device)
@@ -107,13 +107,13 @@ class LayerRows:
         return found
 
     def counts(self, features: Tensor, samples: int) -> Tensor:
-        """How much each row of ``(groups, rows, features)`` is to count, ``(rows,)``; see :func:`evened`."""
+        """The weight of each row of ``(groups, rows, features)``, ``(rows,)``; see :func:`evened`."""
         if not self.is_linear:
             return features.new_ones(features.shape[1])
         return evened(features.square().sum((0, 2)), samples)
 
     def targets(self, output: Tensor, groups: int, places: Tensor) -> Tensor:
-        """What an output holds at the positions: ``(groups, rows, channels of a group)``."""
+        """The output values at the positions: ``(groups, rows, channels of a group)``."""
         places = places.to(output.device)
         if self.is_linear:
             return _grid(output)[:, places].reshape(1, -1, output.shape[-1])
@@ -121,21 +121,21 @@ class LayerRows:
         return picked.reshape(groups, picked.shape[0] // groups, -1).mT
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
-        """A weight as ``(groups, output channels of a group, features)``, the features as :meth:`features` has them."""
+        """A weight as ``(groups, output channels of a group, features)``, features ordered as in :meth:`features`."""
         if not self.spread:
             return weight.reshape(groups, weight.shape[0] // groups, -1)
         apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return apart.transpose(1, 2).flatten(2)
 
     def weight(self, matrix: Tensor, shape: Sequence[int]) -> Tensor:
-        """A matrix as a weight of the given shape: :meth:`matrix` backwards."""
+        """A matrix as a weight of the given shape: the inverse of :meth:`matrix`."""
         if not self.spread:
             return matrix.reshape(tuple(shape))
         apart = matrix.reshape(matrix.shape[0], shape[1], shape[0] // matrix.shape[0], -1)
         return apart.transpose(1, 2).reshape(tuple(shape))
 
     def channels(self, value: Tensor) -> Tensor:
-        """Numbers of output channels in a shape that broadcasts against an output."""
+        """One value per output channel, in a shape that broadcasts against an output."""
         return value.reshape(-1, *(1,) * len(self.kernel))
 
     @property
@@ -144,7 +144,7 @@ class LayerRows:
         return -1 - len(self.kernel)
 
     def _spread(self, value: Tensor) -> Tensor:
-        """With zeros between neighbours, (samples, channels, ...)."""
+        """The value (samples, channels, ...) with zeros between neighbours."""
         for dim, step in enumerate(self.spread, 2):
             if step > 1:
                 apart = value.new_zeros(*value.shape[: dim + 1], step, *value.shape[dim + 1 :])
@@ -157,10 +157,10 @@ class LayerRows:
 
 
 def evened(energy: Tensor, samples: int) -> Tensor:
-    """How much each token is to count by its sum of squares, both of one shape; they come sample by sample.
+    """The weight of each token, given its sum of squares, in the same shape; tokens come sample by sample.
 
-    One that is far larger than is usual in its sample counts less, as if it were a large one and no more: the first of
-    a sequence may be a thousand times as large as others, and nothing else would be fitted.
+    A token with far more than the median energy of its sample gets a smaller weight, so that it counts like one at the
+    limit: the first token of a sequence may be a thousand times larger than others, and would dominate the fit.
     """
     each = energy.reshape(samples if samples and energy.numel() % samples == 0 else 1, -1)
     limit = _LARGE * each.median(1, keepdim=True).values if each.numel() else each
@@ -175,7 +175,7 @@ def _drawn(sizes: Sequence[int], limit: int, generator: torch.Generator) -> Tens
 
 
 def _grid(value: Tensor) -> Tensor:
-    """(samples, positions, channels)."""
+    """The value as (samples, positions, channels)."""
     value = value if value.ndim > 1 else value.unsqueeze(0)
     return value.reshape(value.shape[0], -1, value.shape[-1])
 

@@ -1,4 +1,4 @@
-"""Channels that hold zeros whatever the network is given: its graph is run with NaN for all that hangs on the input."""
+"""Channels that are zero for every input: the graph is run with NaN for all values that depend on the input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fxprune.capture.samples import Sample
 
 Op = torch._ops.OpOverload
 _NAN = float("nan")
-# Entry by entry, moves of entries and pools, in whose results NaN stands wherever an operand's NaN has a part.
+# Elementwise ops, moves of entries and pools: a result is NaN wherever it depends on a NaN of an operand.
 HONEST = frozenset(
     """abs add amax amin avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
     adaptive_max_pool2d cat celu clamp clamp_min clone constant_pad_nd copy div elu exp flip gather gelu hardsigmoid
@@ -33,10 +33,10 @@ HONEST = frozenset(
 
 
 class Unknown(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """NaN stands for what is not known. A zero weight, or a zero factor, makes a zero of whatever it meets.
+    """Runs operators with NaN for unknown values. A zero weight or factor makes the product zero, not NaN.
 
-    What other operators make of it is not known, either; numbers of elements and answers made of it are put on the meta
-    device, where an operator that reads them fails.
+    All results of other operators that read a NaN are unknown. Integer and boolean results of a NaN are put on the meta
+    device, so that an operator that reads them fails.
     """
 
     def __torch_dispatch__(
@@ -64,7 +64,7 @@ def _lost(value: Tensor) -> Tensor:
 
 
 def _product(run: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: Tensor, shift: Any = None) -> Tensor:
-    """A sum of products, known where each product has two known factors, or a zero."""
+    """A sum of products, known where each product has two known factors or a zero factor."""
     factors = [(t.isnan().to(t.dtype), (t != 0).to(t.dtype), t.nan_to_num(0.0)) for t in (left, right)]
     (no, some, value), (other_no, other_some, other) = factors
     result = run(value, other) if shift is None else run(value, other) + shift
@@ -77,7 +77,7 @@ def _convolution(result: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
 
 
 def _norm(result: tuple[Tensor, ...], x: Tensor, scale: Tensor | None, shift: Tensor | None, *rest: Any) -> Any:
-    """A batch norm in eval mode; a scale of zero leaves the shift."""
+    """A batch norm in eval mode; if the scale is zero, the result is the shift."""
     if scale is None or rest[2] is True:
         return result
     wide = [1, -1, *[1] * (x.dim() - 2)]
@@ -101,10 +101,10 @@ _EXACT: dict[str, Callable[..., Any]] = {
 
 
 def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> dict[Group, Mask]:
-    """By group, the channels that are zero wherever an op reads them for good, for every input of the sample's sizes.
+    """By group, the channels that are zero at all their readings, for every input of the sample's sizes.
 
-    Groups that a norm or a mean runs over are left out, as are all where the network takes other inputs than floating
-    point numbers, goes several ways, or does something that no NaN shows.
+    Groups that a norm or a mean runs over are left out. The result is empty if the network takes inputs other than
+    floating-point numbers, has several specializations, or runs an op that fails on unknown values.
     """
     finder, found = TapFinder(graph), dict[Group, Mask]()
     watched: dict[Any, list[Callable[[Tensor], None]]] = {}
@@ -116,7 +116,7 @@ def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> di
             for tap in taps:
 
                 def note(value: Tensor, group: Group = group, tap: Tap = tap) -> None:
-                    # In numbers, as answers are not known here.
+                    # A sum, not a comparison: booleans of unknown values are not readable here.
                     sums = tap.read(value, None).abs().movedim(1, 0).flatten(1).sum(1)
                     found[group] &= sums.cpu().numpy() == 0
                     waiting.discard((group, tap))
@@ -128,7 +128,7 @@ def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> di
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), Unknown():  # type: ignore[no-untyped-call]
             PrivateNetwork(graph, model, watched).run(sample.map(lambda t: torch.full_like(t, _NAN)))
-    except Exception:  # an op that takes no NaN, or a number that hangs on the input: nothing is known
+    except Exception:  # an op that does not accept NaN, or reads a number that depends on the input
         return {}
     unseen = {group for group, _ in waiting}
     return {group: mask for group, mask in found.items() if group not in unseen}

@@ -1,4 +1,4 @@
-"""Places where statistics are taken: the output of a graph node, as channel maps or as it is, and parameters."""
+"""Places where statistics are taken: the output of a graph node (as channel maps or raw), and parameters."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variable
 
 @dataclass(frozen=True)
 class Seen:
-    """What a statistic is shown."""
+    """The input of a statistic: the values at one place for one forward pass."""
 
     value: Tensor  # maps (samples, channels, ...) at a tap, the whole tensor at a raw tap or a parameter
-    # Of the loss summed over the samples, of the shape of ``value``; None where not asked for.
+    # The gradient of the loss summed over the samples, in the shape of ``value``; None if not requested.
     gradient: Tensor | None = None
-    samples: int = 1  # how many samples ran together
+    samples: int = 1  # the number of samples that ran together
     batch: int = 0  # the number of the batch
-    run: int = 0  # the number of the forward pass, of which a batch takes several where it runs sample by sample
-    expected: float = 1.0  # about how many samples there will be, on all ranks together; one batch where nobody knows
+    run: int = 0  # the number of the forward pass; a batch that runs sample by sample takes several
+    expected: float = 1.0  # about how many samples there will be on all ranks; one batch if unknown
 
 
 @dataclass(frozen=True, eq=False)
 class Tap:
     """The output of a node of the captured graph.
 
-    With ``channels`` it is read as maps (samples, channels, ...): the remaining dims follow, and what a channel owns
-    more than one element of (a head's dims) comes first among them. Without, the tensor is passed on as it is.
+    With ``channels`` it is read as maps (samples, channels, ...), followed by the remaining dims; if a channel owns
+    several elements (a head's dims), they are the first of these. Without, the tensor is passed on unchanged.
     """
 
     node: fx.Node
-    channels: int = 0  # how many channels the group has; 0 for a raw tap
-    # Dims of the node's value; ``batch_dim`` is None where no dim is the batch.
+    channels: int = 0  # the number of channels of the group; 0 for a raw tap
+    # Dims of the node's value; ``batch_dim`` is None if no dim is the batch.
     channel_dim: int = 0
     batch_dim: int | None = None
-    # Elements of the channel dim, those of channel 0 first; None where element i is channel i.
+    # Elements of the channel dim, those of channel 0 first; None if element i is channel i.
     index: IndexArray | None = None
-    reader: fx.Node | None = None  # a user of the node by whose use alone gradients are taken; None for all uses
+    reader: fx.Node | None = None  # gradients are taken through this user of the node alone; None for all users
 
     @property
     def units(self) -> int:
-        """The same, as it was called before."""
+        """The former name of ``channels``."""
         return self.channels
 
     def read(self, value: Tensor, batch: int | None) -> Tensor:
-        """The maps of a value, given the number of samples of the batch where it is known."""
+        """The maps of a value; ``batch`` is the number of samples of the batch, or None if unknown."""
         if self.channels == 0:
             return value
         if self.batch_dim is None:
@@ -65,7 +65,7 @@ class Tap:
         if maps.shape[1] != self.channels:
             maps = maps.reshape(rows, self.channels, -1, *maps.shape[2:])
         if batch and self.batch_dim is not None and rows != batch and rows % batch == 0:
-            # Several rows a sample (windows of an image): they join the positions.
+            # Several rows per sample (windows of an image): they become positions.
             maps = maps.reshape(batch, rows // batch, *maps.shape[1:]).movedim(1, -1)
         return maps
 
@@ -81,7 +81,7 @@ Place = Tap | Parameter
 
 
 def channel_tap(node: fx.Node, axes: tuple[Axis, ...], variable: Channels, batch: int | None) -> Tap | None:
-    """The tap that reads the channels of ``variable`` at a node; None where it does not hold each equally often."""
+    """The tap that reads the channels of ``variable`` at a node; None if it does not hold each equally often."""
     dims = [d for d, axis in enumerate(axes) if any(v is variable for v in variables(axis))]
     if len(dims) != 1:
         return None
@@ -109,15 +109,15 @@ FloatArray = NDArray[np.float64]
 
 @runtime_checkable
 class Statistic(Protocol):
-    """Takes in what is seen at one place, batch by batch, and keeps sums of it.
+    """Accumulates sums of the values at one place, batch by batch.
 
     Attributes:
-        needs: "value", "gradient" (the gradient of the loss is wanted too) or "sample gradient" (sample by sample).
+        needs: "value", "gradient" (also the gradient of the loss) or "sample gradient" (the same, sample by sample).
     """
 
     @property
     def needs(self) -> str:
-        """What :meth:`update` reads."""
+        """The values that :meth:`update` reads."""
         ...
 
     def update(self, seen: Seen) -> None:
@@ -125,7 +125,7 @@ class Statistic(Protocol):
         ...
 
     def sums(self) -> Iterable[Tensor]:
-        """The accumulators, in a fixed order and of shapes that do not depend on the data; they add up over ranks."""
+        """The accumulators, in a fixed order and with shapes independent of the data; they are summed over ranks."""
         ...
 
 
@@ -155,7 +155,7 @@ class Sums:
 
 
 class Mean(Sums):
-    """The mean over all samples of ``measure``: from maps (samples, channels, ...) to (samples, channels)."""
+    """The mean over all samples of ``measure``, which maps (samples, channels, ...) to (samples, channels)."""
 
     def __init__(self, channels: int, measure: Callable[[Tensor], Tensor]) -> None:
         super().__init__(total=(channels,), samples=())
@@ -172,17 +172,17 @@ class Mean(Sums):
 
 
 def ranks() -> int:
-    """How many processes work together."""
+    """The number of ranks (processes) of ``torch.distributed``; 1 without it."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_distributed() -> bool:
-    """Whether several processes work together."""
+    """Whether there are several ranks."""
     return ranks() > 1
 
 
 def least_over_ranks(number: int) -> int:
-    """The least of the numbers that all ranks give."""
+    """The smallest ``number`` of all ranks."""
     if not is_distributed():
         return number
     held = torch.tensor([number], device="cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -191,11 +191,11 @@ def least_over_ranks(number: int) -> int:
 
 
 def add_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their sums over all ranks, which have to call this with the same shapes in the same order."""
+    """Replace tensors by their sums over all ranks, which must call this with the same shapes in the same order."""
     if not is_distributed():
         return
     for tensor in tensors:
-        # The backend decides where tensors have to be: nccl takes no tensor of the CPU.
+        # The backend decides where tensors must be: nccl does not accept CPU tensors.
         moved = tensor.to("cuda") if dist.get_backend() == "nccl" and not tensor.is_cuda else tensor.contiguous()
         dist.all_reduce(moved)
         with torch.no_grad():

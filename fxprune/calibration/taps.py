@@ -1,13 +1,13 @@
-"""Where a group's feature maps are read: one rule, with a switch.
+"""Where a group's feature maps are read: one rule, with variants.
 
-- A group whose activations meet (the sum of a residual stream, a gate, the products of attention) is read where they
-  meet, at every such place.
-- Any other group is read at the output of each op that makes its channels, after the norm that follows directly and
-  before the activation. A concatenation changes no value, so reading before it is reading after it.
+- If several activations of a group are combined (the sum of a residual stream, a gate, the products of attention), the
+  group is read at the output of every such op.
+- Any other group is read at the output of each op that produces its channels, after the norm that follows directly and
+  before the activation. A concatenation changes no value, so reading before it equals reading after it.
 
-The switch moves these places: "activated" on to the output of the activation function that follows directly,
-"pooled" further on to that of a max-pool where nothing else reads the activations, "producer" back to the bare outputs
-of the ops that make the channels.
+The variants move these places: "activated" to the output of the activation function that follows directly, "pooled"
+further to that of a max-pool if nothing else reads the activations, "producer" back to the direct outputs of the ops
+that produce the channels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ACTIVATIONS = ACTIVATIONS | {"clamp", "clamp_min"}
 
 
 def check_tap_rule(rule: str) -> None:
-    """Refuse an unknown tap rule. Raises CriterionError: it is none of :data:`TAP_RULES`."""
+    """Refuse an unknown tap rule. Raises CriterionError: it is not in :data:`TAP_RULES`."""
     if rule not in TAP_RULES:
         raise CriterionError(f"tap must be one of {', '.join(map(repr, TAP_RULES))}, not {rule!r}")
 
@@ -53,7 +53,7 @@ class TapFinder:
             self._visit(captured)
 
     def taps(self, group: Group, rule: str = "normalised") -> list[Tap]:
-        """The taps of a group by a rule of :data:`TAP_RULES`; none where no activation holds its channels apart."""
+        """The taps of a group by a rule of :data:`TAP_RULES`; none if no activation holds its channels separately."""
         check_tap_rule(rule)
         nodes = self._meeting(group) if rule != "producer" else []
         if not nodes:
@@ -65,7 +65,7 @@ class TapFinder:
         if rule == "pooled":
             nodes = [self._followed(node, group, MAX_POOLS) if len(node.users) == 1 else node for node in nodes]
         found = self._readable(nodes, group)
-        # Where the places of the rule are not readable channel by channel, the first one that is.
+        # If the places of the rule are not readable channel by channel, use the first one that is.
         return found or self._readable(self._holders[group.variable.serial], group)[:1]
 
     def consumers(self, group: Group) -> list[tuple[Call, Tap, str]]:
@@ -82,17 +82,17 @@ class TapFinder:
         return found
 
     def readings(self, group: Group) -> list[Tap]:
-        """Every place where an op reads a group's channels for good; a channel is gone where all readings are zero."""
+        """Every place where an op reads a group's channels without passing them on; a channel zero at all is dead."""
         pairs = self.readers(group)
         return [replace(tap, reader=reader) for node, reader in pairs for tap in self._readable([node], group)]
 
     def readers(self, group: Group) -> list[tuple[fx.Node, fx.Node]]:
-        """Every node that holds a group, with each op that reads its channels for good."""
+        """Every node that holds a group, paired with each op that reads its channels and does not pass them on."""
         holders = self._holders[group.variable.serial]
         return [(node, user) for node in holders for user in node.users if not self._passes(user, group)]
 
     def parameters(self, group: Group, make: Callable[[tuple[int, ...]], Statistic]) -> dict[str, Observation]:
-        """An observation of every parameter, by name; ``make`` gives the statistic of a shape. Groups share one."""
+        """An observation of every parameter, by name; ``make`` makes the statistic of a shape. Groups share one."""
         known = self._graph.captured.parameters
         for name in (m.tensor for m in group.members if m.tensor in known):
             if (name, make) not in self._shared:
@@ -105,12 +105,12 @@ class TapFinder:
         return self._graph.calls
 
     def start(self) -> TapFinder:
-        """The finder for another pass over the data: observations made so far are not handed out again."""
+        """The finder for another pass over the data: earlier observations are not returned again."""
         self._shared = {}
         return self
 
     def raw(self, node: fx.Node) -> Tap:
-        """A tap that passes on the node's whole tensor."""
+        """A raw tap: it passes on the node's whole tensor."""
         return Tap(node)
 
     def _visit(self, captured: Captured) -> None:
@@ -139,7 +139,7 @@ class TapFinder:
         return any(v is group.variable for axis in self._axes.get(node, ()) for v in variables(axis))
 
     def _passes(self, node: fx.Node, group: Group) -> bool:
-        """Whether an op's output holds the group, or is no tensor and none of its parts reads it (a shape, a list)."""
+        """Whether an op's output holds the group, or is a shape or list that is unread or passes it on."""
         if isinstance(node.meta.get("val"), torch.Tensor):
             return self._holds(node, group)
         return not node.users or any(self._passes(user, group) for user in node.users)
@@ -157,7 +157,7 @@ class TapFinder:
         return [node for node in self._holders[group.variable.serial] if node in makers]
 
     def _followed(self, node: fx.Node, group: Group, names: frozenset[str]) -> fx.Node:
-        """The user of a node that runs one of these ops on the group, else the node itself."""
+        """The user of a node that applies one of these ops to the group, or the node itself if there is none."""
         for user in node.users:
             call = self._graph.calls.get(user)
             if call is not None and call.name in names and self._holds(user, group):

@@ -1,4 +1,4 @@
-"""Recovery: kept values are changed so that the smaller network does again what the original does, without training.
+"""Recovery: changes to kept values that bring the smaller network's outputs back to the original's, without labels.
 
 >>> from fxprune.recovery import resolve_recoveries
 >>> resolve_recoveries("bias")

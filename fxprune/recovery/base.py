@@ -1,4 +1,4 @@
-"""What a recovery is, and what it has to work on."""
+"""The interface of a recovery, and the pruned network that it works on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fxprune.util.registry import Registry
 if TYPE_CHECKING:
     from fxprune.recovery.layers import Layer
 
-# Values of so many bytes are held at once; calibration beyond that is not looked at.
+# The most bytes of values that are held at once; calibration data beyond that are not read.
 _MOST_BYTES = 4 << 30
 
 
@@ -38,15 +38,15 @@ class Work:
     """One pruned network to be recovered."""
 
     graph: ChannelGraph  # the original's channel graph
-    model: nn.Module  # the original, which is only read
+    model: nn.Module  # the original; it is only read
     pruned: PrunedGraphModule  # the pruned network; its kept values are changed in place
     plan: Plan  # what was cut
-    calibration: Calibration | None = None  # the data; None where there are none
+    calibration: Calibration | None = None  # the data; None if there are none
     steps: Steps = field(default_factory=lambda: Steps(False))  # shows progress
-    seed: int = 0  # of the output positions that are drawn
-    # The calibration's inputs, a batch each, once :meth:`batches` has read them.
+    seed: int = 0  # the seed of all random draws
+    # The calibration inputs, one sample per batch; empty until :meth:`batches` has read them.
     samples: list[Sample] = field(default_factory=list)
-    # For each of them which rows nothing is fitted to, so that what is gained is measured on them.
+    # For each batch, a mask of the rows that nothing is fitted to: the gain is measured on them.
     held: list[Tensor] = field(default_factory=list)
     holds_out: bool = False  # whether any row of any rank is held out
 
@@ -57,11 +57,11 @@ class Work:
 
     @property
     def masks(self) -> Mapping[Channels, Mask]:
-        """Which channels of each group stay."""
+        """For each group, the mask of the channels that stay."""
         return self.plan.masks(self.graph)
 
     def batches(self, name: str) -> list[Sample]:
-        """This rank's inputs of calibration. Raises RecoveryError: there are none; CalibrationError: none that fit."""
+        """This rank's calibration inputs. Raises RecoveryError: there are none; CalibrationError: they do not fit."""
         if self.calibration is None:
             raise RecoveryError(
                 f"recover={name!r} measures the network on data: pass calibration=, batches of what the model takes "
@@ -76,7 +76,7 @@ class Work:
             for part in parts_of(calibration, batch, self.graph, self.network):
                 self.samples.append(part.sample)
                 self.held.append(held_out(part))
-            # The original and the pruned network.
+            # Twice: for the original and for the pruned network.
             if calibration.seen * 2 * bytes_of_one(self.graph, batch) > _MOST_BYTES:
                 break
         seen = torch.tensor([calibration.seen, sum(int(h.sum()) for h in self.held)], dtype=torch.float64)
@@ -88,21 +88,21 @@ class Work:
 
     @property
     def seen(self) -> int:
-        """How many samples the last look at the calibration saw."""
+        """The number of calibration samples that were read; 0 without calibration."""
         return 0 if self.calibration is None else self.calibration.seen
 
 
 @runtime_checkable
 class Recovery(Protocol):
-    """Changes kept values of a pruned network so that it does again what the original does."""
+    """Changes kept values of a pruned network to bring its outputs back to the original's."""
 
     @property
     def name(self) -> str:
-        """The name it is chosen by, and that the report shows."""
+        """The name by which users choose it and which the report shows."""
         ...
 
     def recover(self, work: Work) -> RecoveryRow:
-        """Change ``work.pruned`` in place, in eval mode and without gradients; say what was done."""
+        """Change ``work.pruned`` in place, in eval mode and without gradients; return a row of the report."""
         ...
 
 
@@ -113,12 +113,12 @@ def sum_after(
     layers: set[fx.Node],
     ranks: Mapping[fx.Node, int],
 ) -> Layer:
-    """The layer with the sum that it goes into as its target, where the other summand is there when its turn comes.
+    """The layer, with the sum that it feeds as its target if the other summand is known when the layer is rewritten.
 
-    The other summand of the pruned network has gone wrong already; a layer that aims at the sum makes up for that. It
-    has to be known when the layer is rewritten: made before, or by ops that no layer to be rewritten is among. A layer
-    whose weight is read at several places stays as it is. ``calls`` are the original's; ``nodes`` (by name), ``layers``
-    and ``ranks`` (places in the graph) the pruned network's.
+    In the pruned network the other summand already differs from the original's; a layer fitted to the sum corrects
+    that. The summand is known if it is computed before the layer, or by ops that include no layer to be rewritten. A
+    layer whose weight is read at several places is returned unchanged. ``calls`` are the original's; ``nodes`` (by
+    name), ``layers`` and ``ranks`` (positions in the graph) are the pruned network's.
     """
     if len(layer.readings) > 1:
         return layer

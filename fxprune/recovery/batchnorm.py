@@ -1,4 +1,4 @@
-"""Batch norm statistics measured anew on the pruned network."""
+"""Batch norm statistics, measured again on the pruned network."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _Norm = nn.modules.batchnorm._BatchNorm
 class BatchNorm(Named):
     """Sets the running mean and variance of every batch norm to those of its input, in the order of the network.
 
-    Each is measured with all batch norms before it measured already and in use, over all calibration data at once: the
-    result does not depend on how the data are cut into batches. The variance is the unbiased one, as in training.
+    Each is measured after all batch norms before it have their new statistics, over all calibration data at once, so
+    the result does not depend on how the data are split into batches. The variance is unbiased, as in training.
     """
 
     def recover(self, work: Work) -> RecoveryRow:

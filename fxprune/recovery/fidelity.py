@@ -1,4 +1,4 @@
-"""How near a network's outputs are to the original's, on samples that no recovery is fitted to."""
+"""How close a network's outputs are to the original's, on samples that no recovery is fitted to."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow
 from fxprune.rewriting.rewriter import unchecked
 
-# More samples than these change no decision.
+# More samples would not change a decision.
 _MOST_SAMPLES = 256
 _SAMPLES_A_GROUP = 16
 
 
 class Yardstick:
-    """The original's outputs on ``most`` of the samples that are held out (of all where none are), to compare with."""
+    """The original's outputs on at most ``most`` held-out samples (of all samples if none are), to compare with."""
 
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
         self._held_out = work.holds_out
@@ -72,11 +72,11 @@ class Yardstick:
 
 
 def errors_of_groups(work: Work) -> dict[str, float]:
-    """How far the outputs go off where a single group is cut, as a share of the original's, by name of the group.
+    """The relative error of the outputs if only one group is cut, by name of the group.
 
-    ``work.pruned`` is as it was cut. All of it costs at most one run of the calibration: groups share its samples, and
-    where there are more groups, those that lose most are looked at. Where zeros in the place of all that goes are as
-    good as the cut, zeros in the place of one group's channels are; else the network is written without them.
+    ``work.pruned`` must not be recovered yet. All of it costs at most one run over the calibration: groups share its
+    samples; if there are more groups than samples, only those that lose most are measured. If setting all removed
+    channels to zero has the same error as the cut, single groups are set to zero; else each is cut alone.
     """
     masks = work.masks
     cut = sorted((g for g in work.graph.groups if not masks[g.variable].all()), key=lambda g: masks[g.variable].mean())
@@ -93,7 +93,7 @@ def errors_of_groups(work: Work) -> dict[str, float]:
             return zeroed([(group, channels)])
         try:
             alone, _ = unchecked(work.graph, work.model, {**whole, group.variable: masks[group.variable]})
-        except FxpruneError:  # it can be cut with others alone
+        except FxpruneError:  # it can only be cut together with others
             return None
         return yardstick.measure(alone, "").error
 
@@ -104,25 +104,25 @@ def errors_of_groups(work: Work) -> dict[str, float]:
 
 
 def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, Tensor | None, list[Tensor]]:
-    """Some rows of a sample and what the network gives for them; all of it where it takes no other batch."""
+    """Some rows of a sample and the network's outputs for them; the whole sample if no other batch size runs."""
     apart = sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
     if (sample.batch_size or 1) > len(rows):
         try:
             return apart, None, _leaves(network.run(_copied(apart)))
-        except Exception:  # the network is the user's own code, and may be written for one batch size
+        except Exception:  # the network is the user's code, and may be written for one batch size
             return sample, rows, _rows_of(_leaves(network.run(_copied(sample))), rows)
     return sample, None, _leaves(network.run(_copied(sample)))
 
 
 def _rows_of(leaves: list[Tensor], rows: Tensor | None) -> list[Tensor]:
-    """The rows of the samples; of an output without them all."""
+    """These rows of each output; the whole output if it does not have that many."""
     if rows is None:
         return leaves
     return [leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) > int(rows[-1]) else leaf for leaf in leaves]
 
 
 def _copied(sample: Sample) -> Sample:
-    """A network may write to its input."""
+    """A copy, as a network may write to its input."""
     return sample.map(torch.clone)
 
 
@@ -131,9 +131,9 @@ def _leaves(output: Any) -> list[Tensor]:
 
 
 def _sums(given: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error, energy, agreeing and all decisions, cosines and how many, on the CPU.
+    """Squared error, energy, number of equal decisions and of all, sum of cosines and their number, on the CPU.
 
-    Decisions are the largest entries along the classes: dim 1, of sequences (samples, tokens, classes) the last.
+    A decision is the largest entry along the classes: dim 1, or the last dim of (samples, tokens, classes).
     """
     found = torch.zeros(6, dtype=torch.float64)
     found[0], found[1] = (given - wanted).square().sum(), wanted.square().sum()

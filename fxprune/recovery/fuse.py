@@ -1,4 +1,4 @@
-"""Removed channels merged into the kept ones that are most like them, without data."""
+"""Removed channels merged into the most similar kept ones, without data."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from fxprune.util.registry import Named
 @recovery("fuse")
 @dataclass(frozen=True)
 class Fuse(Named):
-    """Adds a removed channel's weights in the layers that read it to those of the kept channel nearest to it.
+    """Adds a removed channel's weights in the layers that read it to those of the nearest kept channel.
 
-    Nearest is the one whose filter points the same way (cosine of the filters, the batch norm behind them folded in,
-    biases included); what is added is multiplied by the projection of the one filter on the other. Where the filters
-    are equal up to a factor above zero, the result is exact through ReLU (Srinivas and Babu, 2015, arXiv 1507.06149,
-    section 3; that filters of a layer can be merged by similarity is also what information fusion trains for).
+    The nearest channel is the one with the largest cosine between the filters (biases included, a following batch norm
+    folded in). The added weights are multiplied by the projection of the removed filter on the kept one. If the filters
+    are equal up to a positive factor, the result is exact through ReLU (Srinivas and Babu, 2015, arXiv 1507.06149,
+    section 3). Training with information fusion also makes filters that can be merged by similarity.
 
     Args:
         least_similarity: removed channels whose nearest filter has a smaller cosine are not merged.
 
     Raises:
-        RecoveryError: it is not between 0 and 1.
+        RecoveryError: ``least_similarity`` is not between 0 and 1.
     """
 
     least_similarity: float = 0.3
@@ -65,12 +65,12 @@ class Fuse(Named):
 
 
 def nearest_kept(filters: Tensor, mask: Mask, least_similarity: float = 0.0) -> Tensor:
-    """Shares of removed channels that go to kept ones: float64 ``(channels, channels)``, row = removed, column = kept.
+    """The shares of removed channels added to kept ones: float64 ``(channels, channels)``, rows removed, columns kept.
 
     Args:
         filters: one row for each channel, ``(channels, features)``.
         mask: which channels stay, ``(channels,)``.
-        least_similarity: channels whose nearest kept one has a smaller cosine go nowhere.
+        least_similarity: channels whose nearest kept one has a smaller cosine are not merged.
     """
     norms = filters.norm(dim=1).clamp_min(1e-30)
     cosines = (filters @ filters.T) / norms / norms.unsqueeze(1)
@@ -84,7 +84,7 @@ def nearest_kept(filters: Tensor, mask: Mask, least_similarity: float = 0.0) -> 
 
 
 def _filters(group: Group, work: Work) -> Tensor:
-    """One row for each channel: the filters that make it, scaled by the batch norm behind, with the shift as bias."""
+    """One row per channel: the filters that produce it, scaled by the following batch norm, with its shift as bias."""
     paths = ModelPaths(work.model)
     tensors = {
         n: work.graph.constants[n] if n in work.graph.constants else paths.attribute(n) for n in work.graph.shapes
@@ -100,7 +100,7 @@ def _filters(group: Group, work: Work) -> Tensor:
 def _affine(
     group: Group, producer: Member, tensors: Mapping[str, Tensor], rows: Tensor, model: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift of each channel behind its filter, where one batch norm follows; else the bias alone."""
+    """Scale and shift of each channel after its filter: those of one following batch norm, else one and the bias."""
     names = {m.tensor for m in group.members if m.role == "scale" and _is_plain(m) and m.axis.size == group.size}
     bias = producer.tensor.rpartition(".")[0] + ".bias"
     shift = tensors[bias].detach().double().cpu() if bias in names else rows.new_zeros(len(rows))
@@ -140,7 +140,7 @@ def _merge(work: Work, name: str, found: list[tuple[Member, Group, Tensor]]) -> 
 
 
 def _column_shares(channels: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    """From columns to columns: the n-th column of a channel goes to the n-th of its partner."""
+    """The shares ``(columns, columns)``: the n-th column of a channel is added to the n-th of its partner."""
     counts: Counter[int] = Counter()
     places = []
     for channel in channels.tolist():

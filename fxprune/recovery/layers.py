@@ -1,4 +1,4 @@
-"""The layers of a pruned network that can be rewritten: what they read, what they are to give, where biases can go."""
+"""The layers of a pruned network that can be rewritten: their inputs, their targets, and where biases can go."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0)}
 
 @dataclass(frozen=True)
 class Norm:
-    """A batch norm in eval mode that alone reads a layer; its mean takes the intercept where there is no bias."""
+    """A batch norm in eval mode, the only reader of a layer; its mean takes the intercept if the layer has no bias."""
 
     mean: Tensor
     variance: Tensor
@@ -50,37 +50,37 @@ class Norm:
 class Reading:
     """One place at which a layer's weight is read."""
 
-    rows: LayerRows  # how it reads its input
-    source: fx.Node  # its node in the original graph
-    node: fx.Node  # its node in the pruned graph
-    input: fx.Node  # the pruned graph's node that it reads
-    target: fx.Node  # the original's node that it is to match: itself, or the sum that it goes into
-    other: fx.Node | None = None  # where ``target`` is a sum, the pruned graph's other summand
+    rows: LayerRows  # how the layer reads its input
+    source: fx.Node  # the layer's node in the original graph
+    node: fx.Node  # the layer's node in the pruned graph
+    input: fx.Node  # the node of the pruned graph that it reads
+    target: fx.Node  # the original's node that it is fitted to: ``source``, or the sum that it feeds
+    other: fx.Node | None = None  # if ``target`` is a sum, the pruned graph's other summand
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or linear layer of the pruned network whose input is no longer what it was."""
+    """A convolution or linear layer of the pruned network whose input has changed."""
 
-    name: str  # its weight's state-dict name
-    readings: tuple[Reading, ...]  # where its weight is read, in the order of the graph; mostly one
+    name: str  # the state-dict name of its weight
+    readings: tuple[Reading, ...]  # where its weight is read, in graph order; usually one place
     weight: Tensor  # its weight in the pruned network
-    bias: Tensor | None  # its bias; None where it has none
-    groups: int  # into how many groups its channels fall
+    bias: Tensor | None  # its bias; None if it has none
+    groups: int  # the number of groups of the convolution
     kept: Tensor | None  # the original's output channels that stay; None for all
-    norm: Norm | None  # the batch norm that alone reads it; None where it is read at several places
-    answer: fx.Node  # the original's node of what it gives in the end: the sum that it goes into, or its batch norm
-    # Between which values a ReLU that alone reads the answer tells them apart.
+    norm: Norm | None  # the batch norm that is its only reader; None if its weight is read at several places
+    answer: fx.Node  # the original's node of its final output: itself, the sum that it feeds, or its batch norm
+    # The range in which a ReLU that is the only reader of ``answer`` keeps values apart.
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def bounded(self) -> bool:
-        """Whether there is a value that a ReLU does not tell from others."""
+        """Whether a ReLU follows, which maps all values outside ``bounds`` to their ends."""
         return any(map(math.isfinite, self.bounds))
 
     @property
     def first(self) -> Reading:
-        """Where it is read first."""
+        """The first place at which the weight is read."""
         return self.readings[0]
 
     @property
@@ -92,11 +92,11 @@ class Layer:
 def find_layers(
     graph: ChannelGraph, pruned: PrunedGraphModule, masks: Mapping[Channels, Mask], *, everywhere: bool = True
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers in the order of the pruned graph, and the reasons why others that read a changed input stay.
+    """The layers in the order of the pruned graph, and why other layers with a changed input are left as they are.
 
     Args:
-        graph, pruned, masks: the original, the pruned network, and what stays.
-        everywhere: also those that read what has all its channels, and other values than before.
+        graph, pruned, masks: the original, the pruned network, and the channels that stay.
+        everywhere: also the layers whose input has all its channels but changed values.
     """
     return _Search(graph, pruned, masks, everywhere).run()
 
@@ -128,7 +128,7 @@ class _Search:
         return [self._answered(layer) for layer in aimed], self.left
 
     def _answered(self, layer: Layer) -> Layer:
-        """With its answer, and the bounds of the ReLU behind it where the layer is read at one place."""
+        """The layer with its answer, and the bounds of the ReLU after it if the weight is read at one place."""
         reading = layer.first
         behind = norm_after(reading.source, self.calls) if reading.other is None and layer.norm else None
         answer = behind or reading.target
@@ -170,7 +170,7 @@ class _Search:
         return ""
 
     def _signature(self, node: fx.Node) -> tuple[object, ...]:
-        """What all readers of one weight have to have in common."""
+        """The properties that all readers of one weight must share."""
         call = self.calls[node]
         kept = self._kept(node, call)
         return call.name, self._bias(call), self._groups(node, call), None if kept is None else tuple(kept.tolist())
@@ -205,7 +205,7 @@ class _Search:
         return None if kept is None or rows is None else kept[rows.channel_dim]
 
     def _groups(self, node: fx.Node, call: Call) -> int:
-        """Of the pruned layer, which may have lost whole groups."""
+        """The number of groups of the pruned layer, which may have lost whole groups."""
         if call.name == "linear":
             return 1
         name = parameter_name(call.arguments["weight"])
@@ -242,7 +242,7 @@ class _Search:
 
 
 def _changed(graph: ChannelGraph, cut: Collection[str], everywhere: bool) -> set[fx.Node]:
-    """Nodes of the original graph that lose channels, and, where asked for, those that depend on one."""
+    """Nodes of the original graph that lose channels, and with ``everywhere`` those that depend on one."""
     found: set[fx.Node] = set()
     for node in graph.captured.graph.nodes:
         if node.name in cut or (everywhere and found.intersection(node.all_input_nodes)):

@@ -1,4 +1,4 @@
-"""A few passes of gradient descent towards what the original's parts give, without labels."""
+"""A few passes of gradient descent towards the values inside the original, without labels."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ from fxprune.rules.call import parameter_name
 from fxprune.util.paths import PartsModule, attribute, copied_graph
 from fxprune.util.registry import Named
 
-# The step grows over so many steps at least; the moments of the gradients are few before.
+# The rate grows over at least this many steps: before, the moments come from few gradients.
 _FIRST_STEPS = 5
-# Steps that serve best in the end let the loss rise at first, by less than this.
+# The best rates may let the loss rise at first, but by less than this factor.
 _MOST_RISE = 2.0
 _STEPS_OF_A_PASS = 16
-# A rate with which the loss rises is given up for a quarter of it, so often.
+# If the loss rises, a quarter of the rate is tried, up to this number of rates.
 _RATES = 5
 _LEAST_SCALE = 1e-3
-# What the original gives is held up to so much, and found for so many rows at a time.
+# The most bytes of the original's values that are kept, and the rows run together to compute them.
 _MOST_BYTES, _ROWS_TOGETHER = 1 << 30, 16
 
 
 @recovery("match")
 @dataclass(frozen=True)
 class Match(Named):
-    """Trains the kept values for a few passes over the calibration, so that the outputs and what goes into the residual
-    streams are the original's (without streams, what each layer behind a cut gives). No labels are looked at.
+    """Trains the kept values for a few passes over the calibration, to match the original's outputs and
+    residual streams (without streams, the outputs of each layer behind a cut). Labels are not used.
 
-    The loss adds up, over those places, the squared difference as a share of the original's variance. Behind a layer
-    that only a ReLU reads, what that lets through counts. Steps are Adam's, with a rate that falls along a line.
+    The loss is the sum over those places of the squared difference, divided by the original's variance. If only a ReLU
+    reads a layer, the ReLU's outputs are compared. The optimizer is Adam, with a linearly falling rate.
 
-    Samples that are held out are not trained on. Embeddings, and what they share with others, stay. Under
-    ``torch.distributed`` gradients are added up over ranks, and steps are as many as the rank with the fewest has.
+    Held-out samples are not trained on. Embedding tables do not change, nor do weights tied to them. Under
+    ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the number of steps.
 
     Args:
         passes: how often each sample is seen.
-        rate: the longest step of each tensor's entries, as a share of their root mean square; a quarter, a sixteenth
-            and so on where the loss would rise.
-        batch: samples of a step; fewer, but two, where a pass would have less than sixteen steps.
+        rate: the largest step of a tensor's entries, relative to their root mean square; a quarter of it, a sixteenth
+            and so on if the loss would rise.
+        batch: samples per step; fewer, but at least two, if a pass would have fewer than sixteen steps.
 
     Raises:
-        RecoveryError: a value makes no sense.
+        RecoveryError: an argument is out of range.
     """
 
     passes: int = 4
@@ -67,7 +67,7 @@ class Match(Named):
             raise RecoveryError("passes and batch must be at least 1, rate above 0")
 
     def recover(self, work: Work) -> RecoveryRow:
-        """Change every floating parameter that no embedding reads; nothing where the network cannot be trained so."""
+        """Change every floating-point parameter that no embedding reads; none if the network cannot be trained."""
         work.batches(self.name)
         read = (parameter_name(c.arguments["weight"]) for c in work.graph.calls.values() if c.name == "embedding")
         tables = [attribute(work.pruned, name) for name in read if name is not None]
@@ -80,7 +80,7 @@ class Match(Named):
         before = [parameter.detach().clone() for parameter in own.values()]
         try:
             losses = self._train(work, pair, list(own.values()), before, batches)
-        except Exception as error:  # a forward that takes no other batch, an op without a gradient
+        except Exception as error:  # a forward written for one batch size, an op without a gradient
             why = f"not done, as the network cannot be trained on parts of a batch ({described(error)})"
             _put(own.values(), before)
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
@@ -99,7 +99,7 @@ class Match(Named):
         before: Sequence[Tensor],
         batches: Sequence[tuple[Sample, Tensor]],
     ) -> list[float]:
-        """The loss of each step, of the first rate with which it does not rise."""
+        """The loss of each step, at the first rate at which it does not rise."""
         asked = [parameter.requires_grad for parameter in own]
         losses: list[float] = []
         try:
@@ -124,7 +124,7 @@ class Match(Named):
         batches: Sequence[tuple[Sample, Tensor]],
         rate: float,
     ) -> list[float]:
-        """The loss of each step, up to where it is above that of the first ones."""
+        """The loss of each step, up to the step at which it has risen above the first ones."""
         descent, losses, growing = _Adam(own), list[float](), max(_FIRST_STEPS, len(batches) // 10)
         for step, (sample, rows) in enumerate(work.steps.counted(self.name, batches, len(batches))):
             loss = pair.loss(sample, rows)
@@ -141,7 +141,7 @@ class Match(Named):
         return losses
 
     def _batches(self, work: Work) -> list[tuple[Sample, Tensor]]:
-        """Rows of samples for all steps, from anywhere, shuffled anew in every pass; on all ranks as many."""
+        """Rows of samples for all steps, shuffled again in every pass; the same number on all ranks."""
         generator = torch.Generator().manual_seed(work.seed)
         pools: dict[str, list[tuple[Sample, Tensor]]] = {}
         for sample, held in zip(work.samples, work.held, strict=True):
@@ -162,7 +162,7 @@ class Match(Named):
 
 
 class _Adam:
-    """Steps of Adam (Kingma and Ba, 2015), as long as a share of each tensor's root mean square."""
+    """Adam (Kingma and Ba, 2015), with steps relative to each tensor's root mean square."""
 
     def __init__(self, own: Sequence[nn.Parameter]) -> None:
         self._own, self._scales = own, [_scale(parameter) for parameter in own]
@@ -171,7 +171,7 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """One step against the gradients, one tensor after the other, so that little is held beside them."""
+        """One step against the gradients, tensor by tensor, so that little extra memory is needed."""
         self._steps += 1
         first, second = (1 - decay**self._steps for decay in (0.9, 0.999))
         for own, mean, square, scale in zip(self._own, self._means, self._squares, self._scales, strict=True):
@@ -182,7 +182,7 @@ class _Adam:
 
 
 class _Place(NamedTuple):
-    """Where the two networks are compared: a node of each, and the channels that stay."""
+    """A place where the two networks are compared: a node of each, the channel dim, and the channels that stay."""
 
     original: fx.Node
     pruned: fx.Node
@@ -194,7 +194,7 @@ class _Pair:
     """The original and the pruned network, run on the same samples.
 
     Attributes:
-        places: where they are compared beside their outputs.
+        places: where they are compared, in addition to their outputs.
         left: layers that cannot be compared, with the reason.
     """
 
@@ -203,24 +203,24 @@ class _Pair:
         graphs = work.graph.captured.graph, work.pruned.graphs["eval"]
         nodes = {node.name: node for node in graphs[1].nodes}
         whole = [layer for layer in found if layer.kept is None] or found
-        # Behind a ReLU that alone reads a layer.
+        # After the ReLU, if that is the only reader of a layer.
         answers = [(next(iter(one.answer.users)) if one.bounded else one.answer, one) for one in whole]
         self.places = [
             _Place(node, nodes[node.name], layer.first.rows.channel_dim, layer.kept)
             for node, layer in answers
             if node.name in nodes
         ]
-        # Variances, added up over the first steps: those of few samples are little to go by.
+        # Variances, averaged over the first steps: those of few samples are unreliable.
         self._spreads: list[float] = []
         self._steps = 0
-        # By id of a sample, what the original gives for it; empty where that is not held. Bytes held.
+        # By id of a sample, the original's values for it; empty if they are too large to keep. Then the bytes kept.
         self._known: dict[int, list[Tensor]] = {}
         self._held = 0
         self._original = _watched(work.network.module, graphs[0], [place.original for place in self.places])
         self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
-        """Differences of all places and of the outputs on some rows of a sample, added up."""
+        """The sum of the differences at all places and of the outputs, on some rows of a sample."""
         part = _part(sample, rows)
         if id(sample) not in self._known:
             self._known[id(sample)] = self._all(sample)
@@ -236,18 +236,18 @@ class _Pair:
             return torch.stack(list(errors)).sum()
 
     def _wanted(self, sample: Sample) -> list[Tensor]:
-        """What the original gives at all places, and its outputs."""
+        """The original's values at all places, and its outputs."""
         found, outputs = _values(self._original, sample)
         return [*(_kept(place, value) for place, value in zip(self.places, found, strict=True)), *outputs]
 
     @torch.no_grad()
     def _all(self, sample: Sample) -> list[Tensor]:
-        """The same for every row of a sample; nothing where that is too much to hold."""
+        """The same for every row of a sample; an empty list if that is too much to keep."""
         found: list[list[Tensor]] = []
         for rows in torch.split(torch.arange(sample.batch_size or 0), _ROWS_TOGETHER):
             found.append(self._wanted(_part(sample, rows)))
             self._held += sum(value.numel() * value.element_size() for value in found[-1])
-            # All but the last have as many rows, and some values have none.
+            # Some values do not come in rows.
             if self._held > _MOST_BYTES or any(len(value) != len(rows) for value in found[-1] if value.ndim):
                 return []
         return [torch.cat(values) for values in zip(*found, strict=True)]
@@ -261,7 +261,7 @@ class _Pair:
 
 
 def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> nn.Module:
-    """A module over the same tensors that gives what some nodes of its graph give, and its output."""
+    """A module over the same tensors that returns the values of some nodes of its graph, and its output."""
     twin = copied_graph(graph)
     twins = dict(zip(graph.nodes, twin.nodes, strict=True))
     (end,) = twin.find_nodes(op="output")
@@ -271,7 +271,7 @@ def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> 
 
 
 def _values(network: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
-    """The values of the watched nodes, and the floating outputs."""
+    """The values of the watched nodes, and the floating-point outputs."""
     found, output = sample.map(torch.clone).call(partial(nn.Module.__call__, network))
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return found, leaves
@@ -288,7 +288,7 @@ def _difference(one: Tensor, other: Tensor, dim: int) -> Tensor:
 
 
 def _spread(other: Tensor, dim: int) -> Tensor:
-    """The variance along all dims but that of channels."""
+    """The variance over all dims except that of channels."""
     others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
     each = _counts(other) if other.ndim > 2 and dim == -1 else other.new_ones(())
     return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
@@ -300,14 +300,14 @@ def _counts(value: Tensor) -> Tensor:
 
 
 def _kind(sample: Sample) -> str:
-    """Equal for samples that can stand side by side; of its own where a sample has no rows."""
+    """A key, equal for samples that can be concatenated; unique if a sample has no rows."""
     if sample.batch_size is None:
         return str(id(sample))
     return str(sample.map(lambda tensor: tensor.new_empty(tensor.shape[1:], device="meta")))
 
 
 def _part(sample: Sample, rows: Tensor) -> Sample:
-    """Some rows of a sample; all where it does not come in rows."""
+    """Some rows of a sample; the whole sample if it does not come in rows."""
     if sample.batch_size is None:
         return sample
     return sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
@@ -319,7 +319,7 @@ def _put(own: Iterable[nn.Parameter], values: Sequence[Tensor]) -> None:
 
 
 def _rises(losses: Sequence[float]) -> bool:
-    """Whether the last losses, looked at now and then, are far above the lesser of the first two."""
+    """Whether the last losses, checked every few steps, are far above the smaller of the first two."""
     if not math.isfinite(losses[-1]):
         return True
     looked = len(losses) % (2 * _FIRST_STEPS) == 0

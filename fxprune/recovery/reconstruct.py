@@ -1,4 +1,4 @@
-"""Least-squares reconstruction, layer by layer, and the folding of means into biases, which is its smallest case."""
+"""Least-squares reconstruction, layer by layer, and its simplest case, the folding of means into biases."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import name_seed
 from fxprune.util.registry import Named
 
-# The ridge is so many times what is given, whichever serves the rows best that are held out.
+# The ridge is multiplied by the one of these that has the smallest error on held-out rows.
 _RIDGES = (1, 10, 100, 1000)
-# Rows with bounds are held together, up to so many numbers.
+# The most numbers in rows with bounds, which are all held at once.
 _MOST_ELEMENTS = 1 << 27
-# Numbers among the features that are multiplied together.
+# The number of feature values that are multiplied at once.
 _ELEMENTS_TOGETHER = 1 << 22
 
 
@@ -32,33 +32,33 @@ _ELEMENTS_TOGETHER = 1 << 22
 class Reconstruct(Named):
     """Rewrites the weights of every layer behind a cut so that its outputs match the original's (ridge least squares).
 
-    Layers are taken in the order of the network, each on the inputs that the pruned network, recovered up to there,
-    really gives it. A layer that adds to a stream aims at the original's sum less the stream as it has become, so that
-    errors do not pile up. A weight that is read at several places is fitted to all of them together. Each layer's
-    problem is solved in closed form from second moments of its features and targets (He et al., 2017, arXiv
-    1707.06168, section 3, without the choice of channels). Weights are drawn to what they were, not to zero.
+    Layers are fitted in the order of the network, each on the inputs that the pruned network, recovered up to there,
+    computes for it. A layer that adds to a residual stream is fitted to the original's sum minus the pruned network's
+    stream, so that errors do not accumulate. A weight that is read at several places is fitted to all of them together.
+    Each problem is solved in closed form from second moments of features and targets (He et al., 2017, arXiv
+    1707.06168, section 3, without the choice of channels). The ridge pulls weights to their old values, not to zero.
 
-    Where a ReLU alone reads what a layer gives (behind its batch norm, behind the sum), only what it lets through is to
-    be met: in a few turns, targets below zero follow the fit where that is below zero too.
+    If a ReLU is the only reader of a layer's output (after its batch norm, after the sum), only the values that the
+    ReLU passes must match: in a few iterations, a target below zero is replaced by the fit if that is below zero too.
 
-    A layer whose error on samples that are held out would rise has only its intercept fitted, or nothing.
+    If a layer's error on held-out samples would rise, only its intercept is fitted, or nothing.
 
-    Values that later layers read are held for all batches: memory grows with the calibration data.
+    Values that later layers read are kept for all batches, so memory grows with the calibration data.
 
     Args:
         ridge: strength of the pull to the old weights, in mean squares of the layer's features; ten, a hundred or a
-            thousand times as much where that serves the samples better that are held out.
-        positions: so many output positions of each sample are rows of the problem, more where a layer would have less
-            than eight rows for each of its features; for one layer the same in all samples, so that the result does not
-            depend on how the data are cut into batches or shared by ranks. For the ridge with less than four see
+            thousand times as strong if that has a smaller error on held-out samples.
+        positions: the number of output positions per sample that are rows of the problem; more if a layer would have
+            fewer than eight rows per feature. A layer uses the same positions in all samples, so that the result does
+            not depend on how the data are split into batches or over ranks. For fewer than four rows per feature see
             :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features (input channels of a group x kernel) are left as they are.
-        everywhere: whether layers are fitted too that read what has all its channels, with other values than before;
-            if not, those alone that read what was cut.
-        hold_out: whether one sample in eight is held out; if not, nothing says that a layer fits its few samples alone.
+        everywhere: whether to fit also layers whose input has all its channels but changed values; if not, only
+            layers whose input was cut are fitted.
+        hold_out: whether one sample in eight is held out; if not, overfitting to few samples goes unnoticed.
 
     Raises:
-        RecoveryError: a value makes no sense.
+        RecoveryError: an argument is out of range.
     """
 
     ridge: float = 1e-3
@@ -73,23 +73,23 @@ class Reconstruct(Named):
         _check_positive(positions=self.positions, most_features=self.most_features)
 
     def recover(self, work: Work) -> RecoveryRow:
-        """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm behind it."""
+        """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm after it."""
         return _Pass(work, self.name, self, free_weight=True).run()
 
 
 @recovery("bias")
 @dataclass(frozen=True)
 class FoldBias(Named):
-    """Moves the mean of what was removed into the bias of each layer that read it; weights stay as they are.
+    """Moves the mean of the removed channels into the bias of each layer that read them; weights do not change.
 
-    Exact where every removed channel is a constant. It is measured, like :class:`Reconstruct`, on the inputs that the
-    pruned network really gives the layer, so that means drift nowhere.
+    The result is exact if every removed channel is constant. As in :class:`Reconstruct`, each layer is measured on the
+    inputs that the pruned network, corrected up to there, computes for it, so that means do not drift.
 
     Args:
         positions: see :class:`Reconstruct`.
 
     Raises:
-        RecoveryError: a value makes no sense.
+        RecoveryError: an argument is out of range.
     """
 
     positions: int = 64
@@ -98,7 +98,7 @@ class FoldBias(Named):
         _check_positive(positions=self.positions)
 
     def recover(self, work: Work) -> RecoveryRow:
-        """Rewrite biases and, where a layer has none, the running mean of the batch norm behind it."""
+        """Rewrite biases and, where a layer has none, the running mean of the batch norm after it."""
         return _Pass(work, self.name, Reconstruct(0.0, self.positions), free_weight=False).run()
 
 
@@ -109,7 +109,7 @@ def _check_positive(**values: int) -> None:
 
 
 class _Pass:
-    """One walk through original and pruned network side by side."""
+    """One walk through the original and the pruned network in parallel."""
 
     def __init__(self, work: Work, name: str, settings: Reconstruct, *, free_weight: bool) -> None:
         self.work = work
@@ -149,7 +149,7 @@ class _Pass:
         )
 
     def _rows(self, layer: Layer, original: Walk, pruned: Walk) -> tuple[Moments, Rows | None, Rows]:
-        """Moments of the rows that the layer is fitted to, those rows where they have bounds, and rows held out."""
+        """Moments of the rows that the layer is fitted to, those rows if they have bounds, and the held-out rows."""
         groups, targets, features = layer.matrix.shape
         fitted = Moments(groups, features, targets, layer.weight.device)
         near, held = Rows(fitted), Rows(fitted)
@@ -167,13 +167,13 @@ class _Pass:
     def _pieces(
         self, layer: Layer, original: Walk, pruned: Walk, positions: int
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Rows of some batches together: features, targets, their bounds and how much each counts; which are apart."""
+        """Rows of some batches together: features, targets, their bounds and weights; and which rows are held out."""
         drawn: dict[tuple[int, ...], Tensor] = {}
         found: list[list[Tensor]] = []
         for batch in range(len(pruned)):
             alive = pruned.before(batch, layer.first.node)
             for reading in layer.readings:
-                # Where the weight is read again further on, the network is run ahead with its weights as they are.
+                # For later readings of the same weight, the network is run ahead with its current weights.
                 given = alive[reading.input] if reading is layer.first else pruned.peek(batch, reading.input)
                 wanted = original.held(batch, reading.target)
                 if (size := wanted.shape[1:]) not in drawn:
@@ -189,18 +189,18 @@ class _Pass:
                 found = []
 
     def _rows_apart(self, batch: int, rows: int) -> Tensor:
-        """Which rows are of samples that are held out; rows come sample by sample. None where they are mixed."""
+        """A mask of the rows of held-out samples; rows come sample by sample. All False if samples are mixed."""
         held = self.work.held[batch]
         if rows % len(held) or not self.settings.hold_out:
             return torch.zeros(rows, dtype=torch.bool)
         return held.repeat_interleave(rows // len(held))
 
     def _generator(self, layer: Layer) -> torch.Generator:
-        """The same for every batch."""
+        """A generator with the same seed for every batch."""
         return torch.Generator().manual_seed((self.work.seed ^ name_seed(layer.name)) % (1 << 63))
 
     def _rewrite(self, layer: Layer, fitted: Moments, near: Rows | None, held: Rows) -> tuple[float, float]:
-        """Put the solution into the pruned network; gives the relative squared error before and after."""
+        """Write the solution into the pruned network; return the relative squared error before and after."""
         apart = _unreadable(layer).reshape(fitted.yy.shape)
         start = self._start(layer, fitted)
 
@@ -223,7 +223,7 @@ class _Pass:
         mean = solved(self.settings.ridge, free_weight=False)
         before, *after, last = errors(start, *fits, mean)
         least = min(after, default=math.inf)
-        # Rounding is no rise.
+        # Rounding does not count as a rise.
         most = before * (1 + 1e-9) + 1e-12
         if least <= most:
             _write(layer, fits[after.index(least)])
@@ -237,7 +237,7 @@ class _Pass:
     def _errors(
         self, found: Sequence[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
     ) -> list[float]:
-        """The relative squared errors of solutions on rows that are held out, on those fitted to where none are."""
+        """The relative squared errors of solutions on the held-out rows, or on the fitted rows if none are held out."""
         for rows in (held, near):
             if rows is not None:
                 spread, errors = rows.spread(), torch.stack([rows.error(solution) for solution in found])
@@ -272,7 +272,7 @@ class _Pass:
 
 
 def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch: int, places: Tensor) -> list[Tensor]:
-    """What the layer is to give at these positions, ``(groups, rows, channels of a group)``, and its bounds."""
+    """The layer's targets at these positions, ``(groups, rows, channels of a group)``, and their bounds."""
     groups, targets, _ = layer.matrix.shape
     y = reading.rows.targets(wanted, 1, places)[0]
     y = y if layer.kept is None else y[:, layer.kept.to(y.device)]
@@ -292,17 +292,17 @@ def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch:
 
 
 def _together(pieces: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """Pieces of so many rows behind each other, or the one row that stands for all in each."""
+    """Pieces with these numbers of rows, concatenated; the first piece if each has one row that stands for all."""
     return torch.cat(tuple(pieces), 1) if [piece.shape[1] for piece in pieces] == list(rows) else pieces[0]
 
 
 def _picked(rows: Tensor, which: Tensor) -> Tensor:
-    """Some rows of ``(groups, rows, ...)``, or the one that stands for all."""
+    """Some rows of ``(groups, rows, ...)``; all of it if one row stands for all."""
     return rows if rows.shape[1] != len(which) else rows[:, which]
 
 
 def _unreadable(layer: Layer) -> Tensor:
-    """Output channels of which a batch norm leaves next to nothing, so that no target can be told behind it."""
+    """Output channels that a batch norm scales to almost zero, so that the sum after it determines no target."""
     if layer.first.other is None or layer.norm is None:
         groups, targets, _ = layer.matrix.shape
         return torch.zeros(groups * targets, dtype=torch.bool, device=layer.weight.device)
@@ -310,7 +310,7 @@ def _unreadable(layer: Layer) -> Tensor:
 
 
 def _flat(norm: Norm) -> Tensor:
-    """Channels of which a batch norm leaves next to nothing."""
+    """Channels that a batch norm scales to almost zero."""
     scale = norm.scale.abs()
     return scale < 1e-4 * scale.max().clamp_min(1e-30)
 

@@ -19,30 +19,30 @@ from fxprune.util.registry import Named
 @recovery("auto")
 @dataclass(frozen=True)
 class Auto(Named):
-    """What keeps most accuracy in the tables of docs/recovery.md: :class:`~fxprune.recovery.Reconstruct`, and then
+    """The most accurate recovery in the tables of docs/recovery.md: :class:`~fxprune.recovery.Reconstruct`, and then
     :class:`~fxprune.recovery.Match`.
 
-    :func:`fxprune.compile` leaves it out where there are no data, or no graph to walk through.
+    :func:`fxprune.compile` leaves it out if there are no data or no graph to walk through.
     """
 
     parts: ClassVar[tuple[Recovery, ...]] = (Reconstruct(), Match())
 
     @property
     def stands_for(self) -> str:
-        """The names of what is done."""
+        """The names of its parts."""
         return " and ".join(part.name for part in self.parts)
 
     def recover(self, work: Work) -> RecoveryRow:
-        """Do it; :func:`~fxprune.recovery.run_recoveries` does each part by itself, and undoes one that is no gain."""
+        """Run all parts; :func:`~fxprune.recovery.run_recoveries` runs each singly, and undoes any without gain."""
         return [part.recover(work) for part in self.parts][-1]
 
 
 class Recovered(NamedTuple):
-    """What was done."""
+    """The results of the recoveries."""
 
     rows: tuple[RecoveryRow, ...]  # one for each recovery
-    fidelity: tuple[FidelityRow, ...] = ()  # how near the outputs are as the network was cut and recovered
-    errors: Mapping[str, float] = {}  # how far they are off where a single group is cut, by its name
+    fidelity: tuple[FidelityRow, ...] = ()  # how close the outputs are, after the cut and after recovery
+    errors: Mapping[str, float] = {}  # the error if only one group is cut, by its name
 
 
 def known_recoveries() -> list[str]:
@@ -60,10 +60,10 @@ def resolve_recoveries(recover: Any) -> list[Recovery]:
 
 
 def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> Recovered:
-    """Run them one after the other on ``work.pruned``, which is changed; it keeps its train or eval mode.
+    """Run recoveries one after the other on ``work.pruned``, which is changed; it keeps its train or eval mode.
 
-    One after which the network's outputs are further from the original's, on samples that it was not fitted to, is
-    undone. Where there are no data, nothing is compared.
+    A recovery is undone if it moves the network's outputs away from the original's, on samples that it was not fitted
+    to. Without data, nothing is compared.
 
     Raises:
         RecoveryError: a recovery needs calibration and there is none.
@@ -92,7 +92,7 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> Recovered:
 
 
 def _is_worse(after: float | None, before: float | None) -> bool:
-    # What is not finite is worse than anything that is.
+    # A non-finite error is worse than any finite one.
     return before is not None and after is not None and not after <= before * (1 + 1e-6) + 1e-9
 
 

@@ -1,4 +1,4 @@
-"""A graph run node by node over all calibration batches, so that each node is met when all before it have their say."""
+"""A graph run node by node over all calibration batches, so that layers can be changed on the way."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fxprune.capture.samples import Sample
 
 
 class Walk:
-    """One network over all batches. Values live from the node that makes them to the last one that reads them.
+    """One network over all batches. Values live from the node that computes them to the last node that reads them.
 
     Args:
-        module: whose modules and tensors the graph runs over, in eval mode.
+        module: holds the modules and tensors that the graph uses, in eval mode.
         graph: the graph.
         batches: one sample for each batch.
-        held: nodes whose values are kept, as they are when the node has run, until they are taken.
+        held: nodes whose values are copied when the node has run, and kept until :meth:`held` takes them.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Walk:
         return len(self._values)
 
     def before(self, batch: int, node: fx.Node) -> dict[fx.Node, Any]:
-        """Run a batch up to ``node``, which is not run; gives the values that are alive."""
+        """Run a batch up to ``node``, but not ``node`` itself; return the values that are alive."""
         values = self._values[batch]
         self._interpreter.env = values
         while self._next[batch] < self._ranks[node]:
@@ -50,7 +50,7 @@ class Walk:
         return values
 
     def held(self, batch: int, node: fx.Node) -> Tensor:
-        """Run a batch past ``node``, one of those held, and take its value, which is then forgotten."""
+        """Run a batch past ``node``, one of the held nodes, and return its value, which is then dropped."""
         values = self.before(batch, node)
         if self._next[batch] == self._ranks[node]:
             self._step(batch, values)
@@ -58,7 +58,7 @@ class Walk:
         return found
 
     def peek(self, batch: int, node: fx.Node) -> Tensor:
-        """The value of a node, run for the look alone if it has not been run; nothing is changed by it."""
+        """The value of a node; one that has not run is computed on the side, without changing the walk."""
         values = self._values[batch]
         if node in values:
             found: Tensor = values[node]
@@ -84,7 +84,7 @@ class Walk:
 
 
 def cone(node: fx.Node, known: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes that have to run for ``node`` to have a value, given those that have one."""
+    """The nodes that must run to compute ``node``, given the nodes with known values."""
     found: set[fx.Node] = set()
     stack = [node]
     stop = set(known)
@@ -98,7 +98,7 @@ def cone(node: fx.Node, known: Iterable[fx.Node]) -> set[fx.Node]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode, without gradients; every part is back in its own mode afterwards."""
+    """The module in eval mode, without gradients; afterwards every submodule is back in its own mode."""
     modes = {part: part.training for part in module.modules()}
     try:
         with torch.no_grad():
@@ -111,7 +111,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _last_reads(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each node those that nothing after it reads."""
+    """For each node, the values that no later node reads."""
     done: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     seen: set[fx.Node] = set()
     for node in reversed(nodes):
@@ -127,7 +127,7 @@ def inputs_of(nodes: Sequence[fx.Node], sample: Sample) -> dict[fx.Node, Any]:
     places = [node for node in nodes if node.op == "placeholder"]
     bound = _signature(places).bind(*sample.args, **sample.kwargs)
     bound.apply_defaults()
-    # A network may write to its input, and the data is the caller's.
+    # A network may write to its input, but the data belong to the caller.
     return {place: _copied(bound.arguments[str(place.target).lstrip("*")]) for place in places}
 
 
