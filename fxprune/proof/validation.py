@@ -178,8 +178,8 @@ class Validation:
     def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
         """Compare with the masked original, made from the result of ``full``, in the first of the ways that passes.
 
-        Zero as the stand-in is tried first, then NaN, and last NaN with the plan's word on values that depend on no
-        parameter.
+        Zero as the stand-in is tried first, then NaN, and last NaN plus the plan's kept indices for values that depend
+        on no parameter.
 
         Returns:
             How much removal changes the outputs of the original.

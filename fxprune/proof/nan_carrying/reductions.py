@@ -200,7 +200,7 @@ REDUCTIONS: dict[str, Handler] = {
 
 
 def _moments_of_groups(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of the kept entries over ``dims``, which stay with size 1."""
+    """Mean and biased variance of the kept entries over ``dims``, which are kept with size 1."""
     removed = gone(x)
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
     values = filled(x)

@@ -132,7 +132,7 @@ def _keep_masks(func: torch._ops.OpOverload, result: Any, call: tuple[Any, ...],
 
 
 def _shared(masks: list[Tensor], dim: int) -> Tensor | None:
-    """Positions of the other dims that some mask removes along all of ``dim``, which stays with size 1.
+    """Positions of the other dims that some mask removes along all of ``dim``, which is kept with size 1.
 
     A piece that is removed as a whole is just not joined, and says nothing about the others.
     """

@@ -1,4 +1,4 @@
-"""The proof node by node: the rewritten graphs against the captured ones, op for op."""
+"""The proof node by node: compares the rewritten graphs with the captured ones, op for op."""
 
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
 from fxprune.proof.nodes.proving import prove_nodes

@@ -1,4 +1,4 @@
-"""A node judged on values drawn for it alone, where no law tells of it."""
+"""Judges a node on random values of its own, if no law covers it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call_name, fault, may_write, tensors_among
 from fxprune.proof.nodes.structure import Step
 
-# Memory that was not written to has a shape and no values.
+# Uninitialised memory has a shape but no values.
 _UNWRITTEN = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
-# What only cuts a tensor in pieces.
+# Ops that only cut a tensor into pieces.
 _CUTS = frozenset("split split_with_sizes chunk tensor_split unbind unsafe_chunk unsafe_split".split())
 
 
@@ -31,16 +31,16 @@ class Tally:
     """How nodes were judged."""
 
     by_law: int = 0  # for all values at once
-    # On values, to the bit, to the tolerance, and over what is kept alone.
+    # On values: bit for bit, within the tolerance, and over the kept entries alone.
     exact: int = 0
     close: int = 0
     over_kept: int = 0
-    structure: int = 0  # by their shapes, as they are random
+    structure: int = 0  # by their shapes, because their values are random
     error: float = 0.0  # the largest difference
-    at_any_size: bool = True  # whether all of it holds for inputs of all sizes
+    at_any_size: bool = True  # whether everything shown holds for inputs of all sizes
 
     def add(self, other: Tally) -> None:
-        """Count those of another graph, too."""
+        """Add the counts of another graph."""
         self.by_law += other.by_law
         self.exact += other.exact
         self.close += other.close
@@ -50,12 +50,12 @@ class Tally:
 
     @property
     def nodes(self) -> int:
-        """How many were judged."""
+        """How many nodes were judged."""
         return self.by_law + self.exact + self.close + self.over_kept + self.structure
 
 
 class ByValues:
-    """Judges nodes of a pair of graphs on values; ``claims`` grow with each."""
+    """Judges nodes of a pair of graphs on values; each judged node is added to ``claims``."""
 
     def __init__(
         self,
@@ -69,14 +69,14 @@ class ByValues:
         self._claims, self._owners, self._memory = claims, owners, memory
         self.evaluation = Evaluation(pair, setting, claims, owners)
         self._tables = tables(pair.full)
-        # Numbers of rows, boxes and the like, put together from constants: a kernel may trust them.
+        # Row indices, boxes and the like, computed from constants: kernels may rely on their values.
         held = [node for node in pair.full.nodes if means_something(setting, node)]
         self.fixed = tables(pair.full, held) - _by_chance(pair.full)
         self.tally = Tally()
         self.steps: dict[fx.Node, Step] = {}
 
     def judge(self, step: Step) -> None:
-        """Judge one node and note its claim. Raises ProofError: it differs; UnjudgedError: it cannot be judged."""
+        """Judge one node and store its claim. Raises ProofError: it differs; UnjudgedError: it cannot be judged."""
         kept: Kept = self.kept_of(step.full)
         failures: list[str] = []
         for way in WAYS[self._setting.patterns.dtype == torch.float64 :]:
@@ -98,10 +98,10 @@ class ByValues:
         raise fault(self._pair, step.full, text)
 
     def fitting(self, node: fx.Node, shape: Sequence[int]) -> Kept:
-        """What a value of some shape keeps, by what is known of the sizes of the trace.
+        """The kept indices of a value of some shape, from those at the trace's sizes.
 
-        Along a dim of another size, such as that of rows and heads in one, the same is kept of each part. Raises
-        UnjudgedError: the dim is no such repetition.
+        Along a dim of another size, such as rows and heads merged, each part keeps the same. Raises UnjudgedError: the
+        dim is not such a repetition.
         """
         kept = self.kept_of(node)
         if all(index is None for index in kept):
@@ -113,7 +113,7 @@ class ByValues:
         return tuple(found)
 
     def kept_of(self, node: fx.Node) -> Kept:
-        """What a node's value keeps, as the certificate says."""
+        """The kept indices of a node's value, from the certificate."""
         if node.op == "get_attr":
             return self._setting.keep.get(str(node.target), ())
         return self._pair.kept.get(node.name, ())
@@ -123,7 +123,7 @@ class ByValues:
         return [claim for claim in claims if claim and (claim.is_lossy or claim.buried)]
 
     def _may_lose(self, step: Step) -> bool:
-        """Whether anything that the node reads loses entries, all of them because of what goes before."""
+        """Whether an operand or module may have lost entries. Raises UnjudgedError: nothing explains a loss."""
         lossy = self._lossy(step)
         if any(not claim.caused for claim in lossy):
             raise UnjudgedError(f"{step.full.name}: nothing shows why entries of what it reads go")
@@ -142,7 +142,7 @@ class ByValues:
         return "" if whole or len(full) == len(narrow) else f"{len(full)} values became {len(narrow)}"
 
     def _unlike(self, full: Tensor, kept: Kept, narrow: Any, way: Way) -> str:
-        """How the narrow value is not the kept part of the full one; an empty text where it is."""
+        """How the narrow value differs from the kept part of the full one, or ""."""
         found = difference(full, kept, narrow)
         if not found.error <= way.tolerance:
             return found.describe(way.tolerance)
@@ -180,17 +180,17 @@ class ByValues:
         claim = Claim((full, result.narrow), kept, silent=claim.silent, caused=claim.caused)
         if step.written:
             return self.renewed(node, claim)
-        # A gate: the node before it stands for it, with the values that are known of that.
+        # A gate has no node of its own in the rewritten graph: it keeps the values of the node before it.
         return claim.changed(self._setting.cast((full, result.narrow)))
 
     def renewed(self, node: fx.Node, claim: Claim) -> Claim:
-        """A claim over values that are drawn anew where the node gives floats that hang on inputs or parameters."""
+        """The claim with new random values, if the node's values are floats that depend on inputs or parameters."""
         if node in self._tables or node in self.fixed:
             return claim.changed(self._setting.cast(claim.values()))
         return renewed(self._setting, node.name, claim)
 
     def _is_caused(self, step: Step, claim: Claim) -> bool:
-        """Whether entries go because of what went before: they are zero where that is zero, or NaN where it is NaN."""
+        """Whether removed entries follow from earlier ones: they are zero if those are, or NaN if those are."""
         if claim.silent and (self._lossy(step) or step.full.op == "call_module"):
             return True
         try:
@@ -200,19 +200,19 @@ class ByValues:
         return isinstance(result.full, Tensor) and is_gone(result.full, claim.lost)
 
     def _burying(self, step: Step, known: Mapping[fx.Node, Claim]) -> Callable[[], Any]:
-        """What the node gives over what is kept alone, worked out when it is asked for."""
+        """A function that computes the node's value with NaN in removed entries."""
         evaluation = Evaluation(self._pair, self._setting, known, dict(self._owners))
         return lambda: evaluation.run(step, WAYS[-1]).full
 
     def _check_statistics(self, step: Step, result: Result) -> None:
-        """A batch norm takes one step of training: its output and its new statistics are judged, too."""
+        """Judge a batch norm's output in training mode and its statistics after one step."""
         if result.modules is None or not isinstance(result.modules[0], nn.modules.batchnorm._BatchNorm):
             return
         if not self._pair.training:
             if not self._pair.both_modes:
                 return
             found = ""
-            for way in WAYS[1:]:  # positions may be gone as well as channels, and statistics are then of what is kept
+            for way in WAYS[1:]:  # if positions are removed too, statistics are over the kept entries
                 result = self.evaluation.run(step, way, training=True)
                 text = self._differs(step, result, self.fitting(step.full, result.full.shape), way)
                 if not text:
@@ -228,7 +228,7 @@ class ByValues:
                 raise fault(self._pair, step.full, f"its {name} after a step of training: {text}")
 
     def _check_written(self, step: Step, result: Result, way: Way) -> None:
-        """Notes whose memory the node's value shares, and judges again what it wrote to and others read later."""
+        """Record whose memory the node's value shares, and judge written values again that later nodes read."""
         node, writes = step.full, may_write(step.full, result.modules and result.modules[0])
         shared = sharing(result) or ({written_by(node)} if writes else set())
         members = self._memory.note(node, shared)
@@ -242,14 +242,14 @@ class ByValues:
                 self._rewritten(node, member, *found[member], way)
 
     def _through_views(self, step: Step, later: set[fx.Node], way: Way) -> Mapping[fx.Node, tuple[Any, Any]]:
-        """What a write to a view leaves in what it is a view of, and in the views on the way, by node."""
+        """After a write to a view, the values of its base and of the views in between, by node."""
         lineage = self._memory.lineage(written_by(step.full))
         if way.over_kept or any(member not in lineage for member in later):
             raise UnjudgedError(f"{step.full.name} writes to memory that others share in another way and read later")
         return self.evaluation.replayed([self.steps[node] for node in lineage[1:]], step, lineage[0], way)
 
     def _rewritten(self, node: fx.Node, member: fx.Node, full: Any, narrow: Any, way: Way) -> None:
-        """Judge what a write made of another node's value."""
+        """Judge another node's value after a write."""
         old = self._claims[member]
         kept = old.kept
         if text := self._unlike(full, kept, narrow, way):
@@ -270,7 +270,7 @@ class ByValues:
 
 
 def _stretched(kept: Tensor, before: int, after: int) -> Tensor | None:
-    """What is kept of a dim of another size if the same is kept of each of its parts; None where it is not."""
+    """The kept indices of a dim of another size, if each of its parts keeps the same; else None."""
     if before == after:
         return kept
     part = math.gcd(before, after)
@@ -283,16 +283,16 @@ def _stretched(kept: Tensor, before: int, after: int) -> Tensor | None:
 
 
 def _is_inexact_tuple(node: fx.Node, value: Any) -> bool:
-    """Whether several tensors were computed, which are compared only where they are read."""
+    """Whether the value is several computed tensors, which are compared only when they are read."""
     return isinstance(value, (tuple, list)) and bool(tensors_among(value)) and call_name(node) not in _CUTS
 
 
-# Parts of the names of ops that draw, or hand out memory as it is.
+# Parts of the names of ops that draw random numbers or return uninitialised memory.
 _CHANCE = ("rand", "bernoulli", "normal", "uniform", "exponential", "multinomial", "poisson", "dropout", "empty")
 
 
 def _by_chance(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values hang on random numbers, or on memory that nobody wrote to."""
+    """The nodes whose values depend on random numbers or on uninitialised memory."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
         name = call_name(node)

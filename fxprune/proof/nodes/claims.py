@@ -1,4 +1,4 @@
-"""What is known of a node's value in both networks: the narrow one is the full one, cut to what is kept."""
+"""Claims about a node's value in both networks: the narrow value consists of the kept entries of the full one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Kept = tuple[Tensor | None, ...]
 
 
 class Claim:
-    """Values of a node, drawn or computed, for which the claim holds; drawn only when they are asked for.
+    """The claim of one node, with values for which it holds: computed, or drawn at random when first needed.
 
     Attributes:
-        shape: of the full value; None where that is no single tensor.
-        kept: the kept indices of every dim, None for all.
-        domain: where the values are: "any", "positive" or "share"; "" where they are no floats, or not drawn.
-        silent: whether the entries that go are zero.
-        caused: whether they go because of what goes before, and not by the certificate's word alone.
-        like: one entry in the type and on the device of the values.
-        is_lossy: whether any entry goes.
-        pieces: the claims of its tensors, where there are several and a law tells of them.
-        buried: the value over what is kept alone, where ``full`` is no single tensor; removed entries are NaN.
+        shape: of the full value; None if that is not a single tensor.
+        kept: for each dim the kept indices, None for all.
+        domain: the range of the values: "any", "positive" or "share"; "" if they are not floats, or not drawn.
+        silent: whether the removed entries are zero.
+        caused: whether their removal follows from removals before them, not from the certificate alone.
+        like: one entry of the type and on the device of the values.
+        is_lossy: whether any entry is removed.
+        pieces: the claims of its tensors, if there are several and a law covers them.
+        buried: the value with NaN in removed entries, if ``full`` is not a single tensor.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Claim:
         like: Tensor | None = None,
         pieces: Sequence[Claim] = (),
     ) -> None:
-        """``values``: the full and the narrow value, or what gives them for this claim, which then needs a shape."""
+        """``values``: the full and the narrow value, or a function from this claim to both, which needs ``shape``."""
         self._values, self.pieces = values, pieces
         self.kept, self.domain = kept, domain
         self.silent, self.caused, self.buried, self.like = silent, caused, buried, like
@@ -64,7 +64,7 @@ class Claim:
         return Claim(values, self.kept, domain=domain, silent=self.silent, caused=self.caused)
 
     def sized(self) -> tuple[Any, Any]:
-        """The values, or tensors of their sizes and type where there are none yet."""
+        """The values, or tensors of their sizes and type if they are not drawn yet."""
         if not callable(self._values) or self.like is None:
             return self.values()
         assert self.shape is not None
@@ -77,24 +77,24 @@ class Claim:
 
     @property
     def narrow(self) -> Any:
-        """The value in the narrow one."""
+        """The value in the narrow network."""
         return self.values()[1]
 
     @property
     def is_float(self) -> bool:
-        """Whether it is a tensor of floating numbers."""
+        """Whether the value is a floating tensor."""
         if self.domain or self.shape is None:
             return bool(self.domain)
         return bool(self.full.is_floating_point())
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the narrow value was made of the full one."""
+        """Whether the values are drawn, so that the narrow one was cut from the full one."""
         return bool(self.domain)
 
     @classmethod
     def of_pieces(cls, pieces: Sequence[Claim], *, caused: bool) -> Claim:
-        """A claim of several tensors."""
+        """The claim of a tuple of tensors."""
 
         def values(claim: Claim) -> tuple[Any, Any]:
             return tuple(piece.full for piece in pieces), tuple(piece.narrow for piece in pieces)
@@ -107,16 +107,16 @@ class Claim:
 
     @property
     def is_whole(self) -> bool:
-        """Whether both values are the same."""
+        """Whether no entry is removed."""
         return self.buried is None and not any(kept is not None for kept in self.kept)
 
     @cached_property
     def lost(self) -> tuple[tuple[int, Tensor], ...]:
-        """For each dim that loses something, the dim and the indices that go."""
+        """For each dim with removed entries, the dim and the removed indices."""
         return lost_entries(self.full, self.kept) if self.is_lossy else ()
 
     def over_kept(self) -> Any:
-        """The full value with NaN in place of all that goes."""
+        """The full value with NaN in place of its removed entries."""
         if self.buried is not None:
             return self.buried()
         if not self.is_lossy:
@@ -129,12 +129,12 @@ class Claim:
 
 
 def at(kept: Kept, dim: int) -> Tensor | None:
-    """What a dim keeps; None for all."""
+    """The kept indices of a dim; None for all."""
     return kept[dim] if dim < len(kept) else None
 
 
 def every(kept: Tensor | None, size: int) -> Tensor:
-    """The indices that a dim keeps."""
+    """The kept indices of a dim, written out."""
     return torch.arange(size) if kept is None else kept.cpu()
 
 
@@ -146,17 +146,17 @@ def same_kept(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def cut_shape(shape: Sequence[int], kept: Kept) -> tuple[int, ...]:
-    """The shape of what is kept of a tensor."""
+    """The shape of a tensor's kept entries."""
     return tuple(size if (index := at(kept, dim)) is None else len(index) for dim, size in enumerate(shape))
 
 
 def lost_entries(tensor: Tensor, kept: Kept) -> tuple[tuple[int, Tensor], ...]:
-    """For each dim that loses something, the dim and the indices that go."""
+    """For each dim with removed entries, the dim and the removed indices."""
     return tuple(removed_entries(tensor, kept))
 
 
 def difference(full: Tensor, kept: Kept, narrow: Any) -> Difference:
-    """The narrow value beside the kept entries of the full one."""
+    """The difference between the narrow value and the kept entries of the full one."""
     if not isinstance(narrow, Tensor):
         return Difference(math.inf, "the value", f"a tensor became {narrow!r}")
     expected = select(full, kept)
@@ -166,10 +166,10 @@ def difference(full: Tensor, kept: Kept, narrow: Any) -> Difference:
 
 
 def is_silent(value: Tensor, lost: tuple[tuple[int, Tensor], ...]) -> bool:
-    """Whether all entries that go are zero."""
+    """Whether all removed entries are zero."""
     return all(not bool(value.index_select(dim, index).any()) for dim, index in lost)
 
 
 def is_gone(value: Tensor, lost: tuple[tuple[int, Tensor], ...]) -> bool:
-    """Whether all entries that go are NaN."""
+    """Whether all removed entries are NaN."""
     return all(bool(torch.isnan(value.index_select(dim, index)).all()) for dim, index in lost)

@@ -1,4 +1,4 @@
-"""Fresh values in both networks: of parameters and buffers, of what nodes give, and in the places of computed ones."""
+"""Random values for both networks: for parameters and buffers, for nodes, and in place of computed values."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from fxprune.util.paths import name_seed
 
 _PERIOD = 8191
 _STEP = 97
-# By name of a table the least and the largest number that is drawn, and what it is divided by.
+# By table: the least and the largest integer that is drawn, and the divisor.
 _DRAWN = {"whole": (-2, 2, 1), "above": (1, 3, 1), "any": (-16, 16, 8), "positive": (1, 16, 8), "share": (1, 15, 16)}
 
 
 class Patterns:
     """Tables of values in one floating type on one device: small multiples of powers of two.
 
-    Sums of products of these are exact in float32. They are cut from one random table of a prime length, so that no
-    two rows of a tensor are alike and nothing is drawn anew for each layer.
+    Sums of products of these are exact in float32. They are cut from one random table per domain, of prime length, so
+    that no two rows of a tensor are equal and nothing needs to be drawn per layer.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device, seed: int) -> None:
         self.dtype = dtype
         self.device = device
         self.one = torch.ones((), dtype=dtype, device=device)
-        # By call, what is known of those that give each entry from the entries at its place.
+        # By pointwise call, its properties; see ``laws/local.py``.
         self.known: dict[Any, tuple[str, bool, bool] | None] = {}
         self._seed = seed
         self._tables: dict[str, Tensor] = {}
 
     def parameter(self, tensor: Tensor, salt: int, *, positive: bool) -> Tensor:
-        """Whole numbers from -2 to 2, or from 1 to 3, of the shape of ``tensor``; a view that must not be written."""
+        """Integers from -2 to 2, or from 1 to 3, in the shape of ``tensor``; a view that must not be written to."""
         return self._cut("above" if positive else "whole", tensor.numel(), salt).view(tensor.shape)
 
     def activation(self, value: Tensor, salt: int) -> Tensor:
-        """Values in place of ``value``, of its shape, strides and domain."""
+        """Random values with the shape, strides and domain of ``value``."""
         if value.is_complex():
             parts = [self._cut("any", value.numel(), salt + n).view(value.shape) for n in (0, 7)]
             return like(value, torch.complex(*parts))
         return like(value, self.drawn(domain_of(value), value.shape, salt))
 
     def drawn(self, domain: str, shape: Sequence[int], salt: int) -> Tensor:
-        """Values of a domain in a shape; a view that must not be written."""
+        """Values of a domain in a shape; a view that must not be written to."""
         return self._cut(domain, math.prod(shape), salt).view(list(shape))
 
     def _table(self, name: str) -> Tensor:
@@ -69,34 +69,34 @@ class Patterns:
 
 
 def domain_of(value: Tensor) -> str:
-    """Where values are: as "share" from 0 to 1, "positive", or of both signs."""
+    """The range of the values: "share" (from 0 to 1), "positive" (not below 0), or "any"."""
     low, high = (bound.item() for bound in value.aminmax())
     return "any" if low < 0 else "share" if high <= 1 else "positive"
 
 
 def like(value: Tensor, content: Tensor) -> Tensor:
-    """A tensor of the strides and type of ``value`` that holds ``content``."""
+    """A tensor with the strides and type of ``value`` and the entries of ``content``."""
     return torch.empty_like(value).copy_(content)
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a walk goes by besides the two graphs."""
+    """What a walk needs besides the two graphs."""
 
     attribute: Callable[[str], Any]  # the full network's module or tensor by its full name
     # For every parameter and buffer, the kept indices of every dim; the pruned network is known to hold exactly these
     # entries.
     keep: Keep
-    inputs: Mapping[str, Any]  # by name of the graph's inputs, their values
-    patterns: Patterns  # where values come from, in the type that they are in between nodes
+    inputs: Mapping[str, Any]  # the values of the graph's inputs, by name
+    patterns: Patterns  # the source of random values, in the type of values between nodes
 
     def cast(self, value: Any) -> Any:
-        """Nested values in the type that they have between nodes."""
+        """Nested values in the type of values between nodes."""
         return in_dtype(value, self.patterns.dtype)
 
 
 def held(setting: Setting, name: str, value: Tensor, narrow: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Values for a tensor of both networks; what goes is zero, but for running variances. Raises UnjudgedError."""
+    """Values of a tensor in both networks; removed ones are 0, except in running variances. Raises UnjudgedError."""
     kept = setting.keep.get(name, ())
     if narrow is not None and cut_shape(value.shape, kept) != tuple(narrow.shape):
         raise UnjudgedError(f"{name} is {tuple(narrow.shape)} and should be {cut_shape(value.shape, kept)}")
@@ -118,7 +118,7 @@ def _held(setting: Setting, name: str, value: Tensor) -> Tensor:
 
 
 def _domain_held(name: str, value: Tensor) -> str:
-    """Where the values of a tensor are drawn from; "" for tables and masks, which mean something."""
+    """The domain from which a tensor's values are drawn; "" for tables and masks, which keep their values."""
     drawn_anew = isinstance(value, nn.Parameter) or name.endswith(("running_mean", "running_var"))
     if not drawn_anew or not value.is_floating_point():
         return ""
@@ -126,7 +126,7 @@ def _domain_held(name: str, value: Tensor) -> str:
 
 
 def means_something(setting: Setting, node: fx.Node) -> bool:
-    """Whether a node reads a table or a mask, or numbers of rows, whose values are not drawn anew."""
+    """Whether a node reads a table, a mask or row indices, which keep their values."""
     return node.op == "get_attr" and not _domain_held(str(node.target), setting.attribute(str(node.target)))
 
 
@@ -144,7 +144,7 @@ def held_claim(setting: Setting, name: str, value: Tensor, narrow: Tensor | None
 
 
 def drawn(setting: Setting, name: str, claim: Claim) -> tuple[Tensor, Tensor]:
-    """Values of a node for which its claim holds, of the claim's shape and domain."""
+    """Random values for which a node's claim holds, of the claim's shape and domain."""
     assert claim.shape is not None
     full = setting.patterns.drawn(claim.domain, claim.shape, name_seed(name)).clone()
     for dim, index in lost_entries(full, claim.kept) if claim.silent else ():
@@ -154,7 +154,7 @@ def drawn(setting: Setting, name: str, claim: Claim) -> tuple[Tensor, Tensor]:
 
 
 def renewed(setting: Setting, name: str, claim: Claim) -> Claim:
-    """The claim over values drawn anew, where it is one of finite floats, of the shape, strides and domain of these."""
+    """The claim with new random values of the same shape, strides and domain, if its values are finite floats."""
     full, narrow = claim.values()
     domain, cast = "", setting.cast(full)
     floats = full.is_floating_point() or full.is_complex()

@@ -1,4 +1,4 @@
-"""One node evaluated in both networks, on values for which the claims of what it reads hold."""
+"""Evaluates one node in both networks, on values for which the claims of its operands hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOLERANCE = 1e-11
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """How a node is tried: in which type, to which tolerance, and over kept entries alone or with all."""
+    """One way to evaluate a node: the type, the tolerance, and whether over the kept entries alone."""
 
     dtype: torch.dtype
     tolerance: float
@@ -44,7 +44,7 @@ WAYS = (Way(torch.float32, 0.0), Way(torch.float64, TOLERANCE), Way(torch.float6
 
 @dataclass(eq=False)
 class Result:
-    """What a node gave in one way, and the values that it was called with, by node, as the call left them."""
+    """A node's values in one way of evaluation, and its operands' values by node, as the call left them."""
 
     full: Any
     narrow: Any
@@ -54,17 +54,17 @@ class Result:
 
 
 class Evaluation:
-    """Evaluates nodes of a pair of graphs; ``claims`` and ``owners`` grow while a walk goes on."""
+    """Evaluates nodes of a pair of graphs; ``claims`` and ``owners`` grow during a walk."""
 
     def __init__(
         self, pair: Pair, setting: Setting, claims: Mapping[fx.Node, Claim], owners: Mapping[fx.Node, fx.Node]
     ) -> None:
-        """``owners``: by node of the rewritten graph, the captured one that it stands for."""
+        """``owners``: by node of the rewritten graph, the captured node that it stands for."""
         self._pair, self._setting = pair, setting
         self._claims, self._owners = claims, owners
 
     def run(self, step: Step, way: Way, training: bool | None = None) -> Result:
-        """The node in both networks; ``training``: the mode of modules. Raises UnjudgedError: a call fails."""
+        """Evaluate the node in both networks; ``training``: the mode of modules. Raises UnjudgedError: a call fails."""
         modules = self._modules(step, way, training)
         used: dict[fx.Node, tuple[Any, Any]] = {}
         full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
@@ -90,14 +90,14 @@ class Evaluation:
         return Result(full, narrow, used, modules, random)
 
     def run_full(self, step: Step, way: Way) -> Result:
-        """The node in the full network alone."""
+        """Evaluate the node in the full network alone."""
         modules = self._modules(step, way, None)
         used: dict[fx.Node, tuple[Any, Any]] = {}
         full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
         return Result(full, full, used, modules, random)
 
     def replayed(self, views: Sequence[Step], write: Step, base: fx.Node, way: Way) -> dict[fx.Node, tuple[Any, Any]]:
-        """What a write leaves in ``base`` and in the views through which it writes, in both networks, by node."""
+        """After a write, the values of ``base`` and of the views up to the written one, in both networks, by node."""
         full, narrow = _cloned(tuple(in_dtype(value, way.dtype) for value in self._claims[base].values()))
         values: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = {base: full}, {base: narrow}
         local: dict[fx.Node, Any] = {}
@@ -139,7 +139,7 @@ class Evaluation:
     def called(
         self, node: fx.Node, module: nn.Module | None, value_of: Callable[[fx.Node], Any], way: Way
     ) -> tuple[Any, bool]:
-        """What one call gives, and whether it drew random numbers."""
+        """The result of one call, and whether it drew random numbers."""
         args, kwargs = on_values(node, value_of)
         versions = [(tensor, tensor._version) for tensor in tensors_among((args, kwargs))]
         state = self._random_state()
@@ -168,7 +168,7 @@ class Evaluation:
         return self._setting.attribute(str(step.full.target)), self._pair.named(step.counterpart)[1]
 
     def _modules(self, step: Step, way: Way, training: bool | None) -> tuple[nn.Module, nn.Module] | None:
-        """The same over fresh values."""
+        """The same modules with values of this way of evaluation."""
         found = self.modules(step)
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""Which nodes share memory, and who reads later what a node writes to."""
+"""Which nodes share memory, and which read later what a node writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import fx
 from fxprune.proof.nodes.evaluating import Result
 from fxprune.proof.nodes.pairs import call_name, tensors_among
 
-# What gives a view whatever it is given.
+# Ops that return a view of every operand.
 _VIEWS = frozenset(
     """getitem view transpose permute swapaxes movedim t unsqueeze squeeze unflatten select narrow split chunk unbind
     detach""".split()
@@ -17,14 +17,14 @@ _VIEWS = frozenset(
 
 
 class Memory:
-    """The nodes of a captured graph by the memory that their values lie in, and when each is read last."""
+    """Which nodes of a captured graph have values in shared memory, and which node reads each last."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self._last = last_readers(graph)
         self._families: dict[fx.Node, set[fx.Node]] = {}
 
     def note(self, node: fx.Node, shared: Iterable[fx.Node]) -> set[fx.Node]:
-        """Say that a node's value lies in the memory of others; returns all that share it."""
+        """Record that a node's value lies in the memory of others; returns all nodes that share it."""
         members: set[fx.Node] = set()
         for given in shared:
             members |= self._families.get(given, {given})
@@ -34,11 +34,11 @@ class Memory:
         return members
 
     def rewritten(self, node: fx.Node, members: Collection[fx.Node], live: Collection[fx.Node]) -> set[fx.Node]:
-        """The nodes whose values a write changes for those that read them later; ``live``: whose are still known."""
+        """The nodes whose values a write changes for later readers; ``live``: nodes whose values are still stored."""
         return {member for member in members if member in live and not self._dies_at(member, node)}
 
     def lineage(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes from the one that made a value's memory, each a view of that before; empty where one may copy."""
+        """The chain of views from the node that made the memory to ``node``; empty if one of them may copy."""
         found = [node]
         while parents := [n for n in found[0].all_input_nodes if n in self._families.get(found[0], ())]:
             if call_name(found[0]) not in _VIEWS:
@@ -47,7 +47,7 @@ class Memory:
         return found
 
     def dying(self, node: fx.Node) -> Collection[fx.Node]:
-        """The nodes that nobody reads after ``node``."""
+        """The nodes that no later node reads after ``node``."""
         return self._last.get(node, ())
 
     def _dies_at(self, member: fx.Node, node: fx.Node) -> bool:
@@ -55,7 +55,7 @@ class Memory:
 
 
 def sharing(result: Result) -> set[fx.Node]:
-    """The nodes whose memory a result lies in."""
+    """The operands whose memory a result shares."""
     storages = {tensor.untyped_storage()._cdata for tensor in tensors_among(result.full)}
     return {
         given
@@ -65,13 +65,13 @@ def sharing(result: Result) -> set[fx.Node]:
 
 
 def written_by(node: fx.Node) -> fx.Node:
-    """The node whose memory one that writes in place writes to."""
+    """The operand to which an in-place node writes."""
     out = node.kwargs.get("out")
     return out if isinstance(out, fx.Node) else node.all_input_nodes[0]
 
 
 def last_readers(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """By node, the nodes that it is the last to read."""
+    """By node, the nodes of which it is the last reader."""
     found: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):

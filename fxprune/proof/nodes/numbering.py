@@ -1,8 +1,8 @@
-"""What programs compute, by numbers: a function that is called on equal operands gives an equal value.
+"""Value numbering of programs: a function called on equal operands returns an equal value.
 
-A program runs on the meta device, so nothing is computed. Every memory has a number that tells by which calls its
-content came about; a tensor is the number of its memory and how it lies there. Two programs with equal numbers give the
-same for all values of inputs and parameters. What hangs on values cannot be told in this way.
+A program runs on the meta device, so nothing is computed. Every storage has a number for the calls that computed its
+content; a tensor is identified by its storage's number and its layout there. Two programs with equal numbers return the
+same for all values of inputs and parameters. Programs that branch on values cannot be compared in this way.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.proof.nodes.pairs import UnjudgedError
 
 _aten = torch.ops.aten
-# Views that are not declared to be any.
+# Views that are not declared as views.
 _VIEWS = frozenset((_aten._unsafe_view.default,))
-# Arguments that functions write to although their declaration does not say so.
+# Arguments that functions write to, although their schemas do not say so.
 _WRITTEN = {_aten.native_batch_norm.default: (3, 4), _aten.rrelu_with_noise.default: (1,)}
-# Tensors of more entries than this that no call gave are not told by their content.
+# Tensors that no call returned are numbered by content, up to this many entries.
 _MOST = 1 << 20
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape and strides without values; a copy of whole numbers and of truth values."""
+    """A tensor of the same shape and strides without values; integers and booleans are copied."""
     if not (isinstance(tensor, nn.Parameter) or tensor.is_floating_point() or tensor.is_complex()):
         return tensor.detach().clone()
     twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -34,10 +34,10 @@ def on_meta(tensor: Tensor) -> Tensor:
 
 
 class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers what programs compute while it is on; one object for all programs that are compared.
+    """Numbers the values of programs while it is active; one object for all programs that are compared.
 
     Attributes:
-        draws: which random numbers were drawn.
+        draws: the number of the random draws so far.
     """
 
     @classmethod
@@ -53,7 +53,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.begin(())
 
     def begin(self, given: Iterable[tuple[str, Tensor]]) -> None:
-        """Forget the program before; ``given``: what both have by name, on the meta device."""
+        """Forget the previous program; ``given``: tensors of both programs by name, on the meta device."""
         self._content: dict[int, int] = {}
         self._alive: list[Any] = []
         self.draws = 0
@@ -61,11 +61,11 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._hold(tensor, ("given", name))
 
     def of(self, tensor: Tensor) -> Any:
-        """What is known of a tensor's values, equal for equal ones."""
+        """A key of a tensor's values; equal keys mean equal values."""
         return self._content_of(tensor), _lying(tensor)
 
     def left(self, tensor: Tensor) -> Any:
-        """The same of a tensor that a program may have left alone."""
+        """The same for a tensor that a program may have left unchanged."""
         return self._content.get(tensor.untyped_storage()._cdata), _lying(tensor)
 
     def __torch_dispatch__(
@@ -98,7 +98,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _without_values(self, func: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
-        """What a function gives on the meta device; for operands of equal shapes it is worked out once."""
+        """A function's result on the meta device; computed once for operands of equal shapes."""
         shapes = func, _shapes((args, kwargs))
         if shapes not in self._shapes:
             result = func(*_all_on_meta(args), **_all_on_meta(kwargs))
@@ -133,7 +133,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._content[storage._cdata]
 
     def _named(self, value: Any) -> Any:
-        """An argument, with tensors as what is known of them; numbers are told from those of another type."""
+        """An argument with keys in place of tensors; numbers of other types have other keys."""
         if isinstance(value, Tensor):
             return self.of(value)
         if isinstance(value, (list, tuple)):
@@ -142,13 +142,13 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _lying(tensor: Tensor) -> Any:
-    """How a tensor lies in its memory."""
+    """A tensor's layout in its storage."""
     bits = tensor.is_conj(), tensor.is_neg()
     return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, bits
 
 
 def _recipe(args: tuple[Any, ...], result: Any) -> Any:
-    """How to make a result again: an argument by its place, a tensor of some shape, or several."""
+    """How to make a result again: the position of an argument, a tensor's shape, or several of these."""
     if isinstance(result, (tuple, list)):
         return type(result), [_recipe(args, item) for item in result]
     if not isinstance(result, Tensor):

@@ -1,4 +1,4 @@
-"""A captured graph beside the graph written for it, how messages speak of their nodes, and calls of one node."""
+"""A captured graph with its rewritten graph, messages about their nodes, and calls of one node."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from fxprune.util.paths import ModelPaths
 
 
 class UnjudgedError(Exception):
-    """A node that cannot be judged by itself; the text says why. It is no sign of a fault."""
+    """A node cannot be judged by itself; the message says why. It does not mean that the node is wrong."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One graph of the original and one of the pruned network, with what the pass says about them."""
+    """A captured graph, its rewritten graph, and the certificate: what the pass says about both (to be proven)."""
 
-    label: str  # how messages name the graph, such as "eval" or "training"
+    label: str  # the graph's name in messages, such as "eval" or "training"
     full: fx.Graph  # the captured graph
     narrow: fx.Graph  # the rewritten graph
-    # By node of ``full``, the node of ``narrow`` or the number that stands for it; None, or no entry, where nothing
-    # does. It is no more than a claim.
+    # Certificate: by node of ``full``, the node of ``narrow`` or the number that stands for it; None, or no entry, if
+    # nothing does.
     images: Mapping[fx.Node, Any]
-    # By the name of a node of ``full`` whose value loses something, the kept indices of every dim, None for all; a
-    # claim, too.
+    # Certificate: by name of a node of ``full`` whose value loses entries, for each dim the kept indices, None for
+    # all.
     kept: NodeKeep
-    root: nn.Module  # what the targets of ``narrow`` are looked up in
-    sample: Sample  # inputs that go this way
-    constants: Mapping[str, Tensor]  # tensors that the trace made, by the names that ``full`` has for them
-    prefix: str = ""  # what stands before the targets of ``full`` and is cut from those of ``narrow``
+    root: nn.Module  # the module in which targets of ``narrow`` are looked up
+    sample: Sample  # inputs for which this graph runs
+    constants: Mapping[str, Tensor]  # tensors made by the trace, by their names in ``full``
+    prefix: str = ""  # the prefix of targets in ``full`` that targets in ``narrow`` lack
     training: bool = False  # whether it is the graph of training mode
     both_modes: bool = False  # whether training mode runs the graph of eval mode
 
     def named(self, node: fx.Node) -> tuple[str, Any]:
-        """The true name of what a node of ``narrow`` calls or reads, and the module or tensor itself."""
+        """The full name of the module or tensor that a node of ``narrow`` calls or reads, and the object."""
         name_of: Callable[[Any], str] = getattr(self.root, "name_of", str)
         name = name_of(node.target)
         return name, self._paths.attribute(name)
@@ -54,25 +54,25 @@ class Pair:
 
 
 def described(node: fx.Node) -> str:
-    """A node in words."""
+    """A node, for messages."""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return f"{node.name} ({node.op} {target})"
 
 
 def fault(pair: Pair, node: fx.Node, text: str) -> ProofError:
-    """The error for a node of the captured graph; it says which, of which module, and from which line of source."""
+    """The error for a node of the captured graph; it names the node, its module and its source line."""
     module, source = node.meta.get("module"), node.meta.get("source")
     place = (f" in module {module}" if module else "") + (f" at {source}" if source else "")
     return ProofError(f"{pair.label} graph, node {described(node)}{place}: {text}")
 
 
 def is_number(node: fx.Node) -> bool:
-    """Whether a node of a captured graph gives a number or a truth value in Python."""
+    """Whether a node of a captured graph returns a Python number or boolean."""
     return isinstance(node.meta.get("val"), (bool, int, float))
 
 
 def is_sizes(node: fx.Node) -> bool:
-    """Whether it gives a whole number, or several."""
+    """Whether it returns an integer, or several."""
     value = node.meta.get("val")
     items = value if isinstance(value, (list, tuple)) else (value,)
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
@@ -82,17 +82,17 @@ _WRITES = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand io
 
 
 def call_name(node: fx.Node) -> str:
-    """The name of a method or function; an empty text for other nodes."""
+    """The name of the method or function that a node calls; "" for other nodes."""
     if node.op not in ("call_method", "call_function"):
         return ""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 def on_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a node with values in the places of nodes."""
+    """The arguments of a node, with nodes replaced by values."""
     args, kwargs = node.args, dict(node.kwargs)
     if getattr(node.target, "__name__", "") == "scaled_dot_product_attention":
-        # Its random part is left out; the probability is compared as a literal.
+        # Dropout is left out; its probability is compared as a literal.
         kwargs.pop("dropout_p", None)
         args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
     args, kwargs = fx.node.map_arg((args, kwargs), value_of)
@@ -102,7 +102,7 @@ def on_values(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> tuple[tuple[
 def call(
     node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module | None, *, drawn: bool = True
 ) -> Any:
-    """What a node gives; ``module`` is that of a call of a module; ``drawn``: whether on values of the proof's own."""
+    """A node's result; ``module``: that of a module call; ``drawn``: whether the values were drawn for the proof."""
     if module is not None:
         return module.forward(*args, **kwargs) if drawn else module(*args, **kwargs)
     if node.op == "call_function":
@@ -115,7 +115,7 @@ def call(
 
 
 def may_write(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a node writes to one of its arguments in place, by its name or by what it is told."""
+    """Whether a node writes to one of its arguments in place, by its name or by an argument."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
@@ -139,7 +139,7 @@ def _inplace_position(function: Any) -> int | None:
 
 
 def on_tensors(module: nn.Module, tensors: Mapping[str, Tensor | None], training: bool) -> nn.Module:
-    """A module of other parameters and buffers, by name. Raises UnjudgedError: it has submodules."""
+    """A copy of a module with other parameters and buffers, by name. Raises UnjudgedError: it has submodules."""
     if module._modules:
         raise UnjudgedError(f"{type(module).__name__} has submodules")
     twin = type(module).__new__(type(module))
@@ -158,7 +158,7 @@ def tensors_among(value: Any) -> list[Tensor]:
 
 
 def in_dtype(value: Any, dtype: torch.dtype) -> Any:
-    """Nested values with all floating and complex tensors in ``dtype``, or in its complex type."""
+    """Nested values with floating tensors in ``dtype`` and complex ones in its complex type."""
     complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
 
     def converted(tensor: Tensor) -> Tensor:

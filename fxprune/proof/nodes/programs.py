@@ -1,7 +1,7 @@
-"""Two programs over one set of tensors, compared on one sample: what they give, what they write, and the way back.
+"""Compares two programs over one set of tensors on one sample: outputs, writes, and the backward pass.
 
-Equal outputs to the bit, equal writes to buffers and to the sample, equally many random numbers drawn, and the same
-functions of autograd in the same order from the outputs back to the same parameters: then both also learn alike.
+They must have equal outputs bit for bit, equal writes to buffers and to the sample, equally many random draws, and the
+same autograd functions in the same order from the outputs to the same parameters. Then their training is equal too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fxprune.util.modes import flags_of, has_own_modes, set_flags
 from fxprune.util.paths import ModelPaths, modules_of, named_buffers, named_modules, named_parameters
 
 Program = Callable[..., Any]
-# Functions of autograd that move entries: equal values tell where to, and different ones may lead to one place.
+# Autograd functions that move entries: equal values show where to, and different functions may do the same.
 _MOVES = frozenset(
     f"{name}Backward{number}"
     for name in """View UnsafeView ReshapeAlias Transpose Permute T Clone Select Split SplitWithSizes Squeeze Unsqueeze
@@ -42,10 +42,10 @@ _MOVES = frozenset(
 
 
 class Programs:
-    """Compares programs over the tensors of ``owner``, which is left as it was.
+    """Compares programs over the tensors of ``owner``, which is left unchanged.
 
-    ``tolerance``: the largest relative difference that passes. Where it is not 0, ``owner`` is in float64, and its
-    large parameters may be known by their names alone, so that all that meets them is replaced.
+    ``tolerance``: the largest relative difference that passes. If it is not 0, ``owner`` is in float64, and large
+    parameters may have no values of their own, so that all products with them are replaced.
     """
 
     def __init__(self, owner: nn.Module, tolerance: float = 0.0) -> None:
@@ -58,9 +58,9 @@ class Programs:
         self._held = [(buffer, self._values[name]) for name, buffer in held]
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
-        """Where two programs part, or an empty text.
+        """Where two programs differ, or "".
 
-        Large products are cheap functions of the same operands in both; where that does not do, they are computed.
+        Large products are replaced by cheap functions of their operands; if that does not work, they are computed.
         Raises UnjudgedError: one of them cannot be run.
         """
         for replace in (True,) if self._tolerance else (True, False):
@@ -77,7 +77,7 @@ class Programs:
         return found
 
     def takes(self, program: Program, sample: Sample) -> bool:
-        """Whether a program takes a sample."""
+        """Whether a program accepts a sample."""
         try:
             self._run(program, sample, StandIns(self._owner.parameters(), replace=False))
         except UnjudgedError:
@@ -85,7 +85,7 @@ class Programs:
         return True
 
     def _run(self, program: Program, sample: Sample, stand_ins: StandIns) -> Leaves:
-        """What a program gives, with its history, and what it leaves in the sample, the buffers and the generator."""
+        """A program's outputs with their history, and its changes to the sample, the buffers and the generator."""
         self._seed()
         given = sample.map(lambda tensor: promoted(tensor, torch.float64) if self._tolerance else tensor.clone())
         versions = {name: tensor._version for name, tensor in given.named_tensors()}
@@ -95,7 +95,7 @@ class Programs:
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
-            except Exception as error:  # the user's own code, and operators of all kinds
+            except Exception as error:  # the user's code and operators may raise anything
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
             for name, buffer in self._kept_buffers():
                 if not torch.equal(buffer, held[name]):
@@ -107,7 +107,7 @@ class Programs:
     def _seed(self) -> None:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.manual_seed(0)
-        else:  # to tell all kinds of devices takes longer than many a layer
+        else:  # seeding all kinds of devices takes longer than many a layer
             torch.default_generator.manual_seed(0)
 
     def _modes(self) -> AbstractContextManager[Any]:
@@ -120,7 +120,7 @@ class Programs:
         return found.describe(self._tolerance) if not found.error <= self._tolerance else self._ways_part(ours, theirs)
 
     def _ways_part(self, ours: Leaves, theirs: Leaves) -> str:
-        """Where the functions of autograd behind equal values part."""
+        """Where the autograd functions behind equal values differ, or ""."""
         stack = [(leaf.grad_fn, theirs[path].grad_fn) for path, leaf in ours.items() if isinstance(leaf, Tensor)]
         seen: dict[Any, Any] = {}
         while stack:
@@ -141,7 +141,7 @@ class Programs:
         return ""
 
     def _kept_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """The buffers now, by name; one that got another shape is a cache."""
+        """The current buffers, by name; one whose shape changed is a cache and is left out."""
         held = ((ahead + name, buffer) for ahead, part, _ in self._tables for name, buffer in part._buffers.items())
         for name, buffer in held:
             before = self._values.get(name)
@@ -150,7 +150,7 @@ class Programs:
 
     @contextmanager
     def _unchanged(self) -> Iterator[dict[str, Tensor]]:
-        """Put back what changes inside: buffers, and what parts keep in attributes; gives the buffers' values."""
+        """Restore buffers and attributes that change inside; yields the buffers' values before."""
         try:
             yield self._values
         finally:
@@ -158,7 +158,7 @@ class Programs:
                 part._buffers.clear()
                 part._buffers.update(buffers)
             with torch.no_grad():
-                for tensor, value in self._held:  # a batch norm does not count its writes as versions
+                for tensor, value in self._held:  # a batch norm's writes do not raise the version counter
                     if not tensor.is_meta and not torch.equal(tensor, value):
                         tensor.copy_(value)
             vars(self._owner).pop("_chosen", None)
@@ -167,17 +167,17 @@ class Programs:
 
 
 class NumberedPrograms(Programs):
-    """Compares programs for all values at once, on the meta device: by the calls through which values come about."""
+    """Compares programs for all values at once, on the meta device: by the calls that compute each value."""
 
     def __init__(self, owner: nn.Module) -> None:
         super().__init__(deep_copy(owner, on_meta))
         self.owner = self._owner
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
-        """Where two programs part, or an empty text.
+        """Where two programs differ, or "".
 
         Raises:
-            UnjudgedError: one of them hangs on values, or cannot be run.
+            UnjudgedError: one of them depends on values, or cannot be run.
         """
         numbers = Numbers(self._owner.parameters())
         (known, ours), (other, theirs) = (self._numbered(program, sample, numbers) for program in (first, second))
@@ -185,7 +185,7 @@ class NumberedPrograms(Programs):
         return f"{found} comes about in another way" if found else self._ways_part(ours, theirs)
 
     def _numbered(self, program: Program, sample: Sample, numbers: Numbers) -> tuple[Leaves, Leaves]:
-        """What is known of all that a program gives and leaves, and what it gives."""
+        """The numbers of all outputs and changes of a program, and its outputs."""
         self._seed()
         given = sample.to_meta()
         held = [pair for pair in named_buffers(self._owner) if pair[1].is_meta]
@@ -197,7 +197,7 @@ class NumberedPrograms(Programs):
                 known = {path: numbers.of(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
             except UnjudgedError:
                 raise
-            except Exception as error:  # the user's own code, and operators of all kinds
+            except Exception as error:  # the user's code and operators may raise anything
                 raise UnjudgedError(f"{type(error).__name__}: {error}") from error
             known |= {
                 f"{n} after the call": numbers.left(t) for n, t in (*self._kept_buffers(), *given.named_tensors())
@@ -206,14 +206,14 @@ class NumberedPrograms(Programs):
 
 
 class GraphOver:
-    """A captured graph as a program over the modules and tensors of a network like the original."""
+    """A captured graph as a program over the modules and tensors of the original or a copy."""
 
     def __init__(self, pair: Pair, network: nn.Module) -> None:
         self._graph, self._constants, self._paths = pair.full, pair.constants, ModelPaths(network)
         self._dying = last_readers(pair.full)
 
     def attribute(self, name: str) -> Any:
-        """The module or tensor of a name, which may be a constant of the trace."""
+        """The module or tensor of that name, which may be a constant of the trace."""
         constant = self._constants.get(name)
         return self._paths.attribute(name) if constant is None else constant
 
@@ -257,7 +257,7 @@ def bound(graph: fx.Graph, sample: Sample) -> dict[str, Any]:
 
 
 def _only_the_way_back() -> AbstractContextManager[Any]:
-    """History without the values that a way back would use, as nobody goes it."""
+    """Record history without saved values, because no backward pass is run."""
 
     def unpacked(_: Any) -> Tensor:
         raise AssertionError("nobody goes back")
@@ -267,14 +267,14 @@ def _only_the_way_back() -> AbstractContextManager[Any]:
 
 
 def _moved_from(way: Any) -> Any:
-    """The function behind those that only give entries another place."""
+    """The first autograd function that does not only move entries."""
     while way is not None and way.name() in _MOVES and len(way.next_functions) == 1:
         way = way.next_functions[0][0]
     return way
 
 
 def _asked(way: Any) -> tuple[str, list[Any]]:
-    """The name of a function of autograd, and those behind it; a product and a sum are one function."""
+    """The name of an autograd function and the next functions; a product and a sum are one function."""
     name, behind = way.name(), [function for function, _ in way.next_functions]
     product = _moved_from(behind[0]) if name == "AddBackward0" else None
     if product is not None and product.name() == "MmBackward0":
@@ -290,14 +290,14 @@ def _is_finite(leaf: Any) -> bool:
     return not isinstance(leaf, Tensor) or bool(torch.isfinite(leaf).all())
 
 
-# Names by which code may come to the mode of a module.
+# Names by which code may read the mode of a module.
 _MODES = frozenset("training __dict__ vars attrgetter eval exec".split())
-# A dropout of more than this leaves little to compare.
+# A dropout with a higher probability leaves too little to compare.
 _FEW_LEFT = 0.9
 
 
 def asks_for_modes(module: nn.Module) -> bool:
-    """Whether code outside of torch may tell the modes of parts, or what parts give in training says little."""
+    """Whether code outside torch may read the modes of modules, or dropout leaves too little to compare."""
     code, parts = reachable(module), list(modules_of(module))
     if _MODES & code.names or any("training" in _words(function.__code__) for function in code.functions):
         return True
@@ -319,7 +319,7 @@ def _is_foreign(part: nn.Module) -> bool:
 
 @contextmanager
 def hidden_modes(module: nn.Module) -> Iterator[None]:
-    """Parts of other classes than torch's own have no mode; code that asks for it raises."""
+    """Remove the mode of all modules that are not of torch classes, so that code that reads it raises."""
     hidden = [(part, vars(part).pop("training")) for part in modules_of(module) if _is_foreign(part)]
     try:
         yield
@@ -330,7 +330,7 @@ def hidden_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in one mode, and back in their own."""
+    """Put all modules in one mode, and restore their own modes at the end."""
     parts = modules_of(module)
     before = [part.training for part in parts]
     if all(flag is training for flag in before):

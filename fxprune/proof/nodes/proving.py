@@ -1,8 +1,8 @@
-"""The proof node by node, from the live tensors to the object that is returned.
+"""The proof node by node, from the model's tensors to the pruned object that is returned.
 
-Four links: the pruned network's tensors are the kept entries of the original's; the traced graph gives what the
-original gives; each node of the rewritten graph gives what its captured node gives, cut to what is kept; and the pruned
-network runs its graph. The first, second and last are compared bit for bit.
+It has four steps: the pruned network's tensors are the kept entries of the original's; the traced graph returns what
+the original returns; each rewritten node computes the kept entries of its captured node's value; and the pruned network
+runs its graph. The first, second and last are compared bit for bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
 from fxprune.util.paths import modules_of, named_modules
 
-# Units in the last place by which outputs may differ where sums are in another order.
+# Units in the last place by which outputs may differ if the order of summation differs.
 _NEARLY = 1e4
 
 
@@ -64,20 +64,20 @@ def prove_nodes(
     untrained: str = "",
     steps: Mapping[Pair, Sequence[Step]] | None = None,
 ) -> Proof:
-    """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, each of its graphs by itself.
+    """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, one graph after another.
 
     Args:
         original: the caller's model; only read.
         pruned: the smaller network, to be judged.
-        pairs: all of its graphs beside the captured ones, that of eval mode first.
+        pairs: all of its graphs with their captured graphs, that of eval mode first.
         keep: for every parameter and buffer one kept-index tensor, or None for all, per dim.
-        seed: of the values that nodes are judged on.
-        untrained: why the two cannot be compared in training mode; "" where they can.
-        steps: what :func:`check_structure` gave for the pairs.
+        seed: of the random values on which nodes are judged.
+        untrained: why the two cannot be compared in training mode; "" if they can.
+        steps: the result of :func:`check_structure` for the pairs.
 
     Raises:
-        ProofError: a tensor or a node differs; says which.
-        UnjudgedError: a part cannot be judged in this way; nothing is known.
+        ProofError: a tensor or a node differs; the message names it.
+        UnjudgedError: a part cannot be judged node by node; nothing is shown.
     """
     started = time.perf_counter()
     if not pairs or any(pair.prefix for pair in pairs):
@@ -116,7 +116,7 @@ def prove_nodes(
 
 
 class _Prover:
-    """Proves one graph after another over one private copy of the original."""
+    """Proves one graph after another, with one private copy of the original."""
 
     def __init__(
         self,
@@ -145,12 +145,12 @@ class _Prover:
         self.samples: list[Sample] = []
         self.notes: list[str] = []
         self._has_attention = any(isinstance(part, nn.MultiheadAttention) for part in modules_of(original))
-        # Why whole networks have to take a step of training, too.
+        # Why whole networks must also be compared in a step of training.
         self._doubt = ""
         self._steps: Sequence[Step] = ()
 
     def check_modes(self) -> None:
-        """Every call that switches modes sets the same flags in both networks."""
+        """Check that every call that switches modes sets the same flags in both networks."""
         parts = dict(named_modules(self._copy))
         ordinary = not any(map(has_own_modes, parts.values()))
         with in_mode(self._copy, False), in_mode(self._pruned, False):
@@ -165,16 +165,16 @@ class _Prover:
                         raise ProofError(f"in training mode: {where}.training is {flag} after {call}, which differs")
 
     def prove(self, pair: Pair, steps: Sequence[Step]) -> None:
-        """All that is to be shown of one graph; ``steps``: those that it matches by."""
+        """Make all checks of one graph; ``steps``: its matched steps."""
         self._steps = steps
         first, tally = self._first(pair)
         self.tally.add(tally)
         second = None if tally.at_any_size else self._second(pair, first)
-        # Both are compared where both rows and sides are not those of the trace.
+        # At sizes that differ from the trace's in both rows and image sides, if there are any.
         sample = second or first
         self._check_object(pair, sample)
         modes = (False, True) if pair.both_modes and not pair.training else (pair.training,)
-        # Code that cannot tell modes apart runs the same layers in both, and training shows how often it runs each.
+        # Code that does not read the mode runs the same layers in both modes, and training shows how often each runs.
         alike = len(modes) > 1 and not self._untrained and not asks_for_modes(self._original)
         if not (alike and not self._compared(pair, sample, True, hidden=True)):
             for training in modes:
@@ -182,9 +182,9 @@ class _Prover:
         self.samples += [first, *([second] if second else [])]
 
     def witness(self) -> None:
-        """One step of training of both networks, whole and in float64, from outputs back to the gradients.
+        """Compare one step of training of both whole networks in float64, forward and backward.
 
-        It is taken where the trace did not train as the original does, to the bit and by the same way back.
+        Only if the trace did not train as the original does, bit for bit and by the same backward pass.
         """
         if self._untrained:
             self.notes.append(f"not compared in training mode: {self._untrained}")
@@ -209,7 +209,7 @@ class _Prover:
         try:
             with torch.enable_grad():
                 note = conditions.train()
-        except ProofError as error:  # rounding may have grown, or another type be asked for: whole networks tell
+        except ProofError as error:  # magnified rounding, or the forward needs another type: whole networks decide
             raise UnjudgedError(str(error)) from error
         self.notes += [note] if note else []
 
@@ -231,7 +231,7 @@ class _Prover:
     def _second(self, pair: Pair, first: Sample) -> Sample | None:
         """Another sample at which every node can be judged.
 
-        Where a node differs at other sizes alone, what goes may be no whole channels there: whole networks tell.
+        If a node differs only at other sizes, removed entries may not be whole channels there: whole networks decide.
         """
         for sample in other_samples(pair.sample, first, pair.full):
             try:
@@ -245,7 +245,7 @@ class _Prover:
         return None
 
     def _takes(self, pair: Pair, sample: Sample) -> bool:
-        """Whether the graph at full width takes a sample."""
+        """Whether the graph at full width accepts a sample."""
         return self._full.takes(GraphOver(pair, self._copy), sample)
 
     def _walk(self, pair: Pair, sample: Sample) -> Tally:
@@ -264,7 +264,7 @@ class _Prover:
         return pytree.tree_map_only(Tensor, drawn, value)
 
     def _check_trace(self, pair: Pair, sample: Sample, training: bool) -> None:
-        """The traced graph at full width gives the original's outputs, bit for bit, and learns alike."""
+        """Compare the traced graph at full width with the original, outputs and backward pass, bit for bit."""
         if training and self._untrained:
             return
         found = self._compared(pair, sample, training)
@@ -279,8 +279,8 @@ class _Prover:
         self._doubt = self._doubt or found
 
     def _compared(self, pair: Pair, sample: Sample, training: bool, *, hidden: bool = False) -> str:
-        """Where the original and its trace part, or an empty text; by numbers first where values are large."""
-        # The trace writes layers of attention out.
+        """Where the original and its trace differ, or ""; if values are large, by value numbers first."""
+        # The trace decomposes layers of attention.
         if is_heavy(sample, pair.full) and not self._has_attention:
             found = self._trace_parts(self._numbered, self._numbered.owner, pair, sample, training, hidden)
             if not found:
@@ -301,14 +301,14 @@ class _Prover:
                 return f"{error}"
 
     def _check_in_double(self, pair: Pair, sample: Sample) -> None:
-        """The same to the tolerance of whole networks, where another kernel adds in another order."""
+        """Compare them within the tolerance of whole networks, if another kernel sums in another order."""
         twin, probe = private_copy(self._copy, torch.float64), Probe("", sample)
         try:
             expected = evaluate(twin, probe, torch.float64)
             found = evaluate(GraphOver(pair, private_copy(self._copy, torch.float64)), probe, torch.float64)
         except (
             Exception
-        ) as error:  # the graph checks the dtype that the forward asks for, and a forward may raise at will
+        ) as error:  # the graph checks the dtype that the forward reads, and a forward may raise anything
             if out_of_memory(error):
                 raise
             raise UnjudgedError(f"one of the two refuses float64: {error}") from error
@@ -317,14 +317,14 @@ class _Prover:
             raise UnjudgedError(f"the traced network's outputs differ from the original's by {apart:.3g} relative")
 
     def _check_nearly(self, pair: Pair, sample: Sample) -> None:
-        """The same in the network's own type, where a forward may go another way than in float64."""
+        """Compare them in the network's own type, in which a forward may take another branch than in float64."""
         answers = []
         for program in (self._copy, GraphOver(pair, self._copy)):
             torch.manual_seed(0)
             try:
                 with in_mode(self._copy, False), torch.no_grad():
                     answers.append(leaves_of(called(program, sample.map(Tensor.clone))))
-            except Exception as error:  # a forward may raise at will
+            except Exception as error:  # a forward may raise anything
                 if out_of_memory(error):
                     raise
                 raise UnjudgedError(f"one of the two refuses the sample: {error}") from error
@@ -339,7 +339,7 @@ class _Prover:
         return self._functions[graph]
 
     def _check_object(self, pair: Pair, sample: Sample) -> None:
-        """The pruned network gives what its graph gives, node by node, bit for bit, and learns alike."""
+        """Check that the pruned network runs its graph: by its code, or by outputs and backward pass, bit for bit."""
         if pair.training and self._untrained:
             return
         given = sample.map(Tensor.detach)
@@ -364,7 +364,7 @@ class _Prover:
 
 
 def _finds_its_part(pair: Pair, node: fx.Node) -> bool:
-    """Whether code finds what a node names where the proof found it."""
+    """Whether generated code finds the same module or tensor for a node as the proof."""
     if node.op not in ("call_module", "get_attr"):
         return True
     return functools.reduce(getattr, str(node.target).split("."), pair.root) is pair.named(node)[1]
@@ -375,7 +375,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """A parameter over the same memory, which no program may write to, and a copy of any other tensor."""
+    """A parameter over the same memory, to which no program may write; a copy of any other tensor."""
     if isinstance(tensor, nn.Parameter):
         memory = tensor.clone() if tensor.is_inference() else tensor.detach()
         return nn.Parameter(memory, requires_grad=tensor.requires_grad)

@@ -1,9 +1,9 @@
-"""Cheap functions in the places of convolutions and products of matrices.
+"""Cheap replacements for convolutions and matrix products.
 
-Whether two programs are the same does not hang on what a product of matrices is: if they ask the same functions for
-the same values, they give the same whatever the functions are. So where programs are compared with one another, and
-not numbers with numbers, a large product gives instead a product of two vectors, one that depends on all of the left
-operand, and one on the right operand, or on which tensor of the network that is.
+Whether two programs are equal does not depend on what a matrix product computes: if they call the same functions on the
+same values, their results are equal whatever the functions are. So if only equality of programs matters, a large
+product is replaced by an outer product of two vectors: one depends on all of the left operand, the other on the right
+operand, or only on which parameter that is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fxprune.proof.copies import promoted
 from fxprune.proof.nodes.pairs import UnjudgedError
 
-# Smaller products are computed.
+# Products with fewer multiplications are computed.
 _LARGE = 1 << 20
 # Parameters of fewer entries are copied to another type.
 _MANY = 1 << 16
@@ -28,7 +28,7 @@ _PERIOD, _STEP = 8191, 97
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """A tensor in float64; of a large parameter one row, which stands for all of them."""
+    """A tensor in float64; of a large parameter only one row, expanded to its shape."""
     if not isinstance(tensor, nn.Parameter):
         return promoted(tensor, torch.float64)
     if tensor.ndim < 2 or tensor.numel() < _MANY or not tensor.is_floating_point():
@@ -43,7 +43,7 @@ def _cosines() -> Tensor:
 
 
 class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces large products while it is on, and refuses that any of the ``weights`` is written to.
+    """Replaces large products while it is active, and refuses writes to any of the ``weights``.
 
     Attributes:
         refused: whether a call would have written to a weight.
@@ -59,7 +59,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._replace = replace
         self.refused = False
         self._weights = {t.untyped_storage()._cdata: t._version for t in weights if t.layout is torch.strided}
-        # By place in memory and shape, the number of a tensor that only the network holds.
+        # By place in memory and shape, the number of an unchanged weight.
         self._numbers: dict[Any, int] = {}
         self._table = _cosines()
 
@@ -83,12 +83,12 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise UnjudgedError("a call writes to parameters")
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor | None:
-        """In place of ``left @ right``."""
+        """The replacement for ``left @ right``; None if it is to be computed."""
         if not (left.is_floating_point() and left.dtype == right.dtype):
             return None
         if left.numel() * right.shape[-1] < _LARGE and not self._is_virtual(right):
             return None
-        # Not a product, whose bits may hang on the place of a row among the others.
+        # Not a matrix product, whose last bits may depend on a row's position.
         rows = (left * self._vector(left, left.shape[-1], 1)).sum(-1) * left.shape[-1] ** -0.5
         number, first = self._rows(right)
         if number is None:
@@ -127,7 +127,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result if bias is None else result.add_(bias.view(shape))
 
     def _rows(self, tensor: Tensor) -> tuple[int | None, int]:
-        """The number of a weight of which a transposed matrix holds rows, and the first of them."""
+        """The number of the weight whose rows a transposed matrix holds, and the first row."""
         size = tensor.shape[-2]
         if tensor.ndim != 2 or tensor.stride() != (1, size) or tensor.storage_offset() % size:
             return self._number(tensor), 0
@@ -138,7 +138,7 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._numbers.setdefault(key, len(self._numbers)), int(tensor.storage_offset() // size)
 
     def _number(self, tensor: Tensor) -> int | None:
-        """The number of a weight that nothing has written to, or of a view of one."""
+        """The number of an unchanged weight or of a view of one; else None."""
         storage = tensor.untyped_storage()._cdata
         if self._weights.get(storage) != tensor._version:
             return None
@@ -146,11 +146,11 @@ class StandIns(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._numbers.setdefault(key, len(self._numbers))
 
     def _is_virtual(self, tensor: Tensor) -> bool:
-        """Whether a weight stands in for one of another type, and has no entries of its own."""
+        """Whether a weight is an expanded row, made by :func:`widened`."""
         return 0 in tensor.stride() and tensor.untyped_storage()._cdata in self._weights
 
     def _vector(self, like: Tensor, size: int, salt: int) -> Tensor:
-        """Numbers between -1 and 1, as if at random."""
+        """Pseudo-random numbers between -1 and 1."""
         start = salt * _STEP % _PERIOD
         if self._table.numel() < start + size or self._table.dtype != like.dtype or self._table.device != like.device:
             table = self._table[:_PERIOD].to(like.device, like.dtype)

@@ -1,8 +1,8 @@
-"""Two graphs in lock step: the rewritten one is the captured one, op for op, with other sizes and nothing else.
+"""Compares two graphs op for op: the rewritten one must be the captured one with other sizes and nothing else.
 
-Numbers alone would not tell: a ReLU6 is a ReLU on small values, and a dropout does nothing in eval mode. So ops,
-modules and every literal but whole numbers must be the same; whole numbers are sizes, and what they do to the values
-judges them. The rewritten graph may pick entries and compute sizes in between, which changes nothing by itself.
+Values alone are not enough: a ReLU6 is a ReLU on small values, and a dropout does nothing in eval mode. So ops, modules
+and all literals except integers must be the same. Integers are sizes, which are checked by their effect on values. The
+rewritten graph may also select entries and compute sizes, which by itself changes nothing.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from torch import fx
 from fxprune.errors import ProofError
 from fxprune.proof.nodes.pairs import Pair, call_name, described, fault, is_number, is_sizes
 
-# What a rewrite may add: picks of entries, and arithmetic on sizes.
+# A rewrite may add only selections of entries ("picks") and arithmetic on sizes.
 _ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))
 _SPLITS = frozenset(
     """split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit
     dsplit""".split()
 )
-# Ops that take entries by their numbers; a rewrite may write them as picks, and a gate as nothing at all.
+# Ops that select entries by index; a rewrite may replace them by picks, and a gate by nothing.
 _GATE = "select_channels"
 _PICKS = frozenset(("getitem", "index_select", _GATE))
-# Ops whose numbers, the second argument and those behind it, are judged by the values that they take or write.
+# Ops whose arguments after the first are judged by the values that they select.
 _JUDGED_BY_VALUES = _SPLITS | _PICKS
 _ATTENTION = "scaled_dot_product_attention"
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One node of the captured graph, and what the rewritten graph computes for it."""
+    """One node of the captured graph, and the rewritten graph's nodes that compute it."""
 
     full: fx.Node  # the node
-    written: tuple[fx.Node, ...]  # the rewritten graph's nodes since the step before, in order
-    counterpart: fx.Node | None  # the one of them with the same op; None where picks, a literal or nothing stand for it
+    written: tuple[fx.Node, ...]  # the rewritten graph's nodes since the previous step, in order
+    counterpart: fx.Node | None  # the one of them with the same op; None if picks, a literal or nothing replace it
     image: Any  # the node or number that has its value
 
 
 def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
-    """The steps by which every rewritten graph is its captured one, op for op. Raises ProofError: it is not."""
+    """The steps that match every rewritten graph with its captured one, op for op. Raises ProofError: they differ."""
     found = {}
     for pair in pairs:
         graphs = getattr(pair.root, "graphs", {}).values()
@@ -55,7 +55,7 @@ def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
 
 
 def matched(pair: Pair) -> list[Step]:
-    """The steps of both graphs, in order. Raises ProofError: a node is missing, added, out of order, or another."""
+    """The steps of both graphs, in order. Raises ProofError: a node is missing, added, out of order or different."""
     walk = _Walk(pair)
     steps = [walk.step(node) for node in pair.full.nodes]
     walk.end()
@@ -66,13 +66,13 @@ def matched(pair: Pair) -> list[Step]:
 
 
 class _Walk:
-    """Takes the nodes of the rewritten graph one after another, as the captured nodes that they stand for."""
+    """Goes through the rewritten graph's nodes and matches them with the captured nodes that they stand for."""
 
     def __init__(self, pair: Pair) -> None:
         self._pair = pair
         self._rest = iter(pair.narrow.nodes)
         self._passed: set[fx.Node] = set()
-        # The rewritten graph's nodes that give numbers; everything else may be a tensor.
+        # The rewritten graph's nodes that return numbers; all others may return tensors.
         self._numbers: set[fx.Node] = set()
 
     def step(self, node: fx.Node) -> Step:
@@ -94,7 +94,7 @@ class _Walk:
         return Step(node, written, counterpart, image)
 
     def end(self) -> None:
-        """Check that nothing is left over."""
+        """Check that no node is left over."""
         if left := next(self._rest, None):
             raise fault(self._pair, left, "the captured graph has no such node")
 
@@ -105,7 +105,7 @@ class _Walk:
                 return
 
     def _check_left_out(self, node: fx.Node, literal: Any) -> None:
-        """Only numbers may become literals, and only checks that hold, their numbers, and gates may go."""
+        """Only numbers may become literals; only checks that hold, their numbers, and gates may be left out."""
         images = self._pair.images
         if literal is not None:
             if not is_number(node) or type(literal) is not type(node.meta["val"]) or literal != node.meta["val"]:
@@ -123,7 +123,7 @@ class _Walk:
             raise fault(self._pair, node, "it is missing in the rewritten graph")
 
     def _counterpart(self, node: fx.Node, written: tuple[fx.Node, ...]) -> fx.Node | None:
-        """The written node that does the same: the last, or the one before the picks that cut what it gives."""
+        """The written node that does the same: the last one, or the one before the picks of its result."""
         kind = call_name(node)
         for other in reversed(written):
             if (kind in _SPLITS and other.target is torch.split) or self._does_the_same(node, other):
@@ -142,7 +142,7 @@ class _Walk:
         return other.op == node.op and self._pair.prefix + self._pair.named(other)[0] == node.target
 
     def _is_harmless(self, node: fx.Node, step: fx.Node) -> bool:
-        """Whether a node that the rewrite added only picks entries or computes sizes."""
+        """Whether an added node only picks entries or computes sizes."""
         if node.op == "get_attr":
             value = self._pair.named(node)[1]
             return isinstance(value, torch.Tensor) and value.dtype == torch.int64
@@ -156,12 +156,12 @@ class _Walk:
         if node.target is operator.getitem and node.args[0] in self._numbers:
             self._numbers.add(node)
             return True
-        # What is written to may be a view; anything else that is picked is picked by an index of the rewrite's own.
+        # A write's target may be picked as a view; all other picks use an index list of the rewrite.
         return node.target is torch.index_select or (node.target is operator.getitem and call_name(step) == "setitem")
 
 
 class _Arguments:
-    """Compares the arguments of counterparts; ``added`` are the rewritten graph's nodes without one."""
+    """Compares the arguments of counterparts; ``added``: the rewritten graph's nodes that are no counterpart."""
 
     def __init__(self, pair: Pair, added: set[fx.Node]) -> None:
         self._pair = pair
@@ -192,7 +192,7 @@ class _Arguments:
             raise fault(self._pair, step.full, difference)
 
     def _without_added(self, kind: str, node: fx.Node, other: fx.Node) -> dict[str, Any]:
-        """The keyword arguments but sizes that the call did not give before, and the scale that attention had."""
+        """The keyword arguments without sizes that the rewrite added, and without an added scale of attention."""
         kwargs = dict(other.kwargs)
         for name in other.kwargs.keys() - node.kwargs.keys():
             if _is_int(kwargs[name]) or (kind == _ATTENTION and name == "scale"):
@@ -200,7 +200,7 @@ class _Arguments:
         return kwargs
 
     def _difference(self, full: Any, narrow: Any) -> str:
-        """What is not the same, or an empty text."""
+        """How the arguments differ, or ""."""
         if isinstance(full, fx.Node):
             return self._operand(full, narrow)
         if isinstance(narrow, fx.Node):
@@ -221,7 +221,7 @@ class _Arguments:
         return next((text for text in (self._difference(a, b) for a, b in pairs) if text), "")
 
     def _operand(self, full: Any, narrow: Any) -> str:
-        """A node's image, picked from or computed with; for sizes, whole numbers as well."""
+        """How an operand differs from the node's image, which may be picked from; sizes may be integers; or ""."""
         if isinstance(narrow, fx.Node):
             same = self._origin(narrow) is self._pair.images.get(full)
         elif is_number(full) and not isinstance(full.meta["val"], int):
@@ -231,7 +231,7 @@ class _Arguments:
         return "" if same else f"it reads {narrow} instead of {full.name}"
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        """The node with a counterpart that an added one picks from, or computes with."""
+        """The counterpart or image from which an added node picks or computes."""
         while node in self._added and node not in self._images and node.all_input_nodes:
             node = node.all_input_nodes[0]
         return node
@@ -250,7 +250,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _same_literal(full: Any, narrow: Any) -> bool:
-    """Whether two literals are the same; whole numbers may be any, because the values judge them."""
+    """Whether two literals are the same; integers may differ, because their effect on values is checked."""
     if _is_int(full) and _is_int(narrow):
         return True
     if type(full) is not type(narrow):

@@ -1,11 +1,11 @@
-"""The proof node by node: each node's claim from the claims before it, at sizes that are as small as the graph takes.
+"""The proof node by node: each node's claim from the claims before it, at sizes as small as the graph accepts.
 
-The claim of a node is that its narrow value is its full value, cut to what is kept. Inputs and outputs keep everything,
-and parameters keep what the plan says. Where a law tells that the claim follows from those before it, it holds for all
-values. Else a node is judged on values drawn for it alone: what goes may hold anything, or zero where the node before
-gave zero. After it is judged, its value is drawn anew, so that nothing downstream hangs on what happened to be
-computed, and no rounding builds up. Since every node's claim holds for any values for which those before it hold, the
-outputs' claims follow along the graph, and these say that the networks are equal.
+The claim of a node is that its narrow value consists of the kept entries of its full value. Inputs and outputs keep
+everything, and parameters keep what the plan says. If a law shows that the claim follows from those before it, it holds
+for all values. Else a node is judged on random values of its own: removed entries may hold anything, or zero if the
+node before returned zero there. Once a node is judged, its value is drawn anew, so that later nodes do not depend on
+the computed value, and rounding does not build up. Every node's claim holds for all values for which the claims before
+it hold, so the claims of the outputs follow along the graph, and these say that the networks are equal.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call, call_name, fault, is_number, on_values
 from fxprune.proof.nodes.structure import Step
 
-# What tells how values lie in memory: then they are computed, and keep their strides.
+# Ops that read or set the memory layout: in graphs with them no law is used, so computed values keep their strides.
 _LAYOUT = frozenset("is_contiguous stride as_strided storage_offset data_ptr".split())
 
 
 def walk(pair: Pair, setting: Setting, steps: Sequence[Step]) -> Tally:
-    """Judge every node by the matched ``steps``. Raises ProofError: one differs; UnjudgedError: one cannot be."""
+    """Judge all nodes by the matched ``steps``. Raises ProofError: one differs; UnjudgedError: one cannot be judged."""
     return _Walk(pair, setting).run(steps)
 
 
@@ -49,12 +49,12 @@ class _Walk:
         self._by_values = ByValues(pair, setting, self._claims, self._owners, self._memory)
         self._evaluation, self._tally = self._by_values.evaluation, self._by_values.tally
         self._has_other_rows = any(map(self._has_rows, (n for n in pair.full.nodes if n.op == "placeholder")))
-        # The nodes that only move entries, as laws tell.
+        # The nodes that only move entries, according to laws.
         self._moved: set[fx.Node] = set()
         self._has_laws = not any(call_name(node) in _LAYOUT for node in pair.full.nodes)
 
     def _has_rows(self, node: fx.Node) -> bool:
-        """Whether an input has other rows than it had for the trace."""
+        """Whether an input has another number of rows than in the trace."""
         traced, value = node.meta.get("val"), self._setting.inputs[node.name]
         return isinstance(traced, Tensor) and isinstance(value, Tensor) and value.shape[:1] != traced.shape[:1]
 
@@ -65,12 +65,12 @@ class _Walk:
                 self._judge(step)
             except (ProofError, UnjudgedError):
                 raise
-            except Exception as error:  # operators and modules of all kinds: what they raise tells nothing
+            except Exception as error:  # operators and modules may raise anything, which proves nothing
                 raise UnjudgedError(f"{step.full.name}: {type(error).__name__}: {error}") from error
             if isinstance(step.image, fx.Node):
                 self._owners[step.image] = step.full
             for node in self._memory.dying(step.full):
-                if not is_number(node):  # a write may ask once more for the bounds of the view that it goes through
+                if not is_number(node):  # a write through a view may read the view's bounds again
                     self._claims.pop(node, None)
         return self._tally
 
@@ -99,7 +99,7 @@ class _Walk:
 
     def _attribute(self, step: Step) -> None:
         node, name = step.full, str(step.full.target)
-        # A gate has no image: the rewritten network does not hold it.
+        # A gate has no image: the rewritten network has no such tensor.
         narrow = None if step.image is None else self._pair.named(step.image)[1]
         self._claims[node] = held_claim(self._setting, name, self._setting.attribute(name), narrow)
         self._memory.note(node, ())
@@ -113,13 +113,13 @@ class _Walk:
             raise fault(self._pair, given, f"as an output, {found.describe(TOLERANCE)}")
 
     def _left_out(self, node: fx.Node) -> None:
-        """A number that the rewritten graph lacks is still needed by checks of the captured one."""
+        """Compute a number that the rewritten graph lacks: checks of the captured graph still need it."""
         if all(given in self._claims for given in node.all_input_nodes):
             full, _ = self._evaluation.called(node, None, lambda n: self._claims[n].sized()[0], WAYS[0])
             self._claims[node] = Claim((full, full))
 
     def _reading(self, step: Step) -> Reading | None:
-        """The node as laws look at it; None where the rewritten graph computes it from anything else."""
+        """The node as laws see it; None if the rewritten graph needs further ops for its value."""
         given = step.full.all_input_nodes
         if step.counterpart is None or step.written != (step.image,) or not all(n in self._claims for n in given):
             return None
@@ -136,7 +136,7 @@ class _Walk:
         )
 
     def _by_arithmetic(self, reading: Reading) -> bool:
-        """Whether both networks make the same call on the same numbers, or on tensors of sizes that give the same."""
+        """Whether both networks make the same call on numbers or tensor sizes, with the same result."""
         node = reading.node
         asks = node.target is getattr and node.args[1] in ("dtype", "device")
         if not (is_number(node) or asks) or node.op == "call_module" or reading.writes or not reading.same:
@@ -154,7 +154,7 @@ class _Walk:
         return True
 
     def _by_law(self, reading: Reading) -> bool:
-        """Whether a law tells that the claim holds."""
+        """Whether a law shows that the claim holds."""
         verdict = judged(reading) if self._has_laws else None
         if verdict is None:
             return False
@@ -187,7 +187,7 @@ class _Walk:
         return True
 
     def _by_law_of_rows(self, reading: Reading) -> bool:
-        """The same where what goes along a dim of rows is known for other rows than these."""
+        """The same if the removed entries of a dim that contains rows are known for the trace's number of rows only."""
         if not self._has_other_rows or all(index is None for index in reading.kept):
             return False
         shape = _shape_of(reading)
@@ -195,7 +195,7 @@ class _Walk:
         return any(map(operator.is_not, kept, reading.kept)) and self._by_law(replace(reading, kept=kept))
 
     def _passes_on(self, written: fx.Node | None, later: set[fx.Node]) -> bool:
-        """Whether those who read a write later see it through views whose laws tell which entries they are of."""
+        """Whether later readers of a write see it through views whose entries are known by laws."""
         if not later - {written}:
             return True
         lineage = self._memory.lineage(written) if written else []
@@ -203,7 +203,7 @@ class _Walk:
         return known and all(node in self._moved for node in lineage[1:])
 
     def _partly(self, node: fx.Node, written: Claim) -> Claim:
-        """A claim of which a part was written over: it keeps what it kept."""
+        """The claim of a value that was partly overwritten: the kept indices stay the same."""
         old = self._claims[node]
         silent, domain = old.silent and written.silent, widest([old, written])
         verdict = Verdict(old.shape or (), domain, silent)
@@ -221,7 +221,7 @@ class _Walk:
         )
 
     def _by_identity(self, step: Step, reading: Reading) -> bool:
-        """Whether both networks make the same call on the same values."""
+        """Whether both networks make the same call on the same values, in which nothing is removed."""
         node = step.full
         if reading.writes or is_number(node) or not reading.operands or not reading.same:
             return False
@@ -239,7 +239,7 @@ class _Walk:
 
 
 def _shape_of(reading: Reading) -> Sequence[int] | None:
-    """The shape of the full value; of what a layer gives, at least the rows."""
+    """The shape of the full value; of a layer's output, only the number of rows is sure."""
     if reading.module is not None:
         given, traced = reading.tensor(), reading.node.meta["val"].shape
         return None if given is None or not given.shape else (given.shape[0], *traced[1:])
@@ -248,7 +248,7 @@ def _shape_of(reading: Reading) -> Sequence[int] | None:
 
 
 def _hangs_on_wholes(reading: Reading) -> bool:
-    """Whether a call gives a number, or hangs on what is the same in both networks alone."""
+    """Whether a call returns a number, or depends only on values that are the same in both networks."""
     if is_number(reading.node):
         return True
     about = reads_about(reading.node) or call_name(reading.node).startswith("new_")

@@ -1,4 +1,4 @@
-"""Laws: ops of torch whose claim follows from the claims of what they read, for all values at once."""
+"""Laws: rules by which the claim of a torch op follows from its operands' claims, for all values at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OTHERS = {
 }
 _SPACES = (torch, F, operator, torch._C._nn)
 _KNOWN = frozenset((*POINTWISE, *LOCAL, *_VIEWS, *_CUTS, *_OTHERS))
-# By function, its name: another function may be called like one of torch.
+# By function, its name: another function may have the same name as one of torch.
 _FUNCTIONS = {
     getattr(space, written): name
     for name in _KNOWN
@@ -41,13 +41,13 @@ _FUNCTIONS = {
     if hasattr(space, written)
 }
 _POINTWISE_CLASSES = frozenset(getattr(nn, name) for name in POINTWISE_MODULES)
-# What else is known of local ops where something goes along the dims that they mix.
+# Laws of local ops for removal along the dims that they mix.
 _LOSING = {"layer_norm": layer_norm, "pad": padded}
 _VIEW_CLASSES = {nn.Flatten: "flatten", nn.Unflatten: "unflatten"}
 
 
 def law_name(node: fx.Node) -> str:
-    """The name of the function or method of torch that has a law; an empty text for others."""
+    """The name of the torch function or method, if it has a law; else ""."""
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target, "")
     name = str(node.target)
@@ -56,7 +56,7 @@ def law_name(node: fx.Node) -> str:
 
 
 def judged(reading: Reading) -> Verdict | None:
-    """What the law of the op says; None where there is none, or where it does not apply."""
+    """The verdict of the op's law; None if there is no law, or if it does not apply."""
     if reading.modules is not None:
         return _judged_module(reading)
     name = law_name(reading.node)
@@ -94,13 +94,13 @@ def _judged_module(reading: Reading) -> Verdict | None:
 
 
 _CLASSES = frozenset((*LAYERS, *_VIEW_CLASSES, *LOCAL_MODULES, *_POINTWISE_CLASSES))
-# What a class may say of itself and runs as the class does that it inherits from.
+# Names that a class may define and still run like its base class.
 _ITS_OWN = frozenset("__init__ __module__ __doc__ __dict__ __weakref__ __annotations__ __constants__".split())
 
 
 @functools.cache
 def _class_with_a_law(kind: Any) -> Any:
-    """The class of torch.nn that a class is, or that it inherits from without another method of the same name."""
+    """The torch.nn class with a law that a class is, or that it inherits from without overriding anything."""
     for cls in kind.__mro__:
         if cls in _CLASSES:
             return cls
@@ -118,7 +118,7 @@ _PLAIN = (type(None), bool, int, float, str, tuple, list)
 
 
 def has_same_attributes(full: nn.Module, narrow: nn.Module) -> bool:
-    """Whether all plain attributes of two modules are equal but the mode."""
+    """Whether all plain attributes of two modules are equal, except the mode."""
     ours, theirs = (
         {n: v for n, v in vars(module).items() if isinstance(v, _PLAIN) and n != "training"}
         for module in (full, narrow)

@@ -1,7 +1,7 @@
-"""Ops that treat the entries along a dim alike and each by itself: what they read and give keeps the same along it.
+"""Laws of ops that treat all entries along some dims alike: operands and result keep the same indices along these.
 
-Whether an op gives zero for zero, of which size its result is along the other dims, and whether that shares memory with
-what it reads, is seen on one slice.
+A call on one slice shows whether the op maps zero to zero, the result's size along the other dims, and whether the
+result shares memory with an operand.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ POINTWISE = frozenset(
     hardsigmoid hardtanh leaky_relu elu selu celu mish softplus softsign logsigmoid tanhshrink hardshrink softshrink
     threshold dropout""".split()
 )
-# Draws in place: both networks make the same ones where nothing goes.
+# In-place random draws: both networks draw the same numbers if nothing is removed.
 _DRAWS = frozenset("bernoulli uniform normal exponential".split())
 POINTWISE |= _DRAWS
 POINTWISE_MODULES = frozenset(
     """ReLU ReLU6 GELU SiLU Sigmoid Tanh Hardswish Hardsigmoid Hardtanh LeakyReLU ELU SELU CELU Mish Softplus Softsign
     LogSigmoid Tanhshrink Hardshrink Softshrink Threshold Dropout Identity""".split()
 )
-# So many values are tried, and the first ones with zero for what goes: the others have both signs there.
+# How many values are tried, and how many of these have zero for removed entries; the others have both signs.
 _COUNT, _AT_ZERO = 96, 32
 
 
 def pointwise(reading: Reading) -> Verdict | None:
-    """An op that gives each entry from the entries at its place, with dims of one entry or none stretched."""
+    """A pointwise op: each entry depends on the entries at its place, with broadcasting."""
     tensors = [claim for claim in reading.operands if claim.shape is not None]
     if not tensors or not reading.same or not all(claim.is_float for claim in tensors):
         return None
@@ -59,7 +59,7 @@ def _is_silenced(claim: Claim) -> bool:
 
 
 def _on_entries(reading: Reading) -> tuple[str, bool, bool] | None:
-    """Of what domain entries come out, whether zero for what goes gives zero, and whether memory is shared."""
+    """The domain of the results, whether zero in removed entries leads to zero, and whether memory is shared."""
     used: list[Tensor] = []
 
     def value_of(claim: Claim) -> Tensor:
@@ -87,7 +87,7 @@ def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...] | None:
 
 
 def _fits(claim: Claim, shape: tuple[int, ...], reading: Reading) -> bool:
-    """Whether an operand keeps what the result keeps, along all dims along which it is not stretched."""
+    """Whether an operand keeps the same as the result along all dims along which it is not broadcast."""
     own = claim.shape or ()
     ahead = len(shape) - len(own)
     if len(claim.kept) > len(own) or len(reading.kept) > len(shape):
@@ -106,7 +106,7 @@ def _shares(result: Tensor, used: Iterable[Tensor]) -> bool:
 
 
 def local(reading: Reading, mixed_of: Callable[[Reading, int], Mixed | None]) -> Verdict | None:
-    """An op on one tensor that mixes entries along some dims, which keep everything, and along no others."""
+    """An op on one tensor that mixes entries only along some dims, which must keep everything."""
     given = reading.tensor()
     if given is None or given.shape is None or not reading.same or reading.writes:
         return None
@@ -171,11 +171,11 @@ def _dims(value: Any, ndim: int) -> frozenset[int] | None:
 
 
 def _along(position: int, name: str = "dim", default: Any = None, *, alone: bool = False) -> MixedOf:
-    """Along the dims that an argument names, which comes last if ``alone``."""
+    """Mixes along the dims of one argument, which must be the last argument if ``alone``."""
 
     def mixed(reading: Reading, ndim: int) -> Mixed | None:
         dims = _dims(reading.argument(position, name, default), ndim)
-        # Dims may also be given one by one.
+        # Dims may also be passed as separate arguments.
         return None if dims is None or (alone and len(reading.node.args) > position + 1) else (dims, False)
 
     return mixed
@@ -187,7 +187,7 @@ def _reduced(reading: Reading, ndim: int) -> Mixed | None:
 
 
 def _last(count: Callable[[Reading, int], int]) -> MixedOf:
-    """Along the last dims, as many as ``count`` says."""
+    """Mixes along the last ``count`` dims."""
 
     def mixed(reading: Reading, ndim: int) -> Mixed | None:
         number = count(reading, ndim)
@@ -197,7 +197,7 @@ def _last(count: Callable[[Reading, int], int]) -> MixedOf:
 
 
 def _map(sides: int) -> MixedOf:
-    """Along the sides of maps, behind batch and channels."""
+    """Mixes along the sides of maps, after batch and channels."""
     return lambda reading, ndim: (frozenset(range(2, ndim)), False) if ndim == sides + 2 else None
 
 
@@ -207,7 +207,7 @@ def _named(reading: Reading, ndim: int) -> Mixed | None:
 
 
 def _padded(reading: Reading, ndim: int) -> Mixed | None:
-    """Along the dims that are padded by anything but a literal zero; pads are named from the last dim on."""
+    """Mixes along the dims that are padded by anything but a literal 0; pads start at the last dim."""
     args = reading.node.args
     pads = args[1] if len(args) > 1 else reading.node.kwargs.get("pad")
     if not isinstance(pads, (list, tuple)) or len(pads) % 2 or len(pads) > 2 * ndim:
@@ -235,7 +235,7 @@ LOCAL: dict[str, MixedOf] = {
     "interpolate": _MAPS,
     **{f"{kind}{sides}d": _map(sides) for kind in _KINDS for sides in (1, 2, 3)},
 }
-"""By name of a function of torch, the dims along which it mixes entries."""
+"""By name of a torch function, the dims along which it mixes entries."""
 
 LOCAL_MODULES: dict[type[nn.Module], MixedOf] = {
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), _named),
@@ -253,4 +253,4 @@ LOCAL_MODULES: dict[type[nn.Module], MixedOf] = {
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _MAPS),
     **{getattr(nn, f"Dropout{sides}d"): _map(sides) for sides in (1, 2, 3)},
 }
-"""By class of torch.nn, the same."""
+"""By torch.nn class, the same."""

@@ -1,4 +1,4 @@
-"""Ops that give entries another place: transposes, views, slices and concatenations, by arithmetic on indices."""
+"""Laws of ops that only move entries: transposes, views, slices and concatenations, by arithmetic on indices."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BY_DIMS = frozenset("flatten unflatten squeeze unsqueeze".split())
 
 
 def permuted(reading: Reading) -> Verdict | None:
-    """The dims in another order, or the same value."""
+    """Dims permuted, or the value unchanged."""
     given = reading.tensor()
     if given is None or given.shape is None or not reading.same:
         return None
-    # No two dims are alike, so the result's sizes tell where each one went.
+    # No two sizes are equal, so the result's sizes show where each dim went.
     moved = reading.tried(lambda claim: on_meta(range(2, 2 + len(claim.shape or ()))))
     if not isinstance(moved, Tensor) or sorted(moved.shape) != list(range(2, 2 + len(given.shape))):
         return None
@@ -36,7 +36,7 @@ def permuted(reading: Reading) -> Verdict | None:
 
 
 def viewed(reading: Reading, name: str) -> Verdict | None:
-    """Another shape of the same memory: blocks of dims with as many entries before and after keep the same entries."""
+    """Another shape of the same memory: blocks of dims that correspond must keep the same entries."""
     given = reading.tensor()
     if given is None or given.shape is None:
         return None
@@ -54,14 +54,14 @@ def viewed(reading: Reading, name: str) -> Verdict | None:
 
 
 def _leaves_rows(node: Any) -> bool:
-    """Whether a tensor is viewed as its rows, and whatever there is of each."""
+    """Whether a view flattens everything but the rows: ``x.view(x.size(0), -1)``."""
     shape = node.args[1] if len(node.args) == 2 else node.args[1:]
     rows = shape[0] if isinstance(shape, (tuple, list)) and len(shape) == 2 and shape[1] == -1 else None
     return call_name(rows) == "size" and rows.args == (node.args[0], 0) if isinstance(rows, Node) else False
 
 
 def expanded(reading: Reading) -> Verdict | None:
-    """Dims of one entry, and new ones, stretched; all others keep what they kept."""
+    """Dims of size 1 and new dims are expanded; all others keep the same indices."""
     given = reading.tensor()
     if given is None or given.shape is None or not reading.same:
         return None
@@ -81,7 +81,7 @@ def expanded(reading: Reading) -> Verdict | None:
 
 
 def _blocks(one: Sequence[int], other: Sequence[int]) -> list[tuple[list[int], list[int]]] | None:
-    """Groups of neighbouring dims, without those of one entry, with as many entries in both shapes."""
+    """Blocks of neighbouring dims, without dims of size 1, with equally many entries in both shapes."""
     if math.prod(one) == 0:
         return None
     rest = [[dim for dim, size in enumerate(shape) if size != 1] for shape in (one, other)]
@@ -111,7 +111,7 @@ def _keeps_alike(
 
 
 def _numbered(sizes: Sequence[int], kept: Sequence[Tensor | None]) -> Tensor:
-    """The numbers of the entries that a block of dims keeps, in order."""
+    """The flat indices of the entries that a block of dims keeps, in order."""
     numbers = torch.arange(math.prod(sizes)).view(list(sizes))
     for dim, index in enumerate(kept):
         if index is not None:
@@ -120,7 +120,7 @@ def _numbered(sizes: Sequence[int], kept: Sequence[Tensor | None]) -> Tensor:
 
 
 def sliced(reading: Reading) -> Verdict | None:
-    """Slices, single entries and entries by number, along dims that keep everything."""
+    """Slices, single entries and entries by index, along dims that keep everything."""
     if reading.operands and reading.operands[0].pieces:
         return piece(reading)
     given = reading.tensor(0, "self")
@@ -135,7 +135,7 @@ def sliced(reading: Reading) -> Verdict | None:
 
 
 def overwritten(reading: Reading) -> Verdict | None:
-    """Entries that are given other values: what is taken of the value is what is taken of the place."""
+    """``x[index] = value``: the value must keep the same indices as the place that it is written to."""
     given, value = reading.tensor(0, "self"), reading.argument(2, "value")
     if given is None or given.shape is None or not given.domain or not reading.same or len(reading.node.args) != 3:
         return None
@@ -160,7 +160,7 @@ def _items(index: Any) -> tuple[Any, ...]:
 
 
 def _taken(reading: Reading, given: Claim) -> Piece | None:
-    """The shape of what an index takes of a tensor, and what it keeps; both networks take the same."""
+    """Shape and kept indices of an indexed tensor; None if the networks do not index alike, or it is unknown."""
     ndim = len(given.shape or ())
     ours, theirs = (_every_index(index, ndim) for index in (reading.node.args[1], reading.other.args[1]))
     if ours is None or map_arg(ours, reading.images.get) != theirs:
@@ -180,7 +180,7 @@ def _taken(reading: Reading, given: Claim) -> Piece | None:
 
 
 def _every_index(index: Any, ndim: int) -> tuple[Any, ...] | None:
-    """What is taken of each dim, and where new ones are put in; None where that is not known."""
+    """The index with one item per dim and None for new dims; None if it is not of a known form."""
     items = tuple(index) if isinstance(index, (tuple, list)) else (index,)
     around = [n for n, item in enumerate(items) if item is Ellipsis]
     taken = sum(item is not None and item is not Ellipsis for item in items)
@@ -191,7 +191,7 @@ def _every_index(index: Any, ndim: int) -> tuple[Any, ...] | None:
 
 
 def _dims_left(index: Sequence[Any], ndim: int) -> list[tuple[int, bool]] | None:
-    """For each dim of the result, the dim that it was, or -1, and whether all of that is taken."""
+    """For each dim of the result, the original dim, or -1, and whether all of that dim is taken."""
     if sum(isinstance(item, Claim) for item in index) > 1 or (
         any(isinstance(item, Claim) for item in index) and any(type(item) is int for item in index)
     ):
@@ -214,7 +214,7 @@ def _dims_left(index: Sequence[Any], ndim: int) -> list[tuple[int, bool]] | None
 
 
 def concatenated(reading: Reading) -> Verdict | None:
-    """Tensors end to end: the result keeps what its parts keep, one after another."""
+    """Concatenation: the result's kept indices are those of its parts, one after another."""
     parts, dim = reading.argument(0, "tensors"), reading.argument(1, "dim", 0)
     if not isinstance(parts, (list, tuple)) or not parts or type(dim) is not int or not reading.same:
         return None
@@ -237,7 +237,7 @@ def concatenated(reading: Reading) -> Verdict | None:
 
 
 def padded(reading: Reading) -> Verdict | None:
-    """Zeros at the ends of dims: of those that are all alike, the narrow call adds as many as stay."""
+    """Zero padding: the narrow call adds as many zeros at each end as are kept of the full call's."""
     given, ours, theirs = reading.tensor(), _zeros_added(reading.node), _zeros_added(reading.other)
     if (
         given is None
@@ -265,7 +265,7 @@ def padded(reading: Reading) -> Verdict | None:
 
 
 def _zeros_added(node: Any) -> list[tuple[int, int]] | None:
-    """How many zeros a call of ``pad`` adds at both ends of the dims, the last one first."""
+    """How many zeros a call of ``pad`` adds at both ends of each dim, the last dim first."""
     pads, mode, value = (_literal(node, place, name, None) for place, name in enumerate(("pad", "mode", "value"), 1))
     if mode not in (None, "constant") or value not in (None, 0) or not isinstance(pads, (tuple, list)):
         return None
@@ -275,7 +275,7 @@ def _zeros_added(node: Any) -> list[tuple[int, int]] | None:
 
 
 def cut(reading: Reading, name: str) -> Verdict | None:
-    """Pieces along a dim: each keeps what the whole keeps there, if both networks cut between the same entries."""
+    """Pieces along a dim: each keeps its part of the kept indices, if both networks cut at the same entries."""
     given, place = reading.tensor(), 1 if name == "unbind" else 2
     dims = [_literal(node, place, "dim", 0) for node in (reading.node, reading.other)]
     if given is None or not given.shape or not all(type(dim) is int for dim in dims):
@@ -303,7 +303,7 @@ def _literal(node: Any, position: int, name: str, default: Any) -> Any:
 
 
 def _cut_index(index: Tensor | None, sizes: Sequence[int], narrow_sizes: Sequence[int]) -> list[Tensor | None] | None:
-    """What each piece keeps; None where the pieces of both networks do not hold the same entries."""
+    """The kept indices of each piece; None if the pieces of both networks do not hold the same entries."""
     if index is None:
         return [None] * len(sizes) if [*sizes] == [*narrow_sizes] else None
     found: list[Tensor | None] = []
@@ -318,7 +318,7 @@ def _cut_index(index: Tensor | None, sizes: Sequence[int], narrow_sizes: Sequenc
 
 
 def piece(reading: Reading) -> Verdict | None:
-    """One of the pieces."""
+    """One of the pieces of a :func:`cut`."""
     whole, number = reading.claims[reading.node.all_input_nodes[0]], reading.node.args[1]
     if type(number) is not int or not -len(whole.pieces) <= number < len(whole.pieces) or not reading.same:
         return None

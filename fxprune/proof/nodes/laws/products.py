@@ -1,8 +1,8 @@
-"""Sums of products over a dim, as in layers, products of matrices and attention, and norms with a weight per channel.
+"""Laws of contractions (layers, matrix products, attention) and of norms with a weight per channel.
 
-A weight has zeros where entries of it go. So what goes of the input adds nothing whatever it holds, what stays meets
-the weights that stay if both keep the same channels in the same order, and what goes of the output is zero. The other
-arguments of both layers are equal, and the narrow weight is the kept part of the full one: that was compared before.
+Removed entries of a weight are zero. So removed entries of the input add nothing, whatever they hold; kept ones meet
+the kept weights if both keep the same channels in the same order; and removed entries of the output are zero. The other
+arguments of both layers are equal, and the narrow weight is the kept part of the full one: both are already checked.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fxprune.proof.nodes.laws.reading import Reading, Verdict
 
 
 def _keeps_only(kept: Kept, *dims: int) -> bool:
-    """Whether nothing goes along any other dim."""
+    """Whether nothing is removed along any other dim."""
     return all(index is None for dim, index in enumerate(kept) if dim not in dims)
 
 
 def linear(reading: Reading) -> Verdict | None:
-    """``x @ weight.T + bias`` over values of the graph; what goes of the weight is zero."""
+    """``x @ weight.T + bias`` with a weight from the graph, whose removed entries are zero."""
     given, weight, bias = reading.tensor(), reading.tensor(1, "weight"), reading.argument(2, "bias")
     if given is None or weight is None or not reading.same or not (weight.silent and weight.caused):
         return None
@@ -51,7 +51,7 @@ def _linear(reading: Reading, given: Claim, weight: Sequence[int], kept: Kept, b
         return None
     if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in range(last)):
         return None
-    # Rows that go hold the bias.
+    # Removed rows hold the bias.
     silent = _keeps_only(given.kept, last)
     return Verdict([*shape[:last], weight[0]], silent=silent)
 
@@ -79,7 +79,7 @@ def _convolution(reading: Reading) -> Verdict | None:
     sides = _sides(layer, given.shape[2:])
     if not fits or sides is None or min(sides) < 1:
         return None
-    # Rows that go hold the bias.
+    # Removed rows hold the bias.
     return Verdict([given.shape[0], outputs, *sides], silent=_keeps_only(given.kept, 1))
 
 
@@ -90,7 +90,7 @@ def _fits_in_groups(
     channels: Sequence[int],
     groups: tuple[int, int],
 ) -> bool:
-    """Whether each group that stays keeps as many outputs as another, and the same inputs, in order."""
+    """Whether all kept groups keep equally many outputs, and the same inputs, in order."""
     outputs = every(weight[0], channels[0])
     inputs = every(weight[1], channels[1])
     if not same_kept(result, weight[0]) or outputs.numel() % groups[1] or channels[0] % groups[0]:
@@ -104,7 +104,7 @@ def _fits_in_groups(
 
 
 def _sides(layer: Any, sides: Sequence[int]) -> list[int] | None:
-    """The sides of the maps that a convolution gives."""
+    """The sides of a convolution's output maps."""
     numbers = zip(sides, layer.kernel_size, layer.stride, layer.dilation, strict=True)
     reaches = [(size, dilation * (kernel - 1), stride) for size, kernel, stride, dilation in numbers]
     if layer.padding == "same":
@@ -121,7 +121,7 @@ def _sides(layer: Any, sides: Sequence[int]) -> list[int] | None:
 
 
 def _batch_norm(reading: Reading) -> Verdict | None:
-    """Each channel by its own statistics, in both modes; what goes of the scale and of the shift is zero."""
+    """Each channel has its own statistics in both modes; removed scales and shifts are zero."""
     given = reading.tensor()
     if given is None or given.shape is None or len(given.shape) < 2 or not reading.same:
         return None
@@ -141,7 +141,7 @@ def _batch_norm(reading: Reading) -> Verdict | None:
 
 
 def _layer_norm(reading: Reading) -> Verdict | None:
-    """A norm over one dim of which entries go: it is taken over what stays."""
+    """A norm over one dim with removed entries: it is taken over the kept ones."""
     given = reading.tensor()
     if given is None or given.shape is None or not given.caused or not reading.same:
         return None
@@ -158,7 +158,7 @@ def _layer_norm(reading: Reading) -> Verdict | None:
 
 
 def layer_norm(reading: Reading) -> Verdict | None:
-    """The same of a function, whose weight and bias are values of the graph."""
+    """The same for the function, whose weight and bias are values of the graph."""
     given, weight, bias = reading.tensor(), reading.argument(2, "weight"), reading.argument(3, "bias")
     rest = [_without_sizes(node) for node in (reading.node, reading.other)]
     if given is None or given.shape is None or not given.caused or any(found is None for found in rest):
@@ -182,7 +182,7 @@ def layer_norm(reading: Reading) -> Verdict | None:
 
 
 def _without_sizes(node: torch.fx.Node) -> tuple[Any, tuple[int, ...]] | None:
-    """The arguments of a norm but for the sizes that it is taken over, and these; None where they are no literals."""
+    """The arguments of a norm without ``normalized_shape``, and that; None if it is not literal."""
     args, kwargs = list(node.args), dict(node.kwargs)
     sizes: Any = args.pop(1) if len(args) > 1 else kwargs.pop("normalized_shape", None)
     sizes = (sizes,) if type(sizes) is int else sizes
@@ -205,7 +205,7 @@ def _embedding(reading: Reading) -> Verdict | None:
 
 
 def matmul(reading: Reading) -> Verdict | None:
-    """A product of matrices, or of stacks of them."""
+    """A product of matrices or of batches of matrices."""
     left, right = reading.tensor(), reading.tensor(1, "other") or reading.tensor(1, "mat2")
     if left is None or right is None or not reading.same or min(len(left.shape or ()), len(right.shape or ())) < 2:
         return None
@@ -226,7 +226,7 @@ def _product(shape: Sequence[int], operands: Sequence[Claim], way: str) -> Verdi
 
 
 def einsum(reading: Reading) -> Verdict | None:
-    """A sum of products of two tensors over the letters that the result does not have."""
+    """A sum of products of two tensors over the letters that the result lacks."""
     equation, left, right = reading.node.args[0], reading.tensor(1), reading.tensor(2)
     if not isinstance(equation, str) or left is None or right is None or not reading.same:
         return None
@@ -246,7 +246,7 @@ def einsum(reading: Reading) -> Verdict | None:
 
 
 def _letter(kept: Kept, words: Sequence[str], letter: str, left: Claim, right: Claim) -> str:
-    """How a dim of two operands goes into their product; an empty text where they do not keep the same."""
+    """How a dim of two operands enters their product, see :func:`_contracts`; "" if their kept indices differ."""
     dims = [word.find(letter) for word in words]
     if dims[2] < 0 <= min(dims[:2]):
         return _contracts(left, dims[0], right, dims[1])
@@ -256,7 +256,7 @@ def _letter(kept: Kept, words: Sequence[str], letter: str, left: Claim, right: C
 
 
 def attention(reading: Reading) -> Verdict | None:
-    """Scaled attention: queries meet keys over one dim, and weights meet values over another."""
+    """Scaled attention: queries and keys are contracted over one dim, attention weights and values over another."""
     query, key, value = (reading.tensor(n, name) for n, name in enumerate(("query", "key", "value")))
     mask, scale = reading.argument(3, "attn_mask"), _scales(reading)
     if query is None or key is None or value is None or scale is None or reading.argument(7, "enable_gqa", False):
@@ -277,26 +277,26 @@ def attention(reading: Reading) -> Verdict | None:
     weights = [*shape, (query.shape or ())[-2], (key.shape or ())[-2]]
     if isinstance(mask, Claim) and not _stretches(mask.shape or (), weights):
         return None
-    # Where a head's queries or keys go, its values are averaged.
+    # If a head's queries or keys are removed, its output is an average of its values.
     sizes = [*shape, (query.shape or ())[-2], (value.shape or ())[-1]]
     return Verdict(sizes, silent=value.silent, over_kept=way == "over kept")
 
 
 def _stretches(sizes: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether a tensor of these sizes can be stretched to others."""
+    """Whether a tensor of these sizes can be expanded to others."""
     ahead = len(wanted) - len(sizes)
     return ahead >= 0 and all(size in (1, wanted[ahead + dim]) for dim, size in enumerate(sizes))
 
 
 def _masks_all(mask: Claim, kept: Kept, ndim: int) -> bool:
-    """Whether a mask is the same along all dims in front of rows and columns of which entries go."""
+    """Whether a mask is the same along all batch dims (all but the last two) with removed entries."""
     sizes = (mask.shape or ())[:-2]
     ahead = ndim - 2 - len(sizes)
     return mask.is_whole and all(size == 1 or at(kept, ahead + dim) is None for dim, size in enumerate(sizes))
 
 
 def _scales(reading: Reading) -> float | None:
-    """The scale, where both calls have the same and differ in nothing else; None where they do not."""
+    """The scale, if both calls have the same one and differ in nothing else; else None."""
     full: dict[str, Any] = dict(reading.node.kwargs)
     narrow: dict[str, Any] = dict(reading.other.kwargs)
     query = reading.tensor(0, "query")
@@ -314,9 +314,9 @@ def _scales(reading: Reading) -> float | None:
 
 
 def _contracts(left: Claim, dim: int, right: Claim, other: int) -> str:
-    """How two operands are summed over a dim along which they keep the same; an empty text where they do not.
+    """How two operands are contracted over a dim; "" if their kept indices differ.
 
-    What goes "adds nothing" where one of them is zero there. Else it goes from the sum, as a value that is not there.
+    "adds nothing": one operand is zero in the removed entries. "over kept": the sum leaves them out.
     """
     kept = at(left.kept, dim % len(left.shape or ()))
     sizes = (left.shape or ())[dim], (right.shape or ())[other]
@@ -340,7 +340,7 @@ def _at_end(kept: Kept, dim: int, left: Claim, right: Claim) -> Tensor | None:
 
 
 def _stacked(operands: Sequence[Claim], kept: Kept, ndim: int) -> tuple[int, ...] | None:
-    """The sizes in front of the matrices, along which all operands that are not stretched keep the same."""
+    """The batch sizes, if all operands that are not expanded keep the same there; else None."""
     shapes = [(claim.shape or ())[:-2] for claim in operands]
     try:
         shape: tuple[int, ...] = tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
@@ -364,4 +364,4 @@ LAYERS: dict[type[nn.Module], Callable[[Reading], Verdict | None]] = {
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     nn.Embedding: _embedding,
 }
-"""By class of torch.nn, the law of its layers."""
+"""By torch.nn class, its law."""

@@ -1,4 +1,4 @@
-"""A node as laws look at it: what is known of the values that it reads, and its arguments in both networks."""
+"""A node as laws see it: the claims of its operands, and its arguments in both networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DOMAINS = ("share", "positive", "any")
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The shape of one tensor of several, and what it keeps."""
+    """The shape of one tensor of several, and its kept indices."""
 
     shape: tuple[int, ...]
     kept: Kept
@@ -28,15 +28,15 @@ class Piece:
 
 @dataclass(eq=False)
 class Verdict:
-    """That the claim of a node holds for all values, and what is known of its own."""
+    """A law's finding that the claim of a node holds for all values, and the properties of that claim."""
 
     shape: Sequence[int]  # of the full value
-    domain: str = "any"  # where fresh values are drawn from
-    silent: bool = True  # whether what goes is zero
-    shares: bool = False  # whether it may share memory with what it reads
+    domain: str = "any"  # the range of fresh values
+    silent: bool = True  # whether removed entries are zero
+    shares: bool = False  # whether it may share memory with its operands
     at_any_size: bool = True  # whether this was shown for inputs of all sizes
-    over_kept: bool = False  # whether what goes was left out of a norm, instead of being zero there
-    pieces: Sequence[Piece] = ()  # the tensors, where it gives several
+    over_kept: bool = False  # whether removed entries are left out of a sum or norm, instead of being zero
+    pieces: Sequence[Piece] = ()  # the tensors, if the op returns several
 
 
 @dataclass(eq=False)
@@ -45,13 +45,13 @@ class Reading:
 
     node: fx.Node  # the call in the captured graph
     other: fx.Node  # the call in the rewritten one
-    kept: Kept  # what its value keeps, as the certificate says
+    kept: Kept  # the kept indices of its value, from the certificate
     claims: Mapping[fx.Node, Claim]  # of the captured graph's nodes
     owners: Mapping[fx.Node, fx.Node]  # by node of the rewritten graph, the captured node that it stands for
-    images: Mapping[fx.Node, Any]  # the other way round
-    modules: tuple[nn.Module, nn.Module] | None  # of both networks, where the call is one of a module
-    keep: Keep  # what every parameter and buffer keeps
-    patterns: Patterns  # where values come from
+    images: Mapping[fx.Node, Any]  # the inverse of ``owners``
+    modules: tuple[nn.Module, nn.Module] | None  # of both networks, if the call is of a module
+    keep: Keep  # the kept indices of every parameter and buffer
+    patterns: Patterns  # the source of fresh values
 
     @property
     def module(self) -> Any:
@@ -65,23 +65,23 @@ class Reading:
 
     @cached_property
     def operands(self) -> list[Claim]:
-        """The claims of what it reads."""
+        """The claims of the nodes that it reads."""
         return [self.claims[given] for given in self.node.all_input_nodes]
 
     @property
     def writes(self) -> bool:
-        """Whether it writes to what it reads."""
+        """Whether it writes to an operand."""
         return may_write(self.node, self.module)
 
     @cached_property
     def same(self) -> bool:
-        """Whether both calls have the same literals, and read the same nodes."""
+        """Whether both calls have the same literals and read corresponding nodes."""
         args, kwargs = fx.node.map_arg((self.node.args, self.node.kwargs), self.images.get)
         return bool(args == self.other.args and kwargs == self.other.kwargs)
 
     @property
     def call(self) -> tuple[Any, ...]:
-        """What is called with which literals, equal for equal calls on other tensors; of modules the attributes."""
+        """A key that is equal for equal calls on other tensors: the function or module attributes, and the literals."""
         places = {given: (..., place) for place, given in enumerate(self.node.all_input_nodes)}
         written = fx.node.map_arg((self.node.args, self.node.kwargs), lambda n: self._number_or(n, places[n]))
         if self.modules is None:
@@ -99,16 +99,16 @@ class Reading:
         return self.known(args[position] if position < len(args) else kwargs.get(name, default))
 
     def known(self, given: Any) -> Any:
-        """Nested arguments with numbers and claims in the places of nodes."""
+        """Nested arguments with nodes replaced by numbers and claims."""
         return fx.node.map_arg(given, self._claim_or_number)
 
     def tensor(self, position: int = 0, name: str = "input") -> Claim | None:
-        """The claim of a floating tensor among the arguments."""
+        """The claim of an argument that is a floating tensor; else None."""
         found = self.argument(position, name)
         return found if isinstance(found, Claim) and found.shape is not None and found.is_float else None
 
     def kept_of(self, name: str) -> Kept | None:
-        """What one of the module's tensors keeps; None where it has none of that name."""
+        """The kept indices of one of the module's tensors; None if it has none of that name."""
         return None if self.tensors_of(name)[0] is None else self.keep.get(f"{self.node.target}.{name}", ())
 
     def tensors_of(self, name: str) -> tuple[Tensor | None, Tensor | None]:
@@ -118,11 +118,11 @@ class Reading:
         return full, narrow
 
     def tried(self, value_of: Callable[[Claim], Any]) -> Any:
-        """What the full network's call gives for values in the places of tensors; None where it raises."""
+        """The result of the full network's call with tensors replaced by values; None if it raises."""
         return self._called(self.node, self.module, lambda n: _value(self.claims[n], value_of, narrow=False))
 
     def tried_narrow(self, value_of: Callable[[Claim], Any]) -> Any:
-        """The same of the rewritten call."""
+        """The same for the rewritten call."""
         return self._called(
             self.other, self.narrow_module, lambda n: _value(self.claims[self.owners[n]], value_of, narrow=True)
         )
@@ -146,10 +146,10 @@ def _value(claim: Claim, value_of: Callable[[Claim], Any], *, narrow: bool) -> A
 
 
 def widest(operands: Sequence[Claim]) -> str:
-    """A domain that holds the values of all operands."""
+    """The domain that contains the values of all operands."""
     return max((claim.domain or "any" for claim in operands), key=_DOMAINS.index, default="any")
 
 
 def on_meta(shape: Sequence[int]) -> Tensor:
-    """A tensor without values."""
+    """A tensor of this shape without values."""
     return torch.empty(list(shape), device="meta")
