@@ -1,11 +1,11 @@
-"""Rules: one op family a file. Importing the package registers all of them.
+"""Rules: one file per op family. Importing the package registers all of them.
 
 >>> from fxprune.rules.registry import has_rule
 >>> has_rule("conv2d"), has_rule("an_op_of_tomorrow")
 (True, False)
 """
 
-from fxprune.rules import (  # noqa: F401  importing them is what registers their rules
+from fxprune.rules import (  # noqa: F401  importing these modules registers their rules
     indexing,
     joining,
     linear,

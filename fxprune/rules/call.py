@@ -1,4 +1,4 @@
-"""One op of the captured graph as its rule sees it: arguments by name, axes of its tensors, and what it notes."""
+"""One op of the captured graph as its rule sees it: arguments by name, axes of its tensors, and the rule's notes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Crossing:
 
 @dataclass
 class Ledger:
-    """What the rules of one analysis write down besides the dependencies.
+    """The records of the rules of one analysis, in addition to the dependencies.
 
-    ``fewest``: axes that must keep some number of elements. ``numbers``: by node the axis whose elements its values
-    number, as those of ``topk`` do; a list of such axes, or None, where it gives several tensors.
+    ``fewest``: axes that must keep a minimum number of elements. ``numbers``: for a node whose values are indices into
+    an axis, such as those of ``topk``, that axis; if the node returns several tensors, a list of axes or None.
     """
 
     crossings: list[Crossing] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Ledger:
     data: set[fx.Node] = field(default_factory=set)
 
     def follow(self, node: fx.Node) -> None:
-        """Note in ``data`` whether a node's values hang on the inputs; what data are written into does so, too."""
+        """Add a node to ``data`` if its values depend on the inputs, and with it the tensors that it writes to."""
         if node.op == "placeholder" or (node.target != "size" and any(n in self.data for n in node.all_input_nodes)):
             self.data.add(node)
             target = node.args[0] if writes_in_place(node) and node.args else None
@@ -63,9 +63,9 @@ class Ledger:
 class Call:
     """A rule's view of one node.
 
-    ``arguments``: values by name; tensors are FX nodes or :class:`TensorName`. ``result``: set by the rule, a tuple of
-    axes for a tensor, a list of such tuples for several tensors, None for no tensor. ``notes``: what the rule keeps for
-    its repair half.
+    ``arguments``: values by name; tensors are FX nodes or :class:`TensorName`. ``result``: set by the rule; a tuple of
+    axes for a tensor, a list of such tuples for several tensors, None if it is not a tensor. ``notes``: values that the
+    rule stores for its repair half.
     """
 
     node: fx.Node
@@ -97,7 +97,7 @@ class Call:
         return [tuple(self.axes_of(v)) for v in value]
 
     def number(self, name: str) -> Any:
-        """The value of a number argument, also where it is computed in the graph."""
+        """The value of a number argument, even if it is computed in the graph."""
         return concrete(self.arguments.get(name))
 
     def numbers(self, name: str) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ class Call:
         return tuple(value) if isinstance(value, (list, tuple, torch.Size)) else (value,)
 
     def varies(self, value: Any) -> bool:
-        """Whether a number is computed from a size of the input, so that another input gives another number."""
+        """Whether a number is computed from a size of the input, so that it differs for other inputs."""
         if isinstance(value, slice):
             return any(map(self.varies, (value.start, value.stop, value.step)))
         if not isinstance(value, fx.Node) or is_tensor(value):
@@ -140,7 +140,7 @@ class Call:
         return tuple(int(s) for s in self.value.shape)
 
     def stored(self, value: Any) -> NDArray[Any] | None:
-        """The values of an argument that is a buffer or a constant itself, where nothing in the graph writes to it."""
+        """The values of an argument that is a buffer or constant and that nothing in the graph writes to, else None."""
         name = parameter_name(value)
         if name is None or (isinstance(value, fx.Node) and is_written(value)):
             return None
@@ -148,7 +148,7 @@ class Call:
         return None if tensor.is_meta or isinstance(tensor, torch.nn.Parameter) else tensor.detach().cpu().numpy()
 
     def is_read(self, item: int) -> bool:
-        """Whether anything reads item ``item`` of an op that gives several tensors."""
+        """Whether anything reads item ``item`` of an op that returns several tensors."""
         for user in self.node.users:
             takes_one = user.target is operator.getitem and user.args[0] is self.node
             if not takes_one or (user.args[1] == item and user.users):
@@ -156,18 +156,18 @@ class Call:
         return False
 
     def numbered_by(self, value: Any) -> Axis | None:
-        """The axis whose elements a tensor argument numbers. The rule that asks speaks for it; else the axis stays."""
+        """The axis that a tensor holds indices into. A rule that asks must handle them; else the axis stays."""
         axis: Axis | None = self.ledger.numbers.get(value) if isinstance(value, fx.Node) else None
         if axis is not None:
             self.understood.add(value)
         return axis
 
     def fresh(self, size: int, dim: int = 0) -> Axis:
-        """A new variable, born in dim ``dim`` of this node's output."""
+        """A new variable, created in dim ``dim`` of this node's output."""
         return self.solver.fresh(int(size), Origin(self.node.name, dim))
 
     def fixed(self, size: int, why: str = "") -> Axis:
-        """A size that stays."""
+        """An axis of fixed size."""
         return Fixed(int(size), why or f"{self.cause.op} fixes it")
 
     def unify(self, left: Axis, right: Axis) -> None:
@@ -196,27 +196,27 @@ class Call:
                 self.pin_all(given, reason)
 
     def crosses(self, axes: Iterable[Axis]) -> None:
-        """Note that values of different channels of these axes are mixed without a weight that belongs to them."""
+        """Note that values of different channels of these axes are mixed without a weight per channel."""
         self.ledger.crossings.extend(Crossing(a, self.cause) for a in axes if not isinstance(a, Fixed))
 
     def is_data(self, value: Any) -> bool:
-        """Whether an argument's values hang on the inputs: parameters, buffers and what is computed of them do not."""
+        """Whether an argument's values depend on the inputs, not only on parameters and buffers."""
         return isinstance(value, fx.Node) and value in self.ledger.data
 
     def joins(self, axes: Iterable[Axis]) -> None:
-        """Note that two activations meet element by element on these axes."""
+        """Note that an op combines two activations elementwise on these axes."""
         self.ledger.joins.extend(a for a in axes if not isinstance(a, Fixed))
 
     def keeps(self, axes: Iterable[Axis], fewest: int = 2) -> None:
-        """Note that the op fails, or does something else, with fewer elements on these axes."""
+        """Note that the op fails or behaves differently with fewer elements on these axes."""
         self.ledger.fewest.extend((a, fewest) for a in axes if a.size >= fewest > 1 and not isinstance(a, Fixed))
 
     def gives_numbers(self, *axes: Axis | None) -> None:
-        """Note for each tensor of the result whether its values number the elements of an axis."""
+        """Note for each tensor of the result the axis that its values are indices into, or None."""
         self.ledger.numbers[self.node] = axes[0] if isinstance(self.value, torch.Tensor) else list(axes)
 
     def looked_up(self, axis: Axis, numbers: Any) -> bool:
-        """Tie an axis to the one whose elements ``numbers`` numbers; whether it could, and the axis may shrink."""
+        """Tie an axis to the one that ``numbers`` holds indices into; True if it now may shrink."""
         numbered = self.numbered_by(numbers)
         if numbered is not None and numbered.size == axis.size:
             self.unify(axis, numbered)
@@ -229,19 +229,19 @@ class Call:
         self.ledger.macs.append((self.node, coefficient, tuple(axes)))
 
     def role(self, name: str, *roles: str) -> None:
-        """Say what the dims of a weight argument are to the channels: "out", "in" or "scale"."""
+        """Set the roles of a weight argument's dims: "out", "in" or "scale"."""
         tensor = parameter_name(self.arguments.get(name))
         if tensor is not None:
             for dim, role in enumerate(roles):
                 self.ledger.roles.setdefault((tensor, dim), role)
 
     def output_fixed(self, why: str) -> None:
-        """Set output axes that all stay."""
+        """Set the output axes, all fixed."""
         self.result = fixed_axes(self.value, why)
 
 
 def fixed_axes(value: Any, why: str) -> Any:
-    """Fixed axes in the structure of a value."""
+    """Fixed axes, in the structure of a value."""
     if isinstance(value, torch.Tensor):
         return tuple(Fixed(int(s), why) for s in value.shape)
     if isinstance(value, (list, tuple)):
@@ -259,7 +259,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def parameter_name(value: Any) -> str | None:
-    """The state-dict name of an argument that is a parameter or buffer itself."""
+    """The state-dict name of an argument that is itself a parameter or buffer, else None."""
     if isinstance(value, TensorName):
         return value.name
     if isinstance(value, fx.Node) and value.op == "get_attr":

@@ -25,7 +25,7 @@ ALL = slice(None)
 
 @dataclass(frozen=True)
 class Taken:
-    """What one item of an index takes: elements ``positions`` (if known) of ``axis``, as ``piece`` of the result."""
+    """The elements that one index item selects: ``positions`` (if known) of ``axis``, as ``piece`` of the result."""
 
     item: Any
     axis: Axis | None = None
@@ -39,7 +39,7 @@ class Taken:
 
 
 def picked(call: Call, axis: Axis, positions: IndexArray) -> Axis:
-    """Elements of an axis by known positions."""
+    """The axis of the elements at known positions of an axis."""
     if isinstance(call.solver.resolve(axis), Fixed):
         return Fixed(len(positions), NUMBERED)
     if len(positions) and contiguous(positions.tolist()):
@@ -48,7 +48,7 @@ def picked(call: Call, axis: Axis, positions: IndexArray) -> Axis:
 
 
 def known_positions(call: Call, item: Any, size: int) -> IndexArray | None:
-    """The positions that a list or a stored index tensor of one dim takes from ``size`` elements, else None."""
+    """The positions that a list or stored 1-d index tensor selects from ``size`` elements, else None."""
     values = call.stored(item) if isinstance(item, fx.Node) else np.asarray(concrete(item))
     if values is None or values.ndim != 1 or not np.issubdtype(values.dtype, np.integer):
         return None
@@ -86,14 +86,14 @@ def getitem(call: Call) -> None:
 
 
 def _under_mask(call: Call) -> None:
-    """Entries of first dims under a mask of values, each with all of the other dims."""
+    """Entries of the first dims selected by a boolean mask, each with all of the other dims."""
     axes, mask = call.tensor("input"), call.tensor("index")
     call.pin_all((*axes[: len(mask)], *mask), "it is indexed by a mask")
     call.result = (call.fixed(call.output_shape[0], "it is indexed by a mask"), *axes[len(mask) :])
 
 
 def taken_by_index(call: Call) -> None:
-    """Set the axes of ``input[index]`` and note what each item took."""
+    """Set the axes of ``input[index]`` and note the elements that each item selects."""
     axes = list(call.tensor("input"))
     items = _items(call.arguments["index"], len(axes))
     if any(_is_mask(i) for i in items):
@@ -112,7 +112,7 @@ def taken_by_index(call: Call) -> None:
 
 
 def _take(call: Call, axis: Axis | None, item: Any) -> Taken:
-    """One item of an index with one array at most."""
+    """One item of an index with at most one array."""
     if axis is None:
         return Taken(item, piece=call.fixed(1))
     if isinstance(item, slice):
@@ -138,7 +138,7 @@ def _slice(call: Call, axis: Axis, item: slice) -> Taken:
 
 
 def _literals(item: slice) -> list[int]:
-    """The bounds that a slice says; a step reaches the last element."""
+    """The bounds that are written in a slice; a slice with a step may reach the last element."""
     bounds = [int(concrete(b)) for b in (item.start, item.stop) if b is not None]
     return bounds if item.step in (None, 1) else [*bounds, sys.maxsize]
 
@@ -168,7 +168,7 @@ def _result_of(call: Call, taken: Taken) -> Axes:
 
 
 def _take_with_arrays(call: Call, axis: Axis | None, item: Any) -> Taken:
-    """One item of an index with several arrays, or an array and numbers: what they index keeps its numbering."""
+    """One item of an index with several arrays, or an array and numbers: the axes they index are not renumbered."""
     if axis is None or isinstance(item, slice):
         return _take(call, axis, item)
     if not call.looked_up(axis, item):
@@ -179,7 +179,7 @@ def _take_with_arrays(call: Call, axis: Axis | None, item: Any) -> Taken:
 
 
 def _around_arrays(call: Call, taken: Sequence[Taken]) -> list[Axis]:
-    """Arrays and numbers broadcast; they come out where they stood, or first where they do not stand together."""
+    """Arrays and numbers broadcast; their dims come at their place, or first if they are not adjacent."""
     places = [n for n, t in enumerate(taken) if t.piece is None]
     arrays = [t.item for t in taken if t.is_array]
     shared = broadcast(call, [_own_axes(call, a) for a in arrays])
@@ -191,7 +191,7 @@ def _around_arrays(call: Call, taken: Sequence[Taken]) -> list[Axis]:
 
 
 def _positions(repair: Repair, taken: Taken) -> list[int]:
-    """Where the kept picks of an item lie among the kept elements of its axis."""
+    """The positions of an item's kept elements among the kept elements of its axis."""
     assert taken.axis is not None
     assert taken.positions is not None
     kept = np.ones(1, dtype=np.bool_) if taken.piece is None else repair.mask(taken.piece)
@@ -199,13 +199,13 @@ def _positions(repair: Repair, taken: Taken) -> list[int]:
 
 
 def item_shrinks(repair: Repair, taken: Taken) -> bool:
-    """Whether an item is to be written again; numbers that the graph computes are those of what stays."""
+    """Whether an item must be rewritten; indices that the graph computes already refer to the kept elements."""
     computed = taken.positions is None and taken.is_array
     return taken.axis is not None and not computed and repair.shrinks(taken.axis)
 
 
 def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], dict[int, list[int]]]:
-    """New index items, and by their place the picks that are no run of neighbours."""
+    """New index items, and by place the positions that are not contiguous."""
     items: list[Any] = []
     picks: dict[int, list[int]] = {}
     for place, entry in enumerate(taken):
@@ -224,28 +224,28 @@ def items_and_picks(repair: Repair, taken: Sequence[Taken]) -> tuple[list[Any], 
 
 
 def _kept_slice(repair: Repair, taken: Taken, positions: list[int]) -> slice:
-    """The run of kept elements; where the input may make the dim longer, open ends stay open.
+    """The range of kept elements; if the dim's size depends on the input, open ends stay open.
 
-    What was taken by steps is a run for the sample alone: there, the numbers of its ends are all that is known.
+    For a slice with a step the kept elements are contiguous only for the sample, so its ends are literal numbers.
     """
     assert taken.axis is not None
     first = positions[0] if positions else 0
     if not positions or repair.is_static(taken.axis) or concrete(taken.item.step) not in (None, 1):
         return slice(first, first + len(positions))
     start, stop = (_bound(repair, taken, b) for b in (taken.item.start, taken.item.stop))
-    # Where all behind a bound that counts from the end goes, that bound is the end.
+    # If all elements after a bound that counts from the end are removed, the bound is the end.
     return slice(start, None if stop == 0 and concrete(taken.item.stop) < 0 else stop)
 
 
 def _bound(repair: Repair, taken: Taken, bound: Any) -> int | None:
-    """A number of an element, counted from the same end, among the kept ones."""
+    """The number of an element among the kept ones, counted from the same end; None stays None."""
     assert taken.axis is not None
     return None if bound is None else kept_number(repair, taken.axis, int(concrete(bound)))
 
 
 @repairs("getitem")
 def repair_getitem(repair: Repair) -> None:
-    """Bounds and numbers change; picks that are no run of neighbours become an index_select before the rest."""
+    """Bounds and numbers change; positions that are not contiguous become an index_select before the rest."""
     taken = repair.call.notes.get("taken", ())
     if not any(item_shrinks(repair, t) for t in taken):
         return

@@ -21,7 +21,7 @@ def cat(call: Call) -> None:
 
 
 def joined(call: Call, pieces: Sequence[Axes], dim: int) -> Axes:
-    """Tensors end to end on ``dim``, tied on every other dim."""
+    """The axes of tensors concatenated on ``dim``; all other dims are tied."""
     for axes in pieces[1:]:
         for i, (first, other) in enumerate(zip(pieces[0], axes, strict=True)):
             if i != dim:
@@ -36,7 +36,7 @@ _DIMS = {"hstack": 1, "column_stack": 1, "vstack": 0, "row_stack": 0, "dstack": 
 
 @rule(" ".join(_DIMS), "tensors")
 def stack_by_name(call: Call) -> None:
-    """Concatenations on a dim that the name says, after giving vectors the dims they lack."""
+    """Concatenation on the dim that the name implies, after tensors with fewer dims get the missing ones."""
     pieces = [_raised(call.name, axes) for axes in call.tensors("tensors")]
     call.result = joined(call, pieces, min(_DIMS[call.name], len(pieces[0]) - 1))
 
@@ -74,9 +74,9 @@ def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
 
 
 def cuts_alike(call: Call, axis: Axis, number: int) -> bool:
-    """Whether all channels before element ``number`` (behind it, where it counts from the end) are there at every size.
+    """Whether the channels before element ``number`` (after it, if it is negative) are at the same place at every size.
 
-    Behind a part whose size the input may say, such as the tokens of an image, channels stand somewhere else then.
+    After a part whose size depends on the input, such as the tokens of an image, channels are at other places.
     """
     parts = parts_of(call.solver.resolve(axis))
     reached = number if number >= 0 else -number
@@ -84,7 +84,7 @@ def cuts_alike(call: Call, axis: Axis, number: int) -> bool:
     for piece in parts if number >= 0 else reversed(parts):
         if varies and not isinstance(piece, Fixed) and offset < reached:
             return False
-        # A single element is that of a parameter: a class token.
+        # A single element comes from a parameter, such as a class token.
         varies = varies or (has_fixed(piece) and piece.size > 1)
         offset += piece.size
     return True
@@ -97,7 +97,7 @@ def kept_number(repair: Repair, axis: Axis, number: int) -> int:
 
 
 def pin_taken(call: Call, axis: Axis, number: int, written: Any) -> None:
-    """Keep the element that is taken by its number; every element, where the number is ``written`` as a size."""
+    """Keep the element that is selected by number; keep all if ``written``, the number's argument, is a size."""
     if call.varies(written):
         call.pin(axis, OTHERS)
     else:
@@ -125,7 +125,7 @@ def split(call: Call) -> None:
 
 @rule("hsplit vsplit dsplit", "input, split_size_or_sections")
 def split_by_name(call: Call) -> None:
-    """Splits on a dim that the name says."""
+    """Splits on the dim that the name implies."""
     dim = {"hsplit": 1, "vsplit": 0, "dsplit": 2}[call.name]
     dim = min(dim, len(call.tensor("input")) - 1)
     _parts(call, dim, [int(v.shape[dim]) for v in call.value])
@@ -135,7 +135,7 @@ def split_by_name(call: Call) -> None:
     "split split_with_sizes chunk unsafe_chunk unsafe_split unsafe_split_with_sizes tensor_split hsplit vsplit dsplit"
 )
 def repair_split(repair: Repair) -> None:
-    """Any form becomes a split into the kept sizes."""
+    """Every form becomes a split into the kept sizes."""
     pieces = repair.call.notes["pieces"]
     if any(repair.shrinks(p) for p in pieces):
         sizes = [repair.size(p) for p in pieces]

@@ -51,13 +51,13 @@ module_form(nn.Linear, ModuleForm("linear", lambda m: {"weight": ".weight", "bia
 
 
 def contract(call: Call, left: Axis, right: Axis) -> None:
-    """Tie the axes that are summed over; between two activations that is a crossing."""
+    """Tie the axes that are summed over; a sum over two activations is a crossing."""
     call.unify(left, right)
     call.crosses((left,))
 
 
 def matrix_product(call: Call, left: Axes, right: Axes) -> Axes:
-    """Axes of ``left @ right`` with torch's rules for vectors and batches; counts its MACs."""
+    """The axes of ``left @ right`` by torch's rules for vectors and batches; counts its MACs."""
     rows: Axes = left[-2:-1] if len(left) > 1 else ()
     columns: Axes = right[-1:] if len(right) > 1 else ()
     contract(call, left[-1], right[-2] if len(right) > 1 else right[0])
@@ -128,7 +128,7 @@ def attention(call: Call) -> None:
 
 
 def _grouped(call: Call, query: Axes, key: Axes, value: Axes) -> Axes:
-    """Each key head serves a run of query heads: query heads are key heads times the length of the run."""
+    """Each key head serves several adjacent query heads: query heads are key heads times that number."""
     call.unify(key[-3], value[-3])
     shares = query[-3].size // key[-3].size
     heads = call.solver.factor(query[-3], [key[-3].size, shares], call.cause) if shares > 1 else [query[-3], ONE]
@@ -159,9 +159,9 @@ def inner(call: Call) -> None:
 
 @rule("_grouped_mm", "input, mat2, offs=None, bias=None, out_dtype=None")
 def grouped_mm(call: Call) -> None:
-    """Rows (n, inner), sorted by group, times the matrix (inner, outer) of their group; or as many batches of rows.
+    """Rows (n, inner), sorted by group, times the matrix (inner, outer) of their group; or one batch of rows per group.
 
-    A group goes with the end of its rows, of which a proof shows that there are none.
+    A group is removed together with its entry of ``offs``; a proof shows that it has no rows.
     """
     rows, matrices = call.tensor("input"), call.tensor("mat2")
     if len(matrices) != 3 or call.has("bias"):
@@ -170,7 +170,7 @@ def grouped_mm(call: Call) -> None:
     (ends,) = call.tensor("offs") if call.has("offs") else front[:1]
     call.unify(groups, ends)
     call.unify(inner, other)
-    for axis in (inner, outer):  # the kernel wants steps of 16 bytes, in half precision too
+    for axis in (inner, outer):  # the kernel needs multiples of 16 bytes, in half precision too
         step = gcd(axis.size, 8)
         call.unify(axis, product((call.fresh(axis.size // step), call.fixed(step, "the kernel takes multiples of it"))))
     call.result = (*front, outer)
@@ -205,7 +205,7 @@ Labels = tuple[str, ...]
 
 
 def _operand_labels(term: str, rank: int) -> Labels:
-    """The letters of one operand; dims under an ellipsis are numbered from the last, as they broadcast."""
+    """The letters of one operand; dims in an ellipsis are numbered from the last, because they broadcast."""
     front, dots, back = term.partition("...")
     hidden = rank - len(front) - len(back) if dots else 0
     return (*front, *(f".{n}" for n in range(hidden, 0, -1)), *back)
@@ -262,7 +262,7 @@ def _without(axes: Axes, dims: Sequence[int]) -> Axes:
 
 @rule("embedding", "input, weight")
 def embedding(call: Call) -> None:
-    # torch.embedding has the two the other way round.
+    # torch.embedding takes the two in the opposite order.
     table, numbers = ("input", "weight") if call.node.target is torch.embedding else ("weight", "input")
     rows, channels = call.tensor(table)
     call.pin(rows, "its rows are looked up by number")
@@ -273,7 +273,7 @@ def embedding(call: Call) -> None:
 
 @rule("embedding_bag", "input, weight")
 def embedding_bag(call: Call) -> None:
-    """Rows summed, averaged or maximised over bags."""
+    """The sum, mean or maximum of the rows of each bag."""
     rows, channels = call.tensor("weight")
     call.pin(rows, "its rows are looked up by number")
     for name in ("input", "offsets", "per_sample_weights"):
@@ -291,7 +291,7 @@ def repair_embedding(repair: Repair) -> None:
 
 @rule("one_hot", "input, num_classes=-1")
 def one_hot(call: Call) -> None:
-    """One class for each element that the input numbers, and perhaps others that it never says."""
+    """One class for each element that the input's values index, and possibly classes that never occur."""
     classes, numbered = call.output_shape[-1], call.numbered_by(call.arguments["input"])
     last = call.fixed(classes, "its elements are classes by number")
     if numbered is not None and call.arguments["num_classes"] == classes >= numbered.size:

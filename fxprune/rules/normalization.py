@@ -1,4 +1,4 @@
-"""Normalisation: per channel (batch norm) it maps, over channels (layer, group, RMS norm) it is a crossing."""
+"""Normalisation: per channel (batch norm) it maps channels, over channels (layer, group, RMS norm) it crosses them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch_norm(call: Call) -> None:
 
 
 def _normalize(call: Call, axes: Sequence[Axis]) -> None:
-    """Statistics run over ``axes``; of one value alone a norm leaves nothing, or refuses it."""
+    """Statistics are taken over ``axes``; over a single value a norm returns zero or fails."""
     call.crosses(axes)
     call.keeps(sorted(axes, key=lambda axis: -axis.size)[:1])
 
@@ -135,7 +135,7 @@ module_form(nn.LocalResponseNorm, ModuleForm("local_response_norm", lambda m: {"
 def weight_norm(call: Call) -> None:
     """``g * v / |v|`` with the norm over every dim but ``dim``."""
     direction, length = call.tensor("v"), call.tensor("g")
-    kept = None if not length else int(call.number("dim")) % len(direction)  # a scalar g: the norm of the whole
+    kept = None if not length else int(call.number("dim")) % len(direction)  # a scalar g: one norm of the whole tensor
     for i, axis in enumerate(direction):
         if i != kept:
             call.crosses((axis,))

@@ -1,4 +1,4 @@
-"""Names of ops, one for all of their forms, and names of tensors."""
+"""Names of ops, one name for all forms of an op, and names of tensors."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ _SYNONYMS = {
 
 
 def canonical_name(target: Any) -> str:
-    """The name that rules are keyed by: torch's name without in-place underscore or dunder."""
+    """The name under which rules are registered: torch's name without in-place underscore or dunder."""
     name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
     name = name.strip("_") if name.startswith("__") or not name.startswith("_") else name
     return _SYNONYMS.get(name, name)
 
 
 def names_of(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str], set[str]]:
-    """Shapes by first name, further names of tied tensors, and the first names of the parameters."""
+    """Shapes by first name, first names by the other names of tied tensors, and first names of the parameters."""
     return names_among(named_tensors(model, ""))
 
 
@@ -75,7 +75,7 @@ def names_among(tensors: NamedTensors) -> tuple[dict[str, tuple[int, ...]], dict
 
 
 def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
-    """Parameters by every name that they have, then buffers."""
+    """Parameters under each of their names, then buffers."""
     modules = named_modules(model, again=True)
     return [
         (f"{prefix}{path}.{name}" if path else f"{prefix}{name}", tensor)
@@ -86,17 +86,17 @@ def named_tensors(model: nn.Module, prefix: str) -> NamedTensors:
     ]
 
 
-# Layers that read every channel of their input for every channel that they make.
+# Layers that read every input channel for every output channel.
 CONTRACTIONS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 NORMS = frozenset("batch_norm instance_norm group_norm layer_norm rms_norm".split())
-# Element by element, into memory of their own and into their input's shape.
+# Elementwise, with the result in new memory and in the input's shape.
 ACTIVATIONS = frozenset(
     """celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log_sigmoid logsigmoid mish prelu relu relu6
     rrelu selu sigmoid silu softplus softshrink softsign tanh tanhshrink threshold""".split()
 )
 MAX_POOLS = frozenset(f"max_pool{n}d" for n in (1, 2, 3))
 POOLS = MAX_POOLS | {f"{kind}_pool{n}d" for kind in ("avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)}
-# A later write in place does not reach what these read.
+# A later in-place write to their results does not change their inputs.
 OWNS_MEMORY = NORMS | ACTIVATIONS | POOLS
 SAME_SHAPE = frozenset(
     {*NORMS, *ACTIVATIONS, *"clone contiguous detach dropout float half log_softmax requires_grad softmax to".split()}
@@ -107,12 +107,12 @@ _VIEWS = frozenset(
     split split_with_sizes squeeze t tensor_split transpose unbind unflatten unsqueeze view view_as""".split()
 )
 
-# Each entry of the result is one of the first argument's, as it is.
+# Each entry of the result is an unchanged entry of the first argument.
 MOVES = _VIEWS | frozenset(
     "clone contiguous double flip float gather int long repeat repeat_interleave roll to".split()
 )
 
-# Parts of names: what draws random numbers moves the generator on, even where nothing reads the result.
+# Parts of names of ops that draw random numbers: they advance the generator even if nothing reads the result.
 _DRAWS = (
     "rand",
     "dropout",
@@ -128,11 +128,11 @@ _DRAWS = (
 
 
 def drop_unread(graph: fx.Graph) -> None:
-    """Remove the ops that nothing reads and that change nothing.
+    """Remove ops without readers and without side effects.
 
-    What alone reads a layer stays with it: a model that keeps its class runs both, and their widths must agree.
+    The only reader of a layer stays with it: a model that keeps its class runs both, and their widths must agree.
     """
-    alone: set[fx.Node] = set()  # layers, and tensors computed from one of them by a chain of ops without other readers
+    alone: set[fx.Node] = set()  # layers, and tensors computed from one by a chain of ops without other readers
     for node in graph.nodes:
         behind = any(n in alone and len(n.users) == 1 for n in node.all_input_nodes)
         if node.op == "call_module" or (behind and isinstance(node.meta.get("val"), torch.Tensor)):
@@ -150,7 +150,7 @@ def _is_pure(node: fx.Node) -> bool:
 
 
 def writes_in_place(node: fx.Node) -> bool:
-    """Whether an op writes to its first argument or to one that is passed for it."""
+    """Whether an op writes to its first argument or to an ``out`` argument."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
     return in_place or "out" in node.kwargs or node.kwargs.get("inplace") is True
@@ -173,7 +173,7 @@ def is_written(node: fx.Node) -> bool:
 
 
 def _is_put_back(write: fx.Node, read: fx.Node) -> bool:
-    """Whether it is the middle of ``x[i] += y``: read, change, and write to the same place."""
+    """Whether ``write`` is the middle step of ``x[i] += y``: read, change, and write to the same place."""
     return any(
         canonical_name(user.target) == "setitem" and user.args[0] is read.args[0] and user.args[2] is write
         for user in write.users

@@ -1,4 +1,4 @@
-"""Padding of any dim with constants: what is added are pieces too; negative amounts cut pieces off."""
+"""Padding of any dim with constants (added elements are pieces, negative amounts remove pieces), and related ops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _pad(call: Call, mode: str) -> None:
 
 
 def _padded(call: Call, axis: Axis, dim: int, low: int, high: int) -> tuple[Axis, Axis | None, Axis | None]:
-    """The new axis, and the piece that is added or cut off at each end."""
+    """The new axis, and the piece that is added or removed at each end."""
     size = axis.size
     before = call.fresh(low, dim) if low > 0 else part(call, axis, 0, -low) if low else None
     after = call.fresh(high, dim) if high > 0 else part(call, axis, size + high, -high) if high else None
@@ -83,7 +83,7 @@ for _kind in ("ConstantPad", "ZeroPad", "ReflectionPad", "ReplicationPad", "Circ
 
 @rule("roll", "input, shifts, dims=None")
 def roll(call: Call) -> None:
-    """A shift by ``n`` brings the last ``n`` elements to the front."""
+    """A shift by ``n`` moves the last ``n`` elements to the front."""
     axes = list(call.tensor("input"))
     if not call.number("dims") and call.number("dims") != 0:
         call.pin_all(axes, "it is rolled as one flat vector")
@@ -101,7 +101,7 @@ def roll(call: Call) -> None:
 
 @repairs("roll")
 def repair_roll(repair: Repair) -> None:
-    """The new shift of a narrowed dim is the number of elements that are kept of the moved ones."""
+    """The new shift of a narrowed dim is the number of kept elements among the moved ones."""
     tails = repair.call.notes.get("tails", [])
     if not any(repair.shrinks(axis) for axis, _ in tails):
         return

@@ -1,4 +1,4 @@
-"""Elements taken or written by index tensors: index_select, gather, scatter and their kin."""
+"""Elements read or written by index tensors: index_select, gather, scatter and related ops."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def repair_index_select(repair: Repair) -> None:
 
 
 def _alongside(call: Call, dim: int, *operands: Axes, numbers: str = "index") -> None:
-    """Tie operands on every dim but ``dim``, where each keeps its numbering; a shorter one reads only a part.
+    """Tie operands on every dim except ``dim``, which is pinned; a shorter operand reads only a part.
 
-    The first may lose there what ``numbers`` does not number any more.
+    Only the first operand may shrink on ``dim``, together with the axis that ``numbers`` holds indices into.
     """
     first = operands[0]
     looked_up = call.looked_up(first[dim], call.arguments[numbers])
@@ -159,7 +159,7 @@ def setitem(call: Call) -> None:
 
 
 def _under_mask(call: Call) -> int | None:
-    """The first dim that a mask is over, where a call writes one number under it and takes all else; None elsewhere."""
+    """The first dim that a mask covers, if a call writes one number under it and indexes nothing else; else None."""
     value, index = call.arguments["value"], call.arguments["index"]
     items = list(index) if isinstance(index, tuple) else [index]
     masks = [n for n, item in enumerate(items) if is_tensor(item) and item.meta["val"].dtype is torch.bool]
@@ -177,7 +177,7 @@ def _under_mask(call: Call) -> int | None:
 
 @repairs("setitem")
 def repair_setitem(repair: Repair) -> None:
-    """As for reading, but through a view: the written positions stay an index of the write itself."""
+    """As for reading, but through a view: non-contiguous positions remain an index of the write itself."""
     taken = repair.call.notes.get("taken", ())
     if not any(item_shrinks(repair, t) for t in taken):
         return
@@ -186,7 +186,7 @@ def repair_setitem(repair: Repair) -> None:
         if any(item != ALL for item in items):
             repair.set("input", repair.emit(operator.getitem, repair.arguments["input"], tuple(items)))
         if is_tensor(repair.call.arguments["value"]) and any(isinstance(taken[place].item, slice) for place in picks):
-            # A write through a slice takes values of any type, and one by positions does not.
+            # A write through a slice accepts values of any dtype; a write by positions does not.
             repair.set("value", repair.emit("type_as", repair.arguments["value"], repair.arguments["input"]))
         items = [repair.constant(picks[place]) if place in picks else ALL for place in range(len(items))]
     repair.set("index", tuple(items))
@@ -198,8 +198,8 @@ _KEPT_WHOLE = "what reads these channels selects its own of them, so all of them
 def select_channels(input: Tensor, gate: Tensor, dim: int) -> Tensor:  # noqa: A002  torch's own name for it
     """At full width: ``input`` times ``gate`` (ones, of shape ``(n,)``) along ``dim``, which changes no value.
 
-    A removed entry of the gate removes the channel for what reads the result, and for nothing else. The rewritten
-    network has an ``index_select`` in this place, or nothing where every channel is kept.
+    Removing an entry of the gate removes the channel for readers of the result, and for nothing else. The rewritten
+    network has an ``index_select`` in this place, or nothing if every channel is kept.
     """
     return input * gate.reshape(-1, *[1] * (input.ndim - dim - 1))
 

@@ -1,4 +1,4 @@
-"""Element-wise ops with any number of operands, broadcasting included, and ops that make tensors of given sizes."""
+"""Elementwise ops with any number of operands, with broadcasting, and ops that create tensors of given sizes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BINARY = """
 
 
 def broadcast(call: Call, operands: Sequence[Axes]) -> Axes:
-    """Tie the operands' axes from the last dim on; a size of one broadcasts and ties nothing."""
+    """Tie the operands' axes, aligned at the last dim; an axis of size one broadcasts and is not tied."""
     rank = max(len(axes) for axes in operands)
     result: list[Axis] = []
     for back in range(rank, 0, -1):
@@ -73,7 +73,7 @@ def _joined(call: Call, names: Sequence[str]) -> None:
 
 for _names, _signature in {
     BINARY: "input, other",
-    "normal": "input, std=1.0, mean=0.0",  # the function takes tensors of them; the method overwrites its tensor
+    "normal": "input, std=1.0, mean=0.0",  # the function takes tensors mean and std; the method overwrites its tensor
     "bernoulli": "input, p=None",
     "where": "condition, input, other",
     "clamp": "input, min=None, max=None",
@@ -131,7 +131,7 @@ def repair_sized(repair: Repair) -> None:
 
 @repairs(_NUMBERED)
 def repair_numbered(repair: Repair) -> None:
-    """Made at full width with the numbers it had, then cut to what is kept."""
+    """The tensor is created at full width with its old values, then narrowed to the kept elements."""
     axes = repair.call.result
     if any(repair.shrinks(a) for a in axes):
         repair.select_result(axes)
@@ -139,7 +139,7 @@ def repair_numbered(repair: Repair) -> None:
 
 @rule("as_tensor", "data")
 def as_tensor(call: Call) -> None:
-    """A tensor as it is, in another type or not; numbers as a new one."""
+    """A tensor keeps its axes, whatever the dtype; numbers become a new tensor."""
     if is_tensor(call.arguments["data"]):
         call.result = call.tensor("data")
     else:

@@ -1,9 +1,9 @@
-"""Ops that nobody wrote a rule for, found by trial on random values: along which dims they pass channels through.
+"""Ops without a rule: trials on random values find the dims along which they pass channels through.
 
-A dim passes where picking channels before the call and after it is the same, in the results and in the gradients: then
-each channel hangs on its own alone. A dim is normed over where another order of channels, and each channel given twice,
-are the same before and after: then each hangs on its own and on averages, as in a norm. A dim that two operands share
-is summed over where zeros in either, for channels, are as good as their absence. Everything else is pinned.
+A dim passes channels through if selecting channels before the call and after it gives equal results and gradients: then
+each channel depends on itself alone. A dim is normed over if the same holds for permuting the channels and for giving
+each twice, but not for selecting: then each depends on itself and on averages, as in a norm. A dim that two operands
+share is summed over if zeros for channels of either are equivalent to their removal. Everything else is pinned.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fxprune.errors import AnalysisError
 from fxprune.rules.call import Call, concrete, fixed_axes, is_tensor
 from fxprune.rules.registry import Rule
 
-# Dims by operand, and by result: None where a tensor does not have the channels.
+# The channels' dim in each operand, and in each result; None if a tensor does not have the channels.
 Places = tuple[tuple[int | None, ...], tuple[int | None, ...]]
 
 _WHY = "it has no rule, and on random values picking channels before it and after it is not the same"
 _KNOWN = frozenset({"aten", "prims", "prim", "torchvision"})
-# Random values, of both signs and of one. In all but the first, channels are large and small by decades, so that the
-# picked ones go another way where all of them together decide.
+# Random values, of both signs and of one. In all but the first, channels differ in scale by decades, so that a branch
+# that depends on all channels together differs for the selected ones.
 _VALUES: tuple[Callable[[Tensor], Tensor], ...] = (lambda t: t, lambda t: t, lambda t: t, torch.abs, lambda t: -t.abs())
-# Sums over channels that a norm of its own would divide by their number, which no proof can tell from a constant.
+# Sums over channels: a custom norm would divide them by their number, which no proof can tell from a constant.
 _SUMS = ("sum", "prod", "norm", "mm", "dot", "matmul", "einsum", "conv")
 _MOST_ELEMENTS, _MOST_PLACES, _SEED = 1 << 16, 64, 20_773
 
 
 def is_probed(target: Any) -> bool:
-    """Whether a call's target is no op of torch, so that its name says nothing."""
+    """Whether a call's target is not an op of torch, so that its name has no known meaning."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         space = getattr(target, "namespace", "") or str(getattr(target, "_qualified_op_name", "")).split("::")[0]
         return space not in _KNOWN
@@ -70,7 +70,7 @@ def _probed(call: Call) -> None:
 
 
 def _pass(call: Call, trial: Trial, axis: Axis, places: Places, results: list[list[Axis]]) -> Iterator[tuple[int, int]]:
-    """Tie the dims at these places, by operand and by result; the operands' are given back."""
+    """Tie the dims at these places of operands and results; yield (operand, dim) for the operands."""
     for number, dim in enumerate(places[0]):
         if dim is not None:
             call.unify(axis, call.axes_of(trial.nodes[number])[dim])
@@ -87,7 +87,7 @@ PROBED = Rule("", _probed)
 
 @dataclass
 class Trial:
-    """Runs of one node's op on random operands of its shapes, and of others."""
+    """Runs of one node's op on random operands, of its own shapes and of others."""
 
     node: fx.Node
     nodes: list[fx.Node] = field(default_factory=list)
@@ -106,11 +106,11 @@ class Trial:
         self._normed: set[Places] = set()
 
     def crosses(self, places: Places) -> bool:
-        """Whether channels at these places hang on averages over them."""
+        """Whether the channels at these places depend on averages over all of them."""
         return places in self._normed
 
     def passes(self, number: int, dim: int) -> Places | None:
-        """Where the channels of an operand's dim are in the other operands and in the results, or None."""
+        """The places of the channels of an operand's dim in all operands and results, or None if they do not pass."""
         shapes = [tuple(node.meta["val"].shape) for node in self.nodes]
         for places in itertools.islice(self._candidates(number, dim, shapes), _MOST_PLACES):
             sizes = list(self._sizes(places, shapes))
@@ -140,7 +140,7 @@ class Trial:
             yield chosen[len(made) :], chosen[: len(made)]
 
     def _sizes(self, places: Places, shapes: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-        """Shapes of the operands with the call's own number of channels, and with others; other dims are small."""
+        """Shapes of the operands with the call's own number of channels, and with one more; other dims are small."""
         numbers = sorted({n for shape in shapes for n in shape if n > 1})
         size = next(shape[d] for shape, d in zip(shapes, places[0], strict=True) if d is not None)
         elements = max((torch.Size(shape).numel() for shape in shapes), default=0)
@@ -154,12 +154,12 @@ class Trial:
             try:
                 runs = (_Run(self, places, self._values(places, shapes, n)) for n in range(len(_VALUES)))
                 return all(map(test, runs))
-            except Exception:  # the op is the user's own code: anything may come out of it
+            except Exception:  # the op is the user's own code and may raise anything
                 return False
 
     @cached_property
     def learns(self) -> bool:
-        """Whether the op has a way back: some that libraries register have none, and refuse when it is asked for."""
+        """Whether the op has a backward: some that libraries register have none, and raise if it is called."""
         values = [torch.zeros(v.shape, dtype=v.dtype, requires_grad=v.is_floating_point()) for v in self._metas()]
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
             try:
@@ -201,7 +201,7 @@ class Trial:
 
 
 def _chosen(run: _Run) -> list[Tensor]:
-    """Half of the channels, a third of them, and one."""
+    """Random indices of half of the channels, of a third of them, and of one."""
     return [torch.randperm(run.size)[: max(1, run.size // parts)].sort().values for parts in (2, 3, run.size)]
 
 
@@ -210,7 +210,7 @@ def _picks(run: _Run) -> bool:
 
 
 def _maps(run: _Run) -> bool:
-    """Whether the results alone pass channels through: then averages in the way back are none of a norm."""
+    """Whether the results alone pass channels through: then averages in the backward are not those of a norm."""
     index = _chosen(run)[0]
     values = [_picked(v, d, index) for v, d in zip(run.values, run.places[0], strict=True)]
     expected = [_picked(v, d, index) for v, d in zip(run.results, run.places[1], strict=True)]
@@ -222,7 +222,7 @@ def _sums(run: _Run) -> bool:
 
 
 class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the names of the ops that run."""
+    """Records the names of the ops that run."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -235,7 +235,7 @@ class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass
 class _Run:
-    """An op on given values, and on what is picked of them at the places of the channels."""
+    """An op on given values, and on selected channels of them."""
 
     trial: Trial
     places: Places
@@ -246,7 +246,7 @@ class _Run:
 
     @cached_property
     def results(self) -> list[Tensor]:
-        """Those of the whole call."""
+        """The results with all channels."""
         return [v.detach() for v in self.trial.call([v.clone() for v in self.values])]
 
     @cached_property
@@ -255,16 +255,16 @@ class _Run:
         return [torch.randn(v.shape, dtype=torch.float64).to(v.dtype) for v in self.results]
 
     def repeats(self) -> bool:
-        """Whether the op gives the same twice, and leaves its operands as they are."""
+        """Whether the op returns the same results twice, and does not change its operands."""
         given = [v.clone() for v in self.values]
         again = self.trial.call(given)
         kept = all(map(torch.equal, given, self.values))
         return kept and len(again) == len(self.results) and all(map(torch.equal, again, self.results))
 
     def agrees(self, index: Tensor, alone: bool = False, copies: int = 1) -> bool:
-        """Whether picking channels by ``index`` before the call and after it are the same.
+        """Whether selecting channels by ``index`` before the call and after it is equivalent.
 
-        ``alone``: the whole call gets gradients of the picked ones only. ``copies``: how often each channel is picked.
+        ``alone``: the full call gets gradients of the selected channels only. ``copies``: how often each is selected.
         """
         given, made = self.places
         mask = torch.zeros(self.size, dtype=torch.float64).index_fill_(0, index, 1.0)
@@ -282,7 +282,7 @@ class _Run:
         return _close(part[0], expected) and _close(part[1], grads)
 
     def ignores_zeros(self, index: Tensor) -> bool:
-        """Whether zeros in any one operand, for channels beside those of ``index``, are as good as their absence."""
+        """Whether zeros in any one operand, for channels not in ``index``, are equivalent to their removal."""
         mask = torch.zeros(self.size, dtype=torch.float64).index_fill_(0, index, 1.0)
         dims = self.places[0]
         zeroed = [v if d is None else v * _along(mask, v, d) for v, d in zip(self.values, dims, strict=True)]
@@ -298,7 +298,7 @@ class _Run:
         return list(zip(self.weights, self.places[1], strict=True))
 
     def _learn(self, values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Results, and gradients of the operands; zeros where there are none."""
+        """The results, and the gradients of the operands; zeros for operands without a gradient."""
         leaves = [v.detach().clone().requires_grad_(v.is_floating_point()) for v in values]
         results = self.trial.call(leaves)
         pairs = [(r, w) for r, w in zip(results, weights, strict=True) if r.requires_grad and self.trial.learns]
@@ -322,7 +322,7 @@ def _along(vector: Tensor, like: Tensor, dim: int) -> Tensor:
 
 
 def _close(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Equal but for rounding, in the precision of the less precise; and finite."""
+    """Whether tensors are equal up to rounding, in the precision of the less precise one, and finite."""
     for a, b in zip(found, expected, strict=True):
         if a.shape != b.shape:
             return False

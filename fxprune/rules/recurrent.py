@@ -1,4 +1,4 @@
-"""Recurrent layers: the hidden size of every layer is a width, four (three, one) gates share it."""
+"""Recurrent layers: their hidden units are channels, which the four (three, one) gates share."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def recurrent(call: Call) -> None:
 
 
 def _input_axes(call: Call) -> Axes:
-    """Of a padded tensor, or of the data of a packed sequence."""
+    """The axes of a padded tensor, or of the data of a packed sequence."""
     return call.tensor("input") if call.has("input") else tuple(call.axes_of(call.arguments["input"])[0])
 
 
 def _batch(call: Call) -> Axes:
-    """The batch dim that input, output and states share; none of a single sequence, or where sequences are packed."""
+    """The batch dim that input, output and states share; empty for a single sequence and for packed sequences."""
     if not call.has("input"):
         return ()
     axes = call.tensor("input")
@@ -150,7 +150,7 @@ _PACKED_STEPS = "it numbers the steps of packed sequences"
 
 
 def packed_axes(call: Call, data: Axes) -> list[Axes]:
-    """The axes of all four parts of a packed sequence with such data."""
+    """The axes of all four parts of a packed sequence whose data have these axes."""
     value = call.value if hasattr(call.value, "batch_sizes") else call.value[0]
     return [data, *(fixed_axes(part, _PACKED_STEPS) for part in value[1:])]
 

@@ -52,7 +52,7 @@ def quantile(call: Call) -> None:
 
 @rule("var std var_mean std_mean", "input, dim=None, unbiased=True, keepdim=False")
 def spread(call: Call) -> None:
-    """Over one element an unbiased one is not a number."""
+    """An unbiased variance over one element is NaN, so at least two elements must stay."""
     axes, biased = call.tensor("input"), call.arguments.get("dim")
     dims = tuple(range(len(axes))) if isinstance(biased, bool) else call.dims()
     if math.prod(axes[d].size for d in dims if has_fixed(axes[d])) == 1:
@@ -98,7 +98,7 @@ def softmax(call: Call) -> None:
 
 @rule("renorm", "input, p, dim, maxnorm")
 def limited_norm(call: Call) -> None:
-    """Each slice of ``dim`` has at most that norm."""
+    """Each slice along ``dim`` is scaled to at most the norm ``maxnorm``."""
     axes, dim = call.tensor("input"), call.dim()
     call.crosses((*axes[:dim], *axes[dim + 1 :]))
     call.result = axes
@@ -142,7 +142,7 @@ def distance(call: Call) -> None:
 
 @rule("cumsum cumprod logcumsumexp cummax cummin", "input, dim")
 def scan(call: Call) -> None:
-    """Each element depends on those before it, in the order that narrowing keeps."""
+    """Each element depends on the elements before it; narrowing keeps their order."""
     axes = call.tensor("input")
     along = axes[call.dim()]
     call.crosses((along,))
@@ -180,7 +180,7 @@ _REORDERED = "its elements are reordered by value"
 
 @rule("sort argsort", "input, dim=-1, descending=False")
 def sort(call: Call) -> None:
-    """Numbers of elements keep their order when the elements that nothing numbers go."""
+    """If the values are indices into an axis, their order does not change when unused elements of it are removed."""
     axes = call.tensor("input")
     call.pin(axes[call.dim()], _REORDERED)
     call.result = axes if isinstance(call.value, torch.Tensor) else [axes, axes]
@@ -201,7 +201,7 @@ def kth(call: Call) -> None:
 
 @rule("topk", "input, k, dim=-1, largest=True, sorted=True")
 def topk(call: Call) -> None:
-    """The largest of what stays, as if what goes were minus infinity; their numbers are those of the axis."""
+    """The largest kept elements, as if removed ones were minus infinity; the result's indices refer to the axis."""
     axes, dim = call.tensor("input"), call.dim()
     if writes_in_place(call.node) or call.varies(call.arguments["k"]):
         call.pin(axes[dim], _REORDERED)
@@ -264,7 +264,7 @@ def shift(call: Call) -> None:
 
 @rule("histc", "input, bins=100, min=0, max=0")
 def histc(call: Call) -> None:
-    """Numbers of values in intervals; where each holds the number of one element, they are that axis."""
+    """Counts of values in intervals; if each interval holds the index of one element, the result has that axis."""
     call.pin_all(call.tensor("input"), "it counts all values")
     numbered = call.numbered_by(call.arguments["input"])
     limits = [call.arguments[name] for name in ("bins", "min", "max")]

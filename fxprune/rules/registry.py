@@ -1,4 +1,4 @@
-"""Binding of a node's arguments to the names torch's documentation gives them."""
+"""The registry of rules, and the binding of a node's arguments to their names in torch's documentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 MISSING: Any = object()
-# What torch calls an argument elsewhere: the first of these names that the signature has.
+# Other names that torch uses for an argument: each stands for the first of these that the signature has.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "a_max": ("max",),
     "a_min": ("min",),
@@ -82,7 +82,7 @@ def _literal(text: str) -> Any:
 
 
 def bind(signature: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Argument values by name; defaults where an argument was not given. What no parameter names is left out."""
+    """Argument values by name, with defaults for missing ones. Surplus positional arguments are left out."""
     bound: dict[str, Any] = {}
     rest = list(args)
     for parameter in parse(signature):
@@ -101,7 +101,7 @@ def bind(signature: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
 def replace(
     signature: str, args: Sequence[Any], kwargs: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with ``changes`` put where the call gave them before, or as keywords where it did not."""
+    """The arguments with ``changes`` in the places where the call passed them, or as keywords if it did not."""
     new_args, new_kwargs = list(args), dict(kwargs)
     pending = dict(changes)
     for name in kwargs:
@@ -141,8 +141,8 @@ class Rule:
 class ModuleForm:
     """A torch.nn module written as a call of a rule.
 
-    ``arguments(module)`` gives the rule's arguments after the module's own inputs; a string value that starts with "."
-    names a parameter or buffer. ``attributes`` maps a rule's argument to the module attribute that repeats it.
+    ``arguments(module)`` returns the rule's arguments after the module's own inputs; a string value that starts with
+    "." names a parameter or buffer. ``attributes`` pairs a rule's argument with the module attribute that stores it.
     """
 
     rule: str
@@ -168,7 +168,7 @@ def rule(names: str, signature: str) -> Callable[[AxesHalf], AxesHalf]:
 
 
 def pinned(names: str, signature: str, why: str, result: str) -> None:
-    """Register ops all of whose inputs stay as they are, and why; and what their results are."""
+    """Register ops whose inputs are all pinned, for the reason ``why``; their results are fixed, for ``result``."""
 
     @rule(names, signature)
     def axes(call: Call) -> None:
@@ -188,7 +188,7 @@ def repairs(names: str) -> Callable[[RepairHalf], RepairHalf]:
 
 
 def module_form(cls: type[nn.Module], form: ModuleForm) -> None:
-    """Say which rule a module class follows."""
+    """Register the form of a module class."""
     _MODULES[cls.forward] = form
     _MODULE_CLASSES.append(cls)
 
@@ -219,10 +219,10 @@ def torch_class(module: nn.Module) -> type[nn.Module]:
 
 
 def find_module_form(module: nn.Module) -> ModuleForm | None:
-    """The form of a module that runs the forward of a known torch.nn class on plain parameters."""
+    """The form of a module that runs the forward of a known torch.nn class on plain parameters, else None."""
     if "parametrizations" in module._modules or module._forward_pre_hooks or module._forward_hooks:
         return None
-    if "forward" in vars(module):  # a forward of its own, put on the instance
+    if "forward" in vars(module):  # a forward assigned to the instance
         return None
     return _MODULES.get(type(module).forward)
 

@@ -1,4 +1,4 @@
-"""Sizes that mix what stays as large as the input makes it with channels that go: from full to kept, and back."""
+"""Repair: one op rewritten for the kept channels, with maps between full and kept sizes that depend on the input."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _moved(value: Any, old_offset: int, old_factor: int, new_factor: int, new_of
 
 
 def size_map(axis: Axis, masks: Mapping[Channels, Mask]) -> SizeMap:
-    """The map of an axis with input-dependent sizes: the sample's ratio, where no single number says both."""
+    """The map of an axis with input-dependent sizes: exact if possible, else the ratio at the sample's size."""
     kept = int(kept_mask(axis, masks).sum())
     return _exact(axis, masks) or SizeMap(axis.size, kept)
 
@@ -99,11 +99,11 @@ EmitOp = Callable[..., fx.Node]
 
 
 class Repair:
-    """One op being written into the smaller graph.
+    """One op while it is written into the smaller graph.
 
-    ``arguments`` holds the new arguments by name: nodes of the new graph, and literals as the source had them.
-    ``changes`` collects what the rule wants different, ``attributes`` module attributes to set; ``replacement`` is a
-    node that stands for the op instead. ``mapped`` gives a node of the old graph as the new graph has it.
+    ``arguments`` holds the arguments by name: nodes of the new graph, and the literals of the source. ``changes``
+    collects arguments that the rule changes, ``attributes`` module attributes to set; ``replacement`` is a node that
+    replaces the op. ``mapped`` maps a node of the old graph to its value in the new graph.
     """
 
     def __init__(
@@ -128,15 +128,15 @@ class Repair:
         self._solver: Solver = call.solver
 
     def mask(self, axis: Axis) -> Mask:
-        """Which elements of an axis stay."""
+        """The mask of the elements of an axis that stay."""
         return kept_mask(self._solver.resolve(axis), self._masks)
 
     def size(self, axis: Axis) -> int:
-        """How many elements of an axis stay."""
+        """The number of elements of an axis that stay."""
         return axis.size if isinstance(axis, Fixed) else int(self.mask(axis).sum())
 
     def shrinks(self, axis: Axis) -> bool:
-        """Whether any element of an axis goes."""
+        """Whether any element of an axis is removed."""
         return self.size(axis) != axis.size
 
     def is_static(self, axis: Axis) -> bool:
@@ -145,11 +145,11 @@ class Repair:
         return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not has_fixed(resolved)
 
     def set(self, name: str, value: Any) -> None:
-        """Change an argument (of a module: the attribute that repeats it)."""
+        """Change an argument (for a module, the attribute that stores it)."""
         self.changes[name] = value
 
     def resize(self, value: Any, axis: Axis) -> Any:
-        """The size argument ``value`` of an axis, for the kept size. -1 stays, and dynamic parts stay dynamic."""
+        """The size argument ``value`` of an axis, set to the kept size. -1 stays, and dynamic parts stay dynamic."""
         new, old = self.size(axis), axis.size
         if new == old or (isinstance(value, int) and value == -1):
             return value
@@ -168,16 +168,16 @@ class Repair:
         self.set(name, tuple(self.resize(v, a) for v, a in zip(sizes, axes, strict=True)))
 
     def positions(self, source: Axis, index: np.ndarray[Any, np.dtype[np.int64]], kept: Mask) -> list[int]:
-        """Where the kept picks ``index[kept]`` of an axis lie among its kept elements."""
+        """The positions of the elements ``index[kept]`` of an axis among its kept elements."""
         rank = np.cumsum(self.mask(source)) - 1
         return [int(i) for i in rank[index[kept]]]
 
     def select(self, node: fx.Node, dim: int, index: Sequence[int]) -> fx.Node:
-        """``node`` with dim ``dim`` picked by literal positions."""
+        """``node`` with literal positions selected along dim ``dim``."""
         return self.emit(torch.index_select, node, dim, self.constant(index))
 
     def constant(self, index: Sequence[int]) -> fx.Node:
-        """Positions as a tensor that lives in the new graph."""
+        """Positions as a constant tensor of the new graph."""
         return self.add_constant(torch.tensor(list(index), dtype=torch.int64))
 
     def select_result(self, axes: Sequence[Axis]) -> None:

@@ -1,4 +1,4 @@
-"""Reshapes: row-major factors are matched run by run, so that what cannot be aligned pins only itself."""
+"""Reshapes: row-major factors are matched in parts, so that only the axes that cannot be aligned are pinned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def reshaped(call: Call, axes: Axes, shape: tuple[int, ...]) -> Axes:
 
 
 def _unchanged(axes: Axes, shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many leading and trailing dims are the same before and after."""
+    """The numbers of leading and trailing dims that are the same before and after."""
     front = back = 0
     shortest = min(len(axes), len(shape))
     while front < shortest and axes[front].size == shape[front]:
@@ -51,7 +51,7 @@ def view(call: Call) -> None:
 
 @repairs("view reshape view_copy")
 def repair_view(repair: Repair) -> None:
-    """A view may also be of a dtype, which has no sizes."""
+    """The argument may also be a dtype, which has no sizes."""
     if not any(isinstance(size, torch.dtype) for size in repair.call.numbers("size")):
         repair.resize_all("size", repair.call.result)
 
@@ -93,7 +93,7 @@ def squeeze(call: Call) -> None:
 
 @rule("atleast_1d atleast_2d atleast_3d", "*tensors")
 def at_least(call: Call) -> None:
-    """Dims of one for what has fewer: in front, and for three dims one behind."""
+    """Tensors with fewer dims get dims of size one: in front, and for three dims one at the end."""
     rank = int(call.name[-2])
     raised = [_raised(axes, rank) for axes in call.tensors("tensors")]
     call.result = raised[0] if isinstance(call.value, torch.Tensor) else raised

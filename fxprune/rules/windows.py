@@ -18,7 +18,7 @@ _TRANSPOSED = "input, weight, bias=None, stride=1, padding=0, output_padding=0, 
 
 
 def grouped(call: Call, channels: Axis, out: Axis, inner: Axis, groups: int) -> Axis:
-    """Input channels are groups times ``inner``, output channels groups times a share; gives the groups axis."""
+    """Tie input channels to groups times ``inner``, output channels to groups times a share; return the groups axis."""
     if groups == 1:
         call.unify(channels, inner)
         return ONE
@@ -29,7 +29,7 @@ def grouped(call: Call, channels: Axis, out: Axis, inner: Axis, groups: int) -> 
 
 
 def _space(call: Call, axes: Axes, kernel: Axes) -> Axes:
-    """Output axes of the dims slid over. A kernel of one with unit stride maps them; any other pins them."""
+    """Output axes of the spatial dims. A kernel of size one with unit stride passes them through; others pin them."""
     call.pin_all(kernel, "a kernel's extent is fixed")
     sizes = call.output_shape[-len(kernel) :]
     result: list[Axis] = []
@@ -158,7 +158,7 @@ def grid_sample(call: Call) -> None:
 
 @rule("unfold", "input, kernel_size, dilation=1, padding=0, stride=1")
 def unfold(call: Call) -> None:
-    """``F.unfold`` of (N, C, H, W): columns are channels times window. ``Tensor.unfold`` shares the name."""
+    """``F.unfold`` of (N, C, H, W): columns are channels times window. ``Tensor.unfold`` has the same name."""
     axes = call.tensor("input")
     shape = call.output_shape
     if len(shape) == len(axes) + 1:
@@ -183,7 +183,7 @@ def fold(call: Call) -> None:
 
 @rule("stft istft", "input, n_fft, hop_length=None, win_length=None, window=None")
 def short_time_fourier(call: Call) -> None:
-    """Signals, (..., time), to spectra, (..., frequencies, frames), as complex numbers or as pairs; and back."""
+    """Signals (..., time) to spectra (..., frequencies, frames), complex or as pairs of reals; and the inverse."""
     axes = call.tensor("input")
     kept = (len(axes) if call.name == "stft" else len(call.output_shape)) - 1
     call.pin_all(axes[kept:], _WINDOW)
@@ -240,7 +240,7 @@ _REGIONS = "regions are pooled from it"
 
 @rule("deform_conv2d", _DEFORMABLE)
 def deformable_convolution(call: Call) -> None:
-    """Offsets and their mask are (2 or 1) * offset groups * taps wide; without a mask there is a stand-in of one."""
+    """Offsets are 2 * offset groups * taps wide, their mask half of that; if there is no mask, its width is one."""
     axes, weight = call.tensor("input"), call.tensor("weight")
     call.pin_all((*call.tensor("offset")[1:], *call.tensor("mask")[1:]), _OFFSETS)
     call.pin_all((*axes[2:], *weight[2:]), "a convolution slides over it")
