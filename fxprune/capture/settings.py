@@ -82,8 +82,9 @@ class Questions:
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _AUTOCAST = ("cpu", "cuda")
 _LIMITS = ("min", "max", "eps", "tiny")
-_SURROUNDINGS = frozenset(
-    """is_grad_enabled is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype get_autocast_gpu_dtype
+_GRADIENTS = frozenset(("is_grad_enabled",))
+_CASTS = frozenset(
+    """is_autocast_enabled is_autocast_cpu_enabled get_autocast_dtype get_autocast_gpu_dtype
     get_autocast_cpu_dtype""".split()
 )
 _INFERENCE = frozenset(("is_inference_mode_enabled", "is_inference"))
@@ -179,18 +180,19 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
-    asks = not _SURROUNDINGS.isdisjoint(named)
-    if asks:
+    asks_gradients, asks_cast = not _GRADIENTS.isdisjoint(named), not _CASTS.isdisjoint(named)
+    if asks_gradients:
         _refuse_other_way(trace, otherwise(gradients=False))
     if not _INFERENCE.isdisjoint(named):
         _refuse_other_way(trace, otherwise(inference=True))
-    if asks or not _AUTOCASTS.isdisjoint(named):
-        cast = [otherwise(cast=True), *([otherwise(cast=True, gradients=False)] if asks else [])]
-        if any(o is None or o.reads.leaves_autocast or (asks and _another_way(trace, o)) for o in cast):
+    if asks_cast or not _AUTOCASTS.isdisjoint(named):
+        both = [otherwise(cast=True, gradients=False)] if asks_gradients and asks_cast else []
+        others = [otherwise(cast=True), *both]
+        if any(o is None or o.reads.leaves_autocast or (asks_cast and _another_way(trace, o)) for o in others):
             _refuse_autocast_around(trace.graph)
     if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
-        others = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
-        _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in others})
+        further = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
+        _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in further})
 
 
 def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Trace | None]) -> None:
