@@ -160,7 +160,7 @@ def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 
 def _alike(ours: Any, theirs: Any, depth: int = 4) -> bool:
-    """Whether two attributes are equal if they are plain data; other objects need the same class only."""
+    """Whether two attributes are equal as plain data; for other objects the same class is enough."""
     if type(ours) is not type(theirs):
         return isinstance(ours, nn.Module) and isinstance(theirs, nn.Module)
     if isinstance(ours, _PLAIN):
@@ -215,7 +215,7 @@ def _is_as_made(module: fx.GraphModule, printed: FunctionType) -> bool:
 
 
 def _codes_of_properties(cls: type) -> frozenset[CodeType]:
-    """The code of functions that methods of the bases define; parts are looked up by properties with such code."""
+    """The code of functions that methods of the bases define; properties with such code look up parts."""
     between = itertools.takewhile(lambda base: base is not fx.GraphModule, cls.__mro__[1:])
     methods = [value for base in between for value in vars(base).values() if isinstance(value, FunctionType)]
     return frozenset(c for method in methods for c in method.__code__.co_consts if isinstance(c, CodeType))

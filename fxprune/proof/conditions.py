@@ -95,7 +95,7 @@ class Conditions:
         if [name for name, _ in masked.draws] != [name for name, _ in narrow.draws]:
             raise _error(f"the pruned network draws {_names(narrow)}, the original {_names(masked)}")
         if masked.draws != narrow.draws:
-            raise _RefusedError("what is drawn at random depends on what was removed")
+            raise _RefusedError("random draws depend on the removed entries")
         if carries:
             masked.outputs = kept_block(masked.outputs)
         outputs = masked.outputs
@@ -104,7 +104,7 @@ class Conditions:
         if wrong:
             raise _DiffersError(wrong)
         if carries:
-            return "gradients not compared: zeros are no stand-in for what was removed"
+            return "gradients not compared: zeros cannot stand in for the removed entries"
         return self._back(masked, narrow, tells=self.tells and len(masked.outputs) == len(outputs))
 
     def _back(self, masked: Step, narrow: Step, *, tells: bool) -> str:
@@ -120,7 +120,7 @@ class Conditions:
         if not wrong:
             return ""
         if not tells:
-            raise _RefusedError("what was removed does not reach the outputs, so gradients have no reference")
+            raise _RefusedError("the removed entries do not reach the outputs, so gradients have no reference")
         if not self._is_steady(narrow):
             return "gradients not compared: they magnify rounding"
         raise _error(f"{wrong} from the masked original on {self.probe.label}")

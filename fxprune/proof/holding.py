@@ -65,8 +65,8 @@ def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
     for number, (ours_name, theirs_name) in enumerate(zip(ours, theirs, strict=True)):
         if ours_name != theirs_name:
             raise _error(
-                f"the {kind} are in another order, by which optimiser state goes: number {number} is {theirs_name!r}, "
-                f"which is {ours_name!r} in the original"
+                f"the {kind} are in another order, and optimiser state depends on it: number {number} is "
+                f"{theirs_name!r}, which is {ours_name!r} in the original"
             )
 
 
@@ -150,4 +150,4 @@ def _check_added(added: Tensors, traced: Collection[str], unsaved: set[str], rea
             raise _error(f"{name!r} is {what} of the pruned network that the original does not have")
         constant = name in traced or is_constant(name)
         if not constant and (tensor.dtype != torch.int64 or tensor.ndim != 1):
-            raise _error(f"{name!r} of the pruned network is no list of indices and has no counterpart in the original")
+            raise _error(f"{name!r} of the pruned network is not an index list and has no counterpart in the original")

@@ -149,7 +149,7 @@ def first_layer(original: nn.Module, traced: nn.Module, call: Callable[[nn.Modul
     for (path, mine), other in zip(calls[1], calls[0], strict=False):
         if (path, mine[0]) != (other[0], other[1][0]) or not math.isclose(mine[1], other[1][1], rel_tol=1e-6):
             return f"; the first layer that answers otherwise is {path} (called at {lines[path]})"
-    return "; all layers answer alike: it lies behind the last of them" if calls[1] else ""
+    return "; all layers agree: the difference arises after the last of them" if calls[1] else ""
 
 
 def _note_answer(answers: list[tuple[str, _Fingerprint]], path: str, _: nn.Module, given: Any, answer: Any) -> None:

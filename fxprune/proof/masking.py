@@ -13,7 +13,7 @@ from fxprune.proof.copies import named_tensors
 from fxprune.util.copies import is_constant
 
 GAINS = (2.0, 1.0, 0.25)
-"""The variance of random weights times their number of inputs; tried in this order.
+"""The values to try in turn for the variance of random weights times their number of inputs.
 
 The first is for a layer with ReLU (He et al. 2015, eq. 10), which keeps deep layers visible in the outputs; with it,
 some networks magnify values or rounding too much.

@@ -24,7 +24,7 @@ _FEW_STEPS = 4
 
 DRAWS = {"range": "", "whole": "whole numbers as in the sample", "rows": "values as in the sample"}
 """Ways to draw values, in the order in which they are tried, and their words in labels: from the range of all values;
-the same, but places of whole numbers take values of random rows; every place takes values of random rows."""
+the same, except that places of whole numbers take values of random rows; values of random rows everywhere."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,7 +169,7 @@ def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float)
 
 
 def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
-    """Where two backward passes differ, likewise."""
+    """Where two backward passes differ, or ""."""
     ours, theirs = masked.go_back(), narrow.go_back()
     present = [{name: g for name, g in gradients.items() if g is not None} for gradients in (ours, theirs)]
     wrong = _tensor_difference(present[0], present[1], keep, tolerance)
@@ -178,7 +178,7 @@ def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float
     for name in ours.keys() & theirs.keys():
         both = (ours[name], theirs[name])
         if len([g for g in both if g is None]) == 1 and any(bool(g.any()) for g in both if g is not None):
-            return f"the gradient of {name!r} {'is missing' if both[1] is None else 'is one too many'}, which differs"
+            return f"the gradient of {name!r} {'is missing' if both[1] is None else 'is unexpected'}, which differs"
     return ""
 
 

@@ -131,8 +131,8 @@ class Trials:
         """Why no graph can repeat the original's outputs, as the end of a message, or ""."""
         if self._answers_otherwise(trial, self.seed):
             return (
-                "; the original answers the same input otherwise the next time, so it keeps state between calls (in an "
-                "attribute or a buffer) that a graph cannot tell"
+                "; the original's next output for the same input differs, so it keeps state between calls (in an "
+                "attribute or a buffer) that a graph cannot hold"
             )
         if self._answers_otherwise(trial, self.seed + 1):
             return "; the original draws random numbers in eval mode, so its answers cannot be compared"

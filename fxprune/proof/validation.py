@@ -90,7 +90,7 @@ class _Failure:
     trial: Trial
 
 
-_ELSEWHERE = "they lead another way, where values decide"
+_ELSEWHERE = "they take another branch, where values decide"
 
 
 class Validation:
@@ -114,7 +114,7 @@ class Validation:
         diverges = self._outcome.diverges
         outcome = self._attempt(resize=False)
         outcome.diverges = diverges
-        outcome.notes.append("not proven at another resolution: what the plan removes are no whole channels there")
+        outcome.notes.append("not proven at another resolution: removed entries are no whole channels there")
         return outcome
 
     def _attempt(self, *, resize: bool) -> Outcome:
@@ -290,7 +290,7 @@ class Validation:
             self._dtype,
             self._tolerance,
             case.seed,
-            "what is removed is the plan's word" if self._ways[0].marks else case.untrained,
+            "some removals are known from the plan alone" if self._ways[0].marks else case.untrained,
             lambda: self._levels(trial, answer),
             not self._ways[0].carries or self._is_visible(change),
         )

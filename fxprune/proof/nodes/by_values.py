@@ -109,7 +109,7 @@ class ByValues:
         traced = node.meta["val"].shape
         found = [k if k is None or d >= len(shape) else _stretched(k, traced[d], shape[d]) for d, k in enumerate(kept)]
         if len(kept) > len(shape) or any(k is not None and f is None for k, f in zip(kept, found, strict=True)):
-            raise UnjudgedError(f"{node.name} is {tuple(shape)} here, and what goes is known of {tuple(traced)}")
+            raise UnjudgedError(f"{node.name} is {tuple(shape)} here, but removal is known for {tuple(traced)}")
         return tuple(found)
 
     def kept_of(self, node: fx.Node) -> Kept:
@@ -126,7 +126,7 @@ class ByValues:
         """Whether an operand or module may have lost entries. Raises UnjudgedError: nothing explains a loss."""
         lossy = self._lossy(step)
         if any(not claim.caused for claim in lossy):
-            raise UnjudgedError(f"{step.full.name}: nothing shows why entries of what it reads go")
+            raise UnjudgedError(f"{step.full.name}: nothing shows why entries of its operands are removed")
         return bool(lossy) or step.full.op == "call_module"
 
     def _differs(self, step: Step, result: Result, kept: Kept, way: Way) -> str:
@@ -174,7 +174,7 @@ class ByValues:
         if claim.is_lossy and not way.over_kept and node not in self._tables:
             claim.caused = self._is_caused(step, claim)
         if way.over_kept and not is_gone(full, claim.lost):
-            raise UnjudgedError(f"{node.name}: entries that should go stay")
+            raise UnjudgedError(f"{node.name}: entries that should be removed are not")
         if way.over_kept:
             full = torch.nan_to_num(full, nan=0.0)
         claim = Claim((full, result.narrow), kept, silent=claim.silent, caused=claim.caused)
@@ -245,7 +245,7 @@ class ByValues:
         """After a write to a view, the values of its base and of the views in between, by node."""
         lineage = self._memory.lineage(written_by(step.full))
         if way.over_kept or any(member not in lineage for member in later):
-            raise UnjudgedError(f"{step.full.name} writes to memory that others share in another way and read later")
+            raise UnjudgedError(f"{step.full.name} writes to memory that later nodes read, and not through plain views")
         return self.evaluation.replayed([self.steps[node] for node in lineage[1:]], step, lineage[0], way)
 
     def _rewritten(self, node: fx.Node, member: fx.Node, full: Any, narrow: Any, way: Way) -> None:
@@ -253,7 +253,7 @@ class ByValues:
         old = self._claims[member]
         kept = old.kept
         if text := self._unlike(full, kept, narrow, way):
-            raise fault(self._pair, node, f"what it writes to {member.name}: {text}")
+            raise fault(self._pair, node, f"its write to {member.name}: {text}")
         now = Claim((full, narrow), kept, caused=old.caused)
         now.silent = is_silent(full, now.lost)
         self._claims[member] = self.renewed(member, now)

@@ -75,7 +75,7 @@ class Evaluation:
                 return local[given]
             owner = self._owners.get(given)
             if owner is None or owner not in self._claims:
-                raise UnjudgedError(f"{given.name} is read and not known")
+                raise UnjudgedError(f"{given.name} is read, but its value is unknown")
             if owner not in used:
                 self._full_value(step, modules, way, used)(owner)
             return used[owner][1]
@@ -154,7 +154,7 @@ class Evaluation:
         except Exception as error:
             raise UnjudgedError(f"{node.name}: {type(error).__name__}: {error}") from error
         if not may_write(node, module) and any(tensor._version != version for tensor, version in versions):
-            raise UnjudgedError(f"{node.name} writes in place and does not say so")
+            raise UnjudgedError(f"{node.name} writes in place without declaring it")
         return result, not torch.equal(state, self._random_state())
 
     def _random_state(self) -> Tensor:
@@ -180,7 +180,7 @@ class Evaluation:
             if tensor is None or other is None:
                 tensors[0][name], tensors[1][name] = None, None
                 if tensor is not other:
-                    raise fault(self._pair, step.full, f"{name} is there in one network alone")
+                    raise fault(self._pair, step.full, f"{name} exists in one network only")
                 continue
             tensors[0][name], tensors[1][name] = self._tensors(f"{step.full.target}.{name}", tensor, other, way)
         return on_tensors(full, tensors[0], training), on_tensors(narrow, tensors[1], training)

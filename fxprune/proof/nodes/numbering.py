@@ -78,7 +78,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         schema = func._schema
         if func.namespace not in ("aten", "prims"):
-            raise UnjudgedError(f"{func} may do anything")
+            raise UnjudgedError(f"{func} is unknown and may have any effect")
         if func in _VIEWS or (not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)):
             return func(*args, **kwargs)
         key: Any = (func, self._named(args), self._named(tuple(kwargs.items())))
@@ -90,7 +90,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise UnjudgedError("a call writes to parameters")
         symbolic = any(tensor.is_meta for tensor in _tensors((args, kwargs)))
         if symbolic and not all(tensor.is_meta for tensor in written):
-            raise UnjudgedError(f"{func} writes what hangs on inputs to a tensor of its own")
+            raise UnjudgedError(f"{func} writes values of inputs to a tensor that depends on none")
         result = self._without_values(func, args, kwargs) if symbolic else func(*args, **kwargs)
         for place, tensor in enumerate(written):
             self._hold(tensor, (key, "written", place))
@@ -126,7 +126,7 @@ class Numbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage._cdata not in self._content:
             if tensor.is_meta or storage.nbytes() > _MOST * tensor.element_size():
-                raise UnjudgedError("nothing is known of a tensor that the program reads")
+                raise UnjudgedError("the program reads a tensor of unknown content")
             everything = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
             content = everything.cpu().numpy().tobytes()
             self._hold(tensor, ("content", content))

@@ -108,10 +108,10 @@ def call(
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     if drawn and node.target == "is_contiguous":
-        raise UnjudgedError(f"{node.name} asks for the memory format, which values of the proof's own do not have")
+        raise UnjudgedError(f"{node.name} reads the memory format, which the proof's own values do not have")
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    raise UnjudgedError(f"{node.op} is no call")
+    raise UnjudgedError(f"{node.op} is not a call")
 
 
 def may_write(node: fx.Node, module: nn.Module | None) -> bool:

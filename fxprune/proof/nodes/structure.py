@@ -49,7 +49,7 @@ def check_structure(pairs: Iterable[Pair]) -> dict[Pair, list[Step]]:
     for pair in pairs:
         graphs = getattr(pair.root, "graphs", {}).values()
         if not any(graph is pair.narrow for graph in graphs):
-            raise ProofError(f"{pair.label} graph: the pruned network runs another one than the rewrite speaks of")
+            raise ProofError(f"{pair.label} graph: the pruned network runs another graph than the rewritten one")
         found[pair] = matched(pair)
     return found
 
@@ -146,7 +146,7 @@ class _Walk:
         if node.op == "get_attr":
             value = self._pair.named(node)[1]
             return isinstance(value, torch.Tensor) and value.dtype == torch.int64
-        if node.op == "call_method" and node.target == "type_as":  # as a write through a slice does by itself
+        if node.op == "call_method" and node.target == "type_as":  # a write through a slice converts the type anyway
             return call_name(step) == "setitem" and node.args[1] is self._pair.images.get(step.all_input_nodes[0])
         if node.op != "call_function" or node.kwargs:
             return False

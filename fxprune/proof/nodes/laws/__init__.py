@@ -32,7 +32,7 @@ _OTHERS = {
 }
 _SPACES = (torch, F, operator, torch._C._nn)
 _KNOWN = frozenset((*POINTWISE, *LOCAL, *_VIEWS, *_CUTS, *_OTHERS))
-# By function, its name: another function may have the same name as one of torch.
+# The law's name by function, not by name: other functions may have the same names.
 _FUNCTIONS = {
     getattr(space, written): name
     for name in _KNOWN

@@ -253,4 +253,4 @@ LOCAL_MODULES: dict[type[nn.Module], MixedOf] = {
     **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), _MAPS),
     **{getattr(nn, f"Dropout{sides}d"): _map(sides) for sides in (1, 2, 3)},
 }
-"""By torch.nn class, the same."""
+"""By torch.nn class, the dims along which it mixes."""
