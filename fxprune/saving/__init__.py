@@ -1,7 +1,7 @@
-"""Saved networks: a folder that stands alone, and the network back from it.
+"""Saved networks: a self-contained folder, and the network loaded from it.
 
 >>> from fxprune.saving.values import PLAIN
->>> data = PLAIN.write((1, slice(None, 2)))  # as graph.json has it
+>>> data = PLAIN.write((1, slice(None, 2)))  # as in graph.json
 >>> data, PLAIN.read(data), PLAIN.print(data)
 ({'tuple': [1, {'slice': [None, 2, None]}]}, (1, slice(None, 2, None)), '(1, slice(None, 2, None))')
 """

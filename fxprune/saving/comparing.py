@@ -1,7 +1,7 @@
-"""How an export is checked: against the network at several sizes, and at those where its graph goes another way.
+"""How an export is checked: against the network at several sizes, and at sizes where its graph takes another branch.
 
-A graph checks every decision that its forward took on sizes. Runtimes drop such checks, or keep some of them; so a
-size may change only where the file refuses what the graph refuses.
+A graph checks every decision that its forward made on sizes. Runtimes drop all or some of these checks, so a size may
+change only if the file is still right for, or refuses, the sizes that the graph refuses.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from fxprune.util.paths import copied_graph
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was run and compared with the network that it was made from.
+    """A file that was run and compared with the network that was exported.
 
     Attributes:
         path: the file, or the folder of the "source" format.
         format: "pt2", "onnx" or "source".
-        dynamic: which sizes may change between calls: of "batch", "resolution" and "length" some or none.
+        dynamic: the sizes that may change between calls: some or none of "batch", "resolution" and "length".
         batch_sizes: the batch sizes that were run.
         resolutions: height x width of the image-like inputs that were run.
-        relative_error: the largest difference to the pruned network, relative to the output's largest absolute value.
-        tolerance: the largest that is accepted.
-        notes: what a reader should know, such as why a size cannot change.
+        relative_error: the largest difference from the pruned network, relative to the output's largest absolute value.
+        tolerance: the largest relative error that is accepted.
+        notes: further information, such as why a size cannot change.
     """
 
     path: str
@@ -62,17 +62,17 @@ class Exported:
         return "; ".join([f"{self.path}: {checked}", free, *self.notes])
 
 
-# What is computed in another order by another runtime differs by rounding.
+# Other runtimes compute in another order, so results differ by rounding.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF = 2e-2
-# Rounding errors of a layer's sums are this many units in the last place, or fewer.
+# Rounding errors of a layer's sums are at most this many units in the last place.
 _UNITS = 30
 _SHORTEST = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """Inputs and what the network answers."""
+    """Inputs and the network's outputs for them."""
 
     probe: Probe  # the inputs
     expected: Leaves  # the tensors of the output, in order
@@ -80,15 +80,15 @@ class Check:
 
     @property
     def tells(self) -> bool:
-        """Whether any output is not zero."""
+        """Whether any output is nonzero, so that the comparison is meaningful."""
         return any(bool((leaf != 0).any()) for leaf in self.expected.values())
 
 
 def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int = 2) -> list[Check]:
-    """What the network itself takes: the sample, other values at another batch size, and these at other sizes.
+    """Inputs that the network accepts: the sample, other values at another batch size, and these at other sizes.
 
-    Other sizes are another resolution or length; and of each size of an input that is no image, all dims of that size
-    at half or twice of it. torch.export takes a batch of one for a size that never changes: ``smallest`` avoids it.
+    Other sizes are another resolution or length; and for each size in an input that is not an image, half or twice the
+    size in all dims that have it. torch.export treats a batch of one as fixed: ``smallest`` avoids it.
     Raises ExportError: the network refuses the sample.
     """
     plain, resized = (candidates(sample, seed, resize=resize, smallest=smallest) for resize in (False, True))
@@ -106,18 +106,18 @@ def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int
 
 
 def _first_taken(network: nn.Module, probes: Sequence[Probe]) -> tuple[Check | None, str]:
-    """The first of the probes that the network takes, or why it does not take the last."""
+    """The check of the first probe that the network accepts, or why it refuses the last one."""
     reason = ""
     for probe in probes:
         try:
             return _check(network, probe), ""
-        except Exception as error:  # the network's own code: anything may come out of it
+        except Exception as error:  # the network's own code may raise anything
             reason = described(error)
     return None, reason
 
 
 def _is_steady(network: nn.Module, check: Check) -> bool:
-    """Whether rounding stays far below the tolerance, as it does not where masks of random values add up to little."""
+    """Whether rounding stays far below the tolerance; if random values nearly cancel, it does not."""
     generator, change = torch.Generator().manual_seed(0), torch.finfo(torch.float32).eps ** 0.5
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,20 +132,20 @@ def _is_steady(network: nn.Module, check: Check) -> bool:
 
 
 def _of_one_sign(network: nn.Module, check: Check) -> Check:
-    """The same check with magnitudes for inputs, where these are steadier."""
+    """The same check with the inputs' absolute values if that is steady, else the check itself."""
     sample = check.probe.sample.map(lambda t: t.abs() if t.is_floating_point() and not is_image(t) else t)
     other, _ = _first_taken(network, [replace(check.probe, sample=sample)])
     return other if other is not None and _is_steady(network, other) else check
 
 
 def with_rows(network: nn.Module, check: Check, rows: int) -> Check | None:
-    """The same check at another batch size; None where the network does not take it."""
+    """The same check at another batch size; None if the network refuses it."""
     probe = replace(check.probe, sample=check.probe.sample.with_batch(rows))
     return _first_taken(network, [probe])[0]
 
 
 def _lengths(sample: Sample) -> list[int]:
-    """Sizes of inputs that are no images, beside the batch; half of a smaller one would be 1, which never changes."""
+    """Sizes, without the batch, of inputs that are not images; half of a smaller one would be 1, which is fixed."""
     return sorted({size for t in sample.tensors if not is_image(t) for size in t.shape[1:] if size >= _SHORTEST})
 
 
@@ -173,13 +173,13 @@ def _check(network: nn.Module, probe: Probe) -> Check:
 
 
 def tensors_of(output: Any) -> Leaves:
-    """The tensors of an output under their positions, as some formats keep nothing else of its structure."""
+    """The tensors of an output by position, because some formats keep nothing else of its structure."""
     tensors = [leaf for leaf in leaves_of(output).values() if isinstance(leaf, torch.Tensor)]
     return {f"output {number}": tensor for number, tensor in enumerate(tensors)}
 
 
 def worst_error(run: Callable[[Sample], Leaves], checks: Sequence[Check]) -> float:
-    """The largest relative difference over all checks. Raises ExportError: above a tolerance, or ``run`` refuses."""
+    """The largest relative difference over all checks. Raises ExportError: it exceeds a tolerance, or ``run`` fails."""
     worst = 0.0
     for check in checks:
         try:
@@ -194,18 +194,18 @@ def worst_error(run: Callable[[Sample], Leaves], checks: Sequence[Check]) -> flo
     return worst
 
 
-# Sizes to try beside those that the numbers in checks lead to. No test of divisibility in use holds for all of them.
+# Sizes to try in addition to those derived from the numbers in checks. No usual test of divisibility holds for all.
 _FEW, _STRIDES = range(1, 10), (1, 2, 4, 8, 16, 32)
 _MOST_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class Stranger:
-    """Inputs which a file that holds one graph may not answer otherwise than the network."""
+    """Inputs of unchecked sizes, for which a file with one graph must agree with the network or refuse."""
 
     sample: Sample  # the inputs
-    expected: Leaves | None  # what the network answers; None where it refuses these sizes
-    reason: str  # why the graph in the file does not take them; empty where it does
+    expected: Leaves | None  # the network's outputs; None if it refuses these sizes
+    reason: str  # why the graph in the file refuses them; empty if it does not
 
     @property
     def shapes(self) -> str:
@@ -214,21 +214,21 @@ class Stranger:
 
 
 def conditions(network: nn.Module) -> list[str]:
-    """What the one graph of a network needs of the sizes of its inputs, in words."""
+    """The conditions of a network's one graph on the sizes of its inputs, in words."""
     graph = network.graphs["eval"] if isinstance(network, PrunedGraphModule) else fx.Graph()
     said = (str(node.args[1]) for node in graph.nodes if is_check(node))
     return list(dict.fromkeys(_words(text) for text in said if text.startswith(REFUSAL)))
 
 
 def _words(refusal: str) -> str:
-    """The condition alone."""
+    """The condition without the common prefix."""
     return refusal.removeprefix(REFUSAL).removeprefix("inputs of other sizes: ")
 
 
 def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]) -> list[Stranger]:
-    """Inputs of other sizes, in what the checks leave free, that the graph of ``network`` does not take; a batch of 1.
+    """Inputs that the graph of ``network`` refuses, of other sizes in the dims that the checks vary; and a batch of 1.
 
-    ``whole``: the network with the graphs for all sizes, which says what is right.
+    ``whole``: the network with the graphs for all sizes, which computes the expected outputs.
     """
     first, free = checks[0].probe.sample, _free_dims(checks)
     found = dict[tuple[str, str], Sample]()
@@ -243,7 +243,7 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
                     found[reason, "least"] = min(known, sample, key=_elements)
     rows = {(number, dim) for number, dim in free if dim == 0}
     singles = [("", _with_size(first, rows, 1))] if rows else []
-    if not isinstance(network, PrunedGraphModule):  # its own code decides, and nobody knows at which sizes
+    if not isinstance(network, PrunedGraphModule):  # its own code may branch at any size
         singles += [("", _with_size(first, dims, _given(first, dims) + 1)) for dims in _together(first, free)]
     pairs = [*singles, *((reason, sample) for (reason, _), sample in found.items())]
     strangers = (_stranger(whole, sample, reason) for reason, sample in pairs)
@@ -251,7 +251,7 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
 
 
 def refuse_strangers(run: Any, strangers: Sequence[Stranger], tolerance: float) -> list[str]:
-    """What the file needs of sizes, where it refuses others. Raises ExportError: it answers otherwise instead."""
+    """The conditions by which the file refuses inputs. Raises ExportError: its outputs are wrong for others."""
     needs = list[str]()
     for stranger in strangers:
         try:
@@ -267,7 +267,7 @@ def refuse_strangers(run: Any, strangers: Sequence[Stranger], tolerance: float) 
 
 
 def _free_dims(checks: Sequence[Check]) -> set[tuple[int, int]]:
-    """Numbers of tensors and their dims in which the checks differ."""
+    """The (tensor number, dim) pairs in which the checks differ."""
     first, *others = [[tensor.shape for tensor in check.probe.sample.tensors] for check in checks]
     return {
         (number, dim)
@@ -278,7 +278,7 @@ def _free_dims(checks: Sequence[Check]) -> set[tuple[int, int]]:
 
 
 def _together(sample: Sample, free: set[tuple[int, int]]) -> Iterator[set[tuple[int, int]]]:
-    """Dims that may be of one size: all that have the same, and each alone."""
+    """Sets of dims to resize together: all dims of equal size, and each dim alone."""
     sizes = {(number, dim): sample.tensors[number].shape[dim] for number, dim in free}
     groups = [
         {key for key in free if sizes[key] == size and (key[1] == 0) == batch}
@@ -292,7 +292,7 @@ def _together(sample: Sample, free: set[tuple[int, int]]) -> Iterator[set[tuple[
 
 
 def _numbers(graph: fx.Graph) -> list[int]:
-    """The whole numbers that checks compare sizes with, or divide them by."""
+    """The integers that checks compare sizes with, or divide them by."""
     pending, found, seen = [node for node in graph.nodes if is_check(node)], set[int](), set[fx.Node]()
     while pending:
         node = pending.pop()
@@ -312,7 +312,7 @@ def _is_arithmetic(node: fx.Node) -> bool:
 
 
 def _sizes(sample: Sample, dims: set[tuple[int, int]], numbers: Sequence[int]) -> list[int]:
-    """Sizes to try in the place of the sample's, next to what the numbers say of it and of what is strided."""
+    """Sizes to try instead of the sample's: small ones, multiples of it, and those near the numbers times a stride."""
     given = _given(sample, dims)
     around = {value * stride + step for value in numbers for stride in _STRIDES for step in (-1, 0, 1, stride)}
     tried = {*_FEW, given + 1, given * 2, given * 2 + 1, *around} - {given}
@@ -340,7 +340,7 @@ def _with_size(sample: Sample, dims: set[tuple[int, int]], size: int) -> Sample:
 
 
 def _bare(network: PrunedGraphModule) -> nn.Module:
-    """The checks of the graph, and what they hang on, without values."""
+    """The checks of the graph and the nodes they depend on, on the meta device."""
     graph = copied_graph(network.graphs["eval"])
     graph.output_node().args = (None,)
     tensors = (*network.parameters(), *network.buffers())
@@ -352,11 +352,11 @@ def _bare(network: PrunedGraphModule) -> nn.Module:
 
 
 def _refusal(network: nn.Module, sample: Sample) -> str:
-    """Why the graph of a network does not take such sizes; empty where it does, or fails otherwise."""
+    """Why the graph of a network refuses such sizes; empty if it does not, or fails for another reason."""
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             sample.call(network)
-    except Exception as error:  # the network's own code: anything may come out of it
+    except Exception as error:  # the network's own code may raise anything
         return _words(str(error)) if refuses_sizes(error) else ""
     return ""
 
@@ -365,5 +365,5 @@ def _stranger(whole: nn.Module, sample: Sample, reason: str) -> Stranger | None:
     try:
         with torch.no_grad():
             return Stranger(sample, tensors_of(sample.map(torch.Tensor.clone).call(whole)), reason)
-    except Exception as error:  # the network's own code: anything may come out of it
+    except Exception as error:  # the network's own code may raise anything
         return Stranger(sample, None, reason or _words(str(error))) if refuses_sizes(error) else None

@@ -1,25 +1,25 @@
-"""A network as data: its modules, its tensors' names and its graph; everything but the values of its tensors.
+"""A network as data: its modules, the names of its tensors and its graphs; everything except the tensors' values.
 
-A description is what ``graph.json`` holds. What has its usual value is left out.
+A description is the content of ``graph.json``. Entries with their default value are left out.
 
 ========================  ==============================================================================================
-``class_name``            name of the class that the original network has
+``class_name``            name of the original network's class
 ``training``              whether the network is in train mode
-``imports``               import paths of everything that is neither torch's nor written down here, in order
+``imports``               import paths of all code that is neither torch's nor described here, in order
 ``modes``                 how the network switches modes, as in :attr:`PrunedGraphModule.modes`
-``eval_graph`` ...        the nodes of the graph of each mode ("training" where it differs); under numbered names
-                          ("eval_1_graph") those for inputs of other sizes. None where the root is no GraphModule.
+``eval_graph`` ...        the nodes of the graph of each mode ("training" if it differs); under numbered names
+                          ("eval_1_graph") those for inputs of other sizes. Absent if the root is not a GraphModule.
 ``modules``               every path to every module below the root, parents before children; first the root itself
-                          where it is no GraphModule. Beside ``path`` and ``training`` an entry has one of:
+                          if it is not a GraphModule. Besides ``path`` and ``training`` an entry has one of:
                           ``class`` and ``arguments``: a layer of ``torch.nn``; ``container``: a class of ``torch.nn``
-                          that only holds others, ``Module`` where nothing is said; ``shared_with``: the first path of
+                          that only holds others, by default ``Module``; ``shared_with``: the first path of
                           the same module; ``kind``: the import path of another class, with attributes (``state``) and
                           names that hold None (``absent``); or "GraphModule" as ``kind``, inside such a module, with
                           the ``name`` of its class, its graphs and ``modes``.
 ``tensors``               every ``name`` of every tensor, as in the state dict; its ``kind``: "parameter", "buffer" or
                           "constant", a buffer outside the state dict; ``requires_grad``: false for a parameter that
                           is not trained; ``tied_to``: the first name of the same tensor
-``sample``                shapes and dtypes of the sample that the network was made with
+``sample``                shapes and dtypes of the sample with which the network was compiled
 ========================  ==============================================================================================
 """
 
@@ -47,12 +47,12 @@ from fxprune.saving.targets import check_call, check_identifier, check_method, f
 from fxprune.saving.values import Codec, GraphCodec
 
 GRAPH_MODULE = "GraphModule"
-# Graphs lie in a file under these names: of a mode, and for inputs of other sizes with a number.
+# The keys of graphs in a file: the mode, and a number for inputs of other sizes.
 _GRAPH = re.compile(r"(?P<name>(eval|training)(_[1-9]\d?)?)_graph")
 
 
 def describe(network: nn.Module) -> tuple[Json, dict[str, torch.Tensor]]:
-    """A network's description, and the tensors among attributes, by name. Raises ArtefactError: it is no data."""
+    """A network's description, and the tensors among attributes, by name. Raises ArtefactError: it has no such form."""
     writer = AttributeWriter(network)
     modules, tensors = _module_entries(network, writer), _tensor_entries(network)
     graphs = _graphs(network, writer) if isinstance(network, GraphModule) else {}
@@ -62,7 +62,7 @@ def describe(network: nn.Module) -> tuple[Json, dict[str, torch.Tensor]]:
 
 
 def check_name(name: Any) -> None:
-    """Raise ArtefactError unless ``name`` is a dotted name, of any words that UTF-8 can hold."""
+    """Raise ArtefactError unless ``name`` is a dotted name; its parts may be any text that UTF-8 can encode."""
     if not isinstance(name, str) or not all(name.split(".")) or name != name.encode(errors="replace").decode():
         raise ArtefactError(f"{name!r:.80} cannot be the name of a module or a tensor in a file: rename it")
 
@@ -78,7 +78,7 @@ def _graphs(network: GraphModule, writer: AttributeWriter) -> Json:
 
 
 def graphs_of(entry: Json) -> dict[str, list[Json]]:
-    """The nodes of the graph of each mode and size, by the name that :class:`PrunedGraphModule` has for it."""
+    """The nodes of the graph of each mode and size, by its name in :class:`PrunedGraphModule`."""
     graphs = {found["name"]: graph for name, graph in entry.items() if (found := _GRAPH.fullmatch(name))}
     count = sum(name.startswith("eval") for name in graphs)
     if not graphs.keys() <= {graph_name(training, number) for training in (False, True) for number in range(count)}:
@@ -88,7 +88,7 @@ def graphs_of(entry: Json) -> dict[str, list[Json]]:
 
 def _module_entries(network: nn.Module, writer: AttributeWriter) -> list[Json]:
     first = {id(module): path for path, module in network.named_modules()}
-    inside: dict[str, bool] = {}  # whether foreign code calls what lies at a path
+    inside: dict[str, bool] = {}  # whether code from outside torch calls the module at a path
     entries = []
     for path, module in network.named_modules(remove_duplicate=False):
         _check_module(path, module)
@@ -104,7 +104,7 @@ def _module_entries(network: nn.Module, writer: AttributeWriter) -> list[Json]:
 
 
 def _told(path: str, module: nn.Module, called: bool, writer: AttributeWriter) -> tuple[Json, bool]:
-    """What an entry says of a module, and whether foreign code calls what it holds; ``called``: or calls itself."""
+    """A module's entry, and whether foreign code calls its submodules; ``called``: whether it calls the module."""
     if isinstance(module, GraphModule):
         return _island(path, module, writer), False
     container = container_name(module)
@@ -123,7 +123,7 @@ def _island(path: str, module: GraphModule, writer: AttributeWriter) -> Json:
 
 
 def _check_module(path: str, module: nn.Module) -> None:
-    """Refuse hooks, and parts of a container that are called like what it keeps for itself."""
+    """Refuse hooks, and submodules of a container with the name of one of its own attributes."""
     if any(name.endswith("hooks") and held for name, held in vars(module).items()):
         where = path or "the network"
         raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
@@ -151,7 +151,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, str, torch.Tensor]]:
 
 
 def _tensor_entries(model: nn.Module) -> list[Json]:
-    """Every name of every tensor of a network, with ties marked; none overlap in memory without being one."""
+    """Every name of every tensor of a network, with ties marked; refuses different tensors that share memory."""
     entries = []
     first: dict[int, str] = {}
     owner: dict[int, str] = {}
@@ -179,8 +179,8 @@ Need = Callable[[Any, str], str]
 
 
 def encode_graph(graph: Graph, owner: GraphModule, need: Need) -> list[Json]:
-    """The nodes of a graph as JSON data; ``need`` notes imports. Raises ArtefactError: of a call that is not listed."""
-    if type(graph._codegen) is not CodeGen:  # another one may unpack inputs in its own way
+    """The nodes of a graph as JSON data; ``need`` records imports. Raises ArtefactError: a call is not allowed."""
+    if type(graph._codegen) is not CodeGen:  # other generators may unpack inputs differently
         raise ArtefactError(f"the graph prints itself through {type(graph._codegen).__name__}, which cannot be saved")
     codec = GraphCodec({})
     return [_encode_node(node, owner, need, codec) for node in graph.nodes]
@@ -205,7 +205,7 @@ def _encode_node(node: Node, owner: GraphModule, need: Need, codec: Codec) -> Js
 def decode_graph(data: list[Json], owner: nn.Module, found: Imported) -> Graph:
     """The graph that :func:`encode_graph` wrote; ``owner`` holds the modules and tensors that it names.
 
-    ``found`` is what the allowed import paths lead to. Raises ArtefactError: the data is malformed, or a node calls
+    ``found`` maps the allowed import paths to objects. Raises ArtefactError: the data are malformed, or a node calls
     something that a saved network may not call.
     """
     graph = Graph()
@@ -233,7 +233,7 @@ def decode_graph(data: list[Json], owner: nn.Module, found: Imported) -> Graph:
 def _encode_function(target: Any, need: Need) -> Any:
     if isinstance(target, CustomFunction):
         return {"custom": need(target.cls, "a custom autograd function")}
-    # Layers know torch's own named tuple by its class.
+    # torch's layers test for PackedSequence by its class.
     if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
         if target is not PackedSequence:
             return {"namedtuple": [target.__name__, *target._fields]}
@@ -257,7 +257,7 @@ def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
 
 
 def _is_output_class(target: Any) -> bool:
-    """Whether a target is a dataclass, or a dict of its own class, that holds tensors."""
+    """Whether a target is a dataclass or a subclass of dict, as models return for their outputs."""
     if not isinstance(target, type) or target in (dict, OrderedDict) or issubclass(target, nn.Module):
         return False
     return dataclasses.is_dataclass(target) or issubclass(target, dict)
@@ -289,7 +289,7 @@ def _check_target(op: str, target: Any, owner: nn.Module) -> None:
 
 
 def tensor_in(owner: nn.Module, name: str) -> torch.Tensor | None:
-    """The parameter, buffer or plain tensor at a dotted name; nothing else that modules have is looked at."""
+    """The parameter, buffer or plain tensor at a dotted name; no other attributes are read."""
     path, _, leaf = name.rpartition(".")
     holder = submodule(owner, path)
     held = (table.get(leaf) for table in (holder._parameters, holder._buffers, vars(holder)))

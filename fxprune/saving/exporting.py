@@ -1,4 +1,4 @@
-"""``export``: a network to a file of another format, which is run and compared before it is announced."""
+"""``export``: writes a network to a file of another format, and compares the file with it before returning."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def export(
     dynamic: Sequence[FreeSize] | None = None,
     progress: bool | None = None,
 ) -> Exported:
-    """Write a network to a file of another format; the file is read again, run and compared with the network first.
+    """Write a network to a file of another format, after the file was read again, run and compared with the network.
 
-    The network is exported as it is in eval mode; it is not changed. The batch size, and the resolution and the lengths
-    where the network takes other ones, may change between calls of the file. Where the network has several graphs for
-    different sizes, all formats but "source" hold the one of the sample; a size then changes only where the file equals
-    the network at those sizes, or refuses them, and the notes say what it needs.
+    The network is exported in eval mode; it is not changed. The batch size, and resolution and lengths if the network
+    accepts others, may change between calls of the file. If the network has several graphs for different sizes, all
+    formats except "source" hold the graph of the sample; a size then may change only if the file equals the network at
+    the other sizes or refuses them, and the notes state its conditions.
 
     Args:
         pruned: what :func:`fxprune.compile` or :func:`fxprune.load` returned, or any module with a ``sample_input``.
-        path: the file, or for "source" the folder; what is there is replaced once the new one has been checked.
+        path: the file, or for "source" the folder; an existing one is replaced after the new one has been checked.
         format: "pt2" (``torch.export``), "onnx" (needs the ``onnx`` extra; run by onnxruntime), "source" (a folder
-            with ``model.py``, which needs torch alone, and ``weights.safetensors``), "openvino" (an ``.xml`` with a
+            with ``model.py``, which needs only torch, and ``weights.safetensors``), "openvino" (an ``.xml`` with a
             ``.bin`` beside it; needs openvino) or "aoti" (``.aoti.pt2``: compiled ahead of time for this machine; needs
-            a C++ compiler). By default what the suffix of ``path`` says, and "pt2" where it has none.
+            a C++ compiler). By default the format of the suffix of ``path``, and "pt2" without a suffix.
         sample_input: one call's arguments as for :func:`fxprune.compile`; by default random values like the sample
             that the network was compiled with.
-        dynamic: which sizes may change: a choice of "batch", "resolution" and "length"; none of them for a file of the
-            sample's sizes alone. By default as many as the network and the format allow.
-        progress: show what is being done; by default only on a terminal.
+        dynamic: the sizes that may change: some of "batch", "resolution" and "length"; an empty list for a file that
+            accepts only the sample's sizes. By default as many as the network and the format allow.
+        progress: show progress; by default only on a terminal.
 
     Returns:
-        What was written, which sizes may change, and the largest difference found.
+        The path and format, which sizes may change, and the largest difference found.
 
     Raises:
-        ExportError: torch cannot export it, a size in ``dynamic`` cannot change, or the file differs or has no place.
+        ExportError: torch cannot export it, a size in ``dynamic`` cannot change, or the file is wrong or not writable.
         OptionError: the format or a size is unknown, or the suffix is that of another format.
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
@@ -97,7 +97,7 @@ def export(
 
 
 def _format_of(target: Path, given: str | None) -> str:
-    """The format that was asked for, or that the suffix says; the two have to agree."""
+    """The requested format, or that of the suffix; the two must agree."""
     if not isinstance(given, str | None):
         raise OptionError(f"format must be one of {', '.join(FORMATS)}, and a {type(given).__name__} was given")
     suffixes = {chosen.suffix: name for name, chosen in FORMATS.items() if chosen.suffix}
@@ -135,7 +135,7 @@ def _first_that_works(
     file: Path,
     named: tuple[str, str],
 ) -> Exported:
-    """Let as many sizes change as torch, the format and the network allow; ``networks``: the whole, and its graph."""
+    """The export with as many free sizes as torch, the format and the network allow; ``networks``: whole, one graph."""
     whole, network = networks
     notes = (
         []
@@ -171,14 +171,14 @@ def _first_that_works(
 
 
 def _reason(failure: BaseException | None) -> str:
-    """What an exporter's error goes back to; around that it tells its own developers what to do."""
+    """The first cause of an exporter's error; the errors around it are written for the exporter's developers."""
     while failure is not None and failure.__cause__ is not None and not isinstance(failure, FxpruneError):
         failure = failure.__cause__
     return "" if failure is None else str(failure) if isinstance(failure, FxpruneError) else described(failure)
 
 
 def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Check]]:
-    """Checks at sizes between which the file is to change, the most first; each differs from the first in some size."""
+    """Lists of checks at sizes that the file should accept, the most sizes first."""
     plain = [check for check in checks if not check.probe.resized]
     tried = list[list[Check]]()
     for fitting in (list(checks), checks[: len(plain) + 1], plain):
@@ -192,13 +192,13 @@ def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Chec
 
 
 def _of_one_batch(network: nn.Module, checks: Sequence[Check]) -> list[Check]:
-    """The checks with as many rows as the first, as far as the network takes them so."""
+    """The checks at the batch size of the first, without those that the network then refuses."""
     first, rows = checks[0], checks[0].probe.batch_size
     return list(checks) if rows is None else [first, *filter(None, (with_rows(network, c, rows) for c in checks[1:]))]
 
 
 def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
-    """The sizes that were asked to be free; None where that is left open."""
+    """The sizes that were requested to be free; None if not specified."""
     if dynamic is None:
         return None
     if not isinstance(dynamic, Iterable):
@@ -210,7 +210,7 @@ def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
 
 
 def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> list[Check]:
-    """Checks that differ in the wanted sizes alone. Raises ExportError: the network does not take another such size."""
+    """The checks that differ only in the wanted sizes. Raises ExportError: the network accepts no other such size."""
     checks = checks if "batch" in wanted else _of_one_batch(network, checks)
     fitting = [check for check in checks if set(_free([checks[0], check])) <= wanted]
     if missing := wanted - set(_free(fitting)):
@@ -249,7 +249,7 @@ def _put_in_place(file: Path, target: Path) -> None:
     if file.is_dir():
         replace_folder(target, lambda folder: _move_all(file, folder), {"versions": versions()})
     else:
-        # Weights beside the file come first, as the file names them.
+        # Weights in separate files are moved first, because the file refers to them.
         for made in sorted(file.parent.iterdir(), key=lambda made: made.name == file.name):
             made.replace(target.resolve().parent / made.name)
 

@@ -1,4 +1,4 @@
-"""A folder of files that appears whole or not at all, and a manifest that tells whether it is as it was written."""
+"""A folder of files that is written completely or not at all, with a manifest to detect later changes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from fxprune.util.writing import file_errors, remove_abandoned, scratch_folder
 MANIFEST = "manifest.json"
 FORMAT = "fxprune"
 FORMAT_VERSION = 2
-# Arguments of renameat2: paths are relative to the working folder, and the two change places.
+# Arguments of renameat2: paths are relative to the working folder, and the two are exchanged.
 _HERE, _EXCHANGE = -100, 2
-# How often a folder that another takes the place of is opened again, and the wait, in seconds, where there is none.
+# How often a folder that is being replaced is opened again, and the seconds to wait while there is none.
 _TRIES, _PAUSE = 100, 0.02
-# Bytes of a manifest, a graph, a report or a plan; the largest published networks stay far below.
+# The most bytes of a manifest, graph, report or plan; the largest published networks need far fewer.
 _LARGEST_TEXT = 1 << 28
-# How often a folder that is not there is looked for.
+# How often a missing folder is looked for.
 _LOOKS = 5
-# Files of an open folder are found in it even where it has been renamed or replaced; not every system can do that.
+# Whether files can be opened relative to an open folder, even if it has been renamed or replaced.
 _BY_FOLDER = os.open in os.supports_dir_fd
 
 
 def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, Any]) -> None:
-    """Let ``write`` fill a new folder and put it at ``path``; on any failure what was there before stays.
+    """Let ``write`` fill a new folder and move it to ``path``; on any failure the previous content stays.
 
-    ``about`` goes into the manifest, next to the size and SHA-256 of every file. Raises ArtefactError: ``path`` is a
-    file, or a folder with files that were not written by this function; FileError: the disk refuses.
+    ``about`` is added to the manifest, next to the size and SHA-256 of every file. Raises ArtefactError: ``path`` is a
+    file, or a folder with files that were not written by this function; FileError: writing fails.
     """
     with file_errors(f"{path} cannot be written"):
         path = path.resolve()
@@ -71,9 +71,9 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _swap(scratch: Path, path: Path) -> None:
-    """Put ``scratch`` at ``path``: in one step where the system can, else setting an older folder aside first."""
+    """Move ``scratch`` to ``path``: in one step if the system can, else after moving an older folder aside."""
     if path.exists() and _exchanged(scratch, path):
-        return  # the older folder is the scratch now
+        return  # the older folder is now at ``scratch``
     if not path.exists() or not any(path.iterdir()):
         scratch.rename(path)
         return
@@ -88,7 +88,7 @@ def _swap(scratch: Path, path: Path) -> None:
 
 
 def _exchanged(left: Path, right: Path) -> bool:
-    """Let two folders change places at once, so that a killed process leaves one of them (Linux's ``renameat2``)."""
+    """Exchange two folders atomically, so that a killed process leaves one of them (Linux's ``renameat2``)."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError, TypeError):  # another system, or a C library without it
@@ -101,7 +101,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        # Some file systems cannot flush a folder; the rename is then as safe as they make it.
+        # Some file systems cannot flush a folder; the rename is then only as safe as they make it.
         if not path.is_dir():
             raise
     finally:
@@ -131,7 +131,7 @@ def _size(stream: BinaryIO) -> int:
 
 
 def write_json(file: Path, data: dict[str, Any]) -> None:
-    """Write data as JSON, each entry of a top-level list on a line of its own so that files can be compared."""
+    """Write data as JSON, each entry of a top-level list on its own line, so that files can be compared."""
     parts = [f"{json.dumps(key)}: {_dump(value)}" for key, value in data.items()]
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
@@ -146,7 +146,7 @@ def _dump(value: Any) -> str:
 
 
 class SavedFolder:
-    """A saved folder, its files open and as its manifest says: all are of one folder, whatever takes its place."""
+    """A saved folder with open files, checked against its manifest; all files belong to it, even if it is replaced."""
 
     manifest: dict[str, Any]
 
@@ -160,7 +160,7 @@ class SavedFolder:
             files.callback(os.close, self._folder)
 
     def read_manifest(self, verify: bool) -> None:
-        """Read the manifest; if ``verify``, compare every file with it. Raises ArtefactError: one is not as it was."""
+        """Read the manifest; if ``verify``, compare every file with it. Raises ArtefactError: a file was changed."""
         self.manifest = self._read_manifest()
         for name, expected in self.manifest["files"].items() if verify else ():
             self._check(name, expected)
@@ -170,13 +170,13 @@ class SavedFolder:
         return set(os.listdir(self.path if self._folder is None else self._folder))
 
     def is_still_there(self) -> bool:
-        """Whether this folder, and no other one, lies at its path."""
+        """Whether this folder is still the one at its path."""
         if self._folder is None or not self.path.exists():
             return self._folder is None
         return os.path.samestat(os.fstat(self._folder), self.path.stat())
 
     def read_text(self, name: str) -> str:
-        """What a file of UTF-8 text holds. Raises ArtefactError: it is missing or is no such file."""
+        """The content of a UTF-8 text file. Raises ArtefactError: it is missing or not such a file."""
         stream = self._open(name)
         if _size(stream) > _LARGEST_TEXT:
             raise ArtefactError(
@@ -189,7 +189,7 @@ class SavedFolder:
             raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
 
     def read_json(self, name: str) -> Any:
-        """What a JSON file holds. Raises ArtefactError: it is missing or is not JSON."""
+        """The content of a JSON file. Raises ArtefactError: it is missing or not JSON."""
         text = self.read_text(name)
         try:
             return json.loads(text)
@@ -197,7 +197,7 @@ class SavedFolder:
             raise ArtefactError(f"{self.path / name} cannot be read: {error}") from error
 
     def location(self, name: str) -> Path:
-        """A path by which a library can read an open file."""
+        """A path through which a library can read an open file."""
         stream = self._open(name)
         stream.seek(0)
         by_number = Path(f"/dev/fd/{stream.fileno()}")
@@ -223,7 +223,7 @@ class SavedFolder:
     def _check(self, name: str, expected: Any) -> None:
         stream = self._open(name)
         size = expected.get("bytes") if isinstance(expected, dict) else None
-        # Hashing a file of the wrong size could take for ever.
+        # The size is compared first, because hashing a file of the wrong size could take forever.
         if _size(stream) != size or _fingerprint_of(stream) != expected:
             raise ArtefactError(
                 f"{self.path / name} was changed or cut short after it was saved: save the network again"
@@ -235,12 +235,12 @@ class SavedFolder:
                 if name in ("", ".", "..") or "/" in name or "\\" in name:
                     raise ValueError(name)
                 self._streams[name] = self._files.enter_context(self._opened(name))
-            except (OSError, ValueError) as error:  # or a name that no file can have
+            except (OSError, ValueError) as error:  # ValueError: a name that no file can have
                 raise ArtefactError(f"{self.path} is incomplete: {name!r:.80} is missing") from error
         return self._streams[name]
 
     def _opened(self, name: str) -> BinaryIO:
-        # A pipe would be waited for.
+        # Opening a pipe would block.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         where = self.path / name if self._folder is None else name
         stream = os.fdopen(os.open(where, flags, dir_fd=self._folder), "rb")
@@ -252,7 +252,7 @@ class SavedFolder:
 
 @contextmanager
 def open_folder(path: Path, *, verify: bool = True) -> Iterator[SavedFolder]:
-    """A saved folder, compared with its manifest if ``verify``. Raises ArtefactError: it is none, or is not whole."""
+    """A saved folder, compared with its manifest if ``verify``. Raises ArtefactError: it is not one, or is damaged."""
     with ExitStack() as files:
         yield _opened_whole(path, verify, files)
 
@@ -263,7 +263,7 @@ def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
             try:
                 folder = SavedFolder(path, attempt)
             except (OSError, ValueError) as error:
-                # It may have been set aside when it was opened, and be in place again when that is asked.
+                # It may have been moved aside while it was opened, and be back when this is checked.
                 first = tries_left > _TRIES - _LOOKS and isinstance(error, FileNotFoundError)
                 if tries_left and (_is_set_aside(path) or (first and path.parent.is_dir())):
                     time.sleep(_PAUSE)
@@ -281,5 +281,5 @@ def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
 
 
 def _is_set_aside(path: Path) -> bool:
-    """Whether a folder was set aside a moment ago, for a new one that is about to take its place."""
+    """Whether a folder was moved aside a moment ago for a new one that is about to replace it."""
     return path.parent.is_dir() and any(path.parent.glob(f".{glob.escape(path.name)}.old-*"))

@@ -1,4 +1,4 @@
-"""The formats of exported files: what each needs, and how it is written and read again."""
+"""The formats of exported files: their requirements, and how they are written and read again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fxprune.util.paths import copied_graph
 
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
-    """The program of a call of the first sample; sizes in which others differ may change. Raises what torch raises."""
+    """The program of a call of the first sample; sizes in which others differ may change. Passes on torch's errors."""
     sample = samples[0]
     if isinstance(network, PrunedGraphModule):
         network = network.for_sizes_of(*sample.args, **sample.kwargs).plainly_named()
@@ -46,7 +46,7 @@ def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedP
 
 
 def _check_names(network: nn.Module) -> None:
-    """Refuse names that torch would write into code as they are, in modules whose own code may ask for them."""
+    """Refuse odd names: torch would write them into code, and the module's own code may need them unchanged."""
     held = (*network.named_modules(), *network.named_parameters(), *network.named_buffers())
     for name in (name for name, _ in held if not re.fullmatch(r"[A-Za-z0-9_.]*", name)):
         raise ExportError(f"{name!r} is no plain name, and torch.export writes names into code that it runs: rename it")
@@ -60,7 +60,7 @@ def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:
 
 
 def _called(network: fx.GraphModule) -> nn.Module:
-    """The parts of a graph with its code as the forward of a plain module, which torch.export runs as written."""
+    """A plain module with the parts of a graph module and its code as forward, which torch.export runs as written."""
     graph = copied_graph(network.graph)
     for node in graph.nodes:
         node.target = _BY_DATA.get(node.target, node.target)
@@ -72,48 +72,48 @@ def _called(network: fx.GraphModule) -> nn.Module:
 
 
 def _whole(number: Any) -> Any:
-    """``int``, which would ask torch for the value of a number that tensors hold, where the number is whole already."""
+    """``int`` that returns a symbolic integer unchanged; ``int`` itself would ask torch for its value."""
     return number if isinstance(number, torch.SymInt) else int(number)
 
 
 def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Attention that checks a mask as long as data say against the keys, as torch does not ask then."""
+    """Attention that checks a mask of data-dependent length against the keys, which torch does not do."""
     if attn_mask is not None and free_unbacked_symbols(attn_mask.shape[-1]):
         torch._check(attn_mask.shape[-1] == key.shape[-2])
     return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
 
 
 def _number(value: Any) -> Any:
-    """A truth value as a number."""
+    """Unary plus, which also turns a symbolic boolean into a number."""
     return torch.sym_ite(value, 1, 0) if isinstance(value, torch.SymBool) else +value
 
 
 def _checked(condition: Any, message: str) -> None:
-    """A check, of the call where data decide it."""
+    """An assertion; ``torch._check`` if it depends on data."""
     if isinstance(condition, torch.SymBool) and free_unbacked_symbols(condition):
         torch._check(condition, lambda: message)
     else:
         torch._assert(condition, message)
 
 
-# Functions that ask for numbers which data decide, and what an exported graph has in their place.
+# Functions that need numbers which depend on data, and their replacements in an exported graph.
 _BY_DATA: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked}
 _BY_DATA |= {scaled_dot_product_attention: _attention}
 
 
 Run = Callable[[Sample], Leaves]
-# A file of this format cannot hold more than 2 GiB; beyond that the weights lie in a second file beside it.
+# An ONNX file cannot hold more than 2 GiB; larger networks get a second file for the weights.
 _LARGEST_ONNX = 1 << 30
 
 
 class Format:
-    """One format of files; torch's own ahead-of-time compilers and other runtimes of torch read this one.
+    """A file format, and the base of the others: ``.pt2``, which torch's compilers and runtimes read.
 
     Attributes:
-        suffix: of its files.
-        suffixed: whether its runtime reads no file of another name.
+        suffix: the suffix of its files.
+        suffixed: whether its runtime requires the suffix.
         one_graph: whether a file holds one graph of the network.
-        needs: libraries beside torch, and what installs them.
+        needs: required libraries besides torch, and the argument of pip that installs them.
     """
 
     suffix = ".pt2"
@@ -122,7 +122,7 @@ class Format:
     needs: tuple[Sequence[str], str] = ((), "")
 
     def check(self, name: str) -> None:
-        """Raise MissingDependencyError where a library is missing."""
+        """Raise MissingDependencyError if a library is missing."""
         libraries, install = self.needs
         if missing := [library for library in libraries if importlib.util.find_spec(library) is None]:
             raise MissingDependencyError(
@@ -131,7 +131,7 @@ class Format:
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """Write to a file or a new folder; sizes in which samples differ may change. Raises OSError."""
-        # Not into the file: torch's writer aborts the process where the disk refuses.
+        # Not directly into the file: torch's writer aborts the process if the disk fails.
         memory = io.BytesIO()
         torch.export.save(exported_program(network, samples), memory)
         file.write_bytes(memory.getbuffer())
@@ -189,7 +189,7 @@ class OpenVino(Format):
     def open(self, file: Path) -> Run:
         import openvino
 
-        # Some processors compute in half precision unless told, and no comparison with float32 would pass.
+        # Some processors default to half precision, which would fail every comparison with float32.
         model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def run(sample: Sample) -> Leaves:
@@ -200,7 +200,7 @@ class OpenVino(Format):
 
 
 class Source(Format):
-    """A folder with readable code and the weights, which needs torch and safetensors alone."""
+    """A folder with readable code and the weights, which needs only torch and safetensors."""
 
     suffix = ""
     one_graph = False
@@ -210,7 +210,7 @@ class Source(Format):
         write_source(network, file)
 
     def open(self, file: Path) -> Run:
-        # The code was printed a moment ago and has been in nobody else's hands.
+        # The code was generated a moment ago in this process, so it is safe to run.
         namespace: dict[str, Any] = {"__name__": "exported"}
         exec(compile((file / "model.py").read_text(encoding="utf-8"), str(file / "model.py"), "exec"), namespace)
         weights = safetensors.torch.load_file(file / "weights.safetensors")
@@ -237,7 +237,7 @@ class Aoti(Format):
         return lambda sample: tensors_of(sample.call(package))
 
 
-# Another format is one more class and its line here; the command line has the names once more, as it loads no torch.
+# A new format needs a class and a line here; the command line repeats the names because it does not load torch.
 FORMATS: dict[str, Format] = {
     "pt2": Format(),
     "onnx": Onnx(),
@@ -253,7 +253,7 @@ def onnx_session(file: Path, threads: int = 0) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # a refusal is raised; it need not be printed too
+    options.log_severity_level = 4  # errors are raised, so they need not be printed too
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

@@ -1,4 +1,4 @@
-"""The modules that a saved network may hold: layers of ``torch.nn`` and containers.
+"""The modules of torch that a saved network may hold: layers of ``torch.nn`` and containers.
 
 A layer is a class of ``torch.nn`` and its constructor's arguments; a container only holds others and has no state.
 """
@@ -18,11 +18,11 @@ from fxprune.util.paths import PARTS, Parts
 
 _KINDS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict, *PARTS)
 _CONTAINERS: dict[str, type[nn.Module]] = {"Module": Parts, **{kind.__name__: kind for kind in _KINDS}}
-# Classes of torch.nn that are abstract, that take modules or functions, that keep no arguments, or have no shapes yet.
+# Classes that are abstract, take modules or functions, do not store their arguments, or have no shapes yet.
 _NOT_LAYERS = "Base Container DataParallel Lazy LinearCrossEntropy Transformer TripletMarginWithDistance".split()
-# A private class that differs from its public one only in how it is quantised.
+# A private class that differs from its public one only in quantisation.
 _STAND_INS: dict[type[nn.Module], type[nn.Module]] = {nn.modules.linear.NonDynamicallyQuantizableLinear: nn.Linear}
-# Arguments that only set initial values, or that the layer keeps under another name and that are read below.
+# Arguments that only set initial values, or that the layer stores under another name (read below).
 _NOT_ATTRIBUTES = set("device dtype args kwargs init process_group min_value max_value size_average reduce".split())
 
 
@@ -41,17 +41,17 @@ def layer_names() -> frozenset[str]:
 
 
 def is_container(module: nn.Module) -> bool:
-    """Whether a module only holds others."""
+    """Whether a module only holds other modules."""
     return type(module) in (nn.Module, *_CONTAINERS.values())
 
 
 def empty_container(like: nn.Module) -> nn.Module:
-    """What ``like``, a container, is once it is saved and loaded, with nothing in it."""
+    """An empty container of the class that ``like``, a container, has after saving and loading."""
     return Parts() if type(like) is nn.Module else type(like)()
 
 
 def container_name(module: nn.Module) -> str | None:
-    """The class name of a container that has nothing of its own beside what it holds; None for any other module."""
+    """The class name of a container without further attributes; None for any other module."""
     if not is_container(module):
         return None
     twin = empty_container(module)
@@ -64,7 +64,7 @@ def container_name(module: nn.Module) -> str | None:
 
 
 def _plain_state(module: nn.Module) -> dict[str, Any]:
-    """Attributes other than hooks, which what calls this looks at itself, and the mode."""
+    """Attributes except the mode and hooks, which callers check themselves."""
     skipped = {*vars(nn.Module()), "meta"}
     return {key: value for key, value in vars(module).items() if key not in skipped}
 
@@ -77,7 +77,7 @@ def build_container(name: Any) -> nn.Module:
 
 
 def finish_container(module: nn.Module) -> None:
-    """What two containers note of the tensors that they hold, once they hold them."""
+    """Set the attributes in which two containers record their tensors, once they hold them."""
     if isinstance(module, nn.ParameterList):
         module._size = len(module._parameters)
     if isinstance(module, nn.ParameterDict):
@@ -85,7 +85,7 @@ def finish_container(module: nn.Module) -> None:
 
 
 def submodule(owner: nn.Module, path: str) -> nn.Module:
-    """The module at a path, attributes not looked at. Raises ArtefactError: there is none."""
+    """The module at a path; only registered submodules are looked up. Raises ArtefactError: there is none."""
     module = owner
     for name in path.split(".") if path else []:
         child = module._modules.get(name)
@@ -96,18 +96,18 @@ def submodule(owner: nn.Module, path: str) -> nn.Module:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is of a class of ``torch.nn`` itself that a saved network may hold."""
+    """Whether a module's class is one of ``torch.nn`` that a saved network may hold."""
     kind = public_class(module)
     return getattr(nn, kind.__name__, None) is kind and kind.__name__ in layer_names()
 
 
 def public_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that torch documents in its place."""
+    """The class of a module, or the documented class that it stands in for."""
     return _STAND_INS.get(type(module), type(module))
 
 
 def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
-    """Class and arguments of a layer as JSON data, usual ones left out. Raises ArtefactError: it is no such layer."""
+    """Class and arguments of a layer as JSON data, without defaults. Raises ArtefactError: it is not such a layer."""
     kind = public_class(module)
     if not is_layer(module):
         raise ArtefactError(
@@ -128,7 +128,7 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
 
 
 def _check_told(path: str, module: nn.Module, description: dict[str, Any]) -> None:
-    """Whether the arguments tell the layer: what it holds is what its constructor makes of them."""
+    """Raise ArtefactError unless a layer constructed from the arguments has the same attributes."""
     twin = build_layer(path, description)
     for name, value in _plain_state(twin).items():
         if name.startswith("_") or name in _NOT_ATTRIBUTES:
@@ -159,7 +159,7 @@ def build_layer(path: str, description: dict[str, Any]) -> nn.Module:
 def _constructor(kind: type[nn.Module]) -> list[inspect.Parameter]:
     parameters = inspect.signature(kind.__init__).parameters
     if issubclass(kind, nn.RNNBase):
-        # The recurrent layers themselves take *args.
+        # The signatures of the recurrent layers themselves are *args.
         extra = inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh")
         parameters = inspect.signature(nn.RNNBase.__init__).parameters
         known = [p for p in parameters.values() if p.name != "mode"]
@@ -182,7 +182,7 @@ def _read(path: str, module: nn.Module, parameter: inspect.Parameter) -> Any:
         return module.bias_k is not None if name == "add_bias_kv" else module.add_zero_attn
     if name == "p" and isinstance(module, nn.PairwiseDistance):
         return module.norm
-    if name == "cutoffs":  # with the number of classes behind them
+    if name == "cutoffs":  # the layer appends the number of classes
         return [*module.cutoffs][:-1]  # type: ignore[misc]
     if not hasattr(module, name):
         raise ArtefactError(
@@ -198,13 +198,13 @@ def _has_bias(module: nn.Module) -> bool:
     if isinstance(module, (nn.modules.rnn.RNNCellBase, nn.RNNBase)):
         return bool(module.bias)
     if getattr(module, "weight", None) is None:
-        # Without affine parameters, bias says nothing; keep its default.
+        # Without affine parameters, bias has no effect; keep its default.
         return True
     return getattr(module, "bias", None) is not None
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Equality that also knows ``(1, 1)`` for ``1``, as convolutions store their sizes."""
+    """Equality that also accepts ``(1, 1)`` for ``1``, because convolutions store their sizes so."""
     if isinstance(value, tuple) and isinstance(default, int) and value:
         return all(_same(item, default) for item in value)
     return type(value) is type(default) and bool(value == default)

@@ -1,4 +1,4 @@
-"""``load``: the network of a saved folder."""
+"""``load``: builds the network of a saved folder."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphModule:
-    """The network that :func:`fxprune.save` wrote; it trains, and :func:`fxprune.report` tells about it.
+    """The network that :func:`fxprune.save` wrote; it can be trained, and :func:`fxprune.report` returns its report.
 
-    No pickle is read and no code of the folder is run: the graph is built from data, and what it may call is looked up
-    in a fixed list. A network with opaque modules needs their classes, which are imported only where named.
+    No pickle is read and no code of the folder is run: the graph is built from data, and may call only functions of a
+    fixed list. A network with opaque modules needs their classes, which are imported only if ``allow`` names them.
 
     Args:
         path: the folder.
         allow: import paths (``"package.module:Class"``) of classes and functions from outside torch that may be
-            imported, or these themselves.
+            imported, or the classes and functions themselves.
 
     Returns:
-        The network; a ``torch.fx.GraphModule``, or of its own class where the original's forward is opaque.
+        The network; a ``torch.fx.GraphModule``, or an instance of its own class if the original's forward is opaque.
 
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
@@ -63,12 +63,12 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
         except ArtefactError as error:
             hint = _version_hint(folder.manifest)
             raise ArtefactError(f"{folder.path} cannot be loaded: {error!s:.2000}{hint}") from error
-        except Exception as error:  # what torch.fx does with data of the wrong form has no end of kinds
+        except Exception as error:  # torch.fx may raise anything for malformed data
             raise ArtefactError(f"{folder.path} cannot be loaded: graph.json is malformed ({error!r:.200})") from error
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
-    """The report of a saved network alone, without building the network.
+    """The report of a saved network, read without building the network.
 
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or holds no report.
@@ -88,7 +88,7 @@ def _load(folder: SavedFolder, allow: Iterable[Any]) -> GraphModule:
     about: dict[str, Any] = {"sample": decode_sample(data.get("sample"))}
     if "report.json" in folder.manifest["files"]:
         about["report"] = _read_report(folder)
-    network.meta = {"fxprune": about}  # type: ignore[assignment]  # what is no GraphModule has no such attribute yet
+    network.meta = {"fxprune": about}  # type: ignore[assignment]  # only a GraphModule has it already
     return network  # type: ignore[return-value]  # as the docstring says
 
 
@@ -110,7 +110,7 @@ def _read_tensors(folder: SavedFolder, name: str) -> dict[str, torch.Tensor]:
         read = safetensors.torch.load_file(folder.location(name))
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise ArtefactError(f"{name} is no valid safetensors file: {error}") from error
-    # Memory of their own, as the file's need not be aligned as torch's is, and vector code may then round otherwise.
+    # Copies, because memory of the file may not be aligned like torch's, and vector code may then round differently.
     return {key: tensor.clone() for key, tensor in read.items()}
 
 
@@ -121,7 +121,7 @@ def _version_hint(manifest: dict[str, Any]) -> str:
 
 
 def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
-    """The network of a description, with the given tensors by name; ``found`` is what its import paths lead to."""
+    """The network of a description, with the given tensors by name; ``found`` maps import paths to objects."""
     _check_entries(data)
     modules = data["modules"]
     has_root = bool(modules) and not modules[0]["path"]
@@ -131,7 +131,7 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
     _attach_all(tree, data, tensors)
     for module in tree.modules():
         finish_container(module)
-    # From the inside out, so that each graph finds what it calls.
+    # From the inside out, so that each graph finds the modules that it calls.
     for entry in reversed([entry for entry in modules[has_root:] if entry.get("kind") == GRAPH_MODULE]):
         _replace(tree, entry["path"], _assemble(entry.get("name"), entry, tree, data, found))
     network = tree if has_root else _assemble(data["class_name"], {**data, "path": ""}, tree, data, found)
@@ -140,7 +140,7 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
         if "kind" in entry:
             module, state = submodule(network, entry["path"]), dict(entry.get("state", {}))
             if isinstance(module, GraphModule):
-                state.pop("_modes", None)  # earlier versions noted "modes" here once more
+                state.pop("_modes", None)  # earlier versions repeated "modes" here
             vars(module).update(reader.attributes(state, type(module)))
     _set_modes(network, data)
     _check_tensors(network, data, tensors)
@@ -148,7 +148,7 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
 
 
 def _check_entries(data: Json) -> None:
-    """Refuse entries that are two things at once, two of one name, and a module inside itself."""
+    """Refuse entries of two kinds at once, two entries of one name, and a module inside itself."""
     tensors = [entry["name"] for entry in data["tensors"]]
     for kind, names in (("modules", [entry["path"] for entry in data["modules"]]), ("tensors", tensors)):
         if len(set(names)) != len(names):
@@ -170,7 +170,7 @@ def _check_entries(data: Json) -> None:
 
 
 def _check_tensors(network: nn.Module, data: Json, tensors: Tensors) -> None:
-    """Refuse tensors that nothing asks for. A shared module's are in a file under each of its paths."""
+    """Refuse tensors that the network does not have. A shared module's tensors are stored under each of its paths."""
     held = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     known = {name for name, _ in held} | {entry["name"] for entry in data["tensors"]}
     unknown = sorted(name for name in set(tensors) - known if not name.startswith(STATE_TENSOR))
@@ -179,7 +179,7 @@ def _check_tensors(network: nn.Module, data: Json, tensors: Tensors) -> None:
 
 
 def _set_modes(network: nn.Module, data: Json) -> None:
-    # Not by train(), which a class of the user's may have of its own.
+    # Not by train(), which a user's class may override.
     for entry in ({"path": "", "training": data["training"]}, *data["modules"]):
         mode = entry.get("training", False)
         if not isinstance(mode, bool):
@@ -216,7 +216,7 @@ def _made(network: nn.Module, entry: Json, found: Imported) -> nn.Module:
 
 
 def _replace(network: nn.Module, path: str, new: nn.Module) -> None:
-    """Put a module in the place of another, under every path that leads to it."""
+    """Replace a module by another, under every path that leads to it."""
     old = submodule(network, path)
     for holder in list(network.modules()):
         for name, held in holder._modules.items():
@@ -248,7 +248,7 @@ def _tied(network: nn.Module, entry: Json) -> torch.Tensor | None:
 
 
 def _attach(model: nn.Module, entry: Json, tensor: torch.Tensor, *, foreign: bool) -> None:
-    """Put a tensor at its name, in the place its layer keeps for it; ``foreign``: its class has no places yet."""
+    """Register a tensor under its name in its layer; ``foreign``: the layer's class was made without its tensors."""
     path, _, name = entry["name"].rpartition(".")
     module = submodule(model, path)
     slots: dict[str, Any] = module._parameters if entry["kind"] == "parameter" else module._buffers
@@ -262,13 +262,13 @@ def _attach(model: nn.Module, entry: Json, tensor: torch.Tensor, *, foreign: boo
             )
         slots[name] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, trained)
         return
-    # Not by the methods of the class, which may be its own.
+    # Not by the methods of the class, which may be overridden.
     slots[name] = tensor
     (set.discard if entry["kind"] == "buffer" else set.add)(module._non_persistent_buffers_set, name)
 
 
 def _check_place(module: nn.Module, slots: Json, full_name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that a layer does not have, or has with another shape or kind of numbers."""
+    """Refuse a tensor that a layer does not have, or that has another shape or kind of numbers there."""
     name = full_name.rpartition(".")[2]
     expected = slots.get(name)
     if expected is None:
@@ -282,18 +282,18 @@ def _check_place(module: nn.Module, slots: Json, full_name: str, tensor: torch.T
 
 
 def _kind_of(tensor: torch.Tensor) -> str:
-    """What arithmetic a tensor takes part in; precision is the owner's choice."""
+    """The kind of a tensor's numbers; their precision may differ."""
     if tensor.is_floating_point() or tensor.is_complex():
         return "float"
     return "bool" if tensor.dtype is torch.bool else "integer"
 
 
 def _assemble(class_name: Any, entry: Json, network: nn.Module, data: Json, found: Imported) -> PrunedGraphModule:
-    """The graph module of an entry over the modules and tensors that lie in the network at its path."""
+    """The graph module of an entry, over the modules and tensors at its path in the network."""
     path = entry["path"]
     tree, prefix = submodule(network, path), f"{path}." if path else ""
     graphs = {mode: decode_graph(nodes, tree, found) for mode, nodes in graphs_of(entry).items()}
-    for mode in graphs.keys() - {"eval"}:  # which is printed at once; one that cannot be is no graph
+    for mode in graphs.keys() - {"eval"}:  # "eval" is printed below; unprintable graphs are invalid
         graphs[mode].python_code("self")
     nodes = [node for graph in graphs.values() for node in graph.nodes]
     root: dict[str, Any] = {str(n.target): submodule(tree, str(n.target)) for n in nodes if n.op == "call_module"}
@@ -306,14 +306,14 @@ def _assemble(class_name: Any, entry: Json, network: nn.Module, data: Json, foun
         kept_out=[name[len(prefix) :] for name in constants if name.startswith(prefix) and name[len(prefix) :] in read],
         modes=_checked_modes(entry.get("modes", {})),
     )
-    # The tree has their order, which optimisers go by, what is in the state dict but in no graph, and its containers.
+    # The tree has their order, which optimisers rely on, entries of the state dict in no graph, and the containers.
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         vars(made)[held] = vars(tree)[held]
     return made
 
 
 def _checked_modes(modes: Any) -> Json:
-    """``modes`` itself where it has the form that :class:`PrunedGraphModule` wants."""
+    """``modes``, if it has the form that :class:`PrunedGraphModule` requires. Raises ArtefactError: it has not."""
     try:
         known = dict(modes)
         pairs = list(known.get("flags", {}).values())

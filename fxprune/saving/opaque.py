@@ -1,7 +1,7 @@
-"""Modules of classes from outside torch: the class's import path, which loading wants allowed, and attributes as data.
+"""Modules of classes from outside torch: the class's import path, which loading must allow, and attributes as data.
 
-An object among the attributes is made empty and given its own attributes. No attribute may stand where the class, or
-every module, has a method, a hook or a slot of its own.
+An object among the attributes is made without its constructor and given its own attributes. No attribute may replace a
+method, hook or slot of the class or of every module.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from fxprune.saving.values import Codec, Kind
 Imported = Mapping[str, Any]
 STATE_TENSOR = "_state."
 _SLOTS = ("_parameters", "_buffers", "_modules")
-# What every module has of its own: methods, hooks, slots, the mode.
+# Names that every module has: methods, hooks, slots, the mode.
 _OWN = frozenset([*dir(nn.Module()), *vars(nn.Module()), "meta"])
 _OWN_OF_GRAPHS = frozenset((*vars(GraphModule(nn.Module(), Graph())), *vars(PrunedGraphModule({}, {"eval": Graph()}))))
 
 
 def import_path(target: Any, role: str) -> str:
-    """``module:qualified.name`` of a class or function. Raises ArtefactError: importing that gives another thing."""
+    """``module:qualified.name`` of a class or function. Raises ArtefactError: importing that returns another object."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     found: Any = sys.modules.get(str(module))
     for part in str(name).split("."):
@@ -48,7 +48,7 @@ def import_path(target: Any, role: str) -> str:
 
 
 def resolve_imports(wanted: Iterable[str], allow: Iterable[Any]) -> Imported:
-    """What each import path leads to; nothing is imported unless all are allowed.
+    """The object of each import path; nothing is imported unless all paths are allowed.
 
     ``allow`` holds import paths (``module:name`` or ``module.name``), or the classes and functions themselves. Raises
     ArtefactError: one is not allowed, or cannot be imported.
@@ -72,7 +72,7 @@ def _allowed(allow: Iterable[Any]) -> Imported:
         elif ":" in item:
             named[item] = None
         else:
-            # Where the module ends cannot be seen in a name without a colon, so every reading is allowed.
+            # Without a colon, it is unknown where the module's name ends, so every split is allowed.
             parts = item.split(".")
             named |= {f"{'.'.join(parts[:i])}:{'.'.join(parts[i:])}": None for i in range(1, len(parts))}
     return named
@@ -90,7 +90,7 @@ def _imported(path: str) -> Any:
 
 
 def is_plain_layer(path: str, module: nn.Module) -> bool:
-    """Whether a layer of torch is fully told by its constructor arguments, so that code around it finds it whole."""
+    """Whether a layer of torch is fully determined by its constructor arguments, as foreign code around it needs."""
     try:
         return set(vars(build_layer(path, describe_layer(path, module)))) == set(vars(module))
     except ArtefactError:
@@ -98,7 +98,7 @@ def is_plain_layer(path: str, module: nn.Module) -> bool:
 
 
 def describe_opaque(path: str, module: nn.Module, writer: AttributeWriter) -> dict[str, Any]:
-    """Import path, attributes and empty places of a module as JSON data. Raises ArtefactError: it has no such form."""
+    """Import path, attributes and empty slots of a module as JSON data. Raises ArtefactError: that is impossible."""
     name = path or "the network"
     data: dict[str, Any] = {"kind": writer.need(type(module), f"the class of {name}")}
     if attributes := writer.attributes(plain_attributes(module), type(module), name):
@@ -110,13 +110,13 @@ def describe_opaque(path: str, module: nn.Module, writer: AttributeWriter) -> di
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside tensors, submodules and what every module has."""
+    """A module's attributes, without tensors, submodules and the attributes that every module has."""
     skipped = {*vars(nn.Module()), "meta", *(_OWN_OF_GRAPHS if isinstance(module, GraphModule) else ())}
     return {k: v for k, v in vars(module).items() if k not in skipped and not isinstance(v, torch.Tensor)}
 
 
 def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
-    """An empty module of the class, without its constructor. Raises ArtefactError: it is no module class."""
+    """An empty module of the class, made without its constructor. Raises ArtefactError: it is not a module class."""
     kind = found.get(data["kind"])
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
         raise ArtefactError(f"{data['kind']!r:.80} is no class of modules that it may be made of")
@@ -130,7 +130,7 @@ def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
 
 
 class AttributeWriter(Codec):
-    """Writes attributes down, collecting the tensors among them and the import paths that they need."""
+    """Writes attributes as data, and collects the tensors among them and the import paths that they need."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(ATTRIBUTES)
@@ -141,7 +141,7 @@ class AttributeWriter(Codec):
         self._place = ""
 
     def attributes(self, values: Mapping[str, Any], kind: type, owner: str) -> dict[str, Any]:
-        """Every attribute of an object, by name. Raises ArtefactError: one cannot be written down."""
+        """Every attribute of an object, by name. Raises ArtefactError: one cannot be written as data."""
         outer, data = self._place, {}
         for name, value in values.items():
             _check_attribute(name, value, kind, f"cannot save {owner}: it")
@@ -151,13 +151,13 @@ class AttributeWriter(Codec):
         return data
 
     def need(self, target: Any, role: str = "") -> str:
-        """The import path of a class or function, noted as needed."""
+        """The import path of a class or function, recorded as needed."""
         path: str = import_path(target, role or self._place)
         self.imports.setdefault(path)
         return path
 
     def write(self, value: Any) -> Any:
-        """See :class:`Codec`; what holds itself is refused."""
+        """See :class:`Codec`; a value that contains itself is refused."""
         if id(value) in self._inside:
             raise ArtefactError(f"cannot save {self._place}: it holds itself")
         self._inside.append(id(value))
@@ -169,7 +169,7 @@ class AttributeWriter(Codec):
     def write_other(self, value: Any) -> Any:
         """The class of an object and its attributes."""
         plain = hasattr(value, "__dict__") and not any("__slots__" in vars(c) for c in type(value).__mro__[:-1])
-        # Builtin types and what is derived from them make their instances in a way of their own.
+        # Builtin types and their subclasses create their instances in their own way.
         if not plain or any("__new__" in vars(base) for base in type(value).__mro__[:-1]):
             kind = type(value).__qualname__
             raise ArtefactError(f"cannot save {self._place}: there is no way to write a {kind} as data")
@@ -182,7 +182,7 @@ class AttributeWriter(Codec):
         return self._paths[id(value)]
 
     def tensor(self, value: torch.Tensor) -> str:
-        """The name under which a tensor is kept."""
+        """The name under which a tensor is stored."""
         if value.requires_grad or value.is_meta:
             reason = "a tensor that is trained, or without values, must be registered"
             raise ArtefactError(f"cannot save {self._place}: {reason}")
@@ -192,7 +192,7 @@ class AttributeWriter(Codec):
 
 
 class AttributeReader(Codec):
-    """Reads what :class:`AttributeWriter` wrote, given the network, the tensors and what import paths lead to."""
+    """Reads the data of :class:`AttributeWriter`, given the network, the tensors and the objects of import paths."""
 
     def __init__(self, network: nn.Module, tensors: Mapping[str, torch.Tensor], found: Imported) -> None:
         super().__init__(ATTRIBUTES)
@@ -201,14 +201,14 @@ class AttributeReader(Codec):
         self._found = found
 
     def attributes(self, data: Mapping[str, Any], kind: type) -> dict[str, Any]:
-        """The attributes of an object, by name. Raises ArtefactError: one is malformed, or its class keeps it."""
+        """The attributes of an object, by name. Raises ArtefactError: one is malformed, or its name is reserved."""
         values = {name: self.read(value) for name, value in data.items()}
         for name, value in values.items():
             _check_attribute(name, value, kind, "it")
         return values
 
     def named(self, path: str, kind: type = object) -> Any:
-        """What an import path leads to, of a kind."""
+        """The object of an import path, an instance of ``kind``."""
         if path not in self._found:
             raise ArtefactError(f"it uses {path!r:.80}, which its list of imports lacks")
         if not isinstance(found := self._found[path], kind):
@@ -217,9 +217,9 @@ class AttributeReader(Codec):
 
 
 def _check_attribute(name: Any, value: Any, kind: type, owner: str) -> None:
-    """Raise ArtefactError unless data may give an object of a class such an attribute.
+    """Raise ArtefactError unless data may set this attribute on an object of the class.
 
-    A number or a string can do nothing, and libraries note such things under the names of public methods (``type``).
+    Numbers and strings are harmless, and libraries store them under names of public methods (``type``).
     """
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("__"):
         raise ArtefactError(f"{owner} has an attribute called {name!r:.80}, which cannot be the name of an attribute")
@@ -264,7 +264,7 @@ def _set(kind: type) -> Kind:
     )
 
 
-# What attributes may hold beside plain values. Nothing is constructed or called but ``functools.partial``.
+# The kinds of values in attributes besides plain ones. Nothing but ``functools.partial`` is constructed or called.
 ATTRIBUTES: dict[str, Kind] = {
     "set": _set(set),
     "frozenset": _set(frozenset),
@@ -311,7 +311,7 @@ ATTRIBUTES: dict[str, Kind] = {
         lambda path, codec: codec.name(path),
     ),
     "object": Kind(
-        lambda _: False,  # what is of no other kind
+        lambda _: False,  # written by ``write_other``, for values of no other kind
         lambda *_: None,
         _read_object,
         lambda parts, codec: f"restored_object({codec.name(parts[0])}, {codec.attributes(parts[1])})",

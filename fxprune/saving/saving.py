@@ -1,4 +1,4 @@
-"""``save``: a network to a folder that stands alone."""
+"""``save``: writes a network to a self-contained folder."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fxprune.util.writing import named
 
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write a pruned network to a folder, whole or not at all; an earlier saved network at ``path`` is replaced.
+    """Write a pruned network to a folder, completely or not at all; a network saved at ``path`` before is replaced.
 
-    The folder holds ``model.py`` (generated code that imports torch alone), ``weights.safetensors`` (its state dict),
-    ``plan.json`` and ``report.json`` (where the network has them), ``graph.json`` and, for buffers outside the state
+    The folder holds ``model.py`` (generated code that imports only torch), ``weights.safetensors`` (its state dict),
+    ``plan.json`` and ``report.json`` (if the network has them), ``graph.json`` and, for buffers outside the state
     dict, ``constants.safetensors`` (from which :func:`fxprune.load` builds the network), and ``manifest.json``.
-    Where the network has opaque modules, the classes of these are imported too, and ``graph.json`` lists them.
+    If the network has opaque modules, ``model.py`` also imports their classes, and ``graph.json`` lists them.
 
     Raises:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
-        FileError: the disk refuses; what was at ``path`` before is still there.
+        FileError: writing fails; the previous content of ``path`` is unchanged.
     """
     about, description, tensors, source = _described(pruned)
     constants = {
@@ -56,13 +56,13 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def write_source(pruned: nn.Module, folder: Path) -> None:
-    """Write ``model.py`` and ``weights.safetensors`` alone into a folder. Raises ArtefactError: see :func:`save`."""
+    """Write only ``model.py`` and ``weights.safetensors`` into a folder. Raises ArtefactError: see :func:`save`."""
     (folder / "model.py").write_text(_described(pruned)[-1], encoding="utf-8")
     _write_tensors(folder / "weights.safetensors", pruned.state_dict())
 
 
 def _described(pruned: nn.Module) -> tuple[dict[str, Any], Json, dict[str, torch.Tensor], str]:
-    """What is known of a network, its description, every tensor by name, and its source."""
+    """A network's metadata, its description, every tensor by name, and its source."""
     about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
     if not isinstance(pruned, GraphModule) and not about:
         raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
@@ -83,10 +83,10 @@ def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     flat: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         values = tensor.detach().cpu().contiguous()
-        # The format has no ties: every further name gets a copy of its own.
+        # The format cannot store ties, so every further name gets its own copy.
         flat[name] = values.clone() if values.data_ptr() in seen else values
         seen.add(values.data_ptr())
-    # The writer would leave a file that only its owner can read.
+    # The writer would create a file that only its owner can read.
     file.touch()
     mode = file.stat().st_mode
     try:

@@ -1,4 +1,4 @@
-"""``model.py``: the network of a description as Python source that needs torch alone."""
+"""``model.py``: the network of a description as Python source that needs only torch."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Load its weights with
     model.load_state_dict(load_file("weights.safetensors"))
 """
 _IMPORTED = "base64 collections copy functools inspect math operator sys types zlib".split()
-# What source calls, defined where it does.
+# Helpers, each defined in the source if it is called there.
 _HELPERS = {
     "restored": '''
 def restored(kind: type, /, **modules: nn.Module) -> nn.Module:
-    """A module made without its constructor, with the submodules that it had."""
+    """A module made without its constructor, with its submodules."""
     module = kind.__new__(kind)
     nn.Module.__init__(module)
     module._modules.update(modules)
@@ -45,14 +45,14 @@ def restored(kind: type, /, **modules: nn.Module) -> nn.Module:
 ''',
     "restored_object": '''
 def restored_object(kind: type, attributes: dict) -> object:
-    """An object made without its constructor, with the attributes that it had."""
+    """An object made without its constructor, with its attributes."""
     made = object.__new__(kind)
     vars(made).update(attributes)
     return made
 ''',
     "part": '''
 def part(module: nn.Module, name: str) -> nn.Module | torch.Tensor:
-    """What a module holds under a name that cannot be written as an attribute."""
+    """The part of a module under a name that cannot be written as an attribute."""
     tables = (module._modules, module._parameters, module._buffers)
     return next(table[name] for table in tables if name in table)
 ''',
@@ -71,8 +71,8 @@ _LONGEST_LITERAL, _LINE = 48, 100
 def model_source(network: nn.Module, description: Json, tensors: Mapping[str, torch.Tensor], headline: str) -> str:
     """Source of a module that defines ``Model``, a class without constructor arguments.
 
-    ``tensors`` holds every tensor by name, of which only constants are written out; ``headline`` is the docstring's
-    first line.
+    ``tensors`` holds every tensor by name, but only the values of constants are written; ``headline`` is the first
+    line of the docstring.
     """
     tree = _Tree(description, tensors)
     root = next((entry for entry in description["modules"] if not entry["path"]), None)
@@ -94,7 +94,7 @@ def model_source(network: nn.Module, description: Json, tensors: Mapping[str, to
     if any(has_specializations(graphs_of(entry)) for entry in entries):
         helpers.append(f"\n{choosing.source()}")
     helper = "".join(f"\n{text}" for text in helpers)
-    # The headline may quote names of the user's; it must not end the docstring.
+    # The headline may quote the user's names; it must not end the docstring.
     safe = textwrap.fill(headline.replace("\\", "/").replace('"', "'"), 117)
     tuples = _namedtuples(entries)
     constants = tree.values.definitions()
@@ -103,7 +103,7 @@ def model_source(network: nn.Module, description: Json, tensors: Mapping[str, to
 
 
 def _train_source(network: nn.Module) -> str:
-    """The ``train`` method of a network some of whose parts do not take its mode."""
+    """The ``train`` method of a network in which some parts do not follow its mode."""
     odd = {}
     for mode in (True, False):
         flags = flags_of(copy.deepcopy(network).train(mode))
@@ -145,7 +145,7 @@ def _namedtuples(entries: tuple[Json, ...]) -> str:
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether the text can stand in source as the name of a part, also inside a class."""
+    """Whether the text can be the name of a part in source code, also inside a class."""
     taken = keyword.iskeyword(text) or hasattr(nn.Module, text) or text in _TAKEN
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)) and not taken and not text.startswith(("__", "forward"))
 
@@ -167,7 +167,7 @@ class _Tree:
                 self._children[parent].append(name)
         layers = {path: build_layer(path, entry) for path, entry in self.entries.items() if "class" in entry}
         self._made = {f"{path}.{n}" for path, made in layers.items() for n in (*made._parameters, *made._buffers)}
-        # Containers that hold nothing but "0", "1", ... in order print as lists.
+        # Containers that hold only "0", "1", ... in order are printed as lists.
         holding_more = {path.rpartition(".")[0] for path, entry in self.entries.items() if "shared_with" in entry}
         holding_more |= {entry["name"].rpartition(".")[0] for entry in self._listed}
         holding_more |= {path for path, entry in self.entries.items() if "kind" in entry}
@@ -178,7 +178,7 @@ class _Tree:
         }
 
     def statements(self) -> list[str]:
-        """The body of ``__init__``; constants are written out, of the other tensors the shape and dtype."""
+        """The body of ``__init__``; constants with their values, other tensors only with shape and dtype."""
         lines = []
         for name in self._children[""]:
             start = f"self.{name} = " if is_plain_name(name) else f"self._modules[{quoted(name)}] = "
@@ -191,7 +191,7 @@ class _Tree:
         return [*lines, *self._attributes(), *self._frozen()]
 
     def access(self, path: str, below: str = "") -> str:
-        """The expression that reaches what lies at ``path`` below the module ``below``, which is ``self``."""
+        """The expression for the part at ``path`` below the module ``below``, which is ``self``."""
         expression, parent = "self", below
         for name in path.split(".") if path else []:
             if parent in self._lists:
@@ -203,7 +203,7 @@ class _Tree:
         return expression
 
     def kind(self, entry: Json) -> str:
-        """The name of a module's class, or of the class that is written for a graph inside a module of others."""
+        """The name of a module's class, or of the class that is written for a graph inside an opaque module."""
         if "kind" not in entry:
             kind = entry.get("container", "Module")
             return "nn.Module" if kind.endswith("Parts") else f"nn.{kind}"
@@ -213,7 +213,7 @@ class _Tree:
         return self.islands.setdefault(entry["path"], _free_name(wanted, set(self.islands.values())))
 
     def _module(self, path: str, indent: int, reserve: int) -> str:
-        """The expression that makes a module; ``reserve`` is what else stands on its first line."""
+        """The expression that makes a module; ``reserve`` is the width of other text on its first line."""
         entry, names = self.entries[path], self._children[path]
         if "class" in entry:
             return _layer_source(entry, indent, reserve)
@@ -231,7 +231,7 @@ class _Tree:
         return call("restored(", [kind, *plain, *rest], indent, reserve=reserve)
 
     def _attributes(self) -> list[str]:
-        """Statements that give foreign modules and containers what they hold beside modules and tensors."""
+        """Statements that set the attributes of foreign modules and containers other than modules and tensors."""
         lines = []
         for path, entry in self.entries.items():
             keys = [name for holder, _, name in (e["name"].rpartition(".") for e in self._listed) if holder == path]
@@ -248,7 +248,7 @@ class _Tree:
         return lines
 
     def _tensor(self, entry: Json) -> list[str]:
-        """The statements that register a tensor; none where its layer does."""
+        """The statements that register a tensor; none if its layer does that."""
         tensor, tied_to = self._tensors[entry["name"]], entry.get("tied_to")
         path, _, name = entry["name"].rpartition(".")
         if tied_to is None and entry["name"] in self._made:
@@ -295,7 +295,7 @@ def _free_name(wanted: str, taken: set[str]) -> str:
 class _Values(Codec):
     """Prints attributes, with the imports that they need and the tensors that have no short expression.
 
-    ``access`` gives the expression that reaches a module; ``tensors`` the tensors by name.
+    ``access`` returns the expression for a module; ``tensors`` holds the tensors by name.
     """
 
     def __init__(self, access: Any, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -311,7 +311,7 @@ class _Values(Codec):
         return self._names.setdefault(path, _free_name(last, {*self._names.values(), *_OWN_NAMES}))
 
     def imports(self) -> list[str]:
-        """The import statements of everything that was named so far, behind an empty line."""
+        """The import statements of everything that was named so far, after an empty line."""
         named: dict[str, list[str]] = {}
         nested = []
         for path, name in sorted(self._names.items()):
@@ -331,14 +331,14 @@ class _Values(Codec):
         return [f"{quoted(name)}: {self.print(value)}" for name, value in state.items()]
 
     def constant(self, name: str) -> str:
-        """An expression that makes exactly the tensor of a name."""
+        """An expression that makes exactly the tensor with this name."""
         tensor = self._tensors[name].detach().cpu().contiguous()
         if (short := _short_source(tensor)) is not None:
             return short
         return self._packed.setdefault(_packed_source(tensor), f"CONSTANT_{len(self._packed) + 1}") + ".clone()"
 
     def definitions(self) -> str:
-        """The source that defines the packed constants; empty where there are none."""
+        """The source that defines the packed constants; empty if there are none."""
         lines = [f"{name} = {source}\n" for source, name in self._packed.items()]
         return "".join(["\n", _UNPACK, "\n\n", *lines]) if lines else ""
 
@@ -365,7 +365,7 @@ def _short_source(tensor: torch.Tensor) -> str | None:
 
 
 def _packed_source(tensor: torch.Tensor) -> str:
-    # Tables of positions are long and their values small.
+    # Tables of positions are long, but their values are small.
     stored = tensor.dtype
     if stored in (torch.int64, torch.int32):
         low, high = int(tensor.min()), int(tensor.max())
@@ -373,11 +373,11 @@ def _packed_source(tensor: torch.Tensor) -> str:
         stored = next(fitting, stored)
     data = tensor.to(stored).flatten().view(torch.uint8).numpy().tobytes()
     text = base64.b85encode(zlib.compress(data, 9)).decode("ascii")
-    # The alphabet of this encoding has neither quotes nor backslashes.
+    # This encoding has neither quotes nor backslashes.
     lines = "\n".join(text[i : i + _LINE] for i in range(0, len(text), _LINE))
     return f'unpack(\n    """\n{lines}\n""",\n    {stored},\n    {tensor.dtype},\n    {tuple(tensor.shape)},\n)'
 
 
 def _same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
-    # Bits and not values: zero equals minus zero, and no NaN equals itself.
+    # Bits, not values: zero equals minus zero, and NaN does not equal itself.
     return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))

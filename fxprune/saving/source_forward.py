@@ -1,4 +1,4 @@
-"""The ``forward`` of a generated ``model.py``: one statement a node, in the style of code written by hand."""
+"""The ``forward`` of a generated ``model.py``: one statement per node, in the style of handwritten code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _CONVERSION = '''
 
 
 def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve: int = 0) -> str:
-    """``head``, arguments and ``tail`` on one line if it fits behind ``indent`` and ``reserve``, else on several."""
+    """``head``, arguments and ``tail`` on one line if it fits after ``indent`` and ``reserve``, else on several."""
     line = head + ", ".join(arguments) + tail
     if "\n" not in line and indent + reserve + len(line) <= _WIDTH:
         return line
@@ -56,23 +56,23 @@ def call(head: str, arguments: list[str], indent: int, tail: str = ")", reserve:
 
 
 def conversion_source(tensors: Mapping[str, Any], prefix: str) -> str:
-    """The method that converts a class which holds constants; ``prefix``: of their names."""
+    """The method that converts a class with constants; ``prefix``: the prefix of their names."""
     names = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix) and is_constant(name))
     constants = [name for name in names if "." not in name]
     return _CONVERSION.format(constants=constants) if constants else ""
 
 
 def forward_source(graphs: Mapping[str, list[Json]], access: Access, imported: Access, untraced: str = "") -> str:
-    """The ``forward`` method; where there are several graphs, it calls the one of the present mode and of the sizes.
+    """The ``forward`` method; if there are several graphs, it calls the one of the current mode and the input's sizes.
 
-    ``access`` gives the expression for the path of a module or a tensor, ``imported`` the name for an import path.
+    ``access`` returns the expression for the path of a module or tensor, ``imported`` the name for an import path.
     ``untraced``: why there is no graph of training mode, so that a call in it raises.
     """
     printers = {name: _Printer(nodes, access, imported) for name, nodes in graphs.items()}
     if set(graphs) == {"eval"} and not untraced:
         return printers["eval"].method("forward")
     taken = [printer.parameters for printer in printers.values()]
-    # Graphs for other arguments: which of them a call gives decides.
+    # The graphs take different arguments: those of a call select the graph.
     parameters = taken[0] if all(one == taken[0] for one in taken) else ["*args", "**kwargs"]
     names = ", ".join(parameter.partition("=")[0] for parameter in parameters)
     sized = has_specializations(graphs)
@@ -92,7 +92,7 @@ def has_specializations(graphs: Mapping[str, Any]) -> bool:
 
 
 def _choice(graphs: Mapping[str, Any], suffix: str) -> str:
-    """The method of the present mode."""
+    """The method of the current mode."""
     if f"training{suffix}" not in graphs:
         return f"self.forward_eval{suffix}"
     return f"self.forward_training{suffix} if self.training else self.forward_eval{suffix}"
@@ -123,10 +123,10 @@ def _inputs(node: Json) -> list[str]:
 
 
 class _Variables:
-    """Gives each node of a graph the name of the variable that holds its result.
+    """Assigns each node of a graph the name of the variable that holds its result.
 
-    Tensors take turns on x, y, z, ...; a result takes over the name of an argument that is not used again. Sizes and
-    other small values keep the name that their node has. ``names`` may have an expression in the place of a variable.
+    Tensors are called x, y, z, ...; a result takes over the name of an argument that is not used again. Sizes and other
+    small values keep the name of their node. ``names`` may hold an expression instead of a variable.
     """
 
     def __init__(self, nodes: list[Json]) -> None:
@@ -150,7 +150,7 @@ class _Variables:
         return self._last_use[argument] == node["name"] and self.names[argument] in self._pooled
 
     def declare(self, node: Json, *, may_inherit: bool = True) -> str:
-        """Name the result of a node after its arguments are printed; it may inherit the name of one used no more."""
+        """Name the result of a node after its arguments are printed; it may inherit an argument's name."""
         released = [self.names[used] for used in _inputs(node) if self.is_taken_over(used, node)]
         if node["op"] == "placeholder" or self._is_small(node):
             name = self._own_name(node)
@@ -165,7 +165,7 @@ class _Variables:
         return name
 
     def release(self, node: Json) -> str:
-        """Free the arguments of a node whose result is not used; the empty string."""
+        """Free the arguments of a node whose result is not used; returns the empty string."""
         self._free |= {self.names[used] for used in _inputs(node) if self.is_taken_over(used, node)}
         return ""
 
@@ -210,13 +210,13 @@ class _Printer:
         return f"    def {name}({', '.join(['self', *self.parameters])}):\n{body}"
 
     def _statements(self, nodes: list[Json]) -> Iterator[str]:
-        """One statement a node, with a comment wherever another part of the network begins."""
+        """One statement per node, with a comment where another part of the network begins."""
         present = ""
         for node in nodes:
             if node["op"] == "placeholder":
                 self.parameters.append(self._parameter(node))
             elif node["op"] == "get_attr":
-                # Reading an attribute costs nothing, so the uses say it themselves.
+                # Reading an attribute costs nothing, so it is printed at each use.
                 self._variables.names[node["name"]] = self._access(node["target"])
             else:
                 if node["op"] == "call_module" and (section := _section(node["target"])) != present:
@@ -244,7 +244,7 @@ class _Printer:
 
     def _in_place(self, node: Json, left: Any, right: Any) -> str:
         symbol, value, source = _IN_PLACE[node["target"]], self._value(right), self._value(left)
-        # On a number the update makes a new value, so the old one must keep its variable if it is used again.
+        # For a number the update creates a new value, so the old one must keep its variable if it is used again.
         inherits = isinstance(left, dict) and "node" in left and self._variables.is_taken_over(left["node"], node)
         name = self._variables.declare(node, may_inherit=inherits)
         update = f"{name} {symbol} {value}"
@@ -267,7 +267,7 @@ class _Printer:
         return call(f"{head}(", [*map(self._value, args), *keywords], _INDENT, reserve=reserve)
 
     def _made(self, target: Json) -> str:
-        """A class that the network returns, or a custom function."""
+        """The expression for a class that the network returns, or for a custom function."""
         ((kind, content),) = target.items()
         return content[0] if kind == "namedtuple" else self._imported(content) + ".apply" * (kind == "custom")
 
@@ -275,7 +275,7 @@ class _Printer:
         """A use of an operator, an index or an attribute; None for any other function."""
         if target in _INFIX and len(args) == 2:
             left = self._value(args[0])
-            # -1 ** x would misread.
+            # -1 ** x would be parsed as -(1 ** x).
             return f"{f'({left})' if left.startswith('-') else left} {_INFIX[target]} {self._value(args[1])}"
         if target in _PREFIX and len(args) == 1:
             return f"{_PREFIX[target]}{self._owner(args[0])}"
@@ -284,7 +284,7 @@ class _Printer:
         return f"{self._owner(args[0])}.{args[1]}" if target == "builtins.getattr" else None
 
     def _owner(self, value: Any) -> str:
-        """A value before a dot: numbers in parentheses, as ``1.real`` would misread."""
+        """A value before a dot: numbers in parentheses, because ``1.real`` is not valid."""
         plain = isinstance(value, (str, list)) or (isinstance(value, dict) and {*value} <= {"node", "tuple", "dict"})
         return self._value(value) if plain else f"({self._value(value)})"
 
@@ -302,7 +302,7 @@ class _Printer:
 
 
 def _section(path: str) -> str:
-    """The part of the network a layer belongs to: its path up to the first number, or its first two names."""
+    """The part of the network that a layer belongs to: its path up to the first number, or its first two names."""
     parents = path.split(".")[:-1]
     position = next((position for position, name in enumerate(parents) if name.isdigit()), 1)
     return ".".join(parents[: position + 1])

@@ -1,9 +1,9 @@
-"""Which functions, methods and attributes a saved graph may call, and the names they are written under.
+"""The functions, methods and attributes that a saved graph may use, and their names in the file.
 
 The values of a graph are tensors, numbers, strings, ``None``, slices, dtypes and the like, and lists, tuples and dicts
-of these. A target is listed only if it makes such values of such values: none gives a module, a class or a function,
-none reads a file, and none reaches an attribute by a name that was computed. What has a rule is listed, and beyond that
-the words below, each chosen by hand; a torch function that a later version adds is not.
+of these. A target is listed only if it maps such values to such values: none returns a module, class or function, none
+reads a file, and none reads an attribute by a computed name. Ops with a rule are listed, and in addition the names
+below, each chosen by hand; functions that a later torch adds are not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OPERATORS = (
 CALLABLE_BUILTINS = (
     "abs bool complex dict divmod float getattr int len list max min pow range round slice sum tuple".split()
 )
-# Of torch's own functions and of tensors' methods, those without a rule.
+# Functions of torch and methods of tensors without a rule.
 _FURTHER = frozenset(
     "absolute affine_grid_generator alias_copy allclose argwhere as_strided as_strided_copy as_strided_scatter "
     "bartlett_window bincount binomial blackman_window block_diag can_cast cartesian_prod cdouble cfloat chalf "
@@ -76,26 +76,26 @@ _DUNDER_METHODS = {
         "rpow rshift rsub rtruediv rxor setitem sub truediv xor"
     ).split()
 }
-# None of these is a method of a tensor, or of another value of a graph.
+# None of these is a method of a tensor or of another value in a graph.
 _ATTRIBUTES = frozenset(
     "H L LU Q R S T U V Vh data device dtype eigenvalues eigenvectors grad hist imag info is_cpu is_cuda is_leaf "
     "is_meta is_mps is_nested is_quantized is_sparse is_xpu itemsize layout logabsdet mH mT nbytes ndim pivots real "
     "requires_grad residuals shape solution start step stop".split()
 )
-# Of what torch.finfo and torch.iinfo give.
+# Attributes of torch.finfo and torch.iinfo.
 _NUMBER_ATTRIBUTES = frozenset("bits dtype eps max min resolution smallest_normal tiny".split())
 _FUNCTION_KINDS = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.MethodType)
 
 
 def _chosen(holder: Any, names: Iterable[str], extras: frozenset[str] = _FURTHER) -> frozenset[str]:
-    """Of ``names``, the functions of ``holder`` that have a rule or are among the extras."""
+    """The functions of ``holder`` among ``names`` that have a rule or are in ``extras``."""
     functions = [n for n in names if not n.startswith("__") and isinstance(getattr(holder, n, None), _FUNCTION_KINDS)]
     return frozenset(n for n in functions if has_rule(canonical_name(n)) or {n, n.removesuffix("_")} & extras)
 
 
 @cache
 def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
-    """Prefix -> the object that holds the functions, and their names; earlier prefixes are preferred when writing."""
+    """By prefix, the object that holds the functions, and their names; earlier prefixes are preferred in writing."""
     variable_functions, native = torch._C._VariableFunctions, torch._C._nn
     torch_names = {name for name in dir(variable_functions) if hasattr(torch, name)} | set(torch.functional.__all__)
     listed: dict[str, tuple[Any, Iterable[str]]] = {
@@ -122,7 +122,7 @@ def _namespaces() -> dict[str, tuple[Any, frozenset[str]]]:
 
 
 def _of_torchvision() -> tuple[Any, list[str]]:
-    """Its operators; none where it is not installed, or was built for another torch, which its import finds out."""
+    """torchvision's operators; none if it cannot be imported, because it is missing or built for another torch."""
     try:
         import torchvision.ops
     except (ImportError, RuntimeError, OSError):
@@ -131,7 +131,7 @@ def _of_torchvision() -> tuple[Any, list[str]]:
 
 
 def _of_native(public: Any) -> list[str]:
-    """The functions of a namespace that are operators of torch's own under the namespace's name."""
+    """The functions of a namespace that are native operators of torch with the namespace's name as prefix."""
     last = public.__name__.rpartition(".")[2]
     native, prefix = getattr(torch._C, f"_{last}"), f"{last}_"
     names = [name.removeprefix(prefix) for name in dir(native) if name.startswith(prefix)]
@@ -157,7 +157,7 @@ def function_name(function: Any) -> str:
 
 
 def tensor_function_name(function: Any) -> str | None:
-    """The name of one of torch's own functions of tensors, or None for anything else."""
+    """The name of one of torch's own tensor functions, or None for anything else."""
     try:
         name = _names_of_functions().get(function, "")
     except TypeError:  # not hashable
@@ -189,7 +189,7 @@ def check_method(name: Any) -> str:
 
 
 def check_call(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise ArtefactError where a listed function or method could, with these arguments, do what is not listed."""
+    """Raise ArtefactError if a listed function or method could do something unlisted with these arguments."""
     if target is getattr:
         _check_attribute(args, kwargs)
     if target in (min, max) and "key" in kwargs:
@@ -200,7 +200,7 @@ def check_call(op: str, target: Any, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def _check_attribute(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    # The name has to be written down: a computed one could reach any attribute.
+    # The name must be a literal: a computed one could read any attribute.
     if len(args) != 2 or kwargs or not isinstance(args[0], Node):
         raise ArtefactError("the graph calls getattr with something else than a value and a name")
     holder, name = args

@@ -54,7 +54,7 @@ RUNTIMES: Mapping[str, Callable[[nn.Module, Sample], Prepared]] = {
 
 
 def missing(runtime: str) -> str:
-    """Why a runtime cannot be used here; empty where it can."""
+    """Why a runtime cannot be used here; empty if it can."""
     needed = ("onnx", "onnxscript", "onnxruntime") if runtime == "onnxruntime" else ()
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     return f"{', '.join(absent)} not installed: pip install 'fxprune[onnx]'" if absent else ""
@@ -66,12 +66,12 @@ class Latency:
 
     Attributes:
         runtime: "eager", "compile" or "onnxruntime".
-        batch: the batch size; None where the sample has none.
+        batch: the batch size; None if the sample has none.
         threads: threads used inside one call.
         calls: timed calls of each network.
         original: median seconds of a call of the original network.
         pruned: median seconds of a call of the pruned network.
-        failure: why there is no measurement; empty where there is one.
+        failure: why there is no measurement; empty if there is one.
     """
 
     runtime: str
@@ -88,7 +88,7 @@ class Latency:
         return self.original / self.pruned
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON data; without numbers where the measurement failed."""
+        """JSON data; without times if the measurement failed."""
         data = asdict(self)
         if self.failure:
             return {name: data[name] for name in ("runtime", "batch", "threads", "failure")}
@@ -104,15 +104,15 @@ def measure_latency(
     batches: Iterable[int] = (1, 8),
     seconds: float = 1.0,
 ) -> Iterator[Latency]:
-    """Time both networks by each runtime at each batch size, one result after another; both stay as they are.
+    """Time both networks in each runtime at each batch size, and yield each result; the networks do not change.
 
     Args:
         original: the network before, in eval mode.
         pruned: the network after, in eval mode.
         sample_input: one call's arguments, as for :func:`fxprune.compile`.
         runtimes: among "eager", "compile" and "onnxruntime".
-        batches: batch sizes, where the sample has a batch.
-        seconds: how long the calls of both networks together last at least, three of each at least.
+        batches: batch sizes, used if the sample has a batch.
+        seconds: the minimum time for the calls of both networks together, at least three calls of each.
 
     Raises:
         OptionError: an unknown runtime.
@@ -146,7 +146,7 @@ def _measured(
 
 
 def render_latencies(measured: Sequence[Latency], report: Report) -> RenderableType:
-    """A row for each runtime and batch size, under the ratio of multiply-accumulates that they stand beside."""
+    """A table with a row for each runtime and batch size, below the ratio of MACs for comparison."""
     gain = report.macs_before / report.macs_after if report.macs_after else float("inf")
     macs = f"MACs {quantity(report.macs_before)} -> {quantity(report.macs_after)}: {gain:.2f} times fewer"
     threads = ", ".join(dict.fromkeys(f"{m.threads} thread{'s' * (m.threads > 1)}" for m in measured))

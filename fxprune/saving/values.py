@@ -1,8 +1,8 @@
-"""The values that a saved folder may hold: one table of kinds, each with how it is known, written, read and printed.
+"""The values that a saved folder may hold: a table of kinds, and how each is recognised, written, read and printed.
 
-Numbers, strings, ``None`` and lists stand for themselves. Everything else is an object with one key that names its
-kind, such as ``{"slice": [0, null, 2]}``; reading looks the kind up and can therefore build nothing else. Graphs add
-references to nodes, samples add tensors, and attributes add what :mod:`fxprune.saving.opaque` lists.
+Numbers, strings, ``None`` and lists are written directly. Everything else is an object with one key that names its
+kind, such as ``{"slice": [0, null, 2]}``; reading looks up the kind and therefore cannot build anything else. Graphs
+add references to nodes, samples add tensors, and attributes add the kinds in :mod:`fxprune.saving.opaque`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_DIMS = 64
 
 
 class Kind(NamedTuple):
-    """One kind of value. ``write``, ``read`` and ``print`` get what they work on and the :class:`Codec` for the rest.
+    """One kind of value. ``write``, ``read`` and ``print`` get the value or data, and the :class:`Codec` for its parts.
 
     Attributes:
         known: whether a value is of this kind.
@@ -38,13 +38,13 @@ class Kind(NamedTuple):
 
 
 class Codec:
-    """Writes, reads and prints nested values of some kinds; those given are looked at before the :data:`KINDS`."""
+    """Writes, reads and prints nested values; the given ``kinds`` are tried before the :data:`KINDS`."""
 
     def __init__(self, kinds: Mapping[str, Kind] | None = None) -> None:
         self._kinds = {**(kinds or {}), **KINDS}
 
     def write(self, value: Any) -> Any:
-        """JSON data for a value. Raises ArtefactError: the value is of a kind that cannot be written down."""
+        """JSON data for a value. Raises ArtefactError: the value is of a kind that cannot be written."""
         for name, kind in self._kinds.items():
             if kind.known(value):
                 return {name: kind.write(value, self)}
@@ -53,12 +53,12 @@ class Codec:
         return [self.write(item) for item in value] if isinstance(value, list) else self.write_other(value)
 
     def write_other(self, value: Any) -> Any:
-        """JSON data for a value of no kind."""
+        """JSON data for a value of none of the kinds."""
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise ArtefactError(f"cannot write a value of type {kind}: {value!r}")
 
     def read(self, data: Any) -> Any:
-        """The value that :meth:`write` wrote. Raises ArtefactError: the data is not what :meth:`write` writes."""
+        """The value that :meth:`write` wrote. Raises ArtefactError: the data do not have that form."""
         if data is None or isinstance(data, (bool, int, float, str)):
             return data
         if isinstance(data, list):
@@ -85,18 +85,18 @@ class Codec:
         return quoted(data) if isinstance(data, str) else repr(data)
 
     def prints(self, items: list[Any]) -> str:
-        """The same for several, with commas between them."""
+        """The source of several values, separated by commas."""
         return ", ".join(map(self.print, items))
 
 
 def quoted(text: str) -> str:
-    """A string literal of ASCII."""
+    """A string as an ASCII literal."""
     return f'"{text}"' if re.fullmatch(r"[^\"\\\x00-\x1f\x7f-\U0010ffff]*", text) else ascii(text)
 
 
 def _of_torch(kind: type) -> Kind:
     def read(name: Any, _: Any) -> Any:
-        # Not getattr: torch imports some of its parts when they are first asked for.
+        # Not getattr: torch imports some of its parts on first access.
         if not isinstance(value := vars(torch).get(name), kind):
             raise ArtefactError(f"the graph names torch.{name!s:.80}, which is no {kind.__name__}")
         return value
@@ -153,7 +153,7 @@ PLAIN = Codec()
 
 
 class GraphCodec(Codec):
-    """Values in a graph; ``nodes`` has the nodes so far by name, or the variables that hold their results."""
+    """Values in a graph; ``nodes`` maps names to the nodes so far, or to the variables that hold their results."""
 
     def __init__(self, nodes: Mapping[str, Any]) -> None:
         def found(name: Any, _: Any) -> Any:
@@ -185,7 +185,7 @@ _SAMPLES = Codec(
 
 
 def encode_sample(sample: Sample | None) -> Any:
-    """Shape and dtype of every tensor, and every other value that can be written; None where there is no sample."""
+    """Shape and dtype of every tensor, and every other value that can be written; None if there is no sample."""
     if sample is None:
         return None
     kwargs = {key: _SAMPLES.write(value) for key, value in sample.kwargs.items()}
