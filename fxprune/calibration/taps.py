@@ -82,7 +82,7 @@ class TapFinder:
         return found
 
     def readings(self, group: Group) -> list[Tap]:
-        """Every place where an op reads a group's channels without passing them on; a channel zero at all is dead."""
+        """The places where ops read a group's channels without passing them on. A channel zero at all has no effect."""
         pairs = self.readers(group)
         return [replace(tap, reader=reader) for node, reader in pairs for tap in self._readable([node], group)]
 

@@ -40,7 +40,7 @@ class Work:
     graph: ChannelGraph  # the original's channel graph
     model: nn.Module  # the original; it is only read
     pruned: PrunedGraphModule  # the pruned network; its kept values are changed in place
-    plan: Plan  # what was cut
+    plan: Plan  # the plan that was applied
     calibration: Calibration | None = None  # the data; None if there are none
     steps: Steps = field(default_factory=lambda: Steps(False))  # shows progress
     seed: int = 0  # the seed of all random draws
@@ -52,7 +52,7 @@ class Work:
 
     @cached_property
     def network(self) -> PrivateNetwork:
-        """The original, over tensors of its own."""
+        """The original, over its own copies of tensors."""
         return PrivateNetwork(self.graph, self.model)
 
     @property

@@ -37,7 +37,7 @@ class Yardstick:
             self._wanted = [_run(work.network, sample, rows) for sample, rows in self._chosen(work, most)]
 
     def measure(self, network: nn.Module, called: str) -> FidelityRow:
-        """Compare a network, in eval mode; ``called`` is what the report calls it."""
+        """Compare a network, in eval mode; ``called`` is its name in the report."""
         sums = torch.zeros(6, dtype=torch.float64)
         odd = torch.zeros(1, dtype=torch.float64)
         with evaluating(network):

@@ -51,7 +51,7 @@ def known_recoveries() -> list[str]:
 
 
 def resolve_recoveries(recover: Any) -> list[Recovery]:
-    """What a user passes as ``recover``: None, names, objects. Raises RecoveryError for others."""
+    """The recoveries of the argument ``recover``: None, names or objects. Raises RecoveryError for anything else."""
     if recover is None:
         return []
     if isinstance(recover, str) or not isinstance(recover, Sequence):

@@ -168,7 +168,7 @@ def rule(names: str, signature: str) -> Callable[[AxesHalf], AxesHalf]:
 
 
 def pinned(names: str, signature: str, why: str, result: str) -> None:
-    """Register ops whose inputs are all pinned, for the reason ``why``; their results are fixed, for ``result``."""
+    """Register ops whose inputs are pinned, with the reason ``why``, and whose results are fixed, with ``result``."""
 
     @rule(names, signature)
     def axes(call: Call) -> None:

@@ -240,7 +240,7 @@ _REGIONS = "regions are pooled from it"
 
 @rule("deform_conv2d", _DEFORMABLE)
 def deformable_convolution(call: Call) -> None:
-    """Offsets are 2 * offset groups * taps wide, their mask half of that; if there is no mask, its width is one."""
+    """Offsets are 2 * offset groups * taps wide, their mask half of that; a missing mask is passed with width one."""
     axes, weight = call.tensor("input"), call.tensor("weight")
     call.pin_all((*call.tensor("offset")[1:], *call.tensor("mask")[1:]), _OFFSETS)
     call.pin_all((*axes[2:], *weight[2:]), "a convolution slides over it")
