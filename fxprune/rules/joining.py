@@ -76,7 +76,7 @@ def part(call: Call, axis: Axis, start: int, length: int) -> Axis:
 def cuts_alike(call: Call, axis: Axis, number: int) -> bool:
     """Whether the channels before element ``number`` (after it, if it is negative) are at the same place at every size.
 
-    After a part whose size depends on the input, such as the tokens of an image, channels are at other places at other sizes.
+    After a part whose size depends on the input (the tokens of an image), channels move with that size.
     """
     parts = parts_of(call.solver.resolve(axis))
     reached = number if number >= 0 else -number
