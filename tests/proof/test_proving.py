@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
 from fxprune.proof import Proof, prove
+from fxprune.proof.masking import check_tensors
 from tests.proof import twins
 from tests.proof.twins import Twin
 
@@ -76,6 +77,15 @@ def test_permuted_rows_are_refused(name: str) -> None:
     swap_rows(case.pruned, name)
     with pytest.raises(ProofError, match=f"kept tensors.*{name}"):
         run(case)
+
+
+def test_not_a_number_equals_only_itself() -> None:
+    full = {"table": torch.tensor([1.0, float("nan"), float("inf")])}
+    keep: dict[str, tuple[torch.Tensor | None, ...]] = {"table": (None,)}
+    assert check_tensors(full, {"table": full["table"].clone()}, keep) == 1
+    for other in (0.0, float("inf")):
+        with pytest.raises(ProofError, match="1 of 3 entries"):
+            check_tensors(full, {"table": torch.tensor([1.0, other, float("inf")])}, keep)
 
 
 @pytest.mark.parametrize("name", ["conv2.weight", "head.weight"])
