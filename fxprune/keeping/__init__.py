@@ -1,4 +1,4 @@
-"""The pruned network as a copy of the user's model, of its own class: what ``keep_class=True`` gives.
+"""The pruned network as a copy of the user's model, of the same class: the result of ``keep_class=True``.
 
 >>> import torch, fxprune
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()

@@ -1,4 +1,4 @@
-"""The configuration from which a model's class builds the pruned shapes, found by building on the meta device."""
+"""The configuration from which a model's class builds the pruned shapes, found by trials on the meta device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fxprune.util.copies import private_copy
 Shapes = dict[str, tuple[int, ...]]
 _MOST_BUILDS = 400
 _FROM_CONFIG = "the class is built from it"
-_MOST_FIELDS = 4  # that are tried together at once
+_MOST_FIELDS = 4  # fields that are changed together in one trial
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Solution:
-    """Changes of fields of the configuration ``name``, and the dims of tensors (``odd``) that it builds otherwise."""
+    """Changes of fields of the configuration ``name``, and the tensor dims (``odd``) that it still builds wrong."""
 
     name: str = ""
     changes: tuple[Change, ...] = ()
@@ -61,7 +61,7 @@ def solve(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask],
 
 
 def unsaid(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Solution) -> Held:
-    """The groups of the widths that no field of the configuration says; none where none of them is narrowed."""
+    """The groups whose width no field of the configuration determines; empty if none of them is narrowed."""
     odd, found = set(solution.odd), Held()
     for group in graph.groups:
         member = next((m for m in group.members if (m.tensor, m.dim) in odd), None)
@@ -72,7 +72,7 @@ def unsaid(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Soluti
 
 
 def without_unsaid(held: Held) -> Held:
-    """Those that are held for another reason."""
+    """The held groups without those of :func:`unsaid`."""
     return {group: pin for group, pin in held.items() if pin.cause != _FROM_CONFIG}
 
 
@@ -85,7 +85,7 @@ def finish(
     own: Sample,
     solution: Solution,
 ) -> list[str]:
-    """Compare a kept class with the proven graph; notes for the report. Raises ProofError: it answers otherwise."""
+    """Compare a kept class with the proven graph; returns notes for the report. Raises ProofError: outputs differ."""
     if is_meta(model):
         return []
     more = [own.with_batch(own.batch_size + 1)] if own.batch_size is not None else []
@@ -97,7 +97,7 @@ def finish(
 
 
 def _quantised(kept: nn.Module, name: str) -> str:
-    """What to clear of what a model with plain weights says of the quantised file that it came from."""
+    """Which attributes to clear if a model with plain weights still describes itself as quantised; else empty."""
     holders = {"": kept, **({f"{name}.": getattr(kept, name)} if name else {})}
     plain = all(type(parameter) is nn.Parameter and parameter.is_floating_point() for parameter in kept.parameters())
     said = [
@@ -115,9 +115,9 @@ def _quantised(kept: nn.Module, name: str) -> str:
 
 
 def _configured(model: nn.Module, kept: nn.Module, solution: Solution, graph: nn.Module, samples: list[Sample]) -> str:
-    """Change the configuration of a kept class so that its class builds it; words for the report, or none.
+    """Change the configuration of a kept class so that its class builds it; returns words for the report, or none.
 
-    The class is compared with the proven ``graph`` once more, on ``samples``.
+    The model that the class then builds is compared with the proven ``graph`` on ``samples``.
     """
     name, found = solution.name, solution.changes
     if not name:
@@ -158,21 +158,21 @@ def _configuration(model: nn.Module) -> str:
 
 
 def _refusal(config: Any) -> str:
-    """What the class of a configuration says when one with these fields is made; empty where it makes it."""
+    """The error of a configuration's class if it is constructed with these fields; empty if there is none."""
     try:
         names = inspect.signature(type(config)).parameters
         type(config)(**{name: copy.deepcopy(getattr(config, name)) for name in names if hasattr(config, name)})
-    except Exception as error:  # the constructor is the user's own code: anything may come out of it
+    except Exception as error:  # the constructor is the user's own code: it may raise anything
         return described(error)
     return ""
 
 
 def _built(cls: type[nn.Module], config: Any) -> Shapes | None:
-    """The shapes that a class builds from a configuration; None where it refuses it."""
+    """The shapes that a class builds from a configuration; None if it refuses the configuration."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             return _shapes(cls(copy.deepcopy(config)))
-    except Exception:  # the constructor is the user's own code: anything may come out of it
+    except Exception:  # the constructor is the user's own code: it may raise anything
         return None
 
 
@@ -181,7 +181,7 @@ def _shapes(module: nn.Module) -> Shapes:
 
 
 def _solved(cls: Any, config: Any, pairs: Mapping[int, set[int]], wanted: Shapes) -> tuple[list[Change], Shapes]:
-    """The fewest changes of fields that come nearest to the wanted shapes, found a few at a time; what they build."""
+    """The changes of fields that come nearest to the wanted shapes, found a few at a time; and the shapes built."""
     trial, done = copy.deepcopy(config), list[Change]()
     shapes = _built(cls, trial)
     while odd := _odd_dims(shapes, wanted):
@@ -197,7 +197,7 @@ def _solved(cls: Any, config: Any, pairs: Mapping[int, set[int]], wanted: Shapes
 
 
 def _best(cls: Any, config: Any, tries: Iterator[list[Change]], odd: int, wanted: Shapes) -> list[Change]:
-    """The changes of the fewest fields that leave the fewest odd dims, fewer than ``odd``."""
+    """The changes of the fewest fields that leave the fewest wrong dims, fewer than ``odd``."""
     best: list[Change] = []
     for changes in itertools.islice(tries, _MOST_BUILDS):
         if odd == 0 or (best and len(changes) > len(best)):
@@ -216,7 +216,7 @@ def _best(cls: Any, config: Any, tries: Iterator[list[Change]], odd: int, wanted
 def _tries(
     config: Any, pairs: Mapping[int, set[int]], taken: set[tuple[str, ...]], odd: set[int]
 ) -> Iterator[list[Change]]:
-    """Changes worth a try, the fewest fields first; ``odd``: the sizes that are not built yet."""
+    """Candidate changes, the fewest fields first; ``odd``: the sizes that are not built yet."""
     slots = [slot for slot in slots_of(config) if slot.place not in taken and slot.value > 1]
     singles = [Change(slot, new) for slot in slots for new in sorted(pairs.get(slot.value, ())) if new != slot.value]
     unset = [slot for slot in unset_slots_of(config) if slot.place not in taken]
@@ -232,7 +232,7 @@ def _tries(
 
 
 def _odd_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
-    """The dims that are not as wanted: all where the class builds nothing, or other tensors."""
+    """The dims that differ from the wanted ones: all dims if the class builds nothing, or other tensors."""
     if shapes is None or shapes.keys() != wanted.keys() or any(len(shapes[n]) != len(wanted[n]) for n in wanted):
         shapes = {name: (-1,) * len(size) for name, size in wanted.items()}
     return [(n, dim) for n in wanted for dim, (a, b) in enumerate(zip(shapes[n], wanted[n], strict=True)) if a != b]
@@ -251,7 +251,7 @@ def _why_none(kept: nn.Module, solution: Solution) -> str:
 
 
 def _field_behind(cls: type[nn.Module], config: Any, name: str, dim: int) -> str:
-    """The field of a configuration that a dim is made of, if the class builds anything of another number there."""
+    """The field of a configuration that determines a dim, if the class also builds with another number there."""
     trial = copy.deepcopy(config)
     usual = _built(cls, trial) or {}
     for slot in slots_of(trial):
@@ -274,7 +274,7 @@ def _dtype(module: nn.Module) -> torch.dtype:
 
 
 def _take_numbers(model: nn.Module, built: nn.Module, kept: nn.Module) -> None:
-    """Give the kept class the numbers that its constructor computes, where it still has the original's."""
+    """Copy numbers that the constructor computes to the kept class, where it still has the original's."""
     own, original = dict(kept.named_modules()), dict(model.named_modules())
     for path, module in built.named_modules():
         if path in own and path in original:

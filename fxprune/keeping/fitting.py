@@ -1,9 +1,9 @@
-"""A copy of a model at kept widths, of its own class, whose attributes say the new sizes.
+"""A copy of a model at kept widths, of the same class, whose attributes have the new sizes.
 
-The copy's own forward is traced as the model's was. The two traces have nodes of one name for one call, so that the
-first call which does not give the kept sizes is known, and with it the module whose code makes it. An attribute of that
-module, of one around it or of a configuration that they hold is tried with the new size: it is taken where the
-forward comes further. What no attribute says stands in the code, and its width is held whole.
+The copy's own forward is traced like the model's. Equal calls have equal node names in the two traces, which shows the
+first call whose result does not have the kept sizes, and the module whose code makes it. Attributes of that module, of
+modules around it and of their configurations are tried with the new size: a change is kept if the forward gets further.
+If no attribute determines a width, it is fixed in the code, and its group keeps all channels (it is held).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from fxprune.util.copies import deep_copy
 from fxprune.util.paths import ModelPaths, attribute, is_held
 
 Held = dict[Group, PinnedWidth]
-# Which attribute of which class holds a size: found once, for all modules of the class.
+# The attributes that hold sizes, by class: found once for all modules of the class.
 Rules = dict[tuple[type, tuple[str, ...]], None]
-_MOST_PAIRS = 24  # of two attributes that are tried together
+_MOST_PAIRS = 24  # pairs of attributes that are tried together
 
 
 def fitted(
@@ -50,13 +50,13 @@ def fitted(
     certificates: Sequence[Certificate],
     rules: Rules,
 ) -> tuple[nn.Module, Held]:
-    """A copy that fits a plan, and the narrowed groups that no attribute sizes, which that plan is without."""
+    """A copy at the widths of a plan, and the groups held whole, because no attribute determines their width."""
     held: Held = {}
     while True:
         copy = narrowed(graph, model, masks, pruned)
         if graph.captured.opaque:
             return copy, held
-        # What the copy's code reaches is found, and changed, once for all tries.
+        # The objects that the copy's code can reach are found, and changed, once for all tries.
         with restored(copy), remembering(reachable(copy).functions):
             more = Fit(graph, copy, masks, certificates[0], rules).solve()
         if not more:
@@ -67,12 +67,12 @@ def fitted(
 
 
 def in_words(held: Held) -> str:
-    """Widths that were held, and why."""
+    """The held widths and the reasons, in words."""
     return "; ".join(f"{pin.tensor} dim {pin.dim}: {pin.reason} ({pin.cause})" for pin in held.values())
 
 
 def narrowed(graph: ChannelGraph, model: nn.Module, masks: Masks, pruned: nn.Module) -> nn.Module:
-    """A copy of the model over the kept entries of its tensors, whose layers are as those of the pruned graph."""
+    """A copy of the model with the kept entries of its tensors, and layers with the pruned graph's attributes."""
     kept: dict[int, Any] = {}
     for name, tensor in named_tensors(model, ""):
         axes = graph.tensors.get(graph.captured.first_name(name))
@@ -101,14 +101,14 @@ class Fit:
     certificate: Certificate
     rules: Rules
     order: dict[str, tuple[int, fx.Node]] = field(init=False)
-    changed: set[Any] = field(default_factory=set)  # slots that have their new number, which may be another's old one
+    changed: set[Any] = field(default_factory=set)  # slots that are set, as a new number may equal another's old one
 
     def __post_init__(self) -> None:
         nodes = self.certificate.captured.graph.nodes
         self.order = {node.name: (number, node) for number, node in enumerate(nodes)}
         self.paths = ModelPaths(self.copy)
         self.by_module: dict[str, list[fx.Node]] = defaultdict(list)
-        self.between: dict[str, set[fx.Node]] = defaultdict(set)  # what the children of a module hand on
+        self.between: dict[str, set[fx.Node]] = defaultdict(set)  # values passed between the children of a module
         for node in nodes:
             self.by_module[node.meta.get("module", "")].append(node)
             for user in node.users:
@@ -119,7 +119,7 @@ class Fit:
                     self.between[path].add(node)
 
     def solve(self) -> Held:
-        """Set attributes until the forward gives the kept sizes; the groups of the call at which it does not."""
+        """Set attributes until the forward has the kept sizes; returns the groups of the call at which that fails."""
         for cls, place in self.rules:
             self._spread(cls, place)
         at, node = self._reached()
@@ -132,7 +132,7 @@ class Fit:
         return self._unlike_attention()
 
     def _follow_unread(self) -> None:
-        """Give numbers that the forward does not read (``num_features``) the only size that can be meant, if any."""
+        """Set numbers that the forward does not read (``num_features``), if only one size is possible."""
         changes = list[tuple[Slot, int, int]]()
         for path, module in self.copy.named_modules():
             known: dict[int, set[int]] = defaultdict(set)
@@ -152,7 +152,7 @@ class Fit:
         return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
 
     def _unlike_attention(self) -> Held:
-        """The groups that torch's attention has no attributes for: its own forward wants one width all through."""
+        """The groups that torch's attention cannot narrow: its own forward requires one width throughout."""
         found: Held = {}
         for path, module in self.copy.named_modules():
             if isinstance(module, nn.MultiheadAttention):
@@ -168,7 +168,7 @@ class Fit:
         return found
 
     def _reached(self) -> tuple[int, fx.Node | None]:
-        """The first node at which the copy's forward departs from the kept sizes; None where it does not."""
+        """The first node at which the copy's forward departs from the kept sizes; None if it never does."""
         traced, error = attempt(self.copy, self.certificate.captured)
         last, seen = -1, set()
         for narrow in traced.nodes:
@@ -176,7 +176,7 @@ class Fit:
                 continue
             number, node = self.order[narrow.name]
             if not _is_call(narrow) and str(narrow.args) != str(node.args):
-                continue  # another question: of the sizes of what a call is given that fails, or might
+                continue  # a question about other sizes: of the arguments of a call that fails or may fail
             if not self._fits(node, narrow):
                 return number, node
             last = max(last, number)
@@ -190,7 +190,7 @@ class Fit:
         return missing[0] if missing else (len(self.order), None)
 
     def _fits(self, node: fx.Node, narrow: fx.Node) -> bool:
-        """Whether a call is the same, gives the kept sizes and is given the numbers that the pruned graph has."""
+        """Whether a call is the same, returns the kept sizes and has the number arguments of the pruned graph."""
         if node.op != narrow.op or not (node.target == narrow.target or isinstance(node.target, CopiedObject)):
             return False
         if node in self.graph.axes and not self._has_sizes(self.graph.axes[node], narrow.meta.get("val")):
@@ -200,7 +200,7 @@ class Fit:
         image = self.certificate.images.get(node)
         if not isinstance(image, fx.Node) or (image.op, image.target) != (narrow.op, narrow.target):
             return True
-        if image.kwargs.keys() != narrow.kwargs.keys():  # a default, such as attention's scale, that follows a width
+        if image.kwargs.keys() != narrow.kwargs.keys():  # a default that depends on a width, such as attention's scale
             return False
         values = [(image.args, narrow.args), *((image.kwargs[name], narrow.kwargs[name]) for name in image.kwargs)]
         both = [(_leaves(given), _leaves(own)) for given, own in values]
@@ -214,7 +214,7 @@ class Fit:
         return True
 
     def _has_values(self, name: str, own: torch.Tensor) -> bool:
-        """Whether what the copy's forward makes is the kept part of what the model's makes (frequencies by a width)."""
+        """Whether a constant of the copy's forward is the kept part of the model's (frequencies by a width)."""
         full = self.graph.constants[name]
         expected = sliced(full, kept_indices(self.graph.tensors[name], self.masks))
         return own.is_meta or full.is_meta or torch.allclose(own, expected, equal_nan=True)
@@ -223,7 +223,7 @@ class Fit:
         return int(kept_mask(self.graph.solver.resolve(axis), self.masks).sum())
 
     def _advance(self, at: int, node: fx.Node) -> tuple[int, fx.Node | None] | None:
-        """Change attributes so that the forward comes further than ``node``; None where none makes it."""
+        """Change attributes so that the forward gets further than ``node``; None if none achieves that."""
         for changes in self._candidates(at, node):
             before = [slot.value for slot, _ in changes]
             for slot, new in changes:
@@ -241,7 +241,7 @@ class Fit:
         return None
 
     def _candidates(self, at: int, node: fx.Node) -> Iterator[list[tuple[Slot, int]]]:
-        """Changes worth a try, the likeliest first: one number, a row of them, all of one size in a module, two."""
+        """Candidate changes, the likeliest first: one number, a row of them, all of one size in a module, a pair."""
         nodes = [n for i, n in self.order.values() if at <= i < at + 6]
         literal = {pair for n in nodes for pair in self._changed_literals(n)}
         known = literal | {pair for n in self.by_module[node.meta.get("module", "")] for pair in self._pairs(n)}
@@ -262,7 +262,7 @@ class Fit:
         yield from itertools.islice(twos, _MOST_PAIRS)
 
     def _rows(self, node: fx.Node, pairs: Pairs) -> Iterator[list[tuple[Slot, int]]]:
-        """The entries of a tuple or list that a call is given, such as the sizes of a split, all together."""
+        """The entries of a tuple or list that a call reads, such as the sizes of a split, all changed together."""
         new = dict(pairs) if len({old for old, _ in pairs}) == len(pairs) else {}
         rows: dict[Any, list[tuple[Slot, int]]] = defaultdict(list)
         for slot in self._slots(node):
@@ -284,7 +284,7 @@ class Fit:
                     yield slot
 
     def _spread(self, cls: type, place: tuple[str, ...]) -> None:
-        """Change the same attribute of all modules of a class, where their sizes leave no choice."""
+        """Change the same attribute in all modules of a class in which only one new size is possible."""
         for path, module in self.copy.named_modules():
             if type(module) is cls:
                 pairs = {pair for node in self.by_module[path] for pair in self._pairs(node)}
@@ -295,7 +295,7 @@ class Fit:
                         self.changed.add(slot.identity)
 
     def _pairs(self, node: fx.Node) -> Pairs:
-        """Full and kept sizes of the dims of what a call reads and gives, and of runs of their factors."""
+        """Full and kept sizes of the dims of a call's arguments and result, and of products of adjacent factors."""
         found: Pairs = set()
         for given in (node, *node.all_input_nodes):
             for axis in flat_axes(self.graph.axes.get(given)):
@@ -303,7 +303,7 @@ class Fit:
         return found
 
     def _changed_literals(self, node: fx.Node) -> Iterator[tuple[int, int]]:
-        """The numbers of a call that the pruned graph has otherwise: old, new."""
+        """The numbers of a call that differ in the pruned graph, as (old, new)."""
         image = self.certificate.images.get(node)
         if isinstance(image, fx.Node) and image.op == node.op and image.target == node.target:
             for old, new in zip(_leaves(node.args), _leaves(image.args), strict=False):
@@ -312,7 +312,7 @@ class Fit:
                     yield int(old), new
 
     def _culprits(self, node: fx.Node) -> Held:
-        """The narrowed groups of what the call gives, or else reads or asks; also where the line runs elsewhere."""
+        """The narrowed groups of a call's result, else of its arguments or sizes; also of equal calls of its line."""
         groups = {group.variable: group for group in self.graph.groups}
         found: Held = {}
         for like in [node, *(n for n in self._same_line(node))]:
@@ -338,7 +338,7 @@ class Fit:
         return [axis for node in nodes for axis in flat_axes(self.graph.axes.get(node))]
 
     def _sizes_read(self, node: fx.Node) -> list[Axis]:
-        """The axes whose sizes the numbers are made of that a call is given."""
+        """The axes whose sizes determine the numbers that a call reads."""
         if node.target == "size" and len(node.args) > 1:
             tensor, dim = node.args
             return [self.graph.axes[tensor][dim]] if isinstance(tensor, fx.Node) else []
@@ -360,7 +360,7 @@ class Fit:
 
 
 def _common(a: str, b: str) -> str:
-    """The path of the innermost module that holds both."""
+    """The path of the innermost module that contains both."""
     both = zip(a.split("."), b.split("."), strict=False)
     return ".".join(x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
@@ -391,7 +391,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _agree(given: Any, own: Any) -> bool:
-    """Whether an argument of the copy's call is the number that the pruned graph has there, if it has one."""
+    """Whether an argument of the copy's call equals the number in the pruned graph, if that has one there."""
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         return True
     if isinstance(own, fx.Node):

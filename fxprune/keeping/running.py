@@ -1,4 +1,4 @@
-"""Whether a kept class and the proven graph answer alike, to the last digits."""
+"""Comparison of a kept class with the proven graph, up to rounding."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fxprune.proof.running import evaluate, nothing_left_behind
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
-# So many units of rounding of the largest value: the two run the same kernels in the same order, but for layouts.
+# Tolerance in units of rounding of the largest value: both run the same kernels in the same order, except for layouts.
 _ULPS = 64
 
 
 def give_values(source: nn.Module, target: nn.Module) -> None:
-    """Give a kept class the graph's values, name by name. Raises ProofError: the two hold different tensors."""
+    """Copy the graph's values to a kept class, by name. Raises ProofError: the two hold different tensors."""
     own = target.state_dict(keep_vars=True)
     for name, value in source.state_dict(keep_vars=True).items():
         if name not in own or own[name].shape != value.shape:
@@ -35,7 +35,7 @@ def give_values(source: nn.Module, target: nn.Module) -> None:
 
 
 def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> None:
-    """Compare the two on samples, with random weights too, and one training step. Raises ProofError: they differ."""
+    """Compare the two on samples, also with random weights, and in a training step. Raises ProofError: they differ."""
     for randomised in (False, True):
         pair = (private_copy(kept), private_copy(graph))
         if randomised:
@@ -45,7 +45,7 @@ def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> Non
                 _compare(*pair, sample, call)
 
 
-# Inputs on which nothing may change: the sample's own, and such as take the other side of a sign or of a threshold.
+# Inputs on which nothing may change: the sample's own, and some with another sign or beyond thresholds.
 _INPUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda t: t,
     lambda t: -t,
@@ -55,7 +55,7 @@ _INPUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 
 def check_without_loss(model: nn.Module, pruned: nn.Module, sample: Sample) -> None:
-    """Compare with the original a network that lost zeros alone, in eval mode. Raises CriterionError: they differ."""
+    """Compare a network that lost only zeros with the original, in eval mode. Raises CriterionError: they differ."""
     dtype = precision(model, sample)
     pair = [exact_copy(network, dtype) for network in (model, pruned)]
     for number, change in enumerate(_INPUTS):
@@ -63,7 +63,7 @@ def check_without_loss(model: nn.Module, pruned: nn.Module, sample: Sample) -> N
         try:
             with nothing_left_behind(model):
                 expected, found = (evaluate(network, Probe("", given), dtype) for network in pair)
-        except Exception:  # the forward is the user's own code, and may refuse other values
+        except Exception:  # the forward is the user's code, and may refuse other values
             if number == 0:
                 raise
             continue
@@ -97,8 +97,8 @@ def _compare(kept: nn.Module, graph: nn.Module, sample: Sample, call: str) -> No
             try:
                 answers.append(_answer(module, sample, learns=call == "train"))
             except FxpruneError:
-                return  # the graph has no such mode
-            except Exception as error:  # the forward is the user's own code: anything may come out of it
+                return  # the graph does not have this mode
+            except Exception as error:  # the forward is the user's own code: it may raise anything
                 if module is graph:
                     return  # a size that the graph refuses
                 raise ProofError(
@@ -114,7 +114,7 @@ def _compare(kept: nn.Module, graph: nn.Module, sample: Sample, call: str) -> No
 
 
 def _check_step(kept: nn.Module, graph: nn.Module) -> None:
-    """Compare the gradients and the buffers that a training step left."""
+    """Compare the gradients and the buffers after a training step."""
     own = {**dict(kept.named_parameters(remove_duplicate=False)), **dict(kept.named_buffers(remove_duplicate=False))}
     for name, parameter in graph.named_parameters():
         pair = [torch.zeros_like(t) if t.grad is None else t.grad for t in (parameter, own[name])]
@@ -139,7 +139,7 @@ def _check_tensor(what: str, left: torch.Tensor, right: torch.Tensor) -> None:
 
 
 def _answer(module: nn.Module, sample: Sample, *, learns: bool) -> list[torch.Tensor]:
-    """The outputs; a training step leaves gradients behind."""
+    """The outputs; with ``learns``, parameters have gradients afterwards."""
     with torch.set_grad_enabled(learns):
         outputs = list(tensors_of(copy.deepcopy(sample.map(torch.Tensor.clone)).call(module)))
     if not learns:

@@ -1,4 +1,4 @@
-"""Where a model keeps its sizes (numbers in attributes of modules, and in what these hold), and how sizes shrink."""
+"""The places where a model stores sizes (attributes of modules and of objects in them), and how sizes shrink."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fxprune.axes.expressions import Axis, Channels, Concat, Product
 Masks = Mapping[Channels, Mask]
 Pairs = set[tuple[int, int]]
 
-# What holds no sizes of a network, or holds much else.
+# Objects that hold no sizes of a network, or too many other things.
 _SKIPPED = (nn.Module, torch.Tensor, type, ModuleType, FunctionType, MethodType, str, bytes, torch.Generator)
 _DEPTH = 3
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One number: ``table[key]``, or its entry ``index``; ``place``: the names to it from the module ``owner``."""
+    """One number: ``table[key]``, or its entry ``index``; ``place``: the names that lead to it from ``owner``."""
 
     owner: str
     place: tuple[str, ...]
@@ -38,17 +38,17 @@ class Slot:
 
     @property
     def value(self) -> Any:
-        """The number that stands there; 0 for a field that is None, which stands for a number made of others."""
+        """The number; 0 for a field that is None, which means that the number is computed from others."""
         found = self.table[self.key] if self.index is None else self.table[self.key][self.index]
         return found or 0
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """The same for all slots that are one place in memory."""
+        """A key that is equal for all slots at one place in memory."""
         return id(self.table), self.key, self.index
 
     def set(self, value: float) -> None:
-        """Put another number there, or None again for 0."""
+        """Set the number; for 0, an optional field becomes None again."""
         if self.index is None:
             self.table[self.key] = value or None if self.optional else value
         else:
@@ -62,19 +62,19 @@ class Slot:
 
 
 def slots_of(module: Any, owner: str = "") -> Iterator[Slot]:
-    """Every number that a module, or another object, holds by itself; not those of its submodules."""
+    """Every number that a module or another object holds itself; not those of its submodules."""
     yield from _in_table(vars(module), owner, (), _DEPTH, {id(module)})
 
 
 def factor_slots_of(config: Any) -> Iterator[Slot]:
-    """The fields of a configuration that may say a width as a multiple of another."""
+    """The fields of a configuration that may define a width as a multiple of another."""
     for key, value in vars(config).items():
         if type(value) is float and value > 1:
             yield Slot("", (key,), vars(config), key)
 
 
 def unset_slots_of(config: Any) -> Iterator[Slot]:
-    """The fields of a configuration that are None, and may be numbers."""
+    """The fields of a configuration that are None and may be numbers."""
     for key, value in vars(config).items():
         if value is None and not key.startswith("_"):
             yield Slot("", (key,), vars(config), key, optional=True)
@@ -107,7 +107,7 @@ def columns_of(module: nn.Module, owner: str) -> Iterator[list[Slot]]:
 
 
 def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
-    """Kept sizes by full size, of every dim of a tensor and of runs of its factors."""
+    """Kept sizes by full size, of every dim of a tensor and of products of adjacent factors."""
     found: dict[int, set[int]] = defaultdict(set)
     for axes in graph.tensors.values():
         for old, new in (pair for axis in axes for pair in sizes(axis, masks)):
@@ -116,7 +116,7 @@ def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
 
 
 def sizes(axis: Axis, masks: Masks) -> Pairs:
-    """Full and kept size of a resolved axis, of runs of its factors, and of its parts."""
+    """Full and kept sizes of a resolved axis, of products of its adjacent factors, and of its parts."""
     found = {(axis.size, int(kept_mask(axis, masks).sum()))}
     parts = axis.factors if isinstance(axis, Product) else axis.parts if isinstance(axis, Concat) else ()
     if isinstance(axis, Product):
