@@ -334,7 +334,7 @@ class Task:
                 recorder.writes.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)
             return left
-        except Exception as error:  # the forward is the user's own code: anything may come out of it
+        except Exception as error:  # the forward is the user's own code: it may raise anything
             words = error if isinstance(error, FxpruneError) else _in_words(error)
             message = f"{sources.place_of(error, recorder.innermost)}: {words}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error

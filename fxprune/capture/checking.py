@@ -165,7 +165,7 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
         return None
     try:
         duplicate = private_copy(model).eval()
-    except Exception:  # copying runs the user's own code: anything may come out of it
+    except Exception:  # copying runs the user's own code: it may raise anything
         return None
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
@@ -272,7 +272,7 @@ def _answer(network: nn.Module, sample: Sample, training: bool) -> Any:
     try:
         with torch.set_grad_enabled(training):
             return sample.map(torch.clone).call(network)
-    except Exception as error:  # the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code: it may raise anything
         return type(error).__name__
 
 

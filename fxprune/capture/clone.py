@@ -63,7 +63,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
             memo[id(tensor)] = _meta(tensor)
     try:
         return copy_module(model, memo)
-    except Exception as error:  # copying runs the user's own code: anything may come out of it
+    except Exception as error:  # copying runs the user's own code: it may raise anything
         raise CaptureError(f"the model cannot be copied ({described(error)})") from error
 
 

@@ -60,7 +60,7 @@ def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
         effects = own_modes(copy)
     except FxpruneError:
         raise
-    except Exception as error:  # the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code: it may raise anything
         raise ModelError(f"the model's own train() or eval() cannot be followed: {error}") from error
     for name in sets:
         if is_leaf(attribute(copy, name.rpartition(".")[0])):
@@ -160,7 +160,7 @@ def _opaque_in_training(model: nn.Module, captured: Captured) -> dict[str, Opaqu
         return {}
     try:
         recorded = record_calls(model, captured.sample, training=True)
-    except Exception as error:  # the user's own code: anything may come out of it
+    except Exception as error:  # the user's own code: it may raise anything
         message = f"an opaque module cannot be run in training mode: {described(error)}"
         raise CaptureError(message) from error
     return {path: (reason, recorded[path].results) for path, reason in captured.opaque.items() if path in recorded}

@@ -54,7 +54,7 @@ def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
     slots = {key: Slot() for key in held}
     try:
         skeleton = copy.deepcopy(value, dict(slots))
-    except Exception as error:  # deepcopy runs the user's own code: anything may come out of it
+    except Exception as error:  # deepcopy runs the user's own code: it may raise anything
         raise CaptureError(
             f"an object of class {type(value).__qualname__} holds tensors and cannot be copied ({error}): "
             "give tensors in tuples, lists, dicts, named tuples or dataclasses"

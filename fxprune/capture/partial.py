@@ -98,7 +98,7 @@ def capture_parts(
         raise failure
     try:
         recorded = record_calls(model, sample)
-    except Exception:  # the user's own code: anything may come out of it
+    except Exception:  # the user's own code: it may raise anything
         raise failure from None
     forms = {"keeps": keeps, "is_leaf": is_leaf, "written": written}
     main = _main(model, sample, failure, recorded, forms)
