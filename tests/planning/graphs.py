@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ class HandGraph:
         """Of every parameter."""
         return frozenset(term.owner for term in self.params)
 
-    @property
-    def measured(self) -> dict[str, CostModel]:
-        """Costs that are not read off the terms."""
+    @functools.cached_property
+    def cost_models(self) -> dict[str, CostModel]:
+        """Costs that are not read off the terms, and those that were asked for."""
         return {"memory": self.memory(), "latency": self.latency()}
 
     def memory(self) -> MemoryModel:
