@@ -18,7 +18,15 @@ from fxprune.util.paths import name_seed
 _PERIOD = 8191
 _STEP = 97
 # By table: the least and the largest integer that is drawn, and the divisor.
-_DRAWN = {"whole": (-2, 2, 1), "above": (1, 3, 1), "any": (-16, 16, 8), "positive": (1, 16, 8), "share": (1, 15, 16)}
+_DRAWN = {
+    "whole": (-2, 2, 1),
+    "fine": (-512, 512, 256),
+    "above": (128, 768, 256),
+    "any": (-16, 16, 8),
+    "positive": (1, 16, 8),
+    "share": (1, 15, 16),
+}
+_SHORT = 64  # so many entries of a row at most are drawn from many values, as two short rows of few values may be equal
 
 
 class Patterns:
@@ -38,8 +46,9 @@ class Patterns:
         self._tables: dict[str, Tensor] = {}
 
     def parameter(self, tensor: Tensor, salt: int, *, positive: bool) -> Tensor:
-        """Integers from -2 to 2, or from 1 to 3, in the shape of ``tensor``; a view that must not be written to."""
-        return self._cut("above" if positive else "whole", tensor.numel(), salt).view(tensor.shape)
+        """Values from -2 to 2, or from 0.5 to 3, in the shape of ``tensor``; a view that must not be written to."""
+        short = tensor.numel() <= _SHORT * (tensor.shape[0] if tensor.ndim else 1)
+        return self._cut("above" if positive else "fine" if short else "whole", tensor.numel(), salt).view(tensor.shape)
 
     def activation(self, value: Tensor, salt: int) -> Tensor:
         """Random values with the shape, strides and domain of ``value``."""
