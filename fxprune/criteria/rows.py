@@ -137,7 +137,7 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
         else:
             columns = functools.reduce(torch.add, (_column_sums(chunk, power) for chunk in chunks))
             grid = columns.reshape(values.shape[1:])
-            others = [d for d in range(grid.ndim) if d != dim - 1 and grid.shape[d] > 1]
+            others = [d for d in range(grid.ndim) if d != dim - 1 and grid.shape[d] != 1]
             total = (grid.sum(others) if others else grid).reshape(values.shape[dim])
         sums: FloatArray = total.cpu().numpy()
     return sums

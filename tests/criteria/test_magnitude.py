@@ -117,6 +117,8 @@ def test_slice_sums_in_chunks(dtype: torch.dtype, power: int, monkeypatch: pytes
 
 def test_slice_sums_of_odd_shapes() -> None:
     assert slice_sums(torch.zeros(0, 3), 1, 2).tolist() == [0, 0, 0]
+    assert slice_sums(torch.zeros(1, 0, 3), 2, 2).tolist() == [0, 0, 0]
+    assert slice_sums(torch.zeros(2, 0, 1), 1, 1).tolist() == []
     assert slice_sums(torch.zeros(0, 3), 0, 2).tolist() == []
     assert slice_sums(torch.tensor([-2.0, 3.0], requires_grad=True), 0, 1).tolist() == [2, 3]
     assert slice_sums(torch.full((2, 2), 1e200, dtype=torch.float64), 0, 1).tolist() == [2e200, 2e200]
