@@ -234,3 +234,22 @@ def test_a_network_of_another_pair_is_not_proven() -> None:
     given = mixed()
     with pytest.raises((ProofError, UnjudgedError)):
         proven(given, [replace(given.pairs[0], full=given.pairs[-1].full), *given.pairs[1:]])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cls", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_of_usual_widths_do_not_magnify_rounding(cls: type[nn.RNNBase], layers: int) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.states, self.classes = cls(5, 48, layers, batch_first=True), nn.Linear(48, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classes(self.states(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    pruned = fxprune.compile(Last().eval(), torch.randn(2, 24, 5), 0.5)
+    proof = fxprune.report(pruned).proof
+    assert proof is not None
+    assert proof.nodes > 0
+    assert proof.relative_error < 1e-11
