@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
 from fxprune.capture.arguments import placeholders
-from fxprune.capture.guards import OtherChance
+from fxprune.capture.chance import OtherChance
 from fxprune.capture.known_results import OnMeta
 from fxprune.capture.live import LiveValues
 from fxprune.capture.lowering import map_leaves
@@ -218,7 +218,8 @@ class Task:
 
     ``precision``: that of the model and the sample; None is their own. ``gradients``, ``cast``, ``inference``: whether
     those, autocast and inference mode are on around the forward. ``learning``: whether tensors need gradients.
-    ``answers``: what data decided in earlier traces; None where they may decide nothing.
+    ``answers``: what data decided in earlier traces; None where they may decide nothing. ``chance``: the numbers that
+    are drawn outside torch, if not the next ones.
     """
 
     model: nn.Module
@@ -237,6 +238,7 @@ class Task:
     inference: bool = False
     learning: bool = False
     answers: list[Any] | None = None
+    chance: tuple[int, ...] = ()
 
     def run(self) -> Captured:
         if self.answers is not None:
@@ -322,14 +324,14 @@ class Task:
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
         args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
-        chance, python_state = OtherChance(), PythonState(copy, reachable(self.model), self.prefix)
+        chance, python_state = OtherChance(*self.chance), PythonState(copy, reachable(self.model), self.prefix)
         try:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
             with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:
                 python_state.watch(self.written, next(iter(recorder.graph.nodes)))
                 value = copy(*args, **kwargs)
                 left = python_state.written()
-            chance.refuse_draws()
+            recorder.drew = chance.were_used()
             for name, old, new in state.replaced_tensors():
                 recorder.writes.replaced(f"{self.prefix}{name}", old, new)
             recorder.output(value)

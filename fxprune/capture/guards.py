@@ -1,10 +1,9 @@
-"""Things that a trace meets once and a graph would repeat for ever: numbers drawn outside torch, calls that fail."""
+"""Things that a trace meets once and a graph would repeat for ever: answers about values, calls that fail."""
 
 from __future__ import annotations
 
 import functools
 import operator
-import random
 import sys
 import threading
 import types
@@ -12,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -23,29 +21,6 @@ from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.settings import Reads
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
-
-
-class OtherChance:
-    """The states of numpy's and Python's generators as they were."""
-
-    def __init__(self) -> None:
-        self._python = random.getstate()
-        self._numpy: Any = np.random.get_state()
-
-    def refuse_draws(self) -> None:
-        """Raise CaptureError if numbers were drawn since."""
-        now: Any = np.random.get_state()
-        if random.getstate() != self._python or not all(map(np.array_equal, now, self._numpy)):
-            raise CaptureError(
-                "the forward draws random numbers with numpy or Python's random module, which a graph would repeat at "
-                "every call: draw them with torch"
-            )
-
-    def restore(self) -> None:
-        """Put the states back."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-
 
 _FINITE = {"isfinite": True, "isinf": False, "isnan": False, "isneginf": False, "isposinf": False}
 _PASSING = {"all", "any", "bool", "detach", "sum", "max", "min", "amax", "amin"}

@@ -77,6 +77,7 @@ class Recorder(TorchFunctionMode):
         self._attributes: dict[str, fx.Node] = {}
         self.writes = Writes(self._new, self.node_of, self._attribute)
         self.reads = Reads()
+        self.drew = False  # whether numbers were drawn outside torch
         self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
         self.failures = Failures(self._decisions, self.reads, self.node_of)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
+from fxprune.capture.chance import CHANCES
 from fxprune.capture.decisions import REFUSAL, Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, plain
@@ -167,6 +168,8 @@ class Trace(Protocol):
 
     graph: fx.Graph
     reads: Reads
+    constants: dict[str, torch.Tensor]
+    drew: bool
 
 
 def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
@@ -174,9 +177,12 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Cal
 
     ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``, without
     ``gradients``, with autocast on (``cast``), in ``inference`` mode or ``learning`` (with tensors that need
-    gradients); None where it cannot be traced then. Raises CaptureError: it takes another branch. If only autocast
-    around it leads to another branch, checks in the graph refuse calls under autocast.
+    gradients), or drawing other numbers (``chance``); None where it cannot be traced then. Raises CaptureError: it
+    takes another branch. If only autocast around it leads to another branch, checks in the graph refuse calls under
+    autocast.
     """
+    for number in CHANCES if trace.drew else ():
+        _refuse_drawn(trace, otherwise(chance=(number,)))
     if trace.reads.asks_gradients:
         _refuse_other_way(trace, otherwise(learning=True))
     named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
@@ -209,6 +215,25 @@ def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, 
                 refused[dtype] = guess.meta["source"]
     for dtype, line in refused.items():
         _refuse(graph, reads, dtype, line)
+
+
+def _refuse_drawn(trace: Trace, other: Trace | None) -> None:
+    """Refuse a forward for which numbers drawn outside torch make a difference."""
+    node = _another_way(trace, other)
+    if node is None and other is not None:
+        drawn = {name for name, tensor in trace.constants.items() if not _equal(tensor, other.constants.get(name))}
+        node = next((node for node in trace.graph.nodes if node.target in drawn), None)
+    if node is not None:
+        raise CaptureError(
+            "the forward draws random numbers with numpy or Python's random module, on which "
+            f"{node.meta.get('source') or 'its result'} depends, and a graph would repeat them at every call: draw "
+            "them with torch",
+            path=node.meta.get("module", ""),
+        )
+
+
+def _equal(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _refuse_other_way(trace: Trace, other: Trace | None) -> None:

@@ -95,3 +95,45 @@ class AlwaysNoise(NumpyNoise):
 def test_noise_of_numpy_in_eval_mode_is_no_constant() -> None:
     with pytest.raises(fxprune.errors.FxpruneError, match="numpy"):
         fxprune.compile(AlwaysNoise().eval(), vector(), 0.3)
+
+
+class UnusedChance(Net):
+    """Stochastic depth as it is often written: eval mode draws, too, and uses nothing of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x if random.random() < 0.3 and np.random.rand() < 0.9 and self.training else x * 2)
+
+
+class DrawnUntilItFits(UnusedChance):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        random.normalvariate()
+        while np.random.rand() > 0.01:
+            pass
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("network", [UnusedChance, DrawnUntilItFits])
+def test_draws_that_change_nothing_in_eval_mode_are_left_out(network: type[Net]) -> None:
+    model, x = network().eval(), vector()
+    result = pruned(model, x)
+    assert [row.name for row in fxprune.report(result).opaque] == ["the forward in training mode"]
+    torch.testing.assert_close(fxprune.compile(model, x, 0.0)(x), model(x))
+
+
+class OneOfTen(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(x * 2 if random.randrange(10) == 7 or 0.4 < np.random.rand() < 0.47 else x)
+
+
+class Stamped(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x) + torch.tensor([random.choice((1.0, 2.0))]))
+
+
+@pytest.mark.parametrize("network", [OneOfTen, Stamped])
+def test_draws_that_seldom_matter_are_found(network: type[Net]) -> None:
+    random.seed(0), np.random.seed(0)
+    with pytest.raises(fxprune.errors.FxpruneError, match=r"Python's random module, on which .*test_chance.py:\d+ dep"):
+        fxprune.compile(network().eval(), vector(), 0.3)
