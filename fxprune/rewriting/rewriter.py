@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from fxprune.rewriting.slicing import KnownIndices, kept_indices, rebuilt, slice
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
+from fxprune.util.copies import copy_module
 from fxprune.util.modes import flags_of
 from fxprune.util.paths import ModelPaths, named_modules, new_node
 
@@ -106,7 +106,7 @@ class Rewriter:
         """A copy of an opaque module over new tensors, with its islands in place."""
         module = self._paths.module(path)
         self._tensors_of(module, path)
-        return copy.deepcopy(module, dict(self._tensors))
+        return copy_module(module, dict(self._tensors))
 
     @property
     def made_here(self) -> list[str]:

@@ -49,6 +49,8 @@ def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
     memo[id(module)] = twin
     state = cls.__getstate__(module) if hasattr(cls, "__getstate__") else vars(module)
     twin.__setstate__(copied_attributes(state, memo))
+    if "training" in vars(module):
+        vars(twin)["training"] = module.training  # a class whose state is its arguments is built anew
     return cast(nn.Module, twin)
 
 

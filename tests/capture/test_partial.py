@@ -242,3 +242,37 @@ def test_an_opaque_list_of_another_length_is_refused() -> None:
     assert len(pruned(torch.randn(2, 3, 8, 8))) == 2
     with pytest.raises(AssertionError, match="with 2 entries"):
         pruned(torch.randn(6, 3, 8, 8))
+
+
+class Rebuilt(nn.Module):
+    """Its state is what it was made of, as layers of einops have it; so a copy is made by the constructor."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor if self.training else x
+
+    def __getstate__(self) -> dict[str, float]:
+        return {"factor": self.factor}
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class Rebuilding(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = Rebuilt(3.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.scale(self.stem(x))
+        return self.head(y[torch.argsort(y.mean((1, 2, 3)).numpy().sum() * torch.arange(len(y)))])
+
+
+def test_copies_have_the_modes_of_their_originals() -> None:
+    model = Rebuilding().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 12, 12), 0.3)
+    assert isinstance(pruned, Rebuilding) and not pruned.scale.training
+    assert pruned.train().scale.training
