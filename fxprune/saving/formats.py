@@ -63,7 +63,7 @@ def _called(network: fx.GraphModule) -> nn.Module:
     """A plain module with the parts of a graph module and its code as forward, which torch.export runs as written."""
     graph = copied_graph(network.graph)
     for node in graph.nodes:
-        node.target = _BY_DATA.get(node.target, node.target)
+        node.target = _REPLACED.get(node.target, node.target)
     made = fx.GraphModule(network, graph)
     called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
@@ -96,9 +96,18 @@ def _checked(condition: Any, message: str) -> None:
         torch._assert(condition, message)
 
 
-# Functions that need numbers which depend on data, and their replacements in an exported graph.
-_BY_DATA: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked}
-_BY_DATA |= {scaled_dot_product_attention: _attention}
+def _by_group(rows: Any, weights: Any, offs: Any = None, **more: Any) -> Any:
+    """``torch._grouped_mm``, which torch exports in bfloat16 alone, as products of all rows with all weights."""
+    if rows.dtype == torch.bfloat16 or (rows.dim(), weights.dim()) != (2, 3) or set(more.values()) - {None}:
+        return torch._grouped_mm(rows, weights, offs, **more)
+    group = (torch.arange(rows.shape[0], device=rows.device)[:, None] >= offs).sum(1).clamp(max=weights.shape[0] - 1)
+    products = rows @ weights
+    return products.gather(0, group[None, :, None].expand(1, -1, products.shape[2]))[0]
+
+
+# Functions that torch exports for fewer arguments than it runs, and their replacements in an exported graph.
+_REPLACED: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked}
+_REPLACED |= {scaled_dot_product_attention: _attention, torch._grouped_mm: _by_group}
 
 
 Run = Callable[[Sample], Leaves]

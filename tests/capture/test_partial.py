@@ -274,5 +274,31 @@ class Rebuilding(Net):
 def test_copies_have_the_modes_of_their_originals() -> None:
     model = Rebuilding().eval()
     pruned = fxprune.compile(model, torch.randn(2, 3, 12, 12), 0.3)
-    assert isinstance(pruned, Rebuilding) and not pruned.scale.training
+    assert isinstance(pruned, Rebuilding)
+    assert not pruned.scale.training
     assert pruned.train().scale.training
+
+
+class Drawing(nn.Module):
+    """Returns several tensors that hang on random numbers, as routers of experts do."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        draw = torch.rand_like(x[:, :1])
+        return x * draw if x.mean() < 100 else x, (draw > 0.5).long()
+
+
+class Routed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: nn.Module = Drawing()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, chosen = self.gate(self.stem(x))
+        return self.head(y * chosen) + chosen.sum((1, 2, 3), keepdim=True)
+
+
+def test_what_an_opaque_module_draws_is_compared_with_the_same_draw() -> None:
+    model, x = Routed().eval(), torch.randn(2, 3, 12, 12)
+    pruned = fxprune.compile(model, x, 0.3)
+    assert [row.name for row in fxprune.report(pruned).opaque] == ["gate"]
+    assert fxprune.report(pruned).proof is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,3 +74,12 @@ def test_hidden_widths_of_experts_are_cut_in_steps_that_the_kernel_takes(by_func
     # For ten rows: the layers, and two experts of two products for each row.
     expected = 10 * (6 * WIDTH + WIDTH * EXPERTS + WIDTH * 3 + CHOSEN * 3 * WIDTH * HIDDEN)
     assert fxprune.report(pruned).macs_before == expected
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+def test_experts_are_exported(by_function: bool, tmp_path: Path) -> None:
+    net, x = Network(HIDDEN, by_function).eval(), torch.randn(10, 6)
+    pruned = fxprune.compile(net, x, 0.3)
+    fxprune.export(pruned, tmp_path / "net.pt2")
+    program, other = torch.export.load(tmp_path / "net.pt2"), torch.randn(7, 6)
+    torch.testing.assert_close(program.module()(other), pruned(other))

@@ -68,7 +68,10 @@ class Evaluation:
         """Evaluate the node in both networks; ``training``: the mode of modules. Raises UnjudgedError: a call fails."""
         modules = self._modules(step, way, training)
         used: dict[fx.Node, tuple[Any, Any]] = {}
+        before = self._random_state()
         full, random = self.called(step.full, modules and modules[0], self._full_value(step, modules, way, used), way)
+        if random:  # the same for the other network
+            self._set_random_state(before)
         local: dict[fx.Node, Any] = {}
 
         def narrow_value(given: fx.Node) -> Any:
@@ -161,6 +164,10 @@ class Evaluation:
     def _random_state(self) -> Tensor:
         device = self._setting.patterns.device
         return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+    def _set_random_state(self, state: Tensor) -> None:
+        device = self._setting.patterns.device
+        return torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
 
     def modules(self, step: Step) -> tuple[nn.Module, nn.Module] | None:
         """The modules that a node calls in both networks."""
