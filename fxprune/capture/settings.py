@@ -119,6 +119,12 @@ class Reads:
         self._waiting += [] if site is None else [site]
 
     @property
+    def questions(self) -> tuple[Any, ...]:
+        """What was asked, to be compared with another trace."""
+        lines = [(node.name, line) for node, (line, _) in self.asked.items()]
+        return lines, self.asks_gradients, self.leaves_autocast, self.loose
+
+    @property
     def are_arguments(self) -> bool:
         """Whether each answer was only passed on to one call of torch: then it decides nothing else."""
         return not self.loose and not self._waiting
@@ -169,18 +175,25 @@ class Trace(Protocol):
     graph: fx.Graph
     reads: Reads
     constants: dict[str, torch.Tensor]
+    modes_read: set[str]
     drew: bool
 
 
-def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], otherwise: Callable[..., Trace | None]) -> None:
+def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callable[..., Trace | None]) -> None:
     """Find what in a graph depends on settings: decide which guesses are reads, and refuse other branches.
 
-    ``own``: the dtypes of the model and the sample. ``otherwise`` gives the forward in another ``precision``, without
+    ``own``: the dtypes of the model and the sample. ``traced`` gives the forward in another ``precision``, without
     ``gradients``, with autocast on (``cast``), in ``inference`` mode or ``learning`` (with tensors that need
     gradients), or drawing other numbers (``chance``); None where it cannot be traced then. Raises CaptureError: it
     takes another branch. If only autocast around it leads to another branch, checks in the graph refuse calls under
     autocast.
     """
+
+    def otherwise(**changes: Any) -> Trace | None:
+        other = traced(**changes)
+        trace.modes_read.update(other.modes_read if other else ())  # a forward may ask in some settings alone
+        return other
+
     for number in CHANCES if trace.drew else ():
         _refuse_drawn(trace, otherwise(chance=(number,)))
     if trace.reads.asks_gradients:
@@ -223,6 +236,8 @@ def _refuse_drawn(trace: Trace, other: Trace | None) -> None:
     if node is None and other is not None:
         drawn = {name for name, tensor in trace.constants.items() if not _equal(tensor, other.constants.get(name))}
         node = next((node for node in trace.graph.nodes if node.target in drawn), None)
+        if trace.reads.questions != other.reads.questions:
+            node = next(iter(trace.graph.nodes))
     if node is not None:
         raise CaptureError(
             "the forward draws random numbers with numpy or Python's random module, on which "

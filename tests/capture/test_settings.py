@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fxprune
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, ModeError
 
 Between = Callable[["Net", torch.Tensor], torch.Tensor]
 _FACTORS = {torch.float32: 1.0, torch.float16: 2.0, torch.float64: 1.0, torch.bfloat16: 3.0}
@@ -152,6 +152,22 @@ def test_another_way_under_autocast_is_refused_when_it_is_met(between: Between) 
             torch.testing.assert_close(result(x), model(x))
             with torch.autocast("cpu"):
                 assert "this network was made for calls without autocast" in answers(result, x)
+
+
+@pytest.mark.parametrize(
+    ("between", "around"),
+    [
+        (lambda net, h: h if torch.is_grad_enabled() or not net.training else h * 2, torch.no_grad),
+        (lambda net, h: h * 2 if torch.is_inference_mode_enabled() and net.training else h, torch.inference_mode),
+    ],
+)
+def test_a_mode_that_is_asked_for_in_some_settings_alone_is_not_taken_for_unread(between: Between, around: Any) -> None:
+    model, x = Net(between), torch.randn(2, 3, 8, 8)
+    result = fxprune.compile(model.eval(), x, 0.0)
+    with around():
+        torch.testing.assert_close(result(x), model(x))
+        with pytest.raises(ModeError, match="of which there is no graph"):
+            result.train()(x)
 
 
 def asks(h: torch.Tensor) -> torch.Tensor:
