@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import fx, nn
 
 from fxprune.analysis.solving import ChannelGraph
@@ -37,6 +36,7 @@ from fxprune.planning.plan import setting
 from fxprune.program import Program, one_pass
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
+from fxprune.util.paths import device_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -322,7 +322,7 @@ def recover(
     sample = pruned.meta["fxprune"].get("sample")  # type: ignore[union-attr, index]
     if plan is None or sample is None:
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     with one_pass(progress, model) as steps:
         program = Program(
             model, sample.with_values(seed).map(lambda tensor: tensor.to(device)), steps,

@@ -496,7 +496,7 @@ def test_python_callers_get_the_same_errors() -> None:
     with pytest.raises(ModelError):
         sources.find_model("nonsense", [], 0)
     with pytest.raises(SampleError):
-        sources.sample_from_sizes([""])
+        sources.sample_of_size("")
 
 
 # -- help --------------------------------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_any_name_of_a_network(text: str, sizes: list[str]) -> None:
 )
 def test_sizes_that_nobody_has(size: str) -> None:
     with contextlib.suppress(FxpruneError):
-        sources.sample_from_sizes([size])
+        sources.sample_of_size(size)
 
 
 # -- plans ------------------------------------------------------------------------------------------------------------

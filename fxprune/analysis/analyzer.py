@@ -19,10 +19,12 @@ from fxprune.rules.call import Call, Ledger, TensorName, concrete, fixed_axes
 from fxprune.rules.ops import MOVES, canonical_name, writes_in_place
 from fxprune.rules.probing import PROBED, is_probed
 from fxprune.rules.registry import ModuleForm, Rule, bind, find_module_form, find_rule
+from fxprune.util.copies import tensors_in
 from fxprune.util.paths import ModelPaths
 
 # Calls that ask about a tensor but do not read its values.
 _ABOUT = (getattr, "size", "dim", "numel")
+_DEPTH = 16  # of nested containers
 # Errors of a rule that cannot read a use of its op. RuntimeError: it asked a tensor without values for a value.
 _UNREAD = (AnalysisError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration)
 
@@ -80,7 +82,7 @@ class Analyzer:
         reason = f"{path or 'the model'} uses it outside of the parts that are traced"
         for name in (*self.captured.shapes, *self.captured.aliases):
             if name.startswith(inside) and not name.startswith(traced) and name not in self.captured.constants:
-                self.solver_pin(self.tensors[self.captured.first_name(name)], reason, Cause("", path))
+                self._pin(self.tensors[self.captured.first_name(name)], reason, Cause("", path))
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -123,17 +125,9 @@ class Analyzer:
             return self._refuse(call, "there is no rule for it")
         try:
             rule.axes(call)
-            _check_sizes(call)
+            _check_sizes(call.value, call.result)
             self._follow_numbers(call)
-        except (
-            AnalysisError,
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            RuntimeError,
-            StopIteration,
-        ) as error:
+        except _UNREAD as error:
             return self._refuse(call, f"this use of it is not understood ({described(error)})")
         self.calls[node] = call
         return call.result
@@ -161,7 +155,7 @@ class Analyzer:
         cause = Cause(node.name, _op_in_words(node, canonical_name(node.target)), node.meta.get("source", ""))
         for given in node.all_input_nodes:
             if given in self.ledger.numbers and given not in understood:
-                self.solver_pin(flat_axes(self.ledger.numbers[given]), "its elements are told apart by number", cause)
+                self._pin(flat_axes(self.ledger.numbers[given]), "its elements are told apart by number", cause)
 
     def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
         name, arguments, rule = self._bound(node)
@@ -208,8 +202,7 @@ class Analyzer:
 
     def _axes_of(self, value: Any) -> Any:
         if isinstance(value, TensorName):
-            self.used.add(value.name)
-            return self.tensors[value.name]
+            return self._tensor(value.name)
         if isinstance(value, fx.Node):
             return self.axes[value]
         if isinstance(value, (int, float, bool)):
@@ -227,15 +220,15 @@ class Analyzer:
         self._pin_arguments(call.node, f"{call.cause.op}: {reason}")
         for value in call.arguments.values():
             if isinstance(value, TensorName):
-                self.solver_pin(self.tensors[value.name], f"{call.cause.op}: {reason}", call.cause)
+                self._pin(self.tensors[value.name], f"{call.cause.op}: {reason}", call.cause)
         return fixed_axes(call.value, f"{call.cause.op}: {reason}")
 
     def _pin_arguments(self, node: fx.Node, reason: str) -> None:
         cause = Cause(node.name, _op_in_words(node, str(node.op)), node.meta.get("source", ""))
         for argument in node.all_input_nodes:
-            self.solver_pin(flat_axes([self.axes[argument], self.ledger.numbers.get(argument)]), reason, cause)
+            self._pin(flat_axes([self.axes[argument], self.ledger.numbers.get(argument)]), reason, cause)
 
-    def solver_pin(self, axes: Iterable[Axis], reason: str, cause: Cause) -> None:
+    def _pin(self, axes: Iterable[Axis], reason: str, cause: Cause) -> None:
         """Pin several axes."""
         for axis in axes:
             self.solver.pin(axis, reason, cause)
@@ -254,11 +247,7 @@ def _has_gaps(tensor: torch.Tensor) -> bool:
 
 def holds_tensor(value: Any) -> bool:
     """Whether a node's value is a tensor, or holds one."""
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, (list, tuple)):
-        return any(holds_tensor(v) for v in value)
-    return isinstance(value, dict) and any(holds_tensor(v) for v in value.values())
+    return next(tensors_in(value, _DEPTH), None) is not None
 
 
 def flat_axes(axes: Any) -> list[Axis]:
@@ -272,15 +261,14 @@ def flat_axes(axes: Any) -> list[Axis]:
     return [axes]
 
 
-def _check_sizes(call: Call) -> None:
-    if isinstance(call.value, torch.Tensor):
-        sizes = None if call.result is None else tuple(a.size for a in call.result)
-        if sizes != tuple(call.value.shape):
-            raise AnalysisError(f"axes of sizes {sizes} for a tensor of shape {tuple(call.value.shape)}")
-    elif isinstance(call.value, (list, tuple)) and call.result is not None:
-        for axes, value in zip(call.result, call.value, strict=True):
-            if isinstance(value, torch.Tensor) and tuple(a.size for a in axes) != tuple(value.shape):
-                raise AnalysisError(f"wrong axes for a tensor of shape {tuple(value.shape)}")
+def _check_sizes(value: Any, axes: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        sizes = None if axes is None else tuple(a.size for a in axes)
+        if sizes != tuple(value.shape):
+            raise AnalysisError(f"axes of sizes {sizes} for a tensor of shape {tuple(value.shape)}")
+    elif isinstance(value, (list, tuple)) and axes is not None:
+        for item, item_axes in zip(value, axes, strict=True):
+            _check_sizes(item, item_axes)
 
 
 def _op_in_words(node: fx.Node, name: str) -> str:

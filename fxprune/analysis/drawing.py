@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -81,10 +82,7 @@ def _label(node: fx.Node) -> str:
     return f"{name} in {path}" if path else str(name)
 
 
-Place = tuple[int, float]
-
-
-def places(nodes: Sequence[DrawnNode]) -> list[Place]:
+def places(nodes: Sequence[DrawnNode]) -> list[tuple[int, float]]:
     """The row and column of every operation: below all of its inputs, near the middle of their columns."""
     rows: list[int] = []
     columns: list[float] = []
@@ -100,12 +98,8 @@ def places(nodes: Sequence[DrawnNode]) -> list[Place]:
 
 
 def _nearest_free(wanted: int, taken: set[float]) -> float:
-    step = 0
-    while True:
-        for column in (wanted + step, wanted - step):
-            if column not in taken:
-                return float(column)
-        step += 1
+    columns = (column for step in itertools.count() for column in (wanted + step, wanted - step))
+    return float(next(column for column in columns if column not in taken))
 
 
 _WIDTH, _HEIGHT, _GAP_X, _GAP_Y = 210, 22, 24, 14

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -179,15 +180,6 @@ def position(group: Group) -> int:
 
 def with_unique_names(groups: list[Group]) -> list[Group]:
     """The groups, with numbers added where several have the same name."""
-    counts: dict[str, int] = {}
-    for group in groups:
-        counts[group.name] = counts.get(group.name, 0) + 1
-    seen: dict[str, int] = {}
-    named = []
-    for group in groups:
-        if counts[group.name] == 1:
-            named.append(group)
-            continue
-        number = seen[group.name] = seen.get(group.name, -1) + 1
-        named.append(replace(group, name=f"{group.name}/{number}"))
-    return named
+    counts = Counter(group.name for group in groups)
+    numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    return [g if counts[g.name] == 1 else replace(g, name=f"{g.name}/{next(numbers[g.name])}") for g in groups]

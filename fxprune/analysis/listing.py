@@ -175,16 +175,12 @@ class Explainer:
         starts = self._nodes(first)
         if second is None:
             return self._explain_pins(first, starts)
-        goals = self._nodes(second)
-        from networkx import has_path, shortest_path
-
-        graph = self._graph.as_networkx()
-        tied = ((a, b) for a in starts for b in goals if has_path(graph, a, b))
-        path = next((shortest_path(graph, a, b) for a, b in tied), None)
-        if path is None:
+        steps = _steps_towards(self._nodes(second), self._graph)
+        start = next((node for node in starts if node in steps), None)
+        if start is None:
             return f"{first} and {second} share no channel group"
-        note = f"\n{self._explain_pin(path[0])}" if path[0][1] is None else ""
-        return self._steps(path) + note
+        note = [self._explain_pin(start)] if start[1] is None else []
+        return "\n".join([self._label(start), *self._ties(_path(steps, start)), *note])
 
     def pin_of(self, tensor: str, dim: int) -> tuple[str, str]:
         """The reason and cause of the pin nearest to a fixed dim."""
@@ -209,7 +205,8 @@ class Explainer:
                 shape = "box" if node[1] is None else "ellipse"
                 label = _quoted(self._label(node))
                 lines.append(f'  n{numbers[node]} [label={label}, shape={shape}, fillcolor="{colour}"];')
-        for a, b, data in self._graph.as_networkx().edges(data=True):
+        ties = self._graph.adj.items()
+        for a, b, data in ((a, b, tie) for a, near in ties for b, tie in near.items() if numbers[a] < numbers[b]):
             label = _quoted(", ".join(dict.fromkeys(cause.op for cause in data["causes"])))
             lines.append(f"  n{numbers[a]} -- n{numbers[b]} [label={label}];")
         return "\n".join([*lines, "}"])
@@ -239,13 +236,9 @@ class Explainer:
     def _path_to_pin(self, node: ChannelNode) -> list[ChannelNode]:
         """The path from a node to the nearest one that an op pins; empty if there is none."""
         if self._towards_pin is None:
-            self._towards_pin = _next_steps(self._graph)
-        if node not in self._towards_pin:
-            return []
-        path = [node]
-        while (following := self._towards_pin[path[-1]]) != path[-1]:
-            path.append(following)
-        return path
+            pinned = [node for node, data in self._graph.nodes.items() if "pin" in data and node[1] is None]
+            self._towards_pin = _steps_towards(pinned, self._graph)
+        return _path(self._towards_pin, node) if node in self._towards_pin else []
 
     def _explain_pins(self, name: str, nodes: Sequence[ChannelNode]) -> str:
         return "\n".join(dict.fromkeys(map(self._explain_pin, nodes))) or f"{name} takes part in no dependency"
@@ -260,9 +253,6 @@ class Explainer:
         line = f"{self._label(node)} is pinned: {pin.reason}, at {pin.cause}"
         return "\n".join([line, *self._ties(path)])
 
-    def _steps(self, path: Sequence[ChannelNode]) -> str:
-        return "\n".join([self._label(path[0]), *self._ties(path)])
-
     def _ties(self, path: Sequence[ChannelNode]) -> Iterator[str]:
         for a, b in pairwise(path):
             yield f"  = {self._label(b)}, by {self._graph.adj[a][b]['cause']}"
@@ -272,11 +262,10 @@ class Explainer:
         return f"{place[0]} dim {place[1]}" if place else str(self._graph.nodes[node].get("origin", node[0]))
 
 
-def _next_steps(graph: Ties) -> dict[ChannelNode, ChannelNode]:
-    """For every node with a path to a pin, the next node on a shortest one; a pinned node maps to itself."""
-    pinned = [node for node, data in graph.nodes.items() if "pin" in data and node[1] is None]
-    steps = {node: node for node in pinned}
-    queue = deque(pinned)
+def _steps_towards(goals: Sequence[ChannelNode], graph: Ties) -> dict[ChannelNode, ChannelNode]:
+    """For every node with a path to one of the goals, the next node on a shortest one; a goal maps to itself."""
+    steps = {node: node for node in goals}
+    queue = deque(goals)
     while queue:
         node = queue.popleft()
         for neighbour in graph.adj[node]:
@@ -284,6 +273,13 @@ def _next_steps(graph: Ties) -> dict[ChannelNode, ChannelNode]:
                 steps[neighbour] = node
                 queue.append(neighbour)
     return steps
+
+
+def _path(steps: Mapping[ChannelNode, ChannelNode], node: ChannelNode) -> list[ChannelNode]:
+    path = [node]
+    while (following := steps[path[-1]]) != path[-1]:
+        path.append(following)
+    return path
 
 
 def _quoted(text: str) -> str:

@@ -96,7 +96,8 @@ class _Uncoupler:
         if not isinstance(stream, fx.Node) or (groups is not None and groups.size != 1):
             return None
         axes = self._analyzer.axes[stream]
-        dim = len(axes) - 1 if call.name == "linear" else len(axes) - (call.value.ndim - self._channel_dim(call))
+        spatial = 0 if call.name == "linear" else len(call.tensor("weight")) - 2
+        dim = len(axes) - 1 - spatial
         best = None
         written = False
         while True:
@@ -105,17 +106,9 @@ class _Uncoupler:
                 best = _Place(stream, user, dim, call)
             above = self._above(stream, dim)
             if above is None:
-                return best if best is not None and self._is_shared(stream, dim) else None
-            written = (written or self._writes(stream)) and self._name(stream) not in OWNS_MEMORY
+                return best if self._serials(axis) & self._shared else None
+            written = self._writes(stream) or (written and self._analyzer.calls[stream].name not in OWNS_MEMORY)
             user, (stream, dim) = stream, above
-
-    @staticmethod
-    def _channel_dim(call: Call) -> int:
-        spatial = len(call.tensor("weight")) - 2
-        return int(call.value.ndim) - spatial - 1
-
-    def _is_shared(self, stream: fx.Node, dim: int) -> bool:
-        return bool(self._serials(self._analyzer.axes[stream][dim]) & self._shared)
 
     def _may_select(self, stream: fx.Node, axis: Axis) -> bool:
         resolved = self._analyzer.solver.resolve(axis)
@@ -134,9 +127,6 @@ class _Uncoupler:
         if len(found) != 1 or self._serials(self._analyzer.axes[sources[0]][found[0]]) != carried:
             return None
         return sources[0], found[0]
-
-    def _name(self, node: fx.Node) -> str:
-        return "" if self._writes(node) else self._analyzer.calls[node].name
 
     def _writes(self, node: fx.Node) -> bool:
         if node.op != "call_module":
@@ -171,8 +161,5 @@ class _Uncoupler:
 
 def _readers(node: fx.Node) -> list[fx.Node]:
     """The ops that read a node's values, and not only its size."""
-    return [user for user in node.users if user.op == "output" or _holds_values(user)]
-
-
-def _holds_values(node: fx.Node) -> bool:
-    return not isinstance(node.meta.get("val"), (int, float, torch.Size, torch.dtype, torch.device))
+    about = (int, float, torch.Size, torch.dtype, torch.device)
+    return [user for user in node.users if user.op == "output" or not isinstance(user.meta.get("val"), about)]

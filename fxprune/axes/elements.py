@@ -1,13 +1,15 @@
-"""Runs of factors and parts that cover the same elements."""
+"""Axes element by element: which of them stay, which channels they need, and how two axes align."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,18 +47,9 @@ def between(offsets: Sequence[int], start: int, stop: int) -> list[int]:
     return [high - low for low, high in itertools.pairwise([start, *inside])]
 
 
-def runs_of_factors(left: Sequence[Axis], right: Sequence[Axis]) -> list[Run]:
-    """Pairs of the shortest runs of factors whose products are equal on both sides, innermost first."""
-    return _runs(left, right, math.prod)
-
-
-def runs_of_parts(left: Sequence[Axis], right: Sequence[Axis]) -> list[Run]:
-    """Pairs of the shortest runs of parts whose sums are equal on both sides, last first."""
-    return _runs(left, right, sum)
-
-
-def _runs(left: Sequence[Axis], right: Sequence[Axis], total: Callable[[Iterable[int]], int]) -> list[Run]:
-    runs: list[Run] = []
+def runs(left: Sequence[Axis], right: Sequence[Axis], total: Callable[[Iterable[int]], int]) -> list[Run]:
+    """Pairs of the shortest runs of equal size on both sides, last first; ``total``: ``prod`` or ``sum``."""
+    found: list[Run] = []
     xs, ys = list(left), list(right)
     while xs or ys:
         run_x, run_y = [xs.pop()], [ys.pop()]
@@ -68,8 +61,8 @@ def _runs(left: Sequence[Axis], right: Sequence[Axis], total: Callable[[Iterable
             else:
                 run_y.append(ys.pop())
                 size_y = total((size_y, run_y[-1].size))
-        runs.append((run_x[::-1], run_y[::-1]))
-    return runs
+        found.append((run_x[::-1], run_y[::-1]))
+    return found
 
 
 def regroup(pieces: Iterable[Axis], sizes: Iterable[int]) -> list[Axis]:
@@ -86,6 +79,7 @@ def regroup(pieces: Iterable[Axis], sizes: Iterable[int]) -> list[Axis]:
 
 
 Mask = NDArray[np.bool_]
+Leaf = Channels | Fixed
 
 
 @dataclass(frozen=True)
@@ -136,17 +130,12 @@ def couple_elements(a: Axis, b: Axis) -> Labels:
 
 def _element_numbers(axis: Axis, offsets: Mapping[Channels, int]) -> IndexArray:
     """Node number of every element of an elementwise axis; 0 for a fixed one."""
-    if isinstance(axis, Channels):
-        return np.arange(axis.size, dtype=np.int64) + offsets[axis]
-    if isinstance(axis, Concat):
-        return np.concatenate([_element_numbers(p, offsets) for p in axis.parts])
-    if isinstance(axis, Gather):
-        return _element_numbers(axis.base, offsets)[axis.index]
-    if isinstance(axis, Product):
-        spread = as_gather(axis)
-        assert spread is not None
-        return _element_numbers(spread, offsets)
-    return np.zeros(axis.size, dtype=np.int64)
+
+    def numbers(leaf: Leaf) -> IndexArray:
+        start, step = (offsets[leaf], 1) if isinstance(leaf, Channels) else (0, 0)
+        return start + step * np.arange(leaf.size, dtype=np.int64)
+
+    return _by_element(axis, numbers, np.maximum.outer)
 
 
 def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexArray, int]:
@@ -166,36 +155,34 @@ def _connected(left: IndexArray, right: IndexArray, total: int) -> tuple[IndexAr
     return channel.astype(np.int64), int(channel.max()) + 1
 
 
+def _by_element(axis: Axis, of_leaf: Callable[[Leaf], NDArray[Any]], combine: Callable[..., Any]) -> NDArray[Any]:
+    """A value for each element: ``of_leaf`` gives those of variables and fixed sizes, ``combine`` those of products."""
+    if isinstance(axis, (Channels, Fixed)):
+        return of_leaf(axis)
+    values = [_by_element(part, of_leaf, combine) for part in inside(axis)]
+    if isinstance(axis, Gather):
+        return values[0][axis.index]
+    if isinstance(axis, Concat):
+        return np.concatenate(values)
+    return functools.reduce(lambda outer, inner: np.reshape(combine(outer, inner), -1), values)
+
+
 def kept_mask(axis: Axis, masks: Mapping[Channels, Mask]) -> Mask:
     """Which elements of a resolved axis stay. ``masks`` say which channels of a variable stay (without a mask: all)."""
-    if isinstance(axis, Channels):
-        return masks[axis] if axis in masks else np.ones(axis.size, dtype=np.bool_)
-    if isinstance(axis, Fixed):
-        return np.ones(axis.size, dtype=np.bool_)
-    if isinstance(axis, Concat):
-        return np.concatenate([kept_mask(p, masks) for p in axis.parts])
-    if isinstance(axis, Gather):
-        return kept_mask(axis.base, masks)[axis.index]
-    mask = np.ones(1, dtype=np.bool_)
-    for factor in axis.factors:
-        mask = np.logical_and.outer(mask, kept_mask(factor, masks)).reshape(-1)
-    return mask
+
+    def stays(leaf: Leaf) -> Mask:
+        return masks[leaf] if isinstance(leaf, Channels) and leaf in masks else np.ones(leaf.size, dtype=np.bool_)
+
+    return _by_element(axis, stays, np.logical_and.outer)
 
 
 def channels_of(axis: Axis, variable: Channels) -> IndexArray:
     """The channel of ``variable`` that each element of a resolved axis needs: the highest of several, -1 for none."""
-    if isinstance(axis, Channels):
-        return np.arange(axis.size, dtype=np.int64) if axis is variable else np.full(axis.size, -1, dtype=np.int64)
-    if isinstance(axis, Fixed):
-        return np.full(axis.size, -1, dtype=np.int64)
-    if isinstance(axis, Concat):
-        return np.concatenate([channels_of(p, variable) for p in axis.parts])
-    if isinstance(axis, Gather):
-        return channels_of(axis.base, variable)[axis.index]
-    channels = np.full(1, -1, dtype=np.int64)
-    for factor in axis.factors:
-        channels = np.maximum.outer(channels, channels_of(factor, variable)).reshape(-1)
-    return channels
+
+    def channels(leaf: Leaf) -> IndexArray:
+        return np.arange(leaf.size, dtype=np.int64) if leaf is variable else np.full(leaf.size, -1, dtype=np.int64)
+
+    return _by_element(axis, channels, np.maximum.outer)
 
 
 units_of = channels_of  # an earlier name, kept for criteria in other packages

@@ -72,8 +72,7 @@ from fxprune.axes.elements import (
     has_gather,
     is_elementwise,
     regroup,
-    runs_of_factors,
-    runs_of_parts,
+    runs,
     strides_of,
 )
 from fxprune.axes.expressions import (
@@ -111,9 +110,9 @@ class Solver:
 
     def fresh(self, size: int, origin: Origin) -> Axis:
         """A new variable of ``size`` channels (a size of one has nothing to remove and is fixed)."""
-        return (
-            Channels(size, origin) if size > 1 else Fixed(size, ("it has no channel", "it has a single channel")[size])
-        )
+        if size > 1:
+            return Channels(size, origin)
+        return Fixed(size, "it has a single channel" if size else "it has no channel")
 
     def resolve(self, axis: Axis) -> Axis:
         """The axis in normal form, with every variable replaced by its representative or its binding."""
@@ -205,7 +204,7 @@ class Solver:
             variable.binding = value
 
     def _unify_products(self, a: Product, b: Product) -> None:
-        for left, right in runs_of_factors(a.factors, b.factors):
+        for left, right in runs(a.factors, b.factors, math.prod):
             if len(left) == 1 or len(right) == 1:
                 self._unify(product(left), product(right))
             else:
@@ -256,7 +255,7 @@ class Solver:
         self._unify(axis, made_here)
 
     def _unify_concats(self, a: Concat, b: Concat) -> None:
-        for left, right in runs_of_parts(a.parts, b.parts):
+        for left, right in runs(a.parts, b.parts, sum):
             if len(left) == 1 or len(right) == 1:
                 self._unify(concat(left), concat(right))
                 continue
@@ -298,7 +297,7 @@ class Solver:
         if isinstance(inner, Fixed):
             self._unify_elements(a, b)
             return
-        self._pin_crossed(outer, "pieces of other sizes run across it")
+        self.pin(outer, "pieces of other sizes run across it", self._cause)
         cuts = sorted({end % inner.size for end in ends_of(b.parts)} | {0, inner.size})
         repeated = self.resolve(a)
         if 1 in np.diff(cuts) and is_elementwise(repeated) and is_elementwise(b):
@@ -347,10 +346,7 @@ class Solver:
     def _cross(self, *axes: Axis) -> None:
         sizes = " against ".join(str(a.size) for a in axes)
         for axis in axes:
-            self._pin_crossed(axis, f"sizes {sizes} cut across one another and cannot be aligned")
-
-    def _pin_crossed(self, axis: Axis, reason: str) -> None:
-        self.pin(axis, reason, self._cause)
+            self.pin(axis, f"sizes {sizes} cut across one another and cannot be aligned", self._cause)
 
     def _split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         if len(sizes) == 1:
@@ -380,7 +376,7 @@ class Solver:
         if spread is not None:
             return self._split(spread, sizes)
         outer, inner = axis.factors[0], product(axis.factors[1:])
-        self._pin_crossed(outer, "a cut inside its inner factors repeats at every step of it")
+        self.pin(outer, "a cut inside its inner factors repeats at every step of it", self._cause)
         ends = sorted({*(e % inner.size for e in itertools.accumulate(sizes))} - {0}) + [inner.size]
         steps = [high - low for low, high in itertools.pairwise([0, *ends])]
         pieces = self._split(self.resolve(inner), steps)

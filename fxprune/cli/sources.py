@@ -57,16 +57,12 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
             + (f" (did you mean torchvision:{text} or timm:{text}?)" if text.isidentifier() else "")
         )
     if sizes:
-        sample = sample_from_sizes(sizes)
+        sample = tuple(map(sample_of_size, sizes))
     return Source(found.eval(), sample)
 
 
-def sample_from_sizes(sizes: list[str]) -> tuple[torch.Tensor, ...]:
-    """A tensor for each ``SIZE,SIZE,...[:DTYPE]``, of normal values or 0 and 1. Raises SampleError: another form."""
-    return tuple(_sample_of_size(text) for text in sizes)
-
-
-def _sample_of_size(text: str) -> torch.Tensor:
+def sample_of_size(text: str) -> torch.Tensor:
+    """A tensor for ``SIZE,SIZE,...[:DTYPE]``, of normal values or 0 and 1. Raises SampleError: another form."""
     shape, dtype = _parse_size(text)
     try:
         return random_values(shape, dtype)
@@ -202,7 +198,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
     if not os.path.isfile(file):
         raise ModelError(f"there is no weights file {file}")
     try:
-        state = _read_state(file)
+        state = _read(file)
+        state = state.get("state_dict", state)
+        if not isinstance(state, Mapping):
+            raise TypeError("not a mapping")
     except Exception as error:
         # Both readers raise many types, and torch's advice to switch weights_only off must not reach the user.
         raise ModelError(f"{file} is not a state dict that can be read safely ({type(error).__name__})") from error
@@ -212,22 +211,15 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise ModelError(f"the weights in {file} do not fit the network: {error}") from error
 
 
-def _read_state(file: Path) -> Mapping[str, Any]:
+def _read(file: Path) -> Any:
+    """The content of a file of tensors; no pickle is run."""
     if file.suffix == ".safetensors":
-        import safetensors.torch
-
         return safetensors.torch.load_file(file)
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    inner = state.get("state_dict", state)
-    if not isinstance(inner, Mapping):
-        raise TypeError("not a mapping")
-    return inner
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
 _BATCH, _MOST_IMAGES = 32, 1024
-
-
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -308,11 +300,11 @@ class BatchFolder:
 
 def _batch(file: Path) -> Any:
     try:
-        if file.suffix != ".safetensors":
-            return torch.load(file, map_location="cpu", weights_only=True)
-        tensors = safetensors.torch.load_file(file)
+        tensors = _read(file)
     except Exception as error:  # both readers raise many types
         raise SampleError(f"{file} is no batch that can be read safely ({type(error).__name__})") from error
+    if file.suffix != ".safetensors":
+        return tensors
     if set(tensors) == {"input", "target"}:
         return tensors["input"], tensors["target"]
     return tensors["input"] if set(tensors) == {"input"} else tensors

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,11 @@ class SurfaceStack:
 
     def __init__(self, surfaces: Sequence[Surface]) -> None:
         self._rank = len(surfaces[0].knots)
-        most = max(len(k) for s in surfaces for k in s.knots)
-        most = max(most, 2)
+        most = max(2, *(len(k) for s in surfaces for k in s.knots))
         self._knots = np.stack([[_padded(k, most) for k in s.knots] for s in surfaces])
         self._steps = np.array([s.steps for s in surfaces], dtype=np.float64)
         self._full = self._knots[:, :, -1]
-        self._seconds = np.stack([_padded_grid(s.seconds, most) for s in surfaces])
+        self._seconds = np.stack([_padded(s.seconds, most) for s in surfaces])
         self._row = np.arange(len(surfaces))
 
     def at(self, widths: FloatArray) -> FloatArray:
@@ -120,20 +120,8 @@ class SurfaceStack:
         return total
 
 
-def stacks(surfaces: Iterable[Surface]) -> dict[int, list[int]]:
-    """The positions of surfaces, by their number of widths."""
-    found: dict[int, list[int]] = {}
-    for place, surface in enumerate(surfaces):
-        found.setdefault(len(surface.knots), []).append(place)
-    return found
-
-
-def _padded(knots: FloatArray, most: int) -> FloatArray:
-    return np.pad(knots, (0, most - len(knots)), mode="edge")
-
-
-def _padded_grid(seconds: FloatArray, most: int) -> FloatArray:
-    return np.pad(seconds, [(0, most - size) for size in seconds.shape], mode="edge")
+def _padded(grid: FloatArray, most: int) -> FloatArray:
+    return np.pad(grid, [(0, most - size) for size in grid.shape], mode="edge")
 
 
 CACHE_VARIABLE = "FXPRUNE_CACHE"
@@ -152,7 +140,9 @@ class LatencyTable:
     def __init__(self, conditions: Mapping[str, str], folder: Path | None, timer: Timer) -> None:
         self.conditions = dict(conditions)
         self._timer = timer
-        self._path = None if folder is None else folder / f"latency-{_digest(self.conditions)}.json"
+        text = json.dumps(self.conditions, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._path = None if folder is None else folder / f"latency-{digest}.json"
         self._seconds = self._read()
         self._new = False
 
@@ -250,10 +240,6 @@ def _processor() -> str:
     return f"{names[0] if names else platform.processor() or 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _digest(conditions: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(dict(conditions), sort_keys=True).encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True, eq=False)
 class ShapedOp:
     """An operation of a layer with its surface, the axes of its widths, and how often one run calls it."""
@@ -310,8 +296,11 @@ class LatencyModel(CostModel):
 def _stacked(shaped: tuple[ShapedOp, ...]) -> list[tuple[SurfaceStack, list[int], NDArray[np.intp]]]:
     """Stacks of operations with the same number of widths, with the positions of their widths among all."""
     starts = np.cumsum([0, *(len(op.widths) for op in shaped)])
+    by_count: dict[int, list[int]] = defaultdict(list)
+    for place, op in enumerate(shaped):
+        by_count[len(op.widths)].append(place)
     found = []
-    for count, places in stacks(op.surface for op in shaped).items():
+    for count, places in by_count.items():
         columns = np.array([range(starts[p], starts[p] + count) for p in places], dtype=np.intp)
         found.append((SurfaceStack([shaped[p].surface for p in places]), places, columns))
     return found

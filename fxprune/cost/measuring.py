@@ -24,7 +24,7 @@ from fxprune.cost.memory import paired_axes
 from fxprune.cost.shapes import ShapedCall, TensorSpec, shaped_call
 from fxprune.errors import BudgetError
 from fxprune.util.copies import cloned, deep_copy
-from fxprune.util.paths import ModelPaths
+from fxprune.util.paths import ModelPaths, device_of
 
 _ROUNDS = 5
 
@@ -155,7 +155,7 @@ def measured_latency(
     ``counted`` shows the progress; ``table`` has earlier timings, by default those of this machine. Raises BudgetError:
     the network is on the meta device, or cannot be run.
     """
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     if device.type == "meta" or any(tensor.is_meta for tensor in sample.tensors):
         raise BudgetError('budget="latency" times the network, and one on the meta device cannot be run')
     table = table or LatencyTable.of_this_machine(device)

@@ -76,7 +76,8 @@ def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve:
             _storage(t) for node in nodes if node.op == "get_attr" for t in tensors_in(node.meta.get("val"), _DEPTH)
         }
         for step, node in enumerate(nodes):
-            for number, (tensor, tensor_axes) in enumerate(_tensors(node, axes)):
+            shown = () if node.op in ("get_attr", "output") else paired_axes(node.meta.get("val"), axes.get(node))
+            for number, (tensor, tensor_axes) in enumerate(shown):
                 storage = _storage(tensor)
                 if storage in made:
                     continue
@@ -95,12 +96,6 @@ def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
             for tensor in tensors_in(argument.meta.get("val"), _DEPTH):
                 last[_storage(tensor)] = step
     return last
-
-
-def _tensors(node: fx.Node, axes: Mapping[fx.Node, Any]) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:
-    if node.op in ("get_attr", "output"):
-        return
-    yield from paired_axes(node.meta.get("val"), axes.get(node))
 
 
 def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:

@@ -24,6 +24,7 @@ from fxprune.distillation.options import (
 from fxprune.distillation.training import Trainer
 from fxprune.distillation.training import engine as started
 from fxprune.errors import DistillationError, OptionError
+from fxprune.util.paths import device_of
 from fxprune.util.progress import Steps
 
 
@@ -154,8 +155,7 @@ def _result(pruned: nn.Module, trainer: Trainer, seconds: float) -> Distilled:
     best = trainer.options.keep == "best" and trainer.best_weights is not None
     if best:
         network.load_state_dict(trainer.best_weights or {})
-    tensors = (*pruned.parameters(), *pruned.buffers())
-    network.to(next((t.device for t in tensors), torch.device("cpu")))
+    network.to(device_of(pruned))
     network.zero_grad()
     network.train(pruned.training)
     modes = {name: part.training for name, part in pruned.named_modules()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from fxprune.distillation.options import seed_everything
 from fxprune.errors import DistillationError
-from fxprune.util.writing import named, write_text
+from fxprune.util.writing import named, remove_abandoned, write_file, write_text
 
 
 class Feed:
@@ -194,16 +193,8 @@ class Folder:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; if the process is killed meanwhile, the old one stays."""
-        part = self.path / f".checkpoint.{secrets.token_hex(4)}.part"
-        try:
-            with part.open("xb") as file:
-                torch.save({"version": _VERSION, "settings": self._settings, **state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.checkpoint)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        content = {"version": _VERSION, "settings": self._settings, **state}
+        write_file(self.checkpoint, lambda file: torch.save(content, file))
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, on the CPU; None where there is none. No code is run by reading it.
@@ -240,9 +231,7 @@ class Folder:
 
     def rewind(self, step: int) -> None:
         """Remove rows of later steps and half-written lines from the log, and leftover files of a killed process."""
-        for name in (self.checkpoint.stem, self.metrics.name):
-            for part in self.path.glob(f".{name}.*.part"):
-                part.unlink()
+        remove_abandoned(self.checkpoint)
         if self.metrics.exists():
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in self.rows(step)))
 

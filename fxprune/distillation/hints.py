@@ -19,6 +19,7 @@ from fxprune.distillation.options import DistillationLoss, as_parts
 from fxprune.errors import DistillationError, FxpruneError, described
 from fxprune.proof.masking import select
 from fxprune.rewriting import node_keep
+from fxprune.util.paths import device_of
 
 # The trained network as a function of its arguments: gives its output, and its features at the hints.
 Called = Callable[..., tuple[Any, dict[str, Tensor]]]
@@ -193,7 +194,7 @@ def kept_channels(hints: Sequence[Hint], pruned: nn.Module, teacher: nn.Module) 
     try:
         plan = report(pruned).plan
         assert plan is not None
-        device = next((t.device for t in (*teacher.parameters(), *teacher.buffers())), torch.device("cpu"))
+        device = device_of(teacher)
         given = sample.with_values(0).map(lambda tensor: tensor.to(device))
         graph = analyze(teacher, given, couplings=plan.settings.get("couplings", "keep"))
         keep = node_keep(graph, graph.captured, plan.masks(graph))

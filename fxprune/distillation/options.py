@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxprune.errors import DistillationError, OptionError
+from fxprune.options import check_count
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
@@ -48,25 +49,20 @@ class Training:
         if (self.steps is None) == (self.epochs is None):
             raise OptionError("say how long to train: either steps= (of the optimiser) or epochs= (over the loader)")
         for name in ("accumulate", "checkpoint_every", "log_every", "steps", "epochs", "evaluate_every"):
-            _check_count(name, getattr(self, name), 1)
-        _check_count("warmup", self.warmup, 0)
-        _check_count("seed", self.seed, None)
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("warmup", self.warmup, least=0)
+        check_count("seed", self.seed, least=None)
         _check_choice("schedule", self.schedule, _SCHEDULES)
         _check_choice("precision", self.precision, _PRECISIONS)
         _check_choice("keep", self.keep, ("last", "best"))
-        self._check_optimizer()
-        for name, value, least in (("weight_decay", self.weight_decay, 0), ("clip", self.clip, None)):
-            if value is not None and not (_is_number(value) and value >= 0 and (least is not None or value > 0)):
-                raise OptionError(f"{name} must be a number {'of at least' if least is not None else 'above'} 0")
-
-    def _check_optimizer(self) -> None:
-        if callable(self.optimizer):
-            if self.learning_rate is not None:
-                raise OptionError("learning_rate goes to an optimiser chosen by name; give yours its rate when made")
-            return
-        _check_choice("optimizer", self.optimizer, tuple(_RATES))
-        if self.learning_rate is not None and not (_is_number(self.learning_rate) and self.learning_rate > 0):
-            raise OptionError(f"learning_rate must be a number above 0, not {self.learning_rate!r}")
+        if not callable(self.optimizer):
+            _check_choice("optimizer", self.optimizer, tuple(_RATES))
+        elif self.learning_rate is not None:
+            raise OptionError("learning_rate goes to an optimiser chosen by name; give yours its rate when made")
+        _check_number("learning_rate", self.learning_rate)
+        _check_number("clip", self.clip)
+        _check_number("weight_decay", self.weight_decay, or_zero=True)
 
     def total(self, batches: int | None) -> int:
         """The number of steps. Raises OptionError: epochs are given, but the loader has no length."""
@@ -107,20 +103,15 @@ class Training:
         return {"optimizer": kind, **{name: getattr(self, name) for name in names}}
 
 
-def _check_count(name: str, value: Any, least: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        raise OptionError(f"{name} must be a whole number{f' of at least {least}' if least is not None else ''}")
-
-
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _check_number(name: str, value: Any, *, or_zero: bool = False) -> None:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (known and (0 < value < math.inf or (or_zero and value == 0))):
+        raise OptionError(f"{name} must be a number {'of at least' if or_zero else 'above'} 0, not {value!r}")
 
 
 @dataclass(frozen=True)

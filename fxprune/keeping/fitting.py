@@ -381,13 +381,9 @@ def _is_call(node: fx.Node) -> bool:
 
 
 def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in _leaves(item)]
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if isinstance(value, slice):
-        return _leaves((value.start, value.stop, value.step))
-    return [value]
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return found
 
 
 def _agree(given: Any, own: Any) -> bool:

@@ -10,7 +10,7 @@ from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 
-from fxprune.reporting.report import MACS_MEANING, GroupRow, Report, removed
+from fxprune.reporting.report import MACS_MEANING, Report, removed
 from fxprune.util.tables import Shown, add_row, new_table, percent, plain_text, quantity, with_rest
 
 _TOP = 15
@@ -67,8 +67,8 @@ class Comparison(Shown):
         one, two = ({row.name: row for row in report.groups} for report in (self.first, self.second))
         found = []
         for name in {**one, **two}:
-            rows = (one.get(name), two.get(name))
-            found.append(WidthPair(name, *((_of(rows[0], n), _of(rows[1], n)) for n in ("before", "after", "error"))))
+            rows = [vars(side[name]) if name in side else {} for side in (one, two)]
+            found.append(WidthPair(name, *((rows[0].get(n), rows[1].get(n)) for n in ("before", "after", "error"))))
         return found
 
     @property
@@ -155,10 +155,6 @@ def _costs(report: Report) -> dict[str, tuple[float, float]]:
     if report.latency is not None and report.latency.measured is not None:
         found["time of a call"] = report.latency.measured
     return found
-
-
-def _of(row: GroupRow | None, name: str) -> Any:
-    return getattr(row, name, None)
 
 
 def _share(value: float | None) -> str:

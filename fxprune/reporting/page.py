@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -129,17 +130,15 @@ def _one_holds_most(found: dict[str, list[CostRow]]) -> bool:
 
 
 def _by_prefix(rows: tuple[CostRow, ...], depth: int) -> dict[str, list[CostRow]]:
-    found: dict[str, list[CostRow]] = {}
+    found: dict[str, list[CostRow]] = defaultdict(list)
     for row in rows:
-        found.setdefault(".".join(row.name.split(".")[:depth]), []).append(row)
+        found[".".join(row.name.split(".")[:depth])].append(row)
     return found
 
 
-def _added(pairs: Any) -> tuple[int, int]:
-    before, after = 0, 0
-    for first, second in pairs:
-        before, after = before + first, after + second
-    return before, after
+def _added(pairs: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    pairs = list(pairs)
+    return sum(before for before, _ in pairs), sum(after for _, after in pairs)
 
 
 def histogram(row: ScoreRow) -> Markup:

@@ -56,7 +56,10 @@ def summarise(
         macs_after=round(after["macs"]),
         parameters_before=round(before["params"]),
         parameters_after=round(after["params"]),
-        groups=tuple(_group_row(g, masks) for g in graph.groups),
+        groups=tuple(
+            GroupRow(g.name, g.size, int(masks[g.variable].sum()), tuple(dict.fromkeys(m.tensor for m in g.members)))
+            for g in graph.groups
+        ),
         pinned=tuple(PinnedRow(f"{p.tensor} dim {p.dim}", p.size, p.reason, p.cause) for p in graph.pinned),
         opaque=tuple(OpaqueRow(o.op, o.reason, o.source, o.parameters, round(o.macs)) for o in graph.opaque),
         proof=proof,
@@ -74,11 +77,6 @@ def summarise(
         memory_before=before["memory"],
         memory_after=after["memory"],
     )
-
-
-def _group_row(group: Group, masks: Mapping[Channels, Mask]) -> GroupRow:
-    members = tuple(dict.fromkeys(m.tensor for m in group.members))
-    return GroupRow(group.name, group.size, int(masks[group.variable].sum()), members)
 
 
 def _cost_rows(macs: CostModel, params: CostModel, masks: Mapping[Channels, Mask]) -> tuple[CostRow, ...]:
@@ -127,7 +125,8 @@ def render_graph(graph: ChannelGraph, *, verbose: bool = False) -> RenderableTyp
     parts: list[RenderableType] = [Text(title, style="bold"), Text(share), Text(f"* {MACS_MEANING}", style="dim")]
     parts += [Text(""), _groups(groups, verbose)]
     for name, width in (("pinned", "pinned width"), ("opaque", "opaque call")):
-        rows = [(_with_width(row), row["reason"], row["where"]) for row in data[name]]
+        names = (f"{row['name']} ({row['width']})" if "width" in row else row["name"] for row in data[name])
+        rows = [(shown, row["reason"], row["where"]) for shown, row in zip(names, data[name], strict=True)]
         parts += [Text(""), listing(width, rows, verbose)] if rows else []
     return Stack(*parts)
 
@@ -139,10 +138,6 @@ def _groups(groups: list[dict[str, Any]], verbose: bool) -> RenderableType:
         members = group["members"]
         add_row(table, group["name"], str(group["size"]), "\n".join(members) if verbose else str(len(members)))
     return with_rest(table, len(groups) - len(shown), "groups")
-
-
-def _with_width(row: dict[str, Any]) -> str:
-    return f"{row['name']} ({row['width']})" if "width" in row else str(row["name"])
 
 
 def _prunable(graph: ChannelGraph, terms: Iterable[Term]) -> float:

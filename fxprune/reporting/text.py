@@ -52,7 +52,8 @@ def as_text(report: Report, *, verbose: bool = False) -> str:
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
     """The report as a rich renderable."""
-    parts: list[RenderableType] = [_title(report), _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
+    title = Text(f"{report.network or 'network'}: {achieved_in_words(report)}", style="bold")
+    parts: list[RenderableType] = [title, _totals(report), Text(f"* {MACS_MEANING}", style="dim"), Text("")]
     if report.groups:
         parts.append(_groups(report.groups, verbose))
     if report.pinned:
@@ -69,10 +70,6 @@ def _with_cost(row: OpaqueRow) -> str:
     found = [(row.macs, "MACs"), (row.parameters, "parameters")]
     cost = ", ".join(f"{quantity(count)} {unit}" for count, unit in found if count)
     return f"{row.name} ({cost})" if cost else row.name
-
-
-def _title(report: Report) -> Text:
-    return Text(f"{report.network or 'network'}: {achieved_in_words(report)}", style="bold")
 
 
 def achieved_in_words(report: Report) -> str:
@@ -144,18 +141,14 @@ def proof_in_words(report: Report) -> str:
     if proof.method not in _PROVEN:
         return ". ".join([proof.method, *proof.notes])
     precision = f"tolerance {proof.tolerance:.0e}, {proof.dtype}"
+    nodes = f"each of {proof.nodes} nodes equals" if proof.nodes else "outputs equal"
     parts = [
-        f"{_claim(proof)} to {proof.relative_error:.1e} ({precision}{_where(proof)})",
+        f"{nodes} {_PROVEN[proof.method]} to {proof.relative_error:.1e} ({precision}{_where(proof)})",
         f"{proof.tensors_checked} tensors equal bit for bit",
         *(["VACUOUS: what was removed has no measurable effect"] if proof.vacuous else []),
         *(note.rstrip(".") for note in proof.notes),
     ]
     return "; ".join(parts)
-
-
-def _claim(proof: Proof) -> str:
-    nodes = f"each of {proof.nodes} nodes equals" if proof.nodes else "outputs equal"
-    return f"{nodes} {_PROVEN[proof.method]}"
 
 
 def _where(proof: Proof) -> str:
@@ -232,10 +225,8 @@ def _pairs(title: str, pairs: Mapping[str, tuple[object, object]], verbose: bool
 def _group_changes(groups: tuple[GroupDifference, ...], verbose: bool) -> RenderableType:
     table = new_table("group", ["first", "second"], last="- only the first keeps, + only the second")
     for group in groups if verbose else groups[:_TOP]:
-        units = [f"- {group.only_first}"] * bool(group.only_first) + [f"+ {group.only_second}"] * bool(
-            group.only_second
-        )
-        add_row(table, group.name, *map(str, group.kept), "\n".join(u if verbose else _short(u) for u in units))
+        signed = [f"{sign} {only}" for sign, only in (("-", group.only_first), ("+", group.only_second)) if only]
+        add_row(table, group.name, *map(str, group.kept), "\n".join(c if verbose else _short(c) for c in signed))
     return with_rest(table, 0 if verbose else len(groups) - _TOP, "groups")
 
 

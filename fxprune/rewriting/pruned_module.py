@@ -201,12 +201,8 @@ class PrunedGraphModule(PartsModule):
         graphs = {mode: self.with_names(self._graph_of(mode == "training", number)) for mode in ("eval", "training")}
         if self._graph_of(True, number) is self._graph_of(False, number):
             del graphs["training"]
-        root = {name: attribute(self, name) for graph in graphs.values() for name in _targets(graph)}
-        kept_out = [name for name in self._kept_out if name in root]
-        twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out, modes=self._modes)
-        twin.set_modes(flags_of(self))
-        twin.meta = self.meta
-        return twin
+        names = {name: name for name in _all_targets(graphs)}
+        return self._over_same_tensors(graphs, names, self._modes, flags_of(self))
 
     def plainly_named(self) -> PrunedGraphModule:
         """A network over the same tensors, under plain names that torch.export can write into code."""
@@ -218,13 +214,20 @@ class PrunedGraphModule(PartsModule):
             node for graph in graphs.values() for node in graph.nodes if node.op in ("call_module", "get_attr")
         ):
             node.target = plain[str(node.target)]
-        root = {new: attribute(self, name) for name, new in plain.items()}
-        kept_out = [plain[name] for name in self._kept_out]
         by_path = {about: known for about, known in self._modes.items() if about != "untraced"}
         modes = {about: {names.of(path): value for path, value in known.items()} for about, known in by_path.items()}
         modes["untraced"] = self._modes["untraced"]
+        flags = {names.of(path): mode for path, mode in flags_of(self).items()}
+        return self._over_same_tensors(graphs, plain, modes, flags)
+
+    def _over_same_tensors(
+        self, graphs: Graphs, names: Mapping[str, str], modes: Mapping[str, Any], flags: Mapping[str, bool]
+    ) -> PrunedGraphModule:
+        """A network of other graphs over the modules and tensors in ``names``, which maps names here to names there."""
+        root = {new: attribute(self, name) for name, new in names.items()}
+        kept_out = [names[name] for name in self._kept_out if name in names]
         twin = PrunedGraphModule(root, graphs, class_name=self._class_name, kept_out=kept_out, modes=modes)
-        twin.set_modes({names.of(path): mode for path, mode in flags_of(self).items()})
+        twin.set_modes(flags)
         twin.meta = self.meta
         return twin
 

@@ -25,7 +25,7 @@ from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
 from fxprune.util.copies import copy_module
 from fxprune.util.modes import flags_of
-from fxprune.util.paths import ModelPaths, named_modules, new_node
+from fxprune.util.paths import ModelPaths, device_of, named_modules, new_node
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +243,7 @@ class Rewriter:
         names = (f"{self._prefix}_kept_index{number}" for number in itertools.count(len(self.index_constants)))
         name = next(n for n in names if n not in self._source.shapes and n not in self.root)
         self.index_constants.append(name)
-        self.root[name] = index.to(_device(self._model))
+        self.root[name] = index.to(device_of(self._model))
         return self._note(self.graph.get_attr(name))
 
 
@@ -298,8 +298,3 @@ def _kept_out(model: nn.Module, root: Mapping[str, Any]) -> list[str]:
     modules = named_modules(model)
     names = (f"{path}.{name}".lstrip(".") for path, m in modules for name in m._non_persistent_buffers_set)
     return [name for name in names if name in root]
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    return torch.device("cpu") if tensor is None else tensor.device

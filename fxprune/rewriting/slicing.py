@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Mapping
+import pkgutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,32 +73,24 @@ class NodeName:
     name: str
 
 
-@dataclass(frozen=True)
-class NodeData:
-    """One node as data; the target of a ``call_function`` is its dotted name, unless the function is itself data."""
-
-    name: str
-    op: str
-    target: Any
-    args: Any
-    kwargs: Any
+# A node's name, op, target, args and kwargs. A called function is its dotted name, unless it is itself data.
+NodeData = tuple[str, str, Any, Any, Any]
 
 
 def graph_as_data(graph: fx.Graph) -> list[NodeData]:
     """The nodes of a graph as data, in order."""
-    return [
-        NodeData(n.name, n.op, _target_name(n), _without_nodes(n.args), _without_nodes(n.kwargs)) for n in graph.nodes
-    ]
+    return [(n.name, n.op, _target_name(n), *(_without_nodes(v) for v in (n.args, n.kwargs))) for n in graph.nodes]
 
 
 def graph_from_data(nodes: list[NodeData]) -> fx.Graph:
     """The graph from which :func:`graph_as_data` made the data."""
     graph = fx.Graph()
     known: dict[str, fx.Node] = {}
-    for data in nodes:
-        target: Any = _function(data.target) if data.op == "call_function" else data.target
-        args, kwargs = (_with_nodes(v, known) for v in (data.args, data.kwargs))
-        known[data.name] = graph.create_node(data.op, target, tuple(args), kwargs, name=data.name)
+    for name, op, target, *values in nodes:
+        if op == "call_function" and isinstance(target, str):
+            target = pkgutil.resolve_name(target if "." in target else f"builtins.{target}")
+        args, kwargs = (_with_nodes(value, known) for value in values)
+        known[name] = graph.create_node(op, target, args, kwargs, name=name)
     return graph
 
 
@@ -108,21 +100,7 @@ def _target_name(node: fx.Node) -> Any:
     return _get_qualified_name(node.target)
 
 
-def _function(name: Any) -> Any:
-    if not isinstance(name, str):
-        return name
-    path = name if "." in name else f"builtins.{name}"
-    parts: list[str] = []
-    while True:
-        path, _, last = path.rpartition(".")
-        parts.insert(0, last)
-        try:
-            found: Any = importlib.import_module(path)
-        except ModuleNotFoundError:
-            continue
-        for part in parts:
-            found = getattr(found, part)
-        return found
+_mapped: Any = fx.node.map_aggregate  # its annotations do not allow for names in the place of nodes
 
 
 def _without_nodes(value: Any) -> Any:
@@ -131,14 +109,3 @@ def _without_nodes(value: Any) -> Any:
 
 def _with_nodes(value: Any, known: dict[str, fx.Node]) -> Any:
     return _mapped(value, lambda v: known[v.name] if isinstance(v, NodeName) else v)
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {k: _mapped(v, function) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_mapped(v, function) for v in value]
-        return items if isinstance(value, list) else tuple(items)
-    if isinstance(value, slice):
-        return slice(*(_mapped(v, function) for v in (value.start, value.stop, value.step)))
-    return function(value)

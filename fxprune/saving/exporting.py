@@ -30,6 +30,7 @@ from fxprune.saving.comparing import (
 )
 from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
+from fxprune.util.paths import device_of
 from fxprune.util.progress import Steps
 from fxprune.util.writing import named, scratch_folder
 
@@ -122,7 +123,7 @@ def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
     given = sample_input if sample_input is not None else getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
     if given is None:
         raise SampleError("the network carries no sample: pass sample_input, one call's arguments")
-    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    device = device_of(network)
     if device.type == "meta":
         raise ExportError("the network is on the meta device and has no values: load weights first")
     return Sample.from_input(given).map(torch.Tensor.detach).with_values().map(lambda tensor: tensor.to(device))

@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxprune.errors import MissingDependencyError, OptionError
+from fxprune.options import check_count
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining, batch_norm_scales
-from fxprune.schedules.steps import is_count
 
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
 
@@ -81,8 +81,7 @@ class _Loop:
 
     def __init__(self, schedule: Schedule, every: int) -> None:
         _check(schedule)
-        if not is_count(every) or every < 1:
-            raise OptionError(f"every must be a whole number of epochs, at least 1, not {every!r}")
+        check_count("every", every)
         self.schedule, self.every = schedule, every
 
     def epoch_begins(self, epoch: int, network: nn.Module, *optimizers: Optimizer) -> None:

@@ -28,7 +28,7 @@ from fxprune.criteria.information_fusion import (
 )
 from fxprune.criteria.rows import settled
 from fxprune.errors import OptionError
-from fxprune.options import Level
+from fxprune.options import Level, check_count
 from fxprune.planning import Plan
 from fxprune.proof.masking import select
 from fxprune.reporting.summarising import summarise
@@ -131,16 +131,6 @@ def widths_of_rates(graph: ChannelGraph, rates: Mapping[str, float]) -> dict[Gro
                 )
     # The small number: 10 * (1 - 0.9) is 0.9999999999999998.
     return {group: max(1, math.floor(group.size * (1 - rate) + 1e-9)) for group, rate in found.items()}
-
-
-def widths_of_plan(graph: ChannelGraph, plan: Plan) -> dict[Group, int]:
-    """The kept widths of a plan for the same network.
-
-    Raises:
-        PlanError: the plan is for another network.
-    """
-    masks = plan.masks(graph)
-    return {group: int(masks[group.variable].sum()) for group in graph.groups}
 
 
 def why_not(group: Group, graph: ChannelGraph, model: nn.Module) -> str:
@@ -320,7 +310,8 @@ class FusedTraining:
             assert ratio is not None
             whole = exclusions(group for group in self._graph.groups if why_not(group, self._graph, model))
             plan = passes.plan(model, sample, ratio, scope="uniform", residual="inner", exclude=whole)
-        return widths_of_plan(self._graph, plan)
+        masks = plan.masks(self._graph)
+        return {group: int(masks[group.variable].sum()) for group in self._graph.groups}
 
     def _fuse(self, model: nn.Module) -> None:
         keep = self.plan.keep
@@ -342,8 +333,7 @@ def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
 
 
 def _checked(epochs: Any, kappa: Any, end: Any) -> tuple[int, float, float]:
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise OptionError(f"epochs must be a whole number of at least 1, not {epochs!r}")
+    check_count("epochs", epochs)
     if not kappa > 0 or not end >= 1:
         raise OptionError(f"kappa must be above 0 and end at least 1, not {kappa!r} and {end!r}")
     return epochs, float(kappa), float(end)

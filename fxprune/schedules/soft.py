@@ -217,7 +217,29 @@ def at_least_zero(name: str, value: Any) -> float:
     return float(value)
 
 
-class SparseTraining:
+class _ScalePenalty:
+    """A penalty on batch norm scales: its numbers, how many steps were taken, and both as a state to go on from."""
+
+    strength: float
+
+    def __init__(self, model: nn.Module, **numbers: float) -> None:
+        self.model, self.steps, self._names = model, 0, tuple(numbers)
+        batch_norm_scales(model)
+        for name, value in numbers.items():
+            setattr(self, name, at_least_zero(name, value))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` reads to go on."""
+        return {name: getattr(self, name) for name in (*self._names, "steps")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another schedule stood."""
+        for name in self._names:
+            setattr(self, name, float(state[name]))
+        self.steps = int(state["steps"])
+
+
+class SparseTraining(_ScalePenalty):
     """Training that drives batch norm scales to zero, for the criterion "slimming" (Liu et al., 2017, 1708.06519).
 
     The subgradient of ``strength * sum(abs(scale))`` is added to the gradients of all batch norm scales. Call
@@ -233,9 +255,7 @@ class SparseTraining:
     """
 
     def __init__(self, model: nn.Module, strength: float = 1e-4) -> None:
-        self.strength = at_least_zero("strength", strength)
-        self.model, _ = model, batch_norm_scales(model)
-        self.steps = 0
+        super().__init__(model, strength=strength)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -245,16 +265,8 @@ class SparseTraining:
                 scale.grad.add_(scale.sign(), alpha=self.strength)
         self.steps += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` reads to go on."""
-        return {"strength": self.strength, "steps": self.steps}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule stood."""
-        self.strength, self.steps = float(state["strength"]), int(state["steps"])
-
-
-class Polarization:
+class Polarization(_ScalePenalty):
     """Training that separates batch norm scales into two clusters, for the criterion "slimming".
 
     Zhuang et al., "Neuron-level Structured Pruning using Polarization Regularizer", NeurIPS 2020, equation 2, with the
@@ -273,11 +285,11 @@ class Polarization:
         OptionError: a number is below 0, or the network has no batch norm scales.
     """
 
+    pull: float
+    bound: float
+
     def __init__(self, model: nn.Module, strength: float = 1e-4, pull: float = 1.2, bound: float = 1.0) -> None:
-        self.strength = at_least_zero("strength", strength)
-        self.pull, self.bound = at_least_zero("pull", pull), at_least_zero("bound", bound)
-        self.model, _ = model, batch_norm_scales(model)
-        self.steps = 0
+        super().__init__(model, strength=strength, pull=pull, bound=bound)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -298,12 +310,3 @@ class Polarization:
         """Clamp every scale to between 0 and ``bound``."""
         for scale in batch_norm_scales(self.model):
             scale.clamp_(0.0, self.bound)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` reads to go on."""
-        return {"strength": self.strength, "pull": self.pull, "bound": self.bound, "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule stood."""
-        self.strength, self.pull = float(state["strength"]), float(state["pull"])
-        self.bound, self.steps = float(state["bound"]), int(state["steps"])

@@ -13,6 +13,7 @@ from fxprune.analysis.groups import Group
 from fxprune.calibration.statistic import is_distributed
 from fxprune.cost.budgets import check_ratio
 from fxprune.errors import OptionError
+from fxprune.options import check_count
 from fxprune.planning import Plan
 
 
@@ -82,15 +83,10 @@ def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> floa
     ratio = check_ratio(ratio)
     if shape not in SHAPES:
         raise OptionError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
-    if not is_count(steps) or steps < 1:
-        raise OptionError(f"steps must be a whole number of at least 1, not {steps!r}")
-    if not is_count(step) or not 0 <= step <= steps:
-        raise OptionError(f"step must be a whole number from 0 to {steps}, not {step!r}")
+    check_count("steps", steps)
+    check_count("step", step, least=0)
+    if step > steps:
+        raise OptionError(f"step must be from 0 to {steps}, not {step!r}")
     if step in (0, steps):
         return ratio if step else 0.0
     return SHAPES[shape](ratio, step / steps)
-
-
-def is_count(value: object) -> bool:
-    """Whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)

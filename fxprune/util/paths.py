@@ -93,6 +93,12 @@ def _named(root: nn.Module, table: str) -> list[tuple[str, Any]]:
     return list(found.values())
 
 
+def device_of(root: nn.Module) -> torch.device:
+    """The device of a module's first tensor; the CPU if it has none."""
+    tensors = itertools.chain(root.parameters(), root.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
 def name_seed(name: str) -> int:
     """A number of 32 bits for any name, the same in every process."""
     return zlib.crc32(name.encode(errors="surrogatepass"))

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fxprune.errors import FileError, FxpruneError, OptionError
 
@@ -45,12 +46,17 @@ def file_errors(doing: str) -> Iterator[None]:
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file; on any failure the old file stays. Raises FileError: it cannot be written."""
+    write_file(target, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def write_file(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a new file; on any failure the old file stays. Raises FileError: it cannot be written."""
     with file_errors(f"{target} cannot be written"):
         remove_abandoned(target)
         part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)
         try:
-            with part.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.write(text)
+            with part.open("wb") as file:
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(target)
