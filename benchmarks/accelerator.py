@@ -24,7 +24,7 @@ from benchmarks import rivals
 from benchmarks.harness import TimeLimitReached, failure_text, time_limit
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.capture.samples import Sample
-from fxprune.cost.measuring import in_turns
+from fxprune.cost.measuring import timed_alternately
 
 _RATIO, _BATCH = 0.5, 8
 _MULTIPLES = (1, 8, 16, 64)
@@ -229,7 +229,7 @@ def _latency(multiple: int, prepare: Callable[[nn.Module], nn.Module], subject: 
     values = Sample.from_input(subject.batch())
     networks = [prepare(network) for network in (subject.network, subject.pruned(multiple))]
     with torch.no_grad():
-        times = in_turns([functools.partial(values.call, network) for network in networks], 1.0)
+        times = timed_alternately([functools.partial(values.call, network) for network in networks], 1.0)
     before, after = (round(1e3 * statistics.median(found), 3) for found in times)
     return {"original ms": before, "pruned ms": after, "note": f"{before / after:.2f} times faster"}
 

@@ -23,7 +23,7 @@ from benchmarks.small_trained import TASKS, Task, trained
 from benchmarks.tables import ResumableTable, write_page
 from fxprune.capture.samples import Sample
 from fxprune.cli.sources import load_weights
-from fxprune.cost.measuring import in_turns
+from fxprune.cost.measuring import timed_alternately
 from fxprune.saving.formats import FORMATS, onnx_session
 
 RESNETS = ("cifar_resnet20", "cifar_resnet56")
@@ -69,7 +69,7 @@ def runtimes(networks: Sequence[nn.Module], images: Tensor, seconds: float = 4.0
             inputs = {session.get_inputs()[0].name: images.numpy()}
             calls.append(lambda session=session, inputs=inputs: session.run(None, inputs))  # type: ignore[misc]
             sizes.append(sum(part.stat().st_size for part in Path(folder).glob(f"{number}.onnx*")) / 1000)
-        times = in_turns(calls, seconds)
+        times = timed_alternately(calls, seconds)
     return [1000 * statistics.median(found) for found in times], sizes
 
 

@@ -19,7 +19,7 @@ from benchmarks.harness import Outcome, Record, Sweep
 from benchmarks.networks import find_network
 from benchmarks.tables import ResumableTable, as_text, markdown_table, write_page
 from fxprune.capture.samples import Sample
-from fxprune.cost.measuring import in_turns
+from fxprune.cost.measuring import timed_alternately
 from fxprune.saving.formats import FORMATS, onnx_session
 from fxprune.saving.timing import RUNTIMES
 
@@ -37,7 +37,7 @@ def time_forms(
     variants = forms[model]
     with torch.no_grad():
         calls = [_prepared(Place(Path(work), name, variant), runtime, images) for variant in variants]
-        times = in_turns(calls, seconds)
+        times = timed_alternately(calls, seconds)
     record(variants=" ".join(variants), threads=threads, calls=len(times[0]))
     record(**{f"{v}_ms": 1e3 * statistics.median(found) for v, found in zip(variants, times, strict=True)})
 

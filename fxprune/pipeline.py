@@ -26,7 +26,16 @@ from fxprune.cost.measuring import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
 from fxprune.errors import BudgetError, CriterionError, ModelError, PlanError, RecoveryError, described
-from fxprune.keeping import check_without_loss, finish, fitted, give_values, in_words, solve, unsaid, without_unsaid
+from fxprune.keeping import (
+    check_lossless,
+    configure,
+    fieldless,
+    fitted,
+    give_values,
+    in_words,
+    solve,
+    without_fieldless,
+)
 from fxprune.options import Options, by_path
 from fxprune.planning import Plan, allocate
 from fxprune.planning.by_hand import as_lists, masks_without, masks_without_zeros
@@ -37,7 +46,7 @@ from fxprune.program import Feed, Program, kernel_multiple
 from fxprune.recovery import Work, run_recoveries
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
-from fxprune.rewriting import certified
+from fxprune.rewriting import rewrite_certified
 from fxprune.rewriting.provable import prove_plan
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.util.paths import ModelPaths
@@ -154,7 +163,7 @@ def allocate_again(program: Program) -> None:
     try:
         allocate_budget(program)
     except BudgetError:
-        kept = without_unsaid(program.held)
+        kept = without_fieldless(program.held)
         if kept == program.held:
             raise
         program.graph.pinned = tuple(
@@ -193,7 +202,7 @@ def choose_zeros(program: Program) -> None:
 def cut(program: Program) -> None:
     """Write the smaller graphs and modules, over new tensors."""
     program.masks = program.chosen_plan.masks(program.graph)
-    program.pruned, program.certificates = certified(program.graph, program.model, program.masks)
+    program.pruned, program.certificates = rewrite_certified(program.graph, program.model, program.masks)
 
 
 def fit_class(program: Program) -> None:
@@ -203,7 +212,7 @@ def fit_class(program: Program) -> None:
     if not found:
         program.solution = solve(program.graph, program.model, program.masks, program.kept)
     if not found and program.follows_config and program.options is not None and program.options.alike == "equal":
-        found = unsaid(program.graph, program.masks, program.solution)
+        found = fieldless(program.graph, program.masks, program.solution)
     program.holds_more, program.held = bool(found), program.held | found
     program.graph.pinned += tuple(found.values())
     if found and program.options is None:
@@ -222,7 +231,7 @@ def verify(program: Program) -> None:
 
 def compare_outputs(program: Program) -> None:
     """Check that a result from which only zeros were removed has the original's outputs."""
-    check_without_loss(program.model, program.pruned, program.sample)
+    check_lossless(program.model, program.pruned, program.sample)
 
 
 def hold_to_sizes(program: Program) -> None:
@@ -279,7 +288,7 @@ def keep_class(program: Program) -> None:
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
     give_values(program.pruned, program.kept)
-    notes = finish(
+    notes = configure(
         program.graph, program.model, program.masks, program.pruned, program.kept, program.sample, program.solution
     )
     made = program.pruned.meta["fxprune"]["report"]

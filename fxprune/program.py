@@ -38,7 +38,7 @@ from fxprune.proof import Proof
 from fxprune.recovery import Auto, Recovery
 from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
-from fxprune.util.copies import room_for
+from fxprune.util.copies import deep_recursion
 from fxprune.util.paths import named_modules
 from fxprune.util.progress import Steps
 
@@ -235,7 +235,7 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
             if torch.is_autocast_enabled(device):
                 around.enter_context(torch.autocast(device, enabled=False))
         if isinstance(model, nn.Module):
-            around.enter_context(room_for(model))
+            around.enter_context(deep_recursion(model))
             around.enter_context(restored(model))
         steps = around.enter_context(Steps(progress))
         yield steps

@@ -138,7 +138,7 @@ def test_the_result_has_the_mode_of_the_model(training: bool) -> None:
     "error", [RuntimeError("half way"), KeyboardInterrupt(), MemoryError(), SystemExit(3)], ids=repr
 )
 @pytest.mark.parametrize(
-    "step", ["trace", "analyze_capture", "judge", "allocate", "certified", "prove_plan", "summarise"]
+    "step", ["trace", "analyze_capture", "judge", "allocate", "rewrite_certified", "prove_plan", "summarise"]
 )
 def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:

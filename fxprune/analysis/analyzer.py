@@ -86,11 +86,11 @@ class Analyzer:
 
     def _visit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return fixed_axes(node.meta["val"], self._border("input"))
+            return fixed_axes(node.meta["val"], self._boundary("input"))
         if node.op == "get_attr":
             return self._tensor(str(node.target))
         if node.op == "output":
-            self._pin_arguments(node, self._border("output"))
+            self._pin_arguments(node, self._boundary("output"))
             return None
         if is_check(node):
             return None
@@ -100,7 +100,7 @@ class Analyzer:
         value = node.meta["val"]
         if not holds_tensor(value) and canonical_name(node.target) != "setitem":
             if value is None:
-                self._pin_arguments(node, self._border("output"))
+                self._pin_arguments(node, self._boundary("output"))
             if node.target not in _ABOUT:
                 self._pin_numbers(node)
             return None
@@ -115,7 +115,7 @@ class Analyzer:
             node, tensor = tensor, tensor.all_input_nodes[0]
         self._call(node)[0].keeps(flat_axes(self.axes[tensor]))  # a dim of one element has no order
 
-    def _border(self, side: str) -> str:
+    def _boundary(self, side: str) -> str:
         whose = f"the {side} of {self._part}, which an opaque module calls" if self._part else f"the network's {side}"
         return f"it is a dim of {whose}"
 

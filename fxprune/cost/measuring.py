@@ -30,7 +30,7 @@ _ROUNDS = 5
 
 
 @dataclass
-class Seen:
+class ProfiledOp:
     """One operation in a run: the call as text, the values it reads, its result, and its minimum seconds."""
 
     key: str
@@ -45,7 +45,7 @@ def profile(
     sample: Sample,
     known: Callable[[str], bool],
     rounds: Iterable[int] = range(_ROUNDS),
-) -> dict[fx.Node, Seen]:
+) -> dict[fx.Node, ProfiledOp]:
     """Run a private copy: the arguments of every operation, and its seconds unless all keys are ``known``.
 
     ``nodes``: the nodes of the graph that was copied; they key the result. ``rounds``: one item for each timed run.
@@ -63,7 +63,7 @@ class _Runner(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, originals: dict[fx.Node, fx.Node]) -> None:
         super().__init__(module)
         self.extra_traceback = False
-        self.seen: dict[fx.Node, Seen] = {}
+        self.seen: dict[fx.Node, ProfiledOp] = {}
         self._originals = originals
         self._elapsed = float("inf")
 
@@ -84,7 +84,7 @@ class _Runner(fx.Interpreter):
         result = super().run_node(n)
         if first:
             # The first run warms up: it is not timed.
-            self.seen[original] = Seen(key, arguments, _specified(result))
+            self.seen[original] = ProfiledOp(key, arguments, _specified(result))
         else:
             self.seen[original].seconds = min(self.seen[original].seconds, self._elapsed)
         return result
@@ -121,11 +121,11 @@ class _Runner(fx.Interpreter):
 
 
 def _specified(value: Any) -> Any:
-    return pytree.tree_map_only(torch.Tensor, lambda t: _Laid(tuple(t.shape), t.dtype, tuple(t.stride())), value)
+    return pytree.tree_map_only(torch.Tensor, lambda t: _Strided(tuple(t.shape), t.dtype, tuple(t.stride())), value)
 
 
 @dataclass(frozen=True, slots=True)
-class _Laid(TensorSpec):
+class _Strided(TensorSpec):
     """A specification with strides, because the time of an element-wise operation depends on them."""
 
     strides: tuple[int, ...] = ()
@@ -187,7 +187,7 @@ class _Measuring:
             self._add(node, found, part.calls, idle)
         return LatencyModel(self.linear, self.shaped)
 
-    def _profiled(self, part: Captured, sample: Sample) -> dict[fx.Node, Seen]:
+    def _profiled(self, part: Captured, sample: Sample) -> dict[fx.Node, ProfiledOp]:
         """Every operation of a part with its seconds, taken from the table if it has them."""
         try:
             copy = deep_copy(part.module(self.model), cloned).eval()
@@ -199,10 +199,10 @@ class _Measuring:
                 f'budget="latency" runs the network operation by operation, and that failed ({error!s:.200}): '
                 "choose another budget"
             ) from error
-        self._settle(list(found.values()))
+        self._use_known_times(list(found.values()))
         return found
 
-    def _settle(self, found: list[Seen]) -> None:
+    def _use_known_times(self, found: list[ProfiledOp]) -> None:
         """Give equal calls equal times, and keep times that the table has, so that plans are reproducible."""
         least: dict[str, float] = {}
         for seen in found:
@@ -213,7 +213,7 @@ class _Measuring:
                 self.table.note(seen.key, known := least[seen.key])
             seen.seconds = known
 
-    def _add(self, node: fx.Node, seen: Seen, calls: int, idle: float) -> None:
+    def _add(self, node: fx.Node, seen: ProfiledOp, calls: int, idle: float) -> None:
         owner = owner_of(node)
         terms: Iterable[Term] = self.graph.mac_terms.get(node, ())
         if terms:
@@ -226,7 +226,7 @@ class _Measuring:
             terms = self._bytes(node)
         self._add_linear(owner, seen.seconds * calls, terms, idle * calls)
 
-    def _shaped(self, node: fx.Node, seen: Seen) -> ShapedCall | None:
+    def _shaped(self, node: fx.Node, seen: ProfiledOp) -> ShapedCall | None:
         call = self.graph.calls[node]
         found = shaped_call(call, self.graph.solver.resolve, seen.arguments, self._dtype_of)
         return found if found is not None and len(found.axes) <= MOST_WIDTHS else None
@@ -272,7 +272,7 @@ class _Measuring:
 Prepared = Callable[[], object]
 
 
-def in_turns(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
+def timed_alternately(calls: Sequence[Prepared], seconds: float) -> list[list[float]]:
     """Time ``calls`` in turns, each at least three times, for ``seconds`` in total; the seconds of each call."""
     for call in [*calls] * _WARM_UP:
         call()
@@ -295,6 +295,6 @@ def compared(original: nn.Module, pruned: nn.Module, sample: Sample) -> tuple[fl
     networks = [deep_copy(network, cloned).eval() for network in (original, pruned)]
     values = sample.with_values()
     with torch.no_grad():
-        times = in_turns([functools.partial(values.call, network) for network in networks], _SECONDS)
+        times = timed_alternately([functools.partial(values.call, network) for network in networks], _SECONDS)
     before, after = map(statistics.median, times)
     return before, after, len(times[0])

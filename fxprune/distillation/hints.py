@@ -53,8 +53,8 @@ class Pair:
         self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         self.network = copy.deepcopy(pruned).to(device)
         self._stack = ExitStack()
-        self._given = self._stack.enter_context(watched(self.teacher, [h.source for h in hints]))
-        self._found = self._stack.enter_context(watched(self.network, [h.student for h in hints]))
+        self._given = self._stack.enter_context(recorded_outputs(self.teacher, [h.source for h in hints]))
+        self._found = self._stack.enter_context(recorded_outputs(self.network, [h.student for h in hints]))
         self.student = Student(self.network, Projections((), {}, {}), self._found)
 
     @property
@@ -75,19 +75,19 @@ class Pair:
                 f"batch {number} of the loader does not fit the network: it is {describe_value(given)}; expected "
                 f"{describe_arguments(self._about)}, or a pair of that and the target"
             )
-        return found[0].map(self._placed), pytree.tree_map_only(Tensor, self._placed, found[1])
+        return found[0].map(self._on_device), pytree.tree_map_only(Tensor, self._on_device, found[1])
 
     def prepare_projections(self, sample: Sample) -> None:
         """Run both networks once to find the widths that projections must map between."""
         with torch.no_grad():
             self.network.eval()
-            self.teach(sample)
+            self.teacher_output(sample)
             _run(self.student, sample, "the pruned network")
         self._check_hints(self._found)
         self.student.projections = Projections(self._hints, self._found, self._given).to(self._device)
 
     @torch.no_grad()
-    def teach(self, sample: Sample) -> Any:
+    def teacher_output(self, sample: Sample) -> Any:
         """The teacher's output for a batch."""
         self._given.clear()
         return _run(self.teacher, sample, "teacher")
@@ -114,7 +114,7 @@ class Pair:
         check_seen(features, [h.student for h in self._hints], self.network, "the pruned network")
         check_seen(self._given, [h.source for h in self._hints], self.teacher, "teacher")
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def _on_device(self, tensor: Tensor) -> Tensor:
         # A network may write to its input, but the data belongs to the caller.
         return tensor.detach().to(self._device, copy=True)
 
@@ -245,7 +245,7 @@ def hint_loss(
 
 
 @contextmanager
-def watched(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def recorded_outputs(network: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that every call of the network fills with the outputs of the modules at ``paths``."""
     seen: dict[str, Tensor] = {}
 

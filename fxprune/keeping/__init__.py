@@ -6,11 +6,11 @@
 Linear(in_features=4, out_features=4, bias=True)
 """
 
-from fxprune.keeping.configuring import Solution, finish, solve, unsaid, without_unsaid
+from fxprune.keeping.configuring import Solution, configure, fieldless, solve, without_fieldless
 from fxprune.keeping.fitting import Held, Rules, fitted, in_words
-from fxprune.keeping.running import check_without_loss, give_values
+from fxprune.keeping.running import check_lossless, give_values
 
 __all__ = [
-    "Held", "Rules", "Solution", "check_without_loss", "finish", "fitted", "give_values", "in_words", "solve", "unsaid",
-    "without_unsaid",
+    "Held", "Rules", "Solution", "check_lossless", "configure", "fieldless", "fitted", "give_values", "in_words",
+    "solve", "without_fieldless",
 ]  # fmt: skip

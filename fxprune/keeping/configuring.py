@@ -57,10 +57,10 @@ def solve(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask],
         return Solution()
     wanted, config = _shapes(kept), getattr(kept, name)
     changes, shapes = _solved(type(kept), config, sizes_of(graph, masks), wanted)
-    return Solution(name, tuple(changes), tuple(_odd_dims(shapes, wanted)))
+    return Solution(name, tuple(changes), tuple(_wrong_dims(shapes, wanted)))
 
 
-def unsaid(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Solution) -> Held:
+def fieldless(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Solution) -> Held:
     """The groups whose width no field of the configuration determines; empty if none of them is narrowed."""
     odd, found = set(solution.odd), Held()
     for group in graph.groups:
@@ -71,12 +71,12 @@ def unsaid(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Soluti
     return found if any(not masks[group.variable].all() for group in found) else {}
 
 
-def without_unsaid(held: Held) -> Held:
-    """The held groups without those of :func:`unsaid`."""
+def without_fieldless(held: Held) -> Held:
+    """The held groups without those of :func:`fieldless`."""
     return {group: pin for group, pin in held.items() if pin.cause != _FROM_CONFIG}
 
 
-def finish(
+def configure(
     graph: ChannelGraph,
     model: nn.Module,
     masks: Mapping[Channels, Mask],
@@ -184,7 +184,7 @@ def _solved(cls: Any, config: Any, pairs: Mapping[int, set[int]], wanted: Shapes
     """The changes of fields that come nearest to the wanted shapes, found a few at a time; and the shapes built."""
     trial, done = copy.deepcopy(config), list[Change]()
     shapes = _built(cls, trial)
-    while odd := _odd_dims(shapes, wanted):
+    while odd := _wrong_dims(shapes, wanted):
         tries = _tries(trial, pairs, {change.slot.place for change in done}, {wanted[name][dim] for name, dim in odd})
         best = _best(cls, trial, tries, len(odd), wanted)
         if not best:
@@ -205,7 +205,7 @@ def _best(cls: Any, config: Any, tries: Iterator[list[Change]], odd: int, wanted
         olds = [change.slot.value for change in changes]
         for change in changes:
             change.slot.set(change.new)
-        fewer = len(_odd_dims(_built(cls, config), wanted))
+        fewer = len(_wrong_dims(_built(cls, config), wanted))
         for change, old in zip(changes, olds, strict=True):
             change.slot.set(old)
         if fewer < odd:
@@ -231,7 +231,7 @@ def _tries(
                 yield list(changes)
 
 
-def _odd_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
+def _wrong_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
     """The dims that differ from the wanted ones: all dims if the class builds nothing, or other tensors."""
     if shapes is None or shapes.keys() != wanted.keys() or any(len(shapes[n]) != len(wanted[n]) for n in wanted):
         shapes = {name: (-1,) * len(size) for name, size in wanted.items()}

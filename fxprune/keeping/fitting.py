@@ -29,7 +29,7 @@ from fxprune.capture.objects import CopiedObject
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.tracing import attempt
 from fxprune.keeping.slots import Masks, Pairs, Slot, columns_of, sizes, slots_of
-from fxprune.rewriting import Certificate, certified
+from fxprune.rewriting import Certificate, rewrite_certified
 from fxprune.rewriting.slicing import kept_indices, sliced
 from fxprune.rules import is_leaf
 from fxprune.rules.ops import named_tensors
@@ -63,7 +63,7 @@ def fitted(
             return copy, held
         held |= more
         masks = {**masks, **{group.variable: np.ones(group.size, dtype=np.bool_) for group in more}}
-        pruned, certificates = certified(graph, model, masks)
+        pruned, certificates = rewrite_certified(graph, model, masks)
 
 
 def in_words(held: Held) -> str:
@@ -121,17 +121,17 @@ class Fit:
     def solve(self) -> Held:
         """Set attributes until the forward has the kept sizes; returns the groups of the call at which that fails."""
         for cls, place in self.rules:
-            self._spread(cls, place)
+            self._set_throughout_class(cls, place)
         at, node = self._reached()
         while node is not None:
             further = self._advance(at, node)
             if further is None:
-                return self._culprits(node)
+                return self._groups_that_fail(node)
             at, node = further
-        self._follow_unread()
-        return self._unlike_attention()
+        self._set_unread()
+        return self._unfit_for_attention()
 
-    def _follow_unread(self) -> None:
+    def _set_unread(self) -> None:
         """Set numbers that the forward does not read (``num_features``), if only one size is possible."""
         changes = list[tuple[Slot, int, int]]()
         for path, module in self.copy.named_modules():
@@ -151,7 +151,7 @@ class Fit:
         axes = (axis for node in self.between[path] for axis in flat_axes(self.graph.axes.get(node)))
         return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
 
-    def _unlike_attention(self) -> Held:
+    def _unfit_for_attention(self) -> Held:
         """The groups that torch's attention cannot narrow: its own forward requires one width throughout."""
         found: Held = {}
         for path, module in self.copy.named_modules():
@@ -234,7 +234,7 @@ class Fit:
                     cls = type(self.paths.module(slot.owner))
                     self.rules[cls, slot.place] = None
                     self.changed.add(slot.identity)
-                    self._spread(cls, slot.place)
+                    self._set_throughout_class(cls, slot.place)
                 return self._reached()
             for (slot, _), old in zip(changes, before, strict=True):
                 slot.set(old)
@@ -283,7 +283,7 @@ class Fit:
                     seen.add(slot.identity)
                     yield slot
 
-    def _spread(self, cls: type, place: tuple[str, ...]) -> None:
+    def _set_throughout_class(self, cls: type, place: tuple[str, ...]) -> None:
         """Change the same attribute in all modules of a class in which only one new size is possible."""
         for path, module in self.copy.named_modules():
             if type(module) is cls:
@@ -311,7 +311,7 @@ class Fit:
                 if type(new) is int and isinstance(old, int) and old != new:
                     yield int(old), new
 
-    def _culprits(self, node: fx.Node) -> Held:
+    def _groups_that_fail(self, node: fx.Node) -> Held:
         """The narrowed groups of a call's result, else of its arguments or sizes; also of equal calls of its line."""
         groups = {group.variable: group for group in self.graph.groups}
         found: Held = {}

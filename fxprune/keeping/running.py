@@ -54,7 +54,7 @@ _INPUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 )
 
 
-def check_without_loss(model: nn.Module, pruned: nn.Module, sample: Sample) -> None:
+def check_lossless(model: nn.Module, pruned: nn.Module, sample: Sample) -> None:
     """Compare a network that lost only zeros with the original, in eval mode. Raises CriterionError: they differ."""
     dtype = precision(model, sample)
     pair = [exact_copy(network, dtype) for network in (model, pruned)]

@@ -17,14 +17,14 @@ from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import PlanError
 from fxprune.planning.plan_text import plan_as_text, read_parts, write_parts
-from fxprune.util.tables import Shown
+from fxprune.util.tables import PrintedInNotebook
 from fxprune.util.writing import file_errors, named, write_text
 
 Keep = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan(Shown):
+class Plan(PrintedInNotebook):
     """The decision about one network: which channels and indices stay.
 
     Attributes:

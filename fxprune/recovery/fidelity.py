@@ -21,7 +21,7 @@ from fxprune.errors import FxpruneError
 from fxprune.recovery.base import Work
 from fxprune.recovery.walking import evaluating
 from fxprune.reporting import FidelityRow
-from fxprune.rewriting.rewriter import unchecked
+from fxprune.rewriting.rewriter import rewrite_without_checks
 
 # More samples would not change a decision.
 _MOST_SAMPLES = 256
@@ -92,7 +92,7 @@ def errors_of_groups(work: Work) -> dict[str, float]:
         if as_good:
             return zeroed([(group, channels)])
         try:
-            alone, _ = unchecked(work.graph, work.model, {**whole, group.variable: masks[group.variable]})
+            alone, _ = rewrite_without_checks(work.graph, work.model, {**whole, group.variable: masks[group.variable]})
         except FxpruneError:  # it can only be cut together with others
             return None
         return yardstick.measure(alone, "").error

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from fxprune.reporting.report import MACS_MEANING, Report, removed
-from fxprune.util.tables import Shown, add_row, new_table, percent, plain_text, quantity, with_rest
+from fxprune.util.tables import PrintedInNotebook, add_row, new_table, percent, plain_text, quantity, with_rest
 
 _TOP = 15
 _UNITS = {"weights on disk, 4 bytes each": "B", "memory of a call": "B", "time of a call": "s"}
@@ -43,7 +43,7 @@ class WidthPair:
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison(Shown):
+class Comparison(PrintedInNotebook):
     """The result of :meth:`fxprune.Report.compare`; ``print`` and notebooks show it as text.
 
     Attributes:
@@ -75,7 +75,7 @@ class Comparison(Shown):
     def settings(self) -> dict[str, tuple[str, str]]:
         """The settings that differ."""
         one, two = self.first.settings, self.second.settings
-        pairs = {name: (_said(one.get(name)), _said(two.get(name))) for name in {**one, **two}}
+        pairs = {name: (_setting_text(one.get(name)), _setting_text(two.get(name))) for name in {**one, **two}}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     @property
@@ -85,7 +85,7 @@ class Comparison(Shown):
             return {}
         last = (self.first.fidelity[-1], self.second.fidelity[-1])
         measures = {"outputs off by": "error", "same largest entry": "agreement"}
-        words = {n: (_share(getattr(last[0], m)), _share(getattr(last[1], m))) for n, m in measures.items()}
+        words = {n: (_percent(getattr(last[0], m)), _percent(getattr(last[1], m))) for n, m in measures.items()}
         return {**words, "samples": (str(last[0].samples), str(last[1].samples))}
 
     def as_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Comparison(Shown):
         parts: list[RenderableType] = [Text(f"{self.names[0]} beside {self.names[1]}", style="bold")]
         table = new_table("", ["original", *self.names, "removed", "removed"])
         for row in self.costs:
-            cells = [said(row.name, row.before), *(said(row.name, (value, value)) for value in row.after)]
+            cells = [with_unit(row.name, row.before), *(with_unit(row.name, (value, value)) for value in row.after)]
             add_row(table, row.name, *cells, *map(percent, row.removed))
         parts += [table, Text(f"MACs: {MACS_MEANING}", style="dim")]
         for title, pairs in (("near the original", self.fidelity), ("setting", self.settings)):
@@ -123,13 +123,13 @@ class Comparison(Shown):
         return Stack(*parts, Text(""), self._widths_table(verbose))
 
     def _widths_table(self, verbose: bool) -> RenderableType:
-        rows = self.widths if verbose else sorted(self.widths, key=lambda row: -_apart(row))[:_TOP]
+        rows = self.widths if verbose else sorted(self.widths, key=lambda row: -_width_difference(row))[:_TOP]
         with_errors = any(error is not None for row in self.widths for error in row.errors)
         table = new_table("group", ["original", *self.names, *["error added"] * 2 * with_errors])
         for row in rows:
             known = dict.fromkeys(str(width) for width in row.before if width is not None)
             cells = ["-" if width is None else str(width) for width in row.after]
-            add_row(table, row.name, " / ".join(known), *cells, *map(_share, row.errors * with_errors))
+            add_row(table, row.name, " / ".join(known), *cells, *map(_percent, row.errors * with_errors))
         return with_rest(table, len(self.widths) - len(rows), "groups, of which less differs")
 
     def __repr__(self) -> str:
@@ -139,7 +139,7 @@ class Comparison(Shown):
         return plain_text(self.render())
 
 
-def said(name: str, pair: tuple[float, float]) -> str:
+def with_unit(name: str, pair: tuple[float, float]) -> str:
     """A cost of two networks with its unit; written once if it is the same for both."""
     return " / ".join(dict.fromkeys(f"{quantity(value)}{_UNITS.get(name, '')}" for value in pair))
 
@@ -157,16 +157,16 @@ def _costs(report: Report) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _share(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else percent(value)
 
 
-def _said(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     return "-" if value is None else str(value)
 
 
-def _apart(row: WidthPair) -> float:
+def _width_difference(row: WidthPair) -> float:
     first, second = row.after
     return float("inf") if first is None or second is None else abs(first - second)

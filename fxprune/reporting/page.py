@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fxprune.analysis.drawing import as_svg, colours
 from fxprune.criteria import criterion_by_name, known_criteria
 from fxprune.options import usual
-from fxprune.reporting.comparing import Comparison, said
+from fxprune.reporting.comparing import Comparison, with_unit
 from fxprune.reporting.report import MACS_MEANING, CostRow, GroupRow, Report, ScoreRow, removed
 from fxprune.reporting.text import BUDGETS, achieved_in_words, latency_in_words, proof_in_words, recovery_in_words
 from fxprune.util.tables import percent, quantity, short_seconds
@@ -28,7 +28,7 @@ def as_html(report: Report) -> str:
     # Every element of the page that shows a group has the group's number here as its data-group.
     places = {name: place for place, name in enumerate({**drawn, **{row.name: "" for row in report.groups}})}
     widths = {row.name: f"{row.before}→{row.after}" for row in report.groups}
-    return _filled(
+    return _rendered(
         "page.html.j2",
         report=report,
         budget=BUDGETS.get(report.budget, report.budget),
@@ -51,10 +51,10 @@ def as_html(report: Report) -> str:
 
 def comparison_as_html(comparison: Comparison) -> str:
     """The comparison of two reports as one HTML page."""
-    return _filled("comparison.html.j2", comparison=comparison, describe=proof_in_words, said=said)
+    return _rendered("comparison.html.j2", comparison=comparison, describe=proof_in_words, with_unit=with_unit)
 
 
-def _filled(template: str, **values: Any) -> str:
+def _rendered(template: str, **values: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "quantity": quantity, "seconds": short_seconds}
     made = environment.from_string(_read(template))

@@ -12,7 +12,7 @@ from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.proof.proving import Proof
 from fxprune.util.annotations import check_types
-from fxprune.util.tables import Shown
+from fxprune.util.tables import PrintedInNotebook
 
 if TYPE_CHECKING:
     from fxprune.reporting.comparing import Comparison
@@ -195,7 +195,7 @@ _ROWS |= {"scores": ScoreRow, "recovery": RecoveryRow, "goals": GoalRow, "fideli
 
 
 @dataclass(frozen=True, repr=False)
-class Report(Shown):
+class Report(PrintedInNotebook):
     """The result of one compilation, as plain data.
 
     Attributes:

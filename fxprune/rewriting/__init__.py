@@ -10,6 +10,6 @@ Linear(in_features=3, out_features=2, bias=True)
 """
 
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.rewriting.rewriter import Certificate, certified, node_keep, rewrite
+from fxprune.rewriting.rewriter import Certificate, node_keep, rewrite, rewrite_certified
 
-__all__ = ["Certificate", "PrunedGraphModule", "certified", "node_keep", "rewrite"]
+__all__ = ["Certificate", "PrunedGraphModule", "node_keep", "rewrite", "rewrite_certified"]

@@ -79,7 +79,7 @@ def _is_batch(source: ChannelGraph, graph: fx.Graph, size: fx.Node) -> bool:
 
 def number_of_forward(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
     """The index of the forward that takes inputs of these sizes; it is determined once for each set of sizes."""
-    find = number_once_found
+    find = remembered_number
     if "torch._dynamo" in sys.modules:  # torch.compile must not trace the search
         find = torch.compiler.disable(find)  # type: ignore[no-untyped-call]
     return find(module, forwards, args, kwargs)
@@ -88,17 +88,17 @@ def number_of_forward(module: nn.Module, forwards: Sequence[Callable[..., Any]],
 number_of_forward._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
-def number_once_found(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
+def remembered_number(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
     """As :func:`number_of_forward`. The module keeps the answer by input sizes, unless values decide it."""
     found: dict[Any, list[int]] = vars(module).setdefault("_chosen", {})
     sizes = (module.training, sizes_of(args), sizes_of(kwargs))
     # Torch modes count or record what this thread runs, but the search is not part of the network.
     with ThreadPoolExecutor(1) as other_thread:
         if sizes not in found:
-            found[sizes] = other_thread.submit(those_that_fit, module, forwards, args, kwargs).result()
+            found[sizes] = other_thread.submit(fitting_forwards, module, forwards, args, kwargs).result()
         if len(found[sizes]) < 2:
             return (found[sizes] or [0])[0]
-        return other_thread.submit(first_that_runs, module, forwards, found[sizes], args, kwargs).result()
+        return other_thread.submit(first_accepted, module, forwards, found[sizes], args, kwargs).result()
 
 
 def sizes_of(value: Any) -> Any:
@@ -136,7 +136,7 @@ def copied_parts(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return parts
 
 
-def those_that_fit(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> list[int]:
+def fitting_forwards(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> list[int]:
     """The first of ``forwards`` that runs on the meta device; if none does, those whose outcome depends on values."""
     tensors = (*module.parameters(), *module.buffers())
     parts = copied_parts(module, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors})
@@ -160,7 +160,7 @@ def those_that_fit(module: nn.Module, forwards: Sequence[Callable[..., Any]], ar
     return unsure
 
 
-def first_that_runs(
+def first_accepted(
     module: nn.Module, forwards: Sequence[Callable[..., Any]], numbers: list[int], args: Any, kwargs: Any
 ) -> int:
     """The first of the numbered ``forwards`` whose checks accept the values, run on copies of what a call may write."""
@@ -180,8 +180,8 @@ def first_that_runs(
 
 def source() -> str:
     """The source of :func:`number_of_forward` and of the functions that it calls."""
-    functions: tuple[Callable[..., Any], ...] = (number_of_forward, number_once_found, sizes_of, mapped)
-    functions += (copied_parts, those_that_fit, first_that_runs)
+    functions: tuple[Callable[..., Any], ...] = (number_of_forward, remembered_number, sizes_of, mapped)
+    functions += (copied_parts, fitting_forwards, first_accepted)
     parts = [inspect.getsource(function) for function in functions]
     parts[0] += "\n\nnumber_of_forward._torchdynamo_disable = True\n"
     return "\n\n".join(parts)

@@ -236,8 +236,8 @@ class PrunedGraphModule(PartsModule):
         root = {name: copy.deepcopy(attribute(self, name), memo) for name in _all_targets(graphs)}
         options: Any = {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
         twin = PrunedGraphModule(root, graphs, **options)
-        arrange(twin, self)
-        carry(self, twin)
+        reorder_like(twin, self)
+        copy_plain_attributes(self, twin)
         twin.set_modes(flags_of(self))
         twin.meta = copy.deepcopy(self.meta, memo)
         return twin
@@ -305,7 +305,7 @@ def _unpickled(
     return module
 
 
-def carry(source: nn.Module, target: nn.Module) -> None:
+def copy_plain_attributes(source: nn.Module, target: nn.Module) -> None:
     """Copy plain attributes that code around a module may read, such as a number of output channels."""
     for name, value in _extras(source).items():
         if name not in vars(target):
@@ -340,7 +340,7 @@ def _targets(graph: fx.Graph) -> list[str]:
     return [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
 
 
-def arrange(module: nn.Module, like: nn.Module) -> None:
+def reorder_like(module: nn.Module, like: nn.Module) -> None:
     """Put submodules, parameters and buffers in the order of ``like``, because optimiser state goes by order.
 
     Replacements of its containers become of the same kind.
@@ -358,4 +358,4 @@ def arrange(module: nn.Module, like: nn.Module) -> None:
     for name, child in module._modules.items():
         twin = like._modules.get(name)
         if child is not None and twin is not None:
-            arrange(child, twin)
+            reorder_like(child, twin)

@@ -32,7 +32,7 @@ class _Block:
     after: range
 
 
-def hold_reshapes(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
+def insert_reshape_checks(source: ChannelGraph, masks: Mapping[Channels, Mask]) -> None:
     """Insert a check before each reshape that has cut channels and literals that fit only the sample's sizes."""
     known = KnownIndices()
     for captured in source.captured.everything():

@@ -17,8 +17,8 @@ from fxprune.capture import Captured
 from fxprune.capture.decisions import is_check
 from fxprune.errors import RewriteError
 from fxprune.rewriting.choosing import idle_nodes
-from fxprune.rewriting.pruned_module import PrunedGraphModule, arrange, carry, graph_name
-from fxprune.rewriting.reshapes import hold_reshapes
+from fxprune.rewriting.pruned_module import PrunedGraphModule, copy_plain_attributes, graph_name, reorder_like
+from fxprune.rewriting.reshapes import insert_reshape_checks
 from fxprune.rewriting.slicing import KnownIndices, kept_indices, rebuilt, sliced
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
@@ -87,11 +87,11 @@ class Rewriter:
             node.target = str(node.target)[cut:]
         part = self._paths.module(captured.prefix.removesuffix("."))
         root = {name[cut:]: value for name, value in self.root.items() if name.startswith(captured.prefix)}
-        made_here = [n[cut:] for n in self.made_here if n.startswith(captured.prefix)]
-        kept_out = [*made_here, *_kept_out(part, root)]
-        modes = {"effects": captured.effects, "flags": _modes_asked(specializations), "untraced": captured.untraced}
+        new_constants = [n[cut:] for n in self.new_constants if n.startswith(captured.prefix)]
+        kept_out = [*new_constants, *_kept_out(part, root)]
+        modes = {"effects": captured.effects, "flags": _modes_read(specializations), "untraced": captured.untraced}
         pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out, modes=modes)
-        arrange(pruned, part)
+        reorder_like(pruned, part)
         pruned.set_modes(flags_of(part))
         return pruned
 
@@ -99,7 +99,7 @@ class Rewriter:
         """Write an island (a traced part of an opaque module); copies of the module will hold it in its place."""
         original = self._paths.module(captured.prefix.removesuffix("."))
         island = self.assembled(captured)
-        carry(original, island)
+        copy_plain_attributes(original, island)
         self._tensors[id(original)] = island
 
     def opaque(self, path: str) -> nn.Module:
@@ -109,7 +109,7 @@ class Rewriter:
         return copy_module(module, dict(self._tensors))
 
     @property
-    def made_here(self) -> list[str]:
+    def new_constants(self) -> list[str]:
         """The names of the constants that are not in the original's state dict."""
         return [*self.index_constants, *(n for n in self._constants if n in self.root)]
 
@@ -249,21 +249,21 @@ class Rewriter:
 
 def rewrite(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]) -> nn.Module:
     """The network at the kept widths over new tensors, in the modes of ``model``; an opaque model keeps its class."""
-    return certified(graph, model, masks)[0]
+    return rewrite_certified(graph, model, masks)[0]
 
 
-def certified(
+def rewrite_certified(
     graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
 ) -> tuple[nn.Module, tuple[Certificate, ...]]:
     """The network of :func:`rewrite`, and a certificate for each of its graphs."""
-    hold_reshapes(graph, masks)
-    return unchecked(graph, model, masks)
+    insert_reshape_checks(graph, masks)
+    return rewrite_without_checks(graph, model, masks)
 
 
-def unchecked(
+def rewrite_without_checks(
     graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask]
 ) -> tuple[nn.Module, tuple[Certificate, ...]]:
-    """As :func:`certified`, but without checks of reshapes: the network may run only at the sample's sizes."""
+    """As :func:`rewrite_certified`, but without checks of reshapes: the network may run only at the sample's sizes."""
     rewriter = Rewriter(graph, model, masks)
     for island in graph.captured.islands:
         rewriter.add_island(island)
@@ -272,7 +272,7 @@ def unchecked(
     return pruned, tuple(rewriter.certificates)
 
 
-def _modes_asked(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
+def _modes_read(specializations: Iterable[Captured]) -> dict[str, list[bool]]:
     """By part, the flags that the forward reads, in eval and in training; only those that the graph depends on."""
     flags = [(p, c.flags[False], c.flags.get(True, c.flags[False])) for c in specializations for p in c.modes_read]
     asked = {path: [evaluating[path], training[path]] for path, evaluating, training in flags}

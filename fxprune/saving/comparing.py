@@ -79,7 +79,7 @@ class Check:
     tolerance: float  # the largest relative difference that is accepted
 
     @property
-    def tells(self) -> bool:
+    def is_informative(self) -> bool:
         """Whether any output is nonzero, so that the comparison is meaningful."""
         return any(bool((leaf != 0).any()) for leaf in self.expected.values())
 
@@ -200,7 +200,7 @@ _MOST_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class Stranger:
+class OtherSizes:
     """Inputs of unchecked sizes, for which a file with one graph must agree with the network or refuse."""
 
     sample: Sample  # the inputs
@@ -217,15 +217,15 @@ def conditions(network: nn.Module) -> list[str]:
     """The conditions of a network's one graph on the sizes of its inputs, in words."""
     graph = network.graphs["eval"] if isinstance(network, PrunedGraphModule) else fx.Graph()
     said = (str(node.args[1]) for node in graph.nodes if is_check(node))
-    return list(dict.fromkeys(_words(text) for text in said if text.startswith(REFUSAL)))
+    return list(dict.fromkeys(_condition(text) for text in said if text.startswith(REFUSAL)))
 
 
-def _words(refusal: str) -> str:
+def _condition(refusal: str) -> str:
     """The condition without the common prefix."""
     return refusal.removeprefix(REFUSAL).removeprefix("inputs of other sizes: ")
 
 
-def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]) -> list[Stranger]:
+def find_other_sizes(whole: nn.Module, network: nn.Module, checks: Sequence[Check]) -> list[OtherSizes]:
     """Inputs that the graph of ``network`` refuses, of other sizes in the dims that the checks vary; and a batch of 1.
 
     ``whole``: the network with the graphs for all sizes, which computes the expected outputs.
@@ -233,8 +233,8 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
     first, free = checks[0].probe.sample, _free_dims(checks)
     found = dict[tuple[str, str], Sample]()
     if isinstance(network, PrunedGraphModule) and conditions(network) and free:
-        bare, numbers = _bare(network), _numbers(network.graphs["eval"])
-        for dims in _together(first, free):
+        bare, numbers = _checks_alone(network), _numbers(network.graphs["eval"])
+        for dims in _sets_of_dims(first, free):
             for size in _sizes(first, dims, numbers):
                 sample = _with_size(first, dims, size)
                 if reason := _refusal(bare, sample.to_meta()):
@@ -244,25 +244,25 @@ def find_strangers(whole: nn.Module, network: nn.Module, checks: Sequence[Check]
     rows = {(number, dim) for number, dim in free if dim == 0}
     singles = [("", _with_size(first, rows, 1))] if rows else []
     if not isinstance(network, PrunedGraphModule):  # its own code may branch at any size
-        singles += [("", _with_size(first, dims, _given(first, dims) + 1)) for dims in _together(first, free)]
+        singles += [("", _with_size(first, dims, _given(first, dims) + 1)) for dims in _sets_of_dims(first, free)]
     pairs = [*singles, *((reason, sample) for (reason, _), sample in found.items())]
-    strangers = (_stranger(whole, sample, reason) for reason, sample in pairs)
-    return [stranger for stranger in strangers if stranger is not None]
+    others = (_with_expected(whole, sample, reason) for reason, sample in pairs)
+    return [other for other in others if other is not None]
 
 
-def refuse_strangers(run: Any, strangers: Sequence[Stranger], tolerance: float) -> list[str]:
+def check_other_sizes(run: Any, others: Sequence[OtherSizes], tolerance: float) -> list[str]:
     """The conditions by which the file refuses inputs. Raises ExportError: its outputs are wrong for others."""
     needs = list[str]()
-    for stranger in strangers:
+    for other in others:
         try:
             with torch.no_grad():
-                answer = run(stranger.sample.map(torch.Tensor.clone))
+                answer = run(other.sample.map(torch.Tensor.clone))
         except Exception:  # runtimes raise many types
-            needs += [stranger.reason] if stranger.reason else []
+            needs += [other.reason] if other.reason else []
             continue
-        if stranger.expected is None or not compare(stranger.expected, answer).error <= tolerance:
-            why = stranger.reason or "the network goes another way there"
-            raise ExportError(f"for {stranger.shapes} the file would be wrong: {why}")
+        if other.expected is None or not compare(other.expected, answer).error <= tolerance:
+            why = other.reason or "the network goes another way there"
+            raise ExportError(f"for {other.shapes} the file would be wrong: {why}")
     return list(dict.fromkeys(needs))
 
 
@@ -277,7 +277,7 @@ def _free_dims(checks: Sequence[Check]) -> set[tuple[int, int]]:
     }
 
 
-def _together(sample: Sample, free: set[tuple[int, int]]) -> Iterator[set[tuple[int, int]]]:
+def _sets_of_dims(sample: Sample, free: set[tuple[int, int]]) -> Iterator[set[tuple[int, int]]]:
     """Sets of dims to resize together: all dims of equal size, and each dim alone."""
     sizes = {(number, dim): sample.tensors[number].shape[dim] for number, dim in free}
     groups = [
@@ -339,7 +339,7 @@ def _with_size(sample: Sample, dims: set[tuple[int, int]], size: int) -> Sample:
     return sample.map(changed)
 
 
-def _bare(network: PrunedGraphModule) -> nn.Module:
+def _checks_alone(network: PrunedGraphModule) -> nn.Module:
     """The checks of the graph and the nodes they depend on, on the meta device."""
     graph = copied_graph(network.graphs["eval"])
     graph.output_node().args = (None,)
@@ -357,13 +357,13 @@ def _refusal(network: nn.Module, sample: Sample) -> str:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             sample.call(network)
     except Exception as error:  # the network's own code may raise anything
-        return _words(str(error)) if refuses_sizes(error) else ""
+        return _condition(str(error)) if refuses_sizes(error) else ""
     return ""
 
 
-def _stranger(whole: nn.Module, sample: Sample, reason: str) -> Stranger | None:
+def _with_expected(whole: nn.Module, sample: Sample, reason: str) -> OtherSizes | None:
     try:
         with torch.no_grad():
-            return Stranger(sample, tensors_of(sample.map(torch.Tensor.clone).call(whole)), reason)
+            return OtherSizes(sample, tensors_of(sample.map(torch.Tensor.clone).call(whole)), reason)
     except Exception as error:  # the network's own code may raise anything
-        return Stranger(sample, None, reason or _words(str(error))) if refuses_sizes(error) else None
+        return OtherSizes(sample, None, reason or _condition(str(error))) if refuses_sizes(error) else None

@@ -98,12 +98,12 @@ def _module_entries(network: nn.Module, writer: AttributeWriter) -> list[Json]:
         if first[id(module)] != path:
             told, inside[path] = {"shared_with": first[id(module)]}, inside[first[id(module)]]
         else:
-            told, inside[path] = _told(path, module, inside.get(path.rpartition(".")[0], False), writer)
+            told, inside[path] = _entry_of(path, module, inside.get(path.rpartition(".")[0], False), writer)
         entries.append({"path": path, **told, **({"training": True} if module.training else {})})
     return entries
 
 
-def _told(path: str, module: nn.Module, called: bool, writer: AttributeWriter) -> tuple[Json, bool]:
+def _entry_of(path: str, module: nn.Module, called: bool, writer: AttributeWriter) -> tuple[Json, bool]:
     """A module's entry, and whether foreign code calls its submodules; ``called``: whether it calls the module."""
     if isinstance(module, GraphModule):
         return _island(path, module, writer), False

@@ -21,10 +21,10 @@ from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import (
     Check,
     Exported,
+    check_other_sizes,
     conditions,
     find_checks,
-    find_strangers,
-    refuse_strangers,
+    find_other_sizes,
     with_rows,
     worst_error,
 )
@@ -87,7 +87,7 @@ def export(
         with steps("run the network"):
             smallest = 2 if wanted is None or "batch" in wanted else 1
             checks = find_checks(network, sample, smallest=smallest)
-            freedoms = list(_freedoms(network, checks)) if wanted is None else [_chosen(network, checks, wanted)]
+            freedoms = list(_lists_of_checks(network, checks)) if wanted is None else [_chosen(network, checks, wanted)]
         try:
             with _scratch(target) as file, steps(f"export to {name}"):
                 result = _first_that_works(chosen, (whole, network), freedoms, file, (str(target), name))
@@ -140,7 +140,7 @@ def _first_that_works(
     whole, network = networks
     notes = (
         []
-        if any(check.tells for checks in freedoms for check in checks)
+        if any(check.is_informative for checks in freedoms for check in checks)
         else ["its outputs are all zero, so that they tell little"]
     )
     if network is not whole:
@@ -149,13 +149,13 @@ def _first_that_works(
     usual = not suffix or named[0].lower().endswith(chosen.suffix or suffix)
     notes += [] if usual else [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"]
     for fitting in freedoms:
-        free = _free(fitting)
+        free = _varying_sizes(fitting)
         try:
-            strangers = find_strangers(whole, network, fitting) if chosen.one_graph else []
+            others = find_other_sizes(whole, network, fitting) if chosen.one_graph else []
             chosen.write(network, [check.probe.sample for check in fitting], file)
             run = chosen.open(file)
             error = worst_error(run, fitting)
-            needs = refuse_strangers(run, strangers, max(check.tolerance for check in fitting))
+            needs = check_other_sizes(run, others, max(check.tolerance for check in fitting))
         except OSError:
             raise
         except Exception as failure:  # exporters raise many types
@@ -178,7 +178,7 @@ def _reason(failure: BaseException | None) -> str:
     return "" if failure is None else str(failure) if isinstance(failure, FxpruneError) else described(failure)
 
 
-def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Check]]:
+def _lists_of_checks(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Check]]:
     """Lists of checks at sizes that the file should accept, the most sizes first."""
     plain = [check for check in checks if not check.probe.resized]
     tried = list[list[Check]]()
@@ -186,7 +186,7 @@ def _freedoms(network: nn.Module, checks: Sequence[Check]) -> Iterator[list[Chec
         if fitting not in tried:
             tried.append(list(fitting))
             yield list(fitting)
-    if _free(checks)[1:] and "batch" in _free(checks):
+    if _varying_sizes(checks)[1:] and "batch" in _varying_sizes(checks):
         yield _of_one_batch(network, checks)
     if len(plain) > 1:
         yield plain[:1]
@@ -213,8 +213,8 @@ def _sizes(dynamic: Sequence[str] | None) -> set[str] | None:
 def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> list[Check]:
     """The checks that differ only in the wanted sizes. Raises ExportError: the network accepts no other such size."""
     checks = checks if "batch" in wanted else _of_one_batch(network, checks)
-    fitting = [check for check in checks if set(_free([checks[0], check])) <= wanted]
-    if missing := wanted - set(_free(fitting)):
+    fitting = [check for check in checks if set(_varying_sizes([checks[0], check])) <= wanted]
+    if missing := wanted - set(_varying_sizes(fitting)):
         raise ExportError(f"the network was not seen to take another {min(missing)}: leave it out of dynamic")
     return fitting
 
@@ -222,7 +222,7 @@ def _chosen(network: nn.Module, checks: Sequence[Check], wanted: set[str]) -> li
 _SIZES = ("batch", "resolution", "length")
 
 
-def _free(checks: Sequence[Check]) -> tuple[str, ...]:
+def _varying_sizes(checks: Sequence[Check]) -> tuple[str, ...]:
     """Names of the sizes in which the checks differ."""
     shapes = [[tensor.shape for tensor in check.probe.sample.tensors] for check in checks]
     first, images = shapes[0], {len(check.probe.resolutions) > 0 for check in checks}

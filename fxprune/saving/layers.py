@@ -123,11 +123,11 @@ def describe_layer(path: str, module: nn.Module) -> dict[str, Any]:
     if dtype is not torch.float32 and "dtype" in inspect.signature(kind.__init__).parameters:
         arguments["dtype"] = PLAIN.write(dtype)
     description = {"class": kind.__name__, "arguments": arguments}
-    _check_told(path, module, description)
+    _check_described(path, module, description)
     return description
 
 
-def _check_told(path: str, module: nn.Module, description: dict[str, Any]) -> None:
+def _check_described(path: str, module: nn.Module, description: dict[str, Any]) -> None:
     """Raise ArtefactError unless a layer constructed from the arguments has the same attributes."""
     twin = build_layer(path, description)
     for name, value in _plain_state(twin).items():

@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import nn
 
 from fxprune.capture.samples import Sample
-from fxprune.cost.measuring import Prepared, in_turns
+from fxprune.cost.measuring import Prepared, timed_alternately
 from fxprune.errors import OptionError, described
 from fxprune.reporting import MACS_MEANING, Report
 from fxprune.saving.formats import FORMATS, onnx_session
@@ -138,7 +138,7 @@ def _measured(
         values = sample if batch is None else sample.with_batch(batch)
         with torch.no_grad():
             both = [RUNTIMES[runtime](network, values) for network in (original, pruned)]
-            times = in_turns(both, seconds)
+            times = timed_alternately(both, seconds)
     except Exception as error:  # runtimes raise many types, and one that fails must not hide the others
         return Latency(runtime, batch, threads, failure=described(error))
     before, after = map(statistics.median, times)

@@ -32,7 +32,7 @@ from fxprune.options import Level, check_count
 from fxprune.planning import Plan
 from fxprune.proof.masking import select
 from fxprune.reporting.summarising import summarise
-from fxprune.schedules.steps import agreed_values, exclusions, unwrapped
+from fxprune.schedules.steps import check_unwrapped, exclusions, values_of_first_rank
 from fxprune.util.paths import attribute
 
 
@@ -85,7 +85,7 @@ class FusedGroup:
     def choose(self, filters: Sequence[Tensor], temperature: float) -> Tensor:
         """Rank the filters, note which stay, and return the rows that were compared: ``(filters, features)``."""
         rows = torch.cat([f.detach().reshape(len(f), -1).to("cpu", torch.float64) for f in filters], dim=1)
-        rows = agreed_values(rows)
+        rows = values_of_first_rank(rows)
         scores = settled(divergence_importance(log_similarity_distributions(rows, temperature)).numpy())
         # Ascending indices, so that channels, and the statistics of their batch norms, keep their order.
         self.kept = tuple(sorted(np.argsort(-scores, kind="stable")[: self.width].tolist()))
@@ -234,7 +234,7 @@ class FusedTraining:
         self.epochs, self.kappa, self.end = _checked(epochs, kappa, end)
         self.beta, self.fusion = check_fusion(beta, fusion)
         self.epoch = 0
-        self._network_name = type(unwrapped(model)).__name__
+        self._network_name = type(check_unwrapped(model)).__name__
         sample = Sample.from_input(sample_input)
         self._graph = passes.analyze(model, sample)
         self._groups = fused_groups(self._graph, model, self._widths(model, sample, rates, ratio, plan))

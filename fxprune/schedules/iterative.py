@@ -22,7 +22,7 @@ from fxprune.planning.plan_text import kept_shapes
 from fxprune.program import kernel_multiple
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting.summarising import summarise
-from fxprune.schedules.steps import agreed, ratio_at, unwrapped
+from fxprune.schedules.steps import check_unwrapped, plan_of_first_rank, ratio_at
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,7 +84,7 @@ class IterativePruning:
             raise OptionError(
                 "a result that keeps its class is not a graph, which a recovery needs: leave out recover, and train"
             )
-        self._sample, self._network = Sample.from_input(sample_input), type(unwrapped(model)).__name__
+        self._sample, self._network = Sample.from_input(sample_input), type(check_unwrapped(model)).__name__
         self._recover, self._verify, self._options = resolve_recoveries(recover), verify, options
         _check_composable(options)
         self._graph = passes.analyze(model, self._sample)
@@ -140,9 +140,9 @@ class IterativePruning:
             raise OptionError(f"all {self.steps} steps of this schedule are done")
         self._check_present(network)
         target = ratio_at(self.done + 1, self.steps, self.ratio, self.shape)
-        options: Any = {**self._options, "max_ratio": self._share, "round_to": self._multiple}
-        ratio = self._of_present(target)
-        cut = agreed(passes.plan(network, self._sample, ratio, keep_class=self.keep_class, **options))
+        options: Any = {**self._options, "max_ratio": self._max_ratio_of, "round_to": self._round_to_of}
+        ratio = self._ratio_of_current(target)
+        cut = plan_of_first_rank(passes.plan(network, self._sample, ratio, keep_class=self.keep_class, **options))
         pruned = passes.apply(network, self._sample, cut, keep_class=self.keep_class, verify=self._verify)
         if self._recover:
             calibration = self._options.get("calibration")
@@ -174,7 +174,7 @@ class IterativePruning:
         plan.masks(self._graph)
         self._plan, self.done = plan, int(state["done"])
 
-    def _of_present(self, target: float) -> float:
+    def _ratio_of_current(self, target: float) -> float:
         """The fraction to remove of the current network's budget so that ``target`` of the original's is removed."""
         present = self._cost.exact(self._plan.masks(self._graph))
         need = present - (1 - target) * self._cost.full
@@ -186,11 +186,11 @@ class IterativePruning:
             ratio = math.nextafter(ratio, 0.0)
         return ratio
 
-    def _share(self, present: Group) -> float:
+    def _max_ratio_of(self, present: Group) -> float:
         """``max_ratio`` for the current width of a group, from the limit on the original's width."""
         return (present.size - max((self._floors[g] for g in self._originals(present)), default=1)) / present.size
 
-    def _multiple(self, present: Group) -> int:
+    def _round_to_of(self, present: Group) -> int:
         """``round_to`` for a group: the original's multiple, whatever the current width."""
         return math.gcd(*(self._multiples[g] for g in self._originals(present))) or 1
 
@@ -228,7 +228,7 @@ class IterativePruning:
 
     def _check_present(self, network: nn.Module) -> None:
         expected = kept_shapes(self._plan)
-        found = {n: tuple(t.shape) for n, t in (*unwrapped(network).named_parameters(), *network.named_buffers())}
+        found = {n: tuple(t.shape) for n, t in (*check_unwrapped(network).named_parameters(), *network.named_buffers())}
         odd = next((n for n, shape in found.items() if expected.get(n, shape) != shape), None)
         if odd is not None:
             raise PlanError(

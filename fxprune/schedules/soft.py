@@ -17,14 +17,14 @@ from fxprune.options import Level, PlanOptions
 from fxprune.planning import Plan
 from fxprune.proof.copies import named_tensors
 from fxprune.proof.masking import overwrite_removed, removed_entries
-from fxprune.schedules.steps import agreed, exclusions, unwrapped
+from fxprune.schedules.steps import check_unwrapped, exclusions, plan_of_first_rank
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 @torch.no_grad()
-def silence(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+def zero_removed(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """Set every removed entry to zero, in place: the masked original that the proof compares with.
 
     Returns:
@@ -40,7 +40,7 @@ def silence(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def put_back(model: nn.Module, plan: Plan, held: Mapping[str, Tensor], filters: Mapping[str, int]) -> None:
+def restore_removed(model: nn.Module, plan: Plan, held: Mapping[str, Tensor], filters: Mapping[str, int]) -> None:
     """Restore removed entries in place, except for the rows of ``filters`` (a dim for each tensor name)."""
     for name, tensor in named_tensors(model).items():
         removed = _removed(tensor, plan, name)
@@ -100,14 +100,14 @@ class SoftPruning:
 
     def __init__(self, model: nn.Module, sample_input: Any, ratio: float, **options: Unpack[PlanOptions]) -> None:
         self.ratio, self.epoch = check_ratio(ratio), 0
-        self._model, self._sample = unwrapped(model), Sample.from_input(sample_input)
+        self._model, self._sample = check_unwrapped(model), Sample.from_input(sample_input)
         if options.get("couplings", "keep") != "keep":
             raise OptionError('soft pruning takes couplings="keep" alone: no selection of a model could be silent')
         self._graph = graph = passes.analyze(model, self._sample)
         self.kept_whole = tuple(group.name for group in graph.groups if group.crosses_norm)
         if len(self.kept_whole) == len(graph.groups):
             raise ModelError(f"{type(model).__name__} has no channels that can be silenced without running over a norm")
-        self._options: Any = {**options, "exclude": _with(options.get("exclude", ()), graph)}
+        self._options: Any = {**options, "exclude": _all_exclusions(options.get("exclude", ()), graph)}
         self._filters = _filters(graph)
         self._plan: Plan | None = None
         self._held: dict[str, Tensor] = {}
@@ -133,7 +133,7 @@ class SoftPruning:
         return 1 - sum(float(mask.sum()) for mask in masks) / sum(len(mask) for mask in masks)
 
     def step(self) -> Plan:
-        """At the end of an epoch, choose the channels again and silence them; see the class.
+        """At the end of an epoch, choose the channels again and set them to zero; see the class.
 
         Returns:
             The plan that :meth:`compact` would apply.
@@ -142,8 +142,8 @@ class SoftPruning:
             FxpruneError: see :func:`fxprune.compile`.
         """
         self.wake()
-        self._plan = agreed(passes.plan(self._model, self._sample, self.ratio, **self._options))
-        self._held = silence(self._model, self._plan)
+        self._plan = plan_of_first_rank(passes.plan(self._model, self._sample, self.ratio, **self._options))
+        self._held = zero_removed(self._model, self._plan)
         self._silent = True
         self.epoch += 1
         return self._plan
@@ -151,7 +151,7 @@ class SoftPruning:
     def wake(self) -> None:
         """Before an epoch, restore everything but the filters of silenced channels, if any are silent."""
         if self._silent:
-            put_back(self._model, self.plan, self._held, self._filters)
+            restore_removed(self._model, self.plan, self._held, self._filters)
         self._held, self._silent = {}, False
 
     def compact(self, *, verify: Level = True) -> fx.GraphModule:
@@ -182,7 +182,7 @@ class SoftPruning:
         self._held = {name: value.clone() for name, value in state["held"].items()}
 
 
-def _with(exclude: Any, graph: ChannelGraph) -> tuple[str, ...]:
+def _all_exclusions(exclude: Any, graph: ChannelGraph) -> tuple[str, ...]:
     given = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     return (*given, *exclusions(group for group in graph.groups if group.crosses_norm))
 

@@ -17,7 +17,7 @@ from fxprune.options import check_count
 from fxprune.planning import Plan
 
 
-def agreed(plan: Plan) -> Plan:
+def plan_of_first_rank(plan: Plan) -> Plan:
     """The plan of the first rank; every rank must call this. In a single process, the plan itself.
 
     Equal weights give equal plans on equal machines. On different machines, a last digit may differ, and with it a
@@ -30,7 +30,7 @@ def agreed(plan: Plan) -> Plan:
     return Plan.from_json(texts[0])
 
 
-def agreed_values(values: Tensor) -> Tensor:
+def values_of_first_rank(values: Tensor) -> Tensor:
     """The first rank's values, float64 on the CPU, on every rank."""
     if not is_distributed():
         return values
@@ -39,7 +39,7 @@ def agreed_values(values: Tensor) -> Tensor:
     return moved.cpu()
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def check_unwrapped(model: nn.Module) -> nn.Module:
     """The model, after a check that it is not a wrapper.
 
     Raises:

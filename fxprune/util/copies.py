@@ -73,7 +73,7 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
 
 
 @contextmanager
-def room_for(module: nn.Module) -> Iterator[None]:
+def deep_recursion(module: nn.Module) -> Iterator[None]:
     """Raise the recursion limit to what copies and traces of deeply nested modules need."""
     before = sys.getrecursionlimit()
     deepest = max(path.count(".") for path, _ in named_modules(module, again=True))

@@ -137,7 +137,7 @@ def machine() -> dict[str, str]:
     }
 
 
-class Shown:
+class PrintedInNotebook:
     """An object that a notebook shows as its printed text."""
 
     def _repr_html_(self) -> str:

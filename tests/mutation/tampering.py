@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fxprune
 from fxprune.capture.samples import Sample
 from fxprune.rewriting.provable import prove_plan
-from fxprune.rewriting.rewriter import certified
+from fxprune.rewriting.rewriter import rewrite_certified
 
 __all__ = ["TAMPERINGS", "Tampering", "Victim"]
 
@@ -60,7 +60,7 @@ class Tampering:
         graph, given = fxprune.analyze(model, sample), Sample.from_input(sample)
         plan = fxprune.plan(model, sample, 0.4)
         masks = plan.masks(graph)
-        pruned, certificates = certified(graph, model, masks)
+        pruned, certificates = rewrite_certified(graph, model, masks)
         self.change(pruned, model)
         try:
             prove_plan(graph, model, pruned, plan, masks, given, certificates, level)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune.proof.nodes import Pair
-from fxprune.rewriting import certified
+from fxprune.rewriting import rewrite_certified
 from fxprune.rewriting.provable import pairs_of
 
 
@@ -62,7 +62,7 @@ def rewritten(model: nn.Module, sample: Any, ratio: float = 0.5, **options: Any)
     graph = fxprune.analyze(model, sample, couplings=options.get("couplings", "keep"))
     plan = fxprune.plan(model, sample, ratio, **options)
     masks = plan.masks(graph)
-    pruned, certificates = certified(graph, model, masks)
+    pruned, certificates = rewrite_certified(graph, model, masks)
     return Rewritten(model, sample, graph, plan, pruned, pairs_of(graph, masks, pruned, certificates))
 
 
