@@ -247,18 +247,26 @@ def main(
         write_page(out, f"{model}: accuracy without training and after a short one", note, text)
 
 
+_NOTE = """What was measured: the accuracy of `{model}` with trained weights on {tests} test images after pruning, and
+after the same short training of each result. Calibration: {samples} images of the training split without their labels
+(torch-pruning's Taylor criterion reads the labels). Training: {steps} steps of {batch} images out of {training},
+shifted and mirrored; SGD with momentum 0.9, learning rate {rate:g} falling to zero along a cosine. Distillation has
+temperature 4 and weighs the labels 0.1.
+
+To repeat it: `python -m benchmarks.accuracy --model {model} --steps {steps}`.
+
+How to read it: the columns go from the cut network to the trained ones. Training starts from the reconstructed network
+for fxprune, and for torch-pruning from the one with batch norm recalibrated. Of torch-pruning's variants only the best
+at that point is trained, and none that removed a point more than was asked. The plain call matches what it has
+reconstructed. MACs are those of convolution and linear. torch-pruning keeps the widths of the residual streams, because
+its result does not run if it prunes those of this network."""
+
+
 def _note(model: str, tests: int, samples: int, training: int, budget: Budget) -> str:
-    return (
-        f"`{model}` with trained weights, {tests} test images, {samples} calibration images of the training split "
-        f"without their labels (torch-pruning's Taylor reads them). Trainings: {budget.steps} steps of "
-        f"{budget.batch_size} images out of {training}, shifted and mirrored, SGD with momentum 0.9, learning rate "
-        f"{budget.learning_rate:g} falling to zero along a cosine, the same for all. fxprune starts from the "
-        "reconstructed network, torch-pruning from the one with batch norm recalibrated; of its variants the one that "
-        "is best there is trained (not those that removed a point more than was asked). Distillation: temperature 4, "
-        "labels weighted 0.1. The plain call matches what it has reconstructed. MACs are those of convolution and "
-        "linear. torch-pruning keeps the residual streams' widths: left "
-        "to prune them, it turns this option-A network into one that does not run."
-    )
+    return _NOTE.format(
+        model=model, tests=tests, samples=samples, training=training, steps=budget.steps, batch=budget.batch_size,
+        rate=budget.learning_rate,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -81,6 +81,17 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
+_NOTE = """What was measured: the time of all that a criterion does with calibration data (a private copy of the
+network, recordings, statistics, scores), on `{model}` with random weights and {images} random images of {size} pixels,
+{batch_size} in a batch, with {threads} thread(s). Processor time; medians of {rounds} round(s).
+
+To repeat it: `python -m benchmarks.calibration_speed --model {model} --images {images} --rounds {rounds}`.
+
+How to read it: *times a forward pass* is relative to a forward pass without gradients, timed in turns with it. Criteria
+of weights alone read no data; all others read it once, and `multi_source` runs the network with masks, nine times for
+each group, in a second pass."""
+
+
 def main(
     model: Annotated[str, typer.Option(help="A classifier of torchvision.")] = "resnet50",
     images: Annotated[int, typer.Option(help="Images, in batches of the batch size.")] = 32,
@@ -102,13 +113,8 @@ def main(
     table = markdown_table(["criterion", "seconds", "times a forward pass"], rows)
     print(table)
     if out is not None:
-        note = (
-            f"`{model}` (random weights) on {images} random images of {size} pixels in batches of {batch_size}, "
-            f"{threads} thread(s): everything a criterion does (private copy, taps, statistics, scores), beside the "
-            "forward pass alone without gradients. All take one pass over the data but `multi_source`, which takes a "
-            "second with nine masked runs for each group, and those of weights alone, which read none. Processor "
-            f"time, medians of {rounds} round(s), in which both took turns."
-        )
+        about = {"model": model, "images": images, "size": size, "batch_size": batch_size}
+        note = _NOTE.format(**about, threads=threads, rounds=rounds)
         write_page(out, f"Calibration on {model}", note, table)
 
 

@@ -93,6 +93,16 @@ def check_only_ends_are_pinned(report: fxprune.Report) -> None:
         raise PinnedStreamError(f"{len(inner)} widths inside the network are pinned: {reasons}")
 
 
+_NOTE = """What was measured: the accuracy of `{model}` with trained weights on {images} test images, before and after
+{scope} magnitude pruning in one shot, without training or recovery.
+
+To repeat it: `python -m benchmarks.cifar_resnet --model {model}`.
+
+How to read it: *MACs* are the multiply-accumulates of convolution, linear and matmul. *Proof error* is the largest
+relative difference from the masked original. *Streams* are the widths that are left of the three residual streams,
+before 16, 32 and 64: their option-A shortcuts (strided slice, channel pad) pin nothing."""
+
+
 def main(
     data: Annotated[
         Path | None, typer.Option(help="Folder or zip file of test images, .../test/CLASS/NAME.jpg.")
@@ -114,13 +124,7 @@ def main(
     table = markdown_table(_COLUMNS, [row.cells() for row in found])
     print(table)
     if out is not None:
-        note = (
-            f"`{model}` with trained weights on {len(labels)} test images, {scope} magnitude pruning in one shot, no "
-            "training and no recovery afterwards. MACs are the multiply-accumulates of convolution, linear and matmul. "
-            "The proof error is the largest relative difference from the masked original. Streams are the widths left "
-            "of the three residual streams (16, 32 and 64 before): their option-A shortcuts (strided slice, channel "
-            "pad) pin nothing."
-        )
+        note = _NOTE.format(model=model, images=len(labels), scope=scope)
         write_page(out, model, note, table)
 
 

@@ -203,13 +203,19 @@ def speed_row(outcome: Outcome) -> dict[str, Any]:
 
 
 _RESULTS = Path("benchmarks/results")
-_SPEED = """Seconds of one core's time of the default call (`whole_s`, at a ratio of MACs), of the same call without a
-proof (`pass_s`; `proof_s` is the difference), and of torch-pruning (building its dependency graph plus one step at the
-same ratio of channels, by the recipe of its documentation): medians of rounds in which the three take turns in one
-process of one thread, a process for each network. `whole_ratio` and `pass_ratio` are multiples of torch-pruning's time:
-below 1 is faster. Copies that torch-pruning cuts in place are made outside the clock; both have run once on a tiny
-network before. `nodes` are those of the pruned graph, `capture` to `rewrite` the parts of `pass_s`, `proven` says which
-proof was run. The sample is one input at the size of the published weights; weights are random."""
+_NOTE = """What was measured: the time and the memory of the pass, on networks with random weights, beside
+torch-pruning.
+
+To repeat it: `python -m benchmarks.compile_speed`.
+
+How to read it: the text above each table explains its columns. Less is better everywhere."""
+_SPEED = """Seconds of processor time of the default call (`whole_s`, at a ratio of MACs), of the same call without a
+proof (`pass_s`; `proof_s` is the difference), and of torch-pruning (its dependency graph plus one step at the same
+ratio of channels, by the recipe of its documentation): medians of rounds in which the three take turns in one process
+of one thread, with a process for each network. `whole_ratio` and `pass_ratio` are multiples of torch-pruning's time:
+below 1 is faster. torch-pruning cuts in place, on copies that are made while the clock stands. Both have run once on a
+tiny network before. `nodes` are those of the pruned graph, `capture` to `rewrite` are parts of `pass_s`, and `proven`
+says which proof was run. The sample is one input at the size of the published weights."""
 _DEPTHS = "The same for CIFAR ResNets of growing depth. Where cost grows linearly, `ms_per_node` is constant."
 _MEMORY = """Memory of the pass without proof, beyond the model itself and including the pruned network. `process`:
 growth of the resident size to its peak, in a fresh process after a tiny network was compiled, from the high-water mark
@@ -267,7 +273,7 @@ def write_pages(folder: Path) -> None:
     """The page of all tables that have rows."""
     tables = [(part, part.table(folder)) for part in _PARTS if (folder / f"compile_speed_{part.name}.csv").exists()]
     sections = [f"## {part.name.capitalize()}\n\n{part.note}\n\n{table.markdown()}" for part, table in tables]
-    write_page(folder / "compile_speed.md", "Compile speed", "Time and memory of the pass.", *sections)
+    write_page(folder / "compile_speed.md", "Compile speed", _NOTE, *sections)
 
 
 if __name__ == "__main__":

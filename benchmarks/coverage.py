@@ -202,15 +202,19 @@ _RIVAL = "torch-pruning"
 _HIDDEN = ("macs_g", "parameters_m", "proof", "vacuous", "batches", "seconds")
 _SHOWN = [name for name in COLUMNS if name not in _HIDDEN]
 
-_NOTE = """Each network in a process of its own, stopped after {limit:g} s, with random weights{where}. `asked` and
-`macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul; where the ratio asked for
-cannot be reached, `in_the_way` names the pinned widths and the network is pruned as far as one can get. `equal`: the
-proof passed; `proof_error`: its largest relative error, at `resolutions`. `share_left`: the share of weights that
-stays when {channels:.0%} of every group that is not pinned goes, 0.36 where nothing is pinned, less where a width is
-a product of two groups, such as heads and head_dim; layers at the network's input and output, which must keep a width,
-are left out there and counted in `share_left_all`. `opaque`: operations not seen into. `other_batch`: outputs of the
-original's shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD.
-`peak_mib`: largest resident size of the process, proof included."""
+_NOTE = """What was measured: every network of the library, with random weights{where}, pruned and proven in a process
+of its own, which is stopped after {limit:g} s.
+
+To repeat it: `python -m benchmarks.coverage --library {library}`.
+
+How to read it: `asked` and `macs_removed` are fractions of the multiply-accumulates of convolution, linear and matmul.
+If the ratio cannot be reached, `in_the_way` names the pinned widths, and the network is pruned as far as possible.
+`equal`: the proof passed; `proof_error`: its largest relative error, at `resolutions`. `share_left`: the share of
+weights that stays when {channels:.0%} of every group that is not pinned goes: 0.36 if nothing is pinned, less if a
+width is a product of two groups, such as heads and head_dim. Layers at the network's input and output, which must keep
+a width, are counted in `share_left_all` only. `opaque`: operations that were not understood. `other_batch`: outputs of
+the original's shapes at another batch size. `parameters_trained`: parameters with a finite gradient in one step of SGD.
+`peak_mib`: largest resident size of the process, including the proof."""
 _THEIR_NOTE = """torch-pruning by the recipe of its documentation, {channels:.0%} of the channels of every layer; its
 result judged by the same proof: the kept entries of every tensor, then outputs against the original without the others.
 `runs` is "outputs cut" where the network's own outputs, such as classes, were pruned."""
@@ -247,7 +251,7 @@ def main(
         # Judging takes about as long as pruning may.
         sweep = Sweep(cover_torch_pruning, their_row, 3 * limit_seconds, call, memory_gib)
         sweep.run(names, their_table, again=again)
-    note = _NOTE.format(limit=limit_seconds, channels=CHANNEL_RATIO, where=_where(meta, image_size))
+    note = _NOTE.format(library=library, limit=limit_seconds, channels=CHANNEL_RATIO, where=_where(meta, image_size))
     write_page(out / f"{stem}.md", f"Coverage of {library}", note, *_sections(table, their_table))
 
 

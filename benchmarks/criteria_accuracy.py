@@ -205,15 +205,20 @@ def _has_rival() -> bool:
     return True
 
 
+_NOTE = """What was measured: the accuracy of `{model}` with trained weights ({before:.1%} before pruning) on {images}
+test images, spread over the classes, after pruning in one shot by each criterion, without training.
+
+To repeat it: `python -m benchmarks.criteria_accuracy --model {model} --images {images} --table criteria.csv`.
+
+How to read it: *accuracy* is as cut; *recalibrated* is with batch norm statistics measured anew on {calibration}
+training images, on which criteria are calibrated, too. All groups are ranked together. torch-pruning 1.6.1 ranks all
+layers together, too, but keeps the widths of residual streams, because its result does not run if it prunes them here;
+so its rows are below residual='inner'. MACs are those of convolution and linear; torch-pruning's channel ratio is
+searched until they fit."""
+
+
 def _note(model: str, images: int, calibration: int, before: float) -> str:
-    return (
-        f"`{model}` with trained weights, {before:.1%} before pruning. Accuracy on {images} test images (a subset, "
-        "spread over the classes) after pruning in one shot, with no training; then with batch norm statistics "
-        f"measured anew on {calibration} training images, those that criteria are calibrated with too. All groups are "
-        "ranked together. torch-pruning 1.6.1 ranks globally too; it keeps the widths of residual streams (cutting "
-        "through the zero-padded shortcuts breaks its network), so its rows stand with residual='inner'. MACs are "
-        "those of convolution and linear; torch-pruning's channel ratio is searched until the MACs fit."
-    )
+    return _NOTE.format(model=model, images=images, calibration=calibration, before=before)
 
 
 if __name__ == "__main__":

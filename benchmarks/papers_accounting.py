@@ -250,12 +250,15 @@ _COLUMNS = (
     "note",
 )
 _SHOWN = tuple(c for c in _COLUMNS if c not in ("weights", "images", "counting", "seconds", "published accuracy"))
-_NOTE = (
-    "FLOPs and parameters removed, by each paper's own counting rule, beside the published figures. The ratio is the "
-    "published reduction of FLOPs (of parameters where no FLOPs were published); no width is set by hand, except for "
-    "the two rows of VGG-16 whose published per-layer rates are the input. Weights are random apart from the trained "
-    "ResNet-56 for CIFAR-10, so accuracies are the papers' and nothing is said about them here."
-)
+_NOTE = """What was measured: the FLOPs and parameters that fxprune removes with each paper's criterion, counted by the
+paper's own rule, beside the published figures. The ratio is the published reduction of FLOPs (of parameters where no
+FLOPs were published). No width is set by hand, except for the two rows of VGG-16 whose published rates by layer are the
+input.
+
+To repeat it: `python -m benchmarks.papers_accounting`.
+
+How to read it: *within half a point* compares the two reductions. Weights are random, apart from the trained ResNet-56
+for CIFAR-10, so nothing is said about accuracies here."""
 _RANGES = (
     "The same reductions of FLOPs with channels taken from one end of the network only: so many parameters can go with "
     "them, depending on where channels are taken."

@@ -20,10 +20,14 @@ from fxprune.analysis.groups import PinnedWidth
 _IDEAL = (1 - CHANNEL_RATIO) ** 2
 _COLUMNS = ("model", "share_left", "share_left_all", "weights", "shape", "above", "pinned dims", "why")
 
-_NOTE = """The pinned widths that cost the most when {ratio:.0%} of every group that is not pinned goes.
-`share_left_all` is the share of all layer weights that stays, `share_left` the same without the layers at the network's
-input and output. `above`: by how much the named weights raise `share_left_all` above {ideal:.2f}. Weights of one shape
-with the same pins are one row."""
+_NOTE = """What was measured: the pinned widths that keep the most weights when {ratio:.0%} of every group that is not
+pinned goes.
+
+To repeat it: `python -m benchmarks.pins LIBRARY:NAME ...`.
+
+How to read it: `share_left_all` is the share of all layer weights that stays, `share_left` the same without the layers
+at the network's input and output. `above`: by how much the named weights raise `share_left_all` above {ideal:.2f}.
+Weights of one shape with the same pins are one row."""
 
 
 def main(

@@ -255,6 +255,15 @@ def measured(name: str, model: nn.Module, calibration: Tensor, tested: Tensor, t
     return [name, task.measure, f"{100 * report.achieved:.1f} %", *shown, *off, f"{seconds:.0f}"]
 
 
+_NOTE = """What was measured: small networks, trained from seed 0 for {epochs} epochs on {train} CIFAR-10 images, before
+and after the plain call at half of the MACs with 1,024 images without labels, and nothing after it.
+
+To repeat it: `python -m benchmarks.small_trained`.
+
+How to read it: measures are on 2,000 test images. *Outputs off the original's* are relative errors on calibration
+images that were held out."""
+
+
 def main(
     network: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(TASKS)}; may be repeated.")] = None,
     train: Annotated[int, typer.Option(help="How many images to train on, spread over the classes.")] = 6000,
@@ -274,12 +283,7 @@ def main(
     text = markdown_table(_SHOWN, rows)
     print(text)
     if out is not None:
-        note = (
-            f"Trained from seed 0 for {epochs} epochs on {train} CIFAR-10 images; 2,000 test images; the plain call "
-            "at half of the MACs with 1,024 images without labels, and nothing after it. Outputs: relative errors on "
-            "held-out calibration. "
-            "`python -m benchmarks.small_trained`."
-        )
+        note = _NOTE.format(epochs=epochs, train=train)
         write_page(out, "Small trained networks: accuracy without training after the cut", note, text)
 
 

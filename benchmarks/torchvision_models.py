@@ -18,12 +18,16 @@ _CHECKS = ["other_batch", "other_resolution", "parameters_trained"]
 COLUMNS = ["model", "status", *REPORT_COLUMNS, *_CHECKS, "seconds", "peak_mib", "failure"]
 _SHOWN = [name for name in COLUMNS if name not in ("macs_g", "parameters_m", "vacuous", "pinned", "seconds")]
 
-_NOTE = """Networks of torchvision with random weights at the input size of their published weights, pruned in a
-process each. `macs_removed` and `parameters_removed` are fractions; `proof_error` is the largest relative difference
-from the masked original ("masked") or from the original evaluated over its kept entries ("nan-carrying"), at the batch
-sizes and resolutions listed. `other_batch` and `other_resolution`: the pruned network gives outputs of the original's
-shapes there, "fixed" where the original itself refuses. `parameters_trained`: parameters with a finite gradient in one
-step of SGD in train mode. `peak_mib`: largest resident size of the whole process, proof included."""
+_NOTE = """What was measured: networks of torchvision with random weights at the input size of their published weights,
+each pruned, proven, run at other sizes and trained for a step in a process of its own.
+
+To repeat it: `python -m benchmarks.torchvision_models`.
+
+How to read it: `macs_removed` and `parameters_removed` are fractions. `proof_error` is the largest relative difference
+from the masked original ("masked"), or from the original evaluated over its kept entries ("nan-carrying"), at the batch
+sizes and resolutions listed. `other_batch`, `other_resolution`: whether the outputs have the original's shapes there;
+"fixed" if the original itself refuses. `parameters_trained`: parameters with a finite gradient in one step of SGD in
+train mode. `peak_mib`: largest resident size of the process, including the proof."""
 
 
 def check(record: Record, model: str, ratio: float) -> None:

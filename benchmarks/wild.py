@@ -113,13 +113,18 @@ def row_of(outcome: Outcome) -> dict[str, Any]:
     return fields | {"seconds": outcome.processor_seconds, "failure": failure}
 
 
-_NOTE = """One small configuration of each model class, with random weights; {ratio:g} of the multiply-accumulates was
-asked for, or as much as can go. Each network has a process of its own, and {limit:g} s of processor time, of which
-`seconds` tells. *Proven*: the proof passed. *Batch*, *sizes*: takes what the original takes (or the original takes one
-alone). *Trains*: finite gradients in one step. *Saves*: loaded again, the package's own classes allowed, it answers to
-the bit. *Exports*: as a pt2 file, run and compared. `share_left`: of the layer weights when 40 % of every group that is
-not pinned goes. `opaque_share`: multiply-accumulates that are not seen into. A cell is empty where the time ran out
-before. Models that their own package does not build or run in this configuration are listed last, and count nowhere."""
+_NOTE = """What was measured: one small configuration of each model class of public packages, with random weights,
+pruned by {ratio:g} of the multiply-accumulates, or as far as possible. Each network has a process of its own and
+{limit:g} s of processor time.
+
+To repeat it: `python -m benchmarks.wild`.
+
+How to read it: *Proven*: the proof passed. *Batch*, *sizes*: it takes what the original takes (or the original takes
+one only). *Trains*: finite gradients in one step. *Saves*: loaded again with the package's own classes allowed, the
+outputs are equal to the bit. *Exports*: as a pt2 file, which is run and compared. `share_left`: the share of layer
+weights that stays when 40 % of every group that is not pinned goes. `opaque_share`: the share of multiply-accumulates
+in code that was not understood. `seconds`: processor time. A cell is empty if the time ran out before. Models that
+their own package does not build or run in this configuration are listed last and not counted."""
 
 
 def main(

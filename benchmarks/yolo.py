@@ -21,11 +21,15 @@ from benchmarks.harness import failure_text
 from benchmarks.tables import markdown_table, write_page
 
 _COLUMNS = ("network", "parameters", "left", "trained, stopped, resumed", "loaded and validated", "ONNX", "seconds")
-_NOTE = """The smallest network of each kind from its yaml, with random weights, pruned with `keep_class=True` and then
-trained for two epochs on six images of noise, as in [the guide](guides/detector.md): the run is stopped after the first
-and taken up again by `resume=True`. *Loaded and validated*: the checkpoint opens with ultralytics alone, at the pruned
-sizes. *ONNX*: the largest difference of a number in the exported network's output, run in onnxruntime; boxes are in
-pixels. *Seconds*: of pruning."""
+_NOTE = """What was measured: the smallest YOLO network of each kind, built from its yaml with random weights, pruned
+with `keep_class=True` and trained for two epochs on six images of noise, as in [the guide](guides/detector.md). The run
+is stopped after the first epoch and continued by `resume=True`.
+
+To repeat it: `python -m benchmarks.yolo`.
+
+How to read it: *loaded and validated*: ultralytics alone opens the checkpoint, at the pruned sizes. *ONNX*: the largest
+difference of a number in the exported network's output, run in onnxruntime; boxes are in pixels. *Seconds* are those of
+pruning."""
 _NAMES = """yolov8n yolov8n-seg yolov8n-pose yolo11n yolo11n-seg yolo11n-pose yolo12n yolo26n yolo26n-seg
     yolo26n-pose""".split()
 _BOX = "0 0.5 0.5 0.4 0.4"
