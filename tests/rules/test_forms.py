@@ -1,4 +1,4 @@
-"""Each op of the corpus means the same where its arguments are given by keyword, by numpy's names or by position."""
+"""Each op of the corpus means the same in other words: other places and names of arguments, other signs, in place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from tests.rules.prepared import BATCHES, built, sampled
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 # Other names that torch's own parser takes.
 NUMPY = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a", "x1", "input"), "other": ("x2", "other")}
-WAYS = ("keywords", "positions")
+WAYS = ("keywords", "positions", "signs", "in place")
+# What arguments are called that name dims, which may be counted from the end.
+DIMS = {"dim", "dims", "dim0", "dim1", "dim2", "axis", "start_dim", "end_dim", "source", "destination"}
+Words = tuple[Any, Arguments]
 
 
 @cache
@@ -46,13 +49,20 @@ def overloads(func: Any) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Arguments]:
-    """The arguments of a call in another way, for each overload whose names fit."""
+def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Words]:
+    """A call in another way, for each overload whose names fit."""
+    if way == "in place":
+        yield from in_place(func, args, kwargs)
+        return
     first = 0 if isinstance(func, (types.FunctionType, types.BuiltinFunctionType)) else 1
     for names in overloads(func):
         given = (*args[: len(names) - 1], args[len(names) - 1 :]) if len(args) > len(names) > first else args
         by_name = dict(zip(names, given, strict=False))
         if len(given) > len(names) or by_name.keys() & kwargs.keys():
+            continue
+        if way == "signs":
+            inner = func.__name__.startswith("_")  # torch does not check what only its own code calls
+            yield from ((func, words) for words in (() if inner else counted(names, by_name, kwargs)))
             continue
         by_name |= kwargs
         if way == "positions":
@@ -62,7 +72,34 @@ def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         else:
             front = [by_name.pop(name) for name in names[:first]]
         if (tuple(front), by_name) != (args, kwargs):
-            yield from ((tuple(front), named) for named in renamed(by_name, way))
+            yield from ((func, (tuple(front), named)) for named in renamed(by_name, way))
+
+
+def counted(names: tuple[str, ...], by_name: dict[str, Any], kwargs: dict[str, Any]) -> Iterator[Arguments]:
+    """Dims counted from the other end, of the first tensor or of a result of one dim more."""
+    tensors = [leaf for leaf in pytree.tree_leaves(list(by_name.values())) if isinstance(leaf, torch.Tensor)]
+    for rank in (tensors[0].dim(), tensors[0].dim() + 1) if tensors else ():
+
+        def other(name: str, value: Any, rank: int = rank) -> Any:
+            if isinstance(value, (tuple, list)):
+                return type(value)(other(name, v) for v in value) if type(value) in (tuple, list) else value
+            return value - rank if value >= 0 else value + rank
+
+        def is_dim(name: str, value: Any) -> bool:
+            leaves = value if isinstance(value, (tuple, list)) else (value,)
+            return name in DIMS and all(type(v) is int for v in leaves)
+
+        changed = {n: other(n, v) if is_dim(n, v) else v for n, v in (by_name | kwargs).items()}
+        if changed != by_name | kwargs:
+            front = tuple(changed[name] for name in names if name in by_name)
+            yield front, {name: changed[name] for name in kwargs}
+
+
+def in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Words]:
+    """The call that writes its result over its first argument, of which there is a copy."""
+    written = getattr(torch.Tensor, f"{func.__name__}_", None)
+    if written is not None and args and isinstance(args[0], torch.Tensor):
+        yield written, ((args[0].clone(), *args[1:]), kwargs)
 
 
 def renamed(by_name: dict[str, Any], way: str) -> Iterator[dict[str, Any]]:
@@ -74,7 +111,9 @@ def renamed(by_name: dict[str, Any], way: str) -> Iterator[dict[str, Any]]:
 
 
 def key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func, tuple(map(type, args)), tuple(kwargs)
+    with torch._C.DisableTorchFunction():  # nobody asks for these shapes
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    return func, tuple(map(type, args)), tuple(kwargs), tuple(shapes)
 
 
 class Learning(TorchFunctionMode):
@@ -98,16 +137,27 @@ class Learning(TorchFunctionMode):
 
     def _number(self, func: Any, way: str, args: Any, kwargs: Any) -> int | None:
         calls = enumerate(worded(func, way, args, kwargs))
-        return next((number for number, (front, by_name) in calls if self._takes(func, front, by_name)), None)
+        expected = self._result(func, (args, kwargs)) if way in ("signs", "in place") else None
+        if way == "in place" and args and getattr(expected, "shape", ()) != getattr(args[0], "shape", None):
+            return None  # some kernels resize what they write to
+        return next((number for number, call in calls if self._fits(self._result(*call), expected)), None)
 
     @staticmethod
-    def _takes(func: Any, front: tuple[Any, ...], by_name: dict[str, Any]) -> bool:
-        front, by_name = pytree.tree_map_only(torch.Tensor, torch.clone, (front, by_name))
+    def _result(func: Any, given: Arguments) -> Any:
+        front, by_name = pytree.tree_map_only(torch.Tensor, torch.clone, given)
         try:
-            func(*front, **by_name)
-        except (TypeError, RuntimeError):
-            return False
-        return True
+            return func(*front, **by_name)
+        except (TypeError, RuntimeError, IndexError):
+            return ...
+
+    @staticmethod
+    def _fits(result: Any, expected: Any) -> bool:
+        """Whether a call passed, and gave what is expected, if anything is."""
+        if result is ... or expected is None:
+            return result is not ...
+        pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(expected), strict=False)
+        tensors = [pair for pair in pairs if all(isinstance(leaf, torch.Tensor) for leaf in pair)]
+        return bool(tensors) and all(r.dtype == e.dtype and torch.equal(r, e) for r, e in tensors)
 
 
 class Wording(TorchFunctionMode):
@@ -121,7 +171,7 @@ class Wording(TorchFunctionMode):
         kwargs = kwargs or {}
         number = self.taken.get((key(func, args, kwargs), self.way))
         if number is not None:
-            args, kwargs = list(worded(func, self.way, args, kwargs))[number]
+            func, (args, kwargs) = list(worded(func, self.way, args, kwargs))[number]
         return func(*args, **kwargs)
 
 
