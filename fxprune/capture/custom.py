@@ -126,7 +126,10 @@ def without_values(run: Callable[..., Any], args: tuple[Any, ...], is_held: Call
         value = run(*args)
     with torch._C.DisableTorchFunction():
         if any(tensor._version != version for tensor, version in given.values()):
-            raise CaptureError("a custom autograd function writes to its input in place, which no graph would tell")
+            raise CaptureError(
+                "a custom autograd function writes to its input in place, which no graph would tell: let it return a "
+                "new tensor, or call it in a module of its own, which then is kept whole"
+            )
         # Autograd gives a view of an input that a forward returns as it is.
         return map_leaves(lambda leaf: leaf.view_as(leaf) if id(leaf) in given else leaf, value)
 

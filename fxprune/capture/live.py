@@ -162,6 +162,7 @@ class ByValues:
     def finish(self) -> None:
         """Check that sizes of 0 and 1, which broadcast and vanish in products, are the same for other values."""
         for tensor in (t for t in self._results if self._node_of(t).users):
+            self._decisions.place = self._node_of(tensor).meta["source"]
             for dim, size in enumerate(tensor.shape):
                 if size < 2:
                     self._decisions.add(operator.eq, (size_of(self._node_of(tensor), dim, size), size))

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxprune.capture.decisions import REFUSAL
 from fxprune.capture.reachable import forget
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import Leaves, leaves_of
@@ -148,7 +149,12 @@ def nothing_left_behind(module: nn.Module) -> Iterator[None]:
 
 
 def where(error: BaseException) -> str:
-    """The line of a GraphModule's generated code that ``error`` came from, as the end of a message, or ""."""
+    """The line of a GraphModule's generated code that ``error`` came from, as the end of a message, or "".
+
+    A check that the capture wrote says where itself; that of a value gets what to do.
+    """
+    if REFUSAL in str(error):
+        return _KEEP * (f"{REFUSAL}inputs of other values" in str(error))
     line = ""
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:
@@ -159,6 +165,10 @@ def where(error: BaseException) -> str:
     return f", at `{line}`" if line else ""
 
 
+_KEEP = (
+    ": values that decide are computed from channels that were removed; exclude the layers before that line, or decide "
+    "outside of the forward"
+)
 _CONVOLUTION = torch.ops.aten.convolution.default
 _CLIP_DIMS = 5
 

@@ -211,7 +211,7 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def _equal(left: Any, right: Any) -> bool:
-    return bool(left == right) or (left != left and right != right)
+    return bool(left == right) or (left != left and right != right) or _same(left, right)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

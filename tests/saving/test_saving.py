@@ -260,6 +260,14 @@ def test_layers_that_cannot_be_saved(layer: nn.Module, message: str, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_number_for_all_dims_may_be_written_for_each(tmp_path: Path) -> None:
+    pool = nn.MaxPool2d((3, 2), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 3), pool, nn.Conv2d(8, 4, 1)).eval(), torch.randn(2, 3, 9, 9)
+    pruned = fxprune.compile(net, x, 0.3)
+    fxprune.save(pruned, tmp_path / "saved")
+    assert torch.equal(fxprune.load(tmp_path / "saved")(x), pruned(x))
+
+
 def test_a_layer_that_became_another_than_its_arguments_tell_is_refused(tmp_path: Path) -> None:
     network = symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Upsample(scale_factor=2)))
     network.get_submodule("1").scale_factor = 3.0
