@@ -167,7 +167,7 @@ def test_a_plan_for_another_network(other: Callable[[], nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("plan", [{"keep": {}}, None, "plan.json", 0.5], ids=str)
-def test_what_is_no_plan(plan: Any) -> None:
+def test_not_a_plan(plan: Any) -> None:
     with pytest.raises(errors.PlanError, match="plan must be a Plan"):
         fxprune.apply(small_net(), image(), plan)
 
@@ -197,7 +197,7 @@ def test_a_report_of_something_else(thing: Any) -> None:
     ("options", "hint"),
     [({"criterion": "l1"}, "magnitude"), ({"criterion": "magnitud"}, "magnitude"), ({"budget": "FLOPs"}, "macs")],
 )
-def test_the_words_of_others_lead_to_ours(options: dict[str, str], hint: str) -> None:
+def test_common_words_of_other_libraries_are_suggested(options: dict[str, str], hint: str) -> None:
     with pytest.raises(fxprune.FxpruneError, match=f"did you mean '{hint}'"):
         fxprune.compile(small_net(), image(), 0.3, **options)  # type: ignore[arg-type]
 

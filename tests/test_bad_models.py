@@ -23,7 +23,7 @@ from tests.snapshots import snapshot
 
 
 @pytest.mark.parametrize("model", [lambda x: x, nn.ReLU, None], ids=["function", "class", "None"])
-def test_what_is_no_module(model: Any) -> None:
+def test_not_a_module(model: Any) -> None:
     with pytest.raises(errors.ModelError, match="must be a torch.nn.Module, not"):
         fxprune.compile(model, image(), 0.3)
 

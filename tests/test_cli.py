@@ -595,7 +595,7 @@ def test_a_folder_of_images_calibrates(run: Callable[..., Result], nets: str, tm
         batches_of(tmp_path / "photos", torch.zeros(2, 5, dtype=torch.long))
 
 
-def test_what_a_factory_writes_below_python_is_no_answer(tmp_path: Path) -> None:
+def test_output_below_python_of_a_factory_is_no_answer(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import os, torch\n"
         "def make():\n"

@@ -48,12 +48,12 @@ def crosses(op: Op) -> bool:
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_what_mixes_channels_is_noted(name: str) -> None:
+def test_ops_that_mix_channels_are_noted(name: str) -> None:
     assert crosses(MIXING[name])
 
 
 @pytest.mark.parametrize("name", KEEPING_APART)
-def test_what_keeps_channels_apart_is_not(name: str) -> None:
+def test_ops_that_keep_channels_apart_are_not_noted(name: str) -> None:
     assert not crosses(KEEPING_APART[name])
 
 
@@ -67,7 +67,7 @@ TAKEN: dict[str, Op] = {
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_what_is_taken_by_its_number_stays(name: str) -> None:
+def test_channels_taken_by_number_stay(name: str) -> None:
     graph = fxprune.analyze(Between(nn.Linear(5, 8), TAKEN[name], nn.Linear(8, 3)), torch.randn(2, 5))
     if name == "unbind":
         assert graph.groups == ()

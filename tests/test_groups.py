@@ -290,7 +290,7 @@ def test_dims_are_chosen_with_a_colon(residual: fxprune.ChannelGraph) -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "a.wait", "", "a.weight:4", "a.weight:x", "a:-1"])
-def test_names_that_are_none(residual: fxprune.ChannelGraph, name: str) -> None:
+def test_unknown_names(residual: fxprune.ChannelGraph, name: str) -> None:
     with pytest.raises(AnalysisError, match="named|from 0 to 3"):
         residual.explain(name)
     with pytest.raises(AnalysisError, match="named|from 0 to 3"):

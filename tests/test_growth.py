@@ -64,7 +64,7 @@ def test_the_width_costs_nothing(build: Callable[[int], nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("depth", [20, 80])
-def test_nothing_recurses_with_depth(depth: int) -> None:
+def test_no_function_recurses_with_depth(depth: int) -> None:
     deepest, base = 0, len_of_stack()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:

@@ -43,7 +43,7 @@ def test_packages_import_from_above() -> None:
     assert not against, "\n".join(against)
 
 
-def test_the_list_is_the_house() -> None:
+def test_the_list_names_every_package() -> None:
     parts = {path.stem for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.py")}
     assert parts == set(ORDER)
 
@@ -82,7 +82,7 @@ def test_a_compilation_loads_neither_saving_nor_training() -> None:
     assert found.stdout.split() == []
 
 
-def test_rooms_are_small_and_few() -> None:
+def test_files_and_functions_are_small_and_few() -> None:
     files = {file: file.read_text(encoding="utf-8") for file in ROOT.rglob("*.py")}
     assert not [str(file) for file, text in files.items() if text.count("\n") > 400]
     assert len(files) <= 215

@@ -182,7 +182,7 @@ def test_modules_nested_two_hundred_deep() -> None:
     assert sys.getrecursionlimit() == before
 
 
-def test_tensors_without_gaps_meet_without_a_look_at_their_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contiguous_tensors_are_compared_by_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tied embedding has tens of millions of them."""
     whole = torch.zeros(6, 4)
     assert not meet(whole[:, :2], whole[:, 2:])

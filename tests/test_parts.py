@@ -58,7 +58,7 @@ def test_parts_are_indexed_and_iterated_as_before(pruned: nn.Module, tmp_path: P
         assert [name for name, _ in some.named_children()] == [name for name, _ in stage.named_children()][1:]
 
 
-def test_parts_are_put_in_place_of_one_another(pruned: nn.Module) -> None:
+def test_parts_can_be_replaced(pruned: nn.Module) -> None:
     network, x = copy.deepcopy(pruned), torch.randn(2, 3, 12, 12)
     rest = network.get_submodule("rest")
     rest[-1] = nn.Sequential(rest[-1], nn.Hardtanh(-1e-3, 1e-3))  # type: ignore[index, operator]
@@ -95,7 +95,7 @@ def test_lists_of_parameters_are_read_as_before(tmp_path: Path) -> None:
         assert len(layers) == 3
 
 
-def test_what_would_never_run_is_refused(pruned: nn.Module, tmp_path: Path) -> None:
+def test_hooks_and_parts_that_would_never_run_are_refused(pruned: nn.Module, tmp_path: Path) -> None:
     for network in _forms(pruned, tmp_path):
         stage = network.get_submodule("stage")
         for register in (

@@ -198,7 +198,7 @@ def test_the_random_criterion_follows_the_seed(model: nn.Module) -> None:
     assert plans[2] == plans[3]
 
 
-def test_a_criterion_of_ones_own(model: nn.Module) -> None:
+def test_a_custom_criterion(model: nn.Module) -> None:
     class LastStay:
         name = "last"
 

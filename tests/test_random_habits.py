@@ -51,7 +51,7 @@ FAULTS = {"state after training": _momentum, "state made": _detached, "training,
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_the_judge_sees_a_fault(kind: str) -> None:
+def test_the_judge_notices_a_fault(kind: str) -> None:
     def faulty(*arguments: Any, **options: Any) -> Any:
         pruned = fxprune.compile(*arguments, **options)
         FAULTS[kind](pruned)
@@ -62,7 +62,7 @@ def test_the_judge_sees_a_fault(kind: str) -> None:
     assert caught.value.kind == kind
 
 
-def test_the_judge_sees_a_flag() -> None:
+def test_the_judge_notices_a_flag() -> None:
     def faulty(*arguments: Any, **options: Any) -> Any:
         pruned = fxprune.compile(*arguments, **options)
         _frozen(pruned)

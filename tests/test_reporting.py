@@ -110,7 +110,7 @@ def test_verbose_shows_everything() -> None:
     assert text.count("resnet.py:280 linear") == 8
 
 
-def test_a_vacuous_proof_is_shouted() -> None:
+def test_a_vacuous_proof_is_marked_in_capitals() -> None:
     report = dataclasses.replace(make_report(), proof=dataclasses.replace(PROOF, vacuous=True))
     assert "VACUOUS" in str(report)
 

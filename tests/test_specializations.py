@@ -83,7 +83,7 @@ def masked(model: nn.Module, pruned: fx.GraphModule) -> nn.Module:
 
 
 @pytest.mark.parametrize("options", [{}, {"ratio": 0.03, "couplings": "drop"}, {"verify": False}], ids=str)
-def test_every_way_is_that_of_the_masked_original(options: dict[str, Any]) -> None:
+def test_every_branch_equals_the_masked_original(options: dict[str, Any]) -> None:
     model, pruned = compiled(**options)
     assert {name for name in pruned.graphs if name.startswith("eval_")}
     expected = masked(model, pruned)
@@ -140,7 +140,7 @@ def test_what_is_wrong_in_one_graph_alone_fails_the_proof(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_training_is_that_of_the_original_in_every_way(norm: bool) -> None:
+def test_training_equals_the_original_on_every_branch(norm: bool) -> None:
     model, pruned = compiled(0.0, lambda: Windows(norm, 0.4))
     model.train()
     pruned.train()
@@ -202,7 +202,7 @@ def test_sizes_that_no_graph_takes_are_refused() -> None:
         pruned(image((16, 19)))
 
 
-def test_copies_and_files_go_every_way(tmp_path: Path) -> None:
+def test_copies_and_files_have_every_branch(tmp_path: Path) -> None:
     _, pruned = compiled(0.4, lambda: Windows(True, 0.3))
     inputs = [image(size) for size in SIZES]
     expected = [pruned(x) for x in inputs]
@@ -328,7 +328,7 @@ def test_a_size_in_words_decides() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_what_diverges_at_another_resolution_refuses_it(batch: int) -> None:
+def test_a_network_that_diverges_at_another_resolution_refuses_it(batch: int) -> None:
     model = Unseen().double().eval()
     pruned = fxprune.compile(model, image((16, 16), batch), 0.4)
     proof = fxprune.report(pruned).proof
@@ -458,7 +458,7 @@ def _of_sum(total: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("others", [(), (_of_sum(-1.0),)], ids=["found", "given"])
-def test_ways_that_values_decide_are_each_a_graph(others: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
+def test_branches_that_values_decide_have_a_graph_each(others: tuple[torch.Tensor, ...], tmp_path: Path) -> None:
     model, sample = Ways().eval(), _of_sum(2.0)
     pruned = fxprune.compile(model, sample, 0.5, other_samples=others)
     assert [name for name in pruned.graphs if name.startswith("eval")] == ["eval", "eval_1"]
@@ -472,7 +472,7 @@ def test_ways_that_values_decide_are_each_a_graph(others: tuple[torch.Tensor, ..
             network(_of_sum(101.0))
 
 
-def test_a_way_that_is_not_taken_leaves_no_trace_in_training() -> None:
+def test_a_branch_that_is_not_taken_leaves_no_trace_in_training() -> None:
     model = Ways()
     pruned = fxprune.compile(model, _of_sum(2.0), 0.5).train()
     for total in (1.0, -1.0):
@@ -481,7 +481,7 @@ def test_a_way_that_is_not_taken_leaves_no_trace_in_training() -> None:
     assert all(pruned.get_parameter(f"{name}.weight").grad is not None for name in ("first", "warm", "cold", "last"))
 
 
-def test_a_way_is_exported_with_its_check(tmp_path: Path) -> None:
+def test_a_branch_is_exported_with_its_check(tmp_path: Path) -> None:
     pruned = fxprune.compile(Ways().eval(), _of_sum(2.0), 0.5)
     cold = _of_sum(-1.0)
     fxprune.export(pruned, tmp_path / "net.pt2", sample_input=cold)

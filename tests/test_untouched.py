@@ -72,7 +72,7 @@ def unchanged(model: nn.Module, action: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random"])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_every_entrance_leaves_model_and_process_alone(batch: int, criterion: str) -> None:
+def test_every_entry_point_leaves_model_and_process_unchanged(batch: int, criterion: str) -> None:
     model, sample = a_used_model(), image(batch)
     unchanged(model, lambda: fxprune.analyze(model, sample))
     plan = unchanged(model, lambda: fxprune.plan(model, sample, 0.4, criterion=criterion))
@@ -140,7 +140,7 @@ def test_the_result_has_the_mode_of_the_model(training: bool) -> None:
 @pytest.mark.parametrize(
     "step", ["trace", "analyze_capture", "judge", "allocate", "rewrite_certified", "prove_plan", "summarise"]
 )
-def test_a_step_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
+def test_a_pass_that_raises(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 

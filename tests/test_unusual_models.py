@@ -183,7 +183,7 @@ class Printing(Two):
 
 
 @pytest.mark.parametrize("model", [Random(), Printing(), Averaging()], ids=lambda m: type(m).__name__)
-def test_randomness_talk_and_buffers_are_no_trouble(model: nn.Module) -> None:
+def test_random_numbers_prints_and_buffers_do_no_harm(model: nn.Module) -> None:
     proven(model, torch.randn(2, 8))
 
 

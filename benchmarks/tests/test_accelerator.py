@@ -31,7 +31,7 @@ def test_what_is_measured(device: str) -> None:
     assert {p.device.type for p in subject.pruned(8).parameters()} == {device}
 
 
-def test_a_table_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def row(subject: Subject) -> dict[str, object]:
         calls.append(subject.name)
         if len(calls) == 1:

@@ -64,7 +64,7 @@ class Stopped(Soft):
         super().before_epoch()
 
 
-def test_a_stopped_stage_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_stopped_stage_continues_bit_for_bit(tmp_path: Path) -> None:
     networks = [Small(), Small(), Small()]
     schedules = [SoftPruning(network, Few.sample, 0.4) for network in networks]
     for network, schedule, hooks, state in zip(

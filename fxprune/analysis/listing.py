@@ -174,7 +174,7 @@ class Explainer:
             raise AnalysisError("explain takes names of tensors and modules, such as 'conv1' or 'conv1.weight:0'")
         starts = self._nodes(first)
         if second is None:
-            return self._explain_pins(first, starts)
+            return "\n".join(dict.fromkeys(map(self._explain_pin, starts))) or f"{first} takes part in no dependency"
         steps = _steps_towards(self._nodes(second), self._graph)
         start = next((node for node in starts if node in steps), None)
         if start is None:
@@ -239,9 +239,6 @@ class Explainer:
             pinned = [node for node, data in self._graph.nodes.items() if "pin" in data and node[1] is None]
             self._towards_pin = _steps_towards(pinned, self._graph)
         return _path(self._towards_pin, node) if node in self._towards_pin else []
-
-    def _explain_pins(self, name: str, nodes: Sequence[ChannelNode]) -> str:
-        return "\n".join(dict.fromkeys(map(self._explain_pin, nodes))) or f"{name} takes part in no dependency"
 
     def _explain_pin(self, node: ChannelNode) -> str:
         if node[1] is not None:

@@ -22,6 +22,7 @@ from fxprune.cli.options import (
     OtherSize,
     Verbose,
     Weights,
+    answer,
     answers_alone,
     complete,
     find,
@@ -29,8 +30,6 @@ from fxprune.cli.options import (
     plan_options,
     plan_parameters,
     say,
-    show,
-    show_json,
 )
 from fxprune.errors import FxpruneError
 
@@ -88,11 +87,9 @@ def compile_command(
     pruned.meta["fxprune"]["report"] = report
     if output is not None:
         fxprune.save(pruned, output)
-    if as_json:
-        show_json(report.as_dict())
-        return
-    show(render_report(report, verbose=verbose))
-    say(f"saved to {output}" if output is not None else "not saved: give a folder with -o")
+    answer(as_json, report.as_dict(), render_report(report, verbose=verbose))
+    if not as_json:
+        say(f"saved to {output}" if output is not None else "not saved: give a folder with -o")
 
 
 def _with_data(calibration: Path | None, recover: list[str] | None, sample: Any) -> dict[str, Any]:

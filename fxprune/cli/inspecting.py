@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import RenderableType
 
 from fxprune.cli.options import (
     FORMATS,
@@ -21,11 +19,9 @@ from fxprune.cli.options import (
     Model,
     Verbose,
     Weights,
+    answer,
     complete,
     find,
-    say,
-    show,
-    show_json,
 )
 
 DIFFERENT = 1
@@ -54,10 +50,7 @@ def analyze(
     graph = fxprune.analyze(source.model, source.sample, couplings=couplings)  # type: ignore[arg-type]  # checked there
     if draw is not None:
         write_text(draw, graph.draw(draw.suffix.removeprefix(".")))
-    if as_json:
-        show_json(graph_as_dict(graph))
-    else:
-        show(render_graph(graph, verbose=verbose))
+    answer(as_json, graph_as_dict(graph), render_graph(graph, verbose=verbose))
 
 
 def explain(
@@ -74,11 +67,8 @@ def explain(
 
     source = find(model, input_size, None, 0, allow)
     graph = fxprune.analyze(source.model, source.sample, couplings=couplings)  # type: ignore[arg-type]  # checked there
-    answer = graph.explain(first, second)
-    if as_json:
-        show_json({"first": first, "second": second, "answer": answer})
-    else:
-        say(answer)
+    found = graph.explain(first, second)
+    answer(as_json, {"first": first, "second": second, "answer": found}, found)
 
 
 def report(
@@ -92,18 +82,13 @@ def report(
     from fxprune.saving import load_report
 
     found = load_report(folder)
-    _show_found(found, html, as_json, lambda: render_report(found, verbose=verbose))
-
-
-def _show_found(found: Any, html: Path | None, as_json: bool, rendered: Callable[[], RenderableType]) -> None:
     if html is not None:
         found.save_html(html)
-    if as_json:
-        show_json(found.as_dict())
-    elif html is not None:
-        say(f"written to {html}")
-    else:
-        show(rendered())
+    answer(as_json, found.as_dict(), _written(html) or render_report(found, verbose=verbose))
+
+
+def _written(html: Path | None) -> str:
+    return "" if html is None else f"written to {html}"
 
 
 def compare(
@@ -118,7 +103,9 @@ def compare(
 
     names = (a.name, b.name) if a.name != b.name else (str(a), str(b))
     found = load_report(a).compare(load_report(b), names)
-    _show_found(found, html, as_json, lambda: found.render(verbose=verbose))
+    if html is not None:
+        found.save_html(html)
+    answer(as_json, found.as_dict(), _written(html) or found.render(verbose=verbose))
 
 
 def criteria(as_json: AsJson = False) -> None:
@@ -131,13 +118,10 @@ def criteria(as_json: AsJson = False) -> None:
         made = criterion_by_name(name)
         about = " ".join((type(made).__doc__ or "").partition("\n\n")[0].split())
         rows[name] = {"needs_data": needs_data(made), "about": about, "defaults": repr(made)}
-    if as_json:
-        show_json(rows)
-        return
     table = new_table("criterion", ["needs data"], last="what it ranks by, and its defaults")
     for name, row in rows.items():
         add_row(table, name, "yes" if row["needs_data"] else "no", f"{row['about']} {row['defaults']}")
-    show(table)
+    answer(as_json, rows, table)
 
 
 def diff(a: PlanPlace, b: PlanPlace, as_json: AsJson = False, verbose: Verbose = False) -> None:
@@ -146,10 +130,7 @@ def diff(a: PlanPlace, b: PlanPlace, as_json: AsJson = False, verbose: Verbose =
     from fxprune.reporting.text import render_difference
 
     found = difference(read_plan(a), read_plan(b))
-    if as_json:
-        show_json(found.as_dict())
-    else:
-        show(render_difference(found, verbose=verbose))
+    answer(as_json, found.as_dict(), render_difference(found, verbose=verbose))
     if found:
         raise typer.Exit(DIFFERENT)
 
@@ -183,10 +164,7 @@ def export(
 
     chosen: Any = {"format": format, "dynamic": dynamic or None}
     result = fxprune.export(fxprune.load(folder, allow=allow or ()), output, **chosen)
-    if as_json:
-        show_json(result.as_dict())
-    else:
-        say(str(result))
+    answer(as_json, result.as_dict(), str(result))
 
 
 def benchmark(
@@ -227,8 +205,6 @@ def benchmark(
     labels = [f"{name}, batch {size}" for name in chosen for size in sizes]
     with Steps() as steps:
         measured: list[Any] = list(steps.counted("timing", results, len(labels), labels))
-    if as_json:
-        macs = {"before": report.macs_before, "after": report.macs_after}
-        show_json({"original": place, "macs": macs, "latency": [latency.as_dict() for latency in measured]})
-    else:
-        show(render_latencies(measured, report))
+    macs = {"before": report.macs_before, "after": report.macs_after}
+    data = {"original": place, "macs": macs, "latency": [latency.as_dict() for latency in measured]}
+    answer(as_json, data, render_latencies(measured, report))

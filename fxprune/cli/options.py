@@ -83,9 +83,14 @@ def show(renderable: RenderableType) -> None:
         say(plain_text(renderable))
 
 
-def show_json(data: Any) -> None:
-    """Print JSON."""
-    say(json.dumps(data, indent=2, default=str))
+def answer(as_json: bool, data: Any, shown: str | RenderableType) -> None:
+    """Print data as JSON, or what is shown to people."""
+    if as_json:
+        say(json.dumps(data, indent=2, default=str))
+    elif isinstance(shown, str):
+        say(shown)
+    else:
+        show(shown)
 
 
 Model = Annotated[

@@ -269,15 +269,12 @@ def check_seen(seen: Mapping[str, Tensor], paths: Sequence[str], network: nn.Mod
     """Raise DistillationError for modules that were not called or gave no tensor, and suggest modules inside them."""
     for path in paths:
         if path not in seen:
-            inside = [f"{path}.{n}" for n, m in network.get_submodule(path).named_modules() if n and _is_leaf(m)]
+            parts = network.get_submodule(path).named_modules()
+            inside = [f"{path}.{n}" for n, m in parts if n and not m._modules and type(m) is not nn.Module]
             instead = f"; modules inside it: {', '.join(inside[-4:])}" if inside else ""
             raise DistillationError(
                 f"hint {path!r}: {whose} does not call this module by itself, or it gives no tensor{instead}"
             )
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return not any(True for _ in module.children()) and type(module) is not nn.Module
 
 
 def _channel_dim(hint: Hint, narrow: Tensor, wide: Tensor) -> int:

@@ -298,7 +298,9 @@ class Report(PrintedInNotebook):
         fields |= {name: tuple(row(**_tuples(held)) for held in data.get(name, ())) for name, row in _ROWS.items()}
         fields["drawing"] = tuple(map(DrawnNode.from_list, data.get("drawing", ())))
         fields["notes"] = tuple(data.get("notes", ()))
-        fields["proof"] = None if data["proof"] is None else _proof(data["proof"])
+        proof = data["proof"]  # folders of earlier versions have more fields
+        known = {n: v for n, v in (proof or {}).items() if n in Proof.__dataclass_fields__}
+        fields["proof"] = None if proof is None else Proof(**_tuples(known))
         latency = data.get("latency")
         fields["latency"] = None if latency is None else LatencyRow(**_tuples(latency))
         report = cls(**fields, plan=plan)
@@ -335,11 +337,6 @@ class Report(PrintedInNotebook):
         from fxprune.reporting.text import as_text
 
         return as_text(self)
-
-
-def _proof(data: Mapping[str, Any]) -> Proof:
-    # Folders of earlier versions have more fields.
-    return Proof(**_tuples({n: v for n, v in data.items() if n in Proof.__dataclass_fields__}))
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def replace_folder(path: Path, write: Callable[[Path], None], about: dict[str, A
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path, "saving") as scratch:
             write(scratch)
-            _write_manifest(scratch, about)
+            files = {file.name: _fingerprint(file) for file in sorted(scratch.iterdir())}
+            write_json(scratch / MANIFEST, {"format": FORMAT, "version": FORMAT_VERSION, **about, "files": files})
             for file in scratch.iterdir():
                 _flush(file)
             _flush(scratch)
@@ -106,11 +107,6 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    files = {file.name: _fingerprint(file) for file in sorted(folder.iterdir())}
-    write_json(folder / MANIFEST, {"format": FORMAT, "version": FORMAT_VERSION, **about, "files": files})
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib
+import pkgutil
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -79,14 +79,10 @@ def _allowed(allow: Iterable[Any]) -> Imported:
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be imported here: {error}") from error
-    return found
 
 
 def is_plain_layer(path: str, module: nn.Module) -> bool:

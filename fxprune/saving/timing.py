@@ -25,10 +25,6 @@ from fxprune.saving.formats import FORMATS, onnx_session
 from fxprune.util.tables import add_row, new_table, quantity
 
 
-def _eager(network: nn.Module, sample: Sample) -> Prepared:
-    return lambda: sample.call(network)
-
-
 def _compiled(network: nn.Module, sample: Sample) -> Prepared:
     torch.compiler.reset()
     compiled = torch.compile(network)
@@ -47,7 +43,7 @@ def _onnxruntime(network: nn.Module, sample: Sample) -> Prepared:
 
 
 RUNTIMES: Mapping[str, Callable[[nn.Module, Sample], Prepared]] = {
-    "eager": _eager,
+    "eager": lambda network, sample: lambda: sample.call(network),
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
 }

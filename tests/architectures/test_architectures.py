@@ -48,7 +48,7 @@ def analysed(architecture: Architecture, model: nn.Module) -> ChannelGraph:
 
 
 @every
-def test_groups_are_those_a_reader_expects(architecture: Architecture) -> None:
+def test_groups_are_the_expected_ones(architecture: Architecture) -> None:
     graph = analysed(architecture, network(architecture))
     assert graph.opaque == ()
     expected = {architecture.groups[name]: size for name, size in architecture.widths.items()}

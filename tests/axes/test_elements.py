@@ -43,7 +43,7 @@ def test_without_masks_everything_stays(axis: Axis) -> None:
 
 
 @given(sizes.flatmap(expressions))
-def test_units_of(axis: Axis) -> None:
+def test_channels_of(axis: Axis) -> None:
     for variable in written(axis):
         found = channels_of(axis, variable).tolist()
         for element, unit in zip(needs(axis), found, strict=True):
@@ -69,7 +69,7 @@ def test_kept_size_is_exact_without_gathers(axis: Axis, seed: int) -> None:
 
 
 @given(sizes.flatmap(expressions))
-def test_elementwise_means_one_unit_an_element(axis: Axis) -> None:
+def test_elementwise_means_one_channel_an_element(axis: Axis) -> None:
     if is_elementwise(axis):
         assert all(len(element) <= 1 for element in needs(axis))
 
@@ -142,7 +142,7 @@ def test_owned_by(axis: Axis) -> None:
         assert list(zip(units.tolist(), elements.tolist(), strict=True)) == sorted(set(own))
 
 
-def test_an_element_that_needs_two_units_is_owned_by_both() -> None:
+def test_an_element_that_needs_two_channels_is_owned_by_both() -> None:
     a, b = channels(3), channels(2)
     square = product((a, a))
     for axis in (

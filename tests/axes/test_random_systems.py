@@ -66,7 +66,7 @@ def test_whatever_is_chosen_the_axes_stay_equal(pairs: Pairs) -> None:
 
 
 @given(systems(of_units=True))
-def test_where_elements_need_one_unit_each_the_answer_is_exact(pairs: Pairs) -> None:
+def test_where_elements_need_one_channel_each_the_answer_is_exact(pairs: Pairs) -> None:
     names = written(pairs)
     classes = Classes()
     for variable in names:
@@ -198,7 +198,7 @@ def aligned(draw: Draw) -> tuple[Axis, Axis]:
 
 
 @given(aligned())
-def test_every_unit_that_could_go_may_go(pair: tuple[Axis, Axis]) -> None:
+def test_every_channel_that_can_be_removed_may_be_removed(pair: tuple[Axis, Axis]) -> None:
     names = written([pair])
     solver = solve(pair)
     removable = set()

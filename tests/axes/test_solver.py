@@ -92,7 +92,7 @@ def test_a_factor_is_split_at_the_boundary_of_another() -> None:
     check((product([a, b]), product([c, d])), free=[2, 2, 3])
 
 
-def test_three_ways_to_factor_one_axis() -> None:
+def test_three_factorings_of_one_axis() -> None:
     x = channels(24)
     ways = [product([channels(s) for s in sizes]) for sizes in ((2, 12), (6, 4), (12, 2), (2, 3, 2, 2))]
     check(*((x, way) for way in ways), free=[2, 3, 2, 2])
@@ -109,7 +109,7 @@ def test_factors_that_do_not_divide_are_pinned_never_guessed() -> None:
     assert "cut across" in str(solver.pins[0].reason)
 
 
-def test_what_cuts_across_pins_only_itself() -> None:
+def test_crossing_factors_pin_only_themselves() -> None:
     a, b = channels(5), channels(5)
     left = product([a, channels(2), channels(3)])
     right = product([b, channels(3), channels(2)])
@@ -241,7 +241,7 @@ def _orbit(index: np.ndarray) -> np.ndarray:
 # -- occurs checks ----------------------------------------------------------------------------------------------------
 
 
-def test_a_variable_inside_what_it_should_be() -> None:
+def test_a_variable_unified_with_an_expression_that_contains_it() -> None:
     a = channels(4)
     check((a, gather(a, np.array([1, 0, 3, 2]))), free=[2])
 

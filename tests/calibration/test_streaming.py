@@ -33,7 +33,7 @@ class Watching:
 
 
 @pytest.mark.parametrize("needs", ["value", "gradient", "sample gradient"])
-def test_batches_are_let_go(needs: str) -> None:
+def test_batches_are_not_kept_in_memory(needs: str) -> None:
     model, sample = Small(), images(2)[0]
     graph = fxprune.analyze(model, sample)
     finder = TapFinder(graph)

@@ -23,7 +23,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 7])
-def test_any_batch_gives_a_net_for_every_batch(batch: int) -> None:
+def test_a_sample_of_any_batch_gives_a_network_for_every_batch(batch: int) -> None:
     result = pruned(Net(), image(batch))
     for other in (1, 2, 5):
         assert result(image(other)).shape == (other, 4)
@@ -127,7 +127,7 @@ class Frames(nn.Module):
         return made
 
 
-def test_a_division_that_might_fail_holds_no_batch() -> None:
+def test_a_division_that_might_fail_fixes_no_batch() -> None:
     model = Frames().eval()
     pruned = fxprune.compile(model, torch.randn(2, 4, 6), 0.5)
     assert pruned.get_parameter("first.weight").shape[0] < 16

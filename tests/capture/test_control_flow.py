@@ -146,7 +146,7 @@ class Asking(nn.Module):
         return self.b(x)
 
 
-def test_questions_that_are_answered_from_the_sample() -> None:
+def test_decisions_that_the_sample_answers() -> None:
     pruned(Asking(), vector())
 
 

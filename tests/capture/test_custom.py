@@ -231,7 +231,7 @@ MIXED = {
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_what_does_not_pass_channels_keeps_the_widths_around_it(name: str) -> None:
+def test_an_op_that_mixes_channels_keeps_the_widths_around_it(name: str) -> None:
     pruned = fxprune.compile(network(Called(_function(*MIXED[name]))), image(), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] == 16
     assert pruned.get_parameter("2.weight").shape[0] < 12
@@ -248,7 +248,7 @@ PASSED = {
 
 
 @pytest.mark.parametrize("name", PASSED)
-def test_what_passes_channels_lets_the_widths_go(name: str) -> None:
+def test_an_op_that_passes_channels_lets_widths_shrink(name: str) -> None:
     model = network(Called(_function(*PASSED[name])))
     pruned = fxprune.compile(model, image(), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 16
@@ -256,7 +256,7 @@ def test_what_passes_channels_lets_the_widths_go(name: str) -> None:
     torch.testing.assert_close(gradients(pruned, x), gradients(built, x))
 
 
-def test_what_a_graph_could_not_call_again_stays_opaque() -> None:
+def test_functions_that_a_graph_cannot_call_again_stay_opaque() -> None:
     in_place = _function(lambda x: x.mul_(2), None)
     pruned = fxprune.compile(network(Called(in_place)), image(), 0.5)
     assert "in place" in fxprune.report(pruned).opaque[0].reason
@@ -304,7 +304,7 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def test_an_op_of_a_library_without_a_way_back_passes_channels() -> None:
+def test_a_library_op_without_a_backward_passes_channels() -> None:
     model = network(Called(lambda x: doubled(x)))
     pruned = fxprune.compile(model, image(), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 16

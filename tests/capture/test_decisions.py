@@ -132,7 +132,7 @@ if sys.version_info < (3, 11):  # where the line alone does not tell what a fram
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_graph_refuses_other_ways_and_is_right_on_the_same_way(case: str) -> None:
+def test_a_graph_refuses_other_branches_and_is_right_on_its_own(case: str) -> None:
     between, same, other = CASES[case]
     model = Net(between).eval()
     graph = captured(model, torch.randn(2, 3, 8, 8)).module(model)
@@ -190,7 +190,7 @@ class Widths(Net):
         return self.last(x + (x.sigmoid() if x.shape == self.first(x[:, :3]).shape else 0))
 
 
-def test_questions_about_widths_and_the_batch_leave_no_checks() -> None:
+def test_decisions_on_widths_and_the_batch_leave_no_checks() -> None:
     result = pruned(Widths(turned), torch.randn(2, 3, 8, 8))
     sizes = [str(node.args[1]) for node in result.graph.nodes if node.target is torch._assert]
     assert all("dim 2" in text or "dim 3" in text for text in sizes)

@@ -114,7 +114,7 @@ def assert_follows(model: nn.Module, pruned: nn.Module, *args: Tensor) -> None:
 
 
 @pytest.mark.parametrize("function", [*TAILS, *MIDDLES], ids=lambda f: f.__name__)
-def test_what_data_decide_stays_so(function: Callable[..., Any]) -> None:
+def test_decisions_on_data_stay_decisions(function: Callable[..., Any]) -> None:
     model = Net(same, function) if function in TAILS else Net(function, same)
     ratio = 0.2 if function is picked_before_a_write else 0.4  # what is written under a mask keeps its width
     pruned = fxprune.compile(model.eval(), torch.randn(2, 3, 9, 9), ratio)
@@ -154,7 +154,7 @@ def counted(y: Tensor) -> Tensor:
     return torch.stack(list(y.flatten()[y.flatten() > 0]))
 
 
-def test_a_way_that_was_not_seen_is_refused() -> None:
+def test_an_unseen_branch_is_refused() -> None:
     model, x = Net(guarded, same).eval(), torch.randn(2, 3, 9, 9)
     pruned = fxprune.compile(model, x, 0.4)
     (row,) = fxprune.report(pruned).opaque
@@ -164,12 +164,12 @@ def test_a_way_that_was_not_seen_is_refused() -> None:
         pruned(1e7 * x.abs())
 
 
-def test_a_way_that_other_values_leave_at_once_is_no_way() -> None:
+def test_a_branch_that_other_values_leave_at_once_is_not_captured() -> None:
     with pytest.raises(fxprune.FxpruneError, match="move the lines"):
         fxprune.compile(Net(same, counted).eval(), torch.randn(2, 3, 9, 9), 0.4)
 
 
-def test_ways_between_which_values_flip_have_a_graph_each() -> None:
+def test_branches_that_values_decide_have_a_graph_each() -> None:
     model = Net(same, flipping).eval()
     pruned = fxprune.compile(model, torch.randn(2, 3, 9, 9), 0.4)
     assert len(pruned.graphs) == 2
@@ -187,7 +187,7 @@ class Chance(Net):
         return selected(self.last(y))
 
 
-def test_chance_that_decides_in_training_leaves_no_graph_of_it() -> None:
+def test_random_decisions_in_training_leave_no_training_graph() -> None:
     model = Chance(same, same).eval()
     pruned = fxprune.compile(model, torch.randn(2, 3, 9, 9), 0.4)
     with pytest.raises(fxprune.errors.ModeError, match="decides by random numbers"):
@@ -211,7 +211,7 @@ def by_chance_and_values(y: Tensor) -> Tensor:
     return y * 2 if torch.rand(()) > y.mean() * 0 + 0.5 else y
 
 
-def test_random_numbers_alone_decide_no_way() -> None:
+def test_random_numbers_alone_select_no_branch() -> None:
     with pytest.raises(fxprune.errors.CaptureError):
         fxprune.compile(Net(by_chance, same).eval(), torch.randn(2, 3, 8, 8), 0.3)
 

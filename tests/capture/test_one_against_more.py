@@ -70,7 +70,7 @@ def both(net: Net, h: torch.Tensor) -> torch.Tensor:
 )
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("steps", [1, 7])
-def test_every_way_is_the_originals(way: Way, batch: int, steps: int) -> None:
+def test_every_branch_equals_the_original(way: Way, batch: int, steps: int) -> None:
     model = Net(way).eval()
     result = fxprune.compile(model, torch.randn(batch, steps, 6), 0.0, verify=way in (by_batch, both))
     for rows in (1, 2, 3, 5):
@@ -79,7 +79,7 @@ def test_every_way_is_the_originals(way: Way, batch: int, steps: int) -> None:
             torch.testing.assert_close(result(x), model(x))
 
 
-def test_what_asks_for_no_rank_needs_one_graph() -> None:
+def test_a_forward_that_asks_for_no_rank_needs_one_graph() -> None:
     model = Net(lambda net, h: net.last(h.mean(1).squeeze())).eval()
     result = fxprune.compile(model, torch.randn(1, 5, 6), 0.0)
     assert list(result.graphs) == ["eval"]

@@ -368,7 +368,7 @@ class Weighted(nn.Module):
         return self.last(h + self.attention(h, h, h)[0])
 
 
-def test_what_nobody_reads_and_changes_nothing_is_left_out() -> None:
+def test_unread_results_without_effects_are_left_out() -> None:
     nodes = list(captured(Weighted().eval(), torch.randn(5, 2, 8)).graph.nodes)
     assert [n.name for n in nodes if not n.users] == ["dropout", "output"]
     assert not [n for n in nodes if "mean" in n.name]

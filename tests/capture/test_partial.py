@@ -105,7 +105,7 @@ def test_the_cost_of_an_opaque_module_is_shown_apart() -> None:
     assert "MACs" in str(report)
 
 
-def test_the_original_is_left_alone() -> None:
+def test_the_original_is_not_changed() -> None:
     model = Pictures().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruned = fxprune.compile(model, [torch.randn(3, 8, 8)], 0.5)

@@ -118,7 +118,7 @@ def test_what_no_graph_can_answer_is_refused(name: str) -> None:
         fxprune.compile(Net(QUESTIONS[name]).eval(), X, 0.5, verify=False)
 
 
-def test_a_way_that_only_the_own_precision_takes_is_no_proof() -> None:
+def test_a_branch_that_only_its_own_precision_takes_is_no_proof() -> None:
     model = Net(lambda _, h: h * (2 if h.float() is h else 1)).eval()
     with pytest.raises(ProofError):
         fxprune.compile(model, X, 0.5)

@@ -130,7 +130,7 @@ def test_the_result_is_right_or_refuses_with_the_line(name: str) -> None:
         lambda _, h: asks(h),
     ],
 )
-def test_other_ways_without_gradients_are_refused(between: Between) -> None:
+def test_other_branches_without_gradients_are_refused(between: Between) -> None:
     with pytest.raises(CaptureError, match=r"asks whether gradients are on.*test_settings\.py:\d+"):
         fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)
 
@@ -143,7 +143,7 @@ def test_other_ways_without_gradients_are_refused(between: Between) -> None:
         lambda _, h: h * 2 if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled() else h,
     ],
 )
-def test_another_way_under_autocast_is_refused_when_it_is_met(between: Between) -> None:
+def test_another_branch_under_autocast_is_refused_when_it_is_reached(between: Between) -> None:
     x = torch.randn(2, 3, 8, 8)
     model = Net(between).eval()
     result = fxprune.compile(model, x, 0.0)
@@ -212,7 +212,7 @@ class AskingBeforeAttention(nn.Module):
         return self.last(self.attention(h, h, h, need_weights=False)[0])
 
 
-def test_a_proof_in_double_minds_what_the_graph_checks() -> None:
+def test_a_proof_in_double_keeps_the_checks_of_the_graph() -> None:
     model, x = AskingBeforeAttention().eval(), torch.randn(2, 5, 3)
     result = fxprune.compile(model, x, 0.0)
     torch.testing.assert_close(result(x), model(x))

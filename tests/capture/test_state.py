@@ -73,7 +73,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_what_training_writes_into_tensors_is_written_in_the_result(name: str) -> None:
+def test_what_training_writes_into_tensors_is_in_the_result(name: str) -> None:
     model = Keeping(*WRITTEN[name])
     pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
     x = torch.randn(4, 3, 8, 8)
@@ -178,7 +178,7 @@ class OpaqueHead(nn.Module):
 @pytest.mark.parametrize("always", [False, True], ids=["in training", "in both modes"])
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("opaque", [False, True], ids=["alone", "before an opaque part"])
-def test_what_a_graph_would_forget_is_never_baked_in(name: str, always: bool, opaque: bool) -> None:
+def test_state_that_a_graph_would_forget_is_never_baked_in(name: str, always: bool, opaque: bool) -> None:
     class Model(Keeping):
         def forward(self, x: torch.Tensor) -> Any:
             h = F.relu(self.first(x))
@@ -217,7 +217,7 @@ class Part(nn.Module):
         return self.body(x)
 
 
-def test_a_part_that_counts_in_training_stays_as_it_is() -> None:
+def test_a_part_that_counts_its_training_steps_stays_opaque() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), Part(), nn.Conv2d(8, 2, 1))
     original = copy.deepcopy(model)
     pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)

@@ -63,7 +63,7 @@ class Noting(Remembering):
         return self.last(self.previous)
 
 
-def test_state_between_calls_is_refused_where_it_matters() -> None:
+def test_state_between_calls_that_changes_results_is_refused() -> None:
     x = torch.randn(2, 8)
     with pytest.raises(FxpruneError, match=r"keeps previous for its next call"):
         fxprune.compile(Remembering().eval(), x, 0.3)
@@ -98,7 +98,7 @@ class Refused(nn.Module):
         ("replaced parameter", "replaces first.bias"),
     ],
 )
-def test_what_no_graph_carries_is_refused_with_the_reason(way: str, reason: str) -> None:
+def test_what_a_graph_cannot_express_is_refused_with_the_reason(way: str, reason: str) -> None:
     with pytest.raises(FxpruneError, match=reason):
         fxprune.compile(Refused(way).eval(), torch.randn(2, 8), 0.3)
 

@@ -103,7 +103,7 @@ class Recurrent(nn.Module):
         return self.head(self.recurrent(x)[0])
 
 
-def test_what_torch_does_not_take_grows_with_its_macs() -> None:
+def test_calls_that_torch_refuses_grow_with_their_macs() -> None:
     torch.manual_seed(0)
     model, sample = Recurrent().eval(), torch.randn(2, 6, 5)
     graph = fxprune.analyze(model, sample)
@@ -122,7 +122,7 @@ def test_what_torch_does_not_take_grows_with_its_macs() -> None:
     assert 0 < latency.exact(masks) == pytest.approx(3.0 * macs.exact(masks) / macs.full)
 
 
-def test_all_else_grows_with_the_bytes_it_moves() -> None:
+def test_all_other_time_grows_with_the_bytes_moved() -> None:
     torch.manual_seed(0)
     model, sample = nn.Sequential(nn.Conv2d(3, 20, 1), nn.ReLU(), nn.Conv2d(20, 2, 1)).eval(), torch.randn(2, 3, 4, 4)
     graph = fxprune.analyze(model, sample)

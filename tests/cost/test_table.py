@@ -17,7 +17,7 @@ def refuse(call: object) -> float:
     raise AssertionError("it was measured before")
 
 
-def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+def test_measurements_are_kept(tmp_path: Path) -> None:
     first = LatencyTable(CONDITIONS, tmp_path, lambda call: 2.0)
     assert first.seconds("conv", lambda: lambda: None) == 2.0
     first.save()
@@ -50,7 +50,7 @@ def test_a_spoilt_file_is_measured_again(tmp_path: Path, text: str) -> None:
     assert LatencyTable(CONDITIONS, tmp_path, refuse).known("conv") is None
 
 
-def test_a_disk_that_refuses_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_loses_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(target: Path, text: str) -> None:
         raise OSError("no space left on device")
 
@@ -61,7 +61,7 @@ def test_a_disk_that_refuses_costs_the_cache_alone(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_it_lies_and_what_it_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_place_of_the_file_and_what_its_name_depends_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FXPRUNE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "fxprune"

@@ -114,7 +114,7 @@ def test_a_hand_written_narrow_network() -> None:
     torch.testing.assert_close(pruned(x), expected)
 
 
-def test_nothing_dropped_leaves_no_trace() -> None:
+def test_with_nothing_removed_nothing_changes() -> None:
     for model in (networks.Dense(), networks.Bottlenecks()):
         copied = dropped(networks.randomised(model), torch.randn(IMAGE), 0)
         assert "index_select" not in copied.code
@@ -124,7 +124,7 @@ def test_nothing_dropped_leaves_no_trace() -> None:
         torch.testing.assert_close(copied(x), model(x), rtol=0, atol=0)
 
 
-def test_where_no_stream_is_shared_nothing_changes() -> None:
+def test_without_shared_streams_nothing_changes() -> None:
     model = networks.randomised(networks.SqueezeExcite())
     graph, as_ever = (
         fxprune.analyze(model, torch.randn(IMAGE), couplings="drop"),

@@ -55,7 +55,7 @@ def test_every_name_compiles_and_leaves_the_model_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEED_DATA)
-def test_what_needs_calibration_says_so(name: str) -> None:
+def test_criteria_that_need_calibration_say_so(name: str) -> None:
     with pytest.raises(CalibrationError, match="criterion '.*' looks at .* pass calibration="):
         fxprune.plan(Small(), images(2)[0], 0.4, criterion=name)
 
@@ -246,7 +246,7 @@ def test_transformers(name: str) -> None:
     fxprune.compile(model, tokens[:2], 0.3, criterion=criterion, calibration=data)
 
 
-def test_nothing_to_judge_by() -> None:
+def test_no_data_to_judge_by() -> None:
     with pytest.raises(CriterionError, match="'slimming' finds nothing to judge by"):
         fxprune.plan(Attention().eval(), torch.randint(0, 20, (2, 7)), 0.3, criterion="slimming")
 
@@ -258,7 +258,7 @@ def test_structure_alone() -> None:
     assert plan.groups["conv1"] == tuple(range(len(plan.groups["conv1"])))
 
 
-def test_a_criterion_of_ones_own() -> None:
+def test_a_custom_criterion() -> None:
     class Peak(FeatureCriterion):
         name = "peak"
 

@@ -80,7 +80,7 @@ def test_scores_are_checked(value: Any, says: str) -> None:
         score_groups(Constant(value), graph, tensors)
 
 
-def test_no_scores_without_weights() -> None:
+def test_a_network_without_weights_has_no_scores() -> None:
     graph = graphs.chain(5)
     tensors = {n: torch.zeros(s, device="meta") for n, s in graph.shapes.items()}
     assert score_groups(Magnitude(), graph, tensors) is None

@@ -124,7 +124,7 @@ def test_the_mean_is_that_of_reciprocals() -> None:
 
 @pytest.mark.parametrize("t", [1, 2, 3])
 @pytest.mark.parametrize("kept_block_slots", [True, False])
-def test_what_holds_of_every_covering(t: int, kept_block_slots: bool) -> None:
+def test_properties_of_every_covering(t: int, kept_block_slots: bool) -> None:
     found = similar(torch.randn(3, 64, 5, dtype=torch.float64))
     for s in (0.0, 0.25, 0.3):
         kept = covering(found, t, s, kept_block_slots)

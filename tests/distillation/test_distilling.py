@@ -122,7 +122,7 @@ class TestTraining:
         assert found.history[-1]["hints"] < found.history[0]["hints"]
         assert list(found.network.state_dict()) == list(pruned.state_dict())
 
-    def test_a_loss_of_ones_own(self) -> None:
+    def test_a_custom_loss(self) -> None:
         seen = []
 
         def loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class TestTraining:
             ({"teacher": "model"}, "torch.nn.Module"),
         ],
     )
-    def test_what_does_not_fit(self, options: dict[str, object], words: str) -> None:
+    def test_things_that_do_not_fit(self, options: dict[str, object], words: str) -> None:
         pruned, teacher = pair()
         given = {"steps": 3, "loader": [images(4)], "teacher": teacher, **options}
         with pytest.raises(DistillationError, match=words):

@@ -82,7 +82,7 @@ def test_labels_count_a_tenth_where_there_are_some() -> None:
         (("text", torch.randn(2, 3), None), "pass loss="),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments: tuple[object, ...], words: str) -> None:
+def test_outputs_that_do_not_fit_are_refused(arguments: tuple[object, ...], words: str) -> None:
     with pytest.raises(DistillationError, match=words):
         SoftTargets()(*arguments)
 

@@ -280,7 +280,7 @@ def test_a_given_plan_that_the_class_cannot_follow_is_refused() -> None:
         fxprune.apply(model, x, plan, keep_class=True)
 
 
-def test_what_recovery_changed_is_in_the_class() -> None:
+def test_values_changed_by_recovery_are_in_the_class() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
     data = [torch.randn(16, 6) for _ in range(4)]
@@ -322,7 +322,7 @@ class AskedElsewhere(nn.Module):
         return out
 
 
-def test_only_what_a_call_gives_or_asks_for_is_held() -> None:
+def test_only_widths_that_a_call_fixes_are_held() -> None:
     torch.manual_seed(0)
     ratios = {"first": 0.25, "inner": 0.5, "free": 0.5}
     pruned: Any = fxprune.compile(AskedElsewhere().eval(), torch.randn(1, 3, 8, 8), ratios, keep_class=True)
@@ -346,7 +346,7 @@ class LastSumUnread(nn.Module):
         return self.last(total)
 
 
-def test_what_a_forward_computes_for_nothing_is_as_wide_as_the_rest() -> None:
+def test_unused_results_are_as_wide_as_the_rest() -> None:
     torch.manual_seed(0)
     model, x = LastSumUnread().eval(), torch.randn(2, 5)
     kept = fxprune.remove(model, x, {"first": [1, 4, 6]}, keep_class=True)
@@ -357,7 +357,7 @@ def test_what_a_forward_computes_for_nothing_is_as_wide_as_the_rest() -> None:
     torch.testing.assert_close(fxprune.remove(model, x, {"first": [1, 4, 6]})(x), narrow(x))
 
 
-def test_what_says_that_plain_weights_are_quantised_is_named() -> None:
+def test_attributes_that_call_plain_weights_quantised_are_named() -> None:
     model = Blocks(SimpleNamespace(hidden=16, heads=4, inner=24)).eval()
     model.file_quantizer = SimpleNamespace(bits=4)
     model.config.quantization_config = {"bits": 4}

@@ -27,5 +27,5 @@ def test_a_run_or_a_comparison_sees_it_without_the_graphs(
     assert tampering.is_seen("full")
 
 
-def test_without_tampering_nothing_is_seen() -> None:
+def test_without_tampering_nothing_is_reported() -> None:
     assert not Tampering("nothing", lambda pruned, model: None).is_seen()

@@ -117,7 +117,7 @@ def test_plans_of_one_set_of_scores_are_nested(name: str, budget: str, options: 
         before = masks
 
 
-def test_what_does_nothing_goes_first_whatever_it_costs() -> None:
+def test_channels_without_effect_are_removed_first_whatever_they_cost() -> None:
     graph = graphs.chain(8, 8, 8)
     scores = {g: 1 + value for g, value in random_scores(graph).items()}
     dead = [(graph.groups[1], 3), (graph.groups[0], 6), (graph.groups[2], 1)]
@@ -293,7 +293,7 @@ def test_uniform_scope_touches_every_group() -> None:
     assert not any(mask.all() for mask in masks.values())
 
 
-def test_global_scope_leaves_alone_what_saves_nothing() -> None:
+def test_global_scope_keeps_channels_that_save_nothing() -> None:
     builder = graphs.Builder()
     used, free = graphs.channels(8), graphs.channels(8)
     builder.conv("conv", used, graphs.IN)
@@ -371,7 +371,7 @@ def test_inner_residual_keeps_the_stream() -> None:
     assert masks[graph.group("stream")].all()
 
 
-def test_out_of_reach_says_how_far_and_what_stands_in_the_way() -> None:
+def test_an_unreachable_ratio_is_refused_with_the_largest_one_and_the_pins() -> None:
     graph = graphs.chain(8, 8)
     with pytest.raises(BudgetError, match="out of reach") as caught:
         allocate(graph, random_scores(graph), ratio=0.99, budget="params")

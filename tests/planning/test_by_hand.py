@@ -108,7 +108,7 @@ def test_whole_heads_go_and_single_channels_of_them_do_not(net: Net) -> None:
         ({nn.Linear(2, 2): [0]}, OptionError, "a Linear that is no part of the model"),
     ],
 )
-def test_what_cannot_go_is_refused(net: Net, channels: Any, kind: type[Exception], words: str) -> None:
+def test_channels_that_must_stay_are_refused(net: Net, channels: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         fxprune.remove(net, SAMPLE, channels)
 

@@ -47,7 +47,7 @@ def test_plans_that_do_not_follow_one_another_are_refused() -> None:
 
 
 @given(st.floats(1e-6, 1e12), st.floats(0, 1))
-def test_what_is_said_to_be_reachable_can_be_saved(full: float, share: float) -> None:
+def test_the_ratio_named_as_reachable_can_be_reached(full: float, share: float) -> None:
     saved = share * full
     assert _reachable(saved, full) * full <= saved
     assert _reachable(saved, full) == pytest.approx(share)

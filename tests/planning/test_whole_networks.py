@@ -38,7 +38,7 @@ class PartlySeen(nn.Module):
         return self.head(self.inner(self.unseen(x)).relu())
 
 
-def test_what_is_opaque_counts_in_what_is_asked_and_achieved() -> None:
+def test_opaque_parts_count_in_the_ratio_asked_and_achieved() -> None:
     opaque, seen = 16 * 64 + 64 * 64, 64 * 32 + 32 * 4
     model, sample = PartlySeen().eval(), torch.randn(3, 16)
     ratio = 0.2

@@ -37,7 +37,7 @@ def trained() -> nn.Sequential:
     return nn.Sequential(first, norm, nn.ReLU(), second, nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
 
 
-def test_exactly_the_zeros_go() -> None:
+def test_exactly_the_zero_channels_are_removed() -> None:
     net, x = trained(), torch.randn(2, 3, 8, 8)
     pruned = fxprune.compile(net, x, criterion="zeros")
     plan = fxprune.report(pruned).plan
@@ -106,7 +106,7 @@ def test_a_scale_and_a_shift_of_zero_are_enough() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(HONEST))
-def test_what_is_not_known_shows_in_results(name: str) -> None:
+def test_zeros_that_cannot_be_derived_show_in_results(name: str) -> None:
     """The operators whose own answer is taken give NaN for it."""
     x = torch.ones(1, 4, 4, 4)
     x[0, 2] = float("nan")
@@ -135,7 +135,7 @@ def test_what_is_not_known_shows_in_results(name: str) -> None:
         assert torch.equal(found.isnan(), x.isnan())
 
 
-def test_where_nothing_is_zero_nothing_goes() -> None:
+def test_without_zeros_nothing_is_removed() -> None:
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(2, 4)
     assert fxprune.compile(net, x, criterion="zeros", keep_class=True)[0].weight.shape == (8, 4)
 
@@ -208,7 +208,7 @@ def test_a_plan_alone_compares_no_outputs() -> None:
         fxprune.plan(trained(), torch.randn(2, 3, 8, 8), criterion="zeros")
 
 
-def test_what_is_excluded_stays() -> None:
+def test_excluded_layers_stay() -> None:
     net = trained()
     for exclude in (["0"], [net[0]]):
         pruned = fxprune.compile(net, torch.randn(2, 3, 8, 8), criterion="zeros", exclude=exclude)
@@ -219,6 +219,6 @@ def test_what_is_excluded_stays() -> None:
     "beside",
     [{"min_channels": 15}, {"round_to": 8}, {"recover": "bias"}, {"budget": "params"}, {"max_ratio": 0.1}],
 )
-def test_what_would_choose_among_zeros_is_refused(beside: dict[str, Any]) -> None:
+def test_options_that_choose_among_zeros_are_refused(beside: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"leave out {min(beside)}"):
         fxprune.compile(trained(), torch.randn(2, 3, 8, 8), criterion="zeros", **beside)

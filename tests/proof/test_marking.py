@@ -76,7 +76,7 @@ def test_the_plan_says_which_zeros_go() -> None:
         (STEM, KEPT, 4, KEPT),
     ],
 )
-def test_a_wrong_word_is_refused(stem: Tensor, wide: Tensor, pad: int, node: Tensor) -> None:
+def test_a_wrong_statement_is_refused(stem: Tensor, wide: Tensor, pad: int, node: Tensor) -> None:
     with pytest.raises(ProofError):
         padded(stem, wide, pad, node)
 

@@ -368,7 +368,7 @@ def test_multi_head_attention_and_encoder_layers_are_taken_apart() -> None:
 
 
 @pytest.mark.parametrize("largest", [True, False])
-def test_what_is_ranked_is_what_is_left_by_its_full_numbers(largest: bool) -> None:
+def test_ranks_of_kept_entries_are_compared_by_their_full_numbers(largest: bool) -> None:
     x, shape = tensor(0, 4, C), (4, C)
     holed = removed(x, shape)
     with NanCarrying():

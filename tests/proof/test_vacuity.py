@@ -113,7 +113,7 @@ class Unused(nn.Module):
         return x + 0 * self.down(self.up(x))
 
 
-def test_what_never_reaches_the_output_is_said_to_be_vacuous() -> None:
+def test_a_change_that_never_reaches_the_output_is_called_vacuous() -> None:
     kept = twins.index(0, 2)
     keep: Kept = {"up.weight": (kept, None), "up.bias": (kept,), "down.weight": (None, kept)}
     proof = run(twins.twin(Unused(), keep, torch.randn(2, 6)))

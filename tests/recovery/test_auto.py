@@ -93,7 +93,7 @@ def test_a_named_criterion_keeps_its_own_widths() -> None:
     assert usual.groups == fxprune.plan(model, x, 0.5, criterion="hrank", calibration=data(), scope="global").groups
 
 
-def test_nothing_is_said_where_nothing_was_left_open() -> None:
+def test_without_auto_nothing_is_noted() -> None:
     pruned = fxprune.compile(
         net(), images(2), 0.5, criterion="magnitude", scope="global", residual="coupled", recover=None
     )

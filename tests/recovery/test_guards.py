@@ -45,7 +45,7 @@ class Ruin:
 
 
 @pytest.mark.parametrize("factor", [100.0, float("nan")])
-def test_what_makes_outputs_worse_is_undone_and_named(factor: float) -> None:
+def test_recoveries_that_make_outputs_worse_are_undone_and_named(factor: float) -> None:
     model, x = wide(), inputs(64)
     cut = fxprune.compile(model, x[:2], 0.5, recover=None)
     back = fxprune.recover(cut, model, Ruin(factor), calibration=[x])
@@ -61,7 +61,7 @@ def test_what_makes_outputs_worse_is_undone_and_named(factor: float) -> None:
 
 
 @pytest.mark.parametrize("count", [3, 10, 24, 40])
-def test_few_samples_do_no_harm(count: int) -> None:
+def test_few_samples_do_not_make_outputs_worse(count: int) -> None:
     """With less rows than features least squares fits them exactly; on other samples the outputs must not get worse."""
     model, fresh = wide(), inputs(400, seed=9)
     cut = fxprune.compile(model, fresh[:2], 0.5, criterion="random", recover=None)

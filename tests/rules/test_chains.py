@@ -94,7 +94,7 @@ def test_ops_in_any_order_are_proven() -> None:
     assert tally.rate >= LEAST_RATE
 
 
-def test_an_operator_that_refuses_nan_is_proven_or_ends_in_words() -> None:
+def test_an_operator_that_refuses_nan_is_proven_or_fails_with_a_reason() -> None:
     tally = Tally("chains compiled")
     ops = named(IMAGE, "pointwise/normal", "over channels/std", "norm/BatchNorm2d without statistics")
     check_chain(IMAGE, ops, (False, True, False), 42, tally)

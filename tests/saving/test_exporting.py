@@ -223,7 +223,7 @@ def test_a_full_disk_is_an_export_error(format_: str, most: int, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ExportError, match="cannot be written"):
         fxprune.export(pruned(Flat, torch.randn(2, 3, 8, 8)), tmp_path / "file" / "net.pt2")
@@ -287,7 +287,7 @@ class Chooses(nn.Module):
         return x if bool(x.mean() > 0) else -x
 
 
-def test_what_torch_cannot_export_says_so(tmp_path: Path) -> None:
+def test_a_failed_export_gives_the_reason(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(3, 3), Chooses())
     with pytest.raises(ExportError, match="cannot be exported to pt2"):
         fxprune.export(network, tmp_path / "net.pt2", sample_input=torch.randn(2, 3))
@@ -383,7 +383,7 @@ class Ways(nn.Module):
         ("onnx", lambda y: y.shape[-1] % 4, (2, 3, 8, 12), {"batch"}),
     ],
 )
-def test_no_file_is_wrong_at_sizes_of_another_way(
+def test_no_file_is_wrong_at_sizes_of_another_branch(
     format_: str, asked: Any, stranger: Any, free: set[str], tmp_path: Path
 ) -> None:
     need(format_)

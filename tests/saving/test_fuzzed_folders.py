@@ -319,7 +319,7 @@ def test_many_folders(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     try_folders(tmp_path, range(FEW + part * MANY // 10, FEW + (part + 1) * MANY // 10))
 
 
-def test_the_watch_sees_what_it_is_for(tmp_path: Path) -> None:
+def test_the_watch_notices_forbidden_calls(tmp_path: Path) -> None:
     def tries() -> None:
         for bad in (
             lambda: exec("1"),

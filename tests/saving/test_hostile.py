@@ -372,7 +372,7 @@ def test_half_of_a_character_is_no_plan() -> None:
         Plan.from_json('{"format": "fxprune-plan-1", "groups": {}, "settings": {"a": "\\ud800"}, "tensors": {}}')
 
 
-def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
+def test_networks_that_could_not_be_loaded_are_not_saved(tmp_path: Path) -> None:
     network, _ = make("residual")
     type(network).__name__ = "class"
     with pytest.raises(ArtefactError, match="'class' cannot be the name of a class"):

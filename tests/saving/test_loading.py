@@ -165,7 +165,7 @@ def test_another_torch_is_named(folder: Path) -> None:
         ["operator", "add"],
     ],
 )
-def test_functions_off_the_list_are_refused(folder: Path, target: Any) -> None:
+def test_unlisted_functions_are_refused(folder: Path, target: Any) -> None:
     edit_graph(folder, lambda data: node(data, "call_function").update(target=target, args=["touch hacked"]))
     with pytest.raises(ArtefactError, match="may call"):
         load(folder)
@@ -188,7 +188,7 @@ def test_functions_off_the_list_are_refused(folder: Path, target: Any) -> None:
         None,
     ],
 )
-def test_methods_off_the_list_are_refused(folder: Path, target: Any) -> None:
+def test_unlisted_methods_are_refused(folder: Path, target: Any) -> None:
     edit_graph(folder, lambda data: node(data, "call_method").update(target=target))
     with pytest.raises(ArtefactError, match="may not call|cannot be the target"):
         load(folder)
@@ -207,7 +207,7 @@ def test_methods_off_the_list_are_refused(folder: Path, target: Any) -> None:
         [{"node": "x"}],
     ],
 )
-def test_attributes_off_the_list_are_refused(folder: Path, args: list[Any]) -> None:
+def test_unlisted_attributes_are_refused(folder: Path, args: list[Any]) -> None:
     edit_graph(folder, lambda data: node(data, "call_function").update(target="builtins.getattr", args=args))
     with pytest.raises(ArtefactError, match="getattr|may not read"):
         load(folder)

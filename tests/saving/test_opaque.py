@@ -248,7 +248,7 @@ def test_hooks_cannot_be_saved(tmp_path: Path) -> None:
         fxprune.save(network, tmp_path / "net")
 
 
-def test_what_holds_itself_cannot_be_saved(tmp_path: Path) -> None:
+def test_values_that_contain_themselves_cannot_be_saved(tmp_path: Path) -> None:
     network, _ = pruned(Net)
     gate = network.get_submodule("gate")
     gate.thing = [gate]

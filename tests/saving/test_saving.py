@@ -100,7 +100,7 @@ def test_model_py_runs_where_there_is_no_fxprune(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "net", check=True)
 
 
-def test_model_py_reads_like_written_by_hand(tmp_path: Path) -> None:
+def test_model_py_reads_like_handwritten_code(tmp_path: Path) -> None:
     network, _ = make("residual")
     save(network, tmp_path / "net")
     source = (tmp_path / "net" / "model.py").read_text()

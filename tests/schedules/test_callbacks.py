@@ -92,7 +92,7 @@ def test_every_optimiser_goes_on_with_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("kind", [SparseTraining, Polarization])
-def test_penalties_reach_the_scales_that_are_left(kind: Any) -> None:
+def test_penalties_reach_the_remaining_scales(kind: Any) -> None:
     network = Normed()
     penalty = kind(network, 1.0)
     in_place(network, torch.optim.SGD(network.parameters(), lr=0.1))
@@ -101,7 +101,7 @@ def test_penalties_reach_the_scales_that_are_left(kind: Any) -> None:
     assert network.norm.weight.grad.abs().sum() > 0
 
 
-def test_what_would_train_nothing_is_refused() -> None:
+def test_optimisers_that_train_nothing_are_refused() -> None:
     network, x = Normed(), torch.randn(4, 4)
     with pytest.raises(OptionError, match="not a copy"):
         in_place(network, torch.optim.SGD(copy.deepcopy(network).parameters(), lr=0.1))
@@ -138,7 +138,7 @@ def test_the_trainer_of_transformers_prunes_while_it_trains(tmp_path: Any) -> No
     assert network.a.out_features == network.a.weight.shape[0] == 16
 
 
-def test_metrics_say_what_is_gone_silent_or_small() -> None:
+def test_metrics_count_silent_channels_and_small_scales() -> None:
     torch.manual_seed(0)
     network, x = Normed(), torch.randn(4, 4)
     soft, sparse = SoftPruning(network, x, 0.5), SparseTraining(network)
@@ -151,7 +151,7 @@ def test_metrics_say_what_is_gone_silent_or_small() -> None:
     assert pruning_metrics(sparse) == {"pruning/step": 0, "pruning/small_scales": 0.25}
 
 
-def test_the_logger_of_lightning_hears_of_it() -> None:
+def test_the_logger_of_lightning_gets_the_metrics() -> None:
     pl = pytest.importorskip("lightning.pytorch")
     network, x = Normed(), torch.randn(8, 4)
 

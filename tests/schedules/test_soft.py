@@ -71,7 +71,7 @@ def test_a_silent_network_equals_the_compacted_one(model: nn.Module) -> None:
     assert sum(p.numel() for p in compact.parameters()) < sum(p.numel() for p in model.parameters())
 
 
-def test_what_is_silenced_and_what_comes_back() -> None:
+def test_entries_that_are_zeroed_and_entries_that_are_restored() -> None:
     model = Small()
     before = copy.deepcopy(model.state_dict())
     schedule = SoftPruning(model, SAMPLE, 0.5, residual="inner")

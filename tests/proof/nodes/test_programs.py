@@ -117,7 +117,7 @@ def test_the_same_program_in_other_words(training: bool, kind: type[Programs]) -
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: other.__name__)
-def test_what_is_done_otherwise_is_seen(
+def test_other_computations_are_noticed(
     other: Callable[[Net, Tensor], Tensor], training: bool, kind: type[Programs]
 ) -> None:
     found, net = compared(other, training, kind=kind)
@@ -142,7 +142,7 @@ def test_numbers_tell_where_and_when_a_view_is_written(row: int, order: int) -> 
     assert programs.part(lambda x: written(x, 0), lambda x: written(x, row, order), sample) != ""
 
 
-def test_numbers_refuse_what_hangs_on_values() -> None:
+def test_numbering_refuses_code_that_depends_on_values() -> None:
     programs, sample = NumberedPrograms(nn.Identity()), Sample((torch.randn(3, 4),), {})
     for program in (lambda x: x * float(x.sum()), lambda x: x[x > 0], lambda x: torch.zeros(3, 4).copy_(x)):
         with pytest.raises(UnjudgedError):
@@ -174,7 +174,7 @@ def product(*operands: Any, weights: Any = ()) -> Tensor:
     return result
 
 
-def test_a_stand_in_hangs_on_both_operands() -> None:
+def test_a_stand_in_depends_on_both_operands() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(600, 64), torch.randn(96, 64)
     given = product(x, w)

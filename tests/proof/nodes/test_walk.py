@@ -133,7 +133,7 @@ def test_false_claims_about_what_is_kept_fail() -> None:
             proven(given, given.claiming(kept={**kept, name: claim}))
 
 
-def test_entries_go_only_where_something_before_them_goes() -> None:
+def test_entries_are_lost_only_after_an_operand_loses_some() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
