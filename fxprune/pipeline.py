@@ -123,8 +123,8 @@ def _score(program: Program) -> None:
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     if isinstance(criterion, Reconstruction) and isinstance(options.ratio, Mapping):
         criterion = replace(criterion, weigh=False)  # each group has its share already
-    paths = ModelPaths(program.model)
-    found = {n: graph.constants[n] if n in graph.constants else paths.attribute(n) for n in graph.shapes}
+    paths = ModelPaths(program.model, graph.constants)
+    found = {name: paths.attribute(name) for name in graph.shapes}
     with torch.no_grad():
         collector = feed.collector(graph, program.model, program.steps, options.seed)
         spared = spared_groups(graph, options.ratio, options.exclude, options.residual)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ class Analyzer:
     macs: list[tuple[fx.Node, float, tuple[Axis, ...]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.paths = ModelPaths(self.model)
+        constants = [captured.constants for captured in self.captured.everything()]
+        self.paths = ModelPaths(self.model, ChainMap(*constants))
         self._part = ""
 
     def run(self) -> None:
@@ -160,7 +162,7 @@ class Analyzer:
     def _call(self, node: fx.Node) -> tuple[Call, Rule | None]:
         name, arguments, rule = self._bound(node)
         cause = Cause(node.name, _op_in_words(node, name), node.meta.get("source", ""))
-        read = (self._axes_of, self._shape_of, self.ledger, self._attribute_of)
+        read = (self._axes_of, self._shape_of, self.ledger, self.paths.attribute)
         call = Call(node, name, arguments, self.solver, cause, *read)
         return call, rule
 
@@ -192,13 +194,6 @@ class Analyzer:
         first = self.captured.first_name(name)
         self.used.add(first)
         return self.tensors[first]
-
-    def _attribute_of(self, name: str) -> torch.Tensor:
-        captures = self.captured.everything()
-        constant = next((c.constants[name] for c in captures if name in c.constants), None)
-        value = self.paths.attribute(name) if constant is None else constant
-        assert isinstance(value, torch.Tensor)
-        return value
 
     def _axes_of(self, value: Any) -> Any:
         if isinstance(value, TensorName):

@@ -171,7 +171,7 @@ class _Measuring:
         self.model = model
         self.device = device
         self.table = table
-        self.paths = ModelPaths(model)
+        self.paths = ModelPaths(model, graph.constants)
         self.linear: list[Term] = []
         self.shaped: list[ShapedOp] = []
         self._surfaces: dict[str, Surface | None] = {}
@@ -228,7 +228,8 @@ class _Measuring:
 
     def _shaped(self, node: fx.Node, seen: ProfiledOp) -> ShapedCall | None:
         call = self.graph.calls[node]
-        found = shaped_call(call, self.graph.solver.resolve, seen.arguments, self._dtype_of)
+        resolve, tensor = self.graph.solver.resolve, self.paths.attribute
+        found = shaped_call(call, resolve, seen.arguments, lambda name: tensor(name).dtype)
         return found if found is not None and len(found.axes) <= MOST_WIDTHS else None
 
     def _surface(self, call: ShapedCall) -> Surface | None:
@@ -262,11 +263,6 @@ class _Measuring:
         for place in (*node.all_input_nodes, node):
             for tensor, axes in paired_axes(place.meta.get("val"), self.graph.axes.get(place)):
                 yield Term("", tensor.element_size(), tuple(map(resolve, axes)))
-
-    def _dtype_of(self, name: str) -> torch.dtype:
-        value = self.graph.constants.get(name)
-        found: torch.dtype = (self.paths.attribute(name) if value is None else value).dtype
-        return found
 
 
 Prepared = Callable[[], object]

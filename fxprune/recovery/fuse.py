@@ -85,10 +85,8 @@ def nearest_kept(filters: Tensor, mask: Mask, least_similarity: float = 0.0) -> 
 
 def _filters(group: Group, work: Work) -> Tensor:
     """One row per channel: the filters that produce it, scaled by the following batch norm, with its shift as bias."""
-    paths = ModelPaths(work.model)
-    tensors = {
-        n: work.graph.constants[n] if n in work.graph.constants else paths.attribute(n) for n in work.graph.shapes
-    }
+    paths = ModelPaths(work.model, work.graph.constants)
+    tensors = {name: paths.attribute(name) for name in work.graph.shapes}
     found = []
     for member in producers(group, tensors, work.graph):
         rows = channel_rows(tensors[member.tensor], member, group.variable).cpu()

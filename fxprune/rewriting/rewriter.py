@@ -48,10 +48,9 @@ class Rewriter:
         self.certificates: list[Certificate] = []
         self._source = graph
         self._captured: Captured = graph.captured
-        self._constants = graph.constants
         self._selections = {name for c in self._captured.everything() for name in c.selections}
         self._model = model
-        self._paths = ModelPaths(model)
+        self._paths = ModelPaths(model, graph.constants)
         self._masks = masks
         self._kept: KnownIndices = {}
         self._env: dict[fx.Node, Any] = {}
@@ -111,7 +110,7 @@ class Rewriter:
     @property
     def new_constants(self) -> list[str]:
         """The names of the constants that are not in the original's state dict."""
-        return [*self.index_constants, *(n for n in self._constants if n in self.root)]
+        return [*self.index_constants, *(n for n in self._source.constants if n in self.root)]
 
     def _write(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
@@ -210,14 +209,8 @@ class Rewriter:
             self.root[name] = self._tensor(name)
         return self._note(self.graph.get_attr(name))
 
-    def _original(self, name: str) -> torch.Tensor:
-        constant = self._constants.get(name)
-        value = self._paths.attribute(name) if constant is None else constant
-        assert isinstance(value, torch.Tensor)
-        return value
-
     def _tensor(self, name: str) -> torch.Tensor:
-        original = self._original(name)
+        original: torch.Tensor = self._paths.attribute(name)
         if id(original) not in self._tensors:
             axes = self._source.tensors[self._captured.first_name(name)]
             self._tensors[id(original)] = sliced(original, kept_indices(axes, self._masks, self._kept))

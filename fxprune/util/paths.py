@@ -9,6 +9,7 @@ import keyword
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -130,10 +131,14 @@ class PlainNames:
 
 
 class ModelPaths:
-    """Look-ups by path in a model that does not change meanwhile: each module is searched for once."""
+    """Look-ups by path in a model that does not change meanwhile: each module is searched for once.
 
-    def __init__(self, model: nn.Module) -> None:
+    ``constants``: tensors that a graph of the model has besides its own, by name.
+    """
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
         self._modules: dict[str, nn.Module] = {"": model}
+        self._constants = constants
 
     def module(self, path: str) -> nn.Module:
         """The submodule at a path; the empty path is the model itself. Raises AttributeError: there is none."""
@@ -147,7 +152,9 @@ class ModelPaths:
         return found
 
     def attribute(self, name: str) -> Any:
-        """The attribute at a dotted path."""
+        """The constant of that name, or the attribute at a dotted path."""
+        if name in self._constants:
+            return self._constants[name]
         path, _, leaf = name.rpartition(".")
         return _held(self.module(path), leaf)
 
