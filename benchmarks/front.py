@@ -103,11 +103,15 @@ def networks(
         yield name, trained(TASKS[name], *TASKS[name].data(images, labels), epochs), TASKS[name]
 
 
-_NOTE = """Trained networks lose half of their MACs in one call, `fxprune.compile(model, x, 0.5, calibration=batches)`, with
-1,024 images without labels (*plain call*). Then they are distilled, also without labels, by
-`fxprune.distill(pruned, model, images, steps={steps})`: batches of 128 of {train} images, shifted and mirrored; the loss
-is the squared difference from the original's outputs. In percent, on 2,000 test images. Milliseconds are for a batch of
-{batch} on {threads} thread in onnxruntime. Repeat it with `python -m benchmarks.front`."""
+_NOTE = """What was measured: trained networks before and after the plain call at half of the MACs,
+`fxprune.compile(model, x, 0.5, calibration=batches)`, with 1,024 images without labels; then after
+`fxprune.distill(pruned, model, images, steps={steps})`, also without labels: batches of 128 of {train} images, shifted
+and mirrored, and the squared difference from the original's outputs as loss.
+
+To repeat it: `python -m benchmarks.front`.
+
+How to read it: measures are in percent, on 2,000 test images. Milliseconds are for a batch of {batch} on {threads}
+thread."""
 
 
 def main(

@@ -30,8 +30,8 @@ To repeat it: `python -m benchmarks.yolo`.
 How to read it: *loaded and validated*: ultralytics alone opens the checkpoint, at the pruned sizes. *ONNX*: the largest
 difference of a number in the exported network's output, run in onnxruntime; boxes are in pixels. *Seconds* are those of
 pruning."""
-_NAMES = """yolov8n yolov8n-seg yolov8n-pose yolo11n yolo11n-seg yolo11n-pose yolo12n yolo26n yolo26n-seg
-    yolo26n-pose""".split()
+_NAMES = """yolov8n yolov8n-seg yolov8n-pose yolo11n yolo11n-seg yolo11n-pose yolo12n yolo12n-seg
+    yolo12n-pose yolo26n yolo26n-seg yolo26n-pose""".split()
 _BOX = "0 0.5 0.5 0.4 0.4"
 _POINTS = 17
 _ROWS = {
