@@ -332,7 +332,7 @@ PASSES = (
     Pass("score", score, when=lambda p: p.plan is None, makes_garbage=lambda p: p.calibration is not None),
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
-    Pass("keep", fit_class, when=lambda p: p.keep_class),
+    Pass("keep", fit_class, when=lambda p: p.keep_class, makes_garbage=_always),
     *5 * _AGAIN,
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", hold_to_sizes, when=_diverges),
@@ -341,7 +341,7 @@ PASSES = (
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),
     Pass("time", compare_latency, when=_counts_seconds, makes_garbage=_always),
     Pass("recover", recover, when=_is_compared, makes_garbage=_always),
-    Pass("keep", keep_class, when=lambda p: p.keep_class),
+    Pass("keep", keep_class, when=lambda p: p.keep_class, makes_garbage=_always),
 )
 
 

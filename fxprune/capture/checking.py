@@ -287,6 +287,8 @@ def _equal(first: Any, second: Any, exact: bool) -> bool:
         return type(first) is type(second) and (first == second or not isinstance(first, literals))
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
+    if torch.equal(first, second):  # most are: no copies in float64
+        return True
     left, right = (tensor if tensor.is_complex() else tensor.double() for tensor in (first, second))
     relative, absolute = (0.0, 0.0) if exact else (1e-4, 1e-6)
     return torch.allclose(left, right, relative, absolute, equal_nan=True)

@@ -36,8 +36,8 @@ def give_values(source: nn.Module, target: nn.Module) -> None:
 
 def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> None:
     """Compare the two on samples, also with random weights, and in a training step. Raises ProofError: they differ."""
+    pair = (private_copy(kept), private_copy(graph))
     for randomised in (False, True):
-        pair = (private_copy(kept), private_copy(graph))
         if randomised:
             _randomise(*pair)
         for number, sample in enumerate(samples):
@@ -111,6 +111,8 @@ def _compare(kept: nn.Module, graph: nn.Module, sample: Sample, call: str) -> No
         _check_tensor(f"value {number} in {call} mode of {type(kept).__name__}", left, right)
     if call == "train":
         _check_step(kept, graph)
+        for module in (kept, graph):
+            module.zero_grad()
 
 
 def _check_step(kept: nn.Module, graph: nn.Module) -> None:
