@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,9 @@ from rich.progress import track
 
 import fxprune
 from benchmarks.harness import failure_text
+from benchmarks.language_model import language_model, missing, texts
 from benchmarks.tables import markdown_table, write_page
+from fxprune.recovery import Reconstruct
 
 _COLUMNS = (
     "model",
@@ -26,13 +30,30 @@ _COLUMNS = (
     "processor seconds",
 )
 _NOTE = """What was measured: small networks of transformers with random weights, pruned with `keep_class=True,
-alike="equal"`, saved by `save_pretrained`, and loaded by `from_pretrained` of the library alone.
+alike="equal"`, saved by `save_pretrained`, and loaded by `from_pretrained` of the library alone. Below the table, a trained model
+loses a share of each feed-forward block and is recovered with calibration; a new process that loads transformers alone
+asks its folder.
 
 To repeat it: `python -m benchmarks.keeping`.
 
 How to read it: *configuration* says which fields changed. *Loads and answers alike*: the outputs are equal to the bit.
 *Generates alike*: the tokens are equal, with a cache and without. If no field of the configuration says a width, the
 class is kept, but the library cannot load the folder; the note names that width."""
+_QUESTIONS = ("What is the capital of France?", "Why is the sky blue? Answer in one sentence.")
+_TOKENS = 40
+_ASK = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, tokens, *questions = sys.argv[1:]
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+assert "fxprune" not in sys.modules
+for question in questions:
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    answer = model.generate(**asked, max_new_tokens=int(tokens), do_sample=False)[0, asked["input_ids"].shape[1]:]
+    print(tokenizer.decode(answer, skip_special_tokens=True).replace("\\n", " "))
+"""
 
 _DECODER = {
     "vocab_size": 97,
@@ -108,12 +129,46 @@ _MADE = {
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Names of the table; all by default.")] = None,
     ratio: Annotated[float, typer.Option(help="Of the parameters.")] = 0.2,
+    share: Annotated[float, typer.Option(help="Of each feed-forward block of the trained model.")] = 0.15,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("benchmarks/results/keeping.md"),
 ) -> None:
     """Write a table of round trips."""
     transformers.logging.set_verbosity_error()
     rows = [list(_row(name, ratio)) for name in track(models or list(_models()))]
-    write_page(out, "Kept classes", _NOTE, markdown_table(_COLUMNS, rows))
+    write_page(out, "Kept classes", _NOTE, "\n\n".join([markdown_table(_COLUMNS, rows), *_trained(share)]))
+
+
+def _trained(share: float) -> Iterator[str]:
+    """A trained language model, cut, saved, and asked from its folder in another process."""
+    if absent := missing():
+        yield f"A trained model: skipped, as this needs {', '.join(absent)}."
+        return
+    model, tokenizer = language_model()
+    calibration, _ = texts(tokenizer, 32, 1, 256)
+    pruned: Any = fxprune.compile(
+        model,
+        {"input_ids": calibration[:2, :16]},
+        {"*.mlp.gate_proj": share},
+        alike="equal",
+        keep_class=True,
+        calibration=[{"input_ids": part} for part in calibration.split(4)],
+        recover=Reconstruct(everywhere=False),
+    )
+    report = fxprune.report(pruned)
+    yield "A trained model: SmolLM2-135M-Instruct, {:.1f} M parameters before and {:.1f} M after; {}.".format(
+        report.parameters_before / 1e6,
+        report.parameters_after / 1e6,
+        next(note for note in report.notes if note.startswith("config")),
+    )
+    answers = []
+    for network in (model, pruned):
+        with tempfile.TemporaryDirectory() as folder:
+            for part in (network, tokenizer):
+                part.save_pretrained(folder)
+            command = [sys.executable, "-c", _ASK, folder, str(_TOKENS), *_QUESTIONS]
+            answers.append(subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout)
+    rows = zip(_QUESTIONS, *(answer.splitlines() for answer in answers), strict=True)
+    yield markdown_table(("question", "the original's answer", "the pruned one's"), list(rows))
 
 
 def _row(name: str, ratio: float) -> Iterator[str]:

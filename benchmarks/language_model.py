@@ -34,6 +34,11 @@ _SAMPLE_TOKENS = 16
 _SHOWN = ("cut", "parameters removed", "original", "cut only", "recovered", "ratio to the original", "seconds")
 
 
+def missing() -> list[str]:
+    """Packages that are needed and not installed."""
+    return [name for name in _NEEDED if find_spec(name) is None]
+
+
 def _folder(package: str) -> Path:
     spec = find_spec(package)
     assert spec is not None
@@ -107,9 +112,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
     """Prune SmolLM2-135M-Instruct without training, print perplexities."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        print(f"skipped: this benchmark needs {', '.join(missing)}")
+    if absent := missing():
+        print(f"skipped: this benchmark needs {', '.join(absent)}")
         return
     model, tokenizer = language_model()
     calibration, test = texts(tokenizer, sequences, tests, length)
