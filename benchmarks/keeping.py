@@ -30,9 +30,9 @@ _COLUMNS = (
     "processor seconds",
 )
 _NOTE = """What was measured: small networks of transformers with random weights, pruned with `keep_class=True,
-alike="equal"`, saved by `save_pretrained`, and loaded by `from_pretrained` of the library alone. Below the table, a trained model
-loses a share of each feed-forward block and is recovered with calibration; a new process that loads transformers alone
-asks its folder.
+alike="equal"`, saved by `save_pretrained`, and loaded by `from_pretrained` of the library alone. Below the table, a
+trained model loses a share of each feed-forward block and is recovered with calibration; a new process that loads
+transformers alone asks its folder.
 
 To repeat it: `python -m benchmarks.keeping`.
 

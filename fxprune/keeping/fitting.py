@@ -28,7 +28,8 @@ from fxprune.capture.builtin_calls import remembering
 from fxprune.capture.objects import CopiedObject
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.tracing import attempt
-from fxprune.keeping.slots import Masks, Pairs, Slot, columns_of, sizes, slots_of
+from fxprune.keeping.slots import Masks, Pairs, Slot, sizes, slots_of
+from fxprune.keeping.unread import columns_of_sizes
 from fxprune.rewriting import Certificate, rewrite_certified
 from fxprune.rewriting.slicing import kept_indices, sliced
 from fxprune.rules import is_leaf
@@ -132,24 +133,33 @@ class Fit:
         return self._unfit_for_attention()
 
     def _set_unread(self) -> None:
-        """Set numbers that the forward does not read (``num_features``), if only one size is possible."""
-        changes = list[tuple[Slot, int, int]]()
-        for path, module in self.copy.named_modules():
-            known: dict[int, set[int]] = defaultdict(set)
-            for old, new in () if is_leaf(module) else self._sizes_between(path):
-                known[old].add(new)
-            for column in columns_of(module, path):
-                if all(len(known[slot.value]) == 1 and slot.identity not in self.changed for slot in column):
-                    changes += [(slot, slot.value, next(iter(known[slot.value]))) for slot in column]
+        """Set numbers that the forward does not read (``num_features``), if the forward stays as it is."""
+        columns = columns_of_sizes(self.copy, self._passed, self._returned)
+        free = (c for c in columns if not any(slot.identity in self.changed for slot, _ in c))
+        changes = [(slot, slot.value, new) for column in free for slot, new in column]
         for slot, _, new in changes:
             slot.set(new)
         if changes and self._reached()[1] is not None:
             for slot, old, _ in changes:
                 slot.set(old)
 
-    def _sizes_between(self, path: str) -> Pairs:
-        axes = (axis for node in self.between[path] for axis in flat_axes(self.graph.axes.get(node)))
-        return {pair for axis in axes for pair in sizes(self.graph.solver.resolve(axis), self.masks)}
+    def _passed(self, path: str) -> Pairs:
+        """Sizes of what a module passes between its children."""
+        return self._sizes_of(self.between[path])
+
+    def _returned(self, path: str) -> Pairs:
+        """Sizes of what a module returns."""
+
+        def is_inside(node: fx.Node) -> bool:
+            own = node.target if node.op == "call_module" else node.meta.get("module", "")
+            return f"{own}.".startswith(f"{path}.")
+
+        ends = (n for _, n in self.order.values() if is_inside(n) and not all(map(is_inside, n.users)))
+        return self._sizes_of(ends)
+
+    def _sizes_of(self, nodes: Iterable[fx.Node]) -> Pairs:
+        axes = (self.graph.solver.resolve(axis) for axis in self._axes_of(nodes))
+        return {pair for axis in axes for pair in sizes(axis, self.masks)}
 
     def _unfit_for_attention(self) -> Held:
         """The groups that torch's attention cannot narrow: its own forward requires one width throughout."""
@@ -296,11 +306,7 @@ class Fit:
 
     def _pairs(self, node: fx.Node) -> Pairs:
         """Full and kept sizes of the dims of a call's arguments and result, and of products of adjacent factors."""
-        found: Pairs = set()
-        for given in (node, *node.all_input_nodes):
-            for axis in flat_axes(self.graph.axes.get(given)):
-                found |= sizes(self.graph.solver.resolve(axis), self.masks)
-        return found
+        return self._sizes_of([node, *node.all_input_nodes])
 
     def _changed_literals(self, node: fx.Node) -> Iterator[tuple[int, int]]:
         """The numbers of a call that differ in the pruned graph, as (old, new)."""
@@ -315,7 +321,7 @@ class Fit:
         """The narrowed groups of a call's result, else of its arguments or sizes; also of equal calls of its line."""
         groups = {group.variable: group for group in self.graph.groups}
         found: Held = {}
-        for like in [node, *(n for n in self._same_line(node))]:
+        for like in [node, *self._same_line(node)]:
             given = (self._axes_of([like]), self._axes_of(like.all_input_nodes), self._sizes_read(like))
             for variable in next(filter(None, map(self._shrinking, given)), ()):
                 group = groups[variable]
@@ -330,9 +336,8 @@ class Fit:
 
     def _same_line(self, node: fx.Node) -> Iterator[fx.Node]:
         source = node.meta.get("source")
-        return (
-            n for _, n in self.order.values() if source and n.meta.get("source") == source and n.target == node.target
-        )
+        alike = (n for _, n in self.order.values() if n.target == node.target)
+        return (n for n in alike if source and n.meta.get("source") == source)
 
     def _axes_of(self, nodes: Iterable[fx.Node]) -> list[Axis]:
         return [axis for node in nodes for axis in flat_axes(self.graph.axes.get(node))]
@@ -354,9 +359,8 @@ class Fit:
         cls = type(self.paths.module(path)).__name__
         first = group.members[0]
         reason = f"keep_class: no attribute makes the forward of {cls}{f' ({path})' if path else ''} take another width"
-        return PinnedWidth(
-            first.tensor, first.dim, group.size, reason, f"{_words(node)} at {node.meta.get('source', '')}"
-        )
+        cause = f"{_words(node)} at {node.meta.get('source', '')}"
+        return PinnedWidth(first.tensor, first.dim, group.size, reason, cause)
 
 
 def _common(a: str, b: str) -> str:

@@ -95,17 +95,6 @@ def _in_table(table: dict[Any, Any], owner: str, place: tuple[str, ...], depth: 
                 yield from _in_table(inner, owner, here, depth - 1, seen | {id(value)})
 
 
-def columns_of(module: nn.Module, owner: str) -> Iterator[list[Slot]]:
-    """Numbers of one kind: each attribute by itself, and each column of a list of dicts (the stages of a backbone)."""
-    for key, value in vars(module).items():
-        if type(value) is int:
-            yield [Slot(owner, (key,), vars(module), key)]
-        elif type(value) in (list, tuple) and value and all(type(row) is dict for row in value):
-            for name, entry in value[0].items():
-                if type(entry) is int and all(type(row.get(name)) is int for row in value):
-                    yield [Slot(owner, (key, str(i), str(name)), row, name) for i, row in enumerate(value)]
-
-
 def sizes_of(graph: ChannelGraph, masks: Masks) -> dict[int, set[int]]:
     """Kept sizes by full size, of every dim of a tensor and of products of adjacent factors."""
     found: dict[int, set[int]] = defaultdict(set)

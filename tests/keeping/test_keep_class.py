@@ -133,6 +133,27 @@ def test_numbers_that_no_forward_reads_follow_where_only_one_width_can_be_meant(
     assert pruned(x).shape == (2, 3)
 
 
+class Located(Staged):
+    """A table that names parts, where heights and other layers have the sizes of the parts that are narrowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = ((16, 16, "stages.0"), (32, 16, "stages.1"), (64, 8, "stages.2"))
+        self.feature_info = [{"num_chs": n, "reduction": r, "module": path} for n, r, path in rows]
+        self.before = nn.Conv2d(3, 16, 1)
+        self.back = nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.back(self.before(x)))
+
+
+def test_a_row_that_names_a_part_follows_this_part() -> None:
+    shares = {"stages.0": 0.25, "stages.1": 0.5, "stages.2": 0.25, "before": 0.75}
+    pruned: Any = fxprune.compile(Located().eval(), torch.randn(2, 3, 16, 64), shares, keep_class=True)
+    assert pruned.before.out_channels == 4
+    assert [tuple(row.values())[:2] for row in pruned.feature_info] == [(12, 16), (16, 16), (48, 8)]
+
+
 class Implicit(nn.Module):
     """Attention whose scale is a default that follows the width."""
 
