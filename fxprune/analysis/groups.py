@@ -8,7 +8,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from fxprune.axes.expressions import Axis, Cause, Channels, Concat, Dependency, Fixed, Origin, Pin, Product, variables
+from fxprune.axes.expressions import (
+    Axis,
+    Cause,
+    Channels,
+    Concat,
+    Dependency,
+    Fixed,
+    Origin,
+    Pin,
+    Product,
+    resolved,
+    variables,
+)
 from fxprune.axes.solver import Solver
 
 if TYPE_CHECKING:
@@ -68,6 +80,8 @@ class Ties:
 
     nodes: dict[ChannelNode, dict[str, Any]] = field(default_factory=dict)
     adj: dict[ChannelNode, dict[ChannelNode, dict[str, Any]]] = field(default_factory=dict)
+    # The nodes of each variable, by its serial.
+    known: dict[int, list[ChannelNode]] = field(default_factory=dict)
 
     def add(self, node: ChannelNode, origin: Origin) -> None:
         """Add a node, or replace its origin."""
@@ -106,22 +120,22 @@ def channel_graph(solver: Solver, used: Iterable[Channels] = ()) -> Ties:
     """
     graph = Ties()
     for variable in used:
-        for node in _nodes(solver, variable):
+        for node in _nodes(graph, variable):
             graph.add(node, variable.origin)
     for dependency in solver.dependencies:
-        _add_dependency(graph, solver, dependency)
-        _note_fixed_sides(graph, solver, dependency)
+        _add_dependency(graph, dependency)
+        _note_fixed_sides(graph, dependency)
     for pin in solver.pins:
         for variable in variables(pin.axis):
-            for node in _nodes(solver, variable):
+            for node in _nodes(graph, variable):
                 graph.add(node, variable.origin)
                 if node[1] is PINNED:
                     graph.nodes[node].setdefault("pin", pin)
     return graph
 
 
-def _add_dependency(graph: Ties, solver: Solver, dependency: Dependency) -> None:
-    left, right = _by_channel_set(solver, dependency.left), _by_channel_set(solver, dependency.right)
+def _add_dependency(graph: Ties, dependency: Dependency) -> None:
+    left, right = _by_channel_set(graph, dependency.left), _by_channel_set(graph, dependency.right)
     for key in left.keys() & right.keys():
         hub = left[key][0][0]
         for node, origin in (*left[key], *right[key]):
@@ -138,13 +152,13 @@ def _add_cause(graph: Ties, left: ChannelNode, right: ChannelNode, cause: Cause)
         known["causes"].append(cause)
 
 
-def _note_fixed_sides(graph: Ties, solver: Solver, dependency: Dependency) -> None:
+def _note_fixed_sides(graph: Ties, dependency: Dependency) -> None:
     """If one side holds a fixed size, note the dependency as the pin of the other side's pinned variables."""
     for side, other in ((dependency.left, dependency.right), (dependency.right, dependency.left)):
         fixed = _fixed_part(other)
         if fixed is None:
             continue
-        for node, origin in _by_channel_set(solver, side).get(PINNED, ()):
+        for node, origin in _by_channel_set(graph, side).get(PINNED, ()):
             graph.add(node, origin)
             graph.nodes[node].setdefault("pin", Pin(side, fixed.why, dependency.cause))
 
@@ -156,20 +170,21 @@ def _fixed_part(axis: Axis) -> Fixed | None:
     return next((found for a in inner if (found := _fixed_part(a)) is not None), None)
 
 
-def _by_channel_set(solver: Solver, axis: Axis) -> dict[int | None, list[tuple[ChannelNode, Origin]]]:
+def _by_channel_set(graph: Ties, axis: Axis) -> dict[int | None, list[tuple[ChannelNode, Origin]]]:
     found: dict[int | None, list[tuple[ChannelNode, Origin]]] = defaultdict(list)
     for variable in variables(axis):
-        for node in _nodes(solver, variable):
+        for node in _nodes(graph, variable):
             found[node[1]].append((node, variable.origin))
     return found
 
 
-def _nodes(solver: Solver, variable: Channels) -> list[ChannelNode]:
-    resolved = solver.resolve(variable)
-    if isinstance(resolved, Channels):
-        return [(variable.serial, resolved.serial)]
-    roots = {v.serial for v in variables(resolved)}
-    return [(variable.serial, r) for r in sorted(roots)] or [(variable.serial, PINNED)]
+def _nodes(graph: Ties, variable: Channels) -> list[ChannelNode]:
+    known = graph.known.get(variable.serial)
+    if known is None:
+        roots = {v.serial for v in variables(resolved(variable))}
+        known = [(variable.serial, r) for r in sorted(roots)] or [(variable.serial, PINNED)]
+        graph.known[variable.serial] = known
+    return known
 
 
 def position(group: Group) -> int:

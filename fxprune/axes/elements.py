@@ -100,7 +100,7 @@ def is_elementwise(axis: Axis) -> bool:
 
 def has_gather(axis: Axis) -> bool:
     """Whether elements are picked by an index anywhere in the expression."""
-    return isinstance(axis, Gather) or any(map(has_gather, inside(axis)))
+    return type(axis) not in (Fixed, Channels) and (isinstance(axis, Gather) or any(map(has_gather, inside(axis))))
 
 
 def as_gather(axis: Product) -> Axis | None:

@@ -42,7 +42,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,14 +187,11 @@ def inside(axis: Axis) -> tuple[Axis, ...]:
     return axis.parts if isinstance(axis, Concat) else (axis.base,) if isinstance(axis, Gather) else ()
 
 
-def variables(axis: Axis) -> Iterator[Channels]:
+def variables(axis: Axis) -> Sequence[Channels]:
     """Every variable written in the expression, in order, repeats included."""
-    stack: list[Axis] = [axis]
-    while stack:
-        top = stack.pop()
-        if isinstance(top, Channels):
-            yield top
-        stack.extend(reversed(inside(top)))
+    if isinstance(axis, Channels):
+        return (axis,)
+    return () if isinstance(axis, Fixed) else [variable for part in inside(axis) for variable in variables(part)]
 
 
 def has_fixed(axis: Axis) -> bool:
@@ -213,14 +210,13 @@ class Term:
 
 def resolved(axis: Axis) -> Axis:
     """The axis in normal form, with every variable replaced by its representative or its binding."""
-    if isinstance(axis, Channels):
-        root = _representative(axis)
-        if root.binding is None:
-            return root
-        root.binding = resolved(root.binding)
-        return root.binding
-    if isinstance(axis, Fixed):
+    if isinstance(axis, Fixed):  # most axes are
         return axis
+    if isinstance(axis, Channels):
+        root = axis if axis.parent is None else _representative(axis)
+        if root.binding is not None:
+            root.binding = resolved(root.binding)
+        return root.binding or root
     if isinstance(axis, Product):
         factors = [resolved(f) for f in axis.factors]
         return axis if _same(factors, axis.factors) else product(factors)

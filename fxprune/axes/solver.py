@@ -114,9 +114,7 @@ class Solver:
             return Channels(size, origin)
         return Fixed(size, "it has a single channel" if size else "it has no channel")
 
-    def resolve(self, axis: Axis) -> Axis:
-        """The axis in normal form, with every variable replaced by its representative or its binding."""
-        return resolved(axis)
+    resolve = staticmethod(resolved)
 
     def unify(self, left: Axis, right: Axis, cause: Cause) -> None:
         """Make the two axes the same channels. Raises AnalysisError: their sizes differ."""

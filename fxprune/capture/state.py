@@ -165,7 +165,9 @@ def _copied(holder: Any) -> Any:
     if isinstance(holder, set):
         return {*holder}
     if isinstance(holder, nn.Module):
-        return {name: value for name, value in vars(holder).items() if name not in _OWN}
+        own = vars(holder).copy()
+        own.pop("training", None)
+        return own
     return dict(dict.items(holder) if isinstance(holder, dict) else _items(holder))
 
 

@@ -119,8 +119,8 @@ def _check_methods(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
     ``train`` and ``eval`` are exempt: their effect is compared by a step in training mode.
     """
-    for name in vars(narrow):
-        inherits = callable(getattr(type(narrow), name, None)) and name not in _MODES
+    for name in vars(narrow).keys() - _ASIDE:
+        inherits = callable(getattr(type(narrow), name, None))
         if inherits and (isinstance(narrow, fx.GraphModule) or name not in vars(full)):
             raise _error(f"{where} has an attribute of its own in the place of its method {name!r}")
 

@@ -13,6 +13,8 @@ from fxprune.util.copies import is_constant, meet
 from fxprune.util.paths import named_modules
 
 Tensors = Mapping[str, Tensor]
+# By network (0: the original, 1: the pruned one) and name, the number of a tensor's memory range.
+Blocks = Mapping[tuple[int, str], int]
 
 
 def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow: Tensors, traced: Tensors) -> None:
@@ -31,10 +33,11 @@ def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow:
             raise _error(f"{name!r} {saved} in the state dict of the pruned network, unlike in that of the original")
     _check_order("parameters", original.named_parameters, pruned.named_parameters, common)
     _check_order("buffers", original.named_buffers, pruned.named_buffers, common)
-    _check_ties(full, narrow, common)
+    blocks = _blocks({(side, name): t for side, held in enumerate((full, narrow)) for name, t in held.items()})
+    _check_memory(blocks)
+    _check_ties(full, narrow, common, blocks)
     added = {name: tensor for name, tensor in narrow.items() if name not in full}
     _check_added(added, traced.keys(), unsaved_narrow, set(_read(pruned)))
-    _check_memory(full, narrow)
 
 
 def _error(text: str) -> ProofError:
@@ -70,18 +73,21 @@ def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
             )
 
 
-def _check_ties(full: Tensors, narrow: Tensors, common: list[str]) -> None:
+def _check_ties(full: Tensors, narrow: Tensors, common: list[str], blocks: Blocks) -> None:
     ours, theirs = (_classes({name: id(tensors[name]) for name in common}) for tensors in (full, narrow))
     _check_same_classes(ours, theirs, "one tensor")
     # Views of one memory are tied as well; for buffers, a run in training mode shows whether that matters.
     weights = [name for name in common if isinstance(full[name], nn.Parameter)]
-    ours, theirs = (_sharing({name: tensors[name] for name in weights}) for tensors in (full, narrow))
+    ours, theirs = (
+        _sharing(tensors, {n: blocks[side, n] for n in weights if (side, n) in blocks})
+        for side, tensors in enumerate((full, narrow))
+    )
     _check_same_classes(ours, theirs, "one memory")
 
 
-def _sharing(tensors: Tensors) -> set[frozenset[str]]:
+def _sharing(tensors: Tensors, blocks: Mapping[str, int]) -> set[frozenset[str]]:
     """The names of tensors that share elements; interleaved columns of one memory share none."""
-    near = _classes(_blocks(tensors))
+    near = _classes(blocks)
     found = ({n for n in names if any(meet(tensors[n], tensors[o]) for o in names - {n})} for names in near)
     return {frozenset(names) for names in found if names}
 
@@ -101,10 +107,10 @@ def _check_same_classes(full: set[frozenset[str]], narrow: set[frozenset[str]], 
         raise _error(f"{', '.join(names)} are {what} of the pruned network, and not so in the original")
 
 
-def _blocks(tensors: Tensors) -> dict[str, int]:
-    """By name, the number of the memory range that a tensor lies in; overlapping tensors have the same number."""
+def _blocks(tensors: Mapping[tuple[int, str], Tensor]) -> Blocks:
+    """By key, the number of the memory range that a tensor lies in; overlapping tensors have the same number."""
     spans = sorted((*_span(tensor), name) for name, tensor in tensors.items() if tensor.numel())
-    found: dict[str, int] = {}
+    found: dict[tuple[int, str], int] = {}
     end, number = ("", 0), 0
     for device, start, stop, name in spans:
         number += (device, start) >= end or device != end[0]
@@ -124,14 +130,12 @@ def _span(tensor: Tensor) -> tuple[str, int, int]:
     return device, tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
 
 
-def _check_memory(full: Tensors, narrow: Tensors) -> None:
+def _check_memory(blocks: Blocks) -> None:
     """The pruned network must not share memory with the original: training one would change the other."""
-    both = {(0, name): tensor for name, tensor in full.items()} | {(1, name): t for name, t in narrow.items()}
-    blocks = _blocks({f"{side} {name}": tensor for (side, name), tensor in both.items()})
-    theirs = {block: name[2:] for name, block in blocks.items() if name[0] == "0"}
-    for name, block in blocks.items():
-        if name[0] == "1" and block in theirs:
-            raise _error(f"{name[2:]!r} of the pruned network shares its memory with {theirs[block]!r} of the original")
+    theirs = {block: name for (side, name), block in blocks.items() if not side}
+    for (side, name), block in blocks.items():
+        if side and block in theirs:
+            raise _error(f"{name!r} of the pruned network shares its memory with {theirs[block]!r} of the original")
 
 
 def _read(pruned: nn.Module) -> Iterator[str]:

@@ -28,6 +28,7 @@ from fxprune.proof.nan_carrying import NanCarrying
 from fxprune.proof.nan_carrying.calls import tensors_among
 from fxprune.proof.nan_carrying.contractions import by_groups
 from fxprune.proof.probes import Probe
+from fxprune.util.paths import named_parameters
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -138,7 +139,7 @@ def _decomposed() -> Iterator[None]:
 @contextlib.contextmanager
 def nothing_left_behind(module: nn.Module) -> Iterator[None]:
     """Restore the random number generators of torch, numpy and Python at the end."""
-    devices = sorted({t.device.index or 0 for t in module.parameters() if t.device.type == "cuda"})
+    devices = sorted({t.device.index or 0 for _, t in named_parameters(module) if t.device.type == "cuda"})
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=devices):

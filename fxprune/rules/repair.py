@@ -142,7 +142,7 @@ class Repair:
     def is_static(self, axis: Axis) -> bool:
         """Whether the axis consists of channels only, so that its size is the same for every input."""
         resolved = self._solver.resolve(axis)
-        return not isinstance(resolved, Fixed) and sum(1 for _ in variables(resolved)) > 0 and not has_fixed(resolved)
+        return not isinstance(resolved, Fixed) and bool(variables(resolved)) and not has_fixed(resolved)
 
     def set(self, name: str, value: Any) -> None:
         """Change an argument (for a module, the attribute that stores it)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import CodeType
 from typing import Any
@@ -40,17 +40,21 @@ _MOVES = frozenset(
     for number in range(5)
 )
 
+# Samples of more entries are no longer small: products may be large though parameters are few.
+_SMALL = 1 << 11
+
 
 class Programs:
     """Compares programs over the tensors of ``owner``, which is left unchanged.
 
     ``tolerance``: the largest relative difference that passes. If it is not 0, ``owner`` is in float64, and large
-    parameters may have no values of their own, so that all products with them are replaced.
+    parameters may have no values of their own, so that all products with them are replaced. ``small``: the parameters
+    are few, and their memory is the owner's alone: then no call needs to be watched.
     """
 
-    def __init__(self, owner: nn.Module, tolerance: float = 0.0) -> None:
-        self._owner, self._tolerance = owner, tolerance
-        parts, held = named_modules(owner), named_buffers(owner)
+    def __init__(self, owner: nn.Module, tolerance: float = 0.0, *, small: bool = False) -> None:
+        self._owner, self._tolerance, self._small = owner, tolerance, small
+        parts, held = named_modules(owner), named_buffers(owner) + (named_parameters(owner) if small else [])
         foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for _, part in parts)
         self._state = PythonState(owner, reachable(owner)) if foreign else None
         self._tables = [(f"{path}.".lstrip("."), part, dict(part._buffers)) for path, part in parts if part._buffers]
@@ -63,12 +67,14 @@ class Programs:
         Large products are replaced by cheap functions of their operands; if that does not work, they are computed.
         Raises UnjudgedError: one of them cannot be run.
         """
-        for replace in (True,) if self._tolerance else (True, False):
-            stand_ins = StandIns(self._owner.parameters(), replace=replace)
+        small = self._small and sum(tensor.numel() for tensor in sample.tensors) <= _SMALL
+        weights = [] if small else [parameter for _, parameter in named_parameters(self._owner)]
+        for replace in (False,) if small else (True,) if self._tolerance else (True, False):
+            watched = StandIns(weights, replace=replace)
             try:
-                ours, theirs = (self._run(program, sample, stand_ins) for program in (first, second))
+                ours, theirs = (self._run(p, sample, nullcontext() if small else watched) for p in (first, second))
             except UnjudgedError:
-                if stand_ins.refused or self._tolerance or not replace:
+                if watched.refused or self._tolerance or not replace:
                     raise
                 continue
             found = self._parting(ours, theirs)
@@ -84,14 +90,14 @@ class Programs:
             return False
         return True
 
-    def _run(self, program: Program, sample: Sample, stand_ins: StandIns) -> Leaves:
+    def _run(self, program: Program, sample: Sample, watched: AbstractContextManager[Any]) -> Leaves:
         """A program's outputs with their history, and its changes to the sample, the buffers and the generator."""
         self._seed()
         given = sample.map(lambda tensor: promoted(tensor, torch.float64) if self._tolerance else tensor.clone())
         versions = {name: tensor._version for name, tensor in given.named_tensors()}
         with self._unchanged() as held:
             try:
-                with stand_ins, self._modes(), _only_the_way_back():
+                with watched, self._modes(), _only_the_way_back():
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
@@ -150,7 +156,11 @@ class Programs:
 
     @contextmanager
     def _unchanged(self) -> Iterator[dict[str, Tensor]]:
-        """Restore buffers and attributes that change inside; yields the buffers' values before."""
+        """Restore tensors and attributes that change inside; yields the tensors' values before.
+
+        Raises UnjudgedError: a parameter changed.
+        """
+        written = []
         try:
             yield self._values
         finally:
@@ -161,9 +171,12 @@ class Programs:
                 for tensor, value in self._held:  # a batch norm's writes do not raise the version counter
                     if not tensor.is_meta and not torch.equal(tensor, value):
                         tensor.copy_(value)
+                        written.append(tensor)
             vars(self._owner).pop("_chosen", None)
             if self._state is not None:
                 self._state.restore(own=True)
+        if any(isinstance(tensor, nn.Parameter) for tensor in written):
+            raise UnjudgedError("a call writes to parameters")
 
 
 class NumberedPrograms(Programs):

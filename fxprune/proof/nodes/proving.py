@@ -48,10 +48,12 @@ from fxprune.proof.rounding import rounding_levels
 from fxprune.proof.running import called, evaluate, nothing_left_behind
 from fxprune.util.copies import deep_copy
 from fxprune.util.modes import CALLS, flags_of, has_own_modes, switch
-from fxprune.util.paths import modules_of, named_modules
+from fxprune.util.paths import modules_of, named_buffers, named_modules, named_parameters
 
 # Units in the last place by which outputs may differ if the order of summation differs.
 _NEARLY = 1e4
+# So few parameters are copied rather than protected.
+_FEW = 1 << 20
 
 
 def prove_nodes(
@@ -128,7 +130,7 @@ class _Prover:
         pairs: Sequence[Pair],
         printed: dict[fx.Graph, FunctionType],
     ) -> None:
-        tensors = [*original.parameters(), *original.buffers()]
+        tensors = [tensor for _, tensor in (*named_parameters(original), *named_buffers(original))]
         dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
         device = tensors[0].device if tensors else torch.device("cpu")
         if device.type not in ("cpu", "cuda") or any(tensor.device != device for tensor in tensors):
@@ -137,8 +139,9 @@ class _Prover:
         self._original, self._seed, self._untrained = original, seed, untrained
         self._pruned = pruned
         self._keep = keep
-        self._copy = deep_copy(original, _shared).eval()
-        self._full = Programs(self._copy)
+        small = sum(tensor.numel() for tensor in tensors) <= _FEW
+        self._copy = deep_copy(original, partial(_shared, own=small)).eval()
+        self._full = Programs(self._copy, small=small)
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
         self._pairs, self._functions = pairs, printed
@@ -374,9 +377,9 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _shared(tensor: Tensor) -> Tensor:
-    """A parameter over the same memory, to which no program may write; a copy of any other tensor."""
+def _shared(tensor: Tensor, *, own: bool) -> Tensor:
+    """A parameter over the same memory, to which no program may write, unless ``own``; a copy of any other tensor."""
     if isinstance(tensor, nn.Parameter):
-        memory = tensor.clone() if tensor.is_inference() else tensor.detach()
-        return nn.Parameter(memory, requires_grad=tensor.requires_grad)
+        memory = tensor.clone() if own or tensor.is_inference() else tensor
+        return nn.Parameter(memory.detach(), requires_grad=tensor.requires_grad)
     return tensor.detach().clone()
