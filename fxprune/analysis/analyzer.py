@@ -154,6 +154,8 @@ class Analyzer:
         self._pin_numbers(node, call.understood)
 
     def _pin_numbers(self, node: fx.Node, understood: Collection[fx.Node] = ()) -> None:
+        if not self.ledger.numbers:
+            return
         cause = Cause(node.name, _op_in_words(node, canonical_name(node.target)), node.meta.get("source", ""))
         for given in node.all_input_nodes:
             if given in self.ledger.numbers and given not in understood:

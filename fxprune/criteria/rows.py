@@ -132,7 +132,7 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
         if values.ndim == 1:
             plain = values.abs() if values.is_complex() else values
             magnitudes = plain.to(torch.float64).abs().cpu().numpy()
-            return magnitudes if power == 1 else np.square(magnitudes)  # type: ignore[no-any-return]
+            return magnitudes if power == 1 else np.square(magnitudes)
         rows = max(1, _CHUNK * len(values) // max(1, values.numel()))
         chunks = map(_matrix, (values,) if rows >= len(values) else torch.split(values, rows))
         if dim == 0:

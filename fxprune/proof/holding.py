@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,8 +30,7 @@ def check_holding(original: nn.Module, pruned: nn.Module, full: Tensors, narrow:
         if (name in unsaved_full) != (name in unsaved_narrow):
             saved = "is" if name in unsaved_full else "is not"
             raise _error(f"{name!r} {saved} in the state dict of the pruned network, unlike in that of the original")
-    _check_order("parameters", original.named_parameters, pruned.named_parameters, common)
-    _check_order("buffers", original.named_buffers, pruned.named_buffers, common)
+    _check_order(full, common, [name for name in narrow if name in full])
     blocks = _blocks({(side, name): t for side, held in enumerate((full, narrow)) for name, t in held.items()})
     _check_memory(blocks)
     _check_ties(full, narrow, common, blocks)
@@ -62,14 +60,13 @@ def _unsaved(module: nn.Module) -> Iterator[str]:
         yield from (f"{path}.{name}".lstrip(".") for name in owner._non_persistent_buffers_set)
 
 
-def _check_order(kind: str, full: Any, narrow: Any, common: list[str]) -> None:
-    both = set(common)
-    ours, theirs = ([n for n, _ in names(remove_duplicate=False) if n in both] for names in (full, narrow))
-    for number, (ours_name, theirs_name) in enumerate(zip(ours, theirs, strict=True)):
-        if ours_name != theirs_name:
+def _check_order(full: Tensors, ours: list[str], theirs: list[str]) -> None:
+    for name, other in zip(ours, theirs, strict=True):
+        if name != other:
+            kind = "parameters" if isinstance(full[name], nn.Parameter) else "buffers"
             raise _error(
-                f"the {kind} are in another order, and optimiser state depends on it: number {number} is "
-                f"{theirs_name!r}, which is {ours_name!r} in the original"
+                f"the {kind} are in another order, and optimiser state depends on it: {other!r} has the place of "
+                f"{name!r}"
             )
 
 

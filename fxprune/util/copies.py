@@ -193,8 +193,7 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
     """
     memo: dict[int, Any] = {}
     for owner in modules_of(module):
-        held = {n: v for n, v in vars(owner).items() if not (type(v) in _LITERALS or (type(v) in _DICTS and not v))}
-        for tensor in tensors_in(held, depth=4):
+        for tensor in tensors_in(vars(owner), depth=4):
             if id(tensor) not in memo:
                 memo[id(tensor)] = with_literals_of(tensor, fresh(tensor))
     return cast(Module, copy_module(module, memo))
@@ -212,7 +211,9 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
         yield value
     elif depth and isinstance(value, (dict, list, tuple, set)):
         for item in value.values() if isinstance(value, dict) else value:
-            if type(item) not in _LITERALS:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (dict, list, tuple, set)) and item:
                 yield from tensors_in(item, depth - 1)
 
 

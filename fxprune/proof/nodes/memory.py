@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import fx
 
 from fxprune.proof.nodes.evaluating import Result
-from fxprune.proof.nodes.pairs import call_name, tensors_among
+from fxprune.proof.nodes.pairs import Pair, call_name, tensors_among
 
 # Ops that return a view of every operand.
 _VIEWS = frozenset(
@@ -19,8 +19,8 @@ _VIEWS = frozenset(
 class Memory:
     """Which nodes of a captured graph have values in shared memory, and which node reads each last."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self._last = last_readers(graph)
+    def __init__(self, pair: Pair) -> None:
+        self._last = pair.last_read
         self._families: dict[fx.Node, set[fx.Node]] = {}
 
     def note(self, node: fx.Node, shared: Iterable[fx.Node]) -> set[fx.Node]:
@@ -68,15 +68,3 @@ def written_by(node: fx.Node) -> fx.Node:
     """The operand to which an in-place node writes."""
     out = node.kwargs.get("out")
     return out if isinstance(out, fx.Node) else node.all_input_nodes[0]
-
-
-def last_readers(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """By node, the nodes of which it is the last reader."""
-    found: dict[fx.Node, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()
-    for node in reversed(list(graph.nodes)):
-        for given in (*node.all_input_nodes, *(() if node.users else (node,))):
-            if given not in seen:
-                seen.add(given)
-                found.setdefault(node, []).append(given)
-    return found

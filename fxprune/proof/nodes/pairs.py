@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,18 @@ class Pair:
         name_of: Callable[[Any], str] = getattr(self.root, "name_of", str)
         name = name_of(node.target)
         return name, self._paths.attribute(name)
+
+    @functools.cached_property
+    def last_read(self) -> Mapping[fx.Node, Collection[fx.Node]]:
+        """By node of ``full``, the nodes of which it is the last reader."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        seen: set[fx.Node] = set()
+        for node in reversed(self.full.nodes):
+            for given in (*node.all_input_nodes, *(() if node.users else (node,))):
+                if given not in seen:
+                    seen.add(given)
+                    found.setdefault(node, []).append(given)
+        return found
 
     @functools.cached_property
     def _paths(self) -> ModelPaths:

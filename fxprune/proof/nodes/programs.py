@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture.reachable import reachable
+from fxprune.capture.reachable import Reachable, reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.copies import promoted
-from fxprune.proof.nodes.memory import last_readers
 from fxprune.proof.nodes.numbering import Numbers, on_meta
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call
 from fxprune.proof.nodes.standins import StandIns
@@ -49,14 +48,17 @@ class Programs:
 
     ``tolerance``: the largest relative difference that passes. If it is not 0, ``owner`` is in float64, and large
     parameters may have no values of their own, so that all products with them are replaced. ``small``: the parameters
-    are few, and their memory is the owner's alone: then no call needs to be watched.
+    are few, and their memory is the owner's alone: then no call needs to be watched. ``shared``: what the owner's code
+    reaches, if it is known.
     """
 
-    def __init__(self, owner: nn.Module, tolerance: float = 0.0, *, small: bool = False) -> None:
+    def __init__(
+        self, owner: nn.Module, tolerance: float = 0.0, *, small: bool = False, shared: Reachable | None = None
+    ) -> None:
         self._owner, self._tolerance, self._small = owner, tolerance, small
         parts, held = named_modules(owner), named_buffers(owner) + (named_parameters(owner) if small else [])
         foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for _, part in parts)
-        self._state = PythonState(owner, reachable(owner)) if foreign else None
+        self._state = PythonState(owner, shared or reachable(owner)) if foreign else None
         self._tables = [(f"{path}.".lstrip("."), part, dict(part._buffers)) for path, part in parts if part._buffers]
         self._values = {name: buffer.detach().clone() for name, buffer in held}
         self._held = [(buffer, self._values[name]) for name, buffer in held]
@@ -223,7 +225,7 @@ class GraphOver:
 
     def __init__(self, pair: Pair, network: nn.Module) -> None:
         self._graph, self._constants, self._paths = pair.full, pair.constants, ModelPaths(network)
-        self._dying = last_readers(pair.full)
+        self._dying = pair.last_read
 
     def attribute(self, name: str) -> Any:
         """The module or tensor of that name, which may be a constant of the trace."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code, printed_function, runs_its_graph
@@ -141,7 +142,7 @@ class _Prover:
         self._keep = keep
         small = sum(tensor.numel() for tensor in tensors) <= _FEW
         self._copy = deep_copy(original, partial(_shared, own=small)).eval()
-        self._full = Programs(self._copy, small=small)
+        self._full = Programs(self._copy, small=small, shared=reachable(original))
         self._patterns = Patterns(dtype, device, seed)
         self.tally = Tally()
         self._pairs, self._functions = pairs, printed

@@ -45,7 +45,7 @@ class _Walk:
         self._pair, self._setting = pair, setting
         self._claims: dict[fx.Node, Claim] = {}
         self._owners: dict[fx.Node, fx.Node] = {}
-        self._memory = Memory(pair.full)
+        self._memory = Memory(pair)
         self._by_values = ByValues(pair, setting, self._claims, self._owners, self._memory)
         self._evaluation, self._tally = self._by_values.evaluation, self._by_values.tally
         self._has_other_rows = any(map(self._has_rows, (n for n in pair.full.nodes if n.op == "placeholder")))
