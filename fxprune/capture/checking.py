@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -78,25 +79,40 @@ def _check_memory(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
 
 
 def _check_kind(where: str, module: nn.Module) -> None:
-    cls = type(module)
-    own = _own(module)
-    if any(map(is_lazy, own)):
-        raise ModelError(f"{where} ({cls.__name__}) is lazy: run the model once so that its shapes are known")
-    quantised = ".quantized." in f"{cls.__module__}." and not isinstance(module, _FLOAT_FORMS)
-    if quantised or any(t.is_quantized for t in own):
-        raise ModelError(f"{where} ({cls.__name__}) is quantised: prune the floating-point model, then quantise")
-    if odd := [t.layout for t in _own(module) if t.layout is not torch.strided]:
-        raise ModelError(f"{where} ({cls.__name__}) holds a tensor of layout {odd[0]}: hold it dense")
-    if narrow := [t.dtype for t in own if t.is_floating_point() and t.dtype.itemsize == 1]:
-        raise ModelError(f"{where} ({cls.__name__}) holds {narrow[0]}, in which torch computes little: widen it first")
-    if ".qat." in f"{cls.__module__}." or isinstance(module, (FakeQuantizeBase, ObserverBase)):
-        raise ModelError(
-            f"{where} ({cls.__name__}) is prepared for quantisation: prune the floating-point model, then prepare it"
-        )
-    if isinstance(module, torch.jit.ScriptModule):
-        raise ModelError(f"{where} is a TorchScript module: pass the Python module it was made from")
-    if cls.__module__.startswith("torch._dynamo."):  # by name, because importing torch._dynamo takes seconds
-        raise ModelError(f"{where} was wrapped by torch.compile: pass its _orig_mod and compile the pruned network")
+    cls: Any = type(module)
+    if odd := _odd_class(cls) or next(filter(None, map(_odd_tensor, _own(module))), ""):
+        raise ModelError(f"{where} {odd.replace('{}', f'({cls.__name__})')}")
+
+
+_QUANTISED = "{} is quantised: prune the floating-point model, then quantise"
+
+
+@functools.lru_cache(maxsize=4096)
+def _odd_class(cls: Any) -> str:
+    """Why modules of a class cannot be compiled, or ""."""
+    place = f"{cls.__module__}."
+    if ".quantized." in place and not issubclass(cls, _FLOAT_FORMS):
+        return _QUANTISED
+    if ".qat." in place or issubclass(cls, (FakeQuantizeBase, ObserverBase)):
+        return "{} is prepared for quantisation: prune the floating-point model, then prepare it"
+    if issubclass(cls, torch.jit.ScriptModule):
+        return "is a TorchScript module: pass the Python module it was made from"
+    if place.startswith("torch._dynamo."):  # by name, because importing torch._dynamo takes seconds
+        return "was wrapped by torch.compile: pass its _orig_mod and compile the pruned network"
+    return ""
+
+
+def _odd_tensor(tensor: torch.Tensor) -> str:
+    """Why modules that hold a tensor cannot be compiled, or ""."""
+    if is_lazy(tensor):
+        return "{} is lazy: run the model once so that its shapes are known"
+    if tensor.is_quantized:
+        return _QUANTISED
+    if tensor.layout is not torch.strided:
+        return f"{{}} holds a tensor of layout {tensor.layout}: hold it dense"
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        return f"{{}} holds {tensor.dtype}, in which torch computes little: widen it first"
+    return ""
 
 
 def _check_hooks(where: str, module: nn.Module) -> None:
