@@ -381,12 +381,12 @@ def test_calibration_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["analyze", "resnet18"], "cannot tell what network 'resnet18' is: write torchvision:NAME"),
+        (["analyze", "resnet18"], "unknown network 'resnet18': write torchvision:NAME"),
         (["analyze", "torchvision:resnet19"], "torchvision has no model 'resnet19'; did you mean"),
         (["analyze", "NETS:missing"], "has no function or class 'missing'"),
         (["analyze", "NETS:constant"], "has no function or class 'constant'"),
         (["analyze", "NETS:broken"], "nets.py:broken raised ValueError: no such file"),
-        (["analyze", "NETS:not_a_model"], "gave a int, not a torch.nn.Module"),
+        (["analyze", "NETS:not_a_model"], "returned a int, not a torch.nn.Module"),
         (["analyze", "nowhere.py:Net"], "there is no file nowhere.py"),
         (["analyze", "BAD:Net"], "bad.py cannot be imported: SyntaxError"),
         (["analyze", "NETS:Net", "--input-size", "1,x"], "cannot read the input size '1,x'"),

@@ -52,7 +52,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
         found, sample = _from_file(Path(path), factory)
     else:
         raise ModelError(
-            f"cannot tell what network {text!r} is: write torchvision:NAME, timm:NAME, path/to/file.py:factory, or the "
+            f"unknown network {text!r}: write torchvision:NAME, timm:NAME, path/to/file.py:factory, or the "
             "folder of a saved network"
             + (f" (did you mean torchvision:{text} or timm:{text}?)" if text.isidentifier() else "")
         )
@@ -160,7 +160,7 @@ def _from_file(path: Path, factory: str) -> tuple[nn.Module, Any]:
     made = _call_factory(_factory(path, factory), f"{path}:{factory}")
     model, sample = made if isinstance(made, tuple) and len(made) == 2 else (made, torch.randn(_DEFAULT_SIZE))
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{path}:{factory} gave a {type(model).__name__}, not a torch.nn.Module")
+        raise ModelError(f"{path}:{factory} returned a {type(model).__name__}, not a torch.nn.Module")
     return model, sample
 
 
@@ -266,7 +266,7 @@ class ImageBatches:
             with Image.open(file) as opened:
                 image = functional.to_tensor(opened.convert("RGB" if self._colours == 3 else "L"))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise SampleError(f"{file} is no image that can be read ({type(error).__name__})") from error
+            raise SampleError(f"{file} is not an image that can be read ({type(error).__name__})") from error
         height, width = self._size
         scale = max(height / image.shape[1], width / image.shape[2]) * 8 / 7
         near = [max(round(scale * n), least) for n, least in zip(image.shape[1:], self._size, strict=True)]
@@ -302,7 +302,7 @@ def _batch(file: Path) -> Any:
     try:
         tensors = _read(file)
     except Exception as error:  # both readers raise many types
-        raise SampleError(f"{file} is no batch that can be read safely ({type(error).__name__})") from error
+        raise SampleError(f"{file} is not a batch that can be read safely ({type(error).__name__})") from error
     if file.suffix != ".safetensors":
         return tensors
     if set(tensors) == {"input", "target"}:

@@ -261,7 +261,7 @@ def check_other_sizes(run: Any, others: Sequence[OtherSizes], tolerance: float) 
             needs += [other.reason] if other.reason else []
             continue
         if other.expected is None or not compare(other.expected, answer).error <= tolerance:
-            why = other.reason or "the network goes another way there"
+            why = other.reason or "the network takes another branch there"
             raise ExportError(f"for {other.shapes} the file would be wrong: {why}")
     return list(dict.fromkeys(needs))
 

@@ -252,7 +252,7 @@ def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
         return CustomFunction(made)
     if set(written) == {"import"} and _is_output_class(made):
         return made  # type: ignore[return-value]
-    known = "no class of outputs, custom function or named tuple that its imports list"
+    known = "not an output class, custom function or named tuple among its imports"
     raise ArtefactError(f"the graph calls {written!r:.80}, which is {known}")
 
 
@@ -285,7 +285,7 @@ def _check_target(op: str, target: Any, owner: nn.Module) -> None:
         if tensor_in(owner, target) is None:
             raise ArtefactError(f"the graph reads {target!r:.80}, which the network does not hold")
     elif op != "output":
-        raise ArtefactError(f"{op!r:.80} is no kind of node")
+        raise ArtefactError(f"{op!r:.80} is not a kind of node")
 
 
 def tensor_in(owner: nn.Module, name: str) -> torch.Tensor | None:

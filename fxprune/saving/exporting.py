@@ -141,7 +141,7 @@ def _first_that_works(
     notes = (
         []
         if any(check.is_informative for checks in freedoms for check in checks)
-        else ["its outputs are all zero, so that they tell little"]
+        else ["all its outputs are zero, so the comparison says little"]
     )
     if network is not whole:
         notes += [f"it holds one graph of several, that of the sample's sizes: {text}" for text in conditions(network)]

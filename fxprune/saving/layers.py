@@ -72,7 +72,7 @@ def _plain_state(module: nn.Module) -> dict[str, Any]:
 def build_container(name: Any) -> nn.Module:
     """An empty container. Raises ArtefactError: there is no container of that name."""
     if not isinstance(name, str) or name not in _CONTAINERS:
-        raise ArtefactError(f"{name!r:.80} is no container")
+        raise ArtefactError(f"{name!r:.80} is not a container")
     return _CONTAINERS[name]()
 
 
@@ -136,7 +136,7 @@ def _check_described(path: str, module: nn.Module, description: dict[str, Any]) 
         if not _equal(vars(module).get(name, value), value):
             raise ArtefactError(
                 f"cannot save {path!r}: its {name!r} is {vars(module)[name]!r:.80}, but a {type(module).__name__} made "
-                f"of its other attributes has {value!r:.80}, and a folder holds no more than what a layer is made of"
+                f"of its other attributes has {value!r:.80}, and a folder holds only the arguments that a layer is made from"
             )
 
 
@@ -144,7 +144,7 @@ def build_layer(path: str, description: dict[str, Any]) -> nn.Module:
     """The layer that :func:`describe_layer` described, on the meta device. Raises ArtefactError: there is none."""
     name = description["class"]
     if not isinstance(name, str) or name not in layer_names():
-        raise ArtefactError(f"{path!r:.80} is to be a {name!r:.80}, which is no torch.nn layer that a network may hold")
+        raise ArtefactError(f"{path!r:.80} is a {name!r:.80}, which is not a torch.nn layer that a network may hold")
     arguments = {key: PLAIN.read(value) for key, value in description["arguments"].items()}
     try:
         with torch.device("meta"):

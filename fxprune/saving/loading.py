@@ -161,10 +161,10 @@ def _check_entries(data: Json) -> None:
     for entry in data["modules"]:
         path, shared = entry["path"], entry.get("shared_with")
         if len(entry.keys() & {"class", "kind", "container", "shared_with"}) > 1:
-            raise ArtefactError(f"the module {path!r:.80} is to be two things at once")
+            raise ArtefactError(f"the module {path!r:.80} is described as two kinds at once")
         layers = entry.get("arguments", {}).get("num_layers", 0)
         if isinstance(layers, int) and layers > len(tensors):
-            raise ArtefactError(f"{path!r:.80} is to have {layers} layers, and there are {len(tensors)} tensors")
+            raise ArtefactError(f"{path!r:.80} has {layers} layers, but there are only {len(tensors)} tensors")
         if "shared_with" in entry and f"{path}.".startswith(f"{shared or ''}.".lstrip(".")):
             raise ArtefactError(f"the module {path!r:.80} cannot be put in its place: it would hold itself")
 
@@ -183,7 +183,7 @@ def _set_modes(network: nn.Module, data: Json) -> None:
     for entry in ({"path": "", "training": data["training"]}, *data["modules"]):
         mode = entry.get("training", False)
         if not isinstance(mode, bool):
-            raise ArtefactError(f"{mode!r:.80} is no mode: train mode is true or false")
+            raise ArtefactError(f"{mode!r:.80} is not a mode: it must be true or false")
         submodule(network, entry["path"]).training = mode
     for module in network.modules():
         if isinstance(module, PrunedGraphModule):

@@ -115,12 +115,12 @@ def build_opaque(data: Mapping[str, Any], found: Imported) -> nn.Module:
     """An empty module of the class, made without its constructor. Raises ArtefactError: it is not a module class."""
     kind = found.get(data["kind"])
     if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise ArtefactError(f"{data['kind']!r:.80} is no class of modules that it may be made of")
+        raise ArtefactError(f"{data['kind']!r:.80} is not a module class among its imports")
     module: nn.Module = kind.__new__(kind)
     nn.Module.__init__(module)
     for slot, names in data.get("absent", {}).items():
         if slot not in _SLOTS:
-            raise ArtefactError(f"{slot!r:.80} is no place for tensors or modules")
+            raise ArtefactError(f"{slot!r:.80} is not a table of tensors or modules")
         vars(module)[slot].update(dict.fromkeys(names))
     return module
 
@@ -230,14 +230,14 @@ def _check_attribute(name: Any, value: Any, kind: type, owner: str) -> None:
 def _read_partial(parts: Any, codec: Any) -> Any:
     function, args, kwargs = parts
     if not isinstance(function, dict) or not set(function) <= {"function", "import", "partial"}:
-        raise ArtefactError("a partial function is one of nothing that is imported or torch's own")
+        raise ArtefactError("a partial function may wrap only an imported function or one of torch's own")
     return functools.partial(codec.read(function), *codec.read(args), **codec.read(kwargs))
 
 
 def _read_function(name: Any, _: Any) -> Callable[..., Any]:
     found = resolve_function(name)
     if tensor_function_name(found) is None:
-        raise ArtefactError(f"an attribute holds the function {name!r:.80}, which is none of torch's own")
+        raise ArtefactError(f"an attribute holds the function {name!r:.80}, which is not one of torch's own")
     return found
 
 
@@ -245,7 +245,7 @@ def _read_object(parts: Any, codec: Any) -> Any:
     path, attributes = parts
     kind = codec.named(path, type)
     if issubclass(kind, (nn.Module, torch.Tensor)):
-        raise ArtefactError(f"{path} is no class of plain objects")
+        raise ArtefactError(f"{path} is not a class of plain objects")
     made = object.__new__(kind)
     vars(made).update(codec.attributes(attributes, kind))
     return made

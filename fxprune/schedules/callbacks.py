@@ -45,7 +45,7 @@ def step_in_place(schedule: IterativePruning, network: nn.Module, *optimizers: O
 
 def _check(schedule: Schedule) -> None:
     if not isinstance(schedule, Schedule):
-        raise OptionError(f"a {type(schedule).__name__} gives a network of its own: train it in a loop of your own")
+        raise OptionError(f"a {type(schedule).__name__} returns a network of its own: train that in your own loop")
     if isinstance(schedule, IterativePruning) and not schedule.keep_class:
         raise OptionError("a network can be pruned in place only if its class stays: give the schedule keep_class=True")
 

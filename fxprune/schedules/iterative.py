@@ -255,12 +255,12 @@ class IterativePruning:
 def _check_composable(options: PlanOptions) -> None:
     if options.get("couplings", "keep") != "keep":
         raise OptionError(
-            'iterative pruning takes couplings="keep" alone: a network whose layers select their channels already has '
-            "no second selection that would read as one plan for the original"
+            'iterative pruning needs couplings="keep": after a first step whose layers select their channels, further '
+            "steps could not be written as one plan for the original"
         )
     budget = options.get("budget", "macs")
     if budget == "latency" or not isinstance(budget, str):
         raise OptionError(
             'iterative pruning takes one of the budgets "macs", "params", "channels" and "memory": a latency is '
-            "measured for one network at a time, and the steps' ratios are those of the original"
+            "measured for one network, and the ratios of the steps refer to the original"
         )

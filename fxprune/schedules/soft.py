@@ -102,7 +102,7 @@ class SoftPruning:
         self.ratio, self.epoch = check_ratio(ratio), 0
         self._model, self._sample = check_unwrapped(model), Sample.from_input(sample_input)
         if options.get("couplings", "keep") != "keep":
-            raise OptionError('soft pruning takes couplings="keep" alone: no selection of a model could be silent')
+            raise OptionError('soft pruning needs couplings="keep": a model has no selections that could be silenced')
         self._graph = graph = passes.analyze(model, self._sample)
         self.kept_whole = tuple(group.name for group in graph.groups if group.crosses_norm)
         if len(self.kept_whole) == len(graph.groups):

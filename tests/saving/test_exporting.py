@@ -405,7 +405,7 @@ def test_no_file_of_a_plain_module_is_wrong_at_the_next_size(tmp_path: Path) -> 
     module = Ways(lambda y: bool(y.shape[-1] % 4)).eval()
     result = fxprune.export(module, tmp_path / "net.onnx", sample_input=torch.randn(2, 3, 8, 8))
     assert result.dynamic == ("batch",)
-    assert "the network goes another way there" in str(result)
+    assert "the network takes another branch there" in str(result)
 
 
 class Masked(nn.Module):

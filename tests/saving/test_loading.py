@@ -334,7 +334,7 @@ def test_malformed_values_are_refused(folder: Path, value: Any) -> None:
         (lambda data: data["modules"].append({"path": "conv.a.b"}), "does not hold"),
         (lambda data: data["modules"].append({"path": "conv.a"}), "cannot be put in its place"),
         (lambda data: data["modules"].append({"path": "blocks.training"}), "cannot be put in its place"),
-        (lambda data: data["modules"][0].update(container="Sequential"), "two things at once"),
+        (lambda data: data["modules"][0].update(container="Sequential"), "two kinds at once"),
         (lambda data: data["modules"].append({"path": "a", "container": "Transformer"}), "no container"),
         (lambda data: data["modules"].append({"path": "again", "shared_with": "nowhere"}), "does not hold"),
         (lambda data: data["tensors"].append({"name": "conv.colour", "kind": "parameter"}), "lack 'conv.colour'"),

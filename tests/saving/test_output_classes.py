@@ -103,7 +103,7 @@ def test_a_folder_cannot_have_anything_else_called(path: str, tmp_path: Path) ->
     with pytest.raises(ArtefactError, match="allow="):
         fxprune.load(tmp_path / "net", allow=[f"{HERE}:Answer"])
     # Nor where the caller allows it by mistake: it is no class of outputs.
-    with pytest.raises(ArtefactError, match="no class of outputs"):
+    with pytest.raises(ArtefactError, match="not an output class"):
         fxprune.load(tmp_path / "net", allow=[path])
 
 

@@ -111,7 +111,7 @@ def test_optimisers_that_train_nothing_are_refused() -> None:
     with pytest.raises(OptionError, match="keep_class"):
         trainer_callback(IterativePruning(network, x, 0.5), network)
     schedule = FusedTraining(network, x, epochs=1, ratio=0.3)
-    with pytest.raises(OptionError, match="FusedTraining gives a network of its own"):
+    with pytest.raises(OptionError, match="FusedTraining returns a network of its own"):
         trainer_callback(schedule, network)
 
 
