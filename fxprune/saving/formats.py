@@ -49,9 +49,7 @@ def _check_names(network: nn.Module) -> None:
     """Refuse odd names: torch would write them into code, and the module's own code may need them unchanged."""
     held = (*network.named_modules(), *network.named_parameters(), *network.named_buffers())
     for name in (name for name, _ in held if not re.fullmatch(r"[A-Za-z0-9_.]*", name)):
-        raise ExportError(
-            f"{name!r} is not a plain name, and torch.export writes names into code that it runs: rename it"
-        )
+        raise ExportError(f"{name!r} is not a plain name, and torch.export writes names into code: rename it")
 
 
 def _changing_dims(first: Any, *others: Any) -> dict[int, Any] | None:

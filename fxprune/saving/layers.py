@@ -136,7 +136,7 @@ def _check_described(path: str, module: nn.Module, description: dict[str, Any]) 
         if not _equal(vars(module).get(name, value), value):
             raise ArtefactError(
                 f"cannot save {path!r}: its {name!r} is {vars(module)[name]!r:.80}, but a {type(module).__name__} made "
-                f"of its other attributes has {value!r:.80}, and a folder holds only the arguments that a layer is made from"
+                f"of its other attributes has {value!r:.80}, and a folder holds only constructor arguments"
             )
 
 
