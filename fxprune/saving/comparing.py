@@ -84,14 +84,14 @@ class Check:
         return any(bool((leaf != 0).any()) for leaf in self.expected.values())
 
 
-def find_checks(network: nn.Module, sample: Sample, seed: int = 0, smallest: int = 2) -> list[Check]:
+def find_checks(network: nn.Module, sample: Sample, smallest: int = 2) -> list[Check]:
     """Inputs that the network accepts: the sample, other values at another batch size, and these at other sizes.
 
     Other sizes are another resolution or length; and for each size in an input that is not an image, half or twice the
     size in all dims that have it. torch.export treats a batch of one as fixed: ``smallest`` avoids it.
     Raises ExportError: the network refuses the sample.
     """
-    plain, resized = (candidates(sample, seed, resize=resize, smallest=smallest) for resize in (False, True))
+    plain, resized = (candidates(sample, 0, resize=resize, smallest=smallest) for resize in (False, True))
     found: list[Check] = []
     for slot in [*plain, [probe for probe in resized[1][:1] if probe.resized]]:
         check, reason = _first_taken(network, slot)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fxprune.capture.samples import IMAGE_DIMS, Sample
-from fxprune.errors import ExportError, FxpruneError, OptionError, SampleError, described
+from fxprune.errors import ExportError, FxpruneError, MissingDependencyError, OptionError, SampleError, described
 from fxprune.options import FormatName, FreeSize
 from fxprune.reporting import versions
 from fxprune.rewriting import PrunedGraphModule
@@ -78,7 +78,8 @@ def export(
     target, wanted = named(path), _sizes(dynamic)
     name = _format_of(target, format)
     chosen = FORMATS[name]
-    chosen.check(name)
+    if chosen.missing:
+        raise MissingDependencyError(f"the {name} format needs {chosen.missing}")
     whole = network = copy.deepcopy(pruned).eval()
     sample = _sample(pruned, network, sample_input)
     if chosen.one_graph and isinstance(network, PrunedGraphModule):

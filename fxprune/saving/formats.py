@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample
-from fxprune.errors import ExportError, MissingDependencyError
+from fxprune.errors import ExportError
 from fxprune.proof.comparing import Leaves
 from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import tensors_of
@@ -130,13 +130,12 @@ class Format:
     one_graph = True
     needs: tuple[Sequence[str], str] = ((), "")
 
-    def check(self, name: str) -> None:
-        """Raise MissingDependencyError if a library is missing."""
+    @property
+    def missing(self) -> str:
+        """The libraries that are not installed, and how to install them; empty if all are."""
         libraries, install = self.needs
-        if missing := [library for library in libraries if importlib.util.find_spec(library) is None]:
-            raise MissingDependencyError(
-                f"the {name} format needs {', '.join(missing)}, not installed here: pip install {install}"
-            )
+        absent = [library for library in libraries if importlib.util.find_spec(library) is None]
+        return f"{', '.join(absent)}, not installed here: pip install {install}" if absent else ""
 
     def write(self, network: nn.Module, samples: Sequence[Sample], file: Path) -> None:
         """Write to a file or a new folder; sizes in which samples differ may change. Raises OSError."""

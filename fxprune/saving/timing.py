@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,13 +46,6 @@ RUNTIMES: Mapping[str, Callable[[nn.Module, Sample], Prepared]] = {
     "compile": _compiled,
     "onnxruntime": _onnxruntime,
 }
-
-
-def missing(runtime: str) -> str:
-    """Why a runtime cannot be used here; empty if it can."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if runtime == "onnxruntime" else ()
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    return f"{', '.join(absent)} not installed: pip install 'fxprune[onnx]'" if absent else ""
 
 
 @dataclass(frozen=True)
@@ -128,8 +120,8 @@ def _measured(
     runtime: str, batch: int | None, original: nn.Module, pruned: nn.Module, sample: Sample, seconds: float
 ) -> Latency:
     threads = torch.get_num_threads()
-    if reason := missing(runtime):
-        return Latency(runtime, batch, threads, failure=reason)
+    if runtime == "onnxruntime" and (missing := FORMATS["onnx"].missing):
+        return Latency(runtime, batch, threads, failure=missing)
     try:
         values = sample if batch is None else sample.with_batch(batch)
         with torch.no_grad():
