@@ -288,9 +288,8 @@ def keep_class(program: Program) -> None:
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
     give_values(program.pruned, program.kept)
-    notes = configure(
-        program.graph, program.model, program.masks, program.pruned, program.kept, program.sample, program.solution
-    )
+    kept, sample, solution = program.kept, program.sample, program.solution
+    notes = configure(program.graph, program.model, program.pruned, kept, sample, solution)
     made = program.pruned.meta["fxprune"]["report"]
     _note(program, replace(made, notes=(*made.notes, *notes)))
 

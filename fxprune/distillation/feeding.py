@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ class Feed:
     def peek(self) -> Any:
         """The first batch; the feed is then reset, as if it had not been taken."""
         batch = self.take()
-        self.go_to({"epoch": 0, "place": 0, "generators": list(self._before)})
+        self.go_to({**self.state(), "epoch": 0, "place": 0})
         return batch
 
     def state(self) -> dict[str, Any]:
@@ -175,21 +174,12 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path = named(path)
+        self.checkpoint, self.metrics = self.path / "checkpoint.pt", self.path / "metrics.jsonl"
         self._settings = dict(settings)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DistillationError(f"folder {self.path} cannot be made: {error}") from error
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file of the last checkpoint."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """The log."""
-        return self.path / "metrics.jsonl"
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; if the process is killed meanwhile, the old one stays."""

@@ -77,13 +77,7 @@ def without_fieldless(held: Held) -> Held:
 
 
 def configure(
-    graph: ChannelGraph,
-    model: nn.Module,
-    masks: Mapping[Channels, Mask],
-    pruned: nn.Module,
-    kept: nn.Module,
-    own: Sample,
-    solution: Solution,
+    graph: ChannelGraph, model: nn.Module, pruned: nn.Module, kept: nn.Module, own: Sample, solution: Solution
 ) -> list[str]:
     """Compare a kept class with the proven graph; returns notes for the report. Raises ProofError: outputs differ."""
     if is_meta(model):

@@ -157,8 +157,19 @@ class SavedFolder:
 
     def read_manifest(self, verify: bool) -> None:
         """Read the manifest; if ``verify``, compare every file with it. Raises ArtefactError: a file was changed."""
-        self.manifest = self._read_manifest()
-        for name, expected in self.manifest["files"].items() if verify else ():
+        if MANIFEST not in self.names():
+            raise ArtefactError(f"{self.path} is not a folder saved by fxprune: it has no {MANIFEST}")
+        manifest = self.read_json(MANIFEST)
+        known = isinstance(manifest, dict) and manifest.get("format") == FORMAT
+        if not known or not isinstance(manifest.get("files"), dict):
+            raise ArtefactError(f"{self.path / MANIFEST} is not a manifest of fxprune")
+        if manifest.get("version") != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{self.path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
+                "load it with the version of fxprune that saved it, or prune and save the network again"
+            )
+        self.manifest = manifest
+        for name, expected in manifest["files"].items() if verify else ():
             self._check(name, expected)
 
     def names(self) -> set[str]:
@@ -198,23 +209,6 @@ class SavedFolder:
         stream.seek(0)
         by_number = Path(f"/dev/fd/{stream.fileno()}")
         return by_number if by_number.exists() else self.path / name
-
-    def _read_manifest(self) -> dict[str, Any]:
-        if MANIFEST not in self.names():
-            raise ArtefactError(f"{self.path} is not a folder saved by fxprune: it has no {MANIFEST}")
-        manifest = self.read_json(MANIFEST)
-        if (
-            not isinstance(manifest, dict)
-            or manifest.get("format") != FORMAT
-            or not isinstance(manifest.get("files"), dict)
-        ):
-            raise ArtefactError(f"{self.path / MANIFEST} is not a manifest of fxprune")
-        if manifest.get("version") != FORMAT_VERSION:
-            raise ArtefactError(
-                f"{self.path} has format version {manifest.get('version')!r:.40}, this fxprune reads {FORMAT_VERSION}: "
-                "load it with the version of fxprune that saved it, or prune and save the network again"
-            )
-        return manifest
 
     def _check(self, name: str, expected: Any) -> None:
         stream = self._open(name)
