@@ -354,7 +354,7 @@ def test_a_file_is_not_overwritten(tmp_path: Path) -> None:
         save(make("half")[0], tmp_path / "net")
 
 
-@pytest.mark.parametrize("step", ["_write_manifest", "_flush"])
+@pytest.mark.parametrize("step", ["write_json", "_flush"])
 def test_a_failure_leaves_the_old_folder(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(make("residual")[0], tmp_path / "net")
 
