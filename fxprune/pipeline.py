@@ -234,9 +234,9 @@ def compare_outputs(program: Program) -> None:
     check_lossless(program.model, program.pruned, program.sample)
 
 
-def hold_to_sizes(program: Program) -> None:
+def refuse_other_sizes(program: Program) -> None:
     """Let the result refuse all sizes but the sample's, because the trace differs from the model there; cut again."""
-    program.captured.hold_to_sizes()
+    program.captured.refuse_other_sizes()
     cut(program)
 
 
@@ -334,7 +334,7 @@ PASSES = (
     Pass("keep", fit_class, when=lambda p: p.keep_class, makes_garbage=_always),
     *5 * _AGAIN,
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
-    Pass("rewrite", hold_to_sizes, when=_diverges),
+    Pass("rewrite", refuse_other_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),
     Pass("verify", compare_outputs, when=lambda p: p.zeros is not None and not is_meta(p.model)),
     Pass("report", report, when=lambda p: p.report is None, makes_garbage=_always),

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 import fxprune
 from fxprune.util import copies
-from fxprune.util.copies import copy_module, meet, private_copy
+from fxprune.util.copies import copy_module, private_copy, share_elements
 
 
 class Odd(nn.Module):
@@ -185,8 +185,8 @@ def test_modules_nested_two_hundred_deep() -> None:
 def test_contiguous_tensors_are_compared_by_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tied embedding has tens of millions of them."""
     whole = torch.zeros(6, 4)
-    assert not meet(whole[:, :2], whole[:, 2:])
-    assert meet(whole[:, :3], whole[:, 2:])
+    assert not share_elements(whole[:, :2], whole[:, 2:])
+    assert share_elements(whole[:, :3], whole[:, 2:])
     monkeypatch.setattr(copies, "_bytes_of", None)
-    assert meet(whole, whole[2:])
-    assert not meet(whole[:2], whole[2:])
+    assert share_elements(whole, whole[2:])
+    assert not share_elements(whole[:2], whole[2:])

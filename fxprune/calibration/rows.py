@@ -107,10 +107,10 @@ class LayerRows:
         return found
 
     def counts(self, features: Tensor, samples: int) -> Tensor:
-        """The weight of each row of ``(groups, rows, features)``, ``(rows,)``; see :func:`evened`."""
+        """The weight of each row of ``(groups, rows, features)``, ``(rows,)``; see :func:`token_weights`."""
         if not self.is_linear:
             return features.new_ones(features.shape[1])
-        return evened(features.square().sum((0, 2)), samples)
+        return token_weights(features.square().sum((0, 2)), samples)
 
     def targets(self, output: Tensor, groups: int, places: Tensor) -> Tensor:
         """The output values at the positions: ``(groups, rows, channels of a group)``."""
@@ -156,7 +156,7 @@ class LayerRows:
         return value.unsqueeze(0) if value.ndim == len(self.kernel) + 1 else value
 
 
-def evened(energy: Tensor, samples: int) -> Tensor:
+def token_weights(energy: Tensor, samples: int) -> Tensor:
     """The weight of each token, given its sum of squares, in the same shape; tokens come sample by sample.
 
     A token with far more than the median energy of its sample gets a smaller weight, so that it counts like one at the

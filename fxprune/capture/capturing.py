@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
 from fxprune.capture.arguments import placeholders
-from fxprune.capture.chance import OtherChance
+from fxprune.capture.chance import OtherRandomStates
 from fxprune.capture.known_results import OnMeta
 from fxprune.capture.live import LiveValues
 from fxprune.capture.lowering import map_leaves
@@ -103,7 +103,7 @@ class Captured:
     def takes(self, model: nn.Module, sample: Sample) -> bool:
         """Whether a sample of another batch size takes the branches that were traced."""
         traced, wanted = self.sample.batch_size, sample.batch_size
-        if traced is None or wanted is None or decisions.hold_at_batch(self.graph, traced, wanted):
+        if traced is None or wanted is None or decisions.holds_at_batch(self.graph, traced, wanted):
             return True
         return self.without_values(model)(sample) is None
 
@@ -129,10 +129,10 @@ class Captured:
 
         return run
 
-    def hold_to_sizes(self) -> None:
+    def refuse_other_sizes(self) -> None:
         """Make every graph except those of islands refuse all sizes but its own sample's, apart from the batch."""
         for captured in (mode for specialization in (self, *self.specializations) for mode in specialization.modes()):
-            decisions.hold_to_sizes(captured.graph, slice(captured.sample.batch_size is not None, None))
+            decisions.refuse_other_sizes(captured.graph, slice(captured.sample.batch_size is not None, None))
 
     def led_by(self, number: int) -> Captured:
         """The same captures with one specialization first, and the former first one among the specializations."""
@@ -245,11 +245,11 @@ class Task:
             self.answers.clear()
         recorder, tensors, state, flags, written = self.recorded()
         own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
-        settings.settle(recorder, self.model, own, self._otherwise)
+        settings.settle(recorder, self.model, own, self._forward_with)
         drop_unread(recorder.graph)
         if self.sample.batch_size == 1:
             # A size of one is folded away where sizes are multiplied, so that this graph is right for no other batch.
-            decisions.hold_to_sizes(recorder.graph, slice(1))
+            decisions.refuse_other_sizes(recorder.graph, slice(1))
         shapes, aliases, parameters = names_among(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
         return Captured(
@@ -299,7 +299,7 @@ class Task:
         set_flags(copy, self.flags)
         return copy
 
-    def _otherwise(self, **changes: Any) -> Recorder | None:
+    def _forward_with(self, **changes: Any) -> Recorder | None:
         """The forward in other settings; None if it cannot be traced, unless gradients are needed: that raises."""
         try:
             return replace(self, **changes).recorded()[0]
@@ -324,7 +324,7 @@ class Task:
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
         args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
-        chance, python_state = OtherChance(*self.chance), PythonState(copy, reachable(self.model), self.prefix)
+        chance, python_state = OtherRandomStates(*self.chance), PythonState(copy, reachable(self.model), self.prefix)
         try:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
             with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:

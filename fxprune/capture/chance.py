@@ -21,7 +21,7 @@ def _word(number: int) -> int:
     return number
 
 
-class OtherChance:
+class OtherRandomStates:
     """The states of numpy's and Python's generators; a number of ``CHANCES`` puts others in their place."""
 
     def __init__(self, *chance: int) -> None:

@@ -21,9 +21,9 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.capturing import Captured
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
-from fxprune.capture.state import Place, PythonState, left_alone
+from fxprune.capture.state import Place, PythonState, shared_objects_restored
 from fxprune.errors import ModelError, SampleError, described
-from fxprune.util.copies import meet, private_copy
+from fxprune.util.copies import private_copy, share_elements
 from fxprune.util.modes import switch
 from fxprune.util.paths import named_buffers, named_modules, named_parameters
 
@@ -71,7 +71,7 @@ def _check_memory(tensors: Sequence[tuple[str, torch.Tensor]]) -> None:
     for held in by_memory.values():
         for (first, left), (second, right) in itertools.combinations(held, 2):
             learns = isinstance(left, nn.Parameter) or first.endswith(_STATISTICS) or second.endswith(_STATISTICS)
-            if learns and meet(left, right):
+            if learns and share_elements(left, right):
                 raise ModelError(
                     f"{first} and {second} are two tensors over the same memory, which copies of them would not share: "
                     "let both names hold one tensor, or give each its own (clone)"
@@ -207,7 +207,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> dict[Pl
         return {}
     found: dict[Place, Any] = {}
     called: set[bool] = set()
-    with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), shared_objects_restored(model):
         try:
             duplicate = private_copy(model)
             tensors = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
@@ -229,7 +229,7 @@ def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> dict[Pl
     return found
 
 
-def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
+def modes_that_forget(model: nn.Module, captured: Captured) -> list[bool]:
     """The modes (``training``) in which repeated calls of the graphs stop giving the answers of the model.
 
     Both are run on private copies, in each mode twice and in training once more, with the same random numbers. Between
@@ -241,7 +241,7 @@ def forgetful(model: nn.Module, captured: Captured) -> list[bool]:
     modes = [mode for mode in (False, True) if not (mode and captured.untraced)]
     unlike: set[bool] = set()
     heard: dict[bool, bool] = {}  # by mode, in which the model takes the sample, whether its graph answers to the bit
-    with torch.random.fork_rng(devices=_cuda_devices(model)), left_alone(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), shared_objects_restored(model):
         copies = [private_copy(model) for _ in range(2)]
         shapes = {name: tensor.shape for name, tensor in _floating(_tensors(model))}
         graphs = {mode.training: mode.module(copies[1]) for mode in captured.modes()}

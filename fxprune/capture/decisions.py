@@ -56,7 +56,7 @@ def refuses_sizes(error: BaseException) -> bool:
     return isinstance(error, AssertionError) and REFUSAL in str(error)
 
 
-def hold_to_sizes(graph: fx.Graph, dims: slice) -> None:
+def refuse_other_sizes(graph: fx.Graph, dims: slice) -> None:
     """Add checks to a graph that these dims of its inputs have the sample's sizes."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_before(inputs[-1].next):
@@ -69,7 +69,7 @@ def hold_to_sizes(graph: fx.Graph, dims: slice) -> None:
                 size.meta["val"], same.meta["val"], check.meta["val"] = known, True, None
 
 
-def hold_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
+def holds_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
     """Whether all decisions hold for another batch, which scales each first dim that is a multiple of it."""
 
     def value(given: Any) -> Any:
@@ -117,7 +117,7 @@ class Decisions:
             condition = self._number(function, args, True)
             place = sources.source_line() or self.place
             needs = f"the way that {place} took for the sample needs {_described(function, operands)}"
-            other = "values" if any(map(_hangs_on_values, nodes)) else "sizes"
+            other = "values" if any(map(_depends_on_values, nodes)) else "sizes"
             self._new(
                 "call_function", torch._assert, (condition, f"{REFUSAL}inputs of other {other}: {needs}"), {}, None
             )
@@ -279,11 +279,11 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
     return False
 
 
-def _hangs_on_values(number: fx.Node) -> bool:
+def _depends_on_values(number: fx.Node) -> bool:
     """Whether a number is computed from a value read from a tensor, or is a size that depends on values."""
     if number.target == "size":
         return "by_values" in cast(fx.Node, number.args[0]).meta
-    return number.target == "item" or any(map(_hangs_on_values, number.all_input_nodes))
+    return number.target == "item" or any(map(_depends_on_values, number.all_input_nodes))
 
 
 def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:

@@ -114,7 +114,7 @@ class ByValues:
             return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]
         if not isinstance(tensor, torch.Tensor) or name not in _READS:
             raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        if not _hangs_on_inputs(self._node_of(tensor)):
+        if not _depends_on_inputs(self._node_of(tensor)):
             raise CaptureError("the forward decides by random numbers, which are others at each call")
         node = self._new("call_method", "item", (self._node_of(tensor),), {}, None)
         value = node.meta["val"] = self._live.of(node)
@@ -177,7 +177,7 @@ _READS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _hangs_on_inputs(node: fx.Node) -> bool:
+def _depends_on_inputs(node: fx.Node) -> bool:
     pending, seen = [node], {node}
     while pending:
         top = pending.pop()

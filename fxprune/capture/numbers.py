@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.fx import Graph, Node
 
-from fxprune.capture.sources import asked_by_a_cache, is_hidden, is_of_a_message
+from fxprune.capture.sources import is_hidden, is_in_cached_call, is_of_a_message
 
 Operands = tuple[Any, ...]
 
@@ -35,16 +35,16 @@ class _Number:
         self.value, self.function, self.operands, self.written = value, function, operands, None
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        return np.asarray(_told(self), dtype=dtype)
+        return np.asarray(_as_plain(self), dtype=dtype)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        return getattr(ufunc, method)(*map(_told, inputs), **kwargs)
+        return getattr(ufunc, method)(*map(_as_plain, inputs), **kwargs)
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self.value if watching() is None else self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return type(self.value), (_told(self),)
+        return type(self.value), (_as_plain(self),)
 
     @property
     def real(self) -> Any:
@@ -174,7 +174,7 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Traced) else value
 
 
-def _told(value: Any) -> Any:
+def _as_plain(value: Any) -> Any:
     """The plain number, for code that loses the origin: a decision on the number."""
     if isinstance(value, Traced):
         decided(operator.eq, (value, value.value))
@@ -191,8 +191,8 @@ def _binary(function: Callable[..., Any], swapped: bool) -> Callable[..., Any]:
             return computed(function, operands)
         if not isinstance(other, numbers.Number):
             return NotImplemented
-        operands = (other, _told(self)) if swapped else (_told(self), other)
-        return pow(*map(_told, (*operands, *modulus))) if modulus else function(*operands)
+        operands = (other, _as_plain(self)) if swapped else (_as_plain(self), other)
+        return pow(*map(_as_plain, (*operands, *modulus))) if modulus else function(*operands)
 
     return method
 
@@ -207,10 +207,10 @@ def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
 def _comparison(function: Callable[..., Any], inverse: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float, np.generic)):
-            return function(_told(self), other) if isinstance(other, numbers.Number) else NotImplemented
+            return function(_as_plain(self), other) if isinstance(other, numbers.Number) else NotImplemented
         mode = watching()
         # What a cache of Python's keeps from an earlier trace is equal to nothing, so that it is computed anew.
-        if any(isinstance(v, Traced) and _is_over(graph_of(v), mode) for v in (self, other)):
+        if any(isinstance(v, Traced) and _is_of_ended_trace(graph_of(v), mode) for v in (self, other)):
             return function is operator.ne
         answer = bool(function(plain(self), plain(other)))
         if mode is not None:
@@ -220,7 +220,7 @@ def _comparison(function: Callable[..., Any], inverse: Callable[..., Any]) -> Ca
     return method
 
 
-def _is_over(graph: Graph | None, mode: Any) -> bool:
+def _is_of_ended_trace(graph: Graph | None, mode: Any) -> bool:
     """Whether a graph is one of an earlier trace."""
     if mode is not None:
         return graph is not mode.graph
@@ -236,16 +236,16 @@ def _truth(self: Any) -> bool:
 def _as_int(self: Any) -> int:
     """For C code that wants an int: the number itself, or the whole part of a float."""
     whole = self if isinstance(self, TracedInt) else traced(int(self.value), int, (self,))
-    return int(_told(whole))
+    return int(_as_plain(whole))
 
 
 def _hash(self: Any) -> int:
     """The hash: a dict or a set compares only keys of equal hash; a cache finds the number by its origin alone."""
     frame = sys._getframe(1)
     if watching() is not None and not is_hidden(frame):
-        if asked_by_a_cache(frame):
+        if is_in_cached_call(frame):
             return hash(_origin(self))  # no number of an earlier call has it
-        _told(self)
+        _as_plain(self)
     return hash(plain(self))
 
 
@@ -257,11 +257,11 @@ def _round(self: Any, digits: int | None = None) -> Any:
     return computed(round, (self,) if digits is None else (self, digits))
 
 
-def _forgetting(name: str) -> Callable[..., Any]:
+def _plain_method(name: str) -> Callable[..., Any]:
     """A method of plain numbers, whose results have no origin."""
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(_told(self), name)(*args, **kwargs)
+        return getattr(_as_plain(self), name)(*args, **kwargs)
 
     return method
 
@@ -283,7 +283,7 @@ _METHODS_OF = {TracedInt: "__index__ bit_length bit_count to_bytes".split(), Tra
 def _install() -> None:
     for cls in Traced:
         of_ints = cls is TracedInt
-        methods: dict[str, Any] = {name: _forgetting(name) for name in (*_METHODS, *_METHODS_OF[cls])}
+        methods: dict[str, Any] = {name: _plain_method(name) for name in (*_METHODS, *_METHODS_OF[cls])}
         for name in (*_ARITHMETIC, *_OF_BITS):
             function = getattr(operator, name, None) or getattr(operator, f"{name}_")
             usable = of_ints or name in _ARITHMETIC
@@ -297,8 +297,8 @@ def _install() -> None:
         methods["__divmod__"] = lambda self, other: (self // other, self % other)
         methods["__rdivmod__"] = lambda self, other: (other // self, other % self)
         methods |= {"__round__": _round, "__hash__": _hash, "__bool__": _truth, "__int__": _as_int}
-        methods["__float__"] = lambda self: float(_told(self))
-        methods["node"] = property(lambda self: _Given(_told(self)))  # what torch's C++ code takes numbers from
+        methods["__float__"] = lambda self: float(_as_plain(self))
+        methods["node"] = property(lambda self: _Given(_as_plain(self)))  # what torch's C++ code takes numbers from
         for name, method in methods.items():
             setattr(cls, name, method)
 

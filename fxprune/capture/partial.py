@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.capture.capturing import Captured, capture
-from fxprune.capture.decisions import hold_at_batch
+from fxprune.capture.decisions import holds_at_batch
 from fxprune.capture.modes import Modes, capture_training, effects_below
 from fxprune.capture.recording import Calls, is_plain, only_called_inside, record_calls
 from fxprune.capture.samples import Sample
@@ -185,7 +185,7 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
         options = {name: value for name, value in forms.items() if name != "modes"}
         flags = forms["modes"].below(f"{path}.", training=False)
         sample = _with_rows(calls.sample)
-        captured = _of_two(child, sample, prefix=f"{path}.", flags=flags, **options)
+        captured = _captured_on_two_rows(child, sample, prefix=f"{path}.", flags=flags, **options)
         captured.training_graph = capture_training(child, captured, **forms)
         captured.effects = effects_below(forms["modes"].effects, path)
     except CaptureError:
@@ -194,12 +194,12 @@ def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict
     return captured
 
 
-def _of_two(child: nn.Module, sample: Sample, **options: Any) -> Captured:
+def _captured_on_two_rows(child: nn.Module, sample: Sample, **options: Any) -> Captured:
     """The capture of a part, on two rows instead of one if both take the same branches. Raises CaptureError."""
     if sample.batch_size == 1:
         try:
             captured = capture(child, sample.with_batch(2), **options)
-            if hold_at_batch(captured.graph, 2, 1):
+            if holds_at_batch(captured.graph, 2, 1):
                 return captured
         except CaptureError:
             pass  # as it was called, then

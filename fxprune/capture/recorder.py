@@ -345,7 +345,7 @@ class Recorder(TorchFunctionMode):
         return value.view_as(value) if given else value
 
     def _new(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
-        if sources.packs_saved_tensors():
+        if sources.has_saved_tensor_hooks():
             self._refuse("the forward packs what is saved for the backward pass, which no graph would do")
         node = new_node(self.graph, op, target, args, kwargs)
         module = self.module_path[-1] if self.module_path else ""

@@ -17,7 +17,7 @@ from fxprune.capture.decisions import REFUSAL, Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.reachable import names_in, reachable
-from fxprune.capture.sources import Site, calls_now, source_line, taken_by
+from fxprune.capture.sources import Site, call_that_reads, current_call, source_line
 from fxprune.errors import CaptureError
 
 # All others hang on nothing that another input, or another use of the network, changes.
@@ -114,7 +114,7 @@ class Reads:
         """Note that a forward asked for the dtype of ``node``, or for something that depends on it."""
         self._latest[dtype] = node
         self.asked.setdefault(node, (source_line(), next(reversed(node.graph.nodes))))
-        site = taken_by("dtype")
+        site = call_that_reads("dtype")
         self.loose |= site is None
         self._waiting += [] if site is None else [site]
 
@@ -147,7 +147,7 @@ class Reads:
         return value
 
     def _guess(self, dtype: torch.dtype, new: NewNode, node: fx.Node) -> fx.Node:
-        site = calls_now()
+        site = current_call()
         self.loose |= site not in self._waiting
         if site in self._waiting:
             self._waiting.remove(site)
@@ -197,17 +197,17 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callab
     for number in CHANCES if trace.drew else ():
         _refuse_drawn(trace, otherwise(chance=(number,)))
     if trace.reads.asks_gradients:
-        _refuse_other_way(trace, otherwise(learning=True))
+        _refuse_other_branch(trace, otherwise(learning=True))
     named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
     asks_gradients, asks_cast = not _GRADIENTS.isdisjoint(named), not _CASTS.isdisjoint(named)
     if asks_gradients:
-        _refuse_other_way(trace, otherwise(gradients=False))
+        _refuse_other_branch(trace, otherwise(gradients=False))
     if not _INFERENCE.isdisjoint(named):
-        _refuse_other_way(trace, otherwise(inference=True))
+        _refuse_other_branch(trace, otherwise(inference=True))
     if asks_cast or not _AUTOCASTS.isdisjoint(named):
         both = [otherwise(cast=True, gradients=False)] if asks_gradients and asks_cast else []
         others = [otherwise(cast=True), *both]
-        if any(o is None or o.reads.leaves_autocast or (asks_cast and _another_way(trace, o)) for o in others):
+        if any(o is None or o.reads.leaves_autocast or (asks_cast and _first_other_op(trace, o)) for o in others):
             _refuse_autocast_around(trace.graph)
     if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
         further = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
@@ -232,7 +232,7 @@ def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, 
 
 def _refuse_drawn(trace: Trace, other: Trace | None) -> None:
     """Refuse a forward for which numbers drawn outside torch make a difference."""
-    node = _another_way(trace, other)
+    node = _first_other_op(trace, other)
     if node is None and other is not None:
         drawn = {name for name, tensor in trace.constants.items() if not _equal(tensor, other.constants.get(name))}
         node = next((node for node in trace.graph.nodes if node.target in drawn), None)
@@ -251,8 +251,8 @@ def _equal(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
     return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
-def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
-    if (node := _another_way(trace, other)) is not None:
+def _refuse_other_branch(trace: Trace, other: Trace | None) -> None:
+    if (node := _first_other_op(trace, other)) is not None:
         message = (
             "the forward asks whether gradients are on, or needed, or sets them, and no graph carries the way that"
         )
@@ -261,7 +261,7 @@ def _refuse_other_way(trace: Trace, other: Trace | None) -> None:
         )
 
 
-def _another_way(trace: Trace, other: Trace | None) -> fx.Node | None:
+def _first_other_op(trace: Trace, other: Trace | None) -> fx.Node | None:
     """The first op that differs in other settings: the very first if the forward fails there, None if none differs."""
     if other is None:
         first: fx.Node = next(iter(trace.graph.nodes))

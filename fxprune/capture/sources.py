@@ -98,7 +98,7 @@ def _tries_in(source: str) -> list[tuple[int, int]] | None:
     return [(node.body[0].lineno, node.body[-1].end_lineno or node.body[-1].lineno) for node in going_on]
 
 
-def packs_saved_tensors() -> bool:
+def has_saved_tensor_hooks() -> bool:
     """Whether the user's own hooks see tensors saved for the backward pass; torch's hooks change no values."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     code = getattr(hooks[0], "__code__", None) if hooks else None
@@ -123,7 +123,7 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 Site = tuple[int, Span]
 
 
-def taken_by(attribute: str) -> Site | None:
+def call_that_reads(attribute: str) -> Site | None:
     """The only call that gets the attribute which the user's frame is reading; None if that is unclear."""
     frame = user_frame()
     span = None if frame is None else _span(frame.f_code, frame.f_lasti)
@@ -136,7 +136,7 @@ def taken_by(attribute: str) -> Site | None:
     return None
 
 
-def calls_now() -> Site | None:
+def current_call() -> Site | None:
     """The call that user code is making now, without torch's code in between."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -158,7 +158,7 @@ _PARTS += (ast.UnaryOp, ast.Subscript, ast.Tuple, ast.List, ast.Starred, ast.Bin
 _PARTS += (ast.expr_context, ast.operator, ast.unaryop)
 
 
-def asked_by_a_cache(frame: types.FrameType) -> bool:
+def is_in_cached_call(frame: types.FrameType) -> bool:
     """Whether a frame is calling a function with an ``lru_cache``; False if that is unclear."""
     span = _span(frame.f_code, frame.f_lasti)
     call = next((node for node in _calls(frame) if _span_of(node) == span), None)

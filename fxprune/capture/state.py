@@ -60,7 +60,7 @@ class PythonState:
     def written(self) -> dict[Place, Any]:
         """The values that the forward has added or changed since, by place."""
         before, after = self._shared_literals()
-        before, after, missing = {**before, **self._own}, {**after, **self._own_now()}, object()
+        before, after, missing = {**before, **self._own}, {**after, **self._current_literals()}, object()
         return {
             place: value for place, (_, value) in after.items() if _differ(before.get(place, (None, missing))[1], value)
         }
@@ -68,7 +68,7 @@ class PythonState:
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
         """Put marked numbers, and the values that a call leaves, in these places; using an iterator is refused."""
         for place, (holder, value) in self._inner.items():
-            if isinstance(value, _Inner) and value.is_spent:
+            if isinstance(value, _Inner) and value.is_one_pass:
                 _put(holder, place[1], _Stream(place))
                 self._watching = True
         self._watching |= bool(written)
@@ -79,7 +79,7 @@ class PythonState:
                 if place[0] != words or place[1] == _LENGTH:
                     continue
                 if not isinstance(value, _Inner):
-                    _put(holder, place[1], traced(plain(value), _left_by_a_call, (node, place)))
+                    _put(holder, place[1], traced(plain(value), _number_from_last_call, (node, place)))
                 elif isinstance(value.held, STREAMS):
                     _put(holder, place[1], _Stream(place))
 
@@ -94,12 +94,12 @@ class PythonState:
         for (words, holder), copy in zip(self._shared, self._copies, strict=True):
             if _is_changed(holder, copy):
                 before = {place: (holder, value) for place, (_, value) in _literals([(words, copy)]).items()}
-                _give_back(before, _literals([(words, holder)]))
-        _give_back(self._inner, _literals(self._changeable))
+                _restore_values(before, _literals([(words, holder)]))
+        _restore_values(self._inner, _literals(self._changeable))
         if own:
-            _give_back(self._own, self._own_now())
+            _restore_values(self._own, self._current_literals())
 
-    def _own_now(self) -> dict[Place, Any]:
+    def _current_literals(self) -> dict[Place, Any]:
         """The literals that the model holds now; holders that hold the same objects as before are not looked into."""
         changed = self._moves or any(_is_changed(holder, copy) for holder, copy in self._inside)
         return _literals(self._holders()) if changed else self._own
@@ -125,7 +125,7 @@ class PythonState:
 
 
 @contextmanager
-def left_alone(model: nn.Module) -> Iterator[None]:
+def shared_objects_restored(model: nn.Module) -> Iterator[None]:
     """Undo all changes that the code run inside makes to objects shared with the rest of the process."""
     with restored(model):
         outside = PythonState(model, reachable(model), own=False)
@@ -149,13 +149,13 @@ def _is_inner(value: Any) -> bool:
     return is_changeable(type(value)) and not isinstance(value, _Stream)
 
 
-def _give_back(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tuple[Any, Any]]) -> None:
+def _restore_values(before: Mapping[Place, tuple[Any, Any]], after: Mapping[Place, tuple[Any, Any]]) -> None:
     """Restore the earlier value wherever a holder now has another."""
     for place, (holder, value) in {**after, **before}.items():
         if place not in before:
             _remove(holder, place[1])
         elif place not in after or _differ(after[place][1], value):
-            _put(after.get(place, (holder,))[0], place[1], value.rewound() if isinstance(value, _Inner) else value)
+            _put(after.get(place, (holder,))[0], place[1], value.as_before() if isinstance(value, _Inner) else value)
 
 
 def _copied(holder: Any) -> Any:
@@ -205,11 +205,11 @@ class _Inner:
     __hash__ = None  # type: ignore[assignment]
 
     @property
-    def is_spent(self) -> bool:
+    def is_one_pass(self) -> bool:
         """Whether values taken from it cannot be taken again."""
         return isinstance(self.held, Iterator) and type(self.held).__module__ in ("builtins", "itertools")
 
-    def rewound(self) -> Any:
+    def as_before(self) -> Any:
         """The object with its earlier contents, where those can be written back."""
         if isinstance(self.held, np.ndarray) and self.state:
             self.held[...] = np.frombuffer(self.state[0], self.held.dtype).reshape(self.held.shape)
@@ -248,7 +248,7 @@ class _Stream:
         _refuse(self._place)
 
 
-def _left_by_a_call(node: fx.Node, place: Place) -> None:
+def _number_from_last_call(node: fx.Node, place: Place) -> None:
     """Marks where a number came from; no graph calls it."""
 
 
@@ -258,7 +258,7 @@ def check_forgotten(value: Any) -> None:
     while pending:
         top = pending.pop()
         if isinstance(top, Traced):
-            if top.function is _left_by_a_call:
+            if top.function is _number_from_last_call:
                 _refuse(top.operands[1])
             pending.extend(top.operands)
 

@@ -13,13 +13,13 @@ from torch import fx, nn
 
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
-from fxprune.capture.checking import counters, forgetful, is_meta, refuses, traced_hooks
+from fxprune.capture.checking import counters, is_meta, modes_that_forget, refuses, traced_hooks
 from fxprune.capture.decisions import asked_at, asks_sizes, asks_values
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample, is_image, resized
-from fxprune.capture.state import Place, left_alone
+from fxprune.capture.state import Place, shared_objects_restored
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.rules import has_rule, is_leaf
 
@@ -46,18 +46,18 @@ UNTRACED_TRAINING = "the forward in training mode"
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     """The captured graphs, and the parts of the forward not in them. Raises FxpruneError: there is nothing to trace."""
-    with left_alone(model):
+    with shared_objects_restored(model):
         return _traced(model, sample)
 
 
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model, is_leaf)
-    with left_alone(model):
+    with shared_objects_restored(model):
         captured = _both_modes(model, sample, modes, {})
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
-        with left_alone(model):
+        with shared_objects_restored(model):
             captured = _both_modes(model, sample, modes, written)
         _check_layers(model, captured, written)
     if remembers:
@@ -123,7 +123,7 @@ def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | 
 
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:
     """Refuse a mode in which something kept between calls changes the answer: ModelError, where it is eval."""
-    for training in forgetful(model, part):
+    for training in modes_that_forget(model, part):
         reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"
@@ -172,17 +172,17 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     if refusal is not None:
         raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
     live = _live_graph(model, sample, written)
-    if live is not None and not asks_values(live.graph) and _takes(model, live, _others_alike(live.sample)):
+    if live is not None and not asks_values(live.graph) and _takes(model, live, _similar_samples(live.sample)):
         return live
     try:
         return _parts(model, sample, failure, modes, written)
     except CaptureError:
-        if live is None or not _sees_most_ways(model, live):
+        if live is None or not _covers_most_branches(model, live):
             raise
         return live
 
 
-def _sees_most_ways(model: nn.Module, live: Captured) -> bool:
+def _covers_most_branches(model: nn.Module, live: Captured) -> bool:
     """Find the branches that values lead to; whether more than half of further values take those found."""
     live.specializations = tuple(find_specializations(model, live))
     own, ways = replace(live.sample, others=()), [way.without_values(model) for way in (live, *live.specializations)]
@@ -216,7 +216,7 @@ def _scaled(tensor: torch.Tensor, by: float) -> torch.Tensor:
     return tensor * by if tensor.is_floating_point() else tensor
 
 
-def _others_alike(sample: Sample) -> list[Sample]:
+def _similar_samples(sample: Sample) -> list[Sample]:
     own, batch = replace(sample, others=()), sample.batch_size
     return [*_other_values(sample), *([] if batch is None else [own.with_batch(batch + 1)])]
 

@@ -100,7 +100,7 @@ class MultiSource(Named):
         if self.global_mode == "rank":
             return QueueSelection(scores, lambda problem: _by_rank(problem, scores))
         order = {group: removal_order(values) for group, values in scores.items()}
-        sets = [(g, order[g][: _gone(g, step)]) for g in order for step in range(1, _GRID + 1)]
+        sets = [(g, order[g][: _removed_count(g, step)]) for g in order for step in range(1, _GRID + 1)]
         changes = output_changes(study.collector(self.name), sets).reshape(len(order), _GRID)
         effects = dict(zip(order, changes, strict=True))
         return QueueSelection(scores, lambda problem: _by_sets(problem, order, effects))
@@ -159,7 +159,7 @@ def _unit_range(values: FloatArray) -> FloatArray:
     return np.full(len(values), 0.5) if low == high else (values - low) / (high - low)
 
 
-def _gone(group: Group, step: int) -> int:
+def _removed_count(group: Group, step: int) -> int:
     return group.size * step // (_GRID + 1)
 
 
@@ -190,7 +190,7 @@ def _steps(
     found: list[tuple[float, NDArray[np.int64]]] = []
     gone, saved, effect = 0, 0.0, 0.0
     for step in range(1, _GRID + 1):
-        until = min(_gone(group, step), group.size - problem.fewest(group))
+        until = min(_removed_count(group, step), group.size - problem.fewest(group))
         if until <= gone:
             continue
         mask = np.ones(group.size, dtype=np.bool_)

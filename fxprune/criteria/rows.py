@@ -184,7 +184,7 @@ def _fold(axis: Axis, values: FloatArray, found: dict[Channels, FloatArray]) -> 
     elif isinstance(axis, Gather):
         summed: FloatArray = np.bincount(axis.index, weights=values, minlength=axis.base.size).astype(np.float64)
         _fold(axis.base, summed, found)
-    elif not isinstance(axis, Fixed) and _meets_itself(axis):
+    elif not isinstance(axis, Fixed) and _repeats_a_variable(axis):
         for variable in set(variables(axis)):
             channels, elements = owned_by(axis, variable)
             owned = np.bincount(channels, weights=values[elements], minlength=variable.size).astype(np.float64)
@@ -196,7 +196,7 @@ def _fold(axis: Axis, values: FloatArray, found: dict[Channels, FloatArray]) -> 
             _fold(factor, grid.sum(axis=others), found)
 
 
-def _meets_itself(axis: Product) -> bool:
+def _repeats_a_variable(axis: Product) -> bool:
     """Whether two factors hold the same variable."""
     held = [{v.serial for v in variables(factor)} for factor in axis.factors]
     return len(set().union(*held)) < sum(map(len, held))

@@ -41,7 +41,7 @@ FloatArray = NDArray[np.float64]
 def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
     """The staircase in order of ascending scores; channels without which a dim would become empty stay."""
     protected = _protected(graph, scores, limits)
-    orders = [_moved_last(removal_order(scores[g]), protected[g]) for g in graph.groups]
+    orders = [_with_marked_last(removal_order(scores[g]), protected[g]) for g in graph.groups]
     return Staircase(graph.groups, orders, [limits.steps(g, int(protected[g].sum())) for g in graph.groups])
 
 
@@ -60,10 +60,10 @@ def frugal_staircase(
     for group, levels in zip(graph.groups, steps, strict=True):
         order = removal_order(scores[group])
         rank = np.argsort(order, kind="stable")
-        costly_first = _moved_last(np.lexsort((rank, -costs[group])), protected[group])
+        costly_first = _with_marked_last(np.lexsort((rank, -costs[group])), protected[group])
         stays = np.zeros(group.size, dtype=np.bool_)
         stays[costly_first[levels[-1] :]] = True
-        orders.append(_moved_last(order, stays))
+        orders.append(_with_marked_last(order, stays))
     return Staircase(graph.groups, orders, steps)
 
 
@@ -84,7 +84,7 @@ def _axes(graph: ChannelGraph) -> Iterator[Axis]:
         yield from term.axes
 
 
-def _moved_last(order: NDArray[np.intp], last: Mask) -> IntArray:
+def _with_marked_last(order: NDArray[np.intp], last: Mask) -> IntArray:
     """The order with the marked channels moved to its end."""
     marked = last[order]
     return np.concatenate([order[~marked], order[marked]]).astype(np.int64)
@@ -116,7 +116,7 @@ class Goal:
         return self.full - self.cost.at(levels)
 
 
-def paying(stairs: Staircase, goals: Sequence[Goal]) -> NDArray[np.bool_]:
+def groups_that_save(stairs: Staircase, goals: Sequence[Goal]) -> NDArray[np.bool_]:
     """The groups whose removal of channels saves anything, as a mask."""
     lowest = np.diag(stairs.heights)
     return np.array([any(goal.saved(levels) > 0 for goal in goals) for levels in lowest], dtype=np.bool_)
@@ -140,17 +140,17 @@ def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntAr
     return sequence.levels(high, groups)
 
 
-def return_idle(sequence: StepSequence, goals: Sequence[Goal], levels: IntArray) -> IntArray:
+def undo_useless_steps(sequence: StepSequence, goals: Sequence[Goal], levels: IntArray) -> IntArray:
     """Give back, latest first, every step that saves nothing in the end (of memory or latency)."""
     levels = levels.copy()
     last = {int(owner): place for place, owner in enumerate(sequence.owners[: int(levels.sum())])}
     for group in sorted(last, key=lambda g: -last[g]):
-        while levels[group] and _as_good(levels, group, goals):
+        while levels[group] and _is_as_good_without(levels, group, goals):
             levels[group] -= 1
     return levels
 
 
-def _as_good(levels: IntArray, group: int, goals: Sequence[Goal]) -> bool:
+def _is_as_good_without(levels: IntArray, group: int, goals: Sequence[Goal]) -> bool:
     back = levels.copy()
     back[group] -= 1
     return all(goal.saved(back) >= goal.saved(levels) for goal in goals)
@@ -265,14 +265,14 @@ class _Task:
         levels = descend(sequence, goals, len(stairs.groups))
         if uniform or alike == "equal" or not {"memory", "latency"} & self.fractions.keys():
             return levels
-        return return_idle(sequence, goals, levels)
+        return undo_useless_steps(sequence, goals, levels)
 
     def _sequence(
         self, stairs: Staircase, values: Scores, goals: Sequence[Goal], uniform: bool, alike: str
     ) -> StepSequence:
         if uniform:
             return uniform_sequence(stairs)
-        return (alike_sequence if alike == "equal" else score_sequence)(stairs, values, paying(stairs, goals))
+        return (alike_sequence if alike == "equal" else score_sequence)(stairs, values, groups_that_save(stairs, goals))
 
     def _goals(self, stairs: Staircase) -> list[Goal]:
         models = ((self.models[name], fraction) for name, fraction in self.fractions.items())

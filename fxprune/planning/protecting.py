@@ -35,7 +35,7 @@ def protected_channels(
     cut.
     """
     channels = _AllChannels(preference)
-    open_sets = {ids.tobytes(): ids for axis in _distinct(axes) for ids in channels.saviours(axis)}
+    open_sets = {ids.tobytes(): ids for axis in _distinct(axes) for ids in channels.required_sets(axis)}
     pending = list(open_sets.values())
     while pending:
         serves = np.bincount(np.concatenate(pending), minlength=len(channels.preference))
@@ -76,7 +76,7 @@ class _AllChannels:
         cut = [v for v in dict.fromkeys(variables(axis)) if v in self._starts]
         return [np.where((channel := channels_of(axis, v)) >= 0, channel + self._starts[v], -1) for v in cut]
 
-    def saviours(self, axis: Axis) -> list[IndexArray]:
+    def required_sets(self, axis: Axis) -> list[IndexArray]:
         """Sets of channels of which one each must stay so that the axis is not empty; no set if it cannot become empty.
 
         If elements need channels of several variables, the element with the highest preference of its least preferred

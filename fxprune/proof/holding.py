@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
-from fxprune.util.copies import is_constant, meet
+from fxprune.util.copies import is_constant, share_elements
 from fxprune.util.paths import named_modules
 
 Tensors = Mapping[str, Tensor]
@@ -85,7 +85,7 @@ def _check_ties(full: Tensors, narrow: Tensors, common: list[str], blocks: Block
 def _sharing(tensors: Tensors, blocks: Mapping[str, int]) -> set[frozenset[str]]:
     """The names of tensors that share elements; interleaved columns of one memory share none."""
     near = _classes(blocks)
-    found = ({n for n in names if any(meet(tensors[n], tensors[o]) for o in names - {n})} for names in near)
+    found = ({n for n in names if any(share_elements(tensors[n], tensors[o]) for o in names - {n})} for names in near)
     return {frozenset(names) for names in found if names}
 
 

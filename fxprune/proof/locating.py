@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.proof.comparing import kept_block, leaves_of
-from fxprune.proof.nan_carrying.calls import bury, gone
+from fxprune.proof.nan_carrying.calls import gone, with_nan
 from fxprune.proof.nan_carrying.contractions import has_copies
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import modes
@@ -62,7 +62,7 @@ class _Marking(fx.Interpreter):
             kept = tuple(index if traced == size else None for index, traced, size in sizes)
             with _disable_current_modes():
                 lost = _lost(result, kept, anything=n in self._tables)
-                return result if lost is None else bury(result, lost)
+                return result if lost is None else with_nan(result, lost)
         return result
 
 

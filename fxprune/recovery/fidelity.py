@@ -28,7 +28,7 @@ _MOST_SAMPLES = 256
 _SAMPLES_A_GROUP = 16
 
 
-class Yardstick:
+class Reference:
     """The original's outputs on at most ``most`` held-out samples (of all samples if none are), to compare with."""
 
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
@@ -81,7 +81,7 @@ def errors_of_groups(work: Work) -> dict[str, float]:
     masks = work.masks
     cut = sorted((g for g in work.graph.groups if not masks[g.variable].all()), key=lambda g: masks[g.variable].mean())
     gone = [(group, np.flatnonzero(~masks[group.variable])) for group in cut[: work.seen]]
-    yardstick = Yardstick(work, min(work.seen // max(len(cut), 1), _SAMPLES_A_GROUP))
+    yardstick = Reference(work, min(work.seen // max(len(cut), 1), _SAMPLES_A_GROUP))
     whole = {variable: np.ones_like(mask) for variable, mask in masks.items()}
 
     def zeroed(which: Sequence[tuple[Group, NDArray[np.int64]]]) -> float | None:

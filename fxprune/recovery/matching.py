@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.calibration.effects import joined
-from fxprune.calibration.rows import evened
+from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError, described
@@ -132,11 +132,11 @@ class Match(Named):
             whole = loss.detach().clone()
             add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
             losses.append(float(whole))
-            if not _rises(losses):
+            if not _loss_rises(losses):
                 descent.step(rate * min((step + 1) / growing, 1 - step / (len(batches) + 1)))
             for parameter in own:
                 parameter.grad = None
-            if _rises(losses):
+            if _loss_rises(losses):
                 break
         return losses
 
@@ -295,7 +295,7 @@ def _spread(other: Tensor, dim: int) -> Tensor:
 
 
 def _counts(value: Tensor) -> Tensor:
-    each = evened(value.square().sum(-1), len(value)).unsqueeze(-1)
+    each = token_weights(value.square().sum(-1), len(value)).unsqueeze(-1)
     return each / each.mean()
 
 
@@ -318,7 +318,7 @@ def _put(own: Iterable[nn.Parameter], values: Sequence[Tensor]) -> None:
         parameter.data.copy_(value)
 
 
-def _rises(losses: Sequence[float]) -> bool:
+def _loss_rises(losses: Sequence[float]) -> bool:
     """Whether the last losses, checked every few steps, are far above the smaller of the first two."""
     if not math.isfinite(losses[-1]):
         return True

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Recovery, Work, recovery
-from fxprune.recovery.fidelity import Yardstick, errors_of_groups
+from fxprune.recovery.fidelity import Reference, errors_of_groups
 from fxprune.recovery.matching import Match
 from fxprune.recovery.reconstruct import Reconstruct
 from fxprune.recovery.walking import evaluating
@@ -74,7 +74,7 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> Recovered:
         with evaluating(work.pruned):
             return Recovered(tuple(one.recover(work) for one in recoveries))
     work.batches("fidelity")
-    yardstick = Yardstick(work)
+    yardstick = Reference(work)
     rows, found, errors = list[RecoveryRow](), [yardstick.measure(work.pruned, "cut")], errors_of_groups(work)
     for one in recoveries:
         before = {name: tensor.clone() for name, tensor in work.pruned.state_dict().items()}

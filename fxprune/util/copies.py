@@ -228,7 +228,7 @@ def cloned(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
-def meet(left: torch.Tensor, right: torch.Tensor) -> bool:
+def share_elements(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Whether two tensors share an element in memory."""
     if _last_byte(left) < right.data_ptr() or _last_byte(right) < left.data_ptr():
         return False

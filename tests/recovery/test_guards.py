@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.calibration.batches import Batch, held_out
-from fxprune.calibration.rows import evened
+from fxprune.calibration.rows import token_weights
 from fxprune.capture.samples import Sample
 from fxprune.recovery import Work
 from fxprune.reporting import RecoveryRow
@@ -190,4 +190,4 @@ def test_a_token_far_larger_than_others_is_not_all_that_is_fitted() -> None:
 
 def test_rows_count_by_what_is_usual_in_their_sample() -> None:
     energy = torch.tensor([[1.0, 1.0, 1.0, 1000.0], [0.0, 0.0, 0.0, 5.0]])
-    torch.testing.assert_close(evened(energy, 2), torch.tensor([[1.0, 1.0, 1.0, 0.01], [1.0, 1.0, 1.0, 1.0]]))
+    torch.testing.assert_close(token_weights(energy, 2), torch.tensor([[1.0, 1.0, 1.0, 0.01], [1.0, 1.0, 1.0, 1.0]]))

@@ -103,7 +103,7 @@ def filled(tensor: Tensor) -> Tensor:
     return torch.nan_to_num(tensor, nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
-def bury(tensor: Tensor, where: Tensor) -> Tensor:
+def with_nan(tensor: Tensor, where: Tensor) -> Tensor:
     """``tensor`` with NaN written where ``where`` is True; a tensor that is not floating is returned unchanged."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor

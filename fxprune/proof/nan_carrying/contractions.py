@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, bury, filled, gone
-from fxprune.proof.nan_carrying.structural import bury_slices, lost_slices
+from fxprune.proof.nan_carrying.calls import Call, Handler, filled, gone, with_nan
+from fxprune.proof.nan_carrying.structural import fill_slices_with_nan, lost_slices
 
 
 def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
@@ -40,7 +40,7 @@ def _product_by_slices(left: Tensor, right: Tensor) -> Tensor | None:
     if ours is None or theirs is None or not _alike(ours[2], theirs[1]):
         return None
     result = _times(filled(left), filled(right))
-    return bury_slices(bury_slices(result, (*ours[:2], None)), (theirs[0], None, theirs[2]))
+    return fill_slices_with_nan(fill_slices_with_nan(result, (*ours[:2], None)), (theirs[0], None, theirs[2]))
 
 
 def _alike(left: Tensor | None, right: Tensor | None) -> bool:
@@ -58,7 +58,7 @@ def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
     rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
     kept_left, kept_right = filled(left), filled(right)
     _check_positions(kept_left, kept_right, (left_gone & ~rows, right_gone & ~columns), (rows, columns), call)
-    return bury(_times(kept_left, kept_right), rows | columns)
+    return with_nan(_times(kept_left, kept_right), rows | columns)
 
 
 def _check_positions(
@@ -201,7 +201,7 @@ def _trilinear(call: Call) -> Any:
     terms = factors[0] * factors[1] * factors[2]
     dims = tuple(call["sumdim"])
     removed = gone(terms)
-    return bury(terms.masked_fill(removed, 0).sum(dims), removed.all(dim=dims)) if dims else terms
+    return with_nan(terms.masked_fill(removed, 0).sum(dims), removed.all(dim=dims)) if dims else terms
 
 
 CONTRACTIONS: dict[str, Handler] = {

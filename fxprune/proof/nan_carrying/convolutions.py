@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, bury, carries, constant_along, filled, gone, trailing
+from fxprune.proof.nan_carrying.calls import Call, Handler, carries, constant_along, filled, gone, trailing, with_nan
 from fxprune.proof.nan_carrying.contractions import has_copies
 
 
@@ -20,7 +20,7 @@ def _convolution(call: Call) -> Any:
     removed = _removed_channels(call, x_gone, weight_gone)
     if removed is None:
         removed = _removed_entries(call, kept, x_gone, weight_gone)
-    result = bury(call.run(**kept), removed)
+    result = with_nan(call.run(**kept), removed)
     return result if bias is None else result + _per_channel(bias, x)
 
 
@@ -100,7 +100,7 @@ def _deform_conv(call: Call) -> Any:
     removed = _removed_channels(call, x_gone, weight_gone)
     if removed is None:
         raise call.mismatch("its input and its weight lost different channels")
-    return bury(call.run(input=filled(x), weight=filled(weight)), removed)
+    return with_nan(call.run(input=filled(x), weight=filled(weight)), removed)
 
 
 CONVOLUTIONS: dict[str, Handler] = {"convolution": _convolution, "conv_tbc": _conv_tbc, "deform_conv2d": _deform_conv}
@@ -147,7 +147,7 @@ def _whole_planes(name: str, rank: int) -> Handler:
         result = call.run()
         # Outputs that read nothing are zero; those of a removed channel are removed with it.
         channels = gone(x).transpose(0, 1).flatten(1).all(1)
-        return bury(result, channels.reshape(1, -1, *[1] * (result.ndim - 2)))
+        return with_nan(result, channels.reshape(1, -1, *[1] * (result.ndim - 2)))
 
     return handler
 
@@ -159,7 +159,7 @@ def _col2im(call: Call) -> Any:
     removed = removed.reshape(*x.shape[:-2], -1, taps, x.shape[-1])
     if not constant_along(removed, [removed.ndim - 2, removed.ndim - 1]):
         raise call.fault("adds removed and kept positions")
-    return bury(call.run(), removed.flatten(-2).all(-1)[..., None, None])
+    return with_nan(call.run(), removed.flatten(-2).all(-1)[..., None, None])
 
 
 _RANKS = (1, 2, 3)

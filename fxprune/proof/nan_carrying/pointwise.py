@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fxprune.proof.nan_carrying.calls import bury, gone, tensors_among, unexpanded, words
+from fxprune.proof.nan_carrying.calls import gone, tensors_among, unexpanded, with_nan, words
 
 # Operators that propagate NaN from every tensor argument to the output.
 _KEEP_NAN = words(
@@ -87,7 +87,7 @@ def _mark(out: Tensor, removed: Tensor, in_place: bool, shadows: Shadows) -> Ten
     if not (out.is_floating_point() or out.is_complex()):
         shadows.put(out, removed)
         return out
-    return out.masked_fill_(removed, float("nan")) if in_place else bury(out, removed)
+    return out.masked_fill_(removed, float("nan")) if in_place else with_nan(out, removed)
 
 
 def _plain_name(func: torch._ops.OpOverload) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, bury, constant_along, filled, gone, trailing, words
+from fxprune.proof.nan_carrying.calls import Call, Handler, constant_along, filled, gone, trailing, with_nan, words
 from fxprune.proof.nan_carrying.pointwise import Shadows
 
 
@@ -28,7 +28,7 @@ def _dims(call: Call) -> tuple[int, ...]:
     return tuple(d % max(x.ndim, 1) for d in listed)
 
 
-def all_gone(call: Call, removed: Tensor) -> Tensor:
+def all_removed(call: Call, removed: Tensor) -> Tensor:
     """A mask of the results over removed entries only."""
     dims = _dims(call)
     return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
@@ -38,8 +38,8 @@ def _with_fill(fill: float) -> Handler:
     def handler(call: Call) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
-        dead = all_gone(call, removed)
-        return pytree.tree_map_only(Tensor, lambda out: bury(out, dead), result)
+        dead = all_removed(call, removed)
+        return pytree.tree_map_only(Tensor, lambda out: with_nan(out, dead), result)
 
     return handler
 
@@ -53,7 +53,7 @@ def _mean(call: Call) -> Any:
     x = call["self"] if call.get("dtype") is None else call["self"].to(call["dtype"])
     removed = gone(x)
     total = filled(x).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
-    return bury(total / _count(call, removed), all_gone(call, removed))
+    return with_nan(total / _count(call, removed), all_removed(call, removed))
 
 
 def _moments(call: Call) -> tuple[Tensor, Tensor]:
@@ -66,9 +66,9 @@ def _moments(call: Call) -> tuple[Tensor, Tensor]:
     spread = (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
     correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
     divisor = _count(call, removed) - correction
-    dead = all_gone(call, removed)
+    dead = all_removed(call, removed)
     mean = mean if keep else mean.reshape(spread.shape)
-    return bury(spread / divisor.clamp_min(0), dead), bury(mean, dead)
+    return with_nan(spread / divisor.clamp_min(0), dead), with_nan(mean, dead)
 
 
 def _var(call: Call) -> Any:
@@ -99,8 +99,8 @@ def _aminmax(call: Call) -> Any:
     dims = _dims(call)
     low = x.masked_fill(removed, math.inf).amin(dim=dims, keepdim=keep)
     high = x.masked_fill(removed, -math.inf).amax(dim=dims, keepdim=keep)
-    dead = all_gone(call, removed)
-    return bury(low, dead), bury(high, dead)
+    dead = all_removed(call, removed)
+    return with_nan(low, dead), with_nan(high, dead)
 
 
 def _scan(fill: float) -> Handler:
@@ -109,7 +109,7 @@ def _scan(fill: float) -> Handler:
     def handler(call: Call) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
-        return pytree.tree_map_only(Tensor, lambda out: bury(out, removed), result)
+        return pytree.tree_map_only(Tensor, lambda out: with_nan(out, removed), result)
 
     return handler
 
@@ -156,14 +156,14 @@ def _cdist(call: Call) -> Any:
     difference = left.unsqueeze(-2) - right.unsqueeze(-3)
     removed = gone(difference)
     distance = torch.linalg.vector_norm(filled(difference), call.get("p", 2), dim=-1)
-    return bury(distance, removed.all(-1))
+    return with_nan(distance, removed.all(-1))
 
 
 def _dist(call: Call) -> Any:
     difference = call["self"] - call["other"]
     order = call.get("p", 2)
     distance = torch.linalg.vector_norm(filled(difference), order)
-    return bury(distance, gone(difference).all())
+    return with_nan(distance, gone(difference).all())
 
 
 REDUCTIONS: dict[str, Handler] = {
@@ -187,7 +187,7 @@ REDUCTIONS: dict[str, Handler] = {
         ),
         _whole,
     ),
-    "renorm": lambda call: bury(call.run(self=filled(call["self"])), gone(call["self"])),
+    "renorm": lambda call: with_nan(call.run(self=filled(call["self"])), gone(call["self"])),
     "mean": _mean,
     "var": _var,
     "std": _std,
@@ -266,7 +266,7 @@ def _weight_norm(call: Call) -> Any:
     removed = gone(v)
     dims = tuple(d for d in range(v.ndim) if d != dim % v.ndim)
     length = torch.linalg.vector_norm(filled(v), 2, dim=dims, keepdim=True)
-    return v * (g / length), bury(length, removed.all(dim=dims, keepdim=True))
+    return v * (g / length), with_nan(length, removed.all(dim=dims, keepdim=True))
 
 
 NORMALIZATIONS: dict[str, Handler] = {
@@ -313,5 +313,5 @@ def counted(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
     removed = removed.expand(x.shape)
     call = Call(func, (x.masked_fill(removed, _fill(func)[0] or 0), *args[1:]), kwargs)
     result: Tensor = call.run()
-    shadows.put(result, all_gone(call, removed))
+    shadows.put(result, all_removed(call, removed))
     return result

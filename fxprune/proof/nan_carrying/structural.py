@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, bury, gone, tensors_among, words
+from fxprune.proof.nan_carrying.calls import Call, Handler, gone, tensors_among, with_nan, words
 from fxprune.proof.nan_carrying.pointwise import Shadows
 
 Lines = tuple[Tensor | None, ...]
@@ -55,7 +55,7 @@ def _along(line: Tensor, dim: int, rank: int) -> Tensor:
     return line.reshape([-1 if d == dim else 1 for d in range(rank)])
 
 
-def bury_slices(tensor: Tensor, lines: Lines) -> Tensor:
+def fill_slices_with_nan(tensor: Tensor, lines: Lines) -> Tensor:
     """Write NaN over the removed slices of ``tensor``, in place."""
     for dim, line in enumerate(lines):
         if line is not None:
@@ -144,13 +144,13 @@ def _cat(call: Call) -> Any:
     pieces = [piece for piece in call["tensors"] if piece.shape != (0,)]
     shared = _shared([gone(piece) for piece in pieces], call.get("dim", 0))
     result = call.run()
-    return result if shared is None else bury(result, shared)
+    return result if shared is None else with_nan(result, shared)
 
 
 def _stack(call: Call) -> Any:
     dim, result = call.get("dim", 0), call.run()
     shared = _shared([gone(piece).unsqueeze(dim) for piece in call["tensors"]], dim)
-    return result if shared is None else bury(result, shared)
+    return result if shared is None else with_nan(result, shared)
 
 
 def _pad(call: Call) -> Any:
@@ -158,7 +158,7 @@ def _pad(call: Call) -> Any:
     removed = gone(x)
     for dim, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
         removed = _pad_mask(removed, x.ndim - dim, before, after)
-    return bury(call.run(), removed)
+    return with_nan(call.run(), removed)
 
 
 def _pad_mask(removed: Tensor, dim: int, before: int, after: int) -> Tensor:
@@ -172,14 +172,14 @@ def _pad_mask(removed: Tensor, dim: int, before: int, after: int) -> Tensor:
 def _written(call: Call) -> Any:
     """Values written into ``self``: a removed entry of ``self`` stays removed."""
     removed = gone(call["self"])
-    return bury(call.run(), removed)
+    return with_nan(call.run(), removed)
 
 
 def _im2col(call: Call) -> Any:
     """Windows of a plane; padding of a removed channel is removed with it."""
     x, result = call["self"], call.run()
     channels = gone(x).flatten(-2).all(-1)
-    return bury(result, channels.repeat_interleave(result.shape[-2] // channels.shape[-1], -1)[..., None])
+    return with_nan(result, channels.repeat_interleave(result.shape[-2] // channels.shape[-1], -1)[..., None])
 
 
 _WRITES = """copy fill zero diagonal_scatter index_copy index_fill index_put _index_put_impl masked_scatter put scatter

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.proof.locating import tables
 from fxprune.proof.masking import select
 from fxprune.proof.nodes.claims import Claim, Kept, difference, is_gone, is_silent
-from fxprune.proof.nodes.drawing import Setting, means_something, renewed
+from fxprune.proof.nodes.drawing import Setting, keeps_its_values, renewed
 from fxprune.proof.nodes.evaluating import WAYS, Evaluation, Result, Way
 from fxprune.proof.nodes.memory import Memory, sharing, written_by
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call_name, fault, may_write, tensors_among
@@ -70,7 +70,7 @@ class ByValues:
         self.evaluation = Evaluation(pair, setting, claims, owners)
         self._tables = tables(pair.full)
         # Row indices, boxes and the like, computed from constants: kernels may rely on their values.
-        held = [node for node in pair.full.nodes if means_something(setting, node)]
+        held = [node for node in pair.full.nodes if keeps_its_values(setting, node)]
         self.fixed = tables(pair.full, held) - _by_chance(pair.full)
         self.tally = Tally()
         self.steps: dict[fx.Node, Step] = {}
@@ -120,7 +120,7 @@ class ByValues:
 
     def _lossy(self, step: Step) -> list[Claim]:
         claims = map(self._claims.get, step.full.all_input_nodes)
-        return [claim for claim in claims if claim and (claim.is_lossy or claim.buried)]
+        return [claim for claim in claims if claim and (claim.is_lossy or claim.with_nan)]
 
     def _may_lose(self, step: Step) -> bool:
         """Whether an operand or module may have lost entries. Raises UnjudgedError: nothing explains a loss."""
@@ -162,7 +162,7 @@ class ByValues:
             lossy = self._lossy(step)
             if lossy or node.op == "call_module":
                 claim.caused = all(c.caused for c in lossy)
-                claim.buried = self._burying(
+                claim.with_nan = self._with_nan_in_removed(
                     step, {given: self._claims[given] for given in node.all_input_nodes if given in self._claims}
                 )
         self._claims[node] = claim
@@ -199,7 +199,7 @@ class ByValues:
             return False
         return isinstance(result.full, Tensor) and is_gone(result.full, claim.lost)
 
-    def _burying(self, step: Step, known: Mapping[fx.Node, Claim]) -> Callable[[], Any]:
+    def _with_nan_in_removed(self, step: Step, known: Mapping[fx.Node, Claim]) -> Callable[[], Any]:
         """A function that computes the node's value with NaN in removed entries."""
         evaluation = Evaluation(self._pair, self._setting, known, dict(self._owners))
         return lambda: evaluation.run(step, WAYS[-1]).full

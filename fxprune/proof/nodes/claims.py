@@ -28,7 +28,7 @@ class Claim:
         like: one entry of the type and on the device of the values.
         is_lossy: whether any entry is removed.
         pieces: the claims of its tensors, if there are several and a law covers them.
-        buried: the value with NaN in removed entries, if ``full`` is not a single tensor.
+        with_nan: the value with NaN in removed entries, if ``full`` is not a single tensor.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Claim:
         domain: str = "",
         silent: bool = True,
         caused: bool = True,
-        buried: Callable[[], Any] | None = None,
+        with_nan: Callable[[], Any] | None = None,
         like: Tensor | None = None,
         pieces: Sequence[Claim] = (),
     ) -> None:
         """``values``: the full and the narrow value, or a function from this claim to both, which needs ``shape``."""
         self._values, self.pieces = values, pieces
         self.kept, self.domain = kept, domain
-        self.silent, self.caused, self.buried, self.like = silent, caused, buried, like
+        self.silent, self.caused, self.with_nan, self.like = silent, caused, with_nan, like
         if shape is None and not callable(values) and isinstance(values[0], Tensor):
             shape = values[0].shape
         self.shape = None if shape is None else tuple(shape)
@@ -99,16 +99,16 @@ class Claim:
         def values(claim: Claim) -> tuple[Any, Any]:
             return tuple(piece.full for piece in pieces), tuple(piece.narrow for piece in pieces)
 
-        def buried() -> Any:
+        def with_nan() -> Any:
             return tuple(piece.over_kept() for piece in pieces)
 
         lossy = any(piece.is_lossy for piece in pieces)
-        return cls(values, caused=caused, buried=buried if lossy else None, pieces=pieces)
+        return cls(values, caused=caused, with_nan=with_nan if lossy else None, pieces=pieces)
 
     @property
     def is_whole(self) -> bool:
         """Whether no entry is removed."""
-        return self.buried is None and not any(kept is not None for kept in self.kept)
+        return self.with_nan is None and not any(kept is not None for kept in self.kept)
 
     @cached_property
     def lost(self) -> tuple[tuple[int, Tensor], ...]:
@@ -117,8 +117,8 @@ class Claim:
 
     def over_kept(self) -> Any:
         """The full value with NaN in place of its removed entries."""
-        if self.buried is not None:
-            return self.buried()
+        if self.with_nan is not None:
+            return self.with_nan()
         if not self.is_lossy:
             return self.full
         value = self.full.clone()

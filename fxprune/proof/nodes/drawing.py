@@ -134,7 +134,7 @@ def _domain_held(name: str, value: Tensor) -> str:
     return "positive" if name.endswith("running_var") or (value.ndim < 2 and bool((value >= 0).all())) else "any"
 
 
-def means_something(setting: Setting, node: fx.Node) -> bool:
+def keeps_its_values(setting: Setting, node: fx.Node) -> bool:
     """Whether a node reads a table, a mask or row indices, which keep their values."""
     return node.op == "get_attr" and not _domain_held(str(node.target), setting.attribute(str(node.target)))
 

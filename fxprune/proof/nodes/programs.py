@@ -79,7 +79,7 @@ class Programs:
                 if watched.refused or self._tolerance or not replace:
                     raise
                 continue
-            found = self._parting(ours, theirs)
+            found = self._output_difference(ours, theirs)
             if not found and all(map(_is_finite, ours.values())):
                 return ""
         return found
@@ -99,7 +99,7 @@ class Programs:
         versions = {name: tensor._version for name, tensor in given.named_tensors()}
         with self._unchanged() as held:
             try:
-                with watched, self._modes(), _only_the_way_back():
+                with watched, self._modes(), _history_without_values():
                     leaves = leaves_of(called(program, given), keep_history=True)
             except UnjudgedError:
                 raise
@@ -123,11 +123,11 @@ class Programs:
             return modes(torch.float64, carry_nan=False, gradients=True)
         return torch.enable_grad()
 
-    def _parting(self, ours: Leaves, theirs: Leaves) -> str:
+    def _output_difference(self, ours: Leaves, theirs: Leaves) -> str:
         found = compare(_plain(ours), _plain(theirs))
-        return found.describe(self._tolerance) if not found.error <= self._tolerance else self._ways_part(ours, theirs)
+        return found.describe(self._tolerance) if not found.error <= self._tolerance else self._grad_fault(ours, theirs)
 
-    def _ways_part(self, ours: Leaves, theirs: Leaves) -> str:
+    def _grad_fault(self, ours: Leaves, theirs: Leaves) -> str:
         """Where the autograd functions behind equal values differ, or ""."""
         stack = [(leaf.grad_fn, theirs[path].grad_fn) for path, leaf in ours.items() if isinstance(leaf, Tensor)]
         seen: dict[Any, Any] = {}
@@ -197,7 +197,7 @@ class NumberedPrograms(Programs):
         numbers = Numbers(self._owner.parameters())
         (known, ours), (other, theirs) = (self._numbered(program, sample, numbers) for program in (first, second))
         found = next((path for path in {**known, **other} if known.get(path) != other.get(path)), "")
-        return f"{found} comes about in another way" if found else self._ways_part(ours, theirs)
+        return f"{found} comes about in another way" if found else self._grad_fault(ours, theirs)
 
     def _numbered(self, program: Program, sample: Sample, numbers: Numbers) -> tuple[Leaves, Leaves]:
         """The numbers of all outputs and changes of a program, and its outputs."""
@@ -207,7 +207,7 @@ class NumberedPrograms(Programs):
         numbers.begin([*named_parameters(self._owner), *held, *given.named_tensors()])
         with self._unchanged():
             try:
-                with numbers, torch.enable_grad(), _only_the_way_back():
+                with numbers, torch.enable_grad(), _history_without_values():
                     leaves = leaves_of(called(program, given), keep_history=True)
                 known = {path: numbers.of(leaf) if isinstance(leaf, Tensor) else leaf for path, leaf in leaves.items()}
             except UnjudgedError:
@@ -271,7 +271,7 @@ def bound(graph: fx.Graph, sample: Sample) -> dict[str, Any]:
     return found.arguments
 
 
-def _only_the_way_back() -> AbstractContextManager[Any]:
+def _history_without_values() -> AbstractContextManager[Any]:
     """Record history without saved values, because no backward pass is run."""
 
     def unpacked(_: Any) -> Tensor:

@@ -97,7 +97,7 @@ def prove_nodes(
         prover.check_modes()
         for pair in pairs:
             prover.prove(pair, matched(pair) if steps is None else steps[pair])
-        prover.witness()
+        prover.check_training_step()
     tally = prover.tally
     probes = [Probe("", sample) for sample in prover.samples]
     sizes = {probe.batch_size for probe in probes}
@@ -185,7 +185,7 @@ class _Prover:
                 self._check_trace(pair, sample, training)
         self.samples += [first, *([second] if second else [])]
 
-    def witness(self) -> None:
+    def check_training_step(self) -> None:
         """Compare one step of training of both whole networks in float64, forward and backward.
 
         Only if the trace did not train as the original does, bit for bit and by the same backward pass.
@@ -357,7 +357,7 @@ class _Prover:
                 bound(pair.narrow, given),
             )
             vars(self._pruned).pop("_chosen", None)
-        if reaches and all(map(partial(_finds_its_part, pair), pair.narrow.nodes)):
+        if reaches and all(map(partial(_code_finds_part, pair), pair.narrow.nodes)):
             return
 
         written = partial(self._printed(pair.narrow), pair.root)
@@ -367,7 +367,7 @@ class _Prover:
             raise UnjudgedError(f"the pruned network is not its graph, bit for bit: {found}")
 
 
-def _finds_its_part(pair: Pair, node: fx.Node) -> bool:
+def _code_finds_part(pair: Pair, node: fx.Node) -> bool:
     """Whether generated code finds the same module or tensor for a node as the proof."""
     if node.op not in ("call_module", "get_attr"):
         return True

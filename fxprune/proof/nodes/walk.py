@@ -95,7 +95,7 @@ class _Walk:
                 or self._by_identity(step, reading)
             ):
                 self._by_values.judge(step)
-                self._tally.at_any_size &= reading is not None and reading.same and _hangs_on_wholes(reading)
+                self._tally.at_any_size &= reading is not None and reading.same and _depends_on_equal_values(reading)
 
     def _attribute(self, step: Step) -> None:
         node, name = step.full, str(step.full.target)
@@ -167,7 +167,7 @@ class _Walk:
         later = self._memory.rewritten(node, members, self._claims) if written else set()
         if not self._passes_on(written, later):
             return False
-        caused = all(claim.caused for claim in reading.operands if claim.is_lossy or claim.buried)
+        caused = all(claim.caused for claim in reading.operands if claim.is_lossy or claim.with_nan)
         if verdict.pieces:
             pieces = [
                 self._drawn(f"{node.name}[{number}]", piece.shape, piece.kept, verdict, caused)
@@ -247,7 +247,7 @@ def _shape_of(reading: Reading) -> Sequence[int] | None:
     return result.shape if isinstance(result, Tensor) else None
 
 
-def _hangs_on_wholes(reading: Reading) -> bool:
+def _depends_on_equal_values(reading: Reading) -> bool:
     """Whether a call returns a number, or depends only on values that are the same in both networks."""
     if is_number(reading.node):
         return True
