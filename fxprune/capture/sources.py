@@ -260,26 +260,29 @@ def _span(code: types.CodeType, at: int) -> Span | None:
     """The first and last line and byte of an instruction's expression; None where unknown."""
     positions = getattr(code, "co_positions", None)  # since Python 3.11
     if positions is None:
-        return _span_of_a_call(code, at)
+        return _span_in_its_line(code, at)
     first, last, start, end = list(positions())[at // 2]
     return None if None in (first, last, start, end) else ((first, start), (last, end))
 
 
-def _span_of_a_call(code: types.CodeType, at: int) -> Span | None:
-    """Of a call before Python 3.11, which knows lines only: the line's calls run in the order in which they end.
+def _span_in_its_line(code: types.CodeType, at: int) -> Span | None:
+    """Of a call or a formatted value before Python 3.11, which knows lines only.
 
-    Not so in the expressions of ``_OUT_OF_ORDER``, and in what an assignment writes to: such lines are left alone.
+    Those of a line run in the order in which they end. Not so in the expressions of ``_OUT_OF_ORDER``, and in what an
+    assignment writes to: such lines are left alone.
     """
+    name = dis.opname[code.co_code[at]]
+    ahead, kind = ("CALL_", ast.Call) if name.startswith("CALL_") else ("FORMAT_VALUE", ast.FormattedValue)
     line = next((line for start, end, line in code.co_lines() if start <= at < end), None)
     inside = {i for start, end, number in code.co_lines() if number == line for i in range(start, end)}
-    made = [i.offset for i in dis.get_instructions(code) if i.offset in inside and i.opname.startswith("CALL_")]
+    made = [i.offset for i in dis.get_instructions(code) if i.offset in inside and i.opname.startswith(ahead)]
     here = [node for node in _nodes_of(code) if node.lineno <= (line or 0) <= node.end_lineno]
-    calls = sorted((_span_of(n) for n in here if isinstance(n, ast.Call) and n.lineno == line), key=lambda s: s[1])
+    spans = sorted((_span_of(n) for n in here if isinstance(n, kind) and n.lineno == line), key=lambda span: span[1])
     written = [n for n in here if isinstance(getattr(n, "ctx", None), ast.Store)]
     unclear = any(isinstance(n, _OUT_OF_ORDER) for n in here) or any(
         isinstance(part, ast.Call) for n in written for part in ast.walk(n)
     )
-    return calls[made.index(at)] if at in made and len(made) == len(calls) and not unclear else None
+    return spans[made.index(at)] if at in made and len(made) == len(spans) and not unclear else None
 
 
 _OUT_OF_ORDER = (ast.IfExp, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

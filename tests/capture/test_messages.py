@@ -169,6 +169,14 @@ def test_a_message_decides_nothing(function: Callable[[int], Any], spans: str) -
     assert refused(function) == 0
 
 
+def test_a_message_beside_a_call_in_its_line() -> None:
+    def asserting(n: int) -> int:
+        torch._assert(abs(n) >= 1, f"Wrong height! got {n} of {(n, n + 1)}")
+        return 2
+
+    assert refused(asserting) == 0
+
+
 @pytest.mark.parametrize("function", TEXTS, ids=lambda f: f.__name__)
 def test_a_text_that_goes_elsewhere_does(function: Callable[[int], Any], spans: str) -> None:
     assert refused(function) == 3
