@@ -107,7 +107,7 @@ class UnusedChance(Net):
 
 class DrawnUntilItFits(UnusedChance):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        random.normalvariate()
+        random.normalvariate(0.0, 1.0)
         while np.random.rand() > 0.01:
             pass
         return super().forward(x)
