@@ -21,7 +21,7 @@ from fxprune.axes.elements import Mask
 from fxprune.calibration.silence import silent_channels
 from fxprune.capture.checking import check_model, check_sample, is_meta
 from fxprune.capture.samples import Sample
-from fxprune.capture.tracing import trace
+from fxprune.capture.tracing import UNTRACED_TRAINING, trace
 from fxprune.cost.measuring import compared, measured_latency
 from fxprune.criteria import judge, resolve_criterion
 from fxprune.criteria.reconstruction import Reconstruction
@@ -372,7 +372,8 @@ def _note(program: Program, made: Report) -> None:
 
 
 def _why_none(graph: ChannelGraph) -> str:
-    places = [f" at {o.source}" if o.source and o.source not in o.reason else "" for o in graph.opaque[:3]]
-    opaque = [f"{o.op}{at} is opaque: {o.reason}" for o, at in zip(graph.opaque[:3], places, strict=True)]
+    held = [o for o in graph.opaque if o.op != UNTRACED_TRAINING][:3]
+    places = [f" at {o.source}" if o.source and o.source not in o.reason else "" for o in held]
+    opaque = [f"{o.op}{at} is opaque: {o.reason}" for o, at in zip(held, places, strict=True)]
     pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
     return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
