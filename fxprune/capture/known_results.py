@@ -29,8 +29,10 @@ _SAME_SHAPE = (
 )
 _RANKS = {"1d": (2, 3), "2d": (4,), "3d": (5,)}
 _POINTWISE = frozenset(
-    {"add", "sub", "mul", "div", "relu", "gelu", "silu", "sigmoid", "hardswish", "tanh", "exp", "sqrt", "rsqrt"}
+    """add sub mul div relu gelu silu sigmoid hardswish tanh exp sqrt rsqrt relu6 hardsigmoid leaky_relu elu selu mish
+    softplus abs neg square""".split()
 )
+_SMOOTH = ("bilinear", "bicubic")
 
 
 def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -188,6 +190,7 @@ _MODULES: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor | None]] = {
     nn.Linear.forward: _linear,
     nn.LayerNorm.forward: _layer_norm,
     nn.AdaptiveAvgPool2d.forward: _adaptive_average,
+    nn.Upsample.forward: lambda module, x: _resized(x, module.size, module.scale_factor, module.mode),
 }
 
 
@@ -204,6 +207,20 @@ def _linear_of(x: Any, weight: Any) -> Tensor | None:
 def _softmax(x: Any, dim: Any = None, *rest: Any, **others: Any) -> Tensor | None:
     known = _is_plain(x) and isinstance(dim, int) and -x.dim() <= dim < x.dim() and not rest and not others
     return meta_like(x) if known else None
+
+
+def _resized(
+    x: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *rest: Any, **others: Any
+) -> Tensor | None:
+    """Of images interpolated in a smooth way, whatever the grid and the filter."""
+    if not _is_plain(x) or x.dim() != 4 or 0 in x.shape or mode not in _SMOOTH:
+        return None
+    given = scale_factor if size is None else size
+    pair = (given, given) if isinstance(given, (int, float)) else tuple(given or ())
+    if len(pair) != 2 or not _is_literal(pair) or (size is not None) is (scale_factor is not None):
+        return None
+    sides = pair if size is not None else [int(side * by) for side, by in zip(x.shape[2:], pair, strict=True)]
+    return x.new_empty(*x.shape[:2], *sides) if min(sides) > 0 else None
 
 
 def _scaled(x: Any, *literals: Any, **named: Any) -> Tensor | None:
@@ -340,6 +357,7 @@ class KnownValues:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "layer_norm": _normalised,
+    "interpolate": _resized,
     "istft": _signal,
     "normalize": _scaled,
     "roll": _rolled,

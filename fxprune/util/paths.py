@@ -53,20 +53,27 @@ def _tables(module: Any) -> tuple[dict[str, Any], ...]:
 
 def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn.Module]]:
     """The list of ``root.named_modules()``, several times as fast; ``again``: shared modules under all their names."""
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    waiting: list[tuple[str, nn.Module]] = [("", root)]
-    while waiting:
-        path, module = waiting.pop()
-        if id(module) in seen and not again:
-            continue
-        if type(module).named_modules is not nn.Module.named_modules:
-            return list(root.named_modules(remove_duplicate=not again))
-        seen.add(id(module))
-        found.append((path, module))
-        if children := module._modules:
-            ahead = f"{path}." if path else ""
-            waiting += [(ahead + name, child) for name, child in reversed(children.items()) if child is not None]
+    own = nn.Module.named_modules
+    if type(root).named_modules is not own:
+        return list(root.named_modules(remove_duplicate=not again))
+    found: list[tuple[str, nn.Module]] = [("", root)]
+    seen = {id(root)}
+    # For each module around the present one: its path and a dot, and its children that are still to come.
+    around = [("", iter(root._modules.items()))]
+    while around:
+        ahead, children = around[-1]
+        for name, child in children:
+            if child is None or (id(child) in seen and not again):
+                continue
+            if type(child).named_modules is not own:
+                return list(root.named_modules(remove_duplicate=not again))
+            seen.add(id(child))
+            found.append((ahead + name, child))
+            if child._modules:
+                around.append((f"{ahead}{name}.", iter(child._modules.items())))
+                break
+        else:
+            around.pop()
     return found
 
 

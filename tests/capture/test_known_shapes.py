@@ -26,6 +26,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "adaptive pool": (nn.AdaptiveAvgPool2d((2, 3)), (2, 3, 4, 6)),
     "adaptive pool to one": (nn.AdaptiveAvgPool2d(1), (2, 3, 4, 6)),
     "activation": (nn.Hardswish(), (2, 3)),
+    "upsampled": (nn.Upsample(scale_factor=(1.7, 0.6), mode="bilinear"), (2, 3, 5, 7)),
     "lstm": (nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2), (5, 2, 3)),
     "gru": (nn.GRU(3, 4, batch_first=True), (2, 5, 3)),
 }
@@ -37,6 +38,8 @@ UNKNOWN: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "smaller than the kernel": (nn.Conv2d(4, 6, 3), (2, 4, 2, 8)),
     "other features": (nn.Linear(4, 3), (2, 5)),
     "other normalised shape": (nn.LayerNorm(4), (2, 5)),
+    "upsampled to nothing": (nn.Upsample(scale_factor=0.1, mode="bilinear"), (2, 3, 5, 7)),
+    "upsampled twice": (nn.Upsample(4, 2.0, mode="bilinear"), (2, 3, 5, 7)),
     "open size": (nn.AdaptiveAvgPool2d((None, 2)), (2, 3, 4, 6)),
 }
 FUNCTIONS: dict[str, tuple[Function, tuple[Any, ...]]] = {
@@ -52,6 +55,10 @@ FUNCTIONS: dict[str, tuple[Function, tuple[Any, ...]]] = {
     "relu": (F.relu, (torch.rand(2, 3),)),
     "normalize": (F.normalize, (torch.rand(2, 3, 4).transpose(1, 2), 2.0, -1)),
     "normalize every second": (F.normalize, (torch.rand(2, 6, 4)[:, ::2], 2.0, 1)),
+    "interpolate": (F.interpolate, (torch.rand(2, 3, 5, 7), (9, 4), None, "bicubic", True)),
+    "interpolate to one size": (F.interpolate, (torch.rand(2, 3, 1, 1), 6, None, "bilinear", False)),
+    "interpolate by a factor": (F.interpolate, (torch.rand(2, 1, 5, 7), None, 2, "bilinear")),
+    "elu": (F.elu, (torch.rand(2, 3, 4).transpose(1, 2), 0.5)),
     "roll": (torch.roll, (torch.rand(2, 3, 4), (1, -1), (0, 2))),
 }
 
