@@ -202,19 +202,16 @@ class Collector:
         self, network: PrivateNetwork, batch: Batch, parameters: list[tuple[str, Statistic]], current: _Current
     ) -> None:
         """Run forward and backward; gradients are those of the loss summed over the samples."""
-        with torch.enable_grad(), _tracked(network, [name for name, _ in parameters]):
-            # If only taps are observed, gradients of weights are not needed: the input requires gradients instead.
-            carried = batch.sample.map(_tracked_input) if not parameters else batch.sample
-            if not parameters and not any(t.requires_grad for t in carried.tensors):
-                for parameter in network.parameters.values():
-                    parameter.requires_grad_(parameter.is_floating_point())
-            output = network.run(carried)
-            loss = (self.loss or default_loss)(output, batch.target)
-            if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+
+        def loss(output: Any) -> Tensor:
+            found = (self.loss or default_loss)(output, batch.target)
+            if not isinstance(found, Tensor) or found.ndim or not found.requires_grad:
                 raise CalibrationError(
                     "the loss must be a tensor without dims that depends on the model's output, the mean over the batch"
                 )
-            (loss * batch.size).backward()  # type: ignore[no-untyped-call]
+            return found * batch.size
+
+        with backward(network, batch.sample, loss, [name for name, _ in parameters]):
             for name, statistic in parameters:
                 value = network.parameters[name]
                 gradient = torch.zeros_like(value) if value.grad is None else value.grad
@@ -300,10 +297,18 @@ def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:
 
 
 @contextmanager
-def _tracked(network: PrivateNetwork, names: list[str]) -> Iterator[None]:
-    for name in names:
-        network.parameters[name].requires_grad_(True)
+def backward(
+    network: PrivateNetwork, sample: Sample, loss: Callable[[Any], Tensor], names: Sequence[str] = ()
+) -> Iterator[None]:
+    """Run forward and, from a loss of the output, backward. Within the context, parameters of these names have their
+    gradients; without names, the input has one if it can."""
     try:
+        with torch.enable_grad():
+            carried = sample if names else sample.map(_tracked_input)
+            if not any(t.requires_grad for t in carried.tensors):
+                for name in names or network.parameters:
+                    network.parameters[name].requires_grad_(network.parameters[name].is_floating_point())
+            loss(network.run(carried)).backward()  # type: ignore[no-untyped-call]
         yield
     finally:
         for parameter in network.parameters.values():

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import owned_by
 from fxprune.calibration.batches import Batch, checksums
-from fxprune.calibration.collecting import Collector, PrivateNetwork, parts_of
+from fxprune.calibration.collecting import Collector, PrivateNetwork, backward, parts_of
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
+
+_SAMPLES_TOGETHER = 4  # that are run back together
 
 
 def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> NDArray[np.float64]:
@@ -52,13 +54,7 @@ class OutputErrors:
     def __init__(self, collector: Collector, samples: int) -> None:
         self._collector = collector
         self._network = PrivateNetwork(collector.graph, collector.model)
-        chosen: list[tuple[int, Sample]] = []
-        for _, batch in collector.batches():
-            rows = batch.parts() if batch.sample.batch_size == batch.size else [batch]
-            chosen += zip(checksums(batch), (row.sample for row in rows), strict=False)
-            chosen = sorted(chosen, key=lambda pair: pair[0])[:samples]
-        last = _lowest([check for check, _ in chosen], samples)
-        self._runs = self._tried([sample for check, sample in chosen if check <= last])
+        self._runs = self._tried(_few(collector, samples))
 
     def _tried(self, samples: list[Sample]) -> list[tuple[Sample, list[Tensor]]]:
         """The samples in one batch, and their unchanged outputs; one by one if the network takes them only that way."""
@@ -86,6 +82,57 @@ class OutputErrors:
                     sums += torch.stack([(other - one).square().sum(), one.square().sum()]).cpu()
         add_over_ranks([sums])
         return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+
+
+def _few(collector: Collector, samples: int) -> list[Sample]:
+    """About ``samples`` samples of the calibration, chosen by their contents."""
+    chosen: list[tuple[int, Sample]] = []
+    for _, batch in collector.batches():
+        rows = batch.parts() if batch.sample.batch_size == batch.size else [batch]
+        chosen += zip(checksums(batch), (row.sample for row in rows), strict=False)
+        chosen = sorted(chosen, key=lambda pair: pair[0])[:samples]
+    last = _lowest([check for check, _ in chosen], samples)
+    return [sample for check, sample in chosen if check <= last]
+
+
+def curvatures(collector: Collector, samples: int, nodes: Sequence[fx.Node]) -> dict[fx.Node, Tensor]:
+    """How much the predictions change with errors of the values (..., channels) of some nodes, by node.
+
+    It is the second moment of gradients, ``(channels, channels)``, with a mean diagonal of one, on about ``samples``
+    samples; nodes without gradients are left out. The loss is the negative log-likelihood of classes drawn from the
+    predictions.
+    """
+    sizes = {node: node.meta["val"].shape[-1] for node in nodes}
+    found = {node: torch.zeros(size, size, dtype=torch.float64) for node, size in sizes.items()}
+
+    def watcher(node: fx.Node) -> Callable[[Tensor], None]:
+        def arrived(gradient: Tensor) -> None:
+            rows = gradient.flatten(0, -2)
+            found[node] += (rows.mT @ rows).double().cpu()
+
+        return lambda value: value.register_hook(arrived) if value.requires_grad else None  # type: ignore
+
+    draw = torch.Generator().manual_seed(collector.seed)
+    network = PrivateNetwork(collector.graph, collector.model, {(node, None): [watcher(node)] for node in nodes})
+    few = _few(collector, samples)
+    with suppress(Exception):  # a forward written for one batch size, an op without a gradient
+        for start in range(0, len(few), _SAMPLES_TOGETHER):
+            together = joined(few[start : start + _SAMPLES_TOGETHER])
+            with backward(network, together, lambda output: _surprise(output, draw)):
+                pass
+    add_over_ranks(found.values())
+    return {n: f / f.diagonal().mean() for n, f in found.items() if f.any() and f.isfinite().all()}
+
+
+def _surprise(output: object, draw: torch.Generator) -> Tensor:
+    """The negative log-likelihood of classes drawn from the predictions, summed over all of them."""
+    total = torch.zeros(())
+    for leaf in _floating(output):
+        values = leaf.movedim(-1 if leaf.ndim == 3 else min(1, leaf.ndim - 1), -1).flatten(0, -2)
+        noise = torch.empty(values.shape).exponential_(generator=draw).log().to(values)
+        chosen = (values.detach() - noise).argmax(1, keepdim=True)
+        total = total + values.log_softmax(1).gather(1, chosen).sum().cpu()
+    return total
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
@@ -144,9 +191,13 @@ def _difference(whole: object, masked: object) -> float:
     return sum(float(_divergence(a, b) if a.ndim > 1 else F.mse_loss(b, a)) for a, b in pairs)
 
 
-def _tensors(output: object) -> list[Tensor]:
+def _floating(output: object) -> list[Tensor]:
     leaves = pytree.tree_leaves(output)
-    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _tensors(output: object) -> list[Tensor]:
+    return [leaf.double() for leaf in _floating(output)]
 
 
 def _divergence(whole: Tensor, masked: Tensor) -> Tensor:

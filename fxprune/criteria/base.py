@@ -133,6 +133,10 @@ class ObservingScorer(_Named, Protocol):
 class WeighingScorer(ObservingScorer, Protocol):
     """An observing scorer that makes the scores of all groups comparable in a second pass over the data."""
 
+    def refined(self, observed: Mapping[Group, Any], collector: Collector) -> Mapping[Group, Any]:
+        """The observations of all groups, with what a second pass adds to them before scores are taken."""
+        ...
+
     def weighed(
         self,
         scores: Mapping[Group, FloatArray | None],

@@ -98,6 +98,8 @@ class _Study:
 
     def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
         observed = self.observed(criterion) if isinstance(criterion, ObservingScorer) else None
+        if isinstance(criterion, WeighingScorer) and observed is not None:
+            observed = dict(criterion.refined(observed, self.collector(criterion.name)))
         found = {
             g: score_one(criterion, g, (observed or {}).get(g, ()), self.tensors, self.graph)
             if observed is None or g in observed

@@ -17,7 +17,7 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import is_elementwise, owned_by
 from fxprune.calibration import Collector, LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
-from fxprune.calibration.effects import OutputErrors
+from fxprune.calibration.effects import OutputErrors, curvatures
 from fxprune.calibration.least_squares import Elimination, enough_positions, inverse, products, shrunk_ridge
 from fxprune.criteria.base import FloatArray, criterion, removal_order
 from fxprune.errors import CriterionError
@@ -27,6 +27,8 @@ from fxprune.util.registry import Named
 
 # A wide group loses its channels in at least this many turns.
 _TURNS = 48
+# Gradients are taken on one sample in so many; their second moments are mixed with the identity in this proportion.
+_SHARE, _TRUST = 4, 0.9
 # Groups are weighed on at least this many samples.
 _FEWEST_SAMPLES = 2
 
@@ -41,13 +43,18 @@ class Reconstruction(Named):
     Channels are removed one by one, always the one that adds least, or in a given order. A channel that a layer can
     recompute from others costs nothing, so the widths follow from what can be recovered.
 
+    For linear layers over tokens, an error counts as much as it changes the network's predictions, to second order: the
+    curvature of the layer's output is taken from gradients on a quarter of the samples (Martens and Grosse, 2015, arXiv
+    1503.05671, section 3, for the output's factor).
+
     Args:
         order: per group, the scores whose order is followed; empty to take the channel that adds least.
         positions: the output positions used of each sample; more if a layer would have less than eight rows for each of
             its features.
         ridge: see :func:`fxprune.calibration.least_squares.shrunk_ridge`.
         most_features: layers with more features are not used.
-        weigh: see above.
+        weigh: whether groups are compared by the errors of the network's outputs.
+        curvature: whether an error over tokens counts as it changes the predictions.
 
     Raises:
         CriterionError: a value is invalid.
@@ -58,6 +65,7 @@ class Reconstruction(Named):
     ridge: float = 1e-3
     most_features: int = 8192
     weigh: bool = True
+    curvature: bool = True
 
     def __post_init__(self) -> None:
         if self.positions < 1 or self.most_features < 1 or not self.ridge >= 0:
@@ -90,6 +98,18 @@ class Reconstruction(Named):
             return None
         given = self.order.get(group)
         return _scores(known, group.size, None if given is None else removal_order(given))
+
+    def refined(self, observed: Mapping[Group, list[_Part]], collector: Collector) -> dict[Group, list[_Part]]:
+        """The observations, with how much errors of the layers that read tokens change the network's predictions."""
+        parts = [part for parts in observed.values() for part in parts if part.call.name == "linear"]
+        nodes = list(dict.fromkeys(part.readout.node for part in parts if len(part.call.output_shape) > 2))
+        if not self.curvature or not nodes or not collector.calibration.again:
+            return dict(observed)
+        found = curvatures(collector, max(_FEWEST_SAMPLES, collector.calibration.seen // _SHARE), nodes)
+        return {
+            group: [part._replace(curvature=found.get(part.readout.node)) for part in parts]
+            for group, parts in observed.items()
+        }
 
     def weighed(
         self,
@@ -126,6 +146,7 @@ class _Part(NamedTuple):
     readout: _Readout
     moments: Any
     variance: Any
+    curvature: Tensor | None = None  # how much errors of the readout matter; None if that is not known
 
     def blocks(self, group: Group, tensors: Mapping[str, Tensor]) -> Tensor | None:
         """The features of each channel, ``(channels, features of a channel)``; None if channels share some."""
@@ -144,6 +165,8 @@ class _Part(NamedTuple):
             return None
         rows = tensors[self.member.tensor].detach().double().flatten(1).cpu()
         rows = rows * self.readout.scale.reshape(-1, 1).double().cpu() / total**0.5
+        if self.curvature is not None:
+            rows = torch.linalg.cholesky(torch.eye(len(rows)).double().lerp(self.curvature, _TRUST)).T @ rows
         return Elimination(self.moments.centred(), rows, blocks, self.moments.ridge(ridge))
 
     def without(

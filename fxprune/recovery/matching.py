@@ -45,13 +45,14 @@ class Match(Named):
     The loss is the sum over those places of the squared difference, divided by the original's variance. If only a ReLU
     reads a layer, the ReLU's outputs are compared. The optimizer is Adam, with a linearly falling rate.
 
-    Held-out samples are not trained on. Embedding tables do not change, nor do weights tied to them. Under
-    ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the number of steps.
+    Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
+    tied to them. Under ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the
+    number of steps.
 
     Args:
         passes: how often each sample is seen.
         rate: the largest step of a tensor's entries, relative to their root mean square; a quarter of it, a sixteenth
-            and so on if the loss would rise.
+            and so on if the loss would rise, on the samples trained on or on those that are held out.
         batch: samples per step; fewer, but at least two, if a pass would have fewer than sixteen steps.
 
     Raises:
@@ -74,12 +75,12 @@ class Match(Named):
         floating = ((n, p) for n, p in work.pruned.named_parameters() if p.is_floating_point())
         own = {name: parameter for name, parameter in floating if all(parameter is not table for table in tables)}
         pair = _Pair(work)
-        batches = self._batches(work)
+        batches, apart = self._batches(work)
         if not pair.places or not own or not batches:
             return RecoveryRow(self.name, (), pair.left, work.seen)
         before = [parameter.detach().clone() for parameter in own.values()]
         try:
-            losses = self._train(work, pair, list(own.values()), before, batches)
+            losses = self._train(work, pair, list(own.values()), before, batches, apart)
         except Exception as error:  # a forward written for one batch size, an op without a gradient
             why = f"not done, as the network cannot be trained on parts of a batch ({described(error)})"
             _put(own.values(), before)
@@ -98,23 +99,24 @@ class Match(Named):
         own: Sequence[nn.Parameter],
         before: Sequence[Tensor],
         batches: Sequence[tuple[Sample, Tensor]],
+        apart: Sequence[tuple[Sample, Tensor]],
     ) -> list[float]:
-        """The loss of each step, at the first rate at which it does not rise."""
+        """The loss of each step, at the first rate at which it does not rise, nor on the held-out rows ``apart``."""
         asked = [parameter.requires_grad for parameter in own]
-        losses: list[float] = []
         try:
             for parameter in own:
                 parameter.requires_grad_(True)
+            most = pair.whole(apart)
             for turn in range(_RATES):
                 losses = self._descend(work, pair, own, batches, self.rate / 4**turn)
-                if len(losses) == len(batches):
-                    break
+                if len(losses) == len(batches) and pair.whole(apart) <= most:
+                    return losses
                 _put(own, before)
         finally:
             for parameter, kept in zip(own, asked, strict=True):
                 parameter.grad = None
                 parameter.requires_grad_(kept)
-        return losses
+        return []
 
     def _descend(
         self,
@@ -127,7 +129,8 @@ class Match(Named):
         """The loss of each step, up to the step at which it has risen above the first ones."""
         descent, losses, growing = _Adam(own), list[float](), max(_FIRST_STEPS, len(batches) // 10)
         for step, (sample, rows) in enumerate(work.steps.counted(self.name, batches, len(batches))):
-            loss = pair.loss(sample, rows)
+            with torch.enable_grad():
+                loss = pair.loss(sample, rows)
             loss.backward()  # type: ignore[no-untyped-call]
             whole = loss.detach().clone()
             add_over_ranks([whole, *(p.grad for p in own if p.grad is not None)])
@@ -140,25 +143,26 @@ class Match(Named):
                 break
         return losses
 
-    def _batches(self, work: Work) -> list[tuple[Sample, Tensor]]:
-        """Rows of samples for all steps, shuffled again in every pass; the same number on all ranks."""
+    def _batches(self, work: Work) -> tuple[list[tuple[Sample, Tensor]], list[tuple[Sample, Tensor]]]:
+        """Rows of samples for all steps, shuffled again in every pass, the same number on all ranks; held-out rows."""
         generator = torch.Generator().manual_seed(work.seed)
         pools: dict[str, list[tuple[Sample, Tensor]]] = {}
         for sample, held in zip(work.samples, work.held, strict=True):
-            if not held.all():
-                pools.setdefault(_kind(sample), []).append((sample, held))
-        whole = [(joined([s for s, _ in pool]), torch.cat([~held for _, held in pool])) for pool in pools.values()]
-        count = sum(int(fitted.sum()) for _, fitted in whole)
+            pools.setdefault(_kind(sample), []).append((sample, held))
+        whole = [(joined([s for s, _ in pool]), torch.cat([held for _, held in pool])) for pool in pools.values()]
+        count = sum(int((~held).sum()) for _, held in whole)
         size = max(min(self.batch, count // _STEPS_OF_A_PASS), min(self.batch, 2))
         chosen: list[tuple[Sample, Tensor]] = []
         for _ in range(self.passes):
             parts: list[tuple[Sample, Tensor]] = []
-            for sample, fitted in whole:
-                rows = torch.nonzero(fitted).reshape(-1)
+            for sample, held in whole:
+                rows = torch.nonzero(~held).reshape(-1)
                 rows = rows[torch.randperm(len(rows), generator=generator)]
-                parts += [(sample, part) for part in torch.split(rows, size)]
+                parts += [(sample, part) for part in torch.split(rows, size) if len(part)]
             chosen += [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
-        return chosen[: least_over_ranks(len(chosen))]
+        apart = [(s, part) for s, held in whole for part in torch.split(torch.nonzero(held).reshape(-1), size)]
+        apart = [(sample, part) for sample, part in apart if len(part)]
+        return chosen[: least_over_ranks(len(chosen))], apart
 
 
 class _Adam:
@@ -227,13 +231,20 @@ class _Pair:
         known = self._known[id(sample)]
         with torch.no_grad():
             wanted = [value[rows.to(value.device)] for value in known] if known else self._wanted(part)
-        with torch.enable_grad():
-            given, outputs = _values(self._pruned, part)
-            dims = [place.dim for place in self.places] + [-1 if one.ndim == 3 else 1 for one in outputs]
-            compared = list(zip([*given, *outputs], wanted, dims, strict=True))
-            self._measure([(other, dim) for _, other, dim in compared])
-            errors = (_difference(*one) / max(s, 1e-12) for one, s in zip(compared, self._spreads, strict=True))
-            return torch.stack(list(errors)).sum()
+        given, outputs = _values(self._pruned, part)
+        dims = [place.dim for place in self.places] + [-1 if one.ndim == 3 else 1 for one in outputs]
+        compared = list(zip([*given, *outputs], wanted, dims, strict=True))
+        self._measure([(other, dim) for _, other, dim in compared])
+        errors = (_difference(*one) / max(s, 1e-12) for one, s in zip(compared, self._spreads, strict=True))
+        return torch.stack(list(errors)).sum()
+
+    def whole(self, parts: Sequence[tuple[Sample, Tensor]]) -> float:
+        """The loss on all of these rows, of all ranks; 0 without any."""
+        total = torch.zeros(1)
+        for sample, rows in parts:
+            total += len(rows) * self.loss(sample, rows).cpu()
+        add_over_ranks([total])
+        return float(total)
 
     def _wanted(self, sample: Sample) -> list[Tensor]:
         """The original's values at all places, and its outputs."""

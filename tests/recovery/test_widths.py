@@ -111,7 +111,7 @@ def _scores(criterion: Reconstruction, model: nn.Module, x: torch.Tensor) -> dic
 
 def test_scores_of_a_wide_group_add_up_to_what_a_fit_without_its_units_leaves() -> None:
     model, x = _sequences()
-    found = _scores(Reconstruction(ridge=0.0, positions=64), model, x)["inner"]
+    found = _scores(Reconstruction(ridge=0.0, positions=64, curvature=False), model, x)["inner"]
     with torch.no_grad():
         hidden, wanted = (value.flatten(0, 1) for value in (torch.tanh(model.inner(model.stem(x))), model(x)))
         written = hidden @ model.last.weight.T
@@ -139,6 +139,28 @@ def test_groups_that_lose_nothing_are_not_looked_at() -> None:
     assert {n: len(u) for n, u in whole.groups.items()} == {"inner": 48}
     assert {n: len(u) for n, u in inner.groups.items()} == {"inner": 72}
     assert set(whole.groups["inner"]) < set(inner.groups["inner"])
+
+
+class Deaf(nn.Module):
+    """A head that reads half of the channels of a layer over tokens. Two neurons of four write to those it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.last.weight.data = torch.diag(torch.tensor([1.0, 1.0, 2.0, 2.0]))
+        self.head.weight.data[:, 2:] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.last(torch.tanh(self.inner(x))))
+
+
+def test_errors_of_tokens_count_as_they_change_the_predictions() -> None:
+    torch.manual_seed(0)
+    model, x = Deaf(), torch.randn(16, 8, 4)
+    model.inner.weight.data = torch.eye(4)
+    found = [_scores(Reconstruction(), model, data)["inner"] for data in (x, x.flatten(0, 1))]
+    assert set(np.argsort(found[0])[:2]) == {2, 3}  # large, but unheard
+    assert set(np.argsort(found[1])[:2]) == {0, 1}  # rows that are no tokens are compared as they are
 
 
 class Halves(nn.Module):
