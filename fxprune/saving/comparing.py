@@ -164,9 +164,17 @@ def _has_shapes_of(check: Check, others: Sequence[Check]) -> bool:
     return any([tensor.shape for tensor in other.probe.sample.tensors] == shapes for other in others)
 
 
+@contextlib.contextmanager
+def _with_equal_draws() -> Iterator[None]:
+    """No gradients, and the same random numbers each time."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def _check(network: nn.Module, probe: Probe) -> Check:
     sample = probe.sample.map(torch.Tensor.clone)
-    with torch.no_grad():
+    with _with_equal_draws():
         expected = tensors_of(sample.call(lambda *args, **kwargs: nn.Module.__call__(network, *args, **kwargs)))
     floats = [leaf.dtype for leaf in expected.values() if leaf.is_floating_point()]
     return Check(probe, expected, max([_TOLERANCE.get(dtype, _HALF) for dtype in floats], default=0.0))
@@ -183,7 +191,7 @@ def worst_error(run: Callable[[Sample], Leaves], checks: Sequence[Check]) -> flo
     worst = 0.0
     for check in checks:
         try:
-            with torch.no_grad(), contextlib.redirect_stdout(None):
+            with _with_equal_draws(), contextlib.redirect_stdout(None):
                 result = run(check.probe.sample.map(torch.Tensor.clone))
         except Exception as error:
             raise ExportError(f"it refuses {check.probe.label} ({described(error)})") from error
@@ -255,7 +263,7 @@ def check_other_sizes(run: Any, others: Sequence[OtherSizes], tolerance: float) 
     needs = list[str]()
     for other in others:
         try:
-            with torch.no_grad():
+            with _with_equal_draws():
                 answer = run(other.sample.map(torch.Tensor.clone))
         except Exception:  # runtimes raise many types
             needs += [other.reason] if other.reason else []
@@ -363,7 +371,7 @@ def _refusal(network: nn.Module, sample: Sample) -> str:
 
 def _with_expected(whole: nn.Module, sample: Sample, reason: str) -> OtherSizes | None:
     try:
-        with torch.no_grad():
+        with _with_equal_draws():
             return OtherSizes(sample, tensors_of(sample.map(torch.Tensor.clone).call(whole)), reason)
     except Exception as error:  # the network's own code may raise anything
         return OtherSizes(sample, None, reason or _condition(str(error))) if refuses_sizes(error) else None

@@ -90,6 +90,8 @@ def _number(value: Any) -> Any:
 
 def _checked(condition: Any, message: str) -> None:
     """An assertion; ``torch._check`` if it depends on data."""
+    if isinstance(condition, torch.Tensor):
+        condition = condition.item()
     if isinstance(condition, torch.SymBool) and free_unbacked_symbols(condition):
         torch._check(condition, lambda: message)
     else:

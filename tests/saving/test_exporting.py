@@ -507,3 +507,30 @@ def test_layers_called_keys_and_values_are_exported(tmp_path: Path) -> None:
     pruned = fxprune.compile(nn.Sequential(Keyed(), nn.ReLU(), Keyed()).eval(), x, 0.4)
     fxprune.export(pruned, tmp_path / "net.pt2", sample_input=x)
     torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()(x), pruned(x))
+
+
+class Middle(nn.Module):
+    """Two layers with something in between."""
+
+    def __init__(self, between: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.between, self.last = nn.Linear(5, 8), between, nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.between(self.first(x)))
+
+
+def clamped(h: torch.Tensor) -> torch.Tensor:
+    return h.clamp(-9, 9) if h.isnan().any() else h
+
+
+@pytest.mark.parametrize("between", [lambda h: h + torch.randn_like(h), clamped], ids=["draws", "finite values"])
+def test_draws_and_checks_of_values_are_exported(between: Any, tmp_path: Path) -> None:
+    pruned = fxprune.compile(Middle(between).eval(), torch.randn(2, 5), 0.3)
+    fxprune.export(pruned, tmp_path / "net.pt2")
+    program, x = torch.export.load(tmp_path / "net.pt2").module(), torch.randn(4, 5)
+    answers = [network(x) for network in (pruned, program) if torch.manual_seed(3)]
+    torch.testing.assert_close(*answers)
+    if between is clamped:
+        with pytest.raises(RuntimeError, match="assertion failed"):
+            program(x * torch.nan)
