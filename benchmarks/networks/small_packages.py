@@ -352,3 +352,65 @@ _FEW: list[tuple[str, dict[str, Any], list[Callable[[], Any]]]] = [
         [_randn(2, 16, 32)],
     ),
 ]
+
+_HEADS = {"heads": 4, "dim_head": 8}
+# Blocks of one width, for series of 16 steps.
+_BLOCKS: dict[str, dict[str, Any]] = {
+    "axial_attention:SelfAttention": {"heads": 4},
+    "conformer:Conformer": {"depth": 2, "conv_kernel_size": 5, **_HEADS},
+    "conformer:ConformerConvModule": {"kernel_size": 5},
+    "g_mlp_pytorch:gMLPBlock": {"dim_ff": 64, "seq_len": 16},
+    "gateloop_transformer:SimpleGateLoopLayer": {},
+    "hourglass_transformer_pytorch:HourglassTransformer": {"depth": (1, 1, 1), **_HEADS},
+    "linear_attention_transformer:LinearAttentionTransformer": {"depth": 2, "max_seq_len": 16, "heads": 4},
+    "linformer:LinformerSelfAttention": {"seq_len": 16, "heads": 4, "k": 8},
+    "local_attention:LocalMHA": {"window_size": 4, **_HEADS},
+    "mega_pytorch:MegaLayer": {"ema_heads": 4, "attn_dim_qk": 16, "attn_dim_value": 32},
+    "memory_efficient_attention_pytorch:CosineSimAttention": {"seq_len": 16, **_HEADS},
+    "memory_efficient_attention_pytorch:FlashAttention": {"q_bucket_size": 8, "k_bucket_size": 8, **_HEADS},
+    "minGRU_pytorch.minLSTM:minLSTM": {},
+    "mixture_of_experts:HeirarchicalMoE": {"num_experts": (2, 2), "hidden_dim": 64},
+    "nystrom_attention:NystromAttention": {"num_landmarks": 4, **_HEADS},
+    "performer_pytorch:SelfAttention": _HEADS,
+    "product_key_memory:PKM": {"heads": 2, "num_keys": 8, "topk": 4, "dim_head": 16},
+    "soft_moe_pytorch:DynamicSlotsSoftMoE": {"num_experts": 4},
+    "x_mlps_pytorch:AttnResidualNormedMLP": {"depth": 2},
+    "x_mlps_pytorch:Feedforwards": {"depth": 2},
+    "x_mlps_pytorch:ResidualNormedMLP": {"depth": 4, "residual_every": 2},
+    "x_mlps_pytorch:nFeedforwards": {"depth": 2},
+}
+_FEW += [(path, {"dim": 32, **options}, [_randn(2, 16, 32)]) for path, options in _BLOCKS.items()]
+_LATENTS = {"depth": 2, "num_latents": 8, "latent_dim": 32, "latent_heads": 4, "latent_dim_head": 8}
+_OTHERS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
+    "axial_attention:AxialAttention": ({"dim": 16, "dim_index": 1, "heads": 4}, _randn(2, 16, 8, 8)),
+    "bottleneck_transformer_pytorch:BottleBlock": (
+        {"dim": 16, "fmap_size": 8, "dim_out": 32, "proj_factor": 4, "downsample": False, **_HEADS},
+        _randn(2, 16, 8, 8),
+    ),
+    "denoising_diffusion_pytorch.simple_diffusion:UViT": (
+        {"dim": 16, "dim_mults": (1, 2), "vit_depth": 1, "attn_dim_head": 8},
+        lambda: (torch.randn(2, 3, 16, 16), torch.rand(2)),
+    ),
+    "gateloop_transformer:Transformer": ({"dim": 32, "num_tokens": 30, "depth": 2, **_HEADS}, _tokens),
+    "linear_attention_transformer:ImageLinearAttention": (
+        {"chan": 16, "key_dim": 8, "value_dim": 8, "heads": 4},
+        _randn(2, 16, 8, 8),
+    ),
+    "linformer:LinformerLM": ({"dim": 32, "num_tokens": 30, "seq_len": 16, "depth": 2, "k": 8, "heads": 4}, _tokens),
+    "nflows.nn.nets:ConvResidualNet": (
+        {"in_channels": 3, "out_channels": 4, "hidden_channels": 16},
+        _randn(2, 3, 8, 8),
+    ),
+    "nflows.nn.nets:MLP": ({"in_shape": (6,), "out_shape": (4,), "hidden_sizes": [16, 16]}, _randn(4, 6)),
+    "nflows.nn.nets:ResidualNet": ({"in_features": 6, "out_features": 4, "hidden_features": 32}, _randn(4, 6)),
+    "perceiver_pytorch:PerceiverLM": (
+        {"dim": 16, "num_tokens": 30, "max_seq_len": 16, "cross_dim_head": 8, **_LATENTS},
+        _tokens,
+    ),
+    "rtdl_num_embeddings:PeriodicEmbeddings": ({"n_features": 6, "d_embedding": 16, "lite": False}, _randn(4, 6)),
+    "unet:UNet3D": (
+        {"out_channels_first_layer": 8, "num_encoding_blocks": 2, "padding": True},
+        _randn(1, 1, 16, 16, 16),
+    ),
+}
+_FEW += [(path, options, [sample]) for path, (options, sample) in _OTHERS.items()]
