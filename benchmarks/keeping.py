@@ -68,7 +68,7 @@ _EXPERTS = {**_GROUPED, "num_local_experts": 8, "num_experts_per_tok": 2}
 _IMAGES = {**_DECODER, "image_size": 32, "patch_size": 8}
 
 
-def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]]]:
+def networks() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]]]:
     """By name: class, configuration, its fields, the inputs, and other options of the compilation."""
     text = ("input_ids",)
     halves = {f"{half}_{field}": n for half in ("encoder", "decoder") for field, n in _HALF.items()}
@@ -85,14 +85,15 @@ def _models() -> dict[str, tuple[str, str, dict[str, Any], tuple[str, ...], dict
         "T5": ("T5ForConditionalGeneration", "T5Config", _T5, seq, {}),
         "ViT": ("ViTForImageClassification", "ViTConfig", _IMAGES, ("pixel_values",), {}),
         "Swin": ("SwinForImageClassification", "SwinConfig", _SWIN, ("pixel_values",), _SHARES),
-        "ConvNeXt": ("ConvNextForImageClassification", "ConvNextConfig", _CONVNEXT, ("pixel_values",), {}),
+        "ConvNeXt": ("ConvNextForImageClassification", "ConvNextConfig", _CONVNEXT, ("pixel_values",), _ONE_SHARE),
         "Whisper": ("WhisperForConditionalGeneration", "WhisperConfig", {**_WHISPER, **halves}, sound, {}),
         "CLIP": ("CLIPModel", "CLIPConfig", {**towers, "projection_dim": 16}, ("input_ids", "pixel_values"), {}),
     }
 
 
-# Stages of several widths, whose configuration says one factor for all.
+# Stages of several widths, whose configuration says one factor for all, or one number for a stage and its blocks.
 _SHARES = {"scope": "uniform", "exclude": ["*attention*"]}
+_ONE_SHARE = {"ratio": {"*": 0.25}, "round_to": 1, "residual": "coupled"}
 _HALF = {"layers": 1, "attention_heads": 4, "ffn_dim": 64}
 _GPT2 = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
 _T5 = {
@@ -134,7 +135,7 @@ def main(
 ) -> None:
     """Write a table of round trips."""
     transformers.logging.set_verbosity_error()
-    rows = [list(_row(name, ratio)) for name in track(models or list(_models()))]
+    rows = [list(round_trip(name, ratio)) for name in track(models or list(networks()))]
     write_page(out, "Kept classes", _NOTE, "\n\n".join([markdown_table(_COLUMNS, rows), *_trained(share)]))
 
 
@@ -171,8 +172,9 @@ def _trained(share: float) -> Iterator[str]:
     yield markdown_table(("question", "the original's answer", "the pruned one's"), list(rows))
 
 
-def _row(name: str, ratio: float) -> Iterator[str]:
-    class_name, config_name, fields, inputs, options = _models()[name]
+def round_trip(name: str, ratio: float) -> Iterator[str]:
+    """The cells of a network's row: pruned, saved, and loaded by its library."""
+    class_name, config_name, fields, inputs, options = networks()[name]
     torch.manual_seed(0)
     cls = getattr(transformers, class_name)
     model = cls(getattr(transformers, config_name)(**fields)).eval()

@@ -54,6 +54,7 @@ def language_model() -> tuple[nn.Module, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=_FILE, dtype=torch.float32)
     model.config.use_cache = False
+    model.hf_quantizer = None  # its weights are plain numbers now, and can be saved
     return model.eval(), tokenizer
 
 

@@ -239,8 +239,8 @@ def _why_none(kept: nn.Module, solution: Solution) -> str:
     behind = f", which the class makes of {field}" if field else ""
     return (
         f"no values of {solution.name} make {type(kept).__name__} build these shapes: none makes dim {dim} of {name} "
-        f'{width} wide{behind} ({others} more tensors are so). With alike="equal" and scope="uniform" repeated blocks '
-        "and stages lose one share, which a field can say; a width computed from another goes with exclude"
+        f'{width} wide{behind} ({others} more tensors are so). With alike="equal", ratio={{"*": 0.25}} and round_to=1 '
+        "all widths lose one share, which fields can say; a width that none can say goes with exclude"
     )
 
 
