@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from fxprune.distillation.options import seed_everything
 from fxprune.errors import DistillationError
-from fxprune.util.writing import named, remove_abandoned, write_file, write_text
+from fxprune.util.writing import checked_path, remove_abandoned, write_file, write_text
 
 
 class Feed:
@@ -173,7 +173,7 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self.path = named(path)
+        self.path = checked_path(path)
         self.checkpoint, self.metrics = self.path / "checkpoint.pt", self.path / "metrics.jsonl"
         self._settings = dict(settings)
         try:

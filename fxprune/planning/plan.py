@@ -18,7 +18,7 @@ from fxprune.axes.expressions import Axis, Channels
 from fxprune.errors import PlanError
 from fxprune.planning.plan_text import plan_as_text, read_parts, write_parts
 from fxprune.util.tables import PrintedInNotebook
-from fxprune.util.writing import file_errors, named, write_text
+from fxprune.util.writing import checked_path, file_errors, write_text
 
 Keep = tuple[Tensor | None, ...]
 
@@ -121,7 +121,7 @@ class Plan(PrintedInNotebook):
         Raises:
             FileError: the file cannot be written.
         """
-        write_text(named(path), self.to_json())
+        write_text(checked_path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -131,7 +131,7 @@ class Plan(PrintedInNotebook):
             PlanError: the file is not a plan.
             FileError: the file cannot be read.
         """
-        file = named(path)
+        file = checked_path(path)
         with file_errors(f"{file} cannot be read"):
             content = file.read_bytes()
         try:

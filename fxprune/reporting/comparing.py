@@ -101,9 +101,9 @@ class Comparison(PrintedInNotebook):
             FileError: the file cannot be written.
         """
         from fxprune.reporting.page import comparison_as_html
-        from fxprune.util.writing import named, write_text
+        from fxprune.util.writing import checked_path, write_text
 
-        write_text(named(path), comparison_as_html(self))
+        write_text(checked_path(path), comparison_as_html(self))
 
     def render(self, *, verbose: bool = False) -> RenderableType:
         """The comparison as a rich renderable; ``verbose`` shows every group."""

@@ -326,9 +326,9 @@ class Report(PrintedInNotebook):
             FileError: the file cannot be written.
         """
         from fxprune.reporting.page import as_html
-        from fxprune.util.writing import named, write_text
+        from fxprune.util.writing import checked_path, write_text
 
-        write_text(named(path), as_html(self))
+        write_text(checked_path(path), as_html(self))
 
     def __repr__(self) -> str:
         return f"<Report: {self.network or 'network'}, {self.achieved:.1%} of {self.budget} removed>"

@@ -32,7 +32,7 @@ from fxprune.saving.folders import replace_folder
 from fxprune.saving.formats import FORMATS, Format
 from fxprune.util.paths import device_of
 from fxprune.util.progress import Steps
-from fxprune.util.writing import named, scratch_folder
+from fxprune.util.writing import checked_path, scratch_folder
 
 
 def export(
@@ -75,7 +75,7 @@ def export(
     """
     if not isinstance(pruned, nn.Module):
         raise ExportError(f"only a network can be exported, not a {type(pruned).__name__}")
-    target, wanted = named(path), _sizes(dynamic)
+    target, wanted = checked_path(path), _sizes(dynamic)
     name = _format_of(target, format)
     chosen = FORMATS[name]
     if chosen.missing:

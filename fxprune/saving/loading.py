@@ -31,7 +31,7 @@ from fxprune.saving.opaque import STATE_TENSOR, AttributeReader, Imported, build
 from fxprune.saving.targets import check_identifier
 from fxprune.saving.values import decode_sample
 from fxprune.util.modes import CALLS
-from fxprune.util.writing import named
+from fxprune.util.writing import checked_path
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -54,7 +54,7 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
             a class that ``allow`` does not name; the message lists them.
     """
-    with open_folder(named(path)) as folder:
+    with open_folder(checked_path(path)) as folder:
         for name in ("graph.json", "weights.safetensors"):
             if name not in folder.manifest["files"]:
                 raise ArtefactError(f"{folder.path} is incomplete: its {MANIFEST} does not list {name}")
@@ -73,7 +73,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, or holds no report.
     """
-    with open_folder(named(path)) as folder:
+    with open_folder(checked_path(path)) as folder:
         if "report.json" not in folder.manifest["files"]:
             raise ArtefactError(f"{folder.path} holds no report: the network was not made by fxprune.compile")
         return _read_report(folder)

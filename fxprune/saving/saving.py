@@ -19,7 +19,7 @@ from fxprune.saving.folders import replace_folder, write_json
 from fxprune.saving.opaque import STATE_TENSOR
 from fxprune.saving.source import model_source
 from fxprune.saving.values import encode_sample
-from fxprune.util.writing import named
+from fxprune.util.writing import checked_path
 
 
 def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -52,7 +52,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         if report is not None and report.plan is not None:
             (folder / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
 
-    replace_folder(named(path), write, {"versions": versions()})
+    replace_folder(checked_path(path), write, {"versions": versions()})
 
 
 def write_source(pruned: nn.Module, folder: Path) -> None:

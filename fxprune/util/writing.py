@@ -19,7 +19,7 @@ if _LOCKS:
 _PARTS = r"((saving|old|exporting)-[0-9a-f]{8}|[0-9a-f]{8}\.part)"
 
 
-def named(path: str | os.PathLike[str]) -> Path:
+def checked_path(path: str | os.PathLike[str]) -> Path:
     """The argument as a path. Raises OptionError: it is not the name of a file or folder."""
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
