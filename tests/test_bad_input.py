@@ -34,7 +34,7 @@ def test_other_spellings_of_a_good_ratio_are_taken(ratio: Any) -> None:
 
 
 @pytest.mark.parametrize("budget", ["macs", "params"])
-def test_a_budget_out_of_reach_says_how_far_and_what_stands_in_the_way(budget: str) -> None:
+def test_an_unreachable_budget_is_refused_with_the_largest_ratio_and_the_pins(budget: str) -> None:
     error = refused(errors.BudgetError, "at most 0.9", small_net(), image(), 0.999, budget=budget)
     assert isinstance(error, errors.BudgetError)
     assert error.reachable is not None
@@ -52,7 +52,7 @@ def test_the_reachable_ratio_is_reached() -> None:
     assert fxprune.report(pruned).budget_after <= fxprune.report(pruned).budget_before * (1 - error.reachable) + 1e-6
 
 
-def test_limits_that_stand_in_the_way_are_named() -> None:
+def test_limits_that_prevent_a_ratio_are_named() -> None:
     options: Options = {"min_channels": 6, "round_to": 2, "max_ratio": 0.5, "exclude": ["3"]}
     error = refused(errors.BudgetError, "out of reach", small_net(), image(), 0.9, **options)
     for words in ("min_channels=6", "round_to=2", "max_ratio=0.5", "kept whole by exclude"):
@@ -82,7 +82,7 @@ def test_limits_that_stand_in_the_way_are_named() -> None:
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_an_unknown_choice_is_named_with_what_there_is(options: Options, kind: type[Exception], words: str) -> None:
+def test_an_unknown_choice_is_refused_with_the_known_ones(options: Options, kind: type[Exception], words: str) -> None:
     refused(kind, words, small_net(), image(), **options)
 
 
@@ -202,7 +202,7 @@ def test_common_words_of_other_libraries_are_suggested(options: dict[str, str], 
         fxprune.compile(small_net(), image(), 0.3, **options)  # type: ignore[arg-type]
 
 
-def test_explain_says_what_a_wrong_name_is_near_to() -> None:
+def test_explain_suggests_names_near_to_a_wrong_one() -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"did you mean"):
         fxprune.analyze(small_net(), image()).explain("conv1.wieght")
 

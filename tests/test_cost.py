@@ -56,7 +56,7 @@ def test_total_needs_only_widths(name: str) -> None:
     assert model.total(widths) == brute_force(graph.macs, masks)
 
 
-def test_marginal_is_what_one_unit_saves() -> None:
+def test_marginal_is_the_saving_of_one_channel() -> None:
     graph = graphs.chain(8, 6)
     model = CostModel(graph.macs)
     first = graph.group("c0").variable

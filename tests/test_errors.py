@@ -21,7 +21,7 @@ def test_missing_dependency_is_an_import_error() -> None:
     assert issubclass(errors.MissingDependencyError, ImportError)
 
 
-def test_budget_error_says_how_far_one_can_get() -> None:
+def test_budget_error_has_the_largest_reachable_ratio() -> None:
     error = errors.BudgetError("out of reach", reachable=0.4, pinned=["fc.weight[0]"])
     assert error.reachable == 0.4
     assert error.pinned == ["fc.weight[0]"]

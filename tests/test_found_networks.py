@@ -32,7 +32,7 @@ class SumOfCopies(nn.Module):
         return self.head(copies.sum(dim=1).flatten(1)), self.map(copies)
 
 
-def test_copies_that_go_are_no_zeros() -> None:
+def test_removed_copies_are_not_zeros() -> None:
     model, x = SumOfCopies().double().eval(), torch.randn(2, 3, 6, 6).double()
     graph = fxprune.analyze(model, x)
     (group,) = [g for g in graph.groups if {m.tensor for m in g.members} == {"map.weight"}]
@@ -86,7 +86,7 @@ class CancelledMean(nn.Module):
         return self.head(F.adaptive_avg_pool2d(h, 1).flatten(1))
 
 
-def test_a_proof_does_not_compare_what_only_rounding_made() -> None:
+def test_a_proof_does_not_compare_values_that_are_only_rounding() -> None:
     model, sample = CancelledMean().eval(), (torch.randn(2, 1, 6, 6), torch.randn(2, 3, 6, 6))
     randomise(model, 98)
     notes = []

@@ -82,7 +82,7 @@ class Live(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.6])
-def test_what_was_computed_is_what_is_alive(ratio: float) -> None:
+def test_computed_activations_are_the_live_ones(ratio: float) -> None:
     torch.manual_seed(0)
     model, sample = Residual().eval(), torch.randn(3, 3, 10, 10)
     pruned = fxprune.compile(model, sample, ratio, budget="memory", verify=False)
@@ -97,7 +97,7 @@ def test_what_was_computed_is_what_is_alive(ratio: float) -> None:
     assert weights + live.most <= report.budget_after <= weights + live.most + own_input
 
 
-def test_wide_layers_go_first_where_memory_is_the_budget() -> None:
+def test_wide_layers_shrink_first_if_memory_is_the_budget() -> None:
     torch.manual_seed(0)
     sample = torch.randn(1, 3, 32, 32)
     by_memory = fxprune.plan(Residual().eval(), sample, 0.3, budget="memory")

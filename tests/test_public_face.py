@@ -85,7 +85,7 @@ def test_plan_takes_what_compile_takes_apart_from_the_proof_and_recovery() -> No
     }
 
 
-def test_the_table_of_options_is_what_compile_takes_and_what_schedules_pass_on() -> None:
+def test_compile_takes_and_schedules_pass_on_the_table_of_options() -> None:
     taken = inspect.signature(fxprune.compile).parameters
     rows = {name: row.default for name, row in table().items()}
     assert {name: taken[name].default for name in rows} == rows
@@ -320,7 +320,7 @@ def test_it_can_be_pickled(pruned: fx.GraphModule) -> None:
     assert torch.equal(torch.load(buffer, weights_only=False)(x), pruned(x))
 
 
-def test_a_state_dict_goes_round(model: nn.Module, pruned: fx.GraphModule) -> None:
+def test_a_state_dict_can_be_saved_and_loaded(model: nn.Module, pruned: fx.GraphModule) -> None:
     plan = fxprune.report(pruned).plan
     assert plan is not None
     other = fxprune.apply(ConvNet(), image(), plan).eval()

@@ -80,7 +80,7 @@ def test_where_no_single_number_serves_the_ratio_is_that_of_the_sample(axis: Axi
         assert sizes.full(factor * kept, compute) == factor * axis.size
 
 
-def test_nothing_is_computed_where_nothing_goes() -> None:
+def test_at_full_width_no_sizes_are_computed() -> None:
     assert size_map(TOKENS, {}).kept(9, lambda function: function()) == 9
 
 
@@ -103,7 +103,7 @@ class Registers(nn.Module):
         return self.head(mixed.mean(1))
 
 
-def test_learned_tokens_go_and_the_resolution_stays_free() -> None:
+def test_learned_tokens_lose_channels_and_the_resolution_stays_free() -> None:
     model = Registers().eval()
     pruned = fxprune.compile(model, torch.randn(2, 3, 16, 16), 0.5, budget="channels", scope="uniform")
     assert pruned.get_parameter("registers").shape[1] < 6

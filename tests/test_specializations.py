@@ -108,7 +108,7 @@ class Anchored(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(2, 3, 8, 8), (1, 3, 8, 8), (6, 3, 8, 8), (2, 3, 8, 6), (2, 3, 6, 8), (5, 3, 9, 7)])
-def test_what_is_kept_for_the_sizes_of_the_last_call_is_made_anew(size: tuple[int, ...]) -> None:
+def test_caches_for_the_sizes_of_the_last_call_are_computed_anew(size: tuple[int, ...]) -> None:
     model, sample = Anchored().eval(), torch.randn(2, 3, 8, 8)
     model(sample)
     pruned = fxprune.compile(model, sample, 0.5)
@@ -122,7 +122,7 @@ def test_the_proof_runs_every_graph() -> None:
     assert {"16x16", "32x32", "23x23", "9x9"} <= set(proof.resolutions)
 
 
-def test_what_is_wrong_in_one_graph_alone_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_one_graph_alone_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     run = rewriter.Rewriter.run
 
     def wrong(self: Any, captured: Any) -> fx.Graph:

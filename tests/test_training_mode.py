@@ -336,7 +336,7 @@ class OtherStructure(nn.Module):
         return {"maps": [y, y, y]} if self.training else [y, y[y > 0].sum()]
 
 
-def test_an_opaque_part_gives_in_training_what_it_gives_there() -> None:
+def test_an_opaque_part_computes_in_training_what_the_original_does() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), OtherStructure())
     pruned = fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.3)
     assert len(pruned.train()(torch.randn(2, 3, 8, 8))["maps"]) == 3

@@ -39,7 +39,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_half_of_the_macs_go(name: str) -> None:
+def test_half_of_the_macs_are_removed(name: str) -> None:
     build, shape = NETWORKS[name]
     model, sample = build().eval(), torch.randn(shape)
     pruned = fxprune.compile(model, sample, RATIO, round_to=1)

@@ -52,7 +52,7 @@ def test_widths_are_found_without_hints(name: str, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", [*WIDTHS, *CACHED, *SLOW])
-def test_half_the_macs_go_and_all_is_proven(name: str) -> None:
+def test_half_of_the_macs_are_removed_and_all_is_proven(name: str) -> None:
     net = network(name)
     before = {key: value.clone() for key, value in net.model.state_dict().items()}
     pruned = fxprune.compile(net.model, net.sample, 0.3 if name in CACHED else 0.5)

@@ -39,7 +39,7 @@ def test_two_variables_become_one() -> None:
     check((a, b), (b, c), free=[4])
 
 
-def test_a_variable_is_what_it_is_unified_with() -> None:
+def test_a_variable_is_bound_to_what_it_is_unified_with() -> None:
     a, b, c = channels(6), channels(2), channels(3)
     solver = check((a, product([b, c])), free=[2, 3])
     resolved = solver.resolve(a)

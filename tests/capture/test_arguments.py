@@ -282,7 +282,7 @@ class Flagged(nn.Module):
         return out
 
 
-def test_what_is_given_as_it_is_by_default_may_be_left_out() -> None:
+def test_arguments_equal_to_their_defaults_may_be_left_out() -> None:
     model, x, shift = Flagged().eval(), torch.randn(2, 4), torch.randn(2, 1)
     pruned = fxprune.compile(model, (x, True), 0.0)
     torch.testing.assert_close(pruned(x), model(x))

@@ -126,7 +126,7 @@ def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
     [Called(Swish.apply), Called(Clipped.apply), Called(lambda x: Clipped.apply(x, 0.5)), Norm(16)],
     ids=["held in an attribute", "without context", "with a literal", "norm"],
 )
-def test_widths_around_a_custom_function_go_and_its_backward_stays(middle: nn.Module) -> None:
+def test_widths_around_a_custom_function_shrink_and_its_backward_stays(middle: nn.Module) -> None:
     model = network(middle)
     pruned = fxprune.compile(model, image(), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 16
@@ -164,7 +164,7 @@ class Layer(nn.Module):
         return Product.apply(x, self.weight, self.bias)
 
 
-def test_both_widths_of_a_custom_product_go() -> None:
+def test_both_widths_of_a_custom_product_shrink() -> None:
     model = nn.Sequential(nn.Linear(5, 16), Layer(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
     pruned, x = fxprune.compile(model, torch.randn(2, 7, 5), 0.5), torch.randn(4, 3, 5)
     outer, inner = pruned.get_parameter("1.weight").shape
@@ -175,7 +175,7 @@ def test_both_widths_of_a_custom_product_go() -> None:
     torch.testing.assert_close(gradients(pruned, x), gradients(built, x))
 
 
-def test_two_functions_with_one_forward_are_not_taken_for_one_another() -> None:
+def test_two_functions_with_one_forward_are_told_apart() -> None:
     class Doubled(Function):
         @staticmethod
         def forward(x: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ class Without(nn.Module):
         return x + y
 
 
-def test_a_custom_function_without_gradients_gives_none() -> None:
+def test_a_custom_function_without_gradients_has_none_in_the_result() -> None:
     model = network(Without())
     pruned = fxprune.compile(model, image(), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 16

@@ -141,6 +141,6 @@ class BranchOnWrittenBuffer(BranchOnBuffer):
 
 
 @pytest.mark.parametrize("net", [BranchOnParameter, BranchOnWrittenBuffer])
-def test_what_changes_from_run_to_run_answers_nothing(net: Callable[[bool], nn.Module]) -> None:
+def test_values_that_change_from_run_to_run_decide_nothing(net: Callable[[bool], nn.Module]) -> None:
     with pytest.raises(CaptureError, match="reads tensor values"):
         captured(net(True), vector())

@@ -67,7 +67,7 @@ def test_a_hook_on_attention_is_not_lost() -> None:
     assert fxprune.report(fxprune.compile(model, x, 0.3)).achieved >= 0.3
 
 
-def test_what_a_hook_keeps_for_the_user_takes_no_tensors_of_a_trace() -> None:
+def test_a_list_that_a_hook_fills_gets_no_tensors_of_a_trace() -> None:
     model, x, seen = net(), torch.randn(2, 3, 9, 9), dict[str, Tensor]()
     model[2].register_forward_hook(lambda _, __, made: seen.update(made=made))
     fxprune.compile(model, x, 0.4)

@@ -178,5 +178,5 @@ def test_a_message_beside_a_call_in_its_line() -> None:
 
 
 @pytest.mark.parametrize("function", TEXTS, ids=lambda f: f.__name__)
-def test_a_text_that_goes_elsewhere_does(function: Callable[[int], Any], spans: str) -> None:
+def test_a_text_that_is_not_a_message_decides(function: Callable[[int], Any], spans: str) -> None:
     assert refused(function) == 3

@@ -69,7 +69,7 @@ class NeverTrains(nn.BatchNorm2d):
         super().__setattr__(name, False if name == "training" else value)
 
 
-def test_a_class_that_sets_its_flag_in_its_own_way_is_asked() -> None:
+def test_a_class_that_sets_its_own_mode_flags_is_tried() -> None:
     model = Net(normed, NeverTrains).eval()
     pruned = fxprune.compile(model, X, 0.0)
     torch.testing.assert_close(pruned.train()(X), model.train()(X))

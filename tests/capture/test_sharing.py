@@ -143,7 +143,7 @@ class Unused(nn.Module):
         return self.last(self.first(x).relu())
 
 
-def test_what_is_not_used_disturbs_nothing() -> None:
+def test_unused_parts_change_nothing() -> None:
     result = pruned(Unused(), vector())
     assert {"first.weight", "last.weight"} <= set(result.state_dict())
     assert fxprune.report(result).parameters_after < fxprune.report(result).parameters_before

@@ -360,7 +360,7 @@ class CountingBehindNorm(nn.Module):
         return self.layers(x)
 
 
-def test_what_training_keeps_is_found_with_a_sample_of_one() -> None:
+def test_state_kept_by_training_is_found_with_a_sample_of_one() -> None:
     model = CountingBehindNorm().eval()
     pruned, x = fxprune.compile(model, torch.randn(1, 3), 0.0), torch.randn(4, 3)
     torch.testing.assert_close(pruned(x), model(x))
@@ -386,7 +386,7 @@ class FilledOnFirstTraining(nn.Module):
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "behind a norm"])
-def test_what_the_first_training_call_fills_is_not_filled_again(normed: bool) -> None:
+def test_buffers_filled_by_the_first_training_call_are_not_filled_again(normed: bool) -> None:
     model = FilledOnFirstTraining(normed).eval()
     pruned, x = fxprune.compile(model, torch.randn(4, 3), 0.0), torch.randn(4, 3)
     torch.testing.assert_close(pruned(x), model(x))

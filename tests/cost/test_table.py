@@ -29,7 +29,7 @@ def test_measurements_are_kept(tmp_path: Path) -> None:
     assert other.seconds("conv", lambda: lambda: None) == 1.0
 
 
-def test_two_processes_keep_what_both_measured(tmp_path: Path) -> None:
+def test_two_processes_keep_the_measurements_of_both(tmp_path: Path) -> None:
     one, two = (LatencyTable(CONDITIONS, tmp_path, refuse) for _ in range(2))
     one.note("a", 1.0)
     two.note("b", 2.0)

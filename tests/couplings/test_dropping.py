@@ -75,7 +75,7 @@ def test_each_reader_has_columns_of_its_own_and_the_stream_is_whole() -> None:
     assert len(chosen) == 3
 
 
-def test_inner_widths_go_too() -> None:
+def test_inner_widths_shrink_too() -> None:
     pruned = dropped(networks.randomised(networks.Bottlenecks()), torch.randn(IMAGE), 0.6)
     assert all(pruned.get_parameter(f"blocks.{i}.conv2.weight").shape[0] < 8 for i in range(3))
     assert all(pruned.get_parameter(f"blocks.{i}.conv3.weight").shape[0] == 16 for i in range(3))

@@ -88,7 +88,7 @@ class TestTraining:
         found = fxprune.distill(*pair(), shuffled(), **options)
         assert [row["learning_rate"] for row in found.history] == pytest.approx([0.02 * rate for rate in rates])
 
-    def test_adamw_and_an_optimiser_of_ones_own(self) -> None:
+    def test_adamw_and_a_custom_optimiser(self) -> None:
         named = fxprune.distill(*pair(), shuffled(), steps=4, optimizer="adamw", learning_rate=0.003, weight_decay=0.1)
         made = fxprune.distill(
             *pair(), shuffled(), steps=4, optimizer=lambda p: torch.optim.AdamW(p, lr=0.003, weight_decay=0.1)

@@ -106,7 +106,7 @@ def test_checkpoints_of_another_training_and_damaged_ones_are_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
-def test_a_longer_run_goes_on(tmp_path: Path, precision: str) -> None:
+def test_a_longer_run_continues(tmp_path: Path, precision: str) -> None:
     given, options = (*pair(), shuffled()), {"schedule": "constant", "precision": precision}
     fxprune.distill(*given, steps=5, folder=tmp_path, checkpoint_every=3, **options)
     longer = fxprune.distill(*given, steps=9, folder=tmp_path, checkpoint_every=3, **options)

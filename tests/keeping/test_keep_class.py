@@ -123,7 +123,7 @@ class Staged(nn.Module):
         return self.fc(self.stages(x).mean((2, 3)))
 
 
-def test_numbers_that_no_forward_reads_follow_where_only_one_width_can_be_meant() -> None:
+def test_numbers_that_no_forward_reads_follow_if_only_one_width_fits() -> None:
     x = torch.randn(2, 3, 4, 4)
     shares = {"stages.0": 0.25, "stages.1": 0.5, "stages.2": 0.25}
     pruned: Any = fxprune.compile(Staged().eval(), x, shares, keep_class=True)
@@ -242,7 +242,7 @@ class Factored(nn.Module):
         return self.head(self.stages[1](self.between(self.stages[0](x))))
 
 
-def test_a_factor_says_the_same_share_of_several_widths() -> None:
+def test_a_factor_determines_the_same_share_of_several_widths() -> None:
     model, x = Factored(SimpleNamespace(factor=4.0, widths=[8, 16])).eval(), torch.randn(2, 8)
     pruned: Any = fxprune.compile(model, x, {"stages.*.0": 0.5}, keep_class=True)
     assert "factor 4.0 -> 2.0" in fxprune.report(pruned).notes[-1]
@@ -251,7 +251,7 @@ def test_a_factor_says_the_same_share_of_several_widths() -> None:
     torch.testing.assert_close(built(x), pruned(x), rtol=0, atol=0)
 
 
-def test_a_width_that_no_field_says_is_named() -> None:
+def test_a_width_that_no_field_determines_is_named() -> None:
     model, x = Factored(SimpleNamespace(factor=4.0, widths=[8, 16])).eval(), torch.randn(2, 8)
     pruned: Any = fxprune.compile(model, x, {"head.0": 0.5}, keep_class=True)
     words = "none makes dim 0 of head.0.weight 16 wide, which the class makes of widths.1 (2 more"
@@ -259,7 +259,7 @@ def test_a_width_that_no_field_says_is_named() -> None:
 
 
 @pytest.mark.parametrize(("model", "shape", "layer"), [(Flat(), (2, 3, 4, 4), "b"), (Scaled(), (2, 6), "a")])
-def test_a_width_that_the_code_says_stays(model: Any, shape: tuple[int, ...], layer: str) -> None:
+def test_a_width_that_the_code_fixes_stays(model: Any, shape: tuple[int, ...], layer: str) -> None:
     model, x = model.eval(), torch.randn(shape)
     pruned: Any = fxprune.compile(model, x, 0.3, keep_class=True, round_to=1, scope="uniform")
     assert len(pruned.get_submodule(layer).weight) == len(model.get_submodule(layer).weight)
@@ -285,7 +285,7 @@ class Sinusoid(nn.Module):
         return self.c(x.relu().reshape(-1, x.size(1), self.sizes.inner))
 
 
-def test_values_made_of_a_width_hold_it_and_a_named_tuple_says_one() -> None:
+def test_values_computed_from_a_width_hold_it_and_a_named_tuple_may_set_one() -> None:
     model, x = Sinusoid().eval(), torch.randn(2, 5, 6)
     pruned: Any = fxprune.compile(model, x, 0.3, keep_class=True, round_to=1, scope="uniform")
     assert pruned.width == 16

@@ -36,7 +36,7 @@ def test_features_of_timm(name: str) -> None:
     assert [maps.shape[1] for maps in pruned(IMAGES)] == pruned.feature_info.channels()
 
 
-def test_an_encoder_goes_back_into_its_segmentation_model() -> None:
+def test_an_encoder_works_again_in_its_segmentation_model() -> None:
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
     whole: Any = fxprune.compile(model, IMAGES, 0.3, keep_class=True)
@@ -54,7 +54,7 @@ def test_a_window_slides_over_a_pruned_network() -> None:
     assert sliding_window_inference(torch.randn(1, 1, 80, 70), (32, 32), 2, pruned).shape == (1, 2, 80, 70)
 
 
-def test_a_denoiser_goes_back_into_its_pipeline() -> None:
+def test_a_denoiser_works_again_in_its_pipeline() -> None:
     diffusers = pytest.importorskip("diffusers")
     model = diffusers.UNet2DModel(
         sample_size=16,

@@ -63,7 +63,7 @@ def shortest_prefix(graph: HandGraph, scores: Scores, ratio: float, budget: str)
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", SMALL)
-def test_the_lowest_scores_of_all_groups_go_until_the_budget_is_met(name: str, budget: str) -> None:
+def test_the_lowest_scores_of_all_groups_are_removed_until_the_budget_is_met(name: str, budget: str) -> None:
     graph = SMALL[name]()
     for ratio in RATIOS:
         for seed in range(2):
@@ -247,7 +247,7 @@ def test_a_head_counts_as_its_channels_in_automatic_rounding() -> None:
     assert {g.name: n for g, n in multiples.items()} == {"stream": 8, "heads": 1, "head_dim": 1}
 
 
-def test_lowest_scores_go_first() -> None:
+def test_lowest_scores_are_removed_first() -> None:
     graph = graphs.chain(6, 6)
     scores = {g: np.array([5.0, 1, 4, 2, 3, 6]) for g in graph.groups}
     for mask in allocate(graph, scores, ratio=0.5).values():

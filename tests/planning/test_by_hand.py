@@ -64,7 +64,7 @@ def narrowed(net: Net, gone: list[int]) -> Net:
     [[2, 6, 9], (9, 2, 6, 6), np.array([2, 6, 9]), torch.tensor([2, 6, 9]), np.isin(np.arange(12), [2, 6, 9])],
     ids=["list", "tuple", "array", "tensor", "mask"],
 )
-def test_chosen_channels_go_with_all_that_is_tied_to_them(net: Net, given: Any) -> None:
+def test_chosen_channels_are_removed_with_all_that_is_tied_to_them(net: Net, given: Any) -> None:
     pruned = fxprune.remove(net, SAMPLE, {"conv1": given})
     expected = narrowed(net, [2, 6, 9])
     torch.testing.assert_close(pruned(SAMPLE), expected(SAMPLE))
@@ -86,7 +86,7 @@ def test_several_layers_and_modules(net: Net) -> None:
     assert fxprune.report(fxprune.apply(net, SAMPLE, plan)).proof is not None
 
 
-def test_whole_heads_go_and_single_channels_of_them_do_not(net: Net) -> None:
+def test_whole_heads_are_removed_and_single_channels_of_them_are_not(net: Net) -> None:
     pruned = fxprune.remove(net, SAMPLE, {"heads": [3, 4, 5]})
     assert pruned.heads.out_features == 3
     across = fxprune.remove(net, SAMPLE, {"heads": [1, 4]})

@@ -127,7 +127,7 @@ def test_groups_must_explain_the_kept_indices() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.zeros(8, dtype=np.bool_), np.ones(7, dtype=np.bool_), np.ones(8)])
-def test_masks_that_are_none(mask: Any) -> None:
+def test_wrong_masks(mask: Any) -> None:
     graph = graphs.chain(8)
     with pytest.raises(PlanError, match="boolean mask of 8"):
         Plan.from_masks(graph, {graph.groups[0]: mask}, {})

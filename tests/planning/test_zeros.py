@@ -170,7 +170,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["shift", "sign"])
-def test_what_is_no_longer_zero_where_it_is_read_stays(how: str) -> None:
+def test_zeros_that_change_before_they_are_read_stay(how: str) -> None:
     net, x = Shifted(how).eval(), torch.randn(2, 4)
     with torch.no_grad():
         net.a.weight[3] = net.a.bias[3] = 0

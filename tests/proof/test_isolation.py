@@ -75,7 +75,7 @@ def test_copies_keep_ties_and_take_non_leaf_tensors() -> None:
     assert model.training
 
 
-def test_what_cannot_be_copied_is_named() -> None:
+def test_parts_that_cannot_be_copied_are_named() -> None:
     model = nn.Linear(2, 2)
     model.lines = (line for line in ())
     with pytest.raises(ProofError, match="cannot be copied"):

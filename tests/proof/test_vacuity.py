@@ -122,7 +122,7 @@ def test_a_change_that_never_reaches_the_output_is_called_vacuous() -> None:
     assert any("vacuous" in note for note in proof.notes)
 
 
-def test_all_zero_samples_are_joined_by_random_ones() -> None:
+def test_all_zero_samples_are_followed_by_random_ones() -> None:
     case = scaled(1.0)
     case.sample = ((torch.zeros(2, 6),), {})
     assert not run(case).vacuous

@@ -79,7 +79,7 @@ def test_statistics_are_those_measured_by_hand(size: int, training: bool) -> Non
         torch.testing.assert_close(norm.running_var, values.var((0, 2, 3)), rtol=1e-9, atol=1e-12)
 
 
-def test_the_report_says_what_was_done_and_travels() -> None:
+def test_the_report_says_what_was_done_and_is_saved() -> None:
     model = Norms()
     x = torch.randn(16, 3, 7, 7, dtype=torch.float64)
     back = half(model, x, calibration=[x], recover=["reconstruct", "batchnorm"])

@@ -122,7 +122,7 @@ def test_the_error_that_a_group_adds_is_that_of_cutting_it_alone() -> None:
     assert fxprune.Report.from_dict(report.as_dict()).groups == report.groups
 
 
-def test_fidelity_stands_in_both_reports_and_travels(tmp_path: object) -> None:
+def test_fidelity_is_in_both_reports_and_is_saved(tmp_path: object) -> None:
     model, x = wide(), inputs(64)
     report = fxprune.report(fxprune.compile(model, x[:2], 0.5, calibration=[x], recover=None))
     (cut,) = report.fidelity

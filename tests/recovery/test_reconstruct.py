@@ -207,7 +207,7 @@ class Floors(nn.Module):
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_in_front_of_a_relu_only_what_it_lets_through_is_met(norm: bool) -> None:
+def test_in_front_of_a_relu_only_values_that_it_passes_are_fitted(norm: bool) -> None:
     """Least squares, then three times towards targets that follow the fit where both are below zero."""
     torch.manual_seed(0)
     model = Floors(norm)

@@ -16,7 +16,7 @@ from tests.criteria.calibrated import Small, batches, images, scores
 from tests.recovery.test_reconstruct import Lines
 
 
-def test_elimination_costs_what_a_fit_with_the_rest_leaves() -> None:
+def test_the_cost_of_elimination_is_the_residual_of_a_fit_with_the_rest() -> None:
     x = torch.randn(200, 8, dtype=torch.float64) @ torch.randn(8, 8, dtype=torch.float64)
     x = x - x.mean(0)
     weight = torch.randn(3, 8, dtype=torch.float64)
@@ -49,7 +49,7 @@ class Wide(nn.Module):
         return self.last(torch.tanh(self.inner(self.lines(x))))
 
 
-def test_widths_go_where_the_rest_can_make_up() -> None:
+def test_channels_are_removed_where_the_rest_can_replace_them() -> None:
     model = Wide()
     x = torch.randn(256, 5, dtype=torch.float64)
     options = {"budget": "channels", "criterion": "random", "exclude": ["lines.second"]}
@@ -109,7 +109,7 @@ def _scores(criterion: Reconstruction, model: nn.Module, x: torch.Tensor) -> dic
     return {group.name: values for group, values in found.items()}
 
 
-def test_scores_of_a_wide_group_add_up_to_what_a_fit_without_its_units_leaves() -> None:
+def test_scores_of_a_wide_group_add_up_to_the_residual_of_a_fit_without_its_channels() -> None:
     model, x = _sequences()
     found = _scores(Reconstruction(ridge=0.0, positions=64, curvature=False), model, x)["inner"]
     with torch.no_grad():

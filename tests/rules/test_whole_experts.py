@@ -160,7 +160,7 @@ class Told(Mixture):
 
 
 @pytest.mark.parametrize("use", ["logits", "numbers", "comparison", "arithmetic", "count", "write"])
-def test_experts_that_are_told_apart_stay(use: str) -> None:
+def test_experts_that_the_code_tells_apart_stay(use: str) -> None:
     graph = fxprune.analyze(Told(use).eval(), torch.randn(5, 4))
     assert all(member.tensor != "router.weight" or member.dim for group in graph.groups for member in group.members)
     reason = graph.explain("router.weight")

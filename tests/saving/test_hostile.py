@@ -148,7 +148,7 @@ def test_a_file_that_the_manifest_does_not_vouch_for(folder: Path, name: str) ->
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/dev/stdin", "weights.safetensors", "/nowhere/at/all", "."])
 @pytest.mark.parametrize("name", ["weights.safetensors", "graph.json", MANIFEST])
-def test_links_to_what_is_no_file(folder: Path, name: str, target: str) -> None:
+def test_links_to_things_that_are_not_files(folder: Path, name: str, target: str) -> None:
     (folder / name).unlink()
     (folder / name).symlink_to(name if target == "weights.safetensors" else target)
     refused(folder)

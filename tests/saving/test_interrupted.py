@@ -56,7 +56,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
-def test_what_a_living_process_or_another_program_made_stays(tmp_path: Path) -> None:
+def test_files_of_living_processes_and_other_programs_stay(tmp_path: Path) -> None:
     first, second = networks()
     mine = [".net.saving-notours0", ".net.saving-0123abcd.tar", ".network.saving-0123abcd", ".net.old-0123abcd"]
     for name in mine:

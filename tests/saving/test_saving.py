@@ -222,7 +222,7 @@ def test_the_same_network_saves_to_the_same_bytes(tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
-def test_saving_what_was_loaded_changes_nothing(tmp_path: Path) -> None:
+def test_saving_a_loaded_network_changes_nothing(tmp_path: Path) -> None:
     save(make("attention")[0], tmp_path / "one")
     save(load(tmp_path / "one"), tmp_path / "two")
     for file in (tmp_path / "one").iterdir():

@@ -70,7 +70,7 @@ def in_place(network: nn.Module, *optimizers: torch.optim.Optimizer) -> None:
     step_in_place(schedule, network, *optimizers)
 
 
-def test_what_else_holds_a_part_of_the_network_holds_the_smaller_one() -> None:
+def test_other_references_to_a_part_see_the_smaller_one() -> None:
     network = Normed()
     holder, optimizer = [network.a, network.norm], torch.optim.SGD(network.parameters(), lr=0.1)
     in_place(network, optimizer)
@@ -79,7 +79,7 @@ def test_what_else_holds_a_part_of_the_network_holds_the_smaller_one() -> None:
     assert len(network.a.weight) == 16
 
 
-def test_every_optimiser_goes_on_with_its_parameters() -> None:
+def test_every_optimiser_continues_with_its_parameters() -> None:
     network = Normed()
     first = torch.optim.SGD(network.a.parameters(), lr=0.1, momentum=0.9)
     second = torch.optim.Adam([*network.norm.parameters(), *network.b.parameters()])

@@ -46,7 +46,7 @@ def run(schedule: FusedTraining, optimizer: torch.optim.Optimizer, until: int) -
     ],
     ids=["rates", "coupled", "ratio", "plan"],
 )
-def test_compacted_equals_what_was_trained(given: dict[str, Any]) -> None:
+def test_the_compacted_network_equals_the_trained_one(given: dict[str, Any]) -> None:
     model = Small()
     before = copy.deepcopy(model.state_dict())
     schedule = FusedTraining(model, SAMPLE, epochs=4, **given)

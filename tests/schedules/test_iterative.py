@@ -72,7 +72,7 @@ def test_every_step_meets_the_ratio_of_the_original(options: dict[str, Any]) -> 
     assert {n: t.shape for n, t in narrow.state_dict().items()} == {n: t.shape for n, t in network.state_dict().items()}
 
 
-def test_without_training_the_steps_cut_what_the_plan_cuts() -> None:
+def test_without_training_the_steps_remove_what_one_plan_removes() -> None:
     model = Small()
     schedule = IterativePruning(model, SAMPLE, 0.6, steps=3)
     network: nn.Module = model

@@ -229,7 +229,7 @@ class Naming(Asking):
         return x if self.drop.training else x + 1
 
 
-def test_code_that_asks_for_a_mode_is_seen() -> None:
+def test_code_that_reads_a_mode_is_noticed() -> None:
     assert asks_for_modes(nn.Sequential(Naming("")))
     assert not asks_for_modes(Asking(""))
     assert asks_for_modes(nn.Sequential(nn.Dropout(1.0)))

@@ -115,7 +115,7 @@ def test_a_false_claim_can_only_fail() -> None:
             check_structure(given.claiming(images={**images, names["relu"]: claim}))
 
 
-def test_a_check_of_sizes_may_not_go() -> None:
+def test_a_check_of_sizes_may_not_be_left_out() -> None:
     class Halved(nn.Module):
         def __init__(self) -> None:
             super().__init__()
