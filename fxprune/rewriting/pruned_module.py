@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Collection, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -234,8 +233,7 @@ class PrunedGraphModule(PartsModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedGraphModule:
         graphs = self.named_graphs
         root = {name: copy.deepcopy(attribute(self, name), memo) for name in _all_targets(graphs)}
-        options: Any = {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
-        twin = PrunedGraphModule(root, graphs, **options)
+        twin = PrunedGraphModule(root, graphs, **self._options)
         reorder_like(twin, self)
         copy_plain_attributes(self, twin)
         twin.set_modes(flags_of(self))
@@ -246,9 +244,13 @@ class PrunedGraphModule(PartsModule):
         named = self.named_graphs
         root = {name: attribute(self, name) for name in _all_targets(named)}
         graphs = {name: graph_as_data(graph) for name, graph in named.items()}
-        about = (self._class_name, self._kept_out, self._modes, flags_of(self), self.meta, _order(self), _extras(self))
         kinds = {path: type(part) for path, part in self.named_modules() if isinstance(part, Parts)}
-        return _unpickled, (root, graphs, *about, kinds)
+        state = {"flags": flags_of(self), "meta": self.meta, "order": _order(self), "kinds": kinds}
+        return _unpickled, (root, graphs, self._options, {**state, "extras": _extras(self)})
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
 
     def _count(self) -> int:
         return sum(name.startswith("eval") for name in self._graphs)
@@ -281,27 +283,18 @@ def graph_name(training: bool, specialization: int) -> str:
 
 
 def _unpickled(
-    root: dict[str, Any],
-    graphs: dict[str, Any],
-    class_name: str,
-    kept_out: tuple[str, ...],
-    modes: dict[str, Any],
-    flags: dict[str, bool],
-    meta: dict[str, Any],
-    order: list[str],
-    extras: dict[str, Any],
-    kinds: Mapping[str, type[Parts]] = MappingProxyType({}),
+    root: dict[str, Any], graphs: dict[str, Any], options: dict[str, Any], state: dict[str, Any]
 ) -> PrunedGraphModule:
     built = {name: graph_from_data(graph) for name, graph in graphs.items()}
-    module = PrunedGraphModule(root, built, class_name=class_name, kept_out=kept_out, modes=modes)
-    for name in order:
+    module = PrunedGraphModule(root, built, **options)
+    for name in state["order"]:
         _move_last(module, name)
-    for path, kind in kinds.items():
+    for path, kind in state["kinds"].items():
         object.__setattr__(attribute(module, path), "__class__", kind)
-    module.meta = meta
-    for name, value in extras.items():
+    module.meta = state["meta"]
+    for name, value in state["extras"].items():
         setattr(module, name, value)
-    module.set_modes(flags)
+    module.set_modes(state["flags"])
     return module
 
 
