@@ -371,7 +371,7 @@ def test_calibration_files(tmp_path: Path) -> None:
         assert torch.equal(third[0], torch.ones(4))
     assert len(batches) == 3
     torch.save(os.getcwd, tmp_path / "d.pt")
-    with pytest.raises(SampleError, match="no batch that can be read safely"):
+    with pytest.raises(SampleError, match="not a batch that can be read safely"):
         list(batches.__class__(tmp_path))
 
 

@@ -325,8 +325,8 @@ def test_malformed_values_are_refused(folder: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda data: data["modules"][0].update({"class": "Sequential"}), "no torch.nn layer"),
-        (lambda data: data["modules"][0].update({"class": "os.system"}), "no torch.nn layer"),
+        (lambda data: data["modules"][0].update({"class": "Sequential"}), "not a torch.nn layer"),
+        (lambda data: data["modules"][0].update({"class": "os.system"}), "not a torch.nn layer"),
         (lambda data: data["modules"][0]["arguments"].update(out_channels=9), "has shape"),
         (lambda data: data["modules"][0]["arguments"].update(bias=True), "lists no values for 'conv.bias'"),
         (lambda data: data["modules"][0]["arguments"].update(groups="two"), "cannot build 'conv'"),
@@ -335,7 +335,7 @@ def test_malformed_values_are_refused(folder: Path, value: Any) -> None:
         (lambda data: data["modules"].append({"path": "conv.a"}), "cannot be put in its place"),
         (lambda data: data["modules"].append({"path": "blocks.training"}), "cannot be put in its place"),
         (lambda data: data["modules"][0].update(container="Sequential"), "two kinds at once"),
-        (lambda data: data["modules"].append({"path": "a", "container": "Transformer"}), "no container"),
+        (lambda data: data["modules"].append({"path": "a", "container": "Transformer"}), "not a container"),
         (lambda data: data["modules"].append({"path": "again", "shared_with": "nowhere"}), "does not hold"),
         (lambda data: data["tensors"].append({"name": "conv.colour", "kind": "parameter"}), "lack 'conv.colour'"),
         (

@@ -181,8 +181,8 @@ def module_entry(data: dict[str, Any], path: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: module_entry(d, "rich").update(kind="os:system"), "no class of modules"),
-        (lambda d: module_entry(d, "rich").update(kind=f"{HERE}:Coder"), "no class of modules"),
+        (lambda d: module_entry(d, "rich").update(kind="os:system"), "not a module class"),
+        (lambda d: module_entry(d, "rich").update(kind=f"{HERE}:Coder"), "not a module class"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"import": "os:system"}), "list of imports lacks"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"function": "os.system"}), "not among the functions"),
         (lambda d: module_entry(d, "rich")["state"].update(_forward_hooks={"dict": []}), "its class keeps for itself"),
@@ -194,7 +194,7 @@ def module_entry(data: dict[str, Any], path: str) -> dict[str, Any]:
         (lambda d: module_entry(d, "rich")["state"].update(act={"function": "operator.setitem"}), "not one of torch's"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"partial": [{"module": "rich"}, [], {}]}), "partial"),
         (lambda d: module_entry(d, "rich")["state"].update(mode={"member": [f"{HERE}:Coder", "x"]}), "no enumeration"),
-        (lambda d: module_entry(d, "rich").update(absent={"__class__": ["x"]}), "no place"),
+        (lambda d: module_entry(d, "rich").update(absent={"__class__": ["x"]}), "not a table"),
         (lambda d: module_entry(d, "rich")["state"].update(act={"tensor": "absent"}), "malformed"),
         (lambda d: d["imports"].append("os:system"), "allow="),
     ],
