@@ -221,6 +221,15 @@ def fit_class(program: Program) -> None:
         program.pruned = None  # it was cut by an earlier plan
 
 
+def refuse_class(program: Program) -> None:
+    """Raises PlanError: each plan narrowed other widths that the class cannot follow."""
+    last = in_words(dict([*program.held.items()][-3:]))
+    raise PlanError(
+        f"{_MOST_PLANS} plans narrowed widths that the class cannot follow, the last ones: {last}; exclude the layers "
+        "that hold them, or compile without keep_class"
+    )
+
+
 def verify(program: Program) -> None:
     """Prove that the result is the model without what the plan removes."""
     program.proof = prove_plan(
@@ -315,6 +324,7 @@ def _diverges(program: Program) -> bool:
 
 
 # A width that no attribute of the class can set is held, and the others are planned again.
+_MOST_PLANS = 30
 _AGAIN = (
     Pass("plan", allocate_again, when=lambda p: p.holds_more),
     Pass("rewrite", cut, when=lambda p: p.holds_more),
@@ -332,7 +342,8 @@ PASSES = (
     Pass("plan", allocate_budget, when=lambda p: p.plan is None),
     Pass("rewrite", cut, when=lambda p: p.pruned is None),
     Pass("keep", fit_class, when=lambda p: p.keep_class, makes_garbage=_always),
-    *5 * _AGAIN,
+    *_MOST_PLANS * _AGAIN,
+    Pass("keep", refuse_class, when=lambda p: p.holds_more),
     Pass("verify", verify, when=_is_provable, makes_garbage=_always),
     Pass("rewrite", refuse_other_sizes, when=_diverges),
     Pass("verify", verify, when=_diverges, makes_garbage=_always),

@@ -405,3 +405,58 @@ def test_the_sizes_of_a_split_change_together() -> None:
     pruned: Any = fxprune.compile(model, x, 0.5, keep_class=True)
     assert sum(pruned.sizes) == pruned.into.out_features < 40
     torch.testing.assert_close(pruned(x), graph_form(model, x, pruned)(x), rtol=0, atol=0)
+
+
+def test_a_graph_that_fails_while_it_learns_from_one_row_is_not_compared_with_what_it_wrote_before() -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]
+    model, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4)).eval(), torch.randn(1, 3, 6, 6)
+    pruned: Any = fxprune.compile(model, x, 0.5, keep_class=True)
+    assert pruned[0].out_channels < 8
+    assert pruned.train()(torch.randn(2, 3, 6, 6)).shape == (2, 4)
+
+
+class Cached(nn.Module):
+    """A buffer that a forward makes anew when the number of tokens changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("places", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.places.shape[0] != x.shape[1]:
+            self.places = torch.arange(x.shape[1]) / x.shape[1]
+        return self.last(self.first(x) * self.places[:, None])
+
+
+def test_a_cache_that_the_class_fills_is_no_difference() -> None:
+    model, x = Cached().eval(), torch.randn(2, 5, 8)
+    pruned: Any = fxprune.compile(model, x, 0.5, keep_class=True)
+    assert type(pruned) is Cached
+    assert pruned.first.out_features < 16
+    assert pruned(torch.randn(3, 7, 8)).shape == (3, 7, 4)
+
+
+class Literal(nn.Module):
+    """Blocks whose widths are in the code, and one of free width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)) for _ in range(9))
+        self.free = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        with torch.no_grad():
+            for number, block in enumerate(self.blocks):
+                block[0].weight.mul_(1e-4 * 2**number)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block[1](block[0](x).view(-1, 8))
+        return self.free(x)
+
+
+def test_as_many_plans_as_widths_that_the_class_fixes() -> None:
+    pruned: Any = fxprune.compile(
+        Literal().eval(), torch.randn(2, 8), 0.02, criterion="magnitude", keep_class=True, residual="inner", round_to=1
+    )
+    assert all(block[0].out_features == 8 for block in pruned.blocks)
+    assert pruned.free[0].out_features < 8
