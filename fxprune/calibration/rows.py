@@ -64,6 +64,11 @@ class LayerRows:
         """Whether channels are the last dim, and positions are all dims between the first and the last."""
         return not self.kernel
 
+    @property
+    def input_dim(self) -> int:
+        """The dim of the input channels in the weight."""
+        return 0 if self.spread else 1
+
     def draw(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Indices of at most ``limit`` output positions of a sample, ascending."""
         if self.is_linear:
@@ -74,7 +79,9 @@ class LayerRows:
         """As :meth:`draw`, for the output that the layer computes from an input."""
         if self.is_linear:
             return self.draw(value, limit, generator)
-        geometry = (value.shape[-len(self.kernel) :], self.padding, self.kernel, self.dilation, self.stride)
+        spreads = self.spread or (1,) * len(self.kernel)
+        extents = [(n - 1) * step + 1 for n, step in zip(value.shape[-len(self.kernel) :], spreads, strict=True)]
+        geometry = (extents, self.padding, self.kernel, self.dilation, self.stride)
         sizes = [
             (extent + sum(sides) - (taps - 1) * spread - 1) // step + 1
             for extent, sides, taps, spread, step in zip(*geometry, strict=True)

@@ -76,16 +76,17 @@ class Reconstruction(Named):
         found = []
         for call, tap, name in finder.consumers(group):
             member = next(m for m in group.members if m.tensor == name and m.role == "in")
-            rows, weight = LayerRows.of(call), tensors[name]
-            features = weight[0].numel()
-            plain = is_elementwise(member.axis) and member.dim == 1 and call.shape_of(call.arguments["weight"])
+            rows, weight = LayerRows.of(call, transposed=True), tensors[name]
             dense = call.name == "linear" or call.number("groups") == 1
-            if rows is None or not plain or not dense or features > self.most_features:
+            if rows is None or not dense or not is_elementwise(member.axis) or member.dim != rows.input_dim:
+                continue
+            outputs, features = rows.matrix(weight, 1).shape[1:]
+            if features > self.most_features:
                 continue
             moments = _Moments(features, rows, self.positions, name_seed(name), weight.device)
             readout = _Readout.of(call, finder.calls, tensors)
-            variance = Observation(finder.raw(readout.node), _Variance(rows.channel_dim, weight.shape[0]))
-            found.append(_Part(call, member, readout, Observation(finder.raw(tap.node), moments), variance))
+            variance = Observation(finder.raw(readout.node), _Variance(rows.channel_dim, outputs))
+            found.append(_Part(call, member, rows, readout, Observation(finder.raw(tap.node), moments), variance))
         return found
 
     def score_observed(
@@ -143,6 +144,7 @@ class _Part(NamedTuple):
 
     call: Call
     member: Member
+    layer: LayerRows
     readout: _Readout
     moments: Any
     variance: Any
@@ -154,7 +156,7 @@ class _Part(NamedTuple):
         counts = np.bincount(channels, minlength=group.size)
         if len(np.unique(elements)) < len(elements) or counts.min() < 1 or counts.min() != counts.max():
             return None
-        area = tensors[self.member.tensor][0, 0].numel()
+        area = math.prod(self.layer.kernel)
         columns = elements.reshape(group.size, -1)
         return torch.from_numpy((columns[:, :, None] * area + np.arange(area)).reshape(group.size, -1))
 
@@ -163,7 +165,7 @@ class _Part(NamedTuple):
         blocks, total = self.blocks(group, tensors), self.variance.mean()
         if blocks is None or not total > 0:
             return None
-        rows = tensors[self.member.tensor].detach().double().flatten(1).cpu()
+        rows = self.layer.matrix(tensors[self.member.tensor].detach(), 1)[0].double().cpu()
         rows = rows * self.readout.scale.reshape(-1, 1).double().cpu() / total**0.5
         if self.curvature is not None:
             rows = torch.linalg.cholesky(torch.eye(len(rows)).double().lerp(self.curvature, _TRUST)).T @ rows
@@ -176,7 +178,9 @@ class _Part(NamedTuple):
         blocks, name = self.blocks(group, tensors), self.member.tensor
         if blocks is None:
             return {}
-        weight, intercept = self.moments.without(blocks[gone].reshape(-1), tensors[name], ridge)
+        matrix = self.layer.matrix(tensors[name].detach(), 1)[0]
+        fitted, intercept = self.moments.without(blocks[gone].reshape(-1), matrix, ridge)
+        weight = self.layer.weight(fitted[None], tensors[name].shape)
         bias = parameter_name(self.call.arguments.get("bias"))
         if bias is not None:
             return {name: weight, bias: tensors[bias] + intercept}
@@ -239,16 +243,16 @@ class _Moments(Sums):
         """The ridge, increased if there are few rows."""
         return shrunk_ridge(ridge, self.centred(), self.rows)
 
-    def without(self, gone: Tensor, weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """The weight without some features, with the rest fitted again, and the intercept that corrects the means."""
-        xx, matrix = self.centred(), weight.detach().double().flatten(1).cpu()
+    def without(self, gone: Tensor, matrix: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """A matrix without some features, with the rest fitted again, and the intercept that corrects the means."""
+        xx, matrix = self.centred(), matrix.double().cpu()
         left = torch.ones(len(xx), dtype=torch.bool)
         left[gone] = False
         fitted = matrix * left
         solved = inverse(xx[left][:, left], self.ridge(ridge))
         fitted[:, left] += matrix[:, gone] @ xx[gone][:, left] @ solved
         means = self.held["xx"][:-1, -1].cpu() / max(self.rows, 1.0)
-        return fitted.reshape(weight.shape), (matrix - fitted) @ means
+        return fitted, (matrix - fitted) @ means
 
 
 class _Variance(Sums):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxprune
@@ -13,6 +15,7 @@ from fxprune.calibration.least_squares import Elimination
 from fxprune.capture.samples import Sample
 from fxprune.criteria import Reconstruction, judge
 from tests.criteria.calibrated import Small, batches, images, scores
+from tests.recovery.test_readers import Upwards, design
 from tests.recovery.test_reconstruct import Lines
 
 
@@ -201,3 +204,24 @@ def _output_errors(model: nn.Module, data: list[torch.Tensor], samples: int) -> 
     graph = fxprune.analyze(model, data[0])
     collector = Collector(graph, model, Calibration(data, Sample.from_input(data[0])))
     return OutputErrors(collector, samples).of({"near.2.weight": torch.zeros(3, 6)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2, "kernel_size": 2}, {"stride": (2, 3), "padding": (0, 2), "output_padding": (1, 0), "dilation": 2}],
+)
+def test_scores_of_channels_that_a_transposed_convolution_reads_add_up_to_the_residual_of_a_fit(
+    options: dict[str, object],
+) -> None:
+    torch.manual_seed(0)
+    model, x = Upwards(**options), torch.randn(12, 3, 4, 5, dtype=torch.float64)
+    found = _scores(Reconstruction(ridge=0.0, positions=1000), model, x)["first"]
+    gone = np.argsort(found)[:3]
+    with torch.no_grad():
+        wanted, hidden = model(x), F.relu(model.first(x))
+        left = np.setdiff1d(np.arange(6), gone)
+        model.second.weight = torch.nn.Parameter(model.second.weight[left])
+        matrix = design(model.second, hidden[:, left])
+        residual = wanted.reshape(-1) - matrix @ torch.linalg.lstsq(matrix, wanted.reshape(-1)).solution
+        spread = (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum()
+    assert np.isclose(found[gone].sum(), float(residual.square().sum() / spread), rtol=1e-5)
