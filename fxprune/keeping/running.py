@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -44,6 +45,8 @@ def check_equal(kept: nn.Module, graph: nn.Module, samples: list[Sample]) -> Non
         for sample in samples:
             for call in ("eval", "train") if sample is learning else ("eval",):
                 _compare(*pair, sample, call)
+    del pair
+    gc.collect()  # the copies lie in cycles, and are as large as the model
 
 
 # Inputs on which nothing may change: the sample's own, and some with another sign or beyond thresholds.
