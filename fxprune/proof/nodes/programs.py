@@ -22,6 +22,7 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.state import PythonState
 from fxprune.proof.comparing import Leaves, compare, leaves_of
 from fxprune.proof.copies import promoted
+from fxprune.proof.nodes.following import Following
 from fxprune.proof.nodes.numbering import Numbers, on_meta
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError, call
 from fxprune.proof.nodes.standins import StandIns
@@ -83,6 +84,19 @@ class Programs:
             if not found and all(map(_is_finite, ours.values())):
                 return ""
         return found
+
+    def follows(self, program: GraphOver, sample: Sample) -> bool:
+        """Whether the owner makes, call by call, the calls of a captured graph over it."""
+        follower = Following(self._owner, program.graph, program.attribute, shared=not self._small)
+
+        def following(*args: Any, **kwargs: Any) -> Any:
+            return follower.run(bound(program.graph, Sample(args, kwargs)), *args, **kwargs)
+
+        try:
+            self._run(following, sample, nullcontext())
+        except UnjudgedError:
+            return False
+        return True
 
     def takes(self, program: Program, sample: Sample) -> bool:
         """Whether a program accepts a sample."""
@@ -224,7 +238,7 @@ class GraphOver:
     """A captured graph as a program over the modules and tensors of the original or a copy."""
 
     def __init__(self, pair: Pair, network: nn.Module) -> None:
-        self._graph, self._constants, self._paths = pair.full, pair.constants, ModelPaths(network)
+        self.graph, self._constants, self._paths = pair.full, pair.constants, ModelPaths(network)
         self._dying = pair.last_read
 
     def attribute(self, name: str) -> Any:
@@ -233,9 +247,9 @@ class GraphOver:
         return self._paths.attribute(name) if constant is None else constant
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = iter(bound(self._graph, Sample(args, kwargs)).values())
+        given = iter(bound(self.graph, Sample(args, kwargs)).values())
         values: dict[fx.Node, Any] = {}
-        for node in self._graph.nodes:
+        for node in self.graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "get_attr":

@@ -300,7 +300,9 @@ class _Prover:
     ) -> str:
         with in_mode(full, training), hidden_modes(full) if hidden else nullcontext():
             try:
-                return programs.part(full, GraphOver(pair, full), sample)
+                program = GraphOver(pair, full)
+                followed = programs is self._full and programs.follows(program, sample)
+                return "" if followed else programs.part(full, program, sample)
             except UnjudgedError as error:
                 return f"{error}"
 
