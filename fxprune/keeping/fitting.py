@@ -29,7 +29,7 @@ from fxprune.capture.objects import CopiedObject
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.tracing import attempt
 from fxprune.keeping.slots import Masks, Pairs, Slot, sizes, slots_of
-from fxprune.keeping.unread import columns_of_sizes
+from fxprune.keeping.unread import Traffic, columns_of_sizes
 from fxprune.rewriting import Certificate, rewrite_certified
 from fxprune.rewriting.slicing import kept_indices, sliced
 from fxprune.rules import is_leaf
@@ -109,15 +109,8 @@ class Fit:
         self.order = {node.name: (number, node) for number, node in enumerate(nodes)}
         self.paths = ModelPaths(self.copy)
         self.by_module: dict[str, list[fx.Node]] = defaultdict(list)
-        self.between: dict[str, set[fx.Node]] = defaultdict(set)  # values passed between the children of a module
         for node in nodes:
             self.by_module[node.meta.get("module", "")].append(node)
-            for user in node.users:
-                path = _common(node.meta.get("module", ""), user.meta.get("module", ""))
-                self.between[path].add(node)
-                while path and isinstance(self.paths.module(path), (nn.Sequential, nn.ModuleList)):
-                    path = path.rpartition(".")[0]
-                    self.between[path].add(node)
 
     def solve(self) -> Held:
         """Set attributes until the forward has the kept sizes; returns the groups of the call at which that fails."""
@@ -134,7 +127,8 @@ class Fit:
 
     def _set_unread(self) -> None:
         """Set numbers that the forward does not read (``num_features``), if the forward stays as it is."""
-        columns = columns_of_sizes(self.copy, self._passed, self._returned)
+        nodes = [node for _, node in self.order.values()]
+        columns = columns_of_sizes(self.copy, Traffic(self.graph.calls, nodes, self.paths, self._sizes_of))
         free = (c for c in columns if not any(slot.identity in self.changed for slot, _ in c))
         changes = [(slot, slot.value, new) for column in free for slot, new in column]
         for slot, _, new in changes:
@@ -142,20 +136,6 @@ class Fit:
         if changes and self._reached()[1] is not None:
             for slot, old, _ in changes:
                 slot.set(old)
-
-    def _passed(self, path: str) -> Pairs:
-        """Sizes of what a module passes between its children."""
-        return self._sizes_of(self.between[path])
-
-    def _returned(self, path: str) -> Pairs:
-        """Sizes of what a module returns."""
-
-        def is_inside(node: fx.Node) -> bool:
-            own = node.target if node.op == "call_module" else node.meta.get("module", "")
-            return f"{own}.".startswith(f"{path}.")
-
-        ends = (n for _, n in self.order.values() if is_inside(n) and not all(map(is_inside, n.users)))
-        return self._sizes_of(ends)
 
     def _sizes_of(self, nodes: Iterable[fx.Node]) -> Pairs:
         axes = (self.graph.solver.resolve(axis) for axis in self._axes_of(nodes))
@@ -361,12 +341,6 @@ class Fit:
         reason = f"keep_class: no attribute makes the forward of {cls}{f' ({path})' if path else ''} take another width"
         cause = f"{_words(node)} at {node.meta.get('source', '')}"
         return PinnedWidth(first.tensor, first.dim, group.size, reason, cause)
-
-
-def _common(a: str, b: str) -> str:
-    """The path of the innermost module that contains both."""
-    both = zip(a.split("."), b.split("."), strict=False)
-    return ".".join(x for x, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
 
 
 def _set_width(attention: nn.MultiheadAttention, width: int) -> None:

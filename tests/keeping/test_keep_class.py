@@ -154,6 +154,16 @@ def test_a_row_that_names_a_part_follows_this_part() -> None:
     assert [tuple(row.values())[:2] for row in pruned.feature_info] == [(12, 16), (16, 16), (48, 8)]
 
 
+def test_of_several_widths_the_last_layer_has_that_of_the_number_of_features() -> None:
+    model: Any = Staged().eval()
+    model.stages[1], model.stages[2] = nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 1)
+    shares = {"stages.1": 0.5, "stages.2": 0.25}
+    pruned: Any = fxprune.compile(model, torch.randn(2, 3, 4, 4), shares, keep_class=True)
+    assert (pruned.stages[1].out_channels, pruned.num_features) == (32, 48)
+    pruned.reset_classifier(3)
+    assert pruned(torch.randn(2, 3, 4, 4)).shape == (2, 3)
+
+
 class Implicit(nn.Module):
     """Attention whose scale is a default that follows the width."""
 
