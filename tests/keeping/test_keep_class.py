@@ -164,6 +164,38 @@ def test_of_several_widths_the_last_layer_has_that_of_the_number_of_features() -
     assert pruned(torch.randn(2, 3, 4, 4)).shape == (2, 3)
 
 
+class Headed(nn.Module):
+    """A head with a layer before its classifier, and rows of widths of stages that pass on others as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features, self.widths, self.kernels = 32, (16, 32), (1, 1)
+        self.stages = nn.ModuleList(Widened(*pair) for pair in ((3, 16), (16, 32)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in self.widths)
+        self.head = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            x = norm(stage(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Widened(nn.Module):
+    def __init__(self, given: int, width: int) -> None:
+        super().__init__()
+        self.wide, self.back = nn.Conv2d(given, 32, 1), nn.Conv2d(32, width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.back(self.wide(x).relu())
+
+
+def test_numbers_follow_what_a_head_reads_and_rows_the_parts_at_their_places() -> None:
+    shares = {"stages.0.back": 0.25, "stages.1.back": 0.75, "stages.0.wide": 0.5, "stages.1.wide": 0.5}
+    pruned: Any = fxprune.compile(Headed().eval(), torch.randn(2, 3, 4, 4), shares, keep_class=True)
+    assert [norm.num_features for norm in pruned.norms] == [12, 8]
+    assert (pruned.num_features, pruned.widths, pruned.kernels) == (8, (12, 8), (1, 1))
+
+
 class Implicit(nn.Module):
     """Attention whose scale is a default that follows the width."""
 
