@@ -150,6 +150,18 @@ def _seeding(function: Callable[..., Any]) -> Callable[..., Any]:
     return variant
 
 
+@contextmanager
+def refusing_seeds() -> Iterator[None]:
+    """Raises CaptureError if the code inside seeds torch's generator by a function that it holds under another name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_SEED)
+        yield
+        if torch.default_generator.initial_seed() != _SEED:
+            raise CaptureError("the forward seeds torch's generator, and no graph does: leave it to the caller")
+
+
+# One that nobody else would choose.
+_SEED = 0x6678_7072_756E_65
 _SEEDS = {name: _seeding(getattr(torch.random, name)) for name in ("manual_seed", "seed", "set_rng_state", "fork_rng")}
 _CHANGED: dict[str, Any] = {"Variable": _variable, **_SEEDS}
 

@@ -329,7 +329,8 @@ class Task:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
             with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:
                 python_state.watch(self.written, next(iter(recorder.graph.nodes)))
-                value = copy(*args, **kwargs)
+                with builtin_calls.refusing_seeds():
+                    value = copy(*args, **kwargs)
                 left = python_state.written()
             recorder.drew = chance.were_used()
             for name, old, new in state.replaced_tensors():

@@ -36,6 +36,8 @@ _MOST_ENTRIES = 64
 # What is taken from these moves them on; and what is written into arrays changes these.
 STREAMS = (random.Random, np.random.Generator, np.random.RandomState, Iterator, contextvars.ContextVar)
 _BUFFERS = (bytearray, np.ndarray)
+_WITHOUT_CALLABLES = (torch.Size, np.ndarray, types.ModuleType, nn.Module)
+_DEPTH = 4
 _Cache: Any = type(functools.lru_cache(lambda: None))
 _STORE_GLOBAL = dis.opmap["STORE_GLOBAL"]
 _MISSING: Any = object()
@@ -55,6 +57,8 @@ class Reachable:
         namespaces: the globals of the functions, by their id.
         modules: the model's modules, by their id.
         names: those of globals and attributes that the code uses.
+        held: names of functions and classes that it may call under other names: those held in variables, containers
+            and attributes.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,12 +72,14 @@ class Reachable:
         self.modules = {id(module): module for module in parts}
         self._seen: dict[int, Any] = {}
         self.names: set[str] = {"forward"}
+        self.held: set[str] = set()
         self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
         self._pending: list[Any] = [type(module) for module in parts]
         # What the model itself holds is copied before anything runs; functions and classes are not.
         for module in parts:
             held = [v for n, v in vars(module).items() if not n.startswith("_") and not _is_data(v)]
             self._pending += [v if callable(v) else type(v) for v in held]
+            self._pending += chain.from_iterable(map(_callables_in, held))
             self._pending += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         while self._pending:
             self._visit(self._pending.pop())
@@ -98,6 +104,8 @@ class Reachable:
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
+        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, type)):
+            self.held.add(value.__name__)
         if isinstance(value, types.FunctionType):
             self._visit_function(value)
         elif isinstance(value, _Cache):
@@ -147,6 +155,8 @@ class Reachable:
             self._pending += [v for v in value if not _is_data(v)]
         elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
             self._pending += [value.__func__, getattr(value, "__self__", None)]
+        elif isinstance(value, types.MethodWrapperType):
+            self._pending.append(value.__self__)
         elif isinstance(value, property):
             self._pending += [value.fget, value.fset]
         elif isinstance(value, functools.partial):
@@ -170,6 +180,17 @@ class Reachable:
             and root not in _LEFT_OUT - {"_thread", "collections", "types", "weakref"}
         ):
             self._pending.append(held)
+
+
+def _callables_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """What can be called in an object that a model holds; a copy of the object has the same."""
+    if callable(value):
+        yield value
+    elif depth and not isinstance(value, _WITHOUT_CALLABLES):
+        items = _held(value) if isinstance(value, _CONTAINERS) else value if isinstance(value, tuple) else ()
+        for part in (*items, *getattr(value, "__dict__", {}).values()) if len(items) <= _MOST_ENTRIES else ():
+            if not _is_data(part):
+                yield from _callables_in(part, depth - 1)
 
 
 def in_words(cls: type) -> str:

@@ -16,7 +16,7 @@ from fxprune.capture.chance import CHANCES
 from fxprune.capture.decisions import REFUSAL, Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, plain
-from fxprune.capture.reachable import names_in, reachable
+from fxprune.capture.reachable import Reachable, names_in, reachable
 from fxprune.capture.sources import Site, call_that_reads, current_call, source_line
 from fxprune.errors import CaptureError
 
@@ -198,7 +198,7 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callab
         _refuse_drawn(trace, otherwise(chance=(number,)))
     if trace.reads.asks_gradients:
         _refuse_other_branch(trace, otherwise(learning=True))
-    named = frozenset[str]().union(*(names_in(function.__code__) for function in reachable(model).functions))
+    named = _functions_named(reachable(model))
     asks_gradients, asks_cast = not _GRADIENTS.isdisjoint(named), not _CASTS.isdisjoint(named)
     if asks_gradients:
         _refuse_other_branch(trace, otherwise(gradients=False))
@@ -212,6 +212,13 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callab
     if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
         further = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
         _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in further})
+
+
+def _functions_named(code: Reachable) -> frozenset[str]:
+    """Names of functions that code may call; those of all questions where it may get one by a name that it computes."""
+    each = [names_in(function.__code__) for function in code.functions]
+    computed = any({"getattr", "torch"} <= names for names in each)
+    return frozenset(code.held).union(*each, _GRADIENTS | _CASTS | _INFERENCE if computed else ())
 
 
 def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Trace | None]) -> None:

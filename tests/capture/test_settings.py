@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +134,37 @@ def test_the_result_is_right_or_refuses_with_the_line(name: str) -> None:
 )
 def test_other_branches_without_gradients_are_refused(between: Between) -> None:
     with pytest.raises(CaptureError, match=r"asks whether gradients are on.*test_settings\.py:\d+"):
+        fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)
+
+
+HELD: Any = torch.is_grad_enabled
+HOLDERS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+    "a variable": (HELD, lambda held: held()),
+    "a method of a function": (HELD.__call__, lambda held: held()),
+    "a partial function": (functools.partial(HELD), lambda held: held()),
+    "a list": ([HELD], lambda held: held[0]()),
+    "an object with a list": (types.SimpleNamespace(by_name={"on": (HELD,)}), lambda held: held.by_name["on"][0]()),
+    "a function in a list": ([lambda: HELD()], lambda held: held[0]()),
+    "a name that is computed": ("grad", lambda held: getattr(torch, f"is_{held}_enabled")()),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("on_the_model", [True, False])
+def test_questions_about_gradients_are_seen_under_other_names(name: str, on_the_model: bool) -> None:
+    held, ask = HOLDERS[name]
+    model = Net(lambda net, h: h * 2 if ask(net.held if on_the_model else held) else h).eval()
+    model.held = held
+    with pytest.raises(CaptureError, match="asks whether gradients are on"):
+        fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+
+
+def test_a_seed_that_is_set_under_another_name_is_refused() -> None:
+    def between(_: Net, h: torch.Tensor, seed: Any = torch.manual_seed) -> torch.Tensor:
+        seed(0)
+        return h + torch.rand_like(h)
+
+    with pytest.raises(CaptureError, match="seeds torch's generator"):
         fxprune.compile(Net(between).eval(), torch.randn(2, 3, 8, 8), 0.0)
 
 
