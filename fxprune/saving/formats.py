@@ -98,6 +98,11 @@ def _checked(condition: Any, message: str) -> None:
         torch._assert(condition, message)
 
 
+def _attribute(value: Any, name: str, *default: Any) -> Any:
+    """``getattr`` with the data of a tensor detached, which is the same memory; torch loses track of ``data``."""
+    return value.detach() if name == "data" and isinstance(value, torch.Tensor) else getattr(value, name, *default)
+
+
 def _by_group(rows: Any, weights: Any, offs: Any = None, **more: Any) -> Any:
     """``torch._grouped_mm``, which torch exports in bfloat16 alone, as products of all rows with all weights."""
     if rows.dtype == torch.bfloat16 or (rows.dim(), weights.dim()) != (2, 3) or set(more.values()) - {None}:
@@ -108,7 +113,7 @@ def _by_group(rows: Any, weights: Any, offs: Any = None, **more: Any) -> Any:
 
 
 # Functions that torch exports for fewer arguments than it runs, and their replacements in an exported graph.
-_REPLACED: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked}
+_REPLACED: dict[Any, Any] = {int: _whole, operator.pos: _number, torch._assert: _checked, getattr: _attribute}
 _REPLACED |= {scaled_dot_product_attention: _attention, torch._grouped_mm: _by_group}
 
 

@@ -534,3 +534,27 @@ def test_draws_and_checks_of_values_are_exported(between: Any, tmp_path: Path) -
     if between is clamped:
         with pytest.raises(RuntimeError, match="assertion failed"):
             program(x * torch.nan)
+
+
+class Bounded(nn.Module):
+    """Its scales are bounded in each call, through the data of the parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.linspace(0.5, 3.0, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.scale.data = self.scale.clamp(max=2.0)
+        return self.last(self.first(x).relu() * self.scale)
+
+
+def test_a_parameter_whose_data_are_set_is_exported(tmp_path: Path) -> None:
+    model = Bounded().eval()
+    pruned = fxprune.compile(model, torch.randn(2, 5), 0.3)
+    fxprune.export(pruned, tmp_path / "net.pt2")
+    program, x = torch.export.load(tmp_path / "net.pt2").module(), torch.randn(4, 5)
+    torch.testing.assert_close(program(x), pruned(x))
+    program.scale.data.fill_(7.0)
+    program(x)
+    assert float(program.scale.detach().max()) == 2.0
