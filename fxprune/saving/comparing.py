@@ -241,11 +241,11 @@ def find_other_sizes(whole: nn.Module, network: nn.Module, checks: Sequence[Chec
     first, free = checks[0].probe.sample, _free_dims(checks)
     found = dict[tuple[str, str], Sample]()
     if isinstance(network, PrunedGraphModule) and conditions(network) and free:
-        bare, numbers = _checks_alone(network), _numbers(network.graphs["eval"])
+        bare, numbers, shapes = _checks_alone(network), _numbers(network.graphs["eval"]), first.to_meta()
         for dims in _sets_of_dims(first, free):
             for size in _sizes(first, dims, numbers):
-                sample = _with_size(first, dims, size)
-                if reason := _refusal(bare, sample.to_meta()):
+                sample = _with_size(shapes, dims, size)
+                if reason := _refusal(bare, sample):
                     found.setdefault((reason, "next"), sample)
                     known = found.setdefault((reason, "least"), sample)
                     found[reason, "least"] = min(known, sample, key=_elements)
@@ -253,7 +253,7 @@ def find_other_sizes(whole: nn.Module, network: nn.Module, checks: Sequence[Chec
     singles = [("", _with_size(first, rows, 1))] if rows else []
     if not isinstance(network, PrunedGraphModule):  # its own code may branch at any size
         singles += [("", _with_size(first, dims, _given(first, dims) + 1)) for dims in _sets_of_dims(first, free)]
-    pairs = [*singles, *((reason, sample) for (reason, _), sample in found.items())]
+    pairs = [*singles, *((reason, first.resized_like(sample)) for (reason, _), sample in found.items())]
     others = (_with_expected(whole, sample, reason) for reason, sample in pairs)
     return [other for other in others if other is not None]
 
