@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks.enumerated import Maker, Makers, first_that_runs, modules_of
+from benchmarks.networks.further_packages import FURTHER
 
 
 def tsai_makers() -> Makers:
@@ -413,4 +414,4 @@ _OTHERS: dict[str, tuple[dict[str, Any], Callable[[], Any]]] = {
         _randn(1, 1, 16, 16, 16),
     ),
 }
-_FEW += [(path, options, [sample]) for path, (options, sample) in _OTHERS.items()]
+_FEW += [(path, options, [sample]) for path, (options, sample) in (_OTHERS | FURTHER).items()]

@@ -233,10 +233,17 @@ def _condition(refusal: str) -> str:
     return refusal.removeprefix(REFUSAL).removeprefix("inputs of other sizes: ")
 
 
-def find_other_sizes(whole: nn.Module, network: nn.Module, checks: Sequence[Check]) -> list[OtherSizes]:
+Refusals = dict[tuple[torch.Size, ...], str]
+"""Why a graph refuses inputs of some shapes; empty if it does not."""
+
+
+def find_other_sizes(
+    whole: nn.Module, network: nn.Module, checks: Sequence[Check], refusals: Refusals
+) -> list[OtherSizes]:
     """Inputs that the graph of ``network`` refuses, of other sizes in the dims that the checks vary; and a batch of 1.
 
-    ``whole``: the network with the graphs for all sizes, which computes the expected outputs.
+    ``whole``: the network with the graphs for all sizes, which computes the expected outputs. ``refusals``: what is
+    known of this network already; it grows.
     """
     first, free = checks[0].probe.sample, _free_dims(checks)
     found = dict[tuple[str, str], Sample]()
@@ -245,7 +252,10 @@ def find_other_sizes(whole: nn.Module, network: nn.Module, checks: Sequence[Chec
         for dims in _sets_of_dims(first, free):
             for size in _sizes(first, dims, numbers):
                 sample = _with_size(shapes, dims, size)
-                if reason := _refusal(bare, sample):
+                key = tuple(tensor.shape for tensor in sample.tensors)
+                if key not in refusals:
+                    refusals[key] = _refusal(bare, sample)
+                if reason := refusals[key]:
                     found.setdefault((reason, "next"), sample)
                     known = found.setdefault((reason, "least"), sample)
                     found[reason, "least"] = min(known, sample, key=_elements)

@@ -21,6 +21,7 @@ from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import (
     Check,
     Exported,
+    Refusals,
     check_other_sizes,
     conditions,
     find_checks,
@@ -147,15 +148,16 @@ def _first_that_works(
     if network is not whole:
         notes += [f"it holds one graph of several, that of the sample's sizes: {text}" for text in conditions(network)]
     suffix = Path(named[0]).suffix
+    refusals: Refusals = {}
     usual = not suffix or named[0].lower().endswith(chosen.suffix or suffix)
     notes += [] if usual else [f"{suffix!r} is not its usual suffix, {chosen.suffix!r}"]
     for fitting in freedoms:
         free = _varying_sizes(fitting)
         try:
-            others = find_other_sizes(whole, network, fitting) if chosen.one_graph else []
             chosen.write(network, [check.probe.sample for check in fitting], file)
             run = chosen.open(file)
             error = worst_error(run, fitting)
+            others = find_other_sizes(whole, network, fitting, refusals) if chosen.one_graph else []
             needs = check_other_sizes(run, others, max(check.tolerance for check in fitting))
         except OSError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import io
@@ -27,7 +28,7 @@ from fxprune.proof.comparing import Leaves
 from fxprune.rewriting import PrunedGraphModule
 from fxprune.saving.comparing import tensors_of
 from fxprune.saving.saving import write_source
-from fxprune.util.paths import copied_graph
+from fxprune.util.paths import copied_graph, device_of
 
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
@@ -273,7 +274,9 @@ def onnx_session(file: Path, threads: int = 0) -> Any:
 
 
 def _program_on_cpu(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
-    return exported_program(network.cpu(), [sample.map(torch.Tensor.cpu) for sample in samples])
+    # A copy, because the file is compared with the network on its own device.
+    network = network if device_of(network).type == "cpu" else copy.deepcopy(network).cpu()
+    return exported_program(network, [sample.map(torch.Tensor.cpu) for sample in samples])
 
 
 def _arrays(sample: Sample) -> list[Any]:
