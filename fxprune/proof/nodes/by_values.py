@@ -71,6 +71,7 @@ class ByValues:
         self._tables = tables(pair.full)
         # Row indices, boxes and the like, computed from constants: kernels may rely on their values.
         held = [node for node in pair.full.nodes if keeps_its_values(setting, node)]
+        # Both networks draw random numbers of their own, so these do not keep their values.
         self.fixed = tables(pair.full, held) - _by_chance(pair.full)
         self.tally = Tally()
         self.steps: dict[fx.Node, Step] = {}
@@ -185,7 +186,7 @@ class ByValues:
 
     def renewed(self, node: fx.Node, claim: Claim) -> Claim:
         """The claim with new random values, if the node's values are floats that depend on inputs or parameters."""
-        if node in self._tables or node in self.fixed:
+        if node in self.fixed:
             return claim.changed(self._setting.cast(claim.values()))
         return renewed(self._setting, node.name, claim)
 

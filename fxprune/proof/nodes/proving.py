@@ -8,8 +8,9 @@ runs its graph. The first, second and last are compared bit for bit.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from types import FunctionType
@@ -173,9 +174,22 @@ class _Prover:
         self._steps = steps
         first, tally = self._first(pair)
         self.tally.add(tally)
-        second = None if tally.at_any_size else self._second(pair, first)
         # At sizes that differ from the trace's in both rows and image sides, if there are any.
-        sample = second or first
+        others = () if tally.at_any_size else self._others(pair, first)
+        for sample in itertools.chain(others, [first]):
+            try:
+                self._check_programs(pair, sample)
+            except UnjudgedError as error:
+                if sample is first or self._takes(pair, sample):
+                    raise
+                # Laws hold for all sizes, also for those that the network refuses.
+                self.notes.append(f"not at other sizes: {error}")
+                continue
+            self.samples += [first] if sample is first else [first, sample]
+            return
+
+    def _check_programs(self, pair: Pair, sample: Sample) -> None:
+        """Check that the pruned network is its graph, and that the original is its trace."""
         self._check_object(pair, sample)
         modes = (False, True) if pair.both_modes and not pair.training else (pair.training,)
         # Code that does not read the mode runs the same layers in both modes, and training shows how often each runs.
@@ -183,7 +197,6 @@ class _Prover:
         if not (alike and not self._compared(pair, sample, True, hidden=True)):
             for training in modes:
                 self._check_trace(pair, sample, training)
-        self.samples += [first, *([second] if second else [])]
 
     def check_training_step(self) -> None:
         """Compare one step of training of both whole networks in float64, forward and backward.
@@ -232,8 +245,8 @@ class _Prover:
                 reason = reason or error
         raise reason or UnjudgedError("there is no sample")
 
-    def _second(self, pair: Pair, first: Sample) -> Sample | None:
-        """Another sample at which every node can be judged.
+    def _others(self, pair: Pair, first: Sample) -> Iterator[Sample]:
+        """Other samples at which every node can be judged.
 
         If a node differs only at other sizes, removed entries may not be whole channels there: whole networks decide.
         """
@@ -245,8 +258,7 @@ class _Prover:
                     raise UnjudgedError(f"at other sizes, {error}") from error
                 self.notes.append(f"not at other sizes: {error}")
                 continue
-            return sample
-        return None
+            yield sample
 
     def _takes(self, pair: Pair, sample: Sample) -> bool:
         """Whether the graph at full width accepts a sample."""

@@ -253,3 +253,32 @@ def test_recurrent_layers_of_usual_widths_do_not_magnify_rounding(cls: type[nn.R
     assert proof is not None
     assert proof.nodes > 0
     assert proof.relative_error < 1e-11
+
+
+class Noisy(nn.Module):
+    """The mean over the steps of a series, with noise that is scaled to a range by its own extremes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv1d(6, 12, 3), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.first(x.transpose(1, 2)).mean(2)
+        noise = torch.randn(mean.size())
+        noise -= noise.min()
+        noise /= noise.max()
+        return self.last(mean + noise)
+
+
+def test_noise_is_reduced_over_the_channels_that_stay() -> None:
+    pruned = fxprune.compile(Noisy().eval(), torch.randn(2, 9, 6), 0.5)
+    proof = fxprune.report(pruned).proof
+    assert proof is not None
+    assert proof.nodes
+    assert len(proof.batch_sizes) == 2
+    x = torch.randn(3, 11, 6)
+    answer, noise = ((torch.manual_seed(5), draw())[1] for draw in (lambda: pruned(x), lambda: torch.randn(3, 6)))
+    mean = F.conv1d(x.transpose(1, 2), pruned.first.weight, pruned.first.bias).mean(2)
+    noise = (noise - noise.min()) / (noise - noise.min()).max()
+    torch.testing.assert_close(answer, F.linear(mean + noise, pruned.last.weight, pruned.last.bias))
