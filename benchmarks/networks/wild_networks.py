@@ -132,6 +132,8 @@ _VIT_ALONE: dict[str, Any] = {
      "channels": [8, 8, 16, 16, 16, 16, 16, 16, 16, 16, 32]}, 64, 64),
     "scalable_vit.ScalableViT": ({"dim": 16, "heads": (2, 2, 4, 4), "depth": (1, 1, 1, 1), "ssa_dim_key": 8,
      "reduction_factor": (4, 2, 1, 1), "window_size": (None, None, None, None)}, 64, 64),
+    "crossformer.CrossFormer": ({"dim": (16, 16, 32, 32), "depth": (1, 1, 1, 1), "local_window_size": 4}, 128, 128),
+    "sep_vit.SepViT": ({"dim": 16, "depth": (1, 1), "heads": (2, 2), "window_size": 4, "dim_head": 8}, 32, 32),
     "nest.NesT": ({"image_size": 32, "patch_size": 4, "dim": 16, "heads": 2, "num_hierarchies": 3,
      "block_repeats": (1, 1, 1)}, 32, 32),
     "xcit.XCiT": ({"image_size": 32, "patch_size": 8, "dim": 32, "depth": 2, "cls_depth": 1, "heads": 4,
@@ -198,9 +200,16 @@ def _monai() -> Makers:
         "SegResNetDS": _with(nets.SegResNetDS, plain, **flat, **through, init_filters=8),
         "VNet": _with(nets.VNet, plain, **flat, **through),
         "HighResNet": _with(nets.HighResNet, plain, **flat, **through),
-        "AutoEncoder": _with(nets.AutoEncoder, plain, **flat, **through, **levels),
+        "AutoEncoder": _with(nets.AutoEncoder, plain, **flat, **through, channels=(8, 16), strides=(2, 2)),
         "VarAutoEncoder": _with(
-            nets.VarAutoEncoder, plain, **flat, in_shape=(1, 32, 32), out_channels=1, latent_size=4, **levels
+            nets.VarAutoEncoder,
+            plain,
+            **flat,
+            in_shape=(1, 32, 32),
+            out_channels=1,
+            latent_size=4,
+            channels=(8, 16),
+            strides=(2, 2),
         ),
         "DenseNet121": _with(nets.DenseNet121, plain, **flat, **through),
         "EfficientNetBN": _with(
@@ -245,7 +254,7 @@ def _monai() -> Makers:
             **flat,
             in_channels=1,
             img_size=(32, 32),
-            patch_size=(8, 8),
+            patch_size=(4, 4),
             hidden_size=24,
             mlp_dim=48,
             num_heads=4,
@@ -307,6 +316,10 @@ def _monai() -> Makers:
     }
 
 
+# Those whose networks take no dense features.
+_SPARSE = ("AFM", "CCPM")
+
+
 def _deepctr() -> Makers:
     models = importlib.import_module("deepctr_torch.models")
     inputs = importlib.import_module("deepctr_torch.inputs")
@@ -317,7 +330,8 @@ def _deepctr() -> Makers:
             columns += [inputs.DenseFeat(f"d{i}", 1) for i in range(3)]
             named = inspect.signature(found.__init__).parameters
             tasks = {"task_types": ["binary", "binary"], "task_names": ["a", "b"]} if "task_types" in named else {}
-            both = (columns, columns) if "linear_feature_columns" in named else (columns,)
+            sparse = columns[:4] if found.__name__ in _SPARSE else columns
+            both = (columns, sparse) if "linear_feature_columns" in named else (sparse,)
             rows = torch.cat([torch.randint(0, 6, (4, 4)).float(), torch.rand(4, 3)], 1)
             return found(*both, **tasks), rows
 
@@ -375,7 +389,7 @@ def _torchaudio() -> Makers:
         "Wav2Vec2": _with(models.wav2vec2_model, lambda: torch.randn(2, 1600), **speech),
         "WaveRNN": _with(
             models.WaveRNN,
-            lambda: (torch.randn(2, 1, 40), torch.randn(2, 1, 8, 8)),
+            lambda: (torch.randn(2, 1, 80), torch.randn(2, 1, 8, 8)),
             upsample_scales=[2, 2, 5],
             n_classes=8,
             hop_length=20,
@@ -548,7 +562,7 @@ def _diffusers() -> Makers:
             block_out_channels=(16, 16, 32),
             in_channels=2,
             out_channels=2,
-            extra_in_channels=16,
+            extra_in_channels=32,
         ),
         "UNet3DConditionModel": _with(
             d.UNet3DConditionModel,
