@@ -489,3 +489,30 @@ def test_a_branch_is_exported_with_its_check(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(cold), pruned(cold))
     with pytest.raises(RuntimeError, match="assertion"):
         loaded(-cold)
+
+
+class OverEdges(nn.Module):
+    """A step over a graph of any number of nodes and edges, which share no batch dim."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        if edges.shape[1] < 2:
+            return self.last(self.first(x))
+        h = self.first(x).relu()
+        return self.last(torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]))
+
+
+def test_sizes_are_asked_of_a_sample_without_a_batch() -> None:
+    model, x, edges = OverEdges().eval(), torch.randn(8, 6), torch.randint(0, 8, (2, 20))
+    pruned = fxprune.compile(model, (x, edges), 0.4)
+    kept = fxprune.report(pruned).plan.keep["first.weight"][0]
+    h = torch.zeros(5, 8)
+    for start, end in (edges[:, :9] % 5).T.tolist():
+        h[end] += model.first(x[start]).relu().detach()
+    gone = [channel for channel in range(8) if channel not in kept]
+    h[:, gone] = 0
+    torch.testing.assert_close(pruned(x[:5], edges[:, :9] % 5), model.last(h))

@@ -291,10 +291,12 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
     if known[0](captured.sample) is None:
         own = replace(captured.sample, others=())
         one, resized = (((None, sample) for sample in tried(own)) for tried in (_of_one, _resized))
-        rows = max(own.batch_size or 0, 2)
-        # What was kept for the last batch's size is computed again for all but that.
-        more: Tried = iter([(None, own.with_batch(rows + 1))] if own.batch_size is not None else [])
-        kinds += [(one, None), (more, own.with_batch(rows + 2)), (resized, None)]
+        kinds.append((one, None))
+        if own.batch_size is not None:
+            # What was kept for the last batch's size is computed again for all but that.
+            rows = max(own.batch_size, 2)
+            kinds.append((iter([(None, own.with_batch(rows + 1))]), own.with_batch(rows + 2)))
+        kinds.append((resized, None))
     for kind, also in kinds:
         yield from _found(model, kind, known, len(given) + _MOST, also)
 
