@@ -373,3 +373,29 @@ def test_the_source_of_a_saved_network_keeps_a_frozen_stage(tmp_path: Path) -> N
     network = namespace["Model"]().train()
     assert [network.training, network.first.norm.training, network.second.norm.training] == [True, False, True]
     assert not any(part.training for part in network.eval().modules())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda net: vars(net)["training"],
+        lambda net: net.__dict__["training"],
+        lambda net: dict(copy.copy(net.__dict__).items())["training"],
+        lambda net: operator.attrgetter("first.__dict__")(net)["training"],
+        lambda net: operator.attrgetter("first.training")(net),
+    ],
+)
+def test_a_mode_that_is_read_from_the_dict_of_attributes_is_seen(asked: Callable[[nn.Module], bool]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x).relu()
+            return self.last(h * 3 if asked(self) else h)
+
+    model, x = Net().eval(), torch.randn(2, 3, 4, 4)
+    pruned = fxprune.compile(model, x, 0.0)
+    for training in (True, False):
+        torch.testing.assert_close(pruned.train(training)(x), model.train(training)(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture.numbers import Traced, plain
+from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
 from fxprune.util.copies import copy_module, tensors_in, with_literals_of
 from fxprune.util.paths import modules_of, named_modules
 
 META = torch.device("meta")
+_DICT: Any = vars(nn.Module)["__dict__"]
 
 
 def meta_like(tensor: Tensor) -> Tensor:
@@ -73,7 +76,8 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Mod
     for module in modules_of(model):
         cls = type(module)
         if cls not in watched:
-            watched[cls] = _watched(cls, handler, _flag_of(cls, mode_is_used))
+            attributes = {"training": _flag_of(cls, mode_is_used), "__dict__": _dict_of(mode_is_used)}
+            watched[cls] = _watched(cls, handler, attributes)
         try:
             object.__setattr__(module, "__class__", watched[cls])  # a part may have any name, this one too
         except TypeError as error:
@@ -101,7 +105,18 @@ def _flag_of(cls: type, mode_is_used: Callable[[nn.Module, bool], None]) -> prop
     return property(get, put)
 
 
-def _watched(cls: type, handler: CallHandler, flag: property) -> type:
+def _dict_of(mode_is_used: Callable[[nn.Module, bool], None]) -> property:
+    """A descriptor for the dict of attributes, which holds the flag, that reports reads by code of the user's."""
+
+    def get(self: nn.Module) -> Any:
+        if not is_left_out(sys._getframe(1).f_globals.get("__name__")):
+            mode_is_used(self, False)
+        return _DICT.__get__(self)
+
+    return property(get, _DICT.__set__)
+
+
+def _watched(cls: type, handler: CallHandler, attributes: dict[str, property]) -> type:
     """A subclass whose calls go through ``handler``."""
     original = cls.__call__
 
@@ -110,7 +125,7 @@ def _watched(cls: type, handler: CallHandler, flag: property) -> type:
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     try:
-        return type(cls.__name__, (cls,), {"__call__": call, "training": flag, **names})
+        return type(cls.__name__, (cls,), {"__call__": call, **attributes, **names})
     except TypeError as error:
         raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
 

@@ -122,7 +122,7 @@ class Reachable:
 
     def _visit_function(self, function: types.FunctionType) -> None:
         namespace = function.__globals__
-        if _root(namespace.get("__name__")) in _LEFT_OUT:
+        if is_left_out(namespace.get("__name__")):
             return
         self.functions.append(function)
         self.namespaces[id(namespace)] = namespace
@@ -135,7 +135,7 @@ class Reachable:
         for name in names:
             found = namespace.get(name)
             self._pending += [] if found is None or _is_data(found) else [found]
-            if isinstance(found, types.ModuleType) and _root(found.__name__) not in _LEFT_OUT:
+            if isinstance(found, types.ModuleType) and not is_left_out(found.__name__):
                 self._pending += [vars(found)[n] for n in names if n in vars(found)]
         for name in names - self.names:
             self._pending += self._waiting.pop(name, ())
@@ -143,7 +143,7 @@ class Reachable:
 
     def _visit_class(self, cls: type) -> None:
         for base in cls.__mro__:
-            if _root(base.__module__) in _LEFT_OUT or base in self.classes:
+            if is_left_out(base.__module__) or base in self.classes:
                 continue
             self.classes.append(base)
             for name, member in list(vars(base).items()):
@@ -167,7 +167,7 @@ class Reachable:
             self._visit_instance(value)
 
     def _visit_instance(self, value: Any) -> None:
-        root = _root(type(value).__module__)
+        root = str(type(value).__module__).partition(".")[0]
         if root not in _LEFT_OUT:
             self._pending.append(type(value))
         try:
@@ -222,8 +222,9 @@ def _own_getter(cls: type) -> Any:
     return next(way for way in ways if isinstance(way, types.WrapperDescriptorType))
 
 
-def _root(module: Any) -> str:
-    return str(module).partition(".")[0]
+def is_left_out(module: Any) -> bool:
+    """Whether a module of that name is none of the user's code."""
+    return str(module).partition(".")[0] in _LEFT_OUT
 
 
 def _is_data(value: Any) -> bool:
