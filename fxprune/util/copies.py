@@ -211,6 +211,8 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
         yield value
     elif depth and isinstance(value, (dict, list, tuple, set)):
         for item in value.values() if isinstance(value, dict) else value:
+            if type(item) in _LITERALS:
+                continue
             if isinstance(item, Tensor):
                 yield item
             elif isinstance(item, (dict, list, tuple, set)) and item:

@@ -79,7 +79,20 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
     """The list of ``root.modules()``, several times as fast."""
-    return [module for _, module in named_modules(root)]
+    found = {id(root): root}
+    around = [iter(root._modules.values())]
+    while around:
+        for child in around[-1]:
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                if child._modules:
+                    around.append(iter(child._modules.values()))
+                    break
+        else:
+            around.pop()
+    kinds: set[Any] = set(map(type, found.values()))
+    own = any(kind.named_modules is not nn.Module.named_modules for kind in kinds)
+    return list(root.modules() if own else found.values())
 
 
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:

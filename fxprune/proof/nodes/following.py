@@ -42,42 +42,51 @@ _QUESTIONS = frozenset(
 
 
 class Following(TorchFunctionMode):
-    """A program that runs ``owner`` on its arguments, along ``graph``, whose names ``attribute`` looks up in it.
+    """Runs ``owner`` along ``graph``, whose names ``attribute`` looks up in it; its tensors are restored afterwards."""
 
-    ``shared``: whether parameters are in the memory of another network, so that nothing may write to them. Raises
-    UnjudgedError: a call is not the graph's next one.
-    """
-
-    def __init__(
-        self, owner: nn.Module, graph: fx.Graph, attribute: Callable[[str], Any], *, shared: bool = False
-    ) -> None:
+    def __init__(self, owner: nn.Module, graph: fx.Graph, attribute: Callable[[str], Any]) -> None:
         super().__init__()
-        self._owner, self._attribute, self._shared = owner, attribute, shared
+        self._owner, self._attribute = owner, attribute
         self._rest = iter(graph.nodes)
         self._node: fx.Node = next(self._rest)
         self._values: dict[fx.Node, Any] = {}
         self._layers = {id(m): m for n in graph.nodes if n.op == "call_module" for m in (attribute(str(n.target)),)}
         self._weights = [parameter for _, parameter in named_parameters(owner)]
         self._storages = {weight.untyped_storage()._cdata for weight in self._weights}
-        self._held = [(table, dict(table)) for m in modules_of(owner) for table in (m._parameters, m._buffers)]
+        tables: list[dict[str, Any]] = [held for m in modules_of(owner) for held in (m._parameters, m._buffers)]
+        self._held = [(table, dict(table)) for table in tables]
         tensors = (*self._weights, *(buffer for _, buffer in named_buffers(owner)))
         self._versions = {id(tensor): tensor._version for tensor in tensors}
+        self._buffers = {buffer.untyped_storage()._cdata: buffer for _, buffer in named_buffers(owner)}
+        # Buffers, by their memory, with their values before the first call that may write to them.
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._settings: Any = None
         self._inside = False
         self._entered: Any = None
         self._lost = ""
 
     def run(self, given: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The owner's outputs; ``given``: the graph's inputs in order, the same objects as in the arguments."""
+        """The owner's outputs; ``given``: the graph's inputs in order, the same objects as in the arguments.
+
+        Raises UnjudgedError: a call is not the graph's next one.
+        """
         inputs = iter(given.values())
         while self._node.op == "placeholder":
             value = self._values[self._node] = next(inputs)
             self._versions |= {id(tensor): tensor._version for tensor in _tensors(value)}
             self._node = next(self._rest)
         self._settings = _settings()
-        with self._watched(), self:
-            output = self._owner(*args, **kwargs)
-        self._end(output)
+        try:
+            with self._watched(), self:
+                output = self._owner(*args, **kwargs)
+            self._end(output)
+        finally:
+            for table, before in self._held:
+                table.clear()
+                table.update(before)
+            with torch.no_grad():
+                for buffer, value in self._before.values():
+                    buffer.copy_(value)
         return output
 
     def _end(self, output: Any) -> None:
@@ -131,7 +140,7 @@ class Following(TorchFunctionMode):
         node = self._next()
         given = _operands(node, func, args)
         if given is not None and self._is_same(node.args, given) and self._is_same(node.kwargs, kwargs):
-            parameters = self._shared and any(
+            parameters = any(
                 tensor.untyped_storage()._cdata in self._storages for tensor in (*_tensors(args), *_tensors(kwargs))
             )
             watched = StandIns(self._weights, replace=False) if parameters else nullcontext()
@@ -171,6 +180,9 @@ class Following(TorchFunctionMode):
             raise self._stray("a write to a parameter")
         result = None if layer is None or kwargs else _without_values(layer, args)
         if result is None:
+            for memory in {tensor.untyped_storage()._cdata for tensor in (*operands, *held)} - self._before.keys():
+                if (buffer := self._buffers.get(memory)) is not None:
+                    self._before[memory] = buffer, buffer.detach().clone()
             with around or nullcontext():
                 result = function(*args, **kwargs)
         self._versions |= {id(tensor): tensor._version for tensor in (*_tensors(result), *held)}

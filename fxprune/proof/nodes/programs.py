@@ -6,6 +6,7 @@ same autograd functions in the same order from the outputs to the same parameter
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,8 +62,12 @@ class Programs:
         foreign = any(not type(part).__module__.startswith(("torch.", "fxprune.")) for _, part in parts)
         self._state = PythonState(owner, shared or reachable(owner)) if foreign else None
         self._tables = [(f"{path}.".lstrip("."), part, dict(part._buffers)) for path, part in parts if part._buffers]
-        self._values = {name: buffer.detach().clone() for name, buffer in held}
-        self._held = [(buffer, self._values[name]) for name, buffer in held]
+        self._held = held
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Tensor]:
+        """The values of all tensors that a call may change, by name."""
+        return {name: tensor.detach().clone() for name, tensor in self._held}
 
     def part(self, first: Program, second: Program, sample: Sample) -> str:
         """Where two programs differ, or "".
@@ -87,15 +92,19 @@ class Programs:
 
     def follows(self, program: GraphOver, sample: Sample) -> bool:
         """Whether the owner makes, call by call, the calls of a captured graph over it."""
-        follower = Following(self._owner, program.graph, program.attribute, shared=not self._small)
 
-        def following(*args: Any, **kwargs: Any) -> Any:
-            return follower.run(bound(program.graph, Sample(args, kwargs)), *args, **kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return following.run(bound(program.graph, Sample(args, kwargs)), *args, **kwargs)
 
+        self._seed()
         try:
-            self._run(following, sample, nullcontext())
-        except UnjudgedError:
+            following = Following(self._owner, program.graph, program.attribute)
+            with torch.enable_grad():
+                called(run, sample.map(Tensor.clone))
+        except Exception:  # the user's code and operators may raise anything
             return False
+        finally:
+            self._restore_state()
         return True
 
     def takes(self, program: Program, sample: Sample) -> bool:
@@ -184,15 +193,18 @@ class Programs:
                 part._buffers.clear()
                 part._buffers.update(buffers)
             with torch.no_grad():
-                for tensor, value in self._held:  # a batch norm's writes do not raise the version counter
-                    if not tensor.is_meta and not torch.equal(tensor, value):
-                        tensor.copy_(value)
+                for name, tensor in self._held:  # a batch norm's writes do not raise the version counter
+                    if not tensor.is_meta and not torch.equal(tensor, self._values[name]):
+                        tensor.copy_(self._values[name])
                         written.append(tensor)
-            vars(self._owner).pop("_chosen", None)
-            if self._state is not None:
-                self._state.restore(own=True)
+            self._restore_state()
         if any(isinstance(tensor, nn.Parameter) for tensor in written):
             raise UnjudgedError("a call writes to parameters")
+
+    def _restore_state(self) -> None:
+        vars(self._owner).pop("_chosen", None)
+        if self._state is not None:
+            self._state.restore(own=True)
 
 
 class NumberedPrograms(Programs):

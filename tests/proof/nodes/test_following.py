@@ -24,7 +24,7 @@ def pair_of(model: nn.Module, sample: Tensor, *, training: bool = False) -> Pair
 
 def follows(model: nn.Module, pair: Pair, sample: Tensor, *, training: bool = False) -> bool:
     with in_mode(model, training):
-        return Programs(model, small=True).follows(GraphOver(pair, model), Sample((sample,), {}))
+        return Programs(model).follows(GraphOver(pair, model), Sample((sample,), {}))
 
 
 SAMPLE = torch.randn(2, 3, 8, 8)
@@ -293,3 +293,45 @@ def test_weights_of_another_are_not_written_by_a_lookup() -> None:
     pair = rewritten(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 4)), tokens, 0.1).pairs[0]
     assert not Programs(model).follows(GraphOver(pair, model), Sample((tokens,), {}))
     assert torch.equal(table.weight, before)
+
+
+class Counting(nn.Module):
+    """Writes to buffers through a layer, and through functions; or through a view."""
+
+    def __init__(self, *, viewed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.viewed = viewed
+        self.first, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        for name in ("steps", "mean", "spread"):
+            self.register_buffer(name, torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        if self.training:
+            (self.steps[2:4] if self.viewed else self.steps).add_(1)
+            x = F.batch_norm(x, self.mean, self.spread, training=True)
+        return self.head(x * self.steps)
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_buffers_that_the_calls_write_are_restored(training: bool, viewed: bool) -> None:
+    model, sample = Counting(viewed=viewed).eval(), torch.randn(4, 6)
+    pair = pair_of(model, sample, training=training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def changed() -> set[str]:
+        return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+    with in_mode(model, training):
+        model(sample)
+    written = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "steps", "mean", "spread"}
+    assert changed() == (written if training else set())
+    model.load_state_dict(before)
+    # A write through a view changes a tensor that the write does not name.
+    assert follows(model, pair, sample, training=training) is not (training and viewed)
+    assert not changed()
+    node(pair.full, "head").target = "first"
+    assert not follows(model, pair, sample, training=training)
+    assert not changed()
