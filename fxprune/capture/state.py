@@ -29,6 +29,7 @@ from fxprune.util.paths import modules_of, named_modules
 Place = tuple[str, Any]
 
 _LITERALS = frozenset((int, float, bool, str, type(None)))
+_FROZEN = _LITERALS | {tuple}
 _OWN = frozenset(vars(nn.Module()))
 _FOREIGN = ("torch", "builtins", "numpy", "functools", __name__.partition(".")[0])
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type, nn.Module)
@@ -60,7 +61,9 @@ class PythonState:
     def written(self) -> dict[Place, Any]:
         """The values that the forward has added or changed since, by place."""
         before, after = self._shared_literals()
-        before, after, missing = {**before, **self._own}, {**after, **self._current_literals()}, object()
+        current, missing = self._current_literals(), object()
+        if current is not self._own:
+            before, after = {**before, **self._own}, {**after, **current}
         return {
             place: value for place, (_, value) in after.items() if _differ(before.get(place, (None, missing))[1], value)
         }
@@ -96,8 +99,8 @@ class PythonState:
                 before = {place: (holder, value) for place, (_, value) in _literals([(words, copy)]).items()}
                 _restore_values(before, _literals([(words, holder)]))
         _restore_values(self._inner, _literals(self._changeable))
-        if own:
-            _restore_values(self._own, self._current_literals())
+        if own and (current := self._current_literals()) is not self._own:
+            _restore_values(self._own, current)
 
     def _current_literals(self) -> dict[Place, Any]:
         """The literals that the model holds now; holders that hold the same objects as before are not looked into."""
@@ -286,7 +289,7 @@ def _below(words: str, holder: Any, seen: set[int], depth: int) -> Iterator[tupl
     yield words, holder
     if depth:
         for key, value in _items(holder):
-            if type(value) not in _LITERALS and _is_holder(value):
+            if type(value) not in _FROZEN and _is_holder(value):
                 yield from _below(f"{words}, {key!r}", value, seen, depth - 1)
 
 

@@ -70,11 +70,10 @@ def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve:
     start = 0
     for graph in graphs:
         nodes = list(graph.nodes)
-        last = _last_uses(nodes)
+        held = {n: [_storage(t) for t in tensors_in(n.meta.get("val"), _DEPTH)] for n in nodes}
+        last = {storage: step for step, n in enumerate(nodes) for given in n.all_input_nodes for storage in held[given]}
         # A view of a parameter takes no memory of its own.
-        made = {
-            _storage(t) for node in nodes if node.op == "get_attr" for t in tensors_in(node.meta.get("val"), _DEPTH)
-        }
+        made = {storage for node in nodes if node.op == "get_attr" for storage in held[node]}
         for step, node in enumerate(nodes):
             shown = () if node.op in ("get_attr", "output") else paired_axes(node.meta.get("val"), axes.get(node))
             for number, (tensor, tensor_axes) in enumerate(shown):
@@ -86,16 +85,6 @@ def live_terms(graphs: Iterable[fx.Graph], axes: Mapping[fx.Node, Any], resolve:
                 found.append(LiveTerm(term, start + step, start + max(step, last.get(storage, step))))
         start += len(nodes)
     return found
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[int, int]:
-    """The last step that reads each storage, through any view of it."""
-    last: dict[int, int] = {}
-    for step, node in enumerate(nodes):
-        for argument in node.all_input_nodes:
-            for tensor in tensors_in(argument.meta.get("val"), _DEPTH):
-                last[_storage(tensor)] = step
-    return last
 
 
 def paired_axes(value: Any, axes: Any) -> Iterator[tuple[torch.Tensor, tuple[Axis, ...]]]:

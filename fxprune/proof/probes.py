@@ -232,8 +232,13 @@ def small_samples(sample: Sample, graph: fx.Graph, attribute: Callable[[str], An
     sides = [_LAST, _LAST[::-1]][: 1 + bool(read & {2, 3})]
     sides = sides[::-1] if 2 not in read else sides
     over = _reaches_over_edges(graph, attribute)
-    small = [*(_shrunk(few, graph, last, over=over) for last in sides), _shrunk(few, graph, _LARGER)]
-    yield from (s for s in (*small, few, sample if few is not sample else None) if s is not None)
+    for last in (*sides, _LARGER):
+        small = _shrunk(few, graph, last, over=over and last is not _LARGER)
+        if small is not None:
+            yield small
+    yield few
+    if few is not sample:
+        yield sample
 
 
 def other_samples(sample: Sample, first: Sample, graph: fx.Graph) -> Iterator[Sample]:

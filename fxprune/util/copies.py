@@ -63,6 +63,10 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
             continue
         if kind in _DICTS and not value and name.startswith("_"):
             made[name] = kind()
+        elif kind is tuple and _LITERALS.issuperset(map(type, value)):
+            continue
+        elif name == "_non_persistent_buffers_set" and not value:
+            made[name] = set()
         elif name == "_modules" or name.endswith("_hooks"):
             later.append(name)  # functions in them may hold containers of the module
         else:

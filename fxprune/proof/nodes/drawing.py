@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,20 +62,22 @@ class Patterns:
         """Values of a domain in a shape; a view that must not be written to."""
         return self._cut(domain, math.prod(shape), salt).view(list(shape))
 
-    def _table(self, name: str) -> Tensor:
-        low, high, divisor = _DRAWN[name]
-        generator = torch.Generator().manual_seed(self._seed ^ name_seed(name))
-        return (torch.randint(low, high + 1, (_PERIOD,), generator=generator) / divisor).to(self.device, self.dtype)
-
     def _cut(self, name: str, count: int, salt: int) -> Tensor:
         offset = salt * _STEP % _PERIOD
         if name not in self._tables:
-            self._tables[name] = self._table(name)
+            self._tables[name] = _table(name, self._seed).to(self.device, self.dtype, copy=True)
         table = self._tables[name]
         if len(table) < offset + count:
             table = table[:_PERIOD].repeat(-(-(offset + count) // _PERIOD))
             self._tables[name] = table
         return table[offset : offset + count]
+
+
+@functools.lru_cache(maxsize=32)
+def _table(name: str, seed: int) -> Tensor:
+    low, high, divisor = _DRAWN[name]
+    generator = torch.Generator().manual_seed(seed ^ name_seed(name))
+    return torch.randint(low, high + 1, (_PERIOD,), generator=generator) / divisor
 
 
 def domain_of(value: Tensor) -> str:
