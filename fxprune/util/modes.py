@@ -119,7 +119,7 @@ class _OwnMode:
 
 def give_own_modes(module: nn.Module, effects: Effects) -> None:
     """Let the parts below ``module`` switch modes as their originals did."""
-    parts = dict(named_modules(module))
+    parts = dict(named_modules(module)) if effects else {}
     for path, own in effects.items():
         if path and path in parts:
             held = _OwnMode(parts[path], own)

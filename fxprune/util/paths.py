@@ -53,9 +53,6 @@ def _tables(module: Any) -> tuple[dict[str, Any], ...]:
 
 def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn.Module]]:
     """The list of ``root.named_modules()``, several times as fast; ``again``: shared modules under all their names."""
-    own = nn.Module.named_modules
-    if type(root).named_modules is not own:
-        return list(root.named_modules(remove_duplicate=not again))
     found: list[tuple[str, nn.Module]] = [("", root)]
     seen = {id(root)}
     # For each module around the present one: its path and a dot, and its children that are still to come.
@@ -65,8 +62,6 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
         for name, child in children:
             if child is None or (id(child) in seen and not again):
                 continue
-            if type(child).named_modules is not own:
-                return list(root.named_modules(remove_duplicate=not again))
             seen.add(id(child))
             found.append((ahead + name, child))
             if child._modules:
@@ -74,7 +69,13 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
                 break
         else:
             around.pop()
-    return found
+    own = _lists_its_own({type(module) for _, module in found})
+    return list(root.named_modules(remove_duplicate=not again)) if own else found
+
+
+def _lists_its_own(kinds: set[Any]) -> bool:
+    """Whether a class of module says itself which modules it holds."""
+    return any(kind.named_modules is not nn.Module.named_modules for kind in kinds)
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
@@ -90,9 +91,7 @@ def modules_of(root: nn.Module) -> list[nn.Module]:
                     break
         else:
             around.pop()
-    kinds: set[Any] = set(map(type, found.values()))
-    own = any(kind.named_modules is not nn.Module.named_modules for kind in kinds)
-    return list(root.modules() if own else found.values())
+    return list(root.modules() if _lists_its_own(set(map(type, found.values()))) else found.values())
 
 
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -108,9 +107,10 @@ def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _named(root: nn.Module, table: str) -> list[tuple[str, Any]]:
     found: dict[int, tuple[str, Any]] = {}
     for path, module in named_modules(root):
-        for name, tensor in getattr(module, table).items():
-            if tensor is not None and id(tensor) not in found:
-                found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
+        if held := getattr(module, table):
+            for name, tensor in held.items():
+                if tensor is not None and id(tensor) not in found:
+                    found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
     return list(found.values())
 
 
