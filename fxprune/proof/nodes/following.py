@@ -8,8 +8,9 @@ shown: then both programs are run and compared.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FunctionType
 from typing import Any
@@ -232,7 +233,7 @@ class Following(TorchFunctionMode):
             return True
         if isinstance(full, (tuple, list)) and isinstance(own, (tuple, list)):
             return len(full) == len(own) and all(map(self._is_same, full, own))
-        if isinstance(full, Mapping) and isinstance(own, dict):
+        if isinstance(full, dict) and isinstance(own, dict):
             return full.keys() == own.keys() and all(self._is_same(full[key], own[key]) for key in own)
         if isinstance(full, slice) and isinstance(own, slice):
             return self._is_same((full.start, full.stop, full.step), (own.start, own.stop, own.step))
@@ -289,13 +290,25 @@ def _without_values(layer: Any, args: tuple[Any, ...]) -> Tensor | None:
     if not isinstance(x, Tensor) or not isinstance(weight, Tensor) or weight.dtype != x.dtype:
         return None
     if kind is nn.Linear:
-        return x.new_zeros((*x.shape[:-1], len(weight))) if x.shape[-1] == weight.shape[1] else None
+        return _zeros(x, weight, (*x.shape[:-1], len(weight))) if x.shape[-1] == weight.shape[1] else None
     if x.ndim != _DIMS.get(kind) or x.shape[1] != getattr(layer, "in_channels", len(weight)):
         return None
     if kind in _NORMS:
-        return torch.zeros_like(x)
+        return _zeros(x, weight, x.shape)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
     windows = zip(x.shape[2:], weight.shape[2:], layer.stride, layer.padding, layer.dilation, strict=True)
     sides = [(n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, padding, dilation in windows]
-    return x.new_zeros((len(x), len(weight), *sides)) if min(sides) > 0 else None
+    return _zeros(x, weight, (len(x), len(weight), *sides)) if min(sides) > 0 else None
+
+
+def _zeros(x: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros that need gradients where a layer's result does: a custom function then returns no operand as it is."""
+    if not (x.requires_grad or weight.requires_grad):
+        return x.new_zeros(shape)
+    return _learnt_zero(x.dtype, x.device).expand(shape).clone()
+
+
+@functools.lru_cache(maxsize=16)
+def _learnt_zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device, requires_grad=True)

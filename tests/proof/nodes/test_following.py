@@ -200,6 +200,12 @@ class Reversed(torch.autograd.Function):
         return -gradient
 
 
+class Turned(Reversed):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+
 TWISTS: dict[str, Callable[[Twisted, Tensor], Tensor]] = {
     "a hidden write": lambda net, x: hidden_write(x),
     "a hidden write to a buffer": hidden_write_to_a_buffer,
@@ -208,6 +214,7 @@ TWISTS: dict[str, Callable[[Twisted, Tensor], Tensor]] = {
     "an error that is caught": caught,
     "a write to a parameter": written_parameter,
     "a backward pass of its own": lambda net, x: Reversed.apply(x),
+    "a backward pass of its own behind a layer": lambda net, x: Turned.apply(x),
     "a value that is read": lambda net, x: x if float(x.sum()) < 1e30 else -x,
     "a layer more": lambda net, x: (net.norm(x), x)[1],
     "a draw": lambda net, x: (torch.rand(1), x)[1],
