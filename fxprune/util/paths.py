@@ -69,29 +69,21 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
                 break
         else:
             around.pop()
-    own = _lists_its_own({type(module) for _, module in found})
+    own = any(kind.named_modules is not nn.Module.named_modules for kind in {type(module) for _, module in found})
     return list(root.named_modules(remove_duplicate=not again)) if own else found
-
-
-def _lists_its_own(kinds: set[Any]) -> bool:
-    """Whether a class of module says itself which modules it holds."""
-    return any(kind.named_modules is not nn.Module.named_modules for kind in kinds)
 
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
     """The list of ``root.modules()``, several times as fast."""
-    found = {id(root): root}
-    around = [iter(root._modules.values())]
-    while around:
-        for child in around[-1]:
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                if child._modules:
-                    around.append(iter(child._modules.values()))
-                    break
-        else:
-            around.pop()
-    return list(root.modules() if _lists_its_own(set(map(type, found.values()))) else found.values())
+    found: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [root]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and id(module) not in found:
+            found[id(module)] = module
+            waiting += reversed(module._modules.values())
+    own = any(kind.named_modules is not nn.Module.named_modules for kind in {type(m) for m in found.values()})
+    return list(root.modules() if own else found.values())
 
 
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -107,10 +99,9 @@ def named_parameters(root: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def _named(root: nn.Module, table: str) -> list[tuple[str, Any]]:
     found: dict[int, tuple[str, Any]] = {}
     for path, module in named_modules(root):
-        if held := getattr(module, table):
-            for name, tensor in held.items():
-                if tensor is not None and id(tensor) not in found:
-                    found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
+        for name, tensor in getattr(module, table).items():
+            if tensor is not None and id(tensor) not in found:
+                found[id(tensor)] = (f"{path}.{name}" if path else name, tensor)
     return list(found.values())
 
 
