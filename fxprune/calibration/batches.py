@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch.utils import _pytree as pytree
 
 from fxprune.capture.samples import Sample, as_arguments, is_image
 from fxprune.errors import CalibrationError, FxpruneError, described
+
+if TYPE_CHECKING:
+    from fxprune.calibration.balance import Balance
 
 _TARGETS = ("label", "target")
 _HELD_OUT = 8  # one sample in eight is held out
@@ -195,6 +198,9 @@ class Calibration:
         self.seen = 0
         # The number of samples to run at a time: 0 for whole batches, None if not determined yet.
         self.part: int | None = None
+        # How much each position counts; None if all count alike, or if that was not counted yet.
+        self.balance: Balance | None = None
+        self.counted = False
 
     @property
     def length(self) -> int | None:
@@ -208,6 +214,11 @@ class Calibration:
     def again(self) -> bool:
         """Whether another pass is possible: an iterator allows one pass in total."""
         return not self._exhausted
+
+    @property
+    def repeats(self) -> bool:
+        """Whether any number of passes is possible."""
+        return not isinstance(self._data, Iterator)
 
     def __iter__(self) -> Iterator[Batch]:
         """Every batch, on the sample's device, counted in ``seen``. Raises CalibrationError: a batch does not fit."""

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.calibration.balance import Balance, Census, Weights
 from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, fitting
 from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
@@ -162,6 +163,7 @@ class Collector:
                 :func:`~fxprune.calibration.batches.default_loss`.
         """
         needs = {o.statistic.needs for o in observations}
+        balance = self.balance() if any(getattr(o.statistic, "balanced", False) for o in observations) else None
         watched: dict[Watched, list[Watcher]] = defaultdict(list)
         current = _Current()
         for observation in observations:
@@ -173,6 +175,7 @@ class Collector:
         for number, batch in self.batches():
             current.expected = (self.calibration.length or 1) * batch.size * ranks()
             for part in self._parts(network, batch, needs, current):
+                current.weights = None if balance is None else balance.of(part)
                 current.samples, current.batch, current.run = part.size, number, current.run + 1
                 if needs == {"value"}:
                     with torch.no_grad():
@@ -182,6 +185,22 @@ class Collector:
         # One statistic may be taken at several places.
         statistics = {id(o.statistic): o.statistic for o in observations}
         add_over_ranks(t for statistic in statistics.values() for t in statistic.sums())
+
+    def balance(self) -> Balance | None:
+        """How much each position of the data counts, found in a pass of its own; None if all count alike, or if the
+        data can be read only once."""
+        if not self.calibration.counted and self.calibration.repeats:
+            self.calibration.counted = True
+            self.calibration.balance = self._counted()
+        return self.calibration.balance
+
+    def _counted(self) -> Balance | None:
+        census, network = Census(), PrivateNetwork(self.graph, self.model)
+        with torch.no_grad():
+            for _, batch in self.batches():
+                for part in parts_of(self.calibration, batch, self.graph, network):
+                    census.add(part, network.run(part.sample))
+        return census.balance()
 
     def _parts(self, network: PrivateNetwork, batch: Batch, needs: set[str], current: _Current) -> Iterator[Batch]:
         if needs == {"value"}:
@@ -268,9 +287,10 @@ class _Current:
     batch: int = 0
     run: int = 0
     expected: float = 1.0
+    weights: Weights | None = None
 
     def seen(self, value: Tensor, gradient: Tensor | None) -> Seen:
-        return Seen(value, gradient, self.samples, self.batch, self.run, self.expected)
+        return Seen(value, gradient, self.samples, self.batch, self.run, self.expected, self.weights)
 
 
 def _watcher(tap: Tap, statistic: Statistic, current: _Current) -> Watcher:

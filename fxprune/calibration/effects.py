@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import owned_by
+from fxprune.calibration.balance import Weights, class_dim
 from fxprune.calibration.batches import Batch, checksums
 from fxprune.calibration.collecting import Collector, PrivateNetwork, backward, parts_of
 from fxprune.calibration.statistic import add_over_ranks
@@ -46,13 +47,15 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
 
 
 class OutputErrors:
-    """The errors of the network's outputs when tensors are replaced, on about ``samples`` samples of the calibration.
+    """The errors of the network's outputs when tensors are replaced, on about ``samples`` samples of the calibration;
+    see :mod:`fxprune.calibration.balance` for how much each position counts.
 
     The samples are chosen by their contents, so that the choice does not depend on batches or ranks.
     """
 
     def __init__(self, collector: Collector, samples: int) -> None:
         self._collector = collector
+        self._balance = collector.balance()
         self._network = PrivateNetwork(collector.graph, collector.model)
         self._runs = self._tried(_few(collector, samples))
 
@@ -78,10 +81,19 @@ class OutputErrors:
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.no_grad(), replaced(self._network, tensors):
             for sample, whole in self._runs:
+                batch = Batch(sample, None, sample.batch_size or 1)
+                weights = None if self._balance is None else self._balance.of(batch)
                 for one, other in zip(whole, _tensors(self._network.run(sample.map(torch.clone))), strict=True):
-                    sums += torch.stack([(other - one).square().sum(), one.square().sum()]).cpu()
+                    sums += squared_error(other, one, weights).cpu()
         add_over_ranks([sums])
         return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+
+
+def squared_error(given: Tensor, wanted: Tensor, weights: Weights | None) -> Tensor:
+    """The squared error of an output and the wanted output's square, summed with the weights of positions, ``(2,)``."""
+    each = weights.at(wanted, class_dim(wanted)) if weights is not None and wanted.ndim > 1 else None
+    squares = [(given - wanted).square(), wanted.square()]
+    return torch.stack([(square if each is None else square * each).sum() for square in squares])
 
 
 def _few(collector: Collector, samples: int) -> list[Sample]:
@@ -128,7 +140,7 @@ def _surprise(output: object, draw: torch.Generator) -> Tensor:
     """The negative log-likelihood of classes drawn from the predictions, summed over all of them."""
     total = torch.zeros(())
     for leaf in _floating(output):
-        values = leaf.movedim(-1 if leaf.ndim == 3 else min(1, leaf.ndim - 1), -1).flatten(0, -2)
+        values = leaf.movedim(class_dim(leaf), -1).flatten(0, -2)
         noise = torch.empty(values.shape).exponential_(generator=draw).log().to(values)
         chosen = (values.detach() - noise).argmax(1, keepdim=True)
         total = total + values.log_softmax(1).gather(1, chosen).sum().cpu()

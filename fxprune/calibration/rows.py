@@ -71,22 +71,29 @@ class LayerRows:
 
     def draw(self, output: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """Indices of at most ``limit`` output positions of a sample, ascending."""
+        return _drawn(self.positions(output), limit, generator)
+
+    def positions(self, output: Tensor) -> tuple[int, ...]:
+        """The sizes of an output's positions."""
         if self.is_linear:
-            return _drawn(output.shape[1:-1] if output.ndim > 1 else (), limit, generator)
-        return _drawn(output.shape[-len(self.kernel) :], limit, generator)
+            return tuple(output.shape[1:-1] if output.ndim > 1 else ())
+        return tuple(output.shape[-len(self.kernel) :])
 
     def draw_of_input(self, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
         """As :meth:`draw`, for the output that the layer computes from an input."""
+        return _drawn(self.positions_of_input(value), limit, generator)
+
+    def positions_of_input(self, value: Tensor) -> tuple[int, ...]:
+        """As :meth:`positions`, for the output that the layer computes from an input."""
         if self.is_linear:
-            return self.draw(value, limit, generator)
+            return self.positions(value)
         spreads = self.spread or (1,) * len(self.kernel)
         extents = [(n - 1) * step + 1 for n, step in zip(value.shape[-len(self.kernel) :], spreads, strict=True)]
         geometry = (extents, self.padding, self.kernel, self.dilation, self.stride)
-        sizes = [
+        return tuple(
             (extent + sum(sides) - (taps - 1) * spread - 1) // step + 1
             for extent, sides, taps, spread, step in zip(*geometry, strict=True)
-        ]
-        return _drawn(sizes, limit, generator)
+        )
 
     def features(self, value: Tensor, groups: int, places: Tensor) -> Tensor:
         """The input values that the positions read: ``(groups, rows, channels of a group x kernel)``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, fx
 
 from fxprune.axes.elements import owned_by
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variables
+
+if TYPE_CHECKING:
+    from fxprune.calibration.balance import Weights
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Seen:
     batch: int = 0  # the number of the batch
     run: int = 0  # the number of the forward pass; a batch that runs sample by sample takes several
     expected: float = 1.0  # about how many samples there will be on all ranks; one batch if unknown
+    weights: Weights | None = None  # how much each position counts; None if all count alike
 
 
 @dataclass(frozen=True, eq=False)

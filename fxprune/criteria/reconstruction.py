@@ -212,6 +212,8 @@ def _scores(parts: Sequence[Elimination], channels: int, order: Any) -> FloatArr
 class _Moments(Sums):
     """Second moments of the features of one layer; the last feature is the constant one."""
 
+    balanced = True
+
     def __init__(self, features: int, rows: LayerRows, positions: int, seed: int, device: torch.device) -> None:
         super().__init__(xx=(features + 1, features + 1))
         self._rows = rows
@@ -227,7 +229,10 @@ class _Moments(Sums):
         generator = torch.Generator().manual_seed(self._seed)
         places = self._rows.draw_of_input(seen.value, self._positions, generator)
         rows = self._rows.features(seen.value, 1, places)
-        self.add("xx", products(rows, rows, self._rows.counts(rows, seen.samples))[0])
+        each = self._rows.counts(rows, seen.samples)
+        if seen.weights is not None:
+            each = seen.weights.times(each, self._rows.positions_of_input(seen.value), places)
+        self.add("xx", products(rows, rows, each)[0])
 
     @property
     def rows(self) -> float:
@@ -265,11 +270,13 @@ class _Variance(Sums):
     def update(self, seen: Seen) -> None:
         """Take in one batch."""
         others = [dim for dim in range(seen.value.ndim) if dim != self._channel_dim % seen.value.ndim]
-        count = seen.value.numel() / max(seen.value.shape[self._channel_dim], 1)
         value = seen.value.to(torch.promote_types(seen.value.dtype, torch.float32))
-        self.add("total", value.mean(others).double() * count)
-        self.add("squares", value.square().mean(others).double() * count)
-        self.add("count", count)
+        each = None if seen.weights is None else seen.weights.at(value, self._channel_dim)
+        weighted = value if each is None else value * each
+        count = value.numel() / max(value.shape[self._channel_dim], 1)
+        self.add("total", weighted.mean(others).double() * count)
+        self.add("squares", (weighted * value).mean(others).double() * count)
+        self.add("count", count if each is None else each.sum(dtype=torch.float64))
 
     def mean(self) -> float:
         """Summed over channels."""

@@ -14,7 +14,8 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Channels
 from fxprune.calibration import Calibration, held_out
-from fxprune.calibration.collecting import PrivateNetwork, addition_after, bytes_of_one, norm_after, parts_of
+from fxprune.calibration.balance import Weights
+from fxprune.calibration.collecting import Collector, PrivateNetwork, addition_after, bytes_of_one, norm_after, parts_of
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
@@ -48,6 +49,7 @@ class Work:
     samples: list[Sample] = field(default_factory=list)
     # For each batch, a mask of the rows that nothing is fitted to: the gain is measured on them.
     held: list[Tensor] = field(default_factory=list)
+    weights: list[Weights | None] = field(default_factory=list)  # for each batch, how much each position counts
     holds_out: bool = False  # whether any row of any rank is held out
 
     @cached_property
@@ -72,10 +74,12 @@ class Work:
         return self.samples
 
     def _read(self, calibration: Calibration) -> None:
+        balance = Collector(self.graph, self.model, calibration, steps=self.steps, seed=self.seed).balance()
         for batch in calibration:
             for part in parts_of(calibration, batch, self.graph, self.network):
                 self.samples.append(part.sample)
                 self.held.append(held_out(part))
+                self.weights.append(None if balance is None else balance.of(part))
             # Twice: for the original and for the pruned network.
             if calibration.seen * 2 * bytes_of_one(self.graph, batch) > _MOST_BYTES:
                 break

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
+from fxprune.calibration.balance import Weights, class_dim
 from fxprune.calibration.collecting import PrivateNetwork
-from fxprune.calibration.effects import replaced, silent
+from fxprune.calibration.effects import replaced, silent, squared_error
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import FxpruneError
@@ -34,20 +35,22 @@ class Reference:
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
         self._held_out = work.holds_out
         with torch.no_grad():
-            self._wanted = [_run(work.network, sample, rows) for sample, rows in self._chosen(work, most)]
+            chosen = list(self._chosen(work, most))
+            self._wanted = [_run(work.network, sample, rows) for sample, rows, _ in chosen]
+            self._weights = [weights[rows] if weights is not None else None for _, rows, weights in chosen]
 
     def measure(self, network: nn.Module, called: str) -> FidelityRow:
         """Compare a network, in eval mode; ``called`` is its name in the report."""
         sums = torch.zeros(6, dtype=torch.float64)
         odd = torch.zeros(1, dtype=torch.float64)
         with evaluating(network):
-            for sample, rows, wanted in self._wanted:
+            for (sample, rows, wanted), weights in zip(self._wanted, self._weights, strict=True):
                 given = _rows_of(_leaves(_copied(sample).call(network)), rows)
                 if [g.shape for g in given] != [w.shape for w in wanted]:
                     odd += 1
                     continue
                 for one, other in zip(given, wanted, strict=True):
-                    sums += _sums(one.double(), other.double())
+                    sums += _sums(one.double(), other.double(), weights)
         counts = (len(rows) if rows is not None else sample.batch_size or 1 for sample, rows, _ in self._wanted)
         samples = torch.tensor([sum(counts)], dtype=torch.float64)
         add_over_ranks([sums, odd, samples])
@@ -63,12 +66,12 @@ class Reference:
             cosines / compared if compared else None,
         )
 
-    def _chosen(self, work: Work, left: int) -> Iterator[tuple[Sample, Tensor]]:
-        for sample, held in zip(work.samples, work.held, strict=True):
+    def _chosen(self, work: Work, left: int) -> Iterator[tuple[Sample, Tensor, Weights | None]]:
+        for sample, held, weights in zip(work.samples, work.held, work.weights, strict=True):
             rows = torch.nonzero(held).reshape(-1)[:left] if self._held_out else torch.arange(len(held))[:left]
             left -= len(rows)
             if len(rows):
-                yield sample, rows
+                yield sample, rows, weights
 
 
 def errors_of_groups(work: Work) -> dict[str, float]:
@@ -130,16 +133,15 @@ def _leaves(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _sums(given: Tensor, wanted: Tensor) -> Tensor:
+def _sums(given: Tensor, wanted: Tensor, weights: Weights | None) -> Tensor:
     """Squared error, energy, number of equal decisions and of all, sum of cosines and their number, on the CPU.
 
-    A decision is the largest entry along the classes: dim 1, or the last dim of (samples, tokens, classes).
+    A decision is the largest entry along the classes.
     """
     found = torch.zeros(6, dtype=torch.float64)
-    found[0], found[1] = (given - wanted).square().sum(), wanted.square().sum()
+    found[:2] = squared_error(given, wanted, weights)
     if given.ndim >= 2 and given.numel():
-        dim = -1 if given.ndim == 3 else 1
-        one, other = (value.movedim(dim, -1).flatten(0, -2) for value in (given, wanted))
+        one, other = (value.movedim(class_dim(given), -1).flatten(0, -2) for value in (given, wanted))
         if one.shape[1] > 1:
             found[2], found[3] = (one.argmax(1) == other.argmax(1)).sum(), len(one)
             found[4], found[5] = nn.functional.cosine_similarity(one, other).sum(), len(one)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.calibration.balance import Weights, class_dim, log_shares
 from fxprune.calibration.effects import joined
 from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
@@ -29,6 +30,8 @@ _FIRST_STEPS = 5
 # The best rates may let the loss rise at first, but by less than this factor.
 _MOST_RISE = 2.0
 _STEPS_OF_A_PASS = 16
+# With outputs that have positions, a gradient is as good from so many times fewer samples.
+_DENSE = 4
 # If the loss rises, a quarter of the rate is tried, up to this number of rates.
 _RATES = 5
 _LEAST_SCALE = 1e-3
@@ -42,7 +45,8 @@ class Match(Named):
     """Trains the kept values for a few passes over the calibration, to match the original's outputs and
     residual streams (without streams, the outputs of each layer behind a cut). Labels are not used.
 
-    The loss is the sum over those places of the squared difference, divided by the original's variance. If only a ReLU
+    The loss is the sum over those places of the squared difference, divided by the original's variance, and the
+    divergence of the predictions, scaled to begin as large as the squared difference of the outputs. If only a ReLU
     reads a layer, the ReLU's outputs are compared. The optimizer is Adam, with a linearly falling rate.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
@@ -53,7 +57,8 @@ class Match(Named):
         passes: how often each sample is seen.
         rate: the largest step of a tensor's entries, relative to their root mean square; a quarter of it, a sixteenth
             and so on if the loss would rise, on the samples trained on or on those that are held out.
-        batch: samples per step; fewer, but at least two, if a pass would have fewer than sixteen steps.
+        batch: samples per step; a quarter of it where outputs have positions (pixels, tokens); fewer, but at least two,
+            if a pass would have fewer than sixteen steps.
 
     Raises:
         RecoveryError: an argument is out of range.
@@ -75,8 +80,8 @@ class Match(Named):
         floating = ((n, p) for n, p in work.pruned.named_parameters() if p.is_floating_point())
         own = {name: parameter for name, parameter in floating if all(parameter is not table for table in tables)}
         pair = _Pair(work)
-        batches, apart = self._batches(work)
-        if not pair.places or not own or not batches:
+        batches, apart = self._batches(work, pair)
+        if not pair.found or not own or not batches:
             return RecoveryRow(self.name, (), pair.left, work.seen)
         before = [parameter.detach().clone() for parameter in own.values()]
         try:
@@ -89,7 +94,7 @@ class Match(Named):
             why = "not done, as the loss rises however short the steps are"
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
         few = max(len(losses) // 10, 1)
-        first, last = (sum(some) / few / len(pair.places) for some in (losses[:few], losses[-few:]))
+        first, last = (sum(some) / few / pair.terms for some in (losses[:few], losses[-few:]))
         return RecoveryRow(self.name, tuple(own), {}, work.seen, first, last)
 
     def _train(
@@ -143,15 +148,18 @@ class Match(Named):
                 break
         return losses
 
-    def _batches(self, work: Work) -> tuple[list[tuple[Sample, Tensor]], list[tuple[Sample, Tensor]]]:
+    def _batches(self, work: Work, pair: _Pair) -> tuple[list[tuple[Sample, Tensor]], list[tuple[Sample, Tensor]]]:
         """Rows of samples for all steps, shuffled again in every pass, the same number on all ranks; held-out rows."""
         generator = torch.Generator().manual_seed(work.seed)
-        pools: dict[str, list[tuple[Sample, Tensor]]] = {}
-        for sample, held in zip(work.samples, work.held, strict=True):
-            pools.setdefault(_kind(sample), []).append((sample, held))
-        whole = [(joined([s for s, _ in pool]), torch.cat([held for _, held in pool])) for pool in pools.values()]
+        pools: dict[str, list[tuple[Sample, Tensor, Weights | None]]] = {}
+        for sample, held, weights in zip(work.samples, work.held, work.weights, strict=True):
+            pools.setdefault(_kind(sample), []).append((sample, held, weights))
+        whole = [(joined([p[0] for p in pool]), torch.cat([p[1] for p in pool])) for pool in pools.values()]
+        for (sample, _), pool in zip(whole, pools.values(), strict=True):
+            pair.weights[id(sample)] = Weights.joined([p[2] for p in pool])
         count = sum(int((~held).sum()) for _, held in whole)
-        size = max(min(self.batch, count // _STEPS_OF_A_PASS), min(self.batch, 2))
+        most = max(self.batch // _DENSE, 1) if pair.dense else self.batch
+        size = max(min(most, count // _STEPS_OF_A_PASS), min(most, 2))
         chosen: list[tuple[Sample, Tensor]] = []
         for _ in range(self.passes):
             parts: list[tuple[Sample, Tensor]] = []
@@ -194,19 +202,30 @@ class _Place(NamedTuple):
     kept: Tensor | None
 
 
+_Compared = tuple[Tensor, Tensor, int, Tensor | None]
+"""A value of the pruned network, the original's, the dim of channels, and how much each position counts."""
+
+
 class _Pair:
     """The original and the pruned network, run on the same samples.
 
     Attributes:
-        places: where they are compared, in addition to their outputs.
+        found: the layers behind a cut.
         left: layers that cannot be compared, with the reason.
+        places: where the networks are compared, in addition to their outputs.
+        terms: the number of terms of the loss.
+        dense: whether an output has positions.
+        weights: by id of a sample, how much each of its positions counts.
     """
 
     def __init__(self, work: Work) -> None:
-        found, self.left = find_layers(work.graph, work.pruned, work.masks)
+        self.found, self.left = find_layers(work.graph, work.pruned, work.masks)
         graphs = work.graph.captured.graph, work.pruned.graphs["eval"]
         nodes = {node.name: node for node in graphs[1].nodes}
-        whole = [layer for layer in found if layer.kept is None] or found
+        (end,) = graphs[0].find_nodes(op="output")
+        self.dense = any(getattr(node.meta.get("val"), "ndim", 0) > 2 for node in end.all_input_nodes)
+        inner = [layer for layer in self.found if end not in layer.answer.users]
+        whole = [layer for layer in inner if layer.kept is None] or inner
         # After the ReLU, if that is the only reader of a layer.
         answers = [(next(iter(one.answer.users)) if one.bounded else one.answer, one) for one in whole]
         self.places = [
@@ -214,8 +233,10 @@ class _Pair:
             for node, layer in answers
             if node.name in nodes
         ]
-        # Variances, averaged over the first steps: those of few samples are unreliable.
-        self._spreads: list[float] = []
+        self.terms, self.weights = 1, dict[int, Weights | None]()
+        # Means over the first steps, as those of few samples are unreliable: the variance at each place and of each
+        # output; of the outputs, the relative differences and the divergences.
+        self._spreads, self._starts = torch.zeros(0), torch.zeros(2, 0)
         self._steps = 0
         # By id of a sample, the original's values for it; empty if they are too large to keep. Then the bytes kept.
         self._known: dict[int, list[Tensor]] = {}
@@ -224,7 +245,8 @@ class _Pair:
         self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
-        """The sum of the differences at all places and of the outputs, on some rows of a sample."""
+        """The sum of the differences at all places and of the outputs, and of the outputs' divergences, each scaled to
+        begin as large as the difference, on some rows of a sample."""
         part = _part(sample, rows)
         if id(sample) not in self._known:
             self._known[id(sample)] = self._all(sample)
@@ -232,11 +254,16 @@ class _Pair:
         with torch.no_grad():
             wanted = [value[rows.to(value.device)] for value in known] if known else self._wanted(part)
         given, outputs = _values(self._pruned, part)
-        dims = [place.dim for place in self.places] + [-1 if one.ndim == 3 else 1 for one in outputs]
-        compared = list(zip([*given, *outputs], wanted, dims, strict=True))
-        self._measure([(other, dim) for _, other, dim in compared])
-        errors = (_difference(*one) / max(s, 1e-12) for one, s in zip(compared, self._spreads, strict=True))
-        return torch.stack(list(errors)).sum()
+        dims = [place.dim for place in self.places] + [class_dim(one) for one in outputs]
+        weights = self.weights.get(id(sample))
+        weights = None if weights is None else weights[rows]
+        compared = [(*one, _each(*one[1:], weights)) for one in zip([*given, *outputs], wanted, dims, strict=True)]
+        differences = torch.stack([_difference(*one).cpu() for one in compared])
+        apart = torch.stack([_divergence(*one).cpu() for one in compared[len(given) :]])
+        self._measure(compared, differences.detach(), apart.detach())
+        squared, divergence = self._starts
+        diverging: Tensor = apart * squared / divergence.clamp_min(1e-12)
+        return (differences / self._spreads).sum() + diverging.sum()
 
     def whole(self, parts: Sequence[tuple[Sample, Tensor]]) -> float:
         """The loss on all of these rows, of all ranks; 0 without any."""
@@ -263,12 +290,14 @@ class _Pair:
                 return []
         return [torch.cat(values) for values in zip(*found, strict=True)]
 
-    def _measure(self, wanted: Sequence[tuple[Tensor, int]]) -> None:
+    def _measure(self, compared: Sequence[_Compared], differences: Tensor, apart: Tensor) -> None:
+        self.terms = len(differences) + len(apart)
         if self._steps < _STEPS_OF_A_PASS:
             self._steps += 1
-            before = self._spreads or [0.0] * len(wanted)
-            spreads = [float(_spread(*one)) for one in wanted]
-            self._spreads = [b + (s - b) / self._steps for b, s in zip(before, spreads, strict=True)]
+            spreads = torch.tensor([float(_spread(*one[1:])) for one in compared]).clamp_min(1e-12)
+            self._spreads = spreads if self._steps == 1 else self._spreads.lerp(spreads, 1 / self._steps)
+            starts = torch.stack([(differences / self._spreads)[len(self.places) :], apart])
+            self._starts = starts if self._steps == 1 else self._starts.lerp(starts, 1 / self._steps)
 
 
 def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> nn.Module:
@@ -292,16 +321,32 @@ def _kept(place: _Place, value: Tensor) -> Tensor:
     return value if place.kept is None else value.index_select(place.dim, place.kept.to(value.device))
 
 
-def _difference(one: Tensor, other: Tensor, dim: int) -> Tensor:
-    """The mean squared difference; tokens far larger than others count less."""
+def _each(other: Tensor, dim: int, weights: Weights | None) -> Tensor | None:
+    """How much each position counts; tokens far larger than others count less. None if all count alike."""
+    each = _counts(other) if other.ndim > 2 and dim == -1 else None
+    own = None if weights is None else weights.at(other, dim)
+    return each if own is None else own if each is None else own * each
+
+
+def _difference(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
+    """The mean squared difference."""
     errors = (one - other).square()
-    return errors.mean() if other.ndim < 3 or dim != -1 else (errors * _counts(other)).mean()
+    return errors.mean() if each is None else (errors * each).mean()
 
 
-def _spread(other: Tensor, dim: int) -> Tensor:
+def _divergence(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
+    """The mean divergence of the predictions from the original's; 0 for an output without classes."""
+    if other.ndim < 2:
+        return one.new_zeros(())
+    found, wanted = log_shares(one), log_shares(other)
+    errors = (wanted.exp() * (wanted - found)).sum(-1)
+    return errors.mean() if each is None else (errors * each.squeeze(dim)).mean()
+
+
+def _spread(other: Tensor, dim: int, each: Tensor | None) -> Tensor:
     """The variance over all dims except that of channels."""
     others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
-    each = _counts(other) if other.ndim > 2 and dim == -1 else other.new_ones(())
+    each = other.new_ones(()) if each is None else each / each.mean()
     return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
 
 

@@ -179,7 +179,10 @@ class _Pass:
                 if (size := wanted.shape[1:]) not in drawn:
                     drawn[size] = reading.rows.draw(wanted, positions, self._generator(layer))
                 x = reading.rows.features(given, len(layer.matrix), drawn[size])
-                each = reading.rows.counts(x, len(self.work.held[batch])).reshape(1, -1, 1)
+                each = reading.rows.counts(x, len(self.work.held[batch]))
+                if (weights := self.work.weights[batch]) is not None:
+                    each = weights.times(each, reading.rows.positions(wanted), drawn[size])
+                each = each.reshape(1, -1, 1)
                 y = _wanted(layer, reading, wanted, pruned, batch, drawn[size])
                 found.append([x, *y, each, self._rows_apart(batch, x.shape[1]).to(x.device)[None]])
             if sum(piece[0].numel() for piece in found) > _ELEMENTS_TOGETHER or batch == len(pruned) - 1:
