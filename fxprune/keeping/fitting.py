@@ -126,16 +126,23 @@ class Fit:
         return self._unfit_for_attention()
 
     def _set_unread(self) -> None:
-        """Set numbers that the forward does not read (``num_features``), if the forward stays as it is."""
+        """Set numbers that the forward does not read (``num_features``)."""
         nodes = [node for _, node in self.order.values()]
         columns = columns_of_sizes(self.copy, Traffic(self.graph.calls, nodes, self.paths, self._sizes_of))
-        free = (c for c in columns if not any(slot.identity in self.changed for slot, _ in c))
-        changes = [(slot, slot.value, new) for column in free for slot, new in column]
+        self._set_unhindered([c for c in columns if not any(slot.identity in self.changed for slot, _ in c)])
+
+    def _set_unhindered(self, columns: list[list[tuple[Slot, int]]]) -> None:
+        """Set the numbers of columns, but for those with which the forward is another: they are searched by halves."""
+        changes = [(slot, slot.value, new) for column in columns for slot, new in column]
         for slot, _, new in changes:
             slot.set(new)
-        if changes and self._reached()[1] is not None:
-            for slot, old, _ in changes:
-                slot.set(old)
+        if not changes or self._reached()[1] is None:
+            return
+        for slot, old, _ in changes:
+            slot.set(old)
+        half = len(columns) // 2
+        for part in (columns[:half], columns[half:]) if half else ():
+            self._set_unhindered(part)
 
     def _sizes_of(self, nodes: Iterable[fx.Node]) -> Pairs:
         axes = (self.graph.solver.resolve(axis) for axis in self._axes_of(nodes))

@@ -164,6 +164,20 @@ def test_of_several_widths_the_last_layer_has_that_of_the_number_of_features() -
     assert pruned(torch.randn(2, 3, 4, 4)).shape == (2, 3)
 
 
+def test_numbers_follow_though_another_that_seems_to_fit_is_read() -> None:
+    class Padded(Staged):
+        def __init__(self) -> None:
+            super().__init__()
+            self.least = 64  # compared with a height, and no width
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x.shape[2] >= self.least else x * 2)
+
+    shares = {"stages.1": 0.5, "stages.2": 0.25}
+    pruned: Any = fxprune.compile(Padded().eval(), torch.randn(2, 3, 50, 4), shares, keep_class=True)
+    assert (pruned.least, pruned.num_features) == (64, 48)
+
+
 class Headed(nn.Module):
     """A head with a layer before its classifier, and rows of widths of stages that pass on others as well."""
 
