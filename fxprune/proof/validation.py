@@ -122,6 +122,8 @@ class Validation:
         self._outcome = Outcome()
         self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
         self._ways += [_MARKS] if case.node_keep else []
+        # Where NaN cannot be carried, as through sparse products, zeros may yet show all.
+        self._ways += [_ZEROS] if case.crosses_norm else []
         trials = self._trials(resize)
         answers = self._answers(private_copy(case.pruned, self._dtype), trials)
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import fxprune
 from fxprune.errors import ProofError
 from fxprune.proof import Proof, prove
 from fxprune.proof.masking import check_tensors
@@ -287,3 +288,32 @@ def test_a_baked_resolution_is_refused() -> None:
     case.pruned.recompile()
     with pytest.raises(ProofError, match="another resolution"):
         run(case)
+
+
+class TwoSteps(nn.Module):
+    """A gate by a direction of length one, and two steps over a graph as a product of sparse matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.direction = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        gate = ((h * self.direction).sum(-1, keepdim=True) / self.direction.norm()).tanh()
+        steps = adjacency.to_sparse_csr()
+        return self.last((steps @ steps).to_dense() @ (h * gate))
+
+
+def test_zeros_show_what_nan_cannot_be_carried_through() -> None:
+    model, sample = TwoSteps().eval(), (torch.randn(8, 6), (torch.rand(8, 8) < 0.3).float())
+    pruned = fxprune.compile(model, sample, 0.5)
+    report = fxprune.report(pruned)
+    assert report.proof is not None
+    assert report.proof.method == "masked"
+    gone = [channel for channel in range(8) if channel not in report.plan.keep["first.weight"][0]]
+    with torch.no_grad():
+        for tensor in (model.first.weight, model.first.bias, model.direction):
+            tensor[gone] = 0
+    torch.testing.assert_close(pruned(*sample), model(*sample))
