@@ -130,7 +130,7 @@ their own package does not build or run in this configuration are listed last an
 def main(
     packages: Annotated[str, typer.Option(help="Names, separated by commas; all by default.")] = "",
     ratio: Annotated[float, typer.Option(help="Fraction of MACs to remove.")] = 0.5,
-    limit_seconds: Annotated[float, typer.Option(help="Processor time that a network may take.")] = 60,
+    limit_seconds: Annotated[float, typer.Option(help="Processor time that a network may take.")] = 240,
     memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = 8,
     again: Annotated[str, typer.Option(help="Repeat those whose failure or verdict fits this pattern.")] = "",
     out: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("benchmarks/results"),

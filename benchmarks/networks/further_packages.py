@@ -71,6 +71,18 @@ SOUND: Listed = {
     "asteroid.models:SuDORMRFNet": (
         {"n_src": 2, "bn_chan": 16, "num_blocks": 1, "n_filters": 32, "upsampling_depth": 3}, _randn(2, 1, 640),
     ),
+    "asteroid.models:DPRNNTasNet": (
+        {"n_src": 2, "bn_chan": 16, "hid_size": 16, "chunk_size": 8, "n_repeats": 1, **_CHUNKS}, _randn(2, 1, 400),
+    ),
+    "asteroid.models:DPTNet": (
+        {"n_src": 2, "n_heads": 2, "ff_hid": 16, "chunk_size": 8, "n_repeats": 1, **_CHUNKS}, _randn(2, 1, 400),
+    ),
+    "asteroid.masknn:SuDORMRF": (
+        {"in_chan": 16, "n_src": 2, "bn_chan": 16, "num_blocks": 1, "upsampling_depth": 3}, _randn(2, 16, 64),
+    ),
+    "speechbrain.lobes.models.VanillaNN:VanillaNN": (
+        {"input_shape": (2, 16, 8), "dnn_blocks": 2, "dnn_neurons": 32}, _randn(2, 16, 8),
+    ),
     "openunmix.model:OpenUnmix": (
         {"nb_bins": 33, "nb_channels": 2, "hidden_size": 32, "nb_layers": 1, "max_bin": 24}, _randn(2, 2, 33, 10),
     ),
@@ -81,12 +93,31 @@ GRAPHS: Listed = {
     for name, options in {
         "GCN": _LAYERS, "GraphSAGE": _LAYERS, "GIN": _LAYERS, "GAT": {**_LAYERS, "heads": 2}, "EdgeCNN": _LAYERS,
         "PMLP": _LAYERS, "GraphUNet": {"in_channels": 6, "hidden_channels": 16, "out_channels": 3, "depth": 1},
-        "LINKX": {"num_nodes": 8, **_LAYERS},
+        "LINKX": {"num_nodes": 8, **_LAYERS}, "MLP": {**_LAYERS, "num_layers": 3},
+    }.items()
+}  # fmt: skip
+_OUTER = {"in_channels": 6, "hidden_channels": 16, "out_channels": 3}
+GRAPHS |= {
+    "torch_geometric.nn.models:SGFormer": (_OUTER, lambda: (*_graph(), torch.zeros(8, dtype=torch.long))),
+    "torch_geometric.nn.models:Polynormer": (
+        {**_OUTER, "local_layers": 2, "global_layers": 1}, lambda: (*_graph(), torch.zeros(8, dtype=torch.long)),
+    ),
+    "torch_geometric.nn.models:NeuralFingerprint": ({**_OUTER, "num_layers": 2}, _graph),
+    "torch_geometric.nn.models:AttentiveFP": (
+        {**_OUTER, "edge_dim": 4, "num_layers": 2, "num_timesteps": 2},
+        lambda: (*_graph(), torch.randn(20, 4), torch.zeros(8, dtype=torch.long)),
+    ),
+}  # fmt: skip
+GRAPHS |= {
+    f"torch_geometric.nn:{name}": ({"in_channels": 6, "out_channels": 16, **options}, _graph)
+    for name, options in {
+        "TransformerConv": {"heads": 2}, "GENConv": {"num_layers": 2},
     }.items()
 }  # fmt: skip
 
 IMAGES: Listed = {
-    f"torchsr.models:{name}": ({"scale": 2}, _image()) for name in ("ninasr_b0", "edsr_baseline", "carn", "carn_m")
+    f"torchsr.models:{name}": ({"scale": 2}, _image())
+    for name in ("ninasr_b0", "edsr_baseline", "carn", "carn_m", "vdsr")
 }
 IMAGES |= {
     "open_clip.transformer:VisionTransformer": (

@@ -448,6 +448,13 @@ def _x_transformers() -> Makers:
         "kv_heads": {"attn_kv_heads": 2}, "t5": {"rel_pos_bias": True}, "sandwich": {"sandwich_norm": True},
         "macaron": {"macaron": True}, "gate_residual": {"gate_residual": True}, "qk_norm": {"attn_qk_norm": True},
         "relu_squared": {"ff_relu_squared": True}, "no_bias": {"ff_no_bias": True}, "swish": {"ff_swish": True},
+        "talking_heads": {"attn_pre_talking_heads": True, "attn_post_talking_heads": True},
+        "memories": {"attn_num_mem_kv": 2}, "head_scale": {"attn_head_scale": True},
+        "gate_values": {"attn_gate_values": True}, "on_attention": {"attn_on_attn": True},
+        "sparse_topk": {"attn_sparse_topk": 4}, "scalenorm": {"use_scalenorm": True},
+        "dynamic_bias": {"dynamic_pos_bias": True}, "xpos": {"rotary_xpos": True}, "shift": {"shift_tokens": 1},
+        "post_norm": {"pre_norm": False}, "normed_hidden": {"ff_post_act_ln": True},
+        "value_head": {"attn_value_dim_head": 24}, "scaled_residual": {"scale_residual": True},
     }  # fmt: skip
     made = {f"decoder-{name}": wrapper(x.Decoder, **given) for name, given in options.items()}
     made |= {f"encoder-{name}": wrapper(x.Encoder, **given) for name, given in options.items()}
