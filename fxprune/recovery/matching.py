@@ -45,9 +45,10 @@ class Match(Named):
     """Trains the kept values for a few passes over the calibration, to match the original's outputs and
     residual streams (without streams, the outputs of each layer behind a cut). Labels are not used.
 
-    The loss is the sum over those places of the squared difference, divided by the original's variance, and the
-    divergence of the predictions, scaled to begin as large as the squared difference of the outputs. If only a ReLU
-    reads a layer, the ReLU's outputs are compared. The optimizer is Adam, with a linearly falling rate.
+    The loss is the sum over those places of the squared difference, divided by the original's variance. If some classes
+    of the outputs are rare, so that positions are weighted, the divergence of the predictions is added, scaled to begin
+    as large as the squared difference of the outputs. If only a ReLU reads a layer, the ReLU's outputs are compared.
+    The optimizer is Adam, with a linearly falling rate.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
     tied to them. Under ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the
@@ -245,8 +246,8 @@ class _Pair:
         self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
-        """The sum of the differences at all places and of the outputs, and of the outputs' divergences, each scaled to
-        begin as large as the difference, on some rows of a sample."""
+        """The sum of the differences at all places and of the outputs on some rows of a sample, and, if classes are
+        weighted, of the outputs' divergences, each scaled to begin as large as the difference."""
         part = _part(sample, rows)
         if id(sample) not in self._known:
             self._known[id(sample)] = self._all(sample)
@@ -259,7 +260,9 @@ class _Pair:
         weights = None if weights is None else weights[rows]
         compared = [(*one, _each(*one[1:], weights)) for one in zip([*given, *outputs], wanted, dims, strict=True)]
         differences = torch.stack([_difference(*one).cpu() for one in compared])
-        apart = torch.stack([_divergence(*one).cpu() for one in compared[len(given) :]])
+        apart = torch.zeros(len(outputs))
+        if weights is not None:
+            apart = torch.stack([_divergence(*one).cpu() for one in compared[len(given) :]])
         self._measure(compared, differences.detach(), apart.detach())
         squared, divergence = self._starts
         diverging: Tensor = apart * squared / divergence.clamp_min(1e-12)
@@ -291,7 +294,7 @@ class _Pair:
         return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def _measure(self, compared: Sequence[_Compared], differences: Tensor, apart: Tensor) -> None:
-        self.terms = len(differences) + len(apart)
+        self.terms = len(differences) + int(apart.count_nonzero())
         if self._steps < _STEPS_OF_A_PASS:
             self._steps += 1
             spreads = torch.tensor([float(_spread(*one[1:])) for one in compared]).clamp_min(1e-12)
