@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import fx
 
 from fxprune.capture import sources
 from fxprune.capture.lowering import holds_tensor
-from fxprune.capture.numbers import Traced, plain, size_of
+from fxprune.capture.numbers import INVERSES, Traced, plain, size_of
 from fxprune.capture.samples import IMAGE_DIMS
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
@@ -42,7 +42,36 @@ def asks_sizes(graph: fx.Graph) -> bool:
 
 def asks_values(graph: fx.Graph) -> bool:
     """Whether a graph checks decisions that depended on the values of data, and so refuses other values."""
-    return any(is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1]) for node in graph.nodes)
+    return any(map(_asks_values, graph.nodes))
+
+
+def _asks_values(node: fx.Node) -> bool:
+    return is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1])
+
+
+def are_complete(graphs: Sequence[fx.Graph]) -> bool:
+    """Whether graphs of one forward, for inputs of the same sizes, leave out no answer to what it asks of values.
+
+    Where two traces have had the same answers, they ask the same next. So each question that one of them asks must have
+    the other answer in another one.
+    """
+    return _complete([[node for node in graph.nodes if _asks_values(node)] for graph in graphs])
+
+
+def _complete(ways: list[list[fx.Node]]) -> bool:
+    """The same of the lists of checks that are left of each graph."""
+    if not all(ways):
+        return not any(ways)
+    asked = ways[0][0].args[0]
+    same = [way[1:] for way in ways if _answered(way[0].args[0]) == _answered(asked)]
+    other = [way[1:] for way in ways if _answered(way[0].args[0]) == _answered(asked, inverse=True)]
+    return bool(other) and len(same) + len(other) == len(ways) and _complete(same) and _complete(other)
+
+
+def _answered(condition: Any, *, inverse: bool = False) -> tuple[str, str]:
+    """A question with its answer, or with the other one. Equal forwards write equal names."""
+    target = INVERSES.get(condition.target, condition.target) if inverse else condition.target
+    return str(target), str(condition.args)
 
 
 def asked_at(graph: fx.Graph) -> str:

@@ -266,7 +266,7 @@ def _plain_method(name: str) -> Callable[..., Any]:
     return method
 
 
-_INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
+INVERSES: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.eq: operator.ne,
     operator.ne: operator.eq,
     operator.lt: operator.ge,
@@ -293,7 +293,7 @@ def _install() -> None:
             methods[f"__{name}__"] = _unary(unary)
         methods |= {"__neg__": _unary(operator.neg), "__pos__": lambda self: self}
         methods["__invert__"] = _unary(operator.invert) if of_ints else None
-        methods |= {f"__{f.__name__}__": _comparison(f, inverse) for f, inverse in _INVERSES.items()}
+        methods |= {f"__{f.__name__}__": _comparison(f, inverse) for f, inverse in INVERSES.items()}
         methods["__divmod__"] = lambda self, other: (self // other, self % other)
         methods["__rdivmod__"] = lambda self, other: (other // self, other % self)
         methods |= {"__round__": _round, "__hash__": _hash, "__bool__": _truth, "__int__": _as_int}

@@ -1,0 +1,176 @@
+"""Layers called one by one in a forward that values decide: pruned inside, on the ways that were seen."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.capture.decisions import REFUSAL, are_complete
+from tests.nets.oracles import masked
+
+
+def assert_takes(model: nn.Module, pruned: nn.Module, *args: Tensor) -> None:
+    """The pruned network gives what the masked original gives, and the same gradient of the first layer."""
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    wanted = masked(model, plan.keep)
+    expected, found = wanted(*args), pruned(*args)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    wanted.zero_grad(), pruned.zero_grad()
+    expected.square().sum().backward(), found.square().sum().backward()
+    name, parameter = next(iter(pruned.named_parameters()))
+    gradient = wanted.get_parameter(name).grad
+    assert gradient is not None
+    kept = plan.keep[name][0]
+    torch.testing.assert_close(parameter.grad, gradient if kept is None else gradient[kept], atol=1e-4, rtol=1e-4)
+
+
+def assert_refused(pruned: nn.Module, *args: Tensor) -> None:
+    with pytest.raises(AssertionError, match="made for inputs of other values"):
+        pruned(*args)
+
+
+class Ways(nn.Module):
+    """One of several layers, as ``choose`` says, beside a block that could be pruned by itself."""
+
+    def __init__(self, choose: Callable[..., int], inner: int = 8) -> None:
+        super().__init__()
+        self.first, self.ways = nn.Linear(6, 16), nn.ModuleList(nn.Linear(16, 24) for _ in range(4))
+        self.block = nn.Sequential(nn.Linear(24, inner), nn.ReLU(), nn.Linear(inner, 24))
+        self.last, self.choose = nn.Linear(24, 4), choose
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        h = self.ways[self.choose(h, x, *more)](h).relu()
+        return self.last(self.block(h).relu())
+
+
+def by_sign(h: Tensor, x: Tensor) -> int:
+    return 0 if x.sum() > 0 else 1
+
+
+def by_two_signs(h: Tensor, x: Tensor) -> int:
+    if x.sum() > 0:
+        return 0 if x[:, 0].sum() > 0 else 1
+    return 2
+
+
+def by_number(h: Tensor, x: Tensor, number: Tensor) -> int:
+    return int(number.item())
+
+
+def by_best(h: Tensor, x: Tensor) -> int:
+    return int(x.mean(0)[:4].argmax())
+
+
+def of_sum(total: float, rows: int = 3) -> Tensor:
+    x = torch.randn(rows, 6)
+    return x - x.mean() + total / x.numel()
+
+
+def names_cut(model: nn.Module, pruned: nn.Module) -> set[str]:
+    return {name for name, p in pruned.named_parameters() if p.shape != model.get_parameter(name).shape}
+
+
+def test_ways_that_leave_out_no_answer_are_preferred_to_an_opaque_forward() -> None:
+    model = Ways(by_sign).eval()
+    pruned = fxprune.compile(model, of_sum(2.0), 0.5)
+    row = next(row for row in fxprune.report(pruned).opaque if row.name == "decisions on values")
+    assert "leave out no answer" in row.reason
+    assert {"first.weight", "ways.0.weight", "ways.1.weight", "block.0.weight", "last.weight"} <= names_cut(
+        model, pruned
+    )
+    for total, rows in product((3.0, -3.0, 40.0), (1, 3, 5)):
+        assert_takes(model, pruned, of_sum(total, rows))
+
+
+def test_a_way_that_was_not_seen_does_not_cost_other_values() -> None:
+    """The answers of one question were not all seen, and a block can be pruned by itself: nothing is refused."""
+    model = Ways(by_best, inner=96).eval()
+    x = torch.zeros(3, 6)
+    x[:, 0] = 1
+    pruned = fxprune.compile(model, x, 0.3)
+    assert "block.0.weight" in names_cut(model, pruned)
+    for best in range(4):
+        torch.testing.assert_close(pruned(x.roll(best, 1)).shape, (3, 4))
+        assert_takes(model, pruned, x.roll(best, 1) + torch.rand(3, 6) / 4)
+
+
+def test_other_samples_choose_the_ways() -> None:
+    model = Ways(by_best, inner=96).eval()
+    x = torch.zeros(3, 6)
+    x[:, 0] = 1
+    pruned = fxprune.compile(model, x, 0.5, other_samples=[x.roll(best, 1) for best in (1, 2)])
+    assert {"ways.0.weight", "ways.1.weight", "ways.2.weight"} <= names_cut(model, pruned)
+    for best in range(3):
+        assert_takes(model, pruned, x.roll(best, 1) + torch.rand(3, 6) / 4)
+    assert_refused(pruned, x.roll(3, 1))
+
+
+def test_a_layer_that_a_number_picks_is_pruned_for_the_numbers_near_the_samples() -> None:
+    model = Ways(by_number).eval()
+    pruned = fxprune.compile(model, (torch.randn(3, 6), torch.tensor(1)), 0.5)
+    for number in range(4):
+        assert f"ways.{number}.weight" in names_cut(model, pruned)
+        assert_takes(model, pruned, torch.randn(5, 6), torch.tensor(number))
+    assert_refused(pruned, torch.randn(3, 6), torch.tensor(-2))
+
+
+def test_ways_are_saved_and_loaded(tmp_path: Path) -> None:
+    pruned = fxprune.compile(Ways(by_sign).eval(), of_sum(2.0), 0.5)
+    fxprune.save(pruned, tmp_path / "net")
+    loaded = fxprune.load(tmp_path / "net")
+    for total in (3.0, -3.0):
+        x = of_sum(total)
+        assert torch.equal(loaded(x), pruned(x))
+
+
+def _graph(*answers: bool) -> fx.Graph:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for number, answer in enumerate(answers):
+        value = graph.call_function(torch.gt, (x, number))
+        condition = graph.call_function(operator.ne if answer else operator.eq, (value, 0))
+        graph.call_function(torch._assert, (condition, f"{REFUSAL}inputs of other values"))
+    graph.output(x)
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("ways", "complete"),
+    [
+        ([""], True),
+        (["y"], False),
+        (["y", "n"], True),
+        (["y", "n", "n"], True),
+        (["y", "ny"], False),
+        (["y", "ny", "nn"], True),
+        (["yy", "yn", "n"], True),
+        (["yy", "ny", "nn"], False),
+        (["y", "n", "ny"], False),
+        (["yy", "yn", "ny", "nn"], True),
+        (["yy", "nn"], False),
+    ],
+)
+def test_ways_are_complete_where_each_question_has_both_answers(ways: list[str], complete: bool) -> None:
+    assert are_complete([_graph(*(answer == "y" for answer in way)) for way in ways]) is complete
+
+
+def test_two_questions_one_inside_the_other_are_refused_or_right() -> None:
+    model = Ways(by_two_signs).eval()
+    pruned = fxprune.compile(model, of_sum(2.0), 0.4)
+    for total in (3.0, -3.0, 40.0, 0.5):
+        for _ in range(4):
+            x = of_sum(total)
+            try:
+                pruned(x)
+            except AssertionError:
+                continue
+            assert_takes(model, pruned, x)
