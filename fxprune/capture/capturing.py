@@ -358,7 +358,7 @@ class Task:
                 value = _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
                 recorder.node_of(value[0]).meta["layer"] = "MultiheadAttention"
                 return value
-            if module is not copy and self.is_leaf(module):
+            if module is not copy and self.is_leaf(module) and recorder.writes.are_own(path, module):
                 return recorder.call_module(path, module, original, args, kwargs)
             return _inside(recorder, path, original, module, args, kwargs)
 

@@ -13,6 +13,7 @@ from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
 from fxprune.util.copies import copy_module, tensors_in, with_literals_of
+from fxprune.util.inheriting import WATCHES
 from fxprune.util.paths import modules_of, named_modules
 
 META = torch.device("meta")
@@ -123,7 +124,7 @@ def _watched(cls: type, handler: CallHandler, attributes: dict[str, property]) -
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return handler(self, original, args, kwargs)
 
-    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, WATCHES: True}
     try:
         return type(cls.__name__, (cls,), {"__call__": call, **attributes, **names})
     except TypeError as error:

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from fxprune.util.inheriting import runs_as
+
 _LEAVES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, bool, str, type(None), slice})
 _SIMPLE = (torch.Tensor, int, float, torch.dtype, torch.device)
 
@@ -179,7 +181,7 @@ def like(sequence: PackedSequence, data: Tensor) -> PackedSequence:
 def is_lowered(module: nn.Module) -> bool:
     """Whether the module is written out by :func:`multi_head_attention`."""
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module).forward is nn.MultiheadAttention.forward and not hooked
+    return isinstance(module, nn.MultiheadAttention) and runs_as(module, nn.MultiheadAttention) and not hooked
 
 
 def multi_head_attention(

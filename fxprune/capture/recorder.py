@@ -73,7 +73,7 @@ class Recorder(TorchFunctionMode):
         self._device = device
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
-        self._asked_for_gradients = self._gradients
+        self._asked_for_gradients, self._inference = self._gradients, torch.is_inference_mode_enabled()
         self._attributes: dict[str, fx.Node] = {}
         self.writes = Writes(self._new, self.node_of, self._attribute)
         self.reads = Reads()
@@ -115,6 +115,7 @@ class Recorder(TorchFunctionMode):
     def _without_gradient(self, node: fx.Node, value: torch.Tensor) -> fx.Node:
         """Detach results in the graph where the forward switches gradients off."""
         unchanged = self._gradients in (torch.is_grad_enabled(), self._asked_for_gradients)
+        unchanged = unchanged and torch.is_inference_mode_enabled() is self._inference
         if unchanged or not value.is_floating_point() or not node.all_input_nodes:
             return node
         return self._new("call_method", "detach", (node,), {}, value)

@@ -29,17 +29,24 @@ class Writes:
     ) -> None:
         self._new, self._node_of, self._attribute = new, node_of, attribute
         self._names: dict[int, str] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         self._held: list[tuple[torch.Tensor, int]] = []
         self._given_data: set[str] = set()
 
     def name(self, name: str, tensor: torch.Tensor) -> None:
         """Note a state-dict name of a tensor; the first one given counts."""
         self._names.setdefault(id(tensor), name)
+        self._tensors[name] = tensor
         self._held.append((tensor, tensor.untyped_storage()._cdata))
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The state-dict name of a tensor, if it has one."""
         return self._names.get(id(tensor))
+
+    def are_own(self, path: str, module: nn.Module) -> bool:
+        """Whether a module holds its own tensors, none that the forward put in their places."""
+        held = (*module._parameters.items(), *module._buffers.items())
+        return all(tensor is self._tensors.get(f"{path}.{name}") for name, tensor in held)
 
     def replaced(self, name: str, old: torch.Tensor, new: Any) -> None:
         """``self.mean = ...`` is written into the buffer. Raises CaptureError: it is no tensor, or for a parameter."""

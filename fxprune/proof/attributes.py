@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from fxprune.errors import ProofError
+from fxprune.util.inheriting import runs_as
 from fxprune.util.paths import Parts, named_modules
 
 _BASE = frozenset(vars(nn.Module()))
@@ -133,9 +134,9 @@ def _check_hooks(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 
 def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
-    """The class must be the same, or the base class from which the original's class inherits its forward."""
+    """The class must be the same, or a base class whose code the original runs."""
     ours, theirs = type(full), type(narrow)
-    if ours is not theirs and not (theirs in ours.__mro__ and ours.forward is theirs.forward):
+    if ours is not theirs and not (theirs in ours.__mro__ and runs_as(full, theirs)):
         raise _error(f"{where} is a {ours.__name__} and became a {theirs.__name__}")
     for held in ("_parameters", "_buffers"):
         before = {name: tensor is None for name, tensor in getattr(full, held).items()}

@@ -129,6 +129,7 @@ class Validation:
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
         if not removes_anything(case.captured, case.keep):
             self._outcome.notes.append("the plan removes nothing")
+            self._check_conditions(_lightest(trials), trials, answers, math.inf)
             return self._outcome
         if not self._ways[0].carries:
             self._check_positions(_lightest(trials).probe)

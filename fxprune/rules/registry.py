@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fxprune.util.inheriting import mro, runs_as
+
 if TYPE_CHECKING:
     from fxprune.rules.call import Call
     from fxprune.rules.repair import Repair
@@ -215,16 +217,15 @@ def rule_names() -> tuple[str, ...]:
 
 def torch_class(module: nn.Module) -> type[nn.Module]:
     """The torch.nn class whose forward a leaf module runs."""
-    return next(c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.") and "forward" in dir(c))
+    return next(c for c in mro(module) if c.__module__.startswith("torch.nn.") and "forward" in dir(c))
 
 
 def find_module_form(module: nn.Module) -> ModuleForm | None:
     """The form of a module that runs the forward of a known torch.nn class on plain parameters, else None."""
     if "parametrizations" in module._modules or module._forward_pre_hooks or module._forward_hooks:
         return None
-    if "forward" in vars(module):  # a forward assigned to the instance
-        return None
-    return _MODULES.get(type(module).forward)
+    form = _MODULES.get(type(module).forward)
+    return form if form and runs_as(module, torch_class(module)) else None
 
 
 def is_leaf(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxprune.errors import ProofError
 from tests.proof import twins
@@ -133,3 +133,21 @@ def test_a_plan_that_removes_nothing_is_no_vacuity() -> None:
     assert not proof.vacuous
     assert not proof.randomised
     assert "the plan removes nothing" in proof.notes
+
+
+class Frozen(Scaled):
+    """No gradient passes the branch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + super().forward(x).detach()
+
+
+def test_a_plan_that_removes_nothing_is_compared_in_training_too() -> None:
+    def repair(pruned: fx.GraphModule) -> None:
+        stop = next(node for node in pruned.graph.nodes if node.target == "detach")
+        stop.replace_all_uses_with(stop.all_input_nodes[0])
+        pruned.graph.erase_node(stop)
+        pruned.recompile()
+
+    with pytest.raises(ProofError, match=r"in training mode: the gradient of .* differs"):
+        run(twins.twin(Frozen(1.0), {}, torch.randn(2, 6), repair=repair))

@@ -56,6 +56,7 @@ class Following(TorchFunctionMode):
         self._storages = {weight.untyped_storage()._cdata for weight in self._weights}
         tables: list[dict[str, Any]] = [held for m in modules_of(owner) for held in (m._parameters, m._buffers)]
         self._held = [(table, dict(table)) for table in tables]
+        self._before_call = {id(table): before for table, before in self._held}
         tensors = (*self._weights, *(buffer for _, buffer in named_buffers(owner)))
         self._versions = {id(tensor): tensor._version for tensor in tensors}
         self._buffers = {buffer.untyped_storage()._cdata: buffer for _, buffer in named_buffers(owner)}
@@ -94,10 +95,14 @@ class Following(TorchFunctionMode):
         node = self._next()
         if self._lost or node.op != "output" or not self._is_same(node.args[0], output):
             raise self._stray("the output")
-        for table, before in self._held:
-            if len(table) != len(before) or any(table.get(name) is not held for name, held in before.items()):
-                raise self._stray("a tensor that was replaced")
+        if not all(self._are_own(table) for table, _ in self._held):
+            raise self._stray("a tensor that was replaced")
         self._check_unwritten(tensor for _, before in self._held for tensor in before.values() if tensor is not None)
+
+    def _are_own(self, table: Mapping[str, Any]) -> bool:
+        """Whether a module's table of tensors is as it was before the call."""
+        before = self._before_call.get(id(table), {})
+        return len(table) == len(before) and all(table.get(name) is held for name, held in before.items())
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -173,6 +178,8 @@ class Following(TorchFunctionMode):
             raise self._stray("other settings")
         if layer is not None and not (self._is_same(node.args, args) and self._is_same(node.kwargs, kwargs)):
             raise self._stray("other operands")
+        if layer is not None and not (self._are_own(layer._parameters) and self._are_own(layer._buffers)):
+            raise self._stray("a layer with other tensors")
         operands = (*_tensors(args), *_tensors(kwargs))
         held = [] if layer is None else [buffer for buffer in layer._buffers.values() if buffer is not None]
         self._check_unwritten((*operands, *held))

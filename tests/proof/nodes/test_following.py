@@ -137,9 +137,11 @@ class Twisted(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+        self.other = nn.Linear(8, 5)
         self.register_buffer("table", torch.ones(8, 1, 1))
         self.twist: Callable[[Twisted, Tensor], Any] | None = None
         self.around: Callable[[], Any] | None = None
+        self.swaps = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.first(x)) * self.table
@@ -151,7 +153,11 @@ class Twisted(nn.Module):
         else:
             x = F.relu(x)
         size = x.shape[1]
-        return self.head(x.mean((2, 3)).view(-1, size))
+        own = dict(self.head._parameters)
+        self.head._parameters.update((self.other if self.swaps else self.head)._parameters)
+        result: Tensor = self.head(x.mean((2, 3)).view(-1, size))
+        self.head._parameters.update(own)
+        return result
 
 
 def hidden_write(x: Tensor) -> Tensor:
@@ -245,6 +251,13 @@ def test_other_settings_around_a_call_are_noticed(around: Callable[[], Any]) -> 
     model = Twisted().eval()
     pair = pair_of(model, SAMPLE)
     model.around = around
+    assert not follows(model, pair, SAMPLE)
+
+
+def test_a_layer_with_the_tensors_of_another_is_not_followed() -> None:
+    model = Twisted().eval()
+    pair = pair_of(model, SAMPLE)
+    model.swaps = True
     assert not follows(model, pair, SAMPLE)
 
 
