@@ -40,7 +40,7 @@ from fxprune.reporting import Report
 from fxprune.rewriting import Certificate
 from fxprune.util.copies import deep_recursion
 from fxprune.util.paths import named_modules
-from fxprune.util.progress import Steps
+from fxprune.util.progress import Steps, random_state_kept
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
@@ -229,6 +229,7 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
     """Run passes over a model, with progress shown if ``progress``; state that the model's code shares is restored."""
     with ExitStack() as around:
         around.enter_context(_LOCK)
+        around.enter_context(random_state_kept())
         # Tensors made in inference mode could not be trained, and autocast would round what is proven.
         around.enter_context(torch.inference_mode(False))
         for device in ("cpu", "cuda"):

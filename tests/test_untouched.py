@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -219,6 +221,28 @@ def test_a_forward_with_side_effects_has_none_on_the_caller(capsys: pytest.Captu
     pruned(torch.randn(2, 8))
     assert int(pruned.seen) == 2
     assert float(pruned.average.abs().sum()) > 0
+
+
+class Drawing(nn.Module):
+    """Draws numbers of every kind, which make no difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).relu()
+        return self.last(hidden * 2 if random.random() + np.random.rand() < 0 else hidden)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep_class": True}, {"budget": "latency", "ratio": 0.0}, {"verify": "full"}, {"recover": "bias"}],
+    ids=str,
+)
+def test_a_forward_that_draws_advances_no_generator(options: dict[str, Any]) -> None:
+    model, data = Drawing().eval(), [torch.randn(4, 8)]
+    unchanged(model, lambda: fxprune.compile(model, data[0], calibration=data, **{"ratio": 0.3, **options}))
 
 
 def test_a_model_with_last_activations_can_still_be_compiled() -> None:

@@ -25,12 +25,11 @@ from fxprune.distillation.options import (
     MakeOptimizer,
     SoftTargets,
     Training,
-    keep_random_state,
     seed_everything,
 )
 from fxprune.errors import DistillationError, MissingDependencyError, OptionError
 from fxprune.util.paths import device_of
-from fxprune.util.progress import Steps
+from fxprune.util.progress import Steps, random_state_kept
 
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 Evaluate = Callable[[nn.Module], float]
@@ -114,7 +113,8 @@ def distill(
         )
     places = resolve_hints(hints, pruned, teacher)
     begun = time.perf_counter()
-    with keep_random_state(), torch.inference_mode(False), torch.enable_grad(), accelerator(precision) as engine:
+    unchanged = random_state_kept(range(torch.cuda.device_count()))
+    with unchanged, torch.inference_mode(False), torch.enable_grad(), accelerator(precision) as engine:
         pair = Pair(pruned, teacher, places, loss or SoftTargets(), engine.device)
         try:
             feed = Feed(loader, engine.process_index, engine.num_processes, seed)

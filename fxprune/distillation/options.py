@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,18 +155,6 @@ def seed_everything(*place: int | str) -> None:
     torch.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)
-
-
-@contextmanager
-def keep_random_state() -> Iterator[None]:
-    """Restore all random states at the end."""
-    python, numbers = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
 
 
 # Takes the pruned network's output, the teacher's and the target (None if the loader gives none).

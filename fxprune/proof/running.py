@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import linecache
-import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from fxprune.proof.nan_carrying.calls import tensors_among
 from fxprune.proof.nan_carrying.contractions import by_groups
 from fxprune.proof.probes import Probe
 from fxprune.util.paths import named_parameters
+from fxprune.util.progress import random_state_kept
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -138,15 +137,9 @@ def _decomposed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def nothing_left_behind(module: nn.Module) -> Iterator[None]:
-    """Restore the random number generators of torch, numpy and Python at the end."""
-    devices = sorted({t.device.index or 0 for _, t in named_parameters(module) if t.device.type == "cuda"})
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+    """Restore all random generators, those of the module's devices included, at the end."""
+    with random_state_kept({t.device.index or 0 for _, t in named_parameters(module) if t.device.type == "cuda"}):
+        yield
 
 
 def where(error: BaseException) -> str:

@@ -1,8 +1,9 @@
-"""Progress on a terminal, and the seconds that each pass took."""
+"""What happens around passes: progress on a terminal, seconds, random numbers, garbage."""
 
 from __future__ import annotations
 
 import gc
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
+import torch
 from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.status import Status
@@ -60,6 +63,18 @@ class Steps:
             count = f"{done} of {total} done" if total else str(done)
             row.add_row(name, ProgressBar(total, done, width=30) if total else "", count, *labels[done : done + 1])
             self._status.update(row)
+
+
+@contextmanager
+def random_state_kept(devices: Iterable[int] = ()) -> Iterator[None]:
+    """Restore the random generators of Python, numpy and torch at the end; of these, also those of CUDA devices."""
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from fxprune.proof.comparing import compare, leaves_of
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
-from fxprune.proof.masking import Keep, all_names, check_tensors
+from fxprune.proof.masking import Keep, all_names, check_tensors, removes_anything
 from fxprune.proof.nodes.by_values import Tally
 from fxprune.proof.nodes.drawing import Patterns, Setting
 from fxprune.proof.nodes.pairs import Pair, UnjudgedError
@@ -221,7 +221,7 @@ class _Prover:
             seed=self._seed,
             untrained="",
             levels=lambda: self._rounding(probe),
-            tells=not self.tally.over_kept,
+            tells=not self.tally.over_kept or not removes_anything(self._original, self._keep),
         )
         try:
             with torch.enable_grad():
