@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -104,12 +104,12 @@ class PrivateNetwork:
             raise CalibrationError(
                 f"{type(model).__name__} cannot be copied, and statistics are taken on a copy ({described(error)})"
             ) from error
+        self.parameters: dict[str, Tensor] = dict(copied.named_parameters())
+        self.buffers: dict[str, Tensor] = dict(copied.named_buffers())  # and the constants of the graphs
         for island in graph.captured.islands:
             path, _, name = island.prefix.removesuffix(".").rpartition(".")
             setattr(copied.get_submodule(path), name, self._opened(island, copied))
         self.module = copied if "" in graph.captured.opaque else self._opened(graph.captured, copied)
-        self.parameters: dict[str, Tensor] = dict(copied.named_parameters())
-        self.buffers: dict[str, Tensor] = dict(copied.named_buffers())
 
     def run(self, sample: Sample) -> Any:
         """The output of one call. Raises CalibrationError: the network fails."""
@@ -118,7 +118,9 @@ class PrivateNetwork:
             return sample.call(partial(nn.Module.__call__, self.module))
 
     def _opened(self, captured: Captured, model: nn.Module) -> nn.Module:
-        module = captured.module(model).eval()
+        constants = {name: tensor.clone() for name, tensor in captured.constants.items()}
+        self.buffers |= constants
+        module = replace(captured, constants=constants).module(model).eval()
         assert isinstance(module, fx.GraphModule)
         originals = [node for node in captured.graph.nodes if node.op != "output"]
         copies = dict(zip(originals, list(module.graph.nodes), strict=False))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxprune.calibration.statistic import add_over_ranks
+from fxprune.errors import CalibrationError
 
 _ROWS_WITHOUT_SHRINKAGE = 4
 _ROWS_OF_A_FEATURE = 8
@@ -78,6 +79,9 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
 
     Returns:
         ``(groups, m + 1, n + 1)``.
+
+    Raises:
+        CalibrationError: the sums are not finite.
     """
     each = torch.ones(one.shape[1], 1, device=one.device) if weights is None else weights.unsqueeze(1)
     count = float(each.sum(dtype=torch.float64))
@@ -86,7 +90,13 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
     left, right = (rows.to(kind) - mean.to(kind) for rows, mean in zip((one, other), means, strict=True))
     found = F.pad(((left * each.to(kind)).mT @ right).to(torch.float64), (0, 1, 0, 1))
     ends = [F.pad(mean, (0, 1), value=1.0) for mean in means]
-    return found + count * ends[0].mT @ ends[1]
+    found = found + count * ends[0].mT @ ends[1]
+    if not bool(found.isfinite().all()):
+        raise CalibrationError(
+            "with the calibration's inputs, a layer reads NaN, infinity or values too large to be squared: scale the "
+            f"inputs as in training, or compile in a type with a wider range than {one.dtype}"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import RecoveryError
+from fxprune.errors import CalibrationError, RecoveryError
 
 
 class Opaque(nn.Module):
@@ -152,3 +152,38 @@ def test_recovery_that_was_asked_for_needs_data() -> None:
     model = net()
     with pytest.raises(RecoveryError, match="calibration"):
         fxprune.recover(fxprune.compile(model, images(2), 0.5), model)
+
+
+class Borrowing(nn.Module):
+    """Calls a layer that is no part of it: its weight is a constant of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.lent = nn.Linear(6, 16), nn.Linear(16, 4), [nn.Linear(16, 16)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.lent[0](self.first(x)).relu())
+
+
+def test_a_layer_of_constant_weights_is_read_too() -> None:
+    torch.manual_seed(0)
+    model, batches = Borrowing().eval(), list(torch.randn(64, 6).split(16))
+    weight = model.lent[0].weight.detach().clone()
+    pruned = fxprune.compile(model, batches[0], 0.4, calibration=batches)
+    cut = fxprune.compile(model, batches[0], 0.4, calibration=batches, recover=None)
+    with torch.no_grad():
+        recovered, plain = ((net(batches[0]) - model(batches[0])).square().sum() for net in (pruned, cut))
+    assert recovered < plain
+    assert torch.equal(model.lent[0].weight, weight)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e5), (torch.float32, 1e30)])
+def test_values_that_overflow_inside_are_named(dtype: torch.dtype, scale: float) -> None:
+    class Loud(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](x) * scale)
+
+    model = Loud(nn.Linear(6, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))).to(dtype).eval()
+    batches = [torch.randn(8, 6).to(dtype)]
+    with pytest.raises(CalibrationError, match=f"too large to be squared.* than {dtype}"):
+        fxprune.compile(model, batches[0], 0.3, calibration=batches)
