@@ -93,3 +93,28 @@ def test_a_plan_that_empties_an_activation_is_refused() -> None:
     masks = {group: ~even[graph.channels(group, "first.weight", 0) >= 0] for group in graph.groups}
     with pytest.raises(PlanError, match="activation"):
         fxprune.Plan.from_masks(graph, masks, {})
+
+
+class Choosing(nn.Module):
+    """The output shows which code is the largest, the gradient all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.scores, self.last = nn.Linear(6, 16), nn.Linear(16, 5), nn.Linear(16, 3)
+        self.codes = nn.Parameter(torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        logits = self.scores(h)
+        largest = F.one_hot(logits.argmax(-1), 5).to(h)
+        share = F.gumbel_softmax(logits, tau=0.7, hard=True) if self.training else largest
+        chosen: torch.Tensor = self.last(share @ self.codes + h)
+        return chosen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_zeros_that_only_gradients_show_are_no_fault(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Choosing().eval()
+    pruned = fxprune.remove(model, torch.randn(3, 6), {"scores": [1], "first": [0, 5, 9]})
+    assert fxprune.report(pruned).proof is not None

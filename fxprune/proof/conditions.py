@@ -28,6 +28,8 @@ _ROUGH = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.f
 _OWN_ERRORS = 10
 # The largest relative error of a gradient.
 _GRADIENTS = 1e-6
+# How a note begins if only the forward pass of training was compared.
+UNCOMPARED_GRADIENTS = "gradients not compared"
 
 
 class _DiffersError(Exception):
@@ -55,6 +57,8 @@ class Conditions:
     # Returns, by path, the magnitude below which an output is only rounding.
     levels: Callable[[], dict[str, float]]
     tells: bool  # whether equal outputs prove zeros the right stand-in: not if removal has no visible effect
+    # Whether removal crosses a norm or a softmax: gradients may show zeros that outputs hide (the place of a maximum).
+    crosses: bool = False
 
     def train(self) -> str:
         """Compare one step of training.
@@ -104,8 +108,9 @@ class Conditions:
         if wrong:
             raise _DiffersError(wrong)
         if carries:
-            return "gradients not compared: zeros cannot stand in for the removed entries"
-        return self._back(masked, narrow, tells=self.tells and len(masked.outputs) == len(outputs))
+            return f"{UNCOMPARED_GRADIENTS}: zeros cannot stand in for the removed entries"
+        tells = self.tells and not self.crosses and len(masked.outputs) == len(outputs)
+        return self._back(masked, narrow, tells=tells)
 
     def _back(self, masked: Step, narrow: Step, *, tells: bool) -> str:
         """Compare gradients; ``tells``: whether equal outputs prove zeros to be the right stand-in."""
@@ -120,9 +125,9 @@ class Conditions:
         if not wrong:
             return ""
         if not tells:
-            raise _RefusedError("the removed entries do not reach the outputs, so gradients have no reference")
+            raise _RefusedError("outputs do not show whether zeros can stand in, so gradients have no reference")
         if not self._is_steady(narrow):
-            return "gradients not compared: they magnify rounding"
+            return f"{UNCOMPARED_GRADIENTS}: they magnify rounding"
         raise _error(f"{wrong} from the masked original on {self.probe.label}")
 
     def _is_steady(self, narrow: Step) -> bool:

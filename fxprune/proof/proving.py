@@ -89,6 +89,7 @@ def prove(
     node_keep: NodeKeep | None = None,
     alone: bool = False,
     untrained: str | None = "",
+    trained: nn.Module | None = None,
 ) -> Proof:
     """Prove that ``pruned`` is ``original`` without the entries that ``keep`` leaves out, and nothing else.
 
@@ -112,6 +113,8 @@ def prove(
         alone: run the sample's own sizes only, and random parameters only if removal has no visible effect without
             them: for a further graph of two networks that are already proven.
         untrained: why the two cannot be compared in training mode; "" if they can, None if they need not be.
+        trained: the full-width graph of training mode. Its gradients are compared with the original's if those of
+            ``pruned`` cannot be.
 
     Raises:
         ProofError: a check failed; the message names it, the place and the difference.
@@ -128,7 +131,7 @@ def prove(
         check_attributes(original, pruned)
         check_code(pruned)
         case = Case(original, captured, pruned, whole, Sample(*sample), crosses_norm, node_keep or {}, seed, alone)
-        case = replace(case, untrained=untrained)
+        case = replace(case, untrained=untrained, trained=trained)
         dtype = precision(original, case.sample)
         try:
             outcome = Validation(case, dtype).run()

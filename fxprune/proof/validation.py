@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from fxprune.capture.decisions import REFUSAL, asks_values, refuses_sizes
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError, described
 from fxprune.proof.comparing import Leaves, all_finite, compare, has_nan, kept_block
-from fxprune.proof.conditions import Conditions
+from fxprune.proof.conditions import UNCOMPARED_GRADIENTS, Conditions
 from fxprune.proof.copies import TOLERANCE, out_of_memory, private_copy
 from fxprune.proof.locating import MarkedRun, NodeKeep, first_difference
 from fxprune.proof.masking import GAINS, Keep, overwrite_removed, randomise, removes_anything
@@ -55,6 +55,7 @@ class Case:
     ``alone``: at the sample's own sizes only, and with random parameters only if removal has no visible effect without;
     for a further graph of networks that are already proven.
     ``untrained``: why training mode cannot be compared, or ""; None if it need not be.
+    ``trained``: the full-width graph of training mode; None if there is none to compare.
     """
 
     original: nn.Module
@@ -67,6 +68,7 @@ class Case:
     seed: int
     alone: bool = False
     untrained: str | None = ""
+    trained: nn.Module | None = None
 
 
 @dataclass
@@ -296,8 +298,13 @@ class Validation:
             "some removals are known from the plan alone" if self._ways[0].marks else case.untrained,
             lambda: self._levels(trial, answer),
             not self._ways[0].carries or self._is_visible(change),
+            case.crosses_norm,
         )
         notes = [conditions.train()]
+        if notes[0].startswith(UNCOMPARED_GRADIENTS) and case.trained is not None:
+            # What removal does to gradients is not known, but the trace must have those of the original.
+            whole = replace(conditions, pruned=case.trained, keep={}, tells=True, crosses=False)
+            notes.append(whole.train())
         if not case.alone:
             notes += [conditions.own_precision(), conditions.half_precision()]
         self._outcome.notes += filter(None, notes)

@@ -17,6 +17,7 @@ from fxprune.planning import Plan
 from fxprune.planning.plan import setting
 from fxprune.proof import Pair, Proof, UnjudgedError, check_structure, prove, prove_nodes
 from fxprune.rewriting.rewriter import Certificate, node_keep
+from fxprune.util.modes import has_own_modes
 from fxprune.util.paths import attribute
 
 
@@ -57,6 +58,7 @@ def prove_whole(
     # The proof runs opaque modules as they are, so they recompute the constants of their traced parts at every call.
     inside = {name for island in graph.captured.islands for c in island.everything() for name in c.constants}
     keep = {name: kept for name, kept in plan.keep.items() if name not in inside}
+    whole = bool(graph.captured.opaque) or any(map(has_own_modes, model.modules()))  # then no graph alone can train
 
     def proof(captured: Captured, given: Sample, *, alone: bool) -> Proof:
         return prove(
@@ -70,6 +72,7 @@ def prove_whole(
             node_keep=node_keep(graph, captured, masks),
             alone=alone,
             untrained=None if alone and captured.training_graph is None else _untrained(graph),
+            trained=None if whole else (captured.training_graph or captured).module(model),
         )
 
     found = proof(graph.captured, sample, alone=False)

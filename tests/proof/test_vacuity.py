@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -142,12 +144,38 @@ class Frozen(Scaled):
         return x * self.scale + super().forward(x).detach()
 
 
-def test_a_plan_that_removes_nothing_is_compared_in_training_too() -> None:
-    def repair(pruned: fx.GraphModule) -> None:
-        stop = next(node for node in pruned.graph.nodes if node.target == "detach")
-        stop.replace_all_uses_with(stop.all_input_nodes[0])
-        pruned.graph.erase_node(stop)
-        pruned.recompile()
+def learning(network: fx.GraphModule) -> None:
+    """Let the gradient pass."""
+    stop = next(node for node in network.graph.nodes if node.target == "detach")
+    stop.replace_all_uses_with(stop.all_input_nodes[0])
+    network.graph.erase_node(stop)
+    network.recompile()
 
+
+def test_a_plan_that_removes_nothing_is_compared_in_training_too() -> None:
     with pytest.raises(ProofError, match=r"in training mode: the gradient of .* differs"):
-        run(twins.twin(Frozen(1.0), {}, torch.randn(2, 6), repair=repair))
+        run(twins.twin(Frozen(1.0), {}, torch.randn(2, 6), repair=learning))
+
+
+class Normed(nn.Module):
+    """A norm over the channels, before a branch that no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(self.up(x))
+        return self.down(normed.detach() * 2 + normed)
+
+
+def test_where_zeros_cannot_stand_in_the_trace_has_the_gradients_of_the_original() -> None:
+    kept = twins.index(0, 2, 3, 7)
+    keep: Kept = {"up.weight": (kept, None), "up.bias": (kept,), "down.weight": (None, kept)}
+    keep |= {"norm.weight": (kept,), "norm.bias": (kept,)}
+    case = twins.twin(Normed(), keep, torch.randn(2, 6), crosses_norm=True)
+    assert any(note.startswith("gradients not compared") for note in run(case, trained=case.captured).notes)
+    loose = copy.deepcopy(case.captured)
+    learning(loose)
+    with pytest.raises(ProofError, match=r"in training mode: the gradient of .* differs"):
+        run(case, trained=loose)
