@@ -114,13 +114,15 @@ def _methods_of(kind: Any) -> frozenset[str]:
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
-_PLAIN = (type(None), bool, int, float, str, tuple, list)
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (type(None), bool, int, float, str))
 
 
 def has_same_attributes(full: nn.Module, narrow: nn.Module) -> bool:
     """Whether all plain attributes of two modules are equal, except the mode."""
     ours, theirs = (
-        {n: v for n, v in vars(module).items() if isinstance(v, _PLAIN) and n != "training"}
-        for module in (full, narrow)
+        {n: v for n, v in vars(module).items() if _is_plain(v) and n != "training"} for module in (full, narrow)
     )
     return ours == theirs
