@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture import builtin_calls, clone, custom, decisions, guards, lowering, settings, sources
+from fxprune.capture import builtin_calls, clone, custom, decisions, folding, guards, lowering, settings, sources
 from fxprune.capture.arguments import placeholders
 from fxprune.capture.chance import OtherRandomStates
 from fxprune.capture.known_results import OnMeta
@@ -70,6 +70,8 @@ class Captured:
     selections: dict[str, str] = field(default_factory=dict)
     # The questions whether it is being traced that were answered yes, because the forward failed otherwise.
     told: frozenset[str] = frozenset()
+    # Buffers whose values the forward reads in Python.
+    buffers_read: set[str] = field(default_factory=set)
     # Attributes of modules that the forward sets, and buffers to which it gives another shape.
     remembers: tuple[str, ...] = ()
     # What the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
@@ -247,6 +249,7 @@ class Task:
         recorder, tensors, state, flags, written = self.recorded()
         own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._forward_with)
+        folding.check_unwritten(recorder.buffers_read, recorder.graph, self.training)
         drop_unread(recorder.graph)
         if self.sample.batch_size == 1:
             # A size of one is folded away where sizes are multiplied, so that this graph is right for no other batch.
@@ -266,6 +269,7 @@ class Task:
             self.prefix,
             {path: reason for path, (reason, _) in self.opaque.items()},
             specialization=self.specialization,
+            buffers_read=recorder.buffers_read,
             remembers=state.changed(),
             written=written,
             answers=self.answers,

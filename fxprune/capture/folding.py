@@ -6,12 +6,13 @@ tensor that the forward writes to changes from call to call. None of these is ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, is_written, writes_in_place
 
 _CHANGES = frozenset(
@@ -46,6 +47,34 @@ def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
     kinds = {int(size.meta["val"]) for size in sizes}
     hanging = {n for n in kinds if any(_differs(node, stored, {n: other}, value) for other in _others(n))}
     return [size for size in sizes if size.meta["val"] in hanging]
+
+
+def buffers_behind(node: fx.Node) -> set[str]:
+    """The names of the stored tensors from which a node is computed."""
+    found, pending, seen = set(), [node], {node}
+    while pending:
+        top = pending.pop()
+        found |= {str(top.target)} if top.op == "get_attr" else set()
+        pending.extend(n for n in top.all_input_nodes if n not in seen)
+        seen.update(top.all_input_nodes)
+    return found
+
+
+def check_unwritten(read: Collection[str], graph: fx.Graph, training: bool) -> None:
+    """Raise CaptureError if a graph writes, in a mode, to a buffer whose value the forward reads in Python."""
+    layers = {str(node.target) for node in graph.nodes if node.op == "call_module" and training}
+    stored = [node for node in graph.nodes if node.op == "get_attr" and node.target in read]
+    norms = [node for node in stored if training and any(map(_keeps_statistics, node.users))]
+    written = [str(node.target) for node in stored if node in norms or is_written(node)]
+    for name in (*written, *(name for name in read if name.rpartition(".")[0] in layers)):
+        raise CaptureError(
+            f"the forward decides by the value of {name}, to which it writes: a later call may go another way than "
+            "this one; if only the first call writes to it, make that call before"
+        )
+
+
+def _keeps_statistics(node: fx.Node) -> bool:
+    return node.op == "call_function" and canonical_name(node.target) in ("batch_norm", "instance_norm")
 
 
 def _sizes_behind(node: fx.Node) -> list[fx.Node]:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fxprune.capture import lowering
 from fxprune.capture.clone import meta_like
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.folding import Stored, deciding_sizes, known_value
+from fxprune.capture.folding import Stored, buffers_behind, deciding_sizes, known_value
 from fxprune.capture.guards import answer_if_finite
 from fxprune.capture.live import ByValues
 from fxprune.errors import CaptureError
@@ -320,6 +320,7 @@ class KnownValues:
         self._node_of = node_of
         self._stored = stored
         self._decisions = decisions
+        self.buffers: set[str] = set()  # whose values were read
 
     def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: ByValues | None) -> Any:
         """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
@@ -336,6 +337,7 @@ class KnownValues:
         known = None if node is None else known_value(node, self._stored)
         if node is not None and known is not None:
             self._decisions.add_sizes(deciding_sizes(node, self._stored))
+            self.buffers |= buffers_behind(node)
             return known
         answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
         if node is None or answer is None:

@@ -16,7 +16,7 @@ from torch import fx, nn
 from fxprune.capture.arguments import placeholders
 from fxprune.capture.clone import meta_like
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.lowering import leaves, map_leaves, node_form
+from fxprune.capture.lowering import holds_tensor, leaves, map_leaves, node_form
 from fxprune.capture.masked import Picked
 from fxprune.capture.numbers import size_of, traced
 from fxprune.capture.samples import Sample
@@ -139,6 +139,8 @@ class ByValues:
         op, target, args = node_form(func, args, kwargs)
         node = self._call(op, target, args, kwargs, None)
         value = node.meta["val"] = self._live.of(node)
+        if not holds_tensor(value):
+            raise CaptureError(f"the forward reads tensor values: {func.__name__}() cannot be answered without data")
         node.meta["by_values"] = True
         self._adopt(node, value)
         self._results += [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -141,6 +141,18 @@ def filled(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[
     return made
 
 
+def compared(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], bool] | None:
+    """The questions of all values that torch answers with a truth value, as a truth value read from a tensor."""
+    if name == "is_nonzero":
+        return lambda: bool(args[0] != 0)
+    if name == "allclose":
+        return lambda: bool(torch.isclose(*args, **kwargs).all())
+    if name != "equal":
+        return None
+    one, other = (*args, *kwargs.values())
+    return lambda: one.shape == other.shape and bool((one == other).all())
+
+
 PACK, PAD = "_pack_padded_sequence", "_pad_packed_sequence"
 
 

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture import clone
 from fxprune.capture.capturing import Captured, OpaqueCalls, capture
 from fxprune.capture.decisions import asks_values
+from fxprune.capture.folding import check_unwritten
 from fxprune.capture.lowering import mutates
 from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
@@ -124,6 +125,7 @@ def capture_training(
 ) -> Captured | None:
     """The forward in training mode, or None where it equals ``captured``. Raises CaptureError: it cannot be traced."""
     if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
+        check_unwritten(captured.buffers_read, captured.graph, training=True)
         return None
     options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
     options |= {
@@ -135,6 +137,8 @@ def capture_training(
     training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
     if captured.answers is not None and asks_values(training.graph) and not asks_values(captured.graph):
         raise CaptureError("values decide in training mode which way it goes")
+    check_unwritten(captured.buffers_read, training.graph, training=True)
+    check_unwritten(training.buffers_read, captured.graph, training=False)
     captured.flags |= training.flags
     captured.modes_read |= training.modes_read
     captured.written |= training.written

@@ -146,7 +146,7 @@ class Recorder(TorchFunctionMode):
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA:
             return self._values.read(name, func, args, kwargs, self._by_values)
-        fill = lowering.filled(name, args, kwargs)
+        fill = lowering.filled(name, args, kwargs) or lowering.compared(name, args, kwargs)
         if fill or (lowering.enterable(func) and func is not self._entered and not self._keeps(canonical_name(name))):
             return self._enter(func, fill, args, kwargs)
         return self._index_or_record(name, func, args, kwargs)
@@ -300,6 +300,11 @@ class Recorder(TorchFunctionMode):
             value = pytree.tree_map_only(torch.Tensor, meta_like, result)
         self._decisions.add_lengths(self._call("call_module", path, args, kwargs, value), value)
         return value
+
+    @property
+    def buffers_read(self) -> set[str]:
+        """The buffers whose values the forward read in Python."""
+        return self._values.buffers - self.constants.keys()
 
     @property
     def innermost(self) -> str:

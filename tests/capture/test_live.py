@@ -240,3 +240,28 @@ def test_a_way_that_removal_changes_is_told_with_its_line_and_what_to_do() -> No
         sums = model.first(x).relu().sum((1, 2, 3)).tolist()
     with pytest.raises(fxprune.errors.ProofError, match=r"way that \S*test_live\.py:\d+ took.*; exclude the layers"):
         fxprune.compile(model, x, 0.4)
+
+
+QUESTIONS: dict[str, Callable[[Tensor], bool]] = {
+    "equal": lambda x: torch.equal(x, torch.zeros_like(x)),
+    "a method": lambda x: x.equal(x * 2),
+    "nearly equal": lambda x: torch.allclose(x, torch.zeros_like(x), atol=1e-3),
+    "not zero": lambda x: not torch.is_nonzero(x.abs().sum()),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_truth_values_that_torch_makes_of_all_values_are_checked(question: Callable[[Tensor], bool]) -> None:
+    class Asking(Net):
+        def forward(self, x: Tensor, *lengths: Tensor) -> Any:
+            return self.last(self.first(x)) if question(x) else super().forward(x)
+
+    torch.manual_seed(0)
+    model = Asking(same, same).eval()
+    pruned = fxprune.compile(model, torch.randn(2, 3, 6, 6), 0.3)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    x = torch.randn(3, 3, 7, 5)
+    torch.testing.assert_close(pruned(x), masked(model, plan.keep)(x))
+    with pytest.raises(AssertionError, match="made for inputs of other values"):
+        pruned(torch.zeros(2, 3, 6, 6))

@@ -392,3 +392,85 @@ def test_buffers_filled_by_the_first_training_call_are_not_filled_again(normed: 
     torch.testing.assert_close(pruned(x), model(x))
     with pytest.raises(fxprune.errors.ModeError, match="is_known"):
         pruned.train()(x)
+
+
+class Deciding(nn.Module):
+    """Decides by the value of a buffer, to which its training writes in one of several ways."""
+
+    known: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, read: Callable[[Deciding], bool], write: Callable[[Deciding], None], done: bool) -> None:
+        super().__init__()
+        self.first, self.norm, self.out = nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 2)
+        self.register_buffer("known", torch.tensor([float(done)] * 2))
+        self.register_buffer("scale", torch.ones(8))
+        self.read, self.write = read, write
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(self.first(x))
+        if self.read(self):
+            self.scale.copy_(h.detach().std(0))
+            self.write(self)
+        return self.out(h * self.scale)
+
+
+def replacing(net: Deciding) -> None:
+    net.known = torch.ones(2)
+
+
+def through_a_view(net: Deciding) -> None:
+    net.known[0] = 1
+
+
+IN_TRAINING: dict[str, tuple[Callable[[Deciding], bool], Callable[[Deciding], None]]] = {
+    "item": (lambda net: net.training and net.known[0].item() == 0, lambda net: net.known.fill_(1)),
+    "truth value": (lambda net: net.training and not net.known.any(), through_a_view),
+    "equal": (lambda net: net.training and torch.equal(net.known, torch.zeros(2)), replacing),
+    "a layer's": (lambda net: net.training and not net.norm.num_batches_tracked, lambda net: None),
+}
+
+
+@pytest.mark.parametrize(("read", "write"), IN_TRAINING.values(), ids=IN_TRAINING)
+def test_a_buffer_that_is_written_after_its_value_decided_is_never_baked_in(
+    read: Callable[[Deciding], bool], write: Callable[[Deciding], None]
+) -> None:
+    model = Deciding(read, write, done=False).eval()
+    pruned, x = fxprune.compile(model, torch.randn(4, 3), 0.0), torch.randn(4, 3)
+    torch.testing.assert_close(pruned(x), model(x))
+    with pytest.raises(fxprune.errors.ModeError, match="decides by the value of"):
+        pruned.train()(x)
+
+
+@pytest.mark.parametrize("name", ["item", "truth value", "equal"])
+def test_a_buffer_that_is_no_longer_written_decides(name: str) -> None:
+    model = Deciding(*IN_TRAINING[name], done=True).eval()
+    pruned, x = fxprune.compile(model, torch.randn(4, 3), 0.0).train(), torch.randn(4, 3)
+    twin = copy.deepcopy(model).train()
+    for _ in range(2):
+        torch.testing.assert_close(pruned(x), twin(x))
+
+
+class Warming(nn.Module):
+    """Reads in eval mode what training writes."""
+
+    warm: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("warm", torch.tensor(False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        if self.training:
+            self.warm.fill_(True)
+        elif self.warm:
+            h = h * 2
+        return self.out(h)
+
+
+def test_a_buffer_that_training_writes_and_eval_mode_reads_ends_training() -> None:
+    pruned = fxprune.compile(Warming().eval(), torch.randn(4, 3), 0.0)
+    with pytest.raises(fxprune.errors.ModeError, match="decides by the value of warm"):
+        pruned.train()(torch.randn(4, 3))
