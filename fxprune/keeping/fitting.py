@@ -13,6 +13,7 @@ import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,25 @@ class Fit:
             return False
         values = [(image.args, narrow.args), *((image.kwargs[name], narrow.kwargs[name]) for name in image.kwargs)]
         both = [(_leaves(given), _leaves(own)) for given, own in values]
-        return all(len(given) != len(own) or all(map(_agree, given, own)) for given, own in both)
+        return all(len(given) != len(own) or all(map(self._agree, given, own)) for given, own in both)
+
+    @cached_property
+    def _numbers(self) -> set[fx.Node]:
+        """The pruned graph's nodes that give numbers."""
+        images = self.certificate.images.items()
+        numbers = (int, float, torch.SymInt)
+        return {n for full, n in images if isinstance(n, fx.Node) and isinstance(full.meta.get("val"), numbers)}
+
+    def _agree(self, given: Any, own: Any) -> bool:
+        """Whether an argument of the copy's call equals the number in the pruned graph, if that has one there."""
+        if isinstance(given, fx.Node) and given in self._numbers:  # a literal there is that of another branch
+            return isinstance(own, fx.Node) or own == -1
+        if isinstance(given, bool) or not isinstance(given, (int, float)):
+            return True
+        if isinstance(own, fx.Node):
+            own = own.meta.get("val")
+            own = operator.index(own) if isinstance(own, (int, torch.SymInt)) else own
+        return not isinstance(own, (int, float)) or own == given or own == -1 or given == -1
 
     def _has_sizes(self, axes: Any, value: Any) -> bool:
         if isinstance(value, torch.Tensor) and isinstance(axes, tuple):
@@ -369,13 +388,3 @@ def _leaves(value: Any) -> list[Any]:
     found: list[Any] = []
     fx.node.map_aggregate(value, found.append)
     return found
-
-
-def _agree(given: Any, own: Any) -> bool:
-    """Whether an argument of the copy's call equals the number in the pruned graph, if that has one there."""
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        return True
-    if isinstance(own, fx.Node):
-        own = own.meta.get("val")
-        own = operator.index(own) if isinstance(own, (int, torch.SymInt)) else own
-    return not isinstance(own, (int, float)) or own == given or own == -1 or given == -1

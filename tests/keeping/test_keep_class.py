@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import fxprune
 from fxprune.errors import PlanError
+from tests.nets.oracles import masked
 
 
 class Attention(nn.Module):
@@ -516,3 +517,28 @@ def test_as_many_plans_as_widths_that_the_class_fixes() -> None:
     )
     assert all(block[0].out_features == 8 for block in pruned.blocks)
     assert pruned.free[0].out_features < 8
+
+
+class Matching(nn.Module):
+    """Multiplies by the number of rows where its layer is as wide as it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        h = h * h.shape[0] if h.shape[1] == 16 else h * 5
+        return self.last(self.inner(h))
+
+
+def test_a_branch_with_a_number_of_its_own_holds_the_width_that_decides() -> None:
+    torch.manual_seed(0)
+    model = Matching().eval()
+    kept = fxprune.compile(model, torch.randn(3, 6), 0.2, keep_class=True, recover=None)
+    assert kept.first.out_features == 16
+    assert kept.inner.out_features < 24
+    plan = fxprune.report(kept).plan
+    assert plan is not None
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(kept(x), masked(model, plan.keep)(x))
