@@ -171,7 +171,9 @@ def share_taken(model: nn.Module, live: Captured) -> float:
     """The share of further values that take the ways that were found. One who gave other samples chose the ways."""
     own, ways = replace(live.sample, others=()), [way.without_values(model) for way in (live, *live.specializations)]
     turned = own.map(lambda t: t.flip(0) if t.dim() else t)
-    further = (*(turned.map(partial(_scaled, by=by)) for by in (0.7, 2.5, -1.7, -0.4)), *_other_numbers(own))
+    further = [*(turned.map(partial(_scaled, by=by)) for by in (0.7, 2.5, -1.7, -0.4)), *_other_numbers(own)]
+    further += [own.map(partial(_shuffled, seed=seed)) for seed in range(4)]
+    further += [] if own.batch_size is None else [own.with_batch(1), own.with_batch(1).with_batch(own.batch_size)]
     tried = [sample for sample in further if refuses(model, sample) is None]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as where the branches were found
@@ -200,6 +202,13 @@ def _further(tensor: torch.Tensor, by: int) -> torch.Tensor:
 
 def _scaled(tensor: torch.Tensor, by: float) -> torch.Tensor:
     return tensor * by if tensor.is_floating_point() else tensor
+
+
+def _shuffled(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    order = torch.randperm(tensor.numel(), generator=torch.Generator().manual_seed(seed))
+    return tensor.flatten()[order.to(tensor.device)].view(tensor.shape)
 
 
 def similar_samples(sample: Sample) -> list[Sample]:
