@@ -109,7 +109,8 @@ def prepare(record: Record, model: str, work: str, ratio: float, size: int, thre
         record(predicted=report.latency.predicted if report.latency else None)
         fxprune.save(network, place.folder / "network")
     place.folder.mkdir(parents=True, exist_ok=True)
-    FORMATS["onnx"].write(network, [Sample.from_input(x) for x in (sample, sample.repeat(2, 1, 1, 1))], place.onnx)
+    # The first must not have a batch of one, which the exporter would fix.
+    FORMATS["onnx"].write(network, [Sample.from_input(x) for x in (sample.repeat(2, 1, 1, 1), sample)], place.onnx)
     (place.folder / "about.json").write_text(json.dumps({"macs_gain": gain}), encoding="utf-8")
     record(macs_gain=gain)
 

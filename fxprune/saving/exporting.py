@@ -35,6 +35,11 @@ from fxprune.util.paths import device_of
 from fxprune.util.progress import Steps
 from fxprune.util.writing import checked_path, scratch_folder
 
+_CHANGES = (
+    "each call changes {} in eval mode, so a file differs from later calls of the network: take that change out of "
+    "eval mode, or keep the network with fxprune.save"
+)
+
 
 def export(
     pruned: nn.Module,
@@ -88,12 +93,18 @@ def export(
     with Steps(progress) as steps:
         with steps("run the network"):
             smallest = 2 if wanted is None or "batch" in wanted else 1
+            before = {name: buffer.clone() for name, buffer in network.named_buffers()}
             checks = find_checks(network, sample, smallest=smallest)
+            moved = [repr(name) for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
             freedoms = list(_lists_of_checks(network, checks)) if wanted is None else [_chosen(network, checks, wanted)]
         try:
             with _scratch(target) as file, steps(f"export to {name}"):
                 result = _first_that_works(chosen, (whole, network), freedoms, file, (str(target), name))
                 _put_in_place(file, target)
+        except ExportError as error:
+            if not moved:
+                raise
+            raise ExportError(f"{error}; {_CHANGES.format(', '.join(moved))}") from error
         except OSError as error:
             raise ExportError(f"{target} cannot be written: {error.strerror or error}") from error
     return result

@@ -558,3 +558,31 @@ def test_a_parameter_whose_data_are_set_is_exported(tmp_path: Path) -> None:
     program.scale.data.fill_(7.0)
     program(x)
     assert float(program.scale.detach().max()) == 2.0
+
+
+class Counting(nn.Module):
+    """Adds the number of earlier calls, in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.second(self.first(x).relu()) + self.seen
+        self.seen += 1
+        return h
+
+
+def test_a_network_that_counts_its_calls_is_refused_with_what_changes(tmp_path: Path) -> None:
+    pruned = fxprune.compile(Counting().eval(), torch.randn(2, 3, 8, 8), 0.5)
+    seen = pruned.get_buffer("seen").clone()
+    with pytest.raises(ExportError, match=r"each call changes 'seen' in eval mode.*fxprune\.save"):
+        fxprune.export(pruned, tmp_path / "net.pt2")
+    assert torch.equal(pruned.get_buffer("seen"), seen)
+    assert not list(tmp_path.iterdir())
+    fxprune.save(pruned, tmp_path / "folder")
+    x = torch.randn(2, 3, 8, 8)
+    again = fxprune.load(tmp_path / "folder")
+    for _ in range(3):
+        torch.testing.assert_close(again(x), pruned(x))
