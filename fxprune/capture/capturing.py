@@ -57,7 +57,6 @@ class Captured:
     opaque: dict[str, str] = field(default_factory=dict)
     # Multiply-accumulates of the opaque modules, for the sample, without those of their islands.
     opaque_macs: dict[str, float] = field(default_factory=dict)
-    opaque_share: float = 0.0  # the same in all multiply-accumulates
     islands: tuple[Captured, ...] = ()  # parts inside opaque modules that are captured by themselves
     calls: float = 1  # how often an island is called in one run, counted in calls with its sample
     training_graph: Captured | None = None  # the graph of training mode where it is another one

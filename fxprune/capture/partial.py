@@ -108,7 +108,6 @@ def capture_parts(
         raise CaptureError(f"{failure}; {_MOVE}", path=failure.path) from failure
     _refuse_layouts(main, recorded)
     main.opaque_macs = {path: _own_macs(main, path, recorded) for path in main.opaque}
-    main.opaque_share = sum(main.opaque_macs.values()) / max(recorded[""].macs, 1)
     return main
 
 

@@ -41,8 +41,6 @@ class OpaqueOp:
 # The names, among what is opaque, of decisions of the forward, and of a training mode that could not be traced.
 DECIDED_BY_VALUES = "decisions on values"
 UNTRACED_TRAINING = "the forward in training mode"
-# Where opaque modules compute more than this share of all, what can be pruned beside them is too little.
-_LARGE = 0.5
 
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
@@ -185,7 +183,7 @@ def _with_values_or_parts(
     """The graphs of the ways that the sample's values take, or a graph with opaque modules: that which refuses less.
 
     Ways that leave out no answer of the values refuse nothing, and let every width go. So do ways that the user chose
-    by other samples. Otherwise opaque modules are preferred, unless most of the work is theirs, and all values that
+    by other samples. Otherwise opaque modules are preferred, unless they leave nothing to prune, and most values that
     were tried take the ways that are known.
     """
     live = _live_graph(model, sample, written)
@@ -195,12 +193,11 @@ def _with_values_or_parts(
     if is_complete(model, live) or (sample.others and live.specializations):
         return live
     try:
-        parts = _parts(model, sample, failure, modes, written)
+        return _parts(model, sample, failure, modes, written)
     except CaptureError:
         if share_taken(model, live) <= 0.5:
             raise
         return live
-    return live if parts.opaque_share > _LARGE and share_taken(model, live) == 1 else parts
 
 
 def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) -> Captured | None:

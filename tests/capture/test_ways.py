@@ -116,11 +116,35 @@ def test_other_samples_choose_the_ways() -> None:
 
 def test_a_layer_that_a_number_picks_is_pruned_for_the_numbers_near_the_samples() -> None:
     model = Ways(by_number).eval()
+    model.block = nn.Linear(24, 24)  # no part could be pruned by itself
     pruned = fxprune.compile(model, (torch.randn(3, 6), torch.tensor(1)), 0.5)
     for number in range(4):
         assert f"ways.{number}.weight" in names_cut(model, pruned)
         assert_takes(model, pruned, torch.randn(5, 6), torch.tensor(number))
     assert_refused(pruned, torch.randn(3, 6), torch.tensor(-2))
+
+
+class Rare(nn.Module):
+    """Adds up entries above nine, of which its sample has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 32), nn.Linear(32, 32)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + x[x > 9].sum()
+        for layer in self.layers:
+            x = layer(x).relu()
+        return x
+
+
+def test_rare_values_are_accepted_where_parts_can_be_pruned() -> None:
+    model = nn.Sequential(Rare(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    sample = torch.randn(3, 6).clamp(-3, 3)
+    pruned = fxprune.compile(model, sample, 0.2)
+    assert fxprune.report(pruned).macs_after < fxprune.report(pruned).macs_before
+    for scale in (1, 10, 100):
+        assert_takes(model, pruned, torch.randn(5, 6) * scale)
 
 
 def test_ways_are_saved_and_loaded(tmp_path: Path) -> None:
