@@ -18,6 +18,7 @@ from fxprune.util.paths import modules_of, named_modules
 
 META = torch.device("meta")
 _DICT: Any = vars(nn.Module)["__dict__"]
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def meta_like(tensor: Tensor) -> Tensor:
@@ -174,7 +175,8 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     for module in modules_of(model):
         yield from (p for p in module._parameters.values() if p is not None)
         yield from (b for b in module._buffers.values() if b is not None)
-        yield from (held for held in tensors_in(vars(module), depth=4) if not held.is_leaf)
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        yield from (held for held in tensors_in(own, depth=4) if not held.is_leaf)
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:

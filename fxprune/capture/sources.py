@@ -62,7 +62,8 @@ def is_tried(known: dict[types.FrameType, int]) -> bool:
         if (code.co_name, code.co_filename) == _BEGINS:
             frame = None
             break
-        spans = _tried(code)
+        # Finding a file name is quick, finding a code object is not: its hash is computed anew each time.
+        spans = () if _is_hidden_file(code.co_filename) else _tried(code)
         if spans and any(first <= frame.f_lineno <= last for first, last in spans):
             return True
         if not code.co_flags & _RESUMED:
@@ -77,7 +78,7 @@ def is_tried(known: dict[types.FrameType, int]) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _tried(code: types.CodeType) -> tuple[tuple[int, int], ...]:
     """The lines of a function that stand in a ``try`` with a handler that does not raise in the end."""
-    if code.co_filename.startswith(_HIDDEN) or _CATCHES.isdisjoint(code.co_code[::2]):
+    if _CATCHES.isdisjoint(code.co_code[::2]):
         return ()
     lines = {line for _, _, line in code.co_lines() if line is not None}
     spans = _tries_in("".join(linecache.getlines(code.co_filename)))

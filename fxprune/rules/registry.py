@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -217,7 +217,12 @@ def rule_names() -> tuple[str, ...]:
 
 def torch_class(module: nn.Module) -> type[nn.Module]:
     """The torch.nn class whose forward a leaf module runs."""
-    return next(c for c in mro(module) if c.__module__.startswith("torch.nn.") and "forward" in dir(c))
+    return _torch_class(mro(module)[0])
+
+
+@lru_cache(maxsize=4096)
+def _torch_class(cls: type) -> type[nn.Module]:
+    return next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.") and hasattr(c, "forward"))
 
 
 def find_module_form(module: nn.Module) -> ModuleForm | None:

@@ -26,7 +26,7 @@ def runs_as(module: nn.Module, base: Any) -> bool:
 
     Not so if an attribute or a class between the two replaces what a call of ``base`` looks up. The mode is left aside.
     """
-    return _looked_up(base).isdisjoint(_defined(mro(module)[0], base)) and _methods(base).isdisjoint(vars(module))
+    return _inherits(mro(module)[0], base) and _methods(base).isdisjoint(vars(module))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -49,10 +49,10 @@ def _methods(cls: type) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _defined(cls: type, base: type) -> frozenset[str]:
-    """What the classes define that come before ``base``."""
+def _inherits(cls: type, base: type) -> bool:
+    """Whether no class that comes before ``base`` defines what its calls look up."""
     between = itertools.takewhile(lambda other: other is not base, cls.__mro__)
-    return frozenset(name for other in between for name in vars(other))
+    return all(_looked_up(base).isdisjoint(vars(other)) for other in between)
 
 
 def _names(code: CodeType) -> Iterator[str]:
