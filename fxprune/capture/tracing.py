@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
 from fxprune.capture.checking import counters, is_meta, modes_that_forget, refuses, traced_hooks
 from fxprune.capture.decisions import are_complete, asked_at, asks_values
+from fxprune.capture.lowering import leaves
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.reachable import reachable
@@ -21,6 +23,8 @@ from fxprune.capture.specializations import find_specializations, is_complete, s
 from fxprune.capture.state import Place, shared_objects_restored
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.rules import has_rule, is_leaf
+from fxprune.util.copies import private_copy
+from fxprune.util.modes import switch
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,37 @@ def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | 
             return error.graph or fx.Graph(), error
 
 
+def modes_that_count(model: nn.Module, captured: Captured) -> list[bool]:
+    """The modes (``training``) in which two calls leave other numbers for the next trace, in operations that stay.
+
+    Answers alone cannot tell: the operation may stand behind an activation that answers zero.
+    """
+    found = []
+    for training in (False, True)[: 1 if captured.untraced else 2]:
+        with shared_objects_restored(model), torch.random.fork_rng(devices=[]):
+            twin = private_copy(model)
+            switch(twin, "train" if training else "eval")
+            before = [attempt(twin, mode)[0] for mode in captured.modes()]
+            with torch.set_grad_enabled(training), suppress(Exception):  # the user's own code: it may raise anything
+                for _ in range(2):
+                    captured.sample.map(torch.clone).call(twin)
+            after = [attempt(twin, mode)[0] for mode in captured.modes()]
+        if any(map(_differ_in_numbers, before, after)):
+            found.append(training)
+    return found
+
+
+def _differ_in_numbers(graph: fx.Graph, other: fx.Graph) -> bool:
+    calls = [[node for node in given.nodes if node.op.startswith("call")] for given in (graph, other)]
+    if [node.target for node in calls[0]] != [node.target for node in calls[1]]:
+        return False
+    numbers = ([leaf for node in part for leaf in leaves((node.args, node.kwargs))] for part in calls)
+    return any(type(a) in (int, float) and a != b for a, b in zip(*numbers, strict=False))
+
+
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:
     """Refuse a mode in which something kept between calls changes the answer: ModelError, where it is eval."""
-    for training in modes_that_forget(model, part):
+    for training in modes_that_forget(model, part) or modes_that_count(model, part):
         reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"

@@ -203,6 +203,26 @@ def test_state_that_a_graph_would_forget_is_never_baked_in(name: str, always: bo
     assert (by_default.__defaults__, on_itself.calls, Scale.step) == (([],), 0, 0)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("always", [False, True], ids=["in training", "in both modes"])
+def test_a_count_behind_an_activation_that_answers_zero_is_found(always: bool) -> None:
+    class Model(Keeping):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = F.relu(self.first(x))
+            if always or self.training:
+                self.history.append(1)
+                h = h * (1 + 0.1 * len(self.history))
+            return self.last(h)
+
+    model = Model(untouched, untouched)
+    nn.init.constant_(model.first.bias, -99.0)
+    if always:
+        with pytest.raises(fxprune.errors.ModelError, match="'history' for its next call"):
+            fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0)
+        return
+    with pytest.raises(fxprune.errors.ModeError, match="'history' for its next call"):
+        fxprune.compile(model, torch.randn(2, 3, 8, 8), 0.0).train()(torch.randn(2, 3, 8, 8))
+
+
 class Part(nn.Module):
     """Counts, between layers of its own."""
 
