@@ -122,6 +122,28 @@ def test_every_command_is_described() -> None:
     assert all(f"fxprune {command.name} " in text for command in cli.app.registered_commands)
 
 
+def names_in(folder: Path) -> set[str]:
+    """The names of all files, folders, classes, functions and of what is assigned."""
+    paths = list(folder.rglob("*"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in paths if path.suffix == ".py")
+    found = re.findall(r"^ *(?:(?:def|class) (\w+)|(?:self\.)?(\w+)(?:: [^=\n]+)? = )", code, re.MULTILINE)
+    return {name for path in paths for name in (path.name, path.stem)} | {name for pair in found for name in pair}
+
+
+def test_every_package_has_a_picture_of_names_that_exist() -> None:
+    """In a picture, files, capitalised words, words with underscores and words before brackets are names."""
+    text, package = (DOCS / "architecture.md").read_text(), ROOT / "fxprune"
+    pictures = dict(re.findall(r"^```\nfxprune/(\w+)/\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    assert pictures.keys() == {file.parent.name for file in package.glob("*/__init__.py")}
+    everywhere = names_in(package)
+    for name, picture in pictures.items():
+        drawn = set(re.findall(r"\w+\.py|\b[A-Z][a-z]\w*|\w+_\w+|\w+(?=\()", picture))
+        assert drawn <= everywhere, name
+        assert len(drawn & names_in(package / name)) >= 3, name
+        assert len(picture.splitlines()) < 12, name
+        assert max(map(len, picture.splitlines())) <= 100, name
+
+
 def test_the_picture_of_a_residual_block_is_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = DOCS / "concepts.md"
