@@ -8,7 +8,8 @@ import pytest
 
 import fxprune
 
-TAUGHT = ["fxprune.axes.expressions", "fxprune.axes.solver", "fxprune.analysis.listing"]
+PACKAGES = [f"fxprune.{m.name}" for m in pkgutil.iter_modules(fxprune.__path__) if m.ispkg]
+TAUGHT = [*PACKAGES, "fxprune.axes.expressions", "fxprune.axes.solver", "fxprune.analysis.listing"]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(fxprune.__path__, "fxprune.") if not m.name.endswith("__main__"))
 
 
