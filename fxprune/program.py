@@ -126,7 +126,6 @@ class Program:
     rules: Rules = field(default_factory=dict)  # keep
     solution: Solution = field(default_factory=Solution)  # keep: of the class's configuration
     proof: Proof | None = None  # verify
-    unproven: str = ""  # verify
     report: Report | None = None  # report
     _checked: Any = None  # the network whose sizes were last checked against the plan
 
