@@ -29,10 +29,10 @@ class Difference:
         return f"{self.path} differs by {self.error:.3g} relative (tolerance {tolerance:.0e})"
 
 
-def leaves_of(output: Any, path: str = "output", *, keep_history: bool = False) -> Leaves:
+def leaves_of(output: Any, *, keep_history: bool = False) -> Leaves:
     """All leaves in containers and plain objects, by path; tensors are detached clones unless ``keep_history``."""
     found: Leaves = {}
-    _collect(output, path, found, 16, (lambda t: t) if keep_history else (lambda t: t.detach().clone()))
+    _collect(output, "output", found, 16, (lambda t: t) if keep_history else (lambda t: t.detach().clone()))
     return found
 
 
