@@ -40,21 +40,17 @@ class ProfiledOp:
 
 
 def profile(
-    module: fx.GraphModule,
-    nodes: Sequence[fx.Node],
-    sample: Sample,
-    known: Callable[[str], bool],
-    rounds: Iterable[int] = range(_ROUNDS),
+    module: fx.GraphModule, nodes: Sequence[fx.Node], sample: Sample, known: Callable[[str], bool]
 ) -> dict[fx.Node, ProfiledOp]:
     """Run a private copy: the arguments of every operation, and its seconds unless all keys are ``known``.
 
-    ``nodes``: the nodes of the graph that was copied; they key the result. ``rounds``: one item for each timed run.
+    ``nodes``: the nodes of the graph that was copied; they key the result.
     """
     runner = _Runner(module, dict(zip(module.graph.nodes, nodes, strict=True)))
     with torch.no_grad():
         runner.call(sample)
         if not all(known(seen.key) for seen in runner.seen.values()):
-            for _ in rounds:
+            for _ in range(_ROUNDS):
                 runner.call(sample)
     return runner.seen
 
