@@ -35,7 +35,7 @@ class Member:
     """One dim of one parameter or buffer that a group cuts.
 
     ``role``: "out" (rows of the op that makes the channels), "in" (columns of an op that reads them), "scale"
-    (per-channel affine parameters and statistics), "selection" (the gate in front of a consumer that selects its own
+    (per-channel affine parameters and statistics), "selection" (the gate in front of a layer that selects its own
     channels) or "other". ``channels_of(axis, group.variable)`` says which channel each index of the dim belongs to.
     """
 

@@ -1,8 +1,8 @@
-"""``couplings="drop"``: each consumer of a shared stream selects its own channels.
+"""``couplings="drop"``: each layer that reads a shared stream selects its own channels.
 
-A residual stream or a concatenation ties all of its producers and consumers. Here a selection, with a free width of its
-own, goes between the stream and each convolution or linear layer that reads it; the stream keeps its width. Ops between
-the stream and the consumer that serve this consumer alone (a pre-activation batch norm, its ReLU, a pool) come after
+A residual stream or a concatenation ties all layers that write it and read it. Here a selection, with a free width of
+its own, goes between the stream and each convolution or linear layer that reads it; the stream keeps its width. Ops
+between the stream and the layer that serve this layer alone (a pre-activation batch norm, its ReLU, a pool) come after
 the selection and are cut with it.
 """
 
@@ -28,12 +28,12 @@ COUPLINGS = ("keep", "drop")
 
 @dataclass(frozen=True)
 class _Place:
-    """A place for a selection: between ``stream`` and its reader ``user``, on a dim of the stream, for ``consumer``."""
+    """A place for a selection: between ``stream`` and its ``user``, on a dim of the stream, for a layer, ``reader``."""
 
     stream: fx.Node
     user: fx.Node
     dim: int
-    consumer: Call
+    reader: Call
 
 
 def check_couplings(couplings: object) -> str:
@@ -82,7 +82,7 @@ class _Uncoupler:
         return shared
 
     def places(self, graph: fx.Graph) -> Iterator[_Place]:
-        """One place for each consumer of a shared width."""
+        """One place for each reader of a shared width."""
         for node in graph.nodes:
             call = self._analyzer.calls.get(node)
             if call is not None and call.name in CONTRACTIONS and parameter_name(call.arguments["weight"]):
@@ -146,16 +146,16 @@ class _Uncoupler:
         place.user.replace_input_with(place.stream, selection)
 
     def _gate(self, captured: Captured, place: _Place) -> str:
-        weight = parameter_name(place.consumer.arguments["weight"])
+        weight = parameter_name(place.reader.arguments["weight"])
         assert weight is not None
-        consumer = weight.removesuffix(".weight")
-        readable = re.sub(r"\W", "_", consumer.removeprefix(captured.prefix))
+        reader = weight.removesuffix(".weight")
+        readable = re.sub(r"\W", "_", reader.removeprefix(captured.prefix))
         name = self._gates.setdefault(weight, f"{captured.prefix}_selection{len(self._gates)}_{readable}")
         value = place.stream.meta["val"]
         device = next((t.device for t in captured.sample.tensors), torch.device("cpu"))
         captured.constants[name] = torch.ones(value.shape[place.dim], dtype=value.dtype, device=device)
         captured.shapes[name] = (value.shape[place.dim],)
-        captured.selections[name] = consumer
+        captured.selections[name] = reader
         return name
 
 

@@ -31,7 +31,7 @@ from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph,
 OpaqueCalls = tuple[str, list[Any]]
 
 
-# How the reason begins for which a network has no graph of training mode.
+# How the text begins that says why a network has no graph of training mode.
 NO_TRAINING = "training mode cannot be captured: "
 
 
@@ -60,12 +60,12 @@ class Captured:
     islands: tuple[Captured, ...] = ()  # parts inside opaque modules that are captured by themselves
     calls: float = 1  # how often an island is called in one run, counted in calls with its sample
     training_graph: Captured | None = None  # the graph of training mode where it is another one
-    # The same forward for inputs of other sizes, for which it takes other ways.
+    # The same forward for other inputs, for which it takes other branches.
     specializations: tuple[Captured, ...] = ()
     specialization: int = 0  # 0, or which of the specializations this is
     # Which of the sample's other samples a specialization was traced on; None for one that nobody gave.
     other: int | None = None
-    # For the gate of each selection that was put in front of a consumer, the consumer's path.
+    # For the gate of each selection, the path of the layer that reads the selection.
     selections: dict[str, str] = field(default_factory=dict)
     # The questions whether it is being traced that were answered yes, because the forward failed otherwise.
     told: frozenset[str] = frozenset()

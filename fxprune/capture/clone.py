@@ -73,7 +73,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:
-    """Route calls of a private copy's submodules through ``handler``, and reads of ``training`` to the other."""
+    """Route calls of a copy's submodules through ``handler``, and report reads of ``training`` to ``mode_is_used``."""
     watched: dict[type, type] = {}
     for module in modules_of(model):
         cls = type(module)

@@ -27,8 +27,8 @@ _OF_SIZES = {"nbytes", "is_same_size", "storage_offset"}
 
 
 class Questions:
-    """Answers them. ``reads`` notes the questions about dtypes and gradients. ``learning``: whether tensors claim to
-    need gradients.
+    """Answers a forward's questions. ``reads`` notes those about dtypes and gradients. ``learning``: whether tensors
+    claim to need gradients.
     """
 
     def __init__(
