@@ -93,20 +93,21 @@ def achieved_ratio(specification: Specification, keep: Keep) -> float:
 
 
 def ratios_with_one_unit_back(specification: Specification, keep: Keep) -> list[float]:
-    """Return, for each group that lost units, the fraction removed when one of them had stayed.
+    """Return, for each unit that went, the fraction removed when it had stayed; units of a group may differ in size.
 
-    Groups whose unit saves nothing by itself are left out.
+    Units that save nothing by themselves are left out.
     """
     removal = Removal(specification.coupling)
     dead = kept_indices(specification.coupling, keep).dead
-    groups = [[unit for unit in group.units if unit <= dead] for group in removal.groups()]
+    gone = [unit for group in removal.groups() for unit in group.units if unit <= dead]
     ratios = []
-    for gone in groups:
-        others = [unit for units in groups for unit in units if unit is not gone[0]] if gone else []
-        fewer = KeptIndices(specification.coupling, frozenset[int]().union(*others))
+    for back in gone:
+        fewer = KeptIndices(
+            specification.coupling, frozenset[int]().union(*(unit for unit in gone if unit is not back))
+        )
         ratios.append(1 - specification.narrowed(fewer).macs() / specification.macs())
     full = achieved_ratio(specification, keep)
-    return [ratio for ratio, gone in zip(ratios, groups, strict=True) if gone and ratio < full]
+    return [ratio for ratio in ratios if ratio < full]
 
 
 def groups_that_lost(specification: Specification, keep: Keep) -> tuple[int, int]:
