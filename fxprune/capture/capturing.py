@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture import builtin_calls, clone, custom, decisions, folding, guards, lowering, settings, sources
+from fxprune.capture import builtin_calls, clone, custom, decisions, folding, guards, lowering, selections, settings
+from fxprune.capture import sources
 from fxprune.capture.arguments import placeholders
 from fxprune.capture.chance import OtherRandomStates
 from fxprune.capture.known_results import OnMeta
@@ -79,6 +81,7 @@ class Captured:
     written: dict[Place, Any] = field(default_factory=dict)
     # What the sample's values decided, where data decide; None where nothing of the kind is traced.
     answers: list[Any] | None = None
+    empty: frozenset[int] | None = None  # as in a task
     untraced: str = ""  # why the forward in training mode could not be captured; empty where it was, or need not be
 
     def refuse_training(self, reason: str) -> None:
@@ -196,7 +199,12 @@ def capture(
     task = Task(
         model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}
     )
-    task = replace(task, answers=[]) if live else task
+    if live:
+        with contextlib.suppress(CaptureError):
+            captured = replace(task, answers=[], empty=frozenset()).run()
+            if captured.without_values(model)(sample) is None:
+                return captured
+        task = replace(task, answers=[])
     try:
         return task.run()
     except CaptureError as error:
@@ -221,7 +229,8 @@ class Task:
     ``precision``: that of the model and the sample; None is their own. ``gradients``, ``cast``, ``inference``: whether
     those, autocast and inference mode are on around the forward. ``learning``: whether tensors need gradients.
     ``answers``: what data decided in earlier traces; None where they may decide nothing. ``chance``: the numbers that
-    are drawn outside torch, if not the next ones.
+    are drawn outside torch, if not the next ones. ``empty``: which selections hold no entries, if all others are taken
+    to hold some.
     """
 
     model: nn.Module
@@ -241,14 +250,18 @@ class Task:
     learning: bool = False
     answers: list[Any] | None = None
     chance: tuple[int, ...] = ()
+    empty: frozenset[int] | None = None
 
     def run(self) -> Captured:
         if self.answers is not None:
             self.answers.clear()
         recorder, tensors, state, flags, written = self.recorded()
+        idle = [] if self.empty is None else selections.idle_checks(recorder, self)
         own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._forward_with)
         folding.check_unwritten(recorder.buffers_read, recorder.graph, self.training)
+        for check in idle:
+            recorder.graph.erase_node(check)
         drop_unread(recorder.graph)
         if self.sample.batch_size == 1:
             # A size of one is folded away where sizes are multiplied, so that this graph is right for no other batch.
@@ -272,6 +285,7 @@ class Task:
             remembers=state.changed(),
             written=written,
             answers=self.answers,
+            empty=self.empty,
         )
 
     def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
@@ -292,7 +306,7 @@ class Task:
                 recorder.writes.name(name, tensor)
             if self.answers is not None:
                 values = self.sample.map(self._in_precision), recorder.constants, self.prefix, self.answers
-                recorder.read_live(LiveValues(self._live_copy, *values))
+                recorder.read_live(LiveValues(self._live_copy, *values), selections.Selections(self.empty))
             state = clone.State(copy)
             written = self._forward(copy, recorder, state)
         return recorder, tensors, state, flags, written
@@ -342,8 +356,10 @@ class Task:
             recorder.output(value)
             return left
         except Exception as error:  # the forward is the user's own code: it may raise anything
-            words = error if isinstance(error, FxpruneError) else _in_words(error)
-            message = f"{sources.place_of(error, recorder.innermost)}: {words}"
+            # torch tells its own developers how a kernel that needs data might be registered.
+            words = VALUES_DECIDE if "data-independent" in str(error) else described(error)
+            own = isinstance(error, FxpruneError)
+            message = f"{sources.place_of(error, recorder.innermost)}: {error if own else words}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
             python_state.unwatch()
@@ -384,8 +400,3 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
     refuse(result)
     recorder.module_path.pop()
     return result
-
-
-def _in_words(error: Exception) -> str:
-    # torch tells its own developers how a kernel that needs data might be registered.
-    return VALUES_DECIDE if "data-independent" in str(error) else described(error)

@@ -299,6 +299,8 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
     """Whether the source says a size as a number, as in ``x.reshape(batch, tokens, 3, -1).permute(2, 0, 1, 3)``."""
     while node.op in ("call_function", "call_method"):
         name, numbers = canonical_name(node.target), cast(Any, node.args[1:])
+        if name in ("nonzero", "argwhere"):
+            return dim == 1
         numbers = numbers[0] if len(numbers) == 1 and isinstance(numbers[0], (list, tuple)) else numbers
         if name in ("reshape", "view"):
             return dim < len(numbers) and isinstance(numbers[dim], int) and numbers[dim] != -1
@@ -311,8 +313,22 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
 def _depends_on_values(number: fx.Node) -> bool:
     """Whether a number is computed from a value read from a tensor, or is a size that depends on values."""
     if number.target == "size":
-        return "by_values" in cast(fx.Node, number.args[0]).meta
+        return _counts_entries(cast(fx.Node, number.args[0]), int(number.meta["val"]))
     return number.target == "item" or any(map(_depends_on_values, number.all_input_nodes))
+
+
+def _counts_entries(node: fx.Node, size: int) -> bool:
+    """Whether a tensor, or one before it of as many rows, has as many of them as values say."""
+    pending, seen = [node], {node}
+    while pending:
+        top = pending.pop()
+        if "by_values" in top.meta:
+            return True
+        rows = ((given, given.meta.get("val")) for given in top.all_input_nodes if given not in seen)
+        alike = [g for g, v in rows if not isinstance(v, torch.Tensor) or (v.dim() and v.shape[0] == size)]
+        pending += alike
+        seen.update(alike)
+    return False
 
 
 def _described(function: Callable[..., Any], operands: tuple[Any, ...]) -> str:

@@ -15,11 +15,12 @@ from torch import fx, nn
 
 from fxprune.capture.arguments import placeholders
 from fxprune.capture.clone import meta_like
-from fxprune.capture.decisions import Decisions
+from fxprune.capture.decisions import Decisions, is_check
 from fxprune.capture.lowering import holds_tensor, leaves, map_leaves, node_form
 from fxprune.capture.masked import Picked
 from fxprune.capture.numbers import size_of, traced
 from fxprune.capture.samples import Sample
+from fxprune.capture.selections import Selections
 from fxprune.errors import CaptureError
 from fxprune.util.paths import attribute
 
@@ -72,6 +73,8 @@ class LiveValues:
 
     def _value(self, node: fx.Node, model: nn.Module) -> Any:
         name = str(node.target)
+        if is_check(node):
+            return None
         if node.op == "placeholder":
             return self._inputs[name]
         if node.op == "get_attr":
@@ -89,8 +92,8 @@ class LiveValues:
 class ByValues:
     """Writes values that depend on data into a recorder's graph: numbers read, and results of unknown size.
 
-    ``live``: the values; ``new`` makes a node, ``node_of`` gives that of a tensor, ``call`` writes a call, and
-    ``adopt`` tells what it gives.
+    ``live``: the values; ``selections``: how many entries masks select; ``new`` makes a node,
+    ``node_of`` gives that of a tensor, ``call`` writes a call, and ``adopt`` tells what it gives.
     """
 
     def __init__(
@@ -101,7 +104,9 @@ class ByValues:
         call: Callable[..., fx.Node],
         adopt: Callable[[fx.Node, Any], None],
         decisions: Decisions,
+        selections: Selections,
     ) -> None:
+        self.selections = selections
         self._live, self._new, self._node_of, self._call, self._adopt = live, new, node_of, call, adopt
         self._decisions = decisions
         self._picked: dict[int, tuple[torch.Tensor, int, Picked]] = {}
@@ -117,7 +122,8 @@ class ByValues:
         if not _depends_on_inputs(self._node_of(tensor)):
             raise CaptureError("the forward decides by random numbers, which are others at each call")
         node = self._new("call_method", "item", (self._node_of(tensor),), {}, None)
-        value = node.meta["val"] = self._live.of(node)
+        answer = self.selections.answer(self._node_of(tensor))
+        value = node.meta["val"] = self._live.of(node) if answer is None else answer
         number = traced(int(value) if isinstance(value, bool) else value, operator.pos, (node,))
         number.written = node
         if name == "item" and not isinstance(value, bool):
@@ -138,9 +144,10 @@ class ByValues:
         """The result of a call whose sizes the meta device cannot know: those for the sample's values."""
         op, target, args = node_form(func, args, kwargs)
         node = self._call(op, target, args, kwargs, None)
-        value = node.meta["val"] = self._live.of(node)
+        value = self._live.of(node)
         if not holds_tensor(value):
             raise CaptureError(f"the forward reads tensor values: {func.__name__}() cannot be answered without data")
+        value = node.meta["val"] = self.selections.sized(node, value)
         node.meta["by_values"] = True
         self._adopt(node, value)
         self._results += [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
@@ -153,20 +160,25 @@ class ByValues:
         return tensor
 
     def picked(self, tensor: Any, mask: Any, value: Any) -> tuple[Any, Any, Any]:
-        """The arguments of a write, with entries picked under the same mask replaced by where they were picked from."""
+        """The arguments of a write, with entries picked under the same mask replaced by where they were picked from.
+
+        Other entries are written at the places where the mask is True.
+        """
         _, version, known = self._picked.get(id(value), (None, None, None))
         try:
             fits = known is not None and value._version == version and known.values(mask).shape == tensor.shape
         except CaptureError:
             fits = False
-        return tensor, mask, known if fits else value
+        if fits or not all(isinstance(t, torch.Tensor) and t.is_meta and t.dim() for t in (tensor, mask, value)):
+            return tensor, mask, known if fits else value
+        return tensor, tuple(self.result(torch.where, (mask,), {})) if mask.dtype == torch.bool else mask, value
 
     def finish(self) -> None:
         """Check that sizes of 0 and 1, which broadcast and vanish in products, are the same for other values."""
         for tensor in (t for t in self._results if self._node_of(t).users):
             self._decisions.place = self._node_of(tensor).meta["source"]
             for dim, size in enumerate(tensor.shape):
-                if size < 2:
+                if size < 2 and (dim == 0 or "selects" not in self._node_of(tensor).meta):
                     self._decisions.add(operator.eq, (size_of(self._node_of(tensor), dim, size), size))
 
 

@@ -80,7 +80,7 @@ class Picked(_Unknown):
     def values(self, mask: torch.Tensor) -> torch.Tensor:
         """The whole tensor, if ``mask`` is the one that picked and neither has been written to since."""
         written = (self._whole._version, self._mask._version) != self._versions
-        if written or not (mask is self._mask or _are_one(self._node_of(self._mask), self._node_of(mask))):
+        if written or not (mask is self._mask or are_one(self._node_of(self._mask), self._node_of(mask))):
             raise CaptureError(VALUES_DECIDE)
         return self._whole
 
@@ -88,7 +88,7 @@ class Picked(_Unknown):
         return Picked(whole, self._mask, self._node_of)
 
 
-def _are_one(first: fx.Node, second: fx.Node) -> bool:
+def are_one(first: fx.Node, second: fx.Node) -> bool:
     """Whether two nodes compute the same: the same op on the same operands, with no write in between."""
     if (first.target, first.args, first.kwargs) != (second.target, second.args, second.kwargs):
         return False

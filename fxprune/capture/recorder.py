@@ -26,6 +26,7 @@ from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import ByValues, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.numbers import Traced, size_of
+from fxprune.capture.selections import Selections
 from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.capture.writes import Writes
@@ -86,9 +87,10 @@ class Recorder(TorchFunctionMode):
         self._by_values: ByValues | None = None
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
 
-    def read_live(self, live: LiveValues) -> None:
+    def read_live(self, live: LiveValues, selections: Selections) -> None:
         """Where data decide, go on with the sample's values, as far as a graph can do the same for other values."""
-        self._by_values = ByValues(live, self._new, self.node_of, self._call, self._adopt, self._decisions)
+        forms = self._new, self.node_of, self._call, self._adopt, self._decisions
+        self._by_values = ByValues(live, *forms, selections)
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.

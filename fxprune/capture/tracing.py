@@ -119,7 +119,7 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
 def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
     """The trace of a forward as far as it gets, in the setting of ``like``, and the error that stopped it."""
     answers = None if like.answers is None else list(like.answers)
-    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers)
+    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers, empty=like.empty)
     told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
     with told:
         try:

@@ -138,11 +138,12 @@ def drop_unread(graph: fx.Graph) -> None:
         if node.op == "call_module" or (behind and isinstance(node.meta.get("val"), torch.Tensor)):
             alone.add(node)
     for node in reversed(list(graph.nodes)):
-        if not node.users and node not in alone and _is_pure(node):
+        if not node.users and node not in alone and is_pure(node):
             graph.erase_node(node)
 
 
-def _is_pure(node: fx.Node) -> bool:
+def is_pure(node: fx.Node) -> bool:
+    """Whether an op changes nothing but its result: it neither writes nor draws, and is no layer."""
     if node.op not in ("call_function", "call_method") or node.meta.get("val") is None or writes_in_place(node):
         return False
     name = canonical_name(node.target)

@@ -235,7 +235,8 @@ def test_random_numbers_and_values_decide_at_every_call() -> None:
 
 def test_a_way_that_removal_changes_is_told_with_its_line_and_what_to_do() -> None:
     x, sums = torch.randn(2, 3, 8, 8), [0.0]
-    model = Net(lambda y: y[y.sum((1, 2, 3)) > sum(sums) / 2], same).eval()  # one row of two, and none after removal
+    # One row of two, and none after removal.
+    model = Net(lambda y: y.transpose(0, 1)[:, y.sum((1, 2, 3)) > sum(sums) / 2].transpose(0, 1), same).eval()
     with torch.no_grad():
         sums = model.first(x).relu().sum((1, 2, 3)).tolist()
     with pytest.raises(fxprune.errors.ProofError, match=r"way that \S*test_live\.py:\d+ took.*; exclude the layers"):

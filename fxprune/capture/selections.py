@@ -1,0 +1,263 @@
+"""Selections that may be empty: ``rows = (choice == i).nonzero()``, and code that is skipped where there are none.
+
+The trace goes on as if every selection held some entries, so that its graph has the code of each of them. Whether code
+is skipped where nothing is selected leaves no difference if what it computes has no entries, and is only written to
+where nothing is selected. To see this, the forward is traced again with selections that are empty, and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.clone import meta_clone
+from fxprune.capture.decisions import is_check
+from fxprune.capture.lowering import leaves, map_leaves
+from fxprune.capture.masked import are_one
+from fxprune.errors import CaptureError
+from fxprune.rules.ops import canonical_name, is_pure, writes_in_place
+from fxprune.util.paths import attribute
+
+if TYPE_CHECKING:
+    from fxprune.capture.capturing import Task
+    from fxprune.capture.recorder import Recorder
+
+# More selections than this would need too many traces.
+_MOST = 128
+_PLACES = {"nonzero", "argwhere", "where"}
+# Ops that keep the number of elements.
+_PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
+# Writes of entries at the places in the first tensor among these arguments.
+_WRITES = {"setitem": 1, "index_put": 1}
+_WRITES |= dict.fromkeys(("index_copy", "index_add", "index_fill", "scatter", "scatter_add"), 2)
+
+
+class Selections:
+    """The masks that a trace selects by, and how many entries each is taken to select.
+
+    ``empty``: the numbers of those that select nothing, while all others select some; None: as the sample says.
+    """
+
+    def __init__(self, empty: frozenset[int] | None) -> None:
+        self.masks: list[fx.Node] = []
+        self._empty = empty
+
+    def sized(self, node: fx.Node, value: Any) -> Any:
+        """The meta result of an op that selects by a mask, with the number of entries that it is taken to have."""
+        mask = _mask(node)
+        if self._empty is None or mask is None:
+            return value
+        node.meta["selects"] = number = self._number(mask)
+        return _with_entries(value, 0 if number in self._empty else None)
+
+    def answer(self, node: fx.Node) -> bool | None:
+        """Whether ``mask.any()``, or ``mask.sum() > 0``, is taken to be true; None if the node is neither."""
+        counted = canonical_name(node.target) in ("gt", "ne") and node.args[1:] == (0,) and not node.kwargs
+        of_all, name = (node.args[0], "sum") if counted else (node, "any")
+        whole = isinstance(of_all, fx.Node) and len((*of_all.args, *of_all.kwargs)) == 1
+        mask = of_all.args[0] if whole and canonical_name(of_all.target) == name else None  # type: ignore[union-attr]
+        if self._empty is None or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
+            return None
+        node.meta["selects"] = number = self._number(mask)
+        return number not in self._empty
+
+    def _number(self, mask: fx.Node) -> int:
+        found = next((n for n, known in enumerate(self.masks) if known is mask or are_one(known, mask)), None)
+        if found is None:
+            self.masks.append(mask)
+        return len(self.masks) - 1 if found is None else found
+
+
+def _mask(node: fx.Node) -> fx.Node | None:
+    """What an op selects by, if the first dim of each result is the number of entries."""
+    name = canonical_name(node.target)
+    if name in _PLACES:
+        places = node.args[0] if len(node.args) == 1 else None
+        return places if isinstance(places, fx.Node) else None
+    index = node.args[1] if name in ("getitem", "masked_select") else None
+    is_mask = isinstance(index, fx.Node) and index.meta["val"].dtype == torch.bool
+    return index if is_mask else None  # type: ignore[return-value]
+
+
+def _with_entries(value: Any, entries: int | None) -> Any:
+    def sized(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.dim():
+            return leaf
+        return leaf.new_empty((max(len(leaf), 2) if entries is None else entries, *leaf.shape[1:]))
+
+    return map_leaves(sized, value)
+
+
+def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
+    """The checks of a task's graph that selections are not empty, none of which makes a difference.
+
+    Each two of them are empty in one trace without the other, and all in one. Raises CaptureError: it makes one.
+    """
+    checks = {node: number for node in recorder.graph.nodes if (number := _needs_entries(node)) is not None}
+    numbers = sorted(set(checks.values()))
+    if len(numbers) > _MOST:
+        raise CaptureError("too many selections decide whether code is skipped")
+    model = meta_clone(task.model) if numbers else task.model
+    for empty in _sets(numbers):
+        other = replace(task, answers=[], empty=empty).recorded()[0]
+        values = _values(recorder.graph, empty, model, task.prefix)
+        known = _matters(recorder.graph, values, recorder.constants)
+        if any(_reduces(node, values) for node in values):
+            raise CaptureError("code that is skipped where nothing is selected reduces what is selected to one number")
+        values = {node: node.meta.get("val") for node in other.graph.nodes}
+        told = _matters(other.graph, values, other.constants)
+        if known != told or not _asked(other.graph) <= _asked(recorder.graph):
+            raise CaptureError("code that is skipped where nothing is selected makes a difference there")
+    return list(checks)
+
+
+def _asked(graph: fx.Graph) -> set[str]:
+    """What a graph checks, each condition written out, without those on whether selections are empty."""
+    written: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        args = fx.node.map_arg((node.args, dict(node.kwargs)), written.__getitem__)
+        text = f"{node.op} {node.target} {args}"
+        written[node] = text if len(text) < 99 else hashlib.sha256(text.encode()).hexdigest()
+    checks = (node for node in graph.nodes if is_check(node) and _needs_entries(node) is _needs_none(node) is None)
+    return {written[check.args[0]] for check in checks}
+
+
+def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
+    if numbers:
+        yield frozenset(numbers)
+    for bit in range((len(numbers) - 1).bit_length()):
+        for value in (0, 1):
+            yield frozenset(number for place, number in enumerate(numbers) if place >> bit & 1 == value)
+
+
+def _needs_entries(check: fx.Node) -> int | None:
+    """The number of the selection of which a node checks just that it is not empty."""
+    return _selected(check, ((operator.ne, 0), (operator.gt, 0), (operator.ge, 1)))
+
+
+def _needs_none(check: fx.Node) -> int | None:
+    """The number of the selection of which a node checks just that it is empty."""
+    return _selected(check, ((operator.eq, 0), (operator.le, 0), (operator.lt, 1)))
+
+
+def _selected(check: fx.Node, conditions: tuple[tuple[Any, int], ...]) -> int | None:
+    condition = check.args[0] if is_check(check) else None
+    if not isinstance(condition, fx.Node) or len(condition.args) != 2:
+        return None
+    asked, least = condition.args
+    if (condition.target, least) not in conditions:
+        return None
+    while isinstance(asked, fx.Node) and asked.target in (operator.mul, operator.pos):
+        factors = [a for a in asked.args if not (isinstance(a, int) and a > 0)]
+        asked = factors[0] if len(factors) == 1 else None
+    if not isinstance(asked, fx.Node) or (asked.target, *asked.args[1:]) not in (("size", 0), ("item",)):
+        return None
+    selected: Any = asked.args[0]
+    while isinstance(selected, fx.Node) and "selects" not in selected.meta:
+        passes = canonical_name(selected.target) in _PASSING and selected.meta["val"].dim() == 1
+        given: Any = selected.args[0] if selected.args else None
+        of_tuple = selected.target is operator.getitem and not isinstance(given.meta["val"], torch.Tensor)
+        selected = given if passes or of_tuple else None
+    return selected.meta["selects"] if isinstance(selected, fx.Node) else None
+
+
+def _values(graph: fx.Graph, empty: frozenset[int], model: nn.Module, prefix: str) -> dict[fx.Node, Any]:
+    """The meta value of each node where some selections are empty. Raises CaptureError: an op refuses that."""
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        known = node.meta.get("val")
+        if "selects" in node.meta and "by_values" in node.meta:
+            none = node.meta["selects"] in empty or _is_empty(values[_mask(node)])  # type: ignore[index]
+            values[node] = _with_entries(known, 0) if none else known
+        elif node.op in ("placeholder", "get_attr", "output") or is_check(node) or node.target == "item":
+            values[node] = known
+        else:
+            try:
+                values[node] = _run(node, values, model, prefix)
+            except Exception as error:  # any op of the forward
+                raise CaptureError(f"{node.name} does not take a selection that is empty") from error
+    return values
+
+
+def _run(node: fx.Node, values: Mapping[fx.Node, Any], model: nn.Module, prefix: str) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if not any(map(_is_empty, (values[given] for given in node.all_input_nodes))) and "by_values" not in node.meta:
+        given = [node.meta["val"]]
+        if all(_alike(values[n], n.meta.get("val")) for n in node.all_input_nodes):
+            return given[0]
+    if "by_values" in node.meta:
+        return node.meta["val"]
+    with torch.no_grad():
+        if node.op == "call_module":
+            return attribute(model, str(node.target).removeprefix(prefix))(*args, **kwargs)
+        function: Any = node.target if node.op == "call_function" else getattr(type(args[0]), str(node.target))
+        return function(*args, **kwargs)
+
+
+def _alike(value: Any, known: Any) -> bool:
+    """Whether a value has the shapes that were traced."""
+    if isinstance(value, torch.Tensor):
+        return isinstance(known, torch.Tensor) and value.shape == known.shape
+    pairs = zip(leaves(value), leaves(known), strict=True)
+    return all(a.shape == b.shape if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def _is_empty(value: Any) -> bool:
+    tensors = [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+    return bool(tensors) and not any(tensor.numel() for tensor in tensors)
+
+
+def _matters(
+    graph: fx.Graph, values: Mapping[fx.Node, Any], constants: Mapping[str, torch.Tensor]
+) -> list[tuple[Any, ...]]:
+    """What a graph computes apart from what has no entries, and from writes of nothing: equal lists are one program."""
+    same: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method") and _writes_nothing(node, values):
+            same[node] = same.get(node.args[0], node.args[0])
+    read: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        acts = node.op.startswith("call_") and not is_pure(node) and not is_check(node) and node not in same
+        acts = acts and (not _is_empty(values[node]) or _counts(node))
+        if acts or node.op in ("placeholder", "output") or node in read:
+            read.update([node, *(same.get(given, given) for given in node.all_input_nodes)])
+    read -= same.keys()
+    places: dict[fx.Node, str] = {}
+    found = []
+    for node in (node for node in graph.nodes if node in read):
+        places[node] = f"%{len(places)}"
+        target = constants[str(node.target)].tolist() if str(node.target) in constants else str(node.target)
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: places[same.get(n, n)])
+        found.append((node.op, target, str(args), str(kwargs)))
+    return found
+
+
+def _counts(node: fx.Node) -> bool:
+    """Whether an op changes its statistics in training, be it of nothing. A graph of eval mode may serve both modes."""
+    names = str(node.meta.get("layer", "")), canonical_name(node.target)
+    return any(kind in name for name in names for kind in ("BatchNorm", "InstanceNorm", "batch_norm", "instance_norm"))
+
+
+def _reduces(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether an op makes numbers of no entries, such as their mean: these may be NaN, and so may be gradients."""
+    value = values[node]
+    is_number = isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 0
+    return is_number and not writes_in_place(node) and any(_is_empty(values[given]) for given in node.all_input_nodes)
+
+
+def _writes_nothing(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether an op writes into a tensor without entries, or writes at no place of its first argument."""
+    if not writes_in_place(node) or not isinstance(node.args[0], fx.Node) or "out" in node.kwargs:
+        return False
+    if _is_empty(values[node.args[0]]):
+        return True
+    place = _WRITES.get(canonical_name(node.target).removesuffix("_"))
+    index = node.args[place] if place is not None and len(node.args) > place else None
+    parts = index if isinstance(index, (tuple, list)) else (index,)
+    return any(isinstance(part, fx.Node) and _is_empty(values[part]) for part in parts)

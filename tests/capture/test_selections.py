@@ -1,0 +1,263 @@
+"""Rows that values select, a layer for each kind: pruned as one graph if it does not matter that there may be none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from tests.nets.oracles import masked
+
+Loop = Callable[["Mixture", Tensor, Tensor], Tensor]
+
+
+class Mixture(nn.Module):
+    """A layer for each kind of row; ``loop`` calls them one by one."""
+
+    def __init__(self, loop: Loop, norm: type[nn.Module] = nn.Identity, kinds: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.kind = nn.Linear(16, 32), nn.Linear(16, kinds)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 96), norm(96), nn.ReLU(), nn.Linear(96, 32)) for _ in range(kinds)
+        )
+        self.middle, self.last, self.loop = nn.Linear(32, 48), nn.Linear(48, 4), loop
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        return self.last(self.middle(self.loop(self, h, self.kind(x).argmax(-1))).relu())
+
+
+def skipped(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if rows.numel() == 0:
+            continue
+        out[rows] = layer(h[rows])
+    return out
+
+
+def added(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = (kind == number).nonzero(as_tuple=True)[0]
+        if rows.shape[0] > 0:
+            out.index_add_(0, rows, layer(h[rows]))
+    return out
+
+
+def under_mask(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        if mask.any():
+            out[mask] = layer(h[mask])
+    return out
+
+
+def counted_mask(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        if mask.sum() > 0:
+            out[mask] += layer(h[mask])
+    return out
+
+
+def without_asking(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = h.new_empty(h.shape)
+    for number, layer in enumerate(net.layers):
+        rows = (kind == number).nonzero().view(-1)
+        out.index_copy_(0, rows, layer(h.index_select(0, rows)))
+    return out
+
+
+def joined(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    return torch.cat([layer(h[torch.where(kind == number)[0]]) for number, layer in enumerate(net.layers)])
+
+
+def otherwise(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+        else:
+            out = out + 1
+    return out
+
+
+def otherwise_by_values(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+        elif h.max() > 6:
+            out = out + 1
+    return out
+
+
+def _counting(finish: Callable[[Tensor, int], Tensor], last: bool = False) -> Loop:
+    def loop(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        out, count = torch.zeros_like(h), 0
+        for number, layer in enumerate(net.layers):
+            rows = torch.where(kind == number)[0]
+            if len(rows):
+                out[rows] = layer(h[rows])
+                count = number if last else count + 1
+        return finish(out, count)
+
+    return loop
+
+
+def means(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out = out + layer(h[rows]).mean(0)
+    return out
+
+
+def scaled_by_their_mean(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """The gradient of what the mean is multiplied with would be NaN where there are no rows."""
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows]) * (h[rows].mean() * net.kind.bias[number])
+    return out
+
+
+def of_two(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows) > 1:
+            out[rows] = layer(h[rows])
+    return out
+
+
+def in_new_memory(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = first = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out = out.index_copy(0, rows, layer(h[rows]))
+    return out + first
+
+
+def asking_inside(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            y = layer(h[rows])
+            out[rows] = y * 2 if y.mean() > 0.2 else y
+    return out
+
+
+FREE = [skipped, added, under_mask, counted_mask, without_asking, joined]
+OTHERS = {
+    "otherwise": otherwise,
+    "otherwise by values": otherwise_by_values,
+    "counted": _counting(lambda out, count: out / count),
+    "counted to the last but one": _counting(lambda out, count: out if count >= 3 else out * 2),
+    "counted to two": _counting(lambda out, count: out if count >= 2 else out * 2),
+    "the last one": _counting(lambda out, count: out + count, last=True),
+    "means": means,
+    "scaled by their mean": scaled_by_their_mean,
+    "of two": of_two,
+    "in new memory": in_new_memory,
+    "asking inside": asking_inside,
+}
+
+
+def assert_same(model: nn.Module, pruned: nn.Module) -> None:
+    """Outputs, gradients and buffers are those of the masked original, for batches in which kinds are missing."""
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    for seed, training in enumerate([False, True] * 8):
+        torch.manual_seed(seed)
+        x = torch.randn([1, 2, 3, 8, 20][seed % 5], 16) * [1, 4][seed % 2]
+        wanted, found = masked(model, plan.keep).train(training), copy.deepcopy(pruned).train(training)
+        try:
+            expected = wanted(x)
+        except ValueError:  # a batch norm over one row
+            with pytest.raises(ValueError, match="Expected more than 1 value"):
+                found(x)
+            continue
+        torch.testing.assert_close(found(x), expected, atol=1e-5, rtol=1e-5)
+        for network in (wanted, found):
+            network(x).square().sum().backward()
+        for name, parameter in found.named_parameters():
+            gradient = wanted.get_parameter(name).grad
+            gradient = torch.zeros_like(wanted.get_parameter(name)) if gradient is None else gradient
+            for dim, kept in enumerate(plan.keep[name]):
+                gradient = gradient if kept is None else gradient.index_select(dim, torch.as_tensor(kept))
+            if parameter.grad is not None:
+                torch.testing.assert_close(parameter.grad, gradient, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("loop", FREE, ids=lambda loop: loop.__name__)
+def test_kinds_without_rows_are_no_decision(loop: Loop, rows: int) -> None:
+    model = Mixture(loop).eval()
+    pruned = fxprune.compile(model, torch.randn(rows, 16), 0.5)
+    assert list(pruned.graphs) == ["eval"]
+    assert all(pruned.get_parameter(f"layers.{n}.0.weight").shape[1] < 32 for n in range(4))
+    assert_same(model, pruned)
+
+
+@pytest.mark.parametrize("loop", OTHERS.values(), ids=OTHERS)
+def test_a_kind_without_rows_that_makes_a_difference_is_not_run(loop: Loop) -> None:
+    model = Mixture(loop).eval()
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.2)
+    assert not hasattr(pruned, "graphs")  # the forward is kept as it is
+    assert_same(model, pruned)
+
+
+@pytest.mark.parametrize("loop", [skipped, added, under_mask, without_asking], ids=lambda loop: loop.__name__)
+def test_a_batch_norm_that_is_skipped_counts_no_step(loop: Loop) -> None:
+    model = Mixture(loop, nn.BatchNorm1d).eval()
+    pruned = fxprune.compile(model, torch.randn(16, 16), 0.2)
+    assert_same(model, pruned)
+    torch.manual_seed(3)
+    x = torch.randn(6, 16).repeat(2, 1)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    wanted = masked(model, plan.keep).train()
+    wanted(x), pruned.train()(x)
+    for name, buffer in pruned.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert torch.equal(buffer, wanted.get_buffer(name))
+
+
+@pytest.mark.parametrize("loop", [skipped, under_mask], ids=lambda loop: loop.__name__)
+def test_networks_of_selections_are_saved_and_exported(loop: Loop, tmp_path: Path) -> None:
+    pruned = fxprune.compile(Mixture(loop).eval(), torch.randn(4, 16), 0.4)
+    fxprune.save(pruned, tmp_path / "net")
+    fxprune.export(pruned, tmp_path / "net.pt2", sample_input=torch.randn(8, 16))
+    loaded, exported = fxprune.load(tmp_path / "net"), torch.export.load(tmp_path / "net.pt2").module()
+    for rows in (2, 5):
+        x = torch.randn(rows, 16)
+        assert torch.equal(loaded(x), pruned(x))
+        torch.testing.assert_close(exported(x), pruned(x))
+
+
+def test_a_decision_beside_selections_has_its_two_ways() -> None:
+    def decided(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        out = skipped(net, h, kind)
+        return out * 2 if h[:, 0].sum() > h[:, 1].sum() else out.flip(0)
+
+    model = Mixture(decided).eval()
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.5)
+    assert list(pruned.graphs) == ["eval", "eval_1"]
+    assert_same(model, pruned)
