@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture import builtin_calls, clone, custom, decisions, folding, guards, lowering, selections, settings
-from fxprune.capture import sources
+from fxprune.capture import builtin_calls, clone, custom, decisions, folding, guards, lowering, settings, sources
 from fxprune.capture.arguments import placeholders
-from fxprune.capture.chance import OtherRandomStates
 from fxprune.capture.known_results import OnMeta
 from fxprune.capture.live import LiveValues
 from fxprune.capture.lowering import map_leaves
@@ -22,7 +20,8 @@ from fxprune.capture.masked import VALUES_DECIDE, refuse
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.samples import Sample
-from fxprune.capture.state import Place, PythonState
+from fxprune.capture.selections import Selections, idle_checks
+from fxprune.capture.state import OtherRandomStates, Place, PythonState
 from fxprune.errors import CaptureError, FxpruneError, described
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, cloned, deep_copy, private_copy, tensors_in
@@ -228,9 +227,8 @@ class Task:
 
     ``precision``: that of the model and the sample; None is their own. ``gradients``, ``cast``, ``inference``: whether
     those, autocast and inference mode are on around the forward. ``learning``: whether tensors need gradients.
-    ``answers``: what data decided in earlier traces; None where they may decide nothing. ``chance``: the numbers that
-    are drawn outside torch, if not the next ones. ``empty``: which selections hold no entries, if all others are taken
-    to hold some.
+    ``answers``: what data decided in earlier traces; None where they may decide nothing. ``empty``: which selections
+    hold no entries, if all others are taken to hold some. ``chance``: what is drawn outside torch, if not the next.
     """
 
     model: nn.Module
@@ -256,7 +254,7 @@ class Task:
         if self.answers is not None:
             self.answers.clear()
         recorder, tensors, state, flags, written = self.recorded()
-        idle = [] if self.empty is None else selections.idle_checks(recorder, self)
+        idle = [] if self.empty is None else idle_checks(recorder, self)
         own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
         settings.settle(recorder, self.model, own, self._forward_with)
         folding.check_unwritten(recorder.buffers_read, recorder.graph, self.training)
@@ -306,7 +304,7 @@ class Task:
                 recorder.writes.name(name, tensor)
             if self.answers is not None:
                 values = self.sample.map(self._in_precision), recorder.constants, self.prefix, self.answers
-                recorder.read_live(LiveValues(self._live_copy, *values), selections.Selections(self.empty))
+                recorder.read_live(LiveValues(self._live_copy, *values), Selections(self.empty))
             state = clone.State(copy)
             written = self._forward(copy, recorder, state)
         return recorder, tensors, state, flags, written

@@ -313,7 +313,8 @@ def is_written_down(node: fx.Node, dim: int) -> bool:
 def _depends_on_values(number: fx.Node) -> bool:
     """Whether a number is computed from a value read from a tensor, or is a size that depends on values."""
     if number.target == "size":
-        return _counts_entries(cast(fx.Node, number.args[0]), int(number.meta["val"]))
+        with torch._C.DisableTorchFunction():  # these questions are not the forward's
+            return _counts_entries(cast(fx.Node, number.args[0]), int(number.meta["val"]))
     return number.target == "item" or any(map(_depends_on_values, number.all_input_nodes))
 
 

@@ -11,12 +11,14 @@ import hashlib
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
-from fxprune.capture.clone import meta_clone
+from fxprune.capture.clone import meta_clone, meta_like
 from fxprune.capture.decisions import is_check
 from fxprune.capture.lowering import leaves, map_leaves
 from fxprune.capture.masked import are_one
@@ -28,8 +30,8 @@ if TYPE_CHECKING:
     from fxprune.capture.capturing import Task
     from fxprune.capture.recorder import Recorder
 
-# More selections than this would need too many traces.
-_MOST = 128
+# More selections than this would need too many traces. Of so many, each set is tried.
+_MOST, _FEW = 32, 5
 _PLACES = {"nonzero", "argwhere", "where"}
 # Ops that keep the number of elements.
 _PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
@@ -45,7 +47,7 @@ class Selections:
     """
 
     def __init__(self, empty: frozenset[int] | None) -> None:
-        self.masks: list[fx.Node] = []
+        self._masks: list[tuple[fx.Node, fx.Node]] = []
         self._empty = empty
 
     def sized(self, node: fx.Node, value: Any) -> Any:
@@ -68,10 +70,27 @@ class Selections:
         return number not in self._empty
 
     def _number(self, mask: fx.Node) -> int:
-        found = next((n for n, known in enumerate(self.masks) if known is mask or are_one(known, mask)), None)
-        if found is None:
-            self.masks.append(mask)
-        return len(self.masks) - 1 if found is None else found
+        """The number of a mask, which one that computes the same shares if nothing was written in between."""
+        last = next(iter(reversed(mask.graph.nodes)))
+        for number, (known, since) in enumerate(self._masks):
+            if (known is mask and not _is_written(mask, since)) or (known is not mask and are_one(known, mask)):
+                return number
+        self._masks.append((mask, last))
+        return len(self._masks) - 1
+
+
+def _is_written(mask: fx.Node, since: fx.Node) -> bool:
+    """Whether an op wrote into the memory of a mask after another node of the graph."""
+    node = since.next
+    with torch._C.DisableTorchFunction():
+        memory = mask.meta["val"].untyped_storage()._cdata
+        while node.op != "root":
+            into = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
+            writes = node.op in ("call_function", "call_method") and writes_in_place(node)
+            if writes and isinstance(into, torch.Tensor) and into.untyped_storage()._cdata == memory:
+                return True
+            node = node.next
+    return False
 
 
 def _mask(node: fx.Node) -> fx.Node | None:
@@ -97,7 +116,7 @@ def _with_entries(value: Any, entries: int | None) -> Any:
 def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
     """The checks of a task's graph that selections are not empty, none of which makes a difference.
 
-    Each two of them are empty in one trace without the other, and all in one. Raises CaptureError: it makes one.
+    Raises CaptureError: one makes a difference, in one of the traces in which some of them are empty.
     """
     checks = {node: number for node in recorder.graph.nodes if (number := _needs_entries(node)) is not None}
     numbers = sorted(set(checks.values()))
@@ -106,7 +125,8 @@ def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
     model = meta_clone(task.model) if numbers else task.model
     for empty in _sets(numbers):
         other = replace(task, answers=[], empty=empty).recorded()[0]
-        values = _values(recorder.graph, empty, model, task.prefix)
+        with torch.random.fork_rng(devices=[]):
+            values = _values(recorder.graph, empty, model, task.prefix)
         known = _matters(recorder.graph, values, recorder.constants)
         if any(_reduces(node, values) for node in values):
             raise CaptureError("code that is skipped where nothing is selected reduces what is selected to one number")
@@ -115,6 +135,23 @@ def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
         if known != told or not _asked(other.graph) <= _asked(recorder.graph):
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
     return list(checks)
+
+
+def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
+    """Sets of selections that are empty together: all sets of a few selections.
+
+    Of more, they are the first and the last ones, so that each number of them is met, and sets that tell each two
+    apart. The forward may count what is not empty, or keep the first, the last or the next of them.
+    """
+    count = len(numbers)
+    if count <= _FEW:
+        places = [[p for p in range(count) if bits >> p & 1] for bits in range(1, 1 << count)]
+    else:
+        places = [[*range(size)] for size in range(1, count + 1)] + [[*range(s, count)] for s in range(1, count)]
+        bits = product(range((count - 1).bit_length()), (0, 1))
+        places += [[p for p in range(count) if p >> bit & 1 == value] for bit, value in bits]
+    for empty in places:
+        yield frozenset(numbers[place] for place in empty)
 
 
 def _asked(graph: fx.Graph) -> set[str]:
@@ -126,14 +163,6 @@ def _asked(graph: fx.Graph) -> set[str]:
         written[node] = text if len(text) < 99 else hashlib.sha256(text.encode()).hexdigest()
     checks = (node for node in graph.nodes if is_check(node) and _needs_entries(node) is _needs_none(node) is None)
     return {written[check.args[0]] for check in checks}
-
-
-def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
-    if numbers:
-        yield frozenset(numbers)
-    for bit in range((len(numbers) - 1).bit_length()):
-        for value in (0, 1):
-            yield frozenset(number for place, number in enumerate(numbers) if place >> bit & 1 == value)
 
 
 def _needs_entries(check: fx.Node) -> int | None:
@@ -186,18 +215,42 @@ def _values(graph: fx.Graph, empty: frozenset[int], model: nn.Module, prefix: st
 
 
 def _run(node: fx.Node, values: Mapping[fx.Node, Any], model: nn.Module, prefix: str) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    if not any(map(_is_empty, (values[given] for given in node.all_input_nodes))) and "by_values" not in node.meta:
-        given = [node.meta["val"]]
-        if all(_alike(values[n], n.meta.get("val")) for n in node.all_input_nodes):
-            return given[0]
-    if "by_values" in node.meta:
+    given = [values[n] for n in node.all_input_nodes]
+    unchanged = all(_alike(value, n.meta.get("val")) for value, n in zip(given, node.all_input_nodes, strict=True))
+    if "by_values" in node.meta or (unchanged and not any(map(_is_empty, given))):
         return node.meta["val"]
-    with torch.no_grad():
-        if node.op == "call_module":
-            return attribute(model, str(node.target).removeprefix(prefix))(*args, **kwargs)
+    made: list[torch.Tensor] = []
+    args, kwargs = map_leaves(
+        partial(_zeros, made), fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    )
+    if node.op == "call_module":
+        layer = attribute(model, str(node.target).removeprefix(prefix))
+        state = {name: _zeros(made, tensor) for name, tensor in (*layer.named_parameters(), *layer.named_buffers())}
+        value = torch.func.functional_call(layer, state, args, kwargs)
+    else:
         function: Any = node.target if node.op == "call_function" else getattr(type(args[0]), str(node.target))
-        return function(*args, **kwargs)
+        value = function(*args, **kwargs)
+    _check_gradients(value, made)
+    return map_leaves(lambda leaf: meta_like(leaf) if isinstance(leaf, torch.Tensor) else leaf, value)
+
+
+def _zeros(made: list[torch.Tensor], value: Any) -> Any:
+    """Zeros with memory in place of a tensor of the meta device, since kernels may refuse what is empty."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    zeros = torch.zeros(value.shape, dtype=value.dtype, requires_grad=value.is_floating_point() or value.is_complex())
+    made.append(zeros)
+    return zeros.clone()
+
+
+def _check_gradients(value: Any, made: list[torch.Tensor]) -> None:
+    """Check that what has no entries has a backward pass, and that it gives zeros. Raises CaptureError: it does not."""
+    results = [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    if not results or not _is_empty(value):
+        return
+    gradients = torch.autograd.grad([r.sum() for r in results], [m for m in made if m.requires_grad], allow_unused=True)
+    if any(gradient is not None and gradient.count_nonzero() for gradient in gradients):
+        raise CaptureError("what has no entries has a gradient")
 
 
 def _alike(value: Any, known: Any) -> bool:

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from fxprune.capture.chance import CHANCES
 from fxprune.capture.decisions import REFUSAL, Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.reachable import Reachable, names_in, reachable
 from fxprune.capture.sources import Site, call_that_reads, current_call, source_line
+from fxprune.capture.state import CHANCES
 from fxprune.errors import CaptureError
 
 # All others hang on nothing that another input, or another use of the network, changes.

@@ -8,13 +8,13 @@ is traced again, with marked numbers in their places that show where they are us
 from __future__ import annotations
 
 import operator
+import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
-from random import Random
 from types import BuiltinFunctionType, FunctionType, MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from torch import fx, nn
@@ -37,6 +37,9 @@ _LENGTH = "its length"
 _DEPTH = 4
 # Larger tables, and what they hold, are taken for what code looks up and no forward changes.
 _MOST = 64
+# What generators give in other traces: the least, the most, and all between in steps, so that each side of a threshold
+# and each of up to 16 choices is met.
+CHANCES = (0, 2**32 - 1, *range(2**27, 2**32, 2**28))
 
 
 class PythonState:
@@ -194,7 +197,7 @@ class _Inner:
             self.state = (
                 repr(held.__reduce__()) if type(held).__module__ == "itertools" else operator.length_hint(held, -1)
             )
-        elif isinstance(held, Random):
+        elif isinstance(held, random.Random):
             self.state = held.getstate()
         elif isinstance(held, ContextVar):
             self.state = _value_of(held)
@@ -218,7 +221,7 @@ class _Inner:
             self.held[...] = np.frombuffer(self.state[0], self.held.dtype).reshape(self.held.shape)
         elif isinstance(self.held, bytearray):
             self.held[:_MOST] = self.state
-        elif isinstance(self.held, Random):
+        elif isinstance(self.held, random.Random):
             self.held.setstate(self.state)
         elif isinstance(self.held, ContextVar):
             self.held.set(self.state)
@@ -352,3 +355,44 @@ def _put(holder: Any, key: Any, value: Any) -> None:
         setattr(holder, key, value)
     else:
         vars(holder)[key] = value
+
+
+def _word(number: int) -> int:
+    """The word in the state of a Mersenne twister from which it makes ``number``: its tempering undone."""
+    for left, right, mask in ((0, 18, ~0), (15, 0, 0xEFC60000), (7, 0, 0x9D2C5680), (0, 11, ~0)):
+        tempered = number
+        for _ in range(4):
+            number = tempered ^ (number << left >> right & mask)
+    return number
+
+
+class OtherRandomStates:
+    """The states of numpy's and Python's generators, from which a trace draws but once, and its graph not again.
+
+    A number of ``CHANCES`` puts others in their place.
+    """
+
+    def __init__(self, *chance: int) -> None:
+        self._before = self._states()
+        for number in chance:
+            # Behind equal words come drawn ones, so that a forward which draws until a number fits comes to an end.
+            drawn = random.Random(number)
+            words = [_word(number)] * 500 + [drawn.getrandbits(32) for _ in range(124)]
+            random.setstate((3, (*words, 0), None))
+            np.random.set_state(cast(Any, ("MT19937", words, 0)))
+        self._begun = self._states()
+
+    @staticmethod
+    def _states() -> tuple[Any, ...]:
+        name, words, *more = cast(Any, np.random.get_state())
+        return random.getstate(), (name, tuple(words), *more)
+
+    def were_used(self) -> bool:
+        """Whether numbers were drawn since."""
+        return self._states() != self._begun
+
+    def restore(self) -> None:
+        """Put the states back."""
+        python, numpy = self._before
+        random.setstate(python)
+        np.random.set_state(numpy)

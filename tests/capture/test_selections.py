@@ -145,6 +145,28 @@ def of_two(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out
 
 
+def under_a_mask_that_is_written(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Whether there are rows is asked of the mask after it took in others."""
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        rows = torch.where(mask)[0]
+        mask |= h[:, number] > 0.5
+        out[rows] = layer(h[rows])
+        if mask.any():
+            out = out + 1
+    return out
+
+
+def noted(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, empty = torch.zeros_like(h), []
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        empty.append(len(rows) == 0)
+        out[rows] = layer(h[rows])
+    return out * 2 if empty == [False, True, True, False] else out
+
+
 def in_new_memory(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     out = first = torch.zeros_like(h)
     for number, layer in enumerate(net.layers):
@@ -171,8 +193,12 @@ OTHERS = {
     "counted": _counting(lambda out, count: out / count),
     "counted to the last but one": _counting(lambda out, count: out if count >= 3 else out * 2),
     "counted to two": _counting(lambda out, count: out if count >= 2 else out * 2),
+    "counted to just one": _counting(lambda out, count: out if count != 1 else out * 2),
+    "counted to just three": _counting(lambda out, count: out if count != 3 else out * 2),
     "the last one": _counting(lambda out, count: out + count, last=True),
     "means": means,
+    "under a mask that is written": under_a_mask_that_is_written,
+    "noted": noted,
     "scaled by their mean": scaled_by_their_mean,
     "of two": of_two,
     "in new memory": in_new_memory,
@@ -221,6 +247,14 @@ def test_a_kind_without_rows_that_makes_a_difference_is_not_run(loop: Loop) -> N
     model = Mixture(loop).eval()
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.2)
     assert not hasattr(pruned, "graphs")  # the forward is kept as it is
+    assert_same(model, pruned)
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_a_count_of_many_kinds_without_rows_that_makes_a_difference_is_seen(count: int) -> None:
+    model = Mixture(_counting(lambda out, found: out * 2 if found == count else out), kinds=7).eval()
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.1)
+    assert not hasattr(pruned, "graphs")
     assert_same(model, pruned)
 
 
