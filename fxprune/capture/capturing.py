@@ -30,7 +30,8 @@ from fxprune.util.paths import ModelPaths, PartsModule, attribute, copied_graph,
 
 # Why a module is opaque, and what each of its calls gave in a real run, on the meta device.
 OpaqueCalls = tuple[str, list[Any]]
-
+# What ran: the recorder, the tensors and the state of the copy, its modes, and what it writes outside of tensors.
+Recorded = tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]
 
 # How the text begins that says why a network has no graph of training mode.
 NO_TRAINING = "training mode cannot be captured: "
@@ -253,12 +254,9 @@ class Task:
     def run(self) -> Captured:
         if self.answers is not None:
             self.answers.clear()
-        recorder, tensors, state, flags, written = self.recorded()
-        idle = [] if self.empty is None else idle_checks(recorder, self)
-        own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
-        settings.settle(recorder, self.model, own, self._forward_with)
+        recorder, tensors, state, flags, written = self.settled()
         folding.check_unwritten(recorder.buffers_read, recorder.graph, self.training)
-        for check in idle:
+        for check in [] if self.empty is None else idle_checks(self, recorder, {*state.changed(), *written}):
             recorder.graph.erase_node(check)
         drop_unread(recorder.graph)
         if self.sample.batch_size == 1:
@@ -266,14 +264,9 @@ class Task:
             decisions.refuse_other_sizes(recorder.graph, slice(1))
         shapes, aliases, parameters = names_among(tensors)
         shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
+        forward = recorder.graph, shapes, aliases, recorder.constants, self.sample, self.training, parameters
         return Captured(
-            recorder.graph,
-            shapes,
-            aliases,
-            recorder.constants,
-            self.sample,
-            self.training,
-            parameters,
+            *forward,
             recorder.modes_read,
             flags,
             self.prefix,
@@ -286,7 +279,14 @@ class Task:
             empty=self.empty,
         )
 
-    def recorded(self) -> tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Place, Any]]:
+    def settled(self) -> Recorded:
+        """The recorded forward, whose graph is right in other settings, too."""
+        recorder, tensors, state, flags, written = self.recorded()
+        own = {t.dtype for t in (*(tensor for _, tensor in tensors), *self.sample.tensors)}
+        settings.settle(recorder, self.model, own, self._forward_with)
+        return recorder, tensors, state, flags, written
+
+    def recorded(self) -> Recorded:
         """The recorder after the forward, and the tensors and state of the copy that ran."""
         # Gradients are on, so that the recorder sees where the forward itself switches them off; no tensor needs one.
         with settings.surroundings(self.gradients, self.cast, self.inference):

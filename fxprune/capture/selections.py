@@ -23,7 +23,7 @@ from fxprune.capture.decisions import is_check
 from fxprune.capture.lowering import leaves, map_leaves
 from fxprune.capture.masked import are_one
 from fxprune.errors import CaptureError
-from fxprune.rules.ops import canonical_name, is_pure, writes_in_place
+from fxprune.rules.ops import canonical_name, draws, is_pure, writes_in_place
 from fxprune.util.paths import attribute
 
 if TYPE_CHECKING:
@@ -113,10 +113,11 @@ def _with_entries(value: Any, entries: int | None) -> Any:
     return map_leaves(sized, value)
 
 
-def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
+def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Node]:
     """The checks of a task's graph that selections are not empty, none of which makes a difference.
 
-    Raises CaptureError: one makes a difference, in one of the traces in which some of them are empty.
+    ``writes``: what the forward writes outside of tensors. Raises CaptureError: one makes a difference, in one of the
+    traces in which some of them are empty.
     """
     checks = {node: number for node in recorder.graph.nodes if (number := _needs_entries(node)) is not None}
     numbers = sorted(set(checks.values()))
@@ -124,7 +125,7 @@ def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
         raise CaptureError("too many selections decide whether code is skipped")
     model = meta_clone(task.model) if numbers else task.model
     for empty in _sets(numbers):
-        other = replace(task, answers=[], empty=empty).recorded()[0]
+        other, _, state, _, written = replace(task, answers=[], empty=empty).settled()
         with torch.random.fork_rng(devices=[]):
             values = _values(recorder.graph, empty, model, task.prefix)
         known = _matters(recorder.graph, values, recorder.constants)
@@ -132,7 +133,8 @@ def idle_checks(recorder: Recorder, task: Task) -> list[fx.Node]:
             raise CaptureError("code that is skipped where nothing is selected reduces what is selected to one number")
         values = {node: node.meta.get("val") for node in other.graph.nodes}
         told = _matters(other.graph, values, other.constants)
-        if known != told or not _asked(other.graph) <= _asked(recorder.graph):
+        asks = other.modes_read <= recorder.modes_read and _asked(other.graph) <= _asked(recorder.graph)
+        if known != told or not asks or not {*state.changed(), *written} <= writes:
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
     return list(checks)
 
@@ -292,9 +294,14 @@ def _matters(
 
 
 def _counts(node: fx.Node) -> bool:
-    """Whether an op changes its statistics in training, be it of nothing. A graph of eval mode may serve both modes."""
+    """Whether an op does something where there are no entries: it draws numbers, or counts a step of training.
+
+    A graph of eval mode may serve both modes. Dropout of nothing draws nothing, nor does that of an attention.
+    """
     names = str(node.meta.get("layer", "")), canonical_name(node.target)
-    return any(kind in name for name in names for kind in ("BatchNorm", "InstanceNorm", "batch_norm", "instance_norm"))
+    if any(kind in name for name in names for kind in ("BatchNorm", "InstanceNorm", "batch_norm", "instance_norm")):
+        return True
+    return node.op != "call_module" and draws(node) and not any(part in names[1] for part in ("dropout", "attention"))
 
 
 def _reduces(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:

@@ -146,8 +146,13 @@ def is_pure(node: fx.Node) -> bool:
     """Whether an op changes nothing but its result: it neither writes nor draws, and is no layer."""
     if node.op not in ("call_function", "call_method") or node.meta.get("val") is None or writes_in_place(node):
         return False
+    return not draws(node)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether an op may draw random numbers."""
     name = canonical_name(node.target)
-    return not any(part in name for part in _DRAWS)
+    return any(part in name for part in _DRAWS)
 
 
 def writes_in_place(node: fx.Node) -> bool:

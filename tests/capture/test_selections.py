@@ -186,6 +186,20 @@ def asking_inside(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out
 
 
+def _where_there_are_none(change: Callable[[Mixture, Tensor], Tensor]) -> Loop:
+    def loop(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
+        for number, layer in enumerate(net.layers):
+            rows = torch.where(kind == number)[0]
+            if rows.numel() == 0:
+                out = change(net, out)
+                continue
+            out[rows] = layer(h[rows])
+        return out
+
+    return loop
+
+
 FREE = [skipped, added, under_mask, counted_mask, without_asking, joined]
 OTHERS = {
     "otherwise": otherwise,
@@ -202,6 +216,9 @@ OTHERS = {
     "scaled by their mean": scaled_by_their_mean,
     "of two": of_two,
     "in new memory": in_new_memory,
+    "in one type": _where_there_are_none(lambda net, out: out + 1 if out.dtype == torch.float64 else out),
+    "in training": _where_there_are_none(lambda net, out: out + 1 if net.training else out),
+    "without gradients": _where_there_are_none(lambda net, out: out if torch.is_grad_enabled() else out + 1),
     "asking inside": asking_inside,
 }
 
@@ -212,8 +229,10 @@ def assert_same(model: nn.Module, pruned: nn.Module) -> None:
     assert plan is not None
     for seed, training in enumerate([False, True] * 8):
         torch.manual_seed(seed)
-        x = torch.randn([1, 2, 3, 8, 20][seed % 5], 16) * [1, 4][seed % 2]
+        dtype = torch.float64 if seed % 3 == 2 else torch.float32
+        x = (torch.randn([1, 2, 3, 8, 20][seed % 5], 16) * [1, 4][seed // 2 % 2]).to(dtype)
         wanted, found = masked(model, plan.keep).train(training), copy.deepcopy(pruned).train(training)
+        wanted.to(dtype), found.to(dtype)
         try:
             expected = wanted(x)
         except ValueError:  # a batch norm over one row
@@ -248,6 +267,42 @@ def test_a_kind_without_rows_that_makes_a_difference_is_not_run(loop: Loop) -> N
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.2)
     assert not hasattr(pruned, "graphs")  # the forward is kept as it is
     assert_same(model, pruned)
+
+
+def test_drawing_numbers_for_no_rows_is_no_way_to_leave_out_the_draw() -> None:
+    def noisy(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
+        for number, layer in enumerate(net.layers):
+            rows = torch.where(kind == number)[0]
+            if len(rows):
+                out[rows] = layer(h[rows] + torch.randn_like(h[rows]))
+        return out
+
+    model = Mixture(noisy).eval()
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.2)
+    assert not hasattr(pruned, "graphs")
+
+
+def test_dropout_of_no_rows_draws_nothing() -> None:
+    def dropped(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        out = torch.zeros_like(h)
+        for number, layer in enumerate(net.layers):
+            rows = torch.where(kind == number)[0]
+            if len(rows):
+                kept = nn.functional.dropout(h.new_ones(len(rows), 1), 0.5, net.training)
+                out[rows] = layer(h[rows]) * kept
+        return out
+
+    model = Mixture(dropped).eval()
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.4)
+    assert list(pruned.graphs) == ["eval", "training"]
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    wanted, x = masked(model, plan.keep).train(), torch.randn(3, 16)
+    torch.manual_seed(1)
+    expected = wanted(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(pruned.train()(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", range(8))
