@@ -12,7 +12,7 @@ import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from fxprune.capture.capturing import Task
     from fxprune.capture.recorder import Recorder
 
-# More selections than this would need too many traces. Of so many, each set is tried.
-_MOST, _FEW = 32, 5
+# More selections than this that may be empty would need too many traces.
+_MOST = 6
 _PLACES = {"nonzero", "argwhere", "where"}
 # Ops that keep the number of elements.
 _PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
@@ -140,20 +140,9 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
 
 
 def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
-    """Sets of selections that are empty together: all sets of a few selections.
-
-    Of more, they are the first and the last ones, so that each number of them is met, and sets that tell each two
-    apart. The forward may count what is not empty, or keep the first, the last or the next of them.
-    """
-    count = len(numbers)
-    if count <= _FEW:
-        places = [[p for p in range(count) if bits >> p & 1] for bits in range(1, 1 << count)]
-    else:
-        places = [[*range(size)] for size in range(1, count + 1)] + [[*range(s, count)] for s in range(1, count)]
-        bits = product(range((count - 1).bit_length()), (0, 1))
-        places += [[p for p in range(count) if p >> bit & 1 == value] for bit, value in bits]
-    for empty in places:
-        yield frozenset(numbers[place] for place in empty)
+    """Each set of selections that may be empty together. The forward may count them, or do otherwise for one set."""
+    for size in range(len(numbers), 0, -1):
+        yield from map(frozenset, combinations(numbers, size))
 
 
 def _asked(graph: fx.Graph) -> set[str]:

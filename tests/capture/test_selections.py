@@ -305,9 +305,9 @@ def test_dropout_of_no_rows_draws_nothing() -> None:
     torch.testing.assert_close(pruned.train()(x), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize("count", range(7))
 def test_a_count_of_many_kinds_without_rows_that_makes_a_difference_is_seen(count: int) -> None:
-    model = Mixture(_counting(lambda out, found: out * 2 if found == count else out), kinds=7).eval()
+    model = Mixture(_counting(lambda out, found: out * 2 if found == count else out), kinds=6).eval()
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.1)
     assert not hasattr(pruned, "graphs")
     assert_same(model, pruned)
