@@ -164,8 +164,28 @@ class Collector:
             CalibrationError: data or target do not fit; see :class:`Calibration` and
                 :func:`~fxprune.calibration.batches.default_loss`.
         """
+        # One statistic may be taken at several places.
+        statistics = list({id(o.statistic): o.statistic for o in observations}.values())
+        kinds = {(getattr(s, "balanced", False), s.needs) for s in statistics}
+        fresh = not any(bool(held.any()) for s in statistics for held in s.sums())
+        if kinds == {(True, "value")} and fresh and self._is_countable:
+            # In most networks all positions count alike; there, one pass is enough for the classes and the statistics.
+            self._count(observations)
+            if self.calibration.balance is not None:
+                for held in (held for s in statistics for held in s.sums()):
+                    held.zero_()
+                self._run(observations)
+        else:
+            if any(balanced for balanced, _ in kinds):
+                self.balance()
+            self._run(observations)
+        add_over_ranks(t for s in statistics for t in s.sums())
+
+    def _run(self, observations: Sequence[Observation], census: Census | None = None) -> None:
+        """Update all statistics, and count classes."""
         needs = {o.statistic.needs for o in observations}
-        balance = self.balance() if any(getattr(o.statistic, "balanced", False) for o in observations) else None
+        balanced = any(getattr(o.statistic, "balanced", False) for o in observations)
+        balance = self.calibration.balance if balanced else None
         watched: dict[Watched, list[Watcher]] = defaultdict(list)
         current = _Current()
         for observation in observations:
@@ -179,33 +199,33 @@ class Collector:
             for part in self._parts(network, batch, needs, current):
                 current.weights = None if balance is None else balance.of(part)
                 current.samples, current.batch, current.run = part.size, number, current.run + 1
-                if needs == {"value"}:
+                if needs <= {"value"}:
                     with torch.no_grad():
-                        network.run(part.sample)
+                        output = network.run(part.sample)
+                    if census is not None:
+                        census.add(part, output)
                 else:
                     self._run_back(network, part, parameters, current)
-        # One statistic may be taken at several places.
-        statistics = {id(o.statistic): o.statistic for o in observations}
-        add_over_ranks(t for statistic in statistics.values() for t in statistic.sums())
 
     def balance(self) -> Balance | None:
         """How much each position of the data counts, found in a pass of its own; None if all count alike, or if the
         data can be read only once."""
-        if not self.calibration.counted and self.calibration.repeats:
-            self.calibration.counted = True
-            self.calibration.balance = self._counted()
+        if self._is_countable:
+            self._count([])
         return self.calibration.balance
 
-    def _counted(self) -> Balance | None:
-        census, network = Census(), PrivateNetwork(self.graph, self.model)
-        with torch.no_grad():
-            for _, batch in self.batches():
-                for part in parts_of(self.calibration, batch, self.graph, network):
-                    census.add(part, network.run(part.sample))
-        return census.balance()
+    @property
+    def _is_countable(self) -> bool:
+        return not self.calibration.counted and self.calibration.repeats
+
+    def _count(self, observations: Sequence[Observation]) -> None:
+        """Find how much each position counts, and update all statistics as if each counted alike."""
+        census = Census()
+        self._run(observations, census)
+        self.calibration.counted, self.calibration.balance = True, census.balance()
 
     def _parts(self, network: PrivateNetwork, batch: Batch, needs: set[str], current: _Current) -> Iterator[Batch]:
-        if needs == {"value"}:
+        if needs <= {"value"}:
             current.samples = 0
             return parts_of(self.calibration, batch, self.graph, network)
         return batch.parts() if "sample gradient" in needs else iter((batch,))

@@ -263,6 +263,8 @@ class _Moments(Sums):
 class _Variance(Sums):
     """The variance of a layer's readout, summed over its channels."""
 
+    balanced = True
+
     def __init__(self, channel_dim: int, channels: int) -> None:
         super().__init__(total=(channels,), squares=(channels,), count=())
         self._channel_dim = channel_dim

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.calibration import Calibration, Collector, Observation
 from fxprune.calibration.balance import Balance, Census, Weights, resized
 from fxprune.calibration.batches import Batch
+from fxprune.calibration.statistic import Tap
 from fxprune.capture.samples import Sample
+from fxprune.criteria.reconstruction import _Variance
 from fxprune.recovery import Reconstruct
 from fxprune.recovery.matching import _divergence
 
@@ -116,8 +121,43 @@ def test_the_channel_of_a_rare_class_survives(monkeypatch: pytest.MonkeyPatch) -
     x = pixels(256)
     assert kept(x) == [0, 1]
     # Over all pixels alike, what it adds is less than what the third channel adds: 81 x 0.01 x 0.99 against 2.25.
-    monkeypatch.setattr("fxprune.calibration.collecting.Collector.balance", lambda self: None)
+    monkeypatch.setattr(Census, "balance", lambda self: None)
     assert kept(x) == [0, 2]
+
+
+class Passes(list[Tensor]):
+    """Batches that count how often they are read."""
+
+    count = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.count += 1
+        return super().__iter__()
+
+
+def test_the_data_are_read_a_second_time_only_where_a_class_is_rare() -> None:
+    kinds = torch.randint(3, (256, 10, 10), generator=torch.Generator().manual_seed(0))
+    common = torch.stack([2.0 * (kinds == 1), 1.0 * (kinds == 2), 0.0 * kinds], 1)  # each class is as frequent
+    for x, passes in ((common.double(), 1), (pixels(256).double(), 2)):
+        batches = Passes([x[:100], x[100:]])
+        model, count = Pixels().double().eval(), x.shape[0] * 100
+        graph = fxprune.analyze(model, x[:2])
+        statistic = _Variance(1, 3)
+        (node,) = (node for node in graph.calls if node.name == "second")
+        collector = Collector(graph, model, Calibration(batches, Sample.from_input(x[:2])))
+        collector.collect([Observation(Tap(node), statistic)])
+        assert batches.count == passes
+
+        with torch.no_grad():
+            outputs = model(x).movedim(1, -1).reshape(-1, 3).numpy()
+        each = np.ones(count)
+        if passes == 2:
+            shares = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
+            factors = np.clip(shares.mean(0).mean() / shares.mean(0), 1, 32)
+            each += shares.max(1) * (factors[shares.argmax(1)] - 1)
+        mean = np.average(outputs, axis=0, weights=each)
+        wanted = np.average((outputs - mean) ** 2, axis=0, weights=each).sum()
+        assert statistic.mean() == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_layer_is_fitted_with_the_weights_of_its_positions() -> None:
