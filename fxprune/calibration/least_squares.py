@@ -83,13 +83,21 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
     Raises:
         CalibrationError: the sums are not finite.
     """
-    each = torch.ones(one.shape[1], 1, device=one.device) if weights is None else weights.unsqueeze(1)
-    count = float(each.sum(dtype=torch.float64))
+    each = None if weights is None or bool((weights == 1).all()) else weights.unsqueeze(1)
+    count = float(one.shape[1] if each is None else each.sum(dtype=torch.float64))
     kind = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
-    means = [(rows * each.to(rows)).sum(1, keepdim=True, dtype=torch.float64) / (count or 1.0) for rows in (one, other)]
-    left, right = (rows.to(kind) - mean.to(kind) for rows, mean in zip((one, other), means, strict=True))
-    found = F.pad(((left * each.to(kind)).mT @ right).to(torch.float64), (0, 1, 0, 1))
-    ends = [F.pad(mean, (0, 1), value=1.0) for mean in means]
+
+    def parted(rows: Tensor) -> tuple[Tensor, Tensor]:
+        weighted = rows if each is None else rows * each.to(rows)
+        mean = weighted.sum(1, keepdim=True, dtype=torch.float64) / (count or 1.0)
+        return mean, rows.to(kind) - mean.to(kind)
+
+    centred = [parted(one)]
+    centred.append(centred[0] if other is one else parted(other))
+    (_, left), (_, right) = centred
+    left = left if each is None else left * each.to(kind)
+    found = F.pad((left.mT @ right).to(torch.float64), (0, 1, 0, 1))
+    ends = [F.pad(mean, (0, 1), value=1.0) for mean, _ in centred]
     found = found + count * ends[0].mT @ ends[1]
     if not bool(found.isfinite().all()):
         raise CalibrationError(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -333,8 +334,7 @@ def _each(other: Tensor, dim: int, weights: Weights | None) -> Tensor | None:
 
 def _difference(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
     """The mean squared difference."""
-    errors = (one - other).square()
-    return errors.mean() if each is None else (errors * each).mean()
+    return F.mse_loss(one, other) if each is None else ((one - other).square() * each).mean()
 
 
 def _divergence(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
