@@ -112,7 +112,7 @@ for _cls, _name in (pair.split("=") for pair in _LAYERS.split()):
 module_form(nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),)))
 
 
-_NUMBERED = "arange linspace logspace eye randint randperm tensor scalar_tensor hann_window new_tensor"
+_NUMBERED = "arange linspace logspace eye randint randperm scalar_tensor hann_window"
 
 
 @rule("zeros ones empty rand randn", "*size")
@@ -137,7 +137,8 @@ def repair_numbered(repair: Repair) -> None:
         repair.select_result(axes)
 
 
-@rule("as_tensor", "data")
+@rule("tensor as_tensor", "data")
+@rule("new_tensor", "input, data")
 def as_tensor(call: Call) -> None:
     """A tensor keeps its axes, whatever the dtype; numbers become a new tensor."""
     if is_tensor(call.arguments["data"]):
@@ -146,7 +147,7 @@ def as_tensor(call: Call) -> None:
         made(call)
 
 
-@repairs("as_tensor")
+@repairs("tensor as_tensor new_tensor")
 def repair_as_tensor(repair: Repair) -> None:
     if not is_tensor(repair.call.arguments["data"]):
         repair_numbered(repair)

@@ -99,6 +99,8 @@ _MADE: dict[str, tuple[Layout, Op]] = {
     "hann_window": (VECTOR, lambda h: h * torch.hann_window(h.shape[1], dtype=h.dtype)),
     "as_tensor": (VECTOR, lambda h: h * torch.as_tensor(h.shape[1], dtype=h.dtype)),
     "as_tensor_of_one": (VECTOR, lambda h: h * 2 + torch.as_tensor(h)),
+    "tensor_of_one": (VECTOR, lambda h: h * 2 + torch.tensor(h)),
+    "new_tensor_of_one": (VECTOR, lambda h: h * 2 + h[:1].new_tensor(h)),
     "scalar_tensor": (VECTOR, lambda h: h * torch.scalar_tensor(h.shape[1], dtype=h.dtype)),
     "mask of channels": (VECTOR, lambda h: h * (torch.arange(h.shape[1]) % 2 == 0).to(h.dtype)),
     "coordinates": (
