@@ -137,7 +137,7 @@ def _variable(data: Any = None, requires_grad: bool = False, **kwargs: Any) -> A
 
 
 def _seeding(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that seeds torch's generator or restores its state, which a graph cannot do."""
+    """A function that seeds torch's generator, or reads or restores its state, which a graph cannot do."""
 
     @functools.wraps(function)
     def variant(*args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,8 @@ def refusing_seeds() -> Iterator[None]:
 
 # One that nobody else would choose.
 _SEED = 0x6678_7072_756E_65
-_SEEDS = {name: _seeding(getattr(torch.random, name)) for name in ("manual_seed", "seed", "set_rng_state", "fork_rng")}
+_STATES = "manual_seed seed initial_seed get_rng_state set_rng_state fork_rng".split()
+_SEEDS = {name: _seeding(getattr(torch.random, name)) for name in _STATES}
 _CHANGED: dict[str, Any] = {"Variable": _variable, **_SEEDS}
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.errors import CaptureError
 
 SHARED = SimpleNamespace(calls=0)
 COUNTS = {"calls": 0}
@@ -494,3 +495,20 @@ def test_a_buffer_that_training_writes_and_eval_mode_reads_ends_training() -> No
     pruned = fxprune.compile(Warming().eval(), torch.randn(4, 3), 0.0)
     with pytest.raises(fxprune.errors.ModeError, match="decides by the value of warm"):
         pruned.train()(torch.randn(4, 3))
+
+
+READS = {"seed": lambda: torch.initial_seed() % 3, "state": lambda: int(torch.get_rng_state()[0])}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_forward_that_reads_the_state_of_torchs_generator_is_refused(read: str) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x) * (1 + READS[read]()))
+
+    with pytest.raises(CaptureError, match="leave it to the caller"):
+        fxprune.compile(Reading(), torch.randn(2, 8), 0.3, verify=False)

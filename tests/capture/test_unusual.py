@@ -133,3 +133,16 @@ def test_a_buffer_that_is_a_cache_is_made_anew_by_the_graph() -> None:
 def test_a_buffer_that_grows_is_refused() -> None:
     with pytest.raises(FxpruneError, match="keeps table for its next call"):
         fxprune.compile(Cached(grows=True), torch.randn(2, 3, 6, 6), 0.3)
+
+
+def test_a_function_that_is_an_argument_of_an_operation_is_refused() -> None:
+    class Mapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).detach().clone().apply_(lambda value: 2 * value))
+
+    with pytest.raises(FxpruneError, match="passes a function to an operation"):
+        fxprune.compile(Mapping(), torch.randn(2, 8), 0.3)
