@@ -345,7 +345,7 @@ class Task:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
             with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:
                 python_state.watch(self.written, next(iter(recorder.graph.nodes)))
-                with builtin_calls.refusing_seeds():
+                with builtin_calls.refusing_seeds(), guards.without_scripts():
                     value = copy(*args, **kwargs)
                 left = python_state.written()
             recorder.drew = chance.were_used()

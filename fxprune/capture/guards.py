@@ -1,4 +1,4 @@
-"""Things that a trace meets once and a graph would repeat for ever: answers about values, calls that fail."""
+"""Things that a trace meets once and a graph would repeat for ever: answers about values, calls that fail, scripts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fxprune.capture import sources
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.lowering import leaves
 from fxprune.capture.numbers import Traced, size_of
+from fxprune.capture.reachable import python_of
 from fxprune.capture.settings import Reads
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name
@@ -94,6 +95,40 @@ def _variant(original: Callable[[], bool], guard: str, answer: bool, asked: set[
 def next_guard(asked: Collection[str], answered: Collection[str]) -> str | None:
     """The next one to answer yes to: one that was asked and got no for an answer."""
     return next((guard for guard in GUARDS if guard in asked and guard not in answered), None)
+
+
+@contextmanager
+def without_scripts() -> Iterator[None]:
+    """Let TorchScript functions that this thread calls run the Python functions that they were compiled from.
+
+    A script calls torch's kernels, and reads sizes, without Python, so no trace would see what it does.
+    """
+    kinds: tuple[Any, ...] = (torch.jit.ScriptFunction, torch._C.ScriptMethod)
+    before = [(kind, kind.__call__) for kind in kinds]
+    try:
+        for kind, original in before:
+            kind.__call__ = _as_python(original)
+        yield
+    finally:
+        for kind, original in before:
+            kind.__call__ = original
+
+
+def _as_python(original: Callable[..., Any]) -> Callable[..., Any]:
+    thread = threading.get_ident()
+
+    def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return original(script, *args, **kwargs)
+        function = python_of(script)
+        if function is None:
+            raise CaptureError(
+                f"the forward calls {script.name!r}, which TorchScript runs unseen: call the Python function that it "
+                "was made from"
+            )
+        return function(*args, **kwargs)
+
+    return call
 
 
 class Failures:

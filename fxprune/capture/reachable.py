@@ -163,6 +163,8 @@ class Reachable:
             self._pending += [value.func, value.args, value.keywords]
         elif isinstance(value, functools.cached_property):
             self._pending.append(value.func)
+        elif isinstance(value, torch.jit.ScriptFunction):
+            self._pending.append(python_of(value))
         elif not isinstance(value, types.ModuleType):
             self._visit_instance(value)
 
@@ -236,6 +238,16 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     """The names of globals and attributes that code uses, inner functions included."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
     return frozenset(code.co_names).union(*map(names_in, inner))
+
+
+def python_of(script: Any) -> types.FunctionType | None:
+    """What a TorchScript function was compiled from; None if it was traced, or asks whether it is a script."""
+    function = getattr(script, "_torchdynamo_inline", None)
+    if not isinstance(function, types.FunctionType) or "is_scripting" in names_in(function.__code__):
+        return None
+    state: Any = torch.jit._state
+    compiled = state._try_get_jit_cached_function(function)
+    return function if getattr(compiled, "qualified_name", "") == script.qualified_name else None
 
 
 def reachable(model: nn.Module) -> Reachable:
