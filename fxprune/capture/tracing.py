@@ -128,7 +128,7 @@ def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | 
             return error.graph or fx.Graph(), error
 
 
-def modes_that_count(model: nn.Module, captured: Captured) -> list[bool]:
+def modes_that_remember(model: nn.Module, captured: Captured) -> list[bool]:
     """The modes (``training``) in which two calls leave other numbers for the next trace, in operations that stay.
 
     Answers alone cannot tell: the operation may stand behind an activation that answers zero.
@@ -158,7 +158,7 @@ def _differ_in_numbers(graph: fx.Graph, other: fx.Graph) -> bool:
 
 def _check_memory(model: nn.Module, captured: Captured, part: Captured, remembers: Sequence[str]) -> None:
     """Refuse a mode in which something kept between calls changes the answer: ModelError, where it is eval."""
-    for training in modes_that_forget(model, part) or modes_that_count(model, part):
+    for training in modes_that_forget(model, part) or modes_that_remember(model, part):
         reason = (
             f"the forward keeps {', '.join(remembers):.200} for its next call, which then gives another answer: a "
             "graph forgets; pass such state as an argument, or keep it in a buffer"
