@@ -143,20 +143,29 @@ class State:
             for held in ("_parameters", "_buffers")
             if getattr(module, held)
         ]
+        self._plain = [
+            (f"{path}.{name}".lstrip("."), tensor, tensor.clone())
+            for path, _, before in self._attributes
+            for name, value in before.items()
+            if name not in _OF_EVERY_MODULE
+            for tensor in tensors_in({name: value}, depth=4)
+            if tensor.layout is torch.strided and tensor.device != META
+        ]
 
     def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
         """Parameters and buffers that were replaced, caches aside: name, old, new."""
         return ((name, old, new) for name, old, new in self._replaced() if not _is_cache(old, new))
 
     def changed(self) -> tuple[str, ...]:
-        """Other attributes that were set, and buffers that serve as caches."""
+        """Other attributes that were set, tensors in them that were written, and buffers that serve as caches."""
         attributes = (
             f"{path}.{name}".lstrip(".")
             for path, module, before in self._attributes
             for name, value in vars(module).items()
             if before.get(name, self) is not value
         )
-        return (*attributes, *(name for name, old, new in self._replaced() if _is_cache(old, new)))
+        written = (name for name, tensor, before in self._plain if not torch.equal(tensor, before))
+        return (*attributes, *written, *(name for name, old, new in self._replaced() if _is_cache(old, new)))
 
     def _replaced(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
         for path, module, held, before in self._tensors:

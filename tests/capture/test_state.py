@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxprune
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, ModelError
 
 SHARED = SimpleNamespace(calls=0)
 COUNTS = {"calls": 0}
@@ -512,3 +512,29 @@ def test_a_forward_that_reads_the_state_of_torchs_generator_is_refused(read: str
 
     with pytest.raises(CaptureError, match="leave it to the caller"):
         fxprune.compile(Reading(), torch.randn(2, 8), 0.3, verify=False)
+
+
+class Held(nn.Module):
+    """Multiplies by a tensor that is an attribute or in one, but no buffer, after a write to it."""
+
+    def __init__(self, write: Callable[[torch.Tensor], object], nested: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.write = nn.Linear(8, 8), nn.Linear(8, 3), write
+        self.held = [{"scale": torch.ones(8)}] if nested else torch.ones(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.held[0]["scale"] if isinstance(self.held, list) else self.held
+        self.write(scale)
+        return self.last(self.first(x) * scale)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["attribute", "nested"])
+@pytest.mark.parametrize("write", [lambda t: t.add_(1), lambda t: t.data.mul_(2)], ids=["written", "data"])
+def test_a_plain_tensor_that_counts_calls_is_refused(write: Callable[[torch.Tensor], object], nested: bool) -> None:
+    with pytest.raises(ModelError, match="keeps held for its next call"):
+        fxprune.compile(Held(write, nested), torch.randn(2, 8), 0.3)
+
+
+def test_a_plain_tensor_that_is_filled_anew_by_each_call_is_a_constant() -> None:
+    model, x = Held(lambda t: t.copy_(torch.arange(8.0)), False).eval(), torch.randn(3, 8)
+    torch.testing.assert_close(fxprune.compile(model, torch.randn(2, 8), 0.0)(x), model(x))
