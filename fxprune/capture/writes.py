@@ -78,7 +78,8 @@ class Writes:
         node.replace_all_uses_with(before, lambda user: user is not before)
 
     def keep_shape(self, func: Any, args: Any) -> None:
-        """Keep the earlier node's shape when a tensor gets another shape in place."""
+        """Keep the earlier node's shape when a tensor gets another one in place. Raises CaptureError: a hidden write."""
+        _refuse_hidden_writes(func)
         if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
             node = self._node_of(args[0])
             with torch._C.DisableTorchFunction():
@@ -97,3 +98,18 @@ class Writes:
                 raise CaptureError(
                     f"the forward gives {self.name_of(tensor)} the memory of another tensor: use copy_()"
                 )
+
+
+def _refuse_hidden_writes(func: Any) -> None:
+    """Refuse an operator that writes to arguments as its schema alone tells: its name, or an ``out``, must say so."""
+    packet = getattr(func, "overloadpacket", func)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return
+    overloads = [func] if packet is not func else [getattr(packet, name) for name in packet.overloads()]
+    for schema in (overload._schema for overload in overloads):
+        places = [place for place, given in enumerate(schema.arguments) if given.is_write and not given.is_out]
+        if any(place or not mutates(packet) for place in places):
+            raise CaptureError(
+                f"{schema.name} writes to its arguments, which no graph would tell: let it return a new tensor, or "
+                "call it in a module of its own, which then is kept whole"
+            )

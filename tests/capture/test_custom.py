@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 import fxprune
-from fxprune.errors import ArtefactError
+from fxprune.errors import ArtefactError, CaptureError
 
 
 class Swish(Function):
@@ -336,3 +336,28 @@ def test_a_folder_names_the_custom_function_that_loading_is_to_import(tmp_path: 
     loaded = fxprune.load(tmp_path / "net", allow=[name])
     assert torch.equal(loaded(x), pruned(x))
     torch.testing.assert_close(gradients(loaded, x), gradients(pruned, x))
+
+
+class Marked(nn.Module):
+    """Calls an operator of another library that writes to its argument, and says so in its schema alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).detach().clone()
+        torch.ops.fxprune_tests_writes.tripled(h)
+        return self.last(h)
+
+
+def _tripled(x: torch.Tensor) -> None:
+    x.mul_(3)
+
+
+def test_an_operator_whose_schema_alone_tells_that_it_writes_is_refused() -> None:
+    library = torch.library.Library("fxprune_tests_writes", "DEF")
+    library.define("tripled(Tensor(a!) x) -> ()")
+    library.impl("tripled", _tripled, "CompositeExplicitAutograd")
+    with pytest.raises(CaptureError, match="tripled writes to its arguments"):
+        fxprune.compile(Marked(), torch.randn(2, 8), 0.3, verify=False)
