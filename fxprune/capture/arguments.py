@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -127,8 +127,9 @@ class Arguments:
             return tuple(self.of(v) for v in value)
         if isinstance(value, dict):
             return {k: self.of(v) for k, v in value.items()}
-        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-            raise CaptureError("the forward passes a function to an operation, or returns one, which no graph can hold")
+        if isinstance(value, (types.FunctionType, types.MethodType, functools.partial, Iterator)):
+            kind = "an iterator" if isinstance(value, Iterator) else "a function"
+            raise CaptureError(f"the forward passes {kind} to an operation, or returns one, which no graph can hold")
         return value
 
     def _number(self, value: Any) -> fx.Node:

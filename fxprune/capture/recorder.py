@@ -100,10 +100,10 @@ class Recorder(TorchFunctionMode):
         node = self.graph.placeholder(name)
         node.args = default
         node.meta["val"] = value
+        self._decisions.add_lengths(node, value)
         self._adopt(node, value)
         if default == (None,) and value is not None:
             self._decisions.add_given(node)
-        self._decisions.add_lengths(node, value)
         self._decisions.add_literal(node, value)
 
     def _adopt(self, node: fx.Node, value: Any) -> None:

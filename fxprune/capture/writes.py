@@ -78,7 +78,7 @@ class Writes:
         node.replace_all_uses_with(before, lambda user: user is not before)
 
     def keep_shape(self, func: Any, args: Any) -> None:
-        """Keep the earlier node's shape when a tensor gets another one in place. Raises CaptureError: a hidden write."""
+        """Keep the earlier node's shape when a tensor gets another in place. Raises CaptureError: a hidden write."""
         _refuse_hidden_writes(func)
         if getattr(func, "__name__", "") in _RESHAPES_IN_PLACE and isinstance(args[0], torch.Tensor):
             node = self._node_of(args[0])

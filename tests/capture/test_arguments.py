@@ -294,3 +294,18 @@ def test_arguments_equal_to_their_defaults_may_be_left_out() -> None:
         pruned(x, False, shift=shift)
     with pytest.raises(AssertionError, match="calls with shift, as in the sample"):
         pruned(x)
+
+
+def test_another_number_of_arguments_is_refused_in_words() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, *given: torch.Tensor) -> torch.Tensor:
+            return self.last(sum(map(self.first, given)))
+
+    result = fxprune.compile(Many(), (torch.randn(2, 8), torch.randn(2, 8)), 0.3)
+    for count in (1, 3):
+        with pytest.raises(AssertionError, match="with 2 entries, as in the sample"):
+            result(*[torch.randn(2, 8)] * count)

@@ -8,10 +8,12 @@ import pickle
 from collections import OrderedDict, namedtuple
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
 import fxprune
+from fxprune.errors import FxpruneError
 from tests.capture.compiled import assert_equal_copy, pruned, vector
 
 
@@ -198,3 +200,16 @@ def test_objects_that_hold_tensors_are_made_again() -> None:
     full, copied = InObject(), None
     copied = fxprune.compile(full, x, 0.0)
     assert torch.equal(copied(x)["cache"].layers[1].keys, full(x)["cache"].layers[1].keys)
+
+
+def test_an_iterator_among_the_outputs_is_refused() -> None:
+    class Lazily(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return (self.last(self.first(x)) for _ in range(1))
+
+    with pytest.raises(FxpruneError, match="an iterator"):
+        fxprune.compile(Lazily(), torch.randn(2, 8), 0.3)
