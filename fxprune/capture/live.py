@@ -122,8 +122,7 @@ class ByValues:
         if not _depends_on_inputs(self._node_of(tensor)):
             raise CaptureError("the forward decides by random numbers, which are others at each call")
         node = self._new("call_method", "item", (self._node_of(tensor),), {}, None)
-        answer = self.selections.answer(self._node_of(tensor))
-        value = node.meta["val"] = self._live.of(node) if answer is None else answer
+        value = node.meta["val"] = self.selections.answer(self._node_of(tensor), self._live.of(node))
         number = traced(int(value) if isinstance(value, bool) else value, operator.pos, (node,))
         number.written = node
         if name == "item" and not isinstance(value, bool):

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from fxprune.capture.clone import meta_clone, meta_like
 from fxprune.capture.decisions import is_check
-from fxprune.capture.lowering import leaves, map_leaves
+from fxprune.capture.lowering import holds_tensor, leaves, map_leaves
 from fxprune.capture.masked import are_one
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, draws, is_pure, writes_in_place
@@ -33,11 +33,17 @@ if TYPE_CHECKING:
 # More selections than this that may be empty would need too many traces.
 _MOST = 6
 _PLACES = {"nonzero", "argwhere", "where"}
+# Comparisons of a count with zero, and those of them that say that there is nothing.
+_EMPTY = {"eq", "le"}
+_COMPARED = {"gt", "ne", *_EMPTY}
 # Ops that keep the number of elements.
 _PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
 # Writes of entries at the places in the first tensor among these arguments.
 _WRITES = {"setitem": 1, "index_put": 1}
 _WRITES |= dict.fromkeys(("index_copy", "index_add", "index_fill", "scatter", "scatter_add"), 2)
+
+
+Conditions = tuple[tuple[Any, int], ...]
 
 
 class Selections:
@@ -58,16 +64,21 @@ class Selections:
         node.meta["selects"] = number = self._number(mask)
         return _with_entries(value, 0 if number in self._empty else None)
 
-    def answer(self, node: fx.Node) -> bool | None:
-        """Whether ``mask.any()``, or ``mask.sum() > 0``, is taken to be true; None if the node is neither."""
-        counted = canonical_name(node.target) in ("gt", "ne") and node.args[1:] == (0,) and not node.kwargs
-        of_all, name = (node.args[0], "sum") if counted else (node, "any")
+    def answer(self, node: fx.Node, value: Any) -> Any:
+        """What is read from ``mask.any()``, ``mask.sum()`` or ``mask.sum() == 0``; ``value`` if it is none of these."""
+        compared = canonical_name(node.target) in _COMPARED and node.args[1:] == (0,) and not node.kwargs
+        of_all, names = (
+            (node.args[0], ("sum", "count_nonzero")) if compared else (node, ("any", "sum", "count_nonzero"))
+        )
         whole = isinstance(of_all, fx.Node) and len((*of_all.args, *of_all.kwargs)) == 1
-        mask = of_all.args[0] if whole and canonical_name(of_all.target) == name else None  # type: ignore[union-attr]
+        mask = of_all.args[0] if whole and canonical_name(of_all.target) in names else None  # type: ignore[union-attr]
         if self._empty is None or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
-            return None
+            return value
         node.meta["selects"] = number = self._number(mask)
-        return number not in self._empty
+        node.meta["told_empty"] = canonical_name(node.target) in _EMPTY
+        if not isinstance(value, bool):
+            return 0 if number in self._empty else max(value, 2)
+        return (number in self._empty) is node.meta["told_empty"]
 
     def _number(self, mask: fx.Node) -> int:
         """The number of a mask, which one that computes the same shares if nothing was written in between."""
@@ -83,11 +94,9 @@ def _is_written(mask: fx.Node, since: fx.Node) -> bool:
     """Whether an op wrote into the memory of a mask after another node of the graph."""
     node = since.next
     with torch._C.DisableTorchFunction():
-        memory = mask.meta["val"].untyped_storage()._cdata
         while node.op != "root":
-            into = node.args[0].meta["val"] if node.args and isinstance(node.args[0], fx.Node) else None
-            writes = node.op in ("call_function", "call_method") and writes_in_place(node)
-            if writes and isinstance(into, torch.Tensor) and into.untyped_storage()._cdata == memory:
+            into = node.args[0] if node.args and writes_in_place(node) else None
+            if isinstance(into, fx.Node) and _memory(into) == _memory(mask):
                 return True
             node = node.next
     return False
@@ -139,6 +148,10 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
     return list(checks)
 
 
+def _short(text: str) -> str:
+    return text if len(text) < 99 else hashlib.sha256(text.encode()).hexdigest()
+
+
 def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
     """Each set of selections that may be empty together. The forward may count them, or do otherwise for one set."""
     for size in range(len(numbers), 0, -1):
@@ -150,29 +163,31 @@ def _asked(graph: fx.Graph) -> set[str]:
     written: dict[fx.Node, str] = {}
     for node in graph.nodes:
         args = fx.node.map_arg((node.args, dict(node.kwargs)), written.__getitem__)
-        text = f"{node.op} {node.target} {args}"
-        written[node] = text if len(text) < 99 else hashlib.sha256(text.encode()).hexdigest()
+        written[node] = _short(f"{node.op} {node.target} {args}")
     checks = (node for node in graph.nodes if is_check(node) and _needs_entries(node) is _needs_none(node) is None)
     return {written[check.args[0]] for check in checks}
 
 
+_ENTRIES = ((operator.ne, 0), (operator.gt, 0), (operator.ge, 1))
+_NONE = ((operator.eq, 0), (operator.le, 0), (operator.lt, 1))
+
+
 def _needs_entries(check: fx.Node) -> int | None:
     """The number of the selection of which a node checks just that it is not empty."""
-    return _selected(check, ((operator.ne, 0), (operator.gt, 0), (operator.ge, 1)))
+    return _selected(check, _ENTRIES, _NONE)
 
 
 def _needs_none(check: fx.Node) -> int | None:
     """The number of the selection of which a node checks just that it is empty."""
-    return _selected(check, ((operator.eq, 0), (operator.le, 0), (operator.lt, 1)))
+    return _selected(check, _NONE, _ENTRIES)
 
 
-def _selected(check: fx.Node, conditions: tuple[tuple[Any, int], ...]) -> int | None:
+def _selected(check: fx.Node, conditions: Conditions, where_told: Conditions) -> int | None:
+    """The selection that a check counts; ``where_told``: what it must ask of an answer that there is nothing."""
     condition = check.args[0] if is_check(check) else None
     if not isinstance(condition, fx.Node) or len(condition.args) != 2:
         return None
     asked, least = condition.args
-    if (condition.target, least) not in conditions:
-        return None
     while isinstance(asked, fx.Node) and asked.target in (operator.mul, operator.pos):
         factors = [a for a in asked.args if not (isinstance(a, int) and a > 0)]
         asked = factors[0] if len(factors) == 1 else None
@@ -184,7 +199,10 @@ def _selected(check: fx.Node, conditions: tuple[tuple[Any, int], ...]) -> int | 
         given: Any = selected.args[0] if selected.args else None
         of_tuple = selected.target is operator.getitem and not isinstance(given.meta["val"], torch.Tensor)
         selected = given if passes or of_tuple else None
-    return selected.meta["selects"] if isinstance(selected, fx.Node) else None
+    if not isinstance(selected, fx.Node):
+        return None
+    fits = (condition.target, least) in (where_told if selected.meta.get("told_empty") else conditions)
+    return selected.meta["selects"] if fits else None
 
 
 def _values(graph: fx.Graph, empty: frozenset[int], model: nn.Module, prefix: str) -> dict[fx.Node, Any]:
@@ -273,12 +291,16 @@ def _matters(
             read.update([node, *(same.get(given, given) for given in node.all_input_nodes)])
     read -= same.keys()
     places: dict[fx.Node, str] = {}
-    found = []
+    found: list[tuple[Any, ...]] = []
     for node in (node for node in graph.nodes if node in read):
-        places[node] = f"%{len(places)}"
         target = constants[str(node.target)].tolist() if str(node.target) in constants else str(node.target)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: places[same.get(n, n)])
-        found.append((node.op, target, str(args), str(kwargs)))
+        does = node.op, target, str(args), str(kwargs)
+        if is_pure(node) and node.target != "item" and not holds_tensor(node.meta["val"]):
+            places[node] = _short(str(does))  # a size, that of another layer or this one, is read anywhere
+            continue
+        places[node] = f"%{len(found)}"
+        found.append(does)
     return found
 
 
@@ -297,16 +319,39 @@ def _reduces(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     """Whether an op makes numbers of no entries, such as their mean: these may be NaN, and so may be gradients."""
     value = values[node]
     is_number = isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 0
-    return is_number and not writes_in_place(node) and any(_is_empty(values[given]) for given in node.all_input_nodes)
+    writes = writes_in_place(node) or _writes_nothing(node, values)
+    return is_number and not writes and any(_is_empty(values[given]) for given in node.all_input_nodes)
 
 
 def _writes_nothing(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
-    """Whether an op writes into a tensor without entries, or writes at no place of its first argument."""
-    if not writes_in_place(node) or not isinstance(node.args[0], fx.Node) or "out" in node.kwargs:
+    """Whether an op writes into a tensor without entries, or writes at no place of its first argument, or a copy."""
+    in_place = writes_in_place(node)
+    if not node.args or not isinstance(node.args[0], fx.Node) or "out" in node.kwargs:
         return False
-    if _is_empty(values[node.args[0]]):
+    if in_place and _is_empty(values[node.args[0]]):
         return True
     place = _WRITES.get(canonical_name(node.target).removesuffix("_"))
     index = node.args[place] if place is not None and len(node.args) > place else None
     parts = index if isinstance(index, (tuple, list)) else (index,)
-    return any(isinstance(part, fx.Node) and _is_empty(values[part]) for part in parts)
+    nothing = any(isinstance(part, fx.Node) and _is_empty(values[part]) for part in parts)
+    return nothing and (in_place or _is_alone(node, node.args[0], values))
+
+
+def _is_alone(made: fx.Node, of: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
+    """Whether a copy is as good as the tensor itself: the forward made that, and nothing writes into either later."""
+    held = {_memory(node) for node in made.graph.nodes if node.op in ("placeholder", "get_attr")}
+    memories, later = {_memory(made), _memory(of)}, False
+    for node in made.graph.nodes:
+        into = node.args[0] if later and node.args and writes_in_place(node) else None
+        writes = isinstance(into, fx.Node) and _memory(into) in memories and not _writes_nothing(node, values)
+        # A layer or function may write in place, and then gives its input back.
+        gives_back = later and not writes_in_place(node) and _memory(node) in memories
+        if writes or (gives_back and node.meta["val"].shape == made.meta["val"].shape):
+            return False
+        later = later or node is made
+    return held.isdisjoint(memories)
+
+
+def _memory(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None

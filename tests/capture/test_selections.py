@@ -27,6 +27,7 @@ class Mixture(nn.Module):
             nn.Sequential(nn.Linear(32, 96), norm(96), nn.ReLU(), nn.Linear(96, 32)) for _ in range(kinds)
         )
         self.middle, self.last, self.loop = nn.Linear(32, 48), nn.Linear(48, 4), loop
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x).relu()
@@ -176,6 +177,84 @@ def in_new_memory(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out + first
 
 
+def in_new_memory_and_old(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """What is written into the first memory shows in the result only if no kind has rows."""
+    out = first = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out = out.index_copy(0, rows, layer(h[rows]))
+    first.add_(1)
+    return out
+
+
+def in_new_memory_and_in_place(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """The first memory is written by a layer that writes into its input."""
+    out = first = h - 0.5
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out = out.index_copy(0, rows, layer(h[rows]))
+    net.act(out)
+    return out + first
+
+
+def in_place_by_position(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h) - h
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+            if number == 3:
+                nn.functional.relu(out, True)
+    return out
+
+
+def in_place_by_a_layer(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h) - h
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+            if number == 3:
+                net.act(out)
+    return out
+
+
+def summed(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        if mask.sum() == 0:
+            continue
+        out[mask] = layer(h[mask])
+    return out
+
+
+def summed_item(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        count = torch.count_nonzero(mask).item()
+        if count > 0:
+            out[mask] = layer(h[mask]) / count
+    return out
+
+
+def two_of_each(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Each row goes to two layers; sizes are read inside of the code that is skipped."""
+    weight, chosen = torch.topk(net.kind.weight @ net.first.weight.T @ h.T, 2, 0)
+    weight, out = weight.T.softmax(-1), torch.zeros_like(h)
+    taken = nn.functional.one_hot(chosen.T, len(net.layers)).permute(2, 1, 0)
+    for number, layer in enumerate(net.layers):
+        place, rows = torch.where(taken[number])
+        if rows.shape[0] == 0:
+            continue
+        y = layer(h[None, rows].reshape(-1, h.shape[-1])) * weight[rows, place, None]
+        out.index_add_(0, rows, y.to(h.dtype))
+    return out
+
+
 def asking_inside(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     out = torch.zeros_like(h)
     for number, layer in enumerate(net.layers):
@@ -200,7 +279,28 @@ def _where_there_are_none(change: Callable[[Mixture, Tensor], Tensor]) -> Loop:
     return loop
 
 
-FREE = [skipped, added, under_mask, counted_mask, without_asking, joined]
+def _by_sums(net: Mixture, h: Tensor, kind: Tensor, compare: Callable[..., Tensor]) -> Tensor:
+    out = torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = kind == number
+        out[mask] = layer(h[mask])
+        if compare(mask.sum(), 0):
+            out = out + 1
+    return out
+
+
+FREE = [
+    skipped,
+    added,
+    under_mask,
+    counted_mask,
+    summed,
+    summed_item,
+    in_new_memory,
+    two_of_each,
+    without_asking,
+    joined,
+]
 OTHERS = {
     "otherwise": otherwise,
     "otherwise by values": otherwise_by_values,
@@ -215,7 +315,12 @@ OTHERS = {
     "noted": noted,
     "scaled by their mean": scaled_by_their_mean,
     "of two": of_two,
-    "in new memory": in_new_memory,
+    "in new memory and old": in_new_memory_and_old,
+    "in new memory and in place": in_new_memory_and_in_place,
+    "in place by position": in_place_by_position,
+    "in place by a layer": in_place_by_a_layer,
+    "none where the sum says that there are some": lambda net, h, kind: _by_sums(net, h, kind, torch.ne),
+    "none where the sum is below one": lambda net, h, kind: _by_sums(net, h, kind, torch.le),
     "in one type": _where_there_are_none(lambda net, out: out + 1 if out.dtype == torch.float64 else out),
     "in training": _where_there_are_none(lambda net, out: out + 1 if net.training else out),
     "without gradients": _where_there_are_none(lambda net, out: out if torch.is_grad_enabled() else out + 1),
