@@ -37,13 +37,13 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
     Raises SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
     given = captured.sample.others
-    if captured.answers is not None and asks_values(captured.graph):
+    if captured.answers is not None and (given or asks_values(captured.graph)):
         kept = replace(captured.sample, others=())
         ways = [*enumerate(given), *((None, other) for other in _other_values(kept))]
         yield from _found(model, iter(ways), [captured.without_values(model)], len(given) + _MOST, live=True)
         return
-    if (captured.opaque or captured.answers is not None) and given:
-        path = next(iter(captured.opaque), "") or "the model's own forward"
+    if captured.opaque and given:
+        path = next(iter(captured.opaque)) or "the model's own forward"
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
     other_arguments = any(other.structure != captured.sample.structure for other in given)
     if captured.opaque or captured.answers is not None or not (asks_sizes(captured.graph) or other_arguments):

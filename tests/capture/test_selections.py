@@ -455,3 +455,11 @@ def test_a_decision_beside_selections_has_its_two_ways() -> None:
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.5)
     assert list(pruned.graphs) == ["eval", "eval_1"]
     assert_same(model, pruned)
+
+
+def test_other_samples_may_be_given_where_no_value_decides() -> None:
+    model = Mixture(skipped).eval()
+    others = [torch.randn(3, 16), torch.randn(8, 16) * 4]
+    pruned = fxprune.compile(model, torch.randn(8, 16), 0.5, other_samples=others)
+    assert list(pruned.graphs) == ["eval"]
+    assert_same(model, pruned)
