@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.capture.numbers import Traced, plain
+from fxprune.capture.objects import is_dense, is_same
 from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
 from fxprune.util.copies import copy_module, tensors_in, with_literals_of
@@ -149,7 +150,7 @@ class State:
             for name, value in before.items()
             if name not in _OF_EVERY_MODULE
             for tensor in tensors_in({name: value}, depth=4)
-            if tensor.layout is torch.strided and tensor.device != META
+            if is_dense(tensor)
         ]
 
     def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
@@ -164,7 +165,7 @@ class State:
             for name, value in vars(module).items()
             if before.get(name, self) is not value
         )
-        written = (name for name, tensor, before in self._plain if not torch.equal(tensor, before))
+        written = (name for name, tensor, before in self._plain if not is_same(tensor, before))
         return (*attributes, *written, *(name for name, old, new in self._replaced() if _is_cache(old, new)))
 
     def _replaced(self) -> Iterator[tuple[str, torch.Tensor, Any]]:

@@ -93,3 +93,50 @@ def construction(value: Any, convert: Convert) -> Construction | None:
         return None
     make, held = copied
     return make, tuple(convert(v) for v in held), {}
+
+
+class SharedTensors:
+    """The values of the tensors that a model's code shares with the rest of the process, in globals or containers.
+
+    ``holders``: what holds values, each in words; ``items``: the keys of a holder with what it holds there.
+    """
+
+    def __init__(self, holders: list[tuple[str, Any]], items: Callable[[Any], list[tuple[Any, Any]]]) -> None:
+        self._items = items
+        held = ((words, holder, [(k, v) for k, v in items(holder) if is_dense(v)]) for words, holder in holders)
+        self._held = [
+            (words, holder, {k: (v, v.detach().clone()) for k, v in all_}) for words, holder, all_ in held if all_
+        ]
+
+    def changed(self) -> Iterator[tuple[str, Any]]:
+        """Where another tensor, or other values, are now: words and key. What was removed is a cache."""
+        for words, holder, before in self._held:
+            now = dict(self._items(holder))
+            for key, (_, values) in before.items():
+                if isinstance(now.get(key), torch.Tensor) and not is_same(now[key], values):
+                    yield words, key
+
+    def restore(self) -> None:
+        """Write the earlier values back into the tensors that were held."""
+        for tensor, values in (pair for _, _, before in self._held for pair in before.values()):
+            if not is_same(tensor, values):
+                with torch.no_grad():
+                    tensor.copy_(values)
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a tensor whose values can be compared, and written back."""
+    dense = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_quantized
+    return dense and not value.is_meta and not value.is_inference()
+
+
+def is_same(tensor: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether a tensor has these values, shape and dtype to the bit, NaN included."""
+    with torch._C.DisableTorchFunction():  # it is no question of the forward
+        if tensor.is_meta or (tensor.shape, tensor.dtype, tensor.device) != (values.shape, values.dtype, values.device):
+            return False
+        return torch.equal(_bits(tensor), _bits(values))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)

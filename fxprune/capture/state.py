@@ -20,7 +20,7 @@ import numpy as np
 from torch import fx, nn
 
 from fxprune.capture.numbers import Traced, plain, traced
-from fxprune.capture.objects import held_leaves
+from fxprune.capture.objects import SharedTensors, held_leaves
 from fxprune.capture.reachable import STREAMS, Reachable, in_words, is_changeable, reachable, restored
 from fxprune.errors import CaptureError
 from fxprune.util.paths import modules_of, named_modules
@@ -33,7 +33,7 @@ _FROZEN = _LITERALS | {tuple}
 _OWN = frozenset(vars(nn.Module()))
 _FOREIGN = ("torch", "builtins", "numpy", "functools", __name__.partition(".")[0])
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type, nn.Module)
-_LENGTH = "its length"
+_LENGTH, _A_TENSOR = "its length", object()
 _DEPTH = 4
 # Larger tables, and what they hold, are taken for what code looks up and no forward changes.
 _MOST = 64
@@ -56,6 +56,7 @@ class PythonState:
         watched = {type(module): None for module in modules_of(model) if type(module) not in shared.classes}
         self._shared = [*shared.holders, *((in_words(cls), cls) for cls in watched)]
         self._copies = [_copied(holder) for _, holder in self._shared]
+        self._tensors = SharedTensors(self._shared, _items)
         held = list(self._holders()) if own else []
         self._inside = [(holder, _copied(holder)) for _, holder in held]
         self._own, self._inner = _literals(held), _literals(self._changeable)
@@ -67,9 +68,8 @@ class PythonState:
         current, missing = self._current_literals(), object()
         if current is not self._own:
             before, after = {**before, **self._own}, {**after, **current}
-        return {
-            place: value for place, (_, value) in after.items() if _differ(before.get(place, (None, missing))[1], value)
-        }
+        found = {p: value for p, (_, value) in after.items() if _differ(before.get(p, (None, missing))[1], value)}
+        return {**found, **dict.fromkeys(self._tensors.changed(), _A_TENSOR)}
 
     def watch(self, written: Mapping[Place, Any], node: fx.Node) -> None:
         """Put marked numbers, and the values that a call leaves, in these places; using an iterator is refused."""
@@ -84,9 +84,9 @@ class PythonState:
             for place, value in written.items():
                 if place[0] != words or place[1] == _LENGTH:
                     continue
-                if not isinstance(value, _Inner):
+                if value is not _A_TENSOR and not isinstance(value, _Inner):
                     _put(holder, place[1], traced(plain(value), _number_from_last_call, (node, place)))
-                elif isinstance(value.held, STREAMS):
+                elif isinstance(getattr(value, "held", None), STREAMS):
                     _put(holder, place[1], _Stream(place))
 
     def unwatch(self) -> None:
@@ -96,6 +96,7 @@ class PythonState:
 
     def restore(self, *, own: bool = False) -> None:
         """Restore the earlier values of everything shared with other code, and with ``own`` those of the model too."""
+        self._tensors.restore()
         # Holder by holder, as a class and the one that is watched in its place are called the same.
         for (words, holder), copy in zip(self._shared, self._copies, strict=True):
             if _is_changed(holder, copy):

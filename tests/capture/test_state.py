@@ -538,3 +538,42 @@ def test_a_plain_tensor_that_counts_calls_is_refused(write: Callable[[torch.Tens
 def test_a_plain_tensor_that_is_filled_anew_by_each_call_is_a_constant() -> None:
     model, x = Held(lambda t: t.copy_(torch.arange(8.0)), False).eval(), torch.randn(3, 8)
     torch.testing.assert_close(fxprune.compile(model, torch.randn(2, 8), 0.0)(x), model(x))
+
+
+SCALE = torch.ones(8)
+SCALES = {"scale": torch.ones(8)}
+
+
+class ScaleOfAll:
+    value = torch.ones(8)
+
+
+def _replaced() -> torch.Tensor:
+    SCALES["scale"] = SCALES["scale"] + 1
+    return SCALES["scale"]
+
+
+OUTSIDE: dict[str, Callable[[], torch.Tensor]] = {
+    "global": lambda: SCALE.add_(1),
+    "entry": lambda: SCALES["scale"].mul_(2),
+    "other entry": _replaced,
+    "class": lambda: ScaleOfAll.value.add_(1),
+}
+
+
+class Outside(nn.Module):
+    """Multiplies by a tensor that other code can reach, and changes it for its next call."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.first, self.last, self.scale = nn.Linear(8, 8), nn.Linear(8, 3), OUTSIDE[name]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x) * self.scale())
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_tensors_of_the_process_that_count_calls_are_refused_and_stay_as_they_were(name: str) -> None:
+    with pytest.raises(ModelError, match="for its next call"):
+        fxprune.compile(Outside(name), torch.randn(2, 8), 0.3)
+    assert all(torch.equal(held, torch.ones(8)) for held in (SCALE, SCALES["scale"], ScaleOfAll.value))
