@@ -98,6 +98,29 @@ def refuse_other_sizes(graph: fx.Graph, dims: slice) -> None:
                 size.meta["val"], same.meta["val"], check.meta["val"] = known, True, None
 
 
+def refuse_other_orders(graph: fx.Graph) -> None:
+    """Add checks to a graph that the entries of dicts among its inputs are in the sample's order."""
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    pending = [(node, node.meta["val"]) for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_before(last.next):
+        for node, value in pending:
+            if not isinstance(value, (dict, list, tuple)):
+                continue
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, (dict, list, tuple)):
+                    held = graph.call_function(operator.getitem, (node, key))
+                    held.meta["val"] = item
+                    pending.append((held, item))
+            if isinstance(value, dict) and len(value) > 1:
+                names = graph.call_function(list, (node,))
+                same = graph.call_function(operator.eq, (names, [*value]))
+                text = (
+                    f"{REFUSAL}{node.name} in the sample's order, {', '.join(map(str, value))}: its forward goes by it"
+                )
+                check = graph.call_function(torch._assert, (same, text))
+                names.meta["val"], same.meta["val"], check.meta["val"] = [*value], True, None
+
+
 def holds_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
     """Whether all decisions hold for another batch, which scales each first dim that is a multiple of it."""
 
@@ -120,7 +143,7 @@ def _is_number(node: fx.Node) -> bool:
     """Whether a node is computed from sizes, and neither from a dtype nor from a layout."""
     return (
         node.op != "placeholder"
-        and node.target not in (getattr, "is_contiguous", len)
+        and node.target not in (getattr, "is_contiguous", len, list)
         and not holds_tensor(node.meta["val"])
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import fx, nn
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
 from fxprune.capture.checking import counters, is_meta, modes_that_forget, refuses, traced_hooks
-from fxprune.capture.decisions import are_complete, asked_at, asks_values
+from fxprune.capture.decisions import are_complete, asked_at, asks_values, is_check, refuse_other_orders
 from fxprune.capture.lowering import leaves
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
@@ -78,6 +79,7 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
             _check_memory(model, captured, specialization, kept)
     for specialization in captured.specializations if captured.untraced else ():
         specialization.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
+    _check_orders(model, captured)
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     if any(asks_values(mode.graph) for mode in captured.modes()):
         untraced.append(OpaqueOp("", DECIDED_BY_VALUES, asked_at(captured.graph), _ways_taken(captured)))
@@ -114,6 +116,47 @@ def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, 
             if not training:
                 raise ModelError(reason)
             captured.refuse_training(reason)
+
+
+def _check_orders(model: nn.Module, captured: Captured) -> None:
+    """Let the graphs check the order of entries of dicts, and of keywords, where a trace with another one differs."""
+    given = [value for node in captured.graph.nodes if node.op == "placeholder" for value in _inside(node.meta["val"])]
+    if not any(isinstance(value, dict) and len(value) > 1 for value in given):
+        return
+    sample = replace(captured.sample, args=_reversed(captured.sample.args), kwargs=_reversed(captured.sample.kwargs))
+    graphs = [attempt(model, replace(captured, sample=given))[0] for given in (captured.sample, sample)]
+    if _calls(graphs[0]) != _calls(graphs[1]):
+        for mode in (mode for way in (captured, *captured.specializations) for mode in way.modes()):
+            refuse_other_orders(mode.graph)
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """The value, and what is in its containers."""
+    yield value
+    if isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _inside(item)
+
+
+def _reversed(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _reversed(value[key]) for key in reversed(value)}
+    return type(value)(map(_reversed, value)) if type(value) in (list, tuple) else value
+
+
+def _calls(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """What a graph computes from its inputs, however the entries of these are numbered."""
+    names: dict[fx.Node, str] = {}
+    found: list[tuple[Any, ...]] = []
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            names[node] = str(node.target)
+        elif node.target is operator.getitem and not names.get(node.args[0], "%").startswith("%"):
+            names[node] = f"{names[node.args[0]]}[{node.args[1]!r}]"
+        elif not (is_check(node) or node.target is len or (node.users and all(map(is_check, node.users)))):
+            names[node] = f"%{len(found)}"
+            found.append((node.op, node.target, str(fx.node.map_arg((node.args, node.kwargs), names.__getitem__))))
+    return found
 
 
 def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
