@@ -23,7 +23,8 @@ class Unseen(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(16, 64), nn.Linear(64, 64)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + x[x > 9].sum()
+        for value in x.unique().tolist():
+            x = x + value
         for layer in self.layers:
             x = layer(x).relu()
         return x
