@@ -62,7 +62,7 @@ def polygamma(call: Call) -> None:
 
 
 def _joined(call: Call, names: Sequence[str]) -> None:
-    if call.name == "where" and not call.has("input"):
+    if call.name == "where" and "input" not in call.arguments:
         raise AnalysisError("a condition alone gives as many positions as its values say")
     operands = [call.tensor(name) for name in names if call.has(name)]
     call.result = broadcast(call, operands)

@@ -180,6 +180,8 @@ _OPERATORS: dict[str, Op] = {
     "addcdiv": lambda h: torch.addcdiv(h, h.tanh(), 1 + h.sigmoid()),
     "where": lambda h: torch.where(h > 0, h, 0.1 * h),
     "where scalar": lambda h: torch.where(h > 0, h, -1.0),
+    "where two scalars": lambda h: h * torch.where(h > 0, 1.0, 0.1),
+    "where a scalar first": lambda h: torch.where(h > 0, 0.5, h),
     "where method": lambda h: h.where(h > 0, 0.2 * h),
     "masked_fill": lambda h: h.masked_fill(h < 0, 0.3),
     "masked_fill in place": lambda h: (h * 1.0).masked_fill_(h < 0, 0.3),
