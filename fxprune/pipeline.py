@@ -30,10 +30,10 @@ from fxprune.keeping import (
     check_lossless,
     configure,
     fieldless,
+    find_config_edit,
     fitted,
     give_values,
     in_words,
-    solve,
     without_fieldless,
 )
 from fxprune.options import Options, by_path
@@ -42,7 +42,7 @@ from fxprune.planning.by_hand import as_lists, masks_without, masks_without_zero
 from fxprune.planning.limits import excluded_groups, spared_groups
 from fxprune.planning.plan import setting
 from fxprune.planning.protecting import width_scores
-from fxprune.program import Feed, Program, kernel_multiple
+from fxprune.program import CalibrationData, Program, kernel_multiple
 from fxprune.recovery import Work, run_recoveries
 from fxprune.reporting import LatencyRow, Report, versions
 from fxprune.reporting.summarising import summarise
@@ -83,7 +83,7 @@ def uncouple(program: Program) -> None:
 def analyze(program: Program) -> None:
     """Solve the axes of every node, and find the channel groups."""
     program.graph = analyze_capture(program.captured, program.model, program.sample.batch_size, program.untraced)
-    program.feed = Feed.checked(program.calibration, program.loss, program.sample)
+    program.data = CalibrationData.checked(program.calibration, program.loss, program.sample)
 
 
 def time_operations(program: Program) -> None:
@@ -117,7 +117,7 @@ def _settle_residual(program: Program) -> None:
 
 
 def _score(program: Program) -> None:
-    graph, options, feed = program.graph, program.chosen_options, program.feed
+    graph, options, data = program.graph, program.chosen_options, program.data
     if not graph.groups and options.removes:
         raise ModelError(f"the model has no prunable channels ({_why_none(graph)})")
     criterion = resolve_criterion(options.criterion, seed=options.seed)
@@ -126,7 +126,7 @@ def _score(program: Program) -> None:
     paths = ModelPaths(program.model, graph.constants)
     found = {name: paths.attribute(name) for name in graph.shapes}
     with torch.no_grad():
-        collector = feed.collector(graph, program.model, program.steps, options.seed)
+        collector = data.collector(graph, program.model, program.steps, options.seed)
         spared = spared_groups(graph, options.ratio, options.exclude, options.residual)
         program.scores = judge(criterion, graph, found, collector, spared)
         if options.scope == "reconstruction":
@@ -138,7 +138,7 @@ def allocate_budget(program: Program) -> None:
     graph, options = program.graph, program.chosen_options
     criterion = resolve_criterion(options.criterion, seed=options.seed)
     masks = _allocated(program, options)
-    seen = {"calibration": f"{program.feed.seen} samples"} if program.feed.seen else {}
+    seen = {"calibration": f"{program.data.seen} samples"} if program.data.seen else {}
     program.plan = Plan.from_masks(graph, masks, {**options.settings(criterion), "versions": versions(), **seen})
 
 
@@ -210,9 +210,9 @@ def fit_class(program: Program) -> None:
     written = (program.masks, program.pruned, program.certificates)
     program.kept, found = fitted(program.graph, program.model, *written, program.rules)
     if not found:
-        program.solution = solve(program.graph, program.model, program.masks, program.kept)
+        program.config_edit = find_config_edit(program.graph, program.model, program.masks, program.kept)
     if not found and program.follows_config and program.options is not None and program.options.alike == "equal":
-        found = fieldless(program.graph, program.masks, program.solution)
+        found = fieldless(program.graph, program.masks, program.config_edit)
     program.holds_more, program.held = bool(found), program.held | found
     program.graph.pinned += tuple(found.values())
     if found and program.options is None:
@@ -283,7 +283,7 @@ def recover(program: Program) -> None:
         raise RecoveryError(f"{type(program.model).__name__} cannot be recovered: {why}")
     made = program.pruned.meta["fxprune"]["report"]
     seed = setting(made.plan, "seed", 0) if program.seed is None else program.seed
-    given = (program.graph, program.model, program.pruned, made.plan, program.feed.calibration, program.steps, seed)
+    given = (program.graph, program.model, program.pruned, made.plan, program.data.calibration, program.steps, seed)
     work = Work(*given)
     rows, fidelity, errors = run_recoveries(program.recoveries, work)
     if errors:
@@ -297,8 +297,8 @@ def keep_class(program: Program) -> None:
     if program.holds_more:
         raise PlanError("each plan narrows another width that the class cannot follow: name layers to prune in ratio")
     give_values(program.pruned, program.kept)
-    kept, sample, solution = program.kept, program.sample, program.solution
-    notes = configure(program.graph, program.model, program.pruned, kept, sample, solution)
+    kept, sample, edit = program.kept, program.sample, program.config_edit
+    notes = configure(program.graph, program.model, program.pruned, kept, sample, edit)
     made = program.pruned.meta["fxprune"]["report"]
     _note(program, replace(made, notes=(*made.notes, *notes)))
 

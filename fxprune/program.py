@@ -31,7 +31,7 @@ from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
 from fxprune.errors import AnalysisError, OptionError
-from fxprune.keeping import Held, Rules, Solution
+from fxprune.keeping import ConfigEdit, Held, Rules
 from fxprune.options import Options
 from fxprune.planning import Plan
 from fxprune.proof import Proof
@@ -58,14 +58,14 @@ def kernel_multiple(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
-class Feed:
+class CalibrationData:
     """The data that criteria may use besides weights (or None), and the loss for gradients (or None)."""
 
     calibration: Calibration | None = None
     loss: Loss | None = None
 
     @classmethod
-    def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> Feed:
+    def checked(cls, calibration: Iterable[Any] | None, loss: Loss | None, sample: Sample) -> CalibrationData:
         """Check the user's ``calibration`` and ``loss``. Raises CalibrationError or OptionError: unusable."""
         if loss is not None and not callable(loss):
             raise OptionError(f"loss must be a function of the output and the target, not {loss!r}")
@@ -110,7 +110,7 @@ class Program:
     sample: Sample = field(init=False)  # capture
     captured: Captured = field(init=False)  # capture
     untraced: tuple[OpaqueOp, ...] = ()  # capture
-    feed: Feed = field(init=False)  # capture
+    data: CalibrationData = field(init=False)  # capture
     graph: ChannelGraph = field(init=False)  # analyze
     chosen_options: Options = field(init=False)  # choose
     notes: tuple[str, ...] = ()  # choose
@@ -124,7 +124,7 @@ class Program:
     holds_more: bool = False  # keep: whether the last try found more of them
     follows_config: bool = True  # plan: whether widths are held that the class's configuration cannot set
     rules: Rules = field(default_factory=dict)  # keep
-    solution: Solution = field(default_factory=Solution)  # keep: of the class's configuration
+    config_edit: ConfigEdit = field(default_factory=ConfigEdit)  # keep
     proof: Proof | None = None  # verify
     report: Report | None = None  # report
     _checked: Any = None  # the network whose sizes were last checked against the plan
@@ -144,7 +144,7 @@ class Program:
         """The reason why data cannot help to choose channels and to recover; empty if they can."""
         if self._is_meta:
             return "its weights are on the meta device"
-        if self.feed.calibration is None:
+        if self.data.calibration is None:
             return "there is no calibration"
         return "its own forward is opaque, so it has no graph" if "" in self.graph.captured.opaque else ""
 
@@ -170,7 +170,7 @@ class Program:
         if not why_not and self.options.criterion != "auto":
             because = "a criterion that was chosen brings its own widths"
         self.notes = (f"auto chose {words}: {because}",) if words else ()
-        if asked and self.feed.calibration is None and self.options.removes:
+        if asked and self.data.calibration is None and self.options.removes:
             self.notes += (NEEDS_DATA,)
 
     @property

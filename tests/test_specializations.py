@@ -1,4 +1,4 @@
-"""Variants: a forward that goes other ways for images of other sizes is one network with a graph for each way."""
+"""Specializations: a forward that takes other branches for images of other sizes gets a graph for each."""
 
 from __future__ import annotations
 

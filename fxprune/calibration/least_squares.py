@@ -108,7 +108,7 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
 
 
 @dataclass(frozen=True)
-class Solution:
+class AffineMap:
     """The best linear map: ``weight`` (groups, targets, features) and ``intercept`` (groups, targets)."""
 
     weight: Tensor
@@ -137,7 +137,7 @@ class Rows:
         if features.shape[1]:
             self._parts.append((features, *(part.to(features) for part in (targets, low, high, weights))))
 
-    def error(self, solution: Solution) -> Tensor:
+    def error(self, solution: AffineMap) -> Tensor:
         """The sum of squared differences within the bounds, ``(groups, targets)``."""
         total = torch.zeros_like(self._like.yy)
         for x, y, low, high, each in self._parts:
@@ -154,7 +154,7 @@ class Rows:
             )
         return total
 
-    def towards(self, solution: Solution) -> Tensor:
+    def towards(self, solution: AffineMap) -> Tensor:
         """The moments ``xy`` with targets beyond a bound replaced by the map's values, which stay beyond it."""
         total = torch.zeros_like(self._like.xy)
         for x, y, low, high, each in self._parts:
@@ -174,7 +174,7 @@ def solve(
     free_weight: bool,
     free_intercept: bool,
     rows: Rows | None = None,
-) -> Solution:
+) -> AffineMap:
     """Minimise ``|y - x w' - b|^2 + r |w - weight|^2``: weights that the data do not determine stay as they were.
 
     Args:
@@ -195,11 +195,11 @@ def solve(
         xx = xx - means @ means.mT * count
     inverted = inverse(xx, ridge) if free_weight else None
 
-    def solved(xy: Tensor) -> Solution:
+    def solved(xy: Tensor) -> AffineMap:
         given = xy[:, -1:] / count
         xy = xy[:, :-1] - means @ (given if free_intercept else intercept.unsqueeze(1)) * count
         found = weight if inverted is None else weight + (inverted @ (xy - xx @ weight.mT)).mT
-        return Solution(found, given.squeeze(1) - (found @ means).squeeze(2) if free_intercept else intercept)
+        return AffineMap(found, given.squeeze(1) - (found @ means).squeeze(2) if free_intercept else intercept)
 
     found = solved(moments.xy)
     if rows is not None and free_weight:

@@ -58,14 +58,14 @@ def are_complete(graphs: Sequence[fx.Graph]) -> bool:
     return _complete([[node for node in graph.nodes if _asks_values(node)] for graph in graphs])
 
 
-def _complete(ways: list[list[fx.Node]]) -> bool:
+def _complete(graphs: list[list[fx.Node]]) -> bool:
     """The same of the lists of checks that are left of each graph."""
-    if not all(ways):
-        return not any(ways)
-    asked = ways[0][0].args[0]
-    same = [way[1:] for way in ways if _answered(way[0].args[0]) == _answered(asked)]
-    other = [way[1:] for way in ways if _answered(way[0].args[0]) == _answered(asked, inverse=True)]
-    return bool(other) and len(same) + len(other) == len(ways) and _complete(same) and _complete(other)
+    if not all(graphs):
+        return not any(graphs)
+    asked = graphs[0][0].args[0]
+    same = [checks[1:] for checks in graphs if _answered(checks[0].args[0]) == _answered(asked)]
+    other = [checks[1:] for checks in graphs if _answered(checks[0].args[0]) == _answered(asked, inverse=True)]
+    return bool(other) and len(same) + len(other) == len(graphs) and _complete(same) and _complete(other)
 
 
 def _answered(condition: Any, *, inverse: bool = False) -> tuple[str, str]:

@@ -17,25 +17,27 @@ from fxprune.errors import CaptureError
 _DEPTH = 16
 
 
-class Slot:
+class Placeholder:
     """Stands for a tensor or number of the graph in the object that is copied."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Placeholder:
         return self
 
 
 class CopiedObject:
-    """Rebuilds an object: a deep copy of ``skeleton`` with values in place of its ``slots``. A graph calls it."""
+    """Rebuilds an object when a graph calls it: a deep copy of ``skeleton`` with values for ``placeholders``."""
 
-    def __init__(self, skeleton: Any, slots: tuple[Slot, ...]) -> None:
+    def __init__(self, skeleton: Any, placeholders: tuple[Placeholder, ...]) -> None:
         self._skeleton = skeleton
-        self._slots = slots
+        self._placeholders = placeholders
         self.__name__ = type(skeleton).__name__
         self.__qualname__ = type(skeleton).__qualname__
         self.__module__ = type(skeleton).__module__
 
     def __call__(self, *values: Any) -> Any:
-        memo: dict[int, Any] = {id(slot): value for slot, value in zip(self._slots, values, strict=True)}
+        memo: dict[int, Any] = {
+            id(placeholder): value for placeholder, value in zip(self._placeholders, values, strict=True)
+        }
         return copy.deepcopy(self._skeleton, memo)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedObject:
@@ -51,15 +53,15 @@ def copied_object(value: Any) -> tuple[CopiedObject, tuple[Any, ...]] | None:
     held = {id(leaf): leaf for leaf in held_leaves(value)}
     if not any(isinstance(leaf, torch.Tensor) for leaf in held.values()):
         return None
-    slots = {key: Slot() for key in held}
+    placeholders = {key: Placeholder() for key in held}
     try:
-        skeleton = copy.deepcopy(value, dict(slots))
+        skeleton = copy.deepcopy(value, dict(placeholders))
     except Exception as error:  # deepcopy runs the user's own code: it may raise anything
         raise CaptureError(
             f"an object of class {type(value).__qualname__} holds tensors and cannot be copied ({error}): "
             "give tensors in tuples, lists, dicts, named tuples or dataclasses"
         ) from error
-    return CopiedObject(skeleton, tuple(slots.values())), tuple(held.values())
+    return CopiedObject(skeleton, tuple(placeholders.values())), tuple(held.values())
 
 
 def held_leaves(value: Any, depth: int = _DEPTH) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Further ways through a forward, for inputs of other sizes or other values: each is captured as a specialization."""
+"""Specializations: graphs of the other branches that a forward takes for inputs of other sizes or other values."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
     """Capture the forward on the other samples, and at other sizes, where the graphs so far refuse them.
 
     The other sizes are a batch of one against more, sequences of one step and of half the steps, and other resolutions.
-    Where values decide, they are the ways that the other samples take, and the sample with other values. A model
+    Where values decide, those are captured that the other samples take, and the sample with other values. A model
     without checks, or with opaque parts, has none; sizes that nobody gave may be refused by the model itself.
     Raises SampleError: the model refuses one of the other samples, or cannot be traced whole.
     """
     given = captured.sample.others
     if captured.answers is not None and (given or asks_values(captured.graph)):
         kept = replace(captured.sample, others=())
-        ways = [*enumerate(given), *((None, other) for other in _other_values(kept))]
-        yield from _found(model, iter(ways), [captured.without_values(model)], len(given) + _MOST, live=True)
+        samples = [*enumerate(given), *((None, other) for other in _other_values(kept))]
+        yield from _found(model, iter(samples), [captured.without_values(model)], len(given) + _MOST, live=True)
         return
     if captured.opaque and given:
         path = next(iter(captured.opaque)) or "the model's own forward"
@@ -158,18 +158,18 @@ def _changed(tensor: torch.Tensor, higher: int, wider: int) -> torch.Tensor:
 
 
 def is_complete(model: nn.Module, live: Captured) -> bool:
-    """Whether the ways that were found leave out no answer to what the forward asks of values, in batches of any size.
+    """Whether the graphs leave out no answer to what the forward asks of values, in batches of any size.
 
-    The ways of samples of other sizes may meet other questions, and do not count.
+    Graphs for samples of other sizes may meet other questions, and do not count.
     """
     shapes = [tensor.shape for tensor in live.sample.tensors]
-    ways = [way for way in (live, *live.specializations) if [t.shape for t in way.sample.tensors] == shapes]
-    return are_complete([way.graph for way in ways]) and takes(model, ways, similar_samples(live.sample))
+    graphs = [each for each in (live, *live.specializations) if [t.shape for t in each.sample.tensors] == shapes]
+    return are_complete([each.graph for each in graphs]) and takes(model, graphs, similar_samples(live.sample))
 
 
 def share_taken(model: nn.Module, live: Captured) -> float:
-    """The share of further values that take the ways that were found. One who gave other samples chose the ways."""
-    own, ways = replace(live.sample, others=()), [way.without_values(model) for way in (live, *live.specializations)]
+    """The share of further values that the graphs accept; 1 for a user who chose them by other samples."""
+    own, runs = replace(live.sample, others=()), [each.without_values(model) for each in (live, *live.specializations)]
     turned = own.map(lambda t: t.flip(0) if t.dim() else t)
     further = [*(turned.map(partial(_scaled, by=by)) for by in (0.7, 2.5, -1.7, -0.4)), *_other_numbers(own)]
     further += [own.map(partial(_shuffled, seed=seed)) for seed in range(4)]
@@ -177,7 +177,7 @@ def share_taken(model: nn.Module, live: Captured) -> float:
     tried = [sample for sample in further if refuses(model, sample) is None]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # as where the branches were found
-        taken = sum(any(run(sample) is None for run in ways) for sample in tried)
+        taken = sum(any(run(sample) is None for run in runs) for sample in tried)
     return 1.0 if live.sample.others else taken / max(len(tried), 1)
 
 
@@ -216,9 +216,9 @@ def similar_samples(sample: Sample) -> list[Sample]:
     return [*_other_values(sample), *([] if batch is None else [own.with_batch(batch + 1)])]
 
 
-def takes(model: nn.Module, ways: Sequence[Captured], samples: Sequence[Sample]) -> bool:
+def takes(model: nn.Module, graphs: Sequence[Captured], samples: Sequence[Sample]) -> bool:
     """Whether each sample that the model accepts is accepted by one of the graphs."""
-    runs = [way.without_values(model) for way in ways]
+    runs = [graph.without_values(model) for graph in graphs]
     with torch.random.fork_rng(devices=[]):
         for seed, sample in enumerate(samples):
             torch.manual_seed(seed)  # chance must not decide either

@@ -82,20 +82,20 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
     _check_orders(model, captured)
     untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
     if any(asks_values(mode.graph) for mode in captured.modes()):
-        untraced.append(OpaqueOp("", DECIDED_BY_VALUES, asked_at(captured.graph), _ways_taken(captured)))
+        untraced.append(OpaqueOp("", DECIDED_BY_VALUES, asked_at(captured.graph), _branches_taken(captured)))
     if hooked := traced_hooks(model):
         words = "what they do to values is in the graphs, and what else they do is not"
         untraced.append(OpaqueOp("", f"forward hooks of {', '.join(hooked):.100}", "", words))
     return captured, tuple(untraced)
 
 
-def _ways_taken(captured: Captured) -> str:
-    """What a call does that takes one way or another, in words."""
+def _branches_taken(captured: Captured) -> str:
+    """What a call does whose values take some branches or others, in words."""
     count = len(captured.specializations)
-    if are_complete([way.graph for way in (captured, *captured.specializations)]):
-        return f"{count + 1} ways were seen and are taken, and they leave out no answer"
-    ways = f"{count + 1} ways were seen and are" if count else "the way of the sample is"
-    return f"{ways} taken, and calls that would go another are refused: pass other_samples that take it"
+    if are_complete([each.graph for each in (captured, *captured.specializations)]):
+        return f"there are {count + 1} graphs for its branches, and they leave out no answer"
+    seen = f"there are {count + 1} graphs for its branches" if count else "the graph takes the branches of the sample"
+    return f"{seen}, and calls that would take others are refused: pass other_samples that take them"
 
 
 def _check_layers(model: nn.Module, captured: Captured, written: Mapping[Place, Any]) -> None:
@@ -126,7 +126,7 @@ def _check_orders(model: nn.Module, captured: Captured) -> None:
     sample = replace(captured.sample, args=_reversed(captured.sample.args), kwargs=_reversed(captured.sample.kwargs))
     graphs = [attempt(model, replace(captured, sample=given))[0] for given in (captured.sample, sample)]
     if _calls(graphs[0]) != _calls(graphs[1]):
-        for mode in (mode for way in (captured, *captured.specializations) for mode in way.modes()):
+        for mode in (mode for each in (captured, *captured.specializations) for mode in each.modes()):
             refuse_other_orders(mode.graph)
 
 
@@ -255,11 +255,11 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
 def _with_values_or_parts(
     model: nn.Module, sample: Sample, failure: CaptureError, modes: Modes, written: Mapping[Place, Any]
 ) -> Captured:
-    """The graphs of the ways that the sample's values take, or a graph with opaque modules: that which refuses less.
+    """The graphs for the branches that values take, or a graph with opaque modules: that which refuses less.
 
-    Ways that leave out no answer of the values refuse nothing, and let every width go. So do ways that the user chose
-    by other samples. Otherwise opaque modules are preferred, unless they leave nothing to prune, and most values that
-    were tried take the ways that are known.
+    Graphs that leave out no answer of the values refuse nothing, and let every width go. So do graphs that the user
+    chose by other samples. Otherwise opaque modules are preferred, unless they leave nothing to prune and the graphs
+    accept most values that were tried.
     """
     live = _live_graph(model, sample, written)
     if live is None:

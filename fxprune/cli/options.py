@@ -19,7 +19,7 @@ from fxprune.options import FormatName, FreeSize, Words, table
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
-    from fxprune.cli.sources import Source
+    from fxprune.cli.sources import ModelAndSample
 
 FORMATS, SIZES = get_args(FormatName), get_args(FreeSize)
 RECOVERIES = registered_names("recovery", "recovery")
@@ -157,7 +157,7 @@ def _read(name: str, given: Any, words: Words) -> Any:
 
 def find(
     model: str, input_size: list[str] | None, weights: Path | None = None, seed: int = 0, allow: list[str] | None = None
-) -> Source:
+) -> ModelAndSample:
     """The network that the arguments name, with its sample."""
     from fxprune.cli.sources import find_model, load_weights
 
@@ -167,7 +167,7 @@ def find(
     return source
 
 
-def other_samples(source: Source, sizes: list[str] | None) -> list[Any]:
+def other_samples(source: ModelAndSample, sizes: list[str] | None) -> list[Any]:
     """For each HEIGHTxWIDTH, the sample with images of that size. Raises SampleError: not a size, or no images."""
     from fxprune.capture.samples import Sample
     from fxprune.errors import SampleError

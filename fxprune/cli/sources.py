@@ -24,14 +24,14 @@ _DEFAULT_SIZE = (1, 3, 224, 224)
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelAndSample:
     """A network in eval mode, and a sample: the arguments of one call, with random values."""
 
     model: nn.Module
     sample: Any
 
 
-def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> Source:
+def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> ModelAndSample:
     """The network that ``text`` names, in eval mode, with a sample.
 
     ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's own
@@ -58,7 +58,7 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
         )
     if sizes:
         sample = tuple(map(sample_of_size, sizes))
-    return Source(found.eval(), sample)
+    return ModelAndSample(found.eval(), sample)
 
 
 def sample_of_size(text: str) -> torch.Tensor:

@@ -28,11 +28,36 @@ def flat(maps: Tensor) -> Tensor:
     return wide.reshape(*wide.shape[:2], -1)
 
 
-@dataclass(frozen=True)
-class FeatureCriterion:
+class MapCriterion:
     """The mean of a measure of the feature maps over all samples; subclasses define the measure.
 
-    If a group is tapped at several places, the scores of each are normalised and then averaged.
+    If a group is tapped at several places, the scores of each are scaled and then averaged.
+    """
+
+    tap: str
+
+    def measure(self, maps: Tensor) -> Tensor:
+        """One number for each map: from (samples, channels, ...) to (samples, channels)."""
+        raise NotImplementedError
+
+    def scaled(self, values: FloatArray) -> FloatArray:
+        """Scores from the mean measure at one tap, higher = keep."""
+        raise NotImplementedError
+
+    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
+        """The mean measure at every tap."""
+        return [Observation(tap, Mean(tap.channels, self.measure)) for tap in finder.taps(group, self.tap)]
+
+    def score_observed(
+        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
+    ) -> FloatArray | None:
+        """Scores of shape ``(group.size,)``; None where no activation holds the group's channels."""
+        return np.mean([self.scaled(statistic.result()) for statistic in observed], axis=0) if observed else None
+
+
+@dataclass(frozen=True)
+class FeatureCriterion(MapCriterion):
+    """A measure of feature maps whose scores are normalised.
 
     Args:
         tap: where maps are read, see :mod:`fxprune.calibration.taps`.
@@ -54,23 +79,8 @@ class FeatureCriterion:
         """The name that plans record."""
         return type(self).__name__
 
-    def measure(self, maps: Tensor) -> Tensor:
-        """One number for each map, higher = keep: from (samples, channels, ...) to (samples, channels)."""
-        raise NotImplementedError
-
-    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """The mean measure at every tap."""
-        return [Observation(tap, Mean(tap.channels, self.measure)) for tap in finder.taps(group, self.tap)]
-
-    def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``; None where no activation holds the group's channels."""
-        if not observed:
-            return None
-        normalise = normaliser_by_name(self.normalise)
-        scores: FloatArray = np.mean([normalise(statistic.result()) for statistic in observed], axis=0)
-        return scores
+    def scaled(self, values: FloatArray) -> FloatArray:
+        return normaliser_by_name(self.normalise)(values)
 
 
 @criterion("mean_activation")
@@ -185,7 +195,7 @@ _ELEMENTS = 1 << 16  # of the maps handled at a time: temporaries stay in the ca
 
 @criterion("feature_entropy")
 @dataclass(frozen=True)
-class FeatureEntropy(Named):
+class FeatureEntropy(Named, MapCriterion):
     """The entropy of feature maps, normalised in each layer; one global threshold.
 
     Shao et al., Sensors 21(19):6601, as the authors' released code computes it. With
@@ -236,19 +246,9 @@ class FeatureEntropy(Named):
         rows = torch.split(values.flatten(0, 1), max(1, _ELEMENTS // max(1, values.shape[2])))
         return torch.cat([one(part) for part in rows]).reshape(values.shape[:2])
 
-    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """The mean entropy at every tap."""
-        return [Observation(tap, Mean(tap.channels, self.measure)) for tap in finder.taps(group, self.tap)]
-
-    def score_observed(
-        self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> FloatArray | None:
-        """Scores of shape ``(group.size,)``; None where no activation holds the group's channels."""
-        if not observed:
-            return None
-        found = np.mean([normalised_entropies(s.result(), self.normalize) for s in observed], axis=0)
-        scores: FloatArray = found if self.estimator == "histogram" else -found
-        return scores
+    def scaled(self, values: FloatArray) -> FloatArray:
+        found = normalised_entropies(values, self.normalize)
+        return found if self.estimator == "histogram" else -found
 
 
 def spatial_entropy(maps: Tensor, squared: bool = True) -> Tensor:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.distillation.feeding import Feed, Folder
-from fxprune.distillation.hints import Hint, Pair, resolve_hints
+from fxprune.distillation.feeding import Folder, SeededBatches
+from fxprune.distillation.hints import Hint, StudentAndTeacher, resolve_hints
 from fxprune.distillation.options import (
     DistillationLoss,
     Distilled,
@@ -115,11 +115,11 @@ def distill(
     begun = time.perf_counter()
     unchanged = random_state_kept(range(torch.cuda.device_count()))
     with unchanged, torch.inference_mode(False), torch.enable_grad(), accelerator(precision) as engine:
-        pair = Pair(pruned, teacher, places, loss or SoftTargets(), engine.device)
+        pair = StudentAndTeacher(pruned, teacher, places, loss or SoftTargets(), engine.device)
         try:
-            feed = Feed(loader, engine.process_index, engine.num_processes, seed)
-            _prepare_projections(pair, feed, seed)
-            trainer = Trainer(pair, feed, options, engine, _folder(folder, options, engine, places), evaluate)
+            batches = SeededBatches(loader, engine.process_index, engine.num_processes, seed)
+            _prepare_projections(pair, batches, seed)
+            trainer = Trainer(pair, batches, options, engine, _folder(folder, options, engine, places), evaluate)
             with Steps(progress if engine.is_main_process else False) as bar:
                 trainer.run(bar)
         finally:
@@ -142,9 +142,9 @@ def _check(pruned: Any, teacher: Any, loss: Any, evaluate: Any, keep: str) -> No
         raise OptionError('keep="best" needs evaluate=, a function of the network that returns its score')
 
 
-def _prepare_projections(pair: Pair, feed: Feed, seed: int) -> None:
+def _prepare_projections(pair: StudentAndTeacher, batches: SeededBatches, seed: int) -> None:
     if pair.has_projections:
-        sample, _ = pair.read(feed.peek(), 0)
+        sample, _ = pair.read(batches.peek(), 0)
         seed_everything(seed, "projections")
         pair.prepare_projections(sample)
 
@@ -225,11 +225,17 @@ class Trainer:
     """One training of a pair on this process; without ``folder`` there are no checkpoints, and no log."""
 
     def __init__(
-        self, pair: Pair, feed: Feed, options: Training, engine: Any, folder: Folder | None, evaluate: Evaluate | None
+        self,
+        pair: StudentAndTeacher,
+        batches: SeededBatches,
+        options: Training,
+        engine: Any,
+        folder: Folder | None,
+        evaluate: Evaluate | None,
     ) -> None:
-        self.pair, self.feed, self.options, self.engine = pair, feed, options, engine
+        self.pair, self.batches, self.options, self.engine = pair, batches, options, engine
         self.folder, self.evaluate = folder, evaluate
-        self.total = options.total(feed.length)
+        self.total = options.total(batches.length)
         self.model, self.optimizer = engine.prepare(pair.student, options.make_optimizer(pair.trainable()))
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.step = 0
@@ -279,7 +285,7 @@ class Trainer:
     def _backward(self, part: int) -> dict[str, Tensor]:
         """Run forward and backward on one batch, and return the summands of its loss."""
         number = self.step * self.options.accumulate + part
-        sample, target = self.pair.read(self.feed.take(), number)
+        sample, target = self.pair.read(self.batches.take(), number)
         seed_everything(self.options.seed, "step", number, self.engine.process_index)
         with self.engine.autocast():
             wanted = self.pair.teacher_output(sample)
@@ -336,7 +342,7 @@ class Trainer:
                     "student": _on_cpu(self.pair.student.state_dict()),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": scaler.state_dict() if scaler is not None else None,
-                    "feed": self.feed.state(),
+                    "feed": self.batches.state(),
                     "scores": [self.score, self.best, self.best_step],
                     "best": self.best_weights,
                 }
@@ -362,7 +368,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None and getattr(self.engine, "scaler", None) is not None:
             self.engine.scaler.load_state_dict(state["scaler"])
-        self.feed.go_to(state["feed"])
+        self.batches.go_to(state["feed"])
         self.step = int(state["step"])
         self.score, self.best, self.best_step = state["scores"]
         self.best_weights = state["best"]

@@ -15,7 +15,7 @@ from fxprune.errors import DistillationError
 from fxprune.util.writing import checked_path, remove_abandoned, write_file, write_text
 
 
-class Feed:
+class SeededBatches:
     """Endless batches, epoch after epoch.
 
     Random numbers are seeded before each epoch and each batch, by their position. So a run that continues from a
@@ -67,17 +67,17 @@ class Feed:
         raise self._empty()
 
     def peek(self) -> Any:
-        """The first batch; the feed is then reset, as if it had not been taken."""
+        """The first batch, which is not taken: the next call of :meth:`take` gives it again."""
         batch = self.take()
         self.go_to({**self.state(), "epoch": 0, "place": 0})
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The position of the feed, for a checkpoint: numbers, and the states of the loader's own generators."""
+        """The position, for a checkpoint: numbers, and the states of the loader's own generators."""
         return {"epoch": self.epoch, "place": self.place, "generators": list(self._before)}
 
     def go_to(self, state: Mapping[str, Any]) -> None:
-        """Go to the position of another feed; the batches of that epoch so far are read again."""
+        """Go to a position from :meth:`state`; the batches of that epoch so far are read again."""
         self._batches = None
         self.epoch, self.place = int(state["epoch"]), 0
         for generator, before in zip(_generators(self._given), state["generators"], strict=False):

@@ -41,7 +41,7 @@ class Student(nn.Module):
         return output, dict(self._seen)
 
 
-class Pair:
+class StudentAndTeacher:
     """Copies of the trained network and of its teacher, on a device; the caller's own are not changed."""
 
     def __init__(

@@ -6,11 +6,20 @@
 Linear(in_features=4, out_features=4, bias=True)
 """
 
-from fxprune.keeping.configuring import Solution, configure, fieldless, solve, without_fieldless
+from fxprune.keeping.configuring import ConfigEdit, configure, fieldless, find_config_edit, without_fieldless
 from fxprune.keeping.fitting import Held, Rules, fitted, in_words
 from fxprune.keeping.running import check_lossless, give_values
 
 __all__ = [
-    "Held", "Rules", "Solution", "check_lossless", "configure", "fieldless", "fitted", "give_values", "in_words",
-    "solve", "without_fieldless",
+    "ConfigEdit",
+    "Held",
+    "Rules",
+    "check_lossless",
+    "configure",
+    "fieldless",
+    "find_config_edit",
+    "fitted",
+    "give_values",
+    "in_words",
+    "without_fieldless",
 ]  # fmt: skip

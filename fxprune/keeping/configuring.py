@@ -42,7 +42,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Solution:
+class ConfigEdit:
     """Changes of fields of the configuration ``name``, and the tensor dims (``odd``) that it still builds wrong."""
 
     name: str = ""
@@ -50,23 +50,25 @@ class Solution:
     odd: tuple[tuple[str, int], ...] = ()
 
 
-def solve(graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask], kept: nn.Module) -> Solution:
+def find_config_edit(
+    graph: ChannelGraph, model: nn.Module, masks: Mapping[Channels, Mask], kept: nn.Module
+) -> ConfigEdit:
     """Look for the configuration from which the class builds the pruned shapes; ``kept`` is only read."""
     name = "" if is_meta(model) else _configuration(model)
     if not name:
-        return Solution()
+        return ConfigEdit()
     wanted, config = _shapes(kept), getattr(kept, name)
     changes, shapes = _solved(type(kept), config, sizes_of(graph, masks), wanted)
-    return Solution(name, tuple(changes), tuple(_wrong_dims(shapes, wanted)))
+    return ConfigEdit(name, tuple(changes), tuple(_wrong_dims(shapes, wanted)))
 
 
-def fieldless(graph: ChannelGraph, masks: Mapping[Channels, Mask], solution: Solution) -> Held:
+def fieldless(graph: ChannelGraph, masks: Mapping[Channels, Mask], edit: ConfigEdit) -> Held:
     """The groups whose width no field of the configuration determines; empty if none of them is narrowed."""
-    odd, found = set(solution.odd), Held()
+    odd, found = set(edit.odd), Held()
     for group in graph.groups:
         member = next((m for m in group.members if (m.tensor, m.dim) in odd), None)
         if member is not None:
-            reason = f"keep_class: no field of {solution.name} says this width"
+            reason = f"keep_class: no field of {edit.name} says this width"
             found[group] = PinnedWidth(member.tensor, member.dim, group.size, reason, _FROM_CONFIG)
     return found if any(not masks[group.variable].all() for group in found) else {}
 
@@ -77,7 +79,7 @@ def without_fieldless(held: Held) -> Held:
 
 
 def configure(
-    graph: ChannelGraph, model: nn.Module, pruned: nn.Module, kept: nn.Module, own: Sample, solution: Solution
+    graph: ChannelGraph, model: nn.Module, pruned: nn.Module, kept: nn.Module, own: Sample, edit: ConfigEdit
 ) -> list[str]:
     """Compare a kept class with the proven graph; returns notes for the report. Raises ProofError: outputs differ."""
     if is_meta(model):
@@ -86,7 +88,7 @@ def configure(
     samples = [own, *more, *own.others, *(specialization.sample for specialization in graph.captured.specializations)]
     samples = [replace(sample, others=()).with_values(0) for sample in samples]
     check_equal(kept, pruned, samples)
-    words = [_configured(model, kept, solution, pruned, samples), _quantised(kept, solution.name)]
+    words = [_configured(model, kept, edit, pruned, samples), _quantised(kept, edit.name)]
     return [word for word in words if word]
 
 
@@ -108,17 +110,17 @@ def _quantised(kept: nn.Module, name: str) -> str:
     )
 
 
-def _configured(model: nn.Module, kept: nn.Module, solution: Solution, graph: nn.Module, samples: list[Sample]) -> str:
+def _configured(model: nn.Module, kept: nn.Module, edit: ConfigEdit, graph: nn.Module, samples: list[Sample]) -> str:
     """Change the configuration of a kept class so that its class builds it; returns words for the report, or none.
 
     The model that the class then builds is compared with the proven ``graph`` on ``samples``.
     """
-    name, found = solution.name, solution.changes
+    name, found = edit.name, edit.changes
     if not name:
         return ""
     config = getattr(kept, name)
-    if solution.odd:
-        return _why_none(kept, solution)
+    if edit.odd:
+        return _why_none(kept, edit)
     words = ", ".join(map(str, found)) or "no field changes"
     trial = private_copy(kept)
     for change in found:
@@ -232,13 +234,13 @@ def _wrong_dims(shapes: Shapes | None, wanted: Shapes) -> list[tuple[str, int]]:
     return [(n, dim) for n in wanted for dim, (a, b) in enumerate(zip(shapes[n], wanted[n], strict=True)) if a != b]
 
 
-def _why_none(kept: nn.Module, solution: Solution) -> str:
-    name, dim = solution.odd[0]
-    width, others = kept.state_dict()[name].shape[dim], len({odd for odd, _ in solution.odd}) - 1
-    field = _field_behind(type(kept), getattr(kept, solution.name), name, dim)
+def _why_none(kept: nn.Module, edit: ConfigEdit) -> str:
+    name, dim = edit.odd[0]
+    width, others = kept.state_dict()[name].shape[dim], len({odd for odd, _ in edit.odd}) - 1
+    field = _field_behind(type(kept), getattr(kept, edit.name), name, dim)
     behind = f", which the class makes of {field}" if field else ""
     return (
-        f"no values of {solution.name} make {type(kept).__name__} build these shapes: none makes dim {dim} of {name} "
+        f"no values of {edit.name} make {type(kept).__name__} build these shapes: none makes dim {dim} of {name} "
         f'{width} wide{behind} ({others} more tensors are so). With alike="equal", ratio={{"*": 0.25}} and round_to=1 '
         "all widths lose one share, which fields can say; a width that none can say goes with exclude"
     )

@@ -18,7 +18,7 @@ from fxprune.proof.masking import Keep, overwrite_removed
 from fxprune.proof.probes import Probe
 from fxprune.proof.rounding import move_parameters
 from fxprune.proof.running import called, changed_inputs, evaluate, where
-from fxprune.proof.training import Step, forward_difference, gradient_difference, training_step
+from fxprune.proof.training import TrainingStep, forward_difference, gradient_difference, training_step
 from fxprune.util.copies import MADE_TENSOR, deep_copy
 
 # Rows of the larger batch, and the most input values that it may have: networks that need large inputs are left out.
@@ -112,7 +112,7 @@ class Conditions:
         tells = self.tells and not self.crosses and len(masked.outputs) == len(outputs)
         return self._back(masked, narrow, tells=tells)
 
-    def _back(self, masked: Step, narrow: Step, *, tells: bool) -> str:
+    def _back(self, masked: TrainingStep, narrow: TrainingStep, *, tells: bool) -> str:
         """Compare gradients; ``tells``: whether equal outputs prove zeros to be the right stand-in."""
         try:
             masked.go_back()
@@ -130,7 +130,7 @@ class Conditions:
             return f"{UNCOMPARED_GRADIENTS}: they magnify rounding"
         raise _error(f"{wrong} from the masked original on {self.probe.label}")
 
-    def _is_steady(self, narrow: Step) -> bool:
+    def _is_steady(self, narrow: TrainingStep) -> bool:
         """Whether rounding changes gradients by less than the tolerance, see :mod:`.rounding`."""
         unit: float = torch.finfo(self.dtype).eps
         moved = self._narrow_step(backward=True, change=unit**0.5)
@@ -144,7 +144,7 @@ class Conditions:
         gone = self.levels()
         return _without(masked, gone), _without(narrow, gone)
 
-    def _step(self, original: nn.Module, stand_in: float) -> Step:
+    def _step(self, original: nn.Module, stand_in: float) -> TrainingStep:
         full = private_copy(original, self.dtype)
         overwrite_removed(full, self.keep, stand_in)
         carries = math.isnan(stand_in)
@@ -152,7 +152,7 @@ class Conditions:
             full, original, self.probe, self.dtype, seed=self.seed, backward=not carries, carry_nan=carries
         )
 
-    def _narrow_step(self, *, backward: bool, change: float = 0.0) -> Step:
+    def _narrow_step(self, *, backward: bool, change: float = 0.0) -> TrainingStep:
         narrow = private_copy(self.pruned, self.dtype)
         if change:
             move_parameters(narrow, change, self.seed)
@@ -294,7 +294,7 @@ def _error(text: str) -> ProofError:
     return ProofError(f"in training mode: {text}")
 
 
-def _names(step: Step) -> str:
+def _names(step: TrainingStep) -> str:
     names = [name for name, _ in step.draws]
     return f"{len(names)} random numbers ({', '.join(dict.fromkeys(names))})" if names else "no random number"
 

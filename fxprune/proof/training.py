@@ -91,7 +91,7 @@ _FLOOR = 1e-4
 
 
 @dataclass(eq=False)
-class Step:
+class TrainingStep:
     """The results of one step in training mode."""
 
     outputs: Leaves  # leaves of the outputs, and changed inputs
@@ -121,7 +121,7 @@ def training_step(
     seed: int,
     backward: bool,
     carry_nan: bool = False,
-) -> Step:
+) -> TrainingStep:
     """Call a private copy in training mode; ``flags``: the network whose ``requires_grad`` flags apply."""
     modes_set = _modes_of(module.eval()), _modes_of(module.train())
     shapes = {name: buffer.shape for name, buffer in module.named_buffers(remove_duplicate=False)}
@@ -138,7 +138,7 @@ def training_step(
     buffers = dict(module.named_buffers(remove_duplicate=False))
     # A buffer whose shape changed is a cache.
     kept = {name: b.detach() for name, b in buffers.items() if b.shape == shapes.get(name)}
-    return Step(leaves, kept, modes_set, chance.draws, total, parameters, dtype)
+    return TrainingStep(leaves, kept, modes_set, chance.draws, total, parameters, dtype)
 
 
 def _modes_of(module: nn.Module) -> dict[str, bool]:
@@ -156,7 +156,7 @@ def _weighted_sum(output: Any) -> Tensor | None:
     return total
 
 
-def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+def forward_difference(masked: TrainingStep, narrow: TrainingStep, keep: Keep, tolerance: float) -> str:
     """Where two forward passes differ, as the beginning of a sentence, or ""; ``masked`` is the original's."""
     for call, ours, theirs in zip(("eval()", "train()"), masked.modes, narrow.modes, strict=True):
         wrong = next((path for path, mode in theirs.items() if ours.get(path, mode) is not mode), None)
@@ -168,7 +168,7 @@ def forward_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float)
     return _tensor_difference(masked.buffers, narrow.buffers, keep, tolerance)
 
 
-def gradient_difference(masked: Step, narrow: Step, keep: Keep, tolerance: float) -> str:
+def gradient_difference(masked: TrainingStep, narrow: TrainingStep, keep: Keep, tolerance: float) -> str:
     """Where two backward passes differ, or ""."""
     ours, theirs = masked.go_back(), narrow.go_back()
     present = [{name: g for name, g in gradients.items() if g is not None} for gradients in (ours, theirs)]

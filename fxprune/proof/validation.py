@@ -29,7 +29,7 @@ _VISIBLE = 100
 
 
 @dataclass(frozen=True)
-class Way:
+class Masking:
     """How the original is evaluated without its removed entries."""
 
     method: str  # its name in a :class:`Proof`
@@ -39,9 +39,9 @@ class Way:
     marks: bool = False  # whether values that depend on no parameter lose entries as the plan says
 
 
-_ZEROS = Way("masked", stand_in=0.0, carries=False)
-_NANS = Way("nan-carrying", "compared over the kept entries alone")
-_MARKS = Way(
+_ZEROS = Masking("masked", stand_in=0.0, carries=False)
+_NANS = Masking("nan-carrying", "compared over the kept entries alone")
+_MARKS = Masking(
     "nan-carrying",
     "compared over the kept entries alone, those of padding, expanded dims and constants as the plan says",
     marks=True,
@@ -103,7 +103,7 @@ class Validation:
         self._dtype = dtype
         self._tolerance = TOLERANCE[dtype]
         self._outcome = Outcome()
-        self._ways: list[Way] = []
+        self._maskings: list[Masking] = []
         self._rounding: dict[int, dict[str, float]] = {}
 
     def run(self) -> Outcome:
@@ -122,10 +122,10 @@ class Validation:
     def _attempt(self, *, resize: bool) -> Outcome:
         case = self._case
         self._outcome = Outcome()
-        self._ways = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
-        self._ways += [_MARKS] if case.node_keep else []
+        self._maskings = [_NANS] if case.crosses_norm else [_ZEROS, _NANS]
+        self._maskings += [_MARKS] if case.node_keep else []
         # Where NaN cannot be carried, as through sparse products, zeros may yet show all.
-        self._ways += [_ZEROS] if case.crosses_norm else []
+        self._maskings += [_ZEROS] if case.crosses_norm else []
         trials = self._trials(resize)
         answers = self._answers(private_copy(case.pruned, self._dtype), trials)
         change = self._check_outputs(lambda: private_copy(case.captured, self._dtype), trials, answers)
@@ -133,7 +133,7 @@ class Validation:
             self._outcome.notes.append("the plan removes nothing")
             self._check_conditions(_lightest(trials), trials, answers, math.inf)
             return self._outcome
-        if not self._ways[0].carries:
+        if not self._maskings[0].carries:
             self._check_positions(_lightest(trials).probe)
         self._check_conditions(_lightest(trials), trials, answers, change)
         if not case.alone or not self._is_visible(change):
@@ -181,7 +181,7 @@ class Validation:
             ) from error
 
     def _check_outputs(self, full: Callable[[], nn.Module], trials: list[Trial], answers: list[Leaves]) -> float:
-        """Compare with the masked original, made from the result of ``full``, in the first of the ways that passes.
+        """Compare with the masked original, made from the result of ``full``, in the first of the maskings that passes.
 
         Zero as the stand-in is tried first, then NaN, and last NaN plus the plan's kept indices for values that depend
         on no parameter.
@@ -190,39 +190,39 @@ class Validation:
             How much removal changes the outputs of the original.
         """
         failures: list[_Failure] = []
-        for way in self._ways:
-            change, failure = self._compare(full(), trials, answers, way)
+        for masking in self._maskings:
+            change, failure = self._compare(full(), trials, answers, masking)
             if failure is None:
-                self._outcome.method = way.method
-                self._outcome.notes += [f"{failures[0].text}; {way.note}"] if failures else []
-                self._ways = self._ways[self._ways.index(way) :]
+                self._outcome.method = masking.method
+                self._outcome.notes += [f"{failures[0].text}; {masking.note}"] if failures else []
+                self._maskings = self._maskings[self._maskings.index(masking) :]
                 return change
             failures.append(failure)
         text = "; ".join(failure.text for failure in failures[:2])
         raise ProofError(text + self._place(full(), failures[-1]))
 
     def _compare(
-        self, full: nn.Module, trials: list[Trial], answers: list[Leaves], way: Way
+        self, full: nn.Module, trials: list[Trial], answers: list[Leaves], masking: Masking
     ) -> tuple[float, _Failure | None]:
         """Turn ``full``, a private copy, into the masked original and compare it on all trials.
 
         Returns:
             The largest change of the outputs by masking, and the failure if any.
         """
-        overwrite_removed(full, self._case.keep, way.stand_in)
+        overwrite_removed(full, self._case.keep, masking.stand_in)
         change = worst = 0.0
         for trial, answer in zip(trials, answers, strict=True):
             try:
-                masked = self._masked(full, trial, way)
+                masked = self._masked(full, trial, masking)
             except ProofError as error:
                 return change, _Failure(str(error), trial)
-            expected = kept_block(masked) if way.carries else masked
+            expected = kept_block(masked) if masking.carries else masked
             found = compare(expected, answer)
             if not found.error <= self._tolerance and trial.probe in self._outcome.probes:
                 found = compare(*without_rounding(expected, answer, self._levels(trial, answer)))
             if not found.error <= self._tolerance:
                 text = f"{found.describe(self._tolerance)} from the masked original on {trial.probe.label}"
-                return change, _Failure(f"outputs ({way.method}): {text}", trial)
+                return change, _Failure(f"outputs ({masking.method}): {text}", trial)
             worst = max(worst, found.error)
             if trial.expected:
                 change = max(change, compare(trial.expected, masked).error)
@@ -240,18 +240,18 @@ class Validation:
                 self._outcome.notes.append(f"zero but for rounding on {trial.probe.label}: {', '.join(sorted(levels))}")
         return levels
 
-    def _masked(self, full: nn.Module, trial: Trial, way: Way) -> Leaves:
+    def _masked(self, full: nn.Module, trial: Trial, masking: Masking) -> Leaves:
         module: Callable[..., Any] = full
-        if way.marks and isinstance(full, fx.GraphModule):
+        if masking.marks and isinstance(full, fx.GraphModule):
             module = MarkedRun(full, self._case.node_keep)
         try:
-            return evaluate(module, trial.probe, self._dtype, seed=self._case.seed, carry_nan=way.carries)
+            return evaluate(module, trial.probe, self._dtype, seed=self._case.seed, carry_nan=masking.carries)
         except Exception as error:
             if out_of_memory(error):
                 raise
             text = str(error) if isinstance(error, ProofError) else described(error)
             raise ProofError(
-                f"outputs ({way.method}): the original, over its kept entries: {text}{where(error)}"
+                f"outputs ({masking.method}): the original, over its kept entries: {text}{where(error)}"
             ) from error
 
     def _place(self, full: nn.Module, failure: _Failure) -> str:
@@ -270,9 +270,9 @@ class Validation:
         full = private_copy(self._case.captured, self._dtype)
         overwrite_removed(full, self._case.keep, math.nan)
         trial = Trial(probe, {})
-        for way in (way for way in (_NANS, _MARKS) if not way.marks or self._case.node_keep):
+        for masking in (masking for masking in (_NANS, _MARKS) if not masking.marks or self._case.node_keep):
             try:
-                self._masked(full, trial, way)
+                self._masked(full, trial, masking)
                 return
             except ProofError as error:
                 if not isinstance(error.__cause__, PositionError):
@@ -295,9 +295,9 @@ class Validation:
             self._dtype,
             self._tolerance,
             case.seed,
-            "some removals are known from the plan alone" if self._ways[0].marks else case.untrained,
+            "some removals are known from the plan alone" if self._maskings[0].marks else case.untrained,
             lambda: self._levels(trial, answer),
-            not self._ways[0].carries or self._is_visible(change),
+            not self._maskings[0].carries or self._is_visible(change),
             case.crosses_norm,
         )
         notes = [conditions.train()]
@@ -345,7 +345,7 @@ class Validation:
             raise
         if not (all_finite(trial.expected) and all_finite(answers[0])):
             return 0.0, "they overflow"
-        seen, failure = self._compare(full, [trial], answers, self._ways[0])
+        seen, failure = self._compare(full, [trial], answers, self._maskings[0])
         if failure and self._by_values() and REFUSAL in failure.text:
             return seen, _ELSEWHERE
         if failure and not self._is_steady(pruned, probe, answers[0]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxprune.calibration.least_squares import Moments, Rows, Solution, enough_positions, shrunk_ridge, solve
+from fxprune.calibration.least_squares import AffineMap, Moments, Rows, enough_positions, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
 from fxprune.errors import RecoveryError
 from fxprune.recovery.base import Work, recovery
@@ -207,15 +207,15 @@ class _Pass:
         apart = _unreadable(layer).reshape(fitted.yy.shape)
         start = self._start(layer, fitted)
 
-        def solved(ridge: float, rows: Rows | None = None, *, free_weight: bool = True) -> Solution:
+        def solved(ridge: float, rows: Rows | None = None, *, free_weight: bool = True) -> AffineMap:
             found = self._solved(layer, fitted, start, ridge, rows, free_weight)
             weight = torch.where(apart.unsqueeze(2), start.weight, found.weight)
-            return Solution(weight, torch.where(apart, start.intercept, found.intercept))
+            return AffineMap(weight, torch.where(apart, start.intercept, found.intercept))
 
-        def errors(*found: Solution) -> list[float]:
+        def errors(*found: AffineMap) -> list[float]:
             return self._errors(found, fitted, near, held, ~apart)
 
-        fits: list[Solution] = []
+        fits: list[AffineMap] = []
         if self.free_weight:
             more = _RIDGES if self.work.holds_out and self.settings.hold_out else _RIDGES[:1]
             tried = [self.settings.ridge * times for times in more]
@@ -238,7 +238,7 @@ class _Pass:
         return before, min(before, last)
 
     def _errors(
-        self, found: Sequence[Solution], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
+        self, found: Sequence[AffineMap], fitted: Moments, near: Rows | None, held: Rows, counted: Tensor
     ) -> list[float]:
         """The relative squared errors of solutions on the held-out rows, or on the fitted rows if none are held out."""
         for rows in (held, near):
@@ -255,14 +255,14 @@ class _Pass:
         whole = float(energy[counted].sum()) or 1.0
         return [float(error[counted].sum()) / whole for error in errors]
 
-    def _start(self, layer: Layer, fitted: Moments) -> Solution:
+    def _start(self, layer: Layer, fitted: Moments) -> AffineMap:
         shape = fitted.yy.shape
         bias = torch.zeros_like(fitted.yy) if layer.bias is None else layer.bias.detach().reshape(shape)
-        return Solution(layer.matrix.to(torch.float64), bias.to(torch.float64))
+        return AffineMap(layer.matrix.to(torch.float64), bias.to(torch.float64))
 
     def _solved(
-        self, layer: Layer, fitted: Moments, start: Solution, ridge: float, rows: Rows | None, free_weight: bool
-    ) -> Solution:
+        self, layer: Layer, fitted: Moments, start: AffineMap, ridge: float, rows: Rows | None, free_weight: bool
+    ) -> AffineMap:
         return solve(
             fitted,
             start.weight,
@@ -318,7 +318,7 @@ def _flat(norm: Norm) -> Tensor:
     return scale < 1e-4 * scale.max().clamp_min(1e-30)
 
 
-def _write(layer: Layer, found: Solution) -> None:
+def _write(layer: Layer, found: AffineMap) -> None:
     layer.weight.copy_(layer.first.rows.weight(found.weight, layer.weight.shape))
     intercept = found.intercept.reshape(-1)
     if layer.bias is not None:

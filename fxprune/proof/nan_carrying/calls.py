@@ -12,7 +12,7 @@ from torch import Tensor
 from fxprune.errors import ProofError
 
 
-class Call:
+class OperatorCall:
     """An aten operator with its arguments bound to the names of its schema."""
 
     def __init__(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class PositionError(ProofError):
     """Operands of a contraction lost different positions: no narrower network pairs them as the original does."""
 
 
-Handler = Callable[[Call], Any]
+Handler = Callable[[OperatorCall], Any]
 
 
 def words(text: str) -> frozenset[str]:

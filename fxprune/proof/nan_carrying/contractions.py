@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, filled, gone, with_nan
+from fxprune.proof.nan_carrying.calls import Handler, OperatorCall, filled, gone, with_nan
 from fxprune.proof.nan_carrying.structural import fill_slices_with_nan, lost_slices
 
 
-def product(left: Tensor, right: Tensor, call: Call) -> Tensor:
+def product(left: Tensor, right: Tensor, call: OperatorCall) -> Tensor:
     """``left @ right`` for shapes [b, n, k] and [b, k, m], without the removed positions of k.
 
     An output entry is removed if its row of ``left`` or its column of ``right`` is removed as a whole. Raises
@@ -53,7 +53,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left[0], right[0])[None] if len(left) == 1 else torch.bmm(left, right)
 
 
-def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
+def _product_by_entries(left: Tensor, right: Tensor, call: OperatorCall) -> Tensor:
     left_gone, right_gone = gone(left), gone(right)
     rows, columns = left_gone.all(-1, keepdim=True), right_gone.all(-2, keepdim=True)
     kept_left, kept_right = filled(left), filled(right)
@@ -62,7 +62,7 @@ def _product_by_entries(left: Tensor, right: Tensor, call: Call) -> Tensor:
 
 
 def _check_positions(
-    left: Tensor, right: Tensor, removed: tuple[Tensor, Tensor], dead: tuple[Tensor, Tensor], call: Call
+    left: Tensor, right: Tensor, removed: tuple[Tensor, Tensor], dead: tuple[Tensor, Tensor], call: OperatorCall
 ) -> None:
     """Raise if a kept row and a kept column pair a removed entry with a kept one that is not zero."""
     (left_gone, right_gone), (rows, columns) = removed, dead
@@ -111,11 +111,11 @@ def _mismatch(index: Tensor, left_gone: Tensor, right_gone: Tensor) -> str:
     )
 
 
-def _mm(call: Call) -> Any:
+def _mm(call: OperatorCall) -> Any:
     return product(call["self"][None], call["mat2"][None], call)[0]
 
 
-def _bmm(call: Call) -> Any:
+def _bmm(call: OperatorCall) -> Any:
     return product(call["self"], call["mat2"], call)
 
 
@@ -135,25 +135,25 @@ def by_groups(
     return torch.cat([*parts, rest])
 
 
-def _grouped_mm(call: Call) -> Any:
+def _grouped_mm(call: OperatorCall) -> Any:
     def times(left: Tensor, right: Tensor) -> Tensor:
         return product(left[None], right[None], call)[0]
 
     return by_groups(call["self"], call["mat2"], call.get("offs"), times)
 
 
-def _mv(call: Call) -> Any:
+def _mv(call: OperatorCall) -> Any:
     return product(call["self"][None], call["vec"][None, :, None], call)[0, :, 0]
 
 
-def _dot(call: Call) -> Any:
+def _dot(call: OperatorCall) -> Any:
     left, right = call["self"], call.get("tensor", call.get("other"))
     if call.func._schema.name == "aten::vdot":
         left = left.conj()
     return product(left[None, None], right[None, :, None], call)[0, 0, 0]
 
 
-def _scaled(call: Call, result: Tensor) -> Tensor:
+def _scaled(call: OperatorCall, result: Tensor) -> Tensor:
     """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, even its NaN, as in torch."""
     alpha, beta = call.get("alpha", 1), call.get("beta", 1)
     if alpha != 1:
@@ -163,34 +163,34 @@ def _scaled(call: Call, result: Tensor) -> Tensor:
     return result
 
 
-def _addmm(call: Call) -> Any:
+def _addmm(call: OperatorCall) -> Any:
     return _scaled(call, product(call["mat1"][None], call["mat2"][None], call)[0])
 
 
-def _addmv(call: Call) -> Any:
+def _addmv(call: OperatorCall) -> Any:
     return _scaled(call, product(call["mat"][None], call["vec"][None, :, None], call)[0, :, 0])
 
 
-def _baddbmm(call: Call) -> Any:
+def _baddbmm(call: OperatorCall) -> Any:
     return _scaled(call, product(call["batch1"], call["batch2"], call))
 
 
-def _addbmm(call: Call) -> Any:
+def _addbmm(call: OperatorCall) -> Any:
     return _scaled(call, product(call["batch1"], call["batch2"], call).sum(0))
 
 
-def _addr(call: Call) -> Any:
+def _addr(call: OperatorCall) -> Any:
     return _scaled(call, call["vec1"][:, None] * call["vec2"])
 
 
-def _linear(call: Call) -> Any:
+def _linear(call: OperatorCall) -> Any:
     x, weight, bias = call["input"], call["weight"], call.get("bias")
     result = product(x.reshape(1, -1, x.shape[-1]), weight.t()[None], call)[0]
     result = result.reshape(*x.shape[:-1], weight.shape[0])
     return result if bias is None else result + bias
 
 
-def _trilinear(call: Call) -> Any:
+def _trilinear(call: OperatorCall) -> Any:
     """``sum(i1 * i2 * i3)``, by which torch computes nn.Bilinear."""
     factors = []
     for number in (1, 2, 3):

@@ -8,11 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, carries, constant_along, filled, gone, trailing, with_nan
+from fxprune.proof.nan_carrying.calls import (
+    Handler,
+    OperatorCall,
+    carries,
+    constant_along,
+    filled,
+    gone,
+    trailing,
+    with_nan,
+)
 from fxprune.proof.nan_carrying.contractions import has_copies
 
 
-def _convolution(call: Call) -> Any:
+def _convolution(call: OperatorCall) -> Any:
     x, weight = call["input"], call["weight"]
     x_gone, weight_gone = gone(x), gone(weight)
     bias = call.get("bias")
@@ -28,7 +37,7 @@ def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
     return vector.reshape(1, -1, *[1] * (x.ndim - 2))
 
 
-def _removed_channels(call: Call, x_gone: Tensor, weight_gone: Tensor) -> Tensor | None:
+def _removed_channels(call: OperatorCall, x_gone: Tensor, weight_gone: Tensor) -> Tensor | None:
     """Removed output channels, if whole input channels are removed and the weight lost the same ones; else None."""
     groups = call["groups"]
     if not constant_along(x_gone, [0, *range(2, x_gone.ndim)]):
@@ -49,7 +58,7 @@ def _by_group(weight: Tensor, groups: int, transposed: bool) -> Tensor:
     return split.transpose(1, 2) if transposed else split
 
 
-def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
+def _removed_entries(call: OperatorCall, kept: dict[str, Any], x_gone: Tensor, weight_gone: Tensor) -> Tensor:
     """Removed output entries, tap by tap. Raises ProofError: a kept one pairs removed with kept operands."""
 
     def count(x_mask: Tensor, weight_mask: Tensor) -> Tensor:
@@ -73,7 +82,7 @@ def _removed_entries(call: Call, kept: dict[str, Any], x_gone: Tensor, weight_go
     return dead
 
 
-def _is_free(x: Tensor, x_gone: Tensor, weight_gone: Tensor, call: Call) -> bool:
+def _is_free(x: Tensor, x_gone: Tensor, weight_gone: Tensor, call: OperatorCall) -> bool:
     """Whether the input lost nothing, and in each group its channels that the weight lost copy kept ones."""
     if bool(x_gone.any()):
         return False
@@ -84,16 +93,16 @@ def _is_free(x: Tensor, x_gone: Tensor, weight_gone: Tensor, call: Call) -> bool
     return all(has_copies(grouped[:, group], 1, lost[group]) for group in range(len(lost)))
 
 
-def _conv_tbc(call: Call) -> Any:
+def _conv_tbc(call: OperatorCall) -> Any:
     """[time, batch, channel] input with a [tap, input, output] weight, as a one-dimensional convolution."""
     x, weight = call["self"].permute(1, 2, 0), call["weight"].permute(2, 1, 0)
     one = [1]
     options = ([1], [call.get("pad", 0)], one, False, [0], 1)
-    inner = Call(torch.ops.aten.convolution.default, (x, weight, call["bias"], *options), {})
+    inner = OperatorCall(torch.ops.aten.convolution.default, (x, weight, call["bias"], *options), {})
     return _convolution(inner).permute(2, 0, 1)
 
 
-def _deform_conv(call: Call) -> Any:
+def _deform_conv(call: OperatorCall) -> Any:
     x, weight = call["input"], call["weight"]
     x_gone, weight_gone = gone(x), gone(weight)
     call.values["transposed"] = False
@@ -106,7 +115,7 @@ def _deform_conv(call: Call) -> Any:
 CONVOLUTIONS: dict[str, Handler] = {"convolution": _convolution, "conv_tbc": _conv_tbc, "deform_conv2d": _deform_conv}
 
 
-def _check_dims(call: Call, x: Tensor, dims: list[int]) -> None:
+def _check_dims(call: OperatorCall, x: Tensor, dims: list[int]) -> None:
     if not constant_along(gone(x), dims):
         raise call.fault("slides over a dim that has removed positions")
 
@@ -114,7 +123,7 @@ def _check_dims(call: Call, x: Tensor, dims: list[int]) -> None:
 def _pool(rank: int) -> Handler:
     """Pooling over ``rank`` dims; along a dim where the window has size 1 nothing is mixed."""
 
-    def handler(call: Call) -> Any:
+    def handler(call: OperatorCall) -> Any:
         x, kernel = call["self"], list(call["kernel_size"])
         kernel = kernel * rank if len(kernel) == 1 else kernel
         _check_dims(call, x, [d for d, size in zip(trailing(x, rank), kernel, strict=True) if size != 1])
@@ -126,7 +135,7 @@ def _pool(rank: int) -> Handler:
 def _resample(name: str, rank: int) -> Handler:
     """Adaptive pooling and interpolation; along a dim whose size does not change nothing is mixed."""
 
-    def handler(call: Call) -> Any:
+    def handler(call: OperatorCall) -> Any:
         x, result = call[name], call.run()
         out = result[0] if isinstance(result, (tuple, list)) else result
         _check_dims(call, x, [d for d in trailing(x, rank) if out.shape[d] != x.shape[d]])
@@ -138,7 +147,7 @@ def _resample(name: str, rank: int) -> Handler:
 def _whole_planes(name: str, rank: int) -> Handler:
     """An operator that reads anywhere in the last ``rank`` dims of ``name``; no other operand may lose entries."""
 
-    def handler(call: Call) -> Any:
+    def handler(call: OperatorCall) -> Any:
         x = call[name]
         _check_dims(call, x, list(trailing(x, rank)))
         others = [v for k, v in call.values.items() if k != name and isinstance(v, torch.Tensor)]
@@ -152,7 +161,7 @@ def _whole_planes(name: str, rank: int) -> Handler:
     return handler
 
 
-def _col2im(call: Call) -> Any:
+def _col2im(call: OperatorCall) -> Any:
     """Sums windows [batch, channels * taps, windows] into planes."""
     x, taps = call["self"], math.prod(call["kernel_size"])
     removed = gone(x)

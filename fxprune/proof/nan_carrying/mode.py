@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import ProofError
-from fxprune.proof.nan_carrying.calls import Call, Handler, carries, tensors_among
+from fxprune.proof.nan_carrying.calls import Handler, OperatorCall, carries, tensors_among
 from fxprune.proof.nan_carrying.contractions import CONTRACTIONS
 from fxprune.proof.nan_carrying.convolutions import CONVOLUTIONS, WINDOWS
 from fxprune.proof.nan_carrying.pointwise import Shadows, is_pointwise, keeps_nan, marked_again
@@ -59,7 +59,7 @@ def _handled(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[st
         raise ProofError(
             f"{func} meets removed positions, and how they pass through it is unknown: the proof cannot speak for it"
         )
-    result = handler(Call(func, args, kwargs))
+    result = handler(OperatorCall(func, args, kwargs))
     return args[0].copy_(result) if in_place else _laid_out(result, func, args, kwargs)
 
 

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, constant_along, filled, gone, trailing, with_nan, words
+from fxprune.proof.nan_carrying.calls import (
+    Handler,
+    OperatorCall,
+    constant_along,
+    filled,
+    gone,
+    trailing,
+    with_nan,
+    words,
+)
 from fxprune.proof.nan_carrying.pointwise import Shadows
 
 
-def _dims(call: Call) -> tuple[int, ...]:
+def _dims(call: OperatorCall) -> tuple[int, ...]:
     """The reduced dims, counted from the front; all dims if none is named."""
     x = call["self"]
     dim = call.get("dim")
@@ -28,14 +37,14 @@ def _dims(call: Call) -> tuple[int, ...]:
     return tuple(d % max(x.ndim, 1) for d in listed)
 
 
-def all_removed(call: Call, removed: Tensor) -> Tensor:
+def all_removed(call: OperatorCall, removed: Tensor) -> Tensor:
     """A mask of the results over removed entries only."""
     dims = _dims(call)
     return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
 
 
 def _with_fill(fill: float) -> Handler:
-    def handler(call: Call) -> Any:
+    def handler(call: OperatorCall) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
         dead = all_removed(call, removed)
@@ -44,19 +53,19 @@ def _with_fill(fill: float) -> Handler:
     return handler
 
 
-def _count(call: Call, removed: Tensor) -> Tensor:
+def _count(call: OperatorCall, removed: Tensor) -> Tensor:
     kept = (~removed).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
     return kept.to(call["self"].dtype)
 
 
-def _mean(call: Call) -> Any:
+def _mean(call: OperatorCall) -> Any:
     x = call["self"] if call.get("dtype") is None else call["self"].to(call["dtype"])
     removed = gone(x)
     total = filled(x).sum(dim=_dims(call), keepdim=bool(call.get("keepdim", False)))
     return with_nan(total / _count(call, removed), all_removed(call, removed))
 
 
-def _moments(call: Call) -> tuple[Tensor, Tensor]:
+def _moments(call: OperatorCall) -> tuple[Tensor, Tensor]:
     """Variance and mean over the kept entries."""
     x, dims, keep = call["self"], _dims(call), bool(call.get("keepdim", False))
     removed = gone(x)
@@ -71,29 +80,29 @@ def _moments(call: Call) -> tuple[Tensor, Tensor]:
     return with_nan(spread / divisor.clamp_min(0), dead), with_nan(mean, dead)
 
 
-def _var(call: Call) -> Any:
+def _var(call: OperatorCall) -> Any:
     return _moments(call)[0]
 
 
-def _std(call: Call) -> Any:
+def _std(call: OperatorCall) -> Any:
     return _moments(call)[0].sqrt()
 
 
-def _var_mean(call: Call) -> Any:
+def _var_mean(call: OperatorCall) -> Any:
     return _moments(call)
 
 
-def _std_mean(call: Call) -> Any:
+def _std_mean(call: OperatorCall) -> Any:
     variance, mean = _moments(call)
     return variance.sqrt(), mean
 
 
-def _norm(call: Call) -> Any:
+def _norm(call: OperatorCall) -> Any:
     order = call.get("ord", call.get("p", 2))
     return _with_fill(math.inf if order < 0 else 0.0)(call)
 
 
-def _aminmax(call: Call) -> Any:
+def _aminmax(call: OperatorCall) -> Any:
     x = call["self"]
     removed, keep = gone(x), bool(call.get("keepdim", False))
     dims = _dims(call)
@@ -106,7 +115,7 @@ def _aminmax(call: Call) -> Any:
 def _scan(fill: float) -> Handler:
     """Softmax and cumulative sums: one result per entry, and a removed entry stays removed."""
 
-    def handler(call: Call) -> Any:
+    def handler(call: OperatorCall) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
         return pytree.tree_map_only(Tensor, lambda out: with_nan(out, removed), result)
@@ -114,7 +123,7 @@ def _scan(fill: float) -> Handler:
     return handler
 
 
-def _found(call: Call) -> Any:
+def _found(call: OperatorCall) -> Any:
     """A value chosen among the kept entries, which must be the same ones at every other position."""
     x, dims = call["self"], _dims(call)
     removed = gone(x)
@@ -130,7 +139,7 @@ def _found(call: Call) -> Any:
     return call.run(self=narrow)
 
 
-def _ranked(call: Call) -> Any:
+def _ranked(call: OperatorCall) -> Any:
     """The largest or smallest kept entries; their indices count all entries of the full tensor."""
     x, dim = call["self"], _dims(call)[-1]
     removed = gone(x)
@@ -144,14 +153,14 @@ def _ranked(call: Call) -> Any:
     return left[found] if isinstance(found, Tensor) else (found[0], left[found[1]])
 
 
-def _whole(call: Call) -> Any:
+def _whole(call: OperatorCall) -> Any:
     """Sorting and searching along dims; along them all entries must be removed, or none."""
     if not constant_along(gone(call["self"]), _dims(call)):
         raise call.fault("orders or searches along a dim that has removed positions")
     return call.run()
 
 
-def _cdist(call: Call) -> Any:
+def _cdist(call: OperatorCall) -> Any:
     left, right = call["x1"], call["x2"]
     difference = left.unsqueeze(-2) - right.unsqueeze(-3)
     removed = gone(difference)
@@ -159,7 +168,7 @@ def _cdist(call: Call) -> Any:
     return with_nan(distance, removed.all(-1))
 
 
-def _dist(call: Call) -> Any:
+def _dist(call: OperatorCall) -> Any:
     difference = call["self"] - call["other"]
     order = call.get("p", 2)
     distance = torch.linalg.vector_norm(filled(difference), order)
@@ -209,14 +218,14 @@ def _moments_of_groups(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor
     return mean, variance
 
 
-def _layer_norm(call: Call) -> Any:
+def _layer_norm(call: OperatorCall) -> Any:
     x = call["input"]
     mean, variance = _moments_of_groups(x, trailing(x, len(call["normalized_shape"])))
     scale = torch.rsqrt(variance + call["eps"])
     return _affine((x - mean) * scale, call.get("weight"), call.get("bias")), mean, scale
 
 
-def _rms_norm(call: Call) -> Any:
+def _rms_norm(call: OperatorCall) -> Any:
     x = call["input"]
     removed = gone(x)
     dims = trailing(x, len(call["normalized_shape"]))
@@ -226,7 +235,7 @@ def _rms_norm(call: Call) -> Any:
     return _affine(x * scale, call.get("weight"), None), scale
 
 
-def _group_norm(call: Call) -> Any:
+def _group_norm(call: OperatorCall) -> Any:
     x = call["input"]
     grouped = x.reshape(x.shape[0], call["group"], -1)
     mean, variance = _moments_of_groups(grouped, (2,))
@@ -241,7 +250,7 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _batch_norm(call: Call) -> Any:
+def _batch_norm(call: OperatorCall) -> Any:
     """Per channel, hence correct by itself, except if batch statistics are taken over removed entries.
 
     Weight standardisation does that: each row of a weight is a channel, with its inputs as positions.
@@ -260,7 +269,7 @@ def _batch_norm(call: Call) -> Any:
     return _affine((x - mean) * scale, weight, bias), mean.flatten(), scale.flatten(), *more
 
 
-def _weight_norm(call: Call) -> Any:
+def _weight_norm(call: OperatorCall) -> Any:
     """``v * (g / norm(v))``, with the norm over every dim of ``v`` except ``dim``."""
     v, g, dim = call["v"], call["g"], call.get("dim", 0)
     removed = gone(v)
@@ -311,7 +320,7 @@ def counted(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str
     if removed is None:
         return func(*args, **kwargs)
     removed = removed.expand(x.shape)
-    call = Call(func, (x.masked_fill(removed, _fill(func)[0] or 0), *args[1:]), kwargs)
+    call = OperatorCall(func, (x.masked_fill(removed, _fill(func)[0] or 0), *args[1:]), kwargs)
     result: Tensor = call.run()
     shadows.put(result, all_removed(call, removed))
     return result

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxprune.proof.nan_carrying.calls import Call, Handler, gone, tensors_among, with_nan, words
+from fxprune.proof.nan_carrying.calls import Handler, OperatorCall, gone, tensors_among, with_nan, words
 from fxprune.proof.nan_carrying.pointwise import Shadows
 
 Lines = tuple[Tensor | None, ...]
@@ -140,20 +140,20 @@ def _shared(masks: list[Tensor], dim: int) -> Tensor | None:
     return functools.reduce(torch.logical_or, found) if found else None
 
 
-def _cat(call: Call) -> Any:
+def _cat(call: OperatorCall) -> Any:
     pieces = [piece for piece in call["tensors"] if piece.shape != (0,)]
     shared = _shared([gone(piece) for piece in pieces], call.get("dim", 0))
     result = call.run()
     return result if shared is None else with_nan(result, shared)
 
 
-def _stack(call: Call) -> Any:
+def _stack(call: OperatorCall) -> Any:
     dim, result = call.get("dim", 0), call.run()
     shared = _shared([gone(piece).unsqueeze(dim) for piece in call["tensors"]], dim)
     return result if shared is None else with_nan(result, shared)
 
 
-def _pad(call: Call) -> Any:
+def _pad(call: OperatorCall) -> Any:
     x, amounts = call["self"], list(call["pad"])
     removed = gone(x)
     for dim, (before, after) in enumerate(zip(amounts[::2], amounts[1::2], strict=True), start=1):
@@ -169,13 +169,13 @@ def _pad_mask(removed: Tensor, dim: int, before: int, after: int) -> Tensor:
     return torch.cat([border.expand(sizes[0]), removed, border.expand(sizes[1])], dim)
 
 
-def _written(call: Call) -> Any:
+def _written(call: OperatorCall) -> Any:
     """Values written into ``self``: a removed entry of ``self`` stays removed."""
     removed = gone(call["self"])
     return with_nan(call.run(), removed)
 
 
-def _im2col(call: Call) -> Any:
+def _im2col(call: OperatorCall) -> Any:
     """Windows of a plane; padding of a removed channel is removed with it."""
     x, result = call["self"], call.run()
     channels = gone(x).flatten(-2).all(-1)

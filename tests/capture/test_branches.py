@@ -1,4 +1,4 @@
-"""Layers called one by one in a forward that values decide: pruned inside, on the ways that were seen."""
+"""Layers called one by one in a forward that values decide: pruned inside, on the branches that were seen."""
 
 from __future__ import annotations
 
