@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import torch
 import typer
+from rich.progress import track
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +21,8 @@ from benchmarks.compile_speed import Clock
 from benchmarks.harness import Outcome, Record, Sweep, failure_text, follows_batch, output_shapes, train_one_step
 from benchmarks.networks import Network, find_network, model_names, with_images_of
 from benchmarks.rivals import Keep, kept_entries, number_entries, prune
-from benchmarks.tables import REPORT_COLUMNS, ResumableTable, Row, markdown_table, report_fields, write_page
+from benchmarks.tables import REPORT_COLUMNS, Cells, ResumableTable, Row, markdown_table, report_fields, write_page
+from fxprune.analysis.groups import PinnedWidth
 from fxprune.capture.samples import Sample
 from fxprune.errors import BudgetError, ProofError
 from fxprune.proof import prove
@@ -197,6 +200,44 @@ def cover_row(outcome: Outcome) -> dict[str, Any]:
     return {"pruned": False} | fields | measured
 
 
+_IDEAL = (1 - CHANNEL_RATIO) ** 2
+_PIN_COLUMNS = ("model", "share_left", "share_left_all", "weights", "shape", "above", "pinned dims", "why")
+
+_PINS_NOTE = """What was measured: the pinned widths that keep the most weights when {channels:.0%} of every group that
+is not pinned goes.
+
+To repeat it: `python -m benchmarks.coverage --library {library} --pins 2 --models NAME,NAME`.
+
+How to read it: `share_left_all` is the share of all layer weights that stays, `share_left` the same without the layers
+at the network's input and output. `above`: by how much the named weights raise `share_left_all` above {ideal:.2f}.
+Weights of one shape with the same pins are one row."""
+
+
+def _costly_pins(library: str, model: str, count: int) -> Iterator[Cells]:
+    network = find_network(library, model, meta=library == "timm")
+    plan = fxprune.plan(network.model, network.sample, CHANNEL_RATIO, budget="channels", scope="uniform")
+    graph = fxprune.analyze(network.model, network.sample)
+    shapes = layer_weights(graph)
+    total = sum(map(math.prod, shapes.values()))
+    above: dict[tuple[str, str, str], float] = defaultdict(float)
+    names: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for tensor, shape in shapes.items():
+        pinned = [p for p in graph.pinned if p.tensor == tensor]
+        key = "x".join(map(str, shape)), ", ".join(f"dim {p.dim}" for p in pinned), _reasons(pinned)
+        above[key] += (math.prod(sizes_left(shape, plan.keep[tensor])) - _IDEAL * math.prod(shape)) / total
+        names[key].append(tensor)
+    shares = [f"{share:.3f}" for share in shares_left(graph, plan.keep).values()]
+    worst = sorted((key for key in above if key[1]), key=lambda key: -above[key])[:count]
+    for shape_text, dims, why in worst:
+        key = (shape_text, dims, why)
+        more = f" and {len(names[key]) - 1} more" if len(names[key]) > 1 else ""
+        yield (model, *shares, names[key][0] + more, shape_text, f"{above[key]:.3f}", dims, why)
+
+
+def _reasons(pinned: list[PinnedWidth]) -> str:
+    return "; ".join(dict.fromkeys(p.reason for p in pinned))
+
+
 _RESULTS = Path("benchmarks/results")
 _RIVAL = "torch-pruning"
 _HIDDEN = ("macs_g", "parameters_m", "proof", "vacuous", "batches", "seconds")
@@ -235,6 +276,7 @@ def main(
     limit_seconds: Annotated[float, typer.Option(help="Time that a network may take.")] = 120,
     memory_gib: Annotated[float | None, typer.Option(help="Memory that a network may allocate.")] = None,
     again: Annotated[bool, typer.Option(help="Repeat those that failed.")] = False,
+    pins: Annotated[int, typer.Option(help="Instead: so many pinned widths of each network, the most costly.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the tables.")] = _RESULTS,
 ) -> None:
     """Sweep over a library; one that was stopped goes on where it was."""
@@ -242,6 +284,16 @@ def main(
         raise typer.BadParameter(f"the only library to compare with is {_RIVAL}")
     names = models.split(",") if models else model_names(library, families=families)
     stem = f"coverage_{library}" + "_families" * families + "_meta" * meta
+    if pins:
+        costly = [row for name in track(names) for row in _costly_pins(library, name, pins)]
+        note = _PINS_NOTE.format(library=library, ideal=_IDEAL, channels=CHANNEL_RATIO)
+        write_page(
+            out / f"coverage_{library}_pins.md",
+            f"Pinned widths of {library}",
+            note,
+            markdown_table(_PIN_COLUMNS, costly),
+        )
+        return
     table = ResumableTable(out / f"{stem}.csv", COLUMNS)
     arguments = {"library": library, "ratio": ratio, "meta": meta, "image_size": image_size}
     Sweep(cover, cover_row, limit_seconds, arguments, memory_gib).run(names, table, again=again)

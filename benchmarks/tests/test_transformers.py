@@ -14,6 +14,8 @@ from benchmarks.networks import Network, find_network
 
 pytest.importorskip("transformers")
 
+from benchmarks import keeping
+
 # heads, width of queries and keys, width of values, width of the MLP: of every layer.
 _LAYER = [4, 16, 16, 128]
 # By network, the sizes of all groups: the hidden width first (T5 and CLIP give it out), then those of the layers.
@@ -125,3 +127,18 @@ def difference(expected: Any, actual: Any) -> float:
 
 def _shapes(output: Any) -> list[torch.Size]:
     return [t.shape for t in _tensors(output)]
+
+
+# Networks that keep their class: saved, loaded by their library alone, equal, generating alike.
+QUICK = ("BERT", "GPT-2", "ViT", "ConvNeXt")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.deep) for name in keeping.networks()]
+)
+def test_a_pruned_class_is_saved_and_loaded(name: str) -> None:
+    _, removed, words, alike, generates, _ = keeping.round_trip(name, 0.2)
+    assert float(removed.rstrip("%")) >= 20
+    assert words.startswith("config: ")
+    assert alike == "yes"
+    assert generates in ("yes", "")
