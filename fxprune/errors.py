@@ -1,4 +1,4 @@
-"""Everything fxprune raises on purpose.
+"""Everything fxprune raises on purpose, and checks of arguments that several rooms make.
 
 Every exception derives from :class:`FxpruneError`, so one ``except`` catches them all. Where Python has a builtin for
 the kind of mistake (a wrong value, a missing import), the exception derives from that too.
@@ -125,3 +125,23 @@ def described(error: BaseException) -> str:
     """The type of an error and the first line of its message, cut to 300 characters."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def check_choice(error: type[FxpruneError], name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``error`` unless an argument has one of the values."""
+    if value not in choices:
+        *most, last = (f'"{choice}"' for choice in choices)
+        raise error(f"{name} must be {', '.join(most)} or {last}, not {value!r}")
+
+
+def check_count(error: type[FxpruneError], name: str, value: object, least: int | None = 1) -> None:
+    """Raise ``error`` unless an argument is a whole number, of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise error(f"{name} must be a whole number{bound}, not {value!r}")
+
+
+def check_share(error: type[FxpruneError], name: str, value: object) -> None:
+    """Raise ``error`` unless an argument is a number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise error(f"{name} must be a number between 0 and 1, not {value!r}")

@@ -243,13 +243,6 @@ def _path(model: nn.Module, option: str, pattern: Any) -> Any:
     return glob.escape(path) if path else "*"
 
 
-def check_count(name: str, value: Any, least: int | None = 1) -> None:
-    """Raise OptionError unless a value is a whole number, of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise OptionError(f"{name} must be a whole number{bound}, not {value!r}")
-
-
 def _whole_number(seed: Any) -> int:
     try:
         if isinstance(seed, bool):

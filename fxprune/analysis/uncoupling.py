@@ -18,7 +18,7 @@ from torch import fx, nn
 from fxprune.analysis.analyzer import Analyzer
 from fxprune.axes.expressions import Axis, Product, variables
 from fxprune.capture import Captured
-from fxprune.errors import OptionError
+from fxprune.errors import OptionError, check_choice
 from fxprune.rules.call import Call, parameter_name
 from fxprune.rules.ops import CONTRACTIONS, OWNS_MEMORY, is_written, writes_in_place
 from fxprune.rules.picking import select_channels
@@ -38,8 +38,7 @@ class _Place:
 
 def check_couplings(couplings: object) -> str:
     """The option as given. Raises OptionError: it is neither "keep" nor "drop"."""
-    if couplings not in COUPLINGS:
-        raise OptionError(f'couplings must be "keep" or "drop", not {couplings!r}')
+    check_choice(OptionError, "couplings", couplings, COUPLINGS)
     return str(couplings)
 
 

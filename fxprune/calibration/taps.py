@@ -25,7 +25,7 @@ from fxprune.axes.expressions import Axis, variables
 from fxprune.calibration.collecting import Observation
 from fxprune.calibration.statistic import Parameter, Statistic, Tap, channel_tap
 from fxprune.capture import Captured
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice
 from fxprune.rules.call import Call, parameter_name, parameter_names
 from fxprune.rules.ops import ACTIVATIONS, MAX_POOLS, NORMS
 
@@ -35,8 +35,7 @@ _ACTIVATIONS = ACTIVATIONS | {"clamp", "clamp_min"}
 
 def check_tap_rule(rule: str) -> None:
     """Refuse an unknown tap rule. Raises CriterionError: it is not in :data:`TAP_RULES`."""
-    if rule not in TAP_RULES:
-        raise CriterionError(f"tap must be one of {', '.join(map(repr, TAP_RULES))}, not {rule!r}")
+    check_choice(CriterionError, "tap", rule, TAP_RULES)
 
 
 class TapFinder:

@@ -13,10 +13,9 @@ from torch import Tensor
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask
-from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study, criterion
-from fxprune.criteria.features import flat
+from fxprune.criteria.features import MapCriterion, PairMean
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Named
@@ -28,7 +27,7 @@ _NEAR = 64
 
 @criterion("feature_distance")
 @dataclass(frozen=True)
-class FeatureDistance(Named):
+class FeatureDistance(Named, MapCriterion):
     """Removes channels whose maps are close to those of a kept channel; the widths follow from the data.
 
     Shi et al., J. Computer Research and Development, doi 10.7544/issn1000-1239.202330085, as in the released code: the
@@ -54,9 +53,9 @@ class FeatureDistance(Named):
     def __post_init__(self) -> None:
         check_tap_rule(self.tap)
 
-    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """Mean similarities at every tap."""
-        return [Observation(tap, FeatureSimilarity(tap.channels)) for tap in finder.taps(group, self.tap)]
+    def statistic(self, channels: int) -> PairMean:
+        """Mean similarities."""
+        return PairMean(channels, similarity)
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
@@ -74,22 +73,9 @@ class FeatureDistance(Named):
         return _CoveringSelection(preference, similar, self.kept_block_slots)
 
 
-class FeatureSimilarity(Sums):
-    """The mean over samples of ``1 / (1 + distance)`` between the maps of two channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(total=(channels, channels), samples=())
-
-    def update(self, seen: Seen) -> None:
-        """Take in one batch, sample by sample: distances come from Gram matrices."""
-        for sample in flat(seen.value):
-            self.add("total", 1 / (1 + distances(sample)))
-        self.add("samples", float(seen.value.shape[0]))
-
-    def result(self) -> FloatArray:
-        """Shape ``(channels, channels)``; symmetric, ones on the diagonal."""
-        mean = self.array("total") / max(float(self.held["samples"]), 1.0)
-        return np.round(mean, 12)
+def similarity(maps: Tensor) -> Tensor:
+    """``1 / (1 + distance)`` between the maps (channels, positions) of two channels, from Gram matrices."""
+    return 1 / (1 + distances(maps))
 
 
 def covering(similar: FloatArray, t: int, s: float, kept_block_slots: bool = True) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.calibration import Mean, Observation, TapFinder
+from fxprune.calibration import Mean, Observation, Seen, Statistic, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import settled
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice, check_count
 from fxprune.util.registry import Named
 
 
@@ -26,6 +26,24 @@ def flat(maps: Tensor) -> Tensor:
     """Maps (samples, channels, ...) as (samples, channels, positions), in float32 or wider."""
     wide = maps if maps.dtype in (torch.float32, torch.float64) else maps.to(torch.float32)
     return wide.reshape(*wide.shape[:2], -1)
+
+
+class PairMean(Sums):
+    """The mean over samples of ``measure``, which maps a sample (channels, positions) to (channels, channels)."""
+
+    def __init__(self, channels: int, measure: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(total=(channels, channels), samples=())
+        self._measure = measure
+
+    def update(self, seen: Seen) -> None:
+        """Take in one batch, sample by sample."""
+        for sample in flat(seen.value):
+            self.add("total", self._measure(sample))
+        self.add("samples", float(seen.value.shape[0]))
+
+    def result(self) -> FloatArray:
+        """Shape ``(channels, channels)``."""
+        return np.round(self.array("total") / max(float(self.held["samples"]), 1.0), 12)
 
 
 class MapCriterion:
@@ -44,9 +62,13 @@ class MapCriterion:
         """Scores from the mean measure at one tap, higher = keep."""
         raise NotImplementedError
 
+    def statistic(self, channels: int) -> Statistic:
+        """What is observed at a tap of so many channels."""
+        return Mean(channels, self.measure)
+
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """The mean measure at every tap."""
-        return [Observation(tap, Mean(tap.channels, self.measure)) for tap in finder.taps(group, self.tap)]
+        """The statistic at every tap."""
+        return [Observation(tap, self.statistic(tap.channels)) for tap in finder.taps(group, self.tap)]
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
@@ -228,12 +250,11 @@ class FeatureEntropy(Named, MapCriterion):
 
     def __post_init__(self) -> None:
         check_tap_rule(self.tap)
-        _check("estimator", self.estimator, ("spatial_softmax", "histogram"))
-        _check("transform", self.transform, ("sqdev", "plain"))
-        _check("normalize", self.normalize, ("minmax", "variance"))
-        _check("value_range", self.value_range, ("layer", "map"))
-        if not isinstance(self.bins, int) or self.bins < 2:
-            raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
+        check_choice(CriterionError, "estimator", self.estimator, ("spatial_softmax", "histogram"))
+        check_choice(CriterionError, "transform", self.transform, ("sqdev", "plain"))
+        check_choice(CriterionError, "normalize", self.normalize, ("minmax", "variance"))
+        check_choice(CriterionError, "value_range", self.value_range, ("layer", "map"))
+        check_count(CriterionError, "bins", self.bins, 2)
 
     def measure(self, maps: Tensor) -> Tensor:
         """The entropy of each map, in nats: from (samples, channels, ...) to (samples, channels)."""
@@ -285,8 +306,3 @@ def normalised_entropies(entropies: FloatArray, form: str) -> FloatArray:
     if steady.min() == steady.max():
         return np.full(len(entropies), 0.5)
     return normaliser_by_name(form)(steady)
-
-
-def _check(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise CriterionError(f"feature_entropy takes {what} {' or '.join(map(repr, known))}, not {value!r}")

@@ -18,14 +18,8 @@ from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import channel_totals, scoped_members
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice
 from fxprune.util.registry import Named
-
-
-def check_over(over: str) -> None:
-    """Check ``over``. Raises CriterionError: it is neither "sample" nor "batch"."""
-    if over not in ("sample", "batch"):
-        raise CriterionError(f'over must be "sample" or "batch", not {over!r}')
 
 
 class _MeanPower(Sums):
@@ -167,11 +161,9 @@ class Taylor:
     normalise: str | None = None
 
     def __post_init__(self) -> None:
-        if self.of not in ("weights", "activations"):
-            raise CriterionError(f'taylor takes of="weights" or of="activations", not {self.of!r}')
-        if self.scope not in ("group", "producer"):
-            raise CriterionError(f'taylor takes scope="group" or scope="producer", not {self.scope!r}')
-        check_over(self.over)
+        check_choice(CriterionError, "of", self.of, ("weights", "activations"))
+        check_choice(CriterionError, "scope", self.scope, ("group", "producer"))
+        check_choice(CriterionError, "over", self.over, ("sample", "batch"))
         check_tap_rule(self.tap)
         normaliser_by_name(self._form)
 
@@ -241,8 +233,7 @@ class Hessian(Named):
     normalise: str = "mean"
 
     def __post_init__(self) -> None:
-        if self.scope not in ("group", "producer"):
-            raise CriterionError(f'hessian takes scope="group" or scope="producer", not {self.scope!r}')
+        check_choice(CriterionError, "scope", self.scope, ("group", "producer"))
         normaliser_by_name(self.normalise)
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:

@@ -19,7 +19,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion, normaliser_by_name
 from fxprune.criteria.rows import distances, producer_rows, settled
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice, check_share
 from fxprune.util.registry import Named
 
 
@@ -121,10 +121,8 @@ def fusion_shares(
 
 def check_fusion(beta: float, fusion: str) -> tuple[float, str]:
     """The proportion (0 to 1) and the form of a fusion, checked. Raises CriterionError: one is invalid."""
-    if fusion not in ("proxy", "residual"):
-        raise CriterionError(f'fusion must be "proxy" or "residual", not {fusion!r}')
-    if isinstance(beta, (bool, str)) or not 0 <= beta <= 1:
-        raise CriterionError(f"beta must be a number between 0 and 1, not {beta!r}")
+    check_choice(CriterionError, "fusion", fusion, ("proxy", "residual"))
+    check_share(CriterionError, "beta", beta)
     return float(beta), fusion
 
 
@@ -168,12 +166,9 @@ class FilterSimilarity(Named):
     keep_share: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.metric not in ("cosine", "absolute", "euclidean"):
-            raise CriterionError(f"metric must be cosine, absolute or euclidean, not {self.metric!r}")
-        if self.normalize not in ("zscore", "none"):
-            raise CriterionError(f"normalize must be zscore or none, not {self.normalize!r}")
-        if not 0 <= self.keep_share <= 1:
-            raise CriterionError(f"keep_share must be between 0 and 1, not {self.keep_share!r}")
+        check_choice(CriterionError, "metric", self.metric, ("cosine", "absolute", "euclidean"))
+        check_choice(CriterionError, "normalize", self.normalize, ("zscore", "none"))
+        check_share(CriterionError, "keep_share", self.keep_share)
 
     def select(self, study: Study) -> Selection:
         """The queue of all groups that may be narrowed."""

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
 from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion, removal_order
-from fxprune.criteria.features import flat
+from fxprune.criteria.features import MapCriterion, PairMean, normalised_entropies
 from fxprune.criteria.rows import channel_rows, producers, settled
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice, check_count, check_share
 from fxprune.util.registry import Named
 
 Order = Mapping[Group, NDArray[np.int64]]
@@ -29,7 +28,7 @@ _GRID = 9
 
 @criterion("multi_source")
 @dataclass(frozen=True)
-class MultiSource(Named):
+class MultiSource(Named, MapCriterion):
     """Correlation of feature maps and entropy of weights in a layer; sets of filters judged by the model's output.
 
     Xiu et al., Microelectronics & Computer 39(9):1-10, doi 10.19304/J.ISSN1000-7180.2022.0163. Only the outline in the
@@ -62,18 +61,14 @@ class MultiSource(Named):
 
     def __post_init__(self) -> None:
         check_tap_rule(self.tap)
-        if not 0 <= self.alpha <= 1:
-            raise CriterionError(f"alpha must be between 0 and 1, not {self.alpha!r}")
-        if self.fusion not in ("sum", "product"):
-            raise CriterionError(f'fusion must be "sum" or "product", not {self.fusion!r}')
-        if self.global_mode not in ("sets", "rank"):
-            raise CriterionError(f'global_mode must be "sets" or "rank", not {self.global_mode!r}')
-        if not isinstance(self.bins, int) or self.bins < 2:
-            raise CriterionError(f"bins must be a whole number of at least 2, not {self.bins!r}")
+        check_share(CriterionError, "alpha", self.alpha)
+        check_choice(CriterionError, "fusion", self.fusion, ("sum", "product"))
+        check_choice(CriterionError, "global_mode", self.global_mode, ("sets", "rank"))
+        check_count(CriterionError, "bins", self.bins, 2)
 
-    def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
-        """Mean correlations at every tap."""
-        return [Observation(tap, Correlation(tap.channels)) for tap in finder.taps(group, self.tap)]
+    def statistic(self, channels: int) -> PairMean:
+        """Mean correlations."""
+        return PairMean(channels, correlation)
 
     def score_observed(
         self, group: Group, observed: Any, tensors: Mapping[str, Tensor], graph: ChannelGraph
@@ -89,7 +84,7 @@ class MultiSource(Named):
 
     def fused(self, relative: FloatArray, absolute: FloatArray) -> FloatArray:
         """Both scores, scaled to [0, 1] in the layer (0.5 if all are equal) and fused."""
-        relative, absolute = _unit_range(relative), _unit_range(absolute)
+        relative, absolute = (normalised_entropies(values, "minmax") for values in (relative, absolute))
         if self.fusion == "product":
             return relative * absolute
         return self.alpha * relative + (1 - self.alpha) * absolute
@@ -106,36 +101,28 @@ class MultiSource(Named):
         return QueueSelection(scores, lambda problem: _by_sets(problem, order, effects))
 
 
-class Correlation(Sums):
-    """The mean over samples of the magnitude of Pearson correlation between the maps of two channels."""
+def correlation(maps: Tensor) -> Tensor:
+    """Magnitudes of Pearson correlation between the maps (channels, positions) of two channels.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(total=(channels, channels), samples=())
-
-    def update(self, seen: Seen) -> None:
-        """Add one batch. A map without variance correlates fully with all others."""
-        for sample in flat(seen.value).to(torch.float64):
-            centred = sample - sample.mean(1, keepdim=True)
-            norms = centred.norm(dim=1)
-            still = norms <= 1e-12 * sample.norm(dim=1)
-            unit = centred / torch.where(still, 1.0, norms).unsqueeze(1)
-            found = (unit @ unit.T).abs()
-            found[still] = 1.0
-            found[:, still] = 1.0
-            self.add("total", found)
-        self.add("samples", float(seen.value.shape[0]))
-
-    def result(self) -> FloatArray:
-        """Shape ``(channels, channels)``."""
-        return np.round(self.array("total") / max(float(self.held["samples"]), 1.0), 12)
+    A map without variance correlates fully with all others.
+    """
+    maps = maps.to(torch.float64)
+    centred = maps - maps.mean(1, keepdim=True)
+    norms = centred.norm(dim=1)
+    still = norms <= 1e-12 * maps.norm(dim=1)
+    unit = centred / torch.where(still, 1.0, norms).unsqueeze(1)
+    found = (unit @ unit.T).abs()
+    found[still] = 1.0
+    found[:, still] = 1.0
+    return found
 
 
-def uniqueness(correlation: FloatArray) -> FloatArray:
+def uniqueness(similar: FloatArray) -> FloatArray:
     """One minus the mean correlation with the other channels: 1 = irreplaceable. A single channel scores 1."""
-    count = len(correlation)
+    count = len(similar)
     if count == 1:
         return np.ones(1)
-    others = correlation.sum(axis=1) - np.diag(correlation)
+    others = similar.sum(axis=1) - np.diag(similar)
     return settled(1 - others / (count - 1))
 
 
@@ -151,12 +138,6 @@ def weight_entropy(rows: Tensor, bins: int = 10) -> FloatArray:
     shares = counts / values.shape[1]
     entropy: FloatArray = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1)
     return entropy + 0.0
-
-
-def _unit_range(values: FloatArray) -> FloatArray:
-    values = settled(values)
-    low, high = values.min(), values.max()
-    return np.full(len(values), 0.5) if low == high else (values - low) / (high - low)
 
 
 def _removed_count(group: Group, step: int) -> int:

@@ -17,7 +17,7 @@ from fxprune.axes.expressions import Product
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.criteria.base import FloatArray, criterion
 from fxprune.criteria.rows import settled
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_count
 from fxprune.rules.call import Call
 from fxprune.util.paths import name_seed
 from fxprune.util.registry import Named
@@ -48,8 +48,7 @@ class ThiNet(Named):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.entries < 1:
-            raise CriterionError(f"entries must be at least 1, not {self.entries!r}")
+        check_count(CriterionError, "entries", self.entries)
 
     def observe(self, group: Group, finder: TapFinder, tensors: Mapping[str, Tensor]) -> Any:
         """The contribution of each channel to the sampled outputs of every consumer."""

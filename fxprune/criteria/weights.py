@@ -12,7 +12,7 @@ from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, channel_totals, distances, producer_rows, scoped_members, settled
-from fxprune.errors import CriterionError
+from fxprune.errors import CriterionError, check_choice
 from fxprune.util.paths import name_seed
 from fxprune.util.registry import Named
 
@@ -44,8 +44,7 @@ class Magnitude(Named):
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
             raise CriterionError(f"magnitude takes p=1 or p=2, not {self.p!r}")
-        if self.scope not in ("group", "producer"):
-            raise CriterionError(f'magnitude takes scope="group" or scope="producer", not {self.scope!r}')
+        check_choice(CriterionError, "scope", self.scope, ("group", "producer"))
         normaliser_by_name(self.normalise)
 
     def score(self, group: Group, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> FloatArray:

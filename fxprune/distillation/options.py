@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxprune.errors import DistillationError, OptionError
-from fxprune.options import check_count
+from fxprune.errors import DistillationError, OptionError, check_choice, check_count
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
@@ -49,14 +48,14 @@ class Training:
             raise OptionError("say how long to train: either steps= (of the optimiser) or epochs= (over the loader)")
         for name in ("accumulate", "checkpoint_every", "log_every", "steps", "epochs", "evaluate_every"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
-        check_count("warmup", self.warmup, least=0)
-        check_count("seed", self.seed, least=None)
-        _check_choice("schedule", self.schedule, _SCHEDULES)
-        _check_choice("precision", self.precision, _PRECISIONS)
-        _check_choice("keep", self.keep, ("last", "best"))
+                check_count(OptionError, name, getattr(self, name))
+        check_count(OptionError, "warmup", self.warmup, least=0)
+        check_count(OptionError, "seed", self.seed, least=None)
+        check_choice(OptionError, "schedule", self.schedule, _SCHEDULES)
+        check_choice(OptionError, "precision", self.precision, _PRECISIONS)
+        check_choice(OptionError, "keep", self.keep, ("last", "best"))
         if not callable(self.optimizer):
-            _check_choice("optimizer", self.optimizer, tuple(_RATES))
+            check_choice(OptionError, "optimizer", self.optimizer, tuple(_RATES))
         elif self.learning_rate is not None:
             raise OptionError("learning_rate goes to an optimiser chosen by name; give yours its rate when made")
         _check_number("learning_rate", self.learning_rate)
@@ -100,11 +99,6 @@ class Training:
         kind = "a function" if callable(self.optimizer) else self.optimizer
         names = ("learning_rate", "weight_decay", "schedule", "warmup", "accumulate", "clip", "precision", "seed")
         return {"optimizer": kind, **{name: getattr(self, name) for name in names}}
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def _check_number(name: str, value: Any, *, or_zero: bool = False) -> None:

@@ -19,7 +19,7 @@ from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import Axis
 from fxprune.cost.budgets import CostModel, WidthLeaf, budget_model, check_ratio, goals_of
 from fxprune.criteria.base import Selection, removal_order
-from fxprune.errors import BudgetError, CriterionError
+from fxprune.errors import BudgetError, CriterionError, check_choice
 from fxprune.planning.limits import Count, Limits, Share, limits_of, per_group
 from fxprune.planning.protecting import protected_channels
 from fxprune.planning.selecting import (
@@ -199,8 +199,8 @@ def allocate(
         RatioError, BudgetError, ExcludeError: an option makes no sense, or the ratio is out of reach.
         CriterionError: the scores do not fit the groups.
     """
-    _check_choice("scope", scope, ("global", "uniform"))
-    _check_choice("alike", alike, ("free", "equal"))
+    check_choice(BudgetError, "scope", scope, ("global", "uniform"))
+    check_choice(BudgetError, "alike", alike, ("free", "equal"))
     goals = {} if isinstance(ratio, Mapping) else goals_of(ratio, budget)
     if goals and goals.keys() <= _OF_TIME:
         exclude = [*exclude, *(group.name for group in graph.groups if group.numbered)]
@@ -300,12 +300,6 @@ def _shares_removed(
                 reachable=steps[-1] / group.size,
             )
     return stairs.masks(levels)
-
-
-def _check_choice(option: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
-        choices = " or ".join(f'"{choice}"' for choice in known)
-        raise BudgetError(f"{option} must be {choices}, not {value!r}")
 
 
 def _values(graph: ChannelGraph, scores: Scores | None) -> dict[Group, FloatArray]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Concat, Product
-from fxprune.errors import BudgetError, ExcludeError, FxpruneError
+from fxprune.errors import BudgetError, ExcludeError, FxpruneError, check_choice, check_count, check_share
 
 Value = TypeVar("Value")
 
@@ -145,10 +145,9 @@ def limits_of(
     ``multiple``: the multiple that "auto" rounds to if a group is wide enough. Raises BudgetError: a value is invalid,
     or a pattern matches no group; ExcludeError: a pattern of ``exclude`` matches nothing.
     """
-    if residual not in ("coupled", "inner"):
-        raise BudgetError(f'residual must be "coupled" or "inner", not {residual!r}')
+    check_choice(BudgetError, "residual", residual, ("coupled", "inner"))
     multiples = _multiples(graph, round_to, multiple)
-    least = {g: _count("min_channels", v) for g, v in per_group(graph, "min_channels", min_channels, 1).items()}
+    least = _counts(graph, "min_channels", min_channels)
     shares = per_group(graph, "max_ratio", max_ratio, MAX_RATIO)
     fewest = {g: max(least[g], g.size - _most(shares[g], g)) for g in graph.groups}
     frozen = excluded_groups(graph, exclude) | {g for g in graph.groups if residual == "inner" and g.crosses_add}
@@ -161,7 +160,7 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
         return automatic_multiples(graph, multiple)
     if isinstance(round_to, str):
         raise BudgetError(f'round_to must be "auto", a whole number or a mapping, not {round_to!r}')
-    return {g: _count("round_to", v) for g, v in per_group(graph, "round_to", round_to, 1).items()}
+    return _counts(graph, "round_to", round_to)
 
 
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
@@ -189,16 +188,16 @@ def _inner(axis: Axis, variable: Channels) -> int:
     return 1
 
 
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BudgetError(f"{name} must be a whole number of at least 1, not {value!r}")
-    return value
+def _counts(graph: ChannelGraph, name: str, value: Count) -> dict[Group, int]:
+    found = per_group(graph, name, value, 1)
+    for count in found.values():
+        check_count(BudgetError, name, count)
+    return found
 
 
-def _most(share: object, group: Group) -> int:
+def _most(share: float, group: Group) -> int:
     """The share as a number of channels, rounded down."""
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise BudgetError(f"max_ratio must be a number between 0 and 1, not {share!r}")
+    check_share(BudgetError, "max_ratio", share)
     # The small number: 0.29 * 100 is 28.999999999999996, and 29 of 100 may be removed.
     return math.floor(share * group.size + 1e-9)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxprune.calibration.least_squares import AffineMap, Moments, Rows, enough_positions, shrunk_ridge, solve
 from fxprune.calibration.statistic import add_over_ranks
-from fxprune.errors import RecoveryError
+from fxprune.errors import RecoveryError, check_count
 from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import Layer, Norm, Reading, find_layers
 from fxprune.recovery.walking import Walk
@@ -70,7 +70,8 @@ class Reconstruct(Named):
     def __post_init__(self) -> None:
         if not self.ridge >= 0:
             raise RecoveryError(f"ridge must be at least 0, not {self.ridge!r}")
-        _check_positive(positions=self.positions, most_features=self.most_features)
+        check_count(RecoveryError, "positions", self.positions)
+        check_count(RecoveryError, "most_features", self.most_features)
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite weights, biases and, where a layer has no bias, the running mean of the batch norm after it."""
@@ -95,17 +96,11 @@ class FoldBias(Named):
     positions: int = 64
 
     def __post_init__(self) -> None:
-        _check_positive(positions=self.positions)
+        check_count(RecoveryError, "positions", self.positions)
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite biases and, where a layer has none, the running mean of the batch norm after it."""
         return _Pass(work, self.name, Reconstruct(0.0, self.positions), free_weight=False).run()
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RecoveryError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class _Pass:

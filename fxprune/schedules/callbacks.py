@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fxprune.errors import MissingDependencyError, OptionError
-from fxprune.options import check_count
+from fxprune.errors import MissingDependencyError, OptionError, check_count
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining, batch_norm_scales
 
@@ -81,7 +80,7 @@ class _Loop:
 
     def __init__(self, schedule: Schedule, every: int) -> None:
         _check(schedule)
-        check_count("every", every)
+        check_count(OptionError, "every", every)
         self.schedule, self.every = schedule, every
 
     def epoch_begins(self, epoch: int, network: nn.Module, *optimizers: Optimizer) -> None:

@@ -27,8 +27,8 @@ from fxprune.criteria.information_fusion import (
     temperature_at,
 )
 from fxprune.criteria.rows import settled
-from fxprune.errors import OptionError
-from fxprune.options import Level, check_count
+from fxprune.errors import OptionError, check_count
+from fxprune.options import Level
 from fxprune.planning import Plan
 from fxprune.proof.masking import select
 from fxprune.reporting.summarising import summarise
@@ -333,7 +333,7 @@ def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
 
 
 def _checked(epochs: Any, kappa: Any, end: Any) -> tuple[int, float, float]:
-    check_count("epochs", epochs)
+    check_count(OptionError, "epochs", epochs)
     if not kappa > 0 or not end >= 1:
         raise OptionError(f"kappa must be above 0 and end at least 1, not {kappa!r} and {end!r}")
     return epochs, float(kappa), float(end)

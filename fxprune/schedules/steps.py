@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from fxprune.analysis.groups import Group
 from fxprune.calibration.statistic import is_distributed
 from fxprune.cost.budgets import check_ratio
-from fxprune.errors import OptionError
-from fxprune.options import check_count
+from fxprune.errors import OptionError, check_choice, check_count
 from fxprune.planning import Plan
 
 
@@ -81,10 +80,9 @@ def ratio_at(step: int, steps: int, ratio: float, shape: str = "linear") -> floa
         OptionError: the shape is unknown, or the step does not exist.
     """
     ratio = check_ratio(ratio)
-    if shape not in SHAPES:
-        raise OptionError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
-    check_count("steps", steps)
-    check_count("step", step, least=0)
+    check_choice(OptionError, "shape", shape, tuple(SHAPES))
+    check_count(OptionError, "steps", steps)
+    check_count(OptionError, "step", step, least=0)
     if step > steps:
         raise OptionError(f"step must be from 0 to {steps}, not {step!r}")
     if step in (0, steps):

@@ -13,11 +13,12 @@ import fxprune
 from fxprune.analysis.groups import Group
 from fxprune.calibration import Seen
 from fxprune.criteria.base import Study
-from fxprune.criteria.feature_distance import FeatureSimilarity, covering
+from fxprune.criteria.feature_distance import covering, similarity
+from fxprune.criteria.features import PairMean
 
 
 def similar(maps: Tensor) -> np.ndarray:
-    statistic = FeatureSimilarity(maps.shape[1])
+    statistic = PairMean(maps.shape[1], similarity)
     statistic.update(Seen(maps))
     return statistic.result()
 

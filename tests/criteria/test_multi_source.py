@@ -14,13 +14,14 @@ from fxprune.axes.elements import Mask
 from fxprune.calibration import Seen
 from fxprune.criteria import MultiSource
 from fxprune.criteria.base import Problem
-from fxprune.criteria.multi_source import Correlation, _by_sets, uniqueness, weight_entropy
+from fxprune.criteria.features import PairMean
+from fxprune.criteria.multi_source import _by_sets, correlation, uniqueness, weight_entropy
 from fxprune.errors import CriterionError
 from tests.criteria.test_entropy import groups
 
 
 def uniqueness_of(maps: torch.Tensor) -> np.ndarray:
-    statistic = Correlation(maps.shape[1])
+    statistic = PairMean(maps.shape[1], correlation)
     statistic.update(Seen(maps))
     return uniqueness(statistic.result())
 
