@@ -15,14 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx, nn
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
 from fxprune.axes.expressions import Channels
 from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture import Captured
@@ -114,7 +112,7 @@ class Program:
     graph: ChannelGraph = field(init=False)  # analyze
     chosen_options: Options = field(init=False)  # choose
     notes: tuple[str, ...] = ()  # choose
-    scores: Mapping[Group, NDArray[np.float64]] | Any = None  # score
+    scores: Mapping[Group, FloatArray] | Any = None  # score
     plan: Plan | None = None  # plan, or given
     masks: Mapping[Channels, Mask] = field(default_factory=dict)  # rewrite
     pruned: Any = None  # rewrite, or given

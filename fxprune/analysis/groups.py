@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from fxprune.axes.elements import Mask
 from fxprune.axes.expressions import (
     Axis,
     Cause,
@@ -15,6 +18,7 @@ from fxprune.axes.expressions import (
     Concat,
     Dependency,
     Fixed,
+    IndexArray,
     Origin,
     Pin,
     Product,
@@ -61,6 +65,16 @@ class Group:
     crosses_norm: bool = False
     crosses_add: bool = False
     numbered: bool = False
+
+    def keeping(self, channels: Sequence[int] | IndexArray) -> Mask:
+        """The mask by which these channels stay alone."""
+        mask = np.zeros(self.size, dtype=np.bool_)
+        mask[np.asarray(channels, dtype=np.int64)] = True
+        return mask
+
+    def without(self, channels: Sequence[int] | IndexArray) -> Mask:
+        """The mask by which these channels go."""
+        return ~self.keeping(channels)
 
 
 @dataclass(frozen=True, slots=True)

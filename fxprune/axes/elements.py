@@ -79,6 +79,7 @@ def regroup(pieces: Iterable[Axis], sizes: Iterable[int]) -> list[Axis]:
 
 
 Mask = NDArray[np.bool_]
+FloatArray = NDArray[np.float64]
 Leaf = Channels | Fixed
 
 

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
-from fxprune.axes.elements import owned_by
+from fxprune.axes.elements import FloatArray, owned_by
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.balance import Weights, class_dim
 from fxprune.calibration.batches import Batch, checksums
 from fxprune.calibration.collecting import Collector, PrivateNetwork, backward, parts_of
@@ -23,7 +23,7 @@ from fxprune.capture.samples import Sample
 _SAMPLES_TOGETHER = 4  # that are run back together
 
 
-def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> NDArray[np.float64]:
+def output_changes(collector: Collector, sets: Sequence[tuple[Group, IndexArray]]) -> FloatArray:
     """The mean change of the output when all entries of each set of channels are zero, one masked run a set and batch.
 
     The change is the divergence ``KL(softmax(z) || softmax(z'))`` over dim 1, averaged over the other dims, for outputs
@@ -42,7 +42,7 @@ def output_changes(collector: Collector, sets: Sequence[tuple[Group, NDArray[np.
                 with replaced(network, silent(network, [(group, channels)])):
                     totals[number] += _difference(whole, network.run(batch.sample)) * batch.size
     add_over_ranks([totals])
-    found: NDArray[np.float64] = (totals[:-1] / totals[-1]).numpy()
+    found: FloatArray = (totals[:-1] / totals[-1]).numpy()
     return found
 
 
@@ -168,7 +168,7 @@ def _lowest(checks: Sequence[int], count: int) -> int:
     return high
 
 
-def silent(network: PrivateNetwork, sets: Sequence[tuple[Group, NDArray[np.int64]]]) -> dict[str, Tensor]:
+def silent(network: PrivateNetwork, sets: Sequence[tuple[Group, IndexArray]]) -> dict[str, Tensor]:
     """The tensors of groups with all entries of some channels set to zero, as in the masked original; running variances
     stay, because batch norm divides by them."""
     known = {**network.parameters, **network.buffers}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -112,7 +111,7 @@ def silent_channels(graph: ChannelGraph, model: nn.Module, sample: Sample) -> di
     for group in graph.groups:
         taps, readers = finder.readings(group), finder.readers(group)
         if taps and len(taps) == len(readers) and not group.crosses_norm:
-            found[group] = np.ones(group.size, dtype=np.bool_)
+            found[group] = group.without(())
             for tap in taps:
 
                 def note(value: Tensor, group: Group = group, tap: Tap = tap) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from fxprune.axes.elements import owned_by
+from fxprune.axes.elements import FloatArray, owned_by
 from fxprune.axes.expressions import Axis, Channels, Fixed, IndexArray, variables
 
 if TYPE_CHECKING:
@@ -106,9 +105,6 @@ def _batch_dim(axes: tuple[Axis, ...], channel: int, batch: int | None) -> int |
     if 0 in fixed and axes[0].size % batch == 0:
         return 0
     return next((d for d in fixed if axes[d].size == batch), None)
-
-
-FloatArray = NDArray[np.float64]
 
 
 @runtime_checkable

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, channels_of, is_elementwise, kept_mask, kept_size
+from fxprune.axes.elements import FloatArray, Mask, channels_of, is_elementwise, kept_mask, kept_size
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, Term, variables
 from fxprune.errors import BudgetError, RatioError
 from fxprune.util.registry import Registry
 
-FloatArray = NDArray[np.float64]
 Monomial = tuple[float, tuple[int, ...]]
 """A coefficient and the nodes it is multiplied by: leaf ``i`` is written ``i``, sum ``j`` is written ``~j``."""
 

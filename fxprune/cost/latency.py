@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
 from fxprune.axes.expressions import Axis, Channels, Term
 from fxprune.cost.budgets import CostModel
 from fxprune.util.writing import write_text
 
-FloatArray = NDArray[np.float64]
 Widths = tuple[int, ...]
 
 MOST_WIDTHS = 3

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
 
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.axes.expressions import Axis, Term
 from fxprune.cost.budgets import CostModel, budget
 from fxprune.util.copies import tensors_in
@@ -43,7 +43,7 @@ class MemoryModel(CostModel):
         self._steps = int(self._after.max(initial=0)) + 1
         super().__init__([*parameters, *(item.term for item in live)])
 
-    def evaluate(self, leaf_values: NDArray[np.float64]) -> float:
+    def evaluate(self, leaf_values: FloatArray) -> float:
         """The bytes at the given sizes of :attr:`leaves`."""
         values = self._terms.products(self._nodes(leaf_values))
         change = np.zeros(self._steps, dtype=np.float64)

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration import Collector, TapFinder
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Registry
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class QueueLadder:
         """All but the first ``rung`` of the queue."""
         masks: dict[Group, Mask] = {}
         for group, channel in self._queue[:rung]:
-            masks.setdefault(group, np.ones(group.size, dtype=np.bool_))[channel] = False
+            masks.setdefault(group, group.without(()))[channel] = False
         return masks
 
 
@@ -190,7 +188,7 @@ class Study(Protocol):
         ...
 
 
-def removal_order(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+def removal_order(scores: FloatArray) -> IndexArray:
     """Channels in order of removal: lowest score first, among equals the highest index first."""
     reverse = np.argsort(scores[::-1], kind="stable")
     return (len(scores) - 1 - reverse).astype(np.int64)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
 from fxprune.calibration import TapFinder
 from fxprune.criteria.base import (
-    FloatArray,
     Ladder,
     ObservingScorer,
     Problem,

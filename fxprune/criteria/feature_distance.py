@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Ladder, Problem, Selection, Study, criterion
+from fxprune.criteria.base import Ladder, Problem, Selection, Study, criterion
 from fxprune.criteria.features import MapCriterion, PairMean
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
@@ -92,7 +92,7 @@ class Neighbours:
         for i in range(len(similar)):
             self._near[i] = self._sorted(i)[: self._near.shape[1]]
 
-    def _sorted(self, i: int) -> NDArray[np.int64]:
+    def _sorted(self, i: int) -> IndexArray:
         """All channels by falling similarity to ``i``, the lower index first among equals."""
         return np.argsort(-self._similar[i], kind="stable").astype(np.int64)
 
@@ -160,11 +160,8 @@ class _Coverings:
         return len(self._thresholds)
 
     def keep(self, rung: int) -> Mapping[Group, Mask]:
-        masks: dict[Group, Mask] = {}
-        for group, neighbours in self._neighbours.items():
-            masks[group] = np.zeros(group.size, dtype=np.bool_)
-            masks[group][neighbours.covering(self._t, self._thresholds[rung], self._kept_block_slots)] = True
-        return masks
+        at = (self._t, self._thresholds[rung], self._kept_block_slots)
+        return {group: group.keeping(neighbours.covering(*at)) for group, neighbours in self._neighbours.items()}
 
 
 def _thresholds(similar: Iterable[FloatArray]) -> list[float]:

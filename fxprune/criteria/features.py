@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.calibration import Mean, Observation, Seen, Statistic, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
+from fxprune.criteria.base import criterion, normaliser_by_name
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError, check_choice, check_count
 from fxprune.util.registry import Named

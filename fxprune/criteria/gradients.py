@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
+from fxprune.criteria.base import criterion, normaliser_by_name
 from fxprune.criteria.features import flat
 from fxprune.criteria.rows import channel_totals, scoped_members
 from fxprune.errors import CriterionError, check_choice

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.calibration import Collector, Observation, TapFinder
 from fxprune.criteria.base import (
     Criterion,
-    FloatArray,
     ObservingScorer,
     Scorer,
     Selection,

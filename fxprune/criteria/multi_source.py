@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import FloatArray, Problem, QueueSelection, Selection, Study, criterion, removal_order
+from fxprune.criteria.base import Problem, QueueSelection, Selection, Study, criterion, removal_order
 from fxprune.criteria.features import MapCriterion, PairMean, normalised_entropies
 from fxprune.criteria.rows import channel_rows, producers, settled
 from fxprune.errors import CriterionError, check_choice, check_count, check_share
 from fxprune.util.registry import Named
 
-Order = Mapping[Group, NDArray[np.int64]]
+Order = Mapping[Group, IndexArray]
 _GRID = 9
 
 
@@ -164,19 +165,15 @@ def _by_sets(problem: Problem, order: Order, effects: Mapping[Group, FloatArray]
     return queue
 
 
-def _steps(
-    problem: Problem, group: Group, order: NDArray[np.int64], effects: FloatArray
-) -> list[tuple[float, NDArray[np.int64]]]:
+def _steps(problem: Problem, group: Group, order: IndexArray, effects: FloatArray) -> list[tuple[float, IndexArray]]:
     """For each step of the grid: the change of the output per unit of saved cost, and the channels that it removes."""
-    found: list[tuple[float, NDArray[np.int64]]] = []
+    found: list[tuple[float, IndexArray]] = []
     gone, saved, effect = 0, 0.0, 0.0
     for step in range(1, _GRID + 1):
         until = min(_removed_count(group, step), group.size - problem.fewest(group))
         if until <= gone:
             continue
-        mask = np.ones(group.size, dtype=np.bool_)
-        mask[order[:until]] = False
-        total = problem.saved({group: mask})
+        total = problem.saved({group: group.without(order[:until])})
         price = (effects[step - 1] - effect) / (total - saved) if total > saved else np.inf
         found.append((float(price), order[gone:until]))
         gone, saved, effect = until, total, float(effects[step - 1])

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from fxprune.analysis.groups import Group, Member
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import is_elementwise, owned_by
+from fxprune.axes.elements import FloatArray, is_elementwise, owned_by
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration import Collector, LayerRows, Observation, Seen, Sums, TapFinder
 from fxprune.calibration.collecting import addition_after, norm_after
 from fxprune.calibration.effects import OutputErrors, curvatures
 from fxprune.calibration.least_squares import Elimination, enough_positions, inverse, products, shrunk_ridge
-from fxprune.criteria.base import FloatArray, criterion, removal_order
+from fxprune.criteria.base import criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
 from fxprune.util.paths import name_seed
@@ -171,9 +171,7 @@ class _Part(NamedTuple):
             rows = torch.linalg.cholesky(torch.eye(len(rows)).double().lerp(self.curvature, _TRUST)).T @ rows
         return Elimination(self.moments.centred(), rows, blocks, self.moments.ridge(ridge))
 
-    def without(
-        self, group: Group, gone: NDArray[np.int64], tensors: Mapping[str, Tensor], ridge: float
-    ) -> dict[str, Tensor]:
+    def without(self, group: Group, gone: IndexArray, tensors: Mapping[str, Tensor], ridge: float) -> dict[str, Tensor]:
         """The layer's tensors without some channels, with the rest fitted again."""
         blocks, name = self.blocks(group, tensors), self.member.tensor
         if blocks is None:

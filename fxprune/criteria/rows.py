@@ -8,14 +8,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group, Member
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import owned_by
+from fxprune.axes.elements import FloatArray, owned_by
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, Product, variables
-from fxprune.criteria.base import FloatArray
 
 
 def parameter_members(group: Group, graph: ChannelGraph) -> list[Member]:
@@ -77,7 +75,7 @@ def distances(rows: Tensor) -> Tensor:
     return torch.where(squared > 1e-12 * pair, squared, 0.0).sqrt()
 
 
-def settled(values: NDArray[np.float64]) -> FloatArray:
+def settled(values: FloatArray) -> FloatArray:
     """The values rounded by a few digits, so that equal channels have equal scores at any index."""
     scale = float(np.abs(values).max()) if len(values) else 0.0
     if not 1e-250 < scale < 1e250:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group, Member
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.axes.expressions import Product
 from fxprune.calibration import Observation, Seen, Sums, TapFinder
-from fxprune.criteria.base import FloatArray, criterion
+from fxprune.criteria.base import criterion
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError, check_count
 from fxprune.rules.call import Call

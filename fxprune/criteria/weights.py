@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.criteria.base import FloatArray, criterion, normaliser_by_name
+from fxprune.axes.elements import FloatArray
+from fxprune.criteria.base import criterion, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, channel_totals, distances, producer_rows, scoped_members, settled
 from fxprune.errors import CriterionError, check_choice
 from fxprune.util.paths import name_seed

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -64,7 +63,7 @@ def fitted(
         if not more:
             return copy, held
         held |= more
-        masks = {**masks, **{group.variable: np.ones(group.size, dtype=np.bool_) for group in more}}
+        masks = {**masks, **{group.variable: group.without(()) for group in more}}
         pruned, certificates = rewrite_certified(graph, model, masks)
 
 

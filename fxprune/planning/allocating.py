@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Axis
+from fxprune.axes.elements import FloatArray, Mask
+from fxprune.axes.expressions import Axis, IndexArray
 from fxprune.cost.budgets import CostModel, WidthLeaf, budget_model, check_ratio, goals_of
 from fxprune.criteria.base import Selection, removal_order
 from fxprune.errors import BudgetError, CriterionError, check_choice
 from fxprune.planning.limits import Count, Limits, Share, limits_of, per_group
 from fxprune.planning.protecting import protected_channels
 from fxprune.planning.selecting import (
-    IntArray,
     Staircase,
     StaircaseCost,
     StepSequence,
@@ -34,8 +33,6 @@ from fxprune.planning.selecting import (
     selection_scores,
     uniform_sequence,
 )
-
-FloatArray = NDArray[np.float64]
 
 
 def score_staircase(graph: ChannelGraph, scores: Mapping[Group, FloatArray], limits: Limits) -> Staircase:
@@ -56,14 +53,12 @@ def frugal_staircase(
     costs = _channel_costs(graph, model)
     protected = _protected(graph, {group: -cost for group, cost in costs.items()}, limits)
     steps = [limits.steps(g, int(protected[g].sum())) for g in graph.groups]
-    orders: list[IntArray] = []
+    orders: list[IndexArray] = []
     for group, levels in zip(graph.groups, steps, strict=True):
         order = removal_order(scores[group])
         rank = np.argsort(order, kind="stable")
         costly_first = _with_marked_last(np.lexsort((rank, -costs[group])), protected[group])
-        stays = np.zeros(group.size, dtype=np.bool_)
-        stays[costly_first[levels[-1] :]] = True
-        orders.append(_with_marked_last(order, stays))
+        orders.append(_with_marked_last(order, group.keeping(costly_first[levels[-1] :])))
     return Staircase(graph.groups, orders, steps)
 
 
@@ -71,8 +66,7 @@ def _protected(graph: ChannelGraph, preference: Mapping[Group, FloatArray], limi
     """For each group, the channels that must stay so that no tensor dim and no contracted dim becomes empty."""
     free = {group.variable: preference[group] for group in graph.groups if group not in limits.frozen}
     protected = protected_channels(_axes(graph), free, graph.fewest)
-    none = {group: np.zeros(group.size, dtype=np.bool_) for group in limits.frozen}
-    return {group: none[group] if group in none else protected[group.variable] for group in graph.groups}
+    return {g: g.keeping(()) if g in limits.frozen else protected[g.variable] for g in graph.groups}
 
 
 def _axes(graph: ChannelGraph) -> Iterator[Axis]:
@@ -84,7 +78,7 @@ def _axes(graph: ChannelGraph) -> Iterator[Axis]:
         yield from term.axes
 
 
-def _with_marked_last(order: NDArray[np.intp], last: Mask) -> IntArray:
+def _with_marked_last(order: NDArray[np.intp], last: Mask) -> IndexArray:
     """The order with the marked channels moved to its end."""
     marked = last[order]
     return np.concatenate([order[~marked], order[marked]]).astype(np.int64)
@@ -111,7 +105,7 @@ class Goal:
     full: float
     need: float
 
-    def saved(self, levels: IntArray) -> float:
+    def saved(self, levels: IndexArray) -> float:
         """The cost saved at these levels."""
         return self.full - self.cost.at(levels)
 
@@ -122,7 +116,7 @@ def groups_that_save(stairs: Staircase, goals: Sequence[Goal]) -> NDArray[np.boo
     return np.array([any(goal.saved(levels) > 0 for goal in goals) for levels in lowest], dtype=np.bool_)
 
 
-def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntArray:
+def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IndexArray:
     """The levels after the fewest moves that meet all goals, which must be within reach.
 
     The steps taken are always a prefix of the sequence, whatever single steps cost: a larger budget takes the same
@@ -140,7 +134,7 @@ def descend(sequence: StepSequence, goals: Sequence[Goal], groups: int) -> IntAr
     return sequence.levels(high, groups)
 
 
-def undo_useless_steps(sequence: StepSequence, goals: Sequence[Goal], levels: IntArray) -> IntArray:
+def undo_useless_steps(sequence: StepSequence, goals: Sequence[Goal], levels: IndexArray) -> IndexArray:
     """Give back, latest first, every step that saves nothing in the end (of memory or latency)."""
     levels = levels.copy()
     last = {int(owner): place for place, owner in enumerate(sequence.owners[: int(levels.sum())])}
@@ -150,7 +144,7 @@ def undo_useless_steps(sequence: StepSequence, goals: Sequence[Goal], levels: In
     return levels
 
 
-def _is_as_good_without(levels: IntArray, group: int, goals: Sequence[Goal]) -> bool:
+def _is_as_good_without(levels: IndexArray, group: int, goals: Sequence[Goal]) -> bool:
     back = levels.copy()
     back[group] -= 1
     return all(goal.saved(back) >= goal.saved(levels) for goal in goals)
@@ -258,7 +252,7 @@ class _Task:
                 return name
         return None
 
-    def levels(self, stairs: Staircase, values: Scores, *, uniform: bool, alike: str) -> IntArray:
+    def levels(self, stairs: Staircase, values: Scores, *, uniform: bool, alike: str) -> IndexArray:
         """The level of each group."""
         goals = self._goals(stairs)
         sequence = self._sequence(stairs, values, goals, uniform, alike)

@@ -31,7 +31,7 @@ def masks_without(graph: ChannelGraph, channels: Mapping[str, Any]) -> dict[Grou
         PlanError: a channel cannot be removed, or only together with others; or a group would be empty.
     """
     places = [(path, *_place(graph, path), given) for path, given in channels.items()]
-    stays = {group.variable: np.ones(group.size, dtype=np.bool_) for group in graph.groups}
+    stays = {group.variable: group.without(()) for group in graph.groups}
     wanted: list[tuple[str, Axis, Mask]] = []
     for path, axis, why, given in places:
         goes = np.zeros(axis.size, dtype=np.bool_)
@@ -69,7 +69,7 @@ def masks_without_zeros(
 
 
 def _not_zero(group: Group, tensors: Mapping[str, torch.Tensor], silent: Mask | None) -> tuple[Mask, Mask]:
-    read, made = (np.zeros(group.size, dtype=np.bool_) for _ in range(2))
+    read, made = group.keeping(()), group.keeping(())
     for member in group.members:
         values = tensors.get(member.tensor)
         if isinstance(values, torch.nn.Parameter):

@@ -48,7 +48,7 @@ def _chained(first: Keep, second: Keep) -> Keep:
 
 def _mask(group: Group, keep: Mapping[str, Keep]) -> Mask:
     """The channels that keep at least one element."""
-    mask = np.zeros(group.size, dtype=np.bool_)
+    mask = group.keeping(())
     for member in group.members:
         if member.tensor not in keep:
             continue

@@ -9,11 +9,10 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.expressions import Axis, Channels, Concat, Product
+from fxprune.axes.expressions import Axis, Channels, Concat, IndexArray, Product
 from fxprune.errors import BudgetError, ExcludeError, FxpruneError, check_choice, check_count, check_share
 
 Value = TypeVar("Value")
@@ -109,7 +108,7 @@ class Limits:
     vectors: Mapping[Group, int] = field(default_factory=dict)
     given: tuple[str, ...] = ()  # the limits in words, for messages
 
-    def steps(self, group: Group, protected: int = 0) -> NDArray[np.int64]:
+    def steps(self, group: Group, protected: int = 0) -> IndexArray:
         """The number of channels removed after 0, 1, 2, ... steps, ascending; ``protected``: how many must stay."""
         if group in self.frozen:
             return np.zeros(1, dtype=np.int64)

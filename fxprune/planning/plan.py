@@ -49,7 +49,7 @@ class Plan(PrintedInNotebook):
         """
         by_variable: dict[Channels, Mask] = {}
         for group in graph.groups:
-            mask = np.asarray(masks.get(group, np.ones(group.size, dtype=np.bool_)))
+            mask = np.asarray(masks.get(group, group.without(())))
             if mask.shape != (group.size,) or mask.dtype != np.bool_ or not mask.any():
                 raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} channels that keeps some")
             by_variable[group.variable] = mask
@@ -186,13 +186,11 @@ class Plan(PrintedInNotebook):
 
 
 def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
-    mask = np.zeros(group.size, dtype=np.bool_)
     if not kept or max(kept) >= group.size:
         raise PlanError(
             f"this plan is for another network: channel group {group.name!r} has {group.size} channels here"
         )
-    mask[list(kept)] = True
-    return mask
+    return group.keeping(kept)
 
 
 def _keep(graph: ChannelGraph, masks: Mapping[Channels, Mask]) -> dict[str, Keep]:

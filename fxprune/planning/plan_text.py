@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
 from torch import Tensor
 
+from fxprune.axes.expressions import IndexArray
 from fxprune.errors import PlanError
 from fxprune.util.tables import add_row, new_table, plain_text, with_rest
 
 if TYPE_CHECKING:
     from fxprune.planning.plan import Plan
 
-IntArray = NDArray[np.int64]
 _RANGE = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?", re.ASCII)
 
 
-def write_ranges(indices: IntArray) -> str:
+def write_ranges(indices: IndexArray) -> str:
     """Ascending indices as text; runs of two or more become "first-last"."""
     if not len(indices):
         return ""
@@ -35,14 +34,14 @@ def write_ranges(indices: IntArray) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
 
 
-def parse_ranges(text: str, size: int, where: str, *, most: int) -> IntArray:
+def parse_ranges(text: str, size: int, where: str, *, most: int) -> IndexArray:
     """The indices that ``text`` lists, each in ``[0, size)``, strictly ascending.
 
     Bounds are checked before anything is expanded, to at most ``most`` indices, so that a forged range cannot fill the
     memory. Raises PlanError: not a list of ranges, out of range, unsorted, repeated or too many; ``where`` names the
     part of the plan.
     """
-    pieces: list[IntArray] = []
+    pieces: list[IndexArray] = []
     following = listed = 0
     for piece in text.split(","):
         match = _RANGE.fullmatch(piece)
@@ -150,9 +149,9 @@ class _IndexLists:
 
     def __init__(self) -> None:
         self._left = _MOST_INDICES
-        self._known: dict[tuple[str, int], IntArray] = {}
+        self._known: dict[tuple[str, int], IndexArray] = {}
 
-    def indices(self, text: Any, size: int, where: str) -> IntArray:
+    def indices(self, text: Any, size: int, where: str) -> IndexArray:
         if not isinstance(text, str):
             raise PlanError(f'{where}: kept indices are text such as "0-31,40", not {type(text).__name__}')
         if (text, size) not in self._known:

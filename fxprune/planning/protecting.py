@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask, channels_of, is_elementwise
+from fxprune.axes.elements import FloatArray, Mask, channels_of, is_elementwise
 from fxprune.axes.expressions import Axis, Channels, Concat, Fixed, Gather, IndexArray, Product, variables
 from fxprune.calibration import Collector
 from fxprune.cost.budgets import budget_model
 from fxprune.criteria import Criterion, Reconstruction, judge
 from fxprune.criteria.base import Selection
 from fxprune.errors import CriterionError
-
-FloatArray = NDArray[np.float64]
 
 
 def protected_channels(
@@ -124,7 +121,7 @@ def _gathers_a_whole(axis: Gather) -> bool:
     return any(len(np.unique(u[u >= 0])) == v.size for v, u in channels)
 
 
-Scores = Mapping[Group, NDArray[np.float64]]
+Scores = Mapping[Group, FloatArray]
 
 
 def width_scores(
@@ -135,7 +132,7 @@ def width_scores(
     collector: Collector | None,
     budget: str,
     spared: Collection[Group] = (),
-) -> dict[Group, NDArray[np.float64]] | None:
+) -> dict[Group, FloatArray] | None:
     """For each channel, the error that its removal adds per unit of budget that it saves, in the layout of ``scores``.
 
     The error is that of :class:`~fxprune.criteria.reconstruction.Reconstruction`. The saving is counted at full width.

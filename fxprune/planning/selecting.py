@@ -16,15 +16,12 @@ from numpy.typing import NDArray
 
 from fxprune.analysis.groups import Group, PinnedWidth, position
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
-from fxprune.axes.expressions import Channels
+from fxprune.axes.elements import FloatArray, Mask
+from fxprune.axes.expressions import Channels, IndexArray
 from fxprune.cost.budgets import CostModel, GatheredLeaf, WidthLeaf, budget_model
 from fxprune.criteria.base import Ladder, Problem, Selection, removal_order
 from fxprune.errors import BudgetError
 from fxprune.planning.limits import Limits
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
 
 
 class Staircase:
@@ -33,26 +30,23 @@ class Staircase:
     ``steps``: per group, the number of channels removed at each level, 0 at level 0; ``heights``: its highest level.
     """
 
-    def __init__(self, groups: Sequence[Group], orders: Sequence[IntArray], steps: Sequence[IntArray]) -> None:
+    def __init__(self, groups: Sequence[Group], orders: Sequence[IndexArray], steps: Sequence[IndexArray]) -> None:
         self.groups = tuple(groups)
         self.orders = tuple(orders)
         self.steps = tuple(steps)
-        self.heights: IntArray = np.array([len(s) - 1 for s in steps], dtype=np.int64)
+        self.heights: IndexArray = np.array([len(s) - 1 for s in steps], dtype=np.int64)
         self._flat = np.concatenate([*steps, np.zeros(0, dtype=np.int64)])
         self._starts = np.cumsum([0, *(len(s) for s in steps)], dtype=np.int64)[:-1]
 
-    def removed(self, levels: IntArray) -> IntArray:
+    def removed(self, levels: IndexArray) -> IndexArray:
         """The number of channels of each group that are removed at these levels."""
-        gone: IntArray = self._flat[self._starts + levels]
+        gone: IndexArray = self._flat[self._starts + levels]
         return gone
 
-    def masks(self, levels: IntArray) -> dict[Group, Mask]:
+    def masks(self, levels: IndexArray) -> dict[Group, Mask]:
         """The masks of the channels that stay at these levels."""
-        masks: dict[Group, Mask] = {}
-        for group, order, gone in zip(self.groups, self.orders, self.removed(levels).tolist(), strict=True):
-            masks[group] = np.ones(group.size, dtype=np.bool_)
-            masks[group][order[:gone]] = False
-        return masks
+        removed = self.removed(levels).tolist()
+        return {g: g.without(o[:gone]) for g, o, gone in zip(self.groups, self.orders, removed, strict=True)}
 
 
 class StaircaseCost:
@@ -83,7 +77,7 @@ class StaircaseCost:
         lost = np.cumsum(leaf.weights[self._stairs.orders[group]])
         self._weighted.append((number, group, np.concatenate([np.zeros(1), lost])))
 
-    def at(self, levels: IntArray) -> float:
+    def at(self, levels: IndexArray) -> float:
         """The cost when each group is at its level."""
         removed = self._stairs.removed(levels)
         leaves = self._base.copy()
@@ -109,7 +103,7 @@ def selection_scores(
     search = _Search(selection, graph, model, limits, need)
     masks = search.run()
     order = ranks(graph, selection.preference)
-    return {g: order[g] + masks.get(g, np.ones(g.size, dtype=np.bool_)) for g in graph.groups}
+    return {g: order[g] + masks.get(g, g.without(())) for g in graph.groups}
 
 
 class _Search:
@@ -157,8 +151,7 @@ class _Search:
             steps = self._steps[group]
             gone = int(steps[np.searchsorted(steps, np.count_nonzero(~mask), side="right") - 1])
             order = removal_order(self._selection.preference[group] + mask * 1e9)
-            found[group] = np.ones(group.size, dtype=np.bool_)
-            found[group][order[:gone]] = False
+            found[group] = group.without(order[:gone])
         return found
 
 
@@ -174,11 +167,11 @@ def ranks(graph: ChannelGraph, preference: Mapping[Group, FloatArray]) -> dict[G
 class StepSequence:
     """Steps in the order in which they are taken."""
 
-    owners: IntArray  # group numbers; the n-th occurrence of a group is its n-th step
+    owners: IndexArray  # group numbers; the n-th occurrence of a group is its n-th step
     # The lengths at which the sequence may stop, ascending, its full length last; steps in between go together.
-    ends: IntArray
+    ends: IndexArray
 
-    def levels(self, moves: int, groups: int) -> IntArray:
+    def levels(self, moves: int, groups: int) -> IndexArray:
         """The level of each group after that many moves; a move is all steps from one end to the next."""
         taken = self.owners[: self.ends[moves - 1]] if moves else self.owners[:0]
         return np.bincount(taken, minlength=groups).astype(np.int64)
@@ -219,13 +212,13 @@ def uniform_sequence(stairs: Staircase) -> StepSequence:
     return StepSequence(owners[order], _ends(flat[order]))
 
 
-def _ends(marks: NDArray[np.generic]) -> IntArray:
+def _ends(marks: NDArray[np.generic]) -> IndexArray:
     """The positions at which runs of equal marks end."""
-    changes: IntArray = np.flatnonzero(marks[1:] != marks[:-1]) + 1
+    changes: IndexArray = np.flatnonzero(marks[1:] != marks[:-1]) + 1
     return np.concatenate([changes, [len(marks)] if len(marks) else []]).astype(np.int64)
 
 
-def _steps(stairs: Staircase, keys: list[FloatArray]) -> tuple[IntArray, IntArray, FloatArray]:
+def _steps(stairs: Staircase, keys: list[FloatArray]) -> tuple[IndexArray, IndexArray, FloatArray]:
     """For every step: the number of its group, its number within the group, and its key."""
     owners = np.repeat(np.arange(len(keys), dtype=np.int64), stairs.heights)
     number = np.concatenate([*(np.arange(len(k), dtype=np.int64) for k in keys), np.zeros(0, dtype=np.int64)])
@@ -237,7 +230,7 @@ def _score_keys(stairs: Staircase, scores: Mapping[Group, FloatArray]) -> list[F
     return [_block_means(scores[group][order], steps) for group, order, steps in triples]
 
 
-def _block_means(ascending: FloatArray, steps: IntArray) -> FloatArray:
+def _block_means(ascending: FloatArray, steps: IndexArray) -> FloatArray:
     """The mean score of the channels that each step removes."""
     if len(steps) == 1:
         return np.zeros(0, dtype=np.float64)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
+from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.balance import Weights, class_dim
 from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.effects import replaced, silent, squared_error
@@ -87,11 +87,11 @@ def errors_of_groups(work: Work) -> dict[str, float]:
     yardstick = Reference(work, min(work.seen // max(len(cut), 1), _SAMPLES_A_GROUP))
     whole = {variable: np.ones_like(mask) for variable, mask in masks.items()}
 
-    def zeroed(which: Sequence[tuple[Group, NDArray[np.int64]]]) -> float | None:
+    def zeroed(which: Sequence[tuple[Group, IndexArray]]) -> float | None:
         with torch.no_grad(), replaced(work.network, silent(work.network, which)):
             return yardstick.measure(work.network.module, "").error
 
-    def error(group: Group, channels: NDArray[np.int64]) -> float | None:
+    def error(group: Group, channels: IndexArray) -> float | None:
         if as_good:
             return zeroed([(group, channels)])
         try:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fxprune.analysis.groups import Group, Member
-from fxprune.axes.elements import Mask, channels_of, is_elementwise
-from fxprune.axes.expressions import variables
+from fxprune.axes.elements import FloatArray, Mask, channels_of, is_elementwise
+from fxprune.axes.expressions import IndexArray, variables
 from fxprune.calibration import LayerRows, TapFinder
 from fxprune.criteria.rows import channel_rows, producers
 from fxprune.errors import RecoveryError
@@ -137,7 +136,7 @@ def _merge(work: Work, name: str, found: list[tuple[Member, Group, Tensor]]) -> 
     new.add_(added.to(new.dtype))
 
 
-def _column_shares(channels: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+def _column_shares(channels: IndexArray, shares: FloatArray) -> FloatArray:
     """The shares ``(columns, columns)``: the n-th column of a channel is added to the n-th of its partner."""
     counts: Counter[int] = Counter()
     places = []

@@ -8,7 +8,6 @@ from types import NoneType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.text import Text
@@ -17,7 +16,7 @@ from torch import nn
 from fxprune.analysis.drawing import draw_network
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
+from fxprune.axes.elements import FloatArray, Mask
 from fxprune.axes.expressions import Channels, Term, variables
 from fxprune.cost.budgets import CostModel, check_ratio
 from fxprune.planning import Plan, budget_model
@@ -26,7 +25,6 @@ from fxprune.proof import Proof
 from fxprune.reporting.report import MACS_MEANING, CostRow, GoalRow, GroupRow, OpaqueRow, PinnedRow, Report, ScoreRow
 from fxprune.util.tables import add_row, listing, machine, new_table, percent, with_rest
 
-FloatArray = NDArray[np.float64]
 _INTERVALS = 24
 
 

@@ -11,48 +11,34 @@ from fxprune.util.paths import named_modules
 
 NamedTensors = list[tuple[str, torch.Tensor]]
 
-_SYNONYMS = {
-    "iadd": "add",
-    "isub": "sub",
-    "imul": "mul",
-    "itruediv": "div",
-    "idiv": "div",
-    "ifloordiv": "floor_divide",
-    "floordiv": "floor_divide",
-    "imod": "remainder",
-    "ipow": "pow",
-    "iand": "bitwise_and",
-    "ior": "bitwise_or",
-    "ixor": "bitwise_xor",
-    "truediv": "div",
-    "true_divide": "div",
-    "divide": "div",
-    "multiply": "mul",
-    "subtract": "sub",
-    "matmul": "matmul",
-    "absolute": "abs",
-    "concat": "cat",
-    "concatenate": "cat",
-    "swapaxes": "transpose",
-    "swapdims": "transpose",
-    "moveaxis": "movedim",
-    "invert": "bitwise_not",
-    "and": "bitwise_and",
-    "or": "bitwise_or",
-    "xor": "bitwise_xor",
-    "mod": "remainder",
-    "greater": "gt",
-    "greater_equal": "ge",
-    "less": "lt",
-    "less_equal": "le",
-    "not_equal": "ne",
-    "linalg_matmul": "matmul",
-    "clip": "clamp",
-    "T": "t",
-    "H": "t",
-    "mH": "mT",
-    "adjoint": "mT",
+# The other names of each op: of torch, of numpy, and of operators in Python.
+_NAMES = {
+    "add": "iadd",
+    "sub": "isub subtract",
+    "mul": "imul multiply",
+    "div": "itruediv idiv truediv true_divide divide",
+    "floor_divide": "ifloordiv floordiv",
+    "remainder": "imod mod",
+    "pow": "ipow",
+    "bitwise_and": "iand and",
+    "bitwise_or": "ior or",
+    "bitwise_xor": "ixor xor",
+    "abs": "absolute",
+    "cat": "concat concatenate",
+    "transpose": "swapaxes swapdims",
+    "movedim": "moveaxis",
+    "bitwise_not": "invert",
+    "gt": "greater",
+    "ge": "greater_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "ne": "not_equal",
+    "matmul": "linalg_matmul",
+    "clamp": "clip",
+    "t": "T H",
+    "mT": "mH adjoint",
 }
+_SYNONYMS = {name: op for op, names in _NAMES.items() for name in names.split()}
 
 
 def canonical_name(target: Any) -> str:
@@ -113,18 +99,7 @@ MOVES = _VIEWS | frozenset(
 )
 
 # Parts of names of ops that draw random numbers: they advance the generator even if nothing reads the result.
-_DRAWS = (
-    "rand",
-    "dropout",
-    "bernoulli",
-    "normal",
-    "multinomial",
-    "poisson",
-    "rrelu",
-    "gumbel",
-    "fractional",
-    "scaled_dot",
-)
+_DRAWS = "rand dropout bernoulli normal multinomial poisson rrelu gumbel fractional scaled_dot".split()
 
 
 def drop_unread(graph: fx.Graph) -> None:

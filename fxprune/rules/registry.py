@@ -17,36 +17,27 @@ if TYPE_CHECKING:
 
 
 MISSING: Any = object()
-# Other names that torch uses for an argument: each stands for the first of these that the signature has.
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "a_max": ("max",),
-    "a_min": ("min",),
-    "arrays": ("tensors",),
-    "axes": ("dims",),
-    "axis0": ("dim0",),
-    "axis1": ("dim1",),
-    "batch1": ("mat1",),
-    "batch2": ("mat2",),
-    "chunks": ("split_size_or_sections",),
-    "dims": ("repeats",),
-    "exponent": ("other",),
-    "indices": ("split_size_or_sections", "weight"),
-    "indices_or_sections": ("split_size_or_sections",),
-    "mat": ("mat1",),
-    "mat1": ("input",),
-    "mat2": ("other",),
-    "repeat": ("repeats",),
-    "sections": ("split_size_or_sections",),
-    "self": ("input",),
-    "shape": ("size",),
-    "split_size": ("split_size_or_sections",),
-    "split_sizes": ("split_size_or_sections",),
-    "tensor": ("other",),
-    "vec": ("other", "mat2"),
-    "vec2": ("other",),
-    "x": ("input",),
-    "y": ("other",),
+# The other names of each argument. Where a name has several meanings, the first that the signature has counts.
+_OTHER_NAMES = {
+    "dim0": "axis0",
+    "dim1": "axis1",
+    "dims": "axes",
+    "input": "mat1 self x",
+    "mat1": "batch1 mat",
+    "max": "a_max",
+    "min": "a_min",
+    "other": "exponent mat2 tensor vec vec2 y",
+    "repeats": "dims repeat",
+    "size": "shape",
+    "split_size_or_sections": "chunks indices indices_or_sections sections split_size split_sizes",
+    "tensors": "arrays",
+    "mat2": "batch2 vec",
+    "weight": "indices",
 }
+_ALIASES: dict[str, tuple[str, ...]] = {}
+for _argument, _names in _OTHER_NAMES.items():
+    for _name in _names.split():
+        _ALIASES[_name] = (*_ALIASES.get(_name, ()), _argument)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from torch.nn.utils import parametrize
 import fxprune.api as passes
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
-from fxprune.axes.elements import Mask
 from fxprune.capture.samples import Sample
 from fxprune.criteria.information_fusion import (
     check_fusion,
@@ -253,7 +252,7 @@ class FusedTraining:
     def plan(self) -> Plan:
         """The plan that keeps the filters chosen at present."""
         kept = {group.name: group.kept for group in self._groups}
-        masks = {group: _mask(group, kept[group.name]) for group in self._graph.groups if group.name in kept}
+        masks = {group: group.keeping(kept[group.name]) for group in self._graph.groups if group.name in kept}
         names = ("epochs", "kappa", "end", "beta", "fusion")
         about = {"criterion": "information_fusion", "budget": "macs", "schedule": "fused in training"}
         return Plan.from_masks(self._graph, masks, {**about, **{name: getattr(self, name) for name in names}})
@@ -324,12 +323,6 @@ class FusedTraining:
     def _refresh(self) -> None:
         for group in self._groups:
             group.refresh(self.network, self.temperature, self.beta, self.fusion)
-
-
-def _mask(group: Group, kept: tuple[int, ...]) -> Mask:
-    mask = np.zeros(group.size, dtype=np.bool_)
-    mask[list(kept)] = True
-    return mask
 
 
 def _checked(epochs: Any, kappa: Any, end: Any) -> tuple[int, float, float]:

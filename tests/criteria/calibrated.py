@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.analysis.solving import ChannelGraph
+from fxprune.axes.elements import FloatArray
 from fxprune.calibration import Calibration, Collector
 from fxprune.capture.samples import Sample
 from fxprune.criteria import Criterion, judge
-from fxprune.criteria.base import FloatArray
 
 Batches = list[tuple[Tensor, Tensor]]
 
