@@ -153,7 +153,7 @@ class Rewriter:
         module = self._paths.module(str(node.target))
         form = find_module_form(module)
         assert form is not None
-        attribute_of = dict(form.attributes)
+        attribute_of = form.stored
         attributes = dict(repair.attributes)
         for name, value in repair.changes.items():
             if name == "input":

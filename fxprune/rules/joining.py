@@ -10,7 +10,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, Fixed, concat, has_fixed, parts_of
 from fxprune.rules.call import Axes, Call
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -197,4 +197,4 @@ def glu(call: Call) -> None:
     call.result = (*axes[:dim], left, *axes[dim + 1 :])
 
 
-module_form(nn.GLU, ModuleForm("glu", lambda m: {"dim": m.dim}))
+module_form(nn.GLU, "glu", "dim")

@@ -13,7 +13,7 @@ from fxprune.axes.expressions import ONE, Axis, concat, product
 from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -47,7 +47,7 @@ def repair_linear(repair: Repair) -> None:
         repair.attributes.update(out_features=repair.size(weight[0]), in_features=repair.size(weight[1]))
 
 
-module_form(nn.Linear, ModuleForm("linear", lambda m: {"weight": ".weight", "bias": m.bias is not None and ".bias"}))
+module_form(nn.Linear, "linear", "weight bias")
 
 
 def contract(call: Call, left: Axis, right: Axis) -> None:
@@ -108,9 +108,7 @@ def repair_bilinear(repair: Repair) -> None:
     repair.attributes.update(out_features=out, in1_features=first, in2_features=second)
 
 
-module_form(
-    nn.Bilinear, ModuleForm("bilinear", lambda m: {"weight": ".weight", "bias": m.bias is not None and ".bias"})
-)
+module_form(nn.Bilinear, "bilinear", "weight bias")
 
 
 @rule("scaled_dot_product_attention", "query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None")
@@ -308,5 +306,5 @@ def repair_one_hot(repair: Repair) -> None:
         repair.set("num_classes", repair.size(last))
 
 
-module_form(nn.Embedding, ModuleForm("embedding", lambda m: {"weight": ".weight"}))
-module_form(nn.EmbeddingBag, ModuleForm("embedding_bag", lambda m: {"weight": ".weight"}))
+module_form(nn.Embedding, "embedding", "weight")
+module_form(nn.EmbeddingBag, "embedding_bag", "weight")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
 from fxprune.axes.expressions import Axis
 from fxprune.rules.call import Call
-from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
+from fxprune.rules.registry import module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 _STATISTICS = ("running_mean", "running_var", "weight", "bias")
@@ -101,34 +100,16 @@ def local_response_norm(call: Call) -> None:
     call.result = axes
 
 
-def _affine(module: Any) -> dict[str, Any]:
-    return dict.fromkeys(_STATISTICS) | _present(module, _STATISTICS)
-
-
-def _normalized(module: Any) -> dict[str, Any]:
-    return {"normalized_shape": module.normalized_shape} | _present(module, ("weight", "bias"))
-
-
-def _present(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {n: f".{n}" for n in names if getattr(module, n, None) is not None}
-
-
-_BATCH_FORM = ModuleForm("batch_norm", lambda m: _affine(m) | {"training": m.training or m.running_mean is None})
+_AFFINE = " ".join(_STATISTICS)
 for _cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-    module_form(_cls, _BATCH_FORM)
+    module_form(_cls, "batch_norm", _AFFINE, lambda m: {"training": m.training or m.running_mean is None})
 for _cls2 in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
-    module_form(_cls2, ModuleForm("instance_norm", lambda m: _affine(m) | {"unbatched": m._get_no_batch_dim()}))
-module_form(nn.LayerNorm, ModuleForm("layer_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
-module_form(nn.RMSNorm, ModuleForm("rms_norm", _normalized, (("normalized_shape", "normalized_shape"),)))
-module_form(
-    nn.GroupNorm,
-    ModuleForm(
-        "group_norm",
-        lambda m: {"num_groups": m.num_groups} | _present(m, ("weight", "bias")),
-        (("num_groups", "num_groups"),),
-    ),
-)
-module_form(nn.LocalResponseNorm, ModuleForm("local_response_norm", lambda m: {"size": m.size}))
+    module_form(_cls2, "instance_norm", _AFFINE, lambda m: {"unbatched": m._get_no_batch_dim()})
+_SHAPE = {"normalized_shape": "normalized_shape"}
+module_form(nn.LayerNorm, "layer_norm", "normalized_shape weight bias", stored=_SHAPE)
+module_form(nn.RMSNorm, "rms_norm", "normalized_shape weight", stored=_SHAPE)
+module_form(nn.GroupNorm, "group_norm", "num_groups weight bias", stored={"num_groups": "num_groups"})
+module_form(nn.LocalResponseNorm, "local_response_norm", "size")
 
 
 @rule("_weight_norm", "v, g, dim=0")

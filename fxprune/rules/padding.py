@@ -11,7 +11,7 @@ from fxprune.axes.expressions import ONE, Axis, Fixed, concat, gather, product
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.joining import part
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
+from fxprune.rules.registry import module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -78,7 +78,7 @@ def _arguments(module: Any) -> dict[str, Any]:
 
 for _kind in ("ConstantPad", "ZeroPad", "ReflectionPad", "ReplicationPad", "CircularPad"):
     for _n in (1, 2, 3):
-        module_form(getattr(nn, f"{_kind}{_n}d"), ModuleForm("pad", _arguments, (("pad", "padding"),)))
+        module_form(getattr(nn, f"{_kind}{_n}d"), "pad", more=_arguments, stored={"pad": "padding"})
 
 
 @rule("roll", "input, shifts, dims=None")

@@ -10,7 +10,7 @@ from torch import nn
 from fxprune.axes.expressions import ONE, Axis
 from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call, is_tensor
-from fxprune.rules.registry import ModuleForm, module_form, parse, repairs, rule
+from fxprune.rules.registry import module_form, parse, repairs, rule
 from fxprune.rules.repair import Repair
 
 UNARY = """
@@ -108,8 +108,8 @@ _LAYERS = """
     AlphaDropout=alpha_dropout FeatureAlphaDropout=feature_alpha_dropout
 """
 for _cls, _name in (pair.split("=") for pair in _LAYERS.split()):
-    module_form(getattr(nn, _cls), ModuleForm(_name))
-module_form(nn.PReLU, ModuleForm("prelu", lambda m: {"weight": ".weight"}, (("num_parameters", "num_parameters"),)))
+    module_form(getattr(nn, _cls), _name)
+module_form(nn.PReLU, "prelu", "weight", stored={"num_parameters": "num_parameters"})
 
 
 _NUMBERED = "arange linspace logspace eye randint randperm scalar_tensor hann_window"

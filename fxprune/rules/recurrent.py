@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import Axis, concat, product
 from fxprune.rules.call import Axes, Call, TensorName, fixed_axes
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -97,9 +97,6 @@ def _arguments(module: Any) -> dict[str, Any]:
         "gates": _GATES[module.mode],
         "layers": module.num_layers,
         "directions": 2 if module.bidirectional else 1,
-        "hidden_size": module.hidden_size,
-        "proj_size": module.proj_size,
-        "batch_first": module.batch_first,
     } | {name: f".{name}" for name in module._flat_weights_names}
 
 
@@ -139,11 +136,11 @@ def _cell_arguments(module: Any) -> dict[str, Any]:
     return {"w_ih": ".weight_ih", "w_hh": ".weight_hh"} | biases
 
 
-module_form(nn.LSTMCell, ModuleForm("lstm_cell", _cell_arguments))
-module_form(nn.GRUCell, ModuleForm("gru_cell", _cell_arguments))
-module_form(nn.RNNCell, ModuleForm("rnn_tanh_cell", _cell_arguments))
+module_form(nn.LSTMCell, "lstm_cell", more=_cell_arguments)
+module_form(nn.GRUCell, "gru_cell", more=_cell_arguments)
+module_form(nn.RNNCell, "rnn_tanh_cell", more=_cell_arguments)
 for _cls in (nn.LSTM, nn.GRU, nn.RNN):
-    module_form(_cls, ModuleForm("recurrent", _arguments))
+    module_form(_cls, "recurrent", "hidden_size proj_size batch_first", _arguments)
 
 
 _PACKED_STEPS = "it numbers the steps of packed sequences"

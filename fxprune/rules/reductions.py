@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from fxprune.axes.expressions import ONE, has_fixed
 from fxprune.rules.call import Axes, Call
 from fxprune.rules.ops import writes_in_place
 from fxprune.rules.pointwise import broadcast
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 _NUMBERED = "its elements are numbered in the result"
@@ -213,16 +212,12 @@ def topk(call: Call) -> None:
     call.result = [result, result]
 
 
-def _dim(module: Any) -> dict[str, Any]:
-    return {"dim": module.dim}
-
-
-module_form(nn.Softmax, ModuleForm("softmax", _dim))
-module_form(nn.LogSoftmax, ModuleForm("log_softmax", _dim))
-module_form(nn.Softmin, ModuleForm("softmin", _dim))
-module_form(nn.CosineSimilarity, ModuleForm("cosine_similarity", _dim))
-module_form(nn.PairwiseDistance, ModuleForm("pairwise_distance", lambda m: {"keepdim": m.keepdim}))
-module_form(nn.Softmax2d, ModuleForm("softmax", lambda m: {"dim": -3}))
+module_form(nn.Softmax, "softmax", "dim")
+module_form(nn.LogSoftmax, "log_softmax", "dim")
+module_form(nn.Softmin, "softmin", "dim")
+module_form(nn.CosineSimilarity, "cosine_similarity", "dim")
+module_form(nn.PairwiseDistance, "pairwise_distance", "keepdim")
+module_form(nn.Softmax2d, "softmax", more=lambda m: {"dim": -3})
 
 
 _MIXED = "a Fourier transform mixes its elements by number"

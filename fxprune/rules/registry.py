@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from fxprune.util.inheriting import mro, runs_as
@@ -132,15 +134,17 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class ModuleForm:
-    """A torch.nn module written as a call of a rule.
-
-    ``arguments(module)`` returns the rule's arguments after the module's own inputs; a string value that starts with
-    "." names a parameter or buffer. ``attributes`` pairs a rule's argument with the module attribute that stores it.
-    """
+    """A torch.nn module written as a call of a rule."""
 
     rule: str
-    arguments: Callable[[Any], dict[str, Any]] = lambda module: {}
-    attributes: tuple[tuple[str, str], ...] = ()
+    names: tuple[str, ...]  # the rule's arguments that are attributes of the module
+    more: Callable[[Any], dict[str, Any]]  # further arguments; a string that starts with "." names a parameter
+    stored: Mapping[str, str]  # for arguments that a repair may change, the attributes that hold them
+
+    def arguments(self, module: nn.Module) -> dict[str, Any]:
+        """The rule's arguments after the module's own inputs, with names of parameters and buffers as in ``more``."""
+        held = {name: getattr(module, name, None) for name in self.names}
+        return {n: f".{n}" if isinstance(v, torch.Tensor) else v for n, v in held.items()} | self.more(module)
 
 
 _RULES: dict[str, Rule] = {}
@@ -180,9 +184,15 @@ def repairs(names: str) -> Callable[[RepairHalf], RepairHalf]:
     return register
 
 
-def module_form(cls: type[nn.Module], form: ModuleForm) -> None:
-    """Register the form of a module class."""
-    _MODULES[cls.forward] = form
+def module_form(
+    cls: type[nn.Module],
+    rule: str,
+    names: str = "",
+    more: Callable[[Any], dict[str, Any]] = lambda module: {},
+    stored: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Register how a module class is a call of a rule; see :class:`ModuleForm`."""
+    _MODULES[cls.forward] = ModuleForm(rule, tuple(names.split()), more, stored)
     _MODULE_CLASSES.append(cls)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, Fixed, product
 from fxprune.rules.call import Axes, Call
-from fxprune.rules.registry import ModuleForm, module_form, repairs, rule
+from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
 
@@ -160,14 +160,9 @@ def complex_view(call: Call) -> None:
         call.result = (*axes, call.fixed(2, "it holds the real and the imaginary part"))
 
 
-def _flatten_arguments(module: Any) -> dict[str, Any]:
-    return {"start_dim": module.start_dim, "end_dim": module.end_dim}
+def _sizes(module: Any) -> dict[str, Any]:
+    return {"sizes": tuple(module.unflattened_size)}
 
 
-module_form(nn.Flatten, ModuleForm("flatten", _flatten_arguments))
-module_form(
-    nn.Unflatten,
-    ModuleForm(
-        "unflatten", lambda m: {"dim": m.dim, "sizes": tuple(m.unflattened_size)}, (("sizes", "unflattened_size"),)
-    ),
-)
+module_form(nn.Flatten, "flatten", "start_dim end_dim")
+module_form(nn.Unflatten, "unflatten", "dim", _sizes, {"sizes": "unflattened_size"})

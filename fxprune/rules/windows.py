@@ -9,7 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, product
 from fxprune.rules.call import Axes, Call
-from fxprune.rules.registry import ModuleForm, module_form, pinned, repairs, rule
+from fxprune.rules.registry import module_form, pinned, repairs, rule
 from fxprune.rules.repair import Repair
 
 _SLIDES = "a convolution slides over it"
@@ -96,11 +96,8 @@ def repair_convolution(repair: Repair) -> None:
     repair.attributes.update(in_channels=repair.size(notes["channels"]), out_channels=repair.size(notes["out"]))
 
 
-def _arguments(module: Any) -> dict[str, Any]:
-    given = {name: getattr(module, name) for name in ("stride", "padding", "dilation", "groups")}
-    if module.padding_mode != "zeros":
-        given["padding"] = None
-    return {"weight": ".weight", "bias": module.bias is not None and ".bias", **given}
+def _padding(module: Any) -> dict[str, Any]:
+    return {"padding": module.padding if module.padding_mode == "zeros" else None}
 
 
 _WINDOW = "a window slides over it"
@@ -218,17 +215,18 @@ def channel_shuffle(call: Call) -> None:
 
 for _n in (1, 2, 3):
     for _kind, _rule in (("Conv", "conv"), ("ConvTranspose", "conv_transpose")):
-        module_form(getattr(nn, f"{_kind}{_n}d"), ModuleForm(f"{_rule}{_n}d", _arguments, (("groups", "groups"),)))
+        _cls = getattr(nn, f"{_kind}{_n}d")
+        module_form(_cls, f"{_rule}{_n}d", "weight bias stride dilation groups", _padding, {"groups": "groups"})
     for _kind in "avg_pool max_pool lp_pool adaptive_avg_pool adaptive_max_pool max_unpool".split():
-        _cls = _kind.title().replace("_", "").replace("Lp", "LP")
-        module_form(getattr(nn, f"{_cls}{_n}d"), ModuleForm(f"{_kind}{_n}d"))
+        _name = _kind.title().replace("_", "").replace("Lp", "LP")
+        module_form(getattr(nn, f"{_name}{_n}d"), f"{_kind}{_n}d")
 for _up in (nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d):
-    module_form(_up, ModuleForm("interpolate"))
-module_form(nn.PixelShuffle, ModuleForm("pixel_shuffle", lambda m: {"upscale_factor": m.upscale_factor}))
-module_form(nn.PixelUnshuffle, ModuleForm("pixel_unshuffle", lambda m: {"downscale_factor": m.downscale_factor}))
-module_form(nn.ChannelShuffle, ModuleForm("channel_shuffle", lambda m: {"groups": m.groups}, (("groups", "groups"),)))
-module_form(nn.Unfold, ModuleForm("unfold", lambda m: {"kernel_size": m.kernel_size}))
-module_form(nn.Fold, ModuleForm("fold", lambda m: {"output_size": m.output_size, "kernel_size": m.kernel_size}))
+    module_form(_up, "interpolate")
+module_form(nn.PixelShuffle, "pixel_shuffle", "upscale_factor")
+module_form(nn.PixelUnshuffle, "pixel_unshuffle", "downscale_factor")
+module_form(nn.ChannelShuffle, "channel_shuffle", "groups", stored={"groups": "groups"})
+module_form(nn.Unfold, "unfold", "kernel_size")
+module_form(nn.Fold, "fold", "output_size kernel_size")
 
 
 _DEFORMABLE = (
