@@ -111,12 +111,26 @@ def _mismatch(index: Tensor, left_gone: Tensor, right_gone: Tensor) -> str:
     )
 
 
-def _mm(call: OperatorCall) -> Any:
-    return product(call["self"][None], call["mat2"][None], call)[0]
+def _matmul(left: str, right: str, *, added: bool = False, summed: bool = False) -> Handler:
+    """Products of vectors, matrices or batches of them, the arguments of these names.
 
+    ``added``: the result is scaled and added to ``self``; ``summed``: over the batch.
+    """
 
-def _bmm(call: OperatorCall) -> Any:
-    return product(call["self"], call["mat2"], call)
+    def handler(call: OperatorCall) -> Any:
+        a, b = call[left], call.get(right, call.get("other"))
+        if call.func._schema.name == "aten::vdot":
+            a = a.conj()
+        rows = a if a.ndim > 1 else a[None]
+        columns = b if b.ndim > 1 else b[:, None]
+        batches = rows.ndim > 2
+        result = product(rows, columns, call) if batches else product(rows[None], columns[None], call)[0]
+        result = result.sum(0) if summed else result
+        result = result if b.ndim > 1 else result[..., 0]
+        result = result if a.ndim > 1 else result[0]
+        return _scaled(call, result) if added else result
+
+    return handler
 
 
 def by_groups(
@@ -142,17 +156,6 @@ def _grouped_mm(call: OperatorCall) -> Any:
     return by_groups(call["self"], call["mat2"], call.get("offs"), times)
 
 
-def _mv(call: OperatorCall) -> Any:
-    return product(call["self"][None], call["vec"][None, :, None], call)[0, :, 0]
-
-
-def _dot(call: OperatorCall) -> Any:
-    left, right = call["self"], call.get("tensor", call.get("other"))
-    if call.func._schema.name == "aten::vdot":
-        left = left.conj()
-    return product(left[None, None], right[None, :, None], call)[0, 0, 0]
-
-
 def _scaled(call: OperatorCall, result: Tensor) -> Tensor:
     """``beta * self + alpha * result``; a ``beta`` of 0 ignores ``self``, even its NaN, as in torch."""
     alpha, beta = call.get("alpha", 1), call.get("beta", 1)
@@ -161,22 +164,6 @@ def _scaled(call: OperatorCall, result: Tensor) -> Tensor:
     if beta != 0:
         result = result + (call["self"] if beta == 1 else beta * call["self"])
     return result
-
-
-def _addmm(call: OperatorCall) -> Any:
-    return _scaled(call, product(call["mat1"][None], call["mat2"][None], call)[0])
-
-
-def _addmv(call: OperatorCall) -> Any:
-    return _scaled(call, product(call["mat"][None], call["vec"][None, :, None], call)[0, :, 0])
-
-
-def _baddbmm(call: OperatorCall) -> Any:
-    return _scaled(call, product(call["batch1"], call["batch2"], call))
-
-
-def _addbmm(call: OperatorCall) -> Any:
-    return _scaled(call, product(call["batch1"], call["batch2"], call).sum(0))
 
 
 def _addr(call: OperatorCall) -> Any:
@@ -205,16 +192,14 @@ def _trilinear(call: OperatorCall) -> Any:
 
 
 CONTRACTIONS: dict[str, Handler] = {
-    "mm": _mm,
-    "bmm": _bmm,
+    **dict.fromkeys(("mm", "bmm"), _matmul("self", "mat2")),
     "_grouped_mm": _grouped_mm,
-    "mv": _mv,
-    "dot": _dot,
-    "vdot": _dot,
-    "addmm": _addmm,
-    "addmv": _addmv,
-    "baddbmm": _baddbmm,
-    "addbmm": _addbmm,
+    "mv": _matmul("self", "vec"),
+    **dict.fromkeys(("dot", "vdot"), _matmul("self", "tensor")),
+    "addmm": _matmul("mat1", "mat2", added=True),
+    "addmv": _matmul("mat", "vec", added=True),
+    "baddbmm": _matmul("batch1", "batch2", added=True),
+    "addbmm": _matmul("batch1", "batch2", added=True, summed=True),
     "addr": _addr,
     "linear": _linear,
     "_trilinear": _trilinear,

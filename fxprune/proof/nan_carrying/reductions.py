@@ -43,11 +43,13 @@ def all_removed(call: OperatorCall, removed: Tensor) -> Tensor:
     return removed.all(dim=dims, keepdim=bool(call.get("keepdim", False))) if dims else removed
 
 
-def _with_fill(fill: float) -> Handler:
+def _with_fill(fill: float, *, by_entry: bool = False) -> Handler:
+    """The operator on ``fill`` in place of removed entries; ``by_entry``: it has a result for each, as softmax has."""
+
     def handler(call: OperatorCall) -> Any:
         removed = gone(call["self"])
         result = call.run(self=call["self"].masked_fill(removed, fill))
-        dead = all_removed(call, removed)
+        dead = removed if by_entry else all_removed(call, removed)
         return pytree.tree_map_only(Tensor, lambda out: with_nan(out, dead), result)
 
     return handler
@@ -69,32 +71,19 @@ def _moments(call: OperatorCall) -> tuple[Tensor, Tensor]:
     """Variance and mean over the kept entries."""
     x, dims, keep = call["self"], _dims(call), bool(call.get("keepdim", False))
     removed = gone(x)
-    values = filled(x)
+    mean, squares, kept = _sums(x, dims)
+    correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
+    dead = all_removed(call, removed)
+    variance, mean = (t if keep else t.reshape(dead.shape) for t in (squares / (kept - correction).clamp_min(0), mean))
+    return with_nan(variance, dead), with_nan(mean, dead)
+
+
+def _sums(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the kept entries, the sum of their squared deviations, and their number; ``dims`` become 1."""
+    removed, values = gone(x), filled(x)
     kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
     mean = values.sum(dim=dims, keepdim=True) / kept
-    spread = (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=keep)
-    correction = call.get("correction", 1 if call.get("unbiased", True) else 0)
-    divisor = _count(call, removed) - correction
-    dead = all_removed(call, removed)
-    mean = mean if keep else mean.reshape(spread.shape)
-    return with_nan(spread / divisor.clamp_min(0), dead), with_nan(mean, dead)
-
-
-def _var(call: OperatorCall) -> Any:
-    return _moments(call)[0]
-
-
-def _std(call: OperatorCall) -> Any:
-    return _moments(call)[0].sqrt()
-
-
-def _var_mean(call: OperatorCall) -> Any:
-    return _moments(call)
-
-
-def _std_mean(call: OperatorCall) -> Any:
-    variance, mean = _moments(call)
-    return variance.sqrt(), mean
+    return mean, (values - mean).masked_fill(removed, 0).abs().square().sum(dim=dims, keepdim=True), kept
 
 
 def _norm(call: OperatorCall) -> Any:
@@ -110,17 +99,6 @@ def _aminmax(call: OperatorCall) -> Any:
     high = x.masked_fill(removed, -math.inf).amax(dim=dims, keepdim=keep)
     dead = all_removed(call, removed)
     return with_nan(low, dead), with_nan(high, dead)
-
-
-def _scan(fill: float) -> Handler:
-    """Softmax and cumulative sums: one result per entry, and a removed entry stays removed."""
-
-    def handler(call: OperatorCall) -> Any:
-        removed = gone(call["self"])
-        result = call.run(self=call["self"].masked_fill(removed, fill))
-        return pytree.tree_map_only(Tensor, lambda out: with_nan(out, removed), result)
-
-    return handler
 
 
 def _found(call: OperatorCall) -> Any:
@@ -177,31 +155,26 @@ def _dist(call: OperatorCall) -> Any:
 
 REDUCTIONS: dict[str, Handler] = {
     **dict.fromkeys(("sum", "nansum"), _with_fill(0.0)),
-    **dict.fromkeys(("prod",), _with_fill(1.0)),
+    "prod": _with_fill(1.0),
     **dict.fromkeys(("amax", "max", "logsumexp"), _with_fill(-math.inf)),
     **dict.fromkeys(("amin", "min"), _with_fill(math.inf)),
     **dict.fromkeys(("norm", "linalg_vector_norm"), _norm),
     **dict.fromkeys(("aminmax", "_aminmax"), _aminmax),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "logcumsumexp"), _scan(-math.inf)),
+    **dict.fromkeys(
+        words("_softmax _log_softmax _safe_softmax logcumsumexp cummax"), _with_fill(-math.inf, by_entry=True)
+    ),
     **dict.fromkeys(("median", "mode", "nanmedian"), _found),
     **dict.fromkeys(("argmax", "argmin", "topk"), _ranked),
-    **dict.fromkeys(("cummax",), _scan(-math.inf)),
-    **dict.fromkeys(("cummin",), _scan(math.inf)),
-    **dict.fromkeys(("cumsum",), _scan(0.0)),
-    **dict.fromkeys(("cumprod",), _scan(1.0)),
-    **dict.fromkeys(
-        words(
-            """argsort kthvalue sort linalg_cross
-            _fft_c2c _fft_c2r _fft_r2c"""
-        ),
-        _whole,
-    ),
+    "cummin": _with_fill(math.inf, by_entry=True),
+    "cumsum": _with_fill(0.0, by_entry=True),
+    "cumprod": _with_fill(1.0, by_entry=True),
+    **dict.fromkeys(words("argsort kthvalue sort linalg_cross _fft_c2c _fft_c2r _fft_r2c"), _whole),
     "renorm": lambda call: with_nan(call.run(self=filled(call["self"])), gone(call["self"])),
     "mean": _mean,
-    "var": _var,
-    "std": _std,
-    "var_mean": _var_mean,
-    "std_mean": _std_mean,
+    "var": lambda call: _moments(call)[0],
+    "std": lambda call: _moments(call)[0].sqrt(),
+    "var_mean": _moments,
+    "std_mean": lambda call: (_moments(call)[0].sqrt(), _moments(call)[1]),
     "dist": _dist,
     "_cdist_forward": _cdist,
     "_euclidean_dist": _cdist,
@@ -210,12 +183,8 @@ REDUCTIONS: dict[str, Handler] = {
 
 def _moments_of_groups(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the kept entries over ``dims``, which are kept with size 1."""
-    removed = gone(x)
-    kept = (~removed).sum(dim=dims, keepdim=True).to(x.dtype)
-    values = filled(x)
-    mean = values.sum(dim=dims, keepdim=True) / kept
-    variance = (values - mean).masked_fill(removed, 0).square().sum(dim=dims, keepdim=True) / kept
-    return mean, variance
+    mean, squares, kept = _sums(x, dims)
+    return mean, squares / kept
 
 
 def _layer_norm(call: OperatorCall) -> Any:
