@@ -36,6 +36,7 @@ from fxprune.planning.plan import setting
 from fxprune.program import Program, one_pass
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting import Report
+from fxprune.rewriting import carried
 from fxprune.util.paths import device_of
 
 if TYPE_CHECKING:
@@ -319,7 +320,7 @@ def recover(
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be the network that it was cut from, not a {type(model).__name__}")
     plan = report(pruned).plan
-    sample = pruned.meta["fxprune"].get("sample")  # type: ignore[union-attr, index]
+    sample = carried(pruned).get("sample")
     if plan is None or sample is None:
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
     device = device_of(model)
@@ -338,7 +339,7 @@ def report(pruned: nn.Module) -> Report:
     Raises:
         FxpruneError: the module was not made by fxprune.
     """
-    about = getattr(pruned, "meta", {}).get("fxprune", {})
+    about = carried(pruned)
     if "report" not in about:
         raise FxpruneError(
             "this module carries no report: pass a network that fxprune.compile or fxprune.load returned"

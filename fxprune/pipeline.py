@@ -89,7 +89,7 @@ def analyze(program: Program) -> None:
 def time_operations(program: Program) -> None:
     """Time the network's operations at several widths, for the budget "latency"."""
     graph, steps = program.graph, program.steps
-    graph.cost_models["latency"] = measured_latency(graph, program.model, program.sample, steps.counted)
+    graph.cost_models["latency"] = measured_latency(graph, program.model, program.sample, steps)
 
 
 def score(program: Program) -> None:

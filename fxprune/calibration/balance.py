@@ -137,8 +137,11 @@ class Census:
 
     def add(self, batch: Batch, output: Any) -> None:
         """Take in the outputs for one batch."""
-        leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-        leaves = [leaf.detach() for leaf in leaves if leaf.ndim > 1 and len(leaf) == batch.size and leaf.numel()]
+        leaves = [
+            leaf.detach()
+            for leaf in floating_tensors(output)
+            if leaf.ndim > 1 and len(leaf) == batch.size and leaf.numel()
+        ]
         shares = [log_shares(leaf).exp() for leaf in leaves]
         self._sizes.add(tuple(share.shape[-1] for share in shares))
         if len(self._sizes) > 1:
@@ -167,6 +170,11 @@ def _factors(sums: Tensor) -> Tensor:
         return even
     found = (sums.mean() / sums.clamp_min(1e-9)).clamp(1, _MOST).float()
     return found if float(found[sums >= 1].max()) > _EVEN else even
+
+
+def floating_tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of a network's output."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def class_dim(output: Tensor) -> int:

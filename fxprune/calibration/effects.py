@@ -9,12 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import FloatArray, owned_by
 from fxprune.axes.expressions import IndexArray
-from fxprune.calibration.balance import Weights, class_dim
+from fxprune.calibration.balance import Weights, class_dim, floating_tensors
 from fxprune.calibration.batches import Batch, checksums
 from fxprune.calibration.collecting import Collector, PrivateNetwork, backward, parts_of
 from fxprune.calibration.statistic import add_over_ranks
@@ -139,7 +138,7 @@ def curvatures(collector: Collector, samples: int, nodes: Sequence[fx.Node]) -> 
 def _surprise(output: object, draw: torch.Generator) -> Tensor:
     """The negative log-likelihood of classes drawn from the predictions, summed over all of them."""
     total = torch.zeros(())
-    for leaf in _floating(output):
+    for leaf in floating_tensors(output):
         values = leaf.movedim(class_dim(leaf), -1).flatten(0, -2)
         noise = torch.empty(values.shape).exponential_(generator=draw).log().to(values)
         chosen = (values.detach() - noise).argmax(1, keepdim=True)
@@ -203,13 +202,8 @@ def _difference(whole: object, masked: object) -> float:
     return sum(float(_divergence(a, b) if a.ndim > 1 else F.mse_loss(b, a)) for a, b in pairs)
 
 
-def _floating(output: object) -> list[Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
 def _tensors(output: object) -> list[Tensor]:
-    return [leaf.double() for leaf in _floating(output)]
+    return [leaf.double() for leaf in floating_tensors(output)]
 
 
 def _divergence(whole: Tensor, masked: Tensor) -> Tensor:

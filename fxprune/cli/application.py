@@ -71,6 +71,7 @@ def compile_command(
     """Prune a network, prove the result, print a report and save it."""
     import fxprune
     from fxprune.reporting import render_report
+    from fxprune.rewriting import carried
 
     source = find(model, input_size, weights, asked["seed"], allow)
     pruned = fxprune.compile(
@@ -84,7 +85,7 @@ def compile_command(
     )
     # The folder records where the original came from, so that `benchmark` can create it again and time it.
     report = dataclasses.replace(fxprune.report(pruned), source=model)
-    pruned.meta["fxprune"]["report"] = report
+    carried(pruned)["report"] = report
     if output is not None:
         fxprune.save(pruned, output)
     answer(as_json, report.as_dict(), render_report(report, verbose=verbose))

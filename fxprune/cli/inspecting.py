@@ -189,6 +189,7 @@ def benchmark(
 
     import fxprune
     from fxprune.errors import OptionError
+    from fxprune.rewriting import carried
     from fxprune.saving.timing import RUNTIMES, measure_latency, render_latencies
     from fxprune.util.progress import Steps
 
@@ -199,7 +200,7 @@ def benchmark(
     source = find(place, None, None, 0, allow)
     if threads is not None:
         torch.set_num_threads(threads)
-    sample = pruned.meta["fxprune"]["sample"] or source.sample
+    sample = carried(pruned)["sample"] or source.sample
     chosen, sizes = runtime or list(RUNTIMES), batch or [1, 8]
     results = measure_latency(source.model, pruned, sample, runtimes=chosen, batches=sizes, seconds=seconds)
     labels = [f"{name}, batch {size}" for name in chosen for size in sizes]

@@ -83,10 +83,11 @@ def _parse_size(text: str) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 def _from_folder(path: str, allow: Iterable[str]) -> tuple[nn.Module, Any]:
+    from fxprune.rewriting import carried
     from fxprune.saving import load
 
     model = load(path, allow=allow)
-    sample: Sample | None = model.meta["fxprune"].get("sample")
+    sample: Sample | None = carried(model).get("sample")
     if sample is None:
         return model, torch.randn(_DEFAULT_SIZE)
     return model, sample.map(lambda tensor: random_values(tensor.shape, tensor.dtype))

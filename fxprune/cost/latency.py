@@ -246,7 +246,7 @@ class ShapedOp:
     owner: str
     widths: tuple[Axis, ...]
     surface: Surface
-    calls: int = 1
+    calls: float = 1
 
 
 class LatencyModel(CostModel):

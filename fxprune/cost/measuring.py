@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -25,6 +25,7 @@ from fxprune.cost.shapes import ShapedCall, TensorSpec, shaped_call
 from fxprune.errors import BudgetError
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.paths import ModelPaths, device_of
+from fxprune.util.progress import Steps
 
 _ROUNDS = 5
 
@@ -135,20 +136,12 @@ _SECONDS, _WARM_UP, _FEWEST = 1.0, 2, 3
 _EMPTY_CALL = "nothing: relu of one element"
 
 
-class Counted(Protocol):
-    """Goes over items with a progress bar."""
-
-    def __call__(self, name: str, items: Iterable[Any], total: int | None) -> Iterator[Any]:
-        """The items one by one."""
-        ...
-
-
 def measured_latency(
-    graph: ChannelGraph, model: nn.Module, sample: Sample, counted: Counted, table: LatencyTable | None = None
+    graph: ChannelGraph, model: nn.Module, sample: Sample, steps: Steps, table: LatencyTable | None = None
 ) -> LatencyModel:
     """The latency of a network by its widths: copies in eval mode, timed eagerly on the current device and threads.
 
-    ``counted`` shows the progress; ``table`` has earlier timings, by default those of this machine. Raises BudgetError:
+    ``steps`` shows the progress; ``table`` has earlier timings, by default those of this machine. Raises BudgetError:
     the network is on the meta device, or cannot be run.
     """
     device = device_of(model)
@@ -156,7 +149,7 @@ def measured_latency(
         raise BudgetError('budget="latency" times the network, and one on the meta device cannot be run')
     table = table or LatencyTable.of_this_machine(device)
     try:
-        return _Measuring(graph, model, device, table).run(sample, counted)
+        return _Measuring(graph, model, device, table).run(sample, steps)
     finally:
         table.save()
 
@@ -172,14 +165,14 @@ class _Measuring:
         self.shaped: list[ShapedOp] = []
         self._surfaces: dict[str, Surface | None] = {}
 
-    def run(self, sample: Sample, counted: Counted) -> LatencyModel:
+    def run(self, sample: Sample, steps: Steps) -> LatencyModel:
         main = self.graph.captured
         parts = [] if "" in main.opaque else [(main, sample)]
         parts += [(island, island.sample.with_values()) for island in main.islands]
         seen = [(part, n, s) for part, values in parts for n, s in self._profiled(part, values).items()]
         # The interpreter's overhead: the time of an operation that does almost nothing.
         idle = self.table.seconds(_EMPTY_CALL, lambda: lambda: torch.relu(torch.zeros(1, device=self.device)))
-        for part, node, found in counted("timing operations", seen, len(seen)):
+        for part, node, found in steps.counted("timing operations", seen, len(seen)):
             self._add(node, found, part.calls, idle)
         return LatencyModel(self.linear, self.shaped)
 
@@ -209,7 +202,7 @@ class _Measuring:
                 self.table.note(seen.key, known := least[seen.key])
             seen.seconds = known
 
-    def _add(self, node: fx.Node, seen: ProfiledOp, calls: int, idle: float) -> None:
+    def _add(self, node: fx.Node, seen: ProfiledOp, calls: float, idle: float) -> None:
         owner = owner_of(node)
         terms: Iterable[Term] = self.graph.mac_terms.get(node, ())
         if terms:

@@ -8,13 +8,14 @@ scores stay. A selector chooses the channels that stay, with one knob that plann
 Magnitude(p=1, scope='group', normalise='mean')
 """
 
-from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector, Study
+from fxprune.criteria.base import Criterion, ObservingScorer, Scorer, Selection, Selector
 from fxprune.criteria.combining import Combination, Minimum, Parallel, Product, RankAverage, WeightedSum
 from fxprune.criteria.feature_distance import FeatureDistance
 from fxprune.criteria.features import CHIP, APoZ, FeatureCriterion, FeatureEntropy, HRank, MeanActivation
 from fxprune.criteria.gradients import Hessian, Taylor
 from fxprune.criteria.information_fusion import FilterSimilarity, InformationFusion, fused_filters, temperature_at
 from fxprune.criteria.judging import (
+    Study,
     criterion_by_name,
     judge,
     known_criteria,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,9 @@ from fxprune.axes.expressions import IndexArray
 from fxprune.calibration import Collector, TapFinder
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Registry
+
+if TYPE_CHECKING:
+    from fxprune.criteria.judging import Study
 
 
 @dataclass(frozen=True)
@@ -156,36 +159,6 @@ class Selector(_Named, Protocol):
 
 
 Criterion = Scorer | ObservingScorer | Selector
-
-
-class Study(Protocol):
-    """The information for a selector."""
-
-    @property
-    def graph(self) -> ChannelGraph:
-        """The channel graph."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Every parameter and buffer by its first state-dict name."""
-        ...
-
-    def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
-        """The scores that another criterion gives every group, after its pass over the calibration data.
-
-        Raises:
-            CriterionError, CalibrationError: see :func:`~fxprune.criteria.judging.judge`.
-        """
-        ...
-
-    def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
-        """The observations of another criterion for every group."""
-        ...
-
-    def collector(self, name: str) -> Collector:
-        """The collector for another pass over the data; ``name``: the criterion's. Raises CalibrationError: no data."""
-        ...
 
 
 def removal_order(scores: FloatArray) -> IndexArray:

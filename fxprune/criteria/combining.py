@@ -19,13 +19,12 @@ from fxprune.criteria.base import (
     Problem,
     Scorer,
     Selection,
-    Study,
     criterion,
     normaliser_by_name,
     removal_order,
 )
 from fxprune.criteria.features import FeatureEntropy
-from fxprune.criteria.judging import observations_of, score_one
+from fxprune.criteria.judging import Study, observations_of, score_one
 from fxprune.criteria.weights import Slimming
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Named

@@ -14,8 +14,9 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import FloatArray, Mask
 from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import Ladder, Problem, Selection, Study, criterion
+from fxprune.criteria.base import Ladder, Problem, Selection, criterion
 from fxprune.criteria.features import MapCriterion, PairMean
+from fxprune.criteria.judging import Study
 from fxprune.criteria.rows import distances
 from fxprune.errors import CriterionError
 from fxprune.util.registry import Named

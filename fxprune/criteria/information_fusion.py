@@ -18,7 +18,8 @@ from torch import Tensor
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import FloatArray
-from fxprune.criteria.base import Problem, QueueSelection, Selection, Study, criterion, normaliser_by_name
+from fxprune.criteria.base import Problem, QueueSelection, Selection, criterion, normaliser_by_name
+from fxprune.criteria.judging import Study
 from fxprune.criteria.rows import distances, producer_rows, settled
 from fxprune.errors import CriterionError, check_choice, check_share
 from fxprune.util.registry import Named

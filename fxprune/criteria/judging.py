@@ -50,8 +50,8 @@ def judge(
     if any(tensors[m.tensor].is_meta for group in graph.groups for m in group.members if m.tensor in tensors):
         return None
     if isinstance(criterion, Selector):
-        return criterion.select(_Study(graph, TensorSums(tensors), collector))
-    return _Study(graph, TensorSums(tensors), collector, spared).scores(criterion)
+        return criterion.select(Study(graph, TensorSums(tensors), collector))
+    return Study(graph, TensorSums(tensors), collector, spared).scores(criterion)
 
 
 def score_groups(
@@ -82,7 +82,14 @@ def score_one(
     return None if scores is None else _checked(criterion, group, scores)
 
 
-class _Study:
+class Study:
+    """The information for a selector.
+
+    Attributes:
+        graph: the channel graph.
+        tensors: every parameter and buffer by its first state-dict name.
+    """
+
     def __init__(
         self,
         graph: ChannelGraph,
@@ -97,6 +104,7 @@ class _Study:
         self._finder: TapFinder | None = None
 
     def scores(self, criterion: Scorer | ObservingScorer) -> dict[Group, FloatArray]:
+        """The scores that a criterion gives every group, after its pass over the data. Raises as :func:`judge`."""
         observed = self.observed(criterion) if isinstance(criterion, ObservingScorer) else None
         if isinstance(criterion, WeighingScorer) and observed is not None:
             observed = dict(criterion.refined(observed, self.collector(criterion.name)))
@@ -111,6 +119,7 @@ class _Study:
         return _filled(criterion.name, found, judged=len(self._spared) < len(found))
 
     def observed(self, criterion: ObservingScorer) -> dict[Group, Any]:
+        """The observations of a criterion for every group."""
         finder = self._taps(criterion).start()
         groups = [group for group in self.graph.groups if group not in self._spared]
         trees = {group: criterion.observe(group, finder, self.tensors) for group in groups}
@@ -121,6 +130,7 @@ class _Study:
         return {group: pytree.tree_map_only(Observation, lambda o: o.statistic, tree) for group, tree in trees.items()}
 
     def collector(self, name: str) -> Collector:
+        """The collector for another pass over the data; ``name``: the criterion's. Raises CalibrationError: no data."""
         if self._collector is None:
             raise CalibrationError(
                 f"criterion {name!r} looks at activations or gradients: pass calibration=, a re-iterable of batches "

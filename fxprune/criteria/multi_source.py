@@ -17,8 +17,9 @@ from fxprune.axes.elements import FloatArray
 from fxprune.axes.expressions import IndexArray
 from fxprune.calibration.effects import output_changes
 from fxprune.calibration.taps import check_tap_rule
-from fxprune.criteria.base import Problem, QueueSelection, Selection, Study, criterion, removal_order
+from fxprune.criteria.base import Problem, QueueSelection, Selection, criterion, removal_order
 from fxprune.criteria.features import MapCriterion, PairMean, normalised_entropies
+from fxprune.criteria.judging import Study
 from fxprune.criteria.rows import channel_rows, producers, settled
 from fxprune.errors import CriterionError, check_choice, check_count, check_share
 from fxprune.util.registry import Named

@@ -18,7 +18,7 @@ from fxprune.capture.samples import Sample
 from fxprune.distillation.options import DistillationLoss, as_parts
 from fxprune.errors import DistillationError, FxpruneError, described
 from fxprune.proof.masking import select
-from fxprune.rewriting import node_keep
+from fxprune.rewriting import carried, node_keep
 from fxprune.util.paths import device_of
 
 # The trained network as a function of its arguments: gives its output, and its features at the hints.
@@ -48,7 +48,7 @@ class StudentAndTeacher:
         self, pruned: nn.Module, teacher: nn.Module, hints: Sequence[Hint], loss: DistillationLoss, device: torch.device
     ) -> None:
         self._kept: dict[str, Kept] = kept_channels(hints, pruned, teacher)
-        self._about: Sample | None = getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
+        self._about: Sample | None = carried(pruned).get("sample")
         self._hints, self._loss, self._device = hints, loss, device
         self.teacher = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
         self.network = copy.deepcopy(pruned).to(device)
@@ -188,7 +188,7 @@ def resolve_hints(hints: Any, student: nn.Module, teacher: nn.Module) -> tuple[H
 def kept_channels(hints: Sequence[Hint], pruned: nn.Module, teacher: nn.Module) -> dict[str, Kept]:
     """For each hint without projection, the teacher's kept indices, if the plan has them."""
     wanted = {h.student for h in hints if not h.projection and h.source == h.student}
-    sample = getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
+    sample = carried(pruned).get("sample")
     if not wanted or sample is None:
         return {}
     try:

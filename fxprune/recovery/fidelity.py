@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.expressions import IndexArray
-from fxprune.calibration.balance import Weights, class_dim
+from fxprune.calibration.balance import Weights, class_dim, floating_tensors
 from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.effects import replaced, silent, squared_error
 from fxprune.calibration.statistic import add_over_ranks
@@ -45,7 +43,7 @@ class Reference:
         odd = torch.zeros(1, dtype=torch.float64)
         with evaluating(network):
             for (sample, rows, wanted), weights in zip(self._wanted, self._weights, strict=True):
-                given = _rows_of(_leaves(_copied(sample).call(network)), rows)
+                given = _rows_of(floating_tensors(_copied(sample).call(network)), rows)
                 if [g.shape for g in given] != [w.shape for w in wanted]:
                     odd += 1
                     continue
@@ -111,10 +109,10 @@ def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample,
     apart = sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
     if (sample.batch_size or 1) > len(rows):
         try:
-            return apart, None, _leaves(network.run(_copied(apart)))
+            return apart, None, floating_tensors(network.run(_copied(apart)))
         except Exception:  # the network is the user's code, and may be written for one batch size
-            return sample, rows, _rows_of(_leaves(network.run(_copied(sample))), rows)
-    return sample, None, _leaves(network.run(_copied(sample)))
+            return sample, rows, _rows_of(floating_tensors(network.run(_copied(sample))), rows)
+    return sample, None, floating_tensors(network.run(_copied(sample)))
 
 
 def _rows_of(leaves: list[Tensor], rows: Tensor | None) -> list[Tensor]:
@@ -127,10 +125,6 @@ def _rows_of(leaves: list[Tensor], rows: Tensor | None) -> list[Tensor]:
 def _copied(sample: Sample) -> Sample:
     """A copy, as a network may write to its input."""
     return sample.map(torch.clone)
-
-
-def _leaves(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _sums(given: Tensor, wanted: Tensor, weights: Weights | None) -> Tensor:

@@ -15,7 +15,7 @@ from fxprune.axes.elements import FloatArray, Mask, channels_of, is_elementwise
 from fxprune.axes.expressions import IndexArray, variables
 from fxprune.calibration import LayerRows, TapFinder
 from fxprune.criteria.rows import channel_rows, producers
-from fxprune.errors import RecoveryError
+from fxprune.errors import RecoveryError, check_share
 from fxprune.recovery.base import Work, recovery
 from fxprune.reporting import RecoveryRow
 from fxprune.util.paths import ModelPaths, attribute
@@ -42,8 +42,7 @@ class Fuse(Named):
     least_similarity: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least_similarity <= 1:
-            raise RecoveryError(f"least_similarity must be between 0 and 1, not {self.least_similarity!r}")
+        check_share(RecoveryError, "least_similarity", self.least_similarity)
 
     def recover(self, work: Work) -> RecoveryRow:
         """Rewrite weights of the layers that read cut groups."""

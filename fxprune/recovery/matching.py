@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from fxprune.calibration.balance import Weights, class_dim, log_shares
+from fxprune.calibration.balance import Weights, class_dim, floating_tensors, log_shares
 from fxprune.calibration.effects import joined
 from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
@@ -317,8 +316,7 @@ def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> 
 def _values(network: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
     """The values of the watched nodes, and the floating-point outputs."""
     found, output = sample.map(torch.clone).call(partial(nn.Module.__call__, network))
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return found, leaves
+    return found, floating_tensors(output)
 
 
 def _kept(place: _Place, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@
 Linear(in_features=3, out_features=2, bias=True)
 """
 
-from fxprune.rewriting.pruned_module import PrunedGraphModule
+from fxprune.rewriting.pruned_module import PrunedGraphModule, carried
 from fxprune.rewriting.rewriter import Certificate, node_keep, rewrite, rewrite_certified
 
-__all__ = ["Certificate", "PrunedGraphModule", "node_keep", "rewrite", "rewrite_certified"]
+__all__ = ["Certificate", "PrunedGraphModule", "carried", "node_keep", "rewrite", "rewrite_certified"]

@@ -101,7 +101,7 @@ class PrunedGraphModule(PartsModule):
 
     def extra_repr(self) -> str:
         """The line that printing the network shows before its parts."""
-        report = self.meta.get("fxprune", {}).get("report")
+        report = carried(self).get("report")
         return "" if report is None else f"pruned by fxprune: {report.achieved:.1%} of {report.budget} removed"
 
     def train(self, mode: bool = True) -> PrunedGraphModule:
@@ -263,6 +263,12 @@ class PrunedGraphModule(PartsModule):
         """The number of the specialization that takes inputs of these sizes."""
         first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
         return number_of_forward(self, self.forwards(first), args, kwargs)
+
+
+def carried(network: nn.Module) -> dict[str, Any]:
+    """What a network carries besides its tensors: its ``report`` and ``sample``; empty if fxprune did not make it."""
+    found: dict[str, Any] = getattr(network, "meta", {}).get("fxprune", {})
+    return found
 
 
 def _choosing(forward: Callable[..., Any]) -> Callable[..., Any]:

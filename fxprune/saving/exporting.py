@@ -17,7 +17,7 @@ from fxprune.capture.samples import IMAGE_DIMS, Sample
 from fxprune.errors import ExportError, FxpruneError, MissingDependencyError, OptionError, SampleError, described
 from fxprune.options import FormatName, FreeSize
 from fxprune.reporting import versions
-from fxprune.rewriting import PrunedGraphModule
+from fxprune.rewriting import PrunedGraphModule, carried
 from fxprune.saving.comparing import (
     Check,
     Exported,
@@ -133,7 +133,7 @@ def _format_of(target: Path, given: str | None) -> str:
 
 
 def _sample(pruned: nn.Module, network: nn.Module, sample_input: Any) -> Sample:
-    given = sample_input if sample_input is not None else getattr(pruned, "meta", {}).get("fxprune", {}).get("sample")
+    given = sample_input if sample_input is not None else carried(pruned).get("sample")
     if given is None:
         raise SampleError("the network carries no sample: pass sample_input, one call's arguments")
     device = device_of(network)

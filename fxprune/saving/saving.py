@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
+from fxprune.rewriting import carried
 from fxprune.saving.descriptions import Json, describe, named_tensors
 from fxprune.saving.folders import replace_folder, write_json
 from fxprune.saving.opaque import STATE_TENSOR
@@ -63,7 +64,7 @@ def write_source(pruned: nn.Module, folder: Path) -> None:
 
 def _described(pruned: nn.Module) -> tuple[dict[str, Any], Json, dict[str, torch.Tensor], str]:
     """A network's metadata, its description, every tensor by name, and its source."""
-    about: dict[str, Any] = getattr(pruned, "meta", {}).get("fxprune", {})
+    about = carried(pruned)
     if not isinstance(pruned, GraphModule) and not about:
         raise ArtefactError(f"only the result of fxprune.compile can be saved, not a {type(pruned).__name__}")
     for name, _, tensor in named_tensors(pruned):

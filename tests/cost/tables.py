@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,9 +36,3 @@ def patch_table(monkeypatch: pytest.MonkeyPatch, table: LatencyTable | None = No
     chosen = table or MacsTable()
     monkeypatch.setattr(LatencyTable, "of_this_machine", classmethod(lambda cls, device: chosen))
     return chosen
-
-
-def no_bar(name: str, items: Any, total: int | None) -> Any:
-    """Goes over items in silence."""
-    del name, total
-    yield from items

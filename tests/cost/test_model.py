@@ -13,7 +13,8 @@ import fxprune
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import CostModel
 from fxprune.cost.measuring import measured_latency
-from tests.cost.tables import MacsTable, no_bar
+from fxprune.util.progress import Steps
+from tests.cost.tables import MacsTable
 
 
 def conv_net(dims: int, transposed: bool = False) -> nn.Module:
@@ -79,7 +80,7 @@ def test_a_kernel_that_takes_its_macs_gives_the_macs(name: str) -> None:
     model, sample = make().eval(), torch.randn(shape)
     graph = fxprune.analyze(model, sample)
     table = MacsTable()
-    latency = measured_latency(graph, model, Sample.from_input(sample), no_bar, table)
+    latency = measured_latency(graph, model, Sample.from_input(sample), Steps(False), table)
     macs = CostModel(graph.macs)
     assert latency.full == pytest.approx(macs.full)
     # Between the knots too, in any combination: the cost is linear in each width, as is what is looked up.
@@ -115,7 +116,7 @@ def test_calls_that_torch_refuses_grow_with_their_macs() -> None:
         def seconds(self, key: str, prepare: Any) -> float:
             return 0.0 if key.startswith("linear") else super().seconds(key, prepare)
 
-    latency = measured_latency(graph, model, Sample.from_input(sample), no_bar, Table())
+    latency = measured_latency(graph, model, Sample.from_input(sample), Steps(False), Table())
     assert latency.full == pytest.approx(3.0)
     masks = {g.variable: np.arange(g.size) < g.size // 2 for g in graph.groups}
     macs = CostModel(term for term in graph.macs if term.owner == "recurrent")
@@ -134,7 +135,7 @@ def test_all_other_time_grows_with_the_bytes_moved() -> None:
         def seconds(self, key: str, prepare: Any) -> float:
             return 1.0 if key.startswith("nothing") else 0.0
 
-    latency = measured_latency(graph, model, Sample.from_input(sample), no_bar, Table())
+    latency = measured_latency(graph, model, Sample.from_input(sample), Steps(False), Table())
     (group,) = graph.groups
     # One second is that of a call that does nothing, and four grow with the width.
     assert latency.exact({group.variable: np.arange(20) < 5}) == pytest.approx(1.0 + 4.0 * 5 / 20)

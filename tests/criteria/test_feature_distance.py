@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.analysis.groups import Group
 from fxprune.calibration import Seen
-from fxprune.criteria.base import Study
+from fxprune.criteria import Study
 from fxprune.criteria.feature_distance import covering, similarity
 from fxprune.criteria.features import PairMean
 
