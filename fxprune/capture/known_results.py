@@ -20,7 +20,7 @@ from fxprune.capture.clone import meta_like
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.folding import Stored, buffers_behind, deciding_sizes, known_value
 from fxprune.capture.guards import answer_if_finite
-from fxprune.capture.live import ByValues
+from fxprune.capture.live import DataReads
 from fxprune.errors import CaptureError
 
 _SAME_SHAPE = (
@@ -322,7 +322,7 @@ class KnownValues:
         self._decisions = decisions
         self.buffers: set[str] = set()  # whose values were read
 
-    def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: ByValues | None) -> Any:
+    def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: DataReads | None) -> Any:
         """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
         try:
             return func(self.answer(name, args[0]), *args[1:], **kwargs)

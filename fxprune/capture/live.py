@@ -89,7 +89,7 @@ class LiveValues:
         return node.target(*args, **kwargs)
 
 
-class ByValues:
+class DataReads:
     """Writes values that depend on data into a recorder's graph: numbers read, and results of unknown size.
 
     ``live``: the values; ``selections``: how many entries masks select; ``new`` makes a node,

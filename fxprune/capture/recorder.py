@@ -23,7 +23,7 @@ from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.guards import Failures, noted
 from fxprune.capture.known_results import KnownValues
-from fxprune.capture.live import ByValues, LiveValues
+from fxprune.capture.live import DataReads, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.selections import Selections
@@ -84,13 +84,13 @@ class Recorder(TorchFunctionMode):
         self.failures = Failures(self._decisions, self.reads, self.node_of)
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
-        self._by_values: ByValues | None = None
+        self._by_values: DataReads | None = None
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
 
     def read_live(self, live: LiveValues, selections: Selections) -> None:
         """Where data decide, go on with the sample's values, as far as a graph can do the same for other values."""
         forms = self._new, self.node_of, self._call, self._adopt, self._decisions
-        self._by_values = ByValues(live, *forms, selections)
+        self._by_values = DataReads(live, *forms, selections)
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.

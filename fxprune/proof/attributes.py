@@ -20,15 +20,7 @@ from fxprune.util.paths import Parts, named_modules
 
 _BASE = frozenset(vars(nn.Module()))
 _HOOKS = tuple(sorted(name for name in _BASE if name.endswith("hooks")))
-_CALLED = (
-    "forward",
-    "__call__",
-    "_wrapped_call",
-    "_call_impl",
-    "_wrapped_call_impl",
-    "__getattr__",
-    "__getattribute__",
-)
+_CALLED = "forward __call__ _wrapped_call _call_impl _wrapped_call_impl __getattr__ __getattribute__".split()
 _MODES = ("train", "eval")
 _ASIDE = _BASE | {*_MODES}
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.memory_format)

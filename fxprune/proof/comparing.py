@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -113,6 +113,11 @@ def magnitude(tensor: Tensor) -> float:
 def _equal_infinities(reference: Tensor, result: Tensor, finite: Tensor) -> bool:
     left, right = reference[~finite], result[~finite]
     return bool(((left == right) | (torch.isnan(left) & torch.isnan(right))).all())
+
+
+def is_float(leaf: object) -> TypeGuard[Tensor]:
+    """Whether a leaf is a floating-point tensor."""
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def has_nan(leaves: Leaves) -> bool:

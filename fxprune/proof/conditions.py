@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fxprune.capture.decisions import refuses_sizes
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError, described
-from fxprune.proof.comparing import Difference, Leaves, all_finite, compare, kept_block, leaves_of
+from fxprune.proof.comparing import Difference, Leaves, all_finite, compare, is_float, kept_block, leaves_of
 from fxprune.proof.copies import out_of_memory, private_copy, promoted
 from fxprune.proof.masking import Keep, overwrite_removed
 from fxprune.proof.probes import Probe
@@ -235,13 +235,13 @@ class Conditions:
             return (
                 f"values not compared {name} on {probe.label}: the original's rows depend on one another, or overflow"
             )
-        rough = max((_ROUGH.get(t.dtype, 0.1) for t in ours[1].values() if _is_float(t)), default=0.0)
+        rough = max((_ROUGH.get(t.dtype, 0.1) for t in ours[1].values() if is_float(t)), default=0.0)
         known, found = _error_between(*ours), _error_between(*theirs)
         if not found.error <= rough:
             gone = self.levels()
             found = _error_between(_without(theirs[0], gone), _without(theirs[1], gone))
         narrow = min(
-            (t.dtype for t in ours[1].values() if _is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
+            (t.dtype for t in ours[1].values() if is_float(t)), key=lambda d: -torch.finfo(d).eps, default=None
         )
         if known.error > rough and found.error * _OWN_ERRORS < known.error and narrow:
             moved = self._movement(self.original, probe, ours[0], torch.finfo(narrow).eps)
@@ -303,10 +303,6 @@ def _shape(value: object) -> torch.Size | None:
     return value.shape if isinstance(value, Tensor) else None
 
 
-def _is_float(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
     """The first leaf of another type or shape, in words, or ""."""
     for path in (*ours, *(path for path in theirs if path not in ours)):
@@ -340,5 +336,5 @@ def _alike(expected: Leaves, found: Leaves) -> bool:
 
 def _error_between(expected: Leaves, found: Leaves) -> Difference:
     """The error of floating outputs only; results of comparing values may differ in a narrow type."""
-    floats = [p for p, t in expected.items() if _is_float(t) and _is_float(found.get(p))]
+    floats = [p for p, t in expected.items() if is_float(t) and is_float(found.get(p))]
     return compare({p: expected[p].double() for p in floats}, {p: found[p].double() for p in floats})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.proof.comparing import Leaves, compare
+from fxprune.proof.comparing import Leaves, compare, is_float
 from fxprune.proof.probes import Probe
 from fxprune.proof.running import evaluate
 
@@ -85,7 +85,7 @@ def rounding_levels(
     with _Largest() as largest:
         evaluate(module, probe, dtype, seed=seed)
     level = _CANCELLED * torch.finfo(dtype).eps * largest.value
-    tiny = {p: leaf for p, leaf in answer.items() if _is_float(leaf) and leaf.numel() and _magnitude(leaf) <= level}
+    tiny = {p: leaf for p, leaf in answer.items() if is_float(leaf) and leaf.numel() and _magnitude(leaf) <= level}
     move_parameters(module, 4 * torch.finfo(dtype).eps, seed)
     moved = evaluate(module, probe, dtype, seed=seed) if tiny else {}
     movements = {path: _magnitude(moved[path] - leaf) for path, leaf in tiny.items()}
@@ -106,10 +106,6 @@ def _agree(left: Any, right: Any, level: float) -> bool:
     if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or left.shape != right.shape:
         return False
     return max(_magnitude(left), _magnitude(right)) <= level
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _magnitude(value: Tensor) -> float:

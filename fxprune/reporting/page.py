@@ -70,7 +70,7 @@ _MOST_OF_ALL = 0.8
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerWidth:
     """A weight's number of output channels before and after, and their group, if the drawing has one."""
 
     name: str
@@ -88,7 +88,7 @@ class Stage:
     parameters: tuple[int, int]
 
 
-def layers(report: Report) -> list[Layer]:
+def layers(report: Report) -> list[LayerWidth]:
     """Every weight of at least two dims, in the order of the cost rows; weights without a row come last."""
     if report.plan is None:
         return []
@@ -99,7 +99,7 @@ def layers(report: Report) -> list[Layer]:
         if len(shape) >= 2 and shape[0] > 1:
             kept = report.plan.keep[name][0]
             path, after = name.removesuffix(".weight"), shape[0] if kept is None else len(kept)
-            found.append(Layer(path, shape[0], after, groups.get(path)))
+            found.append(LayerWidth(path, shape[0], after, groups.get(path)))
     return sorted(found, key=lambda layer: order.get(layer.name, len(order)))
 
 

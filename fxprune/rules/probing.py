@@ -47,7 +47,7 @@ def is_probed(target: Any) -> bool:
 
 
 def _probed(call: Call) -> None:
-    trial = Trial(call.node)
+    trial = OpTrial(call.node)
     results: list[list[Axis]] = [list(axes) for axes in fixed_axes(trial.outputs, _WHY)]
     done: set[tuple[int, int]] = set()
     pinned: list[Axis] = []
@@ -69,7 +69,9 @@ def _probed(call: Call) -> None:
         call.notes["probed"] = f"{call.cause.op} has no rule; by trial on random values it passes channels through"
 
 
-def _pass(call: Call, trial: Trial, axis: Axis, places: Places, results: list[list[Axis]]) -> Iterator[tuple[int, int]]:
+def _pass(
+    call: Call, trial: OpTrial, axis: Axis, places: Places, results: list[list[Axis]]
+) -> Iterator[tuple[int, int]]:
     """Tie the dims at these places of operands and results; yield (operand, dim) for the operands."""
     for number, dim in enumerate(places[0]):
         if dim is not None:
@@ -86,7 +88,7 @@ PROBED = Rule("", _probed)
 
 
 @dataclass
-class Trial:
+class OpTrial:
     """Runs of one node's op on random operands, of its own shapes and of others."""
 
     node: fx.Node
@@ -237,7 +239,7 @@ class _Names(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Run:
     """An op on given values, and on selected channels of them."""
 
-    trial: Trial
+    trial: OpTrial
     places: Places
     values: list[Tensor]
 

@@ -24,7 +24,7 @@ from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.attributes import check_attributes, check_code, printed_function, runs_its_graph
-from fxprune.proof.comparing import compare, leaves_of
+from fxprune.proof.comparing import compare, is_float, leaves_of
 from fxprune.proof.conditions import Conditions
 from fxprune.proof.copies import TOLERANCE, named_tensors, out_of_memory, private_copy
 from fxprune.proof.holding import check_holding
@@ -346,7 +346,7 @@ class _Prover:
                 if out_of_memory(error):
                     raise
                 raise UnjudgedError(f"one of the two refuses the sample: {error}") from error
-        eps = max((torch.finfo(t.dtype).eps for t in answers[0].values() if _is_float(t)), default=0.0)
+        eps = max((torch.finfo(t.dtype).eps for t in answers[0].values() if is_float(t)), default=0.0)
         apart = compare(*answers).error
         if not apart <= min(_NEARLY * eps, 0.1):
             raise UnjudgedError(f"in their own type the traced network's outputs differ by {apart:.3g} relative")
@@ -386,10 +386,6 @@ def _code_finds_part(pair: Pair, node: fx.Node) -> bool:
     if node.op not in ("call_module", "get_attr"):
         return True
     return functools.reduce(getattr, str(node.target).split("."), pair.root) is pair.named(node)[1]
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _shared(tensor: Tensor, *, own: bool) -> Tensor:

@@ -325,7 +325,7 @@ def piece(reading: Reading) -> Verdict | None:
     found = whole.pieces[number]
     if found.shape is None or len(reading.kept) > len(found.shape):
         return None
-    if not all(same_kept(at(found.kept, dim), at(reading.kept, dim)) for dim in range(len(found.shape))):
+    if not reading.keeps_like(found, len(found.shape)):
         return None
     return Verdict(found.shape, found.domain or "any", found.silent, shares=True)
 

@@ -49,7 +49,7 @@ def _linear(reading: Reading, given: Claim, weight: Sequence[int], kept: Kept, b
         return None
     if bias is not None and not same_kept(at(bias, 0), at(kept, 0)):
         return None
-    if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in range(last)):
+    if not reading.keeps_like(given, last):
         return None
     # Removed rows hold the bias.
     silent = _keeps_only(given.kept, last)
@@ -149,7 +149,7 @@ def _layer_norm(reading: Reading) -> Verdict | None:
     modules = reading.module, reading.narrow_module
     if any(tuple(m.normalized_shape) != size[last:] for m, size in zip(modules, sizes, strict=True)):
         return None
-    if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in range(last + 1)):
+    if not reading.keeps_like(given, last + 1):
         return None
     tensors = [kept for name in ("weight", "bias") if (kept := reading.kept_of(name)) is not None]
     if not all(same_kept(at(kept, 0), at(given.kept, last)) for kept in tensors):
@@ -170,7 +170,7 @@ def layer_norm(reading: Reading) -> Verdict | None:
         after[last:],
     ):
         return None
-    if not all(same_kept(at(given.kept, dim), at(reading.kept, dim)) for dim in range(last + 1)):
+    if not reading.keeps_like(given, last + 1):
         return None
     tensors = [claim for claim in (weight, bias) if claim is not None]
     if not all(isinstance(claim, Claim) and claim.is_float and claim.caused for claim in tensors):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.proof.masking import Keep
-from fxprune.proof.nodes.claims import Claim, Kept
+from fxprune.proof.nodes.claims import Claim, Kept, at, same_kept
 from fxprune.proof.nodes.drawing import Patterns
 from fxprune.proof.nodes.pairs import call, may_write, on_values
 
@@ -72,6 +72,10 @@ class Reading:
     def writes(self) -> bool:
         """Whether it writes to an operand."""
         return may_write(self.node, self.module)
+
+    def keeps_like(self, given: Claim | Piece, count: int) -> bool:
+        """Whether the value keeps the same as an operand along the first ``count`` dims."""
+        return all(same_kept(at(given.kept, dim), at(self.kept, dim)) for dim in range(count))
 
     @cached_property
     def same(self) -> bool:
