@@ -126,13 +126,13 @@ class LayerRows:
             return features.new_ones(features.shape[1])
         return token_weights(features.square().sum((0, 2)), samples)
 
-    def targets(self, output: Tensor, groups: int, places: Tensor) -> Tensor:
-        """The output values at the positions: ``(groups, rows, channels of a group)``."""
+    def targets(self, output: Tensor, places: Tensor) -> Tensor:
+        """The output values at the positions: ``(rows, channels)``."""
         places = places.to(output.device)
         if self.is_linear:
-            return _grid(output)[:, places].reshape(1, -1, output.shape[-1])
+            return _grid(output)[:, places].reshape(-1, output.shape[-1])
         picked = self._batched(output).flatten(2)[:, :, places].transpose(0, 1)
-        return picked.reshape(groups, picked.shape[0] // groups, -1).mT
+        return picked.reshape(picked.shape[0], -1).mT
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
         """A weight as ``(groups, output channels of a group, features)``, features ordered as in :meth:`features`."""

@@ -23,6 +23,7 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.selections import Selections, idle_checks
 from fxprune.capture.state import OtherRandomStates, Place, PythonState
 from fxprune.errors import CaptureError, FxpruneError, described
+from fxprune.rules import is_leaf
 from fxprune.rules.ops import NamedTensors, drop_unread, named_tensors, names_among
 from fxprune.util.copies import HELD_TENSOR, MADE_TENSOR, cloned, deep_copy, private_copy, tensors_in
 from fxprune.util.modes import Effects, flags_of, set_flags, switch
@@ -176,8 +177,6 @@ def capture(
     model: nn.Module,
     sample: Sample,
     *,
-    keeps: Callable[[str], bool],
-    is_leaf: Callable[[nn.Module], bool],
     training: bool = False,
     prefix: str = "",
     opaque: Mapping[str, OpaqueCalls] | None = None,
@@ -188,17 +187,14 @@ def capture(
 ) -> Captured:
     """Trace ``model`` on ``sample`` (any device; only shapes and dtypes are used).
 
-    ``keeps(name)``: composite functions that stay one node. ``is_leaf(module)``: modules that stay one call. ``prefix``
-    is put before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by path that
-    are not traced into. A forward that cannot be traced, but asks whether it is being traced, is told that it is.
-    ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``: modes
-    of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model are
-    known to write outside of its tensors, which must not decide anything. ``live``: where data decide on a branch, go
-    on with the sample's values. Raises CaptureError, with the module and the source line: it cannot be traced.
+    ``prefix`` is put before every name in the graph, where ``model`` is a part of a larger one. ``opaque``: modules by
+    path that are not traced into. A forward that cannot be traced, but asks whether it is being traced, is told that it
+    is. ``specialization``: which of several captures of the model for inputs of different sizes this is. ``flags``:
+    modes of modules by path, where they are not those that the model itself sets. ``written``: what calls of the model
+    are known to write outside of its tensors, which must not decide anything. ``live``: where data decide on a branch,
+    go on with the sample's values. Raises CaptureError, with the module and the source line: it cannot be traced.
     """
-    task = Task(
-        model, sample, keeps, is_leaf, training, prefix, opaque or {}, specialization, flags or {}, written or {}
-    )
+    task = Task(model, sample, training, prefix, opaque or {}, specialization, flags or {}, written or {})
     if live:
         with contextlib.suppress(CaptureError):
             captured = replace(task, answers=[], empty=frozenset()).run()
@@ -234,11 +230,9 @@ class Task:
 
     model: nn.Module
     sample: Sample
-    keeps: Callable[[str], bool]
-    is_leaf: Callable[[nn.Module], bool]
-    training: bool
-    prefix: str
-    opaque: Mapping[str, OpaqueCalls]
+    training: bool = False
+    prefix: str = ""
+    opaque: Mapping[str, OpaqueCalls] = field(default_factory=dict)
     specialization: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
     written: Mapping[Place, Any] = field(default_factory=dict)
@@ -298,7 +292,7 @@ class Task:
             flags = {self.training: flags_of(copy)}
             names = self._constant_names(copy)
             device = next((tensor.device for tensor in self.sample.tensors), torch.device("cpu"))
-            recorder = Recorder(self.keeps, device, names, self._buffer, self.learning)
+            recorder = Recorder(device, names, self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)
             for name, tensor in tensors:
                 recorder.writes.name(name, tensor)
@@ -375,7 +369,7 @@ class Task:
                 value = _inside(recorder, path, lowering.multi_head_attention, module, args, kwargs)
                 recorder.node_of(value[0]).meta["layer"] = "MultiheadAttention"
                 return value
-            if module is not copy and self.is_leaf(module) and recorder.writes.are_own(path, module):
+            if module is not copy and is_leaf(module) and recorder.writes.are_own(path, module):
                 return recorder.call_module(path, module, original, args, kwargs)
             return _inside(recorder, path, original, module, args, kwargs)
 

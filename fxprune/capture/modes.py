@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fxprune.capture.lowering import mutates
 from fxprune.capture.recording import record_calls
 from fxprune.capture.state import Place
 from fxprune.errors import CaptureError, FxpruneError, ModelError, described
+from fxprune.rules import is_leaf
 from fxprune.util.modes import Effects, flags_of, has_own_modes, own_modes, switch
 from fxprune.util.paths import attribute, modules_of
 
@@ -41,7 +42,7 @@ class Modes:
         return {f"{path}.".removeprefix(prefix)[:-1]: mode for path, mode in flags if f"{path}.".startswith(prefix)}
 
 
-def modes_of(model: nn.Module, is_leaf: Callable[[nn.Module], bool]) -> Modes:
+def modes_of(model: nn.Module) -> Modes:
     """Find out from the model's classes. Raises ModelError: a pruned network cannot repeat what a call does."""
     if not any(map(has_own_modes, modules_of(model))):
         return Modes()
@@ -115,26 +116,23 @@ def effects_below(effects: Effects, path: str) -> Effects:
 
 
 def capture_training(
-    model: nn.Module,
-    captured: Captured,
-    *,
-    keeps: Callable[[str], bool],
-    is_leaf: Callable[[nn.Module], bool],
-    modes: Modes,
-    written: Mapping[Place, Any],
+    model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]
 ) -> Captured | None:
     """The forward in training mode, or None where it equals ``captured``. Raises CaptureError: it cannot be traced."""
     if "" in captured.opaque or not (captured.modes_read or captured.opaque or modes.sets):
         check_unwritten(captured.buffers_read, captured.graph, training=True)
         return None
-    options: dict[str, Any] = {"keeps": keeps, "is_leaf": is_leaf, "training": True, "prefix": captured.prefix}
-    options |= {
-        "specialization": captured.specialization,
-        "flags": modes.below(captured.prefix, training=True),
-        "written": written,
-    }
-    options["live"] = captured.answers is not None
-    training = capture(model, captured.sample, opaque=_opaque_in_training(model, captured), **options)
+    training = capture(
+        model,
+        captured.sample,
+        training=True,
+        prefix=captured.prefix,
+        opaque=_opaque_in_training(model, captured),
+        specialization=captured.specialization,
+        flags=modes.below(captured.prefix, training=True),
+        written=written,
+        live=captured.answers is not None,
+    )
     if captured.answers is not None and asks_values(training.graph) and not asks_values(captured.graph):
         raise CaptureError("values decide in training mode which way it goes")
     check_unwritten(captured.buffers_read, training.graph, training=True)

@@ -21,6 +21,7 @@ from fxprune.capture.recording import Calls, is_plain, only_called_inside, recor
 from fxprune.capture.samples import Sample
 from fxprune.capture.state import Place
 from fxprune.errors import CaptureError
+from fxprune.rules import is_leaf
 from fxprune.rules.ops import names_of
 
 
@@ -79,14 +80,7 @@ _MOVE = (
 
 
 def capture_parts(
-    model: nn.Module,
-    sample: Sample,
-    failure: CaptureError,
-    *,
-    keeps: Callable[[str], bool],
-    is_leaf: Callable[[nn.Module], bool],
-    modes: Modes,
-    written: Mapping[Place, Any],
+    model: nn.Module, sample: Sample, failure: CaptureError, modes: Modes, written: Mapping[Place, Any]
 ) -> Captured:
     """Capture what can be captured, after ``failure`` of the whole.
 
@@ -100,9 +94,8 @@ def capture_parts(
         recorded = record_calls(model, sample)
     except Exception:  # the user's own code: it may raise anything
         raise failure from None
-    forms = {"keeps": keeps, "is_leaf": is_leaf, "written": written}
-    main = _main(model, sample, failure, recorded, forms)
-    inner = (i for path in main.opaque for i in _islands(model, path, recorded, {**forms, "modes": modes}, frozenset()))
+    main = _main(model, sample, failure, recorded, written)
+    inner = (i for path in main.opaque for i in _islands(model, path, recorded, modes, written, frozenset()))
     main.islands = tuple(inner)
     if not main.islands and "" in main.opaque:
         raise CaptureError(f"{failure}; {_MOVE}", path=failure.path) from failure
@@ -135,7 +128,11 @@ def island_path(island: Captured) -> str:
 
 
 def _main(
-    model: nn.Module, sample: Sample, failure: CaptureError, recorded: Mapping[str, Calls], forms: dict[str, Any]
+    model: nn.Module,
+    sample: Sample,
+    failure: CaptureError,
+    recorded: Mapping[str, Calls],
+    written: Mapping[Place, Any],
 ) -> Captured:
     opaque: dict[str, str] = {}
     # A list of tensors may have another length at the next call, which a graph would not follow.
@@ -146,7 +143,8 @@ def _main(
         if not path:
             break
         try:
-            return capture(model, sample, opaque={p: (r, recorded[p].results) for p, r in opaque.items()}, **forms)
+            known = {p: (reason, recorded[p].results) for p, reason in opaque.items()}
+            return capture(model, sample, opaque=known, written=written)
         except CaptureError as error:
             failure, path = error, error.path if error.path not in opaque else parent(error.path)
     shapes, aliases, parameters = names_of(model)
@@ -159,35 +157,40 @@ def parent(path: str) -> str:
 
 
 def _islands(
-    model: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any], names: frozenset[str]
+    model: nn.Module,
+    path: str,
+    recorded: dict[str, Calls],
+    modes: Modes,
+    written: Mapping[Place, Any],
+    names: frozenset[str],
 ) -> Iterator[Captured]:
     """The parts of the module at ``path``; ``names`` is what the code of the modules around it uses."""
     module = model.get_submodule(path)
     names |= names_used(module)
     for name, child in module.named_children():
         inner = f"{path}.{name}".lstrip(".")
-        if not any(True for _ in child.parameters()) or (inner in recorded and forms["is_leaf"](child)):
+        if not any(True for _ in child.parameters()) or (inner in recorded and is_leaf(child)):
             continue
-        island = _island(child, inner, recorded, forms) if is_only_called(child, names) else None
+        island = _island(child, inner, recorded, modes, written) if is_only_called(child, names) else None
         if island is not None:
             yield island
         else:
-            yield from _islands(model, inner, recorded, forms, names)
+            yield from _islands(model, inner, recorded, modes, written, names)
 
 
-def _island(child: nn.Module, path: str, recorded: dict[str, Calls], forms: dict[str, Any]) -> Captured | None:
+def _island(
+    child: nn.Module, path: str, recorded: dict[str, Calls], modes: Modes, written: Mapping[Place, Any]
+) -> Captured | None:
     calls = recorded.get(path)
     if calls is None or not only_called_inside(recorded, path):
         return None
     if not is_plain((calls.sample.args, calls.sample.kwargs)) or not all(map(is_plain, calls.results)):
         return None
     try:
-        options = {name: value for name, value in forms.items() if name != "modes"}
-        flags = forms["modes"].below(f"{path}.", training=False)
-        sample = _with_rows(calls.sample)
-        captured = _captured_on_two_rows(child, sample, prefix=f"{path}.", flags=flags, **options)
-        captured.training_graph = capture_training(child, captured, **forms)
-        captured.effects = effects_below(forms["modes"].effects, path)
+        flags, sample = modes.below(f"{path}.", training=False), _with_rows(calls.sample)
+        captured = _captured_on_two_rows(child, sample, prefix=f"{path}.", flags=flags, written=written)
+        captured.training_graph = capture_training(child, captured, modes, written)
+        captured.effects = effects_below(modes.effects, path)
     except CaptureError:
         return None
     captured.calls = len(calls.results) * (sample.batch_size or 1) / (captured.sample.batch_size or 1)

@@ -31,6 +31,7 @@ from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.capture.writes import Writes
 from fxprune.errors import CaptureError
+from fxprune.rules import has_rule
 from fxprune.rules.ops import canonical_name
 from fxprune.util.copies import HELD_TENSOR
 from fxprune.util.paths import new_node
@@ -48,14 +49,13 @@ _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__"
 class Recorder(TorchFunctionMode):
     """Records one forward into ``graph``.
 
-    ``keeps(name)`` says which composite functions are written as one node; the code of others is recorded.
-    ``buffer(name)`` gives the values of a buffer, where there are any, for control flow that reads them. ``learning``:
-    whether tensors claim to need gradients.
+    Functions with a rule are written as one node; the code of others is recorded. ``buffer(name)`` gives the values of
+    a buffer, where there are any, for control flow that reads them. ``learning``: whether tensors claim to need
+    gradients.
     """
 
     def __init__(
         self,
-        keeps: Callable[[str], bool],
         device: torch.device,
         constant_name: Callable[[torch.Tensor], str],
         buffer: Callable[[str], torch.Tensor | None],
@@ -67,7 +67,6 @@ class Recorder(TorchFunctionMode):
         self.graph._graph_namespace.create_name("self", None)  # no node may have this name in generated code
         self.constants: dict[str, torch.Tensor] = {}
         self.module_path: list[str] = []
-        self._keeps = keeps
         self._constant_name = constant_name
         self._buffer = buffer
         self._in_leaf = False
@@ -149,7 +148,7 @@ class Recorder(TorchFunctionMode):
         if name in _READS_DATA:
             return self._values.read(name, func, args, kwargs, self._by_values)
         fill = lowering.filled(name, args, kwargs) or lowering.compared(name, args, kwargs)
-        if fill or (lowering.enterable(func) and func is not self._entered and not self._keeps(canonical_name(name))):
+        if fill or (lowering.enterable(func) and func is not self._entered and not has_rule(canonical_name(name))):
             return self._enter(func, fill, args, kwargs)
         return self._index_or_record(name, func, args, kwargs)
 

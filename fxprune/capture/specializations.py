@@ -14,7 +14,6 @@ from fxprune.capture.checking import refuses
 from fxprune.capture.decisions import are_complete, asks_sizes, asks_values
 from fxprune.capture.samples import Sample, is_image, resized
 from fxprune.errors import CaptureError, SampleError
-from fxprune.rules import has_rule, is_leaf
 
 # Images that are so many pixels higher and wider are tried, with and without a remainder in windows and patches.
 _DIFFERENCES = ((-32, -32), (32, 32), (7, 7), (-7, -7), (64, 64), (16, 16), (1, 1), (7, 32), (32, 7))
@@ -97,7 +96,7 @@ def _found(
 
 
 def _captured(model: nn.Module, sample: Sample, other: int | None, number: int, live: bool) -> Captured:
-    specialization = capture(model, sample, keeps=has_rule, is_leaf=is_leaf, specialization=number, live=live)
+    specialization = capture(model, sample, specialization=number, live=live)
     # What had to be told that it is traced may leave out a check of its own, which holds when it is not.
     # So may a table of positions that is too short: on the meta device no row is missing.
     refusal = refuses(model, sample) if other is None and (specialization.told or _lengths(sample)) else None

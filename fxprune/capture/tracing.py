@@ -23,7 +23,6 @@ from fxprune.capture.samples import Sample
 from fxprune.capture.specializations import find_specializations, is_complete, share_taken
 from fxprune.capture.state import Place, shared_objects_restored
 from fxprune.errors import CaptureError, ModelError, SampleError
-from fxprune.rules import has_rule, is_leaf
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
@@ -55,7 +54,7 @@ def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, .
 
 
 def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
-    modes = modes_of(model, is_leaf)
+    modes = modes_of(model)
     with shared_objects_restored(model):
         captured = _both_modes(model, sample, modes, {})
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
@@ -162,7 +161,7 @@ def _calls(graph: fx.Graph) -> list[tuple[Any, ...]]:
 def attempt(model: nn.Module, like: Captured) -> tuple[fx.Graph, CaptureError | None]:
     """The trace of a forward as far as it gets, in the setting of ``like``, and the error that stopped it."""
     answers = None if like.answers is None else list(like.answers)
-    task = Task(model, like.sample, has_rule, is_leaf, like.training, "", {}, answers=answers, empty=like.empty)
+    task = Task(model, like.sample, like.training, answers=answers, empty=like.empty)
     told = guards.answering(set(like.told), reachable(model).namespaces.values()) if like.told else nullcontext()
     with told:
         try:
@@ -239,7 +238,7 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     failure: CaptureError | None = None
     for candidate in candidates:
         try:
-            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf, written=written)
+            captured = capture(model, candidate, written=written)
         except CaptureError as error:
             failure = error
             continue
@@ -281,7 +280,7 @@ def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) 
         return None
     for candidate in [sample.with_batch(2), sample] if sample.batch_size == 1 else [sample]:
         try:
-            captured = capture(model, candidate, keeps=has_rule, is_leaf=is_leaf, written=written, live=True)
+            captured = capture(model, candidate, written=written, live=True)
         except CaptureError:
             continue
         if candidate is sample or captured.takes(model, sample):
@@ -292,19 +291,16 @@ def _live_graph(model: nn.Module, sample: Sample, written: Mapping[Place, Any]) 
 def _parts(
     model: nn.Module, sample: Sample, failure: CaptureError, modes: Modes, written: Mapping[Place, Any]
 ) -> Captured:
-    forms: dict[str, Any] = {"keeps": has_rule, "is_leaf": is_leaf, "modes": modes, "written": written}
     if sample.batch_size == 1:
         try:
-            captured = capture_parts(model, sample.with_batch(2), failure, **forms)
+            captured = capture_parts(model, sample.with_batch(2), failure, modes, written)
             if captured.takes(model, sample):
                 return captured
         except CaptureError:
             pass  # the model may want one row alone
-    return capture_parts(model, sample, failure, **forms)
+    return capture_parts(model, sample, failure, modes, written)
 
 
 def _add_training(model: nn.Module, captured: Captured, modes: Modes, written: Mapping[Place, Any]) -> None:
     """Capture the graph of training mode if it differs."""
-    captured.training_graph = capture_training(
-        model, captured, keeps=has_rule, is_leaf=is_leaf, modes=modes, written=written
-    )
+    captured.training_graph = capture_training(model, captured, modes, written)

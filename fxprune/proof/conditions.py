@@ -204,7 +204,7 @@ class Conditions:
         loose = {p for p, t in self.expected.items() if _shape(t) != _shape(self.answer.get(p))}
         if dtype is not None:
             loose |= {p for p, t in self.answer.items() if _shape(t) != _shape(theirs.get(p))}
-        expected, answer = (_tiled(_without(leaves, loose), rows, _BATCH) for leaves in (self.expected, self.answer))
+        expected, answer = (_tiled(_without(leaves, loose), rows) for leaves in (self.expected, self.answer))
         try:
             return self._judge(name, probe, (expected, _without(ours, loose)), (answer, _without(theirs, loose)))
         except ProofError:
@@ -317,12 +317,12 @@ def _kind_difference(ours: Leaves, theirs: Leaves, *, narrower: bool) -> str:
     return ""
 
 
-def _tiled(leaves: Leaves, rows: int | None, wanted: int) -> Leaves:
-    """The leaves for a sample with repeated rows, if each row is computed independently."""
+def _tiled(leaves: Leaves, rows: int | None) -> Leaves:
+    """The leaves for a sample whose rows are repeated, if each row is computed independently."""
     if rows is None:
         return leaves
     tensors = {p: t for p, t in leaves.items() if isinstance(t, Tensor) and t.ndim and t.shape[0] == rows}
-    return leaves | {path: Sample((t,), {}).with_batch(wanted).args[0] for path, t in tensors.items()}
+    return leaves | {path: Sample((t,), {}).with_batch(_BATCH).args[0] for path, t in tensors.items()}
 
 
 def _without(leaves: Leaves, gone: Container[str]) -> Leaves:

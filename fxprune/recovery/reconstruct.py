@@ -272,7 +272,7 @@ class _Pass:
 def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch: int, places: Tensor) -> list[Tensor]:
     """The layer's targets at these positions, ``(groups, rows, channels of a group)``, and their bounds."""
     groups, targets, _ = layer.matrix.shape
-    y = reading.rows.targets(wanted, 1, places)[0]
+    y = reading.rows.targets(wanted, places)
     y = y if layer.kept is None else y[:, layer.kept.to(y.device)]
     scale, shift = torch.ones(1, y.shape[1], device=y.device), torch.zeros(1, 1, device=y.device)
     flat = torch.zeros_like(scale, dtype=torch.bool)
@@ -281,7 +281,7 @@ def _wanted(layer: Layer, reading: Reading, wanted: Tensor, pruned: Walk, batch:
         flat = _flat(layer.norm)[None]
         scale = torch.where(flat, 1.0, scale)
     if reading.other is not None:
-        shift = shift + reading.rows.targets(pruned.peek(batch, reading.other), 1, places)[0].double()
+        shift = shift + reading.rows.targets(pruned.peek(batch, reading.other), places).double()
         y = (y - shift) / scale
     ends = [(bound - shift) / scale for bound in layer.bounds]
     low, high = torch.where(scale > 0, ends[0], ends[1]), torch.where(scale > 0, ends[1], ends[0])

@@ -12,13 +12,12 @@ from torch.utils import _pytree as pytree
 import fxprune
 from fxprune.capture import Captured, capture
 from fxprune.capture.samples import Sample
-from fxprune.rules import has_rule, is_leaf
 from tests.snapshots import process, snapshot, storages
 
 
 def captured(model: nn.Module, sample_input: Any) -> Captured:
     """The captured graph alone."""
-    return capture(model, Sample.from_input(sample_input), keeps=has_rule, is_leaf=is_leaf)
+    return capture(model, Sample.from_input(sample_input))
 
 
 def pruned(model: nn.Module, sample_input: Any, ratio: float = 0.3, **options: Any) -> fx.GraphModule:

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from fxprune.capture.capturing import capture
 from fxprune.capture.samples import Sample
 from fxprune.proof.probes import small_samples
-from fxprune.rules import has_rule, is_leaf
 from fxprune.util.paths import attribute
 
 
 def smallest(model: nn.Module, side: int) -> tuple[int, ...]:
     sample = Sample((torch.randn(2, 3, side, side),), {})
-    captured = capture(model.eval(), sample, keeps=has_rule, is_leaf=is_leaf)
+    captured = capture(model.eval(), sample)
     found = next(small_samples(sample, captured.graph, lambda name: attribute(model, name)))
     return tuple(found.tensors[0].shape[2:])
 

@@ -132,11 +132,11 @@ def _pool(rank: int) -> Handler:
     return handler
 
 
-def _resample(name: str, rank: int) -> Handler:
+def _resample(rank: int) -> Handler:
     """Adaptive pooling and interpolation; along a dim whose size does not change nothing is mixed."""
 
     def handler(call: OperatorCall) -> Any:
-        x, result = call[name], call.run()
+        x, result = call["self"], call.run()
         out = result[0] if isinstance(result, (tuple, list)) else result
         _check_dims(call, x, [d for d in trailing(x, rank) if out.shape[d] != x.shape[d]])
         return result
@@ -177,14 +177,14 @@ _INTERPOLATIONS = {"linear1d": 1, "bilinear2d": 2, "bicubic2d": 2, "trilinear3d"
 WINDOWS: dict[str, Handler] = {
     **{f"avg_pool{rank}d": _pool(rank) for rank in _RANKS},
     **{f"max_pool{rank}d_with_indices": _pool(rank) for rank in _RANKS},
-    **{f"{kind}adaptive_avg_pool{rank}d": _resample("self", rank) for rank in _RANKS for kind in ("", "_")},
-    **{f"adaptive_max_pool{rank}d": _resample("self", rank) for rank in _RANKS},
-    **{f"upsample_nearest{rank}d": _resample("self", rank) for rank in _RANKS},
-    **{f"_upsample_nearest_exact{rank}d": _resample("self", rank) for rank in _RANKS},
-    **{f"upsample_{kind}": _resample("self", rank) for kind, rank in _INTERPOLATIONS.items()},
-    **{f"_upsample_{kind}2d_aa": _resample("self", 2) for kind in ("bilinear", "bicubic", "lanczos")},
-    "fractional_max_pool2d": _resample("self", 2),
-    "fractional_max_pool3d": _resample("self", 3),
+    **{f"{kind}adaptive_avg_pool{rank}d": _resample(rank) for rank in _RANKS for kind in ("", "_")},
+    **{f"adaptive_max_pool{rank}d": _resample(rank) for rank in _RANKS},
+    **{f"upsample_nearest{rank}d": _resample(rank) for rank in _RANKS},
+    **{f"_upsample_nearest_exact{rank}d": _resample(rank) for rank in _RANKS},
+    **{f"upsample_{kind}": _resample(rank) for kind, rank in _INTERPOLATIONS.items()},
+    **{f"_upsample_{kind}2d_aa": _resample(2) for kind in ("bilinear", "bicubic", "lanczos")},
+    "fractional_max_pool2d": _resample(2),
+    "fractional_max_pool3d": _resample(3),
     "grid_sampler_2d": _whole_planes("input", 2),
     "grid_sampler_3d": _whole_planes("input", 3),
     "col2im": _col2im,
