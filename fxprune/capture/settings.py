@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -19,6 +19,9 @@ from fxprune.capture.reachable import Reachable, names_in, reachable
 from fxprune.capture.sources import Site, call_that_reads, current_call, source_line
 from fxprune.capture.state import CHANCES
 from fxprune.errors import CaptureError
+
+if TYPE_CHECKING:
+    from fxprune.capture.recorder import Recorder
 
 # All others hang on nothing that another input, or another use of the network, changes.
 _OF_DTYPE = {"dtype", "element_size", "itemsize", "nbytes", "type", "result_type", "can_cast"}
@@ -169,17 +172,7 @@ def _limit(dtype: torch.dtype, value: Any) -> str:
     return next((name for name in _LIMITS if getattr(torch.finfo(dtype), name) == value), "")
 
 
-class Trace(Protocol):
-    """A recorded forward: its graph and the questions it asked."""
-
-    graph: fx.Graph
-    reads: Reads
-    constants: dict[str, torch.Tensor]
-    modes_read: set[str]
-    drew: bool
-
-
-def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callable[..., Trace | None]) -> None:
+def settle(trace: Recorder, model: nn.Module, own: set[torch.dtype], traced: Callable[..., Recorder | None]) -> None:
     """Find what in a graph depends on settings: decide which guesses are reads, and refuse other branches.
 
     ``own``: the dtypes of the model and the sample. ``traced`` gives the forward in another ``precision``, without
@@ -189,7 +182,7 @@ def settle(trace: Trace, model: nn.Module, own: set[torch.dtype], traced: Callab
     autocast.
     """
 
-    def otherwise(**changes: Any) -> Trace | None:
+    def otherwise(**changes: Any) -> Recorder | None:
         other = traced(**changes)
         trace.modes_read.update(other.modes_read if other else ())  # a forward may ask in some settings alone
         return other
@@ -221,7 +214,7 @@ def _functions_named(code: Reachable) -> frozenset[str]:
     return frozenset(code.held).union(*each, _GRADIENTS | _CASTS | _INFERENCE if computed else ())
 
 
-def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Trace | None]) -> None:
+def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, Recorder | None]) -> None:
     found = {d: _compared(graph, reads, other.graph, other.reads) for d, other in others.items() if other}
     refused = {d: "" for d in others if d not in found}
     refused |= {d: node.meta.get("source", "") for d, (node, _) in found.items() if node is not None}
@@ -237,7 +230,7 @@ def _settle_precisions(graph: fx.Graph, reads: Reads, others: dict[torch.dtype, 
         _refuse(graph, reads, dtype, line)
 
 
-def _refuse_drawn(trace: Trace, other: Trace | None) -> None:
+def _refuse_drawn(trace: Recorder, other: Recorder | None) -> None:
     """Refuse a forward for which numbers drawn outside torch make a difference."""
     node = _first_other_op(trace, other)
     if node is None and other is not None:
@@ -258,7 +251,7 @@ def _equal(tensor: torch.Tensor, other: torch.Tensor | None) -> bool:
     return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
-def _refuse_other_branch(trace: Trace, other: Trace | None) -> None:
+def _refuse_other_branch(trace: Recorder, other: Recorder | None) -> None:
     if (node := _first_other_op(trace, other)) is not None:
         message = (
             "the forward asks whether gradients are on, or needed, or sets them, and no graph carries the way that"
@@ -268,7 +261,7 @@ def _refuse_other_branch(trace: Trace, other: Trace | None) -> None:
         )
 
 
-def _first_other_op(trace: Trace, other: Trace | None) -> fx.Node | None:
+def _first_other_op(trace: Recorder, other: Recorder | None) -> fx.Node | None:
     """The first op that differs in other settings: the very first if the forward fails there, None if none differs."""
     if other is None:
         first: fx.Node = next(iter(trace.graph.nodes))
