@@ -26,7 +26,7 @@ def test_worked_numbers(shape: str, expected: list[float]) -> None:
 def test_mistakes() -> None:
     with pytest.raises(RatioError, match="0 <= ratio < 1"):
         ratio_at(1, 2, 1.0)
-    with pytest.raises(OptionError, match="choose one of linear, cubic, geometric"):
+    with pytest.raises(OptionError, match='shape must be "linear", "cubic" or "geometric"'):
         ratio_at(1, 2, 0.5, "square")
     with pytest.raises(OptionError, match="at least 1"):
         ratio_at(0, 0, 0.5)
