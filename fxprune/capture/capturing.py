@@ -267,7 +267,7 @@ class Task:
             {path: reason for path, (reason, _) in self.opaque.items()},
             specialization=self.specialization,
             buffers_read=recorder.buffers_read,
-            remembers=state.changed(),
+            remembers=state.changed() or recorder.writes.outside,
             written=written,
             answers=self.answers,
             empty=self.empty,
@@ -294,12 +294,11 @@ class Task:
             device = next((tensor.device for tensor in self.sample.tensors), torch.device("cpu"))
             recorder = Recorder(device, names, self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)
-            for name, tensor in tensors:
-                recorder.writes.name(name, tensor)
+            state = clone.State(copy)
+            recorder.writes.watch(tensors, state.plain_tensors, reachable(self.model).written)
             if self.answers is not None:
                 values = self.sample.map(self._in_precision), recorder.constants, self.prefix, self.answers
                 recorder.read_live(LiveValues(self._live_copy, *values), Selections(self.empty))
-            state = clone.State(copy)
             written = self._forward(copy, recorder, state)
         return recorder, tensors, state, flags, written
 

@@ -153,6 +153,11 @@ class State:
             if is_dense(tensor)
         ]
 
+    @property
+    def plain_tensors(self) -> list[torch.Tensor]:
+        """Those in attributes, but under no name in the state dict."""
+        return [tensor for _, tensor, _ in self._plain]
+
     def replaced_tensors(self) -> Iterator[tuple[str, torch.Tensor, Any]]:
         """Parameters and buffers that were replaced, caches aside: name, old, new."""
         return ((name, old, new) for name, old, new in self._replaced() if not _is_cache(old, new))

@@ -97,8 +97,14 @@ def getter_name(func: Any) -> str:
 
 
 def enterable(func: Any) -> bool:
-    """Whether a function is written in Python, so that its parts can be watched instead."""
-    return isinstance(func, types.FunctionType) and getattr(func, "__name__", "") not in _REVERSED
+    """Whether a function is written in Python, so that its parts can be watched instead.
+
+    A function of torch that only gathers its arguments for one of C++ code by the same name is called as it is: code
+    that is written from a graph would find it in place of that other.
+    """
+    name = getattr(func, "__name__", "")
+    hidden = func is getattr(torch, name, None) and hasattr(torch._C._VariableFunctions, name)
+    return isinstance(func, types.FunctionType) and name not in _REVERSED and not hidden
 
 
 def entered(func: types.FunctionType) -> Callable[..., Any]:

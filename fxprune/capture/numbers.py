@@ -81,19 +81,22 @@ Traced = (TracedInt, TracedFloat)
 
 
 class _Given:
-    """A number as the arguments of torch's C++ functions are."""
+    """A number as the arguments of torch's C++ functions are. Taking its value is a decision."""
 
-    def __init__(self, value: Any) -> None:
-        self.value = value
+    def __init__(self, number: Any) -> None:
+        self._number = number
 
     def is_int(self) -> bool:
-        return isinstance(self.value, int)
+        return isinstance(self._number, TracedInt)
 
     def is_float(self) -> bool:
-        return isinstance(self.value, float)
+        return isinstance(self._number, TracedFloat)
+
+    def is_nested_int(self) -> bool:
+        return False
 
     def guard_int(self, *_: Any) -> Any:
-        return self.value
+        return _as_plain(self._number)
 
     guard_float = int_ = maybe_as_int = constant_int = guard_int
 
@@ -298,7 +301,7 @@ def _install() -> None:
         methods["__rdivmod__"] = lambda self, other: (other // self, other % self)
         methods |= {"__round__": _round, "__hash__": _hash, "__bool__": _truth, "__int__": _as_int}
         methods["__float__"] = lambda self: float(_as_plain(self))
-        methods["node"] = property(lambda self: _Given(_as_plain(self)))  # what torch's C++ code takes numbers from
+        methods["node"] = property(_Given)  # what torch's C++ code takes numbers from
         for name, method in methods.items():
             setattr(cls, name, method)
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -120,10 +120,15 @@ class SharedTensors:
 
     def restore(self) -> None:
         """Write the earlier values back into the tensors that were held."""
-        for tensor, values in (pair for _, _, before in self._held for pair in before.values()):
-            if not is_same(tensor, values):
-                with torch.no_grad():
-                    tensor.copy_(values)
+        write_back([pair for _, _, before in self._held for pair in before.values()])
+
+
+def write_back(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write values back into tensors, the last pair first."""
+    for tensor, values in reversed(pairs):
+        if not is_same(tensor, values):
+            with torch.no_grad():
+                tensor.copy_(values)
 
 
 def is_dense(value: Any) -> bool:

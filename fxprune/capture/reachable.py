@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.capture.objects import held_leaves
+from fxprune.capture.objects import held_leaves, write_back
 from fxprune.util.paths import modules_of
 
 # Sympy computes with symbols, for torch's compiler, and has as much code as the rest together.
@@ -59,6 +59,7 @@ class Reachable:
         names: those of globals and attributes that the code uses.
         held: names of functions and classes that it may call under other names: those held in variables, containers
             and attributes.
+        written: other tensors to which a forward was seen to write, each with its values before that.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,6 +74,7 @@ class Reachable:
         self._seen: dict[int, Any] = {}
         self.names: set[str] = {"forward"}
         self.held: set[str] = set()
+        self.written: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._waiting: defaultdict[str, list[Any]] = defaultdict(list)
         self._pending: list[Any] = [type(module) for module in parts]
         # What the model itself holds is copied before anything runs; functions and classes are not.
@@ -153,6 +155,7 @@ class Reachable:
     def _visit_object(self, value: Any) -> None:
         if isinstance(value, tuple):
             self._pending += [v for v in value if not _is_data(v)]
+            self.containers += [list(value)] if any(is_changeable(type(v)) for v in value) else []
         elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
             self._pending += [value.__func__, getattr(value, "__self__", None)]
         elif isinstance(value, types.MethodWrapperType):
@@ -293,9 +296,11 @@ class _Contents:
             for function in found.functions
             if (names := _global_names(function.__code__))
         ]
+        self._written = found.written
 
     def restore(self) -> None:
-        """Restore values that were replaced by tensors or sizes."""
+        """Restore values that were replaced by tensors or sizes, and those of written tensors."""
+        write_back(self._written)
         for cache, info in self._caches:
             if cache.cache_info().misses != info.misses:
                 cache.cache_clear()

@@ -127,7 +127,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = as_torch_names_them(func, args, kwargs) if kwargs else (args, {})
         name = getattr(func, "__name__", "")
         if name != "_set_grad_enabled" and not self._tracks(args, kwargs) and not self._varies(name, args, kwargs):
-            return func(*args, **kwargs)
+            return self.writes.run(func, args, kwargs)
         return self._answer(name, func, args, kwargs)
 
     @noted
@@ -265,6 +265,7 @@ class Recorder(TorchFunctionMode):
 
     def _own_constants_before_mutation(self, func: Any, args: tuple[Any, ...]) -> None:
         """Clone a constant that the forward writes to, anew at every call of the graph."""
+        self.writes.note(func, args, {})
         if mutates(func) and args and isinstance(args[0], torch.Tensor) and args[0].device != META:
             constant = args[0]
             if HELD_TENSOR in self._constant_name(constant):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxprune.capture.clone import meta_like
-from fxprune.capture.lowering import mutates
+from fxprune.capture.lowering import leaves, mutates
+from fxprune.capture.objects import is_dense
 from fxprune.errors import CaptureError
 
 _RESHAPES_IN_PLACE = {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_"}
@@ -32,12 +33,41 @@ class Writes:
         self._tensors: dict[str, torch.Tensor] = {}
         self._held: list[tuple[torch.Tensor, int]] = []
         self._given_data: set[str] = set()
+        self._made: set[int] = set()  # the memories to which writes are not noted here
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.outside: tuple[str, ...] = ()  # what else this writes to, from before the forward, in words
 
-    def name(self, name: str, tensor: torch.Tensor) -> None:
-        """Note a state-dict name of a tensor; the first one given counts."""
-        self._names.setdefault(id(tensor), name)
-        self._tensors[name] = tensor
-        self._held.append((tensor, tensor.untyped_storage()._cdata))
+    def watch(
+        self,
+        named: Iterable[tuple[str, torch.Tensor]],
+        plain: Iterable[torch.Tensor],
+        kept: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Note the tensors of the model: those with state-dict names, of which the first counts, and plain attributes.
+
+        ``kept`` gets every other tensor from before the forward to which this writes, with its values until then.
+        """
+        self._made, self._kept = {*map(_memory, plain)}, kept
+        for name, tensor in named:
+            self._names.setdefault(id(tensor), name)
+            self._tensors[name] = tensor
+            self._held.append((tensor, tensor.untyped_storage()._cdata))
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function of what no input enters, and note the tensors that it makes."""
+        self.note(func, args, kwargs)
+        value = func(*args, **kwargs)
+        if isinstance(value, (torch.Tensor, tuple, list)):
+            self._made |= {*map(_memory, leaves(value))} - {*map(_memory, leaves((args, kwargs)))}
+        return value
+
+    def note(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note those tensors to which a call writes, and whose memory no call made."""
+        for tensor in (*(args[:1] if mutates(func) else ()), *leaves(kwargs.get("out"))):
+            if is_dense(tensor) and (memory := _memory(tensor)) not in self._made:
+                self._kept.append((tensor, tensor.detach().clone()))
+                self._made.add(memory)
+                self.outside += (f"a tensor of shape {tuple(tensor.shape)}",)
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The state-dict name of a tensor, if it has one."""
@@ -98,6 +128,11 @@ class Writes:
                 raise CaptureError(
                     f"the forward gives {self.name_of(tensor)} the memory of another tensor: use copy_()"
                 )
+
+
+def _memory(value: Any) -> int:
+    """What tells the memory of a tensor from that of others; 0 for other values."""
+    return int(value.untyped_storage()._cdata) if is_dense(value) else 0
 
 
 def _refuse_hidden_writes(func: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import _get_qualified_name
 
 from fxprune.errors import ProofError
 from fxprune.util.inheriting import runs_as
@@ -229,12 +230,23 @@ def _inner_codes(name: str) -> frozenset[CodeType]:
 
 
 def printed_function(graph: fx.Graph) -> FunctionType:
-    """The function that torch.fx prints for a graph."""
+    """The function that torch.fx prints for a graph. Raises ProofError: it would call another one than a node does."""
     printed = graph.python_code("self")
     names: dict[str, Any] = dict(printed.globals)
+    held = set(map(id, names.values()))
+    for node in graph.nodes:
+        if node.op == "call_function" and id(node.target) not in held and not _is_found(node.target):
+            raise _error(f"{node.name}: torch.fx prints its target by the name of another function")
     exec(compile(printed.src, "<eval_with_key>", "exec"), names)
     made: FunctionType = names["forward"]
     return made
+
+
+@functools.cache
+def _is_found(target: Any) -> bool:
+    """Whether the name that torch.fx prints for a function is that function, where it is a path in torch."""
+    root, _, path = _get_qualified_name(target).partition(".")
+    return root != "torch" or operator.attrgetter(path)(torch) is target
 
 
 class _ReachedError(Exception):

@@ -136,6 +136,26 @@ def test_composite_functions_are_entered() -> None:
     pruned(Composite(), vector(), ratio=0.0)
 
 
+JOINED = {
+    "block_diag": lambda h, w: h @ torch.block_diag(w, w, w, w),
+    "cartesian_prod": lambda h, w: h + torch.cartesian_prod(w[0], w[1]).sum(),
+    "broadcast_shapes": lambda h, w: h.expand(torch.broadcast_shapes(h.shape, (1, 16))) * w.sum(),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_functions_of_any_number_of_arguments_are_called_by_their_own_names(name: str) -> None:
+    class Joined(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(JOINED[name](self.a(x).relu(), self.w))
+
+    assert_equal_copy(Joined(), vector(), vector(5))
+
+
 def test_attention_modules_are_written_out() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:

@@ -8,6 +8,8 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -528,6 +530,22 @@ class Held(nn.Module):
         return self.last(self.first(x) * scale)
 
 
+@dataclass(frozen=True)
+class Frozen:
+    scale: torch.Tensor
+
+
+def test_a_tensor_in_an_object_that_counts_calls_is_refused() -> None:
+    class Holding(Held):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x) * self.frozen.scale.add_(1))
+
+    model = Holding(torch.clone, False)
+    model.frozen = Frozen(torch.ones(8))
+    with pytest.raises(ModelError, match="a tensor of shape"):
+        fxprune.compile(model, torch.randn(2, 8), 0.3)
+
+
 @pytest.mark.parametrize("nested", [False, True], ids=["attribute", "nested"])
 @pytest.mark.parametrize("write", [lambda t: t.add_(1), lambda t: t.data.mul_(2)], ids=["written", "data"])
 def test_a_plain_tensor_that_counts_calls_is_refused(write: Callable[[torch.Tensor], object], nested: bool) -> None:
@@ -548,6 +566,35 @@ class ScaleOfAll:
     value = torch.ones(8)
 
 
+class OfClass(type):
+    scale = torch.ones(8)
+
+
+class WithClassOfClass(metaclass=OfClass):
+    pass
+
+
+class WithSlot:
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        self.scale = torch.ones(8)
+
+
+PAIR, SLOT, VARIABLE = (torch.ones(8), 1), WithSlot(), ContextVar[torch.Tensor]("scale")
+VARIABLE.set(torch.ones(8))
+ARRAY, DEFAULT = np.ones(8, dtype=np.float32), torch.ones(8)
+
+
+def _by_default(scale: torch.Tensor = DEFAULT) -> torch.Tensor:
+    return torch.mul(scale, 2, out=scale)
+
+
+def _array_by_default(scale: np.ndarray[Any, Any] = ARRAY) -> torch.Tensor:
+    scale += 1
+    return torch.from_numpy(scale)
+
+
 def _replaced() -> torch.Tensor:
     SCALES["scale"] = SCALES["scale"] + 1
     return SCALES["scale"]
@@ -558,6 +605,12 @@ OUTSIDE: dict[str, Callable[[], torch.Tensor]] = {
     "entry": lambda: SCALES["scale"].mul_(2),
     "other entry": _replaced,
     "class": lambda: ScaleOfAll.value.add_(1),
+    "class of a class": lambda: WithClassOfClass.scale.add_(1),
+    "entry of a tuple": lambda: PAIR[0][:4].add_(1).sum() * PAIR[0],
+    "slot": lambda: SLOT.scale.data.add_(1),
+    "context variable": lambda: VARIABLE.get().add_(1),
+    "default": _by_default,
+    "array by default": _array_by_default,
 }
 
 
@@ -576,4 +629,5 @@ class Outside(nn.Module):
 def test_tensors_of_the_process_that_count_calls_are_refused_and_stay_as_they_were(name: str) -> None:
     with pytest.raises(ModelError, match="for its next call"):
         fxprune.compile(Outside(name), torch.randn(2, 8), 0.3)
-    assert all(torch.equal(held, torch.ones(8)) for held in (SCALE, SCALES["scale"], ScaleOfAll.value))
+    others = PAIR[0], SLOT.scale, VARIABLE.get(), DEFAULT, OfClass.scale, torch.from_numpy(ARRAY)
+    assert all(torch.equal(held, torch.ones(8)) for held in (SCALE, SCALES["scale"], ScaleOfAll.value, *others))

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import fxprune
 from fxprune.errors import ProofError
 from fxprune.proof import Proof, prove
+from fxprune.proof.attributes import check_code
 from fxprune.proof.masking import check_tensors
 from tests.proof import twins
 from tests.proof.twins import Twin
@@ -208,6 +209,15 @@ def test_a_trace_that_is_not_the_original_is_refused() -> None:
     case.captured.recompile()
     with pytest.raises(ProofError, match="traced network: .* the first layer that answers otherwise is"):
         run(case)
+
+
+def test_code_that_calls_another_function_than_the_graph_is_refused() -> None:
+    """The C++ function takes one tuple; torch has a Python function with any number of arguments by its name."""
+    graph = fx.Graph()
+    inner = graph.call_function(torch._C._VariableFunctions.block_diag, ((graph.placeholder("x"),),))
+    graph.output(inner)
+    with pytest.raises(ProofError, match="by the name of another function"):
+        check_code(fx.GraphModule(nn.Module(), graph))
 
 
 def test_a_changed_weight_is_refused() -> None:
