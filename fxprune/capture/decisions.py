@@ -167,7 +167,7 @@ class Decisions:
             return
         if (function, args) not in self._numbers:
             condition = self._number(function, args, True)
-            place = sources.source_line() or self.place
+            place = sources.source_line() or self.place or "the forward"
             needs = f"the way that {place} took for the sample needs {_described(function, operands)}"
             other = "values" if any(map(_depends_on_values, nodes)) else "sizes"
             self._new(

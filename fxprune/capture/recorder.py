@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
         self._asked_for_gradients, self._inference = self._gradients, torch.is_inference_mode_enabled()
         self._attributes: dict[str, fx.Node] = {}
-        self.writes = Writes(self._new, self.node_of, self._attribute)
+        self.writes = Writes(self._new, self.node_of, self._attribute, self.decided)
         self.reads = Reads()
         self.drew = False  # whether numbers were drawn outside torch
         self._arguments = Arguments(self.graph, self._new, self.node_of, self.reads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx, nn
 
 from fxprune.capture.clone import meta_like
 from fxprune.capture.lowering import leaves, mutates
+from fxprune.capture.numbers import size_of
 from fxprune.capture.objects import is_dense
 from fxprune.errors import CaptureError
 
@@ -20,6 +22,7 @@ class Writes:
     """Writes to the tensors of a model that a recorder watches.
 
     ``attribute``: the node that reads a tensor by its name; ``new`` makes a node, ``node_of`` gives that of a tensor.
+    ``decided`` writes a check on sizes.
     """
 
     def __init__(
@@ -27,8 +30,9 @@ class Writes:
         new: Callable[..., fx.Node],
         node_of: Callable[[torch.Tensor], fx.Node],
         attribute: Callable[[str, torch.Tensor], fx.Node],
+        decided: Callable[..., None],
     ) -> None:
-        self._new, self._node_of, self._attribute = new, node_of, attribute
+        self._new, self._node_of, self._attribute, self._decided = new, node_of, attribute, decided
         self._names: dict[int, str] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._held: list[tuple[torch.Tensor, int]] = []
@@ -83,6 +87,7 @@ class Writes:
         if isinstance(old, nn.Parameter) or not isinstance(new, torch.Tensor):
             raise CaptureError(f"the forward replaces {name}, which is no buffer, or by what is no tensor")
         node = self._attribute(name, old)
+        self._check_shape(self._node_of(new), node)
         self._keep_for_readers(node, old)
         value = self._new("call_method", "detach", (self._node_of(new),), {}, new)
         self._new("call_method", "copy_", (node, value), {}, old)
@@ -97,9 +102,17 @@ class Writes:
             if shared or (value.shape, value.dtype) != (tensor.shape, tensor.dtype):
                 raise CaptureError(f"the forward gives {held} data of another shape or type, or of another tensor")
         self._given_data.add(held)
+        self._check_shape(self._node_of(value), old)
         self._keep_for_readers(old, tensor)
         data = self._new("call_function", getattr, (old, "data"), {}, meta_like(tensor))
         self._new("call_method", "copy_", (data, self._node_of(value)), {}, meta_like(tensor))
+
+    def _check_shape(self, value: fx.Node, held: fx.Node) -> None:
+        """Check in the graph that a value has the shape of what it replaces: else the tensor would change its own."""
+        with torch._C.DisableTorchFunction():
+            shape = tuple(held.meta["val"].shape)
+        for dim, size in enumerate(shape):
+            self._decided(operator.eq, (size_of(value, dim, size), size_of(held, dim, size)))
 
     def _keep_for_readers(self, node: fx.Node, tensor: torch.Tensor) -> None:
         """Give readers of the old values, gradients included, a copy."""

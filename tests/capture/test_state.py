@@ -631,3 +631,49 @@ def test_tensors_of_the_process_that_count_calls_are_refused_and_stay_as_they_we
         fxprune.compile(Outside(name), torch.randn(2, 8), 0.3)
     others = PAIR[0], SLOT.scale, VARIABLE.get(), DEFAULT, OfClass.scale, torch.from_numpy(ARRAY)
     assert all(torch.equal(held, torch.ones(8)) for held in (SCALE, SCALES["scale"], ScaleOfAll.value, *others))
+
+
+@pytest.mark.parametrize("through", ["attribute", "data"])
+def test_a_buffer_never_gets_values_of_another_shape(through: str) -> None:
+    """Without rows the model's buffer would have none, and nothing could be copied into the one that a graph has."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+            self.register_buffer("row", torch.zeros(1, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x).relu()
+            mixed = hidden + self.row.sum(0)
+            if through == "data":
+                self.row.data = hidden.detach()[:1]
+            else:
+                self.row = hidden.detach()[:1]
+            return self.last(mixed)
+
+    model = Last().eval()
+    result = fxprune.compile(model, torch.randn(4, 8), 0.0)
+    for rows in (4, 1, 2):
+        x = torch.randn(rows, 8)
+        torch.testing.assert_close(result(x), model(x))
+        torch.testing.assert_close(result.row, model.row)
+    with pytest.raises(AssertionError, match="inputs of other sizes"):
+        result(torch.randn(0, 8))
+
+
+def test_a_buffer_with_as_many_rows_as_the_last_batch_is_refused_where_it_is_read() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+            self.register_buffer("rows", torch.zeros(2, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.first(x).relu()
+            mixed = hidden + self.rows.sum(0)
+            self.rows = hidden.detach()
+            return self.last(mixed)
+
+    with pytest.raises(ModelError, match="keeps rows for its next call"):
+        fxprune.compile(Rows().eval(), torch.randn(2, 8), 0.0)
