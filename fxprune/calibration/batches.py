@@ -156,7 +156,8 @@ def _alike(given: Any, expected: Any) -> bool:
 def batch_size(sample: Sample) -> int:
     """The number of samples in the arguments; 1 if they share no first dim."""
     lists = _lists(sample)
-    return len(lists[0]) if lists else sample.batch_size or 1
+    shared = 1 if sample.batch_size is None else sample.batch_size
+    return len(lists[0]) if lists else shared
 
 
 def _lists(sample: Sample) -> list[list[Any]]:
@@ -181,6 +182,8 @@ def describe_arguments(sample: Sample) -> str:
 
 class Calibration:
     """A re-iterable of batches, each as :func:`read_batch` reads it for a sample; tensors move to the sample's device.
+
+    Batches without samples are left out.
 
     An iterator (a generator, say) can be read only once. Raises CalibrationError: ``data`` is not an iterable.
     """
@@ -232,7 +235,8 @@ class Calibration:
         for number, given in enumerate(self._data):
             batch = self._read(given, number)
             self.seen += batch.size
-            yield batch
+            if batch.size:
+                yield batch
         if self.seen == 0:
             raise CalibrationError("calibration holds no samples: pass at least one batch")
 

@@ -31,7 +31,10 @@ class Moments:
         yy: ``(groups, targets)``, sums of squares.
     """
 
-    def __init__(self, groups: int, features: int, targets: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, groups: int, features: int, targets: int, device: torch.device | None = None, layer: str = "a layer"
+    ) -> None:
+        self._layer = layer
         kind = {"dtype": torch.float64, "device": device}
         self.xx = torch.zeros(groups, features + 1, features + 1, **kind)  # type: ignore[arg-type]
         self.xy = torch.zeros(groups, features + 1, targets, **kind)  # type: ignore[arg-type]
@@ -39,8 +42,8 @@ class Moments:
 
     def add(self, features: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Add rows, ``(groups, rows, features)`` and ``(groups, rows, targets)``, with weights ``(rows,)``."""
-        self.xx += products(features, features, weights)
-        self.xy += products(features, targets, weights)[:, :, :-1]
+        self.xx += products(features, features, weights, self._layer)
+        self.xy += products(features, targets, weights, self._layer)[:, :, :-1]
         squares = targets.to(torch.float64).square()
         self.yy += (squares if weights is None else squares * weights.unsqueeze(1)).sum(1)
 
@@ -67,7 +70,7 @@ class Moments:
         return (self.yy - 2 * (whole.mT * self.xy).sum(1) + ((whole @ self.xx) * whole).sum(2)).clamp_min(0)
 
 
-def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tensor:
+def products(one: Tensor, other: Tensor, weights: Tensor | None = None, layer: str = "a layer") -> Tensor:
     """Sums over rows of products of two sets of features, each extended by a constant one, float64.
 
     The large product is taken about the means, where single precision is enough; the means are added afterwards.
@@ -76,6 +79,7 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
         one: ``(groups, rows, m)``.
         other: ``(groups, rows, n)``.
         weights: the weight of each row, ``(rows,)``; by default one.
+        layer: the layer that reads the features, in words.
 
     Returns:
         ``(groups, m + 1, n + 1)``.
@@ -101,7 +105,7 @@ def products(one: Tensor, other: Tensor, weights: Tensor | None = None) -> Tenso
     found = found + count * ends[0].mT @ ends[1]
     if not bool(found.isfinite().all()):
         raise CalibrationError(
-            "with the calibration's inputs, a layer reads NaN, infinity or values too large to be squared: scale the "
+            f"with the calibration's inputs, {layer} reads NaN, infinity or values too large to be squared: scale the "
             f"inputs as in training, or compile in a type with a wider range than {one.dtype}"
         )
     return found

@@ -83,7 +83,7 @@ class Reconstruction(Named):
             outputs, features = rows.matrix(weight, 1).shape[1:]
             if features > self.most_features:
                 continue
-            moments = _Moments(features, rows, self.positions, name_seed(name), weight.device)
+            moments = _Moments(features, rows, self.positions, name, weight.device)
             readout = _Readout.of(call, finder.calls, tensors)
             variance = Observation(finder.raw(readout.node), _Variance(rows.channel_dim, outputs))
             found.append(_Part(call, member, rows, readout, Observation(finder.raw(tap.node), moments), variance))
@@ -212,25 +212,25 @@ class _Moments(Sums):
 
     balanced = True
 
-    def __init__(self, features: int, rows: LayerRows, positions: int, seed: int, device: torch.device) -> None:
+    def __init__(self, features: int, rows: LayerRows, positions: int, name: str, device: torch.device) -> None:
         super().__init__(xx=(features + 1, features + 1))
         self._rows = rows
         self._least = positions
         self._positions: int | None = None
-        self._seed = seed
+        self._name = name
 
     def update(self, seen: Seen) -> None:
         """Add one batch of the layer's input."""
         # The same positions in every batch, so that moments do not depend on the batch size.
         if self._positions is None:
             self._positions = enough_positions(self._least, self.held["xx"].shape[0] - 1, seen.expected)
-        generator = torch.Generator().manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(name_seed(self._name))
         places = self._rows.draw_of_input(seen.value, self._positions, generator)
         rows = self._rows.features(seen.value, 1, places)
         each = self._rows.counts(rows, seen.samples)
         if seen.weights is not None:
             each = seen.weights.times(each, self._rows.positions_of_input(seen.value), places)
-        self.add("xx", products(rows, rows, each)[0])
+        self.add("xx", products(rows, rows, each, f"the layer of {self._name}")[0])
 
     @property
     def rows(self) -> float:

@@ -146,7 +146,7 @@ class _Pass:
     def _rows(self, layer: Layer, original: Walk, pruned: Walk) -> tuple[Moments, Rows | None, Rows]:
         """Moments of the rows that the layer is fitted to, those rows if they have bounds, and the held-out rows."""
         groups, targets, features = layer.matrix.shape
-        fitted = Moments(groups, features, targets, layer.weight.device)
+        fitted = Moments(groups, features, targets, layer.weight.device, f"the layer of {layer.name}")
         near, held = Rows(fitted), Rows(fitted)
         positions = enough_positions(self.settings.positions, features, self.work.seen)
         bounded = self.free_weight and layer.bounded and positions * self.work.seen * features < _MOST_ELEMENTS

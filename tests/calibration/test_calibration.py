@@ -74,9 +74,14 @@ def test_no_iterable_of_batches(data: Any) -> None:
         read(data, X)
 
 
-def test_no_batches() -> None:
+@pytest.mark.parametrize("data", [[], [X[:0]], [[]]], ids=["no batch", "no rows", "an empty list"])
+def test_no_samples(data: Any) -> None:
     with pytest.raises(CalibrationError, match="holds no samples"):
-        read([], X)
+        read(data, [X] if data == [[]] else X)
+
+
+def test_batches_without_samples_are_left_out() -> None:
+    assert [found.size for found in read([X[:0], X, (X[:0], Y[:0])], X)] == [4]
 
 
 @pytest.mark.parametrize("batch", [X[0], (X, Y, Y), Y, "text", (X.long(), Y)])

@@ -185,5 +185,7 @@ def test_values_that_overflow_inside_are_named(dtype: torch.dtype, scale: float)
 
     model = Loud(nn.Linear(6, 16), nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))).to(dtype).eval()
     batches = [torch.randn(8, 6).to(dtype)]
-    with pytest.raises(CalibrationError, match=f"too large to be squared.* than {dtype}"):
+    with pytest.raises(
+        CalibrationError, match=f"the layer of 1.0.weight reads.*too large to be squared.* than {dtype}"
+    ):
         fxprune.compile(model, batches[0], 0.3, calibration=batches)
