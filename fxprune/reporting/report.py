@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from fxprune.analysis.drawing import DrawnNode
 from fxprune.planning.plan import Plan
 from fxprune.proof.proving import Proof
-from fxprune.util.annotations import check_types
 from fxprune.util.tables import PrintedInNotebook
 
 if TYPE_CHECKING:
@@ -306,7 +305,7 @@ class Report(PrintedInNotebook):
         report = cls(**fields, plan=plan)
         rows = [report.drawing, *(getattr(report, name) for name in _ROWS)]
         single = [row for row in (report.proof, report.latency) if row is not None]
-        check_types([report, *(row for part in rows for row in part), *single])
+        _check_types([report, *(row for part in rows for row in part), *single])
         if any(len(row.kept) != len(row.removed) for row in report.scores):
             raise ValueError("scores: kept and removed have different numbers of intervals")
         if any(not 0 <= given < here for here, node in enumerate(report.drawing) for given in node.inputs):
@@ -346,3 +345,53 @@ def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
 def removed(before: float, after: float) -> float:
     """The fraction removed; 0 if there was nothing to remove."""
     return 1 - after / before if before else 0.0
+
+
+# -- rows that are read from a file ------------------------------------------------------------------------------------
+
+_LARGEST = 1 << 256  # far above any count; quotients of larger integers may overflow a float
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int, float),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+    "tuple": (tuple, list),
+    "Mapping": (Mapping,),
+}
+
+
+def _check_types(rows: Iterable[Any]) -> None:
+    """Compare fields with annotations of built-in types. Raises TypeError: a field has a value of another type."""
+    for row in rows:
+        for column in fields(row):
+            value = getattr(row, column.name)
+            if not _fits(value, str(column.type)):
+                raise TypeError(f"{type(row).__name__}.{column.name} cannot be {value!r:.40}")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    return any(_fits_one(value, choice) for choice in annotation.split(" | "))
+
+
+def _fits_one(value: Any, annotation: str) -> bool:
+    name, _, inside = annotation.rstrip("]").partition("[")
+    kinds = _KINDS.get(name)
+    if kinds is None:
+        return True
+    if isinstance(value, bool) and bool not in kinds:
+        return False
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return False
+    parts = inside.split(", ")
+    of_what = parts[-1 if name == "Mapping" else 0]
+    if name == "tuple" and parts[-1] != "..." and "[" not in inside and len(_held(value)) != len(parts):
+        return False
+    return isinstance(value, kinds) and all(_fits_one(held, of_what) for held in _held(value))
+
+
+def _held(value: Any) -> list[Any]:
+    """The items of a container, or the values of a mapping; the keys of a mapping are not checked."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (tuple, list)) else []
