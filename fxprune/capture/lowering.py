@@ -129,19 +129,24 @@ def _is_method(func: Any) -> bool:
 
 
 def filled(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Tensor] | None:
-    """``x.new_full(size, value)`` or ``full_like(x, value)`` for a tensor ``value``, without reading it."""
-    places = {"new_full": 2, "full_like": 1}
-    if name not in places or not args or kwargs.keys() - {"size", "fill_value", "dtype"}:
+    """``full(size, value)``, ``x.new_full(size, value)`` or ``full_like(x, value)`` of a tensor, without reading it."""
+    places = {"new_full": 2, "full_like": 1, "full": 1}
+    if name not in places or kwargs.keys() - {"size", "fill_value", "dtype", "device"}:
         return None
-    like: Tensor = args[0]
-    value = kwargs.get("fill_value", args[places[name]] if len(args) > places[name] else None)
-    if not isinstance(value, Tensor):
+    before, after = args[: places[name]], args[places[name] :]
+    value = kwargs.get("fill_value", after[0] if after else None)
+    if not isinstance(value, Tensor) or value.is_complex():
         return None
-    size = kwargs.get("size", args[1] if len(args) > 1 else ()) if name == "new_full" else None
-    dtype = kwargs.get("dtype")
+    like: Tensor = value if name == "full" else args[0]
+    size = None if name == "full_like" else kwargs.get("size", before[-1] if before else ())
+    dtype, device = kwargs.get("dtype"), kwargs.get("device")
+    if name == "full" and dtype is None:  # that of a Python number
+        is_real = value.is_floating_point()
+        dtype = torch.get_default_dtype() if is_real else torch.bool if value.dtype == torch.bool else torch.int64
 
     def made() -> Tensor:
         filling = value.detach().to(like) if dtype is None else value.detach().to(like.device, dtype)
+        filling = filling if device is None else filling.to(device)
         return filling.expand(like.shape if size is None else size).clone()
 
     return made

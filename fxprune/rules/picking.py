@@ -117,7 +117,7 @@ def bucketize(call: Call) -> None:
     call.result = call.tensor("input")
 
 
-pinned("masked_scatter take put index_put searchsorted", "input", NUMBERED, NUMBERED)
+pinned("masked_scatter take put index_put searchsorted nonzero argwhere", "input", NUMBERED, NUMBERED)
 _COMPARED = "rows and columns are compared by number"
 pinned("diag_embed diag trace", "input", _COMPARED, _COMPARED)
 

@@ -8,7 +8,6 @@ from functools import partial
 from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis
-from fxprune.errors import AnalysisError
 from fxprune.rules.call import Axes, Call, is_tensor
 from fxprune.rules.registry import module_form, parse, repairs, rule
 from fxprune.rules.repair import Repair
@@ -63,7 +62,9 @@ def polygamma(call: Call) -> None:
 
 def _joined(call: Call, names: Sequence[str]) -> None:
     if call.name == "where" and "input" not in call.arguments:
-        raise AnalysisError("a condition alone gives as many positions as its values say")
+        call.pin_inputs("it gives positions as numbers")
+        call.output_fixed("as many as values say")
+        return
     operands = [call.tensor(name) for name in names if call.has(name)]
     call.result = broadcast(call, operands)
     if call.name in ("add", "sub") and all(call.is_data(call.arguments[n]) for n in names if call.has(n)):

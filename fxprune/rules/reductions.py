@@ -133,6 +133,17 @@ def distances(call: Call) -> None:
     call.result = (*broadcast(call, [left[:-2], right[:-2]]), left[-2], right[-2])
 
 
+@rule("cov", "input, correction=1, fweights=None, aweights=None")
+@rule("corrcoef", "input")
+def covariance(call: Call) -> None:
+    """Of rows, over columns; any weights are for the columns."""
+    axes = call.tensor("input")
+    for name in ("input", "fweights", "aweights"):
+        if call.has(name):
+            call.pin(call.tensor(name)[-1], "it divides by their number")
+    call.result = axes[:1] * 2 if len(axes) == 2 else ()
+
+
 @rule("dist", "input, other")
 def distance(call: Call) -> None:
     call.crosses(broadcast(call, [call.tensor("input"), call.tensor("other")]))

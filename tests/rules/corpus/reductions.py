@@ -97,6 +97,11 @@ _ALONG_CHANNELS: dict[str, Op] = {
     "cummin": lambda h: h.cummin(1).values,
     "cdist": lambda h: h * torch.cdist(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).tanh()).mean(-1).unsqueeze(1),
     "cosine_similarity": lambda h: h * F.cosine_similarity(h, h.flip(-1), dim=1).unsqueeze(1),
+    "cov": lambda h: torch.einsum("cd,bdhw->bchw", torch.cov(h.transpose(0, 1).flatten(1)), h),
+    "cov, weighted": lambda h: torch.einsum(
+        "cd,bdhw->bchw", torch.cov(h[0].flatten(1), correction=0, aweights=h[0].abs().mean(0).flatten()), h
+    ),
+    "corrcoef": lambda h: torch.einsum("cd,bdhw->bchw", torch.corrcoef(h.transpose(0, 1).flatten(1)), h),
     "pairwise_distance": lambda h: (
         h * F.pairwise_distance(h.permute(0, 2, 3, 1), h.permute(0, 2, 3, 1).flip(1)).unsqueeze(1)
     ),
