@@ -109,9 +109,8 @@ class Captured:
     def takes(self, model: nn.Module, sample: Sample) -> bool:
         """Whether a sample of another batch size takes the branches that were traced."""
         traced, wanted = self.sample.batch_size, sample.batch_size
-        if traced is None or wanted is None or decisions.holds_at_batch(self.graph, traced, wanted):
-            return True
-        return self.without_values(model)(sample) is None
+        holds = traced is None or wanted is None or decisions.holds_at_batch(self.graph, traced, wanted)
+        return holds or self.without_values(model)(sample) is None
 
     def without_values(self, model: nn.Module) -> Callable[[Sample], Exception | None]:
         """A function that runs the graph, without values unless data decide; it returns a sample's error, if any."""
@@ -290,9 +289,8 @@ class Task:
             switch(copy, "train" if self.training else "eval")
             set_flags(copy, self.flags)
             flags = {self.training: flags_of(copy)}
-            names = self._constant_names(copy)
             device = next((tensor.device for tensor in self.sample.tensors), torch.device("cpu"))
-            recorder = Recorder(device, names, self._buffer, self.learning)
+            recorder = Recorder(device, self._constant_names(copy), self._buffer, self.learning)
             tensors = named_tensors(copy, self.prefix)
             state = clone.State(copy)
             recorder.writes.watch(tensors, state.plain_tensors, reachable(self.model).written)
@@ -334,6 +332,7 @@ class Task:
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
         args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
         chance, python_state = OtherRandomStates(*self.chance), PythonState(copy, reachable(self.model), self.prefix)
+        recorder.selections.moments.watch(paths, python_state.written, state.changed)
         try:
             remembering = builtin_calls.remembering(reachable(self.model).functions)
             with restored(self.model), remembering, custom.watched(recorder.call_custom), recorder:
@@ -390,4 +389,5 @@ def _inside(recorder: Recorder, path: str, function: Any, module: nn.Module, arg
     result = function(module, *args, **kwargs)
     refuse(result)
     recorder.module_path.pop()
+    recorder.selections.moments.returned(result)
     return result

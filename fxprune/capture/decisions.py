@@ -158,6 +158,7 @@ class Decisions:
         self._numbers: dict[tuple[Any, ...], fx.Node] = {}
         self._squeezed: dict[fx.Node, frozenset[fx.Node]] = {}
         self.place = ""  # a line that asked, once the forward is over
+        self.asked: Callable[[fx.Node], None] = lambda check: None  # is told of each check
 
     def add(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:
         """Check that ``function(*operands)`` is true, unless it is true for all sizes."""
@@ -170,9 +171,8 @@ class Decisions:
             place = sources.source_line() or self.place or "the forward"
             needs = f"the way that {place} took for the sample needs {_described(function, operands)}"
             other = "values" if any(map(_depends_on_values, nodes)) else "sizes"
-            self._new(
-                "call_function", torch._assert, (condition, f"{REFUSAL}inputs of other {other}: {needs}"), {}, None
-            )
+            told = condition, f"{REFUSAL}inputs of other {other}: {needs}"
+            self.asked(self._new("call_function", torch._assert, told, {}, None))
 
     def add_literal(self, node: fx.Node, value: Any) -> None:
         """Check that a non-tensor argument equals the sample's: the forward branches on it."""

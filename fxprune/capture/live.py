@@ -106,7 +106,7 @@ class DataReads:
         decisions: Decisions,
         selections: Selections,
     ) -> None:
-        self.selections = selections
+        self.selections, decisions.asked = selections, selections.asked
         self._live, self._new, self._node_of, self._call, self._adopt = live, new, node_of, call, adopt
         self._decisions = decisions
         self._picked: dict[int, tuple[torch.Tensor, int, Picked]] = {}

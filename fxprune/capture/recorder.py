@@ -84,12 +84,13 @@ class Recorder(TorchFunctionMode):
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
         self._values = KnownValues(self.node_of, self._stored, self._decisions)
         self._by_values: DataReads | None = None
+        self.selections = Selections(None)
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
 
     def read_live(self, live: LiveValues, selections: Selections) -> None:
         """Where data decide, go on with the sample's values, as far as a graph can do the same for other values."""
         forms = self._new, self.node_of, self._call, self._adopt, self._decisions
-        self._by_values = DataReads(live, *forms, selections)
+        self._by_values, self.selections = DataReads(live, *forms, selections), selections
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.

@@ -22,6 +22,7 @@ from fxprune.capture.clone import meta_clone, meta_like
 from fxprune.capture.decisions import is_check
 from fxprune.capture.lowering import holds_tensor, leaves, map_leaves
 from fxprune.capture.masked import are_one
+from fxprune.capture.moments import Moments
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, draws, is_pure, writes_in_place
 from fxprune.util.paths import attribute
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from fxprune.capture.capturing import Task
     from fxprune.capture.recorder import Recorder
 
-# More selections than this that may be empty would need too many traces.
+# More selections than this are too many to try each set of them.
 _MOST = 6
 _PLACES = {"nonzero", "argwhere", "where"}
 # Comparisons of a count with zero, and those of them that say that there is nothing.
@@ -55,6 +56,12 @@ class Selections:
     def __init__(self, empty: frozenset[int] | None) -> None:
         self._masks: list[tuple[fx.Node, fx.Node]] = []
         self._empty = empty
+        self.moments = Moments()
+
+    def asked(self, check: fx.Node) -> None:
+        """A check was written: if it asks whether a selection is empty, note what the code sees there."""
+        if self._empty is not None and not _needs_entries(check) is _needs_none(check) is None:
+            self.moments.asked()
 
     def sized(self, node: fx.Node, value: Any) -> Any:
         """The meta result of an op that selects by a mask, with the number of entries that it is taken to have."""
@@ -129,12 +136,13 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
     traces in which some of them are empty.
     """
     checks = {node: number for node in recorder.graph.nodes if (number := _needs_entries(node)) is not None}
-    numbers = sorted(set(checks.values()))
-    if len(numbers) > _MOST:
-        raise CaptureError("too many selections decide whether code is skipped")
+    numbers, tried = sorted(set(checks.values())), set[frozenset[int]]()
     model = meta_clone(task.model) if numbers else task.model
-    for empty in _sets(numbers):
+    while (empty := next((those for those in _sets(numbers) if those not in tried), None)) is not None:
+        tried.add(empty)
         other, _, state, _, written = replace(task, answers=[], empty=empty).settled()
+        if len(numbers) > _MOST and not recorder.selections.moments.are_as_in(other.selections.moments):
+            raise CaptureError("what is skipped where nothing is selected may depend on several selections together")
         with torch.random.fork_rng(devices=[]):
             values = _values(recorder.graph, empty, model, task.prefix)
         known = _matters(recorder.graph, values, recorder.constants)
@@ -145,6 +153,9 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
         asks = other.modes_read <= recorder.modes_read and _asked(other.graph) <= _asked(recorder.graph)
         if known != told or not asks or not {*state.changed(), *written} <= writes:
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
+        # Of some it may ask only where others are empty.
+        found = (ask(node) for node in other.graph.nodes for ask in (_needs_entries, _needs_none))
+        numbers = sorted({*numbers, *(number for number in found if number is not None)})
     return list(checks)
 
 
@@ -153,9 +164,19 @@ def _short(text: str) -> str:
 
 
 def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
-    """Each set of selections that may be empty together. The forward may count them, or do otherwise for one set."""
-    for size in range(len(numbers), 0, -1):
-        yield from map(frozenset, combinations(numbers, size))
+    """Sets of selections that may be empty together: each, since the forward may count them, or do otherwise for one.
+
+    Where there are many, code must not do so. Then it is all of them, and sets of which some holds one of any two
+    selections without the other.
+    """
+    if len(numbers) <= _MOST:
+        for size in range(len(numbers), 0, -1):
+            yield from map(frozenset, combinations(numbers, size))
+        return
+    yield frozenset(numbers)
+    for bit in range((len(numbers) - 1).bit_length()):
+        for side in (0, 1):
+            yield frozenset(number for place, number in enumerate(numbers) if place >> bit & 1 == side)
 
 
 def _asked(graph: fx.Graph) -> set[str]:

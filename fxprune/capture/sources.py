@@ -39,6 +39,15 @@ def user_frame() -> types.FrameType | None:
     return frame
 
 
+def user_frames() -> Iterator[types.FrameType]:
+    """The frames of a forward that are neither torch's nor this package's, from the innermost on."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_name, frame.f_code.co_filename) != _BEGINS:
+        if not is_hidden(frame):
+            yield frame
+        frame = frame.f_back
+
+
 def is_hidden(frame: types.FrameType) -> bool:
     """Whether a frame is torch's or this package's."""
     return _is_hidden_file(frame.f_code.co_filename)
@@ -144,6 +153,29 @@ def current_call() -> Site | None:
         frame = frame.f_back
     span = None if frame is None or is_hidden(frame) else _span(frame.f_code, frame.f_lasti)
     return None if span is None else (id(frame), span)
+
+
+# What keeps an answer before a condition is complete, or holds code that runs again.
+_KEEPS = (ast.BoolOp, ast.IfExp, ast.Lambda, ast.NamedExpr, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def condition_asked(frame: types.FrameType) -> int | None:
+    """The line of the one condition of an ``if`` statement that a frame is at; None where the answer may go elsewhere.
+
+    Before Python 3.11 only the line is known: then no other statement may stand in it.
+    """
+    span = None if sys.version_info < (3, 11) else _span(frame.f_code, frame.f_lasti)
+    for node in _nodes(frame) if not frame.f_code.co_flags & _RESUMED else []:
+        if not isinstance(node, ast.If):
+            continue
+        (first, _), (last, _) = _span_of(node.test)
+        # The jump itself has the span of the whole statement.
+        fits = span == _span_of(node) or _covers(node.test, span) if span else node.body[0].lineno > last
+        if fits and first <= frame.f_lineno <= last:
+            parts = list(ast.walk(node.test))
+            once = sum(len(part.ops) for part in parts if isinstance(part, ast.Compare)) <= 1
+            return first if once and not any(isinstance(part, _KEEPS) for part in parts) else None
+    return None
 
 
 # -- what an expression is for ----------------------------------------------------------------------------------------
@@ -312,7 +344,7 @@ def _nodes_in(source: str) -> list[Any]:
         nodes = list(ast.walk(ast.parse(source)))
     except SyntaxError:
         return []
-    return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign))]
+    return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign, ast.If))]
 
 
 def place_of(error: BaseException, path: str) -> str:
