@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -75,10 +76,10 @@ class QueueLadder:
 
     def keep(self, rung: int) -> Mapping[Group, Mask]:
         """All but the first ``rung`` of the queue."""
-        masks: dict[Group, Mask] = {}
+        gone: dict[Group, list[int]] = defaultdict(list)
         for group, channel in self._queue[:rung]:
-            masks.setdefault(group, group.without(()))[channel] = False
-        return masks
+            gone[group].append(channel)
+        return {group: group.without(channels) for group, channels in gone.items()}
 
 
 @dataclass(frozen=True)

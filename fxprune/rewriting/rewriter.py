@@ -153,13 +153,12 @@ class Rewriter:
         module = self._paths.module(str(node.target))
         form = find_module_form(module)
         assert form is not None
-        attribute_of = form.stored
-        attributes = dict(repair.attributes)
+        attributes: dict[str, Any] = {name: repair.size(axis) for name, axis in repair.call.attributes.items()}
         for name, value in repair.changes.items():
             if name == "input":
                 args = (value, *args[1:])
-            elif name in attribute_of:
-                attributes[attribute_of[name]] = value
+            elif name in form.stored:
+                attributes[form.stored[name]] = value
             else:
                 raise RewriteError(f"{node.target}: argument {name!r} of {type(module).__name__} cannot be changed")
         self._module(str(node.target), attributes)

@@ -65,7 +65,7 @@ class Call:
 
     ``arguments``: values by name; tensors are FX nodes or :class:`TensorName`. ``result``: set by the rule; a tuple of
     axes for a tensor, a list of such tuples for several tensors, None if it is not a tensor. ``notes``: values that the
-    rule stores for its repair half.
+    rule stores for its repair half. ``attributes``: the axes whose sizes attributes of a layer hold, by attribute.
     """
 
     node: fx.Node
@@ -79,7 +79,12 @@ class Call:
     attribute_of: Callable[[str], torch.Tensor]
     result: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Axis] = field(default_factory=dict)
     understood: set[fx.Node] = field(default_factory=set)
+
+    def stores(self, **axes: Axis) -> None:
+        """Note that attributes of the layer hold the sizes of axes; in the smaller network they hold the kept sizes."""
+        self.attributes |= axes
 
     def has(self, name: str) -> bool:
         """Whether the argument is a tensor."""

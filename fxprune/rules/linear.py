@@ -26,6 +26,7 @@ def linear(call: Call) -> None:
         call.result = axes[:-1]
         return
     out, inner = weight
+    call.stores(out_features=out, in_features=inner)
     call.unify(axes[-1], inner)
     call.role("weight", "out", "in")
     if call.has("bias"):
@@ -38,13 +39,6 @@ def _bias(call: Call, bias: Axes, out: Axis) -> None:
     if bias[-1].size == out.size:
         call.unify(bias[-1], out)
         call.role("bias", "scale")
-
-
-@repairs("linear")
-def repair_linear(repair: Repair) -> None:
-    weight = repair.call.tensor("weight")
-    if len(weight) == 2:
-        repair.attributes.update(out_features=repair.size(weight[0]), in_features=repair.size(weight[1]))
 
 
 module_form(nn.Linear, "linear", "weight bias")
@@ -93,6 +87,7 @@ def addr(call: Call) -> None:
 @rule("bilinear", "input1, input2, weight, bias=None")
 def bilinear(call: Call) -> None:
     first, second, weight = call.tensor("input1"), call.tensor("input2"), call.tensor("weight")
+    call.stores(out_features=weight[0], in1_features=weight[1], in2_features=weight[2])
     call.unify(first[-1], weight[1])
     call.unify(second[-1], weight[2])
     call.role("weight", "out", "in", "in")
@@ -100,12 +95,6 @@ def bilinear(call: Call) -> None:
         _bias(call, call.tensor("bias"), weight[0])
     call.result = (*broadcast(call, [first[:-1], second[:-1]]), weight[0])
     call.macs((*call.result, weight[1], weight[2]))
-
-
-@repairs("bilinear")
-def repair_bilinear(repair: Repair) -> None:
-    out, first, second = (repair.size(a) for a in repair.call.tensor("weight"))
-    repair.attributes.update(out_features=out, in1_features=first, in2_features=second)
 
 
 module_form(nn.Bilinear, "bilinear", "weight bias")
@@ -265,7 +254,7 @@ def embedding(call: Call) -> None:
     rows, channels = call.tensor(table)
     call.pin(rows, "its rows are looked up by number")
     call.role(table, "in", "out")
-    call.notes["channels"] = channels
+    call.stores(embedding_dim=channels)
     call.result = (*call.tensor(numbers), channels)
 
 
@@ -278,13 +267,8 @@ def embedding_bag(call: Call) -> None:
         if call.has(name):
             call.pin_all(call.tensor(name), "a bag adds up all rows that it numbers")
     call.role("weight", "in", "out")
-    call.notes["channels"] = channels
+    call.stores(embedding_dim=channels)
     call.result = (call.fixed(call.output_shape[0], "it numbers the bags"), channels)
-
-
-@repairs("embedding embedding_bag")
-def repair_embedding(repair: Repair) -> None:
-    repair.attributes["embedding_dim"] = repair.size(repair.call.notes["channels"])
 
 
 @rule("one_hot", "input, num_classes=-1")

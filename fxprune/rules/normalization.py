@@ -21,7 +21,7 @@ def _per_channel(call: Call, channel: Axis) -> None:
         if call.has(name):
             call.unify(channel, call.tensor(name)[0])
             call.role(name, "scale")
-    call.notes["channels"] = channel
+    call.stores(num_features=channel)
 
 
 @rule("batch_norm", _BATCH)
@@ -46,11 +46,6 @@ def instance_norm(call: Call) -> None:
     _per_channel(call, axes[channel])
     _normalize(call, axes[channel + 1 :])
     call.result = axes
-
-
-@repairs("batch_norm instance_norm")
-def repair_features(repair: Repair) -> None:
-    repair.attributes["num_features"] = repair.size(repair.call.notes["channels"])
 
 
 @rule("layer_norm rms_norm", "input, normalized_shape, weight=None, bias=None, eps=1e-5")
@@ -81,16 +76,16 @@ def group_norm(call: Call) -> None:
             call.role(name, "scale")
     groups, inner = call.solver.factor(channel, [count, channel.size // count], call.cause)
     _normalize(call, (inner, *axes[2:]))
-    call.notes.update(groups=groups, channels=channel)
+    call.notes["groups"] = groups
+    call.stores(num_channels=channel)
     call.result = axes
 
 
 @repairs("group_norm")
 def repair_group_norm(repair: Repair) -> None:
-    notes = repair.call.notes
-    if repair.shrinks(notes["groups"]):
-        repair.set("num_groups", repair.resize(repair.arguments["num_groups"], notes["groups"]))
-    repair.attributes["num_channels"] = repair.size(notes["channels"])
+    groups = repair.call.notes["groups"]
+    if repair.shrinks(groups):
+        repair.set("num_groups", repair.resize(repair.arguments["num_groups"], groups))
 
 
 @rule("local_response_norm", "input, size")

@@ -93,12 +93,8 @@ def prelu(call: Call) -> None:
     if slope.size != 1:
         call.unify(axes[1] if len(axes) > 1 else axes[0], slope)
         call.role("weight", "scale")
+    call.stores(num_parameters=slope)
     call.result = axes
-
-
-@repairs("prelu")
-def repair_prelu(repair: Repair) -> None:
-    repair.attributes["num_parameters"] = repair.size(repair.call.tensor("weight")[0])
 
 
 _LAYERS = """
@@ -110,7 +106,7 @@ _LAYERS = """
 """
 for _cls, _name in (pair.split("=") for pair in _LAYERS.split()):
     module_form(getattr(nn, _cls), _name)
-module_form(nn.PReLU, "prelu", "weight", stored={"num_parameters": "num_parameters"})
+module_form(nn.PReLU, "prelu", "weight")
 
 
 _NUMBERED = "arange linspace logspace eye randint randperm scalar_tensor hann_window"

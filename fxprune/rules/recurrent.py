@@ -9,8 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import Axis, concat, product
 from fxprune.rules.call import Axes, Call, TensorName, fixed_axes
-from fxprune.rules.registry import module_form, repairs, rule
-from fxprune.rules.repair import Repair
+from fxprune.rules.registry import module_form, rule
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _STEPS = "it is the number of time steps"
@@ -29,7 +28,9 @@ def recurrent(call: Call) -> None:
         for direction in range(directions):
             _layer(call, f"l{layer}" + "_reverse" * direction, gates, features, hidden, projected)
         features = concat([projected] * directions)
-    call.notes.update(hidden=hidden, projected=projected, features=axes[-1])
+    call.stores(hidden_size=hidden, input_size=axes[-1])
+    if arguments["proj_size"]:
+        call.stores(proj_size=projected)
     _state(call, projected, hidden)
     call.result = _results(call, (*axes[:-1], features), projected, hidden)
 
@@ -83,15 +84,6 @@ def _results(call: Call, output: Axes, projected: Axis, hidden: Axis) -> Any:
     return [outputs, state(final, hidden)]
 
 
-@repairs("recurrent")
-def repair_recurrent(repair: Repair) -> None:
-    notes = repair.call.notes
-    repair.attributes["hidden_size"] = repair.size(notes["hidden"])
-    repair.attributes["input_size"] = repair.size(notes["features"])
-    if repair.call.arguments["proj_size"]:
-        repair.attributes["proj_size"] = repair.size(notes["projected"])
-
-
 def _arguments(module: Any) -> dict[str, Any]:
     return {
         "gates": _GATES[module.mode],
@@ -122,13 +114,7 @@ def cell(call: Call) -> None:
         call.unify_all(state, (*axes[:-1], hidden))
     result = (*axes[:-1], hidden)
     call.result = [result, result] if call.name == "lstm_cell" else result
-    call.notes.update(hidden=hidden, features=axes[-1])
-
-
-@repairs(" ".join(_CELL_GATES))
-def repair_cell(repair: Repair) -> None:
-    notes = repair.call.notes
-    repair.attributes.update(hidden_size=repair.size(notes["hidden"]), input_size=repair.size(notes["features"]))
+    call.stores(hidden_size=hidden, input_size=axes[-1])
 
 
 def _cell_arguments(module: Any) -> dict[str, Any]:

@@ -102,8 +102,8 @@ class Repair:
     """One op while it is written into the smaller graph.
 
     ``arguments`` holds the arguments by name: nodes of the new graph, and the literals of the source. ``changes``
-    collects arguments that the rule changes, ``attributes`` module attributes to set; ``replacement`` is a node that
-    replaces the op. ``mapped`` maps a node of the old graph to its value in the new graph.
+    collects arguments that the rule changes; ``replacement`` is a node that replaces the op. ``mapped`` maps a node of
+    the old graph to its value in the new graph.
     """
 
     def __init__(
@@ -118,7 +118,6 @@ class Repair:
         self.call = call
         self.arguments = arguments
         self.changes: dict[str, Any] = {}
-        self.attributes: dict[str, Any] = {}
         self.replacement: fx.Node | None = None
         self.emit = emit
         self.add_constant = add_constant

@@ -67,7 +67,8 @@ def convolution(call: Call) -> None:
     space = _space(call, axes[channel + 1 :], kernel)
     call.result = (*axes[:channel], out, *space)
     call.macs((*call.result, *weight[1:]))
-    call.notes.update(groups=groups, channels=axes[channel], out=out)
+    call.notes["groups"] = groups
+    call.stores(in_channels=axes[channel], out_channels=out)
 
 
 @rule("conv_transpose1d conv_transpose2d conv_transpose3d", _TRANSPOSED)
@@ -86,14 +87,15 @@ def transposed(call: Call) -> None:
     space = tuple(call.fixed(s, _SLIDES) for s in call.output_shape[-len(kernel) :])
     call.result = (*axes[:channel], out, *space)
     call.macs((*axes[: channel + 1], weight[1], *axes[channel + 1 :], *kernel))
-    call.notes.update(groups=groups, channels=axes[channel], out=out)
+    call.notes["groups"] = groups
+    call.stores(in_channels=axes[channel], out_channels=out)
 
 
 @repairs("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
-def repair_convolution(repair: Repair) -> None:
-    notes = repair.call.notes
-    repair_groups(repair)
-    repair.attributes.update(in_channels=repair.size(notes["channels"]), out_channels=repair.size(notes["out"]))
+def repair_groups(repair: Repair) -> None:
+    groups = repair.call.notes["groups"]
+    if repair.shrinks(groups):
+        repair.set("groups", repair.resize(repair.arguments["groups"], groups))
 
 
 def _padding(module: Any) -> dict[str, Any]:
@@ -253,11 +255,7 @@ def deformable_convolution(call: Call) -> None:
     call.notes["groups"] = groups
 
 
-@repairs("channel_shuffle native_channel_shuffle deform_conv2d")
-def repair_groups(repair: Repair) -> None:
-    groups = repair.call.notes["groups"]
-    if repair.shrinks(groups):
-        repair.set("groups", repair.resize(repair.arguments["groups"], groups))
+repairs("channel_shuffle native_channel_shuffle deform_conv2d")(repair_groups)
 
 
 @rule("roi_align roi_pool", "input, rois")

@@ -201,7 +201,7 @@ RULES = (
     ),
     Fault(
         "rules.normalization:repair_group_norm",
-        'if repair.shrinks(notes["groups"]):',
+        "if repair.shrinks(groups):",
         "if False:",
         "norm/GroupNorm|norm/functional group",
     ),
@@ -296,9 +296,9 @@ RULES = (
         "recurrent|sequence|lstm|LSTM|GRU",
     ),
     Fault(
-        "rules.recurrent:repair_recurrent",
-        'repair.size(notes["hidden"])',
-        'repair.size(notes["features"])',
+        "rules.recurrent:recurrent",
+        "hidden_size=hidden",
+        "hidden_size=axes[-1]",
         "recurrent|sequence|LSTM|GRU",
     ),
     Fault(
@@ -373,12 +373,12 @@ PLANNING = (
         "planning.plan:_keep", "_indices(kept_mask(axis, masks))", "_indices(~kept_mask(axis, masks))", "conv2d/plain"
     ),
     Fault("planning.plan:_indices", "np.flatnonzero(mask)", "np.flatnonzero(mask)[:-1]", "conv2d/plain"),
-    Fault("planning.plan:_mask", "mask[list(kept)] = True", "mask[[k - 1 for k in kept]] = True", "conv2d/plain"),
+    Fault("planning.plan:_mask", "group.keeping(kept)", "group.keeping([k - 1 for k in kept])", "conv2d/plain"),
     Fault("planning.plan:_check_activations", "kept_mask(axis, masks).any()", "True", "index/"),
     Fault(
         "planning.selecting:Staircase.masks",
-        "masks[group][order[:gone]] = False",
-        "masks[group][order[gone:]] = False",
+        "g.without(o[:gone])",
+        "g.without(o[gone:])",
         "conv2d/plain",
     ),
     Fault(
