@@ -133,6 +133,12 @@ def refuse(value: Any) -> None:
 def indexed(name: str, args: tuple[Any, ...], node_of: Callable[[torch.Tensor], fx.Node]) -> tuple[bool, Any]:
     """Whether an indexing call reads under a mask over first dims, or writes such entries; and its result."""
     if name == "__setitem__" and isinstance(args[2], Picked):
+        whole = args[2].values(args[1])
+        if (whole.shape, whole.dtype) != (args[0].shape, args[0].dtype):
+            raise CaptureError(VALUES_DECIDE)
+        written(args[0], args[1], whole)
+        return True, None
+    if name == "__setitem__" and _is_one_for_all(*args):
         written(*args)
         return True, None
     index = args[1] if name == "__getitem__" else None
@@ -143,11 +149,18 @@ def indexed(name: str, args: tuple[Any, ...], node_of: Callable[[torch.Tensor], 
     return fits, Picked(args[0], index, node_of) if fits else None
 
 
-def written(tensor: torch.Tensor, mask: Any, value: Picked) -> None:
-    """Write ``tensor[mask] = value`` as a ``where``."""
-    whole = value.values(mask)
-    if (whole.shape, whole.dtype) != (tensor.shape, tensor.dtype):
-        raise CaptureError(VALUES_DECIDE)
+def written(tensor: torch.Tensor, mask: torch.Tensor, value: torch.Tensor) -> None:
+    """Write ``tensor[mask] = value`` as a ``where``, for a value of each entry or one for all entries."""
     for _ in range(tensor.dim() - mask.dim()):
         mask = mask.unsqueeze(-1)
-    tensor.copy_(torch.where(mask, whole, tensor))
+    tensor.copy_(torch.where(mask, value, tensor))
+
+
+def _is_one_for_all(tensor: Any, mask: Any, value: Any) -> bool:
+    """Whether a value, such as a mask token, is written at each place of a mask over first dims of a tensor."""
+    if not all(isinstance(given, torch.Tensor) and given.dim() for given in (tensor, mask, value)):
+        return False
+    with torch._C.DisableTorchFunction():
+        fits = tensor.is_meta and mask.is_meta and mask.dtype == torch.bool and value.dtype == tensor.dtype
+        fits = fits and tensor.shape[: mask.dim()] == mask.shape and value.dim() <= tensor.dim() - mask.dim()
+        return fits and value.shape == tensor.shape[tensor.dim() - value.dim() :]

@@ -13,6 +13,24 @@ import fxprune
 from tests.nets.oracles import masked
 
 
+class Tokens(nn.Module):
+    """Writes one token wherever a mask, which the input gives, is True."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.token = nn.Linear(6, 16), nn.Linear(16, 4), nn.Parameter(torch.randn(16))
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, mask = self.first(x).clone(), x[..., 0] > 0
+        if self.turned:
+            h[torch.where(~mask)] = -self.token
+        h[mask] = self.token
+        out: Tensor = self.last(h.relu())
+        return out
+
+
 class Middle(nn.Module):
     """Two convolutions with something between them."""
 
@@ -107,6 +125,21 @@ def test_what_a_mask_picks_and_writes_is_a_where(middle: Callable[[Tensor], Tens
     assert report.plan is not None
     x = torch.randn(5, 3, 12, 9)
     torch.testing.assert_close(pruned(x), masked(model, report.plan.keep)(x))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_token_that_a_mask_writes_shrinks_with_the_channels(turned: bool) -> None:
+    model, x = Tokens(turned).eval(), torch.randn(2, 5, 6)
+    pruned = fxprune.compile(model, x, 0.5)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    assert pruned.token.shape[0] == pruned.first.out_features < 16
+    wanted, x = masked(model, plan.keep), torch.randn(3, 7, 6)
+    for network in (wanted, pruned):
+        network(x).square().sum().backward()
+    torch.testing.assert_close(pruned(x), wanted(x))
+    (kept,) = plan.keep["token"]
+    torch.testing.assert_close(pruned.token.grad, wanted.token.grad[torch.as_tensor(kept)])
 
 
 def test_places_of_a_mask_that_was_written_to_since_are_numbers() -> None:
