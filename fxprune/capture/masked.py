@@ -163,4 +163,4 @@ def _is_one_for_all(tensor: Any, mask: Any, value: Any) -> bool:
     with torch._C.DisableTorchFunction():
         fits = tensor.is_meta and mask.is_meta and mask.dtype == torch.bool and value.dtype == tensor.dtype
         fits = fits and tensor.shape[: mask.dim()] == mask.shape and value.dim() <= tensor.dim() - mask.dim()
-        return fits and value.shape == tensor.shape[tensor.dim() - value.dim() :]
+        return bool(fits) and value.shape == tensor.shape[tensor.dim() - value.dim() :]

@@ -43,7 +43,14 @@ from fxprune.errors import ArtefactError
 from fxprune.rewriting.pruned_module import PrunedGraphModule, graph_name
 from fxprune.saving.layers import container_name, describe_layer, empty_container, is_container, is_layer, submodule
 from fxprune.saving.opaque import AttributeWriter, Imported, describe_opaque, is_plain_layer, plain_attributes
-from fxprune.saving.targets import check_call, check_identifier, check_method, function_name, resolve_function
+from fxprune.saving.targets import (
+    OPERATORS,
+    check_call,
+    check_identifier,
+    check_method,
+    function_name,
+    resolve_function,
+)
 from fxprune.saving.values import Codec, GraphCodec
 
 GRAPH_MODULE = "GraphModule"
@@ -233,6 +240,8 @@ def decode_graph(data: list[Json], owner: nn.Module, found: Imported) -> Graph:
 def _encode_function(target: Any, need: Need) -> Any:
     if isinstance(target, CustomFunction):
         return {"custom": need(target.cls, "a custom autograd function")}
+    if isinstance(target, OPERATORS):
+        return {"operator": need(target, "an operator")}
     # torch's layers test for PackedSequence by its class.
     if isinstance(target, type) and issubclass(target, tuple) and hasattr(target, "_fields"):
         if target is not PackedSequence:
@@ -250,9 +259,11 @@ def _decode_function(written: Any, found: Imported) -> Callable[..., Any]:
     made = next((found.get(path) for path in written.values() if isinstance(path, str)), None)
     if set(written) == {"custom"} and isinstance(made, type) and issubclass(made, torch.autograd.Function):
         return CustomFunction(made)
+    if set(written) == {"operator"} and isinstance(made, OPERATORS):
+        return made
     if set(written) == {"import"} and _is_output_class(made):
         return made  # type: ignore[return-value]
-    known = "not an output class, custom function or named tuple among its imports"
+    known = "not an output class, custom function, operator or named tuple among its imports"
     raise ArtefactError(f"the graph calls {written!r:.80}, which is {known}")
 
 

@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule
 from fxprune.errors import ArtefactError
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.saving.layers import build_layer, describe_layer, submodule
-from fxprune.saving.targets import resolve_function, tensor_function_name
+from fxprune.saving.targets import OPERATORS, resolve_function, tensor_function_name
 from fxprune.saving.values import Codec, Kind
 
 Imported = Mapping[str, Any]
@@ -34,6 +34,8 @@ _OWN_OF_GRAPHS = frozenset((*vars(GraphModule(nn.Module(), Graph())), *vars(Prun
 
 def import_path(target: Any, role: str) -> str:
     """``module:qualified.name`` of a class or function. Raises ArtefactError: importing that returns another object."""
+    if isinstance(target, OPERATORS):
+        return f"torch.ops:{target}"
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     found: Any = sys.modules.get(str(module))
     for part in str(name).split("."):
@@ -82,6 +84,8 @@ def _imported(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
+        if path.startswith("torch.ops:"):
+            raise ArtefactError(f"{path} is not defined here: import the library that defines it, then load") from error
         raise ArtefactError(f"{path} cannot be imported here: {error}") from error
 
 

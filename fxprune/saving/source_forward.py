@@ -267,8 +267,10 @@ class _Printer:
         return call(f"{head}(", [*map(self._value, args), *keywords], _INDENT, reserve=reserve)
 
     def _made(self, target: Json) -> str:
-        """The expression for a class that the network returns, or for a custom function."""
+        """The expression for a class that the network returns, for a custom function or for an operator."""
         ((kind, content),) = target.items()
+        if kind == "operator":
+            return str(content).replace(":", ".")
         return content[0] if kind == "namedtuple" else self._imported(content) + ".apply" * (kind == "custom")
 
     def _operation(self, target: str, args: list[Any]) -> str | None:

@@ -84,6 +84,8 @@ _ATTRIBUTES = frozenset(
 )
 # Attributes of torch.finfo and torch.iinfo.
 _NUMBER_ATTRIBUTES = frozenset("bits dtype eps max min resolution smallest_normal tiny".split())
+# Operators of libraries, under torch.ops.
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _FUNCTION_KINDS = (types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, types.MethodType)
 
 

@@ -15,6 +15,8 @@ from torch.autograd import Function
 
 import fxprune
 from fxprune.errors import ArtefactError, CaptureError
+from fxprune.saving.descriptions import decode_graph
+from fxprune.saving.opaque import resolve_imports
 
 
 class Swish(Function):
@@ -336,6 +338,32 @@ def test_a_folder_names_the_custom_function_that_loading_is_to_import(tmp_path: 
     loaded = fxprune.load(tmp_path / "net", allow=[name])
     assert torch.equal(loaded(x), pruned(x))
     torch.testing.assert_close(gradients(loaded, x), gradients(pruned, x))
+
+
+@pytest.mark.parametrize("called", ["packet", "overload"])
+def test_a_folder_names_the_operator_of_a_library_that_it_calls(called: str, tmp_path: Path) -> None:
+    operator = torch.ops.fxprune_tests.doubled
+    pruned = fxprune.compile(network(Called(operator if called == "packet" else operator.default)), image(), 0.5)
+    fxprune.save(pruned, tmp_path / "net")
+    name = "torch.ops:fxprune_tests.doubled" + ".default" * (called == "overload")
+    with pytest.raises(ArtefactError, match=name):
+        fxprune.load(tmp_path / "net")
+    for allow in ([name], [operator, operator.default]):
+        loaded, x = fxprune.load(tmp_path / "net", allow=allow), image(3)
+        assert torch.equal(loaded(x), pruned(x))
+    source = (tmp_path / "net" / "model.py").read_text()
+    assert name.replace(":", ".") in source
+
+
+@pytest.mark.parametrize("name", ["torch.ops:load_library", "torch.ops:fxprune_tests.gone", "os:system"])
+def test_a_folder_calls_nothing_but_an_operator_by_the_name_of_one(name: str) -> None:
+    entries = [
+        {"name": "x", "op": "placeholder", "target": "x"},
+        {"name": "y", "op": "call_function", "target": {"operator": name}},
+        {"name": "output", "op": "output", "target": "output", "args": [{"node": "y"}]},
+    ]
+    with pytest.raises(ArtefactError, match="not an output class|import the library"):
+        decode_graph(entries, nn.Module(), resolve_imports([name], [name]))
 
 
 class Marked(nn.Module):
