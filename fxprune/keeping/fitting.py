@@ -25,9 +25,11 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import kept_mask
 from fxprune.axes.expressions import Axis, Channels, variables
 from fxprune.capture.builtin_calls import remembering
+from fxprune.capture.decisions import are_complete, asked_at
 from fxprune.capture.objects import CopiedObject
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.tracing import attempt
+from fxprune.errors import PlanError
 from fxprune.keeping.slots import Masks, Pairs, Slot, sizes, slots_of
 from fxprune.keeping.unread import Traffic, columns_of_sizes
 from fxprune.rewriting import Certificate, rewrite_certified
@@ -51,8 +53,17 @@ def fitted(
     certificates: Sequence[Certificate],
     rules: Rules,
 ) -> tuple[nn.Module, Held]:
-    """A copy at the widths of a plan, and the groups held whole, because no attribute determines their width."""
+    """A copy at the widths of a plan, and the groups held whole, because no attribute determines their width.
+
+    Raises PlanError: values may lead to code that no graph shows.
+    """
     held: Held = {}
+    graphs = [each.graph for each in (graph.captured, *graph.captured.specializations)]
+    if not are_complete(graphs):
+        raise PlanError(
+            f"keep_class: values may lead from {asked_at(graphs[0])} to code that no graph shows, and that may need "
+            "the old widths: pass other_samples that take its other branches, or compile without keep_class"
+        )
     while True:
         copy = narrowed(graph, model, masks, pruned)
         if graph.captured.opaque:

@@ -542,3 +542,37 @@ def test_a_branch_with_a_number_of_its_own_holds_the_width_that_decides() -> Non
     assert plan is not None
     x = torch.randn(5, 6)
     torch.testing.assert_close(kept(x), masked(model, plan.keep)(x))
+
+
+class Deciding(nn.Module):
+    """Takes a branch whose code has the old width, at sums that no other values of the sample reach."""
+
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        self.first, self.last, self.above = nn.Linear(8, 16), nn.Linear(16, 4), above
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x).relu()
+        if x.sum() > self.above:
+            h = h.reshape(-1, 16)
+        return self.last(h)
+
+
+def test_a_class_whose_values_lead_to_code_that_no_graph_shows_is_refused() -> None:
+    x = torch.full((2, 8), 0.01)
+    with pytest.raises(PlanError, match=r"test_keep_class.py:\d+ to code that no graph shows"):
+        fxprune.compile(Deciding(1e6).eval(), x, 0.5, keep_class=True, round_to=1)
+
+
+def test_code_for_other_sizes_is_noted() -> None:
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x).relu()
+            return self.last(h.mean(1) if x.shape[1] > 100 else h.sum(1))
+
+    kept = fxprune.compile(Long().eval(), torch.randn(2, 5, 8), 0.5, keep_class=True, round_to=1)
+    assert any("only calls with other sizes or arguments" in note for note in fxprune.report(kept).notes)
