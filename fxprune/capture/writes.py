@@ -67,7 +67,7 @@ class Writes:
 
     def note(self, func: Any, args: Any, kwargs: Any) -> None:
         """Note those tensors to which a call writes, and whose memory no call made."""
-        for tensor in (*(args[:1] if mutates(func) else ()), *leaves(kwargs.get("out"))):
+        for tensor in leaves((args[:1] if mutates(func) else (), kwargs.get("out"))):
             if is_dense(tensor) and (memory := _memory(tensor)) not in self._made:
                 self._kept.append((tensor, tensor.detach().clone()))
                 self._made.add(memory)

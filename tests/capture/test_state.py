@@ -607,6 +607,7 @@ OUTSIDE: dict[str, Callable[[], torch.Tensor]] = {
     "class": lambda: ScaleOfAll.value.add_(1),
     "class of a class": lambda: WithClassOfClass.scale.add_(1),
     "entry of a tuple": lambda: PAIR[0][:4].add_(1).sum() * PAIR[0],
+    "several at once": lambda: (torch._foreach_add_([PAIR[0]], 1.0), PAIR[0])[1],
     "slot": lambda: SLOT.scale.data.add_(1),
     "context variable": lambda: VARIABLE.get().add_(1),
     "default": _by_default,
