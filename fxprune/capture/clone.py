@@ -13,7 +13,7 @@ from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.objects import is_dense, is_same
 from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
-from fxprune.util.copies import copy_module, tensors_in, with_literals_of
+from fxprune.util.copies import LITERALS, copy_module, tensors_in, with_literals_of
 from fxprune.util.inheriting import WATCHES
 from fxprune.util.paths import modules_of, named_modules
 
@@ -148,7 +148,7 @@ class State:
             (f"{path}.{name}".lstrip("."), tensor, tensor.clone())
             for path, _, before in self._attributes
             for name, value in before.items()
-            if name not in _OF_EVERY_MODULE
+            if name not in _OF_EVERY_MODULE and type(value) not in LITERALS
             for tensor in tensors_in({name: value}, depth=4)
             if is_dense(tensor)
         ]
@@ -190,8 +190,8 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     for module in modules_of(model):
         yield from (p for p in module._parameters.values() if p is not None)
         yield from (b for b in module._buffers.values() if b is not None)
-        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
-        yield from (held for held in tensors_in(own, depth=4) if not held.is_leaf)
+        own = [v for n, v in vars(module).items() if type(v) not in LITERALS and n not in _OF_EVERY_MODULE]
+        yield from (held for held in tensors_in(own, depth=4) if not held.is_leaf) if own else ()
 
 
 def _meta(tensor: torch.Tensor) -> torch.Tensor:

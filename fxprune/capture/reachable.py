@@ -229,7 +229,12 @@ def _own_getter(cls: type) -> Any:
 
 def is_left_out(module: Any) -> bool:
     """Whether a module of that name is none of the user's code."""
-    return str(module).partition(".")[0] in _LEFT_OUT
+    return _is_left_out(str(module))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_left_out(name: str) -> bool:
+    return name.partition(".")[0] in _LEFT_OUT
 
 
 def _is_data(value: Any) -> bool:

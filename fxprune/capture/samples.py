@@ -50,7 +50,14 @@ class Sample:
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor leaf, in the order of the arguments."""
+        if self._holds_tensors_alone:
+            return list(self.args)
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def _holds_tensors_alone(self) -> bool:
+        """Whether the arguments are tensors, by place, so that there is nothing nested to walk through."""
+        return not self.kwargs and all(type(value) is torch.Tensor for value in self.args)
 
     def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         """Every tensor leaf with the path to it, such as ``args[0]`` or ``kwargs['mask']``."""
@@ -110,7 +117,10 @@ class Sample:
 
     def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         """The sample with ``transform`` applied to every tensor leaf; what is no tensor stays as it is."""
-        args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
+        if self._holds_tensors_alone:
+            args, kwargs = tuple(map(transform, self.args)), {}
+        else:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, transform, (self.args, self.kwargs))
         return Sample(args, kwargs, tuple(other.map(transform) for other in self.others))
 
     def beside(self, other_samples: Sequence[Any]) -> Sample:

@@ -22,7 +22,7 @@ from fxprune.calibration.least_squares import Elimination, enough_positions, inv
 from fxprune.criteria.base import criterion, removal_order
 from fxprune.errors import CriterionError
 from fxprune.rules.call import Call, parameter_name
-from fxprune.util.paths import name_seed
+from fxprune.util.progress import name_seed
 from fxprune.util.registry import Named
 
 # A wide group loses its channels in at least this many turns.

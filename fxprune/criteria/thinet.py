@@ -20,7 +20,7 @@ from fxprune.criteria.base import criterion
 from fxprune.criteria.rows import settled
 from fxprune.errors import CriterionError, check_count
 from fxprune.rules.call import Call
-from fxprune.util.paths import name_seed
+from fxprune.util.progress import name_seed
 from fxprune.util.registry import Named
 
 Parts = Callable[[Tensor], Tensor]

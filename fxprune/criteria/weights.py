@@ -14,7 +14,7 @@ from fxprune.axes.elements import FloatArray
 from fxprune.criteria.base import criterion, normaliser_by_name
 from fxprune.criteria.rows import TensorSums, channel_totals, distances, producer_rows, scoped_members, settled
 from fxprune.errors import CriterionError, check_choice
-from fxprune.util.paths import name_seed
+from fxprune.util.progress import name_seed
 from fxprune.util.registry import Named
 
 

@@ -16,7 +16,7 @@ from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import Layer, Norm, Reading, find_layers
 from fxprune.recovery.walking import Walk
 from fxprune.reporting import RecoveryRow
-from fxprune.util.paths import name_seed
+from fxprune.util.progress import name_seed
 from fxprune.util.registry import Named
 
 # The ridge is multiplied by the one of these that has the smallest error on held-out rows.

@@ -28,7 +28,7 @@ from fxprune.util.paths import modules_of, named_modules
 Memo = dict[int, Any]
 
 _DICTS = frozenset((dict, OrderedDict))
-_LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef})
+LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef})
 # Python cannot copy locks and files, and no forward computes with them: a copy gets a new lock, or a closed file.
 _LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
@@ -59,11 +59,11 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
     made = dict(attributes)
     later = []
     for name, value in attributes.items():
-        if (kind := type(value)) in _LITERALS:
+        if (kind := type(value)) in LITERALS:
             continue
         if kind in _DICTS and not value and name.startswith("_"):
             made[name] = kind()
-        elif kind is tuple and _LITERALS.issuperset(map(type, value)):
+        elif kind is tuple and LITERALS.issuperset(map(type, value)):
             continue
         elif name == "_non_persistent_buffers_set" and not value:
             made[name] = set()
@@ -99,9 +99,9 @@ def _is_ordinary(cls: Any) -> bool:
 
 def _copied(value: Any, memo: Memo) -> Any:
     kind = type(value)
-    if kind in _LITERALS:
+    if kind in LITERALS:
         return value
-    if kind is tuple and _LITERALS.issuperset(map(type, value)):
+    if kind is tuple and LITERALS.issuperset(map(type, value)):
         return value
     if id(value) in memo:
         return memo[id(value)]
@@ -122,7 +122,7 @@ def _copied_object(value: Any, memo: Memo) -> Any:
         memo[id(value)] = twin
         twin.extend(_copied(item, memo) for item in value)
         return twin
-    if kind is set and _LITERALS.issuperset(map(type, value)):
+    if kind is set and LITERALS.issuperset(map(type, value)):
         memo[id(value)] = set(value)
         return memo[id(value)]
     return copy.deepcopy(value, memo)
@@ -167,7 +167,7 @@ def _closed() -> io.BytesIO:
 
 
 def _copied_dict(value: dict[Any, Any], memo: Memo) -> Any:
-    if not _LITERALS.issuperset(map(type, value)):
+    if not LITERALS.issuperset(map(type, value)):
         return copy.deepcopy(value, memo)
     twin = memo[id(value)] = type(value)()
     for key, item in value.items():
@@ -205,7 +205,7 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
 
 def with_literals_of(tensor: Tensor, twin: Tensor) -> Tensor:
     """The twin, with the literals that the tensor has as attributes (``weight.gain = 2.0``)."""
-    vars(twin).update({name: held for name, held in vars(tensor).items() if type(held) in _LITERALS})
+    vars(twin).update({name: held for name, held in vars(tensor).items() if type(held) in LITERALS})
     return twin
 
 
@@ -215,7 +215,7 @@ def tensors_in(value: Any, depth: int) -> Iterator[Tensor]:
         yield value
     elif depth and isinstance(value, (dict, list, tuple, set)):
         for item in value.values() if isinstance(value, dict) else value:
-            if type(item) in _LITERALS:
+            if type(item) in LITERALS:
                 continue
             if isinstance(item, Tensor):
                 yield item

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fxprune.util.paths import named_modules
+from fxprune.util.paths import PartsModule, named_modules, parts_of
 
 # The calls that switch modes, and the mode that an ordinary module takes in each.
 CALLS = {"train": True, "train(False)": False, "eval": False}
@@ -35,10 +35,22 @@ def set_flags(module: nn.Module, flags: Mapping[str, bool]) -> None:
 
 def switch(module: nn.Module, call: str) -> None:
     """Make one of the :data:`CALLS` on a module."""
-    if call == "eval":
+    if not has_own_modes(module):
+        _set_mode(module, CALLS[call])
+    elif call == "eval":
         module.eval()
     else:
         module.train(CALLS[call])
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """What ``nn.Module.train`` does, several times as fast where no part does it in a way of its own."""
+    parts = parts_of(module)
+    if _holds_its_flag(type(module)) and not any(map(has_own_modes, parts[1:])):
+        for part in parts:
+            vars(part)["training"] = training
+    else:
+        nn.Module.train(module, training)
 
 
 def own_modes(copy: nn.Module) -> dict[str, dict[str, dict[str, bool | None]]]:
@@ -58,12 +70,15 @@ def has_own_modes(part: nn.Module) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _switches_ordinarily(cls: Any) -> bool:
-    ordinary = cls.train is nn.Module.train and cls.eval is nn.Module.eval
-    return (
-        ordinary
-        and cls.__setattr__ is nn.Module.__setattr__
-        and not isinstance(getattr(cls, "training", None), property)
-    )
+    return cls.train is nn.Module.train and cls.eval is nn.Module.eval and _holds_its_flag(cls)
+
+
+@functools.lru_cache(maxsize=4096)
+def _holds_its_flag(cls: Any) -> bool:
+    """Whether setting ``training`` sets the attribute alone, and the children are those in the table of modules."""
+    sets = cls.__setattr__ in (nn.Module.__setattr__, PartsModule.__setattr__)
+    children = cls.children is nn.Module.children and cls.named_children is nn.Module.named_children
+    return sets and children and not isinstance(getattr(cls, "training", None), property)
 
 
 def _effects(modules: Mapping[str, nn.Module], path: str) -> dict[str, dict[str, bool | None]]:
@@ -98,7 +113,7 @@ def follow(part: nn.Module, call: str, effects: Mapping[str, Mapping[str, bool |
     """Make one of the :data:`CALLS` on a part, with the recorded effects of its original class."""
     kept = effects.get(call, {})
     before = flags_of(part) if kept else {}
-    nn.Module.train(part, CALLS[call])
+    _set_mode(part, CALLS[call])
     set_flags(part, {path: before[path] if flag is None else flag for path, flag in kept.items() if path in before})
 
 

@@ -7,7 +7,6 @@ import functools
 import itertools
 import keyword
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -75,6 +74,13 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
 
 def modules_of(root: nn.Module) -> list[nn.Module]:
     """The list of ``root.modules()``, several times as fast."""
+    found = parts_of(root)
+    own = any(kind.named_modules is not nn.Module.named_modules for kind in set(map(type, found)))
+    return list(root.modules()) if own else found
+
+
+def parts_of(root: nn.Module) -> list[nn.Module]:
+    """A module and all that it holds in its table of modules, each once, whatever its class says of them."""
     found: dict[int, nn.Module] = {}
     waiting: list[nn.Module | None] = [root]
     while waiting:
@@ -82,8 +88,7 @@ def modules_of(root: nn.Module) -> list[nn.Module]:
         if module is not None and id(module) not in found:
             found[id(module)] = module
             waiting += reversed(module._modules.values())
-    own = any(kind.named_modules is not nn.Module.named_modules for kind in {type(m) for m in found.values()})
-    return list(root.modules() if own else found.values())
+    return list(found.values())
 
 
 def named_buffers(root: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -109,11 +114,6 @@ def device_of(root: nn.Module) -> torch.device:
     """The device of a module's first tensor; the CPU if it has none."""
     tensors = itertools.chain(root.parameters(), root.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-def name_seed(name: str) -> int:
-    """A number of 32 bits for any name, the same in every process."""
-    return zlib.crc32(name.encode(errors="surrogatepass"))
 
 
 @functools.cache
@@ -333,12 +333,15 @@ class PartsModule(fx.GraphModule):
         return self._names.get(str(target), str(target))
 
     def _replace_targets(self, graph: fx.Graph) -> None:
+        seen: dict[str, tuple[Any, bool]] = {}
         for node in graph.nodes:
-            if node.op in ("call_module", "get_attr") and (target := self._target(str(node.target))) != node.target:
-                node.target = target
+            if node.op in ("call_module", "get_attr"):
+                target = self._target(str(node.target), seen)
+                if target != node.target:
+                    node.target = target
 
-    def _target(self, name: str) -> str:
-        if name in self._names or self._is_plain(name):
+    def _target(self, name: str, seen: dict[str, tuple[Any, bool]]) -> str:
+        if name in self._names or (name.count(".") <= _DEEPEST and self._found(name, seen)[1]):
             return name
         for target, known in self._names.items():
             if known == name:
@@ -349,20 +352,17 @@ class PartsModule(fx.GraphModule):
         setattr(cls, target, property(lambda module: attribute(module, name)))
         return target
 
-    def _is_plain(self, name: str) -> bool:
-        """Whether generated code can find a part by its true name."""
-        found: Any = self
-        if name.count(".") > _DEEPEST:
-            return False
-        for part in name.split("."):
-            if not _is_word(part):
-                return False
-            table = next((table for table in _tables(found) if part in table), None)
-            own = part in vars(found) or hasattr(type(found), part) or (found is self and part in _own_names())
-            if table is not None and own:
-                return False  # the attribute of that name hides it
-            found = None if table is None else table[part]
-        return True
+    def _found(self, name: str, seen: dict[str, tuple[Any, bool]]) -> tuple[Any, bool]:
+        """The part of a true name, and whether generated code finds it by that; ``seen``: the answers so far."""
+        if name not in seen:
+            parent, dot, leaf = name.rpartition(".")
+            holder, plain = self._found(parent, seen) if dot else (self, True)
+            table = next((table for table in _tables(holder) if leaf in table), None)
+            if table is not None:  # an attribute of that name hides it
+                own = leaf in vars(holder) or hasattr(type(holder), leaf)
+                plain = plain and not own and not (holder is self and leaf in _own_names())
+            seen[name] = None if table is None else table[leaf], plain and _is_word(leaf)
+        return seen[name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PartsModule:
         twin = PartsModule(copied_parts(self, memo), self.with_names(self.graph), type(self).__name__)

@@ -6,6 +6,7 @@ import gc
 import random
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -102,3 +103,8 @@ def paused_garbage_collection() -> Iterator[Callable[[], AbstractContextManager[
     finally:
         if collects:
             gc.enable()
+
+
+def name_seed(name: str) -> int:
+    """A number of 32 bits for any name, the same in every process."""
+    return zlib.crc32(name.encode(errors="surrogatepass"))

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from fxprune.proof.masking import Keep, select
 from fxprune.proof.nodes.claims import Claim, cut_shape, lost_entries
 from fxprune.proof.nodes.pairs import UnjudgedError, in_dtype
-from fxprune.util.paths import name_seed
+from fxprune.util.progress import name_seed
 
 _PERIOD = 8191
 _STEP = 97

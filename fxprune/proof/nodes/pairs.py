@@ -178,4 +178,4 @@ def in_dtype(value: Any, dtype: torch.dtype) -> Any:
             return tensor.to(complex_dtype)
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return pytree.tree_map_only(Tensor, converted, value)
+    return converted(value) if type(value) is Tensor else pytree.tree_map_only(Tensor, converted, value)
