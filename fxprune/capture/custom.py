@@ -68,21 +68,22 @@ def runs() -> bool:
     return False
 
 
-def _functions(cls: type[Function]) -> Iterator[tuple[types.FunctionType, type[Function]]]:
-    """The forwards of all classes below this one."""
+def _functions(cls: type[Function], *but: str) -> Iterator[tuple[types.FunctionType, type[Function]]]:
+    """The forwards of all classes below this one, ``but`` those of modules whose names begin so."""
     for below in cls.__subclasses__():
-        if isinstance(below.forward, types.FunctionType) and below.forward is not Function.forward:
+        own = not below.__module__.startswith(but)
+        if own and isinstance(below.forward, types.FunctionType) and below.forward is not Function.forward:
             yield below.forward, below
-        yield from _functions(below)
+        if below.__subclasses__():
+            yield from _functions(below, *but)
 
 
 @contextmanager
 def watched(record: Record) -> Iterator[None]:
     """Let ``record(function, run, arguments)`` answer for calls of custom functions; ``run(*arguments)`` computes."""
     known: dict[types.FunctionType, list[type[Function]]] = {}
-    for forward, cls in _functions(Function):
-        if not cls.__module__.startswith("torch."):
-            known.setdefault(forward, []).append(cls)
+    for forward, cls in _functions(Function, "torch."):
+        known.setdefault(forward, []).append(cls)
     before = {forward: forward.__code__ for forward in known}
     try:
         for forward, code in before.items():

@@ -132,12 +132,12 @@ class PythonState:
 
 
 @contextmanager
-def shared_objects_restored(model: nn.Module) -> Iterator[None]:
+def shared_objects_restored(model: nn.Module) -> Iterator[PythonState]:
     """Undo all changes that the code run inside makes to objects shared with the rest of the process."""
     with restored(model):
         outside = PythonState(model, reachable(model), own=False)
         try:
-            yield
+            yield outside
         finally:
             outside.restore()
 
@@ -381,12 +381,12 @@ class OtherRandomStates:
             words = [_word(number)] * 500 + [drawn.getrandbits(32) for _ in range(124)]
             random.setstate((3, (*words, 0), None))
             np.random.set_state(cast(Any, ("MT19937", words, 0)))
-        self._begun = self._states()
+        self._begun = self._states() if chance else self._before
 
     @staticmethod
     def _states() -> tuple[Any, ...]:
         name, words, *more = cast(Any, np.random.get_state())
-        return random.getstate(), (name, tuple(words), *more)
+        return random.getstate(), (name, words.tobytes(), words.dtype, *more)
 
     def were_used(self) -> bool:
         """Whether numbers were drawn since."""
@@ -394,6 +394,6 @@ class OtherRandomStates:
 
     def restore(self) -> None:
         """Put the states back."""
-        python, numpy = self._before
+        python, (name, words, kind, *more) = self._before
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(cast(Any, (name, np.frombuffer(words, kind), *more)))

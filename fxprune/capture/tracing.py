@@ -18,10 +18,10 @@ from fxprune.capture.decisions import are_complete, asked_at, asks_values, is_ch
 from fxprune.capture.lowering import leaves
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
-from fxprune.capture.reachable import reachable
+from fxprune.capture.reachable import forget, reachable
 from fxprune.capture.samples import Sample
 from fxprune.capture.specializations import find_specializations, is_complete, share_taken
-from fxprune.capture.state import Place, shared_objects_restored
+from fxprune.capture.state import Place, PythonState, shared_objects_restored
 from fxprune.errors import CaptureError, ModelError, SampleError
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
@@ -49,19 +49,19 @@ UNTRACED_TRAINING = "the forward in training mode"
 
 def trace(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     """The captured graphs, and the parts of the forward not in them. Raises FxpruneError: there is nothing to trace."""
-    with shared_objects_restored(model):
-        return _traced(model, sample)
+    with shared_objects_restored(model) as outside:
+        return _traced(model, sample, outside)
 
 
-def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp, ...]]:
+def _traced(model: nn.Module, sample: Sample, outside: PythonState) -> tuple[Captured, tuple[OpaqueOp, ...]]:
     modes = modes_of(model)
-    with shared_objects_restored(model):
-        captured = _both_modes(model, sample, modes, {})
+    captured = _both_modes(model, sample, modes, {})
+    _undo(outside)
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
-        with shared_objects_restored(model):
-            captured = _both_modes(model, sample, modes, written)
+        captured = _both_modes(model, sample, modes, written)
+        _undo(outside)
         _check_layers(model, captured, written)
     if remembers:
         _check_memory(model, captured, captured, remembers)
@@ -86,6 +86,12 @@ def _traced(model: nn.Module, sample: Sample) -> tuple[Captured, tuple[OpaqueOp,
         words = "what they do to values is in the graphs, and what else they do is not"
         untraced.append(OpaqueOp("", f"forward hooks of {', '.join(hooked):.100}", "", words))
     return captured, tuple(untraced)
+
+
+def _undo(outside: PythonState) -> None:
+    """Put back what traces have changed so far outside of the model, so that what follows starts as they did."""
+    outside.restore()
+    forget()
 
 
 def _branches_taken(captured: Captured) -> str:

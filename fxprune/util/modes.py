@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -46,7 +46,7 @@ def switch(module: nn.Module, call: str) -> None:
 def _set_mode(module: nn.Module, training: bool) -> None:
     """What ``nn.Module.train`` does, several times as fast where no part does it in a way of its own."""
     parts = parts_of(module)
-    if _holds_its_flag(type(module)) and not any(map(has_own_modes, parts[1:])):
+    if _holds_its_flag(cast(Any, type(module))) and not any(map(has_own_modes, parts[1:])):
         for part in parts:
             vars(part)["training"] = training
     else:

@@ -75,7 +75,7 @@ def named_modules(root: nn.Module, *, again: bool = False) -> list[tuple[str, nn
 def modules_of(root: nn.Module) -> list[nn.Module]:
     """The list of ``root.modules()``, several times as fast."""
     found = parts_of(root)
-    own = any(kind.named_modules is not nn.Module.named_modules for kind in set(map(type, found)))
+    own = any(kind.named_modules is not nn.Module.named_modules for kind in {type(module) for module in found})
     return list(root.modules()) if own else found
 
 

@@ -114,10 +114,11 @@ def _methods_of(kind: Any) -> frozenset[str]:
     return frozenset(name for name in dir(kind) if callable(getattr(kind, name, None)))
 
 
+_LITERALS = (type(None), bool, int, float, str)
+
+
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_is_plain, value))
-    return isinstance(value, (type(None), bool, int, float, str))
+    return isinstance(value, _LITERALS) or (isinstance(value, (tuple, list)) and all(map(_is_plain, value)))
 
 
 def has_same_attributes(full: nn.Module, narrow: nn.Module) -> bool:
