@@ -142,8 +142,7 @@ def _is_usable(tensor: torch.Tensor, is_weight: bool) -> bool:
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     # A finite sum proves finite terms and allocates nothing; only a sum that overflows needs the second look.
-    with torch.no_grad():
-        return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+    return cmath.isfinite(tensor.detach().sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _own(module: nn.Module) -> list[torch.Tensor]:

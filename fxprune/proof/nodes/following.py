@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from fxprune.capture.lowering import entered
 from fxprune.proof.nodes.pairs import UnjudgedError, call, call_name, is_number, is_sizes, may_write
 from fxprune.proof.nodes.standins import StandIns
-from fxprune.util.paths import modules_of, named_buffers, named_parameters
+from fxprune.util.paths import modules_of
 
 # Names by which tensors answer to operators, other than the operator's own.
 _ALSO = {"truediv": "div", "mod": "remainder"}
@@ -52,14 +52,15 @@ class Following(TorchFunctionMode):
         self._node: fx.Node = next(self._rest)
         self._values: dict[fx.Node, Any] = {}
         self._layers = {id(m): m for n in graph.nodes if n.op == "call_module" for m in (attribute(str(n.target)),)}
-        self._weights = [parameter for _, parameter in named_parameters(owner)]
+        parts = modules_of(owner)
+        self._weights = _distinct([part._parameters for part in parts])
         self._storages = {weight.untyped_storage()._cdata for weight in self._weights}
-        tables: list[dict[str, Any]] = [held for m in modules_of(owner) for held in (m._parameters, m._buffers)]
+        tables: list[dict[str, Any]] = [held for m in parts for held in (m._parameters, m._buffers)]
         self._held = [(table, dict(table)) for table in tables]
         self._before_call = {id(table): before for table, before in self._held}
-        tensors = (*self._weights, *(buffer for _, buffer in named_buffers(owner)))
-        self._versions = {id(tensor): tensor._version for tensor in tensors}
-        self._buffers = {buffer.untyped_storage()._cdata: buffer for _, buffer in named_buffers(owner)}
+        buffers = _distinct([part._buffers for part in parts])
+        self._versions = {id(tensor): tensor._version for tensor in (*self._weights, *buffers)}
+        self._buffers = {buffer.untyped_storage()._cdata: buffer for buffer in buffers}
         # Buffers, by their memory, with their values before the first call that may write to them.
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._settings: Any = None
@@ -307,6 +308,11 @@ def _without_values(layer: Any, args: tuple[Any, ...]) -> Tensor | None:
     windows = zip(x.shape[2:], weight.shape[2:], layer.stride, layer.padding, layer.dilation, strict=True)
     sides = [(n + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, padding, dilation in windows]
     return _zeros(x, weight, (len(x), len(weight), *sides)) if min(sides) > 0 else None
+
+
+def _distinct(tables: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The tensors in tables of modules, each once."""
+    return list({id(tensor): tensor for table in tables for tensor in table.values() if tensor is not None}.values())
 
 
 def _zeros(x: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
