@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 
 import fxprune
 from fxprune.errors import ModelError
+from fxprune.util.modes import CALLS, switch
 
 
 class Staged(nn.Module):
@@ -120,3 +123,63 @@ def test_printing_a_pruned_network_says_what_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     pruned = fxprune.compile(model, torch.randn(1, 3, 8, 8), 0.5)
     assert "pruned by fxprune: 50.0% of macs removed" in repr(pruned)
+
+
+class _Aside(nn.Module):
+    """Has a part that is none of its children, which ``train`` therefore does not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Dropout())
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        return iter(())
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        return iter(())
+
+
+class _Frozen(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> _Frozen:
+        return super().train(False)
+
+
+class _Counts(nn.Dropout):
+    """Sees each time that its mode is set."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        vars(self)["times"] = vars(self).get("times", 0) + (name == "training")
+
+
+class _Inverted(nn.Dropout):
+    @property
+    def training(self) -> bool:
+        return not vars(self)["is_on"]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        vars(self)["is_on"] = not mode
+
+
+@pytest.mark.parametrize("odd", [nn.Dropout, _Aside, lambda: _Frozen(2), _Counts, _Inverted])
+@pytest.mark.parametrize("around", [nn.Identity, nn.Sequential])
+@pytest.mark.parametrize("call", CALLS)
+def test_switching_a_network_does_what_its_own_calls_do(
+    odd: Callable[[], nn.Module], around: Callable[..., nn.Module], call: str
+) -> None:
+    part = odd()
+    network = nn.Sequential(nn.Linear(2, 2), around(part) if around is nn.Sequential else part, part, nn.Dropout())
+    twin = copy.deepcopy(network)
+    for training in (True, False):
+        for module in (network, twin):
+            module.train(training)
+        switch(network, call)
+        twin.train() if call == "train" else twin.train(False) if call == "train(False)" else twin.eval()
+        assert _modes(network) == _modes(twin)
+
+
+def _modes(module: nn.Module) -> list[Any]:
+    """The mode of a module and of all that it holds, and how often it was set where that is counted."""
+    own = [module.training, vars(module).get("times")]
+    return own + [mode for part in module._modules.values() if part is not None for mode in _modes(part)]
