@@ -116,6 +116,8 @@ def _mask(node: fx.Node) -> fx.Node | None:
         places = node.args[0] if len(node.args) == 1 else None
         return places if isinstance(places, fx.Node) else None
     index = node.args[1] if name in ("getitem", "masked_select") else None
+    if isinstance(index, tuple) and all(part is None or isinstance(part, (int, slice)) for part in index[1:]):
+        index = index[0] if index else None
     is_mask = isinstance(index, fx.Node) and index.meta["val"].dtype == torch.bool
     return index if is_mask else None  # type: ignore[return-value]
 

@@ -256,6 +256,30 @@ def two_of_each(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out
 
 
+def gated(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Rows are picked by a mask, and the gates of one kind by the mask and a number."""
+    gates = h[:, : len(net.layers)].softmax(-1)
+    weight, chosen = gates.topk(2)
+    gates, out = torch.zeros_like(gates).scatter(-1, chosen, weight), torch.zeros_like(h)
+    for number, layer in enumerate(net.layers):
+        mask = (chosen == number).any(dim=-1)
+        if mask.any():
+            out[mask] += (layer(h[mask]) * gates[mask, number].unsqueeze(1)).squeeze(1)
+    return out
+
+
+def twice(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Each choice of two has its turn."""
+    weight, chosen = h[:, : len(net.layers)].softmax(-1).topk(2)
+    out = torch.zeros_like(h)
+    for turn in range(2):
+        for number, layer in enumerate(net.layers):
+            mask = chosen[:, turn] == number
+            if mask.any():
+                out[mask] += weight[mask, turn, None] * layer(h[mask])
+    return out
+
+
 def asking_inside(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     out = torch.zeros_like(h)
     for number, layer in enumerate(net.layers):
@@ -305,6 +329,7 @@ FREE = [
     summed_item,
     in_new_memory,
     two_of_each,
+    gated,
     without_asking,
     joined,
 ]
@@ -619,7 +644,9 @@ def test_selections_of_which_code_asks_where_others_are_empty_count_too(loop: Lo
 
 
 @pytest.mark.parametrize("kinds", [7, 8, 16])
-@pytest.mark.parametrize("loop", [skipped, added, counted_mask, summed, two_of_each], ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize(
+    "loop", [skipped, added, counted_mask, summed, two_of_each, gated, twice], ids=lambda loop: loop.__name__
+)
 def test_many_kinds_without_rows_are_no_decision(loop: Loop, kinds: int) -> None:
     model = Mixture(loop, kinds=kinds).eval()
     pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
