@@ -84,8 +84,6 @@ class Moments:
 
     def _seen(self, value: Any, names: dict[int, str], at: str, depth: int) -> Any:
         """A value, as far as code may tell it from another; ``names``: those of the tensors that were seen before."""
-        if isinstance(value, torch.Tensor):
-            return torch.Tensor, value.dtype, value.dim(), names.setdefault(id(value), at)
         if isinstance(value, nn.Module):
             return nn.Module, self._paths.get(id(value), object())
         if isinstance(value, fx.Node):
@@ -93,6 +91,8 @@ class Moments:
         if isinstance(value, _LITERALS + _NAMED) and not isinstance(value, Traced):
             return type(value), value
         kind, held = _parts(value) if depth else (object(), {})
+        if isinstance(value, torch.Tensor):
+            kind = [torch.Tensor, value.dtype, value.dim(), names.setdefault(id(value), at)]
         return _Held(kind, {key: self._seen(part, names, f"{at}.{key}", depth - 1) for key, part in held.items()})
 
 
@@ -102,6 +102,8 @@ def _parts(value: Any) -> tuple[Any, dict[Any, Any]]:
         return (value.f_code, value.f_lasti), dict(value.f_locals)
     if isinstance(value, Traced):
         return value.function, dict(enumerate(value.operands))
+    if isinstance(value, torch.Tensor):  # code may hang numbers on it
+        return torch.Tensor, vars(value)
     if isinstance(value, types.MethodType):
         return value.__func__, {"self": value.__self__}
     if isinstance(value, (list, tuple, deque)):

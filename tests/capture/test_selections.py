@@ -604,7 +604,18 @@ def in_which_tensor_it_is(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out if out is first else out * 1
 
 
+def in_a_tensor(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, h.found = torch.zeros_like(h), 0  # type: ignore[attr-defined]
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+            h.found += 1  # type: ignore[attr-defined]
+    return out * 2 if h.found == 5 else out  # type: ignore[attr-defined]
+
+
 KEPT = [
+    in_a_tensor,
     in_a_number,
     in_a_list,
     in_a_dict,
