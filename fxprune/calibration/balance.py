@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxprune.calibration.batches import Batch, checksums
+from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 
 # The largest weight: more would rest on too few positions.
@@ -76,6 +77,17 @@ class Weights:
         own = self.over(sizes).flatten(1) if sizes else self.over(()).unsqueeze(1)
         own = own.to(each.device)[:, places.to(each.device)].reshape(-1)
         return each * own if len(own) == len(each) else each
+
+
+def position_weights(value: Tensor, dim: int, weights: Weights | None) -> Tensor | None:
+    """How much each position of a value with channels in ``dim`` counts: by its class, and less for tokens far larger
+    than others. None if all count alike."""
+    own = None if weights is None else weights.at(value, dim)
+    if value.ndim < 3 or dim != -1:
+        return own
+    each = token_weights(value.square().sum(-1), len(value)).unsqueeze(-1)
+    each = each / each.mean()
+    return each if own is None else own * each
 
 
 def resized(one: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -188,6 +200,15 @@ def log_shares(output: Tensor) -> Tensor:
     values = output.movedim(class_dim(output), -1).float()
     values = F.pad(values, (1, 0)) if values.shape[-1] == 1 else values
     return values.log_softmax(-1)
+
+
+def divergence(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
+    """The mean divergence of the predictions from the original's; 0 for an output without classes."""
+    if other.ndim < 2:
+        return one.new_zeros(())
+    found, wanted = log_shares(one), log_shares(other)
+    errors = (wanted.exp() * (wanted - found)).sum(-1)
+    return errors.mean() if each is None else (errors * each.squeeze(dim)).mean()
 
 
 def _few(share: Tensor) -> Tensor:

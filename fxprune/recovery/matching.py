@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.calibration.balance import Weights, class_dim, floating_tensors, log_shares
+from fxprune.calibration.balance import Weights, class_dim, divergence, floating_tensors, position_weights
 from fxprune.calibration.effects import joined
-from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError, described
@@ -32,6 +31,9 @@ _MOST_RISE = 2.0
 _STEPS_OF_A_PASS = 16
 # With outputs that have positions, a gradient is as good from so many times fewer samples.
 _DENSE = 4
+# Steps of matrices, relative to those of other tensors; larger matrices (the shorter side) would take longer to make
+# orthogonal than their gradients take.
+_OF_MATRICES, _MOST_ROWS = 0.5, 256
 # If the loss rises, a quarter of the rate is tried, up to this number of rates.
 _RATES = 5
 _LEAST_SCALE = 1e-3
@@ -48,7 +50,7 @@ class Match(Named):
     The loss is the sum over those places of the squared difference, divided by the original's variance. If some classes
     of the outputs are rare, so that positions are weighted, the divergence of the predictions is added, scaled to begin
     as large as the squared difference of the outputs. If only a ReLU reads a layer, the ReLU's outputs are compared.
-    The optimizer is Adam, with a linearly falling rate.
+    Steps are orthogonal for matrices and kernels (Muon), and Adam's for the rest. Rates fall linearly.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
     tied to them. Under ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the
@@ -133,7 +135,7 @@ class Match(Named):
         rate: float,
     ) -> list[float]:
         """The loss of each step, up to the step at which it has risen above the first ones."""
-        descent, losses, growing = _Adam(own), list[float](), max(_FIRST_STEPS, len(batches) // 10)
+        descent, losses, growing = _Steps(own), list[float](), max(_FIRST_STEPS, len(batches) // 10)
         for step, (sample, rows) in enumerate(work.steps.counted(self.name, batches, len(batches))):
             with torch.enable_grad():
                 loss = pair.loss(sample, rows)
@@ -174,8 +176,10 @@ class Match(Named):
         return chosen[: least_over_ranks(len(chosen))], apart
 
 
-class _Adam:
-    """Adam (Kingma and Ba, 2015), with steps relative to each tensor's root mean square."""
+class _Steps:
+    """Steps of these sizes, relative to each tensor's root mean square: for matrices (also those of convolutions) the
+    nearest orthogonal matrix to the momentum (Muon; Jordan et al., 2024), for other tensors Adam (Kingma and Ba, 2015).
+    """
 
     def __init__(self, own: Sequence[nn.Parameter]) -> None:
         self._own, self._scales = own, [_scale(parameter) for parameter in own]
@@ -188,10 +192,34 @@ class _Adam:
         self._steps += 1
         first, second = (1 - decay**self._steps for decay in (0.9, 0.999))
         for own, mean, square, scale in zip(self._own, self._means, self._squares, self._scales, strict=True):
-            if own.grad is not None:
-                mean.lerp_(own.grad, 0.1)
+            if own.grad is None:
+                continue
+            mean.lerp_(own.grad, 0.1)
+            if _is_matrix(own):
+                own.sub_(_orthogonal(own.grad.lerp(mean, 0.9)), alpha=_OF_MATRICES * rate * scale)
+            else:
                 square.mul_(0.999).addcmul_(own.grad, own.grad, value=0.001)
                 own.addcdiv_(mean, square.sqrt().mul_(second**-0.5).add_(1e-8), value=-rate * scale / first)
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    """Whether it is a matrix, or a kernel of them, of a size at which a step is quick."""
+    if parameter.ndim < 2 or min(parameter.shape[:2]) < 2:
+        return False
+    return min(len(parameter), parameter.numel() // len(parameter)) <= _MOST_ROWS
+
+
+def _orthogonal(value: Tensor) -> Tensor:
+    """About the nearest matrix with equal singular values, scaled to a root mean square of one, by three steps of a
+    Newton-Schulz iteration with the coefficients of Muon."""
+    flat = value.flatten(1).float()
+    flat = flat if len(flat) <= flat.shape[1] else flat.mT
+    flat = flat / flat.norm().clamp_min(1e-30)
+    for _ in range(3):
+        square = flat @ flat.mT
+        flat = torch.addmm(flat, torch.addmm(square, square, square, beta=-4.775, alpha=2.0315), flat, beta=3.4445)
+    flat = flat / flat.square().mean().sqrt().clamp_min(1e-30)
+    return (flat if len(flat) == len(value) else flat.mT).reshape(value.shape).to(value.dtype)
 
 
 class _Place(NamedTuple):
@@ -258,14 +286,15 @@ class _Pair:
         dims = [place.dim for place in self.places] + [class_dim(one) for one in outputs]
         weights = self.weights.get(id(sample))
         weights = None if weights is None else weights[rows]
-        compared = [(*one, _each(*one[1:], weights)) for one in zip([*given, *outputs], wanted, dims, strict=True)]
+        values = zip([*given, *outputs], wanted, dims, strict=True)
+        compared = [(*one, position_weights(*one[1:], weights)) for one in values]
         differences = torch.stack([_difference(*one).cpu() for one in compared])
         apart = torch.zeros(len(outputs))
         if weights is not None:
-            apart = torch.stack([_divergence(*one).cpu() for one in compared[len(given) :]])
+            apart = torch.stack([divergence(*one).cpu() for one in compared[len(given) :]])
         self._measure(compared, differences.detach(), apart.detach())
-        squared, divergence = self._starts
-        diverging: Tensor = apart * squared / divergence.clamp_min(1e-12)
+        squares, divergences = self._starts
+        diverging: Tensor = apart * squares / divergences.clamp_min(1e-12)
         return (differences / self._spreads).sum() + diverging.sum()
 
     def whole(self, parts: Sequence[tuple[Sample, Tensor]]) -> float:
@@ -323,25 +352,9 @@ def _kept(place: _Place, value: Tensor) -> Tensor:
     return value if place.kept is None else value.index_select(place.dim, place.kept.to(value.device))
 
 
-def _each(other: Tensor, dim: int, weights: Weights | None) -> Tensor | None:
-    """How much each position counts; tokens far larger than others count less. None if all count alike."""
-    each = _counts(other) if other.ndim > 2 and dim == -1 else None
-    own = None if weights is None else weights.at(other, dim)
-    return each if own is None else own if each is None else own * each
-
-
 def _difference(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
     """The mean squared difference."""
     return F.mse_loss(one, other) if each is None else ((one - other).square() * each).mean()
-
-
-def _divergence(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
-    """The mean divergence of the predictions from the original's; 0 for an output without classes."""
-    if other.ndim < 2:
-        return one.new_zeros(())
-    found, wanted = log_shares(one), log_shares(other)
-    errors = (wanted.exp() * (wanted - found)).sum(-1)
-    return errors.mean() if each is None else (errors * each.squeeze(dim)).mean()
 
 
 def _spread(other: Tensor, dim: int, each: Tensor | None) -> Tensor:
@@ -349,11 +362,6 @@ def _spread(other: Tensor, dim: int, each: Tensor | None) -> Tensor:
     others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
     each = other.new_ones(()) if each is None else each / each.mean()
     return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
-
-
-def _counts(value: Tensor) -> Tensor:
-    each = token_weights(value.square().sum(-1), len(value)).unsqueeze(-1)
-    return each / each.mean()
 
 
 def _kind(sample: Sample) -> str:

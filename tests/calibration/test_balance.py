@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune.calibration import Calibration, Collector, Observation
-from fxprune.calibration.balance import Balance, Census, Weights, resized
+from fxprune.calibration.balance import Balance, Census, Weights, divergence, resized
 from fxprune.calibration.batches import Batch
 from fxprune.calibration.statistic import Tap
 from fxprune.capture.samples import Sample
 from fxprune.criteria.reconstruction import _Variance
 from fxprune.recovery import Reconstruct
-from fxprune.recovery.matching import _divergence
 
 
 def counted(*outputs: Tensor) -> tuple[Balance | None, Batch]:
@@ -81,9 +80,9 @@ def test_the_divergence_is_that_of_the_predictions() -> None:
     p, q = (np.exp(z.double().numpy()) for z in (other, one))
     p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
     wanted = (p * np.log(p / q)).sum(1)
-    assert float(_divergence(one, other, 1, None)) == pytest.approx(wanted.mean(), rel=1e-4)
+    assert float(divergence(one, other, 1, None)) == pytest.approx(wanted.mean(), rel=1e-4)
     weighted = (wanted * each[:, 0].numpy()).mean()
-    assert float(_divergence(one, other, 1, each)) == pytest.approx(weighted, rel=1e-4)
+    assert float(divergence(one, other, 1, each)) == pytest.approx(weighted, rel=1e-4)
 
 
 class Pixels(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import RecoveryError
 from fxprune.recovery import Match
+from fxprune.recovery.matching import _is_matrix, _orthogonal
 
 
 class Residual(nn.Module):
@@ -79,6 +80,23 @@ def test_steps_that_are_too_long_all_the_same_change_nothing(pair: tuple[nn.Modu
     back = fxprune.recover(cut, model, Match(rate=1e6), calibration=[tokens(160)])
     assert "the loss rises" in fxprune.report(back).recovery[-1].guards[0]
     assert all(torch.equal(tensor, cut.state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (8, 3, 3, 3)])
+def test_steps_of_matrices_are_orthogonal(shape: tuple[int, ...]) -> None:
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(value.flatten(1), full_matrices=False)
+    found = _orthogonal(value)
+    assert float(torch.cosine_similarity(found.flatten(), (left @ right).flatten(), dim=0)) > 0.95
+    assert float(found.square().mean()) == pytest.approx(1, rel=1e-4)
+    assert not _orthogonal(torch.zeros(shape)).any()
+
+
+def test_only_what_mixes_channels_is_a_matrix() -> None:
+    layers = nn.Linear(6, 8), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Linear(300, 300)
+    assert [_is_matrix(layer.weight) for layer in layers] == [True, True, False, False, False]
+    assert not _is_matrix(torch.zeros(1, 9, 4))
+    assert not _is_matrix(torch.zeros(0, 4))
 
 
 class Fixed(nn.Module):
