@@ -108,6 +108,16 @@ def test_deterministic_algorithms() -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_literals_on_parameters_stay_for_optimisers_that_read_them() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    vars(model[0].weight)["no_weight_decay"], vars(model[2].bias)["rate"] = True, 0.1
+    pruned = fxprune.compile(model, torch.randn(1, 3, 8, 8), 0.5)
+    weight, bias = pruned.get_parameter("0.weight"), pruned.get_parameter("2.bias")
+    assert len(weight) < 16
+    assert vars(weight) == {"no_weight_decay": True}
+    assert vars(bias) == {"rate": 0.1}
+
+
 def test_structure_alone_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = small_net()

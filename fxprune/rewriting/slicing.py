@@ -17,7 +17,7 @@ from fxprune.axes.expressions import Axis, Channels, Fixed
 from fxprune.capture.custom import CustomFunction
 from fxprune.capture.objects import CopiedObject
 from fxprune.rules.registry import torch_class
-from fxprune.util.copies import copied_attributes
+from fxprune.util.copies import copied_attributes, with_literals_of
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -41,7 +41,10 @@ def kept_indices(
 
 
 def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """A new tensor with the kept entries; a parameter stays a parameter with the same ``requires_grad``."""
+    """A new tensor with the kept entries; a parameter stays a parameter with the same ``requires_grad``.
+
+    Literals that the tensor has as attributes are kept: optimisers read such (``weight.no_weight_decay = True``).
+    """
     value = tensor.detach()
     for dim, index in enumerate(indices):
         if index is not None:
@@ -51,7 +54,8 @@ def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torc
     layout = _CHANNELS_LAST.get(tensor.dim())
     if layout is not None and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():
         value = value.contiguous(memory_format=layout)
-    return nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return with_literals_of(tensor, nn.Parameter(value, tensor.requires_grad) if is_parameter else value)
 
 
 def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: Mapping[str, Any]) -> nn.Module:
