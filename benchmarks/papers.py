@@ -92,10 +92,12 @@ def main(
         removed = RATIOS[paper] if ratio is None or paper == "uncut" else ratio
         name = f"{paper} + {recover}" if recover else paper
         about: dict[str, object] = {"paper": name, "network": model, "updates": steps or "published"}
-        about |= {"run": " ".join(map(str, (*about.values(), f"{removed:g}", seed))), "batch": batch, "rate": rate}
+        always = paper in FROM_SCRATCH
+        trained = not (scratch or always)
+        run = (*about.values(), f"{removed:g}", seed, *(["scratch"] if scratch and not always else []))
+        about |= {"run": " ".join(map(str, run)), "batch": batch, "rate": rate}
         if about["run"] in rows.rows:
             continue
-        trained = not scratch and paper not in FROM_SCRATCH
         with Steps() as progress:
             folders = [state and state / str(part).replace(" ", "_") for part in (f"{model} {seed}", about["run"])]
             if trained not in beginnings:
@@ -103,8 +105,8 @@ def main(
                 beginnings[trained] = _beginning(model, first, trained, weights)
             network, before = beginnings[trained]
             trainer = Trainer(images, steps, batch, rate, folders[1], seed, progress=progress)
-            run = Run(model, copy.deepcopy(network), trainer, removed, before, recover=recover)
-            row = about | _row(run, METHODS[paper](run))
+            method = Run(model, copy.deepcopy(network), trainer, removed, before, recover=recover)
+            row = about | _row(method, METHODS[paper](method))
         rows.add(row)
         write_page(table.with_suffix(".md"), "The papers' methods", _NOTE, rows.markdown(_COLUMNS[1:]))
         print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None), flush=True)
