@@ -22,6 +22,7 @@ from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
 REFUSAL = "this network was made for "
+_OTHER_VALUES = f"{REFUSAL}inputs of other values"
 # Layers and functions with a kernel of their own for inference, or one for each device.
 _KERNELS = {"multi_head_attention_forward", "scaled_dot_product_attention", "MultiheadAttention", "LSTM", "GRU", "RNN"}
 _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -46,7 +47,7 @@ def asks_values(graph: fx.Graph) -> bool:
 
 
 def _asks_values(node: fx.Node) -> bool:
-    return is_check(node) and f"{REFUSAL}inputs of other values" in str(node.args[1])
+    return is_check(node) and _OTHER_VALUES in str(node.args[1])
 
 
 def are_complete(graphs: Sequence[fx.Graph]) -> bool:
@@ -83,6 +84,11 @@ def asked_at(graph: fx.Graph) -> str:
 def refuses_sizes(error: BaseException) -> bool:
     """Whether an error came from such a check."""
     return isinstance(error, AssertionError) and REFUSAL in str(error)
+
+
+def refuses_values(error: BaseException) -> bool:
+    """Whether an error came from a check of the branch that values select."""
+    return isinstance(error, AssertionError) and _OTHER_VALUES in str(error)
 
 
 def refuse_other_sizes(graph: fx.Graph, dims: slice) -> None:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxprune.capture.decisions import REFUSAL
+from fxprune.capture.decisions import REFUSAL, refuses_values
 from fxprune.capture.reachable import forget
 from fxprune.capture.samples import Sample
 from fxprune.proof.comparing import Leaves, leaves_of
@@ -148,7 +148,7 @@ def where(error: BaseException) -> str:
     A check that the capture wrote says where itself; that of a value gets what to do.
     """
     if REFUSAL in str(error):
-        return _KEEP * (f"{REFUSAL}inputs of other values" in str(error))
+        return _KEEP * refuses_values(error)
     line = ""
     traceback: TracebackType | None = error.__traceback__
     while traceback is not None:

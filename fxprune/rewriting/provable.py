@@ -11,6 +11,8 @@ from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, kept_mask
 from fxprune.axes.expressions import Channels
 from fxprune.capture import Captured
+from fxprune.capture.checking import refuses
+from fxprune.capture.decisions import asks_values
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import UNTRACED_TRAINING
 from fxprune.planning import Plan
@@ -43,11 +45,24 @@ def prove_plan(
         note, level = "proven as a whole, because the elements that are left have other numbers", "full"
     if level is True:
         try:
-            return prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained, steps=steps)
+            found = prove_nodes(model, pruned, pairs, plan.keep, seed=seed, untrained=untrained, steps=steps)
+            _check_samples(graph, pruned, sample)
+            return found
         except UnjudgedError as error:
             note = f"proven as a whole, because node by node it cannot be judged: {error}"
     proof = prove_whole(graph, model, pruned, plan, masks, sample)
     return replace(proof, notes=(*proof.notes, note)) if note else proof
+
+
+def _check_samples(graph: ChannelGraph, pruned: nn.Module, sample: Sample) -> None:
+    """Check that the user's samples are taken where values select the graph: removal may lead them to a branch of none.
+
+    Raises UnjudgedError: one is refused, and whole networks decide.
+    """
+    if asks_values(graph.captured.graph):
+        for given in (sample, *sample.others):
+            if reason := refuses(pruned, given):
+                raise UnjudgedError(reason)
 
 
 def prove_whole(

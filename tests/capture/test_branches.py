@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from itertools import product
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune import errors
 from fxprune.capture.decisions import REFUSAL, are_complete
+from fxprune.proof import UnjudgedError, prove_nodes
 from tests.nets.oracles import masked
+from tests.proof.nodes.pairing import rewritten
 
 
 def assert_takes(model: nn.Module, pruned: nn.Module, *args: Tensor) -> None:
@@ -198,3 +202,72 @@ def test_two_questions_one_inside_the_other_are_refused_or_right() -> None:
             except AssertionError:
                 continue
             assert_takes(model, pruned, x)
+
+
+class ByActivations(nn.Module):
+    """Another branch by what a layer that is cut has computed."""
+
+    def __init__(self, seed: int, choose: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.last = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+        self.choose = choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(self.second(self.choose(h)).relu())
+
+    def narrowed(self, pruned: nn.Module) -> nn.Module:
+        """The same forward over the pruned layers."""
+        twin = copy.copy(self)
+        twin._modules = {name: pruned.get_submodule(name) for name in self._modules}
+        return twin
+
+
+def doubled_if_large(h: Tensor) -> Tensor:
+    h = h.relu()
+    return h * 2 if h.mean() > 0.3 else h
+
+
+def squashed_if_negative(h: Tensor) -> Tensor:
+    return h * 2 if h.sum() > 0 else h.tanh()
+
+
+def squashed_by_numpy(h: Tensor) -> Tensor:
+    h = h.relu()
+    return torch.from_numpy(h.detach().numpy() * 2) if h.mean() > 0.3 else h
+
+
+# For some seeds removal leads the sample itself to the other branch.
+@pytest.mark.parametrize("seed", [0, 1, 3, 5])
+@pytest.mark.parametrize("choose", [doubled_if_large, squashed_if_negative])
+def test_removal_may_lead_the_sample_to_another_branch(choose: Callable[[Tensor], Tensor], seed: int) -> None:
+    model = ByActivations(seed, choose).eval()
+    torch.manual_seed(seed + 100)
+    x = torch.randn(4, 8)
+    pruned = fxprune.compile(model, x, 0.5, round_to=1)
+    expected = model.narrowed(pruned)
+    for values in (x, 3 * x, 0.1 * x, -x, torch.randn(7, 8)):
+        torch.testing.assert_close(pruned(values), expected(values))
+
+
+def test_a_result_that_would_refuse_the_sample_is_an_error() -> None:
+    told = set()
+    for seed in range(6):
+        torch.manual_seed(seed + 100)
+        x = torch.randn(4, 8)
+        try:
+            fxprune.compile(ByActivations(seed, squashed_by_numpy).eval(), x, 0.5, round_to=1)(x)
+        except errors.FxpruneError as error:
+            told.add("refuses the sample" in str(error))
+    assert True in told
+
+
+def test_a_check_of_another_answer_is_a_fault() -> None:
+    given = rewritten(ByActivations(0, squashed_if_negative), torch.randn(4, 8), round_to=1)
+    node = next(node for node in given.pairs[0].narrow.nodes if node.target is torch._assert)
+    with node.graph.inserting_before(node):
+        other = node.graph.call_function(operator.not_, (node.args[0],))
+    node.args = (other, *node.args[1:])
+    with pytest.raises((errors.ProofError, UnjudgedError)):
+        prove_nodes(given.model, given.pruned, given.pairs, given.plan.keep)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.decisions import refuses_values
 from fxprune.proof.locating import reads_about
 from fxprune.proof.nodes.claims import Claim
 from fxprune.proof.nodes.drawing import Setting, held
@@ -154,7 +155,9 @@ class Evaluation:
                 with modes(way.dtype, carry_nan=way.over_kept):
                     result = call(node, args, kwargs, module)
         except AssertionError as error:
-            raise UnjudgedError(f"{node.name} refuses these sizes: {error}") from error
+            if not refuses_values(error):
+                raise UnjudgedError(f"{node.name} refuses these sizes: {error}") from error
+            result = False  # random values may take another branch: then both networks refuse them
         except Exception as error:
             raise UnjudgedError(f"{node.name}: {type(error).__name__}: {error}") from error
         if not may_write(node, module) and any(tensor._version != version for tensor, version in versions):

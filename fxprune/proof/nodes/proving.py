@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.decisions import asks_values
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
@@ -176,16 +177,18 @@ class _Prover:
         self.tally.add(tally)
         # At sizes that differ from the trace's in both rows and image sides, if there are any.
         others = () if tally.at_any_size else self._others(pair, first)
-        for sample in itertools.chain(others, [first]):
+        # Where values select the branch, only the graph's own sample is sure to take it.
+        last = pair.sample if asks_values(pair.full) else first
+        for sample in itertools.chain(others, dict.fromkeys((first, last))):
             try:
                 self._check_programs(pair, sample)
             except UnjudgedError as error:
-                if sample is first or self._takes(pair, sample):
+                if sample is last or self._takes(pair, sample):
                     raise
                 # Laws hold for all sizes, also for those that the network refuses.
-                self.notes.append(f"not at other sizes: {error}")
+                self.notes += [] if sample is first else [f"not at other sizes: {error}"]
                 continue
-            self.samples += [first] if sample is first else [first, sample]
+            self.samples += dict.fromkeys((first, sample))
             return
 
     def _check_programs(self, pair: Pair, sample: Sample) -> None:
