@@ -49,6 +49,8 @@ def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The same for a function by its name."""
+    if name in ("cov", "corrcoef"):
+        return _covariance((*args, *(value for word, value in kwargs.items() if not word.endswith("weights"))))
     if not args:
         return None
     if name in (lowering.PACK, lowering.PAD):
@@ -78,6 +80,14 @@ def _is_plain(*tensors: Any) -> bool:
         and t.dtype == tensors[0].dtype
         for t in tensors
     )
+
+
+def _covariance(given: Sequence[Any]) -> Tensor | None:
+    """A row and a column for each row of ``cov``'s input; torch has no kernel on meta."""
+    table = next((value for value in given if isinstance(value, Tensor)), None)
+    if table is None or not table.is_meta or not table.is_floating_point():
+        return None
+    return table.new_empty(() if table.dim() < 2 or len(table) == 1 else (len(table), len(table)))
 
 
 def _signal(
