@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxprune.calibration.batches import Batch, checksums
 from fxprune.calibration.rows import token_weights
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
+from fxprune.capture.samples import IMAGE_DIMS
 
 # The largest weight: more would rest on too few positions.
 _MOST = 32.0
@@ -49,6 +50,10 @@ class Weights:
 
     def __getitem__(self, rows: Tensor) -> Weights:
         return Weights(tuple(one[rows.to(one.device)] for one in self.maps))
+
+    def mirrored(self) -> Weights:
+        """Those of mirrored images."""
+        return Weights(tuple(one.flip(-1) if one.ndim > 2 else one for one in self.maps))
 
     @staticmethod
     def joined(parts: Sequence[Weights | None]) -> Weights | None:
@@ -209,6 +214,25 @@ def divergence(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Ten
     found, wanted = log_shares(one), log_shares(other)
     errors = (wanted.exp() * (wanted - found)).sum(-1)
     return errors.mean() if each is None else (errors * each.squeeze(dim)).mean()
+
+
+def difference(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
+    """The mean squared difference."""
+    return F.mse_loss(one, other) if each is None else ((one - other).square() * each).mean()
+
+
+def spread(other: Tensor, dim: int, each: Tensor | None) -> Tensor:
+    """The variance over all dims except that of channels."""
+    others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
+    each = other.new_ones(()) if each is None else each / each.mean()
+    return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
+
+
+def correlation(one: Tensor, other: Tensor) -> float:
+    """Of two outputs over all entries; if they have positions, also of one and the mirrored other: the larger one."""
+    both = [other, other.flip(-1)] if one.ndim in IMAGE_DIMS else [other]
+    mean = one.mean(0)
+    return max(float(F.cosine_similarity((one - mean).flatten(), (o - mean).flatten(), dim=0)) for o in both)
 
 
 def _few(share: Tensor) -> Tensor:

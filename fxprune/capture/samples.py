@@ -106,6 +106,18 @@ class Sample:
             raise SampleError("the sample has a batch of 0, so there are no rows to repeat: pass at least one row")
         return self.map(lambda tensor: _with_rows(tensor, batch_size) if tensor.ndim else tensor)
 
+    def rows(self, places: torch.Tensor) -> Sample:
+        """These rows along dim 0; the whole sample if it does not come in rows."""
+        if self.batch_size is None:
+            return self
+        return self.map(lambda tensor: tensor[places.to(tensor.device)] if tensor.ndim else tensor)
+
+    def mirrored(self) -> Sample | None:
+        """The same sample with its images (floating-point tensors of four or five dims) flipped along their last dim;
+        None if there are none."""
+        images = {id(tensor) for tensor in self.tensors if tensor.is_floating_point() and tensor.ndim in IMAGE_DIMS}
+        return self.map(lambda tensor: tensor.flip(-1) if id(tensor) in images else tensor) if images else None
+
     def to_meta(self) -> Sample:
         """The same sample on the meta device: shapes, strides and dtypes without values."""
         return self.map(lambda tensor: tensor.detach().to("meta"))

@@ -106,7 +106,7 @@ def errors_of_groups(work: Work) -> dict[str, float]:
 
 def _run(network: PrivateNetwork, sample: Sample, rows: Tensor) -> tuple[Sample, Tensor | None, list[Tensor]]:
     """Some rows of a sample and the network's outputs for them; the whole sample if no other batch size runs."""
-    apart = sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
+    apart = sample.rows(rows)
     if (sample.batch_size or 1) > len(rows):
         try:
             return apart, None, floating_tensors(network.run(_copied(apart)))

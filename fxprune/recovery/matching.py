@@ -9,10 +9,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from fxprune.calibration.balance import Weights, class_dim, divergence, floating_tensors, position_weights
+from fxprune.calibration import balance
+from fxprune.calibration.balance import Weights, floating_tensors
 from fxprune.calibration.effects import joined
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
@@ -34,11 +34,15 @@ _DENSE = 4
 # Steps of matrices, relative to those of other tensors; larger matrices (the shorter side) would take longer to make
 # orthogonal than their gradients take.
 _OF_MATRICES, _MOST_ROWS = 0.5, 256
+# How much the first place counts, the last, and the outputs, if those have no positions: then they are few numbers.
+_SHARES = (0.5, 2.0, 0.25)
+# Mirrored samples are used if the original's outputs for so many rows correlate so much with those for the samples.
+_ROWS_MIRRORED, _ALIKE = 256, 0.8
 # If the loss rises, a quarter of the rate is tried, up to this number of rates.
 _RATES = 5
 _LEAST_SCALE = 1e-3
 # The most bytes of the original's values that are kept, and the rows run together to compute them.
-_MOST_BYTES, _ROWS_TOGETHER = 1 << 30, 16
+_MOST_BYTES, _ROWS_TOGETHER = 1 << 31, 16
 
 
 @recovery("match")
@@ -47,9 +51,11 @@ class Match(Named):
     """Trains the kept values for a few passes over the calibration, to match the original's outputs and
     residual streams (without streams, the outputs of each layer behind a cut). Labels are not used.
 
-    The loss is the sum over those places of the squared difference, divided by the original's variance. If some classes
-    of the outputs are rare, so that positions are weighted, the divergence of the predictions is added, scaled to begin
-    as large as the squared difference of the outputs. If only a ReLU reads a layer, the ReLU's outputs are compared.
+    The loss is the sum over those places of the squared difference, divided by the original's variance. If the
+    outputs have no positions, later places count more, and the outputs less. If some classes of the outputs are rare, so that positions are
+    weighted, the divergence of the predictions is added, scaled to begin as large as the squared difference of the
+    outputs. If only a ReLU reads a layer, the ReLU's outputs are compared. Every second pass sees images mirrored, if
+    the original's outputs for them are alike.
     Steps are orthogonal for matrices and kernels (Muon), and Adam's for the rest. Rates fall linearly.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
@@ -160,16 +166,17 @@ class Match(Named):
         whole = [(joined([p[0] for p in pool]), torch.cat([p[1] for p in pool])) for pool in pools.values()]
         for (sample, _), pool in zip(whole, pools.values(), strict=True):
             pair.weights[id(sample)] = Weights.joined([p[2] for p in pool])
+        seen = [(pair.mirrored(sample), sample) for sample, _ in whole]
         count = sum(int((~held).sum()) for _, held in whole)
         most = max(self.batch // _DENSE, 1) if pair.dense else self.batch
         size = max(min(most, count // _STEPS_OF_A_PASS), min(most, 2))
         chosen: list[tuple[Sample, Tensor]] = []
-        for _ in range(self.passes):
+        for turn in range(self.passes, 0, -1):
             parts: list[tuple[Sample, Tensor]] = []
-            for sample, held in whole:
+            for (_, held), samples in zip(whole, seen, strict=True):
                 rows = torch.nonzero(~held).reshape(-1)
                 rows = rows[torch.randperm(len(rows), generator=generator)]
-                parts += [(sample, part) for part in torch.split(rows, size) if len(part)]
+                parts += [(samples[turn % 2], part) for part in torch.split(rows, size) if len(part)]
             chosen += [parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()]
         apart = [(s, part) for s, held in whole for part in torch.split(torch.nonzero(held).reshape(-1), size)]
         apart = [(sample, part) for sample, part in apart if len(part)]
@@ -262,10 +269,10 @@ class _Pair:
             for node, layer in answers
             if node.name in nodes
         ]
-        self.terms, self.weights = 1, dict[int, Weights | None]()
+        self.terms, self.weights = 1.0, dict[int, Weights | None]()
         # Means over the first steps, as those of few samples are unreliable: the variance at each place and of each
         # output; of the outputs, the relative differences and the divergences.
-        self._spreads, self._starts = torch.zeros(0), torch.zeros(2, 0)
+        self._spreads, self._starts, self._counts = torch.zeros(0), torch.zeros(2, 0), torch.zeros(0)
         self._steps = 0
         # By id of a sample, the original's values for it; empty if they are too large to keep. Then the bytes kept.
         self._known: dict[int, list[Tensor]] = {}
@@ -276,26 +283,40 @@ class _Pair:
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
         """The sum of the differences at all places and of the outputs on some rows of a sample, and, if classes are
         weighted, of the outputs' divergences, each scaled to begin as large as the difference."""
-        part = _part(sample, rows)
+        part = sample.rows(rows)
         if id(sample) not in self._known:
             self._known[id(sample)] = self._all(sample)
         known = self._known[id(sample)]
         with torch.no_grad():
             wanted = [value[rows.to(value.device)] for value in known] if known else self._wanted(part)
         given, outputs = _values(self._pruned, part)
-        dims = [place.dim for place in self.places] + [class_dim(one) for one in outputs]
+        dims = [place.dim for place in self.places] + [balance.class_dim(one) for one in outputs]
         weights = self.weights.get(id(sample))
         weights = None if weights is None else weights[rows]
         values = zip([*given, *outputs], wanted, dims, strict=True)
-        compared = [(*one, position_weights(*one[1:], weights)) for one in values]
-        differences = torch.stack([_difference(*one).cpu() for one in compared])
+        compared = [(*one, balance.position_weights(*one[1:], weights)) for one in values]
+        differences = torch.stack([balance.difference(*one).cpu() for one in compared])
         apart = torch.zeros(len(outputs))
         if weights is not None:
-            apart = torch.stack([divergence(*one).cpu() for one in compared[len(given) :]])
+            apart = torch.stack([balance.divergence(*one).cpu() for one in compared[len(given) :]])
         self._measure(compared, differences.detach(), apart.detach())
         squares, divergences = self._starts
         diverging: Tensor = apart * squares / divergences.clamp_min(1e-12)
-        return (differences / self._spreads).sum() + diverging.sum()
+        return ((differences / self._spreads) @ self._counts) + diverging.sum()
+
+    def mirrored(self, sample: Sample) -> Sample:
+        """The sample with its images mirrored, left for right, if that hardly changes the original's outputs; else as
+        it is."""
+        twin = sample.mirrored()
+        if twin is None or sample.batch_size is None:
+            return sample
+        rows = torch.arange(min(sample.batch_size, _ROWS_MIRRORED))
+        outputs, others = (_values(self._original, one.rows(rows))[1] for one in (sample, twin))
+        if min((balance.correlation(*pair) for pair in zip(outputs, others, strict=True)), default=0.0) < _ALIKE:
+            return sample
+        weights = self.weights[id(sample)]
+        self.weights[id(twin)] = None if weights is None else weights.mirrored()
+        return twin
 
     def whole(self, parts: Sequence[tuple[Sample, Tensor]]) -> float:
         """The loss on all of these rows, of all ranks; 0 without any."""
@@ -315,7 +336,7 @@ class _Pair:
         """The same for every row of a sample; an empty list if that is too much to keep."""
         found: list[list[Tensor]] = []
         for rows in torch.split(torch.arange(sample.batch_size or 0), _ROWS_TOGETHER):
-            found.append(self._wanted(_part(sample, rows)))
+            found.append(self._wanted(sample.rows(rows)))
             self._held += sum(value.numel() * value.element_size() for value in found[-1])
             # Some values do not come in rows.
             if self._held > _MOST_BYTES or any(len(value) != len(rows) for value in found[-1] if value.ndim):
@@ -323,10 +344,12 @@ class _Pair:
         return [torch.cat(values) for values in zip(*found, strict=True)]
 
     def _measure(self, compared: Sequence[_Compared], differences: Tensor, apart: Tensor) -> None:
-        self.terms = len(differences) + int(apart.count_nonzero())
+        first, last, output = (1.0, 1.0, 1.0) if self.dense else _SHARES
+        self._counts = torch.cat([torch.linspace(first, last, len(self.places)), torch.full((len(apart),), output)])
+        self.terms = float(self._counts.sum()) + int(apart.count_nonzero())
         if self._steps < _STEPS_OF_A_PASS:
             self._steps += 1
-            spreads = torch.tensor([float(_spread(*one[1:])) for one in compared]).clamp_min(1e-12)
+            spreads = torch.tensor([float(balance.spread(*one[1:])) for one in compared]).clamp_min(1e-12)
             self._spreads = spreads if self._steps == 1 else self._spreads.lerp(spreads, 1 / self._steps)
             starts = torch.stack([(differences / self._spreads)[len(self.places) :], apart])
             self._starts = starts if self._steps == 1 else self._starts.lerp(starts, 1 / self._steps)
@@ -352,30 +375,11 @@ def _kept(place: _Place, value: Tensor) -> Tensor:
     return value if place.kept is None else value.index_select(place.dim, place.kept.to(value.device))
 
 
-def _difference(one: Tensor, other: Tensor, dim: int, each: Tensor | None) -> Tensor:
-    """The mean squared difference."""
-    return F.mse_loss(one, other) if each is None else ((one - other).square() * each).mean()
-
-
-def _spread(other: Tensor, dim: int, each: Tensor | None) -> Tensor:
-    """The variance over all dims except that of channels."""
-    others = [d for d in range(other.ndim) if d != dim % max(other.ndim, 1)]
-    each = other.new_ones(()) if each is None else each / each.mean()
-    return ((other - (other * each).mean(others, keepdim=True)).square() * each).mean()
-
-
 def _kind(sample: Sample) -> str:
     """A key, equal for samples that can be concatenated; unique if a sample has no rows."""
     if sample.batch_size is None:
         return str(id(sample))
     return str(sample.map(lambda tensor: tensor.new_empty(tensor.shape[1:], device="meta")))
-
-
-def _part(sample: Sample, rows: Tensor) -> Sample:
-    """Some rows of a sample; the whole sample if it does not come in rows."""
-    if sample.batch_size is None:
-        return sample
-    return sample.map(lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim else tensor)
 
 
 def _put(own: Iterable[nn.Parameter], values: Sequence[Tensor]) -> None:
