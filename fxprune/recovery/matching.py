@@ -52,10 +52,11 @@ class Match(Named):
     residual streams (without streams, the outputs of each layer behind a cut). Labels are not used.
 
     The loss is the sum over those places of the squared difference, divided by the original's variance. If the
-    outputs have no positions, later places count more, and the outputs less. If some classes of the outputs are rare, so that positions are
-    weighted, the divergence of the predictions is added, scaled to begin as large as the squared difference of the
-    outputs. If only a ReLU reads a layer, the ReLU's outputs are compared. Every second pass sees images mirrored, if
-    the original's outputs for them are alike.
+    outputs have no positions, later places count more, and the outputs less. If some classes of the outputs are rare,
+    so that positions are weighted, the divergence of the predictions is added, scaled to begin as large as the squared
+    difference of the outputs. If only a ReLU reads a layer, the ReLU's outputs are compared. Every second pass sees
+    images mirrored, if the original's outputs for them are alike.
+
     Steps are orthogonal for matrices and kernels (Muon), and Adam's for the rest. Rates fall linearly.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
@@ -89,17 +90,17 @@ class Match(Named):
         floating = ((n, p) for n, p in work.pruned.named_parameters() if p.is_floating_point())
         own = {name: parameter for name, parameter in floating if all(parameter is not table for table in tables)}
         pair = _Pair(work)
-        batches, apart = self._batches(work, pair)
-        if not pair.found or not own or not batches:
+        if not pair.found or not own:
             return RecoveryRow(self.name, (), pair.left, work.seen)
         before = [parameter.detach().clone() for parameter in own.values()]
         try:
+            batches, apart = self._batches(work, pair)
             losses = self._train(work, pair, list(own.values()), before, batches, apart)
         except Exception as error:  # a forward written for one batch size, an op without a gradient
             why = f"not done, as the network cannot be trained on parts of a batch ({described(error)})"
             _put(own.values(), before)
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
-        if len(losses) < len(batches):
+        if len(losses) < max(len(batches), 1):
             why = "not done, as the loss rises however short the steps are"
             return RecoveryRow(self.name, (), {}, work.seen, guards=(why,))
         few = max(len(losses) // 10, 1)

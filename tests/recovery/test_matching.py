@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
 from fxprune.recovery import Match
 from fxprune.recovery.matching import _is_matrix, _orthogonal
@@ -113,12 +114,42 @@ class Fixed(nn.Module):
         return self.down(self.up(x).relu())
 
 
-def test_a_network_for_one_batch_size_keeps_its_values() -> None:
-    model, data = Fixed().eval(), list(torch.randn(64, 6, generator=torch.Generator().manual_seed(1)).split(8))
+@pytest.mark.parametrize("shape", [(64, 6), (64, 1, 1, 6)], ids=["rows", "images"])
+def test_a_network_for_one_batch_size_keeps_its_values(shape: tuple[int, ...]) -> None:
+    model, data = Fixed().eval(), list(torch.randn(shape, generator=torch.Generator().manual_seed(1)).split(8))
     cut = fxprune.compile(model, data[0], 0.4, recover=None)
     back = fxprune.recover(cut, model, Match(batch=5), calibration=data)
     assert "cannot be trained on parts of a batch" in fxprune.report(back).recovery[-1].guards[0]
     assert all(torch.equal(tensor, cut.state_dict()[name]) for name, tensor in back.state_dict().items())
+
+
+class Images(nn.Module):
+    """Two convolutions and classes, from means over all positions or from each position."""
+
+    def __init__(self, *, pooled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1 if pooled else 6)
+        self.head = nn.Linear(12 if pooled else 12 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.two(self.one(x).relu()).relu()).flatten(1))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_images_are_mirrored_if_the_original_answers_alike(pooled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean over positions hardly sees which side is which; a layer that reads each position does."""
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(128, 3, 6, 6, generator=random)
+    if pooled:
+        images += 2 * torch.randn(128, 3, 1, 1, generator=random)
+    model = Images(pooled=pooled).eval()
+    cut = fxprune.compile(model, images[:2], 0.5, calibration=[images], recover="reconstruct")
+    back = fxprune.recover(cut, model, "match", calibration=[images])
+    monkeypatch.setattr(Sample, "mirrored", lambda sample: None)
+    plain = fxprune.recover(cut, model, "match", calibration=[images])
+    assert torch.equal(back.one.weight, plain.one.weight) is not pooled
 
 
 @pytest.mark.parametrize("values", [{"passes": 0}, {"batch": 0}, {"rate": 0.0}, {"rate": float("nan")}])
