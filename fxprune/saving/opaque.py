@@ -255,6 +255,16 @@ def _read_object(parts: Any, codec: Any) -> Any:
     return made
 
 
+def _is_custom(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, torch.autograd.Function)
+
+
+def _read_custom(kind: Any, path: str) -> Any:
+    if not _is_custom(kind):
+        raise ArtefactError(f"{path} is no custom autograd function")
+    return kind
+
+
 def _set(kind: type) -> Kind:
     return Kind(
         lambda value: type(value) is kind,
@@ -303,6 +313,12 @@ ATTRIBUTES: dict[str, Kind] = {
         lambda value, _: tensor_function_name(value),
         _read_function,
         lambda name, _: str(name),
+    ),
+    "apply": Kind(  # of a custom autograd function
+        lambda value: _is_custom(getattr(value, "__self__", None)) and value == value.__self__.apply,
+        lambda value, codec: codec.need(value.__self__),
+        lambda path, codec: _read_custom(codec.named(path, type), path).apply,
+        lambda path, codec: f"{codec.name(path)}.apply",
     ),
     "import": Kind(
         lambda value: isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)),

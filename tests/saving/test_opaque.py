@@ -41,6 +41,17 @@ def widen(x: torch.Tensor, by: float) -> torch.Tensor:
     return x * by
 
 
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+
 class Rich(nn.Module):
     """Holds what the attributes of real opaque modules hold, and chooses by value."""
 
@@ -52,7 +63,7 @@ class Rich(nn.Module):
         self.scales = nn.ParameterList([torch.rand(5, 1, 1)])
         self.table = [torch.arange(5.0).reshape(5, 1, 1), {1: torch.Size([2])}]
         self.mode, self.coder, self.act = Mode.ADD, Coder((1.0, 2.0)), functools.partial(widen, by=3.0)
-        self.choices, self.nothing = {"relu": torch.relu}, None
+        self.choices, self.nothing = {"relu": torch.relu, "cube": Cube.apply}, None
         self.settings = types.SimpleNamespace(by=3.0, names=["a"])
         self.register_buffer("shift", torch.rand(5, 1, 1), persistent=False)
         self.register_parameter("bias", None)
@@ -62,6 +73,7 @@ class Rich(nn.Module):
         if bool(y.mean() > 100) or self.bias is not None or self.nothing is not None:
             return y
         y = self.act(self.choices["relu"](y)) / self.settings.by * self.table[0] + self.shift * self.scales[0]
+        y = self.choices["cube"](y)
         return y * self.coder.weights[1] if self.mode is Mode.ADD else x
 
 
