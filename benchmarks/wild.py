@@ -37,6 +37,8 @@ COLUMNS = """
 """.split()
 _VERDICTS = ("proven", "batch", "sizes", "trains", "saves", "exports")
 _GOOD = ("yes", "fixed")
+# A failure of which the network is not the reason.
+_LATE = re.compile(r"(not \w+: )?(TimeLimitReached|more than)")
 # Wall-clock time that a network may take, as a multiple of its processor time.
 _WAITS = 10
 
@@ -147,6 +149,9 @@ def main(
     write_page(
         out / "wild.md", "Networks of public packages", _NOTE.format(ratio=ratio, limit=limit_seconds), *_sections(rows)
     )
+    if late := [name for name in names if _LATE.match(table.rows[name]["failure"])]:
+        typer.echo(f"time ran out for {', '.join(late)}: their cells are empty", err=True)
+        raise typer.Exit(1)
 
 
 def _sections(rows: Sequence[Row]) -> list[str]:
