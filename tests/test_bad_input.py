@@ -207,6 +207,60 @@ def test_explain_suggests_names_near_to_a_wrong_one() -> None:
         fxprune.analyze(small_net(), image()).explain("conv1.wieght")
 
 
+def test_explain_lists_names_where_none_is_near() -> None:
+    with pytest.raises(errors.AnalysisError, match="is named 'stem'; there are 0.weight, 0.bias, 1.weight, 1.bias, "):
+        fxprune.analyze(small_net(), image()).explain("stem")
+
+
+def fails(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    raise KeyError("missing")
+
+
+LABELS = torch.tensor([0, 5])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"calibration": [(image(), LABELS)]}, r"loss fails on a tensor of shape \(2, 5\) .*Target 5 is out of bounds"),
+        ({"calibration": [(image(), LABELS)], "loss": fails}, "loss fails on .*KeyError: 'missing'; give targets"),
+        ({"calibration": [image().half()]}, r"a batch of calibration, .*float16\): RuntimeError: .*; give batches"),
+        ({"calibration": [{"image": image()}]}, "a dict with the keys 'image'; expected .*collate_fn"),
+    ],
+)
+def test_data_that_do_not_fit(options: dict[str, Any], words: str) -> None:
+    error = refused(errors.CalibrationError, words, small_net(), image(), criterion="taylor", **options)
+    assert "torch/" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [((1, 3, 8, 8), r"torch.randn\(1, 3, 8, 8\)"), ([2, 3, 8, 8], r"torch.randn\(2, 3, 8, 8\)")],
+)
+def test_a_shape_is_no_sample(sample: Any, words: str) -> None:
+    refused(errors.SampleError, words, small_net(), sample)
+
+
+def test_percent_and_unknown_scopes_are_explained() -> None:
+    refused(errors.RatioError, r"50 does not \(50 % is 0.5\)", small_net(), image(), 50)
+    refused(errors.BudgetError, '"auto", "global", "uniform" or "reconstruction"', small_net(), image(), scope="local")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("resnet50", "the word 'resnet50': build the network"),
+        ("runs/best.pt", "a file name: load it"),
+        (nn.Linear, "the class Linear: make an object of it"),
+        (small_net().state_dict(), "OrderedDict: build the network, and load this with load_state_dict"),
+        (image(), "not Tensor: pass the network itself"),
+    ],
+)
+def test_what_is_no_network(model: Any, words: str) -> None:
+    with pytest.raises(errors.ModelError, match=words):
+        fxprune.compile(model, small_net(), 0.3)
+
+
 def without_end(value: float) -> list[torch.Tensor]:
     return [torch.full_like(image(), 0.5), torch.full_like(image(), value)]
 

@@ -224,7 +224,8 @@ class Explainer:
         found = next((name for name in names if name in self._tensors), None)
         if found is None:
             near = difflib.get_close_matches(tensor, self._tensors, n=2, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            some = ", ".join(itertools.islice(self._tensors, 4))
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {some}, ..."
             raise AnalysisError(f"no parameter, buffer or module with a weight is named {tensor!r}{hint}")
         count = len(self._tensors[found])
         if not dim:

@@ -112,7 +112,8 @@ class Solver:
         """A new variable of ``size`` channels (a size of one has nothing to remove and is fixed)."""
         if size > 1:
             return Channels(size, origin)
-        return Fixed(size, "it has a single channel" if size else "it has no channel")
+        single = "single channels of it are used apart" if origin.dim == PART else "it has a single channel"
+        return Fixed(size, single if size else "it has no channel")
 
     resolve = staticmethod(resolved)
 

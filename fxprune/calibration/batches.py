@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -171,7 +172,9 @@ def describe_value(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {', '.join(describe_value(v) for v in value[:4])}"
-    return f"a {type(value).__name__}"
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {', '.join(map(repr, itertools.islice(value, 6)))}"
+    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
 
 
 def describe_arguments(sample: Sample) -> str:
@@ -245,7 +248,8 @@ class Calibration:
         if found is None:
             raise CalibrationError(
                 f"batch {number} of calibration does not fit the model: it is {describe_value(given)}; expected what "
-                f"the model takes, {describe_arguments(self._sample)}, or a pair of that and the target"
+                f"the model takes, {describe_arguments(self._sample)}, or a pair of that and the target: give a list "
+                "of such batches, or let the loader's collate_fn make them"
             )
         for tensor in (t for t in found[0].tensors if t.is_floating_point()):
             if tensor.isnan().any() or (self._finite and tensor.isinf().any()):
@@ -266,7 +270,7 @@ def fitting(sample: Sample) -> Iterator[None]:
     except FxpruneError:
         raise
     except Exception as error:  # the user's own code runs here and may raise anything
-        shapes = ", ".join(str(tuple(t.shape)) for t in sample.tensors)
         raise CalibrationError(
-            f"the model fails on a batch of calibration (tensors of shape {shapes}): {described(error)}"
+            f"the model fails on a batch of calibration, {describe_arguments(sample)}: {described(error)}; give "
+            "batches on which it can be called"
         ) from error

@@ -15,12 +15,12 @@ from torch.utils import _pytree as pytree
 
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.calibration.balance import Balance, Census, Weights
-from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, fitting
+from fxprune.calibration.batches import Batch, Calibration, Loss, default_loss, describe_value, fitting
 from fxprune.calibration.statistic import Parameter, Place, Seen, Statistic, Tap, add_over_ranks, ranks
 from fxprune.capture import Captured
 from fxprune.capture.samples import Sample
 from fxprune.cost.budgets import budget_model
-from fxprune.errors import CalibrationError, described
+from fxprune.errors import CalibrationError, FxpruneError, described
 from fxprune.rules.call import Call
 from fxprune.util.copies import cloned, deep_copy
 from fxprune.util.progress import Steps
@@ -245,7 +245,15 @@ class Collector:
         """Run forward and backward; gradients are those of the loss summed over the samples."""
 
         def loss(output: Any) -> Tensor:
-            found = (self.loss or default_loss)(output, batch.target)
+            try:
+                found = (self.loss or default_loss)(output, batch.target)
+            except FxpruneError:
+                raise
+            except Exception as error:  # the user's own code, or a target that torch refuses
+                raise CalibrationError(
+                    f"the loss fails on {describe_value(output)} and the target, {describe_value(batch.target)}: "
+                    f"{described(error)}; give targets that fit, or another loss="
+                ) from error
             if not isinstance(found, Tensor) or found.ndim or not found.requires_grad:
                 raise CalibrationError(
                     "the loss must be a tensor without dims that depends on the model's output, the mean over the batch"

@@ -37,9 +37,12 @@ class Sample:
             return sample_input
         sample = cls(*as_arguments(sample_input))
         if not sample.tensors:
+            shape = (1, 3, 224, 224)
+            if isinstance(sample_input, (tuple, list)) and sample_input and all(type(n) is int for n in sample_input):
+                shape = tuple(sample_input)
             raise SampleError(
                 f"sample_input holds no tensor (got {type(sample_input).__name__}): pass what the model takes, "
-                "for example torch.randn(1, 3, 224, 224), a tuple of arguments, or a dict of keyword arguments"
+                f"for example torch.randn{shape}, a tuple of arguments, or a dict of keyword arguments"
             )
         for name, tensor in sample.named_tensors():
             _check_tensor(name, tensor)

@@ -349,8 +349,10 @@ def _nodes_in(source: str) -> list[Any]:
 
 def place_of(error: BaseException, path: str) -> str:
     """Where a module, whose path is empty for the model itself, could not be traced."""
-    path = path or "the model"
+    return f"cannot trace {path or 'the model'}{line_of(error)}"
+
+
+def line_of(error: BaseException) -> str:
+    """The last line of a model's own code that an error went through, as " at FILE:LINE"; "" if there is none."""
     lines = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_HIDDEN)]
-    return f"cannot trace {path}" + (
-        f" at {short_location(lines[-1].filename, lines[-1].lineno or 0)}" if lines else ""
-    )
+    return f" at {short_location(lines[-1].filename, lines[-1].lineno or 0)}" if lines else ""

@@ -253,7 +253,9 @@ def _eval_graph(model: nn.Module, sample: Sample, modes: Modes, written: Mapping
     assert failure is not None
     refusal = refuses(model, sample)
     if refusal is not None:
-        raise SampleError(f"the model itself refuses the sample: {refusal}") from failure
+        raise SampleError(
+            f"the model itself refuses the sample: {refusal}; sample_input holds what a call of the model takes"
+        ) from failure
     return _with_values_or_parts(model, sample, failure, modes, written)
 
 

@@ -314,5 +314,6 @@ def check_ratio(ratio: object) -> float:
     if math.isnan(value) or not 0 <= value < 1:
         raise RatioError(
             f"ratio is the fraction of the budget to remove and must satisfy 0 <= ratio < 1; {ratio!r} does not"
+            + (f" ({value:g} % is {value / 100:g})" if 1 < value < 100 else "")
         )
     return value

@@ -271,7 +271,7 @@ def test_splits() -> None:
     a, b = channels(4), channels(6)
     assert solver.split(a, [4], CAUSE) == [a]
     first, second = solver.split(a, [1, 3], CAUSE)
-    assert (first, second.size) == (Fixed(1, "it has a single channel"), 3)
+    assert (first, second.size) == (Fixed(1, "single channels of it are used apart"), 3)
     parts = solver.split(concat([a, b]), [2, 4, 4], CAUSE)
     assert [p.size for p in parts] == [2, 4, 4]
     assert solver.resolve(concat(parts)).size == 10

@@ -92,7 +92,7 @@ def test_a_generator_serves_one_pass() -> None:
 
 def test_a_batch_that_the_model_refuses() -> None:
     wrong = [torch.randn(2, 4, 6, 6, dtype=torch.float64)]
-    with pytest.raises(CalibrationError, match=r"fails on a batch of calibration \(tensors of shape \(2, 4, 6, 6\)\)"):
+    with pytest.raises(CalibrationError, match=r"fails on a batch of calibration, .*\(2, 4, 6, 6\)"):
         fxprune.plan(Small(), images(2)[0], 0.4, criterion="apoz", calibration=wrong)
 
 
