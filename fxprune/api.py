@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.analysis.uncoupling import check_couplings
 from fxprune.calibration import Loss
-from fxprune.capture.exported import network_of
+from fxprune.capture.exported import network_of, unwrapped
 from fxprune.criteria import Criterion
 from fxprune.errors import FxpruneError, ModelError, OptionError, PlanError, RecoveryError
 from fxprune.options import (
@@ -139,17 +139,18 @@ def compile(  # noqa: A001  the public name says what it does
         FxpruneError: one of its subclasses; the message says what is wrong, where, and what to do.
     """
     given = locals()
-    model, level = network_of(model), check_level(verify)
+    whole, level, model = model, check_level(verify), network_of(model)
     if criterion == "zeros":
         _check_beside_zeros(given)
         stays = Options.checked(model, {"ratio": 0.0, "exclude": exclude}).exclude
-        return _cut(model, sample_input, progress, couplings, other_samples, level, keep_class=keep_class, zeros=stays)
+        asked = (model, sample_input, progress, couplings, other_samples, level)
+        return _cut(*asked, keep_class=keep_class, zeros=stays, given=whole)
     options = Options.checked(model, given)
     recoveries = resolve_recoveries(recover)
     with one_pass(progress, model) as steps:
         program = Program(
             model, sample_input, steps, options, other_samples, options.couplings, options.counted, level, recoveries,
-            calibration, loss, keep_class=keep_class,
+            calibration, loss, keep_class=keep_class, given=whole,
         )  # fmt: skip
         return run(program).result
 
@@ -259,8 +260,8 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be a Plan, not {type(plan).__name__}: make one with fxprune.plan or Plan.load")
     budgets = {setting(plan, "budget", "macs"), *setting(plan, "budgets", {})}
-    given = (network_of(model), sample_input, progress, setting(plan, "couplings", "keep"), other_samples)
-    return _cut(*given, check_level(verify), keep_class=keep_class, plan=plan, budgets=budgets)
+    asked = (network_of(model), sample_input, progress, setting(plan, "couplings", "keep"), other_samples)
+    return _cut(*asked, check_level(verify), keep_class=keep_class, plan=plan, budgets=budgets, given=model)
 
 
 def remove(
@@ -288,8 +289,8 @@ def remove(
     """
     if not isinstance(channels, Mapping):
         raise OptionError(f"channels must map layers to channels, {{'conv1': [2, 6, 9]}}, not {channels!r:.80}")
-    given = (network_of(model), sample_input, progress, couplings, other_samples, check_level(verify))
-    return _cut(*given, channels=channels, keep_class=keep_class)
+    asked = (network_of(model), sample_input, progress, couplings, other_samples, check_level(verify))
+    return _cut(*asked, channels=channels, keep_class=keep_class, given=model)
 
 
 def recover(
@@ -316,7 +317,7 @@ def recover(
         PlanError: ``pruned`` was not cut from this model.
         FxpruneError: see :func:`compile`.
     """
-    model, recoveries = network_of(model), resolve_recoveries(how)
+    pruned, model, recoveries = unwrapped(pruned), network_of(model), resolve_recoveries(how)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model must be the network that it was cut from, not a {type(model).__name__}")
     plan = report(pruned).plan
@@ -339,7 +340,7 @@ def report(pruned: nn.Module) -> Report:
     Raises:
         FxpruneError: the module was not made by fxprune.
     """
-    about = carried(pruned)
+    about = carried(unwrapped(pruned))
     if "report" not in about:
         raise FxpruneError(
             "this module carries no report: pass a network that fxprune.compile or fxprune.load returned"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, get_args
 
-from fxprune.errors import ExcludeError, OptionError
+from fxprune.errors import BudgetError, ExcludeError, OptionError, check_choice
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Options:
         ratio, budget, patterns = values["ratio"], values["budget"], values["exclude"]
         if isinstance(ratio, Mapping) and _are_budgets(model, ratio):
             ratio, budget = None, ratio
+        check_choice(BudgetError, "scope", values["scope"], get_args(Scope))
         goals = {} if isinstance(ratio, Mapping) else goals_of(ratio, budget)
         if goals:
             budget, ratio = next(iter(goals.items()))
@@ -235,8 +236,11 @@ def _path(model: nn.Module, option: str, pattern: Any) -> Any:
     """The pattern itself, or the path of a module."""
     from torch import nn
 
+    from fxprune.capture.exported import unwrapped
+
     if not isinstance(pattern, nn.Module):
         return pattern
+    pattern = unwrapped(pattern)
     path = next((name for name, module in model.named_modules(remove_duplicate=False) if module is pattern), None)
     if path is None:
         raise OptionError(f"{option} names a {type(pattern).__name__} that is no part of the model")

@@ -20,6 +20,7 @@ from fxprune.analysis.uncoupling import drop_couplings
 from fxprune.axes.elements import Mask
 from fxprune.calibration.silence import silent_channels
 from fxprune.capture.checking import check_model, check_sample, is_meta
+from fxprune.capture.exported import wrappers_in_words
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import UNTRACED_TRAINING, trace
 from fxprune.cost.measuring import compared, measured_latency
@@ -66,8 +67,8 @@ class Pass:
 
 def capture(program: Program) -> None:
     """Trace the model on the sample: its graphs in both modes and for other sizes. The model is not changed."""
-    sample = Sample.from_input(program.sample_input).beside(program.other_samples).map(torch.Tensor.detach)
     check_model(program.model)
+    sample = Sample.from_input(program.sample_input).beside(program.other_samples).map(torch.Tensor.detach)
     for given in (sample, *sample.others):
         check_sample(program.model, given)
     with torch.random.fork_rng(devices=[]):
@@ -254,7 +255,7 @@ def report(program: Program) -> None:
     plan, scores = program.chosen_plan, program.scores if isinstance(program.scores, dict) else None
     program.report = summarise(
         program.graph, program.model, plan, program.masks, program.proof, program.why_unproven, program.steps.seconds,
-        scores, program.notes,
+        scores, (*program.notes, *wrappers_in_words(program.given)),
     )  # fmt: skip
     about = {"report": program.report, "sample": program.sample.to_meta()}
     program.pruned.meta = {**getattr(program.pruned, "meta", {}), "fxprune": about}
@@ -386,5 +387,9 @@ def _why_none(graph: ChannelGraph) -> str:
     held = [o for o in graph.opaque if o.op != UNTRACED_TRAINING][:3]
     places = [f" at {o.source}" if o.source and o.source not in o.reason else "" for o in held]
     opaque = [f"{o.op}{at} is opaque: {o.reason}" for o, at in zip(held, places, strict=True)]
-    pinned = [f"{p.tensor} dim {p.dim}: {p.reason}" for p in graph.pinned[:3]]
-    return "; ".join([*opaque, *pinned]) or "it has no layers with weights"
+    reasons: dict[str, list[str]] = {}
+    for pin in graph.pinned:
+        reasons.setdefault(pin.reason, []).append(f"{pin.tensor} dim {pin.dim}")
+    pinned = [f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {why}" for why, names in list(reasons.items())[:4]]
+    advice = "graph = fxprune.analyze(model, sample_input), print(graph) and graph.explain(name) show more"
+    return "; ".join([*opaque, *pinned, advice]) if opaque or pinned else "it has no layers with weights"

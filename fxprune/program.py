@@ -25,6 +25,7 @@ from fxprune.axes.expressions import Channels
 from fxprune.calibration import Calibration, Collector, Loss
 from fxprune.capture import Captured
 from fxprune.capture.checking import is_meta
+from fxprune.capture.guards import without_compilation
 from fxprune.capture.reachable import restored
 from fxprune.capture.samples import Sample
 from fxprune.capture.tracing import OpaqueOp
@@ -104,6 +105,7 @@ class Program:
     keep_class: bool = False  # whether the result is a copy of the model, of its own class
     # If only channels that are exactly zero are removed: the patterns of layers to exclude; else None.
     zeros: Sequence[str] | None = None
+    given: Any = None  # what the caller passed as the model: maybe a wrapper around it
 
     sample: Sample = field(init=False)  # capture
     captured: Captured = field(init=False)  # capture
@@ -229,6 +231,7 @@ def one_pass(progress: bool | None, model: Any) -> Iterator[Steps]:
         around.enter_context(random_state_kept())
         # Tensors made in inference mode could not be trained, and autocast would round what is proven.
         around.enter_context(torch.inference_mode(False))
+        around.enter_context(without_compilation())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 around.enter_context(torch.autocast(device, enabled=False))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fxprune
 from fxprune import errors
@@ -92,6 +93,13 @@ def test_quantised_modules() -> None:
     refused(errors.ModelError, r"0 \(Linear\) is quantised", static, vector())
 
 
+def test_tensors_that_hold_others() -> None:
+    model = small_net()
+    model[0].weight = nn.Parameter(TwoTensor(torch.ones(8, 3, 3, 3), torch.ones(8, 3, 3, 3)))  # type: ignore
+    with pytest.raises(errors.ModelError, match=r"0 \(Conv2d\) holds a TwoTensor: prune the model with plain tensors"):
+        fxprune.compile(model, image(), 0.3)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_modules_prepared_for_quantisation() -> None:
@@ -133,9 +141,11 @@ def test_torchscript_parts_that_nothing_calls() -> None:
         fxprune.compile(WithScript(calls=True).eval(), torch.randn(2, 6), 0.5)
 
 
-def test_a_compiled_module_names_the_way_back() -> None:
-    compiled = torch.compile(small_net(), backend="eager")
-    refused(errors.ModelError, "torch.compile.*_orig_mod", compiled, image())
+def test_a_wrapper_with_hooks_names_the_way_back() -> None:
+    wrapped, compiled = nn.DataParallel(small_net()), torch.compile(small_net(), backend="eager")
+    for wrapper, words in ((wrapped, "wrapped by DataParallel: pass its .module"), (compiled, "compile.*_orig_mod")):
+        wrapper.register_forward_hook(do_nothing)
+        refused(errors.ModelError, words, wrapper, image())
 
 
 # -- hooks and parametrizations ---------------------------------------------------------------------------------------
@@ -318,7 +328,43 @@ class Broken(nn.Module):
 
 
 def test_a_forward_that_fails_by_itself_is_told_apart() -> None:
-    refused(errors.SampleError, "the model itself refuses the sample: KeyError: 'missing'", Broken(), vector())
+    line = line_of(Broken.forward, "raise")
+    words = rf"the model itself refuses the sample: KeyError: 'missing' in 1 at tests/test_bad_models.py:{line}; "
+    refused(errors.SampleError, words, nn.Sequential(nn.Linear(8, 8), Broken()), vector())
+
+
+class Picked(nn.Module):
+    """Reads each channel by number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.second(torch.stack([x[:, 0], x[:, 1], x[:, 2], x[:, 3]], 1))
+
+
+def test_channels_that_are_read_one_by_one_are_no_single_channel() -> None:
+    refused(errors.ModelError, "first.weight dim 0: single channels of it are used apart;", Picked(), vector())
+
+
+class Recurrent(nn.Module):
+    """Returns what an LSTM returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+
+def test_where_all_is_pinned_each_reason_is_given_once() -> None:
+    words = (
+        r"weight_ih_l0 dim 0, lstm.weight_hh_l0 dim 0: .*weight_hh_l0 dim 1: it is a dim of the network's output; .*"
+    )
+    refused(errors.ModelError, words + "fxprune.analyze", Recurrent(), vector())
 
 
 class Uncopyable(nn.Module):
@@ -369,9 +415,3 @@ def test_two_parameters_over_one_memory_are_refused_and_neighbours_are_not() -> 
     memory = torch.randn(8, 16)
     whole[0].weight, whole[1].weight = nn.Parameter(memory[:, :8]), nn.Parameter(memory[:, 8:])
     assert fxprune.report(fxprune.compile(whole, x, 0.2)).proof is not None
-
-
-def test_a_model_wrapped_for_several_devices_is_unwrapped_by_its_owner() -> None:
-    wrapped = nn.DataParallel(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)))
-    with pytest.raises(errors.ModelError, match=r"wrapped by DataParallel: pass its \.module"):
-        fxprune.compile(wrapped, torch.randn(2, 4), 0.3)

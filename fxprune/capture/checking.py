@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import functools
 import itertools
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.capturing import Captured
 from fxprune.capture.reachable import reachable
 from fxprune.capture.samples import Sample
+from fxprune.capture.sources import line_of
 from fxprune.capture.state import Place, PythonState, shared_objects_restored
 from fxprune.errors import ModelError, SampleError, described
 from fxprune.util.copies import private_copy, share_elements
@@ -39,7 +41,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def check_model(model: nn.Module) -> None:
     """Raise ModelError for what cannot be compiled, and for weights that are NaN or infinite."""
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        raise ModelError(f"model must be a torch.nn.Module, not {_no_network(model)}")
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise ModelError(f"the model is wrapped by {type(model).__name__}: pass its .module, and wrap the result again")
     for path, module in named_modules(model):
@@ -53,6 +55,14 @@ def check_model(model: nn.Module) -> None:
         is_weight = isinstance(tensor, nn.Parameter) or name.endswith(_STATISTICS)
         if not tensor.is_meta and not _is_usable(tensor, is_weight):
             raise ModelError(f"{name} holds NaN or infinite values: mend the weights before pruning")
+
+
+def _no_network(given: Any) -> str:
+    if isinstance(given, type):
+        return f"the class {given.__name__}: make an object of it"
+    loads = isinstance(given, Mapping)
+    do = "build the network, and load this with load_state_dict" if loads else "pass the network itself"
+    return f"{type(given).__name__}: {do}"
 
 
 def _check_names(where: str, module: nn.Module) -> None:
@@ -97,7 +107,7 @@ def _odd_class(cls: Any) -> str:
         return "{} is prepared for quantisation: prune the floating-point model, then prepare it"
     if issubclass(cls, torch.jit.ScriptModule):
         return "is a TorchScript module: pass the Python module it was made from"
-    if place.startswith("torch._dynamo."):  # by name, because importing torch._dynamo takes seconds
+    if place.startswith("torch._dynamo."):  # with hooks of its own
         return "was wrapped by torch.compile: pass its _orig_mod and compile the pruned network"
     return ""
 
@@ -108,6 +118,9 @@ def _odd_tensor(tensor: torch.Tensor) -> str:
         return "{} is lazy: run the model once so that its shapes are known"
     if tensor.is_quantized:
         return _QUANTISED
+    kind: Any = type(tensor)
+    if hasattr(kind, "__tensor_flatten__"):
+        return f"{{}} holds a {kind.__name__}: prune the model with plain tensors, then shard or quantise it"
     if tensor.layout is not torch.strided:
         return f"{{}} holds a tensor of layout {tensor.layout}: hold it dense"
     if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
@@ -187,12 +200,20 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
             sample.call(duplicate)
     except RuntimeError as error:
         # What registers hooks runs with gradients alone.
-        return None if "require gradient" in str(error) else described(error)
+        return None if "require gradient" in str(error) else _told(error, duplicate)
     except ModelError:  # a part of it is none that can be used
         raise
     except Exception as error:  # so may the forward
-        return described(error)
+        return _told(error, duplicate)
     return None
+
+
+def _told(error: Exception, network: nn.Module) -> str:
+    """An error of a network, with the innermost module and the last line of its own code that it went through."""
+    paths = {id(module): path for path, module in named_modules(network)}
+    callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    inside = [path for path in (paths.get(id(caller)) for caller in callers) if path]
+    return f"{described(error)}{f' in {inside[-1]}' if inside else ''}{line_of(error)}"
 
 
 def counters(model: nn.Module, sample: Sample, modes: Sequence[bool]) -> dict[Place, Any]:

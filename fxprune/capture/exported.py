@@ -1,13 +1,14 @@
-"""Exported programs and models with TorchScript parts, turned into networks that can be traced.
+"""Exported programs, wrapped networks and models with TorchScript parts, turned into networks that can be traced.
 
 Each aten op of an exported program is written as the call of torch that it came from. TorchScript parts hold tensors.
+Wrappers, which run the network that they hold on other devices or as compiled code, are taken off.
 """
 
 from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -17,23 +18,83 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxprune.errors import ModelError
-from fxprune.util.paths import modules_of
+from fxprune.util.copies import attributes_of
+from fxprune.util.paths import modules_of, named_modules
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
 def network_of(model: Any) -> nn.Module:
-    """The model, or the network that an exported program describes. Raises ModelError: it cannot be written so."""
+    """The network inside a model's wrappers, or the one that an exported program describes.
+
+    Wrappers of parts become plain calls. Raises ModelError: an exported program cannot be written so.
+    """
     exporter = sys.modules.get("torch.export")  # where it is not loaded, nothing was exported
     if exporter is not None and isinstance(model, exporter.ExportedProgram):
         return _written(model)
     if isinstance(model, (str, PurePath)):
-        onnx = str(model).endswith(".onnx")
-        do = "make a module of it (onnx2torch.convert)" if onnx else "load it (fxprune.load, torch.export.load)"
-        raise ModelError(f"the model is a file name: {do} and pass that")
-    scripted = isinstance(model, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in modules_of(model))
+        kind, do = "a file name", "load it (fxprune.load, torch.export.load)"
+        if str(model).endswith(".onnx"):
+            do = "make a module of it (onnx2torch.convert)"
+        elif isinstance(model, str) and model.replace("-", "_").isidentifier():
+            kind, do = f"the word {model!r}", "build the network (torchvision.models.get_model, timm.create_model)"
+        raise ModelError(f"the model is {kind}: {do} and pass that")
     # Whether it is a network is asked when it is captured.
-    return model if not scripted or isinstance(model, torch.jit.ScriptModule) else _without_scripts(model, {}, "")
+    model = unwrapped(model)
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return model
+    plain = not any(isinstance(m, torch.jit.ScriptModule) or _name_inside(m) for m in modules_of(model))
+    return model if plain else _with_plain_parts(model, {}, "")
+
+
+def unwrapped(model: Any) -> Any:
+    """The network inside all wrappers around it; anything else as it is."""
+    while name := _name_inside(model):
+        model = model._modules[name]
+    return model
+
+
+def wrappers_in_words(model: Any) -> tuple[str, ...]:
+    """A note that names the wrappers that :func:`network_of` takes off; none if there are none."""
+    names = []
+    while name := _name_inside(model):
+        names.append(type(model).__name__)
+        model = model._modules[name]
+    if isinstance(model, nn.Module):
+        names += [f"{type(m).__name__} ({path})" for path, m in named_modules(model) if _name_inside(m)]
+    return (f"pruned without {', '.join(names)}: wrap the result again where you need it",) if names else ()
+
+
+def _name_inside(module: Any) -> str:
+    """Under which name a wrapper without hooks holds its network; "" for anything else."""
+    kind: Any = type(module)
+    if not isinstance(module, nn.Module) or module._forward_hooks or module._forward_pre_hooks:
+        return ""
+    if kind in (nn.parallel.DistributedDataParallel, nn.DataParallel):
+        return "module"
+    # By name, because importing torch._dynamo takes seconds.
+    return "_orig_mod" if kind.__module__.startswith("torch._dynamo.") and "_orig_mod" in module._modules else ""
+
+
+class Unwrapped(nn.Module):
+    """Stands for a wrapper of a part: it holds the same network under the same name, and calls it."""
+
+    def __init__(self, wrapper: nn.Module, parts: Mapping[str, nn.Module | None]) -> None:
+        super().__init__()
+        self.training = wrapper.training
+        self._modules.update(parts)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (inside,) = self._modules.values()
+        return inside(*args, **kwargs)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        parts = self.__dict__.get("_modules", {})
+        if name in parts:
+            return parts[name]
+        if not parts or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(next(iter(parts.values())), name)
 
 
 class ScriptedPart(nn.Module):
@@ -50,17 +111,19 @@ class ScriptedPart(nn.Module):
         raise ModelError(f"{self.path} is a TorchScript module: pass the Python module it was made from")
 
 
-def _without_scripts(module: nn.Module, made: dict[int, nn.Module], path: str) -> nn.Module:
-    """The module itself if nothing in it is scripted, else a copy of its class around the same tensors and parts."""
+def _with_plain_parts(module: nn.Module, made: dict[int, nn.Module], path: str) -> nn.Module:
+    """The module itself if nothing in it is scripted or wrapped, else a copy of its class around the same tensors."""
     if id(module) not in made and isinstance(module, torch.jit.ScriptModule):
         made[id(module)] = ScriptedPart(path, module)
     elif id(module) not in made:
         held = module._modules.items()
-        parts = {n: m if m is None else _without_scripts(m, made, f"{path}.{n}".lstrip(".")) for n, m in held}
+        parts = {n: m if m is None else _with_plain_parts(m, made, f"{path}.{n}".lstrip(".")) for n, m in held}
         made[id(module)] = module
-        if any(parts[name] is not part for name, part in held):
+        if _name_inside(module):
+            made[id(module)] = Unwrapped(module, parts)
+        elif any(parts[name] is not part for name, part in held):
             made[id(module)] = twin = object.__new__(type(module))
-            vars(twin).update(vars(module), _modules=parts)
+            vars(twin).update(attributes_of(module), _modules=parts)
     return made[id(module)]
 
 

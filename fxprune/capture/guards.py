@@ -114,6 +114,16 @@ def without_scripts() -> Iterator[None]:
             kind.__call__ = original
 
 
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Let functions, methods and modules that torch.compile has wrapped run as the Python code that they are."""
+    if "torch._dynamo" not in sys.modules:  # whose import takes seconds; where it is not loaded, nothing was wrapped
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _as_python(original: Callable[..., Any]) -> Callable[..., Any]:
     thread = threading.get_ident()
 

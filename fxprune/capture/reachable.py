@@ -124,7 +124,8 @@ class Reachable:
 
     def _visit_function(self, function: types.FunctionType) -> None:
         namespace = function.__globals__
-        if is_left_out(namespace.get("__name__")):
+        if is_left_out(namespace.get("__name__")):  # a decorator's function may stand for one that is not
+            self._pending += [vars(function)["__wrapped__"]] if "__wrapped__" in vars(function) else []
             return
         self.functions.append(function)
         self.namespaces[id(namespace)] = namespace

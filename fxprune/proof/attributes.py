@@ -16,6 +16,7 @@ from torch import fx, nn
 from torch.fx.node import _get_qualified_name
 
 from fxprune.errors import ProofError
+from fxprune.util.copies import attributes_of
 from fxprune.util.inheriting import runs_as
 from fxprune.util.paths import Parts, named_modules
 
@@ -141,7 +142,8 @@ def _check_class(where: str, full: nn.Module, narrow: nn.Module) -> None:
 
 def _check_values(where: str, full: nn.Module, narrow: nn.Module) -> None:
     widths = next((sizes for classes, sizes in _SIZES if isinstance(narrow, classes)), {})
-    own, before = ({n: v for n, v in vars(m).items() if n not in _ASIDE} for m in (narrow, full))
+    held = vars(narrow), attributes_of(full)
+    own, before = ({n: v for n, v in values.items() if n not in _ASIDE} for values in held)
     if own.keys() != before.keys():
         wrong = sorted(own.keys() ^ before.keys())
         raise _error(f"{where} ({type(narrow).__name__}) lost or gained the attributes {', '.join(wrong)}")

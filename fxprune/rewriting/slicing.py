@@ -17,7 +17,7 @@ from fxprune.axes.expressions import Axis, Channels, Fixed
 from fxprune.capture.custom import CustomFunction
 from fxprune.capture.objects import CopiedObject
 from fxprune.rules.registry import torch_class
-from fxprune.util.copies import copied_attributes, with_literals_of
+from fxprune.util.copies import attributes_of, copied_attributes, with_literals_of
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -62,7 +62,7 @@ def rebuilt(module: nn.Module, tensors: Mapping[int, torch.Tensor], attributes: 
     """A copy of a torch.nn module, of torch's own class, with new tensors (by id of the old) and attributes."""
     cls = type(module) if type(module).__module__.startswith("torch.nn.") else torch_class(module)
     twin = cls.__new__(cls)
-    own = {name: value for name, value in vars(module).items() if name not in ("train", "eval")}
+    own = {name: value for name, value in attributes_of(module).items() if name not in ("train", "eval")}
     vars(twin).update(copied_attributes(own, dict(tensors)))
     for name, value in attributes.items():
         if hasattr(twin, name):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxprune.capture.exported import unwrapped
 from fxprune.capture.samples import IMAGE_DIMS, Sample
 from fxprune.errors import ExportError, FxpruneError, MissingDependencyError, OptionError, SampleError, described
 from fxprune.options import FormatName, FreeSize
@@ -79,6 +80,7 @@ def export(
         SampleError: there is no sample.
         MissingDependencyError: the format needs a library that is not installed.
     """
+    pruned = unwrapped(pruned)
     if not isinstance(pruned, nn.Module):
         raise ExportError(f"only a network can be exported, not a {type(pruned).__name__}")
     target, wanted = checked_path(path), _sizes(dynamic)

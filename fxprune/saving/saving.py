@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from fxprune.capture.exported import unwrapped
 from fxprune.errors import ArtefactError
 from fxprune.reporting import Report, versions
 from fxprune.rewriting import carried
@@ -35,6 +36,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         ArtefactError: the network holds something that cannot be written, or ``path`` holds files of another origin.
         FileError: writing fails; the previous content of ``path`` is unchanged.
     """
+    pruned = unwrapped(pruned)
     about, description, tensors, source = _described(pruned)
     constants = {
         entry["name"]: tensors[entry["name"]] for entry in description["tensors"] if entry["kind"] == "constant"

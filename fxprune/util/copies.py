@@ -76,6 +76,11 @@ def copied_attributes(attributes: Mapping[str, Any], memo: Memo) -> dict[str, An
     return made
 
 
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """A module's own attributes, without compiled code (``module.compile()``): in a copy it would run the original."""
+    return {name: value for name, value in vars(module).items() if name != "_compiled_call_impl"}
+
+
 @contextmanager
 def deep_recursion(module: nn.Module) -> Iterator[None]:
     """Raise the recursion limit to what copies and traces of deeply nested modules need."""

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxprune.capture.samples import Sample
 from fxprune.errors import ProofError
 from fxprune.proof.locating import NodeKeep
+from fxprune.util.copies import attributes_of
 from fxprune.util.paths import ModelPaths
 
 
@@ -155,7 +156,7 @@ def on_tensors(module: nn.Module, tensors: Mapping[str, Tensor | None], training
     if module._modules:
         raise UnjudgedError(f"{type(module).__name__} has submodules")
     twin = type(module).__new__(type(module))
-    vars(twin).update(vars(module))
+    vars(twin).update(attributes_of(module))
     vars(twin)["training"] = training
     vars(twin)["_parameters"] = {name: tensors[name] for name in module._parameters}
     vars(twin)["_buffers"] = {name: tensors[name] for name in module._buffers}
