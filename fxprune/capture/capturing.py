@@ -17,10 +17,11 @@ from fxprune.capture.known_results import OnMeta
 from fxprune.capture.live import LiveValues
 from fxprune.capture.lowering import map_leaves
 from fxprune.capture.masked import VALUES_DECIDE, refuse
+from fxprune.capture.moments import Selections
 from fxprune.capture.reachable import reachable, restored
 from fxprune.capture.recorder import Recorder
 from fxprune.capture.samples import Sample
-from fxprune.capture.selections import Selections, idle_checks
+from fxprune.capture.selections import idle_checks
 from fxprune.capture.state import OtherRandomStates, Place, PythonState
 from fxprune.errors import CaptureError, FxpruneError, described
 from fxprune.rules import is_leaf
@@ -252,12 +253,14 @@ class Task:
         for check in [] if self.empty is None else idle_checks(self, recorder, {*state.changed(), *written}):
             recorder.graph.erase_node(check)
         drop_unread(recorder.graph)
+        read = {node.target for node in recorder.graph.nodes if node.op == "get_attr"}
+        constants = {name: value for name, value in recorder.constants.items() if name in read}
         if self.sample.batch_size == 1:
             # A size of one is folded away where sizes are multiplied, so that this graph is right for no other batch.
             decisions.refuse_other_sizes(recorder.graph, slice(1))
         shapes, aliases, parameters = names_among(tensors)
-        shapes |= {n: tuple(t.shape) for n, t in recorder.constants.items()}
-        forward = recorder.graph, shapes, aliases, recorder.constants, self.sample, self.training, parameters
+        shapes |= {n: tuple(t.shape) for n, t in constants.items()}
+        forward = recorder.graph, shapes, aliases, constants, self.sample, self.training, parameters
         return Captured(
             *forward,
             recorder.modes_read,

@@ -300,7 +300,7 @@ class Decisions:
         if value.function is size_of:
             node, dim = value.operands
             varies = node.graph is self._graph and node.op != "get_attr" and not is_written_down(node, dim)
-            return self._size(_origin(node), dim) if varies else plain(value)
+            return self._size(origin(node), dim) if varies else plain(value)
         args = tuple(map(self._operand, value.operands))
         return self._number(value.function, args, plain(value)) if _has_node(args) else plain(value)
 
@@ -314,7 +314,7 @@ def _has_node(args: tuple[Any, ...]) -> bool:
     return any(isinstance(a, fx.Node) for a in args)
 
 
-def _origin(node: fx.Node) -> fx.Node:
+def origin(node: fx.Node) -> fx.Node:
     """The earliest tensor of the same shape, so that equal questions of several layers are recognised as equal."""
     while node.op in ("call_function", "call_method") and canonical_name(node.target) in SAME_SHAPE:
         given = node.args[0] if node.args else None

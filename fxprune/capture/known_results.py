@@ -355,17 +355,30 @@ class KnownValues:
         self._decisions.add_finite(node, answer)
         return torch.tensor(answer)
 
-    def without_masks(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``x[:, mask]`` with the numbers that the mask stands for, where no data enters it."""
-        tensor, index = args
+    def as_numbers(self, index: Any, *, masks: bool) -> Any:
+        """An index with numbers in place of the tensors and masks in it, as far as no data enters them."""
         items = index if isinstance(index, tuple) else (index,)
-        masks = [i for i in items if isinstance(i, torch.Tensor) and i.dtype == torch.bool and i.dim() == 1]
-        if not masks or any(known_value(self._node_of(m), self._stored) is None for m in masks):
-            return args
-        numbers = {id(m): self.answer("__getitem__", m).nonzero().flatten() for m in masks}
-        return tensor, tuple(numbers.get(id(item), item) for item in items)
+        found = tuple(self._as_number(item, masks) for item in items)
+        changed = any(new is not old for new, old in zip(found, items, strict=True))
+        return index if not changed else found if isinstance(index, tuple) else found[0]
+
+    def _as_number(self, item: Any, masks: bool) -> Any:
+        if isinstance(item, slice):
+            ends = [self._as_number(end, False) for end in (item.start, item.stop, item.step)]
+            return (
+                slice(*ends)
+                if any(isinstance(end, torch.Tensor) for end in (item.start, item.stop, item.step))
+                else item
+            )
+        is_mask = masks and isinstance(item, torch.Tensor) and item.dtype == torch.bool and item.dim() == 1
+        is_number = isinstance(item, torch.Tensor) and item.dtype in _INTEGERS and item.dim() == 0
+        if not (is_mask or is_number) or known_value(self._node_of(item), self._stored) is None:
+            return item
+        known = self.answer("__getitem__", item)
+        return known.nonzero().flatten() if is_mask else int(known)
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "layer_norm": _normalised,

@@ -17,10 +17,10 @@ from fxprune.capture.arguments import placeholders
 from fxprune.capture.clone import meta_like
 from fxprune.capture.decisions import Decisions, is_check
 from fxprune.capture.lowering import holds_tensor, leaves, map_leaves, node_form
-from fxprune.capture.masked import Picked
+from fxprune.capture.masked import Picked, classes
+from fxprune.capture.moments import Selections
 from fxprune.capture.numbers import size_of, traced
 from fxprune.capture.samples import Sample
-from fxprune.capture.selections import Selections
 from fxprune.errors import CaptureError
 from fxprune.util.paths import attribute
 
@@ -45,6 +45,11 @@ class LiveValues:
         self._model: nn.Module | None = None
         self._inputs: dict[str, Any] = {}
         self._known: dict[fx.Node, Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sample is."""
+        return next((tensor.device for tensor in self._sample.tensors), torch.device("cpu"))
 
     def of(self, node: fx.Node) -> Any:
         """The result of a node: numbers as they are, tensors on the meta device."""
@@ -114,6 +119,8 @@ class DataReads:
 
     def read(self, name: str, tensor: Any) -> Any:
         """The result of ``tensor.item()`` and the like, as a traced number. Raises CaptureError: it cannot be one."""
+        if name == "tolist" and isinstance(tensor, torch.Tensor) and (rows := self.steps(name, tensor)) is not None:
+            return rows
         if isinstance(tensor, torch.Tensor) and name == "tolist" and tensor.dim() == 1:
             self._decisions.add(operator.eq, (size_of(self._node_of(tensor), 0, len(tensor)), len(tensor)))
             return [self.read("item", self._entry(tensor, place)) for place in range(len(tensor))]
@@ -133,6 +140,10 @@ class DataReads:
             self._decisions.add(operator.eq, (number, value))
         return _READS[name](value)
 
+    def steps(self, name: str, tensor: torch.Tensor) -> Any:
+        """What ``tensor.tolist()`` or ``tensor.unbind()`` gives of the numbers of what is not empty; None of others."""
+        return self.selections.steps(self._node_of(tensor), name, self._decisions.add, self._live.device)
+
     def _entry(self, tensor: torch.Tensor, place: int) -> torch.Tensor:
         with torch._C.DisableTorchFunction():
             entry = tensor[place]
@@ -147,9 +158,10 @@ class DataReads:
         if not holds_tensor(value):
             raise CaptureError(f"the forward reads tensor values: {func.__name__}() cannot be answered without data")
         value = node.meta["val"] = self.selections.sized(node, value)
-        node.meta["by_values"] = True
         self._adopt(node, value)
-        self._results += [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
+        if classes([node], self._decisions.add) is None:
+            node.meta["by_values"] = True
+            self._results += [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
         return value
 
     def entries(self, picked: Picked, func: Any, args: tuple[Any, ...]) -> torch.Tensor:

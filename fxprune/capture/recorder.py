@@ -25,8 +25,8 @@ from fxprune.capture.guards import Failures, noted
 from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import DataReads, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
+from fxprune.capture.moments import Selections
 from fxprune.capture.numbers import Traced, size_of
-from fxprune.capture.selections import Selections
 from fxprune.capture.settings import Questions, Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.capture.writes import Writes
@@ -148,6 +148,8 @@ class Recorder(TorchFunctionMode):
             return self._query(name, func, args, kwargs)
         if name in _READS_DATA:
             return self._values.read(name, func, args, kwargs, self._by_values)
+        if name == "unbind" and self._by_values and (rows := self._by_values.steps(name, args[0])) is not None:
+            return rows
         fill = lowering.filled(name, args, kwargs) or lowering.compared(name, args, kwargs)
         if fill or (lowering.enterable(func) and func is not self._entered and not has_rule(canonical_name(name))):
             return self._enter(func, fill, args, kwargs)
@@ -167,7 +169,7 @@ class Recorder(TorchFunctionMode):
                 return masked.places(args[0])
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], masked.as_mask(args[1]), *args[2:])
-        args = self._values.without_masks(args) if name == "__getitem__" else args
+            args = args[0], self._values.as_numbers(args[1], masks=name == "__getitem__"), *args[2:]
         args = self._by_values.picked(*args) if self._by_values and name == "__setitem__" else args
         with self if name == "__setitem__" else contextlib.nullcontext():
             handled, result = masked.indexed(name, args, self.node_of)
@@ -250,8 +252,7 @@ class Recorder(TorchFunctionMode):
             self._new(op, target, (unlearned, *self._arguments.of(args[1:])), self._arguments.of(kwargs), value)
             return value
         node = self._call(op, target, args, kwargs, value)
-        out = kwargs.get("out")
-        if isinstance(out, torch.Tensor):
+        if isinstance(out := kwargs.get("out"), torch.Tensor):
             setattr(out, _NODE, node)
         return value
 
@@ -370,8 +371,7 @@ class Recorder(TorchFunctionMode):
         node = getattr(tensor, _NODE, None)
         if isinstance(node, fx.Node) and node.graph is self.graph:
             return node
-        name = self.writes.name_of(tensor)
-        if name is not None:
+        if (name := self.writes.name_of(tensor)) is not None:
             node = self._attribute(name, tensor)
             setattr(tensor, _NODE, node)
             return node

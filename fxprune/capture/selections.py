@@ -8,7 +8,6 @@ where nothing is selected. To see this, the forward is traced again with selecti
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,8 +20,7 @@ from torch import fx, nn
 from fxprune.capture.clone import meta_clone, meta_like
 from fxprune.capture.decisions import is_check
 from fxprune.capture.lowering import holds_tensor, leaves, map_leaves
-from fxprune.capture.masked import are_one
-from fxprune.capture.moments import Moments
+from fxprune.capture.moments import memory, needs_entries, needs_none, selected_by, with_entries
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, draws, is_pure, writes_in_place
 from fxprune.util.paths import attribute
@@ -33,102 +31,9 @@ if TYPE_CHECKING:
 
 # More selections than this are too many to try each set of them.
 _MOST = 6
-_PLACES = {"nonzero", "argwhere", "where"}
-# Comparisons of a count with zero, and those of them that say that there is nothing.
-_EMPTY = {"eq", "le"}
-_COMPARED = {"gt", "ne", *_EMPTY}
-# Ops that keep the number of elements.
-_PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
 # Writes of entries at the places in the first tensor among these arguments.
 _WRITES = {"setitem": 1, "index_put": 1}
 _WRITES |= dict.fromkeys(("index_copy", "index_add", "index_fill", "scatter", "scatter_add"), 2)
-
-
-Conditions = tuple[tuple[Any, int], ...]
-
-
-class Selections:
-    """The masks that a trace selects by, and how many entries each is taken to select.
-
-    ``empty``: the numbers of those that select nothing, while all others select some; None: as the sample says.
-    """
-
-    def __init__(self, empty: frozenset[int] | None) -> None:
-        self._masks: list[tuple[fx.Node, fx.Node]] = []
-        self._empty = empty
-        self.moments = Moments()
-
-    def asked(self, check: fx.Node) -> None:
-        """A check was written: if it asks whether a selection is empty, note what the code sees there."""
-        if self._empty is not None and not _needs_entries(check) is _needs_none(check) is None:
-            self.moments.asked()
-
-    def sized(self, node: fx.Node, value: Any) -> Any:
-        """The meta result of an op that selects by a mask, with the number of entries that it is taken to have."""
-        mask = _mask(node)
-        if self._empty is None or mask is None:
-            return value
-        node.meta["selects"] = number = self._number(mask)
-        return _with_entries(value, 0 if number in self._empty else None)
-
-    def answer(self, node: fx.Node, value: Any) -> Any:
-        """What is read from ``mask.any()``, ``mask.sum()`` or ``mask.sum() == 0``; ``value`` if it is none of these."""
-        compared = canonical_name(node.target) in _COMPARED and node.args[1:] == (0,) and not node.kwargs
-        of_all, names = (
-            (node.args[0], ("sum", "count_nonzero")) if compared else (node, ("any", "sum", "count_nonzero"))
-        )
-        whole = isinstance(of_all, fx.Node) and len((*of_all.args, *of_all.kwargs)) == 1
-        mask = of_all.args[0] if whole and canonical_name(of_all.target) in names else None  # type: ignore[union-attr]
-        if self._empty is None or not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool:
-            return value
-        node.meta["selects"] = number = self._number(mask)
-        node.meta["told_empty"] = canonical_name(node.target) in _EMPTY
-        if not isinstance(value, bool):
-            return 0 if number in self._empty else max(value, 2)
-        return (number in self._empty) is node.meta["told_empty"]
-
-    def _number(self, mask: fx.Node) -> int:
-        """The number of a mask, which one that computes the same shares if nothing was written in between."""
-        last = next(iter(reversed(mask.graph.nodes)))
-        for number, (known, since) in enumerate(self._masks):
-            if (known is mask and not _is_written(mask, since)) or (known is not mask and are_one(known, mask)):
-                return number
-        self._masks.append((mask, last))
-        return len(self._masks) - 1
-
-
-def _is_written(mask: fx.Node, since: fx.Node) -> bool:
-    """Whether an op wrote into the memory of a mask after another node of the graph."""
-    node = since.next
-    with torch._C.DisableTorchFunction():
-        while node.op != "root":
-            into = node.args[0] if node.args and writes_in_place(node) else None
-            if isinstance(into, fx.Node) and _memory(into) == _memory(mask):
-                return True
-            node = node.next
-    return False
-
-
-def _mask(node: fx.Node) -> fx.Node | None:
-    """What an op selects by, if the first dim of each result is the number of entries."""
-    name = canonical_name(node.target)
-    if name in _PLACES:
-        places = node.args[0] if len(node.args) == 1 else None
-        return places if isinstance(places, fx.Node) else None
-    index = node.args[1] if name in ("getitem", "masked_select") else None
-    if isinstance(index, tuple) and all(part is None or isinstance(part, (int, slice)) for part in index[1:]):
-        index = index[0] if index else None
-    is_mask = isinstance(index, fx.Node) and index.meta["val"].dtype == torch.bool
-    return index if is_mask else None  # type: ignore[return-value]
-
-
-def _with_entries(value: Any, entries: int | None) -> Any:
-    def sized(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.dim():
-            return leaf
-        return leaf.new_empty((max(len(leaf), 2) if entries is None else entries, *leaf.shape[1:]))
-
-    return map_leaves(sized, value)
 
 
 def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Node]:
@@ -137,8 +42,8 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
     ``writes``: what the forward writes outside of tensors. Raises CaptureError: one makes a difference, in one of the
     traces in which some of them are empty.
     """
-    checks = {node: number for node in recorder.graph.nodes if (number := _needs_entries(node)) is not None}
-    numbers, tried = sorted(set(checks.values())), set[frozenset[int]]()
+    checks = {node: number for node in recorder.graph.nodes if (number := needs_entries(node)) is not None}
+    numbers, tried = sorted({*checks.values(), *recorder.selections.stepped}), set[frozenset[int]]()
     model = meta_clone(task.model) if numbers else task.model
     while (empty := next((those for those in _sets(numbers) if those not in tried), None)) is not None:
         tried.add(empty)
@@ -156,8 +61,8 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
         if known != told or not asks or not {*state.changed(), *written} <= writes:
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
         # Of some it may ask only where others are empty.
-        found = (ask(node) for node in other.graph.nodes for ask in (_needs_entries, _needs_none))
-        numbers = sorted({*numbers, *(number for number in found if number is not None)})
+        found = (ask(node) for node in other.graph.nodes for ask in (needs_entries, needs_none))
+        numbers = sorted({*numbers, *other.selections.stepped, *(number for number in found if number is not None)})
     return list(checks)
 
 
@@ -187,45 +92,8 @@ def _asked(graph: fx.Graph) -> set[str]:
     for node in graph.nodes:
         args = fx.node.map_arg((node.args, dict(node.kwargs)), written.__getitem__)
         written[node] = _short(f"{node.op} {node.target} {args}")
-    checks = (node for node in graph.nodes if is_check(node) and _needs_entries(node) is _needs_none(node) is None)
+    checks = (node for node in graph.nodes if is_check(node) and needs_entries(node) is needs_none(node) is None)
     return {written[check.args[0]] for check in checks}
-
-
-_ENTRIES = ((operator.ne, 0), (operator.gt, 0), (operator.ge, 1))
-_NONE = ((operator.eq, 0), (operator.le, 0), (operator.lt, 1))
-
-
-def _needs_entries(check: fx.Node) -> int | None:
-    """The number of the selection of which a node checks just that it is not empty."""
-    return _selected(check, _ENTRIES, _NONE)
-
-
-def _needs_none(check: fx.Node) -> int | None:
-    """The number of the selection of which a node checks just that it is empty."""
-    return _selected(check, _NONE, _ENTRIES)
-
-
-def _selected(check: fx.Node, conditions: Conditions, where_told: Conditions) -> int | None:
-    """The selection that a check counts; ``where_told``: what it must ask of an answer that there is nothing."""
-    condition = check.args[0] if is_check(check) else None
-    if not isinstance(condition, fx.Node) or len(condition.args) != 2:
-        return None
-    asked, least = condition.args
-    while isinstance(asked, fx.Node) and asked.target in (operator.mul, operator.pos):
-        factors = [a for a in asked.args if not (isinstance(a, int) and a > 0)]
-        asked = factors[0] if len(factors) == 1 else None
-    if not isinstance(asked, fx.Node) or (asked.target, *asked.args[1:]) not in (("size", 0), ("item",)):
-        return None
-    selected: Any = asked.args[0]
-    while isinstance(selected, fx.Node) and "selects" not in selected.meta:
-        passes = canonical_name(selected.target) in _PASSING and selected.meta["val"].dim() == 1
-        given: Any = selected.args[0] if selected.args else None
-        of_tuple = selected.target is operator.getitem and not isinstance(given.meta["val"], torch.Tensor)
-        selected = given if passes or of_tuple else None
-    if not isinstance(selected, fx.Node):
-        return None
-    fits = (condition.target, least) in (where_told if selected.meta.get("told_empty") else conditions)
-    return selected.meta["selects"] if fits else None
 
 
 def _values(graph: fx.Graph, empty: frozenset[int], model: nn.Module, prefix: str) -> dict[fx.Node, Any]:
@@ -234,8 +102,8 @@ def _values(graph: fx.Graph, empty: frozenset[int], model: nn.Module, prefix: st
     for node in graph.nodes:
         known = node.meta.get("val")
         if "selects" in node.meta and "by_values" in node.meta:
-            none = node.meta["selects"] in empty or _is_empty(values[_mask(node)])  # type: ignore[index]
-            values[node] = _with_entries(known, 0) if none else known
+            none = node.meta["selects"] in empty or _is_empty(values[selected_by(node)])  # type: ignore[index]
+            values[node] = with_entries(known, 0) if none else known
         elif node.op in ("placeholder", "get_attr", "output") or is_check(node) or node.target == "item":
             values[node] = known
         else:
@@ -319,8 +187,9 @@ def _matters(
         target = constants[str(node.target)].tolist() if str(node.target) in constants else str(node.target)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: places[same.get(n, n)])
         does = node.op, target, str(args), str(kwargs)
-        if is_pure(node) and node.target != "item" and not holds_tensor(node.meta["val"]):
-            places[node] = _short(str(does))  # a size, that of another layer or this one, is read anywhere
+        is_number = is_pure(node) and node.target != "item" and not holds_tensor(node.meta["val"])
+        if is_number or node.op == "get_attr":
+            places[node] = _short(str(does))  # a size, that of another layer or this one, or a weight is read anywhere
             continue
         places[node] = f"%{len(found)}"
         found.append(does)
@@ -362,19 +231,14 @@ def _writes_nothing(node: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
 
 def _is_alone(made: fx.Node, of: fx.Node, values: Mapping[fx.Node, Any]) -> bool:
     """Whether a copy is as good as the tensor itself: the forward made that, and nothing writes into either later."""
-    held = {_memory(node) for node in made.graph.nodes if node.op in ("placeholder", "get_attr")}
-    memories, later = {_memory(made), _memory(of)}, False
+    held = {memory(node) for node in made.graph.nodes if node.op in ("placeholder", "get_attr")}
+    memories, later = {memory(made), memory(of)}, False
     for node in made.graph.nodes:
         into = node.args[0] if later and node.args and writes_in_place(node) else None
-        writes = isinstance(into, fx.Node) and _memory(into) in memories and not _writes_nothing(node, values)
+        writes = isinstance(into, fx.Node) and memory(into) in memories and not _writes_nothing(node, values)
         # A layer or function may write in place, and then gives its input back.
-        gives_back = later and not writes_in_place(node) and _memory(node) in memories
+        gives_back = later and not writes_in_place(node) and memory(node) in memories
         if writes or (gives_back and node.meta["val"].shape == made.meta["val"].shape):
             return False
         later = later or node is made
     return held.isdisjoint(memories)
-
-
-def _memory(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    return value.untyped_storage()._cdata if isinstance(value, torch.Tensor) else None

@@ -178,6 +178,24 @@ def condition_asked(frame: types.FrameType) -> int | None:
     return None
 
 
+def instruction(frame: types.FrameType) -> tuple[str, int]:
+    """The name and place of the instruction that a frame is at."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    while dis.opname[code[at]] == "CACHE":
+        at -= 2
+    return dis.opname[code[at]], at
+
+
+def begins_loop(frame: types.FrameType, method: str) -> bool:
+    """Whether a frame is just at what a ``for`` statement goes through: a value, or a call of ``method``."""
+    span = None if sys.version_info < (3, 11) else _span(frame.f_code, frame.f_lasti)
+    begins = instruction(frame)[0] == "GET_ITER"
+    for node in _nodes(frame) if span and not frame.f_code.co_flags & _RESUMED else []:
+        if isinstance(node, ast.For) and (span == _span_of(node.iter) or (begins and span == _span_of(node))):
+            return begins or (isinstance(node.iter, ast.Call) and _name_of(node.iter.func) == method)
+    return False
+
+
 # -- what an expression is for ----------------------------------------------------------------------------------------
 
 # What takes a message and gives nothing back, and where among the arguments the message begins.
@@ -189,6 +207,12 @@ _MAKES_TEXT = (str, repr, format, len, type, tuple, list)
 _PARTS: tuple[type[ast.AST], ...] = (ast.JoinedStr, ast.FormattedValue, ast.Constant, ast.Name, ast.Attribute)
 _PARTS += (ast.UnaryOp, ast.Subscript, ast.Tuple, ast.List, ast.Starred, ast.BinOp, ast.Call)
 _PARTS += (ast.expr_context, ast.operator, ast.unaryop)
+
+
+def is_called(frame: types.FrameType) -> bool:
+    """Whether what a frame is reading is then called; False if that is unclear."""
+    span = _span(frame.f_code, frame.f_lasti)
+    return any(_span_of(call.func) == span for call in _calls(frame))
 
 
 def is_in_cached_call(frame: types.FrameType) -> bool:
@@ -344,7 +368,7 @@ def _nodes_in(source: str) -> list[Any]:
         nodes = list(ast.walk(ast.parse(source)))
     except SyntaxError:
         return []
-    return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign, ast.If))]
+    return [node for node in nodes if isinstance(node, (ast.expr, ast.AugAssign, ast.If, ast.For))]
 
 
 def place_of(error: BaseException, path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,7 +321,166 @@ def both_empty(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return h * 2 if len(first) == 0 and len(second) == 0 else h.clone()
 
 
+def through_hits(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """The loop goes through the numbers of the kinds that have rows."""
+    out = torch.zeros_like(h)
+    with torch.no_grad():
+        taken = nn.functional.one_hot(kind, num_classes=len(net.layers) + 1).permute(1, 0)
+        hit = torch.greater(taken.sum(dim=-1), 0).nonzero()
+    for number in hit:
+        number = number[0]
+        if number == len(net.layers):
+            continue
+        (rows,) = torch.where(taken[number])
+        out.index_add_(0, rows, net.layers[number](h[rows]))
+    return out
+
+
+def through_unique(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number in torch.unique(kind):
+        mask = kind == number
+        out[mask] = net.layers[number](h[mask])
+    return out
+
+
+def through_unique_list(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = torch.zeros_like(h)
+    for number in kind.unique().tolist():
+        rows = (kind == number).nonzero().squeeze(-1)
+        out[rows] = net.layers[number](h[rows])
+    return out
+
+
+def counted_by_bincount(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, counts = torch.zeros_like(h), torch.bincount(kind, minlength=len(net.layers))
+    for number, layer in enumerate(net.layers):
+        if counts[number] > 0:
+            rows = torch.where(kind == number)[0]
+            out[rows] = layer(h[rows])
+    return out
+
+
+def listed_counts(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, counts = torch.zeros_like(h), nn.functional.one_hot(kind, len(net.layers)).sum(0).tolist()
+    for number, layer in enumerate(net.layers):
+        if counts[number] == 0:
+            continue
+        mask = kind == number
+        out[mask] = layer(h[mask]) / counts[number]
+    return out
+
+
+def counted_by_histc(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    most = len(net.layers) - 1
+    out, counts = torch.zeros_like(h), torch.histc(kind.float(), bins=most + 1, min=0, max=most)
+    for number, layer in enumerate(net.layers):
+        if counts[number].item() != 0:
+            rows = torch.where(kind == number)[0]
+            out[rows] = layer(h[rows])
+    return out
+
+
+def columns_of_a_mask(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Each row goes to the layers whose share of it is large."""
+    out, share = torch.zeros_like(h), h[:, : len(net.layers)].softmax(-1)
+    large = share > 0.2
+    counts = large.sum(dim=0)
+    for number, layer in enumerate(net.layers):
+        if counts[number] == 0:
+            continue
+        rows = torch.where(large[:, number])[0]
+        out[rows] = out[rows] + layer(h[rows]) * share[rows, number, None]
+    return out
+
+
+def counts_of_others(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Whether there are rows is asked of the next kind."""
+    out, counts = torch.zeros_like(h), torch.bincount((kind + 1) % len(net.layers), minlength=len(net.layers))
+    for number, layer in enumerate(net.layers):
+        if counts[number] > 0:
+            rows = torch.where(kind == number)[0]
+            out[rows] = layer(h[rows])
+    return out
+
+
+def counts_of_some(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Whether there are rows is asked of the first half of them."""
+    out, counts = torch.zeros_like(h), nn.functional.one_hot(kind, len(net.layers))[: len(kind) // 2].sum(0)
+    for number, layer in enumerate(net.layers):
+        if counts[number] > 0:
+            rows = torch.where(kind == number)[0]
+            out[rows] = layer(h[rows])
+    return out
+
+
+def counts_before_a_write(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, counts = torch.zeros_like(h), torch.bincount(kind, minlength=len(net.layers))
+    kind[0] = 3
+    for number, layer in enumerate(net.layers):
+        if counts[number] > 0:
+            rows = torch.where(kind == number)[0]
+            out[rows] = layer(h[rows])
+    return out
+
+
+def _through(each: Callable[..., Tensor]) -> Loop:
+    """A loop through the numbers of the kinds that have rows, after which something else depends on them."""
+
+    def loop(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+        return each(net, h, kind, torch.zeros_like(h), torch.unique(kind))
+
+    return loop
+
+
+def number_of_hits(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    few = len(hit) == len(net.layers) // 2 + 1
+    for number in hit:
+        out[kind == number] = net.layers[number](h[kind == number])
+    return out * 2 if few else out
+
+
+def hits_counted(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    count = 0
+    for number in hit:
+        out[kind == number] = net.layers[number](h[kind == number])
+        count += 1
+    return out * 2 if count == len(net.layers) // 2 + 1 else out
+
+
+def hits_numbered(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    for place, number in enumerate(hit):
+        out[kind == number] = net.layers[number](h[kind == number]) * (2 if place == 4 else 1)
+    return out
+
+
+def last_hit(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    for number in hit:
+        out[kind == number] = net.layers[number](h[kind == number])
+    return out * 2 if number == 4 else out
+
+
+def hit_before(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    before = -1
+    for number in hit.tolist():
+        out[kind == number] = net.layers[number](h[kind == number]) * (2 if before == number - 3 else 1)
+        before = number
+    return out
+
+
+def hits_listed(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor) -> Tensor:
+    found = [net.layers[number](h) for number in hit]
+    return out + sum(found) if len(found) == len(net.layers) // 2 + 1 else out
+
+
 FREE = [
+    through_hits,
+    through_unique,
+    through_unique_list,
+    counted_by_bincount,
+    listed_counts,
+    counted_by_histc,
+    columns_of_a_mask,
     skipped,
     added,
     under_mask,
@@ -342,6 +502,12 @@ OTHERS = {
     "counted to just one": _counting(lambda out, count: out if count != 1 else out * 2),
     "counted to just three": _counting(lambda out, count: out if count != 3 else out * 2),
     "the last one": _counting(lambda out, count: out + count, last=True),
+    "counts of others": counts_of_others,
+    "counts of some": counts_of_some,
+    "counts before a write": counts_before_a_write,
+    "hits counted": _through(hits_counted),
+    "hits listed": _through(hits_listed),
+    "last hit": _through(last_hit),
     "means": means,
     "under a mask that is written": under_a_mask_that_is_written,
     "noted": noted,
@@ -614,7 +780,19 @@ def in_a_tensor(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out * 2 if h.found == 5 else out  # type: ignore[attr-defined]
 
 
+def in_a_tensor_of_its_own(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out, found = torch.zeros_like(h), torch.tensor(0)
+    for number, layer in enumerate(net.layers):
+        rows = torch.where(kind == number)[0]
+        if len(rows):
+            out[rows] = layer(h[rows])
+            found += 1
+    return out * 2 if found == 5 else out
+
+
+HITS = [number_of_hits, hits_counted, hits_numbered, last_hit, hit_before, hits_listed]
 KEPT = [
+    in_a_tensor_of_its_own,
     in_a_tensor,
     in_a_number,
     in_a_list,
@@ -631,7 +809,7 @@ KEPT = [
 ]
 
 
-@pytest.mark.parametrize("loop", KEPT, ids=lambda loop: loop.__name__)
+@pytest.mark.parametrize("loop", [*map(_through, HITS), *KEPT], ids=[loop.__name__ for loop in (*HITS, *KEPT)])
 def test_code_that_may_count_many_kinds_is_kept(loop: Loop) -> None:
     model = Mixture(loop, kinds=8).eval()
     model.act.route = Route()
@@ -654,16 +832,60 @@ def test_selections_of_which_code_asks_where_others_are_empty_count_too(loop: Lo
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("kinds", [7, 8, 16])
+ASKED = [skipped, added, counted_mask, summed, two_of_each, gated, twice]
+COUNTED = [through_hits, through_unique, through_unique_list, counted_by_bincount, listed_counts, columns_of_a_mask]
+
+
 @pytest.mark.parametrize(
-    "loop", [skipped, added, counted_mask, summed, two_of_each, gated, twice], ids=lambda loop: loop.__name__
+    ("kinds", "loop"),
+    [*((kinds, loop) for kinds in (7, 8, 16) for loop in ASKED), *((8, loop) for loop in COUNTED)],
+    ids=lambda value: getattr(value, "__name__", value),
 )
-def test_many_kinds_without_rows_are_no_decision(loop: Loop, kinds: int) -> None:
+def test_many_kinds_without_rows_are_no_decision(kinds: int, loop: Loop) -> None:
     model = Mixture(loop, kinds=kinds).eval()
     pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
     assert list(pruned.graphs) == ["eval"]
     assert all(pruned.get_parameter(f"layers.{n}.0.weight").shape[1] < 32 for n in range(kinds))
     assert_same(model, pruned)
+
+
+EXPERTS = [("mixtral", 4), ("olmoe", 8), ("qwen2_moe", 7)]
+
+
+@pytest.mark.parametrize(("family", "count"), EXPERTS)
+def test_experts_of_a_library_that_are_called_one_by_one(family: str, count: int) -> None:
+    """Beside a block of the library that was built narrower, with the weights that stay."""
+    pytest.importorskip("transformers")
+    code = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    name = "".join(part.title() for part in family.split("_"))
+
+    def block(width: int) -> nn.Module:
+        sizes = dict.fromkeys(("intermediate_size", "moe_intermediate_size"), width)
+        config = getattr(code, f"{name}Config")(hidden_size=16, num_local_experts=count, num_experts_per_tok=2, **sizes)
+        config.num_experts, config.shared_expert_intermediate_size = count, 8
+        config._experts_implementation = "eager"
+        made: nn.Module = getattr(code, f"{name}SparseMoeBlock")(config).eval()
+        torch.manual_seed(0)
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        return made
+
+    model = block(12)
+    others = ["shared_expert"] if family == "qwen2_moe" else []
+    pruned = fxprune.compile(model, torch.randn(2, 5, 16), 0.2, exclude=others, recover=None, verify="full")
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    stays = torch.as_tensor(plan.keep["experts.down_proj"][2])
+    narrow, state = block(len(stays)), model.state_dict()
+    assert len(stays) < 12
+    state["experts.gate_up_proj"] = state["experts.gate_up_proj"][:, torch.cat([stays, stays + 12])]
+    state["experts.down_proj"] = state["experts.down_proj"][..., stays]
+    narrow.load_state_dict(state)
+    for seed, training in enumerate([False, True] * 4):
+        torch.manual_seed(seed)
+        x = torch.randn(1 + seed % 3, [1, 2, 9][seed % 3], 16) * [1, 5][seed // 2 % 2]
+        found, expected = pruned.train(training)(x), narrow.train(training)(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_many_layers_of_many_kinds_are_one_graph() -> None:
@@ -712,12 +934,14 @@ def test_networks_of_selections_are_saved_and_exported(loop: Loop, tmp_path: Pat
         torch.testing.assert_close(exported(x), pruned(x))
 
 
-def test_a_decision_beside_selections_has_its_two_ways() -> None:
-    def decided(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
-        out = skipped(net, h, kind)
-        return out * 2 if h[:, 0].sum() > h[:, 1].sum() else out.flip(0)
+def decided(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    out = skipped(net, h, kind)
+    return out * 2 if h[:, 0].sum() > h[:, 1].sum() else out.flip(0)
 
-    model = Mixture(decided).eval()
+
+@pytest.mark.parametrize("loop", [decided, _through(number_of_hits)])
+def test_a_decision_beside_selections_has_its_two_ways(loop: Loop) -> None:
+    model = Mixture(loop).eval()
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.5)
     assert list(pruned.graphs) == ["eval", "eval_1"]
     assert_same(model, pruned)
