@@ -26,6 +26,7 @@ import torch
 
 from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, computed, plain, traced, watching
 from fxprune.capture.reachable import names_in
+from fxprune.capture.sources import is_called
 from fxprune.errors import CaptureError
 
 _TENSOR_TYPE = type(torch.FloatTensor)
@@ -136,6 +137,17 @@ def _variable(data: Any = None, requires_grad: bool = False, **kwargs: Any) -> A
     return data.detach().requires_grad_(requires_grad) if requires_grad else data.detach()
 
 
+def _sized(kind: Any) -> Callable[..., Any]:
+    """``torch.FloatTensor`` or the like, which takes plain numbers alone as sizes of a new tensor."""
+
+    def variant(*args: Any, **kwargs: Any) -> Any:
+        sizes = args[0] if len(args) == 1 and isinstance(args[0], torch.Size) else args
+        traced_sizes = not kwargs and any(isinstance(size, Traced) for size in sizes)
+        return torch.empty(tuple(sizes), dtype=kind.dtype) if traced_sizes else kind(*args, **kwargs)
+
+    return variant
+
+
 def _seeding(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that seeds torch's generator, or reads or restores its state, which a graph cannot do."""
 
@@ -164,6 +176,9 @@ def refusing_seeds() -> Iterator[None]:
 _SEED = 0x6678_7072_756E_65
 _STATES = "manual_seed seed initial_seed get_rng_state set_rng_state fork_rng".split()
 _SEEDS = {name: _seeding(getattr(torch.random, name)) for name in _STATES}
+_SIZED = {
+    f"{kind}Tensor": _sized(getattr(torch, f"{kind}Tensor")) for kind in "Float Double Long Int Bool Byte".split()
+}
 _CHANGED: dict[str, Any] = {"Variable": _variable, **_SEEDS}
 
 
@@ -175,6 +190,8 @@ class _Torch(types.ModuleType):
         self.original = original
 
     def __getattr__(self, name: str) -> Any:
+        if name in _SIZED and is_called(sys._getframe(1)):
+            return _SIZED[name]
         return _CHANGED.get(name) or _TORCH.get(id(getattr(self.original, name))) or getattr(self.original, name)
 
 
@@ -242,7 +259,7 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
             found[name] = _NAME.format(name), True
         elif id(value) in _FUNCTIONS:
             found[name] = _NAME.format(value.__name__), True
-        elif id(value) in _MODULES or (id(value) in _TORCH and not _CHANGED.keys().isdisjoint(names_in(code))):
+        elif id(value) in _MODULES or (id(value) in _TORCH and not {*_CHANGED, *_SIZED}.isdisjoint(names_in(code))):
             found[name] = _NAME.format(value.__name__), False
     return found
 

@@ -129,7 +129,16 @@ def _is_method(func: Any) -> bool:
 
 
 def filled(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Tensor] | None:
-    """``full(size, value)``, ``x.new_full(size, value)`` or ``full_like(x, value)`` of a tensor, without reading it."""
+    """``full(size, value)``, ``x.new_full(size, value)`` or ``full_like(x, value)`` of a tensor, without reading it.
+
+    Also ``x.new(size)`` and ``x.new(numbers)``.
+    """
+    if name == "new" and not kwargs:
+        of_sizes = all(isinstance(size, int) for size in args[1:]) or isinstance(args[1], torch.Size)
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], torch.Size) else args[1:]
+        if of_sizes:
+            return lambda: args[0].new_empty(tuple(sizes) if args[1:] else (0,))
+        return (lambda: args[0].new_tensor(args[1])) if isinstance(args[1], (list, tuple)) else None
     places = {"new_full": 2, "full_like": 1, "full": 1}
     if name not in places or kwargs.keys() - {"size", "fill_value", "dtype", "device"}:
         return None

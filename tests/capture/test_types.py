@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import fxprune
+from fxprune.errors import FxpruneError
 from tests.capture.compiled import captured, image, pruned, vector
+from tests.nets.oracles import masked
 
 
 class Reading(nn.Module):
@@ -177,3 +183,71 @@ def test_complex_values() -> None:
 
     result = fxprune.compile(Spectral().eval(), torch.randn(2, 6, 8), 0.0)
     assert result(torch.randn(2, 6, 8)).shape == (2, 6, 4)
+
+
+class Making(nn.Module):
+    """Makes a tensor in an old way, or cuts by a number in a tensor; ``change`` does so."""
+
+    def __init__(self, change: Callable[[Making, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.change = nn.Linear(8, 16), nn.Linear(16, 6), change
+        self.register_buffer("count", torch.tensor(4))
+        self.register_buffer("table", torch.randn(5, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.change(self, self.a(x).relu())
+
+
+MADE: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "new of sizes": lambda net, h: net.b(h * h.new(h.size(0), 1).fill_(2)),
+    "new of a size": lambda net, h: net.b(h + h.new(h.size()).zero_()),
+    "new of a part of a size": lambda net, h: net.b(h + h.new(h.shape[:1]).fill_(3)[:, None]),
+    "new of numbers": lambda net, h: net.b(h * h.new([1.5, 2]).sum()),
+    "new of nothing": lambda net, h: net.b(torch.cat([h.new().view(0, 1), h.new(len(h), 1).fill_(1)]) * h),
+    "a type of sizes": lambda net, h: net.b(h + torch.FloatTensor(h.size(0), 1).fill_(1)),
+    "a type of a size": lambda net, h: net.b(h * torch.DoubleTensor(h.size()).fill_(2).to(h.dtype)),
+    "a type of numbers": lambda net, h: net.b(h * torch.FloatTensor([1, 2]).sum()),
+    "a type that is not called": lambda net, h: net.b(h.type(torch.FloatTensor)),
+    "to a number in a tensor": lambda net, h: net.b(h)[:, : torch.tensor(3)],
+    "to a number in a buffer": lambda net, h: net.b(h)[:, : net.count],
+    "from a number in a tensor": lambda net, h: net.b(h)[..., torch.tensor(1) : torch.tensor(5)],
+    "at a number in a tensor": lambda net, h: net.b(h + net.table[torch.tensor(2)]),
+    "at a number in a buffer": lambda net, h: net.b(h + net.table[net.count]),
+}
+
+
+@pytest.mark.parametrize("change", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("training", [False, True])
+def test_old_ways_of_making_and_numbers_in_tensors(change: Any, training: bool) -> None:
+    model = Making(change)
+    found = fxprune.compile(model, vector(3), 0.4, recover=None, verify="full")
+    report = fxprune.report(found)
+    assert report.plan is not None
+    assert not report.opaque
+    assert found.a.out_features < 16
+    for rows in (1, 3, 5):
+        x = vector(rows)
+        torch.testing.assert_close(found.train(training)(x), masked(model, report.plan.keep).train(training)(x))
+
+
+def test_a_number_in_a_buffer_that_the_forward_changes_is_no_literal() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 6)
+            self.register_buffer("count", torch.tensor(0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.b(self.a(x).relu())[:, self.count]
+            self.count += 1
+            return out
+
+    model = Counting().eval()
+    with contextlib.suppress(FxpruneError):
+        found = fxprune.compile(model, vector(3), 0.4, recover=None)
+        plan = fxprune.report(found).plan
+        assert plan is not None
+        x, expected = vector(3), masked(model, plan.keep).eval()
+        for _ in range(3):
+            torch.testing.assert_close(found(x), expected(x))

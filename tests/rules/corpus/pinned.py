@@ -93,6 +93,8 @@ _ORDERED: dict[str, tuple[Layout, Op]] = {
     "diagonal": (TOKENS, lambda h: h + torch.diagonal(h.mT @ h, dim1=1, dim2=2).unsqueeze(1)),
     "diag_embed": (VECTOR, lambda h: torch.diag_embed(h).flatten(1)),
     "diag": (VECTOR, lambda h: h + torch.diag(h.t() @ h)),
+    "matrix_exp": (VECTOR, lambda h: h @ torch.matrix_exp(h.t() @ h / 100)),
+    "linalg_matrix_exp": (VECTOR, lambda h: h @ torch.linalg.matrix_exp(h.t() @ h / 100)),
     "trace": (VECTOR, lambda h: h + torch.trace(h.t() @ h)),
     "tensor of repeats": (VECTOR, lambda h: h.repeat_interleave(torch.arange(1, 9), 1, output_size=36)),
     "diff": (VECTOR, lambda h: torch.diff(h, dim=1)),
