@@ -380,7 +380,8 @@ class Uncopyable(nn.Module):
 
 
 def test_a_model_that_cannot_be_copied() -> None:
-    refused(errors.CaptureError, "the model cannot be copied .TypeError.*generator", Uncopyable(), vector())
+    words = r"cannot be copied .TypeError.*generator.* because of 1.generator \(generator\): make such a value where"
+    refused(errors.CaptureError, words, nn.Sequential(nn.Linear(8, 8), Uncopyable()), vector())
 
 
 class Observable(nn.Module):

@@ -105,6 +105,8 @@ def _odd_class(cls: Any) -> str:
         return _QUANTISED
     if ".qat." in place or issubclass(cls, (FakeQuantizeBase, ObserverBase)):
         return "{} is prepared for quantisation: prune the floating-point model, then prepare it"
+    if place.startswith("torch.distributed.fsdp."):
+        return "{} is sharded: prune the model before it is sharded"
     if issubclass(cls, torch.jit.ScriptModule):
         return "is a TorchScript module: pass the Python module it was made from"
     if place.startswith("torch._dynamo."):  # with hooks of its own

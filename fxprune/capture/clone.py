@@ -13,7 +13,7 @@ from fxprune.capture.numbers import Traced, plain
 from fxprune.capture.objects import is_dense, is_same
 from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
-from fxprune.util.copies import LITERALS, copy_module, tensors_in, with_literals_of
+from fxprune.util.copies import LITERALS, attributes_of, copied_attributes, copy_module, tensors_in, with_literals_of
 from fxprune.util.inheriting import WATCHES
 from fxprune.util.paths import modules_of, named_modules
 
@@ -70,7 +70,22 @@ def meta_clone(model: nn.Module) -> nn.Module:
     try:
         return copy_module(model, memo)
     except Exception as error:  # copying runs the user's own code: it may raise anything
-        raise CaptureError(f"the model cannot be copied ({described(error)})") from error
+        held = _uncopyable(model, memo)
+        raise CaptureError(
+            f"the model cannot be copied ({described(error)}){f' because of {held}' if held else ''}: make "
+            "such a value where it is used, or keep it outside of the model"
+        ) from error
+
+
+def _uncopyable(model: nn.Module, memo: dict[int, Any]) -> str:
+    """The first attribute of a module that cannot be copied, in words; "" if each can be copied by itself."""
+    for path, module in named_modules(model):
+        for name, value in attributes_of(module).items():
+            try:
+                copied_attributes({name: value} if name != "_modules" else {}, dict(memo))
+            except Exception:
+                return f"{path}.{name} ({type(value).__name__})".lstrip(".")
+    return ""
 
 
 def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Module, bool], None]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.groups import Group
 from fxprune.calibration.statistic import is_distributed
+from fxprune.capture.exported import unwrapped
 from fxprune.cost.budgets import check_ratio
 from fxprune.errors import OptionError, check_choice, check_count
 from fxprune.planning import Plan
@@ -42,10 +43,11 @@ def check_unwrapped(model: nn.Module) -> nn.Module:
     """The model, after a check that it is not a wrapper.
 
     Raises:
-        OptionError: it is wrapped for data parallel training.
+        OptionError: it is wrapped for data parallel training, or by torch.compile.
     """
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        raise OptionError(f"pass the network itself, model.module, and not the {type(model).__name__} around it")
+    if unwrapped(model) is not model or isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        names = ", ".join(f"model.{name}" for name in model._modules)
+        raise OptionError(f"pass the network itself, {names}, and not the {type(model).__name__} around it")
     if isinstance(model, torch.nn.Module):
         return model
     raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}")

@@ -161,6 +161,8 @@ def test_mistakes() -> None:
         IterativePruning(model, SAMPLE, 0.5, budget="latency")
     with pytest.raises(OptionError, match="model.module"):
         IterativePruning(nn.DataParallel(model), SAMPLE, 0.5)
+    with pytest.raises(OptionError, match="model._orig_mod"):
+        IterativePruning(torch.compile(model, backend="eager"), SAMPLE, 0.5)  # type: ignore[arg-type]
     run(schedule, pruned, torch.optim.SGD(pruned.parameters(), 0.1))
     with pytest.raises(OptionError, match="all 3 steps"):
         schedule.step(pruned)
