@@ -367,6 +367,21 @@ def test_where_all_is_pinned_each_reason_is_given_once() -> None:
     refused(errors.ModelError, words + "fxprune.analyze", Recurrent(), vector())
 
 
+class Silent(nn.Module):
+    """Forgets to return what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.second(self.first(x))
+
+
+def test_a_forward_without_an_answer() -> None:
+    refused(errors.ModelError, "the forward returns no tensor, .*: return what it computes", Silent(), vector())
+
+
 class Uncopyable(nn.Module):
     """Holds what cannot be copied."""
 

@@ -57,6 +57,8 @@ def _traced(model: nn.Module, sample: Sample, outside: PythonState) -> tuple[Cap
     modes = modes_of(model)
     captured = _both_modes(model, sample, modes, {})
     _undo(outside)
+    if "" not in captured.opaque and not captured.graph.output_node().all_input_nodes:
+        raise ModelError("the forward returns no tensor, so there is nothing to keep: return what it computes")
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written = counters(model, captured.sample, sorted(captured.flags) if remembers else ())
     if written:
