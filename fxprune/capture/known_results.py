@@ -94,13 +94,16 @@ def _signal(
     spectrum: Tensor,
     n_fft: int,
     hop_length: int | None = None,
-    *args: Any,
+    win_length: int | None = None,
+    window: Tensor | None = None,
     center: bool = True,
+    normalized: bool = False,
+    onesided: bool | None = None,
     length: int | None = None,
-    **kwargs: Any,
+    return_complex: bool = False,
 ) -> Tensor | None:
     """The output of ``istft``, whose kernel reads values: whether the windows add up to zero somewhere."""
-    if len(args) > 2 or not spectrum.is_meta or kwargs.get("return_complex"):
+    if not spectrum.is_meta or return_complex:
         return None
     dims = 2 if spectrum.is_complex() else 3
     frames = spectrum.shape[-1 if dims == 2 else -2]

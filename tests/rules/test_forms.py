@@ -1,4 +1,4 @@
-"""Each op of the corpus means the same in other words: other places and names of arguments, other signs, in place."""
+"""Each op of the corpus means the same in other words: places and names of arguments, defaults, signs, in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import pytest
@@ -29,7 +30,9 @@ from tests.rules.prepared import BATCHES, built, sampled
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 # Other names that torch's own parser takes.
 NUMPY = {"dim": ("axis",), "keepdim": ("keepdims",), "input": ("x", "a", "x1", "input"), "other": ("x2", "other")}
-WAYS = ("keywords", "positions", "signs", "in place")
+WAYS = ("keywords", "positions", "signs", "in place", "1 first", "2 first", "3 first", "defaults", "all first")
+# Those of which it is not plain that they ask for the same.
+COMPARED = ("signs", "in place", "defaults", "all first")
 # What arguments are called that name dims, which may be counted from the end.
 DIMS = {"dim", "dims", "dim0", "dim1", "dim2", "axis", "start_dim", "end_dim", "source", "destination"}
 Words = tuple[Any, Arguments]
@@ -49,13 +52,23 @@ def overloads(func: Any) -> tuple[tuple[str, ...], ...]:
     )
 
 
+@cache
+def defaults(func: Any) -> tuple[dict[str, Any], ...]:
+    """What each overload takes for arguments that are not given."""
+    if isinstance(func, types.FunctionType):
+        taken = inspect.signature(func, follow_wrapped=False).parameters.values()
+        return ({p.name: p.default for p in taken if p.default is not p.empty},)
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{func.__name__}")
+    return tuple({a.name: a.default_value for a in s.arguments if a.has_default_value()} for s in schemas)
+
+
 def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Words]:
     """A call in another way, for each overload whose names fit."""
     if way == "in place":
         yield from in_place(func, args, kwargs)
         return
     first = 0 if isinstance(func, (types.FunctionType, types.BuiltinFunctionType)) else 1
-    for names in overloads(func):
+    for names, left_out in zip(overloads(func), defaults(func), strict=False):
         given = (*args[: len(names) - 1], args[len(names) - 1 :]) if len(args) > len(names) > first else args
         by_name = dict(zip(names, given, strict=False))
         if len(given) > len(names) or by_name.keys() & kwargs.keys():
@@ -65,12 +78,10 @@ def worded(func: Any, way: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             yield from ((func, words) for words in (() if inner else counted(names, by_name, kwargs)))
             continue
         by_name |= kwargs
-        if way == "positions":
-            front = [by_name.pop(name) for name in names[: len(given)]]
-            while len(front) < len(names) and names[len(front)] in by_name:
-                front.append(by_name.pop(names[len(front)]))
-        else:
-            front = [by_name.pop(name) for name in names[:first]]
+        if way in ("defaults", "all first"):
+            by_name |= {name: value for name, value in left_out.items() if name not in by_name}
+        most = int(way[0]) if way[0].isdigit() else {"keywords": first, "defaults": len(args)}.get(way, len(names))
+        front = [by_name.pop(name) for name in takewhile(by_name.__contains__, names[:most])]
         if (tuple(front), by_name) != (args, kwargs):
             yield from ((func, (tuple(front), named)) for named in renamed(by_name, way))
 
@@ -137,7 +148,7 @@ class Learning(TorchFunctionMode):
 
     def _number(self, func: Any, way: str, args: Any, kwargs: Any) -> int | None:
         calls = enumerate(worded(func, way, args, kwargs))
-        expected = self._result(func, (args, kwargs)) if way in ("signs", "in place") else None
+        expected = self._result(func, (args, kwargs)) if way in COMPARED else None
         if way == "in place" and args and getattr(expected, "shape", ()) != getattr(args[0], "shape", None):
             return None  # some kernels resize what they write to
         return next((number for number, call in calls if self._fits(self._result(*call), expected)), None)
@@ -226,5 +237,6 @@ def test_a_call_means_the_same_in_other_words(case: Case, ways: list[str]) -> No
 
 
 def test_most_rules_are_called_in_other_words() -> None:
-    reached = {canonical_name(call[0]) for call, way in TAKEN if way == "keywords"}
-    assert len(reached.intersection(rule_names())) > 420
+    for way, least in (("keywords", 420), ("1 first", 200), ("defaults", 100), ("all first", 80)):
+        reached = {canonical_name(call[0]) for call, known in TAKEN if known == way}
+        assert len(reached.intersection(rule_names())) > least
