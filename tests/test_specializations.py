@@ -9,7 +9,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -431,6 +431,98 @@ def test_an_optional_argument_stays_optional(tmp_path: Path, monkeypatch: pytest
         for given in ({"labels": labels}, {"labels": labels.repeat(3)}):
             batch = x.repeat(len(given["labels"]) // 2, 1)
             torch.testing.assert_close(network(x=batch, **given), model(x=batch, **given))
+
+
+class Masked(nn.Module):
+    """A mask is made where none is given; attention itself would take None, and look at everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        h = self.a(x)
+        if mask is None:
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        return self.b(F.scaled_dot_product_attention(h, h, h, attn_mask=mask))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.attend(x, mask)
+
+
+class MaskedByPlace(Masked):
+    def forward(self, x, mask):  # type: ignore[no-untyped-def, override]
+        return self.attend(x, mask)
+
+
+class MaskedInList(Masked):
+    def forward(self, both: list[Tensor | None]) -> Tensor:  # type: ignore[override]
+        return self.attend(cast(Tensor, both[0]), both[1])
+
+
+class MaskedInDict(Masked):
+    def forward(self, batch: dict[str, Any]) -> Tensor:  # type: ignore[override]
+        return self.attend(batch["x"], batch.get("mask"))
+
+
+def _with_mask(model: nn.Module, mask: Tensor | None, length: int = 5) -> tuple[Any, ...]:
+    x = torch.randn(2, length, 4)
+    if isinstance(model, MaskedInList):
+        return ([x, mask],)
+    return ({"x": x, "mask": mask},) if isinstance(model, MaskedInDict) else (x, mask)
+
+
+@pytest.mark.parametrize("kind", [Masked, MaskedByPlace, MaskedInList, MaskedInDict])
+def test_none_in_the_place_of_a_tensor_takes_its_own_graph_or_is_refused(kind: type[nn.Module]) -> None:
+    model = kind().eval()
+    given, none = (_with_mask(model, mask) for mask in (torch.ones(5, 5, dtype=torch.bool), None))
+    alone = fxprune.compile(model, given, 0.5)
+    with pytest.raises(AssertionError, match="as in the sample: compile it again for calls without"):
+        alone(*none)
+    both = fxprune.compile(model, given, 0.5, other_samples=[none])
+    model.load_state_dict(fxprune.report(both).plan.expand(both.state_dict()))  # type: ignore[union-attr]
+    for call in (given, none, _with_mask(model, None, 7)):
+        torch.testing.assert_close(both(*call), model(*call))
+
+
+class Kinds(nn.Module):
+    """What is added to the scores depends on the dtype of the mask, which no op shows."""
+
+    def __init__(self, ask: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.a, self.b, self.ask = nn.Linear(4, 16), nn.Linear(16, 3), ask
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.a(x)
+        bias = mask if self.ask(mask) else (1 - mask.to(x.dtype)) * -9
+        return self.b((h @ h.mT + bias).softmax(-1) @ h)
+
+
+ASKS: dict[str, Callable[[Tensor], bool]] = {
+    "is_floating_point": lambda mask: mask.is_floating_point(),
+    "function": lambda mask: torch.is_floating_point(mask),
+    "dtype": lambda mask: mask.dtype not in (torch.bool, torch.int64),
+    "table": lambda mask: {torch.bool: False, torch.int64: False}.get(mask.dtype, True),
+    "type": lambda mask: mask.type() not in ("torch.BoolTensor", "torch.LongTensor"),
+    "isinstance": lambda mask: not isinstance(mask, (torch.BoolTensor, torch.LongTensor)),
+    "derived": lambda mask: mask[None].flatten(1).dtype.is_floating_point,
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+@pytest.mark.parametrize("first", ["floats", "truth"])
+def test_masks_of_another_kind_take_their_own_graph_or_are_refused(ask: str, first: str) -> None:
+    model, x = Kinds(ASKS[ask]).eval(), torch.randn(2, 5, 4)
+    masks = {"floats": torch.randn(5, 5), "truth": torch.ones(5, 5, dtype=torch.bool).tril()}
+    own, other = masks.pop(first), *masks.values()
+    alone = fxprune.compile(model, (x, own), 0.5)
+    for network in (alone, copy.deepcopy(alone).double()):
+        with pytest.raises(AssertionError, match="this network was made for calls with .* asks for its dtype"):
+            network(x.to(next(network.parameters()).dtype), other)
+    both = fxprune.compile(model, (x, own), 0.5, other_samples=[(x, other)])
+    model.load_state_dict(fxprune.report(both).plan.expand(both.state_dict()))  # type: ignore[union-attr]
+    for mask in (own, other, own):
+        torch.testing.assert_close(both(x, mask), model(x, mask))
 
 
 class Ways(nn.Module):

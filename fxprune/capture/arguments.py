@@ -150,8 +150,8 @@ def placeholders(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Make a placeholder for each argument in the sample, with its name in the forward.
 
-    ``add(name, value, default)`` writes one. Returns the arguments for a call. Raises CaptureError: the sample does not
-    fit the forward, or leaves out what no graph can hold.
+    ``add(name, value, default, may_be_none)`` writes one. Returns the arguments for a call. Raises CaptureError: the
+    sample does not fit the forward, or leaves out what no graph can hold.
     """
     signature = inspect.signature(forward)
     try:
@@ -168,8 +168,19 @@ def placeholders(
         literal = parameter.default if isinstance(parameter.default, _LITERALS) else None
         # What is given as it is by default may be left out, and all behind it.
         optional |= name in skipped or (isinstance(value, _LITERALS) and value is literal)
-        add(f"{stars}{name}", value, (literal,) if optional and not stars else ())
+        default = (literal,) if optional and not stars else ()
+        add(f"{stars}{name}", value, default, _may_be_none(parameter, name == next(iter(signature.parameters))))
     return bound.args, bound.kwargs
+
+
+def _may_be_none(parameter: inspect.Parameter, first: bool) -> bool:
+    """Whether a call may give None for a tensor: by the default, by the annotation, or where neither says anything."""
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return False
+    if parameter.annotation is not parameter.empty:
+        words = str(parameter.annotation)
+        return parameter.default is None or "None" in words or "Optional" in words
+    return parameter.default is None or not first
 
 
 def _skipped(signature: inspect.Signature, given: Mapping[str, Any]) -> list[str]:

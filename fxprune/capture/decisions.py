@@ -22,6 +22,7 @@ from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
 REFUSAL = "this network was made for "
+CALLS_WITH = f"{REFUSAL}calls with "
 _OTHER_VALUES = f"{REFUSAL}inputs of other values"
 # Layers and functions with a kernel of their own for inference, or one for each device.
 _KERNELS = {"multi_head_attention_forward", "scaled_dot_product_attention", "MultiheadAttention", "LSTM", "GRU", "RNN"}
@@ -37,8 +38,9 @@ def is_check(node: fx.Node) -> bool:
 
 
 def asks_sizes(graph: fx.Graph) -> bool:
-    """Whether a graph checks sizes or arguments that may differ for another input."""
-    return any(is_check(node) and REFUSAL in str(node.args[1]) for node in graph.nodes)
+    """Whether a graph checks sizes or arguments that may differ for another input, not only what kind they are of."""
+    texts = [str(node.args[1]) for node in graph.nodes if is_check(node)]
+    return any(REFUSAL in text and CALLS_WITH not in text for text in texts)
 
 
 def asks_values(graph: fx.Graph) -> bool:
@@ -193,13 +195,13 @@ class Decisions:
             self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def add_given(self, node: fx.Node) -> None:
-        """Check that an optional argument is given if the sample gives it."""
+        """Check that an argument, or an entry of one, is not None if the sample's is not: that question is no op."""
         condition = self._new("call_function", operator.is_not, (node, None), {}, True)
-        text = f"{REFUSAL}calls with {node.name}, as in the sample: compile it again for calls without"
+        text = f"{CALLS_WITH}{node.name}, as in the sample: compile it again for calls without"
         self._new("call_function", torch._assert, (condition, text), {}, None)
 
     def add_lengths(self, node: fx.Node, value: Any) -> None:
-        """Check that containers in an argument have as many entries as in the sample."""
+        """Check that containers in an argument have as many entries as in the sample, and tensors where it has them."""
         if not isinstance(value, (list, tuple, dict)):
             return
         length = self._new("call_function", len, (node,), {}, len(value))
@@ -209,6 +211,8 @@ class Decisions:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if isinstance(item, (list, tuple, dict)):
                 self.add_lengths(self._new("call_function", operator.getitem, (node, key), {}, item), item)
+            elif isinstance(item, torch.Tensor):
+                self.add_given(self._new("call_function", operator.getitem, (node, key), {}, item))
 
     def add_finite(self, node: fx.Node, answer: bool) -> None:
         """Check that values are finite; ``node`` asks for it, and its answer is then ``answer``."""

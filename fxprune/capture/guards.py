@@ -1,8 +1,9 @@
-"""Things that a trace meets once and a graph would repeat for ever: answers about values, calls that fail, scripts."""
+"""Things that a trace meets once and a graph would repeat for ever: answers about tensors, calls that fail, scripts."""
 
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 import threading
@@ -17,7 +18,7 @@ from torch import fx
 from fxprune.capture import sources
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.lowering import leaves
-from fxprune.capture.numbers import Traced, size_of
+from fxprune.capture.numbers import Traced, plain, size_of
 from fxprune.capture.reachable import python_of
 from fxprune.capture.settings import Reads
 from fxprune.errors import CaptureError
@@ -27,6 +28,11 @@ _FINITE = {"isfinite": True, "isinf": False, "isnan": False, "isneginf": False, 
 _PASSING = {"all", "any", "bool", "detach", "sum", "max", "min", "amax", "amin"}
 _JOINING = {"logical_or": operator.or_, "bitwise_or": operator.or_, "add": operator.or_}
 _JOINING |= {"logical_and": operator.and_, "bitwise_and": operator.and_, "mul": operator.and_}
+# All others hang on nothing that another input, or another use of the network, changes.
+_OF_DTYPE = {"dtype", "element_size", "itemsize", "nbytes", "type", "result_type", "can_cast"}
+_OF_KIND = {"is_floating_point", "is_complex", "is_signed"}
+_OF_GRADIENTS = {"requires_grad", "is_leaf", "grad_fn"}
+_OF_SIZES = {"nbytes", "is_same_size", "storage_offset"}
 
 
 def answer_if_finite(node: fx.Node) -> bool | None:
@@ -139,6 +145,62 @@ def _as_python(original: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return call
+
+
+class Questions:
+    """Answers a forward's questions. ``reads`` notes those about dtypes and gradients. ``learning``: whether tensors
+    claim to need gradients.
+    """
+
+    def __init__(
+        self,
+        reads: Reads,
+        node_of: Callable[[torch.Tensor], fx.Node],
+        shape_of: Callable[[torch.Tensor], torch.Size],
+        decisions: Decisions,
+        device: torch.device,
+        learning: bool,
+    ) -> None:
+        self._reads = reads
+        self._node_of, self._shape_of = node_of, shape_of
+        self._decisions = decisions
+        self._device = device
+        self._learning = learning
+
+    def answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
+        """Answer a question; ``value`` is the answer on the meta device."""
+        given = list(leaves((args, kwargs)))
+        self._decisions.add_shape(leaf for leaf in given if isinstance(leaf, Traced))
+        for tensor in (leaf for leaf in given if isinstance(leaf, torch.Tensor)):
+            if name in _OF_DTYPE:
+                self._reads.read(value if isinstance(value, torch.dtype) else tensor.dtype, self._node_of(tensor))
+            if name in _OF_KIND:
+                self._reads.read_kind(self._node_of(tensor))
+            if name in _OF_SIZES:
+                self._decisions.add_shape(self._shape_of(tensor))
+        if name in _OF_GRADIENTS:
+            self._reads.asks_gradients = True
+            return not value if self._learning else value
+        if name == "is_contiguous":
+            self._decisions.add_layout(self._node_of(args[0]), kwargs, value)
+        elif name == "stride":
+            return self._strides(*args, **kwargs)
+        elif name == "type":
+            return f"torch.{'cuda.' * (self._device.type == 'cuda')}{value.split('.')[-1]}"
+        return value
+
+    def _strides(self, tensor: torch.Tensor, dim: Any = None) -> Any:
+        """All strides, or one, as products of sizes; that is what they are for a contiguous tensor."""
+        if not tensor.is_contiguous():
+            raise CaptureError("the forward asks for the strides of a tensor that is not contiguous: make it so first")
+        if 1 in tensor.shape:
+            raise CaptureError(
+                "the forward asks for the strides of a tensor with a dim of one, which have no order: ask for its sizes"
+            )
+        self._decisions.add_layout(self._node_of(tensor), {}, True)
+        shape = self._shape_of(tensor)
+        strides = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
+        return strides if dim is None else strides[operator.index(plain(dim))]
 
 
 class Failures:

@@ -67,7 +67,7 @@ class LiveValues:
             if self._model is None:
                 self._model = self._make()
                 placeholders(
-                    self._model.forward, self._sample, lambda name, value, _: self._inputs.update({name: value})
+                    self._model.forward, self._sample, lambda name, value, *_: self._inputs.update({name: value})
                 )
             for present in node.graph.nodes:
                 if present not in self._known:

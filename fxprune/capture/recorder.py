@@ -21,13 +21,13 @@ from fxprune.capture import custom, known_results, lowering, masked, recording, 
 from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
-from fxprune.capture.guards import Failures, noted
+from fxprune.capture.guards import Failures, Questions, noted
 from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import DataReads, LiveValues
 from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.moments import Selections
 from fxprune.capture.numbers import Traced, size_of
-from fxprune.capture.settings import Questions, Reads
+from fxprune.capture.settings import Reads
 from fxprune.capture.state import check_forgotten
 from fxprune.capture.writes import Writes
 from fxprune.errors import CaptureError
@@ -92,7 +92,7 @@ class Recorder(TorchFunctionMode):
         forms = self._new, self.node_of, self._call, self._adopt, self._decisions
         self._by_values, self.selections = DataReads(live, *forms, selections), selections
 
-    def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> None:
+    def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = (), may_be_none: bool = False) -> None:
         """Add an input; the tensors in ``value`` become getitem nodes of it where it is a container.
 
         ``default``: the value that a call may leave out, alone in a tuple.
@@ -102,7 +102,7 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = value
         self._decisions.add_lengths(node, value)
         self._adopt(node, value)
-        if default == (None,) and value is not None:
+        if may_be_none and value is not None:
             self._decisions.add_given(node)
         self._decisions.add_literal(node, value)
 

@@ -147,8 +147,10 @@ class Sample:
 
     @property
     def structure(self) -> Any:
-        """Which arguments there are, and how they are nested."""
-        return pytree.tree_structure((self.args, self.kwargs))
+        """Which arguments there are, how they are nested, and where tensors are, of floats or of which integers."""
+        leaves, structure = pytree.tree_flatten((self.args, self.kwargs))
+        dtypes = [leaf.dtype if isinstance(leaf, torch.Tensor) else None for leaf in leaves]
+        return structure, ["floats" if dtype and dtype.is_floating_point else dtype for dtype in dtypes]
 
     def resized_like(self, other: Sample) -> Sample:
         """The same sample with every tensor brought to the shape of that in ``other``: entries repeat, or are cut."""

@@ -1,8 +1,7 @@
-"""Questions about tensors (dtype, strides, gradients): notes what each answer depends on, or checks it."""
+"""What a forward asks about dtypes, gradients and autocast: the graph reads it, checks it, or is refused."""
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from fxprune.capture.decisions import REFUSAL, Decisions
-from fxprune.capture.lowering import leaves
-from fxprune.capture.numbers import Traced, plain
+from fxprune.capture.decisions import CALLS_WITH, REFUSAL
 from fxprune.capture.reachable import Reachable, names_in, reachable
 from fxprune.capture.sources import Site, call_that_reads, current_call, source_line
 from fxprune.capture.state import CHANCES
@@ -22,66 +19,6 @@ from fxprune.errors import CaptureError
 
 if TYPE_CHECKING:
     from fxprune.capture.recorder import Recorder
-
-# All others hang on nothing that another input, or another use of the network, changes.
-_OF_DTYPE = {"dtype", "element_size", "itemsize", "nbytes", "type", "result_type", "can_cast"}
-_OF_GRADIENTS = {"requires_grad", "is_leaf", "grad_fn"}
-_OF_SIZES = {"nbytes", "is_same_size", "storage_offset"}
-
-
-class Questions:
-    """Answers a forward's questions. ``reads`` notes those about dtypes and gradients. ``learning``: whether tensors
-    claim to need gradients.
-    """
-
-    def __init__(
-        self,
-        reads: Reads,
-        node_of: Callable[[torch.Tensor], fx.Node],
-        shape_of: Callable[[torch.Tensor], torch.Size],
-        decisions: Decisions,
-        device: torch.device,
-        learning: bool,
-    ) -> None:
-        self._reads = reads
-        self._node_of, self._shape_of = node_of, shape_of
-        self._decisions = decisions
-        self._device = device
-        self._learning = learning
-
-    def answer(self, name: str, args: Any, kwargs: Any, value: Any) -> Any:
-        """Answer a question; ``value`` is the answer on the meta device."""
-        given = list(leaves((args, kwargs)))
-        self._decisions.add_shape(leaf for leaf in given if isinstance(leaf, Traced))
-        for tensor in (leaf for leaf in given if isinstance(leaf, torch.Tensor)):
-            if name in _OF_DTYPE:
-                self._reads.read(value if isinstance(value, torch.dtype) else tensor.dtype, self._node_of(tensor))
-            if name in _OF_SIZES:
-                self._decisions.add_shape(self._shape_of(tensor))
-        if name in _OF_GRADIENTS:
-            self._reads.asks_gradients = True
-            return not value if self._learning else value
-        if name == "is_contiguous":
-            self._decisions.add_layout(self._node_of(args[0]), kwargs, value)
-        elif name == "stride":
-            return self._strides(*args, **kwargs)
-        elif name == "type":
-            return f"torch.{'cuda.' * (self._device.type == 'cuda')}{value.split('.')[-1]}"
-        return value
-
-    def _strides(self, tensor: torch.Tensor, dim: Any = None) -> Any:
-        """All strides, or one, as products of sizes; that is what they are for a contiguous tensor."""
-        if not tensor.is_contiguous():
-            raise CaptureError("the forward asks for the strides of a tensor that is not contiguous: make it so first")
-        if 1 in tensor.shape:
-            raise CaptureError(
-                "the forward asks for the strides of a tensor with a dim of one, which have no order: ask for its sizes"
-            )
-        self._decisions.add_layout(self._node_of(tensor), {}, True)
-        shape = self._shape_of(tensor)
-        strides = tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
-        return strides if dim is None else strides[operator.index(plain(dim))]
-
 
 PRECISIONS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _AUTOCAST = ("cpu", "cuda")
@@ -102,6 +39,8 @@ class Reads:
 
     # For each tensor's node, the source line and the last node of the graph before the question.
     asked: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
+    # The same of questions to which all precisions have one answer, but integers have another.
+    kinds: dict[fx.Node, tuple[str, fx.Node]] = field(default_factory=dict)
     # Nodes that stand for an argument equal to a dtype that was read, or to a limit of it.
     guesses: list[fx.Node] = field(default_factory=list)
     asks_gradients: bool = False  # whether it asked tensors whether they need gradients
@@ -120,6 +59,10 @@ class Reads:
         site = call_that_reads("dtype")
         self.loose |= site is None
         self._waiting += [] if site is None else [site]
+
+    def read_kind(self, node: fx.Node) -> None:
+        """Note that a forward asked whether ``node`` holds floats."""
+        self.kinds.setdefault(node, (source_line(), next(reversed(node.graph.nodes))))
 
     @property
     def questions(self) -> tuple[Any, ...]:
@@ -202,9 +145,12 @@ def settle(trace: Recorder, model: nn.Module, own: set[torch.dtype], traced: Cal
         others = [otherwise(cast=True), *both]
         if any(o is None or o.reads.leaves_autocast or (asks_cast and _first_other_op(trace, o)) for o in others):
             _refuse_autocast_around(trace.graph)
-    if trace.reads.asked and not trace.reads.are_arguments:  # last, because it changes the graph
+    # Last, because it changes the graph.
+    decides = trace.reads.asked if not trace.reads.are_arguments else {}
+    if decides:
         further = [dtype for dtype in PRECISIONS if own & set(PRECISIONS) != {dtype}]
         _settle_precisions(trace.graph, trace.reads, {dtype: otherwise(precision=dtype) for dtype in further})
+    _refuse_other_kinds(trace.graph, decides | trace.reads.kinds)
 
 
 def _functions_named(code: Reachable) -> frozenset[str]:
@@ -328,6 +274,36 @@ def _make_literal(guess: fx.Node) -> None:
             continue
         user.args = fx.node.map_arg(user.args, lambda n: value if n is guess else n)
         user.kwargs = fx.node.map_arg(user.kwargs, lambda n: value if n is guess else n)
+
+
+def _refuse_other_kinds(graph: fx.Graph, asked: dict[fx.Node, tuple[str, fx.Node]]) -> None:
+    """Check that what is made of inputs alone still holds floats, or the same integers, where a forward asked."""
+    for node, (line, last) in asked.items():
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor) or not _is_made_of_inputs(node):
+            continue
+        kind = "floats" if value.is_floating_point() else str(value.dtype)
+        text = f"{CALLS_WITH}{kind} in {node.name}: {line} asks for its dtype, and may go another way for others"
+        if value.is_floating_point():
+            steps: list[tuple[Any, tuple[Any, ...], Any]] = [(torch.is_floating_point, (), True)]
+        else:
+            steps = [(getattr, ("dtype",), value.dtype), (operator.eq, (value.dtype,), True)]
+        made = node
+        for function, more, result in (*steps, (torch._assert, (text,), None)):
+            with graph.inserting_after(last):
+                made = last = graph.call_function(function, (made, *more))
+            made.meta |= {"val": result, "source": line, "module": ""}
+
+
+def _is_made_of_inputs(node: fx.Node) -> bool:
+    """Whether a tensor comes from inputs, and no layer or parameter, which would make floats of it in any case."""
+    seen, pending = {node}, [node]
+    while pending:
+        new = set(pending.pop().all_input_nodes) - seen
+        seen |= new
+        pending += new
+    kinds = {each.op for each in seen}
+    return "placeholder" in kinds and kinds.isdisjoint(("call_module", "get_attr"))
 
 
 def _refuse(graph: fx.Graph, reads: Reads, dtype: torch.dtype, line: str) -> None:

@@ -78,7 +78,7 @@ def _is_batch(source: ChannelGraph, graph: fx.Graph, size: fx.Node) -> bool:
 
 
 def number_of_forward(module: nn.Module, forwards: Sequence[Callable[..., Any]], args: Any, kwargs: Any) -> int:
-    """The index of the forward that takes inputs of these sizes; it is determined once for each set of sizes."""
+    """The index of the forward that takes inputs of these sizes and dtypes; it is determined once for each."""
     find = remembered_number
     if "torch._dynamo" in sys.modules:  # torch.compile must not trace the search
         find = torch.compiler.disable(find)  # type: ignore[no-untyped-call]
@@ -102,9 +102,9 @@ def remembered_number(module: nn.Module, forwards: Sequence[Callable[..., Any]],
 
 
 def sizes_of(value: Any) -> Any:
-    """Nested arguments with each tensor replaced by its shape; plain numbers and strings stay as they are."""
+    """Nested arguments with each tensor replaced by its shape and dtype; plain numbers and strings stay."""
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
+        return (*value.shape, value.dtype)
     if isinstance(value, (list, tuple)):
         return tuple(sizes_of(item) for item in value)
     if isinstance(value, dict):
