@@ -248,3 +248,35 @@ def test_modes_of_parts_are_those_of_the_whole() -> None:
     graph = fxprune.analyze(model, image())
     new = rewrite(graph, model, {})
     assert all(m.training for m in new.modules())
+
+
+class WritesOut(nn.Module):
+    """Halves of a table, and then all of another one, are written through ``out=``."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, width), nn.Linear(2 * width, inner, bias=False)
+        self.c = nn.Linear(inner, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            h, width = self.a(x).relu(), self.a.out_features
+            table, best = torch.zeros(len(x), 2 * width), (torch.empty(width), torch.empty(width, dtype=torch.int64))
+            torch.add(h, 1, out=table[:, :width])
+            torch.mul(h, 2, out=table[:, width:])
+            torch.max(h, 0, out=best)
+            product = torch.empty(len(x), self.b.out_features)
+            torch.mm(table, self.b.weight.t(), out=product)
+        return self.c(product) + best[0].sum()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_written_through_out_shrinks_with_the_result() -> None:
+    pruned = fxprune.compile(WritesOut(16, 12).eval(), torch.randn(3, 8), 0.5, round_to=1)
+    width, inner = len(pruned.get_parameter("a.weight")), len(pruned.get_parameter("b.weight"))
+    assert width < 16
+    assert inner < 12
+    twin = WritesOut(width, inner)
+    twin.load_state_dict(pruned.state_dict())
+    x = torch.randn(5, 8)
+    torch.testing.assert_close(pruned(x), twin(x))

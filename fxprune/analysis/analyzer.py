@@ -128,11 +128,20 @@ class Analyzer:
         try:
             rule.axes(call)
             _check_sizes(call.value, call.result)
+            self._tie_out(call)
             self._follow_numbers(call)
         except _UNREAD as error:
             return self._refuse(call, f"this use of it is not understood ({described(error)})")
         self.calls[node] = call
         return call.result
+
+    def _tie_out(self, call: Call) -> None:
+        """What is written through ``out=`` has the axes of the result; torch resizes a tensor of another shape."""
+        out = call.node.kwargs.get("out")
+        written, made = (out, call.result) if isinstance(out, (tuple, list)) else ([out], [call.result])
+        for tensor, axes in zip(written, made, strict=True):
+            if isinstance(tensor, fx.Node) and self._shape_of(tensor) == tuple(axis.size for axis in axes):
+                call.unify_all(self._axes_of(tensor), axes)
 
     def _follow_numbers(self, call: Call) -> None:
         """Element numbers (indices) that an op only moves still number the same axis; any other use pins that axis."""

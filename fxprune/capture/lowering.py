@@ -40,6 +40,12 @@ def holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in leaves(value))
 
 
+def holds_floats(tensor: torch.Tensor) -> bool:
+    """As ``is_floating_point()``, without being noted as a question of the forward."""
+    with torch._C.DisableTorchFunction():
+        return tensor.is_floating_point()
+
+
 def map_leaves(function: Callable[[Any], Any], value: Any) -> Any:
     """The same structure with every leaf replaced."""
     kind = type(value)

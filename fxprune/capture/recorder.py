@@ -24,7 +24,7 @@ from fxprune.capture.decisions import Decisions
 from fxprune.capture.guards import Failures, Questions, noted
 from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import DataReads, LiveValues
-from fxprune.capture.lowering import getter_name, holds_tensor, leaves, map_leaves, mutates
+from fxprune.capture.lowering import getter_name, holds_floats, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.moments import Selections
 from fxprune.capture.numbers import Traced, size_of
 from fxprune.capture.settings import Reads
@@ -102,7 +102,7 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = value
         self._decisions.add_lengths(node, value)
         self._adopt(node, value)
-        if may_be_none and value is not None:
+        if may_be_none and holds_tensor(value):
             self._decisions.add_given(node)
         self._decisions.add_literal(node, value)
 
@@ -118,7 +118,7 @@ class Recorder(TorchFunctionMode):
         """Detach results in the graph where the forward switches gradients off."""
         unchanged = self._gradients in (torch.is_grad_enabled(), self._asked_for_gradients)
         unchanged = unchanged and torch.is_inference_mode_enabled() is self._inference
-        if unchanged or not value.is_floating_point() or not node.all_input_nodes:
+        if unchanged or not holds_floats(value) or not node.all_input_nodes:
             return node
         return self._new("call_method", "detach", (node,), {}, value)
 
