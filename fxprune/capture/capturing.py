@@ -38,6 +38,11 @@ Recorded = tuple[Recorder, NamedTensors, clone.State, dict[bool, Any], dict[Plac
 # How the text begins that says why a network has no graph of training mode.
 NO_TRAINING = "training mode cannot be captured: "
 
+_IN_WORDS = {  # by what an error of torch says: torch tells its own developers how a kernel might be registered
+    "data-independent": VALUES_DECIDE,
+    "nested_tensor": "it makes nested tensors; nn.TransformerEncoder makes none with enable_nested_tensor=False",
+}
+
 
 @dataclass
 class Captured:
@@ -349,10 +354,9 @@ class Task:
             recorder.output(value)
             return left
         except Exception as error:  # the forward is the user's own code: it may raise anything
-            # torch tells its own developers how a kernel that needs data might be registered.
-            words = VALUES_DECIDE if "data-independent" in str(error) else described(error)
-            own = isinstance(error, FxpruneError)
-            message = f"{sources.place_of(error, recorder.innermost)}: {error if own else words}"
+            words = next((words for part, words in _IN_WORDS.items() if part in str(error)), described(error))
+            words = str(error) if isinstance(error, FxpruneError) else words
+            message = f"{sources.place_of(error, recorder.innermost)}: {words}"
             raise CaptureError(message, path=recorder.innermost, graph=recorder.graph) from error
         finally:
             python_state.unwatch()

@@ -40,6 +40,12 @@ def is_only_called(part: nn.Module, names: frozenset[str]) -> bool:
     return not any(method in names for module in part.modules() for method in _methods(module))
 
 
+def _names_inside(part: nn.Module) -> set[str]:
+    """The names of all parts of a part. Code that reads one, as that of an encoder of transformers does, may ask it for
+    attributes that no graph has."""
+    return {name for child in part.modules() for name, _ in child.named_children()}
+
+
 def _methods(module: nn.Module) -> Iterator[str]:
     for cls in _own_classes(module):
         for name, value in vars(cls).items():
@@ -95,7 +101,8 @@ def capture_parts(
     except Exception:  # the user's own code: it may raise anything
         raise failure from None
     main = _main(model, sample, failure, recorded, written)
-    inner = (i for path in main.opaque for i in _islands(model, path, recorded, modes, written, frozenset()))
+    none: frozenset[str] = frozenset()
+    inner = (i for path in main.opaque for i in _islands(model, path, recorded, modes, written, none, none))
     main.islands = tuple(inner)
     if not main.islands and "" in main.opaque:
         raise CaptureError(f"{failure}; {_MOVE}", path=failure.path) from failure
@@ -163,19 +170,24 @@ def _islands(
     modes: Modes,
     written: Mapping[Place, Any],
     names: frozenset[str],
+    of_torch: frozenset[str],
 ) -> Iterator[Captured]:
-    """The parts of the module at ``path``; ``names`` is what the code of the modules around it uses."""
+    """The parts of the module at ``path``; ``names`` is what the code of the modules around it uses, and ``of_torch``
+    what that of torch's own modules among them does."""
     module = model.get_submodule(path)
     names |= names_used(module)
+    if type(module).__module__.startswith("torch.nn."):
+        of_torch |= set(type(module).forward.__code__.co_names)
     for name, child in module.named_children():
         inner = f"{path}.{name}".lstrip(".")
         if not any(True for _ in child.parameters()) or (inner in recorded and is_leaf(child)):
             continue
-        island = _island(child, inner, recorded, modes, written) if is_only_called(child, names) else None
+        called = is_only_called(child, names) and of_torch.isdisjoint(_names_inside(child))
+        island = _island(child, inner, recorded, modes, written) if called else None
         if island is not None:
             yield island
         else:
-            yield from _islands(model, inner, recorded, modes, written, names)
+            yield from _islands(model, inner, recorded, modes, written, names, of_torch)
 
 
 def _island(

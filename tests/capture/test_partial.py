@@ -302,3 +302,43 @@ def test_what_an_opaque_module_draws_is_compared_with_the_same_draw() -> None:
     pruned = fxprune.compile(model, x, 0.3)
     assert [row.name for row in fxprune.report(pruned).opaque] == ["gate"]
     assert fxprune.report(pruned).proof is not None
+
+
+class Padded(nn.Module):
+    """Tokens, some of them padding, through torch's own encoder."""
+
+    def __init__(self, *, nested: bool, stem: int = 24, hidden: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Linear(8, stem), nn.ReLU(), nn.Linear(stem, 16))
+        layer = nn.TransformerEncoderLayer(16, 4, hidden, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.stem(x), src_key_padding_mask=padding))
+
+
+def padded(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    x = torch.randn(len(lengths), max(lengths), 8, generator=generator)
+    return x, torch.arange(max(lengths)) >= torch.tensor(lengths)[:, None]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("nested", [True, False])
+def test_an_encoder_that_reads_what_its_layers_hold_stays_whole(nested: bool) -> None:
+    """Its way depends on what the layers hold, such as ``self_attn.batch_first``, and not only on the data."""
+    model = Padded(nested=nested).eval()
+    asked = {"stem.0": 0.5} if nested else {"encoder.layers.0.linear1": 0.5, "encoder.layers.1.linear1": 0.5}
+    pruned = fxprune.compile(model, padded([6, 4, 2]), asked)
+    report = fxprune.report(pruned)
+    assert report.proof is not None
+    assert [row.name for row in report.opaque] == ["encoder"] * nested
+    assert all("enable_nested_tensor=False" in row.reason for row in report.opaque)
+    narrow = (Padded(nested=True, stem=12) if nested else Padded(nested=False, hidden=16)).eval()
+    narrow.load_state_dict(pruned.state_dict())
+    for inputs in (padded([6, 4, 2]), padded([3, 7, 5, 1])):
+        torch.testing.assert_close(pruned(*inputs), narrow(*inputs))
+        with torch.no_grad():
+            torch.testing.assert_close(pruned(*inputs), narrow(*inputs))
