@@ -8,7 +8,7 @@ None, and the kernel is run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -329,9 +329,16 @@ class OnMeta(fx.Interpreter):
 class KnownValues:
     """Answers for the recorder, which notes what each of them depends on."""
 
-    def __init__(self, node_of: Callable[[torch.Tensor], fx.Node], stored: Stored, decisions: Decisions) -> None:
+    def __init__(
+        self,
+        node_of: Callable[[torch.Tensor], fx.Node],
+        stored: Stored,
+        constants: Container[str],
+        decisions: Decisions,
+    ) -> None:
         self._node_of = node_of
         self._stored = stored
+        self._constants = constants
         self._decisions = decisions
         self.buffers: set[str] = set()  # whose values were read
 
@@ -359,7 +366,8 @@ class KnownValues:
         return torch.tensor(answer)
 
     def as_numbers(self, index: Any, *, masks: bool) -> Any:
-        """An index with numbers in place of the tensors and masks in it, as far as no data enters them."""
+        """An index with numbers in place of the masks and tensors in it, as far as no data enters them, and no buffer
+        the tensors, because another value may be loaded into that."""
         items = index if isinstance(index, tuple) else (index,)
         found = tuple(self._as_number(item, masks) for item in items)
         changed = any(new is not old for new, old in zip(found, items, strict=True))
@@ -367,15 +375,14 @@ class KnownValues:
 
     def _as_number(self, item: Any, masks: bool) -> Any:
         if isinstance(item, slice):
-            ends = [self._as_number(end, False) for end in (item.start, item.stop, item.step)]
-            return (
-                slice(*ends)
-                if any(isinstance(end, torch.Tensor) for end in (item.start, item.stop, item.step))
-                else item
-            )
+            ends = (item.start, item.stop, item.step)
+            held = any(isinstance(end, torch.Tensor) for end in ends)
+            return slice(*(self._as_number(end, False) for end in ends)) if held else item
         is_mask = masks and isinstance(item, torch.Tensor) and item.dtype == torch.bool and item.dim() == 1
         is_number = isinstance(item, torch.Tensor) and item.dtype in _INTEGERS and item.dim() == 0
         if not (is_mask or is_number) or known_value(self._node_of(item), self._stored) is None:
+            return item
+        if is_number and any(name not in self._constants for name in buffers_behind(self._node_of(item))):
             return item
         known = self.answer("__getitem__", item)
         return known.nonzero().flatten() if is_mask else int(known)

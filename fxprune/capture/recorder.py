@@ -82,7 +82,7 @@ class Recorder(TorchFunctionMode):
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
         self.failures = Failures(self._decisions, self.reads, self.node_of)
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
-        self._values = KnownValues(self.node_of, self._stored, self._decisions)
+        self._values = KnownValues(self.node_of, self._stored, self.constants, self._decisions)
         self._by_values: DataReads | None = None
         self.selections = Selections(None)
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name

@@ -224,11 +224,23 @@ def test_old_ways_of_making_and_numbers_in_tensors(change: Any, training: bool) 
     found = fxprune.compile(model, vector(3), 0.4, recover=None, verify="full")
     report = fxprune.report(found)
     assert report.plan is not None
-    assert not report.opaque
+    assert bool(report.opaque) is (change is MADE["to a number in a buffer"])
     assert found.a.out_features < 16
     for rows in (1, 3, 5):
         x = vector(rows)
         torch.testing.assert_close(found.train(training)(x), masked(model, report.plan.keep).train(training)(x))
+
+
+@pytest.mark.parametrize("change", ["to a number in a buffer", "at a number in a buffer"])
+def test_another_number_in_a_buffer_is_followed(change: str) -> None:
+    model = Making(MADE[change]).eval()
+    found = fxprune.compile(model, vector(3), 0.4, recover=None)
+    plan = fxprune.report(found).plan
+    assert plan is not None
+    expected, x = masked(model, plan.keep), vector(3)
+    for network in (found, expected):
+        network.load_state_dict({**network.state_dict(), "count": torch.tensor(1)})
+    torch.testing.assert_close(found(x), expected(x))
 
 
 def test_a_number_in_a_buffer_that_the_forward_changes_is_no_literal() -> None:
