@@ -363,14 +363,15 @@ def test_constants_of_one_number_are_alike_in_a_graph_and_in_its_source() -> Non
 
 
 class CutByATensor(nn.Module):
-    """A slice whose end is a tensor, which no rule can read."""
+    """A slice whose end is computed from a buffer, into which another value may be loaded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.inner, self.last = nn.Linear(6, 12), nn.Linear(4, 8), nn.Linear(8, 4)
+        self.register_buffer("ends", torch.tensor([4, 2]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.inner(self.first(x)[:, : torch.tensor([4, 2]).max()]).relu())
+        return self.last(self.inner(self.first(x)[:, : self.ends.max()]).relu())
 
 
 def test_a_slice_up_to_what_a_tensor_says_keeps_what_it_cuts() -> None:

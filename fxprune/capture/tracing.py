@@ -57,7 +57,7 @@ def _traced(model: nn.Module, sample: Sample, outside: PythonState) -> tuple[Cap
     modes = modes_of(model)
     captured = _both_modes(model, sample, modes, {})
     _undo(outside)
-    if "" not in captured.opaque and not captured.graph.output_node().all_input_nodes:
+    if "" not in captured.opaque and not any(n.all_input_nodes for n in captured.graph.find_nodes(op="output")):
         raise ModelError("the forward returns no tensor, so there is nothing to keep: return what it computes")
     remembers = (*captured.remembers, *(f"{key!r} of the {words}" for words, key in captured.written))
     written = counters(model, captured.sample, sorted(captured.flags) if remembers else ())

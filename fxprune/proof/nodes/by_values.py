@@ -254,6 +254,9 @@ class ByValues:
         old = self._claims[member]
         kept = old.kept
         if text := self._unlike(full, kept, narrow, way):
+            # The middle step of ``x[::2] += y`` may write to a copy if the narrow network puts that back as well.
+            if any(call_name(user) == "setitem" and node in user.args[2:] for user in node.users):
+                raise UnjudgedError(f"{node.name} writes to {member.name}, and a later op puts the result there")
             raise fault(self._pair, node, f"its write to {member.name}: {text}")
         now = Claim((full, narrow), kept, caused=old.caused)
         now.silent = is_silent(full, now.lost)
