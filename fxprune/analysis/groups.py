@@ -55,7 +55,7 @@ class Group:
 
     ``crosses_norm``: a norm, softmax or reduction runs over its channels, so that removal gives the network built
     narrower, not the masked one. ``crosses_add``: it joins two activations element by element (a residual stream or a
-    gate). ``numbered``: the network itself picks its channels by number, as a router picks experts.
+    gate). ``numbered``: the network itself picks its channels' weights by number, as a router picks experts.
     """
 
     name: str

@@ -130,7 +130,7 @@ class ChannelGraph:
     def _solve_groups(self, ledger: Ledger) -> tuple[Group, ...]:
         crossed = self._roots(c.axis for c in ledger.crossings)
         joined = self._roots(ledger.joins)
-        numbered = self._roots(self.numbered)
+        selected = self._roots(ledger.selected)
         found: dict[int, list[Member]] = {}
         for component in self._ties.components():
             root = next(iter(component))[1]
@@ -141,7 +141,7 @@ class ChannelGraph:
                 Member(t, d, ledger.roles.get((t, d), "other"), self.tensors[t][d]) for t, d in places
             )
         order = {name: i for i, name in enumerate(self.shapes)}
-        groups = [self._group(members, order, root, crossed, joined, numbered) for root, members in found.items()]
+        groups = [self._group(members, order, root, crossed, joined, selected) for root, members in found.items()]
         groups.sort(key=lambda g: (order[g.members[0].tensor], g.members[0].dim, position(g)))
         return tuple(with_unique_names(groups))
 

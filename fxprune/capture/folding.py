@@ -50,10 +50,12 @@ def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
 
 
 def buffers_behind(node: fx.Node) -> set[str]:
-    """The names of the stored tensors from which a node is computed."""
+    """The names of the stored tensors from whose values a node is computed."""
     found, pending, seen = set(), [node], {node}
     while pending:
         top = pending.pop()
+        if top.target == "size" or isinstance(top.meta["val"], (torch.device, torch.dtype)):
+            continue
         found |= {str(top.target)} if top.op == "get_attr" else set()
         pending.extend(n for n in top.all_input_nodes if n not in seen)
         seen.update(top.all_input_nodes)

@@ -177,7 +177,7 @@ def allocate(
     (except for "memory" and "latency", which are not sums over steps: steps that save nothing in the end are given
     back). With "latency", a step is the multiple that kernels round widths up to.
 
-    Whole experts, and other channels that the network picks by number, are not removed for budgets of time alone.
+    Whole experts, and others whose weights the network picks by number, are not removed for budgets of time alone.
 
     Args:
         graph: the channel graph.

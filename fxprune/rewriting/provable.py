@@ -55,14 +55,14 @@ def prove_plan(
 
 
 def _check_samples(graph: ChannelGraph, pruned: nn.Module, sample: Sample) -> None:
-    """Check that the user's samples are taken where values select the graph: removal may lead them to a branch of none.
+    """Check that the result runs on the user's sample, and on each where values select the graph.
 
-    Raises UnjudgedError: one is refused, and whole networks decide.
+    Removal may lead values to a branch of none, and tensors to strides that an op does not take. Raises UnjudgedError:
+    a sample is refused, and whole networks decide.
     """
-    if asks_values(graph.captured.graph):
-        for given in (sample, *sample.others):
-            if reason := refuses(pruned, given):
-                raise UnjudgedError(reason)
+    for given in (sample, *(sample.others if asks_values(graph.captured.graph) else ())):
+        if reason := refuses(pruned, given):
+            raise UnjudgedError(reason)
 
 
 def prove_whole(

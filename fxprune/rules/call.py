@@ -33,18 +33,23 @@ class Crossing:
     cause: Cause
 
 
+_READ_BY_NUMBER = frozenset(("gather", "getitem", "index_select", "take_along_dim"))
+
+
 @dataclass
 class Ledger:
     """The records of the rules of one analysis, in addition to the dependencies.
 
     ``fewest``: axes that must keep a minimum number of elements. ``numbers``: for a node whose values are indices into
     an axis, such as those of ``topk``, that axis; if the node returns several tensors, a list of axes or None.
+    ``selected``: axes of which an op reads only those elements of weights that such indices name.
     """
 
     crossings: list[Crossing] = field(default_factory=list)
     joins: list[Axis] = field(default_factory=list)
     fewest: list[tuple[Axis, int]] = field(default_factory=list)
     numbers: dict[fx.Node, Any] = field(default_factory=dict)
+    selected: list[Axis] = field(default_factory=list)
     macs: list[tuple[fx.Node, float, Axes]] = field(default_factory=list)
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     data: set[fx.Node] = field(default_factory=set)
@@ -225,6 +230,8 @@ class Call:
         numbered = self.numbered_by(numbers)
         if numbered is not None and numbered.size == axis.size:
             self.unify(axis, numbered)
+            if self.name in _READ_BY_NUMBER and not self.is_data(self.arguments["input"]):
+                self.ledger.selected.append(axis)
             return True
         self.understood.discard(numbers)
         return False

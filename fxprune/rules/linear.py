@@ -11,7 +11,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, concat, product
 from fxprune.errors import AnalysisError
-from fxprune.rules.call import Axes, Call
+from fxprune.rules.call import Axes, Call, is_tensor
 from fxprune.rules.pointwise import broadcast
 from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
@@ -156,6 +156,7 @@ def grouped_mm(call: Call) -> None:
     (*front, inner), (groups, other, outer) = rows, matrices
     (ends,) = call.tensor("offs") if call.has("offs") else front[:1]
     call.unify(groups, ends)
+    call.ledger.selected.append(groups)
     call.unify(inner, other)
     for axis in (inner, outer):  # the kernel needs multiples of 16 bytes, in half precision too
         step = gcd(axis.size, 8)
@@ -186,6 +187,43 @@ def multi_dot(call: Call) -> None:
     for factor in rest:
         result = matrix_product(call, result, factor)
     call.result = result
+
+
+_WHOLE = "each entry of the result is made of the whole matrix"
+_OF_INPUT = "cholesky cholesky_inverse det inverse logdet matrix_exp matrix_power orgqr pinverse qr slogdet svd"
+_OF_A = """
+    cholesky cholesky_ex cond det eig eigh eigvals eigvalsh householder_product inv inv_ex lu lu_factor matrix_exp
+    matrix_power matrix_rank pinv qr slogdet svd svdvals
+"""
+
+
+@rule(_OF_INPUT, "input")
+@rule(" ".join(f"linalg_{name}" for name in _OF_A.split()), "A")
+def of_matrices(call: Call) -> None:
+    """The last two dims are a matrix; each of a batch is treated by itself, with its own part of other operands."""
+    first, *others = (call.tensor(name) for name, value in call.arguments.items() if is_tensor(value))
+    rank = len(first) - 2
+    call.pin_all((axis for axes in (first, *others) for axis in axes[rank:]), _WHOLE)
+    batch = broadcast(call, [axes[:rank] for axes in (first, *others)])
+
+    def of(value: torch.Tensor) -> Axes:
+        return (*batch, *(call.fixed(size, _WHOLE) for size in value.shape[len(batch) :]))
+
+    call.result = of(call.value) if isinstance(call.value, torch.Tensor) else [of(value) for value in call.value]
+
+
+@rule("linalg_solve", "A, B, left=True")
+@rule("linalg_solve_triangular", "A, B, upper, left=True")
+@rule("cholesky_solve", "B, A")
+def solve(call: Call) -> None:
+    """Each column of ``B``, or each row if not ``left``, has a solution of its own; ``B`` may be vectors."""
+    matrix, right = call.tensor("A"), call.tensor("B")
+    vectors = len(call.output_shape) < len(matrix)
+    rows, columns = (*right, ONE)[-2:] if vectors else right[-2:]
+    batch = broadcast(call, [matrix[:-2], right[: -1 if vectors else -2]])
+    left = call.arguments.get("left", True)
+    call.pin_all((*matrix[-2:], rows if left else columns), _WHOLE)
+    call.result = (*batch, rows) if vectors else (*batch, rows, columns)
 
 
 Labels = tuple[str, ...]

@@ -120,8 +120,6 @@ def bucketize(call: Call) -> None:
 pinned("masked_scatter take put index_put searchsorted nonzero argwhere", "input", NUMBERED, NUMBERED)
 _COMPARED = "rows and columns are compared by number"
 pinned("diag_embed diag trace", "input", _COMPARED, _COMPARED)
-_POWERS = "each entry of the result is made of the whole matrix"
-pinned("matrix_exp linalg_matrix_exp", "input", _POWERS, _POWERS)
 
 
 @rule("tril triu", "input, diagonal=0")

@@ -281,6 +281,27 @@ def histc(call: Call) -> None:
     call.output_fixed("it numbers intervals")
 
 
+@rule("bincount", "input, weights=None, minlength=0")
+def bincount(call: Call) -> None:
+    """Counts of numbers; if those are indices into an axis of ``minlength`` elements, the result has that axis."""
+    for name in ("input", "weights"):
+        if call.has(name):
+            call.pin_all(call.tensor(name), "it counts all values")
+    numbered = call.numbered_by(call.arguments["input"])
+    if numbered is not None and call.arguments["minlength"] == numbered.size:
+        call.result = (numbered,)
+        return
+    call.understood.clear()
+    call.output_fixed("it numbers values")
+
+
+@repairs("bincount")
+def repair_bincount(repair: Repair) -> None:
+    (axis,) = repair.call.result
+    if repair.shrinks(axis):
+        repair.set("minlength", repair.size(axis))
+
+
 @repairs("histc")
 def repair_histc(repair: Repair) -> None:
     (axis,) = repair.call.result

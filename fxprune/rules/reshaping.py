@@ -9,6 +9,7 @@ from torch import nn
 
 from fxprune.axes.expressions import ONE, Axis, Fixed, product
 from fxprune.rules.call import Axes, Call
+from fxprune.rules.ops import is_written
 from fxprune.rules.registry import module_form, repairs, rule
 from fxprune.rules.repair import Repair
 
@@ -158,6 +159,14 @@ def complex_view(call: Call) -> None:
         call.result = axes[:-1]
     else:
         call.result = (*axes, call.fixed(2, "it holds the real and the imaginary part"))
+
+
+@repairs("view_as_complex")
+def repair_complex_view(repair: Repair) -> None:
+    """There is no such view of a tensor with an odd stride, which a part of a narrower tensor may have."""
+    node = repair.call.node
+    if not node.all_input_nodes[0].meta["val"].is_contiguous() and not is_written(node):
+        repair.set("input", repair.emit("contiguous", repair.arguments["input"]))
 
 
 def _sizes(module: Any) -> dict[str, Any]:

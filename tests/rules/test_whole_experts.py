@@ -95,6 +95,17 @@ class Scattered(Mixture):
         return torch.einsum("enw,ne->nw", made, gates)
 
 
+class Balanced(Mixture):
+    """Gates by how many rows an expert has, counted by number."""
+
+    def mixed(self, h: Tensor) -> Tensor:
+        best, chosen = self.logits(h).topk(CHOSEN, -1)
+        load = torch.bincount(chosen.flatten(), minlength=EXPERTS).to(h.dtype)
+        made = torch.einsum("nw,nkwh->nkh", h, self.up[chosen]).relu()
+        made = torch.einsum("nkh,nkhw->nkw", made, self.down[chosen])
+        return (made * (best.softmax(-1) / load[chosen])[..., None]).sum(1)
+
+
 class Dense(Mixture):
     """All experts by their share."""
 
@@ -103,7 +114,7 @@ class Dense(Mixture):
         return torch.einsum("enw,ne->nw", made, self.logits(h).softmax(-1))
 
 
-KINDS = [Grouped, LookedUp, Dispatched, Scattered, Dense]
+KINDS = [Grouped, LookedUp, Dispatched, Scattered, Balanced, Dense]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,6 +140,36 @@ def test_parameters_as_budget_take_experts_and_leave_as_many_as_a_row_chooses(ki
 def test_multiply_accumulates_as_budget_take_no_experts() -> None:
     pruned = fxprune.compile(LookedUp().eval(), torch.randn(5, 4), 0.2, recover=None)
     assert len(pruned.get_parameter("up")) == EXPERTS
+
+
+class Winners(nn.Module):
+    """Of the hidden units only the largest are passed on."""
+
+    def __init__(self, masked: Tensor | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.hidden, self.last = nn.Linear(4, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+        self.masked = masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.hidden(self.first(x).relu())
+        h = h if self.masked is None else h.masked_fill(self.masked, -torch.inf)
+        best, chosen = h.topk(5, -1)
+        return self.last(torch.zeros_like(h).scatter(-1, chosen, best))
+
+
+def test_hidden_units_that_win_are_channels_for_any_budget() -> None:
+    model, sample = Winners().eval(), torch.randn(5, 4)
+    plan = fxprune.plan(model, sample, 0.5)
+    pruned = fxprune.apply(model, sample, plan)
+    first, winners = (plan.keep[f"{name}.weight"][0] for name in ("first", "hidden"))
+    assert first is not None
+    assert winners is not None
+    assert CHOSEN < len(winners) < 16
+    masked = Winners(torch.isin(torch.arange(16), winners, invert=True)).eval()
+    masked.hidden.weight.data[:, torch.isin(torch.arange(24), first, invert=True)] = 0
+    x = torch.randn(40, 4)
+    torch.testing.assert_close(pruned(x), masked(x))
 
 
 class Told(Mixture):

@@ -91,6 +91,8 @@ def is_sizes(node: fx.Node) -> bool:
     return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 
+# Ops whose result is in new memory.
+_FRESH = frozenset("abs add angle cat clone conj_physical div einsum exp matmul mul stack sub sum".split())
 _WRITES = frozenset("setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul ilshift irshift".split())
 
 
@@ -134,6 +136,19 @@ def may_write(node: fx.Node, module: nn.Module | None) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     in_place = name in _WRITES or (name.endswith("_") and not name.endswith("__"))
     return in_place or node.kwargs.get("out") is not None or _is_told(node)
+
+
+def is_only_read(pair: Pair, node: fx.Node) -> bool:
+    """Whether nothing writes to memory that the value of a node of ``narrow`` may share with its operands."""
+    pending, seen = [node], {node}
+    while pending:
+        for user in pending.pop().users:
+            if may_write(user, pair.named(user)[1] if user.op == "call_module" else None):
+                return False
+            if user not in seen and call_name(user) not in _FRESH:
+                seen.add(user)
+                pending.append(user)
+    return True
 
 
 def _is_told(node: fx.Node) -> bool:

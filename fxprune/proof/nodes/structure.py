@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from fxprune.errors import ProofError
-from fxprune.proof.nodes.pairs import Pair, call_name, described, fault, is_number, is_sizes
+from fxprune.proof.nodes.pairs import Pair, call_name, described, fault, is_number, is_only_read, is_sizes
 
 # A rewrite may add only selections of entries ("picks") and arithmetic on sizes.
 _ARITHMETIC = frozenset((operator.add, operator.sub, operator.mul, operator.floordiv))
@@ -148,6 +148,8 @@ class _Walk:
             return isinstance(value, torch.Tensor) and value.dtype == torch.int64
         if node.op == "call_method" and node.target == "type_as":  # a write through a slice converts the type anyway
             return call_name(step) == "setitem" and node.args[1] is self._pair.images.get(step.all_input_nodes[0])
+        if node.op == "call_method" and node.target == "contiguous":  # it gives a tensor even strides
+            return call_name(step) == "view_as_complex" and len(node.args) == 1 and is_only_read(self._pair, node)
         if node.op != "call_function" or node.kwargs:
             return False
         if node.target in _ARITHMETIC:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, module_case, op_case
+from tests.rules.cases import IMAGE, TOKENS, VECTOR, Case, Layout, Op, module_case, op_case
 
 
 class Weighted(nn.Module):
@@ -157,7 +157,56 @@ def _two(name: str, op: Callable[[Tensor, Tensor], Tensor], out: int, second: in
     return Case(f"linear/{name}", lambda: TwoInputs(op, out, second), TOKENS.sample, **about)
 
 
+def _of_matrices(function: Callable[[Tensor], Tensor]) -> Op:
+    """Each channel's own matrix; what comes first of the result, as real numbers."""
+
+    def op(h: Tensor) -> Tensor:
+        made = function(h @ h.mT / 10 + 2 * torch.eye(h.shape[-1], dtype=h.dtype))
+        return (made if isinstance(made, Tensor) else made[0]).abs().to(h.dtype)
+
+    return op
+
+
+def _triangle(h: Tensor) -> Tensor:
+    """An invertible triangular matrix over seven tokens."""
+    return torch.eye(7, dtype=h.dtype) + torch.full((7, 7), 0.1, dtype=h.dtype).tril()
+
+
+def _solved_vectors(h: Tensor) -> Tensor:
+    """The solution for a vector of each sample."""
+    matrices = h @ h.mT / 10 + torch.eye(h.shape[1], dtype=h.dtype)
+    return h * torch.linalg.solve(matrices, h.sum(-1))[..., None]
+
+
+_MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "inverse": torch.inverse,
+    "inv": lambda m: torch.linalg.inv(A=m),
+    "pinv": torch.linalg.pinv,
+    "det": torch.det,
+    "slogdet": torch.linalg.slogdet,
+    "cholesky": torch.linalg.cholesky,
+    "eigvalsh": torch.linalg.eigvalsh,
+    "eigvals": lambda m: torch.linalg.eigvals(m).real.sort(-1)[0],
+    "svdvals": torch.linalg.svdvals,
+    "svd": lambda m: torch.linalg.svd(m).S,
+    "qr": lambda m: torch.linalg.qr(m)[1],
+    "matrix_exp": torch.matrix_exp,
+    "matrix_power": lambda m: torch.linalg.matrix_power(m, 3),
+    "cond": torch.linalg.cond,
+    "householder_product": lambda m: torch.linalg.householder_product(m, m[..., 0]),
+}
+_SOLVED: dict[str, tuple[Layout, Op]] = {
+    "columns": (TOKENS, lambda h: torch.linalg.solve(_triangle(h), h)),
+    "rows": (TOKENS, lambda h: torch.linalg.solve(_triangle(h), h.mT, left=False).mT),
+    "triangular": (TOKENS, lambda h: torch.linalg.solve_triangular(_triangle(h), h, upper=False)),
+    "cholesky": (TOKENS, lambda h: torch.cholesky_solve(h, _triangle(h))),
+    "vectors": (TOKENS, _solved_vectors),
+    "each channel's": (IMAGE, lambda h: torch.linalg.solve(h @ h.mT + torch.eye(h.shape[-1], dtype=h.dtype), h)),
+}
+
 CASES = [
+    *(op_case(f"matrices/{n}", IMAGE, _of_matrices(op), fixed_size=True) for n, op in _MATRICES.items()),
+    *(op_case(f"solved/{n}", layout, op, fixed_size=True) for n, (layout, op) in _SOLVED.items()),
     module_case("linear/module", TOKENS, lambda: nn.Linear(8, 6), free=("first.weight", "middle.weight")),
     module_case("linear/no bias", TOKENS, lambda: nn.Linear(8, 6, bias=False), free=("first.weight", "middle.weight")),
     *(

@@ -218,6 +218,10 @@ _OPERATORS: dict[str, Op] = {
     "arccosh": lambda h: torch.arccosh(1.1 + h.abs()),
     "bucketize": lambda h: h + torch.bucketize(h, torch.tensor([-0.5, 0.0, 0.5], dtype=h.dtype)),
     "polygamma": lambda h: torch.polygamma(1, 1.1 + h.abs()),
+    "fake_quantize": lambda h: torch.fake_quantize_per_tensor_affine(h, 0.1, 3, 0, 15),
+    "fake_quantize, tensors": lambda h: torch.fake_quantize_per_tensor_affine(
+        h, torch.tensor(0.1), torch.tensor(0), quant_min=-8, quant_max=7
+    ),
 }
 
 _LEARNT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -230,6 +234,9 @@ _LEARNT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "prelu": lambda h, w: F.prelu(h, w.flatten()),
     "lerp": lambda h, w: torch.lerp(h, h.tanh(), w),
     "expand_as": lambda h, w: h * w.expand_as(h),
+    "fake_quantize": lambda h, w: torch.fake_quantize_per_channel_affine(
+        h, 0.1 + w.detach().flatten().abs().float(), torch.zeros(8, dtype=torch.int32), 1, -8, 7
+    ),
 }
 
 CASES = [

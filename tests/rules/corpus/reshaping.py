@@ -33,6 +33,13 @@ def _space_to_channels(h: Tensor) -> Tensor:
     return h.reshape(batch, 4 * channels, height // 2, width // 2)
 
 
+def _partly_rotated(h: Tensor) -> Tensor:
+    """Complex numbers in a part of the channels: in a narrower tensor its strides may be odd."""
+    rest, part = h.split([10, 6], -1)
+    turned = torch.view_as_complex(part.unflatten(-1, (3, 2))) * 1j
+    return torch.cat((rest, torch.view_as_real(turned).flatten(-2)), -1)
+
+
 _SAME_SHAPE: dict[str, tuple[Layout, Op]] = {
     "view and back": (IMAGE, lambda h: h.view(h.shape[0], 8, -1).view(h.shape)),
     "view of a tuple": (IMAGE, lambda h: h.view((h.size(0), h.size(1), -1)).view(h.size())),
@@ -143,5 +150,6 @@ CASES = [
     *everywhere("reshape/pairs of channels", VECTOR, lambda: lambda h: h.view(-1, 4, 2).mT.reshape(-1, 8)),
     Case("reshape/shape of another", TwoShapes, IMAGE.sample, ("first.weight", "second.weight"), resized=IMAGE.resized),
     Case("reshape/viewed as another", ViewedAs, IMAGE.sample, ("first.weight", "second.weight"), resized=IMAGE.resized),
+    op_case("reshape/rotated part", TOKENS, _partly_rotated, 16),
     Case("reshape/mixer", Mixer, TOKENS.sample, ("first.weight", "tokens.weight")),
 ]
