@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture.numbers import Traced, plain
+from fxprune.capture.numbers import Traced, plain, watching
 from fxprune.capture.objects import is_dense, is_same
 from fxprune.capture.reachable import is_left_out
 from fxprune.errors import CaptureError, described
@@ -92,7 +92,7 @@ def watch(model: nn.Module, handler: CallHandler, mode_is_used: Callable[[nn.Mod
     """Route calls of a copy's submodules through ``handler``, and report reads of ``training`` to ``mode_is_used``."""
     watched: dict[type, type] = {}
     for module in modules_of(model):
-        cls = type(module)
+        cls: type[nn.Module] = type(module)
         if cls not in watched:
             attributes = {"training": _flag_of(cls, mode_is_used), "__dict__": _dict_of(mode_is_used)}
             watched[cls] = _watched(cls, handler, attributes)
@@ -134,18 +134,32 @@ def _dict_of(mode_is_used: Callable[[nn.Module, bool], None]) -> property:
     return property(get, _DICT.__set__)
 
 
-def _watched(cls: type, handler: CallHandler, attributes: dict[str, property]) -> type:
+def _watched(cls: type[nn.Module], handler: CallHandler, attributes: dict[str, property]) -> type:
     """A subclass whose calls go through ``handler``."""
     original = cls.__call__
+    convert: Any = cls._apply
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return handler(self, original, args, kwargs)
 
+    def apply(self: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        """A conversion (``to()``, ``float()``); to what the tensors are, it changes nothing."""
+        return self if _keeps(self, function) else convert(self, function, *args, **kwargs)
+
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, WATCHES: True}
     try:
-        return type(cls.__name__, (cls,), {"__call__": call, **attributes, **names})
+        return type(cls.__name__, (cls,), {"__call__": call, "_apply": apply, **attributes, **names})
     except TypeError as error:
         raise CaptureError(f"calls of {cls.__module__}.{cls.__qualname__} cannot be watched: {error}") from error
+
+
+def _keeps(module: nn.Module, conversion: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether a conversion gives back each tensor of the module's kinds, on the device of the trace, as it is."""
+    mode = watching()
+    with torch._C.DisableTorchFunction():
+        kinds = {tensor.dtype for tensor in (*module.parameters(), *module.buffers())}
+        probes = [torch.empty(0, dtype=kind, device=mode.device) for kind in kinds] if mode else []
+        return bool(probes) and all(conversion(probe) is probe for probe in probes)
 
 
 class State:

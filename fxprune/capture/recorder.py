@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
         self._constant_name = constant_name
         self._buffer = buffer
         self._in_leaf = False
-        self._device = device
+        self.device = device
         self._constant_nodes: dict[int, tuple[torch.Tensor, fx.Node]] = {}
         self._gradients, self._autocast = torch.is_grad_enabled(), settings.autocast()
         self._asked_for_gradients, self._inference = self._gradients, torch.is_inference_mode_enabled()
@@ -199,9 +199,9 @@ class Recorder(TorchFunctionMode):
         if name == "ndim":
             self._decisions.add_rank(self.node_of(tensor))
         if name == "device":
-            return self._arguments.device_of(self.node_of(tensor), self._device)
+            return self._arguments.device_of(self.node_of(tensor), self.device)
         if name.removeprefix("is_") in _DEVICES:
-            return self._device.type == name.removeprefix("is_")
+            return self.device.type == name.removeprefix("is_")
         if name in _VIEW_GETTERS:
             value = func(tensor)
             node = self._new("call_function", getattr, (self.node_of(tensor), name), {}, value)

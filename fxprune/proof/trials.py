@@ -29,7 +29,7 @@ class Trial:
 
 
 class RefusedError(ProofError):
-    """The original does not run on the sample in the dtype of the proof."""
+    """The original, or the pruned network, does not run on the sample in the dtype of the proof."""
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from fxprune.proof.nan_carrying import PositionError
 from fxprune.proof.probes import Probe, randomised
 from fxprune.proof.rounding import is_steady, rounding_levels, without_rounding
 from fxprune.proof.running import evaluate, where
-from fxprune.proof.trials import Trial, Trials
+from fxprune.proof.trials import RefusedError, Trial, Trials
 
 # A change below this many tolerances cannot tell a removed entry from a kept one.
 _VISIBLE = 100
@@ -175,7 +175,8 @@ class Validation:
         try:
             return evaluate(pruned, trial.probe, self._dtype, seed=self._case.seed)
         except Exception as error:
-            raise ProofError(
+            kind = RefusedError if str(error).startswith(f"{REFUSAL}other precisions") else ProofError
+            raise kind(
                 f"pruned network: it refuses {trial.probe.label}, which the original takes "
                 f"({described(error)}){where(error)}"
             ) from error

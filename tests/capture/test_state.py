@@ -474,6 +474,54 @@ def test_a_buffer_that_is_no_longer_written_decides(name: str) -> None:
         torch.testing.assert_close(pruned(x), twin(x))
 
 
+class Positions(nn.Module):
+    """Decides by positions, which have the length and the device of what a layer gives, but none of its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out, self.drop = nn.Embedding(5, 8), nn.Linear(8, 2), nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(self.first(x))
+        if (torch.arange(h.shape[1], device=h.device) >= 0).all():
+            h = h.relu()
+        return self.out(h)
+
+
+def test_a_value_made_of_sizes_and_a_device_hangs_on_no_parameter() -> None:
+    model, x = Positions(), torch.randint(5, (2, 6))
+    pruned = fxprune.compile(model.eval(), x, 0.0).train()
+    torch.testing.assert_close(pruned(x), model.train()(x))
+
+
+class Converting(nn.Module):
+    """Converts a layer in the forward, as routers that compute in float32 do."""
+
+    def __init__(self, convert: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.inner, self.out = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.convert = convert
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.inner = self.convert(self.inner)
+        return self.out(self.inner(self.first(x).relu()))
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda m: m.to(torch.float32), lambda m: m.float(), lambda m: m.to("cpu"), lambda m: m.cpu()]
+)
+def test_conversions_of_layers_to_what_they_are(convert: Callable[[nn.Module], nn.Module]) -> None:
+    model, x = Converting(convert).eval(), torch.randn(4, 3)
+    pruned = fxprune.compile(model, x, 0.4, recover=None, verify="full")
+    assert pruned.get_parameter("inner.weight").shape < (8, 8)
+    torch.testing.assert_close(fxprune.compile(model, x, 0.0)(x), model(x))
+
+
+def test_a_conversion_of_a_layer_to_something_else_is_refused() -> None:
+    with pytest.raises(fxprune.errors.FxpruneError):
+        fxprune.compile(Converting(lambda m: m.half().float()).eval(), torch.randn(4, 3), 0.4)
+
+
 class Warming(nn.Module):
     """Reads in eval mode what training writes."""
 
