@@ -190,7 +190,7 @@ def multi_dot(call: Call) -> None:
 
 
 _WHOLE = "each entry of the result is made of the whole matrix"
-_OF_INPUT = "cholesky cholesky_inverse det inverse logdet matrix_exp matrix_power orgqr pinverse qr slogdet svd"
+_OF_INPUT = "cholesky_inverse det inverse logdet matrix_exp matrix_power orgqr pinverse slogdet svd"
 _OF_A = """
     cholesky cholesky_ex cond det eig eigh eigvals eigvalsh householder_product inv inv_ex lu lu_factor matrix_exp
     matrix_power matrix_rank pinv qr slogdet svd svdvals

@@ -55,13 +55,13 @@ def unary(call: Call) -> None:
     call.result = call.tensor("input")
 
 
-@rule("fake_quantize_per_tensor_affine _fake_quantize_learnable_per_tensor_affine", "input, scale, zero_point")
+@rule("fake_quantize_per_tensor_affine", "input, scale, zero_point")
 def quantised(call: Call) -> None:
     """Rounded to the numbers that a quantised network has, with one scale for all of them."""
     call.result = call.tensor("input")
 
 
-@rule("fake_quantize_per_channel_affine _fake_quantize_learnable_per_channel_affine", "input, scale, zero_point, axis")
+@rule("fake_quantize_per_channel_affine", "input, scale, zero_point, axis")
 def quantised_by_channel(call: Call) -> None:
     axes, dim = call.tensor("input"), call.dim("axis")
     for name in ("scale", "zero_point"):

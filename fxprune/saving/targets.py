@@ -35,21 +35,21 @@ CALLABLE_BUILTINS = (
 )
 # Functions of torch and methods of tensors without a rule.
 _FURTHER = frozenset(
-    "_convert_indices_from_coo_to_csr _convert_indices_from_csr_to_coo absolute affine_grid_generator alias_copy "
-    "allclose argwhere as_strided as_strided_copy as_strided_scatter bartlett_window bincount binomial "
-    "blackman_window block_diag can_cast cartesian_prod cdouble cfloat chalf cholesky cholesky_inverse cholesky_solve "
-    "coalesce combinations concat concatenate conv_tbc convolution corrcoef cov cumulative_trapezoid det detach_copy "
-    "diagflat diagonal_copy diagonal_scatter dim divide element_size empty_permuted empty_strided equal expand_copy "
-    "fill_diagonal frexp frobenius_norm geqrf get_device gradient grid_sampler grid_sampler_2d grid_sampler_3d gru "
-    "hamming_window histc inverse is_complex is_conj is_contiguous is_floating_point is_inference is_neg is_nonzero "
-    "is_pinned is_same_size is_set_to is_signed isin istft item kaiser_window logdet lstm lu_solve lu_unpack "
-    "masked_select matrix_exp matrix_power msort multinomial multiply mvlgamma native_batch_norm native_dropout "
-    "native_group_norm native_layer_norm ndimension nelement new new_empty_strided nonzero nonzero_static "
-    "norm_except_dim nuclear_norm numel orgqr ormqr permute_copy pinverse poisson promote_types qr range renorm "
-    "result_type rnn_relu rnn_tanh select_copy select_scatter size slice_copy slice_scatter slogdet split_copy "
-    "squeeze_copy stft storage_offset stride subtract sum_to_size svd t_copy to_dense to_sparse to_sparse_csr tolist "
-    "transpose_copy trapezoid trapz triangular_solve tril_indices triu_indices true_divide unbind_copy unfold_copy "
-    "unique unique_consecutive unsqueeze_copy vander view_as_complex_copy view_as_real_copy".split()
+    "absolute affine_grid_generator alias_copy allclose argwhere as_strided as_strided_copy as_strided_scatter "
+    "bartlett_window bincount binomial blackman_window block_diag can_cast cartesian_prod cdouble cfloat chalf "
+    "cholesky cholesky_inverse cholesky_solve coalesce combinations concat concatenate conv_tbc convolution corrcoef "
+    "cov cumulative_trapezoid det detach_copy diagflat diagonal_copy diagonal_scatter dim divide element_size "
+    "empty_permuted empty_strided equal expand_copy fill_diagonal frexp frobenius_norm geqrf get_device gradient "
+    "grid_sampler grid_sampler_2d grid_sampler_3d gru hamming_window histc inverse is_complex is_conj is_contiguous "
+    "is_floating_point is_inference is_neg is_nonzero is_pinned is_same_size is_set_to is_signed isin istft item "
+    "kaiser_window logdet lstm lu_solve lu_unpack masked_select matrix_exp matrix_power msort multinomial multiply "
+    "mvlgamma native_batch_norm native_dropout native_group_norm native_layer_norm ndimension nelement new "
+    "new_empty_strided nonzero nonzero_static norm_except_dim nuclear_norm numel orgqr ormqr permute_copy pinverse "
+    "poisson promote_types qr range renorm result_type rnn_relu rnn_tanh select_copy select_scatter size slice_copy "
+    "slice_scatter slogdet split_copy squeeze_copy stft storage_offset stride subtract sum_to_size svd t_copy "
+    "to_dense to_sparse to_sparse_csr tolist transpose_copy trapezoid trapz triangular_solve tril_indices "
+    "triu_indices true_divide unbind_copy unfold_copy unique unique_consecutive unsqueeze_copy vander "
+    "view_as_complex_copy view_as_real_copy".split()
 )
 _TORCH_EXTRAS = """_assert _weight_norm finfo iinfo is_autocast_enabled is_tensor sym_float sym_int sym_ite sym_max
     sym_min sym_not Size""".split()

@@ -178,22 +178,18 @@ def _solved_vectors(h: Tensor) -> Tensor:
     return h * torch.linalg.solve(matrices, h.sum(-1))[..., None]
 
 
-_MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
-    "inverse": torch.inverse,
-    "inv": lambda m: torch.linalg.inv(A=m),
-    "pinv": torch.linalg.pinv,
-    "det": torch.det,
-    "slogdet": torch.linalg.slogdet,
-    "cholesky": torch.linalg.cholesky,
-    "eigvalsh": torch.linalg.eigvalsh,
-    "eigvals": lambda m: torch.linalg.eigvals(m).real.sort(-1)[0],
-    "svdvals": torch.linalg.svdvals,
-    "svd": lambda m: torch.linalg.svd(m).S,
-    "qr": lambda m: torch.linalg.qr(m)[1],
-    "matrix_exp": torch.matrix_exp,
-    "matrix_power": lambda m: torch.linalg.matrix_power(m, 3),
-    "cond": torch.linalg.cond,
-    "householder_product": lambda m: torch.linalg.householder_product(m, m[..., 0]),
+_MATRICES: dict[str, Callable[[Tensor], Any]] = {
+    **{name: getattr(torch, name) for name in "cholesky_inverse det inverse logdet".split()},
+    **{name: getattr(torch, name) for name in "matrix_exp pinverse slogdet svd".split()},
+    "matrix_power": lambda m: torch.matrix_power(m, 3),
+    "orgqr": lambda m: torch.orgqr(m, m[..., 0]),
+    **{f"linalg.{name}": getattr(torch.linalg, name) for name in "cholesky cholesky_ex cond det eig eigh".split()},
+    **{f"linalg.{name}": getattr(torch.linalg, name) for name in "eigvals eigvalsh inv_ex lu lu_factor".split()},
+    **{f"linalg.{name}": getattr(torch.linalg, name) for name in "matrix_exp matrix_rank pinv qr".split()},
+    **{f"linalg.{name}": getattr(torch.linalg, name) for name in "slogdet svd svdvals".split()},
+    "linalg.inv, keyword": lambda m: torch.linalg.inv(A=m),
+    "linalg.matrix_power": lambda m: torch.linalg.matrix_power(m, 3),
+    "linalg.householder_product": lambda m: torch.linalg.householder_product(m, m[..., 0]),
 }
 _SOLVED: dict[str, tuple[Layout, Op]] = {
     "columns": (TOKENS, lambda h: torch.linalg.solve(_triangle(h), h)),
