@@ -309,6 +309,19 @@ class UNet(nn.Module):
         return logits
 
 
+class DeepLab(nn.Module):
+    """DeepLabV3 on a ResNet-50, with its logits alone in the place of torchvision's dict."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) to logits (N, classes, H, W)."""
+        logits: torch.Tensor = self.network(x)["out"]
+        return logits
+
+
 _IMAGE = (3, 32, 32)
 
 
@@ -318,11 +331,6 @@ class PaperNetwork:
 
     build: Callable[[int], nn.Module]
     shape: tuple[int, ...]
-
-
-def _deeplab(classes: int) -> nn.Module:
-    network: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=classes, aux_loss=False)
-    return network
 
 
 PAPER_NETWORKS = {
@@ -336,7 +344,7 @@ PAPER_NETWORKS = {
     "MobileFaceNet": PaperNetwork(MobileFaceNet, (3, 112, 112)),
     "U-Net": PaperNetwork(UNet, (3, 64, 64)),
     "DABNet": PaperNetwork(DABNet, (3, 128, 256)),
-    "DeepLabV3": PaperNetwork(_deeplab, (3, 65, 65)),
+    "DeepLabV3": PaperNetwork(DeepLab, (3, 65, 65)),
 }
 
 
