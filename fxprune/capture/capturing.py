@@ -82,6 +82,7 @@ class Captured:
     buffers_read: set[str] = field(default_factory=set)
     # Attributes of modules that the forward sets, and buffers to which it gives another shape.
     remembers: tuple[str, ...] = ()
+    fills: bool = False  # whether the forward changes lists or dicts that it is given
     # What the ``train()`` and ``eval()`` do that are the model's own, or those of its parts.
     effects: Effects = field(default_factory=dict)
     # What the forward leaves for its next call in attributes, containers, classes and globals, by place.
@@ -124,11 +125,8 @@ class Captured:
         constants = {name: tensor.to("meta") if without else tensor for name, tensor in self.constants.items()}
         module = replace(self, constants=constants).module(clone.meta_clone(model) if without else private_copy(model))
         # Not called as a GraphModule, which would print where it fails.
-        called = (
-            OnMeta(module)
-            if isinstance(module, fx.GraphModule) and without
-            else functools.partial(nn.Module.__call__, module)
-        )
+        plain_call = functools.partial(nn.Module.__call__, module)
+        called = OnMeta(module) if without and isinstance(module, fx.GraphModule) else plain_call
 
         def run(sample: Sample) -> Exception | None:
             try:
@@ -154,9 +152,7 @@ class Captured:
         """The captured graph at full width, sharing ``model``'s tensors (unused ones too) and submodules.
 
         It also holds the constants of training mode and of the specializations, so that every tensor that a plan names
-        is one of its own.
-
-        Where the model's own forward is opaque there is no graph, and the model itself is given back.
+        is one of its own. Where the model's own forward is opaque there is no graph: the model itself is given back.
         """
         if "" in self.opaque:
             return model
@@ -275,6 +271,7 @@ class Task:
             specialization=self.specialization,
             buffers_read=recorder.buffers_read,
             remembers=state.changed() or recorder.writes.outside,
+            fills=recorder.writes.fills,
             written=written,
             answers=self.answers,
             empty=self.empty,
@@ -338,7 +335,8 @@ class Task:
         paths = {id(module): path for path, module in named_modules(copy)}
         handler = self._handler(copy, recorder, paths)
         clone.watch(copy, handler, lambda module, changed: recorder.mode_is_used(paths.get(id(module), ""), changed))
-        args, kwargs = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
+        given = placeholders(copy.forward, self.sample.to_meta().map(self._in_precision), recorder.placeholder)
+        args, kwargs = map_leaves(lambda leaf: leaf, given)
         chance, python_state = OtherRandomStates(*self.chance), PythonState(copy, reachable(self.model), self.prefix)
         recorder.selections.moments.watch(paths, python_state.written, state.changed)
         try:
@@ -348,6 +346,7 @@ class Task:
                 with builtin_calls.refusing_seeds(), guards.without_scripts():
                     value = copy(*args, **kwargs)
                 left = python_state.written()
+            recorder.writes.check_given(given, (args, kwargs), part=bool(self.prefix))
             recorder.drew = chance.were_used()
             for name, old, new in state.replaced_tensors():
                 recorder.writes.replaced(f"{self.prefix}{name}", old, new)

@@ -199,7 +199,7 @@ def refuses(model: nn.Module, sample: Sample) -> str | None:
         return None
     try:
         with torch.random.fork_rng(devices=_cuda_devices(model)), torch.no_grad():
-            sample.call(duplicate)
+            sample.map(torch.clone).call(duplicate)
     except RuntimeError as error:
         # What registers hooks runs with gradients alone.
         return None if "require gradient" in str(error) else _told(error, duplicate)
@@ -282,6 +282,19 @@ def modes_that_forget(model: nn.Module, captured: Captured) -> list[bool]:
                 heard.setdefault(training, _alike(expected, answer, exact=True))
             _move_written(copies, before)
     return sorted(unlike | ({True} & set(modes)) - heard.keys())
+
+
+def fails_for(model: nn.Module, captured: Captured, sample: Sample) -> bool:
+    """Whether a graph gives another answer for a sample than the model."""
+    if is_meta(model):
+        return True
+    answers = []
+    for whole in (False, True):
+        with torch.random.fork_rng(devices=_cuda_devices(model)), shared_objects_restored(model):
+            duplicate = private_copy(model)
+            switch(duplicate, "train" if captured.training else "eval")
+            answers.append(_answer(duplicate if whole else captured.module(duplicate), sample, captured.training))
+    return not _alike(*answers)
 
 
 def _same_state(copies: Sequence[nn.Module], shapes: Mapping[str, torch.Size]) -> bool:

@@ -6,6 +6,7 @@ a check in front of what it decided, so that an input of sizes with another answ
 
 from __future__ import annotations
 
+import itertools
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from torch import fx
 from fxprune.capture import sources
 from fxprune.capture.lowering import holds_tensor
 from fxprune.capture.numbers import INVERSES, Traced, plain, size_of
-from fxprune.capture.samples import IMAGE_DIMS
+from fxprune.capture.samples import IMAGE_DIMS, kind_of
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
 
@@ -108,25 +109,39 @@ def refuse_other_sizes(graph: fx.Graph, dims: slice) -> None:
 
 def refuse_other_orders(graph: fx.Graph) -> None:
     """Add checks to a graph that the entries of dicts among its inputs are in the sample's order."""
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    pending = [(node, node.meta["val"]) for node in graph.nodes if node.op == "placeholder"]
-    with graph.inserting_before(last.next):
-        for node, value in pending:
-            if not isinstance(value, (dict, list, tuple)):
-                continue
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if isinstance(item, (dict, list, tuple)):
-                    held = graph.call_function(operator.getitem, (node, key))
-                    held.meta["val"] = item
-                    pending.append((held, item))
-            if isinstance(value, dict) and len(value) > 1:
-                names = graph.call_function(list, (node,))
-                same = graph.call_function(operator.eq, (names, [*value]))
-                text = (
-                    f"{REFUSAL}{node.name} in the sample's order, {', '.join(map(str, value))}: its forward goes by it"
-                )
-                check = graph.call_function(torch._assert, (same, text))
-                names.meta["val"], same.meta["val"], check.meta["val"] = [*value], True, None
+    for name, node in _inputs(graph).items():
+        if isinstance(value := node.meta["val"], dict) and len(value) > 1:
+            names = graph.call_function(list, (node,))
+            same = graph.call_function(operator.eq, (names, [*value]))
+            text = f"{REFUSAL}{name} in the sample's order, {', '.join(map(str, value))}: its forward goes by it"
+            check = graph.call_function(torch._assert, (same, text))
+            names.meta["val"], same.meta["val"], check.meta["val"] = [*value], True, None
+
+
+def refuse_one_tensor(graph: fx.Graph) -> None:
+    """Add checks to a graph that no two of its inputs are one tensor."""
+    tensors = {name: node for name, node in _inputs(graph).items() if isinstance(node.meta["val"], torch.Tensor)}
+    for first, second in itertools.combinations(tensors, 2):
+        if kind_of(tensors[first].meta["val"]) == kind_of(tensors[second].meta["val"]):
+            two = graph.call_function(operator.is_not, (tensors[first], tensors[second]))
+            text = f"{CALLS_WITH}two tensors as {first} and {second}, as its forward asks if they are one: clone it"
+            check = graph.call_function(torch._assert, (two, text))
+            two.meta["val"], check.meta["val"] = True, None
+
+
+def _inputs(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The inputs and the entries of their containers, by path; what is inserted next comes behind these."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    graph.inserting_before(placeholders[-1].next)
+    pending = [(node.name, node) for node in placeholders]
+    for name, node in pending:
+        value = node.meta["val"]
+        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, (list, tuple)) else ():
+            if isinstance(value[key], (dict, list, tuple, torch.Tensor)):
+                entry = graph.call_function(operator.getitem, (node, key))
+                entry.meta["val"] = value[key]
+                pending.append((f"{name}[{key!r}]", entry))
+    return dict(pending)
 
 
 def holds_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:

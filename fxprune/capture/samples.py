@@ -166,8 +166,23 @@ class Sample:
         )
 
     def call(self, function: Callable[..., T]) -> T:
-        """``function(*args, **kwargs)``."""
-        return function(*self.args, **self.kwargs)
+        """``function(*args, **kwargs)``, with lists and dicts of its own, which it may change."""
+        own = self.map(lambda tensor: tensor)
+        return function(*own.args, **own.kwargs)
+
+
+class OneTensor(Sample):
+    """A sample that becomes one with a single tensor in all places whose shapes, strides and dtypes are equal."""
+
+    def map(self, transform: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        """The sample with ``transform`` applied to one tensor of each kind."""
+        made: dict[Any, torch.Tensor] = {}
+        return super().map(lambda tensor: made.setdefault(kind_of(tensor), transform(tensor)))
+
+
+def kind_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """What is equal for tensors that can stand in each other's place."""
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def is_image(tensor: torch.Tensor) -> bool:

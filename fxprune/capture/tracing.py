@@ -13,16 +13,24 @@ from torch import fx, nn
 
 from fxprune.capture import guards
 from fxprune.capture.capturing import NO_TRAINING, Captured, Task, capture
-from fxprune.capture.checking import counters, is_meta, modes_that_forget, refuses, traced_hooks
-from fxprune.capture.decisions import are_complete, asked_at, asks_values, is_check, refuse_other_orders
+from fxprune.capture.checking import counters, fails_for, is_meta, modes_that_forget, refuses, traced_hooks
+from fxprune.capture.decisions import (
+    are_complete,
+    asked_at,
+    asks_values,
+    is_check,
+    refuse_one_tensor,
+    refuse_other_orders,
+)
 from fxprune.capture.lowering import leaves
 from fxprune.capture.modes import Modes, capture_training, modes_of
 from fxprune.capture.partial import capture_parts
 from fxprune.capture.reachable import forget, reachable
-from fxprune.capture.samples import Sample
+from fxprune.capture.samples import OneTensor, Sample, kind_of
 from fxprune.capture.specializations import find_specializations, is_complete, share_taken
 from fxprune.capture.state import Place, PythonState, shared_objects_restored
 from fxprune.errors import CaptureError, ModelError, SampleError
+from fxprune.rules.ops import drop_unread
 from fxprune.util.copies import private_copy
 from fxprune.util.modes import switch
 
@@ -81,13 +89,22 @@ def _traced(model: nn.Module, sample: Sample, outside: PythonState) -> tuple[Cap
     for specialization in captured.specializations if captured.untraced else ():
         specialization.refuse_training(captured.untraced.removeprefix(NO_TRAINING))
     _check_orders(model, captured)
-    untraced = [OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)] if captured.untraced else []
+    _check_identities(model, captured, sample)
+    return captured, tuple(_untraced(model, captured))
+
+
+def _untraced(model: nn.Module, captured: Captured) -> Iterator[OpaqueOp]:
+    """What the forward does that is not in the graphs."""
+    if captured.untraced:
+        yield OpaqueOp("", UNTRACED_TRAINING, "", captured.untraced)
     if any(asks_values(mode.graph) for mode in captured.modes()):
-        untraced.append(OpaqueOp("", DECIDED_BY_VALUES, asked_at(captured.graph), _branches_taken(captured)))
+        yield OpaqueOp("", DECIDED_BY_VALUES, asked_at(captured.graph), _branches_taken(captured))
     if hooked := traced_hooks(model):
         words = "what they do to values is in the graphs, and what else they do is not"
-        untraced.append(OpaqueOp("", f"forward hooks of {', '.join(hooked):.100}", "", words))
-    return captured, tuple(untraced)
+        yield OpaqueOp("", f"forward hooks of {', '.join(hooked):.100}", "", words)
+    if any(mode.fills for mode in captured.everything()):
+        words = "the forward changes them, and the graphs leave them as they are"
+        yield OpaqueOp("", "lists and dicts among the arguments", "", words)
 
 
 def _undo(outside: PythonState) -> None:
@@ -135,6 +152,32 @@ def _check_orders(model: nn.Module, captured: Captured) -> None:
     if _calls(graphs[0]) != _calls(graphs[1]):
         for mode in (mode for each in (captured, *captured.specializations) for mode in each.modes()):
             refuse_other_orders(mode.graph)
+            drop_unread(mode.graph)
+
+
+def _check_identities(model: nn.Module, captured: Captured, sample: Sample) -> None:
+    """Let the graphs refuse one tensor in two places of the inputs, where the forward then does something else.
+
+    Raises CaptureError: the sample is such an input.
+    """
+    one = OneTensor(captured.sample.args, captured.sample.kwargs)
+    if "" in captured.opaque or len(set(map(kind_of, one.tensors))) == len(one.tensors):
+        return
+    served = [captured.training_graph or replace(captured, training=True)] * bool(captured.modes_read)
+    for mode in [captured, *served]:
+        graphs = [attempt(model, replace(mode, sample=given))[0] for given in (captured.sample, one)]
+        calls, other = (_calls(graph, by_kind=True) for graph in graphs)
+        if calls != other and fails_for(model, mode, one):
+            places = {(t.untyped_storage()._cdata, t.storage_offset(), kind_of(t)) for t in sample.tensors}
+            if len(places) < len(sample.tensors):
+                raise CaptureError(
+                    "the sample gives one tensor for several arguments, and the forward asks whether they are one, "
+                    "which no graph can: give clones, or one argument"
+                )
+            for each in (each for part in (captured, *captured.specializations) for each in part.modes()):
+                refuse_one_tensor(each.graph)
+                drop_unread(each.graph)
+            return
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -151,15 +194,19 @@ def _reversed(value: Any) -> Any:
     return type(value)(map(_reversed, value)) if type(value) in (list, tuple) else value
 
 
-def _calls(graph: fx.Graph) -> list[tuple[Any, ...]]:
-    """What a graph computes from its inputs, however the entries of these are numbered."""
+def _calls(graph: fx.Graph, *, by_kind: bool = False) -> list[tuple[Any, ...]]:
+    """What a graph computes from its inputs, however the entries of these are numbered.
+
+    ``by_kind``: tensors among the inputs that can stand in each other's place count as one.
+    """
     names: dict[fx.Node, str] = {}
     found: list[tuple[Any, ...]] = []
     for node in graph.nodes:
-        if node.op == "placeholder":
-            names[node] = str(node.target)
-        elif node.target is operator.getitem and not names.get(node.args[0], "%").startswith("%"):
-            names[node] = f"{names[node.args[0]]}[{node.args[1]!r}]"
+        entry = node.target is operator.getitem and not names.get(node.args[0], "%").startswith("%")
+        if node.op == "placeholder" or entry:
+            names[node] = f"{names[node.args[0]]}[{node.args[1]!r}]" if entry else str(node.target)
+            if by_kind and isinstance(node.meta["val"], torch.Tensor):
+                names[node] = str(kind_of(node.meta["val"]))
         elif not (is_check(node) or node.target is len or (node.users and all(map(is_check, node.users)))):
             names[node] = f"%{len(found)}"
             found.append((node.op, node.target, str(fx.node.map_arg((node.args, node.kwargs), names.__getitem__))))

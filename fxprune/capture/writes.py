@@ -39,6 +39,7 @@ class Writes:
         self._given_data: set[str] = set()
         self._made: set[int] = set()  # the memories to which writes are not noted here
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.fills = False  # whether lists or dicts among the inputs change
         self.outside: tuple[str, ...] = ()  # what else this writes to, from before the forward, in words
 
     def watch(
@@ -72,6 +73,12 @@ class Writes:
                 self._kept.append((tensor, tensor.detach().clone()))
                 self._made.add(memory)
                 self.outside += (f"a tensor of shape {tuple(tensor.shape)}",)
+
+    def check_given(self, given: Any, left: Any, *, part: bool) -> None:
+        """Note whether inputs are still what was given. Raises CaptureError: a part's are not, which others read."""
+        self.fills = not _same_entries(given, left)
+        if part and self.fills:
+            raise CaptureError("it changes a list or dict that it is given, which no graph does: return the entries")
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """The state-dict name of a tensor, if it has one."""
@@ -146,6 +153,14 @@ class Writes:
 def _memory(value: Any) -> int:
     """What tells the memory of a tensor from that of others; 0 for other values."""
     return int(value.untyped_storage()._cdata) if is_dense(value) else 0
+
+
+def _same_entries(given: Any, left: Any) -> bool:
+    """Whether containers hold the same objects in the same places."""
+    if not isinstance(given, (dict, list, tuple)) or given is left:
+        return given is left
+    parts = ([*v, *v.values()] if isinstance(v, dict) else v for v in (given, left))
+    return len(given) == len(left) and all(map(_same_entries, *parts))
 
 
 def _refuse_hidden_writes(func: Any) -> None:
