@@ -130,10 +130,12 @@ def _island(path: str, module: GraphModule, writer: AttributeWriter) -> Json:
 
 
 def _check_module(path: str, module: nn.Module) -> None:
-    """Refuse hooks, and submodules of a container with the name of one of its own attributes."""
+    """Refuse hooks, replaced methods, and submodules of a container with the name of one of its own attributes."""
+    where = path or "the network"
     if any(name.endswith("hooks") and held for name, held in vars(module).items()):
-        where = path or "the network"
         raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
+    if any(callable(getattr(type(module), name, None)) for name in vars(module)):
+        raise ArtefactError(f"cannot save {where}: one of its methods is replaced by an attribute: delete that first")
     if is_container(module):
         own = empty_container(module)
         for name in sorted(vars(own).keys() & module._modules.keys()):

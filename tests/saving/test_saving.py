@@ -285,6 +285,17 @@ def test_hooks_on_layers_are_not_dropped(tmp_path: Path) -> None:
         save(network, tmp_path / "net")
 
 
+@pytest.mark.parametrize(("path", "where"), [("", "the network"), ("0", "0")])
+def test_replaced_methods_are_not_dropped(path: str, where: str, tmp_path: Path) -> None:
+    network = symbolic_trace(nn.Sequential(nn.Linear(3, 4)))
+    part = network.get_submodule(path)
+    vars(part)["forward"] = lambda x: x * 2
+    with pytest.raises(ArtefactError, match=f"cannot save {where}: one of its methods is replaced by an attribute"):
+        save(network, tmp_path / "net")
+    del vars(part)["forward"]
+    save(network, tmp_path / "net")
+
+
 def my_function(x: torch.Tensor) -> torch.Tensor:
     return x
 
