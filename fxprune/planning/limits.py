@@ -13,7 +13,9 @@ import numpy as np
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.expressions import Axis, Channels, Concat, IndexArray, Product
+from fxprune.cost.budgets import budget_model
 from fxprune.errors import BudgetError, ExcludeError, FxpruneError, check_choice, check_count, check_share
+from fxprune.rules.call import parameter_name
 
 Value = TypeVar("Value")
 
@@ -90,7 +92,10 @@ def _why(graph: ChannelGraph, pattern: str) -> str:
 MAX_RATIO = 0.9
 """The share of a group's channels that goes at most; see ``--max-ratio`` of ``benchmarks/criteria_accuracy.py``."""
 
-_STEPS = 8  # an automatic multiple leaves a group at least that many widths
+_WIDTHS = 8  # an automatic multiple leaves a group at least that many widths
+# Where many layers, or layers that do little but move values, work on a group, the vectors of CPUs are taken if two fit
+# and a step saves at most this share of the MACs.
+_VECTOR, _MOST_SAVED = 16, 0.05
 Share = float | Mapping[str, float] | Callable[[Group], float]
 Count = int | Mapping[str, int] | Callable[[Group], int]
 
@@ -163,14 +168,34 @@ def _multiples(graph: ChannelGraph, round_to: Count | str, multiple: int) -> dic
 
 
 def automatic_multiples(graph: ChannelGraph, multiple: int) -> dict[Group, int]:
-    """For each group, ``multiple``, or a smaller power of two that leaves the layers at least eight widths."""
+    """For each group, ``multiple``, or a smaller power of two that leaves the layers at least eight widths.
+
+    Groups of residual streams or depthwise convolutions need only two widths for multiples up to 16 if a step is small.
+    """
     found: dict[Group, int] = {}
+    depthwise = _depthwise(graph)
     for group in graph.groups:
         wanted = multiple // math.gcd(multiple, _channels_in_one(group))
-        while wanted > 1 and wanted * _STEPS > group.size:
+        coarse = group.crosses_add or not depthwise.isdisjoint(m.tensor for m in group.members)
+        while wanted > 1 and wanted * _WIDTHS > group.size and not (coarse and _is_small(graph, group, wanted)):
             wanted //= 2
         found[group] = wanted
     return found
+
+
+def _is_small(graph: ChannelGraph, group: Group, step: int) -> bool:
+    """Whether a step is at most a vector, half of the group, and a small share of the MACs."""
+    if step > min(_VECTOR, group.size // 2):
+        return False
+    macs = budget_model(graph, "macs")
+    return macs.full - macs.total({group.variable: group.size - step}) <= _MOST_SAVED * macs.full
+
+
+def _depthwise(graph: ChannelGraph) -> set[str | None]:
+    """The kernels of depthwise convolutions."""
+    convolutions = (call for call in graph.calls.values() if "groups" in call.arguments and "weight" in call.arguments)
+    names = (parameter_name(call.arguments["weight"]) for call in convolutions if call.number("groups") > 1)
+    return {name for name in names if name is not None and graph.shapes[name][1] == 1}
 
 
 def _channels_in_one(group: Group) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class HandGraph:
     shapes: Mapping[str, tuple[int, ...]]
     activations: tuple[Axis, ...]
     fewest: tuple[tuple[Axis, int], ...] = ()
+    calls: Mapping[object, object] = field(default_factory=dict)  # there are no ops to look at
 
     @property
     def parameter_names(self) -> frozenset[str]:

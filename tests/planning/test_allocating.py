@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import fxprune
 from fxprune.analysis.groups import Group
 from fxprune.axes.elements import Mask
 from fxprune.errors import BudgetError, CriterionError, RatioError
@@ -245,6 +248,29 @@ def test_a_head_counts_as_its_channels_in_automatic_rounding() -> None:
     graph = graphs.attention(width=64, heads=8)
     multiples = automatic_multiples(graph, 8)
     assert {g.name: n for g, n in multiples.items()} == {"stream": 8, "heads": 1, "head_dim": 1}
+
+
+def test_streams_and_depthwise_layers_take_coarser_automatic_multiples() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.depthwise = nn.Conv2d(24, 48, 1), nn.Conv2d(48, 48, 3, padding=1, groups=48)
+            self.project, self.inner, self.outer = nn.Conv2d(48, 24, 1), nn.Conv2d(24, 48, 1), nn.Conv2d(48, 24, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.project(self.depthwise(self.expand(x)))
+            return x + self.outer(self.inner(x).relu())
+
+    first = [nn.Conv2d(1, 64, 1), nn.Conv2d(64, 24, 1), Block()]
+    graph = fxprune.analyze(nn.Sequential(*first, nn.Conv2d(24, 8, 1)), torch.randn(1, 1, 8, 8))
+    finest = {"0": 8, "1": 2, "2.expand": 4, "2.inner": 4}  # a step would save a large share of the network
+    assert {g.name: n for g, n in automatic_multiples(graph, 16).items()} == finest
+    more = nn.Conv2d(24, 512, 1), nn.Conv2d(512, 512, 1), nn.Conv2d(512, 8, 1)
+    graph = fxprune.analyze(nn.Sequential(*first, *more), torch.randn(1, 1, 8, 8))
+    coarser = {**finest, "1": 8, "2.expand": 16}
+    assert {g.name: n for g, n in automatic_multiples(graph, 16).items()} == {**coarser, "3": 16, "4": 16}
+    # Of a tensor core's multiples, these groups have eight, too.
+    assert {g.name: n for g, n in automatic_multiples(graph, 64).items()} == {**coarser, "3": 64, "4": 64}
 
 
 def test_lowest_scores_are_removed_first() -> None:
