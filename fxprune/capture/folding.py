@@ -6,12 +6,15 @@ tensor that the forward writes to changes from call to call. None of these is ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxprune.capture.decisions import Decisions
+from fxprune.capture.guards import answer_if_finite
+from fxprune.capture.live import DataReads
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, is_written, writes_in_place
 
@@ -20,6 +23,7 @@ _CHANGES = frozenset(
 )
 Stored = Callable[[str], torch.Tensor | None]
 _CPU = torch.device("cpu")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 # Above so many elements, values are not computed again.
 _LARGE = 100_000
 
@@ -140,3 +144,65 @@ class _Evaluator:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+
+class KnownValues:
+    """Answers for the recorder, which notes what each of them depends on."""
+
+    def __init__(
+        self,
+        node_of: Callable[[torch.Tensor], fx.Node],
+        stored: Stored,
+        constants: Container[str],
+        decisions: Decisions,
+    ) -> None:
+        self._node_of = node_of
+        self._stored = stored
+        self._constants = constants
+        self._decisions = decisions
+        self.buffers: set[str] = set()  # whose values were read
+
+    def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: DataReads | None) -> Any:
+        """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
+        try:
+            return func(self.answer(name, args[0]), *args[1:], **kwargs)
+        except CaptureError:
+            if by_values is None:
+                raise
+            return by_values.read(name, args[0])
+
+    def answer(self, name: str, tensor: Any) -> torch.Tensor:
+        """The values of a tensor, or its truth value. Raises CaptureError: they depend on data."""
+        node = self._node_of(tensor) if isinstance(tensor, torch.Tensor) else None
+        known = None if node is None else known_value(node, self._stored)
+        if node is not None and known is not None:
+            self._decisions.add_sizes(deciding_sizes(node, self._stored))
+            self.buffers |= buffers_behind(node)
+            return known
+        answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
+        if node is None or answer is None:
+            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
+        self._decisions.add_finite(node, answer)
+        return torch.tensor(answer)
+
+    def as_numbers(self, index: Any, *, masks: bool) -> Any:
+        """An index with numbers in place of the masks and tensors in it, as far as no data enters them, and no buffer
+        the tensors, because another value may be loaded into that."""
+        items = index if isinstance(index, tuple) else (index,)
+        found = tuple(self._as_number(item, masks) for item in items)
+        changed = any(new is not old for new, old in zip(found, items, strict=True))
+        return index if not changed else found if isinstance(index, tuple) else found[0]
+
+    def _as_number(self, item: Any, masks: bool) -> Any:
+        if isinstance(item, slice):
+            ends = (item.start, item.stop, item.step)
+            held = any(isinstance(end, torch.Tensor) for end in ends)
+            return slice(*(self._as_number(end, False) for end in ends)) if held else item
+        is_mask = masks and isinstance(item, torch.Tensor) and item.dtype == torch.bool and item.dim() == 1
+        is_number = isinstance(item, torch.Tensor) and item.dtype in _INTEGERS and item.dim() == 0
+        if not (is_mask or is_number) or known_value(self._node_of(item), self._stored) is None:
+            return item
+        if is_number and any(name not in self._constants for name in buffers_behind(self._node_of(item))):
+            return item
+        known = self.answer("__getitem__", item)
+        return known.nonzero().flatten() if is_mask else int(known)

@@ -8,7 +8,7 @@ None, and the kernel is run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.capture import lowering
 from fxprune.capture.clone import meta_like
-from fxprune.capture.decisions import Decisions
-from fxprune.capture.folding import Stored, buffers_behind, deciding_sizes, known_value
-from fxprune.capture.guards import answer_if_finite
-from fxprune.capture.live import DataReads
-from fxprune.errors import CaptureError
 
 _SAME_SHAPE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
@@ -32,6 +27,7 @@ _POINTWISE = frozenset(
     """add sub mul div relu gelu silu sigmoid hardswish tanh exp sqrt rsqrt relu6 hardsigmoid leaky_relu elu selu mish
     softplus abs neg square""".split()
 )
+_IN_PLACE = frozenset(("add_", "sub_", "mul_", "div_"))
 _SMOOTH = ("bilinear", "bicubic")
 
 
@@ -67,7 +63,7 @@ def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, A
         return args[0].new_empty(*args[0].shape[:-1], args[1].shape[-1])  # its kernel on meta knows bfloat16 alone
     if name in _POINTWISE and kwargs in ({}, {"inplace": False}) and len(args) <= 2:
         return _pointwise(*args)
-    return None
+    return _written(*args) if name in _IN_PLACE and not kwargs and len(args) == 2 else None
 
 
 def _is_plain(*tensors: Any) -> bool:
@@ -158,15 +154,6 @@ def _layer_norm(module: Any, x: Tensor) -> Tensor | None:
     return _normalised(x, module.normalized_shape, module.weight)
 
 
-def _adaptive_average(module: Any, x: Tensor) -> Tensor | None:
-    size = module.output_size
-    wanted = (size, size) if isinstance(size, int) else size
-    if not _is_plain(x) or x.dim() != 4 or not all(isinstance(s, int) for s in wanted) or 0 in x.shape:
-        return None
-    made: Tensor = x.new_empty(*x.shape[:2], *wanted)
-    return made
-
-
 def _recurrent(module: nn.RNNBase, sequence: Tensor) -> tuple[Any, ...] | None:
     """Outputs for a sequence (T, N, F), (N, T, F) or (T, F)."""
     if sequence.dim() not in (2, 3) or sequence.shape[-1] != module.input_size:
@@ -202,7 +189,7 @@ _MODULES: dict[Callable[..., Any], Callable[[Any, Tensor], Tensor | None]] = {
     **{cls.forward: _convolution for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)},
     nn.Linear.forward: _linear,
     nn.LayerNorm.forward: _layer_norm,
-    nn.AdaptiveAvgPool2d.forward: _adaptive_average,
+    nn.AdaptiveAvgPool2d.forward: lambda module, x: _averaged(x, module.output_size),
     nn.Upsample.forward: lambda module, x: _resized(x, module.size, module.scale_factor, module.mode),
 }
 
@@ -215,6 +202,26 @@ def _linear_of(x: Any, weight: Any) -> Tensor | None:
         return None
     made: Tensor = x.new_empty(*x.shape[:-1], weight.shape[0])
     return made
+
+
+def _averaged(x: Any, size: Any = None) -> Tensor | None:
+    """Of an adaptive average over images."""
+    wanted = (size, size) if isinstance(size, int) else size
+    if not _is_plain(x) or x.dim() != 4 or 0 in x.shape or not isinstance(wanted, (tuple, list)) or len(wanted) != 2:
+        return None
+    return x.new_empty(*x.shape[:2], *wanted) if all(isinstance(side, int) for side in wanted) else None
+
+
+def _reduced(x: Any, dim: Any = None, keepdim: Any = False, **others: Any) -> Tensor | None:
+    """Of a mean or a sum over some dims."""
+    if others or not _is_plain(x) or not x.dim() or type(keepdim) is not bool:
+        return None
+    dims = range(x.dim()) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not dims or not all(type(d) is int and -x.dim() <= d < x.dim() for d in dims):
+        return None
+    gone = {d % x.dim() for d in dims}
+    shape = [1 if d in gone else size for d, size in enumerate(x.shape) if keepdim or d not in gone]
+    return x.new_empty(shape) if len(gone) == len(dims) else None
 
 
 def _softmax(x: Any, dim: Any = None, *rest: Any, **others: Any) -> Tensor | None:
@@ -298,6 +305,15 @@ def _pointwise(x: Any, other: Any = 0.0) -> Tensor | None:
     return meta_like(larger) if broadcasts else None
 
 
+def _written(x: Tensor, other: Any) -> Tensor | None:
+    """Of an op that writes to its first tensor, which it gives back; torch counts such writes."""
+    made = _pointwise(x, other)
+    if made is None or made.shape != x.shape or made.dtype != x.dtype or x.is_inference():
+        return None
+    torch.autograd.graph.increment_version(x)
+    return x
+
+
 def _alike(x: Tensor, other: Tensor) -> bool:
     return other.is_meta and other.shape == x.shape and other.dtype == x.dtype
 
@@ -326,71 +342,11 @@ class OnMeta(fx.Interpreter):
         return super().call_function(target, args, kwargs) if known is None else known
 
 
-class KnownValues:
-    """Answers for the recorder, which notes what each of them depends on."""
-
-    def __init__(
-        self,
-        node_of: Callable[[torch.Tensor], fx.Node],
-        stored: Stored,
-        constants: Container[str],
-        decisions: Decisions,
-    ) -> None:
-        self._node_of = node_of
-        self._stored = stored
-        self._constants = constants
-        self._decisions = decisions
-        self.buffers: set[str] = set()  # whose values were read
-
-    def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: DataReads | None) -> Any:
-        """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
-        try:
-            return func(self.answer(name, args[0]), *args[1:], **kwargs)
-        except CaptureError:
-            if by_values is None:
-                raise
-            return by_values.read(name, args[0])
-
-    def answer(self, name: str, tensor: Any) -> torch.Tensor:
-        """The values of a tensor, or its truth value. Raises CaptureError: they depend on data."""
-        node = self._node_of(tensor) if isinstance(tensor, torch.Tensor) else None
-        known = None if node is None else known_value(node, self._stored)
-        if node is not None and known is not None:
-            self._decisions.add_sizes(deciding_sizes(node, self._stored))
-            self.buffers |= buffers_behind(node)
-            return known
-        answer = answer_if_finite(node) if node is not None and name == "__bool__" else None
-        if node is None or answer is None:
-            raise CaptureError(f"the forward reads tensor values: {name}() cannot be answered without data")
-        self._decisions.add_finite(node, answer)
-        return torch.tensor(answer)
-
-    def as_numbers(self, index: Any, *, masks: bool) -> Any:
-        """An index with numbers in place of the masks and tensors in it, as far as no data enters them, and no buffer
-        the tensors, because another value may be loaded into that."""
-        items = index if isinstance(index, tuple) else (index,)
-        found = tuple(self._as_number(item, masks) for item in items)
-        changed = any(new is not old for new, old in zip(found, items, strict=True))
-        return index if not changed else found if isinstance(index, tuple) else found[0]
-
-    def _as_number(self, item: Any, masks: bool) -> Any:
-        if isinstance(item, slice):
-            ends = (item.start, item.stop, item.step)
-            held = any(isinstance(end, torch.Tensor) for end in ends)
-            return slice(*(self._as_number(end, False) for end in ends)) if held else item
-        is_mask = masks and isinstance(item, torch.Tensor) and item.dtype == torch.bool and item.dim() == 1
-        is_number = isinstance(item, torch.Tensor) and item.dtype in _INTEGERS and item.dim() == 0
-        if not (is_mask or is_number) or known_value(self._node_of(item), self._stored) is None:
-            return item
-        if is_number and any(name not in self._constants for name in buffers_behind(self._node_of(item))):
-            return item
-        known = self.answer("__getitem__", item)
-        return known.nonzero().flatten() if is_mask else int(known)
-
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
+    "mean": _reduced,
+    "sum": _reduced,
+    "adaptive_avg_pool2d": _averaged,
     "layer_norm": _normalised,
     "interpolate": _resized,
     "istft": _signal,

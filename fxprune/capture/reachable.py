@@ -70,6 +70,8 @@ class Reachable:
         self.cells: list[types.CellType] = []
         self.namespaces: dict[int, dict[str, Any]] = {}
         parts = modules_of(model)
+        for module in parts:
+            getattr(type(module), "forward", None)  # which a pruned network generates when it is first looked up
         self.modules = {id(module): module for module in parts}
         self._seen: dict[int, Any] = {}
         self.names: set[str] = {"forward"}

@@ -21,8 +21,8 @@ from fxprune.capture import custom, known_results, lowering, masked, recording, 
 from fxprune.capture.arguments import Arguments, as_torch_names_them
 from fxprune.capture.clone import META, conversion_on_meta, meta_like, on_meta
 from fxprune.capture.decisions import Decisions
+from fxprune.capture.folding import KnownValues
 from fxprune.capture.guards import Failures, Questions, noted
-from fxprune.capture.known_results import KnownValues
 from fxprune.capture.live import DataReads, LiveValues
 from fxprune.capture.lowering import getter_name, holds_floats, holds_tensor, leaves, map_leaves, mutates
 from fxprune.capture.moments import Selections

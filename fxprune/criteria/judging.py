@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -198,6 +199,11 @@ def needs_data(criterion: Criterion) -> bool:
     return any(isinstance(part, ObservingScorer) for part in (criterion, *vars(criterion).values()))
 
 
+@functools.lru_cache(maxsize=256)
+def _takes_seed(make: Callable[..., Any]) -> bool:
+    return "seed" in inspect.signature(make).parameters
+
+
 def resolve_criterion(given: str | Criterion, *, seed: int = 0) -> Criterion:
     """The criterion that a user passes: by name, or as an object that is a scorer or a selector.
 
@@ -209,8 +215,7 @@ def resolve_criterion(given: str | Criterion, *, seed: int = 0) -> Criterion:
         CriterionError: the name is unknown, or the object is not a criterion.
     """
     if isinstance(given, str):
-        takes_seed = "seed" in inspect.signature(criterion[given]).parameters
-        return criterion_by_name(given, **({"seed": seed} if takes_seed else {}))
+        return criterion_by_name(given, **({"seed": seed} if _takes_seed(criterion[given]) else {}))
     if isinstance(given, type) or not isinstance(given, (Scorer, ObservingScorer, Selector)):
         raise CriterionError(
             f"criterion must be a name ({', '.join(known_criteria())}) or an object with a `name` and a method "

@@ -180,6 +180,7 @@ def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
     printed: dict[fx.Graph, FunctionType] = {}
     for path, module in named_modules(pruned):
         if isinstance(module, fx.GraphModule):
+            getattr(module, "forward", None)  # a module may generate its code when that is first looked up
             printed[module.graph] = printed_function(module.graph)
             if _is_as_made(module, printed[module.graph]):
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class PrunedGraphModule(PartsModule):
     _kept_out: tuple[str, ...]
     _modes: dict[str, Any]
     _mode: bool
+    _waits: bool  # whether the graph that is set next gets its ``forward`` when that is first looked up
     # By id of a graph: the forward generated from it, and its source.
     _forwards: dict[int, tuple[Callable[..., Any], str]]
 
@@ -46,15 +48,17 @@ class PrunedGraphModule(PartsModule):
         class_name: str = "GraphModule",
         kept_out: Collection[str] = (),
         modes: Mapping[str, Any] | None = None,
+        later: bool = False,
     ) -> None:
         """``root`` holds modules and tensors by dotted name; ``kept_out`` names buffers not in the state dict.
 
-        ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`.
+        ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`. ``later``:
+        whether ``forward`` is generated when it is first looked up.
         """
         # These are set first: a part with one of these names is then known to be hidden.
         own: dict[str, Any] = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
         own |= {"_modes": {"effects": {}, "flags": {}, "untraced": "", **(modes or {})}, "_mode": False}
-        vars(self).update(own, _forwards={}, _chosen={})
+        vars(self).update(own, _forwards={}, _chosen={}, _waits=later)
         super().__init__(root, graphs["eval"], class_name)
         for graph in self._graphs.values():
             if graph is not self._graph:
@@ -164,8 +168,25 @@ class PrunedGraphModule(PartsModule):
                 f"or eval() of the whole network, or let train() of the original set {odd or 'it'} so and prune again"
             )
 
+    @property
+    def _code(self) -> str:
+        if "_code" not in vars(self):
+            self.recompile()
+        source: str = vars(self)["_code"]
+        return source
+
+    @_code.setter
+    def _code(self, source: str) -> None:
+        vars(self)["_code"] = source
+
     def recompile(self) -> Any:
         """Generate ``forward`` from the graph again."""
+        if self._waits and len(self._graph.nodes):
+            vars(self)["_waits"] = False
+            self._replace_targets(self._graph)
+            cls: Any = type(self)
+            cls.forward = _Later(self)
+            return None
         code = super().recompile()
         if len(self._graph.nodes):
             forward = type(self).forward
@@ -263,6 +284,20 @@ class PrunedGraphModule(PartsModule):
         """The number of the specialization that takes inputs of these sizes."""
         first = type(self).forward.__wrapped__  # type: ignore[attr-defined]
         return number_of_forward(self, self.forwards(first), args, kwargs)
+
+
+class _Later:
+    """Stands for a network's ``forward`` until somebody looks that up: many are saved or cut again before any call."""
+
+    def __init__(self, network: PrunedGraphModule) -> None:
+        self._network = weakref.ref(network)
+
+    def __get__(self, network: PrunedGraphModule | None, cls: type) -> Any:
+        made = self._network() if network is None else network
+        if made is None:
+            return nn.Module.forward
+        made.recompile()
+        return type(made).forward if network is None else made.forward
 
 
 def carried(network: nn.Module) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class Rewriter:
         new_constants = [n[cut:] for n in self.new_constants if n.startswith(captured.prefix)]
         kept_out = [*new_constants, *_kept_out(part, root)]
         modes = {"effects": captured.effects, "flags": _modes_read(specializations), "untraced": captured.untraced}
-        pruned = PrunedGraphModule(root, graphs, class_name=type(part).__name__, kept_out=kept_out, modes=modes)
+        about: dict[str, Any] = {"class_name": type(part).__name__, "kept_out": kept_out, "modes": modes}
+        pruned = PrunedGraphModule(root, graphs, **about, later=True)
         reorder_like(pruned, part)
         pruned.set_modes(flags_of(part))
         return pruned

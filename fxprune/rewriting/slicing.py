@@ -45,11 +45,11 @@ def sliced(tensor: torch.Tensor, indices: Iterable[torch.Tensor | None]) -> torc
 
     Literals that the tensor has as attributes are kept: optimisers read such (``weight.no_weight_decay = True``).
     """
-    value = tensor.detach()
+    given = value = tensor.detach()
     for dim, index in enumerate(indices):
         if index is not None:
             value = value.index_select(dim, index.to(value.device))
-    if value.data_ptr() == tensor.data_ptr():
+    if value is given:
         value = value.clone()
     layout = _CHANNELS_LAST.get(tensor.dim())
     if layout is not None and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous():

@@ -60,6 +60,15 @@ FUNCTIONS: dict[str, tuple[Function, tuple[Any, ...]]] = {
     "interpolate by a factor": (F.interpolate, (torch.rand(2, 1, 5, 7), None, 2, "bilinear")),
     "elu": (F.elu, (torch.rand(2, 3, 4).transpose(1, 2), 0.5)),
     "roll": (torch.roll, (torch.rand(2, 3, 4), (1, -1), (0, 2))),
+    "mean of all": (torch.mean, (torch.rand(2, 3, 4),)),
+    "mean of images": (torch.mean, (torch.rand(2, 3, 4, 5), (2, -1))),
+    "mean of one dim that stays": (torch.mean, (torch.rand(2, 3, 4), 1, True)),
+    "sum": (torch.sum, (torch.rand(2, 3, 4), -2)),
+    "adaptive average": (F.adaptive_avg_pool2d, (torch.rand(2, 3, 4, 5), 1)),
+    "adaptive average to a rectangle": (F.adaptive_avg_pool2d, (torch.rand(2, 3, 4, 5), (2, 3))),
+    "add to a tensor": (Tensor.add_, (torch.rand(2, 3, 4).transpose(1, 2), torch.rand(2, 3, 4).transpose(1, 2))),
+    "multiply a tensor by a broadcast one": (Tensor.mul_, (torch.rand(2, 3, 4), torch.rand(3, 1))),
+    "divide a tensor by a number": (Tensor.div_, (torch.rand(2, 3), 2)),
 }
 
 
@@ -110,3 +119,17 @@ def test_functions_of_other_shapes_are_left_to_the_kernel() -> None:
     assert known_function_result("add", (empty(2, 3), empty(2, 3)), {"alpha": 2}) is None
     assert known_function_result("normalize", (empty(2, 1, 4).transpose(1, 2),), {}) is None
     assert known_function_result("normalize", (empty(2, 3),), {"out": empty(2, 3)}) is None
+    assert known_function_result("mean", (empty(2, 3), 2), {}) is None
+    assert known_function_result("mean", (empty(2, 3), (1, -1)), {}) is None
+    assert known_function_result("mean", (empty(2, 3), 1), {"dtype": torch.float64}) is None
+    assert known_function_result("sum", (empty(2, 3).to(torch.int8), 1), {}) is None
+    assert known_function_result("add_", (empty(2, 1), empty(2, 3)), {}) is None
+    assert known_function_result("add_", (empty(2, 3), empty(2, 3).to(torch.float64)), {}) is None
+    assert known_function_result("adaptive_avg_pool2d", (empty(2, 3, 4, 4), (2, None)), {}) is None
+
+
+def test_an_op_that_writes_gives_its_tensor_back_and_counts_as_a_write() -> None:
+    tensor = torch.empty(2, 3, device="meta")
+    before = tensor._version
+    assert known_function_result("add_", (tensor, torch.empty(3, device="meta")), {}) is tensor
+    assert tensor._version == before + 1
