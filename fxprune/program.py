@@ -217,7 +217,7 @@ class Program:
         held = ((f"{path}.{n}" if path else n, t) for path, p in parts for n, t in (p._parameters | p._buffers).items())
         for name, tensor in held:
             for dim, kept in enumerate(plan.keep.get(name) or ()):
-                if kept is not None and tensor is not None and tensor.shape[dim] != len(kept):
+                if kept is not None and tensor is not None and tensor.shape[dim] != kept.numel():
                     raise AnalysisError(
                         f"{name} dim {dim} has {tensor.shape[dim]} entries, and the plan keeps {len(kept)}"
                     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from fxprune.analysis.analyzer import flat_axes, holds_tensor
-from fxprune.axes.expressions import variables
+from fxprune.axes.expressions import Fixed, variables
 
 if TYPE_CHECKING:
     from fxprune.analysis.solving import ChannelGraph
@@ -58,6 +58,7 @@ def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
             found = (
                 groups[v]
                 for a in flat_axes(graph.axes.get(node))
+                if not isinstance(a, Fixed)
                 for v in variables(graph.solver.resolve(a))
                 if v in groups
             )

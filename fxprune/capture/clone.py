@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -196,6 +197,7 @@ class State:
         attributes = (
             f"{path}.{name}".lstrip(".")
             for path, module, before in self._attributes
+            if not _is_equal(vars(module), before)
             for name, value in vars(module).items()
             if before.get(name, self) is not value
         )
@@ -208,6 +210,12 @@ class State:
                 new = getattr(module, held).get(name)
                 if new is not old and old is not None:
                     yield f"{path}.{name}".lstrip("."), old, new
+
+
+def _is_equal(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether two tables hold the same objects in the same order."""
+    same = len(now) == len(before) and all(map(operator.is_, now.values(), before.values()))
+    return same and all(map(operator.eq, now, before))
 
 
 def _is_cache(old: torch.Tensor, new: Any) -> bool:

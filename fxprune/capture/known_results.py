@@ -27,7 +27,7 @@ _POINTWISE = frozenset(
     """add sub mul div relu gelu silu sigmoid hardswish tanh exp sqrt rsqrt relu6 hardsigmoid leaky_relu elu selu mish
     softplus abs neg square""".split()
 )
-_IN_PLACE = frozenset(("add_", "sub_", "mul_", "div_"))
+_IN_PLACE = frozenset(("add_", "sub_", "mul_", "div_", "bernoulli_"))
 _SMOOTH = ("bilinear", "bicubic")
 
 

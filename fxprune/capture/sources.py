@@ -68,12 +68,12 @@ def is_tried(known: dict[types.FrameType, int]) -> bool:
     inner = []
     while frame is not None and known.get(frame) != frame.f_lasti:
         code = frame.f_code
-        if (code.co_name, code.co_filename) == _BEGINS:
-            frame = None
-            break
         # Finding a file name is quick, finding a code object is not: its hash is computed anew each time.
-        spans = () if _is_hidden_file(code.co_filename) else _tried(code)
-        if spans and any(first <= frame.f_lineno <= last for first, last in spans):
+        if _is_hidden_file(code.co_filename):
+            if code.co_name == _BEGINS[0] and code.co_filename == _BEGINS[1]:
+                frame = None
+                break
+        elif any(first <= frame.f_lineno <= last for first, last in _tried(code)):
             return True
         if not code.co_flags & _RESUMED:
             inner.append(frame)

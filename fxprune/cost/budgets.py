@@ -187,6 +187,9 @@ class _Builder:
     def scaled(self, coefficient: float, axes: Iterable[Axis]) -> Monomial:
         nodes: list[int] = []
         for axis in axes:
+            if isinstance(axis, Fixed):  # most are
+                coefficient *= axis.size
+                continue
             factor, more = self.monomial(axis)
             coefficient *= factor
             nodes.extend(more)

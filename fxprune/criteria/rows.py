@@ -125,28 +125,28 @@ def slice_sums(tensor: Tensor, dim: int, power: int) -> FloatArray:
     Sums are in the tensor's own precision within a chunk (half precisions in float32), and in float64 across chunks.
     The chunks run along the first dim: temporaries fit the cache and add nothing to the peak memory.
     """
-    with torch.no_grad():
-        values = tensor.detach()
-        if values.ndim == 1:
-            plain = values.abs() if values.is_complex() else values
-            magnitudes = plain.to(torch.float64).abs().cpu().numpy()
-            return magnitudes if power == 1 else np.square(magnitudes)
-        rows = max(1, _CHUNK * len(values) // max(1, values.numel()))
-        chunks = map(_matrix, (values,) if rows >= len(values) else torch.split(values, rows))
-        if dim == 0:
-            sums_of_rows = [_row_sums(chunk, power) for chunk in chunks]
-            total = torch.cat(sums_of_rows) if len(sums_of_rows) > 1 else sums_of_rows[0]
-        else:
-            columns = functools.reduce(torch.add, (_column_sums(chunk, power) for chunk in chunks))
-            grid = columns.reshape(values.shape[1:])
-            others = [d for d in range(grid.ndim) if d != dim - 1 and grid.shape[d] != 1]
-            total = (grid.sum(others) if others else grid).reshape(values.shape[dim])
-        sums: FloatArray = total.cpu().numpy()
+    values = tensor.detach()
+    if values.ndim == 1:
+        plain = values.abs() if values.is_complex() else values
+        magnitudes = plain.to(torch.float64).abs().cpu().numpy()
+        return magnitudes if power == 1 else np.square(magnitudes)
+    count = values.shape[0]
+    rows = max(1, _CHUNK * count // max(1, values.numel()))
+    chunks = map(_matrix, (values,) if rows >= count else torch.split(values, rows))
+    if dim == 0:
+        sums_of_rows = [_row_sums(chunk, power) for chunk in chunks]
+        total = torch.cat(sums_of_rows) if len(sums_of_rows) > 1 else sums_of_rows[0]
+    else:
+        columns = functools.reduce(torch.add, (_column_sums(chunk, power) for chunk in chunks))
+        grid = columns.reshape(values.shape[1:])
+        others = [d for d in range(grid.ndim) if d != dim - 1 and grid.shape[d] != 1]
+        total = (grid.sum(others) if others else grid).reshape(values.shape[dim])
+    sums: FloatArray = total.cpu().numpy()
     return sums
 
 
 def _matrix(chunk: Tensor) -> Tensor:
-    flat = chunk.reshape(len(chunk), -1) if chunk.numel() else chunk.reshape(len(chunk), math.prod(chunk.shape[1:]))
+    flat = chunk.reshape(chunk.shape[0], math.prod(chunk.shape[1:]))
     flat = flat.abs() if flat.is_complex() else flat
     return flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float32)
 

@@ -54,7 +54,7 @@ class Plan(PrintedInNotebook):
                 raise PlanError(f"group {group.name!r} needs a boolean mask of {group.size} channels that keeps some")
             by_variable[group.variable] = mask
         keep = _keep(graph, by_variable)
-        empty = next((n for n, dims in keep.items() if any(k is not None and not len(k) for k in dims)), None)
+        empty = next((n for n, dims in keep.items() if any(k is not None and not k.numel() for k in dims)), None)
         if empty is not None:
             raise PlanError(
                 f"these masks leave a dim of {empty!r} empty; keep at least one channel of each of its dims"

@@ -386,6 +386,8 @@ def reorder_like(module: nn.Module, like: nn.Module) -> None:
         (module._parameters, like._parameters),
         (module._buffers, like._buffers),
     ):
+        if list(held) == list(order):
+            continue
         ranks = {name: rank for rank, name in enumerate(order)}
         for name in sorted(held, key=lambda n: ranks.get(n, len(ranks))):
             held[name] = held.pop(name)  # type: ignore[assignment]

@@ -286,6 +286,8 @@ def parameter_names(call: Call) -> list[str]:
 
 def concrete(value: Any) -> Any:
     """A literal argument with every node in it replaced by its value."""
+    if type(value) is int or value is None:  # most are
+        return value
     if isinstance(value, fx.Node):
         return concrete(value.meta["val"])
     if isinstance(value, torch.Size):

@@ -210,7 +210,8 @@ def deep_copy(module: Module, fresh: Callable[[Tensor], Tensor]) -> Module:
 
 def with_literals_of(tensor: Tensor, twin: Tensor) -> Tensor:
     """The twin, with the literals that the tensor has as attributes (``weight.gain = 2.0``)."""
-    vars(twin).update({name: held for name, held in vars(tensor).items() if type(held) in LITERALS})
+    if own := vars(tensor):
+        vars(twin).update({name: held for name, held in own.items() if type(held) in LITERALS})
     return twin
 
 

@@ -68,6 +68,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[Any, ...]]] = {
     "adaptive average to a rectangle": (F.adaptive_avg_pool2d, (torch.rand(2, 3, 4, 5), (2, 3))),
     "add to a tensor": (Tensor.add_, (torch.rand(2, 3, 4).transpose(1, 2), torch.rand(2, 3, 4).transpose(1, 2))),
     "multiply a tensor by a broadcast one": (Tensor.mul_, (torch.rand(2, 3, 4), torch.rand(3, 1))),
+    "draw into a tensor": (Tensor.bernoulli_, (torch.rand(2, 3), 0.5)),
     "divide a tensor by a number": (Tensor.div_, (torch.rand(2, 3), 2)),
 }
 
