@@ -49,7 +49,8 @@ def draw_network(graph: ChannelGraph) -> tuple[DrawnNode, ...]:
     for captured in (graph.captured, *graph.captured.islands):
         positions: dict[fx.Node, tuple[int, ...]] = {}
         for node in captured.graph.nodes:
-            inputs = tuple(dict.fromkeys(p for argument in node.all_input_nodes for p in positions[argument]))
+            given = [positions[argument] for argument in node.all_input_nodes]
+            inputs = given[0] if len(given) == 1 else tuple(dict.fromkeys(itertools.chain(*given)))
             if not _is_drawn(node):
                 # A node that is not drawn, such as a size, passes its own inputs on.
                 positions[node] = inputs if node.op != "get_attr" else ()

@@ -156,7 +156,8 @@ class ChannelGraph:
         found: dict[int, Axis] = {}
         for node, axes in self.axes.items():
             if isinstance(node.meta.get("val"), torch.Tensor):
-                found.update((id(r), r) for r in map(self.solver.resolve, axes) if r.size and has_gather(r))
+                free = (axis for axis in axes if not isinstance(axis, Fixed))
+                found.update((id(r), r) for r in map(self.solver.resolve, free) if r.size and has_gather(r))
         return tuple(found.values())
 
     def _roots(self, axes: Iterable[Axis]) -> set[int]:

@@ -72,6 +72,8 @@ class Arguments:
             return value
         if kind is tuple or kind is list:
             return kind(map(self.of, value))
+        if kind is dict:
+            return {key: self.of(item) for key, item in value.items()}
         return self._node_of(value) if isinstance(value, torch.Tensor) else self._other(value)
 
     def _other(self, value: Any) -> Any:
@@ -125,8 +127,6 @@ class Arguments:
             return [self.of(v) for v in value]
         if isinstance(value, tuple):
             return tuple(self.of(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self.of(v) for k, v in value.items()}
         if isinstance(value, (types.FunctionType, types.MethodType, functools.partial, Iterator)):
             kind = "an iterator" if isinstance(value, Iterator) else "a function"
             raise CaptureError(f"the forward passes {kind} to an operation, or returns one, which no graph can hold")

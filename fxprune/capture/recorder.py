@@ -359,7 +359,7 @@ class Recorder(TorchFunctionMode):
             self._refuse("the forward packs what is saved for the backward pass, which no graph would do")
         node = new_node(self.graph, op, target, args, kwargs)
         module = self.module_path[-1] if self.module_path else ""
-        node.meta |= {"val": value, "source": sources.source_line(), "module": module}
+        node.meta.update(val=value, source=sources.source_line(), module=module)
         return node
 
     # -- nodes --------------------------------------------------------------------------------------------------------

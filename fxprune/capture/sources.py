@@ -34,7 +34,7 @@ _CATCHES = {dis.opmap[name] for name in ("PUSH_EXC_INFO", "JUMP_IF_NOT_EXC_MATCH
 def user_frame() -> types.FrameType | None:
     """The innermost frame of a forward that is neither torch's nor this package's."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and is_hidden(frame):
+    while frame is not None and _is_hidden_file(frame.f_code.co_filename):
         frame = None if frame.f_code.co_filename == _OUTERMOST else frame.f_back
     return frame
 
