@@ -110,8 +110,8 @@ def compile(  # noqa: A001  the public name says what it does
             width.
         round_to: a narrowed group's width is a multiple of this. "auto" suits kernels: 16, or 64 for half precision on
             a GPU; less for groups that would have fewer than eight such widths (two, for residual streams and depthwise
-            convolutions, if a step saves at most 5 % of the MACs), and for all if the budget cannot be met otherwise; 1 if
-            ``ratio`` names layers. The report shows the overshoot due to rounding.
+            convolutions, if a step saves at most 5 % of the MACs), and for all if the budget cannot be met
+            otherwise; 1 if ``ratio`` names layers. The report shows the overshoot due to rounding.
         min_channels: a narrowed group keeps at least this many channels.
         max_ratio: at most this share of a group's channels is removed: by default 0.9, or 1 if ``ratio`` names layers.
             This, ``round_to`` and ``min_channels`` may also be mappings, as ``ratio`` may.
