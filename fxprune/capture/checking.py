@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import copy
 import functools
 import itertools
 import traceback
@@ -190,11 +191,14 @@ def check_sample(model: nn.Module, sample: Sample) -> None:
 
 
 def refuses(model: nn.Module, sample: Sample) -> str | None:
-    """The error of a private copy on the sample, in one line, or None. Raises ModelError: a part is TorchScript."""
+    """The error of a private copy on a copy of the sample, in one line, or None.
+
+    Raises ModelError: a part is TorchScript.
+    """
     if is_meta(model):
         return None
     try:
-        duplicate = private_copy(model).eval()
+        duplicate, sample = private_copy(model).eval(), copy.deepcopy(sample.map(torch.Tensor.detach))
     except Exception:  # copying runs the user's own code: it may raise anything
         return None
     try:

@@ -61,7 +61,7 @@ def _check_samples(graph: ChannelGraph, pruned: nn.Module, sample: Sample) -> No
     a sample is refused, and whole networks decide.
     """
     for given in (sample, *(sample.others if asks_values(graph.captured.graph) else ())):
-        if reason := refuses(pruned, given):
+        if reason := refuses(pruned, given.with_values()):
             raise UnjudgedError(reason)
 
 
