@@ -45,8 +45,9 @@ def known_result(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 def known_function_result(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The same for a function by its name."""
-    if name in ("cov", "corrcoef"):
-        return _covariance((*args, *(value for word, value in kwargs.items() if not word.endswith("weights"))))
+    if name in _WITHOUT_KERNEL:
+        words = sorted((word for word in kwargs if not word.endswith("weights")), key=lambda word: word != "input")
+        return _WITHOUT_KERNEL[name]((*args, *(kwargs[word] for word in words)))
     if not args:
         return None
     if name in (lowering.PACK, lowering.PAD):
@@ -79,7 +80,7 @@ def _is_plain(*tensors: Any) -> bool:
 
 
 def _covariance(given: Sequence[Any]) -> Tensor | None:
-    """A row and a column for each row of ``cov``'s input; torch has no kernel on meta."""
+    """A row and a column for each row of ``cov``'s input."""
     table = next((value for value in given if isinstance(value, Tensor)), None)
     if table is None or not table.is_meta or not table.is_floating_point():
         return None
@@ -342,6 +343,11 @@ class OnMeta(fx.Interpreter):
         return super().call_function(target, args, kwargs) if known is None else known
 
 
+# Those for which torch has no kernel on meta, of their tensors in whatever form they are given.
+_WITHOUT_KERNEL: dict[str, Callable[[Sequence[Any]], Any]] = {
+    **dict.fromkeys(("cov", "corrcoef"), _covariance),
+    **{f"fake_quantize_per_{what}_affine": lambda given: meta_like(given[0]) for what in ("tensor", "channel")},
+}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softmax": _softmax,
     "mean": _reduced,

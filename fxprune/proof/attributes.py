@@ -186,7 +186,7 @@ def check_code(pruned: nn.Module) -> dict[fx.Graph, FunctionType]:
                 continue
             parts = (*module.modules(), *module.parameters(), *module.buffers())
             made = vars(type(copy.deepcopy(module, {id(part): part for part in parts if part is not module})))
-            for name in sorted(vars(type(module)).keys() | made.keys()):
+            for name in sorted(vars(type(module)).keys() | made.keys(), key=lambda name: (name != "forward", name)):
                 if not _same_code(vars(type(module)).get(name), made.get(name)):
                     raise _error(f"{path or 'the pruned network'}: its method {name!r} is not what its graph says")
     return printed

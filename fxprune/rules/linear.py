@@ -214,10 +214,10 @@ def of_matrices(call: Call) -> None:
 
 @rule("linalg_solve", "A, B, left=True")
 @rule("linalg_solve_triangular", "A, B, upper, left=True")
-@rule("cholesky_solve", "B, A")
+@rule("cholesky_solve", "input, input2, upper=False")
 def solve(call: Call) -> None:
     """Each column of ``B``, or each row if not ``left``, has a solution of its own; ``B`` may be vectors."""
-    matrix, right = call.tensor("A"), call.tensor("B")
+    matrix, right = (call.tensor(name) for name in (("A", "B") if "A" in call.arguments else ("input2", "input")))
     vectors = len(call.output_shape) < len(matrix)
     rows, columns = (*right, ONE)[-2:] if vectors else right[-2:]
     batch = broadcast(call, [matrix[:-2], right[: -1 if vectors else -2]])

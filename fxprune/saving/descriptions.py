@@ -134,7 +134,8 @@ def _check_module(path: str, module: nn.Module) -> None:
     where = path or "the network"
     if any(name.endswith("hooks") and held for name, held in vars(module).items()):
         raise ArtefactError(f"cannot save {where}: it has hooks, which are code and not data: remove them first")
-    if any(callable(getattr(type(module), name, None)) for name in vars(module)):
+    # Those that set modes are kept by what they do.
+    if any(callable(getattr(type(module), name, None)) for name in vars(module).keys() - {"train", "eval"}):
         raise ArtefactError(f"cannot save {where}: one of its methods is replaced by an attribute: delete that first")
     if is_container(module):
         own = empty_container(module)
