@@ -14,6 +14,7 @@ import functools
 import operator
 import random
 import sys
+import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -186,8 +187,14 @@ class Reachable:
             isinstance(held, dict)
             and not isinstance(value, nn.Module)
             and root not in _LEFT_OUT - {"_thread", "collections", "types", "weakref"}
+            and not _runs_by_itself(value)
         ):
             self._pending.append(held)
+
+
+def _runs_by_itself(value: Any) -> bool:
+    """Whether it is a thread that runs beside the forward, and changes what it holds whenever it likes."""
+    return isinstance(value, threading.Thread) and threading.Thread.is_alive(value)
 
 
 def _callables_in(value: Any, depth: int = _DEPTH) -> Iterator[Any]:

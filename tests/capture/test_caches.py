@@ -333,3 +333,33 @@ def test_only_tensors_and_sizes_are_taken_out_of_a_shared_list() -> None:
     captured(Keeps(), torch.randn(2, 4))
     assert kept[0] is before
     assert kept[1:] == ["a word"]
+
+
+_WAKES = threading.Event()
+
+
+class Watcher(threading.Thread):
+    def run(self) -> None:
+        _WAKES.wait()
+
+
+_WATCHER = Watcher(daemon=True)
+
+
+class Watched(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if _WATCHER is None else 2 * x
+
+
+def test_what_a_running_thread_holds_is_its_own() -> None:
+    """It may change between two traces, and the forward has no part in that."""
+
+    def is_looked_at() -> bool:
+        return any(held is vars(_WATCHER) for held in reachable(Watched()).containers)
+
+    assert is_looked_at()
+    _WATCHER.start()
+    assert not is_looked_at()
+    _WAKES.set()
+    _WATCHER.join()
+    assert is_looked_at()
