@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import types
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import takewhile
@@ -157,10 +159,12 @@ class Learning(TorchFunctionMode):
     @staticmethod
     def _result(func: Any, given: Arguments) -> Any:
         front, by_name = pytree.tree_map_only(torch.Tensor, torch.clone, given)
-        try:
-            return func(*front, **by_name)
-        except (TypeError, RuntimeError, IndexError):
-            return ...
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # random numbers may be compared
+            try:
+                return func(*front, **by_name)
+            except (TypeError, RuntimeError, IndexError):
+                return ...
 
     @staticmethod
     def _fits(result: Any, expected: Any) -> bool:
@@ -188,13 +192,26 @@ class Wording(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def filled_memory() -> Iterator[None]:
+    """New memory holds NaN, which equals nothing: else what is chosen would depend on what it held before."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
 def chosen() -> tuple[dict[Any, int], list[tuple[Case, list[str]]]]:
     """How torch takes each call, and cases and ways that together have each of them once."""
     taken: dict[Any, int] = {}
     cases, seen = [], set()
     for case in CASES:
         net, learning = built(case), Learning(taken)
-        with torch.no_grad(), learning:
+        with torch.no_grad(), filled_memory(), learning:
             net(*sampled(case, BATCHES[0]))
         if ways := [way for way in WAYS if any(w == way for _, w in learning.met - seen)]:
             cases.append((case, ways))
