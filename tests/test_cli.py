@@ -23,6 +23,7 @@ from fxprune.cli.sources import batches_of
 from fxprune.errors import FxpruneError, ModelError, SampleError
 from fxprune.saving import targets
 from fxprune.util.tables import add_row, new_table
+from tests.saving.test_loading import sign_again
 
 NETS = """
 import torch
@@ -322,17 +323,42 @@ def test_export(run: Callable[..., Result], saved: Path, tmp_path: Path) -> None
     assert data["format"] == "source"
 
 
-def test_benchmark(run: Callable[..., Result], saved: Path) -> None:
-    result = run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01, "--threads", 1)
+def test_benchmark(run: Callable[..., Result], saved: Path, nets: str) -> None:
+    quick = ("--original", f"{nets}:with_sample", "--runtime", "eager", "--seconds", 0.01)
+    result = run("benchmark", saved, *quick, "--threads", 1)
     assert result.code == 0, result.err
     assert "1 thread;" in result.out
     assert [line.split()[:2] for line in result.out.splitlines() if line.startswith("eager")] == [
         ["eager", "1"],
         ["eager", "8"],
     ]
-    data = json.loads(run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01, "--batch", 2, "--json").out)
+    data = json.loads(run("benchmark", saved, *quick, "--batch", 2, "--json").out)
     assert [(row["runtime"], row["batch"]) for row in data["latency"]] == [("eager", 2)]
     assert data["latency"][0]["gain"] == data["latency"][0]["original"] / data["latency"][0]["pruned"]
+
+
+def test_a_folder_cannot_name_a_file_to_run(run: Callable[..., Result], saved: Path, tmp_path: Path) -> None:
+    """The report of a folder from elsewhere may name any file as the original."""
+    harm = tmp_path / "harm.py"
+    harm.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef factory(): ...\n")
+    report = json.loads((saved / "report.json").read_text())
+    (saved / "report.json").write_text(json.dumps({**report, "source": f"{harm}:factory"}))
+    sign_again(saved)
+    result = run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01)
+    assert result.code == 2
+    assert "whose code would be run" in result.err
+    assert "--original" in result.err
+    for command in (["report"], ["analyze"], ["compile", "--ratio", "0.1"], ["export", "-o", tmp_path / "net.pt2"]):
+        run(command[0], saved, *command[1:])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_original_that_is_a_saved_folder_is_only_data(run: Callable[..., Result], saved: Path) -> None:
+    report = json.loads((saved / "report.json").read_text())
+    (saved / "report.json").write_text(json.dumps({**report, "source": str(saved)}))
+    sign_again(saved)
+    result = run("benchmark", saved, "--runtime", "eager", "--seconds", 0.01, "--batch", 1)
+    assert result.code == 0, result.err
 
 
 def test_criteria(run: Callable[..., Result]) -> None:

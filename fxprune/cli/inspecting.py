@@ -169,7 +169,9 @@ def export(
 
 def benchmark(
     folder: Folder,
-    original: Annotated[str | None, typer.Option(metavar="MODEL", help="The network it was made from.")] = None,
+    original: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The network it was made from; needed if that is a file.")
+    ] = None,
     runtime: Annotated[
         list[str] | None,
         typer.Option(
@@ -197,7 +199,7 @@ def benchmark(
     report = fxprune.report(pruned)
     if not (place := original or report.source):
         raise OptionError("the folder does not say what it was made from: name it with --original MODEL")
-    source = find(place, None, None, 0, allow)
+    source = find(place, None, None, 0, allow, asked=original is not None)
     if threads is not None:
         torch.set_num_threads(threads)
     sample = carried(pruned)["sample"] or source.sample

@@ -156,12 +156,18 @@ def _read(name: str, given: Any, words: Words) -> Any:
 
 
 def find(
-    model: str, input_size: list[str] | None, weights: Path | None = None, seed: int = 0, allow: list[str] | None = None
+    model: str,
+    input_size: list[str] | None,
+    weights: Path | None = None,
+    seed: int = 0,
+    allow: list[str] | None = None,
+    *,
+    asked: bool = True,
 ) -> ModelAndSample:
-    """The network that the arguments name, with its sample."""
+    """The network that the arguments name, with its sample; see :func:`find_model`."""
     from fxprune.cli.sources import find_model, load_weights
 
-    source = find_model(model, input_size or [], seed, allow=allow or ())
+    source = find_model(model, input_size or [], seed, allow=allow or (), asked=asked)
     if weights is not None:
         load_weights(source.model, weights)
     return source

@@ -31,13 +31,15 @@ class ModelAndSample:
     sample: Any
 
 
-def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = ()) -> ModelAndSample:
+def find_model(
+    text: str, sizes: list[str], seed: int, *, allow: Iterable[str] = (), asked: bool = True
+) -> ModelAndSample:
     """The network that ``text`` names, in eval mode, with a sample.
 
     ``sizes`` are shapes of positional inputs such as ``1,3,224,224`` or ``1,128:int64``; without them the network's own
     input size is used. ``seed`` determines random weights and samples. ``allow`` names the classes that a saved folder
-    may import. Raises ModelError: there is no such network; SampleError: a size cannot be read; MissingDependencyError:
-    its library is not installed.
+    may import. ``asked``: the user gave ``text``; a file that a saved folder names is not run. Raises ModelError: there
+    is no such network; SampleError: a size cannot be read; MissingDependencyError: its library is not installed.
     """
     torch.manual_seed(seed)
     kind, _, name = text.partition(":")
@@ -49,6 +51,11 @@ def find_model(text: str, sizes: list[str], seed: int, *, allow: Iterable[str] =
         found, sample = _from_timm(name)
     elif text.rpartition(":")[0].endswith(".py"):
         path, _, factory = text.rpartition(":")
+        if not asked:
+            raise ModelError(
+                f"the folder says that it was made from {text!r:.200}, whose code would be run: if you trust it, "
+                "name it with --original"
+            )
         found, sample = _from_file(Path(path), factory)
     else:
         raise ModelError(

@@ -27,7 +27,14 @@ from fxprune.saving.layers import (
     public_class,
     submodule,
 )
-from fxprune.saving.opaque import STATE_TENSOR, AttributeReader, Imported, build_opaque, resolve_imports
+from fxprune.saving.opaque import (
+    STATE_TENSOR,
+    AttributeReader,
+    Imported,
+    allowed_imports,
+    build_opaque,
+    resolve_imports,
+)
 from fxprune.saving.targets import check_identifier
 from fxprune.saving.values import decode_sample
 from fxprune.util.modes import CALLS
@@ -53,13 +60,15 @@ def load(path: str | os.PathLike[str], *, allow: Iterable[Any] = ()) -> GraphMod
     Raises:
         ArtefactError: the folder was not saved by fxprune, is incomplete or was changed, needs another torch, or needs
             a class that ``allow`` does not name; the message lists them.
+        OptionError: ``allow`` holds something else.
     """
+    allowed = allowed_imports(allow)
     with open_folder(checked_path(path)) as folder:
         for name in ("graph.json", "weights.safetensors"):
             if name not in folder.manifest["files"]:
                 raise ArtefactError(f"{folder.path} is incomplete: its {MANIFEST} does not list {name}")
         try:
-            return _load(folder, allow)
+            return _load(folder, allowed)
         except ArtefactError as error:
             hint = _version_hint(folder.manifest)
             raise ArtefactError(f"{folder.path} cannot be loaded: {error!s:.2000}{hint}") from error
@@ -79,9 +88,9 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         return _read_report(folder)
 
 
-def _load(folder: SavedFolder, allow: Iterable[Any]) -> GraphModule:
+def _load(folder: SavedFolder, allowed: Imported) -> GraphModule:
     data = folder.read_json("graph.json")
-    found = resolve_imports(list(data.get("imports", [])), allow)
+    found = resolve_imports(list(data.get("imports", [])), allowed)
     files = [name for name in ("weights.safetensors", "constants.safetensors") if name in folder.manifest["files"]]
     tensors = {name: tensor for file in files for name, tensor in _read_tensors(folder, file).items()}
     network = _build(data, tensors, found)
@@ -128,6 +137,7 @@ def _build(data: Json, tensors: Tensors, found: Imported) -> nn.Module:
     tree = _made(nn.Module(), modules[0], found) if has_root else nn.Module()
     for entry in modules[has_root:]:
         _add_module(tree, entry, found)
+    _check_paths(tree, modules)
     _attach_all(tree, data, tensors)
     for module in tree.modules():
         finish_container(module)
@@ -167,6 +177,14 @@ def _check_entries(data: Json) -> None:
             raise ArtefactError(f"{path!r:.80} has {layers} layers, but there are only {len(tensors)} tensors")
         if "shared_with" in entry and f"{path}.".startswith(f"{shared or ''}.".lstrip(".")):
             raise ArtefactError(f"the module {path!r:.80} cannot be put in its place: it would hold itself")
+
+
+def _check_paths(tree: nn.Module, modules: list[Json]) -> None:
+    """Refuse paths without an entry: modules that are shared level by level have more paths than can be walked."""
+    listed = {"", *(entry["path"] for entry in modules)}
+    for path, _ in tree.named_modules(remove_duplicate=False):
+        if path not in listed:
+            raise ArtefactError(f"a shared module has a part at {path!r:.80}, for which there is no entry")
 
 
 def _check_tensors(network: nn.Module, data: Json, tensors: Tensors) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
-from fxprune.errors import ArtefactError
+from fxprune.errors import ArtefactError, OptionError, described
 from fxprune.rewriting.pruned_module import PrunedGraphModule
 from fxprune.saving.layers import build_layer, describe_layer, submodule
 from fxprune.saving.targets import OPERATORS, resolve_function, tensor_function_name
@@ -49,13 +49,11 @@ def import_path(target: Any, role: str) -> str:
     return f"{module}:{name}"
 
 
-def resolve_imports(wanted: Iterable[str], allow: Iterable[Any]) -> Imported:
-    """The object of each import path; nothing is imported unless all paths are allowed.
+def resolve_imports(wanted: Iterable[str], allowed: Imported) -> Imported:
+    """The object of each import path; nothing is imported unless all paths are among those of :func:`allowed_imports`.
 
-    ``allow`` holds import paths (``module:name`` or ``module.name``), or the classes and functions themselves. Raises
-    ArtefactError: one is not allowed, or cannot be imported.
+    Raises ArtefactError: one is not allowed, or cannot be imported.
     """
-    allowed = _allowed(allow)
     missing = [path for path in wanted if path not in allowed]
     if missing:
         listed = ", ".join(repr(path) for path in missing)
@@ -66,10 +64,18 @@ def resolve_imports(wanted: Iterable[str], allow: Iterable[Any]) -> Imported:
     return {path: allowed[path] if allowed[path] is not None else _imported(path) for path in wanted}
 
 
-def _allowed(allow: Iterable[Any]) -> Imported:
+def allowed_imports(allow: Iterable[Any]) -> Imported:
+    """The objects, or None if they are yet to be imported, by import path.
+
+    ``allow`` holds import paths (``module:name`` or ``module.name``), or the classes and functions themselves. Raises
+    OptionError: it does not; ArtefactError: a class or function cannot be imported by its name.
+    """
     named: dict[str, Any] = {}
-    for item in [allow] if isinstance(allow, str) else allow:
+    items = allow if isinstance(allow, Iterable) and not isinstance(allow, (str, bytes)) else [allow]
+    for item in items:
         if not isinstance(item, str):
+            if not callable(item):
+                raise OptionError(f"allow takes import paths, classes and functions, not {item!r:.80}")
             named[import_path(item, "an entry of allow")] = item
         elif ":" in item:
             named[item] = None
@@ -83,10 +89,10 @@ def _allowed(allow: Iterable[Any]) -> Imported:
 def _imported(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the code of the module may raise anything
         if path.startswith("torch.ops:"):
             raise ArtefactError(f"{path} is not defined here: import the library that defines it, then load") from error
-        raise ArtefactError(f"{path} cannot be imported here: {error}") from error
+        raise ArtefactError(f"{path} cannot be imported here: {described(error)}") from error
 
 
 def is_plain_layer(path: str, module: nn.Module) -> bool:

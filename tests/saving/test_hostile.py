@@ -253,6 +253,20 @@ def test_descriptions_that_claim_too_much(folder: Path, edit: Callable[[Json], A
     refused(folder)
 
 
+def test_shared_parts_cannot_make_paths_without_end(folder: Path) -> None:
+    """Each level holds the next one twice, so forty levels of two entries would have 2**40 paths."""
+
+    def edit(data: Json) -> None:
+        path = "deep"
+        data["modules"].append({"path": path})
+        for _ in range(40):
+            data["modules"] += [{"path": f"{path}.left"}, {"path": f"{path}.right", "shared_with": f"{path}.left"}]
+            path += ".left"
+
+    edit_graph(folder, edit)
+    refused(folder, r"a shared module has a part at 'deep\.")
+
+
 # -- anything at all --------------------------------------------------------------------------------------------------
 
 NASTY = st.sampled_from(

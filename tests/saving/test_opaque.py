@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fxprune
-from fxprune.errors import ArtefactError
-from fxprune.saving.opaque import resolve_imports
+from fxprune.errors import ArtefactError, OptionError
+from fxprune.saving.opaque import allowed_imports, resolve_imports
 from tests.capture.test_partial import Net, Pictures
 from tests.saving.test_loading import edit_graph
 
@@ -181,8 +181,27 @@ def test_an_import_runs_only_after_all_are_allowed(tmp_path: Path, monkeypatch: 
     (tmp_path / "harm.py").write_text("raise SystemExit('ran')")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ArtefactError, match="allow="):
-        resolve_imports(["harm:Thing", "other:Thing"], ["harm:Thing"])
+        resolve_imports(["harm:Thing", "other:Thing"], allowed_imports(["harm:Thing"]))
     assert "harm" not in sys.modules
+
+
+@pytest.mark.parametrize("allow", [None, 5, b"a:b", [None], [b"a:b"], [GATE, 5]], ids=str)
+def test_allow_holds_paths_classes_and_functions(allow: Any, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="allow takes import paths, classes and functions, not"):
+        fxprune.load(tmp_path / "nowhere", allow=allow)
+
+
+@pytest.mark.parametrize("code", ["raise RuntimeError('no such device')", "def (:", "1 / 0"])
+def test_code_that_fails_while_it_is_imported_is_named(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, _ = pruned(Net)
+    fxprune.save(network, tmp_path / "net")
+    (tmp_path / "broken_on_import.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    edit_graph(tmp_path / "net", lambda data: data.update(imports=["broken_on_import:Gate"]))
+    with pytest.raises(ArtefactError, match="broken_on_import:Gate cannot be imported here: .*Error: "):
+        fxprune.load(tmp_path / "net", allow=["broken_on_import:Gate"])
 
 
 def module_entry(data: dict[str, Any], path: str) -> dict[str, Any]:
