@@ -53,6 +53,14 @@ def _is_watched(value: Any) -> bool:
         return value.is_meta
 
 
+def _is_integer(value: Any) -> bool:
+    """Whether a value is a watched tensor of one integer."""
+    if not _is_watched(value):
+        return False
+    with torch._C.DisableTorchFunction():
+        return bool(value.dim() == 0 and value.dtype is torch.int64)
+
+
 def _type(*args: Any, **kwargs: Any) -> Any:
     """``type`` that gives int or float for a traced number."""
     kind = type(*args, **kwargs)
@@ -87,6 +95,8 @@ def _remembered(function: Callable[..., Any]) -> Callable[..., Any]:
         if function in (max, min) and len(args) == 1 and not kwargs and _is_watched(args[0]) and args[0].dim() == 1:
             # Of floats that tie, the first one alone would learn.
             return function(args[0]) if args[0].is_floating_point() else getattr(args[0], function.__name__)()
+        if function in (max, min) and len(args) == 2 and not kwargs and all(map(_is_integer, args)):
+            return (torch.maximum if function is max else torch.minimum)(*args)
         numbers = len(args) > 0 and not kwargs and all(isinstance(a, (int, float)) for a in args)
         if not numbers or not any(isinstance(a, Traced) for a in args):
             return function(*args, **kwargs)

@@ -17,7 +17,7 @@ from torch import fx
 
 from fxprune.capture import sources
 from fxprune.capture.lowering import holds_tensor
-from fxprune.capture.numbers import INVERSES, Traced, plain, size_of
+from fxprune.capture.numbers import INVERSES, OF_SIZES, Traced, plain, size_of
 from fxprune.capture.samples import IMAGE_DIMS, kind_of
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import SAME_SHAPE, canonical_name
@@ -157,7 +157,9 @@ def holds_at_batch(graph: fx.Graph, traced: int, wanted: int) -> bool:
             return known
         if given.target == "size":
             return known // traced * wanted if given.args[1] == 0 and known % traced == 0 else known
-        return given.target(*map(value, given.args)) if callable(given.target) else known
+        if callable(given.target):
+            return given.target(*map(value, given.args))
+        return given.meta[OF_SIZES](given, value) if OF_SIZES in given.meta else known
 
     return all(value(node.args[0]) for node in graph.nodes if is_check(node))
 
@@ -175,9 +177,7 @@ class Decisions:
     """Writes the checks into a graph, each once. ``new`` makes a node, ``size`` the node of a tensor's size."""
 
     def __init__(self, graph: fx.Graph, new: NewNode, size: Callable[[fx.Node, int], fx.Node]) -> None:
-        self._graph = graph
-        self._new = new
-        self._size = size
+        self._graph, self._new, self._size = graph, new, size
         self._numbers: dict[tuple[Any, ...], fx.Node] = {}
         self._squeezed: dict[fx.Node, frozenset[fx.Node]] = {}
         self.place = ""  # a line that asked, once the forward is over
@@ -363,7 +363,8 @@ def _depends_on_values(number: fx.Node) -> bool:
     if number.target == "size":
         with torch._C.DisableTorchFunction():  # these questions are not the forward's
             return _counts_entries(cast(fx.Node, number.args[0]), int(number.meta["val"]))
-    return number.target == "item" or any(map(_depends_on_values, number.all_input_nodes))
+    is_read = number.target == "item" and OF_SIZES not in number.meta
+    return is_read or any(map(_depends_on_values, number.all_input_nodes))
 
 
 def _counts_entries(node: fx.Node, size: int) -> bool:

@@ -6,6 +6,8 @@ tensor that the forward writes to changes from call to call. None of these is ev
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Collection, Container
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import fx
 from fxprune.capture.decisions import Decisions
 from fxprune.capture.guards import answer_if_finite
 from fxprune.capture.live import DataReads
+from fxprune.capture.numbers import OF_SIZES, traced
 from fxprune.errors import CaptureError
 from fxprune.rules.ops import canonical_name, is_written, writes_in_place
 
@@ -22,6 +25,7 @@ _CHANGES = frozenset(
     "bernoulli empty empty_like normal rand rand_like randint randint_like randn randn_like randperm".split()
 )
 Stored = Callable[[str], torch.Tensor | None]
+Size = Callable[[fx.Node], Any]
 _CPU = torch.device("cpu")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8)
 # Above so many elements, values are not computed again.
@@ -35,7 +39,7 @@ class _UnknownError(Exception):
 def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
     """The value of a node's tensor on the CPU, or None if it depends on data; ``stored`` gives constants."""
     try:
-        value = _Evaluator(stored, {}).value(node)
+        value = _Evaluator(stored).value(node)
     except _UnknownError:
         return None
     return value if isinstance(value, torch.Tensor) else None
@@ -44,7 +48,7 @@ def known_value(node: fx.Node, stored: Stored) -> torch.Tensor | None:
 def deciding_sizes(node: fx.Node, stored: Stored) -> list[fx.Node]:
     """The sizes that a known value depends on, found by trying a dozen other sizes; equal sizes change together."""
     sizes = _sizes_behind(node)
-    evaluator = _Evaluator(stored, {})
+    evaluator = _Evaluator(stored)
     value = evaluator.value(node)
     if evaluator.largest > _LARGE:
         return sizes
@@ -101,18 +105,18 @@ def _others(size: int) -> set[int]:
 
 def _differs(node: fx.Node, stored: Stored, sizes: dict[int, int], value: torch.Tensor) -> bool:
     try:
-        return not torch.equal(_Evaluator(stored, sizes).value(node), value)
+        other = _Evaluator(stored, lambda size: sizes.get(size.meta["val"], size.meta["val"]))
+        return not torch.equal(other.value(node), value)
     except Exception:  # whatever an op raises at sizes that do not fit
         return True
 
 
 class _Evaluator:
-    """Evaluates what a node needs, each node once; ``sizes`` gives sizes by those of the sample."""
+    """Evaluates what a node needs, each node once; ``size`` gives sizes, if not the sample's."""
 
-    def __init__(self, stored: Stored, sizes: dict[int, int]) -> None:
+    def __init__(self, stored: Stored, size: Size | None = None) -> None:
         self.largest = 0
-        self._stored = stored
-        self._sizes = sizes
+        self._stored, self._size = stored, size
         self._known: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node) -> Any:
@@ -124,8 +128,8 @@ class _Evaluator:
     def _evaluated(self, node: fx.Node) -> Any:
         given = node.meta["val"]
         if node.target == "size":
-            return self._sizes.get(given, given)
-        if isinstance(given, torch.dtype) or (isinstance(given, (int, float)) and not self._sizes):
+            return given if self._size is None else self._size(node)
+        if isinstance(given, torch.dtype) or (isinstance(given, (int, float)) and self._size is None):
             return given
         if isinstance(given, torch.device):
             return _CPU
@@ -151,25 +155,54 @@ class KnownValues:
 
     def __init__(
         self,
+        new: Callable[..., fx.Node],
         node_of: Callable[[torch.Tensor], fx.Node],
         stored: Stored,
         constants: Container[str],
         decisions: Decisions,
     ) -> None:
-        self._node_of = node_of
-        self._stored = stored
-        self._constants = constants
-        self._decisions = decisions
+        self._new, self._node_of, self._stored = new, node_of, stored
+        self._constants, self._decisions = constants, decisions
         self.buffers: set[str] = set()  # whose values were read
 
     def read(self, name: str, func: Any, args: Any, kwargs: Any, by_values: DataReads | None) -> Any:
         """The result of a call that reads a tensor's values. Raises CaptureError: it depends on data."""
+        if (number := self._number(name, args[0])) is not None:
+            return number
         try:
             return func(self.answer(name, args[0]), *args[1:], **kwargs)
         except CaptureError:
             if by_values is None:
                 raise
             return by_values.read(name, args[0])
+
+    def _number(self, name: str, tensor: Any) -> Any:
+        """A number, or a truth value, of a tensor on which sizes of the input decide; None for others."""
+        if name not in ("item", "__bool__") or not isinstance(tensor, torch.Tensor) or tensor.numel() != 1:
+            return None
+        known = known_value(node := self._node_of(tensor), self._stored)
+        if known is None or not deciding_sizes(node, self._stored):
+            return None
+        value = known.item()
+        written = self._new("call_method", "item", (node,), {}, value)
+        written.meta[OF_SIZES] = self._number_at
+        number = traced(int(value) if isinstance(value, bool) else value, operator.pos, (written,))
+        number.written = written
+        if name == "item" and not isinstance(value, bool):
+            return number
+        self._decisions.add(operator.ne if value else operator.eq, (number, 0))
+        return bool(value)
+
+    def _number_at(self, written: fx.Node, size: Size) -> Any:
+        """What such a node, or a copy of it in another graph, gives where ``size`` gives the sizes."""
+        return _Evaluator(self._stored, size).value(written)
+
+    def lengths(self, given: Any, by_values: DataReads | None) -> Any:
+        """Lengths that a call is given, with numbers in place of tensors."""
+        if not isinstance(given, (list, tuple)) or not any(isinstance(item, torch.Tensor) for item in given):
+            return given
+        read = functools.partial(self.read, "item", torch.Tensor.item, kwargs={}, by_values=by_values)
+        return [read(args=(item,)) if isinstance(item, torch.Tensor) else item for item in given]
 
     def answer(self, name: str, tensor: Any) -> torch.Tensor:
         """The values of a tensor, or its truth value. Raises CaptureError: they depend on data."""

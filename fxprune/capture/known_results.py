@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fxprune.capture import lowering
 from fxprune.capture.clone import meta_like
+from fxprune.capture.numbers import OF_SIZES
 
 _SAME_SHAPE = (
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU),
@@ -323,7 +324,7 @@ class OnMeta(fx.Interpreter):
     """Runs a graph on the meta device, without the kernels whose results are known."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+        super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -331,6 +332,10 @@ class OnMeta(fx.Interpreter):
         bound = inspect.signature(self.module.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         return self.run(*bound.arguments.values())
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node; numbers read from tensors made of sizes are computed from those."""
+        return n.meta[OF_SIZES](n, self.env.__getitem__) if OF_SIZES in n.meta else super().run_node(n)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One node."""

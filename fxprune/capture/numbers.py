@@ -21,6 +21,8 @@ from torch.fx import Graph, Node
 from fxprune.capture.sources import is_hidden, is_in_cached_call, is_of_a_message
 
 Operands = tuple[Any, ...]
+# Marks a node that reads a number from a tensor made of sizes: a function of the node, and of one that gives sizes.
+OF_SIZES = "of_sizes"
 
 
 class _Number:

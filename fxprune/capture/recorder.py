@@ -36,11 +36,10 @@ from fxprune.rules.ops import canonical_name
 from fxprune.util.copies import HELD_TENSOR
 from fxprune.util.paths import new_node
 
-_NODE = "_fxprune_node"
 _VIEW_GETTERS = {"T", "mT", "H", "mH", "real", "imag", "data"}
 _QUERIES = {"size", "dim", "numel", "nelement", "__len__", "ndimension"}
 _RANDOM = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "empty", "rand_like", "randn_like"}
-_HOOKS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+_NODE, _HOOKS = "_fxprune_node", {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 _UNANSWERED = {"data_ptr", "dim_order", "grad", "is_set_to", "storage", "typed_storage", "untyped_storage"}
 _CUTS, _DEVICES = {"unbind", "split", "chunk"}, {"cpu", "cuda", "meta", "mps", "xpu"}
 _READS_DATA = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy", "__contains__"}
@@ -82,7 +81,7 @@ class Recorder(TorchFunctionMode):
         self._decisions = Decisions(self.graph, self._new, self._arguments.size)
         self.failures = Failures(self._decisions, self.reads, self.node_of)
         self._questions = Questions(self.reads, self.node_of, self._shape, self._decisions, device, learning)
-        self._values = KnownValues(self.node_of, self._stored, self.constants, self._decisions)
+        self._values = KnownValues(self._new, self.node_of, self._stored, self.constants, self._decisions)
         self._by_values: DataReads | None = None
         self.selections = Selections(None)
         self._entered: Any = None  # a function that dispatches to others asks the mode again by its own name
@@ -164,6 +163,8 @@ class Recorder(TorchFunctionMode):
             self._entered = before
 
     def _index_or_record(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name == "pad" and len(args) > 1:
+            args = args[0], self._values.lengths(args[1], self._by_values), *args[2:]
         if self._by_values is None and masked.asks_places(name, args, kwargs):
             with self:
                 return masked.places(args[0])
@@ -319,8 +320,7 @@ class Recorder(TorchFunctionMode):
         """Note that the forward asks for a module's training flag. Raises CaptureError: it changes the flag."""
         if changed:
             self._refuse(f"the forward changes the mode of {path or 'the model'}, as no graph does: do so in train()")
-        if not self._in_leaf:
-            self.modes_read.add(path)
+        self.modes_read |= set() if self._in_leaf else {path}
 
     @noted
     def decided(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> None:

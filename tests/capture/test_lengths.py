@@ -91,3 +91,76 @@ def test_parts_of_tokens_with_learned_ones_among_them_are_those_of_longer_inputs
     assert all(plan.keep[table][1] is not None for table in ("before", "after"))
     result = fxprune.apply(model, short, plan)
     torch.testing.assert_close(result(long), fxprune.apply(model, long, plan)(long))
+
+
+class Padded(nn.Module):
+    """Convolutions that pad a signal so that the last window is full, by numbers that are tensors.
+
+    ``held``: the stride and the kernel are buffers, as in an audio codec, and not made in the forward.
+    """
+
+    def __init__(self, mode: str, held: bool = True) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv1d(1, 8, 4, 2), nn.Conv1d(8, 12, 6, 3), nn.Conv1d(12, 4, 3, 1)])
+        self.mode, self.held = mode, held
+        for number, conv in enumerate(self.convs):
+            self.register_buffer(f"stride{number}", torch.tensor(conv.stride[0]), persistent=False)
+            self.register_buffer(f"kernel{number}", torch.tensor(conv.kernel_size[0]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, conv in enumerate(self.convs):
+            stride, kernel = getattr(self, f"stride{number}"), getattr(self, f"kernel{number}")
+            if not self.held:
+                stride, kernel = torch.tensor(conv.stride[0]), torch.tensor(conv.kernel_size[0])
+            total, length = kernel - stride, x.shape[-1]
+            frames = torch.ceil((length - kernel + total) / stride + 1).to(torch.int64) - 1
+            x = self.padded(x, total, frames * stride + kernel - total - length)
+            x = conv(x).relu()
+        return x
+
+    def padded(self, x: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] <= max(left, right):
+            x = nn.functional.pad(x, (0, 2))
+        return nn.functional.pad(x, (left, right), self.mode)
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["held", "made"])
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_amounts_of_padding_that_are_tensors_made_of_sizes(mode: str, held: bool) -> None:
+    model = Padded(mode, held).eval()
+    result = pruned(model, torch.randn(2, 1, 40), budget="channels")
+    assert result.get_parameter("convs.1.weight").shape[:2] < (12, 8)
+    copy = fxprune.compile(model, torch.randn(2, 1, 40), 0.0)
+    for length in range(31, 47):
+        x = torch.randn(3, 1, length)
+        torch.testing.assert_close(copy(x), model(x))
+        assert result(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_another_way_by_a_tensor_made_of_sizes_is_refused(length: int) -> None:
+    model = Padded("constant").eval()
+    copy = fxprune.compile(model, torch.randn(2, 1, 40), 0.0)
+    with pytest.raises(AssertionError, match="inputs of other sizes"):
+        copy(torch.randn(2, 1, length))
+
+
+class Halved(nn.Module):
+    """Goes another way for an odd length, asked of a tensor, and scales by a number read from one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = torch.tensor(x.shape[1])
+        h = self.first(x) * (length / 2).item()
+        return self.last(h if length % 2 else h.relu())
+
+
+def test_numbers_and_truth_values_of_tensors_made_of_sizes_follow_the_sizes() -> None:
+    model = Halved().eval()
+    copy = fxprune.compile(model, torch.randn(2, 6, 8), 0.0)
+    for length in (2, 4, 6, 8, 12):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(copy(x), model(x))
