@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, computed, plain, traced, watching
+from fxprune.capture.numbers import Traced, TracedFloat, TracedInt, computed, decided, plain, traced, watching
 from fxprune.capture.reachable import names_in
 from fxprune.capture.sources import is_called
 from fxprune.errors import CaptureError
@@ -72,6 +72,16 @@ def _length(value: Any, /) -> int:
     if isinstance(value, torch.Tensor) and value.dim() > 0:
         return value.shape[0]
     return len(value)
+
+
+def _range(*given: Any) -> Any:
+    """``range`` in steps, of which the forward decides by their number alone, as a list."""
+    start, stop, step = given if len(given) == 3 else (0, 0, 1)
+    if not any(isinstance(number, Traced) for number in given) or plain(step) in (0, 1):
+        return range(*given)
+    count, left = len(range(*map(plain, given))), -((start - stop) // step)
+    decided(*((operator.eq, (left, count)) if count else (operator.le, (left, 0))))
+    return [start + number * step for number in range(count)]
 
 
 def _is_instance(value: Any, classes: Any, /) -> bool:
@@ -209,7 +219,7 @@ _TORCH = {id(module): _Torch(module) for module in (torch, torch.autograd, torch
 
 # Names of variants in code: no name that anybody else could write.
 _NAME = "fxprune's {}"
-_BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len": _length}
+_BUILTINS: dict[str, Any] = {"int": _int, "float": _float, "type": _type, "len": _length, "range": _range}
 _BUILTINS |= {"isinstance": _is_instance, "max": _remembered(max), "min": _remembered(min)}
 _MODULES: dict[int, Any] = {id(math): _Math("math"), id(np): _Numpy("numpy")}
 _FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant in _MATHS.items()}

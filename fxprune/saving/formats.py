@@ -26,9 +26,10 @@ from fxprune.capture.samples import Sample
 from fxprune.errors import ExportError
 from fxprune.proof.comparing import Leaves
 from fxprune.rewriting import PrunedGraphModule
+from fxprune.rules.ops import is_written
 from fxprune.saving.comparing import tensors_of
 from fxprune.saving.saving import write_source
-from fxprune.util.paths import copied_graph, device_of
+from fxprune.util.paths import attribute, copied_graph, device_of
 
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
@@ -65,11 +66,39 @@ def _called(network: fx.GraphModule) -> nn.Module:
     graph = copied_graph(network.graph)
     for node in graph.nodes:
         node.target = _REPLACED.get(node.target, node.target)
+        for stored in _stored_behind(node) if node.target == "item" else ():
+            _write_out(stored, attribute(network, str(stored.target)))
     made = fx.GraphModule(network, graph)
     called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
         vars(called)[held] = vars(network)[held]
     return called
+
+
+def _stored_behind(number: fx.Node) -> list[fx.Node]:
+    """The stored tensors that a number read from a tensor is computed from, if from those and sizes alone.
+
+    Torch computes such numbers if the tensors are written out, and else takes them for unknown ones.
+    """
+    found, pending, seen = [], [number], {number}
+    while pending:
+        node = pending.pop()
+        if node.op == "placeholder":
+            return []
+        found += [node] if node.op == "get_attr" else []
+        pending.extend(given for given in node.all_input_nodes if node.target != "size" and given not in seen)
+        seen.update(node.all_input_nodes)
+    return found
+
+
+def _write_out(stored: fx.Node, values: torch.Tensor) -> None:
+    """Let a call make a tensor, unless it is a parameter or written to."""
+    of_same = [node for node in stored.graph.nodes if (node.op, node.target) == (stored.op, stored.target)]
+    if isinstance(values, nn.Parameter) or any(map(is_written, of_same)):
+        return
+    with stored.graph.inserting_before(stored):
+        options: dict[str, Any] = {"dtype": values.dtype, "device": values.device}
+        stored.replace_all_uses_with(stored.graph.call_function(torch.tensor, (values.tolist(),), options))
 
 
 def _whole(number: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,12 +138,50 @@ def test_amounts_of_padding_that_are_tensors_made_of_sizes(mode: str, held: bool
         assert result(x).shape == model(x).shape
 
 
+@pytest.mark.parametrize("held", [True, False], ids=["held", "made"])
+def test_amounts_of_padding_that_are_tensors_are_exported(held: bool, tmp_path: Path) -> None:
+    x = torch.randn(2, 1, 40)
+    result = pruned(Padded("reflect", held), x, budget="channels")
+    fxprune.export(result, tmp_path / "net.pt2")
+    again = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(again(x), result(x))
+
+
 @pytest.mark.parametrize("length", [2, 3])
 def test_another_way_by_a_tensor_made_of_sizes_is_refused(length: int) -> None:
     model = Padded("constant").eval()
     copy = fxprune.compile(model, torch.randn(2, 1, 40), 0.0)
     with pytest.raises(AssertionError, match="inputs of other sizes"):
         copy(torch.randn(2, 1, length))
+
+
+class Chunks(nn.Module):
+    """Goes through a sequence in pieces of a length, or in one piece of its own length; ``back``: from the end."""
+
+    def __init__(self, step: int | None, back: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.step, self.back = step, back
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length, step = x.shape[1], self.step or x.shape[1]
+        starts = range(length - 1, -1, -step) if self.back else range(0, length, step)
+        pieces = [x[:, max(0, at + 1 - step) : at + 1] if self.back else x[:, at : at + step] for at in starts]
+        return self.last(torch.cat([self.first(piece).relu() * number for number, piece in enumerate(pieces, 1)], 1))
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("step", [None, 4])
+def test_only_the_number_of_steps_of_a_range_is_fixed(step: int | None, back: bool) -> None:
+    model = Chunks(step, back).eval()
+    copy = fxprune.compile(model, torch.randn(2, 10, 8), 0.0)
+    for length in range(1, 16):
+        x = torch.randn(2, length, 8)
+        if step is None or length <= 12:  # those of two pieces and of one have graphs of their own
+            torch.testing.assert_close(copy(x), model(x))
+        else:
+            with pytest.raises(AssertionError, match="inputs of other sizes"):
+                copy(x)
 
 
 class Halved(nn.Module):
