@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,47 @@ def test_locks_and_files_that_a_module_holds() -> None:
     model.file.close()
 
 
+class Guard:
+    """An object of no library, which holds what Python does not copy."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner, self.lock, self.own = owner, threading.Lock(), (threading.Lock(), [1])
+
+
+@pytest.mark.parametrize("make", [threading.Condition, threading.Event, lambda: threading.Semaphore(2)])
+def test_what_threads_wait_for_is_made_anew(make: Callable[[], Any]) -> None:
+    model = Holding().eval()
+    model.thing, model.things = make(), {"more": [make()]}
+    twin = private_copy(model)
+    pruned = fxprune.compile(model, torch.randn(2, 6), 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] < 16
+    assert twin.thing is not model.thing
+    with twin.thing if hasattr(twin.thing, "acquire") else twin.lock:
+        assert not hasattr(model.thing, "acquire") or model.thing.acquire(False)
+    model.file.close()
+
+
+def test_an_object_that_holds_the_module_a_library_and_a_lock() -> None:
+    model = Holding().eval()
+    model.guard, model.library = Guard(model), torch.nn.functional
+    pruned = fxprune.compile(model, torch.randn(2, 6), 0.5)
+    assert pruned.get_parameter("first.weight").shape[0] < 16
+    twin = private_copy(model)
+    assert twin.guard.owner is twin
+    assert twin.guard.lock is not model.guard.lock
+    assert twin.guard.own[1] is not model.guard.own[1]
+    assert twin.library is torch.nn.functional
+    model.file.close()
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = Holding().eval()
+    model.held = {"numbers": [0, 1, 2], "more": (number for number in range(3))}
+    with pytest.raises(fxprune.FxpruneError, match=r"cannot be copied .* because of held \(dict\)"):
+        fxprune.compile(model, torch.randn(2, 6), 0.5)
+    model.file.close()
+
+
 class Closing(nn.Module):
     """Functions that hold the module, its layers or its containers."""
 
@@ -180,6 +222,17 @@ def test_modules_nested_two_hundred_deep() -> None:
     pruned = fxprune.compile(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3)).eval(), torch.randn(2, 4), 0.5)
     assert pruned.get_parameter("0.weight").shape[0] < 8
     assert sys.getrecursionlimit() == before
+
+
+@pytest.mark.parametrize("depth", [60, 200])
+def test_deeply_nested_modules_are_exported(depth: int, tmp_path: Path) -> None:
+    model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    pruned = fxprune.compile(model.eval(), torch.randn(2, 4), 0.5)
+    fxprune.export(pruned, tmp_path / "net.pt2")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()(x), pruned(x))
 
 
 def test_contiguous_tensors_are_compared_by_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ _SIZED = {
     f"{kind}Tensor": _sized(getattr(torch, f"{kind}Tensor")) for kind in "Float Double Long Int Bool Byte".split()
 }
 _CHANGED: dict[str, Any] = {"Variable": _variable, **_SEEDS}
+_OF_TORCH = frozenset((*_CHANGED, *_SIZED))
 
 
 class _Torch(types.ModuleType):
@@ -226,8 +227,7 @@ _FUNCTIONS: dict[int, Any] = {id(getattr(math, name)): variant for name, variant
 _FUNCTIONS |= {id(torch.autograd.Variable): _variable, **{id(getattr(torch.random, n)): v for n, v in _SEEDS.items()}}
 _VARIANTS = {_NAME.format(name): variant for name, variant in (*_BUILTINS.items(), *_MATHS.items())}
 _VARIANTS |= {_NAME.format(name): variant for name, variant in _CHANGED.items()}
-_VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _TORCH.values()}
-_VARIANTS |= {_NAME.format(variant.__name__): variant for variant in _MODULES.values()}
+_VARIANTS |= (_OF_MODULES := {_NAME.format(v.__name__): v for v in (*_TORCH.values(), *_MODULES.values())})
 # An interruption between the lines of a `with` may leave it held: the same thread must be able to go on.
 _LOCK = threading.RLock()
 # How many captures need each function's other code, and what it had before.
@@ -236,6 +236,7 @@ _changed: dict[types.FunctionType, tuple[int, types.CodeType]] = {}
 
 # They stay, because a frame of another thread may run the code of a forward that was captured meanwhile.
 vars(builtins).update(_VARIANTS)
+sys.modules.update(_OF_MODULES)  # for functions that import them
 
 
 @contextmanager
@@ -271,15 +272,22 @@ def _change_back(function: types.FunctionType) -> None:
 
 
 def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple[str, bool]]:
-    """For names in code that stand for a builtin or a module, the variant's name, and whether calls alone take it."""
+    """For names in code that stand for a builtin or a module, the variant's name, and whether calls alone take it.
+
+    The name of a module that the code may import itself begins with ``import``.
+    """
     found: dict[str, tuple[str, bool]] = {}
-    for name in names_in(code):
+    names = names_in(code)
+    for name in names:
         value: Any = namespace.get(name)
+        new = _NAME.format(name)
+        if new in _OF_MODULES and (id(sys.modules[name]) in _MODULES or not _OF_TORCH.isdisjoint(names)):
+            found[f"import {name}"] = new, False
         if name in _BUILTINS and name not in namespace:
             found[name] = _NAME.format(name), True
         elif id(value) in _FUNCTIONS:
             found[name] = _NAME.format(value.__name__), True
-        elif id(value) in _MODULES or (id(value) in _TORCH and not {*_CHANGED, *_SIZED}.isdisjoint(names_in(code))):
+        elif id(value) in _MODULES or (id(value) in _TORCH and not _OF_TORCH.isdisjoint(names)):
             found[name] = _NAME.format(value.__name__), False
     return found
 
@@ -289,14 +297,14 @@ def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str
     """The same code, inner functions included, in which loads of global names load variants."""
     known = dict(renames)
     consts = tuple(_with_variants(c, renames) if isinstance(c, types.CodeType) else c for c in code.co_consts)
-    if not known.keys() & set(code.co_names):
+    if not {name.removeprefix("import ") for name in known} & set(code.co_names):
         return code.replace(co_consts=consts) if consts != code.co_consts else code
     raw, names = bytearray(code.co_code), list(code.co_names)
-    for at, name, is_call in _loads_of_globals(code):
+    for at, name, is_call, shift in (*_loads_of_globals(code), *_imports(code)):
         new, calls_alone = known.get(name, ("", True))
         if new and (is_call or not calls_alone):
             names += [new] * (new not in names)
-            argument = (names.index(new) << _SHIFT) | (raw[at + 1] & _SHIFT)
+            argument = (names.index(new) << shift) | (raw[at + 1] & shift)
             if argument < 256 and raw[at - 2] != dis.EXTENDED_ARG:  # else there is no room for it
                 raw[at + 1] = argument
     return code.replace(co_code=bytes(raw), co_names=tuple(names), co_consts=consts)
@@ -306,8 +314,20 @@ def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str
 _SHIFT = int(sys.version_info >= (3, 11))
 
 
-def _loads_of_globals(code: types.CodeType) -> Iterator[tuple[int, str, bool]]:
-    """Each load of a global name: where, the name, and whether the value is only called there."""
+_Load = tuple[int, str, bool, int]
+
+
+def _imports(code: types.CodeType) -> Iterator[_Load]:
+    """Each import in code whose value is the module of that name, not the package that holds it."""
+    before: Any = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME" and ("." not in instruction.argval or before is not None):
+            yield instruction.offset, f"import {instruction.argval}", False, 0
+        before = instruction.argval
+
+
+def _loads_of_globals(code: types.CodeType) -> Iterator[_Load]:
+    """Each load of a global name: where, the name, whether the value is only called there, and bits below the name."""
     instructions = list(dis.get_instructions(code))
     for number, instruction in enumerate(instructions):
         if instruction.opname == "LOAD_GLOBAL":
@@ -315,7 +335,7 @@ def _loads_of_globals(code: types.CodeType) -> Iterator[tuple[int, str, bool]]:
             is_call = bool((instruction.arg or 0) & 1) if _SHIFT else _is_called(instructions[number + 1 :])
             before = instructions[number - 1]
             is_mapped = before.opname == "LOAD_GLOBAL" and before.argval == "map"
-            yield instruction.offset, name, is_call or is_mapped
+            yield instruction.offset, name, is_call or is_mapped, _SHIFT
 
 
 def _is_called(following: list[dis.Instruction]) -> bool:

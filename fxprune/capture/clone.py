@@ -69,7 +69,7 @@ def meta_clone(model: nn.Module) -> nn.Module:
         if id(tensor) not in memo:
             memo[id(tensor)] = _meta(tensor)
     try:
-        return copy_module(model, memo)
+        return copy_module(model, dict(memo))
     except Exception as error:  # copying runs the user's own code: it may raise anything
         held = _uncopyable(model, memo)
         raise CaptureError(

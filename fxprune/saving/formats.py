@@ -29,7 +29,7 @@ from fxprune.rewriting import PrunedGraphModule
 from fxprune.rules.ops import is_written
 from fxprune.saving.comparing import tensors_of
 from fxprune.saving.saving import write_source
-from fxprune.util.paths import attribute, copied_graph, device_of
+from fxprune.util.paths import PartsModule, attribute, copied_graph, device_of, hold
 
 
 def exported_program(network: nn.Module, samples: Sequence[Sample]) -> ExportedProgram:
@@ -70,6 +70,11 @@ def _called(network: fx.GraphModule) -> nn.Module:
             _write_out(stored, attribute(network, str(stored.target)))
     made = fx.GraphModule(network, graph)
     called: nn.Module = type(type(network).__name__, (nn.Module,), {"forward": type(made).forward})()
+    parts = [str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    if isinstance(network, PartsModule) and any(network.name_of(part) != part for part in parts):
+        for part in parts:  # some lie too deep for code, and have a number in the graph
+            hold(called, part, attribute(network, network.name_of(part)))
+        return called.train(network.training)
     for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "training"):
         vars(called)[held] = vars(network)[held]
     return called

@@ -28,9 +28,16 @@ from fxprune.util.paths import modules_of, named_modules
 Memo = dict[int, Any]
 
 _DICTS = frozenset((dict, OrderedDict))
-LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef})
-# Python cannot copy locks and files, and no forward computes with them: a copy gets a new lock, or a closed file.
-_LOCKS: dict[type, Callable[[], Any]] = {type(make()): make for make in (threading.Lock, threading.RLock)}
+LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef, types.ModuleType})
+# Python cannot copy these, and no forward computes with them: a copy gets new ones, free of threads, or a closed file.
+_OF_THREADS: dict[type, Callable[[Any], Any]] = {
+    type(threading.Lock()): lambda _: threading.Lock(),
+    type(threading.RLock()): lambda _: threading.RLock(),
+    threading.Condition: lambda _: threading.Condition(),
+    threading.Semaphore: lambda value: threading.Semaphore(value._value),
+    threading.BoundedSemaphore: lambda value: threading.BoundedSemaphore(value._initial_value),
+    threading.Event: lambda value: _event(value.is_set()),
+}
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
 
 
@@ -102,6 +109,12 @@ def _is_ordinary(cls: Any) -> bool:
     return not (says_how or reduces or slots or cls.__new__ is not object.__new__)
 
 
+def _has_a_state(cls: Any) -> bool:
+    """Whether a class says what of an instance is copied (from Python 3.11 on, ``object`` has a default)."""
+    default = getattr(object, "__getstate__", None)
+    return hasattr(cls, "__setstate__") or getattr(cls, "__getstate__", default) is not default
+
+
 def _copied(value: Any, memo: Memo) -> Any:
     kind = type(value)
     if kind in LITERALS:
@@ -114,14 +127,14 @@ def _copied(value: Any, memo: Memo) -> Any:
         return _copied_dict(value, memo)
     if isinstance(value, nn.Module):
         return copy_module(value, memo)
-    if kind in _LOCKS or isinstance(value, io.IOBase):
-        memo[id(value)] = _LOCKS.get(kind, _closed)()
-        return memo[id(value)]
+    if kind in _OF_THREADS or isinstance(value, io.IOBase):
+        make: Callable[[Any], Any] = _OF_THREADS.get(kind, _closed)
+        return memo.setdefault(id(value), make(value))
     return _copied_function(value, memo) if kind is types.FunctionType else _copied_object(value, memo)
 
 
 def _copied_object(value: Any, memo: Memo) -> Any:
-    kind = type(value)
+    kind: Any = type(value)
     if kind is list:
         twin: list[Any] = []
         memo[id(value)] = twin
@@ -130,6 +143,13 @@ def _copied_object(value: Any, memo: Memo) -> Any:
     if kind is set and LITERALS.issuperset(map(type, value)):
         memo[id(value)] = set(value)
         return memo[id(value)]
+    if kind is tuple:
+        return memo.setdefault(id(value), tuple(_copied(item, memo) for item in value))
+    if hasattr(value, "__dict__") and _is_ordinary(kind) and not _has_a_state(kind):
+        other: Any = object.__new__(kind)
+        memo[id(value)] = other
+        vars(other).update({name: _copied(held, memo) for name, held in vars(value).items()})
+        return other
     return copy.deepcopy(value, memo)
 
 
@@ -165,7 +185,14 @@ def _copied_part(held: Any, memo: Memo) -> Any:
     return _copied(held, memo) if ours else held
 
 
-def _closed() -> io.BytesIO:
+def _event(is_set: bool) -> threading.Event:
+    event = threading.Event()
+    if is_set:
+        event.set()
+    return event
+
+
+def _closed(_: Any) -> io.BytesIO:
     file = io.BytesIO()
     file.close()
     return file

@@ -75,6 +75,32 @@ def of_kind(n: Any) -> int:
     return n * 2 if isinstance(n, int) and not isinstance(n, bool) else 100
 
 
+def of_math(n: int) -> float:
+    import math
+
+    return math.sqrt(n) + math.floor(n / 2)
+
+
+def of_names_of_math(n: int) -> float:
+    from math import log2, sqrt
+
+    return sqrt(n) + log2(n) + 1
+
+
+def of_numpy(n: int) -> int:
+    import numpy as short
+
+    return int(short.prod((n, 3)) + short.ceil(n / 2))
+
+
+def of_a_package(n: int) -> int:
+    import os.path
+
+    import torch.autograd
+
+    return n + len(os.path.sep) * torch.Size((1, 1)).numel()
+
+
 # Of a size, to a number that the forward multiplies with.
 OF_SIZES: dict[str, Callable[[Any], Any]] = {
     "and": lambda n: (n & 2) + 1,
@@ -226,6 +252,10 @@ OF_SIZES: dict[str, Callable[[Any], Any]] = {
     "a tensor as an index": lambda n: _TABLE[torch.tensor(n)],
     "a tensor's rows": lambda n: sum(1 for _ in torch.zeros(n, 1)),
     "deepcopy": lambda n: copy.deepcopy(n) + 1,
+    "math, imported there": of_math,
+    "names of math, imported there": of_names_of_math,
+    "numpy, imported there": of_numpy,
+    "a package, imported there": of_a_package,
 }
 
 
@@ -281,7 +311,8 @@ def test_a_number_that_comes_of_a_size(name: str) -> None:
 FUNCTIONS = """and|and, swapped|or|xor|shift left|shift right|shift by it|not|divmod|divmod, swapped|pow|pow of two
 true division|floor division|negative floor division|remainder|round|round to tens|int of a float|int|float|trunc
 numerator|real and imag|np.prod|math.sqrt|math.log2|math.prod|math.floor|math.ceil|max|sum|isinstance
-deepcopy""".replace("\n", "|").split("|")
+deepcopy|math, imported there
+names of math, imported there|numpy, imported there|a package, imported there""".replace("\n", "|").split("|")
 
 
 def test_the_first_argument_by_keyword() -> None:

@@ -191,9 +191,16 @@ def test_gradients_pass_what_a_mask_over_rows_picks() -> None:
     torch.testing.assert_close(pruned.get_parameter("first.weight").grad, model.first.weight.grad)
 
 
+def imported_there(y: Tensor) -> Tensor:
+    from torch.autograd import Variable as Other
+
+    return y + Other(torch.zeros(y.size(0), 8, 1, 1)) * Other(y)
+
+
 VARIABLES: dict[str, Callable[[Tensor], Tensor]] = {
     "by name": lambda y: y + Variable(torch.zeros(y.size(0), 8, 1, 1)),
     "by path": lambda y: y * torch.autograd.Variable(y),
+    "imported there": imported_there,
     "asked": lambda y: y if isinstance(y, torch.autograd.Variable) else y * 2,
 }
 
