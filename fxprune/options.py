@@ -146,7 +146,7 @@ class Options:
             raise ExcludeError(f"exclude takes a list of patterns and modules, not {type(patterns).__name__}")
         if not isinstance(patterns, str):
             values["exclude"] = [_path(model, "exclude", p) for p in patterns]
-        values |= {"couplings": check_couplings(values["couplings"]), "seed": _whole_number(values["seed"])}
+        values |= {"couplings": check_couplings(values["couplings"]), "seed": checked_seed(values["seed"])}
         return cls(**values | {"ratio": ratio, "budget": budget, "budgets": goals if len(goals) > 1 else {}})
 
     @property
@@ -247,10 +247,14 @@ def _path(model: nn.Module, option: str, pattern: Any) -> Any:
     return glob.escape(path) if path else "*"
 
 
-def _whole_number(seed: Any) -> int:
+def checked_seed(seed: Any) -> int:
+    """The seed as an integer. Raises OptionError: it is none, or not one of torch's seeds, which have 64 bits."""
     try:
         if isinstance(seed, bool):
             raise TypeError
-        return operator.index(seed)
+        number = operator.index(seed)
     except TypeError:
-        raise OptionError(f"seed must be a whole number, not {seed!r}") from None
+        raise OptionError(f"seed must be a whole number, not {seed!r:.80}") from None
+    if not -(2**63) <= number < 2**64:
+        raise OptionError(f"seed must be a whole number from -2**63 to 2**64 - 1, not {number!r:.80}")
+    return number

@@ -79,6 +79,8 @@ def test_limits_that_prevent_a_ratio_are_named() -> None:
         ({"seed": "a"}, errors.OptionError, "seed must be a whole number, not 'a'"),
         ({"seed": 0.5}, errors.OptionError, "seed must be a whole number"),
         ({"seed": True}, errors.OptionError, "seed must be a whole number"),
+        ({"seed": 2**64}, errors.OptionError, r"seed must be a whole number from -2\*\*63 to 2\*\*64 - 1"),
+        ({"seed": -(2**63) - 1}, errors.OptionError, "seed must be a whole number from"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

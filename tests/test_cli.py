@@ -415,6 +415,8 @@ def test_calibration_files(tmp_path: Path) -> None:
         (["analyze", "NETS:not_a_model"], "returned a int, not a torch.nn.Module"),
         (["analyze", "nowhere.py:Net"], "there is no file nowhere.py"),
         (["analyze", "BAD:Net"], "bad.py cannot be imported: SyntaxError"),
+        (["analyze", "QUIT:Net"], "quit.py ends the process while it is imported (SystemExit: 0)"),
+        (["analyze", "ENDS:ends"], "ends.py:ends raised SystemExit: 3"),
         (["analyze", "NETS:Net", "--input-size", "1,x"], "cannot read the input size '1,x'"),
         (["analyze", "NETS:Net", "--input-size", "1,3,8,8:colour"], "cannot read the input size"),
         (["analyze", "NETS:Net", "--input-size", "1,3,0,8"], "cannot read the input size"),
@@ -438,6 +440,8 @@ def test_calibration_files(tmp_path: Path) -> None:
         (["explain", "NETS:with_sample", "colour"], "colour"),
         (["compile", "NETS:with_sample", "--ratio", "1.5"], "ratio"),
         (["compile", "NETS:with_sample", "--ratio", "nan"], "ratio"),
+        (["compile", "NETS:with_sample", "--ratio", "0.2", "--ratio", "0.4"], "takes one value, or NAME=VALUE"),
+        (["compile", "NETS:with_sample", "--ratio", "0.2", "--seed", str(2**64)], "seed must be a whole number from"),
         (["compile", "NETS:with_sample", "--ratio", "0.99999"], "reach"),
         (["compile", "NETS:with_sample", "--ratio", "0.5", "--budget", "colours"], "unknown budget 'colours'"),
         (["compile", "NETS:with_sample", "--ratio", "0.5", "--criterion", "taste"], "unknown criterion 'taste'"),
@@ -466,10 +470,13 @@ def test_user_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def Net(:")
+    (tmp_path / "quit.py").write_text("import sys\nsys.exit(0)")
+    (tmp_path / "ends.py").write_text("def ends():\n    raise SystemExit(3)")
     torch.save(os.getcwd, tmp_path / "pickle.pt")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     (tmp_path / "empty").mkdir()
-    places = {"EMPTY": "empty", "NETS": nets, "BAD": "bad.py", "PICKLE": "pickle.pt", "OTHER": "other.pt"}
+    places = {"EMPTY": "empty", "NETS": nets, "BAD": "bad.py", "QUIT": "quit.py", "ENDS": "ends.py"}
+    places |= {"PICKLE": "pickle.pt", "OTHER": "other.pt"}
     for short, place in places.items():
         arguments = [argument.replace(short, place) for argument in arguments]
     result = run(*arguments)

@@ -179,7 +179,7 @@ def benchmark(
         ),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Batch size; may be repeated; 1 and 8 by default.")
+        list[int] | None, typer.Option(metavar="N", min=1, help="Batch size; may be repeated; 1 and 8 by default.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads inside a call; as torch has them.")] = None,
     seconds: Annotated[float, typer.Option(help="How long each pair is timed.")] = 1.0,

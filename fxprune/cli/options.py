@@ -15,7 +15,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from fxprune.errors import OptionError
-from fxprune.options import FormatName, FreeSize, Words, table
+from fxprune.options import FormatName, FreeSize, Words, checked_seed, table
 from fxprune.util.registry import registered_names
 
 if TYPE_CHECKING:
@@ -149,6 +149,8 @@ def _read(name: str, given: Any, words: Words) -> Any:
     try:
         if len(given) == 1 and "=" not in given[0]:
             return words.read(given[0])
+        if not all("=" in text for text in given):
+            raise ValueError
         return {text.rpartition("=")[0]: words.read(text.rpartition("=")[2]) for text in given}
     except ValueError:
         flag = name.replace("_", "-")
@@ -167,7 +169,7 @@ def find(
     """The network that the arguments name, with its sample; see :func:`find_model`."""
     from fxprune.cli.sources import find_model, load_weights
 
-    source = find_model(model, input_size or [], seed, allow=allow or (), asked=asked)
+    source = find_model(model, input_size or [], checked_seed(seed), allow=allow or (), asked=asked)
     if weights is not None:
         load_weights(source.model, weights)
     return source

@@ -184,6 +184,11 @@ def _factory(path: Path, name: str) -> Callable[[], Any]:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise ModelError(
+            f"{path} ends the process while it is imported ({described(error)}): "
+            "put what a script does under `if __name__ == '__main__':`"
+        ) from error
     except Exception as error:
         raise ModelError(f"{path} cannot be imported: {described(error)}") from error
     if not callable(getattr(module, name, None)):
@@ -197,7 +202,7 @@ def _call_factory(factory: Callable[[], Any], name: str) -> Any:
         return factory()
     except FxpruneError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(f"{name} raised {described(error)}") from error
 
 

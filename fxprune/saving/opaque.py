@@ -89,7 +89,7 @@ def allowed_imports(allow: Iterable[Any]) -> Imported:
 def _imported(path: str) -> Any:
     try:
         return pkgutil.resolve_name(path)
-    except Exception as error:  # the code of the module may raise anything
+    except (Exception, SystemExit) as error:  # the code of the module may raise anything
         if path.startswith("torch.ops:"):
             raise ArtefactError(f"{path} is not defined here: import the library that defines it, then load") from error
         raise ArtefactError(f"{path} cannot be imported here: {described(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -52,6 +53,8 @@ def write_text(target: Path, text: str) -> None:
 def write_file(target: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a new file; on any failure the old file stays. Raises FileError: it cannot be written."""
     with file_errors(f"{target} cannot be written"):
+        if not target.name:  # the working folder, or a root
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         remove_abandoned(target)
         part, lock = _claimed(lambda: target.with_name(f".{target.name}.{secrets.token_hex(4)}.part"), Path.touch)
         try:

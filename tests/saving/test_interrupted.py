@@ -160,6 +160,10 @@ def test_files_that_cannot_be_written_or_read(tmp_path: Path) -> None:
     for write in (report.plan.save, report.save_html, lambda path: save(pruned, path)):
         with pytest.raises(FileError, match="cannot be written"):
             write(tmp_path / "file" / "it")
+    for write in (report.plan.save, report.save_html):
+        for folder in (tmp_path, Path()):
+            with pytest.raises(FileError, match="cannot be written: Is a directory"):
+                write(folder)
     with pytest.raises(FileError, match="cannot be read") as caught:
         Plan.load(tmp_path / "nowhere")
     assert isinstance(caught.value, OSError)

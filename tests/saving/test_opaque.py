@@ -191,7 +191,7 @@ def test_allow_holds_paths_classes_and_functions(allow: Any, tmp_path: Path) -> 
         fxprune.load(tmp_path / "nowhere", allow=allow)
 
 
-@pytest.mark.parametrize("code", ["raise RuntimeError('no such device')", "def (:", "1 / 0"])
+@pytest.mark.parametrize("code", ["raise RuntimeError('no such device')", "def (:", "1 / 0", "raise SystemExit(0)"])
 def test_code_that_fails_while_it_is_imported_is_named(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ def test_code_that_fails_while_it_is_imported_is_named(
     (tmp_path / "broken_on_import.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     edit_graph(tmp_path / "net", lambda data: data.update(imports=["broken_on_import:Gate"]))
-    with pytest.raises(ArtefactError, match="broken_on_import:Gate cannot be imported here: .*Error: "):
+    with pytest.raises(ArtefactError, match="broken_on_import:Gate cannot be imported here: [A-Z]"):
         fxprune.load(tmp_path / "net", allow=["broken_on_import:Gate"])
 
 
