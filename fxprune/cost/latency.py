@@ -126,6 +126,8 @@ def _padded(grid: FloatArray, most: int) -> FloatArray:
 CACHE_VARIABLE = "FXPRUNE_CACHE"
 _FEWEST_CALLS, _LEAST_SECONDS = 3, 0.008
 _FORMAT = 1
+# No call takes so many seconds: a file that says so is damaged.
+_LONGEST = 1e6
 Call = Callable[[], object]
 Timer = Callable[[Call], float]
 
@@ -187,8 +189,9 @@ class LatencyTable:
             data = json.loads(self._path.read_text(encoding="utf-8")) if self._path is not None else {}
             if data.get("format") != _FORMAT or data.get("conditions") != self.conditions:
                 return {}
-            return {str(key): float(value) for key, value in data["seconds"].items() if float(value) >= 0}
-        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            read = {str(key): float(value) for key, value in data["seconds"].items()}
+            return {key: value for key, value in read.items() if 0 <= value < _LONGEST}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
             return {}  # missing or damaged: everything is measured again
 
 

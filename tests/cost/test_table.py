@@ -50,6 +50,16 @@ def test_a_spoilt_file_is_measured_again(tmp_path: Path, text: str) -> None:
     assert LatencyTable(CONDITIONS, tmp_path, refuse).known("conv") is None
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e308", "-1.0", '"x"', "null", "1" + "0" * 400, "[" * 100_000])
+def test_a_number_that_is_no_time_is_measured_again(tmp_path: Path, number: str) -> None:
+    table = LatencyTable(CONDITIONS, tmp_path, refuse)
+    table.note("conv", 1.5)
+    table.save()
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace("1.5", number))
+    assert LatencyTable(CONDITIONS, tmp_path, refuse).known("conv") is None
+
+
 def test_a_full_disk_loses_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(target: Path, text: str) -> None:
         raise OSError("no space left on device")
