@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +183,68 @@ def _modes(module: nn.Module) -> list[Any]:
     """The mode of a module and of all that it holds, and how often it was set where that is counted."""
     own = [module.training, vars(module).get("times")]
     return own + [mode for part in module._modules.values() if part is not None for mode in _modes(part)]
+
+
+class Shared(nn.Module):
+    """Parts, a container, a parameter and a buffer under several names, two of them called under a later one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 16)
+        self.tied = self.first.weight
+        self.middle = nn.Linear(16, 16)
+        self.again = self.middle
+        self.norm = nn.BatchNorm1d(16)
+        self.other_norm = self.norm
+        self.box = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.other_box = self.box
+        self.chosen = nn.ModuleDict({"inner": self.box[0]})
+        self.heads = nn.ModuleList([nn.Linear(16, 3)] * 3)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        hidden = self.again(self.middle(self.first(x).relu()).relu())
+        hidden = self.chosen["inner"](self.other_box(self.other_norm(hidden))).relu()
+        return [head(hidden) for head in self.heads]
+
+
+def names_of(network: nn.Module) -> dict[str, list[str]]:
+    lists: dict[str, Iterable[tuple[str, object]]] = {
+        "state": network.state_dict().items(),
+        "parameters": network.named_parameters(),
+        "all parameters": network.named_parameters(remove_duplicate=False),
+        "buffers": network.named_buffers(remove_duplicate=False),
+        "modules": network.named_modules(remove_duplicate=False),
+    }
+    return {kind: [name for name, _ in found] for kind, found in lists.items()}
+
+
+def test_parts_keep_all_of_their_names(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(4, 6)
+    pruned = fxprune.compile(model, x, 0.5)
+    fxprune.save(pruned, tmp_path / "net")
+    loaded = fxprune.load(tmp_path / "net")
+    again = fxprune.compile(loaded, x, 0.2)
+    for network in (pruned, loaded, again, copy.deepcopy(loaded), pickle.loads(pickle.dumps(pruned))):
+        assert names_of(network) == names_of(model)
+        assert network.again is network.middle
+        assert network.other_box is network.box
+        assert network.chosen["inner"] is network.box[0]
+        assert network.tied is network.first.weight
+        assert len(network.heads) == 3
+        assert network.heads[2] is network.heads[0]
+    before = [output.clone() for output in pruned(x)]
+    state = {name: value.clone() for name, value in pruned.state_dict().items()}
+    loaded.first.weight.data.zero_()
+    loaded.load_state_dict(state)
+    for network in (loaded, copy.deepcopy(pruned)):
+        for one, other in zip(network(x), before, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_part_that_is_not_called_gets_no_name_by_a_tie() -> None:
+    model = Shared().eval()
+    model.idle = nn.Linear(6, 16)
+    model.idle.weight = model.first.weight
+    pruned = fxprune.compile(model, torch.randn(4, 6), 0.5)
+    assert not any(name.startswith("idle") for name in pruned.state_dict())

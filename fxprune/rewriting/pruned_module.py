@@ -14,7 +14,7 @@ from torch import fx, nn
 from fxprune.errors import ModeError
 from fxprune.rewriting.choosing import number_of_forward
 from fxprune.rewriting.slicing import graph_as_data, graph_from_data
-from fxprune.util.copies import is_constant
+from fxprune.util.copies import Shared, hold_under_all, is_constant, shared_names
 from fxprune.util.modes import CALLS, flags_of, follow, give_own_modes, set_flags
 from fxprune.util.paths import Parts, PartsModule, PlainNames, attribute, copied_graph, hold, is_held, parts_like
 
@@ -48,12 +48,13 @@ class PrunedGraphModule(PartsModule):
         class_name: str = "GraphModule",
         kept_out: Collection[str] = (),
         modes: Mapping[str, Any] | None = None,
+        shared: Shared = (),
         later: bool = False,
     ) -> None:
         """``root`` holds modules and tensors by dotted name; ``kept_out`` names buffers not in the state dict.
 
-        ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`. ``later``:
-        whether ``forward`` is generated when it is first looked up.
+        ``graphs``: as in :attr:`graphs`, with those names as targets. ``modes``: as in :attr:`modes`. ``shared``: see
+        :func:`shared_names`. ``later``: whether ``forward`` is generated when it is first looked up.
         """
         # These are set first: a part with one of these names is then known to be hidden.
         own: dict[str, Any] = {"_class_name": class_name, "_graphs": dict(graphs), "_kept_out": tuple(kept_out)}
@@ -66,6 +67,7 @@ class PrunedGraphModule(PartsModule):
         for name in kept_out:
             path, _, leaf = name.rpartition(".")
             attribute(self, path)._non_persistent_buffers_set.add(leaf)
+        hold_under_all(self, shared)
         for path in self._modes["flags"]:
             if path and not is_held(self, path):
                 hold(self, path, Parts())
@@ -271,7 +273,8 @@ class PrunedGraphModule(PartsModule):
 
     @property
     def _options(self) -> dict[str, Any]:
-        return {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
+        about = {"class_name": self._class_name, "kept_out": self._kept_out, "modes": self._modes}
+        return {**about, "shared": shared_names(self)}
 
     def _count(self) -> int:
         return sum(name.startswith("eval") for name in self._graphs)

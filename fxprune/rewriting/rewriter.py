@@ -23,7 +23,7 @@ from fxprune.rewriting.slicing import KnownIndices, kept_indices, rebuilt, slice
 from fxprune.rules.call import Call
 from fxprune.rules.registry import find_module_form, find_rule, replace
 from fxprune.rules.repair import Repair, size_map
-from fxprune.util.copies import copy_module
+from fxprune.util.copies import copy_module, shared_names
 from fxprune.util.modes import flags_of
 from fxprune.util.paths import ModelPaths, device_of, named_modules, new_node
 
@@ -90,6 +90,7 @@ class Rewriter:
         kept_out = [*new_constants, *_kept_out(part, root)]
         modes = {"effects": captured.effects, "flags": _modes_read(specializations), "untraced": captured.untraced}
         about: dict[str, Any] = {"class_name": type(part).__name__, "kept_out": kept_out, "modes": modes}
+        about["shared"] = shared_names(part)
         pruned = PrunedGraphModule(root, graphs, **about, later=True)
         reorder_like(pruned, part)
         pruned.set_modes(flags_of(part))

@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch._library.custom_ops import CustomOpDef
 
-from fxprune.util.paths import modules_of, named_modules
+from fxprune.util.paths import attribute, hold, is_held, modules_of, named_modules
 
 Memo = dict[int, Any]
+# The names of each part or tensor that has several.
+Shared = Sequence[Sequence[str]]
 
 _DICTS = frozenset((dict, OrderedDict))
 LITERALS = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, CustomOpDef, types.ModuleType})
@@ -39,6 +41,29 @@ _OF_THREADS: dict[type, Callable[[Any], Any]] = {
     threading.Event: lambda value: _event(value.is_set()),
 }
 _HOOKS_OF_COPYING = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
+
+
+def shared_names(model: nn.Module) -> Shared:
+    """The names of every part, parameter and saved buffer that a model holds under several names, parts first."""
+    parts: dict[int, list[str]] = {}
+    tensors: dict[int, list[str]] = {}
+    for path, module in named_modules(model, again=True):
+        parts.setdefault(id(module), []).append(path)
+        saved = {n: t for n, t in module._buffers.items() if n not in module._non_persistent_buffers_set}
+        for name, tensor in {**module._parameters, **saved}.items():
+            if tensor is not None:
+                tensors.setdefault(id(tensor), []).append(f"{path}.{name}".lstrip("."))
+    return [names for names in (*parts.values(), *tensors.values()) if len(names) > 1]
+
+
+def hold_under_all(model: nn.Module, shared: Shared) -> None:
+    """Let a model hold what it has under one of several names under the others, too; tensors only in parts it has."""
+    for names in shared:
+        found = next((attribute(model, name) for name in names if is_held(model, name)), None)
+        for name in names if found is not None else ():
+            parent = name.rpartition(".")[0]
+            if not is_held(model, name) and (isinstance(found, nn.Module) or not parent or is_held(model, parent)):
+                hold(model, name, found)
 
 
 def copy_module(module: nn.Module, memo: Memo) -> nn.Module:
