@@ -160,24 +160,33 @@ def _check_identities(model: nn.Module, captured: Captured, sample: Sample) -> N
 
     Raises CaptureError: the sample is such an input.
     """
-    one = OneTensor(captured.sample.args, captured.sample.kwargs)
-    if "" in captured.opaque or len(set(map(kind_of, one.tensors))) == len(one.tensors):
+    parts = (captured, *captured.specializations)
+    if "" in captured.opaque or not any(_asks_identities(model, part) for part in parts):
         return
-    served = [captured.training_graph or replace(captured, training=True)] * bool(captured.modes_read)
-    for mode in [captured, *served]:
-        graphs = [attempt(model, replace(mode, sample=given))[0] for given in (captured.sample, one)]
+    for given in (sample, *sample.others):
+        places = {(t.untyped_storage()._cdata, t.storage_offset(), kind_of(t)) for t in given.tensors}
+        if len(places) < len(given.tensors):
+            raise CaptureError(
+                "the sample gives one tensor for several arguments, and the forward asks whether they are one, "
+                "which no graph can: give clones, or one argument"
+            )
+    for each in (each for part in parts for each in part.modes()):
+        refuse_one_tensor(each.graph)
+        drop_unread(each.graph)
+
+
+def _asks_identities(model: nn.Module, part: Captured) -> bool:
+    """Whether the forward does something else, and a graph of this part does not, if one tensor is in two places."""
+    one = OneTensor(part.sample.args, part.sample.kwargs)
+    if len(set(map(kind_of, one.tensors))) == len(one.tensors):
+        return False
+    served = [part.training_graph or replace(part, training=True)] * bool(part.modes_read)
+    for mode in [part, *served]:
+        graphs = [attempt(model, replace(mode, sample=given))[0] for given in (part.sample, one)]
         calls, other = (_calls(graph, by_kind=True) for graph in graphs)
         if calls != other and fails_for(model, mode, one):
-            places = {(t.untyped_storage()._cdata, t.storage_offset(), kind_of(t)) for t in sample.tensors}
-            if len(places) < len(sample.tensors):
-                raise CaptureError(
-                    "the sample gives one tensor for several arguments, and the forward asks whether they are one, "
-                    "which no graph can: give clones, or one argument"
-                )
-            for each in (each for part in (captured, *captured.specializations) for each in part.modes()):
-                refuse_one_tensor(each.graph)
-                drop_unread(each.graph)
-            return
+            return True
+    return False
 
 
 def _inside(value: Any) -> Iterator[Any]:

@@ -39,6 +39,16 @@ class AsksEntries(Pair):
         return self.both(values["x"][0], values["y"][0], values["x"][0] is values["y"][0])
 
 
+class AsksIfShort(Pair):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.both(x, y, len(x) < 4 and x is y)
+
+
+class AsksIfPositive(Pair):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.both(x, y, bool(x.sum() > 0) and x is y)
+
+
 class Packs(Pair):
     """Takes another way for one tensor, which leads to the same values."""
 
@@ -74,6 +84,24 @@ def test_one_tensor_is_refused_where_the_forward_asks_for_it(
         with pytest.raises(AssertionError, match="calls with two tensors as .*, as its forward asks"):
             network(*arguments(A, A))
     assert train in asking or isinstance(model, AsksInTraining)
+
+
+@pytest.mark.parametrize(
+    ("model", "sample", "other"),
+    [(AsksIfShort(), torch.randn(6, 6), A), (AsksIfPositive(), -A.abs(), A.abs())],
+    ids=["by size", "by value"],
+)
+def test_every_branch_is_asked_whether_it_asks(model: nn.Module, sample: Tensor, other: Tensor) -> None:
+    """The question may be in the branch of another sample alone."""
+    model.eval()
+    pruned = fxprune.compile(model, (sample, sample.clone()), 0.0, other_samples=[(other, other.clone())])
+    for given in (sample, other):
+        torch.testing.assert_close(pruned(given, given.clone()), model(given, given.clone()))
+    assert not torch.allclose(model(other, other), model(other, other.clone()))
+    with pytest.raises(AssertionError, match="calls with two tensors as x and y, as its forward asks"):
+        pruned(other, other)
+    with pytest.raises(CaptureError, match="the sample gives one tensor for several arguments"):
+        fxprune.compile(model, (sample, sample.clone()), 0.0, other_samples=[(other, other)])
 
 
 def test_a_sample_of_one_tensor_is_refused_where_the_forward_asks_for_it() -> None:
