@@ -40,6 +40,7 @@ from fxprune.rewriting import Certificate
 from fxprune.util.copies import deep_recursion
 from fxprune.util.paths import named_modules
 from fxprune.util.progress import Steps, random_state_kept
+from fxprune.util.writing import file_errors
 
 # The proof seeds the generators and switches kernels for the whole process, so one pass runs at a time.
 _LOCK = threading.RLock()
@@ -187,11 +188,12 @@ class Program:
         return f"{type(self.model).__name__}, not captured yet"
 
     def dump(self, name: str) -> None:
-        """Write the program to the folder that ``FXPRUNE_DUMP`` names, if any."""
+        """Write the program to the folder that ``FXPRUNE_DUMP`` names, if any. Raises FileError: that is impossible."""
         folder = os.environ.get("FXPRUNE_DUMP")
         if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / f"{name}.txt").write_text(f"{self}\n", encoding="utf-8")
+            with file_errors(f"{folder}, which FXPRUNE_DUMP names, cannot be written"):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                (Path(folder) / f"{name}.txt").write_text(f"{self}\n", encoding="utf-8")
 
     def check(self) -> None:
         """Check the invariants that must hold after every pass.

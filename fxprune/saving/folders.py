@@ -225,6 +225,8 @@ class SavedFolder:
                 if name in ("", ".", "..") or "/" in name or "\\" in name:
                     raise ValueError(name)
                 self._streams[name] = self._files.enter_context(self._opened(name))
+            except PermissionError as error:
+                raise ArtefactError(f"{self.path / name} cannot be read: {error.strerror}") from error
             except (OSError, ValueError) as error:  # ValueError: a name that no file can have
                 raise ArtefactError(f"{self.path} is incomplete: {name!r:.80} is missing") from error
         return self._streams[name]
@@ -258,7 +260,10 @@ def _opened_whole(path: Path, verify: bool, files: ExitStack) -> SavedFolder:
                 if tries_left and (_is_set_aside(path) or (first and path.parent.is_dir())):
                     time.sleep(_PAUSE)
                     continue
-                raise ArtefactError(f"{path} is not a folder saved by fxprune: it cannot be opened") from error
+                reason = getattr(error, "strerror", None) or error
+                raise ArtefactError(
+                    f"{path} is not a folder saved by fxprune: it cannot be opened ({reason})"
+                ) from error
             try:
                 folder.read_manifest(verify)
             except ArtefactError:

@@ -151,7 +151,7 @@ def test_a_killed_plan_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_files_that_cannot_be_written_or_read(tmp_path: Path) -> None:
+def test_files_that_cannot_be_written_or_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     pruned = fxprune.compile(model, torch.randn(2, 4), 0.3)
     report = fxprune.report(pruned)
@@ -168,6 +168,9 @@ def test_files_that_cannot_be_written_or_read(tmp_path: Path) -> None:
         Plan.load(tmp_path / "nowhere")
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == errno.ENOENT
+    monkeypatch.setenv("FXPRUNE_DUMP", str(tmp_path / "file" / "it"))
+    with pytest.raises(FileError, match="file/it, which FXPRUNE_DUMP names, cannot be written"):
+        fxprune.compile(model, torch.randn(2, 4), 0.3)
 
 
 @pytest.mark.parametrize("most", [0, 100, 1500])

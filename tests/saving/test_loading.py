@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,23 @@ def test_a_truncated_or_missing_file_is_noticed(folder: Path, name: str) -> None
     (folder / name).unlink()
     with pytest.raises(ArtefactError, match=f"incomplete: '{name}' is missing"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "weights.safetensors", "net"])
+def test_a_file_that_one_may_not_read_is_not_called_missing(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.open
+
+    def guarded(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == (folder.name if name == "net" else name):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return really(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", guarded)
+    with pytest.raises(ArtefactError, match="cannot be (read|opened).*Permission denied") as caught:
+        load(folder)
+    assert "missing" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "graph.json", "plan.json", "report.json"])
