@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import operator
+import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,13 +20,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 import fxprune
 from fxprune import cli
 from fxprune.cli import sources
 from fxprune.errors import FxpruneError, PlanError
-from fxprune.reporting import Report
+from fxprune.reporting import Report, print_report
 from fxprune.reporting.page import as_html
 from tests.test_reporting import make_report
 
@@ -224,6 +226,27 @@ def texts(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where there is text in a document."""
     for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
         yield from [(*path, key)] if isinstance(value, str) else texts(value, (*path, key))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_text_in_a_report_gives_a_terminal_no_orders(terminal: bool) -> None:
+    """A title of the window, a cleared screen, a bell, the C1 form of an escape, a carriage return, turned text."""
+    orders = "\x1b]0;title\x07\x1b[2J\x9b2J\r\u202e"
+    document = json.loads(json.dumps(make_report(2, 2).as_dict()))
+    places = list(texts(document))
+    for *path, last in places:
+        holder = functools.reduce(operator.getitem, path, document)
+        plain, holder[last] = holder[last], holder[last] + orders
+        if outline(document) is None:
+            holder[last] = plain
+    report = Report.from_dict(document)
+    assert json.dumps(document).count("title") > len(places) // 2
+    out = io.StringIO()
+    print_report(report, Console(file=out, force_terminal=terminal, width=200), verbose=True)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", out.getvalue())  # colours
+    for text in (shown, str(report), str(report.compare(report))):
+        assert "title" in text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
 @pytest.mark.parametrize("injection", INJECTIONS)

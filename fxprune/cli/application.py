@@ -168,7 +168,10 @@ def _polite(command: Callable[..., None]) -> Callable[..., None]:
 
 def _print_error(message: str) -> None:
     """Print an error as one line, even if its message has several."""
-    Console(stderr=True, soft_wrap=True).print("error:", " ".join(message.split()), markup=False, highlight=False)
+    from fxprune.util.tables import printable
+
+    line = printable(" ".join(message.split()))
+    Console(stderr=True, soft_wrap=True).print("error:", line, markup=False, highlight=False)
 
 
 def _show_version(wanted: bool) -> None:

@@ -70,15 +70,17 @@ def _own_output() -> tuple[int | None, TextIO]:
 
 def say(text: str) -> None:
     """Print text as the answer."""
-    typer.echo(text, file=_ANSWERS[-1] if _ANSWERS else None)
+    from fxprune.util.tables import printable
+
+    typer.echo(printable(text), file=_ANSWERS[-1] if _ANSWERS else None)
 
 
 def show(renderable: RenderableType) -> None:
     """Print for people; if the output is not a terminal, without colours and without cutting names."""
-    from fxprune.reporting import plain_text
+    from fxprune.util.tables import Printable, plain_text
 
     if _ANSWERS and _ANSWERS[-1].isatty():
-        Console(file=_ANSWERS[-1]).print(renderable)
+        Console(file=_ANSWERS[-1]).print(Printable(renderable))
     else:
         say(plain_text(renderable))
 

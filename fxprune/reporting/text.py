@@ -24,6 +24,7 @@ from fxprune.reporting.report import (
     removed,
 )
 from fxprune.util.tables import (
+    Printable,
     add_row,
     labelled,
     listing,
@@ -42,7 +43,7 @@ BUDGETS = {"macs": "MACs", "params": "parameters", "channels": "channels", "memo
 
 def print_report(report: Report, console: Console | None = None, *, verbose: bool = False) -> None:
     """Print a report; ``verbose`` shows every group with its members and every pinned width."""
-    (console or Console()).print(render_report(report, verbose=verbose))
+    (console or Console()).print(Printable(render_report(report, verbose=verbose)))
 
 
 def as_text(report: Report, *, verbose: bool = False) -> str:

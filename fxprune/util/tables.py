@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import os
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -94,6 +95,26 @@ def listing(name: str, rows: Sequence[tuple[str, str, str]], verbose: bool) -> R
     return with_rest(table, len(rows) - len(shown))
 
 
+# Characters that a terminal obeys or that turn the direction of text, except ends of lines and tabs.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """The text with a mark in place of each character that a terminal would obey: names may come from anywhere."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
+@dataclass
+class Printable:
+    """Something to print, with its text made :func:`printable`; colours stay."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def plain_text(renderable: RenderableType) -> str:
     """The text on a console of 100 columns (more if names need it), without colours and trailing blanks."""
     stream = io.StringIO()
@@ -101,7 +122,7 @@ def plain_text(renderable: RenderableType) -> str:
     console = Console(
         file=stream, width=max(_WIDTH, least), color_system=None, force_terminal=False, legacy_windows=False
     )
-    console.print(renderable)
+    console.print(Printable(renderable))
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()).strip("\n")
 
 
