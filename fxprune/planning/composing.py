@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 from fxprune.analysis.groups import Group
 from fxprune.analysis.solving import ChannelGraph
 from fxprune.axes.elements import Mask, channels_of
-from fxprune.errors import PlanError
+from fxprune.errors import OptionError, PlanError
 from fxprune.planning.plan import Keep, Plan, same_indices
 from fxprune.planning.plan_text import kept_shapes, write_ranges
-from fxprune.util.paths import attribute
 
 
 def composed(graph: ChannelGraph, first: Plan, second: Plan, settings: Mapping[str, Any]) -> Plan:
@@ -66,8 +65,9 @@ def migrate(optimizer: Kind, plan: Plan, model: nn.Module, pruned: nn.Module) ->
 
     State of a parameter's shape (momentum, both moments of Adam) is cut as the parameter was; dims of size 1 (the
     factors of Adafactor) and numbers (step counts) are copied. The next step equals that of the original with all
-    removed entries set to zero. Gradients are not carried over. A learning rate schedule holds its optimiser: create a
-    new one with ``last_epoch``, or set its ``optimizer``.
+    removed entries set to zero. Parameters that the pruned network does not hold, as the forward does not use them, are
+    left out. Gradients are not carried over. A learning rate schedule holds its optimiser: create a new one with
+    ``last_epoch``, or set its ``optimizer``.
 
     Args:
         optimizer: the optimiser of ``model``'s parameters; it is not changed. Other parameters in it stay as they are.
@@ -76,15 +76,28 @@ def migrate(optimizer: Kind, plan: Plan, model: nn.Module, pruned: nn.Module) ->
         pruned: the network cut from it.
 
     Raises:
+        OptionError: ``optimizer`` is no optimiser.
         PlanError: the plan is for another network, or the optimiser has state that the plan cannot cut.
     """
+    if not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise OptionError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan must be the plan of the cut, fxprune.report(pruned).plan, not {type(plan).__name__}")
     names = {parameter: name for name, parameter in model.named_parameters()}
     plan.check({**plan.shapes, **{name: tuple(parameter.shape) for parameter, name in names.items()}})
+    narrow, expected = dict(pruned.named_parameters(remove_duplicate=False)), kept_shapes(plan)
+    for name, parameter in narrow.items():
+        if expected.get(name, parameter.shape) != tuple(parameter.shape):
+            raise PlanError(
+                f"the pruned network was not cut by this plan: {name!r} has shape {tuple(parameter.shape)} and would "
+                f"have {expected[name]}"
+            )
+    new_of = {p: narrow[name] for name, p in model.named_parameters(remove_duplicate=False) if name in narrow}
     twin = copy.copy(optimizer)
     twin.state = defaultdict(dict)
     twin.param_groups = []
     for group in optimizer.param_groups:
-        pairs = [(p, attribute(pruned, names[p]) if p in names else p) for p in group["params"]]
+        pairs = [(p, new_of.get(p, p)) for p in group["params"] if p in new_of or p not in names]
         twin.param_groups.append({**group, "params": [new for _, new in pairs]})
         for old, new in pairs:
             if old in optimizer.state:

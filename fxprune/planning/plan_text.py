@@ -97,6 +97,8 @@ def _value(value: Any) -> str:
 
 def read_parts(text: str) -> dict[str, Any]:
     """Parse and check the text. Raises PlanError: the text is not a plan; the message says where."""
+    if not isinstance(text, str):
+        raise PlanError(f"the plan must be text, not {type(text).__name__}")
     document = _dict(_parse(text), "the plan")
     if document.get("format") != FORMAT:
         raise PlanError(f"the plan: format is {str(document.get('format'))[:40]!r}; this version reads {FORMAT!r}")

@@ -5,7 +5,7 @@ Such loops hold the network and the optimiser, so both remain the same objects a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from fxprune.errors import MissingDependencyError, OptionError, check_count
 from fxprune.schedules.iterative import IterativePruning
 from fxprune.schedules.soft import Polarization, SoftPruning, SparseTraining, batch_norm_scales
+from fxprune.schedules.steps import check_trained
 
 Schedule = IterativePruning | SoftPruning | SparseTraining | Polarization
 
@@ -32,7 +33,7 @@ def step_in_place(schedule: IterativePruning, network: nn.Module, *optimizers: O
         FxpruneError: see :meth:`IterativePruning.step`.
     """
     _check(schedule)
-    _check_trained(network, optimizers)
+    check_trained(network, optimizers)
     pruned, moved = schedule.advance(network, optimizers)
     parts = dict(pruned.named_modules())
     for path, part in list(network.named_modules()):  # other references to a part then see the smaller one
@@ -47,15 +48,6 @@ def _check(schedule: Schedule) -> None:
         raise OptionError(f"a {type(schedule).__name__} returns a network of its own: train that in your own loop")
     if isinstance(schedule, IterativePruning) and not schedule.keep_class:
         raise OptionError("a network can be pruned in place only if its class stays: give the schedule keep_class=True")
-
-
-def _check_trained(network: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(parameter) in held for parameter in network.parameters()):
-        raise OptionError(
-            f"no optimiser has a parameter of this {type(network).__name__}: give the network that is trained, and not "
-            "a copy of it"
-        )
 
 
 def pruning_metrics(schedule: Schedule) -> dict[str, float]:

@@ -31,7 +31,7 @@ from fxprune.options import Level
 from fxprune.planning import Plan
 from fxprune.proof.masking import select
 from fxprune.reporting.summarising import summarise
-from fxprune.schedules.steps import check_unwrapped, exclusions, values_of_first_rank
+from fxprune.schedules.steps import check_unwrapped, checked_state, exclusions, values_of_first_rank
 from fxprune.util.paths import attribute
 
 
@@ -284,14 +284,16 @@ class FusedTraining:
         """Continue from the state of another schedule of the same network, after loading ``network``.
 
         Raises:
-            OptionError: that schedule had other epochs, groups or widths.
+            OptionError: that schedule had other epochs, groups or widths, or was of another kind.
         """
-        widths = {name: len(kept) for name, kept in state["kept"].items()}
+        state = checked_state(state, ("epochs", "kept"), "epoch")
+        kept = state["kept"] if isinstance(state["kept"], Mapping) else {}
+        widths = {name: len(indices) for name, indices in kept.items()}
         if widths != {g.name: g.width for g in self._groups} or state["epochs"] != self.epochs:
             raise OptionError("the state is of a schedule with other epochs, groups or widths")
-        self.epoch = int(state["epoch"])
+        self.epoch = state["epoch"]
         for group in self._groups:
-            group.kept = tuple(int(index) for index in state["kept"][group.name])
+            group.kept = tuple(int(index) for index in kept[group.name])
 
     def _widths(
         self,

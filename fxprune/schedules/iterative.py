@@ -22,7 +22,7 @@ from fxprune.planning.plan_text import kept_shapes
 from fxprune.program import kernel_multiple
 from fxprune.recovery import Recovery, resolve_recoveries
 from fxprune.reporting.summarising import summarise
-from fxprune.schedules.steps import check_unwrapped, plan_of_first_rank, ratio_at
+from fxprune.schedules.steps import check_trained, check_unwrapped, checked_state, plan_of_first_rank, ratio_at
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -127,7 +127,7 @@ class IterativePruning:
             The smaller network, and its optimiser with the state of the kept entries (:func:`fxprune.migrate`).
 
         Raises:
-            OptionError: all steps are done.
+            OptionError: all steps are done, or the optimiser trains another network.
             PlanError: ``network`` is not the result of the last step.
             FxpruneError: see :func:`fxprune.compile`.
         """
@@ -139,6 +139,8 @@ class IterativePruning:
         if self.finished:
             raise OptionError(f"all {self.steps} steps of this schedule are done")
         self._check_present(network)
+        if optimizers:
+            check_trained(network, optimizers)
         target = ratio_at(self.done + 1, self.steps, self.ratio, self.shape)
         options: Any = {**self._options, "max_ratio": self._max_ratio_of, "round_to": self._round_to_of}
         ratio = self._ratio_of_current(target)
@@ -162,9 +164,10 @@ class IterativePruning:
         """Continue from the state of another schedule of the same network.
 
         Raises:
-            OptionError: that schedule had another ratio, shape or number of steps.
+            OptionError: that schedule had another ratio, shape or number of steps, or was of another kind.
             PlanError: that schedule was for another network.
         """
+        state = checked_state(state, ("steps", "ratio", "shape", "plan"), "done", self.steps)
         for name in ("steps", "ratio", "shape"):
             if state[name] != getattr(self, name):
                 raise OptionError(
@@ -172,7 +175,7 @@ class IterativePruning:
                 )
         plan = Plan.from_json(state["plan"])
         plan.masks(self._graph)
-        self._plan, self.done = plan, int(state["done"])
+        self._plan, self.done = plan, state["done"]
 
     def _ratio_of_current(self, target: float) -> float:
         """The fraction to remove of the current network's budget so that ``target`` of the original's is removed."""

@@ -17,7 +17,7 @@ from fxprune.options import Level, PlanOptions
 from fxprune.planning import Plan
 from fxprune.proof.copies import named_tensors
 from fxprune.proof.masking import overwrite_removed, removed_entries
-from fxprune.schedules.steps import check_unwrapped, exclusions, plan_of_first_rank
+from fxprune.schedules.steps import check_unwrapped, checked_state, exclusions, plan_of_first_rank
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -174,11 +174,15 @@ class SoftPruning:
 
         Raises:
             PlanError: that schedule was for another network.
+            OptionError: that schedule was of another kind.
         """
-        plan = Plan.from_json(state["plan"]) if state["plan"] else None
+        state = checked_state(state, ("plan", "silent", "held"), "epoch")
+        if not isinstance(state["held"], Mapping):
+            raise OptionError(f"'held' of the state must hold tensors by name, not {state['held']!r:.80}")
+        plan = Plan.from_json(state["plan"]) if state["plan"] != "" else None
         if plan is not None:
             plan.masks(self._graph)
-        self._plan, self.epoch, self._silent = plan, int(state["epoch"]), bool(state["silent"])
+        self._plan, self.epoch, self._silent = plan, state["epoch"], bool(state["silent"])
         self._held = {name: value.clone() for name, value in state["held"].items()}
 
 
@@ -233,10 +237,10 @@ class _ScalePenalty:
         return {name: getattr(self, name) for name in (*self._names, "steps")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another schedule stood."""
-        for name in self._names:
-            setattr(self, name, float(state[name]))
-        self.steps = int(state["steps"])
+        """Go on where another schedule stood. Raises OptionError: it was of another kind."""
+        state = checked_state(state, self._names, "steps")
+        numbers = {name: at_least_zero(name, state[name]) for name in self._names}
+        vars(self).update(numbers, steps=state["steps"])
 
 
 class SparseTraining(_ScalePenalty):

@@ -1,13 +1,15 @@
-"""One plan on all ranks of an initialised ``torch.distributed``."""
+"""What schedules share: checks of what they are given, ratios of steps, and one plan on all ranks of a run."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fxprune.analysis.groups import Group
 from fxprune.calibration.statistic import is_distributed
@@ -51,6 +53,38 @@ def check_unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(model, torch.nn.Module):
         return model
     raise OptionError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def check_trained(network: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+    """Raise OptionError unless an optimiser has a parameter of the network."""
+    held = {id(p) for optimizer in optimizers for group in _groups(optimizer) for p in group["params"]}
+    if not any(id(parameter) in held for parameter in network.parameters()):
+        raise OptionError(
+            f"no optimiser has a parameter of this {type(network).__name__}: give the network that is trained, and not "
+            "a copy of it"
+        )
+
+
+def _groups(optimizer: Any) -> list[dict[str, Any]]:
+    if not isinstance(groups := getattr(optimizer, "param_groups", None), list):
+        raise OptionError(f"an optimiser must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
+    return groups
+
+
+def checked_state(state: Any, names: Iterable[str], done: str, most: int | None = None) -> Mapping[str, Any]:
+    """The state of a schedule; ``done``: the name of its count of steps or epochs, of which there are ``most``.
+
+    Raises:
+        OptionError: it lacks one of the names, or the count is not possible.
+    """
+    lacks = [name for name in (*names, done) if not isinstance(state, Mapping) or name not in state]
+    if lacks:
+        raise OptionError(f"this is not the state of such a schedule: it has no {', '.join(map(repr, lacks))}")
+    check_count(OptionError, f"{done!r} of the state", state[done], least=0)
+    if most is not None and state[done] > most:
+        raise OptionError(f"{done!r} of the state must be at most {most}, not {state[done]!r}")
+    found: Mapping[str, Any] = state
+    return found
 
 
 def exclusions(groups: Iterable[Group]) -> tuple[str, ...]:

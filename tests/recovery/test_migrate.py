@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import PlanError
+from fxprune.errors import OptionError, PlanError
 from tests.criteria.calibrated import Small, images
 
 
@@ -74,3 +74,52 @@ def test_a_plan_for_another_network_is_refused() -> None:
     other = nn.Linear(3, 4)
     with pytest.raises(PlanError, match="another network"):
         fxprune.migrate(torch.optim.SGD(other.parameters(), 0.1), plan, other, other)
+
+
+class Partly(nn.Module):
+    """A network with a layer and a parameter that its forward does not use, and one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied: nn.Parameter | None = None
+        self.idle = nn.Linear(8, 3)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 2)
+        self.alone = nn.Parameter(torch.ones(3))
+        self.tied = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+def test_parameters_that_the_forward_does_not_use_are_left_out() -> None:
+    model, x = Partly().eval(), torch.randn(12, 6)
+    optimizer = torch.optim.Adam([{"params": [*model.idle.parameters(), model.alone]}, {"params": []}])
+    optimizer.param_groups[1]["params"] = [*model.first.parameters(), *model.last.parameters()]
+    for _ in range(2):
+        step(model, optimizer, x, torch.zeros(12, dtype=torch.long))
+    pruned = fxprune.compile(model, x, 0.4)
+    plan = fxprune.report(pruned).plan
+    assert plan is not None
+    migrated = fxprune.migrate(optimizer, plan, model, pruned)
+    assert migrated.param_groups[0]["params"] == []
+    held = [id(parameter) for parameter in pruned.parameters()]
+    assert sorted(id(p) for p in migrated.param_groups[1]["params"]) == sorted(held)
+    assert {id(parameter) for parameter in migrated.state} == set(held)
+    for old, new in zip(optimizer.param_groups[1]["params"], migrated.param_groups[1]["params"], strict=True):
+        assert migrated.state[new]["exp_avg"].shape == new.shape
+        assert migrated.state[new]["step"] == optimizer.state[old]["step"]
+    step(pruned, migrated, x, torch.zeros(12, dtype=torch.long))
+
+
+def test_mistakes_are_named() -> None:
+    model, x = Small().eval(), images(2)[0]
+    pruned, other = (fxprune.compile(model, x, ratio) for ratio in (0.3, 0.6))
+    plan, optimizer = fxprune.report(pruned).plan, torch.optim.SGD(model.parameters(), 0.1)
+    assert plan is not None
+    for network in (other, model):
+        with pytest.raises(PlanError, match="the pruned network was not cut by this plan: '.*' has shape"):
+            fxprune.migrate(optimizer, plan, model, network)
+    with pytest.raises(PlanError, match="plan must be the plan of the cut, .* not NoneType"):
+        fxprune.migrate(optimizer, None, model, pruned)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"must be a torch.optim.Optimizer, not str"):
+        fxprune.migrate("adam", plan, model, pruned)  # type: ignore[type-var]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune.errors import BudgetError, OptionError, PlanError
 from fxprune.planning.composing import composed
-from fxprune.schedules import IterativePruning, ratio_at
+from fxprune.schedules import FusedTraining, IterativePruning, Polarization, SoftPruning, SparseTraining, ratio_at
 from tests.criteria.calibrated import Small, batches, images
 
 SAMPLE = images(2)[0]
@@ -43,6 +44,13 @@ def started(**options: Any) -> tuple[IterativePruning, nn.Module, torch.optim.Op
     return schedule, model, torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
 
+SCHEDULES: list[Callable[[], Any]] = [
+    lambda: IterativePruning(Small(), SAMPLE, 0.6, steps=3),
+    lambda: SoftPruning(Small(), SAMPLE, 0.3),
+    lambda: SparseTraining(Small()),
+    lambda: Polarization(Small()),
+    lambda: FusedTraining(Small(), SAMPLE, ratio=0.3, epochs=3),
+]
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"shape": "cubic", "budget": "params", "residual": "inner"},
@@ -169,3 +177,37 @@ def test_mistakes() -> None:
     other = fxprune.plan(Small(), SAMPLE, 0.2)
     with pytest.raises(PlanError, match="second plan is not for what the first leaves"):
         composed(fxprune.analyze(Small(), SAMPLE), other, other, {})
+
+
+def test_an_optimiser_of_another_network_is_refused() -> None:
+    """Training would go on and change nothing."""
+    schedule, model, _ = started()
+    with pytest.raises(OptionError, match="no optimiser has a parameter of this Small"):
+        schedule.step(model, torch.optim.SGD(copy.deepcopy(model).parameters(), 0.1))
+    with pytest.raises(OptionError, match=r"must be a torch.optim.Optimizer, not str"):
+        schedule.step(model, "sgd")  # type: ignore[type-var]
+    assert schedule.done == 0
+
+
+@pytest.mark.parametrize("make", SCHEDULES)
+def test_states_that_are_none_are_refused(make: Callable[[], Any]) -> None:
+    """States of other kinds, with entries missing, and with each entry of another type."""
+    good = make().state_dict()
+    counts = {"done", "epoch", "steps"}
+    bad: list[Any] = [None, [], 5, "x", {}]
+    bad += [{k: v for k, v in good.items() if k != name} for name in good]
+    bad += [{**good, name: value} for name in counts & good.keys() for value in (-1, "x", None, 1.5, True)]
+    bad += [{**good, name: value} for name in ("held", "kept") if name in good for value in (None, 5, "x")]
+    bad += [
+        {**good, name: value} for name in ("strength", "pull", "bound") if name in good for value in ("x", None, -1)
+    ]
+    others = [other().state_dict() for other in SCHEDULES if other is not make]
+    bad += [state for state in others if not good.keys() <= state.keys()]
+    for state in bad:
+        schedule = make()
+        with pytest.raises((OptionError, PlanError)):
+            schedule.load_state_dict(state)
+    for plan in (5, {}, "{", []) if "plan" in good else ():
+        with pytest.raises(PlanError):
+            make().load_state_dict({**good, "plan": plan})
+    make().load_state_dict(good)
