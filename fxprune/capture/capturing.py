@@ -212,7 +212,8 @@ def capture(
             try:
                 return replace(task.run(), told=frozenset(answered))
             except CaptureError as error:
-                failure = error if asked or not answered else failure
+                # That of the smallest module leaves most to trace around it.
+                failure = error if asked and error.path.count(".") >= failure.path.count(".") else failure
                 guard = guards.next_guard(asked, answered)
         if guard is None:
             raise failure

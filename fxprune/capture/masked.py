@@ -180,9 +180,17 @@ def members(node: fx.Node, chain: list[fx.Node]) -> Members | None:
         found = None if of is None else _kept(node, name, given, of)
         if found is None:
             del chain[before:]
-    if found is None and value.dtype == torch.bool:
-        return Members(node, tuple(range(value.dim())))
-    return found
+    is_mask = value.dtype == torch.bool or (name == "mul" and value.dtype in _WIDE and _are_counts(node.args, chain))
+    return Members(node, tuple(range(value.dim()))) if found is None and is_mask else found
+
+
+def _are_counts(factors: Any, chain: list[fx.Node]) -> bool:
+    """Whether none of some factors is ever negative, as a mask times that of the capacity of an expert."""
+    before = len(chain)
+    known = [isinstance(factor, fx.Node) and members(factor, chain) is not None for factor in factors]
+    if not all(known):
+        del chain[before:]
+    return all(known)
 
 
 def _of_numbers(node: fx.Node, name: str, given: Any, chain: list[fx.Node]) -> Members | None:
@@ -279,8 +287,8 @@ def _kept(node: fx.Node, name: str, given: fx.Node, of: Members) -> Members | No
     if name in ("getitem", "select"):
         return _indexed(node, name, of)
     if name in ("view", "reshape", "flatten", "squeeze"):
-        trails = name in ("view", "reshape") and known.dim() and of.dims[-1] == CLASSES
-        last = (CLASSES,) if trails and node.args[-1] == value.shape[-1] == known.shape[-1] else ()
+        trails = name in ("view", "reshape") and node.args[-1:] == value.shape[-1:] == known.shape[-1:] != ()
+        last = of.dims[-1:] if trails else ()
         return of._replace(dims=(NEW,) * (value.dim() - len(last)) + last)
     if name in ("unsqueeze", "permute", "transpose", "movedim", "t", "mT"):
         return _moved(node, of)
@@ -295,6 +303,10 @@ def _indexed(node: fx.Node, name: str, of: Members) -> Members | None:
     else:
         index: Any = node.args[1]
         parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) == 1 and isinstance(parts[0], fx.Node) and parts[0].meta["val"].shape == (1,):
+            number = _literal(parts[0])
+            of = of.at(0, number) if number is not None and number >= 0 and of.dims[0] != NEW else None
+            return of and of._replace(dims=(NEW, *of.dims))
         places = [place for place, part in enumerate(parts) if type(part) is int]
         rest = [part for part in parts if type(part) is not int]
         if len(places) != 1 or any(part not in (slice(None), ...) for part in rest):

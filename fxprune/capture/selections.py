@@ -52,13 +52,16 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
             raise CaptureError("what is skipped where nothing is selected may depend on several selections together")
         with torch.random.fork_rng(devices=[]):
             values = _values(recorder.graph, empty, model, task.prefix)
-        known = _matters(recorder.graph, values, recorder.constants)
+        known, asked = (of(recorder.graph, values, recorder.constants) for of in (_matters, _asked))
         if any(_reduces(node, values) for node in values):
             raise CaptureError("code that is skipped where nothing is selected reduces what is selected to one number")
         values = {node: node.meta.get("val") for node in other.graph.nodes}
-        told = _matters(other.graph, values, other.constants)
-        asks = other.modes_read <= recorder.modes_read and _asked(other.graph) <= _asked(recorder.graph)
-        if known != told or not asks or not {*state.changed(), *written} <= writes:
+        told, asks = (of(other.graph, values, other.constants) for of in (_matters, _asked))
+        if (
+            known != told
+            or not (other.modes_read <= recorder.modes_read and asks <= asked)
+            or not {*state.changed(), *written} <= writes
+        ):
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
         # Of some it may ask only where others are empty.
         found = (ask(node) for node in other.graph.nodes for ask in (needs_entries, needs_none))
@@ -86,12 +89,14 @@ def _sets(numbers: list[int]) -> Iterator[frozenset[int]]:
             yield frozenset(number for place, number in enumerate(numbers) if place >> bit & 1 == side)
 
 
-def _asked(graph: fx.Graph) -> set[str]:
-    """What a graph checks, each condition written out, without those on whether selections are empty."""
+def _asked(graph: fx.Graph, values: Mapping[fx.Node, Any], constants: Mapping[str, torch.Tensor]) -> set[str]:
+    """What a graph checks, each condition written out, without writes of nothing, and checks of empty selections."""
     written: dict[fx.Node, str] = {}
     for node in graph.nodes:
         args = fx.node.map_arg((node.args, dict(node.kwargs)), written.__getitem__)
-        written[node] = _short(f"{node.op} {node.target} {args}")
+        unwritten = node.op in ("call_function", "call_method") and _writes_nothing(node, values)
+        target = _target(node, constants)
+        written[node] = written[node.args[0]] if unwritten else _short(f"{node.op} {target} {args}")
     checks = (node for node in graph.nodes if is_check(node) and needs_entries(node) is needs_none(node) is None)
     return {written[check.args[0]] for check in checks}
 
@@ -184,9 +189,8 @@ def _matters(
     places: dict[fx.Node, str] = {}
     found: list[tuple[Any, ...]] = []
     for node in (node for node in graph.nodes if node in read):
-        target = constants[str(node.target)].tolist() if str(node.target) in constants else str(node.target)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: places[same.get(n, n)])
-        does = node.op, target, str(args), str(kwargs)
+        does = node.op, _target(node, constants), str(args), str(kwargs)
         is_number = is_pure(node) and node.target != "item" and not holds_tensor(node.meta["val"])
         if is_number or node.op == "get_attr":
             places[node] = _short(str(does))  # a size, that of another layer or this one, or a weight is read anywhere
@@ -194,6 +198,11 @@ def _matters(
         places[node] = f"%{len(found)}"
         found.append(does)
     return found
+
+
+def _target(node: fx.Node, constants: Mapping[str, torch.Tensor]) -> Any:
+    """What a node calls or reads: a constant by its values, since its name says how many were made before."""
+    return constants[str(node.target)].tolist() if str(node.target) in constants else str(node.target)
 
 
 def _counts(node: fx.Node) -> bool:

@@ -336,6 +336,29 @@ def through_hits(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out
 
 
+def _under_product(net: Mixture, h: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
+    """The loop goes through what a product of masks leaves, by indices of one element, and then asks for a dtype."""
+    out = torch.zeros_like(h)
+    taken = nn.functional.one_hot(kind, num_classes=len(net.layers)) * factor
+    taken = taken.view(-1, 1, len(net.layers)).permute(2, 1, 0)
+    for number in torch.greater(taken.sum(dim=(-1, -2)), 0).nonzero():
+        turn, rows = torch.where(taken[number].squeeze(0))
+        layer = net.layers[int(f"{number[0]}")]
+        out.index_add_(0, rows, layer(h[None, rows].reshape(-1, h.shape[-1])) * (turn[:, None] + 1))
+    return out if out.dtype != torch.float16 else out.float()
+
+
+def under_capacity(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """Each kind takes its first two rows alone."""
+    taken = nn.functional.one_hot(kind, num_classes=len(net.layers))
+    return _under_product(net, h, kind, taken.cumsum(0) <= 2)
+
+
+def under_signs(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """A sum that is not above zero may have terms."""
+    return _under_product(net, h, kind, (h.sum(-1, keepdim=True) > 3).long() * 2 - 1)
+
+
 def through_unique(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     out = torch.zeros_like(h)
     for number in torch.unique(kind):
@@ -475,6 +498,7 @@ def hits_listed(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor)
 
 FREE = [
     through_hits,
+    under_capacity,
     through_unique,
     through_unique_list,
     counted_by_bincount,
@@ -509,6 +533,7 @@ OTHERS = {
     "hits listed": _through(hits_listed),
     "last hit": _through(last_hit),
     "means": means,
+    "under signs": under_signs,
     "under a mask that is written": under_a_mask_that_is_written,
     "noted": noted,
     "scaled by their mean": scaled_by_their_mean,
