@@ -249,7 +249,7 @@ class Decisions:
 
     def add_rank(self, node: fx.Node) -> None:
         """Check what a tensor's number of dims depends on: the sizes that an earlier ``squeeze`` removed."""
-        for squeeze in self._squeezes(node):
+        for squeeze in sorted(self._squeezes(node)):
             shape = cast(fx.Node, squeeze.args[0]).meta["val"].shape
             named = squeeze.kwargs.get("dim", range(len(shape)))
             dims = squeeze.args[1] if len(squeeze.args) > 1 else named

@@ -305,8 +305,10 @@ def _indexed(node: fx.Node, name: str, of: Members) -> Members | None:
         parts = index if isinstance(index, tuple) else (index,)
         if len(parts) == 1 and isinstance(parts[0], fx.Node) and parts[0].meta["val"].shape == (1,):
             number = _literal(parts[0])
-            of = of.at(0, number) if number is not None and number >= 0 and of.dims[0] != NEW else None
-            return of and of._replace(dims=(NEW, *of.dims))
+            if number is None or number < 0 or of.dims[0] == NEW:
+                return None
+            picked = of.at(0, number)
+            return picked._replace(dims=(NEW, *picked.dims))
         places = [place for place, part in enumerate(parts) if type(part) is int]
         rest = [part for part in parts if type(part) is not int]
         if len(places) != 1 or any(part not in (slice(None), ...) for part in rest):

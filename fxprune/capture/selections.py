@@ -52,16 +52,15 @@ def idle_checks(task: Task, recorder: Recorder, writes: set[Any]) -> list[fx.Nod
             raise CaptureError("what is skipped where nothing is selected may depend on several selections together")
         with torch.random.fork_rng(devices=[]):
             values = _values(recorder.graph, empty, model, task.prefix)
-        known, asked = (of(recorder.graph, values, recorder.constants) for of in (_matters, _asked))
+        known = _matters(recorder.graph, values, recorder.constants)
+        asked = _asked(recorder.graph, values, recorder.constants)
         if any(_reduces(node, values) for node in values):
             raise CaptureError("code that is skipped where nothing is selected reduces what is selected to one number")
         values = {node: node.meta.get("val") for node in other.graph.nodes}
-        told, asks = (of(other.graph, values, other.constants) for of in (_matters, _asked))
-        if (
-            known != told
-            or not (other.modes_read <= recorder.modes_read and asks <= asked)
-            or not {*state.changed(), *written} <= writes
-        ):
+        told = _matters(other.graph, values, other.constants)
+        asks = _asked(other.graph, values, other.constants)
+        asks_more = not (other.modes_read <= recorder.modes_read and asks <= asked)
+        if known != told or asks_more or not {*state.changed(), *written} <= writes:
             raise CaptureError("code that is skipped where nothing is selected makes a difference there")
         # Of some it may ask only where others are empty.
         found = (ask(node) for node in other.graph.nodes for ask in (needs_entries, needs_none))
