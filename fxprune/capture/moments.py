@@ -14,6 +14,7 @@ import operator
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
 import torch
@@ -28,15 +29,14 @@ from fxprune.rules.ops import canonical_name, writes_in_place
 from fxprune.rules.registry import bind
 
 _LITERALS = (int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device, range, slice)
-_NAMED = (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)
+_NAMED = (types.BuiltinFunctionType, type, types.ModuleType, ContextVar)
 _DEPTH = 6
 _UNIQUE = "input, sorted=True, return_inverse=False, return_counts=False, dim=None"
 _PLACES = {"nonzero", "argwhere", "where"}
 # Comparisons of a count with zero, and those of them that say that there is nothing.
 _EMPTY = {"eq", "le"}
 _COMPARED = {"gt", "ne", *_EMPTY}
-# Ops that keep the number of elements.
-_PASSING = {"squeeze", "flatten", "view", "reshape", "clone", "contiguous", "long", "int", "to"}
+_PASSING = set("squeeze flatten view reshape clone contiguous long int to".split())  # they keep the number of elements
 # What hands out all variables of the function that calls it.
 _READS_ALL = {"locals", "vars", "dir", "eval", "exec"}
 # Instructions that do no more than set variables, or one; those that also read some count as reading all theirs.
@@ -134,6 +134,10 @@ class Moments:
             return fx.Node  # what a number was read of, which the graph tells
         if isinstance(value, _LITERALS + _NAMED) and not isinstance(value, Traced):
             return type(value), value
+        if isinstance(value, types.FunctionType):
+            is_new = names.setdefault(id(value), at) == at  # one may hold itself
+            held = (_enclosed(value) if depth else {"deep": object()}) if is_new else {"name": names[id(value)]}
+            return _Held(value, {key: self._seen(part, names, f"{at}.{key}", depth - 1) for key, part in held.items()})
         kind, held = _parts(value) if depth else (object(), {})
         if isinstance(value, torch.Tensor):
             kind = [torch.Tensor, value.dtype, value.dim(), names.setdefault(id(value), at), _digest(value)]
@@ -146,6 +150,12 @@ def _digest(value: torch.Tensor) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+def _enclosed(function: types.FunctionType) -> dict[Any, Any]:
+    """What a function holds besides its code, such as one that a class makes anew for each of its subclasses."""
+    cells = (cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType())
+    return {"defaults": (function.__defaults__, function.__kwdefaults__, vars(function)), **dict(enumerate(cells))}
+
+
 def _parts(value: Any) -> tuple[Any, dict[Any, Any]]:
     """What a value is, and what it holds; of a kind that is unlike anything where that cannot be told."""
     if isinstance(value, types.FrameType):
@@ -154,6 +164,8 @@ def _parts(value: Any) -> tuple[Any, dict[Any, Any]]:
         return value.function, dict(enumerate(value.operands))
     if isinstance(value, torch.Tensor):  # code may hang numbers on it
         return torch.Tensor, vars(value)
+    if isinstance(value, Token):
+        return value.var, {} if value.old_value is Token.MISSING else {"before": value.old_value}
     if isinstance(value, types.MethodType):
         return value.__func__, {"self": value.__self__}
     if isinstance(value, (list, tuple, deque)):
@@ -168,9 +180,14 @@ def _agree(one: Any, other: Any) -> bool:
     """Whether code sees the same. A variable that is not set in one of the traces cannot be read in both."""
     if not isinstance(one, _Held) or not isinstance(other, _Held):
         return bool(one == other)
+    kinds = [one.kind, other.kind]
+    if all(isinstance(kind, types.FunctionType) for kind in kinds):
+        if one.kind is other.kind:
+            return True
+        kinds = [(kind.__code__, id(kind.__globals__)) for kind in kinds]
     both = one.parts.keys() & other.parts.keys()
     whole = len(both) == len(one.parts) == len(other.parts) or isinstance(one.kind, tuple)
-    return whole and one.kind == other.kind and all(_agree(one.parts[key], other.parts[key]) for key in both)
+    return whole and kinds[0] == kinds[1] and all(_agree(one.parts[key], other.parts[key]) for key in both)
 
 
 def _variables(frame: types.FrameType) -> dict[str, Any]:

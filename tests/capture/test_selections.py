@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -871,6 +872,48 @@ def test_many_kinds_without_rows_are_no_decision(kinds: int, loop: Loop) -> None
     pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
     assert list(pruned.graphs) == ["eval"]
     assert all(pruned.get_parameter(f"layers.{n}.0.weight").shape[1] < 32 for n in range(kinds))
+    assert_same(model, pruned)
+
+
+_collector: ContextVar[list[Tensor] | None] = ContextVar("_collector", default=None)
+
+
+class Wrapped(nn.Module):
+    """Each subclass gets a forward of its own, which goes around the other, with a variable of the context set."""
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        inner = cls.forward
+
+        def forward(self: nn.Module, x: Tensor) -> Tensor:
+            assert forward is not inner
+            token = _collector.set(None)
+            try:
+                return inner(self, x)
+            finally:
+                _collector.reset(token)
+
+        cls.forward = forward  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class WrappedMixture(Wrapped):
+    def __init__(self, kinds: int) -> None:
+        super().__init__()
+        self.inner = Mixture(under_capacity, kinds=kinds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out
+
+
+def test_many_kinds_inside_a_forward_that_each_class_makes_anew() -> None:
+    model = WrappedMixture(7).eval()
+    pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
+    assert list(pruned.graphs) == ["eval"]
+    assert not fxprune.report(pruned).opaque
     assert_same(model, pruned)
 
 
