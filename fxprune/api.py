@@ -29,6 +29,7 @@ from fxprune.options import (
     Scope,
     Shares,
     check_level,
+    checked_seed,
 )
 from fxprune.pipeline import run
 from fxprune.planning import Plan
@@ -325,7 +326,7 @@ def recover(
     sample = carried(pruned).get("sample")
     if plan is None or sample is None:
         raise RecoveryError("this module carries no plan or no sample: pass a network that fxprune.compile returned")
-    device = device_of(model)
+    device, seed = device_of(model), checked_seed(seed)
     with one_pass(progress, model) as steps:
         program = Program(
             model, sample.with_values(seed).map(lambda tensor: tensor.to(device)), steps,

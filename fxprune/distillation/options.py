@@ -46,7 +46,8 @@ class Training:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise OptionError("say how long to train: either steps= (of the optimiser) or epochs= (over the loader)")
-        for name in ("accumulate", "checkpoint_every", "log_every", "steps", "epochs", "evaluate_every"):
+        check_count(OptionError, "accumulate", self.accumulate)
+        for name in ("checkpoint_every", "log_every", "steps", "epochs", "evaluate_every"):
             if getattr(self, name) is not None:
                 check_count(OptionError, name, getattr(self, name))
         check_count(OptionError, "warmup", self.warmup, least=0)
@@ -60,7 +61,7 @@ class Training:
             raise OptionError("learning_rate goes to an optimiser chosen by name; give yours its rate when made")
         _check_number("learning_rate", self.learning_rate)
         _check_number("clip", self.clip)
-        _check_number("weight_decay", self.weight_decay, or_zero=True)
+        _check_number("weight_decay", self.weight_decay, or_zero=True, or_none=False)
 
     def total(self, batches: int | None) -> int:
         """The number of steps. Raises OptionError: epochs are given, but the loader has no length."""
@@ -101,9 +102,9 @@ class Training:
         return {"optimizer": kind, **{name: getattr(self, name) for name in names}}
 
 
-def _check_number(name: str, value: Any, *, or_zero: bool = False) -> None:
+def _check_number(name: str, value: Any, *, or_zero: bool = False, or_none: bool = True) -> None:
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (known and (0 < value < math.inf or (or_zero and value == 0))):
+    if (value is not None or not or_none) and not (known and (0 < value < math.inf or (or_zero and value == 0))):
         raise OptionError(f"{name} must be a number {'of at least' if or_zero else 'above'} 0, not {value!r}")
 
 

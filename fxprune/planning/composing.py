@@ -76,13 +76,16 @@ def migrate(optimizer: Kind, plan: Plan, model: nn.Module, pruned: nn.Module) ->
         pruned: the network cut from it.
 
     Raises:
-        OptionError: ``optimizer`` is no optimiser.
+        OptionError: ``optimizer`` is no optimiser, or a network is none.
         PlanError: the plan is for another network, or the optimiser has state that the plan cannot cut.
     """
     if not isinstance(getattr(optimizer, "param_groups", None), list):
         raise OptionError(f"optimizer must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     if not isinstance(plan, Plan):
         raise PlanError(f"plan must be the plan of the cut, fxprune.report(pruned).plan, not {type(plan).__name__}")
+    for role, network in {"model": model, "pruned": pruned}.items():
+        if not isinstance(network, nn.Module):
+            raise OptionError(f"{role} must be a torch.nn.Module, not {type(network).__name__}")
     names = {parameter: name for name, parameter in model.named_parameters()}
     plan.check({**plan.shapes, **{name: tuple(parameter.shape) for parameter, name in names.items()}})
     narrow, expected = dict(pruned.named_parameters(remove_duplicate=False)), kept_shapes(plan)

@@ -190,6 +190,8 @@ class TestTraining:
             ({"steps": 1, "learning_rate": -1.0}, "above 0"),
             ({"steps": 1, "optimizer": torch.optim.SGD, "learning_rate": 0.1}, "by name"),
             ({"steps": 1, "clip": 0}, "above 0"),
+            ({"steps": 1, "accumulate": None}, "accumulate must be a whole number"),
+            ({"steps": 1, "weight_decay": None}, "weight_decay must be a number of at least 0"),
             ({"steps": 1, "keep": "best"}, "evaluate="),
             ({"steps": 1, "evaluate": 3}, "function"),
         ],

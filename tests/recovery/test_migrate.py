@@ -121,5 +121,9 @@ def test_mistakes_are_named() -> None:
             fxprune.migrate(optimizer, plan, model, network)
     with pytest.raises(PlanError, match="plan must be the plan of the cut, .* not NoneType"):
         fxprune.migrate(optimizer, None, model, pruned)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"pruned must be a torch.nn.Module, not NoneType"):
+        fxprune.migrate(optimizer, plan, model, None)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="seed must be a whole number, not None"):
+        fxprune.recover(pruned, model, "fuse", seed=None)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"must be a torch.optim.Optimizer, not str"):
         fxprune.migrate("adam", plan, model, pruned)  # type: ignore[type-var]
