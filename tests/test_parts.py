@@ -248,3 +248,46 @@ def test_a_part_that_is_not_called_gets_no_name_by_a_tie() -> None:
     model.idle.weight = model.first.weight
     pruned = fxprune.compile(model, torch.randn(4, 6), 0.5)
     assert not any(name.startswith("idle") for name in pruned.state_dict())
+
+
+class Renamed(nn.Module):
+    """Three widths; each layer has another name that comes later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 3)
+        self.box = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.tied, self.scaling, self.shelf, self.inner = self.first.weight, self.norm, self.box, self.box[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.box(self.norm(self.first(x)).relu()))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("first", "tied"),
+        ("norm", "scaling"),
+        ("box.0", "inner"),
+        ("box.0", "shelf.0"),
+        ("box", "*helf"),
+        ("b*", "*ner"),
+    ],
+)
+def test_a_pattern_may_match_any_name_of_a_part(name: str, other: str) -> None:
+    model, x = Renamed().eval(), torch.randn(4, 6)
+    plans = [fxprune.plan(model, x, 0.2, exclude=[pattern]) for pattern in (name, other)]
+    assert plans[0].to_json().replace(f'["{name}"]', "") == plans[1].to_json().replace(f'["{other}"]', "")
+    assert len({len(kept) for kept in plans[0].groups.values()} - {16}) == 1  # the other group alone is narrower
+    shares = [fxprune.plan(model, x, {pattern: 0.25}).groups for pattern in (name, other)]
+    assert {group: list(kept) for group, kept in shares[0].items()} == {g: list(kept) for g, kept in shares[1].items()}
+
+
+@pytest.mark.parametrize(("name", "other"), [("first", "tied"), ("box.0", "inner"), ("box.0", "shelf.0")])
+def test_channels_are_removed_by_any_name_of_a_layer(name: str, other: str) -> None:
+    model, x = Renamed().eval(), torch.randn(4, 6)
+    states = [fxprune.remove(model, x, {path: [1, 2]}).state_dict() for path in (name, other)]
+    assert states[0].keys() == states[1].keys() == model.state_dict().keys()
+    assert sum(value.shape != model.state_dict()[key].shape for key, value in states[0].items()) > 2
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])

@@ -44,6 +44,7 @@ class ChannelGraph:
         batch_scale: the batch of the user's sample as a fraction of the batch that was traced.
         bytes: the bytes of one element of each parameter, by name.
         captured: the captured graphs.
+        first_names: the name of every tensor in ``shapes``, by each name that it has.
     """
 
     def __init__(self, analyzer: Analyzer, batch_scale: float) -> None:
@@ -53,6 +54,7 @@ class ChannelGraph:
         self.axes = analyzer.axes
         self.opaque = tuple(analyzer.opaque)
         self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(a.size for a in t) for n, t in analyzer.tensors.items()}
+        self.first_names = {**{name: name for name in self.shapes}, **self.captured.aliases}
         self._selections = {n: f"inputs of {p}" for c in self.captured.everything() for n, p in c.selections.items()}
         self.constants = {n: t for c in self.captured.everything() for n, t in c.constants.items()}
         resolve = self.solver.resolve

@@ -103,7 +103,7 @@ def _indices(path: str, given: Any, size: int) -> list[int]:
 
 def _place(graph: ChannelGraph, path: str) -> tuple[Axis, str]:
     """The axis of a layer's output channels, and the reason if they are pinned."""
-    tensors = [name for name in graph.shapes if path in (name, name.rpartition(".")[0])]
+    tensors = [first for name, first in graph.first_names.items() if path in (name, name.rpartition(".")[0])]
     if not tensors:
         raise OptionError(f"there is no layer {path!r} with parameters; there are {', '.join(_layers(graph))}, ...")
     members = (m for g in graph.groups for m in g.members if m.tensor in tensors and m.role in _ROLES)

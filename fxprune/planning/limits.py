@@ -61,7 +61,7 @@ def _groups(graph: ChannelGraph, pattern: str, option: str, error: type[FxpruneE
     named = {group for group in graph.groups if group.name == pattern}
     if named:
         return named
-    tensors = frozenset(n for n in graph.shapes if _matches(n, pattern))
+    tensors = frozenset(first for name, first in graph.first_names.items() if _matches(name, pattern))
     if not tensors:
         raise error(
             f"{option} pattern {pattern!r} matches no parameter and no module that has any; patterns are matched "

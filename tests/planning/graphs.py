@@ -44,6 +44,11 @@ class HandGraph:
         """Of every parameter."""
         return frozenset(term.owner for term in self.params)
 
+    @property
+    def first_names(self) -> dict[str, str]:
+        """No tensor has another name."""
+        return {name: name for name in self.shapes}
+
     @functools.cached_property
     def cost_models(self) -> dict[str, CostModel]:
         """Costs that are not read off the terms, and those that were asked for."""
