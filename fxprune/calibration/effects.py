@@ -109,9 +109,10 @@ def _few(collector: Collector, samples: int) -> list[Sample]:
 def curvatures(collector: Collector, samples: int, nodes: Sequence[fx.Node]) -> dict[fx.Node, Tensor]:
     """How much the predictions change with errors of the values (..., channels) of some nodes, by node.
 
-    It is the second moment of gradients, ``(channels, channels)``, with a mean diagonal of one, on about ``samples``
-    samples; nodes without gradients are left out. The loss is the negative log-likelihood of classes drawn from the
-    predictions.
+    It is the second moment of gradients, ``(channels, channels)``, summed over the positions of a sample, on about
+    ``samples`` samples; nodes without gradients are left out. The loss is the negative log-likelihood of classes drawn
+    from the predictions. So half of ``e' curvature e``, averaged over the errors ``e``, is to second order the
+    divergence of a sample's predictions, if errors do not depend on gradients.
     """
     sizes = {node: node.meta["val"].shape[-1] for node in nodes}
     found = {node: torch.zeros(size, size, dtype=torch.float64) for node, size in sizes.items()}
@@ -131,8 +132,9 @@ def curvatures(collector: Collector, samples: int, nodes: Sequence[fx.Node]) -> 
             together = joined(few[start : start + _SAMPLES_TOGETHER])
             with backward(network, together, lambda output: _surprise(output, draw)):
                 pass
-    add_over_ranks(found.values())
-    return {n: f / f.diagonal().mean() for n, f in found.items() if f.any() and f.isfinite().all()}
+    count = torch.tensor([len(few)], dtype=torch.float64)
+    add_over_ranks([*found.values(), count])
+    return {n: f / count for n, f in found.items() if f.any() and f.isfinite().all()}
 
 
 def _surprise(output: object, draw: torch.Generator) -> Tensor:

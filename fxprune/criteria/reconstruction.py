@@ -107,10 +107,10 @@ class Reconstruction(Named):
         if not self.curvature or not nodes or not collector.calibration.again:
             return dict(observed)
         found = curvatures(collector, max(_FEWEST_SAMPLES, collector.calibration.seen // _SHARE), nodes)
-        return {
-            group: [part._replace(curvature=found.get(part.readout.node)) for part in parts]
-            for group, parts in observed.items()
-        }
+        refined = {g: [p._replace(curvature=found.get(p.readout.node)) for p in own] for g, own in observed.items()}
+        if _in_nats(refined):
+            return refined
+        return {group: [part.relative() for part in parts] for group, parts in refined.items()}
 
     def weighed(
         self,
@@ -121,7 +121,7 @@ class Reconstruction(Named):
     ) -> dict[Group, FloatArray | None]:
         """The scores of all groups, scaled to errors of the network's outputs; unchanged if they cannot be compared."""
         known = {group: own for group in observed if (own := scores[group]) is not None}
-        if not self.weigh or len(known) < 2 or not collector.calibration.again:
+        if not self.weigh or len(known) < 2 or not collector.calibration.again or _in_nats(observed):
             return dict(scores)
         samples = max(_FEWEST_SAMPLES, math.ceil(collector.calibration.seen / len(known)))
         outputs = OutputErrors(collector, samples)
@@ -166,10 +166,19 @@ class _Part(NamedTuple):
         if blocks is None or not total > 0:
             return None
         rows = self.layer.matrix(tensors[self.member.tensor].detach(), 1)[0].double().cpu()
-        rows = rows * self.readout.scale.reshape(-1, 1).double().cpu() / total**0.5
-        if self.curvature is not None:
-            rows = torch.linalg.cholesky(torch.eye(len(rows)).double().lerp(self.curvature, _TRUST)).T @ rows
+        rows = rows * self.readout.scale.reshape(-1, 1).double().cpu()
+        if self.curvature is None:
+            rows = rows / total**0.5
+        else:
+            even = self.curvature.diagonal().mean() * torch.eye(len(rows), dtype=torch.float64)
+            rows = torch.linalg.cholesky(even.lerp(self.curvature, _TRUST)).T @ rows
         return Elimination(self.moments.centred(), rows, blocks, self.moments.ridge(ridge))
+
+    def relative(self) -> _Part:
+        """The part with a curvature that leaves its errors shares of the variance of its output."""
+        if self.curvature is None:
+            return self
+        return self._replace(curvature=self.curvature / (self.curvature.diagonal().mean() * self.variance.mean()))
 
     def without(self, group: Group, gone: IndexArray, tensors: Mapping[str, Tensor], ridge: float) -> dict[str, Tensor]:
         """The layer's tensors without some channels, with the rest fitted again."""
@@ -205,6 +214,11 @@ def _scores(parts: Sequence[Elimination], channels: int, order: Any) -> FloatArr
         left = np.setdiff1d(left, turn)
         order = None if order is None else order[together:]
     return scores
+
+
+def _in_nats(observed: Mapping[Group, Sequence[_Part]]) -> bool:
+    """Whether all errors are weighted by curvatures: then they are divergences of the predictions, and comparable."""
+    return all(part.curvature is not None for parts in observed.values() for part in parts)
 
 
 class _Moments(Sums):

@@ -166,6 +166,25 @@ def test_errors_of_tokens_count_as_they_change_the_predictions() -> None:
     assert set(np.argsort(found[1])[:2]) == {0, 1}  # rows that are no tokens are compared as they are
 
 
+class Louder(nn.Module):
+    """The same layers twice; what the second ones give counts thrice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = (nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).double() for _ in range(2))
+        self.far.load_state_dict(self.near.state_dict())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.near(x) + 3 * self.far(x)
+
+
+def test_errors_of_tokens_in_several_groups_are_divergences_of_the_same_predictions() -> None:
+    """Three times as large an error is nine times the divergence, whatever the variance of the sum it goes into."""
+    torch.manual_seed(0)
+    found = _scores(Reconstruction(), Louder(), torch.randn(32, 8, 4, dtype=torch.float64))
+    assert np.allclose(found["near.0"] * 9, found["far.0"], rtol=1e-6)
+
+
 class Halves(nn.Module):
     """The same network twice, the second times a hundred."""
 
