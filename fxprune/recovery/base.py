@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from fxprune.planning import Plan
 from fxprune.recovery.walking import cone
 from fxprune.reporting import RecoveryRow
 from fxprune.rewriting.pruned_module import PrunedGraphModule
-from fxprune.rules.call import Call
+from fxprune.rules.call import Call, parameter_name
 from fxprune.util.progress import Steps
 from fxprune.util.registry import Registry
 
@@ -56,6 +56,21 @@ class Work:
     def network(self) -> PrivateNetwork:
         """The original, over its own copies of tensors."""
         return PrivateNetwork(self.graph, self.model)
+
+    @cached_property
+    def tables(self) -> list[str]:
+        """The names of the tables that embeddings look numbers up in."""
+        read = (parameter_name(c.arguments["weight"]) for c in self.graph.calls.values() if c.name == "embedding")
+        return [name for name in dict.fromkeys(read) if name is not None]
+
+    def predicts_tokens(self, shape: Sequence[int]) -> bool:
+        """Whether an output of this shape, (samples, tokens, classes), has a class for each row of a table of tokens.
+
+        Such a table has more rows than columns. Only differences of these classes matter, so two outputs are compared
+        by the divergence of their predictions.
+        """
+        sizes = (self.graph.shapes.get(name, ()) for name in self.tables)
+        return len(shape) == 3 and any(len(size) == 2 and shape[-1] == size[0] > size[1] for size in sizes)
 
     @property
     def masks(self) -> Mapping[Channels, Mask]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fxprune.analysis.groups import Group
 from fxprune.axes.expressions import IndexArray
-from fxprune.calibration.balance import Weights, class_dim, floating_tensors
+from fxprune.calibration.balance import Weights, class_dim, divergence, floating_tensors
 from fxprune.calibration.collecting import PrivateNetwork
 from fxprune.calibration.effects import replaced, silent, squared_error
 from fxprune.calibration.statistic import add_over_ranks
@@ -31,7 +31,7 @@ class Reference:
     """The original's outputs on at most ``most`` held-out samples (of all samples if none are), to compare with."""
 
     def __init__(self, work: Work, most: int = _MOST_SAMPLES) -> None:
-        self._held_out = work.holds_out
+        self._held_out, self._predicts_tokens = work.holds_out, work.predicts_tokens
         with torch.no_grad():
             chosen = list(self._chosen(work, most))
             self._wanted = [_run(work.network, sample, rows) for sample, rows, _ in chosen]
@@ -39,7 +39,7 @@ class Reference:
 
     def measure(self, network: nn.Module, called: str) -> FidelityRow:
         """Compare a network, in eval mode; ``called`` is its name in the report."""
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = torch.zeros(8, dtype=torch.float64)
         odd = torch.zeros(1, dtype=torch.float64)
         with evaluating(network):
             for (sample, rows, wanted), weights in zip(self._wanted, self._weights, strict=True):
@@ -48,11 +48,14 @@ class Reference:
                     odd += 1
                     continue
                 for one, other in zip(given, wanted, strict=True):
-                    sums += _sums(one.double(), other.double(), weights)
+                    sums[:6] += _sums(one.double(), other.double(), weights)
+                    if self._predicts_tokens(other.shape):
+                        tokens = other[..., 0].numel()
+                        sums[6:] += torch.tensor([float(divergence(one, other, -1, None)) * tokens, tokens])
         counts = (len(rows) if rows is not None else sample.batch_size or 1 for sample, rows, _ in self._wanted)
         samples = torch.tensor([sum(counts)], dtype=torch.float64)
         add_over_ranks([sums, odd, samples])
-        error, energy, agreeing, decided, cosines, compared = sums.tolist()
+        error, energy, agreeing, decided, cosines, compared, diverging, tokens = sums.tolist()
         if odd or not energy > 0:
             return FidelityRow(called, int(samples), self._held_out)
         return FidelityRow(
@@ -62,6 +65,7 @@ class Reference:
             (error / energy) ** 0.5,
             agreeing / decided if decided else None,
             cosines / compared if compared else None,
+            diverging / tokens if tokens else None,
         )
 
     def _chosen(self, work: Work, left: int) -> Iterator[tuple[Sample, Tensor, Weights | None]]:

@@ -81,14 +81,19 @@ def run_recoveries(recoveries: Sequence[Recovery], work: Work) -> Recovered:
         with evaluating(work.pruned):
             row = one.recover(work)
         after = yardstick.measure(work.pruned, "recovered")
-        if _is_worse(after.error, found[-1].error):
+        if _is_worse(*(row.error if row.divergence is None else row.divergence for row in (after, found[-1]))):
             work.pruned.load_state_dict(before)
-            words = f"undone, as the outputs would be {after.error:.1%} off, not {found[-1].error:.1%}"
-            row = replace(row, changed=(), guards=(*row.guards, words))
+            row = replace(row, changed=(), guards=(*row.guards, _undone(after, found[-1])))
             after = replace(found[-1], network="recovered")
         rows.append(row)
         found.append(after)
     return Recovered(tuple(rows), (found[0], *found[1:][-1:]), errors)
+
+
+def _undone(after: FidelityRow, before: FidelityRow) -> str:
+    if after.divergence is None or before.divergence is None:
+        return f"undone, as the outputs would be {after.error:.1%} off, not {before.error:.1%}"
+    return f"undone, as the predictions would diverge by {after.divergence:.3g} nats, not {before.divergence:.3g}"
 
 
 def _is_worse(after: float | None, before: float | None) -> bool:

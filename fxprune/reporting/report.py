@@ -122,6 +122,7 @@ class FidelityRow:
         agreement: share of decisions (the largest entry of each sample, token or pixel) that equal the original's; None
             if there are no classes.
         cosine: mean cosine between the two outputs of each sample, token or pixel; None if there are no channels.
+        divergence: mean divergence of the predictions of tokens, in nats; None if the outputs predict no tokens.
     """
 
     network: str
@@ -130,6 +131,7 @@ class FidelityRow:
     error: float | None = None
     agreement: float | None = None
     cosine: float | None = None
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,8 @@ def fidelity_in_words(row: FidelityRow) -> str:
     if row.error is None:
         return f"{row.network}: its outputs cannot be compared with the original's; {seen}"
     parts = [f"{row.network}: outputs {percent(row.error)} off the original's"]
+    if row.divergence is not None:
+        parts.append(f"predictions diverge by {row.divergence:.3f} nats a token")
     if row.agreement is not None:
         parts.append(f"the largest entry is the same for {percent(row.agreement)}")
     if row.cosine is not None:

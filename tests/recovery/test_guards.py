@@ -147,6 +147,66 @@ def test_decisions_of_tokens_are_compared_one_by_one() -> None:
     assert recovered.agreement == pytest.approx(float(same.double().mean()))
 
 
+class Words(nn.Module):
+    """Tokens, a hidden layer, the next token."""
+
+    def __init__(self, vocabulary: int = 30) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up = nn.Embedding(vocabulary, 16), nn.Linear(16, 48)
+        self.down, self.head = nn.Linear(48, 16), nn.Linear(16, 30)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        return self.head(x + self.down(self.up(x).relu()))
+
+
+@dataclass(frozen=True)
+class Change:
+    """Adds to every output, or multiplies outputs."""
+
+    more: float = 0.0
+    times: float = 1.0
+    name: str = "change"
+
+    def recover(self, work: Work) -> RecoveryRow:
+        state = work.pruned.state_dict()
+        for name in ("head.weight", "head.bias"):
+            state[name].mul_(self.times)
+        state["head.bias"].add_(self.more)
+        return RecoveryRow("change", ("head.bias",))
+
+
+def diverging(network: nn.Module, model: nn.Module, tokens: Tensor) -> float:
+    with torch.no_grad():
+        found, wanted = (one(tokens).log_softmax(-1) for one in (network, model))
+    return float(nn.functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1).mean())
+
+
+def test_recoveries_of_predicted_tokens_are_judged_by_their_divergence() -> None:
+    """A constant in all of a token's logits predicts the same; larger ones are surer."""
+    model, tokens = Words().eval(), torch.randint(0, 30, (64, 7))
+    cut = fxprune.compile(model, tokens[:2], 0.4, recover=None)
+    moved, surer = (
+        fxprune.report(fxprune.recover(cut, model, change, calibration=[tokens]))
+        for change in (Change(more=5.0), Change(times=4.0))
+    )
+    assert moved.recovery[-1].changed
+    assert surer.recovery[-1].guards[0].startswith("undone, as the predictions would diverge by")
+    before = diverging(cut, model, tokens[apart(tokens)])
+    assert [row.divergence for row in moved.fidelity] == pytest.approx([before, before], rel=1e-4)
+    assert "nats a token" in " ".join(str(moved).split())
+
+
+def test_outputs_that_are_no_predictions_of_tokens_are_judged_by_their_error() -> None:
+    """Fewer classes than rows of the table."""
+    model, tokens = Words(vocabulary=31).eval(), torch.randint(0, 31, (64, 7))
+    cut = fxprune.compile(model, tokens[:2], 0.4, recover=None)
+    report = fxprune.report(fxprune.recover(cut, model, Change(more=5.0), calibration=[tokens]))
+    assert report.recovery[-1].guards[0].startswith("undone, as the outputs would be")
+    assert report.fidelity[0].divergence is None
+
+
 def test_what_is_held_out_depends_on_the_samples_alone() -> None:
     x = inputs(200)
     parts = torch.cat([apart(part) for part in x.split(17)])
