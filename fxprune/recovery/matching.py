@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.calibration import balance
-from fxprune.calibration.balance import Weights, floating_tensors
+from fxprune.calibration.balance import Weights
 from fxprune.calibration.effects import joined
 from fxprune.calibration.statistic import add_over_ranks, least_over_ranks
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError, described
 from fxprune.recovery.base import Work, recovery
 from fxprune.recovery.layers import find_layers
+from fxprune.recovery.walking import values_of, watched
 from fxprune.reporting import RecoveryRow
-from fxprune.rules.call import parameter_name
-from fxprune.util.paths import PartsModule, attribute, copied_graph
+from fxprune.util.paths import attribute
 from fxprune.util.registry import Named
 
 # The rate grows over at least this many steps: before, the moments come from few gradients.
@@ -34,6 +33,8 @@ _DENSE = 4
 # Steps of matrices, relative to those of other tensors; larger matrices (the shorter side) would take longer to make
 # orthogonal than their gradients take.
 _OF_MATRICES, _MOST_ROWS = 0.5, 256
+# Those take Adam's steps, shorter the wider they are: changes of a row's entries add up (Yang et al., 2021).
+_STEPS_ALONE = 16
 # How much the first place counts, the last, and the outputs, if those have no positions: then they are few numbers.
 _SHARES = (0.5, 2.0, 0.25)
 # Mirrored samples are used if the original's outputs for so many rows correlate so much with those for the samples.
@@ -54,10 +55,12 @@ class Match(Named):
     The loss is the sum over those places of the squared difference, divided by the original's variance. If the
     outputs have no positions, later places count more, and the outputs less. If some classes of the outputs are rare,
     so that positions are weighted, the divergence of the predictions is added, scaled to begin as large as the squared
-    difference of the outputs. If only a ReLU reads a layer, the ReLU's outputs are compared. Every second pass sees
-    images mirrored, if the original's outputs for them are alike.
+    difference of the outputs. If the outputs predict tokens, with a class for each row of a table of tokens, the loss
+    is the divergence of the predictions alone. If only a ReLU reads a layer, the ReLU's outputs are compared. Every
+    second pass sees images mirrored, if the original's outputs for them are alike.
 
-    Steps are orthogonal for matrices and kernels (Muon), and Adam's for the rest. Rates fall linearly.
+    Steps are orthogonal for matrices and kernels (Muon), and Adam's for the rest, shorter for wide matrices. Rates fall
+    linearly.
 
     Held-out samples are not trained on; on them, the loss must fall. Embedding tables do not change, nor do weights
     tied to them. Under ``torch.distributed`` gradients are summed over ranks; the rank with the fewest batches sets the
@@ -85,8 +88,7 @@ class Match(Named):
     def recover(self, work: Work) -> RecoveryRow:
         """Change every floating-point parameter that no embedding reads; none if the network cannot be trained."""
         work.batches(self.name)
-        read = (parameter_name(c.arguments["weight"]) for c in work.graph.calls.values() if c.name == "embedding")
-        tables = [attribute(work.pruned, name) for name in read if name is not None]
+        tables = [attribute(work.pruned, name) for name in work.tables]
         floating = ((n, p) for n, p in work.pruned.named_parameters() if p.is_floating_point())
         own = {name: parameter for name, parameter in floating if all(parameter is not table for table in tables)}
         pair = _Pair(work)
@@ -211,10 +213,15 @@ class _Steps:
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether it is a matrix, or a kernel of them, of a size at which a step is quick."""
+    """Whether a step is made orthogonal."""
+    return 0 < _rows(parameter) <= _MOST_ROWS
+
+
+def _rows(parameter: Tensor) -> int:
+    """The shorter side of a matrix, or of a kernel of them; 0 for other tensors."""
     if parameter.ndim < 2 or min(parameter.shape[:2]) < 2:
-        return False
-    return min(len(parameter), parameter.numel() // len(parameter)) <= _MOST_ROWS
+        return 0
+    return min(len(parameter), parameter.numel() // len(parameter))
 
 
 def _orthogonal(value: Tensor) -> Tensor:
@@ -260,8 +267,10 @@ class _Pair:
         graphs = work.graph.captured.graph, work.pruned.graphs["eval"]
         nodes = {node.name: node for node in graphs[1].nodes}
         (end,) = graphs[0].find_nodes(op="output")
-        self.dense = any(getattr(node.meta.get("val"), "ndim", 0) > 2 for node in end.all_input_nodes)
+        shapes = [getattr(node.meta.get("val"), "shape", ()) for node in end.all_input_nodes]
+        self.dense, self._predicts = any(len(shape) > 2 for shape in shapes), work.predicts_tokens
         inner = [layer for layer in self.found if end not in layer.answer.users]
+        inner = [] if any(map(work.predicts_tokens, shapes)) else inner
         whole = [layer for layer in inner if layer.kept is None] or inner
         # After the ReLU, if that is the only reader of a layer.
         answers = [(next(iter(one.answer.users)) if one.bounded else one.answer, one) for one in whole]
@@ -278,19 +287,22 @@ class _Pair:
         # By id of a sample, the original's values for it; empty if they are too large to keep. Then the bytes kept.
         self._known: dict[int, list[Tensor]] = {}
         self._held = 0
-        self._original = _watched(work.network.module, graphs[0], [place.original for place in self.places])
-        self._pruned = _watched(work.pruned, graphs[1], [place.pruned for place in self.places])
+        self._original = watched(work.network.module, graphs[0], [place.original for place in self.places])
+        self._pruned = watched(work.pruned, graphs[1], [place.pruned for place in self.places])
 
     def loss(self, sample: Sample, rows: Tensor) -> Tensor:
-        """The sum of the differences at all places and of the outputs on some rows of a sample, and, if classes are
-        weighted, of the outputs' divergences, each scaled to begin as large as the difference."""
+        """The divergence of predicted tokens on some rows of a sample; else the sum of the differences at all places
+        and of the outputs, and, if classes are weighted, of divergences, each scaled to begin as large."""
         part = sample.rows(rows)
         if id(sample) not in self._known:
             self._known[id(sample)] = self._all(sample)
         known = self._known[id(sample)]
         with torch.no_grad():
             wanted = [value[rows.to(value.device)] for value in known] if known else self._wanted(part)
-        given, outputs = _values(self._pruned, part)
+        given, outputs = values_of(self._pruned, part)
+        tokens = [pair for pair in zip(outputs, wanted[len(given) :], strict=True) if self._predicts(pair[1].shape)]
+        if tokens:
+            return torch.stack([balance.divergence(*pair, -1, None).cpu() for pair in tokens]).sum()
         dims = [place.dim for place in self.places] + [balance.class_dim(one) for one in outputs]
         weights = self.weights.get(id(sample))
         weights = None if weights is None else weights[rows]
@@ -312,7 +324,7 @@ class _Pair:
         if twin is None or sample.batch_size is None:
             return sample
         rows = torch.arange(min(sample.batch_size, _ROWS_MIRRORED))
-        outputs, others = (_values(self._original, one.rows(rows))[1] for one in (sample, twin))
+        outputs, others = (values_of(self._original, one.rows(rows))[1] for one in (sample, twin))
         if min((balance.correlation(*pair) for pair in zip(outputs, others, strict=True)), default=0.0) < _ALIKE:
             return sample
         weights = self.weights[id(sample)]
@@ -329,7 +341,7 @@ class _Pair:
 
     def _wanted(self, sample: Sample) -> list[Tensor]:
         """The original's values at all places, and its outputs."""
-        found, outputs = _values(self._original, sample)
+        found, outputs = values_of(self._original, sample)
         return [*(_kept(place, value) for place, value in zip(self.places, found, strict=True)), *outputs]
 
     @torch.no_grad()
@@ -354,22 +366,6 @@ class _Pair:
             self._spreads = spreads if self._steps == 1 else self._spreads.lerp(spreads, 1 / self._steps)
             starts = torch.stack([(differences / self._spreads)[len(self.places) :], apart])
             self._starts = starts if self._steps == 1 else self._starts.lerp(starts, 1 / self._steps)
-
-
-def _watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> nn.Module:
-    """A module over the same tensors that returns the values of some nodes of its graph, and its output."""
-    twin = copied_graph(graph)
-    twins = dict(zip(graph.nodes, twin.nodes, strict=True))
-    (end,) = twin.find_nodes(op="output")
-    end.args = (([twins[node] for node in watched], end.args[0]),)
-    names = [str(node.target) for node in twin.nodes if node.op in ("call_module", "get_attr")]
-    return PartsModule({name: attribute(module, name) for name in names}, twin, "Watched")
-
-
-def _values(network: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
-    """The values of the watched nodes, and the floating-point outputs."""
-    found, output = sample.map(torch.clone).call(partial(nn.Module.__call__, network))
-    return found, floating_tensors(output)
 
 
 def _kept(place: _Place, value: Tensor) -> Tensor:
@@ -397,4 +393,6 @@ def _loss_rises(losses: Sequence[float]) -> bool:
 
 
 def _scale(parameter: Tensor) -> float:
-    return max(float(parameter.detach().square().mean().sqrt()), _LEAST_SCALE)
+    """The size of a step at a rate of one."""
+    size = max(float(parameter.detach().square().mean().sqrt()), _LEAST_SCALE)
+    return size if _rows(parameter) <= _MOST_ROWS else size * _STEPS_ALONE / _rows(parameter)

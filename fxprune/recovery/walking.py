@@ -1,18 +1,21 @@
-"""A graph run node by node over all calibration batches, so that layers can be changed on the way."""
+"""A graph run node by node over all calibration batches, so that layers can be changed on the way; values inside it."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.calibration.balance import floating_tensors
 from fxprune.calibration.batches import fitting
 from fxprune.capture.samples import Sample
+from fxprune.util.paths import PartsModule, attribute, copied_graph
 
 
 class Walk:
@@ -145,3 +148,19 @@ def _signature(places: Sequence[fx.Node]) -> inspect.Signature:
 
 def _copied(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.clone, value)
+
+
+def watched(module: nn.Module, graph: fx.Graph, watched: Sequence[fx.Node]) -> nn.Module:
+    """A module over the same tensors that returns the values of some nodes of its graph, and its output."""
+    twin = copied_graph(graph)
+    twins = dict(zip(graph.nodes, twin.nodes, strict=True))
+    (end,) = twin.find_nodes(op="output")
+    end.args = (([twins[node] for node in watched], end.args[0]),)
+    names = [str(node.target) for node in twin.nodes if node.op in ("call_module", "get_attr")]
+    return PartsModule({name: attribute(module, name) for name in names}, twin, "Watched")
+
+
+def values_of(network: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
+    """The values of the watched nodes, and the floating-point outputs."""
+    found, output = sample.map(torch.clone).call(partial(nn.Module.__call__, network))
+    return found, floating_tensors(output)

@@ -10,7 +10,7 @@ import fxprune
 from fxprune.capture.samples import Sample
 from fxprune.errors import RecoveryError
 from fxprune.recovery import Match
-from fxprune.recovery.matching import _is_matrix, _orthogonal
+from fxprune.recovery.matching import _is_matrix, _orthogonal, _Steps
 
 
 class Residual(nn.Module):
@@ -98,6 +98,32 @@ def test_only_what_mixes_channels_is_a_matrix() -> None:
     assert [_is_matrix(layer.weight) for layer in layers] == [True, True, False, False, False]
     assert not _is_matrix(torch.zeros(1, 9, 4))
     assert not _is_matrix(torch.zeros(0, 4))
+
+
+def test_steps_of_large_matrices_are_shorter_the_wider_they_are() -> None:
+    own = [nn.Parameter(torch.ones(size)) for size in ((320, 400), (640, 640), (400,))]
+    for parameter in own:
+        parameter.grad = torch.ones_like(parameter)
+    _Steps(own).step(0.1)
+    assert [float(1 - parameter.detach().mean()) for parameter in own] == pytest.approx([0.005, 0.0025, 0.1], rel=1e-3)
+
+
+def test_predictions_of_tokens_are_matched_by_their_divergence() -> None:
+    """The loss is the divergence of the predictions, in nats, on all samples but those held out."""
+    torch.manual_seed(0)
+    model = Residual().eval()
+    model.head = nn.Linear(16, 20)
+    data, fresh = tokens(160), tokens(400, seed=2)
+    cut = fxprune.compile(model, data[:2], 0.6, calibration=[data], recover=None)
+    back = fxprune.recover(cut, model, Match(passes=3), calibration=[data])
+    row = fxprune.report(back).recovery[-1]
+    with torch.no_grad():
+        wanted, *found = (network(fresh).log_softmax(-1) for network in (model, cut, back))
+    before, after = (float((wanted.exp() * (wanted - one)).sum(-1).mean()) for one in found)
+    assert after < 0.8 * before
+    assert row.error_before is not None
+    assert 0.5 * before < row.error_before < 1.2 * before
+    assert row.error_after == pytest.approx(after, rel=0.3)
 
 
 class Fixed(nn.Module):
