@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fxprune.errors import ArtefactError
 from fxprune.saving.descriptions import Json
 from fxprune.saving.targets import CALLABLE_BUILTINS
 from fxprune.saving.values import GraphCodec, quoted
@@ -234,9 +235,11 @@ class _Printer:
         if node["op"] == "output":
             return f"return {self._value(args[0])}"
         if node["target"] == "operator.setitem":
+            if self._variables.is_used(node):
+                raise ArtefactError(f"the graph reads the result of {node['name']!r:.80}, an assignment without one")
             line = f"{self._value(args[0])}[{self._index(args[1])}] = {self._value(args[2])}"
             return line + self._variables.release(node)
-        if isinstance(node["target"], str) and node["target"] in _IN_PLACE:
+        if isinstance(node["target"], str) and node["target"] in _IN_PLACE and len(args) == 2:
             return self._in_place(node, *args)
         used = self._variables.is_used(node)
         start = f"{self._variables.declare(node)} = " if used else self._variables.release(node)

@@ -27,6 +27,7 @@ from fxprune.errors import ArtefactError
 from fxprune.saving import load, targets
 from fxprune.saving.folders import FORMAT, FORMAT_VERSION, MANIFEST, _fingerprint
 from fxprune.saving.layers import layer_names
+from fxprune.saving.saving import write_source
 from tests.auditing import audited
 
 Json = dict[str, Any]
@@ -292,6 +293,48 @@ def try_folder(folder: Path, seed: int) -> tuple[bool, bool]:
             copy.deepcopy(network)
     assert not done, f"seed {seed}: {done}\n{json.dumps(description)}"
     return loaded, ran
+
+
+def try_source(folder: Path, network: Any, seed: int) -> bool:
+    """Whether ``model.py`` can be written and answers; it does nothing else, and answers as the network does."""
+    folder.mkdir(exist_ok=True)
+    try:
+        write_source(network, folder)
+    except ArtefactError:
+        return False
+    code = compile((folder / "model.py").read_text(), "model.py", "exec")  # compiling is watched, too
+    found: dict[str, Any] = {"__name__": "model"}
+    exec(code, found)
+    printed = found["Model"]().eval()
+    printed.load_state_dict(network.state_dict())
+    answers = []
+    with audited() as done:
+        for each in (network.eval(), printed):
+            torch.manual_seed(seed)
+            with contextlib.suppress(Exception):
+                answers.append(each(torch.ones(2, 3)))
+    assert not done, f"seed {seed}: {done}"
+    assert len(answers) != 1, f"seed {seed}: only one of both answers"
+    if len(answers) == 2 and all(isinstance(answer, torch.Tensor) for answer in answers):
+        torch.testing.assert_close(*answers, equal_nan=True, msg=f"seed {seed}")
+    return len(answers) == 2
+
+
+def test_source_of_any_folder_does_what_its_graph_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net").mkdir()
+    ran = 0
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for seed in range(FEW):
+            torch.manual_seed(seed)
+            description = Grammar(seed).description()
+            write(tmp_path / "net", description, {entry["name"]: torch.randn(3, 3) for entry in description["tensors"]})
+            with contextlib.suppress(ArtefactError):
+                network = load(tmp_path / "net")
+                ran += isinstance(network, fx.GraphModule) and try_source(tmp_path / "source", network, seed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net", "source"]
+    assert ran > FEW // 50
 
 
 def try_folders(folder: Path, seeds: range) -> None:
