@@ -33,9 +33,8 @@ _NAMED = (types.BuiltinFunctionType, type, types.ModuleType, ContextVar)
 _DEPTH = 6
 _UNIQUE = "input, sorted=True, return_inverse=False, return_counts=False, dim=None"
 _PLACES = {"nonzero", "argwhere", "where"}
-# Comparisons of a count with zero, and those of them that say that there is nothing.
+# Comparisons of a count with zero that say that there is nothing.
 _EMPTY = {"eq", "le"}
-_COMPARED = {"gt", "ne", *_EMPTY}
 _PASSING = set("squeeze flatten view reshape clone contiguous long int to".split())  # they keep the number of elements
 # What hands out all variables of the function that calls it.
 _READS_ALL = {"locals", "vars", "dir", "eval", "exec"}
@@ -203,7 +202,7 @@ def _variables(frame: types.FrameType) -> dict[str, Any]:
 def _read_after(code: types.CodeType) -> dict[int, frozenset[str]]:
     """For each instruction of a function, the variables that may be read from there on before they are set."""
     steps = list(dis.get_instructions(code))
-    handlers = {entry.target for entry in getattr(dis.Bytecode(code), "exception_entries", ())}
+    caught = [(e.start, e.end, e.target) for e in getattr(dis.Bytecode(code), "exception_entries", ())]
     known: dict[int, frozenset[str]] = dict.fromkeys((step.offset for step in steps), frozenset())
     changed = True
     while changed:
@@ -213,7 +212,8 @@ def _read_after(code: types.CodeType) -> dict[int, frozenset[str]]:
             ends = step.opname.startswith(("RETURN", "RERAISE", "RAISE", "JUMP_FORWARD", "JUMP_BACKWARD"))
             follow = [steps[number + 1].offset] if number + 1 < len(steps) and not ends else []
             follow += [step.argval] if step.opcode in (*dis.hasjrel, *dis.hasjabs) else []
-            read = frozenset[str]().union(*(known[offset] for offset in (*follow, *handlers)))
+            follow += [target for start, end, target in caught if start <= step.offset < end]
+            read = frozenset[str]().union(*(known[offset] for offset in follow))
             if step.opcode in dis.haslocal:
                 names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
                 read = read - {*names} if step.opname in _SETS else read | {*names}
@@ -261,17 +261,16 @@ class Selections:
         return (number in self._empty) is told_empty
 
     def steps(self, node: fx.Node, method: str, decide: Callable[..., None], device: torch.device) -> Any:
-        """The rows of a tensor that lists what is not empty, for code that gets them by a method; None of others.
-
-        ``decide`` writes a check, ``device`` is where the tensor is.
-        """
+        """The rows of a tensor on ``device`` that lists what is not empty, for code that gets them by ``method``."""
         known = None if self._empty is None else _listed(node, decide)
         if self._empty is None or known is None:
             return None
         mask, chain, size = known
-        decide(operator.eq, (size, plain(size)))
-        there = {}
-        for place in range(plain(size)):
+        told = bound(mask.of) if mask.dims == (CLASSES,) else None  # classes above that are never told
+        there, sizes = {}, [size] if told is None else [size, told]
+        for each in sizes:
+            decide(operator.eq, (each, plain(each)))
+        for place in range(min(map(plain, sizes))):
             number = self._numbered(mask.at(0, place), chain)
             there[place] = number not in self._empty
             self.stepped.add(number)

@@ -45,8 +45,9 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
         path = next(iter(captured.opaque)) or "the model's own forward"
         raise SampleError(f"other_samples are for models that can be traced whole, and {path} cannot: leave them out")
     other_arguments = any(other.structure != captured.sample.structure for other in given)
-    if captured.opaque or captured.answers is not None or not (asks_sizes(captured.graph) or other_arguments):
+    if captured.opaque or not (asks_sizes(captured.graph) or other_arguments):
         return
+    live = captured.answers is not None  # and no answer of theirs decides
     known = [captured.without_values(model)]
     kinds: list[tuple[Tried, Sample | None]] = [(iter(enumerate(given)), None)]
     # A graph that asks for values, such as whether they are finite, does not tell without values what it refuses.
@@ -60,7 +61,8 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
             kinds.append((iter([(None, own.with_batch(rows + 1))]), own.with_batch(rows + 2)))
         kinds.append((resized, None))
     for kind, also in kinds:
-        yield from _found(model, kind, known, len(given) + _MOST, also)
+        found = _found(model, kind, known, len(given) + _MOST, also, live=live)
+        yield from (each for each in found if not live or not asks_values(each.graph))
 
 
 def _found(

@@ -337,6 +337,17 @@ def through_hits(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
     return out
 
 
+def through_hits_of_some(net: Mixture, h: Tensor, kind: Tensor) -> Tensor:
+    """There is one number more than kinds, which no row has; a variable is set in a context."""
+    out, taken = torch.zeros_like(h), nn.functional.one_hot(kind, num_classes=len(net.layers) + 1).permute(1, 0)
+    for number in torch.greater(taken.sum(dim=-1), 0).nonzero():
+        number = number[0]
+        with torch.no_grad():
+            (rows,) = torch.where(taken[number])
+        out.index_add_(0, rows, net.layers[number](h[rows]))
+    return out
+
+
 def _under_product(net: Mixture, h: Tensor, kind: Tensor, factor: Tensor) -> Tensor:
     """The loop goes through what a product of masks leaves, by indices of one element, and then asks for a dtype."""
     out = torch.zeros_like(h)
@@ -499,6 +510,7 @@ def hits_listed(net: Mixture, h: Tensor, kind: Tensor, out: Tensor, hit: Tensor)
 
 FREE = [
     through_hits,
+    through_hits_of_some,
     under_capacity,
     through_unique,
     through_unique_list,
@@ -860,6 +872,7 @@ def test_selections_of_which_code_asks_where_others_are_empty_count_too(loop: Lo
 
 ASKED = [skipped, added, counted_mask, summed, two_of_each, gated, twice]
 COUNTED = [through_hits, through_unique, through_unique_list, counted_by_bincount, listed_counts, columns_of_a_mask]
+COUNTED += [through_hits_of_some]
 
 
 @pytest.mark.parametrize(
@@ -872,6 +885,20 @@ def test_many_kinds_without_rows_are_no_decision(kinds: int, loop: Loop) -> None
     pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
     assert list(pruned.graphs) == ["eval"]
     assert all(pruned.get_parameter(f"layers.{n}.0.weight").shape[1] < 32 for n in range(kinds))
+    assert_same(model, pruned)
+
+
+class OneRow(Mixture):
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out if x.shape[0] != 1 else out.tanh()
+
+
+def test_a_batch_of_one_that_goes_another_way_has_a_graph_beside_mixtures() -> None:
+    model = OneRow(through_hits).eval()
+    pruned = fxprune.compile(model, torch.randn(3, 16), 0.5)
+    assert len(pruned.graphs) == 2
+    assert not fxprune.report(pruned).opaque
     assert_same(model, pruned)
 
 
