@@ -14,6 +14,7 @@ import dis
 import functools
 import math
 import operator
+import re
 import sys
 import threading
 import types
@@ -256,7 +257,8 @@ def remembering(functions: Iterable[types.FunctionType]) -> Iterator[None]:
 def _change(function: types.FunctionType) -> bool:
     count, original = _changed.get(function, (0, function.__code__))
     if not count:
-        if not (renames := _renames(original, function.__globals__)):
+        renames = _renames(original, function.__globals__)
+        if not renames and not _asks_identity(original):
             return False
         function.__code__ = _with_variants(original, frozenset(renames.items()))
     _changed[function] = count + 1, original
@@ -294,9 +296,17 @@ def _renames(code: types.CodeType, namespace: dict[str, Any]) -> dict[str, tuple
 
 @functools.lru_cache(maxsize=65536)
 def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str, bool]]]) -> types.CodeType:
-    """The same code, inner functions included, in which loads of global names load variants."""
+    """The same code, inner functions included, in which loads of global names load variants, and sizes are compared
+    with numbers by value (``size is 8``)."""
     known = dict(renames)
     consts = tuple(_with_variants(c, renames) if isinstance(c, types.CodeType) else c for c in code.co_consts)
+    if questions := list(_identities(code))[:100]:
+        raw = bytearray(code.co_code)
+        for at in questions:
+            number: Any = consts[raw[at + 1]]
+            raw[at + 1], raw[at + 2] = len(consts), dis.opmap["CONTAINS_OP"]
+            consts += (_Value(number),)
+        code = code.replace(co_code=bytes(raw), co_consts=consts)
     if not {name.removeprefix("import ") for name in known} & set(code.co_names):
         return code.replace(co_consts=consts) if consts != code.co_consts else code
     raw, names = bytearray(code.co_code), list(code.co_names)
@@ -308,6 +318,34 @@ def _with_variants(code: types.CodeType, renames: frozenset[tuple[str, tuple[str
             if argument < 256 and raw[at - 2] != dis.EXTENDED_ARG:  # else there is no room for it
                 raw[at + 1] = argument
     return code.replace(co_code=bytes(raw), co_names=tuple(names), co_consts=consts)
+
+
+class _Value:
+    """Takes the number's place in ``size is 8``, which is written ``size in`` this."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __contains__(self, other: Any) -> bool:
+        return bool(other == self.number) if isinstance(other, Traced) else other is self.number
+
+
+# It looks ahead, as the bytes of two other instructions may look like one.
+_QUESTION = re.compile(b"(?=%c.%c)" % (dis.opmap["LOAD_CONST"], dis.opmap["IS_OP"]), re.DOTALL)
+
+
+def _identities(code: types.CodeType) -> Iterator[int]:
+    """Where code loads a number that it compares by ``is``. From Python 3.13 on, ``in`` takes more room than ``is``."""
+    raw = code.co_code
+    for found in _QUESTION.finditer(raw) if sys.version_info < (3, 13) and len(code.co_consts) < 128 else ():
+        at = found.start()
+        if not at % 2 and raw[at - 2] != dis.EXTENDED_ARG and type(code.co_consts[raw[at + 1]]) is int:
+            yield at
+
+
+def _asks_identity(code: types.CodeType) -> bool:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return any(True for _ in _identities(code)) or any(map(_asks_identity, inner))
 
 
 # Since Python 3.11 the lowest bit of such an instruction's argument says whether it loads what is called.

@@ -101,6 +101,11 @@ def of_a_package(n: int) -> int:
     return n + len(os.path.sep) * torch.Size((1, 1)).numel()
 
 
+def of_identity(n: int) -> int:
+    inner = [k is not 3 for k in (n, n + 1)]  # noqa: F632
+    return 5 if n is 2 else 7 + sum(inner)  # noqa: F632
+
+
 # Of a size, to a number that the forward multiplies with.
 OF_SIZES: dict[str, Callable[[Any], Any]] = {
     "and": lambda n: (n & 2) + 1,
@@ -252,6 +257,7 @@ OF_SIZES: dict[str, Callable[[Any], Any]] = {
     "a tensor as an index": lambda n: _TABLE[torch.tensor(n)],
     "a tensor's rows": lambda n: sum(1 for _ in torch.zeros(n, 1)),
     "deepcopy": lambda n: copy.deepcopy(n) + 1,
+    "is a number": of_identity,
     "math, imported there": of_math,
     "names of math, imported there": of_names_of_math,
     "numpy, imported there": of_numpy,
