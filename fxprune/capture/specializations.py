@@ -19,6 +19,8 @@ from fxprune.errors import CaptureError, SampleError
 _DIFFERENCES = ((-32, -32), (32, 32), (7, 7), (-7, -7), (64, 64), (16, 16), (1, 1), (7, 32), (32, 7))
 # Each costs about half of another proof.
 _MOST = 4
+# A trace with values, again for each set of selections that may be empty, costs several times as much.
+_MOST_LIVE = 1
 # A model that refuses so many sizes is taken to want its own.
 _REFUSALS = 3
 
@@ -61,7 +63,7 @@ def find_specializations(model: nn.Module, captured: Captured) -> Iterator[Captu
             kinds.append((iter([(None, own.with_batch(rows + 1))]), own.with_batch(rows + 2)))
         kinds.append((resized, None))
     for kind, also in kinds:
-        found = _found(model, kind, known, len(given) + _MOST, also, live=live)
+        found = _found(model, kind, known, len(given) + (_MOST_LIVE if live else _MOST), also, live=live)
         yield from (each for each in found if not live or not asks_values(each.graph))
 
 

@@ -363,7 +363,7 @@ def test_a_folder_calls_nothing_but_an_operator_by_the_name_of_one(name: str) ->
         {"name": "output", "op": "output", "target": "output", "args": [{"node": "y"}]},
     ]
     with pytest.raises(ArtefactError, match="not an output class|import the library"):
-        decode_graph(entries, nn.Module(), resolve_imports([name], [name]))
+        decode_graph(entries, nn.Module(), resolve_imports([name], {name: None}))
 
 
 class Marked(nn.Module):

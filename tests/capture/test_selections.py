@@ -647,7 +647,7 @@ def test_dropout_of_no_rows_draws_nothing() -> None:
     torch.testing.assert_close(pruned.train()(x), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", range(7))
+@pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.deep] * (n not in (0, 1, 6))) for n in range(7)])
 def test_a_count_of_many_kinds_without_rows_that_makes_a_difference_is_seen(count: int) -> None:
     model = Mixture(_counting(lambda out, found: out * 2 if found == count else out), kinds=6).eval()
     pruned = fxprune.compile(model, torch.randn(8, 16), 0.1)
@@ -877,7 +877,11 @@ COUNTED += [through_hits_of_some]
 
 @pytest.mark.parametrize(
     ("kinds", "loop"),
-    [*((kinds, loop) for kinds in (7, 8, 16) for loop in ASKED), *((8, loop) for loop in COUNTED)],
+    [
+        *((kinds, loop) for kinds in (7, 8) for loop in ASKED),
+        *((8, loop) for loop in COUNTED),
+        *(pytest.param(16, loop, marks=pytest.mark.deep) for loop in ASKED),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_many_kinds_without_rows_are_no_decision(kinds: int, loop: Loop) -> None:
